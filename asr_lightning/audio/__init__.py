@@ -1,0 +1,1 @@
+"""Audio on its way into a recogniser: augmentation and features."""

@@ -1,0 +1,297 @@
+"""Speech features, computed from batches of audio on whatever device the audio is on.
+
+Every feature is `(audio (B, S), lengths (B,)) -> (features (B, T, D), lengths (B,))`. A frame never looks at padding:
+there is no centring, so frame t covers samples `t * hop` to `t * hop + window`, and an utterance of S samples has
+`1 + (S - window) // hop` frames, one at least. Frames beyond an utterance's end are exactly zero.
+"""
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asr_lightning.audio.normalization import Normalization
+from asr_lightning.errors import InputError
+from asr_lightning.nn.masks import real_frames
+
+POWER_FLOOR = 1e-10  # of a spectrum of audio in [-1, 1]; digital silence becomes log(1e-10) = -23.03
+
+
+class Features(nn.Module):
+    """Base class: cuts audio into frames, calls `from_frames`, normalises, and silences what lies beyond the ends.
+
+    Computed in float32, also under autocast. Durations that are no whole number of samples are cut, as Kaldi does.
+
+    Args:
+        dimension: D.
+        sample_rate: Samples per second of the audio it will be given.
+        window_seconds: Length of a frame.
+        hop_seconds: From one frame's start to the next one's.
+        normalization: Applied last.
+
+    Attributes:
+        dimension: D.
+        sample_rate: Samples per second.
+        hop_seconds: The true distance of frames, `hop_samples / sample_rate`.
+        window_samples: Samples of a frame.
+        hop_samples: Samples between the starts of frames.
+
+    Raises:
+        InputError: The window or hop is shorter than it can be.
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        sample_rate: int,
+        window_seconds: float,
+        hop_seconds: float,
+        normalization: Normalization | None,
+    ) -> None:
+        super().__init__()
+        self.dimension = dimension
+        self.sample_rate = sample_rate
+        self.window_samples = _samples(window_seconds, sample_rate)
+        self.hop_samples = _samples(hop_seconds, sample_rate)
+        if self.window_samples < 2 or self.hop_samples < 1:
+            raise InputError(
+                "features need a window of at least 2 samples and a hop of at least 1, got "
+                f"window_seconds={window_seconds} and hop_seconds={hop_seconds} at sample_rate={sample_rate}"
+            )
+        self.hop_seconds = self.hop_samples / sample_rate
+        self.normalization = normalization
+        if normalization is not None:
+            normalization.allocate(dimension)
+
+    def from_frames(self, frames: Tensor) -> Tensor:
+        """Turn frames of audio (B, T, window) into features (B, T, D)."""
+        raise NotImplementedError
+
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        """Frames (B,) of utterances of the given samples (B,)."""
+        return (1 + (lengths - self.window_samples) // self.hop_samples).clamp(min=1)
+
+    def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the features of a batch.
+
+        Args:
+            audio: (B, S) in [-1, 1]. What it holds beyond the lengths is ignored.
+            lengths: (B,) real samples of each row; fewer than a window's are filled up with zeros to one window.
+
+        Returns:
+            features (B, T, D) float32, and how many frames of each row are real, (B,).
+        """
+        with torch.autocast(device_type=audio.device.type, enabled=False):
+            audio = audio.float().masked_fill(~real_frames(lengths, audio.shape[1]), 0.0)
+            audio = functional.pad(audio, (0, max(0, self.window_samples - audio.shape[1])))
+            features = self.from_frames(audio.unfold(1, self.window_samples, self.hop_samples))  # (B, T, D)
+            lengths = self.frame_lengths(lengths)
+            if self.normalization is not None:
+                features = self.normalization(features, lengths)
+            return features.masked_fill(~real_frames(lengths, features.shape[1]).unsqueeze(2), 0.0), lengths
+
+
+class PowerSpectrogram(Features):
+    """Natural logarithm of the power spectrum [seed 004], floored at 1e-10: log power, not log(1 + power).
+
+    A Hann window of 20 ms, transformed without zero padding: 161 dimensions at 16 kHz, as Deep Speech 2 has.
+
+    Args:
+        sample_rate: Samples per second.
+        window_seconds: Length of a frame.
+        hop_seconds: Distance of frames.
+        normalization: Applied last.
+    """
+
+    window: Tensor
+
+    def __init__(
+        self,
+        sample_rate: int = 16_000,
+        window_seconds: float = 0.020,
+        hop_seconds: float = 0.010,
+        normalization: Normalization | None = None,
+    ) -> None:
+        dimension = _samples(window_seconds, sample_rate) // 2 + 1
+        super().__init__(dimension, sample_rate, window_seconds, hop_seconds, normalization)
+        self.register_buffer("window", torch.hann_window(self.window_samples), persistent=False)
+
+    def from_frames(self, frames: Tensor) -> Tensor:
+        """Turn frames of audio (B, T, window) into log power (B, T, D)."""
+        return _power(frames * self.window, self.window_samples).clamp(min=POWER_FLOOR).log()
+
+
+class LogMel(Features):
+    """Natural logarithm of the energies in mel bands [seed 001], floored at 1e-10.
+
+    Hann window, transform of the next power of two, Slaney's mel scale and area-normalised triangles.
+
+    Args:
+        sample_rate: Samples per second.
+        window_seconds: Length of a frame.
+        hop_seconds: Distance of frames.
+        mels: Bands; D.
+        minimum_hertz: Where the lowest band begins.
+        maximum_hertz: Where the highest band ends; half the sample rate if None.
+        normalization: Applied last.
+
+    Raises:
+        InputError: The bands are too many or too narrow: one of them would hold no frequency at all.
+    """
+
+    window: Tensor
+    bank: Tensor
+
+    def __init__(
+        self,
+        sample_rate: int = 16_000,
+        window_seconds: float = 0.025,
+        hop_seconds: float = 0.010,
+        mels: int = 80,
+        minimum_hertz: float = 0.0,
+        maximum_hertz: float | None = None,
+        normalization: Normalization | None = None,
+    ) -> None:
+        super().__init__(mels, sample_rate, window_seconds, hop_seconds, normalization)
+        self.transform_samples = _next_power_of_two(self.window_samples)
+        bank = torchaudio.functional.melscale_fbanks(
+            n_freqs=self.transform_samples // 2 + 1,
+            f_min=minimum_hertz,
+            f_max=sample_rate / 2 if maximum_hertz is None else maximum_hertz,
+            n_mels=mels,
+            sample_rate=sample_rate,
+            norm="slaney",
+            mel_scale="slaney",
+        )  # (F, mels)
+        self.register_buffer("bank", _without_empty_bands(bank), persistent=False)
+        self.register_buffer("window", torch.hann_window(self.window_samples), persistent=False)
+
+    def from_frames(self, frames: Tensor) -> Tensor:
+        """Turn frames of audio (B, T, window) into log mel energies (B, T, D)."""
+        power = _power(frames * self.window, self.transform_samples)  # (B, T, F)
+        return (power @ self.bank).clamp(min=POWER_FLOOR).log()
+
+
+class MFCC(LogMel):
+    """Mel-frequency cepstral coefficients: the orthonormal cosine transform (type II) of `LogMel` [seed 003, table].
+
+    Args:
+        coefficients: How many to keep, from the lowest; D.
+        sample_rate: Samples per second.
+        window_seconds: Length of a frame.
+        hop_seconds: Distance of frames.
+        mels: Bands that are transformed.
+        minimum_hertz: Where the lowest band begins.
+        maximum_hertz: Where the highest band ends; half the sample rate if None.
+        normalization: Applied last.
+
+    Raises:
+        InputError: More coefficients than bands, or bands that are too narrow.
+    """
+
+    cosines: Tensor
+
+    def __init__(
+        self,
+        coefficients: int = 40,
+        sample_rate: int = 16_000,
+        window_seconds: float = 0.025,
+        hop_seconds: float = 0.010,
+        mels: int = 80,
+        minimum_hertz: float = 0.0,
+        maximum_hertz: float | None = None,
+        normalization: Normalization | None = None,
+    ) -> None:
+        super().__init__(sample_rate, window_seconds, hop_seconds, mels, minimum_hertz, maximum_hertz, None)
+        if not 1 <= coefficients <= mels:
+            raise InputError(f"MFCC needs 1 <= coefficients <= mels, got coefficients={coefficients} and mels={mels}")
+        cosines = torchaudio.functional.create_dct(coefficients, mels, norm="ortho")  # (mels, coefficients)
+        self.register_buffer("cosines", cosines, persistent=False)
+        self.dimension = coefficients
+        self.normalization = normalization
+        if normalization is not None:
+            normalization.allocate(coefficients)
+
+    def from_frames(self, frames: Tensor) -> Tensor:
+        """Turn frames of audio (B, T, window) into cepstral coefficients (B, T, D)."""
+        return super().from_frames(frames) @ self.cosines
+
+
+class KaldiFilterBank(Features):
+    """Kaldi's `compute-fbank-feats` with `--dither=0 --snip-edges=true`, batched.
+
+    Per frame: the mean is removed, pre-emphasis, Povey window, power spectrum, Kaldi's mel triangles, logarithm.
+    Equal to `torchaudio.compliance.kaldi.fbank`, which takes one utterance at a time.
+
+    Args:
+        sample_rate: Samples per second.
+        window_seconds: Length of a frame.
+        hop_seconds: Distance of frames.
+        mels: Bands; D.
+        minimum_hertz: Where the lowest band begins.
+        maximum_hertz: Where the highest band ends; half the sample rate if None.
+        scale: Multiplies the audio first. Kaldi itself reads samples in ±32768: use 32768 for its own numbers.
+        normalization: Applied last.
+
+    Raises:
+        InputError: The bands are too many or too narrow: one of them would hold no frequency at all.
+    """
+
+    PREEMPHASIS = 0.97
+
+    window: Tensor
+    bank: Tensor
+
+    def __init__(
+        self,
+        sample_rate: int = 16_000,
+        window_seconds: float = 0.025,
+        hop_seconds: float = 0.010,
+        mels: int = 80,
+        minimum_hertz: float = 20.0,
+        maximum_hertz: float | None = None,
+        scale: float = 1.0,
+        normalization: Normalization | None = None,
+    ) -> None:
+        super().__init__(mels, sample_rate, window_seconds, hop_seconds, normalization)
+        self.scale = scale
+        self.transform_samples = _next_power_of_two(self.window_samples)
+        bank, _ = torchaudio.compliance.kaldi.get_mel_banks(
+            mels, self.transform_samples, sample_rate, minimum_hertz, maximum_hertz or 0.0, 100.0, -500.0, 1.0
+        )  # (mels, F - 1): Kaldi leaves out the highest frequency; the last three are for warping, which is off
+        bank = functional.pad(bank, (0, 1)).T.contiguous()  # (F, mels)
+        self.register_buffer("bank", _without_empty_bands(bank), persistent=False)
+        window = torch.hann_window(self.window_samples, periodic=False).pow(0.85)
+        self.register_buffer("window", window, persistent=False)
+
+    def from_frames(self, frames: Tensor) -> Tensor:
+        """Turn frames of audio (B, T, window) into log mel energies (B, T, D)."""
+        frames = frames * self.scale
+        frames = frames - frames.mean(dim=2, keepdim=True)
+        previous = torch.cat([frames[:, :, :1], frames[:, :, :-1]], dim=2)
+        power = _power((frames - self.PREEMPHASIS * previous) * self.window, self.transform_samples)  # (B, T, F)
+        return (power @ self.bank).clamp(min=torch.finfo(torch.float32).eps).log()
+
+
+def _samples(seconds: float, sample_rate: int) -> int:
+    return int(seconds * sample_rate + 1e-6)  # 0.029 s * 16,000 Hz is not to become 463
+
+
+def _next_power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def _power(frames: Tensor, transform_samples: int) -> Tensor:
+    """Power spectrum (B, T, F) of windowed frames (B, T, window), filled up with zeros to the transform's size."""
+    spectrum = torch.fft.rfft(frames, n=transform_samples)
+    return spectrum.real.square() + spectrum.imag.square()
+
+
+def _without_empty_bands(bank: Tensor) -> Tensor:
+    """Return a bank (F, mels) as it is if every band of it holds some frequency."""
+    empty = (bank.sum(dim=0) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise InputError(
+            f"mel bands {empty} of {bank.shape[1]} hold no frequency; use fewer mels, or a longer window_seconds"
+        )
+    return bank

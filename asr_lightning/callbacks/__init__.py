@@ -1,0 +1,1 @@
+"""What watches a training: thin callbacks over pure functions."""

@@ -1,0 +1,256 @@
+"""Writes down what a recogniser heard, and how wrong it was, epoch by epoch."""
+
+import csv
+import io
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import jiwer
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from asr_lightning.batch import Batch
+
+COLUMNS = ("run", "seed", "epoch", "subset", "wer", "cer", "ser")
+RATES = ("wer", "cer", "ser")
+EXAMPLE_LENGTH = 100  # characters of a printed transcript
+
+Line = dict[str, str]  # one line of error_rates.csv by column
+Transcript = dict[str, Any]  # one line of a transcript file
+
+
+class Transcripts(Callback):
+    """Writes error rates and transcripts into the run folder, and shows some of them.
+
+    The run folder, `trainer.default_root_dir`, gets
+
+    * `error_rates.csv`: one line per subset and validation, with the columns `run,seed,epoch,subset,wer,cer,ser`;
+      rates are fractions. Epoch 1 is the first finished epoch; a validation inside an epoch is replaced by the next.
+      Epoch 0 is there where the same trainer validated before it was fitted. Training from the start replaces the
+      file, resumed training replaces the lines of the epochs that it repeats.
+    * `test_error_rates.csv`: the same for `lightning test`, where the epoch is that of the checkpoint. Testing an
+      epoch again replaces its lines.
+    * `transcripts/<stage>-epoch<N>-<subset>.jsonl`: one utterance a line, sorted by id, from all ranks; `stage` is
+      `validation` or `test`.
+
+    Validating alone (`lightning validate`) only prints. The rates are those that the recogniser logged as
+    `<subset>/wer`, `<subset>/cer` and `<subset>/ser`, where the subset is the name of a dataloader; dataloaders without
+    names are one subset, `val` or `test`.
+    """
+
+    def __init__(self, run: str | None = None, keep: Literal["last", "all"] = "last", examples: int = 2) -> None:
+        """Name the experiment.
+
+        Args:
+            run: Name of the experiment, the same for all its seeds; by default the name of the run folder, or of its
+                parent where the folder is called `seed<k>`.
+            keep: Whether transcripts of earlier epochs stay.
+            examples: Utterances of each subset that are printed after each validation.
+        """
+        if keep not in ("last", "all"):
+            raise ValueError(f"keep must be 'last' or 'all', got {keep!r}")
+        self.run = run
+        self.keep = keep
+        self.examples = examples
+        self._transcripts: dict[str, list[Transcript]] = {}  # by subset, of this rank
+        self._before_training: list[Line] = []
+        self._epoch_of_checkpoint: int | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the last validation."""
+        self._transcripts = {name: [] for name in names_of_subsets(trainer.val_dataloaders, "val")}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the last test."""
+        self._transcripts = {name: [] for name in names_of_subsets(trainer.test_dataloaders, "test")}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collect a batch."""
+        if not trainer.sanity_checking:
+            self._collect(batch, outputs["hypotheses"], dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collect a batch."""
+        self._collect(batch, outputs["hypotheses"], dataloader_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and print: not earlier, since the recogniser logs its rates after the callbacks' epoch end."""
+        if trainer.sanity_checking:
+            return
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        epoch = trainer.current_epoch + 1 if fitting else 0
+        lines = self._lines(trainer, epoch)
+        self._gather(trainer)
+        self._print(pl_module, f"epoch {epoch}" if fitting else "validation", lines)
+        if not fitting:
+            self._before_training = lines
+        elif trainer.is_global_zero:
+            self._write(trainer, "validation", epoch, lines)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and print."""
+        epoch = trainer.current_epoch if self._epoch_of_checkpoint is None else self._epoch_of_checkpoint
+        self._epoch_of_checkpoint = None
+        lines = self._lines(trainer, epoch)
+        self._gather(trainer)
+        self._print(pl_module, f"test of epoch {epoch}", lines)
+        if trainer.is_global_zero:
+            self._write(trainer, "test", epoch, lines)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Learn which epoch is tested; a trainer that tests does not restore it."""
+        if trainer.state.fn == TrainerFn.TESTING:
+            # epochs begun: a checkpoint is saved before its own epoch counts as finished
+            self._epoch_of_checkpoint = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["started"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace the files of an earlier training in this folder, unless it goes on."""
+        lines, self._before_training = self._before_training, []
+        resumed = trainer.global_step > 0
+        if resumed or not trainer.is_global_zero:
+            return
+        root = Path(trainer.default_root_dir)
+        (root / "error_rates.csv").unlink(missing_ok=True)
+        for path in (root / "transcripts").glob("validation-epoch*.jsonl"):
+            path.unlink()
+        if lines:
+            write_atomically(root / "error_rates.csv", as_csv(lines))
+
+    def _collect(self, batch: Batch, hypotheses: list[str], dataloader_idx: int) -> None:
+        subsets = list(self._transcripts)
+        self._transcripts[subsets[min(dataloader_idx, len(subsets) - 1)]] += transcripts(batch, hypotheses)
+
+    def _lines(self, trainer: Trainer, epoch: int) -> list[Line]:
+        """One line per subset, from what the recogniser logged."""
+        run, seed = name_of_run(Path(trainer.default_root_dir))
+        seed = os.environ.get("PL_GLOBAL_SEED", seed)
+        lines = []
+        for subset in self._transcripts:
+            missing = [rate for rate in RATES if f"{subset}/{rate}" not in trainer.callback_metrics]
+            if missing:
+                logged = sorted(trainer.callback_metrics)
+                raise ValueError(f"expected the recogniser to log {subset}/{missing[0]}, but it logged {logged}")
+            rates = {rate: f"{float(trainer.callback_metrics[f'{subset}/{rate}']):.6f}" for rate in RATES}
+            lines.append({"run": self.run or run, "seed": seed, "epoch": str(epoch), "subset": subset, **rates})
+        return lines
+
+    def _gather(self, trainer: Trainer) -> None:
+        """Bring the transcripts of all ranks to rank zero; all ranks must come here."""
+        parts: list[Any] = [self._transcripts]
+        if trainer.world_size > 1:
+            parts = [None] * trainer.world_size
+            target = parts if trainer.is_global_zero else None
+            torch.distributed.gather_object(self._transcripts, target)
+            if target is None:
+                return
+        for subset in self._transcripts:
+            # by id: a sampler may have given an utterance to two ranks, to make their shares equal
+            by_id = {transcript["id"]: transcript for part in parts for transcript in part[subset]}
+            self._transcripts[subset] = [by_id[name] for name in sorted(by_id)]
+
+    def _print(self, pl_module: LightningModule, title: str, lines: list[Line]) -> None:
+        for line in lines:
+            rates = "  ".join(f"{rate.upper()} {float(line[rate]):7.2%}" for rate in RATES)
+            pl_module.print(f"{title}  {line['subset']}  {rates}")
+            for transcript in self._transcripts[line["subset"]][: self.examples]:
+                reference, hypothesis = shorten(transcript["reference"]), shorten(transcript["hypothesis"])
+                pl_module.print(f"    {reference}  →  {hypothesis or '(nothing)'}")
+
+    def _write(self, trainer: Trainer, stage: Literal["validation", "test"], epoch: int, lines: list[Line]) -> None:
+        root = Path(trainer.default_root_dir)
+        path = root / ("test_error_rates.csv" if stage == "test" else "error_rates.csv")
+        old = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))) if path.exists() else []
+        if stage == "test":
+            kept = [line for line in old if int(line["epoch"]) != epoch]
+        else:  # what a resumed training repeats, and what it has not reached yet
+            kept = [line for line in old if int(line["epoch"]) < epoch]
+        write_atomically(path, as_csv(kept + lines))
+        folder = root / "transcripts"
+        for subset, said in self._transcripts.items():
+            text = "".join(json.dumps(transcript, ensure_ascii=False) + "\n" for transcript in said)
+            write_atomically(folder / f"{stage}-epoch{epoch}-{subset}.jsonl", text)
+        for path in folder.glob(f"{stage}-epoch*.jsonl"):
+            written = re.match(rf"{stage}-epoch(\d+)-", path.name)
+            other = int(written[1]) if written else epoch
+            if (self.keep == "last" and other != epoch) or (stage == "validation" and other > epoch):
+                path.unlink()
+
+
+def names_of_subsets(dataloaders: Any, pooled: str) -> list[str]:  # whatever a data module returns
+    """Return the names of dataloaders, or the one that all share where they have none."""
+    return list(dataloaders) if isinstance(dataloaders, dict) else [pooled]
+
+
+def transcripts(batch: Batch, hypotheses: list[str]) -> list[Transcript]:
+    """Say what was spoken and what was heard.
+
+    Args:
+        batch: B utterances, maybe none.
+        hypotheses: B texts.
+
+    Returns:
+        For each utterance its `id`, `speaker`, `reference`, `hypothesis`, `word_errors` and `words` (of the reference).
+    """
+    lines = []
+    for name, speaker, text, hypothesis in zip(batch.ids, batch.speakers, batch.texts, hypotheses, strict=True):
+        result = jiwer.process_words(" ".join(text.split()), " ".join(hypothesis.split()))
+        lines.append(
+            {
+                "id": name,
+                "speaker": speaker,
+                "reference": text,
+                "hypothesis": hypothesis,
+                "word_errors": result.substitutions + result.deletions + result.insertions,
+                "words": result.hits + result.substitutions + result.deletions,
+            }
+        )
+    return lines
+
+
+def name_of_run(folder: Path) -> tuple[str, str]:
+    """Return the name of the experiment and its seed (empty where unknown): `runs/demo/rnnt/seed1` → `rnnt`, `1`."""
+    folder = folder.absolute()
+    seed = re.fullmatch(r"seed(\d+)", folder.name)
+    return (folder.parent.name, seed[1]) if seed else (folder.name, "")
+
+
+def as_csv(lines: list[Line]) -> str:
+    """Return the text of an `error_rates.csv`."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or nothing; a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{path.name}.{os.getpid()}")
+    half.write_text(text, encoding="utf-8")
+    os.replace(half, path)
+
+
+def shorten(text: str) -> str:
+    """Cut a long transcript for the terminal."""
+    return text if len(text) <= EXAMPLE_LENGTH else text[: EXAMPLE_LENGTH - 1] + "…"

@@ -1,0 +1,78 @@
+"""The command line: `lightning fit|validate|test|predict --config experiments/….yaml`."""
+
+import netrc
+import os
+import sys
+from pathlib import Path
+
+import lightning
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningCLI
+
+from asr_lightning.errors import InputError
+from asr_lightning.models.checkpoints import remember_configuration
+from asr_lightning.models.recognizer import Recognizer
+
+WANDB_HOST = "api.wandb.ai"
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI over recognisers and corpora; all that a run writes lies below `trainer.default_root_dir`."""
+
+    def before_instantiate_classes(self) -> None:
+        """Log into the run's folder, as CSV and to W&B, unless the experiment names loggers of its own."""
+        trainer = self.config[self.subcommand].trainer
+        root = Path(trainer.default_root_dir or ".")
+        if trainer.logger is None:
+            trainer.logger = [
+                _part("lightning.pytorch.loggers.CSVLogger", save_dir=str(root), name="", version=""),
+                _part(
+                    "lightning.pytorch.loggers.WandbLogger",
+                    save_dir=str(root),
+                    project="asr_lightning",
+                    name="/".join(root.parts[-3:]),
+                    group="/".join(root.parts[-3:-1]) or None,
+                ),
+            ]
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            root.mkdir(parents=True, exist_ok=True)
+
+    def instantiate_classes(self) -> None:
+        """Make everything, and let checkpoints remember how the recogniser was made."""
+        super().instantiate_classes()
+        self._dump_config()
+        remember_configuration(self.model, self.config_dump["model"])
+
+
+def _part(class_path: str, **arguments: str | None) -> Namespace:
+    return Namespace(class_path=class_path, init_args=Namespace(**arguments))
+
+
+def keep_wandb_offline() -> None:
+    """Send nothing to W&B unless the user has a key for it, or has said how it is to be."""
+    try:
+        known = netrc.netrc().authenticators(WANDB_HOST) is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        known = False
+    if not known and "WANDB_API_KEY" not in os.environ:
+        os.environ.setdefault("WANDB_MODE", "offline")
+    os.environ.setdefault("WANDB_SILENT", "true")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; what the user can mend is said in one message, without a stack trace."""
+    keep_wandb_offline()
+    try:
+        CommandLine(
+            Recognizer,
+            lightning.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=1,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"use_distributed_sampler": False},
+            args=arguments,
+        )
+    except InputError as error:
+        sys.exit(f"error: {error}")

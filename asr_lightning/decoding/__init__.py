@@ -1,0 +1,1 @@
+"""From what a network puts out to hypotheses of what was said."""

@@ -1,0 +1,1 @@
+"""Losses that give one number per utterance."""

@@ -1,0 +1,34 @@
+"""Connectionist temporal classification [Graves et al. 2006]."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def ctc_loss(logits: Tensor, targets: Tensor, encoder_lengths: Tensor, target_lengths: Tensor, blank_id: int) -> Tensor:
+    """Return the negative log likelihood of each utterance.
+
+    Args:
+        logits: (B, T, V), not normalised.
+        targets: (B, U) token ids; what lies beyond the lengths is ignored.
+        encoder_lengths: (B,) real frames.
+        target_lengths: (B,) real tokens.
+        blank_id: The blank's token id.
+
+    Returns:
+        (B,) losses; infinite, with a gradient of zero, where an utterance has fewer frames than its tokens and their
+        repeats need (`T < U + repeats`).
+    """
+    repeated = targets[:, 1:] == targets[:, :-1]
+    places = torch.arange(1, targets.shape[1], device=targets.device)
+    repeats = (repeated & (places < target_lengths.unsqueeze(1))).sum(dim=1)
+    losses = functional.ctc_loss(
+        logits.float().log_softmax(dim=2).transpose(0, 1),
+        targets,
+        encoder_lengths,
+        target_lengths,
+        blank=blank_id,
+        reduction="none",
+        zero_infinity=True,  # the gradient of an impossible utterance would be NaN
+    )
+    return losses.masked_fill(encoder_lengths < target_lengths + repeats, float("inf"))

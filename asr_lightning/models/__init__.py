@@ -1,0 +1,1 @@
+"""One base class and one file per architecture."""

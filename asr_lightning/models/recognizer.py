@@ -1,0 +1,248 @@
+"""What every recogniser shares: steps, error rates, optimiser wiring, and how one comes back from a checkpoint."""
+
+import os
+from abc import ABC, abstractmethod
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torchmetrics import MeanMetric
+
+from asr_lightning.audio.augment import SpecAugment
+from asr_lightning.audio.features import Features
+from asr_lightning.batch import Batch
+from asr_lightning.errors import InputError
+from asr_lightning.nn.encoder import Encoder
+from asr_lightning.scoring.error_rates import ErrorRates
+from asr_lightning.text.tokenizers import Tokenizer
+
+REVIEW_STEPS = 50  # how often skipped utterances are named
+LOST_BATCHES_IN_A_ROW = 100  # without one usable loss: training has diverged, or the corpus does not fit the model
+
+
+class Recognizer(lightning.LightningModule, ABC):
+    """Base class of all architectures, which give `forward`, `loss` and `transcribe`.
+
+    Training minimises the mean loss of the usable utterances of the global batch: an utterance whose loss is not
+    finite is left out, named and counted; a batch without any leaves the weights untouched. All randomness of a step
+    follows from the seed, the step and the rank, so a resumed run goes on exactly as an undisturbed one.
+
+    Args:
+        tokenizer: The vocabulary.
+        features: From audio to what the encoder reads.
+        optimizer: Makes an optimiser from parameters.
+        scheduler: Makes a learning rate schedule from an optimiser; it moves every step.
+        augment: Masks over the features in training.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        features: Features,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        augment: SpecAugment | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.features = features
+        self.augment = augment
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self._evaluations: dict[str, _Evaluation] = {}
+        self._pending: list[tuple[list[str], Tensor]] = []
+        self.register_buffer("_lost_batches", torch.zeros((), dtype=torch.int64), persistent=False)
+        self._lost_batches: Tensor
+
+    @abstractmethod
+    def forward(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode audio (B, S) as (B, T, D), and say how many frames of each row are real, (B,)."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the loss of each utterance, (B,); infinite where the transcript cannot be aligned to the audio."""
+
+    @abstractmethod
+    def transcribe(self, batch: Batch) -> list[str]:
+        """Return what was said in each of the B utterances."""
+
+    def featurize(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features (B, T, D) of audio (B, S), masked at random in training, and their lengths (B,)."""
+        features, lengths = self.features(audio, audio_lengths)
+        if self.augment is not None and self.training:
+            features = self.augment(features, lengths)
+        return features, lengths
+
+    def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the token ids (B, U) of the transcripts, padded with blanks, and their lengths (B,)."""
+        rows = [torch.tensor(self.tokenizer.encode(text), dtype=torch.int64) for text in batch.texts]
+        lengths = torch.tensor([len(row) for row in rows])
+        targets = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.blank_id)
+        return targets.to(self.device, non_blocking=True), lengths.to(self.device, non_blocking=True)
+
+    # Training.
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed the step, so that dropout and masks do not depend on where a run was resumed."""
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + self.global_rank) % 2**63)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return this rank's share of the mean loss of the global batch's usable utterances."""
+        if len(batch):
+            self._check_rate(batch)
+            losses = self.loss(batch)
+            usable = losses.isfinite()
+            total = losses.masked_fill(~usable, 0.0).sum()
+        else:  # every rank takes part in every step, also one that has run out of utterances
+            usable = torch.zeros(0, dtype=torch.bool, device=self.device)
+            total = self._nothing()
+        count = usable.sum()
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(count)
+        # DistributedDataParallel averages gradients over ranks; what is wanted is the mean over all utterances.
+        loss = total * self.trainer.world_size / count.clamp(min=1)
+        self._lost_batches = torch.where(count == 0, self._lost_batches + 1, torch.zeros_like(self._lost_batches))
+        self._pending.append((batch.ids, usable))
+        self.log("train/loss", loss, prog_bar=True, batch_size=max(1, len(batch)))
+        self.log(
+            "train/skipped_utterances", (~usable).sum().float(), on_step=False, on_epoch=True, reduce_fx="sum",
+            batch_size=max(1, len(batch)), sync_dist=True,
+        )  # fmt: skip
+        return loss
+
+    def _nothing(self) -> Tensor:
+        """Return a zero that depends on every parameter, so that no rank waits for a gradient that never comes."""
+        return sum((parameter.sum() for parameter in self.parameters()), start=torch.zeros((), device=self.device)) * 0
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave the weights alone when no utterance was usable or the gradient is not finite."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        finite = torch.nn.utils.get_total_norm(gradients).isfinite()
+        if not bool(finite & (self._lost_batches == 0)):
+            optimizer.zero_grad(set_to_none=True)  # optimisers pass over parameters without a gradient
+            if not bool(finite):
+                ids = self._pending[-1][0] if self._pending else []
+                rank_zero_warn(f"the gradient is not finite: step {self.global_step} is skipped; batch {ids}")
+        if len(self._pending) >= REVIEW_STEPS or int(self._lost_batches) >= LOST_BATCHES_IN_A_ROW:
+            self._review_pending()
+
+    def on_train_epoch_end(self) -> None:
+        """Name what was skipped since the last look."""
+        self._review_pending()
+
+    def _review_pending(self) -> None:
+        # Looked at in bulk, since asking for a value stalls an accelerator.
+        skipped = [
+            name for ids, usable in self._pending for name, use in zip(ids, usable.tolist(), strict=True) if not use
+        ]
+        self._pending.clear()
+        if skipped:
+            rank_zero_warn(
+                f"{len(skipped)} utterances were skipped, their loss is not finite (more tokens than frames can carry, "
+                f"or numbers that overflowed): {', '.join(skipped[:20])}{' …' if len(skipped) > 20 else ''}"
+            )
+        if (lost := int(self._lost_batches)) >= LOST_BATCHES_IN_A_ROW:
+            raise InputError(
+                f"no usable loss in {lost} batches in a row, last of utterances {', '.join(skipped[-5:])}. Expected "
+                "finite losses. Lower the learning rate, or look at these utterances; the weights were left untouched "
+                "since, and the last checkpoint is whole."
+            )
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union of eleven types
+        """Make the optimiser and its schedule."""
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        schedule = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    # Evaluation.
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin counting errors anew."""
+        self._begin_evaluation(self.trainer.val_dataloaders, "val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin counting errors anew."""
+        self._begin_evaluation(self.trainer.test_dataloaders, "test")
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[str]]:
+        """Recognise a batch freely, without its transcripts, and count the errors."""
+        return self._evaluate(batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[str]]:
+        """Recognise a batch and count the errors."""
+        return self._evaluate(batch, dataloader_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[str]]:
+        """Recognise a batch."""
+        return {"hypotheses": self._transcribe(batch)}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the error rates of every subset and of all together."""
+        self._log_evaluation()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the error rates of every subset and of all together."""
+        self._log_evaluation()
+
+    def _begin_evaluation(self, loaders: Any, stage: str) -> None:  # noqa: ANN401 - whatever a data module returns
+        names = list(loaders) if isinstance(loaders, dict) else []
+        self._evaluations = {name: _Evaluation(self.device) for name in [*names, stage]}
+
+    def _evaluate(self, batch: Batch, dataloader_idx: int) -> dict[str, list[str]]:
+        hypotheses = self._transcribe(batch)
+        if len(batch):
+            losses = self.loss(batch)
+            *subsets, everything = self._evaluations.values()
+            for evaluation in [everything, *subsets[dataloader_idx : dataloader_idx + 1]]:
+                evaluation.error_rates.update(batch.texts, hypotheses)
+                evaluation.loss.update(losses[losses.isfinite()])
+        return {"hypotheses": hypotheses}
+
+    def _transcribe(self, batch: Batch) -> list[str]:
+        if not len(batch):
+            return []
+        self._check_rate(batch)
+        return self.transcribe(batch)
+
+    def _log_evaluation(self) -> None:
+        for name, evaluation in self._evaluations.items():
+            values = {**evaluation.error_rates.compute(), "loss": evaluation.loss.compute()}
+            pooled = name in ("val", "test")
+            for key, value in values.items():
+                self.log(f"{name}/{key}", value.float(), prog_bar=pooled and key == "wer", rank_zero_only=False)
+
+    def _check_rate(self, batch: Batch) -> None:
+        if batch.sample_rate != self.features.sample_rate:
+            raise InputError(
+                f"the features are made for audio of {self.features.sample_rate} Hz, got {batch.sample_rate} Hz: set "
+                "`sample_rate` of the features and of the data to the same number, or resample the audio"
+            )
+
+
+class _Evaluation:
+    """Errors and losses of one subset, summed over utterances and ranks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.error_rates = ErrorRates().to(device)
+        self.loss = MeanMetric(nan_strategy="disable").to(device)
+
+
+def check_input_dimension(encoder: Encoder, features: Features) -> None:
+    """See that an encoder reads what the features give.
+
+    Raises:
+        InputError: The dimensions differ.
+    """
+    if encoder.input_dimension != features.dimension:
+        raise InputError(
+            f"{type(features).__name__} gives {features.dimension} dimensions, but the encoder's input_dimension is "
+            f"{encoder.input_dimension}: make them equal"
+        )

@@ -1,0 +1,217 @@
+"""RNN transducer [Graves 2012, "Sequence transduction with recurrent neural networks"; seed 002]."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asr_lightning.batch import Batch
+from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.decoding.transducer import beam_search, greedy_search
+from asr_lightning.losses.ctc import ctc_loss
+from asr_lightning.losses.transducer import transducer_loss
+from asr_lightning.models.recognizer import Recognizer, check_input_dimension
+from asr_lightning.nn.axes import Axis, Tokens, axis, units
+from asr_lightning.nn.encoder import Encoder
+
+State = tuple[Tensor, ...]  # each with the batch first
+
+
+class Predictor(nn.Module, ABC):
+    """Base class: reads embeddings of the tokens emitted so far.
+
+    Args:
+        dimension: D of the embeddings and of the output.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.dimension = dimension
+
+    @abstractmethod
+    def initial_state(self, batch_size: int, device: torch.device) -> State:
+        """Return the state before any token."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read embeddings x (B, U, D), return (B, U, D) and the state behind them."""
+
+
+class LSTMPredictor(Predictor):
+    """Remembers all tokens.
+
+    Args:
+        dimension: D of the embeddings and the output.
+        layers: LSTM layers.
+        dropout: Of the embeddings and between layers.
+    """
+
+    def __init__(self, dimension: int, layers: int = 1, dropout: float = 0.0) -> None:
+        super().__init__(dimension)
+        self.layers = nn.ModuleList(nn.LSTM(dimension, dimension, batch_first=True) for _ in range(layers))
+        self.dropout = nn.Dropout(dropout)
+
+    def initial_state(self, batch_size: int, device: torch.device) -> State:
+        """Return zeros, (B, D) twice for every layer."""
+        return tuple(torch.zeros(batch_size, self.dimension, device=device) for _ in range(2 * len(self.layers)))
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read embeddings x (B, U, D)."""
+        after: list[Tensor] = []
+        for layer, hidden, cell in zip(self.layers, state[::2], state[1::2], strict=True):
+            before = (hidden.unsqueeze(0).contiguous(), cell.unsqueeze(0).contiguous())
+            x, (hidden, cell) = layer(self.dropout(x), before)
+            after += [hidden.squeeze(0), cell.squeeze(0)]
+        return x, tuple(after)
+
+
+class StatelessPredictor(Predictor):
+    """Remembers the last few tokens only [Ghodsi et al. 2020, "RNN-transducer with stateless prediction network"].
+
+    Args:
+        dimension: D of the embeddings and the output.
+        context: Tokens it sees, the newest included.
+        dropout: Of the embeddings.
+    """
+
+    def __init__(self, dimension: int, context: int = 2, dropout: float = 0.0) -> None:
+        super().__init__(dimension)
+        self.context = context
+        self.mix = nn.Conv1d(dimension, dimension, kernel_size=context)
+        self.dropout = nn.Dropout(dropout)
+
+    def initial_state(self, batch_size: int, device: torch.device) -> State:
+        """Return zeros (B, context - 1, D) in the place of embeddings before the first."""
+        return (torch.zeros(batch_size, self.context - 1, self.dimension, device=device),)
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read embeddings x (B, U, D)."""
+        seen = torch.cat([state[0], x], dim=1)
+        mixed = self.mix(self.dropout(seen).transpose(1, 2)).transpose(1, 2)
+        return torch.relu(mixed), (seen[:, seen.shape[1] - (self.context - 1) :],)
+
+
+class PredictionNetwork(nn.Module):
+    """Embeds tokens, reads them, and projects what was read for the joint network."""
+
+    def __init__(self, vocabulary: tuple[str, ...], predictor: Predictor, joint_dimension: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.embedding = nn.Embedding(len(vocabulary), predictor.dimension)
+        self.predictor = predictor
+        self.projection = nn.Linear(predictor.dimension, joint_dimension)
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say that the embedding has a row per token."""
+        return {"embedding.weight": (axis(Tokens(self.vocabulary)), units(self.embedding.embedding_dim))}
+
+    def initial_state(self, batch_size: int, device: torch.device) -> State:
+        """Return the state before any token."""
+        return self.predictor.initial_state(batch_size, device)
+
+    def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read token ids (B, U), return (B, U, joint_dimension) and the state behind them."""
+        outputs, state = self.predictor(self.embedding(tokens), state)
+        return self.projection(outputs), state
+
+
+class Joint(nn.Module):
+    """Scores every token for a frame and a history: linear(tanh(frame + history))."""
+
+    def __init__(self, vocabulary: tuple[str, ...], dimension: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.output = nn.Linear(dimension, len(vocabulary))
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say that the output has a row per token."""
+        tokens = axis(Tokens(self.vocabulary))
+        return {"output.weight": (tokens, units(self.output.in_features)), "output.bias": (tokens,)}
+
+    def forward(self, encoded: Tensor, predicted: Tensor) -> Tensor:
+        """Return logits (..., V) of projected frames (..., D) and histories (..., D) that broadcast."""
+        return self.output(torch.tanh(encoded + predicted))
+
+
+class RNNTransducer(Recognizer):
+    """Encoder, prediction network and joint network.
+
+    Args:
+        encoder: `(features (B, T, F), lengths) -> (encoded (B, T', D), lengths)`, as `asr_lightning.nn.conformer` or
+            `asr_lightning.nn.recurrent` have them.
+        predictor: `LSTMPredictor` or `StatelessPredictor`.
+        joint_dimension: Hidden units of the joint network.
+        ctc_weight: Share in the loss of a CTC output on the encoder, 0 to 1; 0 leaves it out.
+        beam: Hypotheses kept in decoding; 1 is greedy.
+        max_symbols: Most tokens emitted in one frame.
+        **recognizer: Arguments of `Recognizer`.
+
+    Raises:
+        InputError: The encoder does not fit the features, or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        predictor: Predictor,
+        joint_dimension: int,
+        ctc_weight: float = 0.0,
+        beam: int = 1,
+        max_symbols: int = 10,
+        **recognizer: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(**recognizer)
+        check_input_dimension(encoder, self.features)
+        vocabulary = self.tokenizer.tokens
+        self.encoder = encoder
+        self.encoder_projection = nn.Linear(encoder.dimension, joint_dimension)
+        self.prediction = PredictionNetwork(vocabulary, predictor, joint_dimension)
+        self.joint = Joint(vocabulary, joint_dimension)
+        self.ctc_weight = ctc_weight
+        self.ctc = nn.Linear(encoder.dimension, len(vocabulary)) if ctc_weight > 0 else None
+        self.beam = beam
+        self.max_symbols = max_symbols
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say what the encoder's output means, and that CTC has a row per token."""
+        encoded = self.encoder.output_axis()
+        axes: dict[str, tuple[Axis, ...]] = {
+            "encoder_projection.weight": (units(self.encoder_projection.out_features), encoded)
+        }
+        if self.ctc is not None:
+            tokens = axis(Tokens(self.tokenizer.tokens))
+            axes |= {"ctc.weight": (tokens, encoded), "ctc.bias": (tokens,)}
+        return axes
+
+    def forward(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode audio (B, S) as (B, T, D), and say how many frames of each row are real, (B,)."""
+        return self.encoder(*self.featurize(audio, audio_lengths))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the transducer loss of each utterance, mixed with its CTC loss, (B,)."""
+        encoded, lengths = self(batch.audio, batch.audio_lengths)  # (B, T, D)
+        targets, target_lengths = self.targets(batch)  # (B, U)
+        start = targets.new_full((len(batch), 1), self.tokenizer.blank_id)
+        predicted, _ = self.prediction(
+            torch.cat([start, targets], dim=1), self.prediction.initial_state(len(batch), self.device)
+        )  # (B, U + 1, D)
+        logits = self.joint(self.encoder_projection(encoded).unsqueeze(2), predicted.unsqueeze(1))  # (B, T, U + 1, V)
+        losses = transducer_loss(logits, targets, lengths, target_lengths, self.tokenizer.blank_id)
+        if self.ctc is None:
+            return losses
+        aligned = ctc_loss(self.ctc(encoded), targets, lengths, target_lengths, self.tokenizer.blank_id)
+        return (1.0 - self.ctc_weight) * losses + self.ctc_weight * aligned
+
+    @torch.no_grad()
+    def recognize(self, batch: Batch) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each of the B utterances, best first; one each where the beam is 1."""
+        encoded, lengths = self(batch.audio, batch.audio_lengths)
+        arguments = (self.encoder_projection(encoded), lengths, self.prediction, self.joint, self.tokenizer.blank_id)
+        if self.beam == 1:
+            return [[best] for best in greedy_search(*arguments, max_symbols=self.max_symbols)]
+        return beam_search(*arguments, beam=self.beam, max_symbols=self.max_symbols)
+
+    def transcribe(self, batch: Batch) -> list[str]:
+        """Return what was said in each of the B utterances."""
+        return [self.tokenizer.decode(hypotheses[0].tokens) for hypotheses in self.recognize(batch)]

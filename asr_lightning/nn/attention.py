@@ -1,0 +1,89 @@
+"""Attention over time."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asr_lightning.nn.axes import Axis, Units, axis, units
+from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.positions import relative_sinusoids
+
+
+class RelativeSelfAttention(nn.Module):
+    """Multi-head self-attention with relative positions [Dai et al. 2019, §3.3; as the Conformer uses it].
+
+    The score of frames i and j is ((q_i + u) · k_j + (q_i + v) · r_{i-j}) / √d with d the dimension of a head.
+
+    Args:
+        dimension: D of input and output.
+        heads: H.
+        head_dimension: d, of each head; D / H if None.
+        dropout: Of the attention weights.
+
+    Raises:
+        ValueError: D is no multiple of H and no head_dimension is given.
+    """
+
+    def __init__(self, dimension: int, heads: int, head_dimension: int | None = None, dropout: float = 0.0) -> None:
+        super().__init__()
+        if head_dimension is None and dimension % heads:
+            raise ValueError(f"attention needs a dimension that its heads divide, got {dimension} and {heads} heads")
+        self.dimension = dimension
+        self.heads = heads
+        self.head_dimension = head_dimension or dimension // heads
+        self.dropout = dropout
+        inner = heads * self.head_dimension
+        self.query = nn.Linear(dimension, inner)
+        self.key = nn.Linear(dimension, inner)
+        self.value = nn.Linear(dimension, inner)
+        self.position = nn.Linear(dimension, inner, bias=False)
+        self.content_bias = nn.Parameter(torch.zeros(heads, self.head_dimension))  # u
+        self.position_bias = nn.Parameter(torch.zeros(heads, self.head_dimension))  # v
+        self.output = nn.Linear(inner, dimension)
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say that queries, keys, values and positions are heads × dimensions of a head."""
+        inner = axis(Units(self.heads), Units(self.head_dimension))
+        outer = units(self.dimension)
+        axes: dict[str, tuple[Axis, ...]] = {"output.weight": (outer, inner)}
+        for name in ("query", "key", "value", "position"):
+            axes[f"{name}.weight"] = (inner, outer)
+            if name != "position":
+                axes[f"{name}.bias"] = (inner,)
+        return axes
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Attend within x (B, T, D), each row within its own length (B,)."""
+        size = x.shape[1]
+        query = self._split(self.query(x))  # (B, H, T, d)
+        key = self._split(self.key(x))
+        value = self._split(self.value(x))
+        sinusoids = relative_sinusoids(size, self.dimension, x.device).to(x.dtype)
+        position = self._split(self.position(sinusoids).unsqueeze(0))  # (1, H, 2T, d)
+        by_position = (query + self.position_bias.unsqueeze(1)) @ position.transpose(2, 3)  # (B, H, T, 2T)
+        bias = _shift(by_position) / math.sqrt(self.head_dimension)  # (B, H, T, T)
+        # A row without any frame would have no score to normalise: it sees its first, which is padding.
+        real = real_frames(lengths.clamp(min=1), size).view(-1, 1, 1, size)
+        attended = functional.scaled_dot_product_attention(
+            query + self.content_bias.unsqueeze(1),
+            key,
+            value,
+            attn_mask=bias.masked_fill(~real, float("-inf")),
+            dropout_p=self.dropout if self.training else 0.0,
+        )  # (B, H, T, d)
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, self.head_dimension)).transpose(1, 2)  # (B, H, T, d)
+
+
+def _shift(scores: Tensor) -> Tensor:
+    """From scores (B, H, T, 2T) by distance to scores (B, H, T, T) by frame: [i, j] is of the distance i - j.
+
+    Column c is of the distance T - c, so row i needs the columns T - i + j. Read row after row with a pitch that is one
+    column shorter, beginning at column T, and each row begins one column earlier than the last.
+    """
+    size = scores.shape[2]
+    return scores.flatten(2)[:, :, size:].unflatten(2, (size, 2 * size - 1))[:, :, :, :size]

@@ -1,0 +1,122 @@
+"""The Conformer encoder [Gulati et al. 2020, "Conformer", §2]."""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asr_lightning.nn.attention import RelativeSelfAttention
+from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
+from asr_lightning.nn.convolution import DepthwiseConvolution, MaskedBatchNorm
+from asr_lightning.nn.encoder import Encoder
+from asr_lightning.nn.subsampling import ConvolutionalSubsampling
+
+
+class Conformer(Encoder):
+    """Convolutional subsampling, then blocks of feed-forward, self-attention, convolution and feed-forward.
+
+    Args:
+        input_dimension: Dimension of the features.
+        dimension: D of the blocks and of the output.
+        layers: Blocks.
+        heads: Of the self-attention.
+        feed_forward: Hidden units of the feed-forward parts.
+        kernel: Frames under the depthwise convolution, odd.
+        channels: Of the subsampling's convolutions; `dimension` if None.
+        subsampling: How many times fewer frames come out than go in: 2, 4 or 8.
+        head_dimension: Of each attention head; `dimension / heads` if None.
+        dropout: Of every part.
+    """
+
+    def __init__(
+        self,
+        input_dimension: int,
+        dimension: int,
+        layers: int,
+        heads: int,
+        feed_forward: int,
+        kernel: int = 31,
+        channels: int | None = None,
+        subsampling: int = 4,
+        head_dimension: int | None = None,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(input_dimension, dimension)
+        self.subsampling = ConvolutionalSubsampling(
+            input_dimension, dimension, channels or dimension, subsampling, dropout
+        )
+        self.layers = nn.ModuleList(
+            ConformerBlock(dimension, heads, feed_forward, kernel, head_dimension, dropout) for _ in range(layers)
+        )
+
+    def output_axis(self) -> Axis:
+        """Say that the output is plain units."""
+        return units(self.dimension)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode features x (B, T, input_dimension) as (B, T / subsampling, D)."""
+        x, lengths = self.subsampling(x, lengths)
+        for layer in self.layers:
+            x = layer(x, lengths)
+        return x, lengths
+
+
+class ConformerBlock(nn.Module):
+    """Half a feed-forward part, self-attention, convolution, half a feed-forward part, each with a residual."""
+
+    def __init__(
+        self, dimension: int, heads: int, feed_forward: int, kernel: int, head_dimension: int | None, dropout: float
+    ) -> None:
+        super().__init__()
+        self.first_feed_forward = FeedForward(dimension, feed_forward, dropout)
+        self.attention_norm = nn.LayerNorm(dimension)
+        self.attention = RelativeSelfAttention(dimension, heads, head_dimension, dropout)
+        self.convolution = ConvolutionPart(dimension, kernel, dropout)
+        self.second_feed_forward = FeedForward(dimension, feed_forward, dropout)
+        self.norm = nn.LayerNorm(dimension)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Transform x (B, T, D)."""
+        x = x + 0.5 * self.first_feed_forward(x)
+        x = x + self.dropout(self.attention(self.attention_norm(x), lengths))
+        x = x + self.convolution(x, lengths)
+        x = x + 0.5 * self.second_feed_forward(x)
+        return self.norm(x)
+
+
+class FeedForward(nn.Sequential):
+    """LayerNorm, expansion, Swish, contraction."""
+
+    def __init__(self, dimension: int, hidden: int, dropout: float) -> None:
+        super().__init__(
+            nn.LayerNorm(dimension),
+            nn.Linear(dimension, hidden),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, dimension),
+            nn.Dropout(dropout),
+        )
+
+
+class ConvolutionPart(nn.Module):
+    """LayerNorm, gated linear unit, depthwise convolution, BatchNorm, Swish, linear."""
+
+    def __init__(self, dimension: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.dimension = dimension
+        self.norm = nn.LayerNorm(dimension)
+        self.gated = nn.Linear(dimension, 2 * dimension)
+        self.depthwise = DepthwiseConvolution(dimension, kernel)
+        self.batch_norm = MaskedBatchNorm(dimension)
+        self.output = nn.Linear(dimension, dimension)
+        self.dropout = nn.Dropout(dropout)
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say that the gated linear unit packs values and gates."""
+        halves = axis(Fixed(2, "value and gate"), Units(self.dimension))
+        return {"gated.weight": (halves, units(self.dimension)), "gated.bias": (halves,)}
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Transform x (B, T, D)."""
+        x = functional.glu(self.gated(self.norm(x)), dim=2)
+        x = self.batch_norm(self.depthwise(x, lengths), lengths)
+        return self.dropout(self.output(functional.silu(x)))

@@ -1,0 +1,152 @@
+"""Figures of finished runs, for print."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+Metric = Literal["wer", "cer", "ser"]
+
+# Okabe and Ito: told apart with every kind of colour vision, and in grey by their markers
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000")
+MARKERS = "osD^vPX*"
+PANEL = (6.0, 5.0)  # inches, at 100 dots per inch: two panels are 1200 × 500 pixels
+FEW_EPOCHS = 25  # up to which each epoch gets a marker
+WIDE_RANGE = 4.0  # largest by smallest rate, from which the axis is logarithmic
+
+
+@dataclass(frozen=True, order=True)
+class ErrorRate:
+    """One line of an `error_rates.csv`.
+
+    Attributes:
+        run: Name of the experiment, the same for all its seeds.
+        seed: As the run gave it; empty where unknown.
+        epoch: 1 is the first finished one, 0 is before training.
+        subset: Part of the corpus, as `test-clean`.
+        wer, cer, ser: Fractions: 0.1 is 10 %.
+    """
+
+    run: str
+    seed: str
+    epoch: int
+    subset: str
+    wer: float
+    cer: float
+    ser: float
+
+
+def curves(rows: Iterable[ErrorRate], metric: Metric = "wer") -> dict[str, dict[str, dict[str, dict[int, float]]]]:
+    """Sort rates by run, subset, seed and epoch: `curves(rows)["random"]["test-clean"]["1"][5]`."""
+    sorted_rates: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
+    for row in sorted(rows):
+        seeds = sorted_rates.setdefault(row.run, {}).setdefault(row.subset, {})
+        seeds.setdefault(row.seed, {})[row.epoch] = getattr(row, metric)
+    return sorted_rates
+
+
+def plot_error_rates(
+    rows: Sequence[ErrorRate], path: str | Path, metric: Metric = "wer", reference_run: str | None = None
+) -> None:
+    """Draw error rates per epoch: one panel per subset, one colour per run, with shared axes.
+
+    With several seeds, a run is a thin line per seed, their mean, and a band from the least to the greatest of them.
+    Where rates differ widely (runs that start at 100 %), the axis is logarithmic; a rate of 0 then
+    leaves it at the bottom.
+
+    Args:
+        rows: Of one or more runs.
+        path: The PNG file to write: 1200 × 500 pixels for up to two subsets, 600 more for each further one.
+        metric: Which rate.
+        reference_run: A run that is a dashed horizontal line, the rate of its last epoch: the teacher of the others.
+
+    Raises:
+        ValueError: There is nothing to draw.
+    """
+    by_run = curves(rows, metric)
+    reference = by_run.pop(reference_run, {}) if reference_run else {}
+    subsets = sorted({row.subset for row in rows if row.run != reference_run})
+    if not subsets:
+        raise ValueError(f"expected error rates of at least one run besides {reference_run!r}, got {len(rows)} rows")
+    figure = Figure((max(2, len(subsets)) * PANEL[0], PANEL[1]), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    drawn = [getattr(row, metric) for row in rows if row.run != reference_run]
+    panels = figure.subplots(1, len(subsets), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, subset in zip(panels, subsets, strict=True):
+        for number, (run, by_subset) in enumerate(by_run.items()):
+            _draw_run(panel, by_subset.get(subset, {}), run, number)
+        if subset in reference:
+            last = float(np.mean([list(seed.values())[-1] for seed in reference[subset].values()]))
+            panel.axhline(
+                100 * last, color="0.35", linestyle="--", linewidth=1.8, label=f"{reference_run} (last epoch)"
+            )
+            drawn.append(last)
+        panel.set_title(subset, fontsize=15)
+        panel.set_xlabel("epoch", fontsize=14)
+        panel.tick_params(labelsize=13)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(color="0.9")
+    _scale_rates(panels[0], [100 * rate for rate in drawn], metric)
+    names = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    columns = min(len(names), 5)
+    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=columns, fontsize=13, frameon=False)
+    with replacing(Path(path)) as half:
+        figure.savefig(half, format="png")
+
+
+def _draw_run(panel: Axes, seeds: dict[str, dict[int, float]], run: str, number: int) -> None:
+    if not seeds:
+        return
+    colour = COLOURS[number % len(COLOURS)]
+    epochs = sorted({epoch for rates in seeds.values() for epoch in rates})
+    rates = np.array(
+        [[100 * seed.get(epoch, np.nan) for epoch in epochs] for seed in seeds.values()]
+    )  # (seeds, epochs)
+    rates[np.isinf(rates)] = np.nan  # errors in a subset without any words
+    if len(seeds) > 1:
+        for one in rates:
+            panel.plot(epochs, one, color=colour, linewidth=0.8, alpha=0.5)
+        known = ~np.isnan(rates).all(axis=0)
+        low, high = np.nanmin(rates[:, known], axis=0), np.nanmax(rates[:, known], axis=0)
+        panel.fill_between(np.array(epochs)[known], low, high, color=colour, alpha=0.15, linewidth=0)
+    mean = np.array([one[~np.isnan(one)].mean() if not np.isnan(one).all() else np.nan for one in rates.T])
+    marker = MARKERS[number % len(MARKERS)] if len(epochs) <= FEW_EPOCHS else None
+    style = "-" if number < len(COLOURS) else "-."
+    label = run if len(seeds) == 1 else f"{run} ({len(seeds)} seeds)"
+    panel.plot(epochs, mean, color=colour, linewidth=2.2, marker=marker, markersize=5.5, linestyle=style, label=label)
+
+
+def _scale_rates(panel: Axes, rates: Sequence[float], metric: Metric) -> None:
+    """Choose the axis of the rates, in per cent, so that the end of training is readable beside its start."""
+    positive = [rate for rate in rates if 0 < rate < np.inf]
+    label = f"{metric.upper()} (%)"
+    if positive and max(positive) / min(positive) >= WIDE_RANGE:
+        panel.set_yscale("log", nonpositive="clip")
+        panel.set_ylim(min(positive) / 1.15, max(positive) * 1.15)
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
+        panel.yaxis.set_minor_locator(NullLocator())
+        label += ", logarithmic"
+    elif positive:
+        panel.set_ylim(bottom=0)
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    panel.set_ylabel(label, fontsize=14)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a file to write to, and put it in the place of `path` when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield half
+        os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)

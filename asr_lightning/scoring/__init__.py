@@ -1,0 +1,1 @@
+"""What a recognition result is worth."""

@@ -1,0 +1,203 @@
+"""From transcripts to token numbers and back."""
+
+import base64
+import binascii
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from asr_lightning.errors import InputError
+
+BLANK, UNKNOWN, END = "<blank>", "<unk>", "<eos>"
+UNKNOWN_SURFACE = "?"  # how decode writes <unk>
+
+
+class Tokenizer(ABC):
+    """A vocabulary, and the way from text to numbers in it and back.
+
+    Attributes:
+        tokens: The V tokens; a token's place is its id.
+        blank_id: The token of "nothing here" of CTC and transducers.
+        unk_id: The token that stands for what the vocabulary cannot write.
+        eos_id: The token that ends a sentence of an attention decoder.
+    """
+
+    tokens: tuple[str, ...]
+    blank_id: int
+    unk_id: int
+    eos_id: int
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Turn text into token ids, without `eos_id`: attention decoders add it themselves."""
+
+    @abstractmethod
+    def _decode(self, ids: list[int]) -> str:
+        """Turn ids, without blanks and ends, into text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turn token ids into text. Blanks and ends are left out; `<unk>` is written `?`.
+
+        Raises:
+            ValueError: An id is not of this vocabulary.
+        """
+        wrong = [number for number in ids if not 0 <= number < len(self)]
+        if wrong:
+            raise ValueError(f"token ids must be 0 to {len(self) - 1}, got {wrong[:10]}")
+        return self._decode([int(number) for number in ids if number not in (self.blank_id, self.eos_id)])
+
+    @abstractmethod
+    def init_args(self) -> dict[str, Any]:
+        """Return constructor arguments that make the same tokenizer again, without any file."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class CharacterTokenizer(Tokenizer):
+    """Letters A–Z, apostrophe, `<blank>`, `<unk>`, `<eos>` and `_` for a space [seed 000 §2.3].
+
+    The paper says that these are 30 tokens; its list holds 31, and the list is what we keep.
+
+    A sentence begins with `_`; letters become upper case, white space `_`, and every mark but the apostrophe is
+    dropped: `I have a pen.` → `_I_HAVE_A_PEN`. Latin letters lose their accents (É → E), the typographic apostrophe
+    counts as one; any other letter or digit is `<unk>`. Text without any token in it is an empty list.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = (BLANK, UNKNOWN, END, "_", "'", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        self.blank_id, self.unk_id, self.eos_id = range(3)
+        self._ids = {token: number for number, token in enumerate(self.tokens)}
+
+    def encode(self, text: str) -> list[int]:
+        """Turn text into token ids, by the rule above."""
+        words: list[list[int]] = []
+        for word in unicodedata.normalize("NFC", text).upper().split():
+            ids = [number for character in word if (number := self._character_id(character)) is not None]
+            if ids:
+                words.append(ids)
+        return [number for ids in words for number in (self._ids["_"], *ids)]
+
+    def _character_id(self, character: str) -> int | None:
+        if character in "'\N{RIGHT SINGLE QUOTATION MARK}\N{MODIFIER LETTER APOSTROPHE}":
+            return self._ids["'"]
+        base = unicodedata.normalize("NFD", character)[0]
+        if "A" <= base <= "Z":
+            return self._ids[base]
+        return self.unk_id if unicodedata.category(character)[0] in "LN" else None
+
+    def _decode(self, ids: list[int]) -> str:
+        characters = [UNKNOWN_SURFACE if number == self.unk_id else self.tokens[number] for number in ids]
+        return " ".join("".join(characters).replace("_", " ").split())
+
+    def init_args(self) -> dict[str, Any]:
+        """Return no arguments: there are none."""
+        return {}
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """The pieces of a SentencePiece model, be it of `train_sentencepiece` or of somebody else.
+
+    The model's padding piece is the blank and its end piece the end; a model without one of them gets it appended.
+
+    Args:
+        model: Path of a `.model` file.
+        model_base64: The content of such a file in base64, as checkpoints carry it.
+
+    Raises:
+        InputError: Not exactly one of the two is given, the file is missing, or it is no SentencePiece model.
+    """
+
+    def __init__(self, model: str | None = None, model_base64: str | None = None) -> None:
+        if (model is None) == (model_base64 is None):
+            raise InputError("SentencePieceTokenizer needs either model (a path) or model_base64, exactly one of them")
+        source = "model_base64" if model is None else str(model)
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            content = Path(model).read_bytes() if model is not None else base64.b64decode(str(model_base64))
+            self._processor.LoadFromSerializedProto(content)
+        except OSError as error:
+            raise InputError(
+                f"cannot read the SentencePiece model {source} ({error.strerror}); train one, or correct the path"
+            ) from error
+        except (RuntimeError, binascii.Error) as error:
+            raise InputError(f"{source} is not a SentencePiece model") from error
+        self._content = content
+        pieces = [self._processor.id_to_piece(number) for number in range(self._processor.get_piece_size())]
+        self.unk_id = self._processor.unk_id()
+        self.blank_id = self._find_or_append(self._processor.pad_id(), BLANK, pieces)
+        self.eos_id = self._find_or_append(self._processor.eos_id(), END, pieces)
+        self.tokens = tuple(pieces)
+
+    @staticmethod
+    def _find_or_append(number: int, token: str, pieces: list[str]) -> int:
+        if number >= 0:
+            pieces[number] = token
+            return number
+        pieces.append(token)
+        return len(pieces) - 1
+
+    def encode(self, text: str) -> list[int]:
+        """Turn text into token ids. The case matters: write it as the model was trained."""
+        return self._processor.encode(text, out_type=int)
+
+    def _decode(self, ids: list[int]) -> str:
+        text = self._processor.decode(ids)
+        return " ".join(text.replace(" \N{DOUBLE QUESTION MARK} ", UNKNOWN_SURFACE).split())
+
+    def init_args(self) -> dict[str, Any]:
+        """Return the whole model as text."""
+        return {"model_base64": base64.b64encode(self._content).decode("ascii")}
+
+
+def train_sentencepiece(
+    texts: Iterable[str], vocabulary_size: int, prefix: str | Path, model_type: str = "unigram"
+) -> Path:
+    """Train a SentencePiece model with `<blank>` 0, `<unk>` 1 and `<eos>` 2.
+
+    The model normalises nothing but white space: Unicode's tables would make it, and every checkpoint, 240 kB larger.
+
+    Args:
+        texts: Transcripts, normalised.
+        vocabulary_size: V, the three tokens above among them.
+        prefix: Where to write `{prefix}.model` and `{prefix}.vocab`.
+        model_type: `unigram` or `bpe`.
+
+    Returns:
+        The path of the model.
+
+    Raises:
+        InputError: The texts are too few for so large a vocabulary, or have too many characters for so small a one.
+    """
+    lines = [text for text in texts if text.strip()]
+    if not lines:
+        raise InputError("a SentencePiece model needs texts to be trained on, got none, or only empty ones")
+    path = Path(f"{prefix}.model")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_prefix=str(prefix),
+            vocab_size=vocabulary_size,
+            model_type=model_type,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            pad_id=0,
+            pad_piece=BLANK,
+            unk_id=1,
+            unk_piece=UNKNOWN,
+            eos_id=2,
+            eos_piece=END,
+            bos_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).rpartition("] ")[2]  # behind the place in the C++ source
+        raise InputError(
+            f"cannot train a SentencePiece model of {vocabulary_size} tokens on {len(lines)} texts: {reason}"
+        ) from error
+    return path

@@ -1,0 +1,299 @@
+"""The LightningDataModule that all corpora share: manifests, batches, and what is said of files that are bad."""
+
+import functools
+import hashlib
+import itertools
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader
+
+from asr_lightning.batch import Batch
+from asr_lightning.errors import InputError
+from data_modules import dataset, manifest
+from data_modules.dataset import Noise, SpeechDataset
+from data_modules.manifest import BadFile, Found, Manifest
+from data_modules.sampler import EvaluationBatches, TrainBatches
+
+BAD_FILES_SHOWN = 20
+LOST_IN_A_ROW = 100  # unreadable utterances one after the other: the disk is gone, not a file
+STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
+
+
+class CorpusDataModule(lightning.LightningDataModule):
+    """Reads a corpus in batches of about equal size in seconds.
+
+    A subclass says where the corpus is and what its files are: `source`, `require`, `fingerprint`,
+    `find_utterances`, and where its audio is not of a common format also `read_header` and `read_audio`.
+
+    Args:
+        train_subsets: Names of the subsets that are trained on.
+        validation_subsets: Subsets that are evaluated while training, each by itself.
+        test_subsets: Subsets of `lightning test`.
+        predict_subsets: Subsets of `lightning predict`.
+        batch_seconds: Seconds of audio, padding included, of a training batch of one process.
+        evaluation_batch_seconds: The same for validation, test and prediction; default `batch_seconds`.
+        min_seconds: Shorter utterances are left out of training.
+        max_seconds: Longer utterances are left out of training.
+        train_utterances: Train on so many utterances only, drawn with `seed`; default all.
+        speed_factors: Training audio is played so much faster: one of them is drawn per utterance and epoch, as from
+            `[0.9, 1.0, 1.1]`. Empty leaves it.
+        noise: Changes the training waveforms: called with the audio (S,) and a generator, returns audio (S,).
+        workers: Processes that read audio, for each training process; 0 reads in the training process.
+        seed: Of the order of utterances and of the augmentation.
+        sample_rate: Samples per second that all files must have.
+        on_bad: What files that cannot be used do: `error` stops with a list of them, `skip` leaves them out.
+
+    Raises:
+        InputError: An argument is out of its range.
+    """
+
+    read_header = staticmethod(manifest.read_header)
+    read_audio = staticmethod(dataset.read_audio)
+
+    def __init__(
+        self,
+        train_subsets: list[str] | None = None,
+        validation_subsets: list[str] | None = None,
+        test_subsets: list[str] | None = None,
+        predict_subsets: list[str] | None = None,
+        batch_seconds: float = 200.0,
+        evaluation_batch_seconds: float | None = None,
+        min_seconds: float = 0.1,
+        max_seconds: float = 35.0,
+        train_utterances: int | None = None,
+        speed_factors: list[float] | None = None,
+        noise: Noise | None = None,
+        workers: int = 2,
+        seed: int = 1,
+        sample_rate: int = 16_000,
+        on_bad: Literal["error", "skip"] = "error",
+    ) -> None:
+        super().__init__()
+        self.subsets = {
+            "train": list(train_subsets or []),
+            "validation": list(validation_subsets or []),
+            "test": list(test_subsets or []),
+            "predict": list(predict_subsets or []),
+        }
+        self.batch_seconds = batch_seconds
+        self.evaluation_batch_seconds = batch_seconds if evaluation_batch_seconds is None else evaluation_batch_seconds
+        self.min_seconds = min_seconds
+        self.max_seconds = max_seconds
+        self.train_utterances = train_utterances
+        self.speed_factors = [round(factor, 2) for factor in speed_factors or []]
+        self.noise = noise
+        self.workers = workers
+        self.seed = seed
+        self.sample_rate = sample_rate
+        self.on_bad = on_bad
+        self.manifests: dict[str, Manifest] = {}
+        self.lost_utterances: Counter[str] = Counter()
+        self._lost_in_a_row = 0
+        self._check_arguments()
+
+    @property
+    def source(self) -> str:
+        """Tells this corpus from others in the cache: its absolute path and what else decides on its manifests."""
+        raise NotImplementedError
+
+    def require(self, subsets: list[str]) -> None:
+        """See that the subsets are there; raise an `InputError` that helps where they are not."""
+
+    def fingerprint(self, subset: str) -> str:
+        """Changes when the subset's files do."""
+        raise NotImplementedError
+
+    def find_utterances(self, subset: str) -> tuple[list[Found], list[BadFile]]:
+        """The subset's utterances, and the files that cannot be used, without opening audio."""
+        raise NotImplementedError
+
+    @property
+    def manifest_folder(self) -> Path:
+        """Where this corpus' manifests are cached."""
+        options = f"{type(self).__module__}.{type(self).__qualname__} {self.source} {self.sample_rate}"
+        name = f"{Path(self.source).name}-{hashlib.sha256(options.encode()).hexdigest()[:12]}"
+        return manifest.cache_folder() / name
+
+    def build_manifest(self, subset: str) -> Manifest:
+        """Make a subset's manifest, or take the cached one where the files are the same."""
+        path = self.manifest_folder / f"{subset}.cuts.jsonl"
+        fingerprint = f"{manifest.FORMAT} {self.fingerprint(subset)}"
+        try:
+            cached = Manifest(path)
+            if cached.fingerprint == fingerprint:
+                return cached
+        except (OSError, ValueError):
+            pass  # not there, or a writer was killed
+        found, bad = self.find_utterances(subset)
+        measured = manifest.measure(found, self.sample_rate, subset, self.read_header)
+        return manifest.write_manifest(path, itertools.chain(bad, measured), fingerprint)
+
+    def prepare_data(self) -> None:
+        """Make the manifests of the subsets that this stage needs.
+
+        Raises:
+            InputError: Subsets are missing, or have files that cannot be used.
+        """
+        state = self.trainer.state.fn if self.trainer else None
+        roles = STAGES[state.value] if state else tuple(self.subsets)
+        subsets = list(dict.fromkeys(subset for role in roles for subset in self.subsets[role]))
+        self.require(subsets)
+        manifests = {subset: self.build_manifest(subset) for subset in subsets}
+        self._report_bad(manifests)
+        empty = [subset for subset, part in manifests.items() if len(part) == 0]
+        if empty:
+            raise InputError(f"No utterance can be used in {', '.join(empty)} of {self.source}.")
+
+    def _report_bad(self, manifests: dict[str, Manifest]) -> None:
+        bad = [file for part in manifests.values() for file in part.bad_files()]
+        if not bad:
+            return
+        spoiled = [(subset, part) for subset, part in manifests.items() if part.bad]
+        kinds = Counter(file.kind for file in bad).most_common()
+        more = len(bad) - BAD_FILES_SHOWN
+        lines = [
+            f"{len(bad)} files of {', '.join(subset for subset, _ in spoiled)} cannot be used:",
+            *(f"  {count} {kind}" for kind, count in kinds),
+            *map(str, bad[:BAD_FILES_SHOWN]),
+            *([f"... and {more} more"] if more > 0 else []),
+            f"The complete list: {', '.join(str(part.bad_path) for _, part in spoiled)}",
+        ]
+        if self.on_bad == "error":
+            advice = "Mend or remove them, or leave them out with --data.init_args.on_bad skip"
+            raise InputError("\n".join([*lines, advice]))
+        rank_zero_warn("\n".join([*lines, "They are left out."]))
+
+    def setup(self, stage: str) -> None:
+        """Open the manifests that `prepare_data` made."""
+        for role in STAGES[stage]:
+            for subset in self.subsets[role]:
+                self.manifests[subset] = Manifest(self.manifest_folder / f"{subset}.cuts.jsonl")
+
+    def train_dataloader(self) -> TrainBatches:
+        """The training batches of this process.
+
+        Raises:
+            InputError: No utterance is left, or fewer than `train_utterances`.
+        """
+        speech = self._dataset(self.subsets["train"], self.speed_factors, self.noise)
+        chosen = self._choose(speech.durations)
+        slowest = min([1.0, *self.speed_factors])  # the plan must hold for whatever is drawn
+        return TrainBatches(
+            speech.durations[chosen] / slowest,
+            functools.partial(self._load, speech, chosen),
+            self.batch_seconds,
+            *self._rank(),
+            seed=self.seed,
+            progress=self._progress,
+            identity={"subsets": ", ".join(speech.subsets)},
+        )
+
+    def val_dataloader(self) -> dict[str, EvaluationBatches]:
+        """The validation batches of this process by subset."""
+        return self._evaluation("validation")
+
+    def test_dataloader(self) -> dict[str, EvaluationBatches]:
+        """The test batches of this process by subset."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> dict[str, EvaluationBatches]:
+        """The batches of this process to predict, by subset."""
+        return self._evaluation("predict")
+
+    def _evaluation(self, role: str) -> dict[str, EvaluationBatches]:
+        loaders = {}
+        for subset in self.subsets[role]:
+            speech = self._dataset([subset])
+            load = functools.partial(self._load, speech, np.arange(len(speech)))
+            loaders[subset] = EvaluationBatches(speech.durations, load, self.evaluation_batch_seconds, *self._rank())
+        return loaders
+
+    def _dataset(
+        self, subsets: list[str], speed_factors: list[float] | None = None, noise: Noise | None = None
+    ) -> SpeechDataset:
+        manifests = {subset: self.manifests[subset] for subset in subsets}
+        return SpeechDataset(manifests, self.sample_rate, self.read_audio, self.seed, speed_factors or [], noise)
+
+    def _choose(self, durations: np.ndarray) -> np.ndarray:
+        """The numbers of the utterances that are trained on."""
+        short, long = durations < self.min_seconds, durations > self.max_seconds
+        if short.any() or long.any():
+            rank_zero_info(
+                f"Left out of training: {short.sum()} utterances shorter than {self.min_seconds} s and {long.sum()} "
+                f"longer than {self.max_seconds} s ({durations[long].sum() / 3600:.2f} h), of {len(durations)}."
+            )
+        chosen = np.flatnonzero(~short & ~long)
+        if len(chosen) < (self.train_utterances or 1):
+            raise InputError(
+                f"Expected {self.train_utterances or 'some'} utterances to train on, got {len(chosen)} of "
+                f"{self.min_seconds} to {self.max_seconds} s in {', '.join(self.subsets['train']) or 'no subset'}."
+            )
+        if self.train_utterances is not None:
+            chosen = np.sort(np.random.default_rng(self.seed).permutation(chosen)[: self.train_utterances])
+        return chosen
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _progress(self) -> tuple[int, int]:
+        """The epoch, and how many of its batches are done; not 0 after a resume in mid-epoch."""
+        if self.trainer is None:
+            return 0, 0
+        epoch = 0 if self.trainer.overfit_batches else self.trainer.current_epoch  # type: ignore[attr-defined]
+        return epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def _load(self, speech: SpeechDataset, chosen: np.ndarray, batches: list[list[int]], epoch: int) -> Iterator[Batch]:
+        loader = DataLoader(
+            speech,
+            batch_sampler=[[(epoch, int(chosen[number])) for number in batch] for batch in batches],
+            collate_fn=functools.partial(dataset.collate, sample_rate=self.sample_rate),
+            num_workers=self.workers,
+            worker_init_fn=_use_one_thread,
+            generator=torch.Generator(),  # else every epoch and validation draws from the model's randomness
+            prefetch_factor=4 if self.workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for batch, lost in loader:
+            self._count_lost(lost, len(batch))
+            yield batch
+
+    def _count_lost(self, lost: list[tuple[str, str]], read: int) -> None:
+        """Name the utterances that could not be read; stop when nothing can be read any more."""
+        self._lost_in_a_row = 0 if read else self._lost_in_a_row + len(lost)
+        for id, reason in lost:
+            self.lost_utterances[id] += 1
+            if self.lost_utterances[id] == 1:
+                warnings.warn(f"Left out, because it cannot be read: {reason}", stacklevel=2)
+        if self._lost_in_a_row >= LOST_IN_A_ROW:
+            raise InputError(
+                f"The last {self._lost_in_a_row} utterances could not be read. Is {self.source} still there? "
+                "The run can be resumed from its last checkpoint."
+            )
+
+    def _check_arguments(self) -> None:
+        limit = self.train_utterances
+        checks = {
+            "batch_seconds": (self.batch_seconds > 0, "more than 0"),
+            "evaluation_batch_seconds": (self.evaluation_batch_seconds > 0, "more than 0"),
+            "max_seconds": (self.max_seconds > self.min_seconds, f"more than min_seconds, which is {self.min_seconds}"),
+            "train_utterances": (limit is None or limit > 0, "more than 0"),
+            "speed_factors": (all(0.1 <= factor <= 10 for factor in self.speed_factors), "each from 0.1 to 10"),
+            "workers": (self.workers >= 0, "0 or more"),
+            "on_bad": (self.on_bad in ("error", "skip"), "error or skip"),
+        }
+        for name, (right, expected) in checks.items():
+            if not right:
+                raise InputError(f"{name} must be {expected}, got {getattr(self, name)}")
+
+
+def _use_one_thread(worker: int) -> None:
+    """Workers are the parallelism: threads inside them would only fight for the same cores."""
+    torch.set_num_threads(1)

@@ -1,0 +1,139 @@
+"""Utterances one by one: read, played at another speed, with noise; and made into batches."""
+
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from lhotse import MonoCut
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchaudio.transforms import Resample
+
+from asr_lightning.batch import Batch, Utterance
+from data_modules.manifest import Manifest
+
+DURATION_TOLERANCE = 0.025  # seconds between header and audio; some MP3 encoders are off by a frame
+
+Noise = Callable[..., Any]
+"""Called with a waveform (S,) and a `torch.Generator`, returns a waveform (S,).
+
+Typed loosely, because jsonargparse reads `Callable[..., Tensor]` as the wish for a subclass of `Tensor`.
+"""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """An utterance that could not be read."""
+
+    id: str
+    reason: str
+
+
+def read_audio(cut: MonoCut) -> np.ndarray:
+    """Read the file of a cut that is a whole file: (S,) in [-1, 1], channels mixed down.
+
+    Not by `cut.load_audio`: lhotse 1.33 re-raises libsndfile's errors in a form that cannot even be printed.
+
+    Raises:
+        ValueError: The file is not as long as the manifest says.
+        soundfile.LibsndfileError: It cannot be read.
+    """
+    recording = cut.recording
+    audio, sample_rate = soundfile.read(recording.sources[0].source, dtype="float32", always_2d=True)  # (S, channels)
+    if sample_rate != recording.sampling_rate or abs(len(audio) / sample_rate - cut.duration) > DURATION_TOLERANCE:
+        expected = f"{recording.num_samples} at {recording.sampling_rate} Hz"
+        raise ValueError(f"{len(audio)} samples at {sample_rate} Hz, expected {expected}")
+    return audio[:, 0] if audio.shape[1] == 1 else audio.mean(axis=1)
+
+
+class SpeechDataset(Dataset):
+    """Utterances of several manifests; an item is asked for as (epoch, number) and depends on nothing else.
+
+    Args:
+        manifests: By subset name.
+        sample_rate: Of the audio.
+        read_audio: Gives a cut's waveform.
+        seed: Of the augmentation.
+        speed_factors: One is drawn per utterance and epoch.
+        noise: Applied to the waveform after the speed.
+    """
+
+    def __init__(
+        self,
+        manifests: dict[str, Manifest],
+        sample_rate: int,
+        read_audio: Callable[[MonoCut], np.ndarray] = read_audio,
+        seed: int = 1,
+        speed_factors: Sequence[float] = (),
+        noise: Noise | None = None,
+    ) -> None:
+        self.manifests = manifests
+        self.subsets = list(manifests)
+        self.sample_rate = sample_rate
+        self.read_audio = read_audio
+        self.seed = seed
+        self.speed_factors = speed_factors
+        self.noise = noise
+        self._ends = np.cumsum([len(part) for part in manifests.values()])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def durations(self) -> np.ndarray:
+        """(N,) seconds, before speed perturbation."""
+        return np.concatenate([np.zeros(0, np.float32), *(part.durations for part in self.manifests.values())])
+
+    def __getitem__(self, key: tuple[int, int]) -> Utterance | Lost:
+        epoch, number = key
+        which = int(np.searchsorted(self._ends, number, side="right"))
+        subset = self.subsets[which]
+        part = self.manifests[subset]
+        cut = part[number - int(self._ends[which]) + len(part)]
+        try:
+            samples = self.read_audio(cut)
+            if not np.isfinite(samples).all():
+                raise ValueError("samples that are not numbers")
+        except Exception as error:  # every decoder has its own; one file must not end a run of days
+            return Lost(cut.id, f"{cut.recording.sources[0].source}: {' '.join(str(error).split())[:200]}")
+        audio = self._augment(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)), cut.id, epoch)
+        supervision = cut.supervisions[0]
+        return Utterance(cut.id, audio, self.sample_rate, supervision.text or "", supervision.speaker or "", subset)
+
+    def _augment(self, audio: Tensor, id: str, epoch: int) -> Tensor:
+        if not self.speed_factors and self.noise is None:
+            return audio
+        entropy = np.random.SeedSequence([self.seed, epoch, zlib.crc32(id.encode())])
+        generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        if self.speed_factors:
+            factor = self.speed_factors[int(torch.randint(len(self.speed_factors), (), generator=generator))]
+            audio = change_speed(audio, factor, self.sample_rate)
+        return self.noise(audio, generator) if self.noise else audio
+
+
+def change_speed(audio: Tensor, factor: float, sample_rate: int) -> Tensor:
+    """Play (S,) faster by a factor, pitch included, so that S/factor samples are left.
+
+    Args:
+        audio: (S,).
+        factor: In hundredths; rates without a common divisor would need filters of gigabytes.
+        sample_rate: Of the audio.
+    """
+    hundredths = round(100 * factor)
+    return audio if hundredths == 100 else _resampler(sample_rate * hundredths // 100, sample_rate)(audio)
+
+
+@functools.cache
+def _resampler(before: int, after: int) -> Resample:
+    return Resample(before, after)
+
+
+def collate(items: list[Utterance | Lost], sample_rate: int) -> tuple[Batch, list[tuple[str, str]]]:
+    """Make a batch of the utterances that could be read, beside the (id, reason) of those that could not."""
+    utterances = [item for item in items if isinstance(item, Utterance)]
+    return Batch.collate(utterances, sample_rate), [(item.id, item.reason) for item in items if isinstance(item, Lost)]

@@ -1,0 +1,213 @@
+"""LibriSpeech, and any corpus in its layout: `root/<subset>/<speaker>/<chapter>/` with audio and `*.trans.txt`."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lhotse.recipes import download_librispeech
+
+from asr_lightning.errors import InputError
+from data_modules.corpus import CorpusDataModule
+from data_modules.manifest import BadFile, Found, fingerprint
+
+AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".opus", ".ogg")
+TRANSCRIPT_SUFFIX = ".trans.txt"
+DOWNLOAD_MEGABYTES = {  # what openslr.org has, as archives
+    "dev-clean": 337,
+    "dev-other": 314,
+    "test-clean": 346,
+    "test-other": 328,
+    "train-clean-100": 6_400,
+    "train-clean-360": 23_000,
+    "train-other-500": 30_000,
+    "dev-clean-2": 126,
+    "train-clean-5": 332,
+}
+
+
+class LibriSpeechDataModule(CorpusDataModule):
+    """LibriSpeech, or any corpus in its layout.
+
+    A subset is a folder below `root`, or below `root/LibriSpeech`; its name is one of the official seven
+    (`train-clean-100`, `train-clean-360`, `train-other-500`, `dev-clean`, `dev-other`, `test-clean`, `test-other`) or
+    any other. In it, every folder with audio (FLAC, WAV, MP3, Opus, Ogg) has a `*.trans.txt` with lines
+    `<file name without suffix> <transcript>` in UTF-8. The speaker is the name of the folder below the subset.
+
+    Args:
+        root: The folder that contains the subsets.
+        download: Fetch missing subsets from openslr.org into `root`.
+        **arguments: Those of `CorpusDataModule`.
+    """
+
+    def __init__(self, root: str, download: bool = False, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.root = Path(root).expanduser().absolute()
+        self.download = download
+
+    @property
+    def source(self) -> str:
+        """Tells this corpus from others in the cache."""
+        return str(self.root)
+
+    def require(self, subsets: list[str]) -> None:
+        """See that the subsets are there, or fetch them.
+
+        Raises:
+            InputError: Some are not, and `download` is off or cannot fetch them.
+        """
+        missing = [subset for subset in subsets if find_subset(self.root, subset) is None]
+        if missing and not self.download:
+            raise InputError(_missing_message(self.root, missing))
+        if missing:
+            download_subsets(self.root, missing)
+
+    def fingerprint(self, subset: str) -> str:
+        """Changes when the subset's files do."""
+        return fingerprint(self._folder(subset), (*AUDIO_SUFFIXES, TRANSCRIPT_SUFFIX))
+
+    def find_utterances(self, subset: str) -> tuple[list[Found], list[BadFile]]:
+        """The subset's utterances, and the files without a partner."""
+        return find_utterances(self.root, subset)
+
+    def _folder(self, subset: str) -> Path:
+        folder = find_subset(self.root, subset)
+        if folder is None:
+            raise InputError(_missing_message(self.root, [subset]))
+        return folder
+
+
+def find_subset(root: Path, subset: str) -> Path | None:
+    """The folder of a subset, directly below the root or below its `LibriSpeech`."""
+    candidates = [root / subset, root / "LibriSpeech" / subset]
+    return next((folder for folder in candidates if folder.is_dir()), None)
+
+
+def find_utterances(root: Path, subset: str) -> tuple[list[Found], list[BadFile]]:
+    """Read the layout and the transcripts of a subset, without opening audio.
+
+    Args:
+        root: The folder that contains the subset, or one that contains `LibriSpeech/<subset>`.
+        subset: A folder's name.
+
+    Returns:
+        The utterances sorted by path, and the files that cannot be used.
+    """
+    folder = find_subset(Path(root), subset)
+    if folder is None:
+        raise InputError(_missing_message(Path(root), [subset]))
+    found: dict[str, Found] = {}
+    bad: list[BadFile] = []
+    for directory, audio, transcripts in _directories(folder):
+        parts = directory.relative_to(folder).parts
+        lines = _read_transcripts(directory, transcripts, bad)
+        for name in audio:
+            path, id = str(directory / name), _stem(name)
+            text = lines.get(id)
+            if id in found:
+                bad.append(BadFile(path, "duplicate id", f"{id} is also {found[id].path}, which is kept"))
+            elif text:
+                found[id] = Found(id, path, text, speaker=parts[0] if parts else "")
+            elif text is None:
+                bad.append(BadFile(path, "audio without transcript", f"{id} is in no *{TRANSCRIPT_SUFFIX} beside it"))
+        without_audio = lines.keys() - {_stem(name) for name in audio}
+        bad += [BadFile(f"{directory}/{id}.*", "transcript without audio") for id in sorted(without_audio)]
+    return list(found.values()), bad
+
+
+def _stem(name: str) -> str:
+    return name.rsplit(".", 1)[0]
+
+
+def _directories(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Every directory with its sorted names of audio files and of transcripts."""
+    for directory, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = sorted(name for name in names if not name.startswith("."))
+        audio = [name for name in visible if name.lower().endswith(AUDIO_SUFFIXES)]
+        transcripts = [name for name in visible if name.lower().endswith(TRANSCRIPT_SUFFIX)]
+        if audio or transcripts:
+            yield Path(directory), audio, transcripts
+
+
+def _read_transcripts(directory: Path, names: list[str], bad: list[BadFile]) -> dict[str, str]:
+    """The texts by id. Lines that cannot be used are added to `bad`, and their text is empty."""
+    texts: dict[str, str] = {}
+    for name in names:
+        path = directory / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            bad.append(BadFile(str(path), "unreadable transcript", str(error)))
+            continue
+        for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+            raw_id, _, raw_text = line.strip().replace(b"\t", b" ", 1).partition(b" ")
+            if not raw_id:
+                continue
+            id, place = raw_id.decode("utf-8", errors="replace"), f"{path}:{number}"
+            try:
+                text = raw_text.decode("utf-8").strip()
+            except UnicodeDecodeError as error:
+                text = ""
+                bad.append(BadFile(place, "transcript not UTF-8", f"{error.reason} in {id}"))
+            else:
+                if not text:
+                    bad.append(BadFile(place, "empty transcript", id))
+            if id in texts:
+                bad.append(BadFile(place, "duplicate id", f"{id} was transcribed before; the first is kept"))
+            texts.setdefault(id, text)
+    return texts
+
+
+def download_subsets(root: Path, subsets: list[str]) -> None:
+    """Fetch subsets from openslr.org into `root/LibriSpeech`, or `root` if that is its name.
+
+    They are unpacked in `root/.download` and moved when whole, so that an interrupted download is never taken for a
+    subset; the next one continues it.
+
+    Raises:
+        InputError: There is no such subset on openslr.org, or it cannot be fetched.
+    """
+    unknown = [subset for subset in subsets if subset not in DOWNLOAD_MEGABYTES]
+    if unknown:
+        raise InputError(
+            f"Cannot download {', '.join(unknown)}: openslr.org has {', '.join(DOWNLOAD_MEGABYTES)}.\n"
+            f"Copy it to {root / unknown[0]}, or leave it out of the subsets."
+        )
+    sizes = ", ".join(f"{subset} ({DOWNLOAD_MEGABYTES[subset] / 1000:.1f} GB)" for subset in subsets)
+    print(f"Downloading {sizes} from openslr.org into {root}; while unpacking it takes twice that space.", flush=True)
+    workplace, target = root / ".download", root if root.name == "LibriSpeech" else root / "LibriSpeech"
+    try:
+        for subset in subsets:
+            download_librispeech(workplace, dataset_parts=[subset])
+            target.mkdir(exist_ok=True)
+            os.replace(workplace / "LibriSpeech" / subset, target / subset)
+            (workplace / f"{subset}.tar.gz").unlink(missing_ok=True)
+        shutil.rmtree(workplace)
+    except Exception as error:  # of urllib, http, tarfile, gzip and the file system
+        raise InputError(
+            f"Cannot download {sizes}: {error}.\nThe next try continues with what is in {workplace}. By hand: fetch "
+            f"https://www.openslr.org/resources/12/<subset>.tar.gz and unpack it in {root}."
+        ) from error
+
+
+def _missing_message(root: Path, missing: list[str]) -> str:
+    looked = [str(path / subset) for subset in missing for path in (root, root / "LibriSpeech")]
+    present = [
+        child.name
+        for folder in (root, root / "LibriSpeech")
+        if folder.is_dir()
+        for child in sorted(folder.iterdir())
+        if child.is_dir() and child.name != "LibriSpeech" and not child.name.startswith(".")
+    ]
+    if not root.is_dir():
+        there = f"There is no folder {root}."
+    else:
+        there = f"There {'are ' + ', '.join(present[:20]) if present else 'is no subset'} in {root}."
+    return (
+        f"Subset not found: {', '.join(missing)}. Looked for\n  " + "\n  ".join(looked) + f"\n{there}\nEither\n"
+        "  point --data.init_args.root at a copy of the corpus, or\n"
+        "  fetch it with --data.init_args.download true, or\n"
+        "  train on the embedded corpus, which needs no data: --config experiments/demo/rnnt_ws.yaml"
+    )

@@ -1,0 +1,190 @@
+"""Which utterances make a batch, and in what order: a pure plan, and the iterables that follow it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from asr_lightning.batch import Batch
+from asr_lightning.errors import InputError
+
+DURATION_SPREAD = 1.05  # longest over shortest utterance of a bucket: padding is at most 5 %, about 2.5 % in the mean
+BATCHES_PER_BUCKET = 2  # at least: more make small corpora meet more company, and pad more
+
+Load = Callable[[list[list[int]], int], Iterable[Batch]]
+"""Reads batches, given as the utterances' numbers, in an epoch."""
+
+
+def plan_batches(
+    durations: np.ndarray, batch_seconds: float, world_size: int = 1, seed: int | None = None, epoch: int = 0
+) -> list[list[list[int]]]:
+    """Put every utterance into one batch, together with others of about its duration.
+
+    Utterances, sorted by duration, are cut into buckets of whole batches. Epochs shuffle the utterances inside the
+    buckets and then the batches, so that every epoch has other batches but the same number of them. The batches of
+    one step are alike in duration on all ranks.
+
+    Args:
+        durations: (N,) seconds of each utterance.
+        batch_seconds: The longest duration times the number of utterances is at most this in every batch; an
+            utterance longer than this makes a batch alone.
+        world_size: Number of processes that share the utterances.
+        seed: Of the shuffling, together with `epoch`; without it the longest batches come first, always the same.
+        epoch: Counts from 0.
+
+    Returns:
+        For every rank a list of batches, which are lists of positions in `durations`. All ranks have the same number
+        of batches. Where there are too few utterances for that, some batches are empty.
+    """
+    durations = np.asarray(durations, dtype=np.float64)
+    longest_first = np.argsort(-durations, kind="stable")
+    spread, batches_per_bucket = (1.0, 1) if seed is None else (DURATION_SPREAD, BATCHES_PER_BUCKET)
+    cuts, buckets = _cut(durations[longest_first], batch_seconds, spread, batches_per_bucket)
+    cuts = _split_evenly(cuts, len(durations), world_size)
+    batches = len(cuts) // world_size
+    order, steps = longest_first, np.arange(batches)
+    if seed is not None:
+        random = np.random.default_rng([seed, epoch])
+        order = longest_first[np.lexsort((random.random(len(durations)), buckets))]
+        steps = random.permutation(batches)
+    positions, ends = order.tolist(), [*cuts[1:].tolist(), len(durations)]
+    starts = cuts.tolist()
+    return [
+        [positions[starts[i] : ends[i]] for i in (steps * world_size + rank).tolist()]  # neighbours in one step
+        for rank in range(world_size)
+    ]
+
+
+def _cut(
+    durations: np.ndarray, batch_seconds: float, spread: float, batches_per_bucket: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut falling durations (N,) into batches: where each begins, and the bucket (N,) of every utterance."""
+    rising = -durations
+    starts = [np.zeros(0, dtype=np.int64)]
+    buckets = np.zeros(len(durations), dtype=np.int64)
+    first = bucket = 0
+    while first < len(durations):
+        size = max(1, int(batch_seconds / durations[first] + 1e-9))
+        alike = int(np.searchsorted(rising, rising[first] / spread, side="right")) - first
+        last = min(first + size * max(alike // size, batches_per_bucket), len(durations))
+        starts.append(np.arange(first, last, size))
+        buckets[first:last] = bucket
+        first, bucket = last, bucket + 1
+    return np.concatenate(starts), buckets
+
+
+def _split_evenly(starts: np.ndarray, total: int, world_size: int) -> np.ndarray:
+    """Halve the largest batches until their number divides by `world_size`; add empty ones where none can be halved."""
+    for _ in range(-len(starts) % world_size):
+        sizes = np.diff(starts, append=total)
+        largest = int(sizes.argmax())
+        if sizes[largest] >= 2:
+            starts = np.insert(starts, largest + 1, starts[largest] + sizes[largest] // 2)
+        else:
+            starts = np.append(starts, total)
+    return starts
+
+
+class EvaluationBatches:
+    """This rank's batches of a subset, always the same, the longest first so that memory runs out at once or never.
+
+    Args:
+        durations: (N,) seconds of each utterance.
+        load: Reads the planned batches.
+        batch_seconds: Most seconds of a padded batch.
+        rank: Of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self, durations: np.ndarray, load: Load, batch_seconds: float, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.durations = durations
+        self.load = load
+        self.batch_seconds = batch_seconds
+        self.rank = rank
+        self.world_size = world_size
+        self._length = len(self.plan()[rank])
+
+    def plan(self, epoch: int = 0) -> list[list[list[int]]]:
+        """All ranks' batches of an epoch."""
+        return plan_batches(self.durations, self.batch_seconds, self.world_size)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self.load(self.plan()[self.rank], 0)
+
+
+class TrainBatches(EvaluationBatches):
+    """This rank's training batches, other ones each epoch; continues in mid-epoch where a checkpoint was written.
+
+    Lightning does not fast-forward a loader, and it calls `iter` before it has restored its counters. But it fetches
+    lazily from an iterable that has a length; so the generator below asks for the progress at its first `next`.
+
+    Args:
+        durations: (N,) seconds of each utterance.
+        load: Reads the planned batches.
+        batch_seconds: Most seconds of a padded batch.
+        rank: Of this process.
+        world_size: Number of processes.
+        seed: Of the shuffling.
+        progress: Gives the epoch and how many of its batches are done.
+        identity: What else the plan depends on, by name; a checkpoint may only be resumed with the same.
+    """
+
+    def __init__(
+        self,
+        durations: np.ndarray,
+        load: Load,
+        batch_seconds: float,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        seed: int = 1,
+        progress: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        identity: dict[str, Any] | None = None,
+    ) -> None:
+        self.seed = seed
+        self.progress = progress
+        self.identity = identity or {}
+        super().__init__(durations, load, batch_seconds, rank, world_size)
+
+    def plan(self, epoch: int = 0) -> list[list[list[int]]]:
+        """All ranks' batches of an epoch."""
+        return plan_batches(self.durations, self.batch_seconds, self.world_size, self.seed, epoch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, done = self.progress()
+        yield from self.load(self.plan(epoch)[self.rank][done:], epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the order of batches depends on. Its presence tells Lightning that this iterable can be resumed."""
+        return {
+            "utterances": len(self.durations),
+            "audio seconds": round(float(np.sum(self.durations, dtype=np.float64)), 2),
+            "batch_seconds": self.batch_seconds,
+            "seed": self.seed,
+            "processes": self.world_size,
+            **self.identity,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Check that the checkpoint's order of batches is the one that is planned now.
+
+        Raises:
+            InputError: It is another one, so that some utterances would be missed and others repeated.
+        """
+        now = self.state_dict()
+        changed = [
+            f"  {name}: {state.get(name)} in the checkpoint, {now.get(name)} now"
+            for name in {**now, **state}
+            if state.get(name) != now.get(name)
+        ]
+        if changed:
+            raise InputError(
+                "This checkpoint cannot be resumed, because the training batches would be others than before:\n"
+                + "\n".join(changed)
+                + "\nSet them as they were, or begin a new run (without --ckpt_path) from the checkpoint's weights."
+            )

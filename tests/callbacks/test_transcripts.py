@@ -1,0 +1,203 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from transcribing_run import Corpus, HalfDeaf, batch_of, loader, make_trainer
+
+from asr_lightning.batch import Batch
+from asr_lightning.callbacks.transcripts import Transcripts, name_of_run, transcripts
+
+SUBSETS = ["test-clean", "test-other"]
+
+
+def fit(
+    folder: Path, epochs: int, resume: Path | None = None, hears_from: int = 2, **options: Any
+) -> lightning.Trainer:
+    checkpoints = ModelCheckpoint(dirpath=folder / "checkpoints", filename="{epoch}", save_top_k=-1)
+    callbacks = [Transcripts(**options.pop("transcripts", {})), *options.pop("callbacks", [checkpoints])]
+    trainer = make_trainer(folder, max_epochs=epochs, callbacks=callbacks, enable_checkpointing=True, **options)
+    trainer.fit(HalfDeaf(hears_from), datamodule=Corpus(), ckpt_path=resume)
+    return trainer
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def epochs_and_rates(path: Path) -> list[tuple[int, str, float]]:
+    return [(int(line["epoch"]), line["subset"], float(line["wer"])) for line in lines(path)]
+
+
+def test_error_rates_hold_one_line_per_subset_and_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    fit(tmp_path / "rnnt_ws" / "seed3", 2, num_sanity_val_steps=2)
+    text = (tmp_path / "rnnt_ws" / "seed3" / "error_rates.csv").read_text()
+    assert text.splitlines()[0] == "run,seed,epoch,subset,wer,cer,ser"
+    assert text.splitlines()[1].startswith("rnnt_ws,7,1,test-clean,0.500000,")  # `say x`: one word of two is wrong
+    assert text.splitlines()[4] == "rnnt_ws,7,2,test-other,0.000000,0.000000,0.000000"
+    assert len(text.splitlines()) == 5
+    assert not list(tmp_path.rglob(".*")), "a temporary file was left"
+
+
+def test_the_run_can_be_named_and_is_else_named_after_its_folder(tmp_path: Path) -> None:
+    assert name_of_run(tmp_path / "rnnt_ws" / "seed12") == ("rnnt_ws", "12")
+    assert name_of_run(tmp_path / "rnnt_ws") == ("rnnt_ws", "")
+    fit(tmp_path / "seed1", 1, transcripts={"run": "ours"})
+    assert {line["run"] for line in lines(tmp_path / "seed1" / "error_rates.csv")} == {"ours"}
+
+
+def test_a_fresh_training_replaces_what_an_earlier_one_wrote(tmp_path: Path) -> None:
+    fit(tmp_path, 3)
+    fit(tmp_path, 1, hears_from=1)
+    assert epochs_and_rates(tmp_path / "error_rates.csv") == [(1, "test-clean", 0.0), (1, "test-other", 0.0)]
+    assert sorted(path.name for path in (tmp_path / "transcripts").iterdir()) == [
+        f"validation-epoch1-{subset}.jsonl" for subset in SUBSETS
+    ]
+
+
+class InterruptedAt(Callback):
+    """Breaks off in the middle of the training batches of an epoch, counted from 0."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise RuntimeError("the power failed")
+
+
+@pytest.mark.parametrize("save_on_train_epoch_end", [True, False])
+def test_resuming_replaces_the_epochs_it_repeats_and_doubles_none(
+    tmp_path: Path, save_on_train_epoch_end: bool
+) -> None:
+    def checkpoints() -> ModelCheckpoint:
+        return ModelCheckpoint(
+            dirpath=tmp_path / "checkpoints",
+            filename="{epoch}",
+            save_top_k=-1,
+            save_on_train_epoch_end=save_on_train_epoch_end,
+        )
+
+    with pytest.raises(RuntimeError, match="the power failed"):
+        fit(tmp_path, 4, hears_from=9, callbacks=[checkpoints(), InterruptedAt(3)])
+    assert [epoch for epoch, _, _ in epochs_and_rates(tmp_path / "error_rates.csv")] == [1, 1, 2, 2, 3, 3]
+    # from the end of the second epoch, and now it hears
+    fit(tmp_path, 4, resume=tmp_path / "checkpoints" / "epoch=1.ckpt", hears_from=1, callbacks=[checkpoints()])
+    assert epochs_and_rates(tmp_path / "error_rates.csv") == [
+        (epoch, subset, 0.5 if epoch <= 2 else 0.0) for epoch in (1, 2, 3, 4) for subset in SUBSETS
+    ]
+
+
+def test_validation_before_training_is_epoch_0_and_alone_is_not_written(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
+    model = HalfDeaf()
+    trainer.validate(model, datamodule=Corpus(), verbose=False)
+    assert not list(tmp_path.iterdir())
+    trainer.fit(model, datamodule=Corpus())
+    assert [epoch for epoch, _, _ in epochs_and_rates(tmp_path / "error_rates.csv")] == [0, 0, 1, 1]
+
+
+def test_a_validation_inside_an_epoch_is_replaced_by_the_one_at_its_end(tmp_path: Path) -> None:
+    fit(tmp_path, 2, val_check_interval=0.5)
+    assert [epoch for epoch, _, _ in epochs_and_rates(tmp_path / "error_rates.csv")] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("keep", "epochs"), [("last", [2]), ("all", [1, 2])])
+def test_transcripts_are_written_per_subset(tmp_path: Path, keep: str, epochs: list[int]) -> None:
+    fit(tmp_path, 2, hears_from=9, transcripts={"keep": keep})
+    expected = [f"validation-epoch{epoch}-{subset}.jsonl" for epoch in epochs for subset in SUBSETS]
+    assert sorted(path.name for path in (tmp_path / "transcripts").iterdir()) == expected
+    rows = [json.loads(line) for line in (tmp_path / "transcripts" / expected[0]).read_text().splitlines()]
+    assert [row["id"] for row in rows] == list("abcde")
+    assert rows[0] == {
+        "id": "a",
+        "speaker": "speaker a",
+        "reference": "say a",
+        "hypothesis": "say deaf",
+        "word_errors": 1,
+        "words": 2,
+    }
+
+
+def test_transcripts_of_empty_texts_and_batches_are_counted() -> None:
+    batch = batch_of(["a", "b", "c"])
+    batch.texts[0] = " "
+    counts = [(row["word_errors"], row["words"]) for row in transcripts(batch, ["ah", "", "oh say  can c"])]
+    assert counts == [(1, 0), (2, 2), (2, 2)]
+    assert transcripts(batch_of([]), []) == []
+
+
+def test_test_results_are_of_the_epoch_of_the_checkpoint_and_kept_beside_others(tmp_path: Path) -> None:
+    fit(tmp_path, 3)
+    for checkpoint in ("epoch=2", "epoch=0", "epoch=2"):
+        trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
+        path = tmp_path / "checkpoints" / f"{checkpoint}.ckpt"
+        trainer.test(HalfDeaf(9), datamodule=Corpus(), ckpt_path=path, verbose=False)
+    epochs = [epoch for epoch, _, _ in epochs_and_rates(tmp_path / "test_error_rates.csv")]
+    assert epochs == [1, 1, 3, 3]
+    assert (tmp_path / "transcripts" / "test-epoch3-test-other.jsonl").exists()
+    assert len(lines(tmp_path / "error_rates.csv")) == 6, "a test must leave the rates of training alone"
+
+
+def test_a_test_after_training_is_of_the_last_epoch(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, 2)
+    trainer.test(HalfDeaf(), datamodule=Corpus(), verbose=False)
+    assert [epoch for epoch, _, _ in epochs_and_rates(tmp_path / "test_error_rates.csv")] == [2, 2]
+
+
+def test_examples_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path, 1, transcripts={"examples": 1})
+    printed = capsys.readouterr().out
+    assert "epoch 1  test-clean  WER  50.00%" in printed
+    assert "say a  →  say deaf" in printed
+    assert "say b" not in printed
+
+
+def test_a_recogniser_that_logs_no_rates_is_told_which(tmp_path: Path) -> None:
+    class Silent(HalfDeaf):
+        def on_validation_epoch_end(self) -> None:
+            self.log("test-clean/wer", 0.5)
+
+    trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
+    with pytest.raises(
+        ValueError, match="expected the recogniser to log test-clean/cer, but it logged.*test-clean/wer"
+    ):
+        trainer.fit(Silent(), datamodule=Corpus())
+
+
+def test_dataloaders_without_names_are_one_subset(tmp_path: Path) -> None:
+    class Pooled(HalfDeaf):
+        def on_validation_epoch_start(self) -> None:
+            pass
+
+        def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[str]]:
+            return {"hypotheses": batch.texts}
+
+        def on_validation_epoch_end(self) -> None:
+            self.log_dict({"val/wer": 0.0, "val/cer": 0.0, "val/ser": 0.0})
+
+    trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
+    trainer.fit(Pooled(), loader([batch_of("a")]), [loader([batch_of("b")]), loader([batch_of("c")])])
+    assert epochs_and_rates(tmp_path / "error_rates.csv") == [(1, "val", 0.0)]
+    assert len((tmp_path / "transcripts" / "validation-epoch1-val.jsonl").read_text().splitlines()) == 2
+
+
+def test_all_ranks_transcripts_are_written_once(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("transcribing_run.py")
+    command = [sys.executable, str(script), json.dumps({"folder": str(tmp_path)})]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert epochs_and_rates(tmp_path / "error_rates.csv")[-1] == (2, "test-other", 0.0)
+    assert len(lines(tmp_path / "error_rates.csv")) == 4
+    rows = (tmp_path / "transcripts" / "validation-epoch2-test-clean.jsonl").read_text().splitlines()
+    assert [json.loads(row)["id"] for row in rows] == list("abcde")
+    assert result.stdout.count("epoch 2  test-clean") == 1

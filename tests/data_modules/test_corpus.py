@@ -1,0 +1,243 @@
+"""What a run is given: every utterance once per epoch, also after it was killed, on several ranks, with bad files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import collecting_run
+import numpy as np
+import pytest
+import soundfile
+import torch
+from made_corpora import make_subset
+
+from asr_lightning.errors import InputError
+from data_modules.librispeech import LibriSpeechDataModule
+
+UTTERANCES = 40
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    make_subset(tmp_path / "corpus", "train", UTTERANCES)
+    make_subset(tmp_path / "corpus", "dev", 5, seed=1)
+    return tmp_path / "corpus"
+
+
+def arguments(root: Path, **more: Any) -> dict[str, Any]:
+    return {"root": str(root), "train_subsets": ["train"], "batch_seconds": 3.0, "workers": 0, **more}
+
+
+def ids(rows: list[dict[str, Any]], epoch: int) -> list[str]:
+    return sorted(id for row in rows if row["epoch"] == epoch and row["kind"] == "train" for id in row["ids"])
+
+
+def progress(checkpoint: Path) -> tuple[int, int]:
+    """The epoch of a checkpoint, and how many batches of the run were trained on before it."""
+    loops = torch.load(checkpoint, weights_only=True)["loops"]["fit_loop"]
+    return loops["epoch_progress"]["current"]["processed"], loops["epoch_loop.batch_progress"]["total"]["processed"]
+
+
+CHECKPOINTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "every step, the last of an epoch too": ({}, {"every_n_train_steps": 1}),
+    "accumulated": ({"accumulate_grad_batches": 2}, {"every_n_train_steps": 1}),
+    "after validation in mid-epoch": (
+        {"val_check_interval": 3, "limit_val_batches": 1.0},
+        {"save_on_train_epoch_end": False, "every_n_epochs": 1},
+    ),
+    "after validation at the epoch's end": (
+        {"limit_val_batches": 1.0},
+        {"save_on_train_epoch_end": False, "every_n_epochs": 1},
+    ),
+    "at the epoch's end": ({}, {"save_on_train_epoch_end": True, "every_n_epochs": 1}),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(root: Path, tmp_path: Path, name: str) -> None:
+    trainer, saving = CHECKPOINTS[name]
+    trainer = {"max_epochs": 3, **trainer}
+    data = arguments(root, validation_subsets=["dev"], speed_factors=[0.9, 1.0, 1.1])
+    whole = collecting_run.run(str(tmp_path / "whole"), data, trainer, {"dirpath": str(tmp_path / "ckpt"), **saving})
+    trained = [row for row in whole if row["kind"] == "train"]
+    for epoch in range(3):
+        assert len(ids(whole, epoch)) == len(set(ids(whole, epoch))) == UTTERANCES
+    assert len({row["sum"] for row in trained}) == len(trained)  # no batch comes again
+
+    checkpoints = sorted((tmp_path / "ckpt").glob("*.ckpt"), key=progress)
+    assert checkpoints
+    for checkpoint in checkpoints[:: 1 + len(checkpoints) // 13]:
+        _, done = progress(checkpoint)
+        rest = collecting_run.run(str(tmp_path / checkpoint.stem), data, trainer, resume=str(checkpoint))
+        assert [row for row in rest if row["kind"] == "train"] == trained[done:], checkpoint
+
+
+def start(**run: Any) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, collecting_run.__file__, json.dumps(run)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_a_killed_run_goes_on_where_its_last_checkpoint_was_written(root: Path, tmp_path: Path) -> None:
+    log, data, trainer = str(tmp_path / "log"), arguments(root, workers=2), {"max_epochs": 3}
+    saving = {"dirpath": str(tmp_path / "ckpt"), "every_n_train_steps": 4}
+    dead = start(log=log, data=data, trainer=trainer, checkpoint=saving, die_at=19)  # in the second epoch, 3 steps late
+    assert dead.returncode == -signal.SIGKILL, dead.stderr[-2000:]
+    before = collecting_run.rows(log)
+    checkpoint = max((tmp_path / "ckpt").glob("*.ckpt"), key=progress)
+    epoch, done = progress(checkpoint)
+    assert (epoch, done) == (1, 16) and len(before) == 19
+
+    after = collecting_run.run(log, data, trainer, resume=str(checkpoint))
+    everything = sorted(ids(before, 0))
+    assert len(set(everything)) == len(everything) == UTTERANCES
+    assert ids(before[:done] + after, 1) == everything
+    assert ids(after, 2) == everything
+    assert before[done:] == after[: len(before) - done]  # the lost steps are the same again, audio included
+
+
+def test_two_processes_share_an_epoch(root: Path, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    trainer = {
+        "max_epochs": 2,
+        "devices": 2,
+        "strategy": "ddp",
+        "limit_val_batches": 1.0,
+        "use_distributed_sampler": True,
+    }
+    data = arguments(root, validation_subsets=["dev"], evaluation_batch_seconds=0.5)
+    ended = start(log=log, data=data, trainer=trainer)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    ranks = [collecting_run.rows(log, rank) for rank in range(2)]
+    for epoch in range(2):
+        assert len(ids(ranks[0], epoch)) > UTTERANCES / 4
+        both = ids(ranks[0] + ranks[1], epoch)
+        assert len(both) == len(set(both)) == UTTERANCES
+        heard = [
+            id
+            for row in ranks[0] + ranks[1]
+            if row["kind"] == "validation dev" and row["epoch"] == epoch
+            for id in row["ids"]
+        ]
+        assert len(heard) == len(set(heard)) == 5
+
+
+@pytest.mark.parametrize(
+    "change", [{"batch_seconds": 4.0}, {"seed": 2}, {"max_seconds": 0.7}, {"speed_factors": [0.8]}]
+)
+def test_other_batches_are_not_resumed(root: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    saving = {"dirpath": str(tmp_path), "every_n_train_steps": 2}
+    collecting_run.run(str(tmp_path / "log"), arguments(root), {"max_steps": 2}, saving)
+    (checkpoint,) = tmp_path.glob("*.ckpt")
+    with pytest.raises(InputError, match="in the checkpoint") as refusal:
+        collecting_run.run(str(tmp_path / "log"), arguments(root, **change), {"max_epochs": 2}, resume=str(checkpoint))
+    assert any(name in str(refusal.value) for name in (*change, "audio seconds"))
+
+
+def ready(**given: Any) -> LibriSpeechDataModule:
+    data = LibriSpeechDataModule(**given)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_item_depends_on_seed_epoch_and_utterance_only(root: Path, workers: int) -> None:
+    given: dict[str, Any] = {"speed_factors": [0.5, 1.0, 2.0], "noise": add_noise}
+
+    def sums(epoch: int, **more: Any) -> dict[str, float]:
+        batches = ready(**arguments(root, **given, **more)).train_dataloader()
+        batches.progress = lambda: (epoch, 0)
+        return {
+            id: float(audio.abs().sum()) for batch in batches for id, audio in zip(batch.ids, batch.audio, strict=True)
+        }
+
+    reference = sums(3)
+    assert sums(3, batch_seconds=5.0, workers=workers) == pytest.approx(reference)
+    for other in (sums(4), sums(3, seed=2)):
+        assert np.mean([other[id] == pytest.approx(reference[id], rel=1e-3) for id in reference]) < 0.3
+
+
+def add_noise(audio: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return audio + torch.rand((), generator=generator) * torch.randn(audio.shape, generator=generator)
+
+
+def test_speed_changes_duration_and_pitch(root: Path) -> None:
+    batches = {
+        factor: {
+            id: audio[:length]
+            for batch in ready(**arguments(root, speed_factors=[factor])).train_dataloader()
+            for id, audio, length in zip(batch.ids, batch.audio, batch.audio_lengths, strict=True)
+        }
+        for factor in (1.0, 0.8)
+    }
+    for id, audio in batches[1.0].items():
+        assert len(batches[0.8][id]) == pytest.approx(len(audio) / 0.8, abs=2)
+    longest = max(
+        len(batch.ids) * batch.audio.shape[1]
+        for batch in ready(**arguments(root, speed_factors=[0.8])).train_dataloader()
+    )
+    assert longest <= 3.0 * 16_000 * 1.01  # the plan knew
+
+
+def test_a_file_that_breaks_costs_itself_only(root: Path) -> None:
+    data = ready(**arguments(root, validation_subsets=["dev"], evaluation_batch_seconds=0.1))
+    broken = sorted(root.glob("train/**/*.flac"))[:3]
+    broken[0].unlink()
+    broken[1].write_bytes(broken[1].read_bytes()[: broken[1].stat().st_size // 2])
+    soundfile.write(broken[2], np.full(16_000, 0.1), 16_000, subtype="PCM_16")  # another duration than it was
+    with pytest.warns(UserWarning, match="cannot be read") as told:
+        seen = [id for batch in data.train_dataloader() for id in batch.ids]
+    assert Counter(seen).most_common(1)[0][1] == 1
+    assert len(seen) == UTTERANCES - 3
+    assert set(data.lost_utterances) == {path.stem for path in broken}
+    assert all(any(str(path) in str(warning.message) for warning in told) for path in broken)
+
+    next(root.glob("dev/**/*.flac")).unlink()
+    with pytest.warns(UserWarning):
+        sizes = [len(batch) for batch in data.val_dataloader()["dev"]]
+    assert sorted(sizes) == [0, 1, 1, 1, 1]  # every rank makes its steps
+
+
+def test_a_vanished_disk_stops_the_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_modules.corpus.LOST_IN_A_ROW", 20)
+    data = ready(**arguments(root))
+    for path in root.glob("train/**/*.flac"):
+        path.unlink()
+    with pytest.raises(InputError, match="could not be read"), pytest.warns(UserWarning):
+        list(data.train_dataloader())
+
+
+@pytest.mark.parametrize(("limits", "expected"), [({"max_seconds": 0.6}, range(1, 30)), ({"train_utterances": 7}, [7])])
+def test_training_takes_what_was_asked_for(root: Path, limits: dict[str, Any], expected: Any) -> None:
+    data = ready(**arguments(root, **limits))
+    chosen = [sorted(id for batch in data.train_dataloader() for id in batch.ids) for _ in range(2)]
+    assert chosen[0] == chosen[1] and len(chosen[0]) in expected
+    assert all(data.train_dataloader().durations <= data.max_seconds)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_seconds": 0},
+        {"evaluation_batch_seconds": -1.0},
+        {"max_seconds": 0.05},
+        {"speed_factors": [0.0]},
+        {"workers": -1},
+        {"train_utterances": 0},
+        {"on_bad": "ignore"},
+    ],
+)
+def test_arguments_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        LibriSpeechDataModule(**arguments(Path("."), **wrong))
+
+
+def test_more_utterances_than_there_are(root: Path) -> None:
+    with pytest.raises(InputError, match="Expected 41 utterances to train on, got 40"):
+        ready(**arguments(root, train_utterances=41)).train_dataloader()

@@ -1,0 +1,119 @@
+"""The plan: every utterance once, within the limit, little padding, other batches each epoch, as many on every rank."""
+
+import time
+
+import numpy as np
+import pytest
+
+from asr_lightning.errors import InputError
+from data_modules.sampler import TrainBatches, plan_batches
+
+
+def like_librispeech(count: int) -> np.ndarray:
+    """Seconds: most near 14, as in train-clean-100, with a tail of short ones."""
+    random = np.random.default_rng(0)
+    long = random.normal(14.3, 1.6, count)
+    durations = np.where(random.random(count) < 0.75, long, random.uniform(1.2, 13.0, count))
+    return np.clip(durations, 1.2, 24.5).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [0, 1, 5, 7, 100, 1001])
+def test_every_utterance_once_on_any_number_of_ranks(count: int, world_size: int, seed: int | None) -> None:
+    durations = like_librispeech(count)
+    for epoch in range(3):
+        plan = plan_batches(durations, 100.0, world_size, seed, epoch)
+        assert len(plan) == world_size
+        assert len({len(batches) for batches in plan}) == 1
+        batches = [batch for rank in plan for batch in rank]
+        assert sorted(number for batch in batches for number in batch) == list(range(count))
+        assert all(durations[batch].max() * len(batch) <= 100.0 for batch in batches if batch)
+        if count >= world_size:
+            assert all(batches)  # nothing is empty without need
+
+
+def test_an_utterance_beyond_the_limit_is_alone() -> None:
+    durations = np.array([30.0, 1.0, 1.2, 25.0, 1.1])
+    batches = plan_batches(durations, 10.0, seed=1)[0]
+    assert sorted(map(sorted, batches)) == [[0], [1, 2, 4], [3]]
+
+
+@pytest.mark.parametrize(("count", "batch_seconds"), [(600, 100.0), (600, 200.0), (30_000, 200.0), (30_000, 1000.0)])
+def test_padding_is_small(count: int, batch_seconds: float) -> None:
+    durations = like_librispeech(count)
+    batches = plan_batches(durations, batch_seconds, seed=1)[0]
+    padded = sum(float(durations[batch].max()) * len(batch) for batch in batches)
+    assert 1 - durations.sum() / padded < 0.05
+    assert padded / len(batches) > 0.9 * batch_seconds  # and the batches are full
+
+
+def test_epochs_differ_in_order_and_in_company_but_not_in_length() -> None:
+    durations = like_librispeech(2000)
+    plans = [plan_batches(durations, 200.0, 2, seed=1, epoch=epoch) for epoch in range(4)]
+    assert len({len(plan[0]) for plan in plans}) == 1
+    companies = [{frozenset(batch) for rank in plan for batch in rank} for plan in plans]
+    assert len(companies[0] & companies[1]) < 0.05 * len(companies[0])
+    first_batches = [float(durations[plan[0][0]].mean()) for plan in plans]
+    assert len(set(first_batches)) == 4
+    assert plans[1] == plan_batches(durations, 200.0, 2, seed=1, epoch=1)
+    assert plans[1] != plan_batches(durations, 200.0, 2, seed=2, epoch=1)
+
+
+def test_ranks_have_alike_batches_at_a_step() -> None:
+    durations = like_librispeech(5000)
+    plan = plan_batches(durations, 200.0, 2, seed=1)
+    longest = np.array([[durations[batch].max() for batch in rank] for rank in plan])
+    assert np.median(longest.max(axis=0) / longest.min(axis=0)) < 1.05
+
+
+def test_evaluation_is_longest_first_and_always_the_same() -> None:
+    durations = like_librispeech(500)
+    batches = plan_batches(durations, 100.0)[0]
+    assert batches == plan_batches(durations, 100.0, epoch=5)[0]
+    assert (np.diff([durations[batch].max() for batch in batches]) <= 0).all()
+
+
+def test_many_utterances_are_planned_fast() -> None:
+    durations = like_librispeech(300_000)
+    begin = time.process_time()
+    plan_batches(durations, 200.0, 8, seed=1, epoch=3)
+    assert time.process_time() - begin < 1.0
+
+
+def batches_of(**change: object) -> TrainBatches:
+    given = {"durations": np.ones(10), "batch_seconds": 3.0, "world_size": 1, "seed": 1, "identity": {"subsets": "a"}}
+    return TrainBatches(load=lambda batches, epoch: iter(()), **{**given, **change})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"durations": np.ones(9)}, "utterances: 10 in the checkpoint, 9 now"),
+        ({"durations": np.full(10, 1.1)}, "audio seconds: 10.0 in the checkpoint, 11.0 now"),
+        ({"batch_seconds": 4.0}, "batch_seconds: 3.0 in the checkpoint, 4.0 now"),
+        ({"seed": 2}, "seed: 1 in the checkpoint, 2 now"),
+        ({"world_size": 2}, "processes: 1 in the checkpoint, 2 now"),
+        ({"identity": {"subsets": "b"}}, "subsets: a in the checkpoint, b now"),
+    ],
+)
+def test_a_checkpoint_of_other_batches_is_refused(change: dict[str, object], name: str) -> None:
+    state = batches_of().state_dict()
+    batches_of().load_state_dict(state)
+    with pytest.raises(InputError, match=name):
+        batches_of(**change).load_state_dict(state)
+
+
+def test_the_progress_is_asked_at_the_first_batch_only() -> None:
+    asked = []
+
+    def progress() -> tuple[int, int]:
+        asked.append(True)
+        return 2, 3
+
+    batches = batches_of(progress=progress)
+    batches.load = lambda planned, epoch: [(planned, epoch)]  # type: ignore[assignment, list-item, return-value]
+    iterator = iter(batches)
+    assert not asked
+    assert next(iterator) == (batches.plan(2)[0][3:], 2)
+    assert asked == [True]

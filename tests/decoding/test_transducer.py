@@ -1,0 +1,306 @@
+import math
+from itertools import combinations_with_replacement, product
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.decoding.transducer import WINDOW, _Histories, beam_search, greedy_search
+from asr_lightning.losses.transducer import transducer_loss
+
+State = tuple[Tensor, ...]
+
+
+class SmallPredictor(nn.Module):
+    """An LSTM that remembers which tokens it was fed."""
+
+    def __init__(self, vocabulary: int, dimension: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, dimension)
+        self.lstm = nn.LSTM(dimension, dimension, batch_first=True)
+        self.fed: list[int] = []
+
+    def initial_state(self, batch_size: int, device: torch.device) -> State:
+        return tuple(torch.zeros(batch_size, self.lstm.hidden_size, device=device) for _ in range(2))
+
+    def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        self.fed += tokens.flatten().tolist()
+        x, (hidden, cell) = self.lstm(3 * self.embedding(tokens), tuple(s.unsqueeze(0).contiguous() for s in state))
+        return 2 * x, (hidden.squeeze(0), cell.squeeze(0))
+
+
+class SmallJoint(nn.Module):
+    def __init__(self, vocabulary: int, dimension: int, blank: int, blank_bias: float) -> None:
+        super().__init__()
+        self.output = nn.Linear(dimension, vocabulary)
+        with torch.no_grad():
+            self.output.weight.mul_(4)
+            self.output.bias[blank] += blank_bias
+
+    def forward(self, encoded: Tensor, predicted: Tensor) -> Tensor:
+        return self.output(torch.tanh(encoded + predicted))
+
+
+def small_transducer(seed: int, vocabulary: int, blank: int, bias: float) -> tuple[SmallPredictor, SmallJoint]:
+    torch.manual_seed(seed)
+    return SmallPredictor(vocabulary, 8).eval(), SmallJoint(vocabulary, 8, blank, bias).eval()
+
+
+@torch.no_grad()
+def naive_greedy(
+    encoded: Tensor, predictor: SmallPredictor, joint: SmallJoint, blank: int, most: int
+) -> tuple[tuple[int, ...], float, tuple[int, ...]]:
+    """The textbook loop over the frames (T, D) of one utterance."""
+    predicted, state = predictor(torch.tensor([[blank]]), predictor.initial_state(1, encoded.device))
+    tokens, frames, score = [], [], 0.0
+    for frame, vector in enumerate(encoded):
+        for symbols in range(most + 1):
+            log_probs = joint(vector, predicted[0, 0]).log_softmax(-1)
+            token = blank if symbols == most else int(log_probs.argmax())
+            score += float(log_probs[token])
+            if token == blank:
+                break
+            tokens.append(token)
+            frames.append(frame)
+            predicted, state = predictor(torch.tensor([[token]]), state)
+    return tuple(tokens), score, tuple(frames)
+
+
+def assert_same(got: Hypothesis, tokens: tuple[int, ...], score: float, frames: tuple[int, ...]) -> None:
+    assert got.tokens == tokens
+    assert got.frames == frames
+    assert got.score == pytest.approx(score, rel=1e-4, abs=1e-4)
+
+
+LENGTHS = torch.tensor([17, 0, 25, 1, 9, 25])  # beyond several windows of greedy search
+assert max(LENGTHS) > 2 * WINDOW
+
+
+@pytest.mark.parametrize(("seed", "blank", "bias"), [(0, 0, 1.0), (1, 4, 3.0), (2, 2, 4.0), (3, 0, 2.0)])
+def test_greedy_equals_the_textbook_alone_in_a_batch_and_with_padding(seed: int, blank: int, bias: float) -> None:
+    predictor, joint = small_transducer(seed, 5, blank, bias)
+    encoded = 2 * torch.randn(len(LENGTHS), 25, 8)
+    batched = greedy_search(encoded, LENGTHS, predictor, joint, blank, max_symbols=3)
+    garbage = torch.full((len(LENGTHS), 40, 8), float("nan"))
+    for row, length in enumerate(LENGTHS.tolist()):
+        garbage[row, :length] = encoded[row, :length]
+    padded = greedy_search(garbage, LENGTHS, predictor, joint, blank, max_symbols=3)
+    for row, length in enumerate(LENGTHS.tolist()):
+        expected = naive_greedy(encoded[row, :length], predictor, joint, blank, 3)
+        [alone] = greedy_search(encoded[row : row + 1, :length], LENGTHS[row : row + 1], predictor, joint, blank, 3)
+        for got in (batched[row], padded[row], alone):
+            assert_same(got, *expected)
+    frames = batched[2].frames
+    assert 1 < len(set(frames)) < 25, "some frames emit, some do not"
+    assert len(frames) > len(set(frames)), "some frame emits several symbols"
+
+
+class ScriptedPredictor:
+    """Counts the tokens emitted so far, and remembers which it was fed."""
+
+    def __init__(self) -> None:
+        self.fed: list[int] = []
+
+    def initial_state(self, batch_size: int, device: torch.device) -> State:
+        return (torch.full((batch_size, 1), -1.0, device=device),)
+
+    def __call__(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        self.fed += tokens.flatten().tolist()
+        count = state[0] + 1
+        return count.unsqueeze(1), (count,)
+
+
+def scripted_joint(encoded: Tensor, predicted: Tensor) -> Tensor:
+    """Say what the frame's script says: how many tokens were said before, then the tokens, then blanks (0)."""
+    before, script = encoded[..., :1], encoded[..., 1:]
+    place = (predicted - before).clamp(0, 4).long().expand(*script.shape[:-1], 1)
+    return 9.0 * nn.functional.one_hot(script.gather(-1, place).squeeze(-1).long(), 4).float()
+
+
+def scripted_frames(script: list[list[int]]) -> Tensor:
+    said = [sum(len(tokens) for tokens in script[:frame]) for frame in range(len(script))]
+    return torch.tensor(
+        [[n, *tokens, *[0] * (5 - len(tokens))] for n, tokens in zip(said, script, strict=True)]
+    ).float()
+
+
+SCRIPTS: list[list[list[int]]] = [[[], [3, 1], [], [], [2, 2, 2, 2]], [[1], [], [], [], []], [[], [], [], [], []]]
+
+
+def test_greedy_emits_several_symbols_per_frame_and_advances_on_tokens_only() -> None:
+    predictor = ScriptedPredictor()
+    encoded = torch.stack([scripted_frames(script) for script in SCRIPTS])
+    found = greedy_search(encoded, torch.full((3,), 5), predictor, scripted_joint, blank_id=0)
+    assert [hypothesis.tokens for hypothesis in found] == [(3, 1, 2, 2, 2, 2), (1,), ()]
+    assert [hypothesis.frames for hypothesis in found] == [(1, 1, 4, 4, 4, 4), (0,), ()]
+    assert sorted(predictor.fed) == [0, 0, 0, 1, 1, 2, 2, 2, 2, 3]  # a start each, then every token once
+
+
+def test_greedy_reads_no_token_again_whatever_the_neighbours_do() -> None:
+    predictor, joint = small_transducer(3, 5, 0, 2.0)
+    found = greedy_search(2 * torch.randn(6, 25, 8), LENGTHS, predictor, joint, 0)
+    emitted = [token for hypothesis in found for token in hypothesis.tokens]
+    assert len(emitted) > 20
+    assert sorted(predictor.fed) == sorted([0] * 6 + emitted)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_network_that_never_stops_is_stopped_in_every_frame(most: int) -> None:
+    always = torch.tensor([-4.0, 5.0, 0.0])
+    log_probs = always.log_softmax(0)
+    score = 4 * (most * float(log_probs[1]) + float(log_probs[0]))
+
+    def joint(encoded: Tensor, predicted: Tensor) -> Tensor:
+        return always.expand(*(encoded + predicted).shape[:-1], 3)
+
+    encoded, lengths = torch.zeros(2, 6, 1), torch.tensor([4, 2])
+    frames = tuple(frame for frame in range(4) for _ in range(most))
+    found = greedy_search(encoded, lengths, ScriptedPredictor(), joint, 0, max_symbols=most)
+    assert_same(found[0], (1,) * 4 * most, score, frames)
+    assert found[1].tokens == (1,) * 2 * most
+    longest = beam_search(encoded, lengths, ScriptedPredictor(), joint, 0, beam=1000, max_symbols=most)[0]
+    assert max(len(hypothesis.tokens) for hypothesis in longest) == 4 * most
+    every = next(hypothesis for hypothesis in longest if hypothesis.tokens == (1,) * 4 * most)
+    assert_same(every, (1,) * 4 * most, score, frames)
+
+
+@torch.no_grad()
+def exhaustive(
+    encoded: Tensor, predictor: SmallPredictor, joint: SmallJoint, blank: int, most: int
+) -> dict[tuple[int, ...], float]:
+    """The log of the summed probability of all alignments of every token sequence that fits (T, D)."""
+    vocabulary = [token for token in range(3) if token != blank]
+    totals = {}
+    for count in range(most * len(encoded) + 1):
+        spread = [
+            places
+            for places in combinations_with_replacement(range(len(encoded)), count)
+            if all(places.count(frame) <= most for frame in range(len(encoded)))
+        ]
+        for tokens in product(vocabulary, repeat=count):
+            predicted, _ = predictor(torch.tensor([[blank, *tokens]]), predictor.initial_state(1, encoded.device))
+            log_probs = joint(encoded.unsqueeze(1), predicted).double().log_softmax(-1).tolist()  # (T, U + 1, V)
+            totals[tokens] = math.log(sum(math.exp(alignment(log_probs, tokens, places, blank)) for places in spread))
+    return totals
+
+
+def alignment(
+    log_probs: list[list[list[float]]], tokens: tuple[int, ...], places: tuple[int, ...], blank: int
+) -> float:
+    emissions = sum(log_probs[frame][u][tokens[u]] for u, frame in enumerate(places))
+    return emissions + sum(rows[sum(p <= frame for p in places)][blank] for frame, rows in enumerate(log_probs))
+
+
+@pytest.mark.parametrize(("seed", "blank", "bias"), [(0, 0, 0.0), (1, 1, 1.0), (2, 2, 2.0), (3, 0, -1.0), (4, 0, 1.0)])
+def test_a_wide_beam_finds_everything_with_its_exact_probability(seed: int, blank: int, bias: float) -> None:
+    predictor, joint = small_transducer(seed, 3, blank, bias)
+    encoded = 2 * torch.randn(1, 3, 8)
+    [found] = beam_search(encoded, torch.tensor([3]), predictor, joint, blank, beam=1000, max_symbols=2)
+    expected = exhaustive(encoded[0], predictor, joint, blank, 2)
+    assert len(expected) == 127
+    assert {h.tokens: h.score for h in found} == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert found[0].tokens == max(expected, key=lambda tokens: expected[tokens])
+    assert all(h.frames == tuple(sorted(h.frames)) and len(h.frames) == len(h.tokens) for h in found)
+
+
+def test_a_wide_beam_is_the_transducer_loss_where_the_limit_does_not_bind() -> None:
+    predictor, joint = small_transducer(5, 3, 0, 2.0)
+    encoded = 2 * torch.randn(1, 3, 8)
+    [found] = beam_search(encoded, torch.tensor([3]), predictor, joint, 0, beam=1000, max_symbols=3)
+    short = [hypothesis for hypothesis in found if len(hypothesis.tokens) <= 3]
+    assert len(short) == 1 + 2 + 4 + 8
+    for hypothesis in short:
+        tokens = torch.tensor([hypothesis.tokens], dtype=torch.int64).reshape(1, -1)
+        predicted, _ = predictor(
+            torch.cat([torch.zeros(1, 1).long(), tokens], dim=1), predictor.initial_state(1, encoded.device)
+        )
+        logits = joint(encoded.unsqueeze(2), predicted.unsqueeze(1))
+        [loss] = transducer_loss(logits, tokens, torch.tensor([3]), torch.tensor([len(hypothesis.tokens)]), 0).tolist()
+        assert hypothesis.score == pytest.approx(-loss, rel=1e-4, abs=1e-4)
+
+
+def test_beam_reads_every_prefix_once_whichever_utterance_has_it() -> None:
+    predictor, joint = small_transducer(0, 3, 0, 0.0)
+    beam_search(2 * torch.randn(2, 3, 8), torch.tensor([3, 3]), predictor, joint, 0, beam=1000, max_symbols=2)
+    assert len(predictor.fed) == 127
+
+
+@pytest.mark.parametrize(("seed", "bias"), [(0, 1.0), (1, 3.0), (2, 6.0)])
+def test_narrow_beams_are_sorted_distinct_bounded_and_do_not_see_neighbours(seed: int, bias: float) -> None:
+    predictor, joint = small_transducer(seed, 5, 0, bias)
+    encoded = 2 * torch.randn(len(LENGTHS), 25, 8)
+    garbage = torch.cat([encoded, torch.full((len(LENGTHS), 5, 8), float("nan"))], dim=1)
+    found = beam_search(garbage, LENGTHS, predictor, joint, 0, beam=4, max_symbols=3)
+    for row, length in enumerate(LENGTHS.tolist()):
+        scores = [hypothesis.score for hypothesis in found[row]]
+        assert scores == sorted(scores, reverse=True)
+        assert len({hypothesis.tokens for hypothesis in found[row]}) == len(found[row]) == (4 if length else 1)
+        alone = beam_search(encoded[row : row + 1, :length], LENGTHS[row : row + 1], predictor, joint, 0, 4, 3)
+        for got, expected in zip(found[row], alone[0], strict=True):
+            assert_same(got, expected.tokens, expected.score, expected.frames)
+    assert any(0 < len(hypotheses[0].tokens) for hypotheses in found)
+
+
+def test_frames_of_the_beam_are_those_of_the_script() -> None:
+    encoded = torch.stack([scripted_frames(script) for script in SCRIPTS])
+    found = beam_search(encoded, torch.full((3,), 5), ScriptedPredictor(), scripted_joint, 0, beam=4)
+    assert [hypotheses[0].tokens for hypotheses in found] == [(3, 1, 2, 2, 2, 2), (1,), ()]
+    assert [hypotheses[0].frames for hypotheses in found] == [(1, 1, 4, 4, 4, 4), (0,), ()]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_wide_beam_is_at_least_as_probable_as_the_greedy_path(seed: int) -> None:
+    predictor, joint = small_transducer(seed, 3, 0, 1.0)
+    encoded, lengths = 2 * torch.randn(2, 3, 8), torch.tensor([3, 2])
+    greedy = greedy_search(encoded, lengths, predictor, joint, 0, max_symbols=2)
+    found = beam_search(encoded, lengths, predictor, joint, 0, beam=1000, max_symbols=2)
+    for path, hypotheses in zip(greedy, found, strict=True):
+        same = next(hypothesis for hypothesis in hypotheses if hypothesis.tokens == path.tokens)
+        assert hypotheses[0].score >= same.score >= path.score - 1e-5
+
+
+def test_the_probability_of_all_that_can_be_said_is_at_most_one() -> None:
+    predictor, joint = small_transducer(6, 3, 0, 6.0)
+    [found] = beam_search(torch.randn(1, 3, 8), torch.tensor([3]), predictor, joint, 0, beam=1000, max_symbols=3)
+    assert 0.9 < sum(math.exp(hypothesis.score) for hypothesis in found) <= 1.0 + 1e-5
+
+
+def test_no_utterances_and_no_frames() -> None:
+    predictor, joint = small_transducer(0, 3, 0, 0.0)
+    nothing = Hypothesis((), 0.0, ())
+    none, zeros = torch.zeros(0, 4, 8), torch.zeros(2, dtype=torch.int64)
+    assert greedy_search(none, zeros[:0], predictor, joint, 0) == []
+    assert beam_search(none, zeros[:0], predictor, joint, 0) == []
+    for encoded in (torch.randn(2, 4, 8), torch.zeros(2, 0, 8)):
+        assert greedy_search(encoded, zeros, predictor, joint, 0) == [nothing, nothing]
+        assert beam_search(encoded, zeros, predictor, joint, 0) == [[nothing], [nothing]]
+
+
+def test_a_beam_or_limit_of_nothing_is_refused() -> None:
+    predictor, joint = small_transducer(0, 3, 0, 0.0)
+    arguments = (torch.randn(1, 4, 8), torch.tensor([4]), predictor, joint, 0)
+    with pytest.raises(ValueError, match="max_symbols .* got 0"):
+        greedy_search(*arguments, max_symbols=0)
+    with pytest.raises(ValueError, match="got beam 0 and max_symbols 5"):
+        beam_search(*arguments, beam=0)
+    with pytest.raises(ValueError, match="got beam 8 and max_symbols 0"):
+        beam_search(*arguments, max_symbols=0)
+
+
+@pytest.mark.parametrize(("emission", "likelier"), [((0.1, 0.4), 1), ((0.4, 0.1), 0)])
+def test_merged_alignments_add_up_and_keep_the_frames_of_the_likelier(
+    emission: tuple[float, float], likelier: int
+) -> None:
+    encoded = torch.tensor([[[1 - p, p] for p in emission]]).log()
+    [found] = beam_search(encoded, torch.tensor([2]), ScriptedPredictor(), lambda e, p: e + 0 * p, 0, max_symbols=1)
+    once = next(hypothesis for hypothesis in found if hypothesis.tokens == (1,))
+    assert_same(once, (1,), math.log(0.5 * 0.9 * 0.6), (likelier,))
+
+
+def test_the_beam_remembers_what_it_may_need_again_and_no_more() -> None:
+    histories = _Histories(ScriptedPredictor(), 0, torch.device("cpu"))
+    assert histories([(), (1,), (2,), (1,)]).tolist() == [[0.0], [1.0], [1.0], [1.0]]
+    assert histories([(1, 2), (2, 2)]).tolist() == [[2.0], [2.0]]
+    histories.forget_all_but([(1,)])
+    assert set(histories.read) == {(1,), (1, 2)}

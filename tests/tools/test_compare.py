@@ -1,0 +1,179 @@
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asr_lightning.callbacks import transcripts
+from asr_lightning.errors import InputError
+from asr_lightning.report.figures import ErrorRate
+from asr_lightning.tools import compare
+
+HEAD = "run,seed,epoch,subset,wer,cer,ser"
+
+
+def write(folder: Path, lines: list[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "error_rates.csv").write_text("\n".join([HEAD, *lines]) + "\n")
+    return folder / "error_rates.csv"
+
+
+def write_run(folder: Path, run: str, seed: int, rates: list[float]) -> None:
+    """Rates of test-clean by epoch; test-other is twice as bad."""
+    write(
+        folder / run / f"seed{seed}",
+        [
+            f"{run},{seed},{epoch},{subset},{rate * factor:.6f},{rate / 2:.6f},1.000000"
+            for epoch, rate in enumerate(rates, 1)
+            for subset, factor in (("test-clean", 1), ("test-other", 2))
+        ],
+    )
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """At half its epochs random is at 20 % (seeds 22 and 18)."""
+    folder = tmp_path / "runs"
+    write_run(folder, "random", 1, [0.42, 0.22, 0.12, 0.09])
+    write_run(folder, "random", 2, [0.38, 0.18, 0.12, 0.11])
+    write_run(folder, "ws", 1, [0.30, 0.10, 0.10, 0.10])  # 20 % at epoch 1.5
+    write_run(folder, "ws", 2, [0.22, 0.12, 0.11, 0.10])  # 20 % at epoch 1.2
+    write_run(folder, "worse", 1, [0.90, 0.80, 0.70])
+    write_run(folder, "teacher", 1, [0.08, 0.05])
+    return folder
+
+
+def test_the_command_writes_table_figure_and_rates(runs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "report"
+    command = [sys.executable, "-m", "asr_lightning.tools.compare", str(runs), "--output", str(output)]
+    result = subprocess.run(
+        [*command, "--reference", "teacher", "--baseline", "random"], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert lines[0].startswith("epoch test-clean random test-clean worse test-clean ws test-other random")
+    assert lines[1].startswith("1 40.00 ± 2.83 90.00 26.00 ± 5.66 80.00 ± 5.66 180.00")
+    assert lines[4].startswith("4 10.00 ± 1.41 – 10.00 ± 0.00")
+    assert "teacher: 1 seed (1), after its last epoch test-clean 5.00, test-other 10.00" in lines
+    start = lines.index("Epochs to reach 20.00 % WER on test-clean (random after epoch 2):")
+    assert lines[start + 1 : start + 3] == ["* worse: > 3 (0 of 1 seeds got there)", "* ws: 1.4"]  # 1.35
+    assert lines[-1] == f"Written to {output}: wer_per_epoch.csv, wer_per_epoch.md, wer_per_epoch.png"
+    assert sorted(path.name for path in output.iterdir()) == [
+        f"wer_per_epoch.{suffix}" for suffix in ("csv", "md", "png")
+    ]
+    merged = (output / "wer_per_epoch.csv").read_text().splitlines()
+    assert merged[:3] == [
+        HEAD,
+        "random,1,1,test-clean,0.420000,0.210000,1.000000",
+        "random,1,1,test-other,0.840000,0.210000,1.000000",
+    ]
+    assert len(merged) == 1 + 2 * (4 * 4 + 3 + 2)
+    table = (output / "wer_per_epoch.md").read_text().splitlines()
+    assert table[0].count("|") == table[1].count("|") == table[2].count("|") == 8
+
+
+def test_what_the_callback_writes_can_be_read(tmp_path: Path) -> None:
+    assert list(transcripts.COLUMNS) == compare.COLUMNS
+    line = {"run": 'a "b", c', "seed": "", "epoch": "3", "subset": "clean", "wer": "0.1", "cer": "0.2", "ser": "inf"}
+    path = tmp_path / "error_rates.csv"
+    transcripts.write_atomically(path, transcripts.as_csv([line]))
+    assert compare.read_rates(path) == [ErrorRate('a "b", c', "", 3, "clean", 0.1, 0.2, math.inf)]
+
+
+def test_other_rates_can_be_compared(runs: Path, tmp_path: Path) -> None:
+    text = compare.compare([runs / "ws"], tmp_path / "out", "cer")
+    assert text.splitlines()[1].split() == ["1", *["13.00", "±", "2.83"] * 2]
+    assert (tmp_path / "out" / "cer_per_epoch.png").exists()
+
+
+def test_a_folder_given_twice_counts_once_and_seeds_are_sorted_as_numbers(tmp_path: Path) -> None:
+    for seed in (10, 2):
+        write_run(tmp_path, "ws", seed, [0.5])
+    rows = compare.merge(compare.find_files([tmp_path, tmp_path / "ws"]))
+    assert [(row.seed, row.subset) for row in rows] == [
+        (seed, subset) for seed in ("2", "10") for subset in ("test-clean", "test-other")
+    ]
+
+
+def test_no_rates_say_where_was_looked_and_what_makes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main([str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert str(tmp_path) in message
+    assert "error_rates.csv" in message
+    assert "lightning fit --config" in message
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="that is no folder"):
+        compare.find_files([tmp_path / "nothing"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ws,1,2,clean,0.1,0.1",
+        "ws,1,2,clean,0.1,0.1,0.1,0.1",
+        "ws,1,two,clean,0.1,0.1,0.1",
+        "ws,1,-1,clean,0.1,0.1,0.1",
+        "ws,1,2,clean,10 %,0.1,0.1",
+        "ws,1,2,clean,0.1,-0.1,0.1",
+        "ws,1,2,clean,0.1,0.1,nan",
+        "",
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path, ["ws,1,1,clean,0.1,0.1,0.1", line, "ws,1,3,clean,0.1,0.1,0.1"])
+    with pytest.raises(InputError, match=r"error_rates.csv, line 3: expected run,seed"):
+        compare.read_rates(path)
+
+
+def test_other_columns_and_doubled_rates_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "error_rates.csv"
+    path.write_text("epoch,wer\n1,0.5\n")
+    with pytest.raises(InputError, match="line 1: expected the columns run,seed,.*got 'epoch,wer'"):
+        compare.read_rates(path)
+    files = [write(tmp_path / name, ["ws,1,1,clean,0.1,0.1,0.1"]) for name in ("a", "b")]
+    with pytest.raises(
+        InputError, match="run 'ws', seed '1', epoch 1, clean is in .*a/error_rates.csv and again in .*b/"
+    ):
+        compare.merge(files)
+
+
+def test_runs_that_are_not_there_are_refused_before_anything_is_written(runs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(InputError, match="--baseline: expected one of the runs found, random, teacher, worse, ws; got"):
+        compare.compare([runs], output, baseline="rnd")
+    with pytest.raises(InputError, match="--reference: expected one of"):
+        compare.compare([runs], output, reference="techer")
+    with pytest.raises(InputError, match="expected two runs, got 'ws' for both"):
+        compare.compare([runs], output, reference="ws", baseline="ws")
+    with pytest.raises(InputError, match="to compare besides the reference"):
+        compare.compare([runs / "teacher"], output, reference="teacher")
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("rates", "target", "expected"),
+    [
+        ({1: 0.3, 2: 0.1}, 0.2, 1.5),
+        ({1: 0.3, 3: 0.1}, 0.15, 2.5),
+        ({1: 0.3, 2: 0.1, 3: 0.4, 4: 0.1}, 0.1, 2.0),  # the first time
+        ({0: 0.2, 1: 0.1}, 0.2, 0.0),
+        ({1: math.inf, 2: 0.1}, 0.2, 2.0),
+        ({1: 0.3, 2: 0.21}, 0.2, None),
+    ],
+)
+def test_epochs_to_reach(rates: dict[int, float], target: float, expected: float | None) -> None:
+    assert compare.epochs_to_reach(rates, target) == pytest.approx(expected)
+
+
+def test_half_way_is_the_last_validated_epoch_before_the_middle() -> None:
+    assert compare.half_way([{0: 1.0, 1: 0.8, 2: 0.6, 3: 0.4}, {1: 0.6}]) == (1, pytest.approx(0.7))
+    assert compare.half_way([{5: 0.5, 10: 0.3, 15: 0.2}]) == (5, 0.5)
+    assert compare.half_way([{10: 0.3}]) == (10, 0.3)
+
+
+def test_summaries_of_seeds() -> None:
+    assert compare.summarise([]) == "–"
+    assert compare.summarise([0.12345]) == "12.35"
+    assert compare.summarise([0.1, 0.2]) == "15.00 ± 7.07"
+    assert compare.summarise([0.1, math.inf]) == "inf"
