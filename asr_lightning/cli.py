@@ -9,8 +9,7 @@ import lightning
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningCLI
 
-from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import remember_configuration
+from asr_lightning.models.checkpoints import input_error, remember_configuration
 from asr_lightning.models.recognizer import Recognizer
 
 WANDB_HOST = "api.wandb.ai"
@@ -20,12 +19,15 @@ class CommandLine(LightningCLI):
     """LightningCLI over recognisers and corpora; all that a run writes lies below `trainer.default_root_dir`."""
 
     def before_instantiate_classes(self) -> None:
-        """Log into the run's folder, as CSV and to W&B, unless the experiment names loggers of its own."""
+        """Log and save into the run's folder, unless the experiment names other places.
+
+        Every start has a `logs/version_<n>` of its own, so that nothing is overwritten by resuming or testing a run.
+        """
         trainer = self.config[self.subcommand].trainer
         root = Path(trainer.default_root_dir or ".")
         if trainer.logger is None:
             trainer.logger = [
-                _part("lightning.pytorch.loggers.CSVLogger", save_dir=str(root), name="", version=""),
+                _part("lightning.pytorch.loggers.CSVLogger", save_dir=str(root), name="logs"),
                 _part(
                     "lightning.pytorch.loggers.WandbLogger",
                     save_dir=str(root),
@@ -34,6 +36,9 @@ class CommandLine(LightningCLI):
                     group="/".join(root.parts[-3:-1]) or None,
                 ),
             ]
+        for callback in trainer.callbacks or []:
+            if callback.class_path.endswith(".ModelCheckpoint") and callback.init_args.dirpath is None:
+                callback.init_args.dirpath = str(root / "checkpoints")
         if os.environ.get("LOCAL_RANK", "0") == "0":
             root.mkdir(parents=True, exist_ok=True)
 
@@ -74,5 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
             trainer_defaults={"use_distributed_sampler": False},
             args=arguments,
         )
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    except ValueError as error:
+        said = input_error(error)
+        if said is None:
+            raise
+        sys.exit(f"error: {said}")

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import itertools
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ class CorpusDataModule(lightning.LightningDataModule):
             `[0.9, 1.0, 1.1]`. Empty leaves it.
         noise: Changes the training waveforms: called with the audio (S,) and a generator, returns audio (S,).
         workers: Processes that read audio, for each training process; 0 reads in the training process.
-        seed: Of the order of utterances and of the augmentation.
+        seed: Of the order of utterances and of the augmentation; that of the whole run (`seed_everything`) if None.
         sample_rate: Samples per second that all files must have.
         on_bad: What files that cannot be used do: `error` stops with a list of them, `skip` leaves them out.
 
@@ -72,7 +73,7 @@ class CorpusDataModule(lightning.LightningDataModule):
         speed_factors: list[float] | None = None,
         noise: Noise | None = None,
         workers: int = 2,
-        seed: int = 1,
+        seed: int | None = None,
         sample_rate: int = 16_000,
         on_bad: Literal["error", "skip"] = "error",
     ) -> None:
@@ -91,7 +92,7 @@ class CorpusDataModule(lightning.LightningDataModule):
         self.speed_factors = [round(factor, 2) for factor in speed_factors or []]
         self.noise = noise
         self.workers = workers
-        self.seed = seed
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "1")) if seed is None else seed
         self.sample_rate = sample_rate
         self.on_bad = on_bad
         self.manifests: dict[str, Manifest] = {}

@@ -156,7 +156,13 @@ SPEAKERS: dict[str, list[Speaker]] = {
         "F en-US+f1 50 160, M en-US+m1 50 155, F en-US+f2 45 170, M en-US+m2 55 165, F en-US+f4 55 150, "
         "M en-US+m3 45 175, F en-US+f5 40 165, M en-US+m4 60 180, F en-US+linda 40 155, M en-US+m6 50 145, "
         "F en-GB-x-rp+steph 50 160, M en-GB-x-rp+m7 55 170, F en+belinda 35 175, M en+max 40 160, "
-        "F en-US-nyc+Annie 35 150, M en-029+Lee 60 150",
+        "F en-US-nyc+Annie 35 150, M en-029+Lee 60 150, F en-US+Alicia 45 165, M en-US+Andy 55 160, "
+        "F en-US+Andrea 40 170, M en-US+Denis 45 150, F en+anika 35 155, M en-US+Diogo 60 165, "
+        "F en-US+steph2 55 150, M en+Henrique 50 175, F en-GB-x-rp+f1 60 170, M en-US-nyc+Marco 55 155, "
+        "F en-US-nyc+f2 55 155, M en-US+Mario 65 170, F en-US+steph3 40 175, M en-US+ed 45 145, "
+        "F en+f4 45 160, M en-029+iven 55 165, F en-US+f5 60 175, M en-US+john 40 155, "
+        "F en-029+linda 50 165, M en-GB-x-rp+pablo 50 160, F en-US-nyc+belinda 50 180, M en-US+quincy 60 150, "
+        "M en-US+antonio 50 180, M en-US+rob 60 160",
     ),
     "dev-clean": _speakers(1001, "F en-US+f3 55 160, M en-US+m8 70 155, F en-GB-x-rp+aunty 45 165, M en-US+m5 60 170"),
     "dev-other": _speakers(2003, "F en-US+shelby 60 190, M en-US+Gene 60 185, F en+f3 40 200, M en-US+Michael 40 195"),

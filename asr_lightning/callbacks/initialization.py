@@ -1,7 +1,9 @@
-"""The baselines that weight selection is compared with [seed 002 §II.1]."""
+"""What a recogniser begins with: the shape of such callbacks, and baselines of weight selection [seed 002 §II.1]."""
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -10,46 +12,72 @@ from asr_lightning.nn.axes import Fixed, module_axes
 Scheme = Literal["default", "xavier", "he"]
 
 
-def initialize(module: nn.Module, scheme: Scheme) -> None:
-    """Draw all matrices and convolution kernels anew; biases, norms and embeddings stay as torch made them.
+class FirstWeights(Callback, ABC):
+    """Base class: sets the weights once, when training begins; never when it is resumed or goes on.
 
-    Packed parts (gates, GLU halves) are drawn each by itself, since each is a matrix of its own.
-
-    Args:
-        module: Changed in place.
-        scheme: `xavier` [Glorot and Bengio 2010] or `he` [He et al. 2015], both with uniform draws; `default` leaves
-            everything.
+    DistributedDataParallel has made all ranks equal by then and does not do so again: `set_weights` must arrive at the
+    same weights on every rank.
     """
-    if scheme == "default":
-        return
-    embeddings = {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Embedding)}
-    axes = module_axes(module)
-    for name, parameter in module.named_parameters():
-        if parameter.dim() < 2 or name in embeddings or not name.rpartition(".")[2].startswith("weight"):
-            continue
-        first = axes[name][0][0][0]
-        for part in parameter.data.chunk(first.size if isinstance(first, Fixed) else 1):
-            _draw(part, scheme)
+
+    def __init__(self) -> None:
+        self.done = False
+
+    @abstractmethod
+    def set_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Change the weights in place."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the weights, if this is the beginning."""
+        if not self.done and trainer.ckpt_path is None:
+            self.set_weights(trainer, pl_module)
+        self.done = True
 
 
-def _draw(weight: Tensor, scheme: Scheme) -> None:
-    if scheme == "xavier":
-        nn.init.xavier_uniform_(weight)
-    else:
-        nn.init.kaiming_uniform_(weight, nonlinearity="relu")
-
-
-class Initialization(Callback):
-    """Initialises the recogniser when training begins; never when it is resumed.
+class Initialization(FirstWeights):
+    """Draws the weights by a scheme.
 
     Args:
         scheme: `default` (torch's own), `xavier` or `he`.
     """
 
     def __init__(self, scheme: Scheme = "default") -> None:
+        super().__init__()
         self.scheme: Scheme = scheme
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the weights; ranks share the seed, and DistributedDataParallel hands out rank 0's."""
-        if trainer.ckpt_path is None:
-            initialize(pl_module, self.scheme)
+    def set_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw with rank 0's random numbers on every rank."""
+        seed = trainer.strategy.broadcast(int(torch.randint(2**62, ())))
+        initialize(pl_module, self.scheme, torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, scheme: Scheme, generator: torch.Generator | None = None) -> None:
+    """Draw all matrices and convolution kernels anew; biases, norms and embeddings stay as torch made them.
+
+    What is packed into one parameter is drawn each by itself, since each is a matrix of its own: gates, the halves of a
+    gated linear unit, the groups of a convolution.
+
+    Args:
+        module: Changed in place.
+        scheme: `xavier` [Glorot and Bengio 2010] or `he` [He et al. 2015], both with uniform draws; `default` leaves
+            everything.
+        generator: On the CPU; torch's own if None.
+    """
+    if scheme == "default":
+        return
+    axes = module_axes(module)
+    for prefix, owner in module.named_modules():
+        for name, parameter in owner.named_parameters(prefix, recurse=False):
+            kernel = name.rpartition(".")[2].startswith("weight") and parameter.dim() >= 2
+            if not kernel or isinstance(owner, nn.Embedding):
+                continue
+            first = axes[name][0][0][0]
+            packed = first.size if isinstance(first, Fixed) and first.name != "directions" else 1
+            for part in parameter.chunk(getattr(owner, "groups", packed)):
+                part.copy_(_draw(part.shape, scheme, generator))
+
+
+def _draw(shape: torch.Size, scheme: Scheme, generator: torch.Generator | None) -> Tensor:
+    if scheme == "xavier":
+        return nn.init.xavier_uniform_(torch.empty(shape), generator=generator)
+    return nn.init.kaiming_uniform_(torch.empty(shape), nonlinearity="relu", generator=generator)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +37,9 @@ class Transcripts(Callback):
       epoch again replaces its lines.
     * `transcripts/<stage>-epoch<N>-<subset>.jsonl`: one utterance a line, sorted by id, from all ranks; `stage` is
       `validation` or `test`.
+    * `transcripts/predict-<subset>.jsonl`: the same for `lightning predict`, without what needs a reference, in the
+      order of recognition and rank by rank, since any amount of speech may be predicted. The subset is the utterances'
+      own; those without one are in `transcripts/predict.jsonl`.
 
     Validating alone (`lightning validate`) only prints. The rates are those that the recogniser logged as
     `<subset>/wer`, `<subset>/cer` and `<subset>/ser`, where the subset is the name of a dataloader; dataloaders without
@@ -92,6 +96,51 @@ class Transcripts(Callback):
     ) -> None:
         """Collect a batch."""
         self._collect(batch, outputs["hypotheses"], dataloader_idx)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what a broken prediction has left."""
+        if trainer.is_global_zero:
+            for path in (Path(trainer.default_root_dir) / "transcripts").glob(".predict*.jsonl.rank*"):
+                path.unlink()
+        trainer.strategy.barrier()
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write a batch into this rank's files."""
+        folder = Path(trainer.default_root_dir) / "transcripts"
+        folder.mkdir(parents=True, exist_ok=True)
+        lines: dict[str, list[str]] = {}
+        for subset, *spoken in zip(batch.subsets, batch.ids, batch.speakers, outputs["hypotheses"], strict=True):
+            line = as_json_line(dict(zip(("id", "speaker", "hypothesis"), spoken, strict=True)))
+            lines.setdefault(subset, []).append(line)
+        for subset, of_subset in lines.items():
+            name = f".predict-{subset}.jsonl" if subset else ".predict.jsonl"
+            with (folder / f"{name}.rank{trainer.global_rank:05}").open("a", encoding="utf-8") as file:
+                file.writelines(of_subset)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the ranks' files together, and say where they are."""
+        trainer.strategy.barrier()
+        if not trainer.is_global_zero:
+            return
+        parts: dict[Path, list[Path]] = {}
+        for part in sorted((Path(trainer.default_root_dir) / "transcripts").glob(".predict*.jsonl.rank*")):
+            parts.setdefault(part.with_name(part.stem.removeprefix(".")), []).append(part)
+        for whole, (first, *others) in parts.items():
+            with first.open("ab") as target:
+                for other in others:
+                    with other.open("rb") as source:
+                        shutil.copyfileobj(source, target)
+                    other.unlink()
+            os.replace(first, whole)
+            pl_module.print(f"Written to {whole.absolute()}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print: not earlier, since the recogniser logs its rates after the callbacks' epoch end."""
@@ -187,8 +236,7 @@ class Transcripts(Callback):
         write_atomically(path, as_csv(kept + lines))
         folder = root / "transcripts"
         for subset, said in self._transcripts.items():
-            text = "".join(json.dumps(transcript, ensure_ascii=False) + "\n" for transcript in said)
-            write_atomically(folder / f"{stage}-epoch{epoch}-{subset}.jsonl", text)
+            write_atomically(folder / f"{stage}-epoch{epoch}-{subset}.jsonl", "".join(map(as_json_line, said)))
         for path in folder.glob(f"{stage}-epoch*.jsonl"):
             written = re.match(rf"{stage}-epoch(\d+)-", path.name)
             other = int(written[1]) if written else epoch
@@ -232,6 +280,13 @@ def name_of_run(folder: Path) -> tuple[str, str]:
     folder = folder.absolute()
     seed = re.fullmatch(r"seed(\d+)", folder.name)
     return (folder.parent.name, seed[1]) if seed else (folder.name, "")
+
+
+def as_json_line(transcript: Transcript) -> str:
+    """Return a transcript as a line of JSON, readable in any script, that every reader takes for one line."""
+    text = json.dumps(transcript, ensure_ascii=False)
+    # Unicode's own line ends, which `str.splitlines` obeys, and halves of characters, which UTF-8 cannot write
+    return re.sub("[\x85\u2028\u2029\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
 
 def as_csv(lines: list[Line]) -> str:

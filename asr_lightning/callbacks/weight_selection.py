@@ -8,25 +8,29 @@ wherever it is read. So weights are selected along the meaning of their axes (`a
 | hidden units, channels, heads                  | those of the element rule, the same wherever the sizes are        |
 | gates, directions, GLU halves, frequencies     | all; the element rule works within each of them                   |
 | heads × units, channels × frequencies          | the element rule, factor by factor                                |
-| taps of a convolution                          | the central ones, so that a tap stays as many frames away         |
+| taps of a centred convolution                  | the central ones, so that a tap stays as many frames away         |
 | vocabulary                                     | the row of the same token; tokens the teacher lacks keep their own|
 | layers (entries of a `ModuleList`)             | those of the layer rule                                           |
 """
 
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from zlib import crc32
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from asr_lightning.audio.features import Features
+from asr_lightning.callbacks.initialization import FirstWeights
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import load_recognizer
-from asr_lightning.nn.axes import Axis, Factor, Fixed, Product, Taps, Tokens, module_axes, units
+from asr_lightning.nn.axes import Axis, Factor, Fixed, Product, Taps, Tokens, axis_size, module_axes, units
 
 LayerRule = Literal["first", "uniform", "last"]
 ElementRule = Literal["uniform", "consecutive", "random_consistent", "random_inconsistent"]
@@ -48,8 +52,9 @@ class Selected:
 
     def __str__(self) -> str:
         if not self.source:
-            return f"{self.name}: keeps its own values, the teacher has no such part"
-        return f"{self.name} <- {self.source}: {' | '.join(self.axes) or 'a number'}"
+            return f"{self.name:56}  its own values: the teacher has no such part"
+        elsewhere = f"  from {self.source}" if self.source != self.name else ""
+        return f"{self.name:56}  {' | '.join(self.axes) or 'its value'}{elsewhere}"
 
 
 def uniform_indices(teacher: int, student: int) -> Tensor:
@@ -74,7 +79,7 @@ def select_weights(
         teacher: The larger network of the same architecture.
         layers: Which layers: the first (the paper's rule), evenly spread ones, or the last.
         elements: Which units: evenly spread (the paper's rule), the first, random ones that are the same on all axes of
-            the same sizes, or random ones drawn for each parameter anew.
+            the same sizes, or random ones drawn for each axis of each parameter anew.
         axis_aware: False forgets what axes mean and selects by their sizes alone, as the public code of Xu et al. does.
         seed: Of the random rules.
 
@@ -84,174 +89,154 @@ def select_weights(
     Raises:
         InputError: The teacher is smaller, shallower, of another structure or features, or shares no token.
     """
-    names = _matched_layers(student, teacher, layers)
-    axes, teacher_axes = (
-        module_axes(network) if axis_aware else _blind_axes(network) for network in (student, teacher)
-    )
-    weights, source_weights = student.state_dict(), teacher.state_dict()
-    chosen: dict[str, Tensor] = {}
+    modules = _teacher_modules(student, teacher, layers)
+    axes_of = module_axes if axis_aware else _plain_axes
+    axes, teacher_axes, teacher_weights = axes_of(student), axes_of(teacher), teacher.state_dict()
+    parts = dict(teacher.named_children())
+    weights: dict[str, Tensor] = {}
     report: list[Selected] = []
-    for name, own in weights.items():
-        source = names(name)
-        if source not in source_weights:
-            if name.split(".")[0] in dict(teacher.named_children()):
-                raise InputError(f"this teacher cannot be used: it has no {source}, which the student's {name} needs")
-            chosen[name] = own.clone()
+    for name, own in student.state_dict().items():
+        owner, _, leaf = name.rpartition(".")
+        source = f"{modules[owner]}.{leaf}".strip(".")
+        if source not in teacher_weights and name.split(".")[0] not in parts:
+            weights[name] = own.detach().clone()
             report.append(Selected(name, "", ()))
             continue
-        if len(axes[name]) != len(teacher_axes[source]):
-            raise InputError(
-                f"this teacher cannot be used: {name} has {len(axes[name])} axes, but {len(teacher_axes[source])} in "
-                "the teacher"
-            )
+        if len(axes[name]) != len(teacher_axes.get(source, ())):
+            raise _unusable(f"it has no {source} like the student's {name}")
         picks = []
-        for place, (axis, teacher_axis) in enumerate(zip(axes[name], teacher_axes[source], strict=True)):
-            salt = f"{name}.{place}" if elements == "random_inconsistent" else ""
-            picks.append(_select_axis(axis, teacher_axis, _Rule(elements, seed, salt), f"{name}, axis {place}"))
-        chosen[name] = _take(own, source_weights[source], [(pick.own, pick.source) for pick in picks])
+        for place, pair in enumerate(zip(axes[name], teacher_axes[source], strict=True)):
+            salt = f"{seed} {name}.{place}" if elements == "random_inconsistent" else f"{seed} "
+            try:
+                picks.append(_pick_axis(*pair, partial(_indices, elements, salt)))
+            except InputError as error:
+                raise _unusable(f"axis {place} of {name} {error}") from None
+        weights[name] = _take(own.detach(), teacher_weights[source].detach(), [pick.places for pick in picks])
         report.append(Selected(name, source, tuple(pick.words for pick in picks)))
-    return chosen, report
+    return weights, report
+
+
+def _unusable(reason: str) -> InputError:
+    return InputError(f"this teacher cannot be used: {reason}")
+
+
+def _teacher_modules(student: nn.Module, teacher: nn.Module, rule: LayerRule) -> dict[str, str]:
+    """Return the teacher's name of each of the student's modules, by the layer rule."""
+    theirs = dict(teacher.named_modules(remove_duplicate=False))
+    names = {"": ""}
+    layers: dict[str, Tensor] = {}  # by the name of a ModuleList, which of the teacher's its entries are
+    for name, module in student.named_modules(remove_duplicate=False):
+        parent, _, last = name.rpartition(".")
+        names[name] = f"{names[parent]}.{layers[parent][int(last)] if parent in layers else last}".strip(".")
+        source = theirs.get(names[name])
+        if source is None or not module.state_dict():
+            continue
+        if not isinstance(module, type(source)) and not isinstance(source, type(module)):
+            own, other = type(module).__name__, type(source).__name__
+            raise _unusable(f"{name or 'the recogniser'} is of class {own}, but {other} in the teacher")
+        if isinstance(module, nn.ModuleList):
+            if len(source) < len(module):
+                raise _unusable(f"{name} has {len(module)} layers, but only {len(source)} in the teacher")
+            layers[name] = {
+                "first": torch.arange(len(module)),
+                "uniform": uniform_indices(len(source), len(module)),
+                "last": torch.arange(len(source) - len(module), len(source)),
+            }[rule]
+        if isinstance(module, nn.RNNBase) and rule != "first" and module.num_layers != source.num_layers:
+            raise _unusable(f"{name} has all its layers in one module, of which `layers: {rule}` cannot choose")
+    return names
+
+
+IndexRule = Callable[[int, int], Tensor]  # (teacher's size, student's size) -> indices, rising
+
+
+def _indices(elements: ElementRule, salt: str, teacher: int, student: int) -> Tensor:
+    if elements == "uniform":
+        return uniform_indices(teacher, student)
+    if elements == "consecutive":
+        return torch.arange(student)
+    generator = torch.Generator().manual_seed(crc32(f"{salt} {teacher} {student}".encode()))
+    return torch.randperm(teacher, generator=generator)[:student].sort().values
 
 
 @dataclass(frozen=True)
 class _Pick:
-    """Places `source` of the teacher's axis go to places `own` of the student's."""
+    """Which place of the teacher each place of the student takes, -1 where it keeps its own; and the same in words."""
 
-    own: Tensor
-    source: Tensor
+    places: Tensor
     words: str
 
 
-@dataclass(frozen=True)
-class _Rule:
-    elements: ElementRule
-    seed: int
-    salt: str  # what is drawn anew for it; empty where axes of the same sizes must agree
-
-    def indices(self, teacher: int, student: int) -> Tensor:
-        if self.elements == "uniform" or teacher == student:
-            return uniform_indices(teacher, student)
-        if self.elements == "consecutive":
-            return torch.arange(student)
-        key = crc32(f"{self.seed} {self.salt} {teacher} {student}".encode())
-        return torch.randperm(teacher, generator=torch.Generator().manual_seed(key))[:student].sort().values
-
-
-def _select_axis(own: Axis, source: Axis, rule: _Rule, where: str) -> _Pick:
+def _pick_axis(own: Axis, source: Axis, rule: IndexRule) -> _Pick:
     if len(own) != len(source):
-        raise InputError(f"this teacher cannot be used: {where} joins {len(own)} parts, {len(source)} in the teacher")
-    picks = [_select_product(*pair, rule, where) for pair in zip(own, source, strict=True)]
-    own_places, source_places, own_start, source_start = [], [], 0, 0
-    for pick, own_product, source_product in zip(picks, own, source, strict=True):
-        own_places.append(pick.own + own_start)
-        source_places.append(pick.source + source_start)
-        own_start += _size(own_product)
-        source_start += _size(source_product)
-    return _Pick(torch.cat(own_places), torch.cat(source_places), " and ".join(pick.words for pick in picks))
+        raise InputError(f"joins {len(own)} parts, but {len(source)} in the teacher")
+    places, words, start = [], [], 0
+    for product, source_product in zip(own, source, strict=True):
+        pick = _pick_product(product, source_product, rule)
+        places.append(torch.where(pick.places < 0, -1, pick.places + start))
+        words.append(pick.words)
+        start += axis_size((source_product,))
+    return _Pick(torch.cat(places), " and ".join(words))
 
 
-def _select_product(own: Product, source: Product, rule: _Rule, where: str) -> _Pick:
+def _pick_product(own: Product, source: Product, rule: IndexRule) -> _Pick:
     if [type(factor) for factor in own] != [type(factor) for factor in source]:
-        raise InputError(f"this teacher cannot be used: {where} is {own}, but {source} in the teacher")
-    picks = [_select_factor(*pair, rule, where) for pair in zip(own, source, strict=True)]
-    own_places = source_places = torch.zeros(1, dtype=torch.int64)
-    for pick, own_factor, source_factor in zip(picks, own, source, strict=True):
-        own_places = (own_places.unsqueeze(1) * own_factor.size + pick.own).flatten()
-        source_places = (source_places.unsqueeze(1) * source_factor.size + pick.source).flatten()
-    return _Pick(own_places, source_places, " × ".join(pick.words for pick in picks))
+        raise InputError(f"is {own}, but {source} in the teacher")
+    places, words = torch.zeros(1, dtype=torch.int64), []
+    for factor, source_factor in zip(own, source, strict=True):
+        pick = _pick_factor(factor, source_factor, rule)
+        outer, inner = places.unsqueeze(1), pick.places
+        places = torch.where((outer < 0) | (inner < 0), -1, outer * source_factor.size + inner).flatten()
+        words.append(pick.words)
+    return _Pick(places, " × ".join(words))
 
 
-def _select_factor(own: Factor, source: Factor, rule: _Rule, where: str) -> _Pick:
-    places = torch.arange(own.size)
+def _pick_factor(own: Factor, source: Factor, rule: IndexRule) -> _Pick:
+    sizes = f"{own.size} of {source.size}"
     if isinstance(own, Tokens) and isinstance(source, Tokens):
-        return _match_tokens(own, source, where)
-    if isinstance(own, Fixed):
+        return _pick_tokens(own.names, source.names)
+    if isinstance(own, Fixed) and isinstance(source, Fixed):
         if own != source:
-            raise InputError(
-                f"this teacher cannot be used: {where} has {own.size} {own.name}, but {source.size} in the teacher; "
-                "teacher and student need the same features and the same structure"
-            )
-        return _Pick(places, places, f"all {own.size} {own.name}")
+            raise InputError(f"has {own.size} {own.name}, but {source.size} {source.name} in the teacher: both need "
+                             "the same features and the same structure")  # fmt: skip
+        return _Pick(torch.arange(own.size), f"all {own.size} {own.name}")
     if source.size < own.size:
-        raise InputError(
-            f"this teacher cannot be used: {where} has {own.size} entries, but only {source.size} in the teacher; a "
-            "teacher must be at least as large as its student everywhere"
-        )
+        raise InputError(f"has {own.size} entries, but only {source.size} in the teacher: a teacher must be at least "
+                         "as large as its student everywhere")  # fmt: skip
     if isinstance(own, Taps):
-        if (source.size - own.size) % 2:
-            raise InputError(f"this teacher cannot be used: {where} has {own.size} taps and {source.size} in the "
-                             "teacher; one kernel must be centred in the other")  # fmt: skip
-        return _Pick(places, places + (source.size - own.size) // 2, f"central {own.size} of {source.size} taps")
-    return _Pick(places, rule.indices(source.size, own.size), f"{own.size} of {source.size}")
+        beyond, odd = divmod(source.size - own.size, 2)
+        if odd:
+            raise InputError(f"has {own.size} taps, but {source.size} in the teacher: both need to be odd, or both "
+                             "even, for one to be centred in the other")  # fmt: skip
+        return _Pick(torch.arange(own.size) + beyond, f"central {sizes} taps")
+    if source.size == own.size:
+        return _Pick(torch.arange(own.size), f"all {own.size}")
+    return _Pick(rule(source.size, own.size), sizes)
 
 
-def _match_tokens(own: Tokens, source: Tokens, where: str) -> _Pick:
-    ids = {token: number for number, token in enumerate(source.names)}
-    shared = [number for number, token in enumerate(own.names) if token in ids]
-    if not any(not own.names[number].startswith("<") for number in shared):
-        raise InputError(f"this teacher cannot be used: {where}: its tokenizer shares no token with the student's")
-    matched = torch.tensor([ids[own.names[number]] for number in shared])
-    return _Pick(torch.tensor(shared), matched, f"{len(shared)} of {own.size} tokens by name")
+def _pick_tokens(own: tuple[str, ...], source: tuple[str, ...]) -> _Pick:
+    ids = {token: number for number, token in enumerate(source)}
+    shared = [token for token in own if token in ids]
+    if all(token.startswith("<") for token in shared):  # <blank>, <unk> and <eos> are in every vocabulary
+        raise InputError(f"has a row for each of {len(own)} tokens, {len(source)} in the teacher, but the tokenizers "
+                         "share none")  # fmt: skip
+    return _Pick(torch.tensor([ids.get(token, -1) for token in own]), f"{len(shared)} of {len(own)} tokens by name")
 
 
-def _take(own: Tensor, source: Tensor, picks: list[tuple[Tensor, Tensor]]) -> Tensor:
-    taken = source.detach().cpu()
-    for place, (_, indices) in enumerate(picks):
-        taken = taken.index_select(place, indices)
-    result = own.detach().clone()
-    if not picks:
-        return result.copy_(taken)
-    grid = torch.meshgrid(*[indices for indices, _ in picks], indexing="ij")
-    result[tuple(one.to(result.device) for one in grid)] = taken.to(result)
-    return result
+def _take(own: Tensor, source: Tensor, axes: list[Tensor]) -> Tensor:
+    known = torch.ones((), dtype=torch.bool)
+    taken = source.cpu()
+    for place, indices in enumerate(axes):
+        taken = taken.index_select(place, indices.clamp(min=0))
+        known = known.unsqueeze(-1) & (indices >= 0)
+    return torch.where(known.to(own.device), taken.to(own), own)
 
 
-def _size(product: Product) -> int:
-    return reduce(lambda size, factor: size * factor.size, product, 1)
-
-
-def _blind_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
+def _plain_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
     return {name: tuple(units(size) for size in tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-class _matched_layers:  # noqa: N801 - used as a function
-    """The teacher's name of a student's parameter, by the layer rule."""
-
-    def __init__(self, student: nn.Module, teacher: nn.Module, rule: LayerRule) -> None:
-        self.numbers: dict[str, list[int]] = {}
-        parts = dict(teacher.named_modules())
-        for name, module in student.named_modules():
-            source = parts.get(self(name))
-            if isinstance(module, nn.LSTM) and isinstance(source, nn.LSTM) and rule != "first":
-                if module.num_layers != source.num_layers:
-                    raise InputError(f"layers: {rule} cannot be used with {name}, an LSTM of several layers in one")
-            if not isinstance(module, nn.ModuleList) or not isinstance(source, nn.ModuleList):
-                continue
-            if len(source) < len(module):
-                raise InputError(
-                    f"this teacher cannot be used: {name} has {len(module)} layers, but only {len(source)} in the "
-                    "teacher"
-                )
-            self.numbers[name] = _layer_numbers(len(source), len(module), rule)
-
-    def __call__(self, name: str) -> str:
-        path: list[str] = []
-        own: list[str] = []
-        for part in name.split("."):
-            numbers = self.numbers.get(".".join(own))
-            path.append(str(numbers[int(part)]) if numbers is not None else part)
-            own.append(part)
-        return ".".join(path)
-
-
-def _layer_numbers(teacher: int, student: int, rule: LayerRule) -> list[int]:
-    if rule == "uniform" and student:
-        return uniform_indices(teacher, student).tolist()
-    start = teacher - student if rule == "last" else 0
-    return list(range(start, start + student))
-
-
-class WeightSelection(Callback):
+class WeightSelection(FirstWeights):
     """Initialises the recogniser from a teacher's checkpoint when training begins; never when it is resumed.
 
     Args:
@@ -276,51 +261,44 @@ class WeightSelection(Callback):
         axis_aware: bool = True,
         seed: int = 0,
     ) -> None:
+        super().__init__()
         self.teacher = teacher
         self.made_by = made_by
         self.layers: LayerRule = layers
         self.elements: ElementRule = elements
         self.axis_aware = axis_aware
         self.seed = seed
-        self.done = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See that the teacher is there before any data is prepared."""
-        if stage == "fit" and trainer.ckpt_path is None and not Path(self.teacher).is_file():
+    def set_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Select the weights, and print what each of them is; all ranks read the same file."""
+        if not Path(self.teacher).is_file():
             advice = f"; make it with `{self.made_by}`" if self.made_by else ""
             raise InputError(f"no teacher's checkpoint at {self.teacher} ({Path(self.teacher).absolute()}){advice}")
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Select the weights; every rank arrives at the same ones."""
-        if self.done or trainer.ckpt_path is not None:
-            return
         teacher = load_recognizer(self.teacher)
-        _check_features(pl_module.features, teacher.features)
+        _check_features(pl_module.features, teacher.features)  # type: ignore[arg-type] # of any recogniser
         weights, report = select_weights(pl_module, teacher, self.layers, self.elements, self.axis_aware, self.seed)
         pl_module.load_state_dict(weights)
-        self.done = True
-        for line in report:
-            rank_zero_info(f"  {line}")
-        aware = "along their meaning" if self.axis_aware else "by size alone"
-        rank_zero_info(
-            f"weight selection: {len(report)} tensors from {self.teacher}, layers {self.layers}, elements "
-            f"{self.elements}, axes {aware}"
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Remember that the selection was made."""
-        return {"done": self.done}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Learn that the selection was made."""
-        self.done = state_dict["done"]
+        aware = "along their meaning" if self.axis_aware else "by their sizes alone"
+        title = f"weight selection from {self.teacher}: layers {self.layers}, elements {self.elements}, axes {aware};"
+        title += " each parameter is from the teacher's of the same name unless another is named"
+        rank_zero_info("\n  ".join([title, *map(str, report)]))
 
 
-def _check_features(own: Any, source: Any) -> None:  # noqa: ANN401 - Features of either
-    for name in ("dimension", "sample_rate", "window_samples", "hop_samples"):
-        if type(own) is not type(source) or getattr(own, name) != getattr(source, name):
-            raise InputError(
-                f"this teacher cannot be used: it hears {type(source).__name__} of {source.dimension} dimensions at "
-                f"{source.sample_rate} Hz every {source.hop_samples} samples, the student {type(own).__name__} of "
-                f"{own.dimension} at {own.sample_rate} Hz every {own.hop_samples}"
-            )
+def _check_features(own: Features, source: Features) -> None:
+    """See that both hear the same in the same audio, once the student has the teacher's statistics."""
+    both = [deepcopy(features).cpu().eval() for features in (own, source)]
+    rates = [features.sample_rate for features in both]
+    shapes = [{name: tensor.shape for name, tensor in features.state_dict().items()} for features in both]
+    same = rates[0] == rates[1] and shapes[0] == shapes[1]
+    if same:
+        both[0].load_state_dict(source.state_dict())
+        second = torch.randn(1, rates[0], generator=torch.Generator().manual_seed(0)) / 10
+        heard, expected = (features(second, torch.tensor(rates[:1]))[0] for features in both)
+        same = heard.shape == expected.shape and torch.allclose(heard, expected, rtol=1e-3, atol=1e-3)
+    if not same:
+        words = [
+            f"{type(features).__name__} of {features.dimension} dimensions, {features.window_samples} samples every "
+            f"{features.hop_samples} at {features.sample_rate} Hz, then {type(features.normalization).__name__}"
+            for features in both
+        ]
+        raise _unusable(f"it was trained on other features, {words[1]}; the student's are {words[0]}")

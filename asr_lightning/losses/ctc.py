@@ -20,7 +20,7 @@ def ctc_loss(logits: Tensor, targets: Tensor, encoder_lengths: Tensor, target_le
         repeats need (`T < U + repeats`).
     """
     repeated = targets[:, 1:] == targets[:, :-1]
-    places = torch.arange(1, targets.shape[1], device=targets.device)
+    places = torch.arange(targets.shape[1], device=targets.device)[1:]
     repeats = (repeated & (places < target_lengths.unsqueeze(1))).sum(dim=1)
     losses = functional.ctc_loss(
         logits.float().log_softmax(dim=2).transpose(0, 1),

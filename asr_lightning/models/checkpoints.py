@@ -24,10 +24,17 @@ def build_recognizer(config: dict[str, Any]) -> Recognizer:
     try:
         parsed = parser.parse_object({"model": config})
         recognizer: Recognizer = parser.instantiate(parsed).model
-    except (ArgumentError, TypeError) as error:
-        raise InputError(f"this is no configuration of a recogniser: {error}") from error
-    remember_configuration(recognizer, json.loads(parser.dump(parsed, format="json", skip_none=False))["model"])
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise input_error(error) or InputError(f"this is no configuration of a recogniser: {error}") from error
+    remember_configuration(recognizer, json.loads(parser.dump(parsed, format="json", skip_unset=False))["model"])
     return recognizer
+
+
+def input_error(error: BaseException | None) -> InputError | None:
+    """Return what a constructor said to the user, if that is what jsonargparse's own error wraps."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
 
 
 def remember_configuration(recognizer: Recognizer, config: dict[str, Any]) -> None:

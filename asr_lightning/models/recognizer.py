@@ -27,7 +27,8 @@ LOST_BATCHES_IN_A_ROW = 100  # without one usable loss: training has diverged, o
 class Recognizer(lightning.LightningModule, ABC):
     """Base class of all architectures, which give `forward`, `loss` and `transcribe`.
 
-    Training minimises the mean loss of the usable utterances of the global batch: an utterance whose loss is not
+    Training minimises the mean loss of the usable utterances of the global batch (with `accumulate_grad_batches`, the
+    mean of these means): an utterance whose loss is not
     finite is left out, named and counted; a batch without any leaves the weights untouched. All randomness of a step
     follows from the seed, the step and the rank, so a resumed run goes on exactly as an undisturbed one.
 
@@ -53,10 +54,12 @@ class Recognizer(lightning.LightningModule, ABC):
         self.augment = augment
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
-        self._evaluations: dict[str, _Evaluation] = {}
+        self._evaluations: list[_Evaluation] = []
         self._pending: list[tuple[list[str], Tensor]] = []
-        self.register_buffer("_lost_batches", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("_lost_batches", torch.zeros((), dtype=torch.int64), persistent=False)  # in a row
+        self.register_buffer("_usable", torch.zeros((), dtype=torch.int64), persistent=False)  # since the last step
         self._lost_batches: Tensor
+        self._usable: Tensor
 
     @abstractmethod
     def forward(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,6 +110,7 @@ class Recognizer(lightning.LightningModule, ABC):
             torch.distributed.all_reduce(count)
         # DistributedDataParallel averages gradients over ranks; what is wanted is the mean over all utterances.
         loss = total * self.trainer.world_size / count.clamp(min=1)
+        self._usable = self._usable + count
         self._lost_batches = torch.where(count == 0, self._lost_batches + 1, torch.zeros_like(self._lost_batches))
         self._pending.append((batch.ids, usable))
         self.log("train/loss", loss, prog_bar=True, batch_size=max(1, len(batch)))
@@ -124,11 +128,12 @@ class Recognizer(lightning.LightningModule, ABC):
         """Leave the weights alone when no utterance was usable or the gradient is not finite."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         finite = torch.nn.utils.get_total_norm(gradients).isfinite()
-        if not bool(finite & (self._lost_batches == 0)):
+        if not bool(finite & (self._usable > 0)):
             optimizer.zero_grad(set_to_none=True)  # optimisers pass over parameters without a gradient
             if not bool(finite):
                 ids = self._pending[-1][0] if self._pending else []
                 rank_zero_warn(f"the gradient is not finite: step {self.global_step} is skipped; batch {ids}")
+        self._usable = torch.zeros_like(self._usable)
         if len(self._pending) >= REVIEW_STEPS or int(self._lost_batches) >= LOST_BATCHES_IN_A_ROW:
             self._review_pending()
 
@@ -194,13 +199,13 @@ class Recognizer(lightning.LightningModule, ABC):
 
     def _begin_evaluation(self, loaders: Any, stage: str) -> None:  # noqa: ANN401 - whatever a data module returns
         names = list(loaders) if isinstance(loaders, dict) else []
-        self._evaluations = {name: _Evaluation(self.device) for name in [*names, stage]}
+        self._evaluations = [_Evaluation(name, self.device) for name in [stage, *names]]
 
     def _evaluate(self, batch: Batch, dataloader_idx: int) -> dict[str, list[str]]:
         hypotheses = self._transcribe(batch)
         if len(batch):
             losses = self.loss(batch)
-            *subsets, everything = self._evaluations.values()
+            everything, *subsets = self._evaluations
             for evaluation in [everything, *subsets[dataloader_idx : dataloader_idx + 1]]:
                 evaluation.error_rates.update(batch.texts, hypotheses)
                 evaluation.loss.update(losses[losses.isfinite()])
@@ -213,11 +218,13 @@ class Recognizer(lightning.LightningModule, ABC):
         return self.transcribe(batch)
 
     def _log_evaluation(self) -> None:
-        for name, evaluation in self._evaluations.items():
-            values = {**evaluation.error_rates.compute(), "loss": evaluation.loss.compute()}
-            pooled = name in ("val", "test")
+        everything, *subsets = self._evaluations
+        pooled = [] if everything.name in [subset.name for subset in subsets] else [everything]
+        for evaluation in [*pooled, *subsets]:
+            values = {**evaluation.error_rates.compute(), "loss": evaluation.loss.compute()}  # of all ranks
             for key, value in values.items():
-                self.log(f"{name}/{key}", value.float(), prog_bar=pooled and key == "wer", rank_zero_only=False)
+                shown = evaluation is everything and key == "wer"
+                self.log(f"{evaluation.name}/{key}", value.float(), prog_bar=shown, sync_dist=True)
 
     def _check_rate(self, batch: Batch) -> None:
         if batch.sample_rate != self.features.sample_rate:
@@ -230,7 +237,8 @@ class Recognizer(lightning.LightningModule, ABC):
 class _Evaluation:
     """Errors and losses of one subset, summed over utterances and ranks."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
         self.error_rates = ErrorRates().to(device)
         self.loss = MeanMetric(nan_strategy="disable").to(device)
 

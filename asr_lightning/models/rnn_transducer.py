@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.transducer import beam_search, greedy_search
+from asr_lightning.errors import InputError
 from asr_lightning.losses.ctc import ctc_loss
 from asr_lightning.losses.transducer import transducer_loss
 from asr_lightning.models.recognizer import Recognizer, check_input_dimension
@@ -163,6 +164,11 @@ class RNNTransducer(Recognizer):
     ) -> None:
         super().__init__(**recognizer)
         check_input_dimension(encoder, self.features)
+        if not (0.0 <= ctc_weight <= 1.0 and beam >= 1 and max_symbols >= 1):
+            raise InputError(
+                "RNNTransducer needs 0 <= ctc_weight <= 1, beam >= 1 and max_symbols >= 1, got "
+                f"ctc_weight={ctc_weight}, beam={beam} and max_symbols={max_symbols}"
+            )
         vocabulary = self.tokenizer.tokens
         self.encoder = encoder
         self.encoder_projection = nn.Linear(encoder.dimension, joint_dimension)

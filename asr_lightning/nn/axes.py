@@ -6,11 +6,12 @@ a projection after convolutions has channels × frequencies. A module says so in
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]
 
 by the names of the parameters and buffers below it; a module's word goes before that of the modules inside it. What
-nobody names is plain: hidden units along the first two dimensions of a weight, and taps of a convolution beyond them.
+nobody names is known from torch (gates of recurrent layers, taps of convolutions) or plain hidden units.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 from torch import nn
 
@@ -67,8 +68,10 @@ def units(size: int) -> Axis:
 def module_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
     """Return the axes of every parameter and buffer of a module, by its name in the state_dict."""
     axes = dict(_declared(module))
-    modules = dict(module.named_modules())
-    for name, tensor in module.state_dict().items():
+    modules = dict(module.named_modules(remove_duplicate=False))
+    tensors = module.state_dict()
+    assert not (unknown := axes.keys() - tensors.keys()), f"axes are declared of what is not there: {unknown}"
+    for name, tensor in tensors.items():
         if name not in axes:
             axes[name] = _plain(tensor.shape, modules[name.rpartition(".")[0]])
         sizes = tuple(axis_size(one) for one in axes[name])
@@ -78,43 +81,42 @@ def module_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
 
 def axis_size(one: Axis) -> int:
     """Return how many entries an axis has."""
-    total = 0
-    for product in one:
-        size = 1
-        for factor in product:
-            size *= factor.size
-        total += size
-    return total
+    return sum(prod(factor.size for factor in product) for product in one)
 
 
 def _declared(module: nn.Module) -> Iterator[tuple[str, tuple[Axis, ...]]]:
     # Inner modules first: `dict` keeps what comes last, and the outer one knows more.
-    for name, part in reversed(list(module.named_modules())):
-        own = _lstm_axes(part) if isinstance(part, nn.LSTM) else {}
+    for name, part in reversed(list(module.named_modules(remove_duplicate=False))):
+        own = _recurrent_axes(part) if isinstance(part, nn.RNNBase) else {}
         if hasattr(part, "parameter_axes"):
             own = part.parameter_axes()
         for parameter, axes in own.items():
             yield (f"{name}.{parameter}" if name else parameter), axes
 
 
-def _lstm_axes(lstm: nn.LSTM) -> dict[str, tuple[Axis, ...]]:
-    """Return the axes of torch's LSTM: four gates packed, deeper layers fed by both directions."""
-    gates = axis(Fixed(4, "gates"), Units(lstm.hidden_size))
-    directions = 2 if lstm.bidirectional else 1
-    output = lstm.proj_size or lstm.hidden_size
+def _recurrent_axes(part: nn.RNNBase) -> dict[str, tuple[Axis, ...]]:
+    """Return the axes of torch's LSTM, GRU or RNN: gates packed, deeper layers fed by both directions."""
+    hidden, output = part.hidden_size, part.proj_size or part.hidden_size
+    gates = axis(Fixed(part.state_dict()["weight_ih_l0"].shape[0] // hidden, "gates"), Units(hidden))
+    below = axis(Fixed(2 if part.bidirectional else 1, "directions"), Units(output))
     axes: dict[str, tuple[Axis, ...]] = {}
-    for layer in range(lstm.num_layers):
-        below = units(lstm.input_size) if layer == 0 else axis(Fixed(directions, "directions"), Units(output))
-        for suffix in ("", "_reverse")[:directions]:
-            axes[f"weight_ih_l{layer}{suffix}"] = (gates, below)
-            axes[f"weight_hh_l{layer}{suffix}"] = (gates, units(output))
-            axes[f"bias_ih_l{layer}{suffix}"] = (gates,)
-            axes[f"bias_hh_l{layer}{suffix}"] = (gates,)
-            if lstm.proj_size:
-                axes[f"weight_hr_l{layer}{suffix}"] = (units(output), units(lstm.hidden_size))
+    for name, _ in part.named_parameters():
+        if name.startswith("weight_ih"):
+            axes[name] = (gates, units(part.input_size) if "_l0" in name else below)
+        elif name.startswith("weight_hh"):
+            axes[name] = (gates, units(output))
+        elif name.startswith("weight_hr"):
+            axes[name] = (units(output), units(hidden))
+        else:
+            axes[name] = (gates,)
     return axes
 
 
 def _plain(shape: tuple[int, ...], owner: nn.Module) -> tuple[Axis, ...]:
-    convolution = isinstance(owner, nn.Conv1d | nn.Conv2d)
-    return tuple(axis(Taps(size)) if convolution and place >= 2 else units(size) for place, size in enumerate(shape))
+    axes = [units(size) for size in shape]
+    if isinstance(owner, nn.Conv1d | nn.Conv2d) and len(shape) > 1:
+        for place, size in enumerate(shape[2:]):
+            centred = owner.padding == "same" or owner.padding[place] * 2 == owner.dilation[place] * (size - 1)
+            # A kernel with another padding has no centre, so none can be cut from a larger one.
+            axes[place + 2] = axis(Taps(size) if centred else Fixed(size, "taps"))
+    return tuple(axes)

@@ -48,7 +48,7 @@ class ConvolutionalSubsampling(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Subsample x (B, T, F) to (B, T / factor, D)."""
-        x = x.unsqueeze(1)  # (B, 1, T, F)
+        x = silence_padding(x, lengths).unsqueeze(1)  # (B, 1, T, F)
         for convolution in self.convolutions:
             x = torch.relu(convolution(x))
             lengths = (lengths + 1) // 2

@@ -3,7 +3,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -12,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from transcribing_run import Corpus, HalfDeaf, batch_of, loader, make_trainer
 
 from asr_lightning.batch import Batch
-from asr_lightning.callbacks.transcripts import Transcripts, name_of_run, transcripts
+from asr_lightning.callbacks.transcripts import Transcripts, as_json_line, name_of_run, transcripts
 
 SUBSETS = ["test-clean", "test-other"]
 
@@ -201,3 +203,116 @@ def test_all_ranks_transcripts_are_written_once(tmp_path: Path) -> None:
     rows = (tmp_path / "transcripts" / "validation-epoch2-test-clean.jsonl").read_text().splitlines()
     assert [json.loads(row)["id"] for row in rows] == list("abcde")
     assert result.stdout.count("epoch 2  test-clean") == 1
+
+
+AWKWARD = 'a "b"\n\t\\ \u2028 \x85 한국어 \udcc7'  # quotes, every kind of line end, another script, half a character
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_awkward_texts_are_one_valid_line_each() -> None:
+    line = as_json_line({"id": AWKWARD})
+    assert line.splitlines() == [line.removesuffix("\n")]
+    assert json.loads(line.encode("utf-8")) == {"id": AWKWARD}
+    assert "한국어" in line
+
+
+class Predicts(HalfDeaf):
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[str]]:
+        return {"hypotheses": [f"{text} heard" for text in batch.texts]}
+
+
+def of_subsets(names: str, subsets: list[str]) -> Batch:
+    return replace(batch_of(names), subsets=subsets)
+
+
+def test_predictions_are_written_by_the_subsets_of_utterances(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "transcripts").mkdir()
+    (tmp_path / "transcripts" / ".predict-clean.jsonl.rank00000").write_text("from a killed run")
+    (tmp_path / "transcripts" / "predict-other.jsonl").write_text("from an earlier run")
+    trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
+    batches = [of_subsets("zb", ["clean", "other"]), batch_of(""), of_subsets("ac", ["clean", ""])]
+    more = loader([of_subsets("y", ["other"])])
+    trainer.predict(Predicts(), {"first": loader(batches), "second": more}, return_predictions=False)
+    folder = tmp_path / "transcripts"
+    names = ["predict-clean.jsonl", "predict-other.jsonl", "predict.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert json_lines(folder / "predict-clean.jsonl") == [
+        {"id": name, "speaker": f"speaker {name}", "hypothesis": f"say {name} heard"} for name in "za"
+    ]
+    assert [line["id"] for line in json_lines(folder / "predict-other.jsonl")] == ["b", "y"]
+    assert [line["id"] for line in json_lines(folder / "predict.jsonl")] == ["c"]
+    printed = capsys.readouterr().out
+    assert all(str(folder / name) in printed for name in names)
+
+
+def test_predictions_are_on_disk_as_they_come_and_of_all_ranks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    barriers: list[int] = []
+    ranks = [
+        SimpleNamespace(
+            default_root_dir=tmp_path,
+            global_rank=rank,
+            is_global_zero=rank == 0,
+            strategy=SimpleNamespace(barrier=lambda: barriers.append(1)),
+        )
+        for rank in range(11)
+    ]
+    callbacks, model = [Transcripts() for _ in ranks], SimpleNamespace(print=print)
+    for callback, trainer in zip(callbacks, ranks, strict=True):
+        callback.on_predict_start(trainer, model)
+    before = [dict(vars(callback)) for callback in callbacks]
+    for callback, trainer in reversed(list(zip(callbacks, ranks, strict=True))):
+        if trainer.global_rank != 5:  # has no utterance
+            batch = of_subsets("ab", ["clean", "clean"])
+            batch.ids[:] = [f"{trainer.global_rank} {name}" for name in "ab"]
+            callback.on_predict_batch_end(trainer, model, {"hypotheses": ["", AWKWARD]}, batch, 0)
+    written = sorted((tmp_path / "transcripts").iterdir())
+    assert [len(json_lines(path)) for path in written] == [2] * 10
+    for callback, trainer in reversed(list(zip(callbacks, ranks, strict=True))):
+        callback.on_predict_end(trainer, model)
+    assert [vars(callback) for callback in callbacks] == before, "something was kept in memory"
+    assert len(barriers) == 22
+    rows = json_lines(tmp_path / "transcripts" / "predict-clean.jsonl")
+    assert [row["id"] for row in rows] == [f"{rank} {name}" for rank in range(11) if rank != 5 for name in "ab"]
+    assert rows[1]["hypothesis"] == AWKWARD
+    assert [path.name for path in (tmp_path / "transcripts").iterdir()] == ["predict-clean.jsonl"]
+    assert capsys.readouterr().out.count("Written to") == 1
+
+
+def test_a_broken_prediction_leaves_the_earlier_one(tmp_path: Path) -> None:
+    class Breaks(Predicts):
+        def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[str]]:
+            if batch_idx == 1:
+                raise RuntimeError("the power failed")
+            return super().predict_step(batch, batch_idx)
+
+    def predict(model: Predicts, names: str) -> None:
+        batches = loader([of_subsets(name, ["clean"]) for name in names])
+        make_trainer(tmp_path, callbacks=[Transcripts()]).predict(model, batches, return_predictions=False)
+
+    predict(Predicts(), "ab")
+    with pytest.raises(RuntimeError, match="the power failed"):
+        predict(Breaks(), "cd")
+    assert [line["id"] for line in json_lines(tmp_path / "transcripts" / "predict-clean.jsonl")] == ["a", "b"]
+    predict(Predicts(), "e")
+    assert [line["id"] for line in json_lines(tmp_path / "transcripts" / "predict-clean.jsonl")] == ["e"]
+
+
+def test_a_test_writes_valid_lines_of_awkward_texts(tmp_path: Path) -> None:
+    class Awkward(Corpus):
+        def test_dataloader(self) -> Any:
+            batch = batch_of("a")
+            batch.ids[:], batch.texts[:], batch.speakers[:] = [AWKWARD], [AWKWARD], [AWKWARD]
+            return {"test-clean": loader([batch, batch_of("b")])}
+
+    make_trainer(tmp_path, callbacks=[Transcripts()]).test(HalfDeaf(1), datamodule=Awkward(), verbose=False)
+    rows = json_lines(tmp_path / "transcripts" / "test-epoch0-test-clean.jsonl")
+    assert [row["id"] for row in rows] == [AWKWARD, "b"]
+    assert rows[0]["reference"] == rows[0]["hypothesis"] == rows[0]["speaker"] == AWKWARD
+    assert (rows[0]["word_errors"], rows[0]["words"]) == (0, len(AWKWARD.split()))

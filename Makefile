@@ -1,0 +1,86 @@
+# Everything that is done to this project from the outside. `make help` lists it.
+
+PYTHON ?= python3
+SEEDS ?= 1 2 3
+CORPUS ?=
+RUNS ?= $(if $(CORPUS),runs/ws/$(notdir $(abspath $(CORPUS))),runs/ws/spoken)
+EXPERIMENTS ?= rnnt_random rnnt_ws rnnt_ws_blind
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+LIGHTNING := $(BIN)/lightning
+# Threads that wait actively for each other are very slow on a machine that does anything else besides.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help demo test lint bench ws install
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+help: ## this list
+	@echo "targets:"; sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@echo "variables:"
+	@echo "  PYTHON=python3      the Python (3.11 or newer) that .venv is made with"
+	@echo "  SEEDS='1 2 3'       of \`make ws\`"
+	@echo "  CORPUS=FOLDER       of \`make ws\`: a LibriSpeech folder; the embedded corpus without it"
+
+install: $(INSTALLED) ## make .venv with everything in it
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": say PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	@echo "installing into .venv ..."
+	@$(BIN)/python -m pip install --quiet uv \
+		&& $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[development]' \
+		|| $(BIN)/python -m pip install --constraint constraints.txt --editable '.[development]'
+	@touch $@
+
+# The demo: one seed of the paper's experiment on the embedded corpus. A run that was interrupted goes on where its last
+# checkpoint was written; a finished one is left alone.
+
+DEMO := runs/demo
+DEMO_RUNS := $(foreach run,rnnt_teacher rnnt_random rnnt_ws,$(DEMO)/$(run)/seed1)
+
+demo: $(DEMO)/wer_per_epoch.png ## teacher, student from random weights and from selected ones, table and picture
+	@cat $(DEMO)/summary.txt
+
+$(DEMO)/wer_per_epoch.png: $(DEMO_RUNS:=/finished)
+	$(BIN)/python -m asr_lightning.tools.compare $(DEMO_RUNS) --output $(DEMO) \
+		--reference rnnt_teacher --baseline rnnt_random > $(DEMO)/summary.txt
+
+$(DEMO)/rnnt_ws/seed1/finished: | $(DEMO)/rnnt_teacher/seed1/finished
+$(DEMO)/%/seed1/finished: | $(INSTALLED)
+	$(LIGHTNING) fit --config experiments/demo/$*.yaml --ckpt_path last
+	@touch $@
+
+# The same with several seeds, on the embedded corpus or on a real one, and with selection blind to what axes mean.
+
+ifneq ($(CORPUS),)
+DATA := --data data_modules.librispeech.LibriSpeechDataModule --data.init_args.root $(abspath $(CORPUS)) \
+	--data.init_args.train_subsets [train-clean-100] --data.init_args.validation_subsets [dev-clean,test-other]
+endif
+WS_RUNS := $(foreach seed,$(SEEDS),$(foreach run,$(EXPERIMENTS),$(RUNS)/$(run)/seed$(seed)))
+
+ws: $(WS_RUNS:=/finished) ## weight selection against random weights, over SEEDS, on CORPUS
+	$(BIN)/python -m asr_lightning.tools.compare $(RUNS) --output $(RUNS) --reference rnnt_teacher --baseline rnnt_random
+
+# $(1) experiment, $(2) seed
+define RUN
+$(RUNS)/$(1)/seed$(2)/finished: | $(INSTALLED) $(if $(filter rnnt_ws%,$(1)),$(RUNS)/rnnt_teacher/seed1/finished)
+	$(LIGHTNING) fit --config experiments/demo/$(1).yaml --seed_everything $(2) \
+		--trainer.default_root_dir $(RUNS)/$(1)/seed$(2) $(DATA) $(FLAGS) $(if $(filter rnnt_ws%,$(1)), \
+		--trainer.callbacks.init_args.teacher $(RUNS)/rnnt_teacher/seed1/checkpoints/last.ckpt) --ckpt_path last
+	@touch $$@
+endef
+$(eval $(call RUN,rnnt_teacher,1))
+$(foreach seed,$(SEEDS),$(foreach run,$(EXPERIMENTS),$(eval $(call RUN,$(run),$(seed)))))
+
+test: $(INSTALLED) ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## what is measured, see benchmarks/README.md
+	$(BIN)/python benchmarks/training_speed.py

@@ -1,0 +1,19 @@
+"""What all tests of recognisers need."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests begin alike, whatever ran before them."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Manifests go to a folder of the test's own."""
+    monkeypatch.setenv("ASR_LIGHTNING_CACHE", str(tmp_path / "cache"))

@@ -1,0 +1,62 @@
+"""Two steps of training and a validation: called by tests on one process, started by them on two."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from tones import RATE, loader, make_trainer, transducer, utterances
+
+from asr_lightning.batch import Batch
+from asr_lightning.models.checkpoints import build_recognizer
+
+IMPOSSIBLE = "ABC" * 40  # CTC cannot align that
+SPOKEN = {one.text: one for one in utterances(["CAB", "BED", "A DEAF BEE", "GAD", "HE FED", "EGG"])}
+SPOKEN[IMPOSSIBLE] = replace(SPOKEN["EGG"], id="impossible", text=IMPOSSIBLE)
+
+TRAINING = [  # what each of two ranks is given in each step
+    [["CAB", "BED", "A DEAF BEE"], ["GAD"]],
+    [["HE FED", "EGG"], []],
+    [["GAD", IMPOSSIBLE], ["EGG", "BED"]],
+]
+VALIDATION = [[["CAB", "EGG"], ["HE FED"]], [["A DEAF BEE"], []]]
+
+
+def batch_of(texts: list[str]) -> Batch:
+    return Batch.collate([SPOKEN[text] for text in texts], RATE)
+
+
+class Corpus(lightning.LightningDataModule):
+    """The batches above, or on one process those of both ranks joined."""
+
+    def share(self, steps: list[list[list[str]]]) -> list[Batch]:
+        if self.trainer.world_size == 1:
+            return [batch_of([text for texts in step for text in texts]) for step in steps]
+        return [batch_of(step[self.trainer.global_rank]) for step in steps]
+
+    def train_dataloader(self) -> Any:
+        return loader(self.share(TRAINING))
+
+    def val_dataloader(self) -> dict[str, Any]:
+        return {"clean": loader(self.share(VALIDATION)), "other": loader(self.share(VALIDATION[:1]))}
+
+
+def run(folder: str, ranks: int) -> None:
+    """Train, and write down the weights, what was logged, and how often it was."""
+    torch.manual_seed(3)
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05}}
+    recognizer = build_recognizer(transducer(ctc_weight=0.3, optimizer=optimizer))
+    strategy = {"strategy": "ddp"} if ranks > 1 else {}
+    trainer = make_trainer(folder, devices=ranks, **strategy)
+    start = {name: value.clone() for name, value in recognizer.state_dict().items()}
+    trainer.fit(recognizer, datamodule=Corpus())
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    result = {"start": start, "weights": recognizer.state_dict(), "logged": logged}
+    torch.save(result, Path(folder) / f"{ranks}-{trainer.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    run(**json.loads(sys.argv[1]))

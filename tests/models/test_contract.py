@@ -1,0 +1,152 @@
+"""What every architecture must do. To add one, add a row to ARCHITECTURES."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tones import RATE, TEXTS, batch_of, conformer, features, lstm_encoder, make_trainer, transducer
+
+from asr_lightning.batch import Batch, Utterance
+from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
+from asr_lightning.models.recognizer import Recognizer
+
+STATELESS = {
+    "class_path": "asr_lightning.models.rnn_transducer.StatelessPredictor",
+    "init_args": {"dimension": 32, "context": 2},
+}
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audio of RATE
+    "RNN-T of LSTMs": transducer(),
+    "RNN-T of LSTMs with CTC": transducer(
+        encoder=lstm_encoder(81, subsampling=2),
+        features=features("PowerSpectrogram", "GlobalNormalization"),
+        ctc_weight=0.3,
+    ),
+    "RNN-T with a Conformer": transducer(
+        encoder=conformer(20), features=features("KaldiFilterBank", "GlobalNormalization", mels=20)
+    ),
+    "stateless RNN-T with a Conformer and CTC": transducer(
+        encoder=conformer(13, head_dimension=8),
+        features=features("MFCC", "UtteranceNormalization", coefficients=13, mels=20),
+        predictor=STATELESS,
+        ctc_weight=0.5,
+    ),
+}
+STEPS = 200
+UNSEEN = ["BAD", "HEAD CHEF AGED", "A", "FEE"]
+
+
+def train(recognizer: Recognizer) -> None:
+    """Until the eight utterances are known by heart, or for STEPS."""
+    optimizer = recognizer.configure_optimizers()
+    batch = batch_of()
+    for step in range(1, STEPS + 1):
+        recognizer.train()
+        optimizer.zero_grad()
+        recognizer.loss(batch).mean().backward()
+        torch.nn.utils.clip_grad_norm_(recognizer.parameters(), 5.0)
+        optimizer.step()
+        if step % 20 == 0 and recognizer.eval().transcribe(batch) == TEXTS:
+            break
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def config(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return ARCHITECTURES[request.param]
+
+
+@pytest.fixture(scope="module")
+def trained(config: dict[str, Any]) -> Recognizer:
+    torch.manual_seed(1)
+    recognizer = build_recognizer(config)
+    train(recognizer)
+    return recognizer.eval()
+
+
+def padded(batch: Batch, samples: int, value: float) -> Batch:
+    """The same utterances with more behind their ends."""
+    audio = torch.full((len(batch), batch.audio.shape[1] + samples), value)
+    for row, length in enumerate(batch.audio_lengths.tolist()):
+        audio[row, :length] = batch.audio[row, :length]
+    return Batch(batch.ids, audio, batch.audio_lengths, batch.sample_rate, batch.texts, batch.speakers, batch.subsets)
+
+
+def test_it_learns_eight_utterances_by_heart(trained: Recognizer) -> None:
+    assert trained.transcribe(batch_of()) == TEXTS
+
+
+@pytest.mark.parametrize("texts", [TEXTS, UNSEEN], ids=["known", "unseen"])
+@torch.no_grad()
+def test_an_utterance_is_the_same_alone_in_company_and_with_padding(trained: Recognizer, texts: list[str]) -> None:
+    batch = batch_of(texts)
+    alone = [Batch.collate([utterance], RATE) for utterance in separate(batch)]
+    encoded_alone = [trained(one.audio, one.audio_lengths) for one in alone]
+    losses_alone = torch.cat([trained.loss(one) for one in alone])
+    said_alone = [text for one in alone for text in trained.transcribe(one)]
+    for company in (batch, padded(batch, 3_001, 0.0), padded(batch, 1_234, 0.5)):
+        encoded, lengths = trained(company.audio, company.audio_lengths)
+        for row, (expected, expected_lengths) in enumerate(encoded_alone):
+            length = int(lengths[row])
+            assert expected_lengths.tolist() == [length] == [expected.shape[1]]
+            torch.testing.assert_close(encoded[row : row + 1, :length], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(trained.loss(company), losses_alone, rtol=1e-4, atol=1e-4)
+        assert trained.transcribe(company) == said_alone
+
+
+def separate(batch: Batch) -> list[Utterance]:
+    return [
+        Utterance(id, audio[:length], batch.sample_rate, text)
+        for id, audio, length, text in zip(
+            batch.ids, batch.audio, batch.audio_lengths.tolist(), batch.texts, strict=True
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("audio", "text"),
+    [
+        (torch.full((5,), 0.1), "A"),
+        (torch.zeros(RATE), "A"),
+        (torch.zeros(RATE), ""),
+        (torch.zeros(0), "A"),
+    ],
+    ids=["less than a window", "silence", "silence without a transcript", "nothing"],
+)
+def test_hardly_anything_to_hear_is_heard_without_nan(trained: Recognizer, audio: torch.Tensor, text: str) -> None:
+    batch = Batch.collate([Utterance("quiet", audio, RATE, text)])
+    encoded, lengths = trained(batch.audio, batch.audio_lengths)
+    assert encoded.isfinite().all()
+    assert lengths.tolist() == [encoded.shape[1]] and lengths.min() > 0
+    assert not trained.loss(batch).isnan().any()
+    [heard] = trained.transcribe(batch)
+    assert isinstance(heard, str)
+
+
+def test_every_parameter_gets_a_gradient(config: dict[str, Any]) -> None:
+    recognizer = build_recognizer(config).train()
+    recognizer.loss(batch_of()).mean().backward()
+    without = [name for name, parameter in recognizer.named_parameters() if parameter.grad is None]
+    assert not without
+    for name, parameter in recognizer.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@torch.no_grad()
+def test_a_checkpoint_brings_the_same_recognizer_back(trained: Recognizer, tmp_path: Path) -> None:
+    trainer, path = make_trainer(tmp_path), tmp_path / "last.ckpt"
+    trainer.strategy.connect(trained)
+    trainer.save_checkpoint(path)
+    assert torch.load(path, weights_only=True)["hyper_parameters"]["_class_path"].endswith(type(trained).__name__)
+    torch.manual_seed(99)
+    again = load_recognizer(path)
+    assert type(again) is type(trained) and not again.training
+    assert {name: value.tolist() for name, value in again.state_dict().items()} == {
+        name: value.tolist() for name, value in trained.state_dict().items()
+    }
+    batch = batch_of(UNSEEN)
+    assert torch.equal(again(batch.audio, batch.audio_lengths)[0], trained(batch.audio, batch.audio_lengths)[0])
+    assert torch.equal(again.loss(batch), trained.loss(batch))
+    assert again.transcribe(batch) == trained.transcribe(batch)
+    assert dict(again.hparams) == dict(trained.hparams)  # so that a checkpoint of the copy is as good

@@ -1,0 +1,402 @@
+"""What all recognisers share: which utterances teach, what is counted, and how a run or a recogniser comes back."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import pytest
+import shared_run
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from tones import (
+    RATE,
+    TEXTS,
+    batch_of,
+    conformer,
+    features,
+    loader,
+    lstm_encoder,
+    make_trainer,
+    transducer,
+    write_corpus,
+)
+
+from asr_lightning.batch import Batch
+from asr_lightning.errors import InputError
+from asr_lightning.models import recognizer as recognizer_module
+from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
+from asr_lightning.models.recognizer import Recognizer
+from data_modules.librispeech import LibriSpeechDataModule
+
+Weights = dict[str, torch.Tensor]
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+IMPOSSIBLE = "ABC" * 40
+
+
+def make(**changes: Any) -> Recognizer:
+    """Small, with CTC, so that transcripts can be too long."""
+    torch.manual_seed(4)
+    return build_recognizer(transducer(**{"ctc_weight": 0.3, **changes}))
+
+
+def impossible(texts: list[str], *places: int) -> Batch:
+    """Spoken texts, but those of some places have a transcript that nobody could say in that time."""
+    batch = batch_of(texts)
+    ids = [f"impossible-{place}" if place in places else id for place, id in enumerate(batch.ids)]
+    return replace(batch, ids=ids, texts=[IMPOSSIBLE if p in places else text for p, text in enumerate(batch.texts)])
+
+
+def copy(weights: Weights) -> Weights:
+    return {name: value.clone() for name, value in weights.items()}
+
+
+def assert_same(got: Weights, expected: Weights) -> None:
+    assert got.keys() == expected.keys()
+    assert not [name for name, value in got.items() if not torch.equal(value, expected[name])]
+
+
+# Training.
+
+
+def test_an_impossible_utterance_is_named_and_changes_nothing_for_the_others(tmp_path: Path) -> None:
+    texts = ["CAB", "A", "DEAF BEE"]
+    trained, clean = make(optimizer=SGD), make(optimizer=SGD)
+    before = copy(trained.state_dict())
+    with pytest.warns(UserWarning, match=r"1 utterances were skipped.*impossible-1"):
+        make_trainer(tmp_path).fit(trained, loader([impossible(texts, 1)]))
+    batch = batch_of(texts)
+    without = Batch(
+        [batch.ids[0], batch.ids[2]], batch.audio[[0, 2]], batch.audio_lengths[[0, 2]], RATE,
+        [batch.texts[0], batch.texts[2]], ["", ""], ["", ""],
+    )  # fmt: skip
+    make_trainer(tmp_path).fit(clean, loader([without]))
+    for name, value in clean.state_dict().items():
+        torch.testing.assert_close(trained.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    assert max((value - before[name]).abs().max() for name, value in clean.state_dict().items()) > 1e-3
+
+
+def counted(trainer: Any) -> float:
+    return float(trainer.callback_metrics["train/skipped_utterances"])
+
+
+def test_skipped_utterances_are_counted_over_the_epoch(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_epochs=2)
+    with pytest.warns(UserWarning, match="3 utterances were skipped"):
+        trainer.fit(make(), loader([impossible(["A", "CAB"], 0), batch_of(["BED"]), impossible(["A", "A"], 0, 1)]))
+    assert counted(trainer) == 3  # of the second epoch, not six
+
+
+def no_usable_loss(recognizer: Recognizer) -> Batch:
+    return impossible(["A", "CAB"], 0, 1)
+
+
+def a_gradient_that_is_no_number(recognizer: Recognizer) -> Batch:
+    weight = next(recognizer.parameters())
+    weight.register_hook(lambda gradient: torch.full_like(gradient, torch.nan))
+    return batch_of(["A", "CAB"])
+
+
+class Remember(Callback):
+    """The weights and the optimiser's state after every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Weights, Weights]] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Recognizer, *_: Any) -> None:
+        state = {
+            f"{number} {name}": torch.as_tensor(value).clone()
+            for number, part in trainer.optimizers[0].state_dict()["state"].items()
+            for name, value in part.items()
+        }
+        self.seen.append((copy(dict(module.named_parameters())), state))
+
+
+class SpoilSecondStep(Callback):
+    def __init__(self, spoil: Callable[[Recognizer], Batch]) -> None:
+        self.spoil = spoil
+
+    def on_train_batch_start(self, trainer: Any, module: Recognizer, batch: Batch, batch_idx: int) -> None:
+        if batch_idx == 1:
+            self.spoil(module)
+
+
+@pytest.mark.parametrize("spoil", [no_usable_loss, a_gradient_that_is_no_number])
+@pytest.mark.parametrize("clipping", [None, 1.0])
+def test_a_useless_batch_leaves_weights_and_optimizer_untouched(
+    tmp_path: Path, spoil: Callable[[Recognizer], Batch], clipping: float | None
+) -> None:
+    adamw = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01, "weight_decay": 0.5}}
+    trained, memory = make(optimizer=adamw), Remember()
+    batches = [batch_of(["CAB", "BED"]), no_usable_loss(trained) if spoil is no_usable_loss else batch_of(["BED"])]
+    trainer = make_trainer(tmp_path, callbacks=[SpoilSecondStep(spoil), memory], gradient_clip_val=clipping)
+    with pytest.warns(UserWarning, match="skipped"):
+        trainer.fit(trained, loader(batches))
+    (weights, state), (weights_after, state_after) = memory.seen
+    assert state and all(value.isfinite().all() for value in weights.values())
+    assert_same(weights_after, weights)
+    assert_same(state_after, state)
+
+
+def test_accumulated_gradients_survive_a_useless_batch_behind_them(tmp_path: Path) -> None:
+    trained, before = make(optimizer=SGD), make(optimizer=SGD).state_dict()
+    trainer = make_trainer(tmp_path, accumulate_grad_batches=2)
+    trainer.fit(trained, loader([batch_of(["CAB", "BED"]), impossible(["A"], 0)]))
+    assert [name for name, value in trained.state_dict().items() if not torch.equal(value, before[name])]
+
+
+def test_training_stops_when_nothing_teaches_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recognizer_module, "LOST_BATCHES_IN_A_ROW", 3)
+    trained, memory = make(), Remember()
+    bad, good = impossible(["A"], 0), batch_of(["CAB"])
+    with pytest.warns(UserWarning, match="impossible-0"), pytest.raises(InputError, match="3 batches in a row"):
+        make_trainer(tmp_path, callbacks=[memory]).fit(trained, loader([bad, bad, good, bad, bad, bad, good]))
+    assert len(memory.seen) == 5  # two bad ones between good ones are borne; the third in a row does not end
+
+
+def test_a_wrong_sample_rate_is_refused(tmp_path: Path) -> None:
+    recognizer, wrong = make(), replace(batch_of(["A"]), sample_rate=16_000)
+    for run in ("fit", "validate", "predict"):
+        with pytest.raises(InputError, match="8000 Hz, got 16000 Hz"):
+            getattr(make_trainer(tmp_path), run)(recognizer, loader([wrong]))
+
+
+# Error rates.
+
+
+def mishear(batch: Batch) -> list[str]:
+    """Wrong in words of the longer utterances only, with all three kinds of errors."""
+    heard = {"DEAF BEE": "DEAF B E", "HE FED": "HE", "EGG AGE": "EGG FACE AGE GAD"}
+    return [heard.get(text, text) for text in batch.texts]
+
+
+def test_error_rates_are_those_of_the_corpus_and_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recognizer, trainer = make(), make_trainer(tmp_path)
+    monkeypatch.setattr(recognizer, "transcribe", mishear)
+    clean = [batch_of(["DEAF BEE"]), batch_of(["BED", "GAD", "CAGED", "A CAB"])]
+    other = [batch_of(["HE FED", "EGG AGE"])]
+
+    def rates(batches: list[Batch]) -> dict[str, float]:
+        references = [text for batch in batches for text in batch.texts]
+        heard = [text for batch in batches for text in mishear(batch)]
+        wrong = sum(one != two for one, two in zip(references, heard, strict=True))
+        with torch.no_grad():
+            losses = torch.cat([recognizer.eval().loss(batch) for batch in batches])
+        return {
+            "wer": jiwer.wer(references, heard),
+            "cer": jiwer.cer(references, heard),
+            "ser": wrong / len(references),
+            "loss": float(losses.mean()),
+        }
+
+    # Other data each time: rates of the same data would not tell whether they were counted twice.
+    runs = [("val", trainer.validate, clean), ("val", trainer.validate, clean[:1]), ("test", trainer.test, clean[1:])]
+    for stage, run, mine in runs:
+        run(recognizer, {"test-clean": loader(mine), "test-other": loader(other)}, verbose=False)
+        expected = {"test-clean": rates(mine), "test-other": rates(other), stage: rates(mine + other)}
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        assert logged == pytest.approx(
+            {f"{name}/{key}": value for name, values in expected.items() for key, value in values.items()}
+        )
+    assert rates(clean)["wer"] not in (0.0, rates(other)["wer"])
+
+
+def test_a_subset_may_be_called_as_the_stage_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recognizer, trainer = make(), make_trainer(tmp_path)
+    monkeypatch.setattr(recognizer, "transcribe", mishear)
+    trainer.test(
+        recognizer, {"test": loader([batch_of(["BED"])]), "noise": loader([batch_of(["HE FED"])])}, verbose=False
+    )
+    assert float(trainer.callback_metrics["noise/wer"]) == 0.5
+
+
+def test_utterances_without_a_usable_loss_still_count_as_errors(tmp_path: Path) -> None:
+    recognizer, trainer = make(), make_trainer(tmp_path)
+    [logged] = trainer.validate(recognizer, {"dev": loader([impossible(["A", "CAB"], 0)])}, verbose=False)
+    with torch.no_grad():
+        expected = float(recognizer.eval().loss(batch_of(["A", "CAB"]))[1])
+    assert logged["val/loss"] == pytest.approx(expected, rel=1e-4)
+    assert logged["val/ser"] == 1.0
+
+
+def test_predictions_are_the_transcripts(tmp_path: Path) -> None:
+    recognizer, batch = make(), batch_of(TEXTS)
+    empty = Batch.collate([], RATE)
+    [first, second] = make_trainer(tmp_path).predict(recognizer, loader([batch, empty]))
+    assert first == {"hypotheses": recognizer.eval().transcribe(batch)} and second == {"hypotheses": []}
+
+
+# Resuming.
+
+
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", "train", [*TEXTS, "FEE", "HEAD", "ABE", "BADGE"])
+    write_corpus(tmp_path / "corpus", "dev", TEXTS[:2])
+    model = transducer(
+        encoder=conformer(20, dropout=0.2),
+        features=features("LogMel", "GlobalNormalization", mels=20),
+        ctc_weight=0.3,
+        augment={
+            "class_path": "asr_lightning.audio.augment.SpecAugment",
+            "init_args": {"time_mask_fraction": 0.2, "frequency_mask_bands": 6},
+        },
+        scheduler={
+            "class_path": "asr_lightning.models.schedules.WarmupCosine",
+            "init_args": {"warmup_steps": 3, "total_steps": 10},
+        },
+    )
+
+    def run(seed: int, folder: str, validate: bool, resume: Path | None = None) -> tuple[Recognizer, Weights]:
+        torch.manual_seed(seed)
+        recognizer = build_recognizer(model)
+        data = LibriSpeechDataModule(
+            root=str(tmp_path / "corpus"), train_subsets=["train"], validation_subsets=["dev"], batch_seconds=1.5,
+            workers=0, sample_rate=RATE, speed_factors=[0.9, 1.0, 1.1],
+        )  # fmt: skip
+        saving = ModelCheckpoint(tmp_path / folder, "{step}", save_top_k=-1, every_n_train_steps=1)
+        trainer = make_trainer(
+            tmp_path, max_epochs=2, callbacks=[saving], enable_checkpointing=True, gradient_clip_val=1.0,
+            limit_val_batches=1.0 if validate else 0,
+        )  # fmt: skip
+        trainer.fit(recognizer, datamodule=data, ckpt_path=resume)
+        return recognizer, copy(recognizer.state_dict())
+
+    undisturbed, expected = run(1, "first", validate=True)
+    assert undisturbed.trainer.num_training_batches >= 4
+    assert undisturbed.trainer.global_step == 2 * undisturbed.trainer.num_training_batches
+    for step in (2, undisturbed.trainer.num_training_batches + 1):  # in the first epoch, in the second
+        checkpoint = tmp_path / "first" / f"step={step}.ckpt"
+        begun = torch.load(checkpoint, weights_only=True)["state_dict"]
+        assert not torch.equal(begun["joint.output.weight"], expected["joint.output.weight"])
+        resumed, weights = run(99, f"from {step}", validate=False, resume=checkpoint)
+        assert resumed.trainer.global_step == undisturbed.trainer.global_step
+        assert_same(weights, expected)
+        assert_same(
+            torch.load(tmp_path / f"from {step}" / f"step={resumed.trainer.global_step}.ckpt")["state_dict"], expected
+        )
+
+
+# Several processes.
+
+
+def test_two_ranks_with_uneven_batches_train_as_one_process_does(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here}", "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, str(here / "shared_run.py"), json.dumps({"folder": str(tmp_path), "ranks": 2})]
+    ended = subprocess.run(script, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    shared_run.run(str(tmp_path), 1)
+    one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    assert_same(first["weights"], second["weights"])
+    assert_same(one["start"], first["start"])
+    changes = []
+    for name, expected in one["weights"].items():
+        torch.testing.assert_close(first["weights"][name], expected, rtol=1e-4, atol=1e-6, msg=name)
+        changes.append(float((expected - one["start"][name]).abs().max()))
+    assert max(changes) > 1e-2
+    for name in ("val/wer", "val/cer", "val/ser", "val/loss", "clean/wer", "other/cer", "train/skipped_utterances"):
+        assert first["logged"][name] == pytest.approx(one["logged"][name], rel=1e-4), name
+        assert second["logged"][name] == first["logged"][name], name
+    assert one["logged"]["train/skipped_utterances"] == 1
+
+
+# Checkpoints.
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    trainer = make_trainer(tmp_path)
+    trainer.strategy.connect(make())
+    trainer.save_checkpoint(tmp_path / "good.ckpt")
+    return tmp_path / "good.ckpt"
+
+
+class Payload:
+    """Runs code when it is unpickled in the unsafe way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+FOREIGN: dict[str, bytes | Any] = {
+    "an empty file": b"",
+    "text": b"model:\n  class_path: something\n",
+    "noise": bytes(range(256)) * 20,
+    "a zip of something else": b"PK\x05\x06" + bytes(18),
+    "a list": [1, 2, 3],
+    "bare weights": {"weight": torch.zeros(3)},
+    "no hyperparameters": {"state_dict": {}},
+    "no class": {"state_dict": {}, "hyper_parameters": {"lr": 1}},
+    "another class": {"state_dict": {}, "hyper_parameters": {"_class_path": "torch.nn.Linear", "in_features": 3}},
+    "no such class": {"state_dict": {}, "hyper_parameters": {"_class_path": "asr_lightning.models.nothing.Nothing"}},
+    "a function": {"state_dict": {}, "hyper_parameters": {"_class_path": "os.system", "command": "true"}},
+    "an abstract class": {
+        "state_dict": {},
+        "hyper_parameters": {"_class_path": "asr_lightning.models.recognizer.Recognizer"},
+    },
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_foreign_file_is_refused(tmp_path: Path, content: str) -> None:
+    path, made = tmp_path / "foreign.ckpt", FOREIGN[content]
+    if isinstance(made, bytes):
+        path.write_bytes(made)
+    else:
+        torch.save(made, path)
+    with pytest.raises(InputError):
+        load_recognizer(path)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.ckpt", tmp_path):
+        with pytest.raises(InputError, match="no checkpoint at"):
+            load_recognizer(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_refused(checkpoint: Path, share: float) -> None:
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match="no whole checkpoint"):
+        load_recognizer(checkpoint)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "evil.ckpt"
+    torch.save({"state_dict": {}, "hyper_parameters": Payload(tmp_path / "run")}, path, pickle_module=pickle)
+    with pytest.raises(InputError):
+        load_recognizer(path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_size_are_refused(checkpoint: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["encoder"] = lstm_encoder(20, hidden=16)
+    torch.save(content, checkpoint)
+    with pytest.raises(InputError, match="do not fit"):
+        load_recognizer(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"encoder": {"class_path": "torch.nn.Linear"}}, {"joint_dimension": "wide"}, {"colour": "blue"}],
+    ids=str,
+)
+def test_a_configuration_that_does_not_fit_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="configuration of a recogniser"):
+        make(**changes)
+
+
+def test_features_that_do_not_fit_the_encoder_are_refused() -> None:
+    with pytest.raises(InputError, match="LogMel gives 20 dimensions, .* input_dimension is 21: make them equal"):
+        make(encoder=lstm_encoder(21))

@@ -1,0 +1,67 @@
+"""Imports go one way [DESIGN.md, The house]."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = [  # each imports itself and those before
+    {"batch", "errors", "text", "audio", "nn", "losses"},
+    {"decoding", "scoring", "hmm"},
+    {"models"},
+    {"analysis", "callbacks"},
+    {"report", "tools"},
+    {"cli", "__main__"},
+]
+RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+SHARED_BY_ARCHITECTURES = {"recognizer", "checkpoints", "schedules"}
+OURS = ("asr_lightning", "data_modules")
+FILES = sorted(path.relative_to(ROOT) for package in OURS for path in (ROOT / package).rglob("*.py"))
+
+
+def imports(source: str) -> Iterator[tuple[str, ...]]:
+    """The dotted names that a file imports from us, split at the dots."""
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        yield from (parts for name in names if (parts := tuple(name.split(".")))[0] in OURS)
+
+
+def allowed(importer: tuple[str, ...], imported: tuple[str, ...]) -> bool:
+    """Whether a file, as `("asr_lightning", "nn", "masks")`, may import a name."""
+    if importer[0] == "data_modules":
+        return imported[0] == "data_modules" or imported[1] in {"batch", "text", "audio", "errors"}
+    if imported[0] == "data_modules":
+        return importer[1] in {"cli", "tools"}
+    if imported[1] == "models" == importer[1]:
+        return imported[2] in SHARED_BY_ARCHITECTURES
+    return RANKS[imported[1]] <= RANKS[importer[1]]
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_go_one_way(path: Path) -> None:
+    importer = path.with_suffix("").parts
+    forbidden = [".".join(name) for name in imports((ROOT / path).read_text()) if not allowed(importer, name)]
+    assert not forbidden
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported"),
+    [
+        ("asr_lightning.nn.masks", "import asr_lightning.models.recognizer"),
+        ("asr_lightning.losses.ctc", "from asr_lightning import decoding"),
+        ("asr_lightning.models.ctc", "from asr_lightning.models.rnn_transducer import Joint"),
+        ("asr_lightning.models.ctc", "from asr_lightning.callbacks.throughput import Throughput"),
+        ("asr_lightning.report.html", "import data_modules.spoken"),
+        ("data_modules.corpus", "def late():\n    from asr_lightning.models import recognizer"),
+    ],
+)
+def test_the_check_sees_imports_the_other_way(importer: str, imported: str) -> None:
+    [name] = imports(imported)
+    assert not allowed(tuple(importer.split(".")), name)

@@ -1,0 +1,47 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+
+from asr_lightning.models.checkpoints import build_recognizer
+
+LAYERS = {"input_dimension": 20, "hidden": 12, "layers": 1, "channels": 2}
+CONFIG = {
+    "class_path": "asr_lightning.models.rnn_transducer.RNNTransducer",
+    "init_args": {
+        "tokenizer": {"class_path": "asr_lightning.text.tokenizers.CharacterTokenizer"},
+        "features": {"class_path": "asr_lightning.audio.features.LogMel", "init_args": {"mels": 20}},
+        "encoder": {"class_path": "asr_lightning.nn.recurrent.LSTMEncoder", "init_args": LAYERS},
+        "predictor": {"class_path": "asr_lightning.models.rnn_transducer.LSTMPredictor", "init_args": {"dimension": 8}},
+        "joint_dimension": 8,
+        "max_symbols": 2,
+    },
+}
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    """The `model` part of an experiment, to be changed at will."""
+    return copy.deepcopy(CONFIG)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recogniser of 16 kHz that never trained, but is not silent: what it says depends on what it hears."""
+    torch.manual_seed(1)
+    recognizer = build_recognizer(CONFIG)
+    with torch.no_grad():
+        recognizer.joint.output.weight.mul_(20)
+        recognizer.joint.output.bias.zero_()
+        recognizer.encoder_projection.weight.mul_(5)
+    content = {
+        "state_dict": recognizer.state_dict(),
+        "hyper_parameters": dict(recognizer.hparams),
+        "pytorch-lightning_version": lightning.__version__,
+    }
+    path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
+    torch.save(content, path)
+    return path

@@ -1,0 +1,308 @@
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio
+
+from asr_lightning.batch import Batch, Utterance
+from asr_lightning.errors import InputError
+from asr_lightning.models.checkpoints import load_recognizer
+from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.tools import transcribe
+from asr_lightning.tools.transcribe import Transcript, plan_batches, read_audio
+
+Recordings = dict[str, Path]
+
+
+def sweep(seconds: float, rate: int, seed: int, channels: int = 1) -> np.ndarray:
+    """Tones that come and go: (S,), or (S, channels)."""
+    random = np.random.default_rng(seed)
+    time = np.arange(round(seconds * rate))[:, None] / rate
+    pitches = random.uniform(100, 1500, size=channels)
+    audio = 0.3 * np.sin(2 * np.pi * (pitches * time + 200 * time**2)) + 0.02 * random.standard_normal(time.shape)
+    return audio[:, 0] if channels == 1 else audio
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Recordings:
+    folder = tmp_path_factory.mktemp("recordings")
+    made = {
+        "telephone.wav": (sweep(1.4, 8_000, 1), 8_000),
+        "stereo.wav": (sweep(0.5, 44_100, 2, channels=2), 44_100),
+        "song.mp3": (sweep(1.1, 44_100, 3, channels=2), 44_100),
+        "talk.ogg": (sweep(2.0, 48_000, 4), 48_000),
+        "read.flac": (sweep(0.8, 16_000, 5), 16_000),
+        "click.wav": (sweep(0.004, 16_000, 6), 16_000),  # less than one window
+        "old.aiff": (sweep(0.6, 22_254, 7), 22_254),  # a Macintosh of 1984
+    }
+    for name, (audio, rate) in made.items():
+        soundfile.write(folder / name, audio, rate)
+    return {name: folder / name for name in made}
+
+
+@pytest.fixture(scope="module")
+def recognizer(checkpoint: Path) -> Recognizer:
+    return load_recognizer(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def heard(recognizer: Recognizer, recordings: Recordings) -> dict[str, str]:
+    """What the recogniser says of each file alone, resampled here."""
+    texts = {}
+    for name, path in recordings.items():
+        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        resampled = torchaudio.functional.resample(torch.from_numpy(audio).mean(dim=1), rate, 16_000)
+        texts[name] = recognizer.transcribe(Batch.collate([Utterance(name, resampled, 16_000)]))[0]
+    assert len(set(texts.values())) == len(texts), "the test needs a recogniser that tells the files apart"
+    return texts
+
+
+@pytest.fixture
+def bad_files(tmp_path: Path) -> dict[str, Path]:
+    """Files that cannot be used, by what is said of them."""
+    names = ("nothing.wav", "zero.wav", "silent.wav", "text.wav", "folder", "x.raw", "nan.wav", "cut.flac")
+    missing, zero, silent, text, folder, raw, nan, cut = (tmp_path / name for name in names)
+    zero.touch()
+    soundfile.write(silent, np.zeros(0), 16_000)
+    text.write_text("This is no audio.\n" * 50)
+    folder.mkdir()
+    raw.write_bytes(bytes(3200))
+    soundfile.write(nan, np.array([0.0, np.nan, 0.1] * 1000, np.float32), 16_000, subtype="FLOAT")
+    soundfile.write(cut, sweep(1, 16_000, 1), 16_000)
+    cut.write_bytes(cut.read_bytes()[:20])
+    return {
+        "No such file": missing,
+        "the file is empty": zero,
+        "there is no audio in the file": silent,
+        "expected a sound file that libsndfile reads, as WAV": text,
+        "Is a directory": folder,
+        "expected a sound file": raw,
+        "infinite or not a number": nan,
+        "expected a sound file that": cut,
+    }
+
+
+def run(checkpoint: Path, *arguments: Any) -> int:
+    return transcribe.main(["--checkpoint", str(checkpoint), "--device", "cpu", *map(str, arguments)])
+
+
+def test_the_command_transcribes_every_format_in_order_and_names_what_is_bad(
+    checkpoint: Path, recordings: Recordings, heard: dict[str, str], tmp_path: Path
+) -> None:
+    korean = os.fsdecode("한국어".encode("cp949") + b".wav")  # a name that is no UTF-8
+    soundfile_content = recordings["read.flac"].read_bytes()
+    (tmp_path / korean).write_bytes(soundfile_content)
+    paths = [str(path) for path in recordings.values()]
+    paths[2:2] = [str(tmp_path / "nothing.wav")]
+    paths += [str(tmp_path / korean)]
+    command = [sys.executable, "-m", "asr_lightning.tools.transcribe", "--checkpoint", str(checkpoint), *paths]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
+    result = subprocess.run(command, capture_output=True, timeout=120, env=environment)
+    assert result.returncode == 1, result.stderr
+    expected = [f"{path}\t{heard[name]}" for name, path in recordings.items()]
+    expected.append(f"{tmp_path / korean}\t{heard['read.flac']}")
+    assert os.fsdecode(result.stdout).splitlines() == expected
+    assert os.fsdecode(result.stderr).splitlines() == [f"{tmp_path / 'nothing.wav'}: No such file or directory"]
+
+
+def test_batches_of_any_size_say_the_same_in_the_same_order(
+    recognizer: Recognizer, recordings: Recordings, heard: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    alone = recognizer.transcribe
+    monkeypatch.setattr(recognizer, "transcribe", lambda batch: sizes.append(len(batch)) or alone(batch))
+    names = [*recordings, *reversed(recordings)]
+    for seconds, largest in ((0.001, 1), (3.0, 3), (100.0, 14)):
+        sizes.clear()
+        results = list(transcribe.transcribe(recognizer, (str(recordings[name]) for name in names), seconds))
+        assert results == [Transcript(str(recordings[name]), heard[name]) for name in names]
+        assert sum(sizes) == len(names)
+        assert (max(sizes) >= largest) if seconds > 1 else (max(sizes) == 1)
+
+
+def test_files_are_read_only_a_few_batches_ahead(recognizer: Recognizer, recordings: Recordings) -> None:
+    asked: list[int] = []
+
+    def many() -> Iterator[str]:
+        for number in range(20):
+            asked.append(number)
+            yield str(recordings["read.flac"])  # 0.8 s
+
+    texts = transcribe.transcribe(recognizer, many(), batch_seconds=1.5)
+    next(texts)
+    assert len(asked) == 8  # the first to reach 4 batches of 1.5 s
+    next(texts)
+    assert len(asked) == 8
+    assert len(list(texts)) == 18
+
+
+def test_batches_hold_similar_lengths_within_the_limit() -> None:
+    seconds = [5.0, 1.0, 30.0, 1.2, 4.5, 1.1, 5.0]
+    batches = plan_batches(seconds, 10.0)
+    assert sorted(number for batch in batches for number in batch) == list(range(7))
+    assert all(len(batch) == 1 or len(batch) * max(seconds[n] for n in batch) <= 10.0 for batch in batches)
+    assert [sorted(batch) for batch in batches] == [[0, 4], [1, 3, 5], [2], [6]]
+    assert plan_batches([], 10.0) == []
+
+
+def test_bad_files_are_named_with_the_reason_and_the_rest_goes_on(
+    checkpoint: Path,
+    recordings: Recordings,
+    heard: dict[str, str],
+    bad_files: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good = recordings["read.flac"]
+    assert run(checkpoint, good, *bad_files.values(), good) == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [f"{good}\t{heard['read.flac']}"] * 2
+    assert len(printed.err.splitlines()) == len(bad_files)
+    for line, (reason, path) in zip(printed.err.splitlines(), bad_files.items(), strict=True):
+        assert line.startswith(f"{path}: ")
+        assert reason in line
+    assert run(checkpoint, good) == 0
+
+
+def test_audio_is_mixed_and_resampled(recordings: Recordings, tmp_path: Path) -> None:
+    audio, _ = soundfile.read(recordings["stereo.wav"], dtype="float32")
+    expected = torchaudio.functional.resample(torch.from_numpy(audio.mean(axis=1)), 44_100, 16_000)
+    torch.testing.assert_close(read_audio(str(recordings["stereo.wav"]), 16_000), expected)
+    tone = np.sin(2 * np.pi * 440 * np.arange(22_254) / 22_254)
+    soundfile.write(tmp_path / "tone.wav", tone, 22_254, subtype="FLOAT")
+    resampled = read_audio(str(tmp_path / "tone.wav"), 16_000).numpy()
+    assert abs(len(resampled) - 16_000) <= 1
+    expected_tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    np.testing.assert_allclose(resampled[500:15_500], expected_tone[500:15_500], atol=5e-3)
+
+
+def test_long_files_are_read_in_blocks_without_a_seam(recordings: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_audio(str(recordings["song.mp3"]), 16_000)
+    monkeypatch.setattr(transcribe, "BLOCK_FRAMES", 1_000)
+    torch.testing.assert_close(read_audio(str(recordings["song.mp3"]), 16_000), whole)
+
+
+def test_the_beam_is_replaced_where_there_is_one(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert transcribe.prepare(checkpoint, "cpu", None).beam == 1
+    assert transcribe.prepare(checkpoint, "cpu", 3).beam == 3
+    with pytest.raises(SystemExit, match="2"):
+        run(checkpoint, "--beam", "0", "a.wav")
+    assert "argument --beam: invalid whole number from 1 value: '0'" in capsys.readouterr().err
+
+
+def test_what_the_recogniser_cannot_do_is_an_error(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load_without_beam(path: Path) -> Recognizer:
+        recognizer = load_recognizer(path)
+        del recognizer.beam
+        return recognizer
+
+    monkeypatch.setattr(transcribe, "load_recognizer", load_without_beam)
+    assert run(checkpoint, "--beam", "2", "a.wav") == 2
+    assert "--beam: a RNNTransducer has no beam" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="--device cuda: torch finds no GPU"):
+        transcribe.prepare(checkpoint, "cuda", None)
+
+
+def remove_class(content: dict[str, Any]) -> None:
+    del content["hyper_parameters"]["_class_path"]
+
+
+def remove_weights(content: dict[str, Any]) -> None:
+    del content["state_dict"]
+
+
+def change_shape(content: dict[str, Any]) -> None:
+    content["hyper_parameters"]["joint_dimension"] = 9
+
+
+def misfit_encoder(content: dict[str, Any]) -> None:
+    content["hyper_parameters"]["features"] = {
+        "class_path": "asr_lightning.audio.features.LogMel",
+        "init_args": {"mels": 10},
+    }
+
+
+@pytest.mark.parametrize("spoil", [remove_class, remove_weights, change_shape, misfit_encoder])
+def test_a_checkpoint_of_something_else_is_an_error(
+    checkpoint: Path, tmp_path: Path, spoil: Callable[[dict[str, Any]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    spoil(content)
+    torch.save(content, tmp_path / "bad.ckpt")
+    assert run(tmp_path / "bad.ckpt", "a.wav") == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert not printed.out
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "half"])
+def test_a_file_that_is_no_checkpoint_is_an_error(
+    checkpoint: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.ckpt"
+    if kind != "missing":
+        content = checkpoint.read_bytes()
+        path.write_bytes(b"no weights" if kind == "text" else content[: len(content) // 2])
+    assert run(path, "a.wav") == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved(
+    recognizer: Recognizer, recordings: Recordings, heard: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = recognizer.transcribe
+    long = soundfile.info(recordings["talk.ogg"]).duration
+
+    def with_little_memory(batch: Batch) -> list[str]:
+        if len(batch) > 2 or batch.seconds > long - 0.1:
+            raise torch.OutOfMemoryError("no memory")
+        return alone(batch)
+
+    monkeypatch.setattr(recognizer, "transcribe", with_little_memory)
+    results = {Path(one.path).name: one for one in transcribe.transcribe(recognizer, map(str, recordings.values()), 99)}
+    assert "2 s are too long for the memory" in results.pop("talk.ogg").problem
+    assert {name: one.text for name, one in results.items()} == {
+        name: text for name, text in heard.items() if name != "talk.ogg"
+    }
+
+
+def test_other_failures_of_the_recogniser_are_not_hidden(
+    recognizer: Recognizer, recordings: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(batch: Batch) -> list[str]:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(recognizer, "transcribe", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        list(transcribe.transcribe(recognizer, [str(recordings["read.flac"])], 99))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_only(
+    recognizer: Recognizer,
+    recordings: Recordings,
+    heard: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+) -> None:
+    errors = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", errors)
+    output = io.StringIO()
+    assert transcribe.write_transcripts(recognizer, [str(recordings["read.flac"])], 100.0, output)
+    assert output.getvalue() == f"{recordings['read.flac']}\t{heard['read.flac']}\n"
+    assert ("1/1" in errors.getvalue()) == terminal
