@@ -29,8 +29,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": say PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	@echo "installing into .venv ..."
-	@$(BIN)/python -m pip install --quiet uv \
-		&& $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[development]' \
+	@export PIP_DISABLE_PIP_VERSION_CHECK=1; \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt uv \
+		&& $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --editable '.[development]' \
 		|| $(BIN)/python -m pip install --constraint constraints.txt --editable '.[development]'
 	@touch $@
 

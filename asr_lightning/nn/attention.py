@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asr_lightning.nn.axes import Axis, Units, axis, units
+from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
 from asr_lightning.nn.masks import real_frames
 from asr_lightning.nn.positions import relative_sinusoids
 
@@ -23,13 +23,15 @@ class RelativeSelfAttention(nn.Module):
         dropout: Of the attention weights.
 
     Raises:
-        ValueError: D is no multiple of H and no head_dimension is given.
+        ValueError: D is odd, or no multiple of H where no head_dimension is given.
     """
 
     def __init__(self, dimension: int, heads: int, head_dimension: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
-        if head_dimension is None and dimension % heads:
-            raise ValueError(f"attention needs a dimension that its heads divide, got {dimension} and {heads} heads")
+        if dimension % 2 or (head_dimension is None and dimension % heads):
+            raise ValueError(
+                f"attention needs an even dimension that its heads divide, got {dimension} and {heads} heads"
+            )
         self.dimension = dimension
         self.heads = heads
         self.head_dimension = head_dimension or dimension // heads
@@ -44,12 +46,13 @@ class RelativeSelfAttention(nn.Module):
         self.output = nn.Linear(inner, dimension)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that queries, keys, values and positions are heads × dimensions of a head."""
+        """Say that queries, keys, values and positions are heads × dimensions of a head, read from sinusoids."""
         inner = axis(Units(self.heads), Units(self.head_dimension))
         outer = units(self.dimension)
+        waves = axis(Units(self.dimension // 2), Fixed(2, "sine and cosine"))
         axes: dict[str, tuple[Axis, ...]] = {"output.weight": (outer, inner)}
         for name in ("query", "key", "value", "position"):
-            axes[f"{name}.weight"] = (inner, outer)
+            axes[f"{name}.weight"] = (inner, waves if name == "position" else outer)
             if name != "position":
                 axes[f"{name}.bias"] = (inner,)
         return axes
