@@ -84,4 +84,5 @@ lint: $(INSTALLED) ## style and types
 	$(BIN)/mypy
 
 bench: $(INSTALLED) ## what is measured, see benchmarks/README.md
+	$(BIN)/python benchmarks/transducer_loss.py
 	$(BIN)/python benchmarks/training_speed.py

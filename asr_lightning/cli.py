@@ -1,8 +1,10 @@
 """The command line: `lightning fit|validate|test|predict --config experiments/….yaml`."""
 
+import logging
 import netrc
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import lightning
@@ -64,9 +66,19 @@ def keep_wandb_offline() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
 
 
+def quieten() -> None:
+    """Keep what a user can do nothing about off the screen."""
+    # `--ckpt_path last` is how the Makefile starts every run, also one that has nothing to go on from.
+    warnings.filterwarnings("ignore", message=r".*there is no last checkpoint available")
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; what the user can mend is said in one message, without a stack trace."""
     keep_wandb_offline()
+    quieten()
     try:
         CommandLine(
             Recognizer,

@@ -8,7 +8,7 @@ import lightning
 import pytest
 import torch
 from torch import Tensor, nn
-from transcribing_run import HalfDeaf, batch_of, loader, make_trainer
+from transcribing_run import Beginning, HalfDeaf, batch_of, loader, make_trainer
 
 from asr_lightning.callbacks.initialization import Initialization, Scheme, initialize
 from asr_lightning.nn.conformer import Conformer
@@ -91,15 +91,6 @@ def test_the_seed_decides() -> None:
         drawn.append(linear.weight.detach())
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
-
-
-class Beginning(lightning.Callback):
-    """Keeps the weights before the first step."""
-
-    weights: dict[str, Tensor]
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.weights = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
 
 
 def fit(folder: Path, scheme: Scheme, seed: int = 1, ckpt_path: Path | None = None, **options: Any) -> Any:

@@ -101,6 +101,15 @@ def make_trainer(folder: Path | str, **options: Any) -> lightning.Trainer:
     return lightning.Trainer(**{**settings, **options})
 
 
+class Beginning(lightning.Callback):
+    """Keeps the weights before the first step."""
+
+    weights: dict[str, torch.Tensor]
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.weights = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
+
+
 class Corpus(lightning.LightningDataModule):
     """Two subsets of batches of one utterance, dealt out to the ranks."""
 

@@ -1,8 +1,7 @@
-"""What all recognisers share: which utterances teach, what is counted, and how a run or a recogniser comes back."""
+"""What all recognisers share: which utterances teach, what is counted, and how a run comes back."""
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from tones import (
     conformer,
     features,
     loader,
-    lstm_encoder,
+    make,
     make_trainer,
     transducer,
     write_corpus,
@@ -31,19 +30,13 @@ from tones import (
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
 from asr_lightning.models import recognizer as recognizer_module
-from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
+from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.recognizer import Recognizer
 from data_modules.librispeech import LibriSpeechDataModule
 
 Weights = dict[str, torch.Tensor]
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
 IMPOSSIBLE = "ABC" * 40
-
-
-def make(**changes: Any) -> Recognizer:
-    """Small, with CTC, so that transcripts can be too long."""
-    torch.manual_seed(4)
-    return build_recognizer(transducer(**{"ctc_weight": 0.3, **changes}))
 
 
 def impossible(texts: list[str], *places: int) -> Batch:
@@ -304,99 +297,3 @@ def test_two_ranks_with_uneven_batches_train_as_one_process_does(tmp_path: Path)
         assert first["logged"][name] == pytest.approx(one["logged"][name], rel=1e-4), name
         assert second["logged"][name] == first["logged"][name], name
     assert one["logged"]["train/skipped_utterances"] == 1
-
-
-# Checkpoints.
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    trainer = make_trainer(tmp_path)
-    trainer.strategy.connect(make())
-    trainer.save_checkpoint(tmp_path / "good.ckpt")
-    return tmp_path / "good.ckpt"
-
-
-class Payload:
-    """Runs code when it is unpickled in the unsafe way."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
-
-
-FOREIGN: dict[str, bytes | Any] = {
-    "an empty file": b"",
-    "text": b"model:\n  class_path: something\n",
-    "noise": bytes(range(256)) * 20,
-    "a zip of something else": b"PK\x05\x06" + bytes(18),
-    "a list": [1, 2, 3],
-    "bare weights": {"weight": torch.zeros(3)},
-    "no hyperparameters": {"state_dict": {}},
-    "no class": {"state_dict": {}, "hyper_parameters": {"lr": 1}},
-    "another class": {"state_dict": {}, "hyper_parameters": {"_class_path": "torch.nn.Linear", "in_features": 3}},
-    "no such class": {"state_dict": {}, "hyper_parameters": {"_class_path": "asr_lightning.models.nothing.Nothing"}},
-    "a function": {"state_dict": {}, "hyper_parameters": {"_class_path": "os.system", "command": "true"}},
-    "an abstract class": {
-        "state_dict": {},
-        "hyper_parameters": {"_class_path": "asr_lightning.models.recognizer.Recognizer"},
-    },
-}
-
-
-@pytest.mark.parametrize("content", FOREIGN)
-def test_a_foreign_file_is_refused(tmp_path: Path, content: str) -> None:
-    path, made = tmp_path / "foreign.ckpt", FOREIGN[content]
-    if isinstance(made, bytes):
-        path.write_bytes(made)
-    else:
-        torch.save(made, path)
-    with pytest.raises(InputError):
-        load_recognizer(path)
-
-
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.ckpt", tmp_path):
-        with pytest.raises(InputError, match="no checkpoint at"):
-            load_recognizer(path)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_checkpoint_is_refused(checkpoint: Path, share: float) -> None:
-    content = checkpoint.read_bytes()
-    checkpoint.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InputError, match="no whole checkpoint"):
-        load_recognizer(checkpoint)
-
-
-def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    path = tmp_path / "evil.ckpt"
-    torch.save({"state_dict": {}, "hyper_parameters": Payload(tmp_path / "run")}, path, pickle_module=pickle)
-    with pytest.raises(InputError):
-        load_recognizer(path)
-    assert not (tmp_path / "run").exists()
-
-
-def test_weights_of_another_size_are_refused(checkpoint: Path) -> None:
-    content = torch.load(checkpoint, weights_only=True)
-    content["hyper_parameters"]["encoder"] = lstm_encoder(20, hidden=16)
-    torch.save(content, checkpoint)
-    with pytest.raises(InputError, match="do not fit"):
-        load_recognizer(checkpoint)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"encoder": {"class_path": "torch.nn.Linear"}}, {"joint_dimension": "wide"}, {"colour": "blue"}],
-    ids=str,
-)
-def test_a_configuration_that_does_not_fit_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="configuration of a recogniser"):
-        make(**changes)
-
-
-def test_features_that_do_not_fit_the_encoder_are_refused() -> None:
-    with pytest.raises(InputError, match="LogMel gives 20 dimensions, .* input_dimension is 21: make them equal"):
-        make(encoder=lstm_encoder(21))

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from asr_lightning.batch import Batch, Utterance
+from asr_lightning.models.checkpoints import build_recognizer
+from asr_lightning.models.recognizer import Recognizer
 
 RATE = 8_000  # samples per second
 TEXTS = ["A CAB", "DEAF BEE", "BED", "HE FED", "GAD", "FACE", "EGG AGE", "CAGED"]  # letters A to H
@@ -91,6 +93,12 @@ def transducer(**changes: Any) -> dict[str, Any]:
         "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 3e-3}},
     }
     return {"class_path": "asr_lightning.models.rnn_transducer.RNNTransducer", "init_args": {**arguments, **changes}}
+
+
+def make(**changes: Any) -> Recognizer:
+    """Small, with CTC, so that transcripts can be too long."""
+    torch.manual_seed(4)
+    return build_recognizer(transducer(**{"ctc_weight": 0.3, **changes}))
 
 
 def lstm_encoder(input_dimension: int, **changes: Any) -> dict[str, Any]:

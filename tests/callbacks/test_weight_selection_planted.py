@@ -1,0 +1,53 @@
+"""A selection finds the student that was planted in a teacher."""
+
+from typing import Any
+
+import pytest
+import torch
+from planted_teachers import ARCHITECTURES, POSITION, outputs, pair, plant, restored, same
+
+from asr_lightning.callbacks.weight_selection import select_weights
+
+
+@pytest.mark.parametrize("elements", ["uniform", "consecutive"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_student_inside_a_teacher_is_found(architecture: str, elements: Any) -> None:
+    longer = {"kernel": 9} if "conformer" in architecture else {}
+    student, teacher = pair(architecture, **longer)
+    plant(student, teacher, tiled=elements == "consecutive")
+    assert same(outputs(teacher), outputs(student)), "the expansion is wrong"
+    other, _ = pair(architecture)
+    for tensor in other.state_dict().values():
+        tensor.fill_(3)
+    assert not same(outputs(other), outputs(student))
+
+    weights, _ = select_weights(other, teacher, elements=elements)
+    found = restored(student, weights)
+    for name, weight in student.state_dict().items():
+        if name.endswith(POSITION) and elements == "consecutive":  # the first wavelengths are not those of the student
+            found[name] = weight
+        torch.testing.assert_close(found[name], weight, msg=lambda message, name=name: f"{name}: {message}")
+    other.load_state_dict(found)
+    assert same(outputs(other), outputs(student))
+
+
+def test_positions_are_read_by_wavelength() -> None:
+    student, teacher = pair("conformer, stateless predictor")
+    plant(student, teacher)
+    name = f"encoder.layers.1.{POSITION}"
+    torch.testing.assert_close(select_weights(student, teacher)[0][name], student.state_dict()[name])
+
+
+@pytest.mark.parametrize("architecture", ["conformer, lstm predictor", "lstm, lstm predictor"])
+def test_selection_by_size_alone_tears_packed_and_flattened_axes(architecture: str) -> None:
+    student, teacher = pair(architecture)
+    plant(student, teacher)
+    other, _ = pair(architecture)
+    weights, _ = select_weights(other, teacher, axis_aware=False)
+    found = restored(student, weights)
+    own = student.state_dict()
+    for name in ("encoder.subsampling.projection.weight", "prediction.predictor.layers.0.weight_hh_l0"):
+        assert not torch.allclose(found[name], own[name], atol=1e-3), name
+    torch.testing.assert_close(found["joint.output.weight"], own["joint.output.weight"])
+    other.load_state_dict({**found, **{name: own[name] for name in own if name.endswith(POSITION)}})
+    assert not same(outputs(other), outputs(student))

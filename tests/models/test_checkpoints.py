@@ -1,0 +1,106 @@
+"""Which checkpoints and configurations are refused, and that no code in them is run."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tones import lstm_encoder, make, make_trainer
+
+from asr_lightning.errors import InputError
+from asr_lightning.models.checkpoints import load_recognizer
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    trainer = make_trainer(tmp_path)
+    trainer.strategy.connect(make())
+    trainer.save_checkpoint(tmp_path / "good.ckpt")
+    return tmp_path / "good.ckpt"
+
+
+class Payload:
+    """Runs code when it is unpickled in the unsafe way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+FOREIGN: dict[str, bytes | Any] = {
+    "an empty file": b"",
+    "text": b"model:\n  class_path: something\n",
+    "noise": bytes(range(256)) * 20,
+    "a zip of something else": b"PK\x05\x06" + bytes(18),
+    "a list": [1, 2, 3],
+    "bare weights": {"weight": torch.zeros(3)},
+    "no hyperparameters": {"state_dict": {}},
+    "no class": {"state_dict": {}, "hyper_parameters": {"lr": 1}},
+    "another class": {"state_dict": {}, "hyper_parameters": {"_class_path": "torch.nn.Linear", "in_features": 3}},
+    "no such class": {"state_dict": {}, "hyper_parameters": {"_class_path": "asr_lightning.models.nothing.Nothing"}},
+    "a function": {"state_dict": {}, "hyper_parameters": {"_class_path": "os.system", "command": "true"}},
+    "an abstract class": {
+        "state_dict": {},
+        "hyper_parameters": {"_class_path": "asr_lightning.models.recognizer.Recognizer"},
+    },
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_foreign_file_is_refused(tmp_path: Path, content: str) -> None:
+    path, made = tmp_path / "foreign.ckpt", FOREIGN[content]
+    if isinstance(made, bytes):
+        path.write_bytes(made)
+    else:
+        torch.save(made, path)
+    with pytest.raises(InputError):
+        load_recognizer(path)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.ckpt", tmp_path):
+        with pytest.raises(InputError, match="no checkpoint at"):
+            load_recognizer(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_refused(checkpoint: Path, share: float) -> None:
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match="no whole checkpoint"):
+        load_recognizer(checkpoint)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "evil.ckpt"
+    torch.save({"state_dict": {}, "hyper_parameters": Payload(tmp_path / "run")}, path, pickle_module=pickle)
+    with pytest.raises(InputError):
+        load_recognizer(path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_size_are_refused(checkpoint: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["encoder"] = lstm_encoder(20, hidden=16)
+    torch.save(content, checkpoint)
+    with pytest.raises(InputError, match="do not fit"):
+        load_recognizer(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"encoder": {"class_path": "torch.nn.Linear"}}, {"joint_dimension": "wide"}, {"colour": "blue"}],
+    ids=str,
+)
+def test_a_configuration_that_does_not_fit_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="configuration of a recogniser"):
+        make(**changes)
+
+
+def test_features_that_do_not_fit_the_encoder_are_refused() -> None:
+    with pytest.raises(InputError, match="LogMel gives 20 dimensions, .* input_dimension is 21: make them equal"):
+        make(encoder=lstm_encoder(21))
