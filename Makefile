@@ -76,7 +76,7 @@ $(eval $(call RUN,rnnt_teacher,1))
 $(foreach seed,$(SEEDS),$(foreach run,$(EXPERIMENTS),$(eval $(call RUN,$(run),$(seed)))))
 
 test: $(INSTALLED) ## the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check .

@@ -3,12 +3,14 @@
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lhotse.recipes import download_librispeech
 
 from asr_lightning.errors import InputError
+from asr_lightning.text.english import transcript
 from data_modules.corpus import CorpusDataModule
 from data_modules.manifest import BadFile, Found, fingerprint
 
@@ -38,11 +40,14 @@ class LibriSpeechDataModule(CorpusDataModule):
     Args:
         root: The folder that contains the subsets.
         download: Fetch missing subsets from openslr.org into `root`.
+        normalize: Write transcripts in LibriSpeech's own alphabet of capitals and apostrophes, as
+            `asr_lightning.text.english` says; those that are in it already stay as they are.
         **arguments: Those of `CorpusDataModule`.
     """
 
-    def __init__(self, root: str, download: bool = False, **arguments: Any) -> None:
+    def __init__(self, root: str, download: bool = False, normalize: bool = True, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self.normalize = normalize
         self.root = Path(root).expanduser().absolute()
         self.download = download
 
@@ -50,6 +55,12 @@ class LibriSpeechDataModule(CorpusDataModule):
     def source(self) -> str:
         """Tells this corpus from others in the cache."""
         return str(self.root)
+
+    @property
+    def manifest_folder(self) -> Path:
+        """Where this corpus' manifests are cached; transcripts are in them as they are trained on."""
+        folder = super().manifest_folder
+        return folder if self.normalize else folder.with_name(f"{folder.name}-as-it-is")
 
     def require(self, subsets: list[str]) -> None:
         """See that the subsets are there, or fetch them.
@@ -69,7 +80,11 @@ class LibriSpeechDataModule(CorpusDataModule):
 
     def find_utterances(self, subset: str) -> tuple[list[Found], list[BadFile]]:
         """The subset's utterances, and the files without a partner."""
-        return find_utterances(self.root, subset)
+        found, bad = find_utterances(self.root, subset)
+        if self.normalize:
+            found = [replace(one, text=transcript(one.text)) for one in found]
+            bad += [BadFile(one.path, "empty transcript", "no word is left of it") for one in found if not one.text]
+        return [one for one in found if one.text], bad
 
     def _folder(self, subset: str) -> Path:
         folder = find_subset(self.root, subset)

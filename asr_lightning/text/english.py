@@ -22,6 +22,7 @@ ONES = (
 ).split()
 TENS = "TWENTY THIRTY FORTY FIFTY SIXTY SEVENTY EIGHTY NINETY".split()
 SCALES = ((10**12, "TRILLION"), (10**9, "BILLION"), (10**6, "MILLION"), (10**3, "THOUSAND"), (10**2, "HUNDRED"))
+PLAIN = re.compile("[A-Z' ]+")  # LibriSpeech's own alphabet
 LARGEST = 10**12  # the largest cardinal that is read as one
 IRREGULAR_ORDINALS = {
     "ONE": "FIRST",
@@ -65,6 +66,14 @@ def normalize(text: str) -> str:
     text = _STRAY_APOSTROPHE.sub(" ", text)
     text = "".join(c if c == "'" or unicodedata.category(c)[0] in "LN" else " " for c in text)
     return unicodedata.normalize("NFKC", " ".join(text.split()))  # letters that only now are neighbours may compose
+
+
+def transcript(text: str) -> str:
+    """Return a transcript as it is trained on and scored: unchanged where it is capitals and apostrophes already.
+
+    So LibriSpeech's own transcripts stay what they are (NOTHIN'), and any other text is normalised.
+    """
+    return text if PLAIN.fullmatch(text) else normalize(text)
 
 
 def cardinal_words(digits: str) -> str:

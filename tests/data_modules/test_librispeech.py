@@ -195,3 +195,19 @@ def test_a_download_is_moved_when_whole(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(os.listdir(root)) == ["LibriSpeech"]
     with pytest.raises(InputError, match="Cannot download mine: openslr.org has dev-clean"):
         module(root, "mine", download=True).prepare_data()
+
+
+def test_a_strangers_transcripts_are_written_in_librispeechs_alphabet(tmp_path: Path) -> None:
+    write_chapter(tmp_path / "dev-clean/7/1", {"a": "Well, it's 3 o'clock.", "b": "NOTHIN' ELSE"}, [0.5, 0.5])
+    assert {id: item[1] for id, item in read(module(tmp_path)).items()} == {
+        "a": "WELL IT'S THREE O'CLOCK",
+        "b": "NOTHIN' ELSE",
+    }
+    kept = {id: item[1] for id, item in read(module(tmp_path, normalize=False)).items()}
+    assert kept["a"] == "Well, it's 3 o'clock."
+
+
+def test_a_transcript_of_marks_only_is_a_bad_file(tmp_path: Path) -> None:
+    write_chapter(tmp_path / "dev-clean/7/1", {"a": "...", "b": "B"}, [0.5, 0.5])
+    with pytest.raises(InputError, match=r"empty transcript(.|\n)*a\.flac"):
+        module(tmp_path).prepare_data()
