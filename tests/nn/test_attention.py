@@ -47,7 +47,7 @@ def written_out(attention: RelativeSelfAttention, x: Tensor, length: int) -> Ten
     return attention.output(torch.cat(heads, dim=1))
 
 
-@pytest.mark.parametrize(("dimension", "heads", "head_dimension"), [(8, 2, None), (6, 3, 5), (7, 1, None)])
+@pytest.mark.parametrize(("dimension", "heads", "head_dimension"), [(8, 2, None), (6, 3, 5), (6, 1, None)])
 def test_attention_is_the_formula_within_each_length(dimension: int, heads: int, head_dimension: int | None) -> None:
     attention = random_attention(dimension, heads, head_dimension)
     lengths = [6, 1, 4]
@@ -87,3 +87,9 @@ def test_weights_are_dropped_in_training_only() -> None:
 def test_heads_that_do_not_divide_the_dimension_are_refused() -> None:
     with pytest.raises(ValueError, match="got 6 and 4 heads"):
         RelativeSelfAttention(6, 4)
+
+
+@pytest.mark.parametrize(("dimension", "heads"), [(7, 1), (8, 3)])
+def test_dimensions_that_do_not_fit_are_refused(dimension: int, heads: int) -> None:
+    with pytest.raises(ValueError, match=f"got {dimension} and {heads} heads"):
+        RelativeSelfAttention(dimension, heads)
