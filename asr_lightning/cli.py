@@ -11,7 +11,7 @@ import lightning
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningCLI
 
-from asr_lightning.models.checkpoints import input_error, remember_configuration
+from asr_lightning.models.checkpoints import input_error, read_checkpoint, remember_configuration
 from asr_lightning.models.recognizer import Recognizer
 
 WANDB_HOST = "api.wandb.ai"
@@ -19,6 +19,13 @@ WANDB_HOST = "api.wandb.ai"
 
 class CommandLine(LightningCLI):
     """LightningCLI over recognisers and corpora; all that a run writes lies below `trainer.default_root_dir`."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Say what is wrong with a checkpoint before Lightning stumbles over it."""
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path not in (None, "best", "last", "hpc"):
+            read_checkpoint(path)
+        super()._parse_ckpt_path()
 
     def before_instantiate_classes(self) -> None:
         """Log and save into the run's folder, unless the experiment names other places.

@@ -1,0 +1,107 @@
+"""What `lightning …` says and leaves, in this process."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from asr_lightning import cli
+from data_modules.spoken import synthesize
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written into the project, nothing is sent, and no key of the user's is found."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("sys.argv", ["lightning"])
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """The demo's student on seconds of speech."""
+    synthesize(tmp_path / "speech", minutes=0.1, evaluation_minutes=0.05, workers=1, progress=False)
+    experiment = yaml.safe_load((EXPERIMENTS / "demo/rnnt_random.yaml").read_text())
+    experiment["data"]["init_args"] |= {
+        "root": str(tmp_path / "speech"), "minutes": 0.1, "evaluation_minutes": 0.05, "workers": 0,
+    }  # fmt: skip
+    experiment["model"]["init_args"]["encoder"]["init_args"] |= {"hidden": 8, "layers": 1, "channels": 2}
+    experiment["trainer"] |= {
+        "default_root_dir": "runs/tiny",
+        "max_epochs": 1,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(experiment))
+    return path
+
+
+def said(*arguments: str) -> str:
+    with pytest.raises(SystemExit) as ending:
+        cli.main(list(arguments))
+    return str(ending.value.code)
+
+
+@pytest.mark.parametrize("experiment", ["rnnt_teacher", "rnnt_random", "rnnt_ws", "rnnt_lstm_ws"])
+def test_a_missing_corpus_is_named_with_the_ways_on(experiment: str, tmp_path: Path) -> None:
+    message = said("fit", "--config", str(EXPERIMENTS / f"{experiment}.yaml"), "--trainer.precision", "32-true")
+    assert str(tmp_path / "data/LibriSpeech") in message
+    for way in ("--data.init_args.root", "--data.init_args.download true", "experiments/demo/rnnt_ws.yaml"):
+        assert way in message
+
+
+def test_what_does_not_fit_is_said_without_a_stack_trace(tiny: Path) -> None:
+    message = said("fit", "-c", str(tiny), "--model.init_args.features.init_args.mels", "40")
+    assert message.startswith("error: LogMel gives 40 dimensions, but the encoder's input_dimension is 80")
+
+
+def test_a_misspelt_option_is_named(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_text(tiny.read_text().replace("joint_dimension", "joint_dimensoin"))
+    assert said("fit", "-c", str(tiny)) == "2"
+    assert "joint_dimensoin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", [None, 0.0, 0.5])
+def test_a_checkpoint_that_is_not_whole_is_named(tiny: Path, tmp_path: Path, share: float | None) -> None:
+    cli.main(["fit", "-c", str(tiny)])
+    checkpoint = tmp_path / "runs/tiny/checkpoints/last.ckpt"
+    if share is None:
+        checkpoint.unlink()
+    else:
+        os.truncate(checkpoint, int(share * checkpoint.stat().st_size))
+    for command in ("fit", "test"):
+        assert str(checkpoint) in said(command, "-c", str(tiny), "--ckpt_path", str(checkpoint))
+
+
+def test_a_run_is_trained_resumed_tested_and_nothing_is_overwritten(tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs/tiny"
+    cli.main(["fit", "-c", str(tiny), "--ckpt_path", "last"])  # nothing to go on from yet
+    first = (run / "logs/version_0/metrics.csv").read_text()
+    assert "test-clean/wer" in first and "grad_norm/encoder" in first
+    cli.main(["fit", "-c", str(tiny), "--trainer.max_epochs", "2", "--ckpt_path", "last"])
+    cli.main(["test", "-c", str(tiny), "--ckpt_path", str(run / "checkpoints/last.ckpt")])
+    epochs = [line.split(",")[2:4] for line in (run / "error_rates.csv").read_text().splitlines()[1:]]
+    assert epochs == [["1", "test-clean"], ["1", "test-other"], ["2", "test-clean"], ["2", "test-other"]]
+    assert (run / "logs/version_0/metrics.csv").read_text() == first
+    assert (run / "test_error_rates.csv").is_file() and list(run.glob("wandb/offline-run-*"))
+
+
+@pytest.mark.parametrize(("key", "mode"), [("", "offline"), ("WANDB_API_KEY", None), (".netrc", None)])
+def test_wandb_is_offline_unless_there_is_a_key(
+    key: str, mode: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    if key == "WANDB_API_KEY":
+        monkeypatch.setenv(key, "0" * 40)
+    if key == ".netrc":
+        (tmp_path / ".netrc").write_text(f"machine {cli.WANDB_HOST} login user password {'0' * 40}\n")
+        (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setattr(cli, "CommandLine", lambda *given, **more: None)
+    cli.main(["fit"])
+    assert os.environ.get("WANDB_MODE") == mode
