@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import wandb
 import yaml
 
 from asr_lightning import cli
@@ -15,6 +16,7 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written into the project, nothing is sent, and no key of the user's is found."""
+    wandb.finish()  # of the test before: a process has one run at a time
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
