@@ -45,7 +45,8 @@ class CommandLine(LightningCLI):
                     group="/".join(root.parts[-3:-1]) or None,
                 ),
             ]
-        for callback in trainer.callbacks or []:
+        callbacks = trainer.callbacks or []
+        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
             if callback.class_path.endswith(".ModelCheckpoint") and callback.init_args.dirpath is None:
                 callback.init_args.dirpath = str(root / "checkpoints")
         if os.environ.get("LOCAL_RANK", "0") == "0":

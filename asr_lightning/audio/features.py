@@ -5,6 +5,8 @@ there is no centring, so frame t covers samples `t * hop` to `t * hop + window`,
 `1 + (S - window) // hop` frames, one at least. Frames beyond an utterance's end are exactly zero.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 import torchaudio
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from asr_lightning.nn.masks import real_frames
 POWER_FLOOR = 1e-10  # of a spectrum of audio in [-1, 1]; digital silence becomes log(1e-10) = -23.03
 
 
-class Features(nn.Module):
+class Features(nn.Module, ABC):
     """Base class: cuts audio into frames, calls `from_frames`, normalises, and silences what lies beyond the ends.
 
     Computed in float32, also under autocast. Durations that are no whole number of samples are cut, as Kaldi does.
@@ -63,9 +65,9 @@ class Features(nn.Module):
         if normalization is not None:
             normalization.allocate(dimension)
 
+    @abstractmethod
     def from_frames(self, frames: Tensor) -> Tensor:
         """Turn frames of audio (B, T, window) into features (B, T, D)."""
-        raise NotImplementedError
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
         """Frames (B,) of utterances of the given samples (B,)."""

@@ -1,5 +1,7 @@
 """What may happen to features last: normalisation by utterance, or by the training data."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -10,15 +12,15 @@ from asr_lightning.nn.masks import real_frames
 VARIANCE_FLOOR = 1e-5  # added to variances, so that a dimension that never changes is normalised to zero
 
 
-class Normalization(nn.Module):
+class Normalization(nn.Module, ABC):
     """Base class of what may happen to features last: `(features (B, T, D), lengths (B,)) -> features`."""
 
-    def allocate(self, dimension: int) -> None:
+    def allocate(self, dimension: int) -> None:  # noqa: B027 - not all have statistics
         """Make room for statistics of D dimensions; a feature module calls it once, when it is built."""
 
+    @abstractmethod
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Normalise features (B, T, D); what becomes of frames beyond the lengths does not matter."""
-        raise NotImplementedError
 
 
 class UtteranceNormalization(Normalization):

@@ -85,17 +85,7 @@ class Transcripts(Callback):
         if not trainer.sanity_checking:
             self._collect(batch, outputs["hypotheses"], dataloader_idx)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Collect a batch."""
-        self._collect(batch, outputs["hypotheses"], dataloader_idx)
+    on_test_batch_end = on_validation_batch_end
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what a broken prediction has left."""
