@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ LOST_IN_A_ROW = 100  # unreadable utterances one after the other: the disk is go
 STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
 
 
-class CorpusDataModule(lightning.LightningDataModule):
+class CorpusDataModule(lightning.LightningDataModule, ABC):
     """Reads a corpus in batches of about equal size in seconds.
 
     A subclass says where the corpus is and what its files are: `source`, `require`, `fingerprint`,
@@ -101,20 +102,20 @@ class CorpusDataModule(lightning.LightningDataModule):
         self._check_arguments()
 
     @property
+    @abstractmethod
     def source(self) -> str:
         """Tells this corpus from others in the cache: its absolute path and what else decides on its manifests."""
-        raise NotImplementedError
 
-    def require(self, subsets: list[str]) -> None:
+    def require(self, subsets: list[str]) -> None:  # noqa: B027 - a corpus may have nothing to look for
         """See that the subsets are there; raise an `InputError` that helps where they are not."""
 
+    @abstractmethod
     def fingerprint(self, subset: str) -> str:
         """Changes when the subset's files do."""
-        raise NotImplementedError
 
+    @abstractmethod
     def find_utterances(self, subset: str) -> tuple[list[Found], list[BadFile]]:
         """The subset's utterances, and the files that cannot be used, without opening audio."""
-        raise NotImplementedError
 
     @property
     def manifest_folder(self) -> Path:
