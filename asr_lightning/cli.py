@@ -21,11 +21,19 @@ class CommandLine(LightningCLI):
     """LightningCLI over recognisers and corpora; all that a run writes lies below `trainer.default_root_dir`."""
 
     def _parse_ckpt_path(self) -> None:
-        """Say what is wrong with a checkpoint before Lightning stumbles over it."""
+        """Say what is wrong with a checkpoint before Lightning stumbles over it.
+
+        How a network is made is said by its checkpoint, which goes before the experiment; how it is to search, as with
+        which beam or language model, is said by the experiment at hand.
+        """
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path not in (None, "best", "last", "hpc"):
             read_checkpoint(path)
+        model = self.config[self.config.subcommand].get("model")
+        search = model.init_args.get("search") if model else None
         super()._parse_ckpt_path()
+        if search is not None:
+            self.config[self.config.subcommand].model.init_args.search = search
 
     def before_instantiate_classes(self) -> None:
         """Log and save into the run's folder, unless the experiment names other places.

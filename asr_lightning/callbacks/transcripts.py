@@ -15,6 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from asr_lightning.batch import Batch
+from asr_lightning.decoding.hypothesis import Hypothesis
 
 COLUMNS = ("run", "seed", "epoch", "subset", "wer", "cer", "ser")
 RATES = ("wer", "cer", "ser")
@@ -37,6 +38,7 @@ class Transcripts(Callback):
       epoch again replaces its lines.
     * `transcripts/<stage>-epoch<N>-<subset>.jsonl`: one utterance a line, sorted by id, from all ranks; `stage` is
       `validation` or `test`.
+      A recogniser that searches with a beam adds `n_best`: texts with the scores that they are ranked by.
     * `transcripts/predict-<subset>.jsonl`: the same for `lightning predict`, without what needs a reference, in the
       order of recognition and rank by rank, since any amount of speech may be predicted. The subset is the utterances'
       own; those without one are in `transcripts/predict.jsonl`.
@@ -107,9 +109,11 @@ class Transcripts(Callback):
         folder = Path(trainer.default_root_dir) / "transcripts"
         folder.mkdir(parents=True, exist_ok=True)
         lines: dict[str, list[str]] = {}
-        for subset, *spoken in zip(batch.subsets, batch.ids, batch.speakers, outputs["hypotheses"], strict=True):
-            line = as_json_line(dict(zip(("id", "speaker", "hypothesis"), spoken, strict=True)))
-            lines.setdefault(subset, []).append(line)
+        for subset, name, speaker, found in zip(
+            batch.subsets, batch.ids, batch.speakers, outputs["hypotheses"], strict=True
+        ):
+            line = {"id": name, "speaker": speaker, "hypothesis": found[0].text, **n_best(found)}
+            lines.setdefault(subset, []).append(as_json_line(line))
         for subset, of_subset in lines.items():
             name = f".predict-{subset}.jsonl" if subset else ".predict.jsonl"
             with (folder / f"{name}.rank{trainer.global_rank:05}").open("a", encoding="utf-8") as file:
@@ -175,7 +179,7 @@ class Transcripts(Callback):
         if lines:
             write_atomically(root / "error_rates.csv", as_csv(lines))
 
-    def _collect(self, batch: Batch, hypotheses: list[str], dataloader_idx: int) -> None:
+    def _collect(self, batch: Batch, hypotheses: list[list[Hypothesis]], dataloader_idx: int) -> None:
         subsets = list(self._transcripts)
         self._transcripts[subsets[min(dataloader_idx, len(subsets) - 1)]] += transcripts(batch, hypotheses)
 
@@ -239,18 +243,27 @@ def names_of_subsets(dataloaders: Any, pooled: str) -> list[str]:  # whatever a 
     return list(dataloaders) if isinstance(dataloaders, dict) else [pooled]
 
 
-def transcripts(batch: Batch, hypotheses: list[str]) -> list[Transcript]:
+def n_best(hypotheses: list[Hypothesis]) -> Transcript:
+    """Return all hypotheses with what they are ranked by, as `n_best`; nothing where there is only one."""
+    if len(hypotheses) == 1:
+        return {}
+    return {"n_best": [{"text": one.text, "score": one.score, **one.parts} for one in hypotheses]}
+
+
+def transcripts(batch: Batch, hypotheses: list[list[Hypothesis]]) -> list[Transcript]:
     """Say what was spoken and what was heard.
 
     Args:
         batch: B utterances, maybe none.
-        hypotheses: B texts.
+        hypotheses: Those of each of the B, the best first.
 
     Returns:
-        For each utterance its `id`, `speaker`, `reference`, `hypothesis`, `word_errors` and `words` (of the reference).
+        For each utterance its `id`, `speaker`, `reference`, `hypothesis`, `word_errors` and `words` (of the reference);
+        and `n_best` where there are several hypotheses.
     """
     lines = []
-    for name, speaker, text, hypothesis in zip(batch.ids, batch.speakers, batch.texts, hypotheses, strict=True):
+    for name, speaker, text, found in zip(batch.ids, batch.speakers, batch.texts, hypotheses, strict=True):
+        hypothesis = found[0].text
         result = jiwer.process_words(" ".join(text.split()), " ".join(hypothesis.split()))
         lines.append(
             {
@@ -260,6 +273,7 @@ def transcripts(batch: Batch, hypotheses: list[str]) -> list[Transcript]:
                 "hypothesis": hypothesis,
                 "word_errors": result.substitutions + result.deletions + result.insertions,
                 "words": result.hits + result.substitutions + result.deletions,
+                **n_best(found),
             }
         )
     return lines

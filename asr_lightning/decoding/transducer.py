@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.errors import InputError
 
 WINDOW = 8  # frames that greedy search looks ahead at once; 4 to 8 was fastest at 16 utterances on a CPU
 
@@ -37,6 +38,40 @@ class JointNetwork(Protocol):
 
     def __call__(self, encoded: Tensor, predicted: Tensor) -> Tensor:
         """Return logits (..., V) of frames (..., D) and histories (..., D) that broadcast."""
+
+
+class TransducerSearch:
+    """How to decode a transducer.
+
+    Args:
+        beam: Hypotheses kept; 1 is greedy.
+        max_symbols: Most tokens emitted in one frame.
+
+    Raises:
+        InputError: A number is below 1.
+    """
+
+    def __init__(self, beam: int = 1, max_symbols: int = 10) -> None:
+        if beam < 1 or max_symbols < 1:
+            raise InputError(
+                f"TransducerSearch needs beam >= 1 and max_symbols >= 1, got beam={beam} and max_symbols={max_symbols}"
+            )
+        self.beam = beam
+        self.max_symbols = max_symbols
+
+    def __call__(
+        self,
+        encoder_outputs: Tensor,
+        encoder_lengths: Tensor,
+        predictor: PredictionNetwork,
+        joint: JointNetwork,
+        blank_id: int,
+    ) -> list[list[Hypothesis]]:
+        """Return for each of the B utterances at most `beam` hypotheses, the best first."""
+        arguments = (encoder_outputs, encoder_lengths, predictor, joint, blank_id)
+        if self.beam == 1:
+            return [[best] for best in greedy_search(*arguments, max_symbols=self.max_symbols)]
+        return beam_search(*arguments, beam=self.beam, max_symbols=self.max_symbols)
 
 
 @torch.no_grad()

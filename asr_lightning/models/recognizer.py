@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -15,17 +16,20 @@ from torchmetrics import MeanMetric
 from asr_lightning.audio.augment import SpecAugment
 from asr_lightning.audio.features import Features
 from asr_lightning.batch import Batch
+from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.scoring.error_rates import ErrorRates
 from asr_lightning.text.tokenizers import Tokenizer
 
 REVIEW_STEPS = 50  # how often skipped utterances are named
+Recognized = list[list[Hypothesis]]  # of each utterance, the best first
+
 LOST_BATCHES_IN_A_ROW = 100  # without one usable loss: training has diverged, or the corpus does not fit the model
 
 
 class Recognizer(lightning.LightningModule, ABC):
-    """Base class of all architectures, which give `forward`, `loss` and `transcribe`.
+    """Base class of all architectures, which give `forward`, `loss` and `recognize`.
 
     Training minimises the mean loss of the usable utterances of the global batch (with `accumulate_grad_batches`, the
     mean of these means): an utterance whose loss is not
@@ -70,8 +74,12 @@ class Recognizer(lightning.LightningModule, ABC):
         """Return the loss of each utterance, (B,); infinite where the transcript cannot be aligned to the audio."""
 
     @abstractmethod
+    def recognize(self, batch: Batch) -> Recognized:
+        """Return the hypotheses of each of the B utterances, at least one each, the best first."""
+
     def transcribe(self, batch: Batch) -> list[str]:
         """Return what was said in each of the B utterances."""
+        return [self.tokenizer.decode(hypotheses[0].tokens) for hypotheses in self.recognize(batch)]
 
     def featurize(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features (B, T, D) of audio (B, S), masked at random in training, and their lengths (B,)."""
@@ -177,17 +185,17 @@ class Recognizer(lightning.LightningModule, ABC):
         """Begin counting errors anew."""
         self._begin_evaluation(self.trainer.test_dataloaders, "test")
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[str]]:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Recognized]:
         """Recognise a batch freely, without its transcripts, and count the errors."""
-        return self._evaluate(batch, dataloader_idx)
+        return {"hypotheses": self._evaluate(batch, dataloader_idx)}
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[str]]:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Recognized]:
         """Recognise a batch and count the errors."""
-        return self._evaluate(batch, dataloader_idx)
+        return {"hypotheses": self._evaluate(batch, dataloader_idx)}
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[str]]:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Recognized]:
         """Recognise a batch."""
-        return {"hypotheses": self._transcribe(batch)}
+        return {"hypotheses": self._recognize(batch)}
 
     def on_validation_epoch_end(self) -> None:
         """Log the error rates of every subset and of all together."""
@@ -201,21 +209,24 @@ class Recognizer(lightning.LightningModule, ABC):
         names = list(loaders) if isinstance(loaders, dict) else []
         self._evaluations = [_Evaluation(name, self.device) for name in [stage, *names]]
 
-    def _evaluate(self, batch: Batch, dataloader_idx: int) -> dict[str, list[str]]:
-        hypotheses = self._transcribe(batch)
+    def _evaluate(self, batch: Batch, dataloader_idx: int) -> Recognized:
+        recognized = self._recognize(batch)
         if len(batch):
             losses = self.loss(batch)
             everything, *subsets = self._evaluations
             for evaluation in [everything, *subsets[dataloader_idx : dataloader_idx + 1]]:
-                evaluation.error_rates.update(batch.texts, hypotheses)
+                evaluation.error_rates.update(batch.texts, [best.text for best, *_ in recognized])
                 evaluation.loss.update(losses[losses.isfinite()])
-        return {"hypotheses": hypotheses}
+        return recognized
 
-    def _transcribe(self, batch: Batch) -> list[str]:
+    def _recognize(self, batch: Batch) -> Recognized:
         if not len(batch):
             return []
         self._check_rate(batch)
-        return self.transcribe(batch)
+        return [
+            [replace(one, text=self.tokenizer.decode(one.tokens)) for one in hypotheses]
+            for hypotheses in self.recognize(batch)
+        ]
 
     def _log_evaluation(self) -> None:
         everything, *subsets = self._evaluations

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.decoding.transducer import beam_search, greedy_search
+from asr_lightning.decoding.transducer import TransducerSearch
 from asr_lightning.errors import InputError
 from asr_lightning.losses.ctc import ctc_loss
 from asr_lightning.losses.transducer import transducer_loss
@@ -144,8 +144,7 @@ class RNNTransducer(Recognizer):
         predictor: `LSTMPredictor` or `StatelessPredictor`.
         joint_dimension: Hidden units of the joint network.
         ctc_weight: Share in the loss of a CTC output on the encoder, 0 to 1; 0 leaves it out.
-        beam: Hypotheses kept in decoding; 1 is greedy.
-        max_symbols: Most tokens emitted in one frame.
+        search: How to decode; greedily if None.
         **recognizer: Arguments of `Recognizer`.
 
     Raises:
@@ -158,17 +157,13 @@ class RNNTransducer(Recognizer):
         predictor: Predictor,
         joint_dimension: int,
         ctc_weight: float = 0.0,
-        beam: int = 1,
-        max_symbols: int = 10,
+        search: TransducerSearch | None = None,
         **recognizer: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**recognizer)
         check_input_dimension(encoder, self.features)
-        if not (0.0 <= ctc_weight <= 1.0 and beam >= 1 and max_symbols >= 1):
-            raise InputError(
-                "RNNTransducer needs 0 <= ctc_weight <= 1, beam >= 1 and max_symbols >= 1, got "
-                f"ctc_weight={ctc_weight}, beam={beam} and max_symbols={max_symbols}"
-            )
+        if not 0.0 <= ctc_weight <= 1.0:
+            raise InputError(f"RNNTransducer needs 0 <= ctc_weight <= 1, got {ctc_weight}")
         vocabulary = self.tokenizer.tokens
         self.encoder = encoder
         self.encoder_projection = nn.Linear(encoder.dimension, joint_dimension)
@@ -176,8 +171,7 @@ class RNNTransducer(Recognizer):
         self.joint = Joint(vocabulary, joint_dimension)
         self.ctc_weight = ctc_weight
         self.ctc = nn.Linear(encoder.dimension, len(vocabulary)) if ctc_weight > 0 else None
-        self.beam = beam
-        self.max_symbols = max_symbols
+        self.search = search or TransducerSearch()
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say what the encoder's output means, and that CTC has a row per token."""
@@ -211,13 +205,7 @@ class RNNTransducer(Recognizer):
 
     @torch.no_grad()
     def recognize(self, batch: Batch) -> list[list[Hypothesis]]:
-        """Return the hypotheses of each of the B utterances, best first; one each where the beam is 1."""
+        """Return the hypotheses of each of the B utterances, the best first."""
         encoded, lengths = self(batch.audio, batch.audio_lengths)
-        arguments = (self.encoder_projection(encoded), lengths, self.prediction, self.joint, self.tokenizer.blank_id)
-        if self.beam == 1:
-            return [[best] for best in greedy_search(*arguments, max_symbols=self.max_symbols)]
-        return beam_search(*arguments, beam=self.beam, max_symbols=self.max_symbols)
-
-    def transcribe(self, batch: Batch) -> list[str]:
-        """Return what was said in each of the B utterances."""
-        return [self.tokenizer.decode(hypotheses[0].tokens) for hypotheses in self.recognize(batch)]
+        frames = self.encoder_projection(encoded)
+        return self.search(frames, lengths, self.prediction, self.joint, self.tokenizer.blank_id)

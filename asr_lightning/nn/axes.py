@@ -88,6 +88,8 @@ def _declared(module: nn.Module) -> Iterator[tuple[str, tuple[Axis, ...]]]:
     # Inner modules first: `dict` keeps what comes last, and the outer one knows more.
     for name, part in reversed(list(module.named_modules(remove_duplicate=False))):
         own = _recurrent_axes(part) if isinstance(part, nn.RNNBase) else {}
+        if isinstance(part, nn.RNNCellBase):
+            own = _cell_axes(part)
         if hasattr(part, "parameter_axes"):
             own = part.parameter_axes()
         for parameter, axes in own.items():
@@ -110,6 +112,13 @@ def _recurrent_axes(part: nn.RNNBase) -> dict[str, tuple[Axis, ...]]:
         else:
             axes[name] = (gates,)
     return axes
+
+
+def _cell_axes(part: nn.RNNCellBase) -> dict[str, tuple[Axis, ...]]:
+    """Return the axes of torch's LSTMCell, GRUCell or RNNCell."""
+    gates = axis(Fixed(part.weight_hh.shape[0] // part.hidden_size, "gates"), Units(part.hidden_size))
+    weights = {"weight_ih": (gates, units(part.input_size)), "weight_hh": (gates, units(part.hidden_size))}
+    return {**weights, **{name: (gates,) for name in ("bias_ih", "bias_hh") if part.bias}}
 
 
 def _plain(shape: tuple[int, ...], owner: nn.Module) -> tuple[Axis, ...]:

@@ -1,10 +1,14 @@
 """Recurrent layers that never see padding."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from asr_lightning.nn.axes import Axis, Fixed, Units, axis
+from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
 from asr_lightning.nn.encoder import Encoder
+from asr_lightning.nn.masks import silence_padding
 from asr_lightning.nn.subsampling import ConvolutionalSubsampling
 
 
@@ -82,4 +86,112 @@ class LSTMEncoder(Encoder):
         x, lengths = self.subsampling(x, lengths)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = self.dropout(norm(layer(x, lengths)))
+        return x, lengths
+
+
+class PyramidalLSTMEncoder(Encoder):
+    """Bidirectional LSTM layers that each read pairs of frames: the listener of LAS [seed 001; Chan et al. 2016, §3.1].
+
+    An utterance of T frames leaves each layer with T / 2, rounded up.
+
+    Args:
+        input_dimension: Dimension of the features.
+        hidden: Units of each direction; the output has D = 2 * hidden.
+        layers: Layers that read pairs: 3 make 8 times fewer frames.
+        plain_layers: Layers below that read single frames; Chan et al. have one.
+        dropout: After every layer.
+    """
+
+    def __init__(
+        self, input_dimension: int, hidden: int, layers: int = 3, plain_layers: int = 0, dropout: float = 0.0
+    ) -> None:
+        super().__init__(input_dimension, 2 * hidden)
+        self.hidden = hidden
+        sizes = [input_dimension] + [2 * hidden] * (layers + plain_layers)
+        self.plain = nn.ModuleList(BidirectionalLSTM(size, hidden) for size in sizes[:plain_layers])
+        self.pyramid = nn.ModuleList(BidirectionalLSTM(2 * size, hidden) for size in sizes[plain_layers:-1])
+        self.dropout = nn.Dropout(dropout)
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say that layers read pairs of frames, and those features or directions × units."""
+        axes: dict[str, tuple[Axis, ...]] = {}
+        gates = axis(Fixed(4, "gates"), Units(self.hidden))
+        read = [axis(Fixed(self.input_dimension, "features"))]
+        read += [self.output_axis()] * (len(self.plain) + len(self.pyramid) - 1)
+        names = [f"plain.{layer}" for layer in range(len(self.plain))]
+        names += [f"pyramid.{layer}" for layer in range(len(self.pyramid))]
+        for name, [factors] in zip(names, read, strict=True):
+            pair = (Fixed(2, "frames of a pair"),) if name.startswith("pyramid") else ()
+            for direction in ("forward_lstm", "backward_lstm"):
+                axes[f"{name}.{direction}.weight_ih_l0"] = (gates, axis(*pair, *factors))
+        return axes
+
+    def output_axis(self) -> Axis:
+        """Say that the output is directions × units."""
+        return axis(Fixed(2, "directions"), Units(self.hidden))
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode features x (B, T, input_dimension) as (B, T / 2 ** layers, 2 * hidden)."""
+        for layer in self.plain:
+            x = self.dropout(layer(x, lengths))
+        for layer in self.pyramid:
+            x = functional.pad(silence_padding(x, lengths), (0, 0, 0, x.shape[1] % 2))
+            lengths = (lengths + 1) // 2
+            x = self.dropout(layer(x.unflatten(1, (-1, 2)).flatten(2), lengths))  # (B, T, D) -> (B, T / 2, 2 D)
+        return x, lengths
+
+
+class ProjectedLSTMEncoder(Encoder):
+    """Bidirectional LSTM layers, each with a projection and tanh behind it: BLSTMP [seed 000 §2.3].
+
+    Args:
+        input_dimension: Dimension of the features.
+        hidden: Units of each direction.
+        layers: LSTM layers.
+        projection: D, of every layer's output.
+        subsampling: For the first layers, of how many frames each passes one on; [1, 2, 2] makes 4 times fewer.
+        dropout: After every layer.
+
+    Raises:
+        ValueError: There are more numbers than layers in `subsampling`, or one below 1.
+    """
+
+    def __init__(
+        self,
+        input_dimension: int,
+        hidden: int,
+        layers: int,
+        projection: int,
+        subsampling: Sequence[int] = (1, 2, 2),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(input_dimension, projection)
+        if len(subsampling) > layers or any(step < 1 for step in subsampling):
+            raise ValueError(f"subsampling needs at most {layers} numbers, one per layer, from 1, got {subsampling}")
+        self.hidden = hidden
+        self.steps = [*subsampling, *[1] * (layers - len(subsampling))]
+        inputs = [input_dimension] + [projection] * (layers - 1)
+        self.layers = nn.ModuleList(BidirectionalLSTM(size, hidden) for size in inputs)
+        self.projections = nn.ModuleList(nn.Linear(2 * hidden, projection) for _ in inputs)
+        self.dropout = nn.Dropout(dropout)
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say that the first layer reads features, and projections directions × units."""
+        both = axis(Fixed(2, "directions"), Units(self.hidden))
+        gates = axis(Fixed(4, "gates"), Units(self.hidden))
+        features = axis(Fixed(self.input_dimension, "features"))
+        projections = {f"projections.{n}.weight": (units(self.dimension), both) for n in range(len(self.layers))}
+        names = ("forward_lstm", "backward_lstm")
+        return {**projections, **{f"layers.0.{name}.weight_ih_l0": (gates, features) for name in names}}
+
+    def output_axis(self) -> Axis:
+        """Say that the output is plain units."""
+        return units(self.dimension)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode features x (B, T, input_dimension) as (B, T / all steps, projection)."""
+        for layer, projection, step in zip(self.layers, self.projections, self.steps, strict=True):
+            x = layer(x, lengths)[:, ::step]
+            lengths = (lengths + step - 1) // step
+            x = self.dropout(torch.tanh(projection(x)))
         return x, lengths

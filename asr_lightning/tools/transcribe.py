@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import soundfile
@@ -175,9 +175,10 @@ def prepare(checkpoint: Path, device: str, beam: int | None) -> Recognizer:
     except ValueError as error:  # its parts have their own
         raise InputError(str(error)) from error
     if beam is not None:
-        if not hasattr(recognizer, "beam"):
+        search: Any = getattr(recognizer, "search", None)
+        if not hasattr(search, "beam"):
             raise InputError(f"--beam: a {type(recognizer).__name__} has no beam; leave the option out")
-        recognizer.beam = beam  # type: ignore[assignment]
+        search.beam = beam
     return recognizer.to("cuda" if available and device != "cpu" else "cpu")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import lightning
 import pytest
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from transcribing_run import Corpus, HalfDeaf, batch_of, loader, make_trainer
+from transcribing_run import Corpus, HalfDeaf, Heard, batch_of, heard, loader, make_trainer
 
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.transcripts import Transcripts, as_json_line, name_of_run, transcripts
@@ -132,7 +132,10 @@ def test_transcripts_are_written_per_subset(tmp_path: Path, keep: str, epochs: l
 def test_transcripts_of_empty_texts_and_batches_are_counted() -> None:
     batch = batch_of(["a", "b", "c"])
     batch.texts[0] = " "
-    counts = [(row["word_errors"], row["words"]) for row in transcripts(batch, ["ah", "", "oh say  can c"])]
+    counts = [
+        (row["word_errors"], row["words"])
+        for row in transcripts(batch, heard(["ah", "", "oh say  can c"])["hypotheses"])
+    ]
     assert counts == [(1, 0), (2, 2), (2, 2)]
     assert transcripts(batch_of([]), []) == []
 
@@ -180,8 +183,8 @@ def test_dataloaders_without_names_are_one_subset(tmp_path: Path) -> None:
         def on_validation_epoch_start(self) -> None:
             pass
 
-        def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[str]]:
-            return {"hypotheses": batch.texts}
+        def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Heard:
+            return heard(batch.texts)
 
         def on_validation_epoch_end(self) -> None:
             self.log_dict({"val/wer": 0.0, "val/cer": 0.0, "val/ser": 0.0})
@@ -220,8 +223,8 @@ def test_awkward_texts_are_one_valid_line_each() -> None:
 
 
 class Predicts(HalfDeaf):
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[str]]:
-        return {"hypotheses": [f"{text} heard" for text in batch.texts]}
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Heard:
+        return heard([f"{text} heard" for text in batch.texts])
 
 
 def of_subsets(names: str, subsets: list[str]) -> Batch:
@@ -271,7 +274,7 @@ def test_predictions_are_on_disk_as_they_come_and_of_all_ranks(
         if trainer.global_rank != 5:  # has no utterance
             batch = of_subsets("ab", ["clean", "clean"])
             batch.ids[:] = [f"{trainer.global_rank} {name}" for name in "ab"]
-            callback.on_predict_batch_end(trainer, model, {"hypotheses": ["", AWKWARD]}, batch, 0)
+            callback.on_predict_batch_end(trainer, model, heard(["", AWKWARD]), batch, 0)
     written = sorted((tmp_path / "transcripts").iterdir())
     assert [len(json_lines(path)) for path in written] == [2] * 10
     for callback, trainer in reversed(list(zip(callbacks, ranks, strict=True))):
@@ -287,7 +290,7 @@ def test_predictions_are_on_disk_as_they_come_and_of_all_ranks(
 
 def test_a_broken_prediction_leaves_the_earlier_one(tmp_path: Path) -> None:
     class Breaks(Predicts):
-        def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[str]]:
+        def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Heard:
             if batch_idx == 1:
                 raise RuntimeError("the power failed")
             return super().predict_step(batch, batch_idx)

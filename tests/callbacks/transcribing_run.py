@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.callbacks.transcripts import Transcripts
+from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.scoring.error_rates import ErrorRates
 
 RATE = 100  # samples per second
@@ -48,6 +49,13 @@ def loader(batches: Sequence[Batch]) -> DataLoader:
     return DataLoader(Batches(batches), batch_size=None, shuffle=False)
 
 
+Heard = dict[str, list[list[Hypothesis]]]
+
+
+def heard(texts: list[str]) -> Heard:
+    return {"hypotheses": [[Hypothesis((), 0.0, text=text)] for text in texts]}
+
+
 class HalfDeaf(lightning.LightningModule):
     """Hears `say x` as `say deaf` in epochs before `hears_from`; rates are those of the texts."""
 
@@ -67,11 +75,11 @@ class HalfDeaf(lightning.LightningModule):
     def on_test_epoch_start(self) -> None:
         self.rates = {name: ErrorRates().to(self.device) for name in self.trainer.test_dataloaders}
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[str]]:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Heard:
         hears = self.current_epoch + 1 >= self.hears_from
         hypotheses = [text if hears else "say deaf" for text in batch.texts]
         list(self.rates.values())[dataloader_idx].update(batch.texts, hypotheses)
-        return {"hypotheses": hypotheses}
+        return heard(hypotheses)
 
     test_step = validation_step
 

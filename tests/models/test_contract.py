@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from tones import RATE, TEXTS, batch_of, conformer, features, lstm_encoder, make_trainer, transducer
+from tones import (
+    RATE,
+    TEXTS,
+    attention_decoder,
+    batch_of,
+    conformer,
+    features,
+    lstm_encoder,
+    make_trainer,
+    speller,
+    transducer,
+)
 
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
@@ -15,6 +26,21 @@ STATELESS = {
     "class_path": "asr_lightning.models.rnn_transducer.StatelessPredictor",
     "init_args": {"dimension": 32, "context": 2},
 }
+
+
+def recurrent(name: str, **sizes: Any) -> dict[str, Any]:
+    arguments = {"input_dimension": 20, "hidden": 32, **sizes}
+    return {"class_path": f"asr_lightning.nn.recurrent.{name}", "init_args": arguments}
+
+
+def transformer(name: str, **sizes: Any) -> dict[str, Any]:
+    arguments = {"dimension": 32, "layers": 2, "heads": 2, "feed_forward": 64, "dropout": 0.0, **sizes}
+    return {"class_path": f"asr_lightning.models.speech_transformer.{name}", "init_args": arguments}
+
+
+def searching(**arguments: Any) -> dict[str, Any]:
+    return {"class_path": "asr_lightning.decoding.attention.AttentionSearch", "init_args": arguments}
+
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audio of RATE
     "RNN-T of LSTMs": transducer(),
@@ -32,8 +58,34 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
         predictor=STATELESS,
         ctc_weight=0.5,
     ),
+    "LAS": attention_decoder(
+        encoder=recurrent("PyramidalLSTMEncoder", layers=2, plain_layers=1),
+        decoder=speller("DotAttention", sampling=0.1),
+    ),
+    "end-to-end of projected LSTMs": attention_decoder(
+        encoder=recurrent("ProjectedLSTMEncoder", layers=2, projection=48, subsampling=[2, 2]),
+        decoder=speller("LocationAwareAttention", channels=4, filter_frames=10),
+        label_smoothing=0.05,
+        optimizer={"class_path": "torch.optim.Adam", "init_args": {"lr": 6e-3}},
+    ),
+    "joint CTC-attention": attention_decoder(
+        encoder=lstm_encoder(20), decoder=speller("AdditiveAttention"), ctc_weight=0.3, search=searching(ctc_weight=0.3)
+    ),
+    "Conformer with multi-head attention and a beam": attention_decoder(
+        encoder=conformer(20), decoder=speller("MultiHeadAttention", heads=2), search=searching(beam=3)
+    ),
+    "Speech Transformer": attention_decoder(
+        encoder=transformer("TransformerEncoder", input_dimension=20, channels=8),
+        decoder=transformer("TransformerDecoder"),
+    ),
+    "Speech Transformer with CTC": attention_decoder(
+        encoder=transformer("TransformerEncoder", input_dimension=20, channels=8),
+        decoder=transformer("TransformerDecoder"),
+        ctc_weight=0.3,
+        search=searching(ctc_weight=0.3, beam=2),
+    ),
 }
-STEPS = 200
+STEPS = 400
 UNSEEN = ["BAD", "HEAD CHEF AGED", "A", "FEE"]
 
 

@@ -28,6 +28,7 @@ from tones import (
 )
 
 from asr_lightning.batch import Batch
+from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
 from asr_lightning.models import recognizer as recognizer_module
 from asr_lightning.models.checkpoints import build_recognizer
@@ -169,9 +170,14 @@ def mishear(batch: Batch) -> list[str]:
     return [heard.get(text, text) for text in batch.texts]
 
 
+def misrecognize(batch: Batch) -> list[list[Hypothesis]]:
+    return [[Hypothesis(tuple(map(ord, text)), 0.0)] for text in mishear(batch)]
+
+
 def test_error_rates_are_those_of_the_corpus_and_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recognizer, trainer = make(), make_trainer(tmp_path)
-    monkeypatch.setattr(recognizer, "transcribe", mishear)
+    monkeypatch.setattr(recognizer, "recognize", misrecognize)
+    monkeypatch.setattr(recognizer.tokenizer, "decode", lambda tokens: "".join(map(chr, tokens)))
     clean = [batch_of(["DEAF BEE"]), batch_of(["BED", "GAD", "CAGED", "A CAB"])]
     other = [batch_of(["HE FED", "EGG AGE"])]
 
@@ -202,7 +208,8 @@ def test_error_rates_are_those_of_the_corpus_and_begin_anew(tmp_path: Path, monk
 
 def test_a_subset_may_be_called_as_the_stage_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recognizer, trainer = make(), make_trainer(tmp_path)
-    monkeypatch.setattr(recognizer, "transcribe", mishear)
+    monkeypatch.setattr(recognizer, "recognize", misrecognize)
+    monkeypatch.setattr(recognizer.tokenizer, "decode", lambda tokens: "".join(map(chr, tokens)))
     trainer.test(
         recognizer, {"test": loader([batch_of(["BED"])]), "noise": loader([batch_of(["HE FED"])])}, verbose=False
     )
@@ -222,7 +229,8 @@ def test_predictions_are_the_transcripts(tmp_path: Path) -> None:
     recognizer, batch = make(), batch_of(TEXTS)
     empty = Batch.collate([], RATE)
     [first, second] = make_trainer(tmp_path).predict(recognizer, loader([batch, empty]))
-    assert first == {"hypotheses": recognizer.eval().transcribe(batch)} and second == {"hypotheses": []}
+    assert [best.text for [best] in first["hypotheses"]] == recognizer.eval().transcribe(batch)
+    assert second == {"hypotheses": []}
 
 
 # Resuming.

@@ -130,13 +130,17 @@ def test_ctc_takes_its_share_of_the_loss(weight: float) -> None:
     torch.testing.assert_close(mixed, (1 - weight) * recognizer.loss(batch) + weight * aligned)
 
 
+def searching(**numbers: int) -> dict[str, Any]:
+    return {"class_path": "asr_lightning.decoding.transducer.TransducerSearch", "init_args": numbers}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"ctc_weight": 1.5}, "ctc_weight"),
         ({"ctc_weight": -0.1}, "ctc_weight"),
-        ({"beam": 0}, "beam"),
-        ({"max_symbols": 0}, "max_symbols"),
+        ({"search": searching(beam=0)}, "beam=0"),
+        ({"search": searching(max_symbols=0)}, "max_symbols=0"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -158,7 +162,7 @@ def test_the_beam_finds_what_is_at_least_as_probable_as_the_greedy_path(beam: in
         optimizer.step()
     greedy = recognizer.recognize(batch)
     assert all(len(hypotheses) == 1 for hypotheses in greedy)
-    recognizer.beam = beam
+    recognizer.search.beam = beam
     found = recognizer.recognize(batch)
     assert recognizer.transcribe(batch) == [recognizer.tokenizer.decode(beams[0].tokens) for beams in found]
     for [path], hypotheses in zip(greedy, found, strict=True):

@@ -76,14 +76,7 @@ def transducer(**changes: Any) -> dict[str, Any]:
     """A small RNN transducer without dropout, as an experiment's `model`."""
     arguments = {
         "tokenizer": {"class_path": "asr_lightning.text.tokenizers.CharacterTokenizer"},
-        "features": {
-            "class_path": "asr_lightning.audio.features.LogMel",
-            "init_args": {
-                "sample_rate": RATE,
-                "mels": 20,
-                "normalization": {"class_path": "asr_lightning.audio.normalization.UtteranceNormalization"},
-            },
-        },
+        "features": features("LogMel", "UtteranceNormalization", mels=20),
         "encoder": lstm_encoder(20),
         "predictor": {
             "class_path": "asr_lightning.models.rnn_transducer.LSTMPredictor",
@@ -93,6 +86,25 @@ def transducer(**changes: Any) -> dict[str, Any]:
         "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 3e-3}},
     }
     return {"class_path": "asr_lightning.models.rnn_transducer.RNNTransducer", "init_args": {**arguments, **changes}}
+
+
+def attention_decoder(**changes: Any) -> dict[str, Any]:
+    """A small encoder-decoder, as an experiment's `model`."""
+    arguments = {
+        "tokenizer": {"class_path": "asr_lightning.text.tokenizers.CharacterTokenizer"},
+        "features": features("LogMel", "UtteranceNormalization", mels=20),
+        "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 3e-3}},
+    }
+    return {"class_path": "asr_lightning.models.encoder_decoder.EncoderDecoder", "init_args": {**arguments, **changes}}
+
+
+def speller(attention: str, sampling: float = 0.0, **sizes: Any) -> dict[str, Any]:
+    """By the attention's class name."""
+    mechanism = {"class_path": f"asr_lightning.nn.mechanisms.{attention}", "init_args": {"dimension": 32, **sizes}}
+    return {
+        "class_path": "asr_lightning.models.listen_attend_spell.Speller",
+        "init_args": {"attention": mechanism, "hidden": 48, "layers": 1, "sampling": sampling},
+    }
 
 
 def make(**changes: Any) -> Recognizer:

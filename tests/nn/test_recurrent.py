@@ -1,8 +1,10 @@
+import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from asr_lightning.nn.recurrent import BidirectionalLSTM
+from asr_lightning.nn.axes import module_axes
+from asr_lightning.nn.recurrent import BidirectionalLSTM, ProjectedLSTMEncoder, PyramidalLSTMEncoder
 
 
 def test_it_is_the_bidirectional_lstm_of_packed_sequences() -> None:
@@ -33,3 +35,50 @@ def test_a_row_without_frames_changes_no_other() -> None:
     y = lstm(x, torch.tensor([0, 5]))
     assert y.isfinite().all()
     torch.testing.assert_close(y[1:], lstm(x[1:], torch.tensor([5])))
+
+
+def test_the_pyramid_reads_pairs() -> None:
+    encoder = PyramidalLSTMEncoder(3, hidden=4, layers=2, plain_layers=1).eval()
+    x = torch.randn(1, 7, 3)
+    below = encoder.plain[0](x, torch.tensor([7]))  # 7 frames, so that the last pair of each layer has one frame only
+    for layer, pairs in zip(encoder.pyramid, (4, 2), strict=True):
+        frames = torch.cat([below, torch.zeros(1, below.shape[1] % 2, 8)], dim=1)
+        joined = torch.stack([torch.cat([frames[0, 2 * i], frames[0, 2 * i + 1]]) for i in range(pairs)]).unsqueeze(0)
+        below = layer(joined, torch.tensor([pairs]))
+    encoded, lengths = encoder(x, torch.tensor([7]))
+    assert lengths.tolist() == [2] and encoded.shape == (1, 2, encoder.dimension)
+    torch.testing.assert_close(encoded, below)
+
+
+@pytest.mark.parametrize("frames", [1, 7, 8, 9, 16, 17])
+def test_three_pyramidal_layers_make_eight_times_fewer_frames(frames: int) -> None:
+    encoded, lengths = PyramidalLSTMEncoder(3, hidden=2)(torch.randn(2, frames, 3), torch.tensor([frames, 1]))
+    assert lengths.tolist() == [-(-frames // 8), 1] and encoded.shape[1] == lengths[0]
+
+
+def test_projected_layers_pass_every_few_frames_on() -> None:
+    encoder = ProjectedLSTMEncoder(3, hidden=4, layers=3, projection=5, subsampling=[2, 3]).eval()
+    x, below, count = torch.randn(1, 11, 3), None, 11
+    below = x
+    for layer, projection, step in zip(encoder.layers, encoder.projections, (2, 3, 1), strict=True):
+        out = layer(below, torch.tensor([count]))
+        kept = [out[0, frame] for frame in range(0, count, step)]
+        below, count = torch.tanh(projection(torch.stack(kept))).unsqueeze(0), len(kept)
+    encoded, lengths = encoder(x, torch.tensor([11]))
+    assert lengths.tolist() == [2] == [count]
+    torch.testing.assert_close(encoded, below)
+
+
+@pytest.mark.parametrize("subsampling", [[1, 2, 2], [2, 0]])
+def test_steps_that_do_not_fit_the_layers_are_refused(subsampling: list[int]) -> None:
+    with pytest.raises(ValueError, match="at most 2 numbers"):
+        ProjectedLSTMEncoder(3, hidden=4, layers=2, projection=5, subsampling=subsampling)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [PyramidalLSTMEncoder(3, 4, plain_layers=1), ProjectedLSTMEncoder(3, 4, 3, 5)],
+    ids=["pyramid", "projected"],
+)
+def test_every_axis_of_the_encoders_is_known(encoder: nn.Module) -> None:
+    assert set(module_axes(encoder)) == set(encoder.state_dict())

@@ -17,7 +17,7 @@ CONFIG = {
         "encoder": {"class_path": "asr_lightning.nn.recurrent.LSTMEncoder", "init_args": LAYERS},
         "predictor": {"class_path": "asr_lightning.models.rnn_transducer.LSTMPredictor", "init_args": {"dimension": 8}},
         "joint_dimension": 8,
-        "max_symbols": 2,
+        "search": {"class_path": "asr_lightning.decoding.transducer.TransducerSearch", "init_args": {"max_symbols": 2}},
     },
 }
 

@@ -190,8 +190,8 @@ def test_long_files_are_read_in_blocks_without_a_seam(recordings: Recordings, mo
 
 
 def test_the_beam_is_replaced_where_there_is_one(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert transcribe.prepare(checkpoint, "cpu", None).beam == 1
-    assert transcribe.prepare(checkpoint, "cpu", 3).beam == 3
+    assert transcribe.prepare(checkpoint, "cpu", None).search.beam == 1
+    assert transcribe.prepare(checkpoint, "cpu", 3).search.beam == 3
     with pytest.raises(SystemExit, match="2"):
         run(checkpoint, "--beam", "0", "a.wav")
     assert "argument --beam: invalid whole number from 1 value: '0'" in capsys.readouterr().err
@@ -202,7 +202,7 @@ def test_what_the_recogniser_cannot_do_is_an_error(
 ) -> None:
     def load_without_beam(path: Path) -> Recognizer:
         recognizer = load_recognizer(path)
-        del recognizer.beam
+        del recognizer.search
         return recognizer
 
     monkeypatch.setattr(transcribe, "load_recognizer", load_without_beam)

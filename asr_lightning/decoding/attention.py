@@ -1,0 +1,277 @@
+"""Search for what an attention decoder heard, with CTC and a language model if wanted."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from asr_lightning.decoding.ctc import CTCPrefixScorer
+from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.decoding.language_model import LanguageModel
+from asr_lightning.errors import InputError
+from asr_lightning.text.tokenizers import Tokenizer
+
+HOPELESS = 10.0  # nats behind the best complete hypothesis
+
+State = tuple[Tensor, ...]
+
+
+class Decoder(Protocol):
+    """Predicts every token of a hypothesis from those before it, as `asr_lightning.nn.decoder` has it."""
+
+    def initial_state(self, memory: State) -> State:
+        """Return the state before any token, one row per utterance."""
+
+    def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
+        """Read one token id of each hypothesis (N,), return logits of the next (N, V) and the state behind it."""
+
+
+class AttentionSearch:
+    """Beam search: hypotheses leave the beam at `<eos>` [Chan et al. 2016, §3.4], and complete ones are ranked.
+
+    While it searches, a hypothesis scores
+
+        (1 - ctc_weight) log P_attention + ctc_weight log P_ctc + language_model_weight log P_LM,
+
+    [Hori et al. 2017, §3.2, one pass]. An utterance is done when no other can come among its `beam` best complete
+    hypotheses, or when all others are far behind the best of these.
+
+    Args:
+        beam: Hypotheses kept; 1 is greedy.
+        ctc_weight: Share of the recogniser's CTC output, 0 to 1.
+        language_model: For `language_model_weight` and `rescoring_weight`.
+        language_model_weight: Of every token's log probability, added in the search (shallow fusion).
+        rescoring_weight: λ of `log P(y|x) / |y| + λ log P_LM(y)`, by which complete hypotheses are ranked, with |y| the
+            characters [seed 001; Chan et al. 2016, eq. 15]. None: they are ranked by their scores in the search.
+        length_power: Without rescoring, scores are divided by (tokens + 1) to this power; 0 for not at all.
+        end_threshold: γ; `<eos>` is only taken if log P(<eos>) > γ · log P(best other token), by the attention decoder
+            [Hannun et al. 2019, "Time-depth separable convolutions", §3.3.2]. None: always.
+        tokens_per_frame: Most tokens of a hypothesis, per encoder frame.
+
+    Raises:
+        InputError: A number is out of its range, or a language model is missing or of no use.
+    """
+
+    def __init__(
+        self,
+        beam: int = 1,
+        ctc_weight: float = 0.0,
+        language_model: LanguageModel | None = None,
+        language_model_weight: float = 0.0,
+        rescoring_weight: float | None = None,
+        length_power: float = 0.0,
+        end_threshold: float | None = None,
+        tokens_per_frame: float = 2.0,
+    ) -> None:
+        if beam < 1 or not 0.0 <= ctc_weight <= 1.0 or tokens_per_frame <= 0.0:
+            raise InputError(
+                "AttentionSearch needs beam >= 1, 0 <= ctc_weight <= 1 and tokens_per_frame > 0, got "
+                f"beam={beam}, ctc_weight={ctc_weight} and tokens_per_frame={tokens_per_frame}"
+            )
+        if (language_model is None) != (language_model_weight == 0.0 and not rescoring_weight):
+            raise InputError(
+                "AttentionSearch needs a language_model together with a language_model_weight or rescoring_weight, got "
+                f"language_model={language_model}, language_model_weight={language_model_weight} and "
+                f"rescoring_weight={rescoring_weight}"
+            )
+        self.beam = beam
+        self.ctc_weight = ctc_weight
+        self.language_model = language_model
+        self.language_model_weight = language_model_weight
+        self.rescoring_weight = rescoring_weight
+        self.length_power = length_power
+        self.end_threshold = end_threshold
+        self.tokens_per_frame = tokens_per_frame
+
+    @torch.no_grad()
+    def __call__(
+        self, decoder: Decoder, memory: State, lengths: Tensor, tokenizer: Tokenizer, ctc_logits: Tensor | None = None
+    ) -> list[list[Hypothesis]]:
+        """Search.
+
+        Args:
+            decoder: The attention decoder.
+            memory: What it remembers of the B utterances.
+            lengths: (B,) encoder frames.
+            tokenizer: The vocabulary.
+            ctc_logits: (B, T, V) of the recogniser's CTC output, if it has one.
+
+        Returns:
+            For each utterance at most `beam` hypotheses, the best first.
+
+        Raises:
+            InputError: There is a `ctc_weight`, but no CTC output; or the language model cannot be used.
+        """
+        if self.ctc_weight > 0.0 and ctc_logits is None:
+            raise InputError(
+                f"the search has a ctc_weight of {self.ctc_weight}, but the recogniser was trained without CTC: set "
+                "the search's ctc_weight to 0, or train it with a ctc_weight of its own"
+            )
+        if self.language_model is not None:
+            self.language_model.prepare(tokenizer, lengths.device)
+        search = _Search(self, self._scorers(decoder, memory, lengths, tokenizer, ctc_logits), lengths, tokenizer)
+        return [self._ranked(complete, tokenizer) for complete in search.run()]
+
+    def _scorers(
+        self, decoder: Decoder, memory: State, lengths: Tensor, tokenizer: Tokenizer, ctc_logits: Tensor | None
+    ) -> list["_Scorer"]:
+        def attend(tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
+            logits, state = decoder.step(tokens, state, memory)
+            return logits.float().log_softmax(dim=1), state
+
+        scorers = [_Scorer("attention", 1.0 - self.ctc_weight, attend, decoder.initial_state(memory), memory)]
+        if self.ctc_weight > 0.0 and ctc_logits is not None:
+            prefix = CTCPrefixScorer(tokenizer.blank_id, tokenizer.eos_id)
+            paths = prefix.remember(ctc_logits, lengths)
+            scorers.append(_Scorer("ctc", self.ctc_weight, prefix.step, prefix.initial_state(paths), paths))
+        if self.language_model is not None and self.language_model_weight != 0.0:
+            model = self.language_model
+
+            def predict(tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
+                return model.step(tokens, state)
+
+            state = model.initial_state(len(lengths))
+            scorers.append(_Scorer("language_model", self.language_model_weight, predict, state, ()))
+        return scorers
+
+    def _ranked(self, complete: list[Hypothesis], tokenizer: Tokenizer) -> list[Hypothesis]:
+        if self.rescoring_weight is None:
+            scored = [replace(one, score=one.score / (len(one.tokens) + 1) ** self.length_power) for one in complete]
+        else:
+            texts = [tokenizer.decode(one.tokens) for one in complete]
+            language = [0.0] * len(texts)
+            if self.language_model is not None:
+                language = self.language_model.score(texts)
+            scored = [
+                replace(
+                    one,
+                    score=one.score / max(1, len(text)) + self.rescoring_weight * log_prob,
+                    parts={**one.parts, "rescoring": log_prob},
+                )
+                for one, text, log_prob in zip(complete, texts, language, strict=True)
+            ]
+        return sorted(scored, key=lambda one: -one.score)[: self.beam]
+
+
+@dataclass
+class _Scorer:
+    """One opinion on the next tokens; its state follows the beam."""
+
+    name: str
+    weight: float
+    step: Callable[[Tensor, State, State], tuple[Tensor, State]]
+    state: State
+    memory: State
+
+
+class _Search:
+    """One run over a batch. A utterances are not done yet; each has K hypotheses, in N = A · K rows."""
+
+    def __init__(
+        self, settings: AttentionSearch, scorers: Sequence[_Scorer], lengths: Tensor, tokenizer: Tokenizer
+    ) -> None:
+        self.beam = settings.beam
+        self.end_threshold = settings.end_threshold
+        self.scorers = scorers
+        self.blank_id, self.eos_id = tokenizer.blank_id, tokenizer.eos_id
+        self.limits = (lengths * settings.tokens_per_frame).ceil().long().clamp(min=1)
+        self.complete: list[list[Hypothesis]] = [[] for _ in lengths]
+        device = lengths.device
+        self.utterances = torch.arange(len(lengths), device=device)  # (A,)
+        self.scores = torch.full((len(lengths), self.beam), -math.inf, device=device)
+        self.scores[:, 0] = 0.0  # the others are only there to fill the beam
+        self.tokens = torch.full((len(lengths), self.beam, 1), self.eos_id, device=device)  # (A, K, U)
+        self.parts = torch.zeros(len(lengths), self.beam, len(scorers), device=device)
+        for scorer in scorers:
+            scorer.state = tuple(part.repeat_interleave(self.beam, dim=0) for part in scorer.state)
+
+    def run(self) -> list[list[Hypothesis]]:
+        """Return the complete hypotheses of each utterance."""
+        while len(self.utterances):
+            self._grow(*self._following())
+            self._drop_finished()
+        return self.complete
+
+    def _following(self) -> tuple[Tensor, Tensor]:
+        """Return the log probabilities (A, K, V) of the next tokens, and those of each scorer, (A, K, V, scorers)."""
+        shape = self.scores.shape
+        opinions = []
+        for scorer in self.scorers:
+            log_probs, scorer.state = scorer.step(self.tokens[:, :, -1].flatten(), scorer.state, scorer.memory)
+            opinions.append(log_probs.view(*shape, -1))
+        log_probs = sum(
+            (scorer.weight * opinion for scorer, opinion in zip(self.scorers, opinions, strict=True) if scorer.weight),
+            start=torch.zeros_like(opinions[0]),
+        )
+        log_probs[:, :, self.blank_id] = -math.inf
+        others = opinions[0].index_fill(
+            2, torch.tensor([self.blank_id, self.eos_id], device=log_probs.device), -math.inf
+        )
+        if self.end_threshold is not None:
+            early = opinions[0][:, :, self.eos_id] <= self.end_threshold * others.amax(dim=2)
+            log_probs[:, :, self.eos_id].masked_fill_(early, -math.inf)
+        last = self.tokens.shape[2] > self.limits[self.utterances]  # now only the end may follow, at any price
+        ends = torch.full_like(log_probs, -math.inf)
+        ends[:, :, self.eos_id] = opinions[0][:, :, self.eos_id]
+        return torch.where(last[:, None, None], ends, log_probs), torch.stack(opinions, dim=3)
+
+    def _grow(self, log_probs: Tensor, opinions: Tensor) -> None:
+        """Take the best continuations: ends are complete, the others are the next beam."""
+        count, beam, vocabulary = log_probs.shape
+        candidates = (self.scores.unsqueeze(2) + log_probs).flatten(1)  # (A, K · V)
+        scores, places = candidates.topk(2 * beam, dim=1)  # at most K of them are ends
+        parents, tokens = places // vocabulary, places % vocabulary
+        ends = tokens == self.eos_id
+        self._collect((ends & scores.isfinite())[:, :beam], scores, parents, opinions)
+        order = ends.int().sort(dim=1, stable=True).indices
+        scores, parents, tokens = (one.gather(1, order[:, :beam]) for one in (scores, parents, tokens))
+        self.scores = scores
+        rows = (torch.arange(count, device=parents.device).unsqueeze(1) * beam + parents).flatten()
+        grown = self.tokens.flatten(0, 1)[rows].view(count, beam, -1)
+        self.tokens = torch.cat([grown, tokens.unsqueeze(2)], dim=2)
+        chosen = opinions.flatten(0, 1)[rows, tokens.flatten()]  # (N, scorers)
+        self.parts = (self.parts.flatten(0, 1)[rows] + chosen).view(count, beam, -1)
+        for scorer in self.scorers:
+            scorer.state = tuple(part.index_select(0, rows) for part in scorer.state)
+
+    def _collect(self, ended: Tensor, scores: Tensor, parents: Tensor, opinions: Tensor) -> None:
+        for row, place in ended.nonzero().tolist():
+            parent = int(parents[row, place])
+            parts = self.parts[row, parent] + opinions[row, parent, self.eos_id]
+            hypothesis = Hypothesis(
+                tokens=tuple(self.tokens[row, parent, 1:].tolist()),
+                score=float(scores[row, place]),
+                parts=dict(zip([scorer.name for scorer in self.scorers], parts.tolist(), strict=True)),
+            )
+            self.complete[int(self.utterances[row])].append(hypothesis)
+
+    def _drop_finished(self) -> None:
+        """Search on only where a hypothesis is left that may matter."""
+        best = self.scores[:, 0].tolist()
+        going = [
+            row
+            for row, (utterance, score) in enumerate(zip(self.utterances.tolist(), best, strict=True))
+            if self._goes_on(utterance, score)
+        ]
+        if len(going) == len(self.utterances):
+            return
+        keep = torch.tensor(going, dtype=torch.int64, device=self.utterances.device)
+        rows = (keep.unsqueeze(1) * self.beam + torch.arange(self.beam, device=keep.device)).flatten()
+        self.utterances, self.scores = self.utterances[keep], self.scores[keep]
+        self.tokens, self.parts = self.tokens[keep], self.parts[keep]
+        for scorer in self.scorers:
+            scorer.state = tuple(part.index_select(0, rows) for part in scorer.state)
+            scorer.memory = tuple(part.index_select(0, keep) for part in scorer.memory)
+
+    def _goes_on(self, utterance: int, best: float) -> bool:
+        complete = self.complete[utterance]
+        if self.tokens.shape[2] > int(self.limits[utterance]) + 1:
+            if not complete:  # numbers have overflowed: there is nothing to rank
+                complete.append(Hypothesis((), -math.inf))
+            return False
+        scores = sorted((one.score for one in complete), reverse=True)
+        beaten = len(scores) >= self.beam and best <= scores[self.beam - 1]  # scores only fall
+        return not scores or not (beaten or best <= scores[0] - HOPELESS)

@@ -1,0 +1,101 @@
+"""What a CTC output says about texts."""
+
+import torch
+from torch import Tensor
+
+State = tuple[Tensor, ...]
+
+SILENT = -1e4  # log probability of a token in padding: none, but sums of it remain numbers
+
+
+class CTCPrefixScorer:
+    """Scores hypotheses by the probability of all CTC paths that begin with them [Hori et al. 2017, Algorithm 2].
+
+    The published recursion walks over the frames for every new token. Here the sum over frames is a matrix product for
+    all tokens at once, and the two recursions of a chosen token are cumulative sums, in 64-bit logarithms.
+
+    Args:
+        blank_id: The blank's token id.
+        eos_id: The token that begins and ends a hypothesis.
+    """
+
+    def __init__(self, blank_id: int, eos_id: int) -> None:
+        self.blank_id = blank_id
+        self.eos_id = eos_id
+
+    def remember(self, logits: Tensor, lengths: Tensor) -> State:
+        """Prepare CTC logits (B, T, V) of the given lengths (B,); all tensors have one row per utterance."""
+        log_probs = logits.double().log_softmax(dim=2)
+        beyond = torch.arange(logits.shape[1], device=logits.device) >= lengths.unsqueeze(1)  # (B, T)
+        log_probs = log_probs.masked_fill(beyond.unsqueeze(2), SILENT)
+        log_probs[:, :, self.blank_id].masked_fill_(beyond, 0.0)
+        return log_probs, log_probs.exp()
+
+    def initial_state(self, memory: State) -> State:
+        """Return the state of the empty hypothesis, one row per utterance.
+
+        It holds for every frame the log probability of all paths so far that spell the hypothesis and end with its last
+        token (B, T), and with a blank (B, T); the last token (B,); and the hypothesis's own score (B,).
+        """
+        log_probs = memory[0]
+        blanks = log_probs[:, :, self.blank_id].cumsum(dim=1)
+        last = torch.full_like(blanks[:, 0], self.eos_id, dtype=torch.int64)
+        return torch.full_like(blanks, float("-inf")), blanks, last, torch.zeros_like(blanks[:, 0])
+
+    def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
+        """Read one token of each hypothesis, and score what may follow.
+
+        Args:
+            tokens: (N,) token ids; `eos_id` before the first. N = B · K, those of an utterance side by side.
+            state: Of the hypotheses without these tokens.
+            memory: Of `remember`.
+
+        Returns:
+            Log probabilities (N, V) of the next token, `eos_id` for the end; and the state behind `tokens`.
+        """
+        log_probs, probs = memory
+        utterance = torch.arange(len(tokens), device=tokens.device) // (len(tokens) // len(log_probs))
+        state = self._advance(tokens, state, log_probs, utterance)
+        by_token, by_blank, last, score = state
+        before = self._entries(torch.logaddexp(by_token, by_blank), last)  # (N, T)
+        peak = before.max(dim=1, keepdim=True).values.clamp(min=-1e30)
+        weights = (before - peak).exp().unflatten(0, (len(log_probs), -1))  # (B, K, T)
+        following = (weights @ probs).flatten(0, 1).log() + peak  # (N, V)
+        # A token after itself needs a blank between.
+        chosen = log_probs[utterance, :, last]
+        repeated = (self._entries(by_blank, last) + chosen).logsumexp(dim=1)
+        following.scatter_(1, last.unsqueeze(1), repeated.unsqueeze(1))
+        following[:, self.eos_id] = torch.logaddexp(by_token[:, -1], by_blank[:, -1])
+        following[:, self.blank_id] = float("-inf")
+        return (following - score.unsqueeze(1)).nan_to_num(nan=float("-inf")).float(), state
+
+    def _advance(self, tokens: Tensor, state: State, log_probs: Tensor, utterance: Tensor) -> State:
+        by_token, by_blank, last, _ = state
+        paths = torch.where((tokens == last).unsqueeze(1), by_blank, torch.logaddexp(by_token, by_blank))
+        chosen = log_probs[utterance, :, tokens]  # (N, T)
+        new_by_token = _accumulate(self._entries(paths, last), chosen)
+        blanks = log_probs[utterance, :, self.blank_id]
+        new_by_blank = _accumulate(new_by_token.roll(1, dims=1).index_fill(1, _first(tokens), float("-inf")), blanks)
+        score = (self._entries(paths, last) + chosen).logsumexp(dim=1)
+        starts = tokens == self.eos_id  # nothing is read yet
+        return (
+            torch.where(starts.unsqueeze(1), by_token, new_by_token),
+            torch.where(starts.unsqueeze(1), by_blank, new_by_blank),
+            tokens,
+            torch.where(starts, state[3], score),
+        )
+
+    def _entries(self, paths: Tensor, last: Tensor) -> Tensor:
+        """Return the log probability (N, T) of being where a new token may be emitted in a frame."""
+        start = torch.where(last == self.eos_id, 0.0, float("-inf")).to(paths)
+        return torch.cat([start.unsqueeze(1), paths[:, :-1]], dim=1)
+
+
+def _first(tokens: Tensor) -> Tensor:
+    return torch.zeros(1, dtype=torch.int64, device=tokens.device)
+
+
+def _accumulate(entries: Tensor, stays: Tensor) -> Tensor:
+    """Return r with r_t = log(exp(r_{t-1}) + exp(entries_t)) + stays_t, all (N, T)."""
+    total = stays.cumsum(dim=1)
+    return total + (entries - (total - stays)).logcumsumexp(dim=1)

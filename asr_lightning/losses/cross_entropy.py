@@ -1,0 +1,24 @@
+"""Cross-entropy of an attention decoder."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from asr_lightning.nn.masks import silence_padding
+
+
+def cross_entropy_loss(logits: Tensor, targets: Tensor, target_lengths: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Return the negative log likelihood of each utterance, summed over its tokens.
+
+    Args:
+        logits: (B, U, V), not normalised.
+        targets: (B, U) token ids; what lies beyond the lengths is ignored.
+        target_lengths: (B,) real tokens.
+        smoothing: Share of the probability that the target leaves to all tokens alike [Szegedy et al. 2016, §7].
+
+    Returns:
+        (B,) losses.
+    """
+    losses = functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
+    )
+    return silence_padding(losses.view_as(targets), target_lengths).sum(dim=1)

@@ -1,0 +1,255 @@
+"""Attention mechanisms: how a decoder's state finds what to listen to. Each can stand in the place of another.
+
+    attention: {class_path: asr_lightning.nn.mechanisms.LocationAwareAttention, init_args: {dimension: 320}}
+
+An utterance's frames are prepared once (`remember`); then any number of queries look along them. N = B · K queries
+belong to B utterances, K side by side to each.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from asr_lightning.nn.axes import Axis, Units, axis, axis_size, units
+from asr_lightning.nn.masks import real_frames
+
+State = tuple[Tensor, ...]
+
+
+class Attention(nn.Module, ABC):
+    """Base class: weighs the frames of an utterance, and gives their weighted mean, the context.
+
+    Args:
+        query: What the query's dimensions mean; its size is their number.
+        memory: The same of the encoded frames.
+        heads: H, how many places can be looked at independently.
+    """
+
+    def __init__(self, query: Axis, memory: Axis, heads: int = 1) -> None:
+        super().__init__()
+        self.query_axis = query
+        self.memory_axis = memory
+        self.heads = heads
+
+    def output_axis(self) -> Axis:
+        """Say what the context's dimensions mean: what those of the frames do, unless the frames are projected."""
+        return self.memory_axis
+
+    @abstractmethod
+    def keys(self, encoded: Tensor) -> Tensor:
+        """Return what queries are compared to, (B, H, T, D), of encoded frames (B, T, D)."""
+
+    def values(self, encoded: Tensor) -> Tensor:
+        """Return what the context is the mean of, (B, H, T, D)."""
+        return encoded.unsqueeze(1)
+
+    @abstractmethod
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
+        """Compare.
+
+        Args:
+            query: (B, K, D).
+            keys: (B, H, T, D).
+            previous: (B, K, H, T), the weights of the query before; all zero before the first.
+
+        Returns:
+            (B, K, H, T), the higher the more to be listened to.
+        """
+
+    def remember(self, encoded: Tensor, lengths: Tensor) -> State:
+        """Prepare encoded frames (B, T, D) of the given lengths (B,); all tensors have one row per utterance."""
+        # A row without any frame would have nothing to normalise: it sees its first, which is padding.
+        real = real_frames(lengths.clamp(min=1), encoded.shape[1])
+        return self.keys(encoded), self.values(encoded), real
+
+    def initial_weights(self, memory: State) -> Tensor:
+        """Return weights (B, H, T) before any query: all zero."""
+        keys = memory[0]
+        return keys.new_zeros(keys.shape[0], self.heads, keys.shape[2])
+
+    def forward(self, query: Tensor, previous: Tensor, memory: State) -> tuple[Tensor, Tensor]:
+        """Look along the frames.
+
+        Args:
+            query: (N, D).
+            previous: (N, H, T), the weights of the query before.
+            memory: Of `remember`.
+
+        Returns:
+            The context (N, D) and the weights (N, H, T), which sum to one.
+        """
+        keys, values, real = memory
+        per_utterance = (len(keys), -1)
+        energies = self.energies(query.unflatten(0, per_utterance), keys, previous.unflatten(0, per_utterance))
+        weights = energies.masked_fill(~real[:, None, None, :], float("-inf")).softmax(dim=3)  # (B, K, H, T)
+        context = (weights.transpose(1, 2) @ values).transpose(1, 2)  # (B, H, K, D) -> (B, K, H, D)
+        return context.flatten(2).flatten(0, 1), weights.flatten(0, 1)
+
+
+class DotAttention(Attention):
+    """Inner product of φ(query) and ψ(frame), each a small network of its own [seed 001; Chan et al. 2016, §3.2].
+
+    Args:
+        query: See `Attention`.
+        memory: See `Attention`.
+        dimension: Hidden and output units of φ and of ψ.
+    """
+
+    def __init__(self, query: Axis, memory: Axis, dimension: int) -> None:
+        super().__init__(query, memory)
+        self.dimension = dimension
+        self.phi = nn.Sequential(nn.Linear(axis_size(query), dimension), nn.Tanh(), nn.Linear(dimension, dimension))
+        self.psi = nn.Sequential(nn.Linear(axis_size(memory), dimension), nn.Tanh(), nn.Linear(dimension, dimension))
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say what φ and ψ read."""
+        hidden = units(self.dimension)
+        return {"phi.0.weight": (hidden, self.query_axis), "psi.0.weight": (hidden, self.memory_axis)}
+
+    def keys(self, encoded: Tensor) -> Tensor:
+        """Return ψ of the frames, (B, 1, T, D)."""
+        return self.psi(encoded).unsqueeze(1)
+
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
+        """Compare (B, K, D) to (B, 1, T, D)."""
+        return (self.phi(query) @ keys.squeeze(1).transpose(1, 2)).unsqueeze(2)
+
+
+class AdditiveAttention(Attention):
+    """v · tanh(W query + V frame + b) [Bahdanau et al. 2015, §A.1.2].
+
+    Args:
+        query: See `Attention`.
+        memory: See `Attention`.
+        dimension: Units under the tanh.
+    """
+
+    def __init__(self, query: Axis, memory: Axis, dimension: int) -> None:
+        super().__init__(query, memory)
+        self.dimension = dimension
+        self.key = nn.Linear(axis_size(memory), dimension)
+        self.query = nn.Linear(axis_size(query), dimension, bias=False)
+        self.energy = nn.Linear(dimension, 1, bias=False)
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say what queries and keys are read from."""
+        hidden = units(self.dimension)
+        return {"key.weight": (hidden, self.memory_axis), "query.weight": (hidden, self.query_axis)}
+
+    def keys(self, encoded: Tensor) -> Tensor:
+        """Return V frame + b, (B, 1, T, D)."""
+        return self.key(encoded).unsqueeze(1)
+
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
+        """Compare (B, K, D) to (B, 1, T, D)."""
+        hidden = self.query(query).unsqueeze(2) + keys  # (B, K, T, D)
+        return self.energy(torch.tanh(hidden)).squeeze(3).unsqueeze(2)
+
+
+class LocationAwareAttention(AdditiveAttention):
+    """Additive attention that also sees where the last query looked [Chorowski et al. 2015, §2.2; seed 000 §2.3].
+
+    The paper's toolkit counts the filter's frames to each side, and so do we: 100 makes a kernel of 201 frames. The
+    window of 5 frames that the paper lists too is a parameter of that toolkit which its location-aware attention does
+    not read; here it is the windowing of Chorowski et al. (§2.3), and off unless given.
+
+    Args:
+        query: See `Attention`.
+        memory: See `Attention`.
+        dimension: Units under the tanh.
+        channels: Filters over the previous weights.
+        filter_frames: Frames that a filter sees to each side.
+        window: Frames to each side of the median of the previous weights that can be looked at; None for all. The
+            first query sees all.
+    """
+
+    def __init__(
+        self,
+        query: Axis,
+        memory: Axis,
+        dimension: int = 320,
+        channels: int = 10,
+        filter_frames: int = 100,
+        window: int | None = None,
+    ) -> None:
+        super().__init__(query, memory, dimension)
+        self.window = window
+        self.convolution = nn.Conv1d(1, channels, 2 * filter_frames + 1, padding=filter_frames, bias=False)
+        self.location = nn.Linear(channels, dimension, bias=False)
+
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
+        """Compare (B, K, D) to (B, 1, T, D), knowing (B, K, 1, T)."""
+        filtered = self.convolution(previous.flatten(0, 1))  # (N, C, T)
+        location = self.location(filtered.transpose(1, 2)).unflatten(0, previous.shape[:2])  # (B, K, T, D)
+        hidden = self.query(query).unsqueeze(2) + keys + location
+        energies = self.energy(torch.tanh(hidden)).squeeze(3).unsqueeze(2)  # (B, K, 1, T)
+        if self.window is None:
+            return energies
+        frames = torch.arange(previous.shape[3], device=previous.device)
+        passed = previous.cumsum(dim=3)
+        median = (passed < 0.5).sum(dim=3, keepdim=True)
+        outside = ((frames - median).abs() > self.window) & (passed[..., -1:] > 0)
+        # Not infinite: rounding may have put the median of a row of padding where nothing is real.
+        return energies.masked_fill(outside, -1e4)
+
+
+class MultiHeadAttention(Attention):
+    """Scaled dot products of projections, head by head [Vaswani et al. 2017, §3.2].
+
+    Args:
+        query: See `Attention`.
+        memory: See `Attention`.
+        dimension: Of all heads together, and of the context.
+        heads: H.
+
+    Raises:
+        ValueError: The heads do not divide the dimension.
+    """
+
+    def __init__(self, query: Axis, memory: Axis, dimension: int, heads: int = 4) -> None:
+        super().__init__(query, memory, heads)
+        if dimension % heads:
+            raise ValueError(f"attention needs a dimension that its heads divide, got {dimension} and {heads} heads")
+        self.dimension = dimension
+        self.query = nn.Linear(axis_size(query), dimension)
+        self.key = nn.Linear(axis_size(memory), dimension)
+        self.value = nn.Linear(axis_size(memory), dimension)
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say that queries, keys and values are heads × dimensions of a head."""
+        inner = self.output_axis()
+        read = {"query": self.query_axis, "key": self.memory_axis, "value": self.memory_axis}
+        weights = {f"{name}.weight": (inner, source) for name, source in read.items()}
+        return {**weights, **{f"{name}.bias": (inner,) for name in read}}
+
+    def output_axis(self) -> Axis:
+        """Say that the context is heads × dimensions of a head."""
+        return axis(Units(self.heads), Units(self.dimension // self.heads))
+
+    def keys(self, encoded: Tensor) -> Tensor:
+        """Return the projected frames, (B, H, T, D / H)."""
+        return self.key(encoded).unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def values(self, encoded: Tensor) -> Tensor:
+        """Return the projected frames, (B, H, T, D / H)."""
+        return self.value(encoded).unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
+        """Compare (B, K, D) to (B, H, T, D / H)."""
+        heads = self.query(query).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, K, D / H)
+        return (heads @ keys.transpose(2, 3)).transpose(1, 2) / math.sqrt(keys.shape[3])
+
+
+class ScaledDotAttention(MultiHeadAttention):
+    """Scaled dot products of projections, with a single head.
+
+    Args:
+        query: See `Attention`.
+        memory: See `Attention`.
+        dimension: Of query, key and context.
+    """
+
+    def __init__(self, query: Axis, memory: Axis, dimension: int) -> None:
+        super().__init__(query, memory, dimension, heads=1)

@@ -1,0 +1,250 @@
+"""On a decoder that is a table, so that everything can be counted through."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from asr_lightning.decoding.attention import AttentionSearch, State
+from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.decoding.language_model import LanguageModel
+from asr_lightning.errors import InputError
+from asr_lightning.text.tokenizers import CharacterTokenizer, Tokenizer
+
+BLANK, END = 0, 2
+LETTERS = (1, 3, 4)
+LIMIT = 4  # tokens, of 4 frames
+
+
+class Letters(CharacterTokenizer):
+    """Five tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = self.tokens[:5]
+
+
+class Table:
+    """The next token depends on the utterance and on the last two tokens; the state is where it is in the table."""
+
+    def __init__(self, utterances: int, seed: int = 0, scale: float = 1.5) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.logits = scale * torch.randn(utterances, 5, 5, 5, generator=generator)
+        self.steps = 0
+
+    def initial_state(self, memory: State) -> State:
+        return (torch.full_like(memory[0], END),)
+
+    def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
+        self.steps += 1
+        beam = len(tokens) // len(memory[0])
+        return self.logits[memory[0].repeat_interleave(beam), state[0], tokens], (tokens,)
+
+    def log_prob(self, utterance: int, tokens: Sequence[int]) -> float:
+        total, before, last = 0.0, END, END
+        for token in (*tokens, END):
+            total += float(self.logits[utterance, before, last].log_softmax(dim=0)[token])
+            before, last = last, token
+        return total
+
+
+class Pairs(LanguageModel):
+    """The next token depends on the last; a text is worth minus its length."""
+
+    def __init__(self, seed: int = 9) -> None:
+        self.logits = torch.randn(5, 5, generator=torch.Generator().manual_seed(seed))
+
+    def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
+        self.prepared = len(tokenizer), device
+
+    def initial_state(self, batch_size: int) -> State:
+        return (torch.zeros(batch_size, 1),)
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        assert len(state[0]) == len(tokens)
+        return self.logits[tokens].log_softmax(dim=1), state
+
+    def score(self, texts: Sequence[str]) -> list[float]:
+        return [-float(len(text)) for text in texts]
+
+    def log_prob(self, tokens: Sequence[int]) -> float:
+        pairs = itertools.pairwise((END, *tokens, END))
+        return sum(float(self.logits[one].log_softmax(dim=0)[two]) for one, two in pairs)
+
+
+def find(table: Table, search: AttentionSearch, ctc_logits: Tensor | None = None) -> list[list[Hypothesis]]:
+    count = len(table.logits)
+    return search(table, (torch.arange(count),), torch.full((count,), LIMIT), Letters(), ctc_logits)
+
+
+def everything() -> list[tuple[int, ...]]:
+    return [text for length in range(LIMIT + 1) for text in itertools.product(LETTERS, repeat=length)]
+
+
+def greedy(table: Table, utterance: int) -> tuple[int, ...]:
+    tokens: list[int] = []
+    before, last = END, END
+    while len(tokens) < LIMIT:
+        logits = table.logits[utterance, before, last].clone()
+        logits[BLANK] = -math.inf
+        if (token := int(logits.argmax())) == END:
+            break
+        tokens.append(token)
+        before, last = last, token
+    return tuple(tokens)
+
+
+WIDE = 500  # more than there are texts
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_wide_beam_finds_the_best_of_all_texts_and_ranks_the_rest(seed: int) -> None:
+    table = Table(3, seed)
+    for utterance, found in enumerate(find(table, AttentionSearch(beam=WIDE, tokens_per_frame=1.0))):
+        scores = {text: table.log_prob(utterance, text) for text in everything()}
+        ranked = sorted(scores, key=lambda text: -scores[text])
+        assert [one.tokens for one in found[:20]] == ranked[:20]
+        for one in found:
+            assert one.score == pytest.approx(scores[one.tokens], abs=1e-4)
+            assert one.parts["attention"] == pytest.approx(one.score, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_beam_of_one_is_greedy_and_a_wider_one_finds_nothing_worse(seed: int) -> None:
+    table = Table(4, seed)
+    narrow = find(table, AttentionSearch(beam=1, tokens_per_frame=1.0))
+    assert [one.tokens for [one] in narrow] == [greedy(table, utterance) for utterance in range(4)]
+    wide = find(table, AttentionSearch(beam=6, tokens_per_frame=1.0))
+    for [one], found in zip(narrow, wide, strict=True):
+        assert found[0].score >= one.score - 1e-5
+        assert [two.score for two in found] == sorted((two.score for two in found), reverse=True)
+        assert 1 <= len(found) <= 6 and len({two.tokens for two in found}) == len(found)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_an_utterance_is_found_the_same_alone_and_in_company(beam: int) -> None:
+    search = AttentionSearch(beam=beam, tokens_per_frame=1.0)
+    table = Table(4, seed=3)
+    together = find(table, search)
+    for utterance in range(4):
+        [alone] = search(table, (torch.tensor([utterance]),), torch.tensor([LIMIT]), Letters())
+        assert [one.tokens for one in alone] == [one.tokens for one in together[utterance]]
+
+
+def test_each_utterance_has_its_own_limit() -> None:
+    table = Table(2, seed=1)
+    table.logits[..., END] = -9.0  # nobody wants to end
+    found = AttentionSearch(tokens_per_frame=1.5)(table, (torch.arange(2),), torch.tensor([4, 1]), Letters())
+    assert [len(one.tokens) for [one] in found] == [6, 2]
+    for utterance, [one] in enumerate(found):
+        assert one.score == pytest.approx(table.log_prob(utterance, one.tokens), abs=1e-4)
+
+
+def test_numbers_that_overflowed_end_too() -> None:
+    table = Table(2, seed=1)
+    table.logits[0] = math.nan
+    broken, whole = find(table, AttentionSearch(beam=2, tokens_per_frame=1.0))
+    assert [one.tokens for one in broken] == [()] and broken[0].score == -math.inf
+    assert whole == find(Table(2, seed=1), AttentionSearch(beam=2, tokens_per_frame=1.0))[1]
+
+
+def test_one_search_with_all_three_opinions_finds_the_best_of_all() -> None:
+    table, model = Table(2, seed=5), Pairs()
+    ctc_logits = torch.randn(2, LIMIT, 5, generator=torch.Generator().manual_seed(7))
+    ctc_logits[:, :, END] = -20.0
+    search = AttentionSearch(WIDE, 0.4, model, 0.7, tokens_per_frame=1.0)
+    for utterance, found in enumerate(find(table, search, ctc_logits)):
+
+        def ctc(text: tuple[int, ...], utterance: int = utterance) -> float:
+            return -float(
+                torch.nn.functional.ctc_loss(
+                    ctc_logits[utterance].log_softmax(dim=1),
+                    torch.tensor(text, dtype=torch.int64),
+                    torch.tensor(LIMIT),
+                    torch.tensor(len(text)),
+                    reduction="sum",
+                )
+            )
+
+        parts = {text: (table.log_prob(utterance, text), ctc(text), model.log_prob(text)) for text in everything()}
+        totals = {text: 0.6 * one + 0.4 * two + 0.7 * three for text, (one, two, three) in parts.items()}
+        best = max(totals, key=lambda text: totals[text])
+        assert found[0].tokens == best
+        assert found[0].score == pytest.approx(totals[best], abs=1e-3)
+        for one in found[:10]:
+            assert tuple(one.parts.values()) == pytest.approx(parts[one.tokens], abs=1e-3)
+    assert model.prepared == (5, torch.device("cpu"))
+
+
+def test_rescoring_ranks_by_the_formula_of_the_paper() -> None:
+    table = Table(2, seed=6)
+    search = AttentionSearch(WIDE, language_model=Pairs(), rescoring_weight=0.5, tokens_per_frame=1.0)
+    for utterance, found in enumerate(find(table, search)):
+        spelt = {text: len(Letters().decode(text)) for text in everything()}
+        expected = {
+            text: table.log_prob(utterance, text) / max(1, length) - 0.5 * length for text, length in spelt.items()
+        }
+        assert found[0].score == pytest.approx(expected[found[0].tokens], abs=1e-4)
+        assert found[0].score == pytest.approx(max(expected.values()), abs=1e-4)
+        assert found[0].parts["rescoring"] == -float(spelt[found[0].tokens])
+
+
+def test_length_normalisation_ranks_the_complete() -> None:
+    table = Table(2, seed=8)
+    for utterance, found in enumerate(find(table, AttentionSearch(WIDE, length_power=1.0, tokens_per_frame=1.0))):
+        expected = {text: table.log_prob(utterance, text) / (len(text) + 1) for text in everything()}
+        complete = {one.tokens for one in found}
+        assert found[0].tokens == max(complete, key=lambda text: expected[text])
+        assert found[0].score == pytest.approx(expected[found[0].tokens], abs=1e-4)
+
+
+def test_the_end_waits_until_it_is_probable() -> None:
+    table = Table(1, seed=2)
+    table.logits[0] = torch.tensor([-9.0, -9.0, 0.0, 0.2, -9.0])  # 3 is a little more probable than the end
+    assert find(table, AttentionSearch(beam=2, tokens_per_frame=1.0))[0][0].tokens == ()
+    patient = AttentionSearch(beam=2, end_threshold=0.9, tokens_per_frame=1.0)
+    assert find(table, patient)[0][0].tokens == (3,) * LIMIT
+    hasty = AttentionSearch(beam=2, end_threshold=1.5, tokens_per_frame=1.0)
+    assert find(table, hasty)[0][0].tokens == ()
+
+
+def test_search_ends_when_the_rest_is_hopeless() -> None:
+    table = Table(1)
+    table.logits[0] = torch.tensor([-30.0, -30.0, 0.0, -30.0, -30.0])  # the end at once
+    [found] = AttentionSearch(beam=8, tokens_per_frame=100.0)(
+        table, (torch.arange(1),), torch.tensor([LIMIT]), Letters()
+    )
+    assert found[0].tokens == () and table.steps < 5
+
+
+def test_poor_short_texts_do_not_end_the_search_for_a_good_long_one() -> None:
+    table, good = Table(1), (3, 4, 3, 1)
+    table.logits[0] = torch.tensor([-30.0, -30.0, 0.0, -30.0, -30.0])  # wherever else it is, it ends
+    for (before, last), token in zip(itertools.pairwise((END, END, *good)), good, strict=False):
+        table.logits[0, before, last, token] = 2.5  # and the end is always second
+    [found] = AttentionSearch(beam=2)(table, (torch.arange(1),), torch.tensor([LIMIT]), Letters())
+    assert found[0].tokens == good and found[0].score > -0.5
+    assert found[1].tokens == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"beam": 0}, "beam=0"),
+        ({"ctc_weight": 1.1}, "ctc_weight=1.1"),
+        ({"language_model_weight": 0.3}, "needs a language_model together"),
+        ({"rescoring_weight": 0.3}, "needs a language_model together"),
+        ({"language_model": Pairs()}, "needs a language_model together"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        AttentionSearch(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_share_of_ctc_needs_ctc() -> None:
+    with pytest.raises(InputError, match="trained without CTC"):
+        find(Table(1), AttentionSearch(ctc_weight=0.3))

@@ -1,0 +1,27 @@
+import pytest
+import torch
+
+from asr_lightning.losses.cross_entropy import cross_entropy_loss
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_it_is_the_sum_over_real_tokens_of_smoothed_targets(smoothing: float) -> None:
+    logits, targets = torch.randn(2, 4, 5), torch.randint(5, (2, 4))
+    lengths = torch.tensor([4, 2])
+    expected = []
+    for row in range(2):
+        total = 0.0
+        for place in range(int(lengths[row])):
+            log_probs = logits[row, place].log_softmax(dim=0)
+            wanted = torch.full((5,), smoothing / 5)
+            wanted[targets[row, place]] += 1 - smoothing
+            total -= float((wanted * log_probs).sum())
+        expected.append(total)
+    torch.testing.assert_close(cross_entropy_loss(logits, targets, lengths, smoothing), torch.tensor(expected))
+
+
+def test_half_precision_logits_are_summed_in_full() -> None:
+    logits, targets, lengths = torch.randn(1, 300, 5), torch.randint(5, (1, 300)), torch.tensor([300])
+    loss = cross_entropy_loss(logits.bfloat16(), targets, lengths)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, cross_entropy_loss(logits.bfloat16().float(), targets, lengths))
