@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help demo test lint bench ws install
+.PHONY: help demo test lint bench ws las e2e install
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -24,7 +24,7 @@ help: ## this list
 	@echo "targets:"; sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 	@echo "variables:"
 	@echo "  PYTHON=python3      the Python (3.11 or newer) that .venv is made with"
-	@echo "  SEEDS='1 2 3'       of \`make ws\`"
+	@echo "  SEEDS='1 2 3'       of \`make ws\`, \`make las\` and \`make e2e\`"
 	@echo "  CORPUS=FOLDER       of \`make ws\`: a LibriSpeech folder; the embedded corpus without it"
 
 install: $(INSTALLED) ## make .venv with everything in it
@@ -56,11 +56,34 @@ $(DEMO)/wer_per_epoch.png: $(DEMO_RUNS:=/finished)
 
 $(DEMO)/rnnt_ws/seed1/finished: | $(DEMO)/rnnt_teacher/seed1/finished
 $(DEMO)/rnnt_random/seed1/finished: BESIDE = > $(@D)/output.log 2>&1 || { tail -n 5 $(@D)/output.log; exit 1; }
-$(DEMO)/%/seed1/finished: | $(INSTALLED)
+$(DEMO)/%/finished: | $(INSTALLED)
 	@mkdir -p $(@D)
-	$(if $(BESIDE),@echo "$* is trained beside the teacher; its progress is in $(@D)/output.log")
-	$(LIGHTNING) fit --config experiments/demo/$*.yaml --ckpt_path last $(BESIDE)
+	$(if $(BESIDE),@echo "$(*D) is trained beside the teacher; its progress is in $(@D)/output.log")
+	$(LIGHTNING) fit --config experiments/demo/$(*D).yaml --seed_everything $(subst seed,,$(*F)) \
+		--trainer.default_root_dir $(@D) $(FLAGS) --ckpt_path last $(BESIDE)
 	@touch $@
+
+# Attention decoders on the embedded corpus, over SEEDS.
+
+SEEDED = $(foreach run,$(1),$(foreach seed,$(SEEDS),$(DEMO)/$(run)/seed$(seed)))
+SUMMARIZE = $(BIN)/python -m asr_lightning.tools.summarize $(1) --output $(DEMO)/tables/$@
+LAS := las las_sampling las_fusion las_rescoring las_joint_ctc speech_transformer
+
+las: $(addsuffix /finished,$(call SEEDED,$(LAS))) ## LAS with sampling, language models, CTC; and the Transformer
+	$(call SUMMARIZE,$(call SEEDED,$(LAS)))
+
+e2e: $(addsuffix /finished,$(call SEEDED,e2e_a e2e_b)) ## end-to-end models A and B
+	$(call SUMMARIZE,$(call SEEDED,e2e_a e2e_b))
+
+# $(1) experiment that searches with the network of las_sampling and the language model
+define SEARCH
+$(DEMO)/$(1)/%/finished: $(DEMO)/las_sampling/%/finished $(DEMO)/lm_char/seed1/finished
+	$(LIGHTNING) test --config experiments/demo/$(1).yaml --trainer.default_root_dir $$(@D) \
+		--ckpt_path $$(DEMO)/las_sampling/$$*/checkpoints/last.ckpt
+	@touch $$@
+endef
+$(foreach run,las_fusion las_rescoring,$(eval $(call SEARCH,$(run))))
+$(DEMO)/lm_char/seed1/finished: | $(DEMO)/las/seed1/finished
 
 # The same with several seeds, on the embedded corpus or on a real one, and with selection blind to what axes mean.
 

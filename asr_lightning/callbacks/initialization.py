@@ -8,8 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from asr_lightning.nn.axes import Fixed, module_axes
+from asr_lightning.nn.convolution import MaskedBatchNorm
 
-Scheme = Literal["default", "xavier", "he"]
+Scheme = Literal["default", "xavier", "he", "uniform"]
 
 
 class FirstWeights(Callback, ABC):
@@ -37,33 +38,43 @@ class Initialization(FirstWeights):
     """Draws the weights by a scheme.
 
     Args:
-        scheme: `default` (torch's own), `xavier` or `he`.
+        scheme: `default` (torch's own), `xavier`, `he` or `uniform`.
+        bound: Of `uniform`: all parameters are drawn from -bound to bound [0.1 in Chan et al. 2016, §4; seed 001].
     """
 
-    def __init__(self, scheme: Scheme = "default") -> None:
+    def __init__(self, scheme: Scheme = "default", bound: float = 0.1) -> None:
         super().__init__()
         self.scheme: Scheme = scheme
+        self.bound = bound
 
     def set_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw with rank 0's random numbers on every rank."""
         seed = trainer.strategy.broadcast(int(torch.randint(2**62, ())))
-        initialize(pl_module, self.scheme, torch.Generator().manual_seed(seed))
+        initialize(pl_module, self.scheme, torch.Generator().manual_seed(seed), self.bound)
 
 
 @torch.no_grad()
-def initialize(module: nn.Module, scheme: Scheme, generator: torch.Generator | None = None) -> None:
-    """Draw all matrices and convolution kernels anew; biases, norms and embeddings stay as torch made them.
+def initialize(module: nn.Module, scheme: Scheme, generator: torch.Generator | None = None, bound: float = 0.1) -> None:
+    """Draw weights anew.
 
-    What is packed into one parameter is drawn each by itself, since each is a matrix of its own: gates, the halves of a
-    gated linear unit, the groups of a convolution.
+    `xavier` and `he` draw matrices and convolution kernels; biases, norms and embeddings stay as torch made them. What
+    is packed into one parameter is drawn part by part, since each is a matrix of its own: gates, the halves of a gated
+    linear unit, the groups of a convolution. `uniform` draws everything but norms.
 
     Args:
         module: Changed in place.
-        scheme: `xavier` [Glorot and Bengio 2010] or `he` [He et al. 2015], both with uniform draws; `default` leaves
-            everything.
+        scheme: `xavier` [Glorot and Bengio 2010] or `he` [He et al. 2015], both with uniform draws; `uniform`,
+            from -bound to bound; `default` leaves everything.
         generator: On the CPU; torch's own if None.
+        bound: Of `uniform`.
     """
     if scheme == "default":
+        return
+    if scheme == "uniform":
+        for owner in module.modules():
+            if not isinstance(owner, nn.LayerNorm | MaskedBatchNorm):
+                for parameter in owner.parameters(recurse=False):
+                    parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
         return
     axes = module_axes(module)
     for prefix, owner in module.named_modules():

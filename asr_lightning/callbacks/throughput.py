@@ -32,6 +32,7 @@ class Throughput(Callback):
       (every `trainer.log_every_n_steps`).
     * `train/audio_seconds_per_second_epoch`: the same over a whole epoch.
     * `train/padding`: the share of padded samples in an epoch, 0 to 1.
+    * `train/seconds`: wall time of all training so far, that of earlier starts of a resumed run included.
 
     Time is that of training and of waiting for data; validation and what happens between epochs is left out. Lengths
     are added up on the device and read only when logged.
@@ -40,9 +41,18 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self._since_logged = Span()
         self._epoch = Span()
+        self._seconds = 0.0  # of all training
         self._sample_rate = 1
         self._counted_until: float | None = None  # seconds of time.perf_counter
         self._logged_step = 0
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what a resumed run goes on from."""
+        return {"seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Go on."""
+        self._seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing, also where an epoch is resumed."""
@@ -78,6 +88,7 @@ class Throughput(Callback):
         assert self._counted_until is not None
         for span in (self._since_logged, self._epoch):
             span.add(batch, now - self._counted_until)
+        self._seconds += now - self._counted_until
         self._counted_until = now
         if due:
             self._log_speed(pl_module, "train/audio_seconds_per_second", self._since_logged)
@@ -94,6 +105,7 @@ class Throughput(Callback):
         samples = max(epoch.padded_samples, 1)  # a rank may have had empty batches only
         padding = (epoch.padded_samples - int(epoch.real_samples)) / samples
         pl_module.log("train/padding", padding, batch_size=samples, sync_dist=True)
+        pl_module.log("train/seconds", self._seconds, batch_size=1, sync_dist=True, reduce_fx="max")
 
     def _log_speed(self, pl_module: LightningModule, name: str, span: Span) -> None:
         speed = float(span.real_samples) / self._sample_rate / span.seconds

@@ -1,6 +1,7 @@
 """What every recogniser shares: steps, error rates, optimiser wiring, and how one comes back from a checkpoint."""
 
 import os
+import time
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from asr_lightning.audio.augment import SpecAugment
 from asr_lightning.audio.features import Features
@@ -210,13 +211,17 @@ class Recognizer(lightning.LightningModule, ABC):
         self._evaluations = [_Evaluation(name, self.device) for name in [stage, *names]]
 
     def _evaluate(self, batch: Batch, dataloader_idx: int) -> Recognized:
+        before = time.perf_counter()
         recognized = self._recognize(batch)
+        seconds = time.perf_counter() - before  # texts are on the CPU: nothing is left in a queue
         if len(batch):
             losses = self.loss(batch)
             everything, *subsets = self._evaluations
             for evaluation in [everything, *subsets[dataloader_idx : dataloader_idx + 1]]:
                 evaluation.error_rates.update(batch.texts, [best.text for best, *_ in recognized])
                 evaluation.loss.update(losses[losses.isfinite()])
+                evaluation.search_seconds.update(seconds)
+                evaluation.audio_seconds.update(batch.seconds)
         return recognized
 
     def _recognize(self, batch: Batch) -> Recognized:
@@ -232,7 +237,7 @@ class Recognizer(lightning.LightningModule, ABC):
         everything, *subsets = self._evaluations
         pooled = [] if everything.name in [subset.name for subset in subsets] else [everything]
         for evaluation in [*pooled, *subsets]:
-            values = {**evaluation.error_rates.compute(), "loss": evaluation.loss.compute()}  # of all ranks
+            values = evaluation.compute()
             for key, value in values.items():
                 shown = evaluation is everything and key == "wer"
                 self.log(f"{evaluation.name}/{key}", value.float(), prog_bar=shown, sync_dist=True)
@@ -246,12 +251,19 @@ class Recognizer(lightning.LightningModule, ABC):
 
 
 class _Evaluation:
-    """Errors and losses of one subset, summed over utterances and ranks."""
+    """Errors, losses and speed of one subset, summed over utterances and ranks."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
         self.error_rates = ErrorRates().to(device)
         self.loss = MeanMetric(nan_strategy="disable").to(device)
+        self.search_seconds = SumMetric().to(device)
+        self.audio_seconds = SumMetric().to(device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return what is logged, of all ranks; the real time factor is seconds of search per second of audio."""
+        factor = self.search_seconds.compute() / self.audio_seconds.compute()
+        return {**self.error_rates.compute(), "loss": self.loss.compute(), "real_time_factor": factor}
 
 
 def check_input_dimension(encoder: Encoder, features: Features) -> None:

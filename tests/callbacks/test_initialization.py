@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from math import sqrt
 from pathlib import Path
@@ -81,6 +82,16 @@ def test_default_changes_nothing_and_draws_nothing() -> None:
     initialize(linear, "default")
     assert torch.equal(linear.weight, before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_uniform_draws_everything_but_norms() -> None:
+    encoder = Conformer(8, 24, layers=1, heads=4, feed_forward=40, kernel=31, channels=12)
+    before = {name: weight.clone() for name, weight in encoder.named_parameters()}
+    initialize(encoder, "uniform", bound=0.3)
+    for name, weight in encoder.named_parameters():
+        kept = bool(re.search(r"norm\.(weight|bias)|feed_forward\.0\.", name))
+        assert torch.equal(weight, before[name]) == kept, name
+        assert kept or (weight.abs().max() <= 0.3 and (weight.numel() < 50 or fills(weight, 0.3))), name
 
 
 def test_the_seed_decides() -> None:

@@ -93,6 +93,20 @@ def test_an_epochs_speed_leaves_out_validation_and_its_padding_is_a_share_of_sam
     assert clock.now == 4 * 2 + 4 * 4 + 2 * 2 * 100 + 100  # with the sanity check: validation did take time
 
 
+def test_seconds_of_training_go_on_where_a_run_is_resumed(tmp_path: Path, clock: Clock) -> None:
+    class Saves(lightning.Callback):
+        def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+            seconds.append(float(trainer.callback_metrics["train/seconds"]))
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    seconds: list[float] = []
+    for epochs in (1, 2):
+        trainer = make_trainer(tmp_path, callbacks=[Throughput(), Saves()], max_epochs=epochs, limit_val_batches=0)
+        batches = loader([batch_of("a"), batch_of("b"), batch_of("c")])
+        trainer.fit(Slow(clock), batches, ckpt_path=tmp_path / "last.ckpt" if epochs == 2 else None)
+    assert seconds == [3 * 2.0, 3 * 2.0 + 3 * 4.0]
+
+
 def test_waiting_for_data_counts(tmp_path: Path, clock: Clock) -> None:
     class Late(torch.utils.data.Dataset):
         def __len__(self) -> int:
