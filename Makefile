@@ -118,3 +118,4 @@ lint: $(INSTALLED) ## style and types
 bench: $(INSTALLED) ## what is measured, see benchmarks/README.md
 	$(BIN)/python benchmarks/transducer_loss.py
 	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/attention_decoders.py

@@ -12,6 +12,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Axis, Fixed, Tokens, Units, axis, axis_size, units
 from asr_lightning.nn.decoder import Decoder, State
 from asr_lightning.nn.mechanisms import Attention
+from asr_lightning.nn.stepwise import StepLinear, StepLSTMCell, gathered
 
 
 class Speller(Decoder):
@@ -53,9 +54,9 @@ class Speller(Decoder):
         self.context_dimension = axis_size(self.context_axis)
         self.embedding = nn.Embedding(len(vocabulary), hidden)
         inputs = [hidden + self.context_dimension] + [hidden] * (layers - 1)
-        self.cells = nn.ModuleList(nn.LSTMCell(size, hidden) for size in inputs)
+        self.cells = nn.ModuleList(StepLSTMCell(size, hidden) for size in inputs)
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(hidden + self.context_dimension, len(vocabulary))
+        self.output = StepLinear(hidden + self.context_dimension, len(vocabulary))
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say that the first layer reads embedding and context, and the output state and context."""
@@ -84,13 +85,18 @@ class Speller(Decoder):
 
     def forward(self, tokens: Tensor, memory: State) -> Tensor:
         """Read token ids (B, U), some of them its own in training; return logits (B, U, V) of what follows each."""
-        state = self.initial_state(memory)
-        if not (self.training and self.sampling > 0.0):
+        with gathered(self):
+            if self.training and self.sampling > 0.0:
+                return self._sample(tokens, memory)
+            state = self.initial_state(memory)
             known = []
             for embedded in self.embedding(tokens).unbind(dim=1):
                 one, state = self._read(embedded, state, memory)
                 known.append(one)
             return self.output(torch.stack(known, dim=1))
+
+    def _sample(self, tokens: Tensor, memory: State) -> Tensor:
+        state = self.initial_state(memory)
         logits: list[Tensor] = []
         for token in tokens.unbind(dim=1):
             if logits:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from asr_lightning.nn.axes import Axis, Units, axis, axis_size, units
 from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.stepwise import StepLinear
 
 State = tuple[Tensor, ...]
 
@@ -100,7 +101,7 @@ class DotAttention(Attention):
     def __init__(self, query: Axis, memory: Axis, dimension: int) -> None:
         super().__init__(query, memory)
         self.dimension = dimension
-        self.phi = nn.Sequential(nn.Linear(axis_size(query), dimension), nn.Tanh(), nn.Linear(dimension, dimension))
+        self.phi = nn.Sequential(StepLinear(axis_size(query), dimension), nn.Tanh(), StepLinear(dimension, dimension))
         self.psi = nn.Sequential(nn.Linear(axis_size(memory), dimension), nn.Tanh(), nn.Linear(dimension, dimension))
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
@@ -130,7 +131,7 @@ class AdditiveAttention(Attention):
         super().__init__(query, memory)
         self.dimension = dimension
         self.key = nn.Linear(axis_size(memory), dimension)
-        self.query = nn.Linear(axis_size(query), dimension, bias=False)
+        self.query = StepLinear(axis_size(query), dimension, bias=False)
         self.energy = nn.Linear(dimension, 1, bias=False)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
@@ -213,7 +214,7 @@ class MultiHeadAttention(Attention):
         if dimension % heads:
             raise ValueError(f"attention needs a dimension that its heads divide, got {dimension} and {heads} heads")
         self.dimension = dimension
-        self.query = nn.Linear(axis_size(query), dimension)
+        self.query = StepLinear(axis_size(query), dimension)
         self.key = nn.Linear(axis_size(memory), dimension)
         self.value = nn.Linear(axis_size(memory), dimension)
 

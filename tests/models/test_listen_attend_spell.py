@@ -61,6 +61,21 @@ def test_hypotheses_of_an_utterance_follow_their_parents() -> None:
         torch.testing.assert_close(logits[row], decoder(torch.tensor([tokens]), one)[0, -1])
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_the_frames_are_prepared_once_however_many_tokens_follow(
+    attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, prepared = speller(attention), []
+    keys = decoder.attention.keys
+    monkeypatch.setattr(decoder.attention, "keys", lambda encoded: prepared.append(len(encoded)) or keys(encoded))
+    memory = decoder.remember(torch.randn(2, 9, 10), torch.tensor([9, 4]))
+    decoder(torch.randint(7, (2, 8)), memory).sum().backward()
+    state = decoder.initial_state(memory)
+    for token in range(7):
+        _, state = decoder.step(torch.tensor([token, token]), state, memory)
+    assert prepared == [2]
+
+
 def test_no_sampling_is_the_transcript_and_evaluation_never_samples() -> None:
     decoder, tokens = speller(sampling=1.0), torch.randint(7, (3, 8))
     memory = decoder.remember(torch.randn(3, 9, 10), torch.tensor([9, 4, 6]))

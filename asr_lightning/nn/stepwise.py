@@ -1,0 +1,112 @@
+"""Layers of a decoder's loop, which are used once per token.
+
+Autograd adds to a weight's gradient at every use. With few rows per use that is mostly reading and writing the
+gradient, and took half of a training step. `gathered` keeps what each use has read and received, and makes the gradient
+of all uses in one product.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+Use = tuple[Tensor, Tensor]  # what was read (N, D), and the gradient of what was written (N, E)
+
+
+class _Source(torch.autograd.Function):
+    """The weight as it is; its backward runs when those of all uses have, and makes the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, uses: list[Use]) -> Tensor:  # noqa: ANN401
+        ctx.uses = uses
+        return weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        read, received = (torch.cat(parts) for parts in zip(*ctx.uses, strict=True))
+        ctx.uses.clear()
+        return received.T @ read, None
+
+
+class _Use(torch.autograd.Function):
+    """A product with the weight that leaves the weight's gradient to the source."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, uses: list[Use]) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(x, weight)
+        ctx.uses = uses
+        return x @ weight.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        x, weight = ctx.saved_tensors
+        ctx.uses.append((x.flatten(0, -2), gradient.flatten(0, -2)))
+        return gradient @ weight, None, None
+
+
+def share(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return `x (..., D) -> x @ weight.T (..., E)` for a weight (E, D), to be used many times."""
+    kind = weight.device.type
+    if torch.is_autocast_enabled(kind):
+        weight = weight.to(torch.get_autocast_dtype(kind))
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return lambda x: functional.linear(x.to(weight.dtype), weight)
+    uses: list[Use] = []
+    source = _Source.apply(weight, uses)
+    return lambda x: _Use.apply(x.to(weight.dtype), source, uses)
+
+
+class StepLinear(nn.Linear):
+    """A linear map that is used once per token."""
+
+    product: Callable[[Tensor], Tensor] | None = None
+
+    def gather(self) -> None:
+        """Begin a sequence of uses."""
+        self.product = share(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., D)."""
+        if self.product is None:
+            return super().forward(x)
+        return self.product(x) if self.bias is None else self.product(x) + self.bias
+
+
+class StepLSTMCell(nn.LSTMCell):
+    """An LSTM cell with one product for what is read and for the hidden state."""
+
+    product: Callable[[Tensor], Tensor] | None = None
+
+    def gather(self) -> None:
+        """Begin a sequence of uses."""
+        self.product = share(torch.cat([self.weight_ih, self.weight_hh], dim=1))
+        self.summed_bias = self.bias_ih + self.bias_hh
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Read x (N, D), return hidden state and cell, (N, hidden) each."""
+        if self.product is None or state is None:
+            return super().forward(x, state)
+        hidden, cell = state
+        gates = self.product(torch.cat([x, hidden.to(x.dtype)], dim=1)) + self.summed_bias
+        entry, forget, content, output = gates.chunk(4, dim=1)
+        cell = torch.sigmoid(forget) * cell + torch.sigmoid(entry) * torch.tanh(content)
+        return torch.sigmoid(output) * torch.tanh(cell), cell
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Let the layers inside a module, used many times within the context, make their weights' gradients once."""
+    layers = [layer for layer in module.modules() if isinstance(layer, StepLinear | StepLSTMCell)]
+    for layer in layers:
+        layer.gather()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.product = None
