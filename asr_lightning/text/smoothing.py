@@ -1,0 +1,218 @@
+"""N-gram models from texts: every probability is interpolated with that of a shorter context.
+
+Conventions are those of KenLM. A sentence is `<s>`, its tokens, `</s>`; `<s>` is context only, its probability is 0.
+Single tokens are interpolated with a uniform distribution over the whole vocabulary, `</s>` and `<unk>` included: that
+is all that tokens get that do not stand in the texts, as `<unk>` itself.
+A text of M tokens takes about 100 bytes for each while it is counted.
+"""
+
+import logging
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from asr_lightning.errors import InputError
+from asr_lightning.text.ngram import ABSENT, SENTENCE_END, SENTENCE_START, UNKNOWN, Floats, Integers, Level, NGram
+
+DISCOUNTS = (0.5, 1.0, 1.5)  # for counts of 1, 2 and 3 or more, where they cannot be estimated
+
+_logger = logging.getLogger(__name__)
+
+
+def kneser_ney(sentences: Iterable[Sequence[str]], order: int, vocabulary: Iterable[str] | None = None) -> NGram:
+    """Estimate by interpolated modified Kneser-Ney smoothing [Chen and Goodman 1998, §3; Heafield et al. 2013, §3].
+
+    N-grams below the highest order count by the number of different tokens before them, except those that begin with
+    `<s>`, before which there is none. Each order has three discounts. Where counts of 1, 2, 3 and 4 are not all found,
+    or a discount would not be above 0, as in tiny texts and in small closed vocabularies, the discounts of that order
+    are `DISCOUNTS`; a line in the log says so.
+
+    Args:
+        sentences: Of tokens; read once.
+        order: Tokens in the longest n-grams; 3 for trigrams.
+        vocabulary: The tokens that the model shall know; others are read as `<unk>`. None: all in the sentences.
+
+    Raises:
+        InputError: There are no sentences or none is long enough, or a token cannot be one.
+    """
+    tokens, grams = _count(sentences, order, vocabulary)
+    shares = []
+    for length, one in enumerate(grams, 1):
+        counts = one.counts
+        if length < order:
+            before = np.bincount(grams[length].suffixes, minlength=len(counts))
+            counts = np.where(one.starts, counts, before)
+        amounts, estimated = discounts(counts)
+        if not estimated:
+            _logger.warning(
+                "%d-grams: too few counts of 1 to 4 to estimate discounts from; they are %g, %g and %g",
+                length,
+                *amounts,
+            )
+        taken = np.array([0.0, *amounts])[np.minimum(counts, 3)]
+        totals = _sum(counts, one)
+        share = (counts - taken) / np.maximum(totals, 1)[one.contexts]
+        shares.append((share, _sum(taken, one) / np.maximum(totals, 1)))
+    return _interpolate(tokens, grams, shares)
+
+
+def discounts(counts: Integers) -> tuple[tuple[float, float, float], bool]:
+    """Return the discounts of n-grams that are found once, twice, and more often [Chen and Goodman 1998, eq. 17].
+
+    Args:
+        counts: (G,) of the n-grams of one length.
+
+    Returns:
+        The three, and whether they could be estimated; else they are `DISCOUNTS`.
+    """
+    found = np.bincount(counts, minlength=5)[1:5].tolist()
+    if all(found):
+        scale = found[0] / (found[0] + 2 * found[1])
+        one, two, three = (k - (k + 1) * scale * found[k] / found[k - 1] for k in (1, 2, 3))
+        if 0 < one and 0 < two and 0 < three:
+            return (one, two, three), True
+    return DISCOUNTS, False
+
+
+def witten_bell(sentences: Iterable[Sequence[str]], order: int, vocabulary: Iterable[str] | None = None) -> NGram:
+    """Estimate by interpolated Witten-Bell smoothing [Chen and Goodman 1998, §2.4; Witten and Bell 1991, method C].
+
+    A context after which T different tokens were seen leaves to shorter contexts what T more tokens would have.
+    Counts of counts play no part, which suits tiny texts and small closed vocabularies.
+
+    Args:
+        sentences: As of `kneser_ney`.
+        order: As of `kneser_ney`.
+        vocabulary: As of `kneser_ney`.
+
+    Raises:
+        InputError: As of `kneser_ney`.
+    """
+    tokens, grams = _count(sentences, order, vocabulary)
+    shares = []
+    for one in grams:
+        different = _sum(one.counts > 0, one)
+        totals = np.maximum(_sum(one.counts, one) + different, 1)
+        shares.append((one.counts / totals[one.contexts], different / totals))
+    return _interpolate(tokens, grams, shares)
+
+
+@dataclass
+class _Grams:
+    """The G n-grams of one length in a text; C is the number of those one shorter, which are their contexts.
+
+    Attributes:
+        keys: (G,) as of `Level`.
+        counts: (G,) how often each is found; 0 for tokens that are never predicted.
+        contexts: (G,) place of the first n - 1 tokens in the level below.
+        suffixes: (G,) place of the last n - 1 tokens there.
+        starts: (G,) whether the first token is `<s>`.
+        size: C.
+    """
+
+    keys: Integers
+    counts: Integers
+    contexts: Integers
+    suffixes: Integers
+    starts: np.ndarray
+    size: int
+
+
+def _sum(values: np.ndarray, grams: _Grams) -> Floats:
+    """Add up values (G,) by contexts, (C,)."""
+    return np.bincount(grams.contexts, values, grams.size).astype(np.float64)
+
+
+def _interpolate(tokens: Sequence[str], grams: Sequence[_Grams], shares: Sequence[tuple[Floats, Floats]]) -> NGram:
+    """Make a model.
+
+    Args:
+        tokens: The vocabulary.
+        grams: Of the lengths from 1.
+        shares: For each length, what n-grams (G,) have of their own, and what is left in their contexts (C,).
+    """
+    probs = np.array([1 / (len(tokens) - 1)])  # no `<s>`
+    levels: list[Level] = []
+    for one, (own, left) in zip(grams, shares, strict=True):
+        with np.errstate(divide="ignore"):
+            if levels:
+                levels[-1].backoffs[:] = np.log(np.where(_sum(one.counts, one) > 0, left, 1.0))
+            probs = own + left[one.contexts] * probs[one.suffixes]
+            if not levels:
+                probs[one.starts] = 0.0
+            levels.append(Level(one.keys, np.log(probs), np.zeros(len(probs))))
+    return NGram(tokens, levels)
+
+
+class _Vocabulary(dict[str, int]):
+    """Numbers tokens as they come, or reads new ones as `<unk>`."""
+
+    def __init__(self, vocabulary: Iterable[str] | None) -> None:
+        self.tokens = [UNKNOWN, SENTENCE_START, SENTENCE_END]
+        self.open = True
+        self.sentence = 0  # that is being read
+        self[UNKNOWN] = 0
+        if vocabulary is not None:
+            for token in vocabulary:
+                self[token]
+            self.open = False
+
+    def __missing__(self, token: str) -> int:
+        if token in (SENTENCE_START, SENTENCE_END) or token.encode().split() != [token.encode()]:
+            raise InputError(
+                f"sentence {self.sentence}: expected tokens without white space that are not {SENTENCE_START} or "
+                f"{SENTENCE_END}, found {token!r}; take it out of the text"
+            )
+        self[token] = len(self.tokens) if self.open else 0
+        if self.open:
+            self.tokens.append(token)
+        return self[token]
+
+
+def _read(sentences: Iterable[Sequence[str]], vocabulary: Iterable[str] | None) -> tuple[list[str], Integers]:
+    """Return the vocabulary and all sentences in a row, as ids, with `<s>` and `</s>`."""
+    known = _Vocabulary(vocabulary)
+    start, end = known.tokens.index(SENTENCE_START), known.tokens.index(SENTENCE_END)
+    ids = array("i")
+    for sentence in sentences:
+        known.sentence += 1
+        ids.append(start)
+        ids.extend(map(known.__getitem__, sentence))
+        ids.append(end)
+    return known.tokens, np.array(ids, np.int64)
+
+
+def _count(
+    sentences: Iterable[Sequence[str]], order: int, vocabulary: Iterable[str] | None
+) -> tuple[list[str], list[_Grams]]:
+    """Return the vocabulary and its n-grams of the lengths 1 to `order`."""
+    if order < 1:
+        raise InputError(f"expected an order of 1 or more, got {order}")
+    tokens, text = _read(sentences, vocabulary)
+    if not len(text):
+        raise InputError("expected sentences to estimate a language model from, found none")
+    start = tokens.index(SENTENCE_START)
+    numbers = np.arange(len(tokens))
+    counts = np.bincount(text, minlength=len(tokens))
+    counts[start] = 0
+    nothing = np.zeros_like(numbers)
+    grams = [_Grams(numbers, counts, nothing, nothing, numbers == start, 1)]
+    places = text  # of the n-gram that ends here, in its level
+    for length in range(2, order + 1):
+        ends = np.flatnonzero((places[:-1] != ABSENT) & (text[1:] != start)) + 1
+        if not len(ends):
+            raise InputError(
+                f"expected a sentence of {order - 1} or more tokens for an order of {order}, the longest has "
+                f"{length - 3}; give a smaller order"
+            )
+        keys, first, inverse, counts = np.unique(
+            places[ends - 1] * len(tokens) + text[ends], return_index=True, return_inverse=True, return_counts=True
+        )
+        first = ends[first]
+        starts = text[first - length + 1] == start
+        grams.append(_Grams(keys, counts, keys // len(tokens), places[first], starts, len(grams[-1].keys)))
+        places = np.full(len(text), ABSENT)
+        places[ends] = inverse
+    return tokens, grams

@@ -1,0 +1,220 @@
+"""Estimates n-gram language models from text, and measures their perplexity.
+
+Example: python -m asr_lightning.tools.ngram estimate --order 3 --skip-columns 1 --output lm.arpa 'train/**/*.trans.txt'
+"""
+
+import argparse
+import codecs
+import glob
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from tqdm import tqdm
+
+from asr_lightning.errors import InputError
+from asr_lightning.text.arpa import open_text, read_arpa, write_arpa
+from asr_lightning.text.ngram import SENTENCE_END, SENTENCE_START, UNKNOWN
+from asr_lightning.text.smoothing import kneser_ney, witten_bell
+from asr_lightning.text.tokenizers import CharacterTokenizer, SentencePieceTokenizer
+
+SMOOTHINGS = {"kneser-ney": kneser_ney, "witten-bell": witten_bell}
+STDIN = "-"
+FOREIGN = 0.5  # share of unknown tokens from which text and model are taken to have different units
+
+Split = Callable[[str], Sequence[str]]
+
+
+def find_texts(patterns: Iterable[str]) -> list[str]:
+    """Return the files that paths and glob patterns name, those of a pattern sorted; `-` remains.
+
+    Raises:
+        InputError: There is none for one of them.
+    """
+    texts: list[str] = []
+    for pattern in patterns:
+        exists = pattern == STDIN or Path(pattern).exists()
+        paths = [pattern] if exists else sorted(glob.glob(pattern, recursive=True))
+        found = [path for path in paths if path == STDIN or not Path(path).is_dir()]
+        if not found:
+            raise InputError(f"no text file at {pattern} (looked for {Path(pattern).absolute()}); correct the path")
+        texts += found
+    return texts
+
+
+def read_sentences(texts: Iterable[str], skip_columns: int = 0) -> Iterator[str]:
+    """Give the lines of text files, UTF-8 and maybe compressed by gzip, without blank ones.
+
+    Args:
+        texts: Paths; `-` is the standard input.
+        skip_columns: How many words at the start of each line belong to no sentence.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    for path in texts:
+        try:
+            with nullcontext(sys.stdin.buffer) if path == STDIN else open_text(Path(path)) as lines:
+                for number, line in enumerate(lines, 1):
+                    fields = decode(line, f"{path}, line {number}").split(maxsplit=skip_columns)
+                    if len(fields) > skip_columns:
+                        yield fields[skip_columns].strip()
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def decode(line: bytes, place: str) -> str:
+    """Return the text of a line of UTF-8.
+
+    Raises:
+        InputError: It is none; the message names the place.
+    """
+    try:
+        return line.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        byte = line[error.start : error.start + 1]
+        raise InputError(f"{place}: expected UTF-8, found the byte {byte!r}; convert the file") from error
+
+
+def choose_units(units: str, sentencepiece: str | None) -> tuple[Split, list[str] | None]:
+    """Return what splits text into units, and the vocabulary if it does not depend on the text.
+
+    Args:
+        units: `words`, or `tokens` of a recogniser.
+        sentencepiece: The model of these tokens; None: characters.
+
+    Raises:
+        InputError: The model cannot be read, or there is one for words.
+    """
+    if units == "words":
+        if sentencepiece is not None:
+            raise InputError(f"--sentencepiece {sentencepiece}: expected --units tokens beside it, found words")
+        return str.split, None
+    tokenizer = CharacterTokenizer() if sentencepiece is None else SentencePieceTokenizer(sentencepiece)
+    names = list(tokenizer.tokens)
+    names[tokenizer.unk_id] = UNKNOWN
+    never = {tokenizer.tokens[tokenizer.blank_id], tokenizer.tokens[tokenizer.eos_id], SENTENCE_START, SENTENCE_END}
+    return lambda text: [names[number] for number in tokenizer.encode(text)], [one for one in names if one not in never]
+
+
+def estimate(options: argparse.Namespace) -> str:
+    """Write a model, and return what to tell the user.
+
+    Raises:
+        InputError: The text or an option cannot be used.
+    """
+    split, vocabulary = choose_units(options.units, options.sentencepiece)
+    sentences = units = 0
+
+    def counted() -> Iterator[Sequence[str]]:
+        nonlocal sentences, units
+        for tokens in read_with_progress(options, split):
+            sentences += 1
+            units += len(tokens)
+            yield tokens
+
+    model = SMOOTHINGS[options.smoothing](counted(), options.order, vocabulary)
+    write_arpa(model, options.output)
+    lines = [f"{sentences} sentences, {units} {options.units}, order {options.order}, {options.smoothing}"]
+    lines += [f"{length}-grams: {len(level.keys)}" for length, level in enumerate(model.levels, 1)]
+    return "\n".join([*lines, f"Written to {options.output.absolute()}"])
+
+
+def measure(options: argparse.Namespace) -> str:
+    """Return the perplexity of texts, in words.
+
+    Raises:
+        InputError: The text, the model or an option cannot be used.
+    """
+    split, _ = choose_units(options.units, options.sentencepiece)
+    result = read_arpa(options.arpa).perplexity(read_with_progress(options, split))
+    share = result.unknown / result.tokens
+    log_prob = result.log_prob + result.unknown_log_prob
+    lines = [
+        f"{result.sentences} sentences, {result.tokens} {options.units}, {result.unknown} ({share:.2%}) unknown",
+        f"natural log probability {log_prob:.2f}, with unknown {options.units} as <unk>",
+        f"perplexity {result.with_unknown:.2f}; {result.without_unknown:.2f} without the unknown {options.units}",
+    ]
+    if share > FOREIGN:
+        lines.append(f"Most {options.units} are unknown: are --units, --sentencepiece, --skip-columns and case right?")
+    return "\n".join(lines)
+
+
+def read_with_progress(options: argparse.Namespace, split: Split) -> Iterator[Sequence[str]]:
+    """Give the sentences of all texts in units; on a terminal with a progress bar."""
+    texts = find_texts(options.texts)
+    for text in tqdm(read_sentences(texts, options.skip_columns), unit=" sentences", disable=not sys.stderr.isatty()):
+        if tokens := split(text):
+            yield tokens
+
+
+def _whole_number(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise ValueError
+        return number
+
+    parse.__name__ = f"whole number from {least}"  # as argparse names it in messages
+    return parse
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m asr_lightning.tools.ngram",
+        description="Estimate n-gram language models from text, and measure their perplexity.",
+        epilog="Exit status: 0, or 2 if a text, a model or an option cannot be used.",
+    )
+    texts = argparse.ArgumentParser(add_help=False)
+    texts.add_argument(
+        "texts", nargs="+", metavar="TEXT",
+        help="UTF-8 files, one sentence per line; .gz and quoted patterns as 'train/**/*.trans.txt' are fine, - is the "
+        "standard input; blank lines are skipped, nothing is normalised: case matters for words",
+    )  # fmt: skip
+    texts.add_argument(
+        "--units", choices=("words", "tokens"), default="words",
+        help="what the n-grams are made of: words, or the tokens of a recogniser (default: words)",
+    )  # fmt: skip
+    texts.add_argument(
+        "--sentencepiece", metavar="MODEL", help="the .model file of the tokens (default: characters A-Z, ' and _)"
+    )
+    texts.add_argument(
+        "--skip-columns", type=_whole_number(0), default=0, metavar="N",
+        help="words at the start of each line to skip: 1 for *.trans.txt of LibriSpeech and text of Kaldi (default: 0)",
+    )  # fmt: skip
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    new = commands.add_parser("estimate", parents=[texts], help="make a model", description="Make a model from text.")
+    new.add_argument("--order", type=_whole_number(1), default=3, metavar="N", help="units in an n-gram (default: 3)")
+    new.add_argument(
+        "--smoothing", choices=SMOOTHINGS, default="kneser-ney",
+        help="kneser-ney is modified and interpolated; witten-bell suits tiny texts (default: kneser-ney)",
+    )  # fmt: skip
+    new.add_argument(
+        "--output", type=Path, required=True, metavar="ARPA", help="the file to write, compressed if it ends in .gz"
+    )
+    new.set_defaults(run=estimate)
+    old = commands.add_parser(
+        "perplexity", parents=[texts], help="measure how well a model predicts text",
+        description="Measure how well a model predicts text, ends of sentences included.",
+    )  # fmt: skip
+    old.add_argument("--arpa", type=Path, required=True, help="the model, .gz is fine")
+    old.set_defaults(run=measure)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    options = make_parser().parse_args(arguments)
+    try:
+        print(options.run(options))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
