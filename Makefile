@@ -67,7 +67,9 @@ $(DEMO)/%/finished: | $(INSTALLED)
 
 SEEDED = $(foreach run,$(1),$(foreach seed,$(SEEDS),$(DEMO)/$(run)/seed$(seed)))
 SUMMARIZE = $(BIN)/python -m asr_lightning.tools.summarize $(1) --output $(DEMO)/tables/$@
-LAS := las las_sampling las_fusion las_rescoring las_joint_ctc speech_transformer
+# The network of las_sampling, searched in other ways.
+SEARCHES := las_beam las_joint_ctc las_fusion las_rescoring
+LAS := las las_sampling $(SEARCHES) speech_transformer
 
 las: $(addsuffix /finished,$(call SEEDED,$(LAS))) ## LAS with sampling, language models, CTC; and the Transformer
 	$(call SUMMARIZE,$(call SEEDED,$(LAS)))
@@ -75,14 +77,13 @@ las: $(addsuffix /finished,$(call SEEDED,$(LAS))) ## LAS with sampling, language
 e2e: $(addsuffix /finished,$(call SEEDED,e2e_a e2e_b)) ## end-to-end models A and B
 	$(call SUMMARIZE,$(call SEEDED,e2e_a e2e_b))
 
-# $(1) experiment that searches with the network of las_sampling and the language model
 define SEARCH
 $(DEMO)/$(1)/%/finished: $(DEMO)/las_sampling/%/finished $(DEMO)/lm_char/seed1/finished
 	$(LIGHTNING) test --config experiments/demo/$(1).yaml --trainer.default_root_dir $$(@D) \
 		--ckpt_path $$(DEMO)/las_sampling/$$*/checkpoints/last.ckpt
 	@touch $$@
 endef
-$(foreach run,las_fusion las_rescoring,$(eval $(call SEARCH,$(run))))
+$(foreach run,$(SEARCHES),$(eval $(call SEARCH,$(run))))
 $(DEMO)/lm_char/seed1/finished: | $(DEMO)/las/seed1/finished
 
 # The same with several seeds, on the embedded corpus or on a real one, and with selection blind to what axes mean.

@@ -183,17 +183,22 @@ def plant(student: RNNTransducer, teacher: RNNTransducer, tiled: bool = False) -
     """Let the teacher compute what the student does."""
     weights = {name: expanded(name, own, student.encoder, tiled) for name, own in student.state_dict().items()}
     for name, weight in weights.items():
-        own = teacher.state_dict()[name]
-        beyond = [(have - want) // 2 for have, want in zip(own.shape, weight.shape, strict=True)]
-        assert beyond[:2] == [0] * len(beyond[:2]), name
-        own.zero_()  # a longer kernel is silent at both ends
-        own[tuple(slice(start, start + width) for start, width in zip(beyond, weight.shape, strict=True))] = weight
+        place(teacher.state_dict()[name], weight, name)
+
+
+def place(own: Tensor, weight: Tensor, name: str) -> None:
+    """Write a weight into a teacher's own, whose kernel may be longer: it is silent at both ends."""
+    beyond = [(have - want) // 2 for have, want in zip(own.shape, weight.shape, strict=True)]
+    assert beyond[:2] == [0] * len(beyond[:2]), name
+    own.zero_()
+    own[tuple(slice(start, start + width) for start, width in zip(beyond, weight.shape, strict=True))] = weight
 
 
 def outputs(model: RNNTransducer) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     audio, lengths = torch.randn(2, 3_000, generator=generator), torch.tensor([3_000, 2_200])
     tokens = torch.tensor([[0, 7, 9, 30], [0, 5, 5, 1]])
+    assert model.ctc is not None
     with torch.no_grad():
         encoded, frames = model(audio, lengths)
         encoded[1, int(frames[1]) :] = 0
