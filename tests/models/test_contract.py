@@ -155,6 +155,19 @@ def separate(batch: Batch) -> list[Utterance]:
     ]
 
 
+def test_a_wider_beam_finds_nothing_less_probable(trained: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    search: Any = trained.search
+    scores = {}
+    for beam in (1, 4):
+        monkeypatch.setattr(search, "beam", beam)
+        found = trained.recognize(batch_of(UNSEEN))
+        assert all(1 <= len(hypotheses) <= beam for hypotheses in found)
+        for hypotheses in found:
+            assert [one.score for one in hypotheses] == sorted((one.score for one in hypotheses), reverse=True)
+        scores[beam] = [hypotheses[0].score for hypotheses in found]
+    assert all(wide >= narrow - 1e-3 for narrow, wide in zip(scores[1], scores[4], strict=True)), scores
+
+
 @pytest.mark.parametrize(
     ("audio", "text"),
     [
