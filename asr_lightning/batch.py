@@ -4,7 +4,7 @@ The letters of shape comments, everywhere in this suite:
 
 | letter | meaning                                             |
 |--------|-----------------------------------------------------|
-| B      | utterances of a batch                               |
+| B      | utterances, or texts, of a batch                    |
 | S      | audio samples                                       |
 | T      | frames: of features, or of an encoder's output      |
 | U      | tokens of a transcript                              |
@@ -110,3 +110,23 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """Copy the tensors into page-locked memory; DataLoader calls it."""
         return replace(self, audio=self.audio.pin_memory(), audio_lengths=self.audio_lengths.pin_memory())
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Sentences that a language model learns from.
+
+    Attributes:
+        ids: B names, as `file:line`.
+        texts: B sentences.
+    """
+
+    ids: list[str]
+    texts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "TextBatch":
+        """Return the same batch, which has no tensors: Lightning takes no frozen dataclass that cannot be moved."""
+        return self

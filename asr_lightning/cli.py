@@ -12,13 +12,15 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningCLI
 
 from asr_lightning.models.checkpoints import input_error, read_checkpoint, remember_configuration
-from asr_lightning.models.recognizer import Recognizer
 
 WANDB_HOST = "api.wandb.ai"
 
 
 class CommandLine(LightningCLI):
-    """LightningCLI over recognisers and corpora; all that a run writes lies below `trainer.default_root_dir`."""
+    """LightningCLI over recognisers, language models and corpora.
+
+    All that a run writes lies below `trainer.default_root_dir`.
+    """
 
     def _parse_ckpt_path(self) -> None:
         """Say what is wrong with a checkpoint before Lightning stumbles over it.
@@ -30,7 +32,7 @@ class CommandLine(LightningCLI):
         if path not in (None, "best", "last", "hpc"):
             read_checkpoint(path)
         model = self.config[self.config.subcommand].get("model")
-        search = model.init_args.get("search") if model else None
+        search = model.get("init_args.search") if model else None
         super()._parse_ckpt_path()
         if search is not None:
             self.config[self.config.subcommand].model.init_args.search = search
@@ -61,7 +63,7 @@ class CommandLine(LightningCLI):
             root.mkdir(parents=True, exist_ok=True)
 
     def instantiate_classes(self) -> None:
-        """Make everything, and let checkpoints remember how the recogniser was made."""
+        """Make everything, and let checkpoints remember how the model was made."""
         super().instantiate_classes()
         self._dump_config()
         remember_configuration(self.model, self.config_dump["model"])
@@ -97,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     quieten()
     try:
         CommandLine(
-            Recognizer,
+            lightning.LightningModule,  # a Recognizer or a language model
             lightning.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

@@ -22,7 +22,7 @@ from asr_lightning.errors import InputError
 from data_modules import dataset, manifest
 from data_modules.dataset import Noise, SpeechDataset
 from data_modules.manifest import BadFile, Found, Manifest
-from data_modules.sampler import EvaluationBatches, TrainBatches
+from data_modules.sampler import EvaluationBatches, TrainBatches, progress_of, rank_of
 
 BAD_FILES_SHOWN = 20
 LOST_IN_A_ROW = 100  # unreadable utterances one after the other: the disk is gone, not a file
@@ -192,9 +192,9 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             speech.durations[chosen] / slowest,
             functools.partial(self._load, speech, chosen),
             self.batch_seconds,
-            *self._rank(),
+            *rank_of(self.trainer),
             seed=self.seed,
-            progress=self._progress,
+            progress=lambda: progress_of(self.trainer),
             identity={"subsets": ", ".join(speech.subsets)},
         )
 
@@ -215,7 +215,9 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         for subset in self.subsets[role]:
             speech = self._dataset([subset])
             load = functools.partial(self._load, speech, np.arange(len(speech)))
-            loaders[subset] = EvaluationBatches(speech.durations, load, self.evaluation_batch_seconds, *self._rank())
+            loaders[subset] = EvaluationBatches(
+                speech.durations, load, self.evaluation_batch_seconds, *rank_of(self.trainer)
+            )
         return loaders
 
     def _dataset(
@@ -241,16 +243,6 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         if self.train_utterances is not None:
             chosen = np.sort(np.random.default_rng(self.seed).permutation(chosen)[: self.train_utterances])
         return chosen
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _progress(self) -> tuple[int, int]:
-        """The epoch, and how many of its batches are done; not 0 after a resume in mid-epoch."""
-        if self.trainer is None:
-            return 0, 0
-        epoch = 0 if self.trainer.overfit_batches else self.trainer.current_epoch  # type: ignore[attr-defined]
-        return epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def _load(self, speech: SpeechDataset, chosen: np.ndarray, batches: list[list[int]], epoch: int) -> Iterator[Batch]:
         loader = DataLoader(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import lightning
 import numpy as np
 
 from asr_lightning.batch import Batch
@@ -39,8 +40,8 @@ def plan_batches(
     durations = np.asarray(durations, dtype=np.float64)
     longest_first = np.argsort(-durations, kind="stable")
     spread, batches_per_bucket = (1.0, 1) if seed is None else (DURATION_SPREAD, BATCHES_PER_BUCKET)
-    cuts, buckets = _cut(durations[longest_first], batch_seconds, spread, batches_per_bucket)
-    cuts = _split_evenly(cuts, len(durations), world_size)
+    cuts, buckets = cut_batches(durations[longest_first], batch_seconds, spread, batches_per_bucket)
+    cuts = split_evenly(cuts, len(durations), world_size)
     batches = len(cuts) // world_size
     order, steps = longest_first, np.arange(batches)
     if seed is not None:
@@ -55,7 +56,7 @@ def plan_batches(
     ]
 
 
-def _cut(
+def cut_batches(
     durations: np.ndarray, batch_seconds: float, spread: float, batches_per_bucket: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cut falling durations (N,) into batches: where each begins, and the bucket (N,) of every utterance."""
@@ -73,7 +74,7 @@ def _cut(
     return np.concatenate(starts), buckets
 
 
-def _split_evenly(starts: np.ndarray, total: int, world_size: int) -> np.ndarray:
+def split_evenly(starts: np.ndarray, total: int, world_size: int) -> np.ndarray:
     """Halve the largest batches until their number divides by `world_size`; add empty ones where none can be halved."""
     for _ in range(-len(starts) % world_size):
         sizes = np.diff(starts, append=total)
@@ -83,6 +84,19 @@ def _split_evenly(starts: np.ndarray, total: int, world_size: int) -> np.ndarray
         else:
             starts = np.append(starts, total)
     return starts
+
+
+def rank_of(trainer: lightning.Trainer | None) -> tuple[int, int]:
+    """Return this process's number among all, and how many there are; 0 of 1 without a trainer."""
+    return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+
+
+def progress_of(trainer: lightning.Trainer | None) -> tuple[int, int]:
+    """Return the epoch, and how many of its batches are done; not 0 after a resume in mid-epoch."""
+    if trainer is None:
+        return 0, 0
+    epoch = 0 if trainer.overfit_batches else trainer.current_epoch  # type: ignore[attr-defined]
+    return epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
 class EvaluationBatches:

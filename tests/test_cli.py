@@ -1,5 +1,7 @@
 """What `lightning …` says and leaves, in this process."""
 
+import csv
+import json
 import os
 from pathlib import Path
 
@@ -58,6 +60,16 @@ def test_a_missing_corpus_is_named_with_the_ways_on(experiment: str, tmp_path: P
         assert way in message
 
 
+@pytest.mark.parametrize(
+    ("experiment", "way"),
+    [("demo/lm_char", "lightning fit --config experiments/demo/las.yaml"), ("lm_char", "librispeech-lm-norm.txt.gz")],
+)
+def test_missing_text_is_named_with_the_command_that_makes_it(experiment: str, way: str, tmp_path: Path) -> None:
+    message = said("fit", "--config", str(EXPERIMENTS / f"{experiment}.yaml"), "--trainer.precision", "32-true")
+    assert message.startswith("error: no text files at data/") and str(tmp_path / "data") in message
+    assert way in message
+
+
 def test_what_does_not_fit_is_said_without_a_stack_trace(tiny: Path) -> None:
     message = said("fit", "-c", str(tiny), "--model.init_args.features.init_args.mels", "40")
     assert message.startswith("error: LogMel gives 40 dimensions, but the encoder's input_dimension is 80")
@@ -94,6 +106,35 @@ def test_a_run_is_trained_resumed_tested_and_nothing_is_overwritten(tiny: Path, 
     assert (run / "test_error_rates.csv").is_file() and list(run.glob("wandb/offline-run-*"))
 
 
+def test_a_language_model_is_trained_resumed_and_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for subset in ("train-clean-100", "test-clean"):
+        folder = tmp_path / "data/spoken" / subset / "1/2"  # as the embedded corpus has it
+        folder.mkdir(parents=True)
+        lines = "".join(f"1-2-{number:04} {'AB CD' * (1 + number % 7)}\n" for number in range(200))
+        (folder / "1-2.trans.txt").write_text(lines)
+    run, experiment = tmp_path / "runs/demo/lm_char/seed1", str(EXPERIMENTS / "demo/lm_char.yaml")
+    short = ["--model.init_args.hidden", "8", "--trainer.enable_progress_bar", "false"]
+    cli.main(["fit", "-c", experiment, *short, "--trainer.max_epochs", "1", "--ckpt_path", "last"])
+    cli.main(["fit", "-c", experiment, *short, "--trainer.max_epochs", "2", "--ckpt_path", "last"])
+    for command in ("validate", "test"):
+        cli.main([command, "-c", experiment, *short, "--ckpt_path", str(run / "checkpoints/last.ckpt")])
+
+    def perplexities(version: int, stage: str) -> list[float]:
+        with (run / f"logs/version_{version}/metrics.csv").open() as file:
+            return [float(value) for row in csv.DictReader(file) if (value := row.get(f"{stage}/perplexity"))]
+
+    [first], [second] = perplexities(0, "val"), perplexities(1, "val")
+    assert second < first and perplexities(2, "val") == perplexities(3, "test") == pytest.approx([second])
+    assert "not to predict: use `lightning test`" in said("predict", "-c", experiment, *short)
+
+
+def test_only_models_of_ours_are_trained(tmp_path: Path) -> None:
+    demos = "lightning.pytorch.demos.boring_classes"
+    message = said("fit", "--model", f"{demos}.BoringModel", "--data", f"{demos}.BoringDataModule")
+    assert message.startswith("error: this is no configuration of a recogniser, nor of a language model")
+    assert message.endswith(f"{demos}.BoringModel")
+
+
 @pytest.mark.parametrize(("key", "mode"), [("", "offline"), ("WANDB_API_KEY", None), (".netrc", None)])
 def test_wandb_is_offline_unless_there_is_a_key(
     key: str, mode: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -107,3 +148,16 @@ def test_wandb_is_offline_unless_there_is_a_key(
     monkeypatch.setattr(cli, "CommandLine", lambda *given, **more: None)
     cli.main(["fit"])
     assert os.environ.get("WANDB_MODE") == mode
+
+
+def test_a_network_is_searched_as_the_experiment_at_hand_says(tiny: Path, tmp_path: Path) -> None:
+    cli.main(["fit", "-c", str(tiny)])
+    checkpoint = str(tmp_path / "runs/tiny/checkpoints/last.ckpt")
+    search = ["--model.init_args.search.class_path", "asr_lightning.decoding.transducer.TransducerSearch"]
+    wide = [*search, "--model.init_args.search.init_args.beam", "3"]
+    other = ["--model.init_args.encoder.init_args.hidden", "16"]  # of another network: the checkpoint knows better
+    for options, beams in (([], 1), ([*wide, *other], 3)):
+        cli.main(["test", "-c", str(tiny), "--ckpt_path", checkpoint, *options])
+        [transcripts] = (tmp_path / "runs/tiny/transcripts").glob("test-*-test-clean.jsonl")
+        lines = [json.loads(line) for line in transcripts.read_text().splitlines()]
+        assert [len(line.get("n_best", [line])) for line in lines] == [beams] * len(lines)

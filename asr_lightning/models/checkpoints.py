@@ -1,16 +1,20 @@
-"""Recognisers from configurations and from checkpoints."""
+"""Recognisers and language models from configurations and from checkpoints."""
 
 import json
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
+from lightning import LightningModule
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.text.tokenizers import Tokenizer
+
+Model = TypeVar("Model", bound=LightningModule)
 
 
 def build_recognizer(config: dict[str, Any]) -> Recognizer:
@@ -19,15 +23,29 @@ def build_recognizer(config: dict[str, Any]) -> Recognizer:
     Raises:
         InputError: The configuration names what does not exist, or arguments that do not fit.
     """
+    return build_model(config, Recognizer)  # type: ignore[type-abstract]
+
+
+def build_model(config: dict[str, Any], kind: type[Model]) -> Model:
+    """Make a model from `{"class_path": …, "init_args": {…}}`, the `model` part of an experiment.
+
+    Args:
+        config: What to make.
+        kind: The class that it must be of, or a base class of it.
+
+    Raises:
+        InputError: The configuration names what does not exist or is of another kind, or arguments that do not fit.
+    """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Recognizer, "model", required=True)
+    parser.add_subclass_arguments(kind, "model", required=True)
     try:
         parsed = parser.parse_object({"model": config})
-        recognizer: Recognizer = parser.instantiate(parsed).model
+        model: Model = parser.instantiate(parsed).model
     except (ArgumentError, TypeError, ValueError) as error:
-        raise input_error(error) or InputError(f"this is no configuration of a recogniser: {error}") from error
-    remember_configuration(recognizer, json.loads(parser.dump(parsed, format="json", skip_unset=False))["model"])
-    return recognizer
+        wanted = "a recogniser" if kind is Recognizer else f"a model of class {kind.__name__}"
+        raise input_error(error) or InputError(f"this is no configuration of {wanted}: {error}") from error
+    remember_configuration(model, json.loads(parser.dump(parsed, format="json", skip_unset=False))["model"])
+    return model
 
 
 def input_error(error: BaseException | None) -> InputError | None:
@@ -37,16 +55,24 @@ def input_error(error: BaseException | None) -> InputError | None:
     return error
 
 
-def remember_configuration(recognizer: Recognizer, config: dict[str, Any]) -> None:
-    """Let checkpoints of this recogniser say how to build it, without any file beside them.
+def remember_configuration(model: LightningModule, config: dict[str, Any]) -> None:
+    """Let checkpoints of this model say how to build it, without any file beside them.
 
     Args:
-        recognizer: As it was built.
+        model: As it was built.
         config: `{"class_path": …, "init_args": {…}}`, whole, as the parser dumps it.
+
+    Raises:
+        InputError: The model has no tokenizer, so it is neither a recogniser nor a language model.
     """
-    tokenizer = {**config["init_args"]["tokenizer"], "init_args": recognizer.tokenizer.init_args()}
+    if not isinstance(own := getattr(model, "tokenizer", None), Tokenizer):
+        raise InputError(
+            "this is no configuration of a recogniser, nor of a language model, which both have a `tokenizer`: "
+            f"{config['class_path']}"
+        )
+    tokenizer = {**config["init_args"]["tokenizer"], "init_args": own.init_args()}
     arguments = {**config["init_args"], "tokenizer": tokenizer}
-    recognizer.save_hyperparameters({"_class_path": config["class_path"], **arguments}, logger=False)
+    model.save_hyperparameters({"_class_path": config["class_path"], **arguments}, logger=False)
 
 
 def load_recognizer(path: str | Path) -> Recognizer:
@@ -55,18 +81,34 @@ def load_recognizer(path: str | Path) -> Recognizer:
     Raises:
         InputError: No such file, a file that is no whole checkpoint, or one of something else.
     """
+    return load_model(path, Recognizer)  # type: ignore[type-abstract]
+
+
+def load_model(path: str | Path, kind: type[Model]) -> Model:
+    """Return the model of a checkpoint, on the CPU, in evaluation mode.
+
+    Args:
+        path: Of the checkpoint.
+        kind: The class that the model must be of, or a base class of it.
+
+    Raises:
+        InputError: No such file, a file that is no whole checkpoint, or one of something else.
+    """
     checkpoint = read_checkpoint(path)
     arguments = dict(checkpoint.get("hyper_parameters", {}))
     class_path = arguments.pop("_class_path", None)
     if class_path is None:
-        raise InputError(f"{path}: expected a checkpoint that names its recogniser's class, found none; train it with "
+        raise InputError(f"{path}: expected a checkpoint that names its model's class, found none; train it with "
                          "`lightning fit`, or build it with `build_recognizer`")  # fmt: skip
-    recognizer = build_recognizer({"class_path": class_path, "init_args": arguments})
     try:
-        recognizer.load_state_dict(checkpoint["state_dict"])
+        model = build_model({"class_path": class_path, "init_args": arguments}, kind)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise InputError(f"{path}: the weights do not fit the configuration beside them: {error}") from error
-    return recognizer.eval()
+    return model.eval()
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

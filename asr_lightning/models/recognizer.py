@@ -40,7 +40,7 @@ class Recognizer(lightning.LightningModule, ABC):
     Args:
         tokenizer: The vocabulary.
         features: From audio to what the encoder reads.
-        optimizer: Makes an optimiser from parameters.
+        optimizer: Makes an optimiser from parameters; AdamW if None.
         scheduler: Makes a learning rate schedule from an optimiser; it moves every step.
         augment: Masks over the features in training.
     """
@@ -49,7 +49,8 @@ class Recognizer(lightning.LightningModule, ABC):
         self,
         tokenizer: Tokenizer,
         features: Features,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        # A class as the default would lend its own arguments, as weight decay, to whatever class an experiment names.
+        optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         augment: SpecAugment | None = None,
     ) -> None:
@@ -57,7 +58,7 @@ class Recognizer(lightning.LightningModule, ABC):
         self.tokenizer = tokenizer
         self.features = features
         self.augment = augment
-        self.make_optimizer = optimizer
+        self.make_optimizer = optimizer or torch.optim.AdamW
         self.make_scheduler = scheduler
         self._evaluations: list[_Evaluation] = []
         self._pending: list[tuple[list[str], Tensor]] = []
@@ -100,9 +101,7 @@ class Recognizer(lightning.LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the step, so that dropout and masks do not depend on where a run was resumed."""
-        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + self.global_rank) % 2**63)
+        seed_step(self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return this rank's share of the mean loss of the global batch's usable utterances."""
@@ -170,11 +169,7 @@ class Recognizer(lightning.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union of eleven types
         """Make the optimiser and its schedule."""
-        optimizer = self.make_optimizer(self.parameters())
-        if self.make_scheduler is None:
-            return optimizer
-        schedule = {"scheduler": self.make_scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return optimizer_and_schedule(self.make_optimizer(self.parameters()), self.make_scheduler)
 
     # Evaluation.
 
@@ -264,6 +259,20 @@ class _Evaluation:
         """Return what is logged, of all ranks; the real time factor is seconds of search per second of audio."""
         factor = self.search_seconds.compute() / self.audio_seconds.compute()
         return {**self.error_rates.compute(), "loss": self.loss.compute(), "real_time_factor": factor}
+
+
+def seed_step(trainer: lightning.Trainer) -> None:
+    """Draw the random numbers of a training step from the seed, the step and the rank alone."""
+    step = trainer.fit_loop.epoch_loop.total_batch_idx
+    seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+    torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + trainer.global_rank) % 2**63)
+
+
+def optimizer_and_schedule(optimizer: torch.optim.Optimizer, scheduler: LRSchedulerCallable | None) -> Any:  # noqa: ANN401
+    """Return what Lightning's `configure_optimizers` asks for: a schedule that moves every step, if there is one."""
+    if scheduler is None:
+        return optimizer
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler(optimizer), "interval": "step"}}
 
 
 def check_input_dimension(encoder: Encoder, features: Features) -> None:

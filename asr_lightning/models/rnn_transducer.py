@@ -15,6 +15,7 @@ from asr_lightning.losses.transducer import transducer_loss
 from asr_lightning.models.recognizer import Recognizer, check_input_dimension
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.encoder import Encoder
+from asr_lightning.nn.recurrent import read_on
 
 State = tuple[Tensor, ...]  # each with the batch first
 
@@ -59,12 +60,7 @@ class LSTMPredictor(Predictor):
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Read embeddings x (B, U, D)."""
-        after: list[Tensor] = []
-        for layer, hidden, cell in zip(self.layers, state[::2], state[1::2], strict=True):
-            before = (hidden.unsqueeze(0).contiguous(), cell.unsqueeze(0).contiguous())
-            x, (hidden, cell) = layer(self.dropout(x), before)
-            after += [hidden.squeeze(0), cell.squeeze(0)]
-        return x, tuple(after)
+        return read_on(self.layers, x, state, self.dropout)
 
 
 class StatelessPredictor(Predictor):

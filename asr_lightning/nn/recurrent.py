@@ -38,6 +38,28 @@ class BidirectionalLSTM(nn.Module):
         return torch.cat([ahead, torch.take_along_dim(back, reverse, dim=1)], dim=2)
 
 
+def read_on(
+    layers: nn.ModuleList, x: Tensor, state: tuple[Tensor, ...], dropout: nn.Module
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Read x (B, U, D) with LSTM layers, from a state on.
+
+    Args:
+        layers: Of torch's LSTM, one direction and one layer each.
+        x: What the first reads, after dropout.
+        state: (B, hidden) twice for every layer.
+        dropout: Of what each layer reads.
+
+    Returns:
+        (B, U, hidden), and the state behind it.
+    """
+    after: list[Tensor] = []
+    for layer, hidden, cell in zip(layers, state[::2], state[1::2], strict=True):
+        before = (hidden.unsqueeze(0).contiguous(), cell.unsqueeze(0).contiguous())
+        x, (hidden, cell) = layer(dropout(x), before)
+        after += [hidden.squeeze(0), cell.squeeze(0)]
+    return x, tuple(after)
+
+
 class LSTMEncoder(Encoder):
     """Convolutional subsampling, then bidirectional LSTM layers with LayerNorm.
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 import yaml
+from lightning import LightningModule
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import build_recognizer
+from asr_lightning.models.checkpoints import build_model
 
 
 def read_model(path: Path) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def parameters_without_memory() -> Iterator[None]:
 
 
 def count_parameters(model: dict[str, Any]) -> dict[str, int]:
-    """Count the trainable parameters of each part of a recogniser, in its order; shared ones count once.
+    """Count the trainable parameters of each part of a model, in its order; shared ones count once.
 
     Args:
         model: `{"class_path": …, "init_args": {…}}`.
@@ -66,11 +67,11 @@ def count_parameters(model: dict[str, Any]) -> dict[str, int]:
     """
     try:
         with parameters_without_memory():
-            recognizer = build_recognizer(model)
+            built = build_model(model, LightningModule)
     except Exception:  # an architecture that looks at its weights while it is built, or a mistake that is told now
-        recognizer = build_recognizer(model)
+        built = build_model(model, LightningModule)
     parts: Counter[str] = Counter()
-    for name, parameter in recognizer.named_parameters():
+    for name, parameter in built.named_parameters():
         if parameter.requires_grad:
             parts[name.partition(".")[0]] += parameter.numel()
     return dict(parts)

@@ -1,0 +1,202 @@
+"""The lines of text files of any size: where each lies is on disk, and read from there; no text stays in memory."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from asr_lightning.errors import InputError
+from asr_lightning.text.english import transcript
+from data_modules.manifest import cache_folder
+
+FORMAT = 1  # of the index; raise it when that changes, and old ones are rebuilt
+ROW = np.dtype([("offset", "<i8"), ("line", "<u4"), ("bytes", "<u4"), ("characters", "<u4")])
+ROWS_AT_ONCE = 1 << 18  # lines whose rows are in memory while an index is made
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+Signature = tuple[int, int]  # bytes, and nanoseconds of the last change
+
+
+class Lines(Dataset):
+    """The lines of some files that have words in them, the longest first; an item is a name, `file:number`, and a text.
+
+    The index is a file of `ROW`s that is mapped into memory, so all processes share what of it is in use. Offsets count
+    through all files, one behind the other.
+
+    Args:
+        index: The folder of the index.
+        files: What it was made from, in its order.
+        signatures: Of the files when it was made.
+        normalize: Write English as `asr_lightning.text.english.transcript` does.
+
+    Attributes:
+        left_out: Lines without words.
+
+    Raises:
+        OSError: There is no such index.
+        ValueError: The index is damaged.
+    """
+
+    def __init__(self, index: Path, files: list[Path], signatures: list[Signature], normalize: bool) -> None:
+        self.index = index
+        self.files = files
+        self.normalize = normalize
+        self.left_out = int(json.loads((index / "about.json").read_text())["left_out"])
+        self._signatures = signatures
+        self._starts = np.cumsum([0, *(size for size, _ in signatures)])
+        self._rows = np.load(index / "rows.npy", mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def characters(self) -> np.ndarray:
+        """(N,) of each line, never rising; what is skipped is not counted."""
+        return self._rows["characters"]
+
+    def __getitem__(self, number: int) -> tuple[str, str]:
+        offset, line, size, _ = self._rows[number].tolist()
+        which = int(np.searchsorted(self._starts, offset, side="right")) - 1
+        path = self.files[which]
+        text = self._read(path, self._signatures[which], offset - int(self._starts[which]), size).decode("utf-8")
+        return f"{path}:{line}", transcript(text) if self.normalize else text
+
+    def _read(self, path: Path, signature: Signature, offset: int, size: int) -> bytes:
+        try:
+            file = os.open(path, os.O_RDONLY)
+            try:
+                if _signature(os.fstat(file)) == signature:
+                    return os.pread(file, size, offset)
+                problem = "it is not the file that this run began with"
+            finally:
+                os.close(file)
+        except OSError as error:
+            problem = str(error)
+        raise InputError(f"{path} cannot be read any more: {problem}. Restore it, and resume from the last checkpoint")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_rows"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._rows = np.load(self.index / "rows.npy", mmap_mode="r")
+
+
+def open_lines(files: list[Path], skip_columns: int = 0, normalize: bool = False) -> Lines:
+    """Take the index of these files from the cache, or make it there; it is made anew when they have changed.
+
+    Args:
+        files: Plain text in UTF-8, a sentence per line.
+        skip_columns: So many words at the beginning of every line are no part of it.
+        normalize: Write English as `asr_lightning.text.english.transcript` does.
+
+    Raises:
+        InputError: A file cannot be read or is not UTF-8, no line has words, or the cache cannot be written.
+    """
+    options = json.dumps([FORMAT, [str(path) for path in files], skip_columns, normalize])
+    signatures = [_signature(os.stat(path)) for path in files]
+    parent = cache_folder() / "text" / _digest(options)
+    index = parent / _digest(json.dumps(signatures))
+    try:
+        return Lines(index, files, signatures, normalize)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError):
+        shutil.rmtree(index, ignore_errors=True)  # damaged
+    try:
+        _make_index(index, files, skip_columns, normalize)
+    except OSError as error:
+        raise InputError(
+            f"cannot write an index of {files[0]} into {parent}: {error}. Free some space (it takes {ROW.itemsize} "
+            "bytes a line), or set the environment variable ASR_LIGHTNING_CACHE to a folder that can be written to"
+        ) from error
+    return Lines(index, files, signatures, normalize)
+
+
+def _signature(status: os.stat_result) -> Signature:
+    return status.st_size, status.st_mtime_ns
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode("utf-8", errors="surrogateescape")).hexdigest()[:16]
+
+
+def _make_index(index: Path, files: list[Path], skip_columns: int, normalize: bool) -> None:
+    """Write an index, which appears whole or not at all, and remove those of the files as they were before."""
+    index.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=index.parent, prefix=".") as workplace:
+        made = Path(workplace) / "index"
+        _write_index(made, files, skip_columns, normalize)
+        try:
+            made.rename(index)
+        except OSError:
+            if not index.exists():  # else another process was faster
+                raise
+    for old in index.parent.iterdir():
+        if old != index and not old.name.startswith("."):
+            shutil.rmtree(old, ignore_errors=True)  # a run that has it open keeps it
+
+
+def _write_index(folder: Path, files: list[Path], skip_columns: int, normalize: bool) -> None:
+    folder.mkdir()
+    unsorted, left_out = folder.with_name("unsorted"), 0
+    scanned = _scan(files, skip_columns, normalize)
+    with unsorted.open("wb") as file:
+        while some := list(islice(scanned, ROWS_AT_ONCE)):
+            rows = np.array(some, ROW)
+            used = rows[rows["characters"] > 0]
+            left_out += len(rows) - len(used)
+            file.write(used.tobytes())
+    if not unsorted.stat().st_size:
+        named = ", ".join(map(str, files[:5])) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+        raise InputError(
+            f"expected sentences, found none in the {left_out} lines of {named}"
+            + (f" behind the first {skip_columns} columns: is skip_columns right?" if skip_columns else "")
+        )
+    rows = np.memmap(unsorted, ROW, "r")
+    order = np.argsort(np.iinfo("u4").max - rows["characters"], kind="stable")
+    longest_first = np.lib.format.open_memmap(folder / "rows.npy", "w+", ROW, rows.shape)
+    for start in range(0, len(order), ROWS_AT_ONCE):
+        longest_first[start : start + ROWS_AT_ONCE] = rows[order[start : start + ROWS_AT_ONCE]]
+    longest_first.flush()
+    (folder / "about.json").write_text(json.dumps({"left_out": left_out}))
+
+
+def _scan(files: list[Path], skip_columns: int, normalize: bool) -> Iterator[tuple[int, int, int, int]]:
+    """Give a row for every line of every file; one without words has no characters."""
+    begin = 0  # of the line, in all files
+    total = sum(os.stat(path).st_size for path in files)
+    with tqdm(total=total, desc="Indexing text", unit="B", unit_scale=True, delay=1) as bar:
+        for path in files:
+            for number, line in enumerate(_read_lines(path), start=1):
+                columns = (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).split(None, skip_columns)
+                rest = columns[skip_columns] if len(columns) > skip_columns else b""  # to the end of the line
+                content = rest.rstrip()
+                try:
+                    text = content.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise InputError(
+                        f"{path}:{number}: expected UTF-8, found {error.object[error.start :][:10]!r}. Convert the "
+                        "file, as with `iconv -f LATIN1 -t UTF-8`, or take out the line"
+                    ) from error
+                text = transcript(text) if normalize else text
+                yield begin + len(line) - len(rest), number, len(content), len(text) if text.strip() else 0
+                begin += len(line)
+            bar.update(begin - bar.n)
+
+
+def _read_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
