@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.files import write_atomically
 
 COLUMNS = ("run", "seed", "epoch", "subset", "wer", "cer", "ser")
 RATES = ("wer", "cer", "ser")
@@ -300,14 +301,6 @@ def as_csv(lines: list[Line]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return file.getvalue()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or nothing; a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, path)
 
 
 def shorten(text: str) -> str:

@@ -1,8 +1,6 @@
 """Figures of finished runs, for print."""
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from asr_lightning.files import replacing
 
 Metric = Literal["wer", "cer", "ser"]
 
@@ -138,15 +138,3 @@ def _scale_rates(panel: Axes, rates: Sequence[float], metric: Metric) -> None:
         panel.set_ylim(bottom=0)
     panel.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     panel.set_ylabel(label, fontsize=14)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a file to write to, and put it in the place of `path` when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield half
-        os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)

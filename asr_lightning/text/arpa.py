@@ -3,7 +3,6 @@
 import codecs
 import gzip
 import math
-import os
 import re
 import zlib
 from array import array
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from asr_lightning.errors import InputError
+from asr_lightning.files import replacing
 from asr_lightning.text.ngram import ABSENT, SENTENCE_END, SENTENCE_START, UNKNOWN, Floats, Integers, Level, NGram, find
 
 IMPOSSIBLE = -99.0  # log10, or less: how the format writes a probability of 0
@@ -255,7 +255,7 @@ def write_arpa(model: NGram, path: str | Path) -> None:
     """
     path = Path(path)
     try:
-        with _replacing(path) as half, half.open("wb") as raw:
+        with replacing(path) as half, half.open("wb") as raw:
             with gzip.GzipFile("", "wb", 6, raw, 0) if path.suffix == ".gz" else raw as file:
                 for text in _blocks(model):
                     file.write(text.encode())
@@ -287,15 +287,3 @@ def _decimal(natural: float) -> str:
 
 def _weight(natural: float) -> str:
     return f"\t{_decimal(natural)}" if natural else ""
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a file to write to, and put it in the place of `path` when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield half
-        os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)

@@ -14,7 +14,8 @@ from dataclasses import astuple, fields
 from pathlib import Path
 
 from asr_lightning.errors import InputError
-from asr_lightning.report.figures import ErrorRate, Metric, curves, plot_error_rates, replacing
+from asr_lightning.files import write_atomically
+from asr_lightning.report.figures import ErrorRate, Metric, curves, plot_error_rates
 
 COLUMNS = [field.name for field in fields(ErrorRate)]
 MISSING = "–"
@@ -247,8 +248,7 @@ def compare(
         + "\n"
     )
     for suffix, text in ((".csv", as_csv(rows)), (".md", markdown)):
-        with replacing(output / f"{stem}{suffix}") as half:
-            half.write_text(text, encoding="utf-8")
+        write_atomically(output / f"{stem}{suffix}", text)
     plot_error_rates(rows, output / f"{stem}.png", metric, reference)
     lies = f"Written to {output.absolute()}: {stem}.csv, {stem}.md, {stem}.png"
     return "\n".join([as_text(table), "", *remarks, *speeds, "", lies])

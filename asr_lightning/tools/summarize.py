@@ -7,12 +7,13 @@ import argparse
 import csv
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from asr_lightning.errors import InputError
-from asr_lightning.report.figures import ErrorRate, replacing
+from asr_lightning.files import replacing, write_atomically
+from asr_lightning.report.figures import ErrorRate
 from asr_lightning.tools.compare import MISSING, Table, as_markdown, as_text, read_rates, summarise
 from asr_lightning.tools.parameters import count_parameters, read_model
 
@@ -124,19 +125,10 @@ def summarize(folders: Sequence[Path], output: Path) -> str:
         f"training without validation ({MISSING}: another run's network); × real time: seconds of search per second of "
         "audio."
     )
-
-    def write_csv(path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(table)
-
-    writers: dict[str, Callable[[Path], object]] = {
-        "summary.md": lambda path: path.write_text(f"{as_markdown(table)}\n\n{note}\n", encoding="utf-8"),
-        "summary.csv": write_csv,
-    }
-    for name, write in writers.items():
-        with replacing(output / name) as half:
-            write(half)
-    return "\n".join([as_text(table), "", note, "", f"Written to {output.absolute()}: {', '.join(writers)}"])
+    write_atomically(output / "summary.md", f"{as_markdown(table)}\n\n{note}\n")
+    with replacing(output / "summary.csv") as half, half.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(table)
+    return "\n".join([as_text(table), "", note, "", f"Written to {output.absolute()}: summary.md, summary.csv"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import pytest
 
 from asr_lightning.callbacks import transcripts
 from asr_lightning.errors import InputError
+from asr_lightning.files import write_atomically
 from asr_lightning.report.figures import ErrorRate
 from asr_lightning.tools import compare
 
@@ -77,7 +78,7 @@ def test_what_the_callback_writes_can_be_read(tmp_path: Path) -> None:
     assert list(transcripts.COLUMNS) == compare.COLUMNS
     line = {"run": 'a "b", c', "seed": "", "epoch": "3", "subset": "clean", "wer": "0.1", "cer": "0.2", "ser": "inf"}
     path = tmp_path / "error_rates.csv"
-    transcripts.write_atomically(path, transcripts.as_csv([line]))
+    write_atomically(path, transcripts.as_csv([line]))
     assert compare.read_rates(path) == [ErrorRate('a "b", c', "", 3, "clean", 0.1, 0.2, math.inf)]
 
 
