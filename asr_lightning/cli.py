@@ -88,6 +88,7 @@ def quieten() -> None:
     """Keep what a user can do nothing about off the screen."""
     # `--ckpt_path last` is how the Makefile starts every run, also one that has nothing to go on from.
     warnings.filterwarnings("ignore", message=r".*there is no last checkpoint available")
+    warnings.filterwarnings("ignore", message=r"The dirpath has changed from")  # as when a network is searched anew
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())

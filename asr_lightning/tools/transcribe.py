@@ -247,11 +247,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="surrogateescape")
     try:
         recognizer = prepare(options.checkpoint, options.device, options.beam)
-    except InputError as error:
+        return 0 if write_transcripts(recognizer, options.audio, options.batch_seconds, sys.stdout) else 1
+    except InputError as error:  # also of a language model that the search needs
         print(f"error: {error}", file=sys.stderr)
         return 2
-    try:
-        return 0 if write_transcripts(recognizer, options.audio, options.batch_seconds, sys.stdout) else 1
     except BrokenPipeError:  # as by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

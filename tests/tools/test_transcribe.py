@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning
 import numpy as np
 import pytest
 import soundfile
@@ -14,7 +15,7 @@ import torchaudio
 
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import load_recognizer
+from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.tools import transcribe
 from asr_lightning.tools.transcribe import Transcript, plan_batches, read_audio
@@ -306,3 +307,34 @@ def test_progress_is_shown_on_a_terminal_only(
     assert transcribe.write_transcripts(recognizer, [str(recordings["read.flac"])], 100.0, output)
     assert output.getvalue() == f"{recordings['read.flac']}\t{heard['read.flac']}\n"
     assert ("1/1" in errors.getvalue()) == terminal
+
+
+def test_a_missing_language_model_is_named(
+    config: dict[str, Any], recordings: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {"class_path": "asr_lightning.decoding.ngram.NGramLanguageModel", "init_args": {"arpa": "missing.arpa"}}
+    search = {"beam": 2, "language_model": model, "language_model_weight": 0.3}
+    decoder = {
+        "class_path": "asr_lightning.models.listen_attend_spell.Speller",
+        "init_args": {
+            "attention": {"class_path": "asr_lightning.nn.mechanisms.DotAttention", "init_args": {"dimension": 4}},
+            "hidden": 4,
+        },
+    }
+    shared = {name: config["init_args"][name] for name in ("tokenizer", "features", "encoder")}
+    recognizer = build_recognizer(
+        {
+            "class_path": "asr_lightning.models.encoder_decoder.EncoderDecoder",
+            "init_args": {
+                **shared,
+                "decoder": decoder,
+                "search": {"class_path": "asr_lightning.decoding.attention.AttentionSearch", "init_args": search},
+            },
+        }
+    )
+    trainer = lightning.Trainer(default_root_dir=tmp_path, logger=False, accelerator="cpu", enable_checkpointing=False)
+    trainer.strategy.connect(recognizer)
+    trainer.save_checkpoint(tmp_path / "las.ckpt")
+    assert run(tmp_path / "las.ckpt", str(recordings["read.flac"])) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: cannot read the language model missing.arpa")
