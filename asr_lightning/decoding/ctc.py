@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 State = tuple[Tensor, ...]
 
@@ -75,7 +76,7 @@ class CTCPrefixScorer:
         chosen = log_probs[utterance, :, tokens]  # (N, T)
         new_by_token = _accumulate(self._entries(paths, last), chosen)
         blanks = log_probs[utterance, :, self.blank_id]
-        new_by_blank = _accumulate(new_by_token.roll(1, dims=1).index_fill(1, _first(tokens), float("-inf")), blanks)
+        new_by_blank = _accumulate(functional.pad(new_by_token[:, :-1], (1, 0), value=float("-inf")), blanks)
         score = (self._entries(paths, last) + chosen).logsumexp(dim=1)
         starts = tokens == self.eos_id  # nothing is read yet
         return (
@@ -89,10 +90,6 @@ class CTCPrefixScorer:
         """Return the log probability (N, T) of being where a new token may be emitted in a frame."""
         start = torch.where(last == self.eos_id, 0.0, float("-inf")).to(paths)
         return torch.cat([start.unsqueeze(1), paths[:, :-1]], dim=1)
-
-
-def _first(tokens: Tensor) -> Tensor:
-    return torch.zeros(1, dtype=torch.int64, device=tokens.device)
 
 
 def _accumulate(entries: Tensor, stays: Tensor) -> Tensor:

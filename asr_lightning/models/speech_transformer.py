@@ -14,7 +14,7 @@ from torch.nn import functional
 from asr_lightning.nn.axes import Axis, Tokens, Units, axis, axis_size, units
 from asr_lightning.nn.decoder import Decoder, State
 from asr_lightning.nn.encoder import Encoder
-from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.masks import visible_frames
 from asr_lightning.nn.positions import sinusoid_axis, sinusoids
 from asr_lightning.nn.subsampling import ConvolutionalSubsampling
 
@@ -73,7 +73,7 @@ class TransformerEncoder(Encoder):
         x, lengths = self.subsampling(x, lengths)
         # Under autocast x is bfloat16, too coarse to add to: the residual stream has the weights' precision.
         x = self.dropout(_add_positions(x.to(self.norm.weight.dtype)))
-        real = _real_places(lengths, x.shape[1])
+        real = visible_frames(lengths, x.shape[1]).unsqueeze(1)
         for layer in self.layers:
             x = layer(x, real)
         return self.norm(x), lengths
@@ -130,7 +130,7 @@ class TransformerDecoder(Decoder):
 
     def remember(self, encoded: Tensor, lengths: Tensor) -> State:
         """Return which frames of (B, T, D) are real, then keys and values (B, T, heads * head_dimension) per layer."""
-        memory = [_real_places(lengths, encoded.shape[1])]
+        memory = [visible_frames(lengths, encoded.shape[1]).unsqueeze(1)]
         for layer in self.layers:
             assert isinstance(layer, DecoderBlock)
             memory += layer.cross_attention.remember(encoded)
@@ -305,12 +305,6 @@ def _head_dimension(dimension: int, heads: int, given: int | None) -> int:
     if dimension % 2 or (given is None and dimension % heads):
         raise ValueError(f"transformers need an even dimension that heads divide, got {dimension} and {heads} heads")
     return given or dimension // heads
-
-
-def _real_places(lengths: Tensor, size: int) -> Tensor:
-    """Return where rows of the given lengths (B,) can be looked at, (B, 1, size)."""
-    # A row without any frame would have nothing to normalise: it sees its first, which is padding.
-    return real_frames(lengths.clamp(min=1), size).unsqueeze(1)
 
 
 def _add_positions(x: Tensor, before: int = 0) -> Tensor:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
-from asr_lightning.nn.masks import real_frames
-from asr_lightning.nn.positions import relative_sinusoids
+from asr_lightning.nn.axes import Axis, Units, axis, units
+from asr_lightning.nn.masks import visible_frames
+from asr_lightning.nn.positions import relative_sinusoids, sinusoid_axis
 
 
 class RelativeSelfAttention(nn.Module):
@@ -49,10 +49,9 @@ class RelativeSelfAttention(nn.Module):
         """Say that queries, keys, values and positions are heads × dimensions of a head, read from sinusoids."""
         inner = axis(Units(self.heads), Units(self.head_dimension))
         outer = units(self.dimension)
-        waves = axis(Units(self.dimension // 2), Fixed(2, "sine and cosine"))
         axes: dict[str, tuple[Axis, ...]] = {"output.weight": (outer, inner)}
         for name in ("query", "key", "value", "position"):
-            axes[f"{name}.weight"] = (inner, waves if name == "position" else outer)
+            axes[f"{name}.weight"] = (inner, sinusoid_axis(self.dimension) if name == "position" else outer)
             if name != "position":
                 axes[f"{name}.bias"] = (inner,)
         return axes
@@ -67,8 +66,7 @@ class RelativeSelfAttention(nn.Module):
         position = self._split(self.position(sinusoids).unsqueeze(0))  # (1, H, 2T, d)
         by_position = (query + self.position_bias.unsqueeze(1)) @ position.transpose(2, 3)  # (B, H, T, 2T)
         bias = _shift(by_position) / math.sqrt(self.head_dimension)  # (B, H, T, T)
-        # A row without any frame would have no score to normalise: it sees its first, which is padding.
-        real = real_frames(lengths.clamp(min=1), size).view(-1, 1, 1, size)
+        real = visible_frames(lengths, size).view(-1, 1, 1, size)
         attended = functional.scaled_dot_product_attention(
             query + self.content_bias.unsqueeze(1),
             key,

@@ -9,6 +9,14 @@ def real_frames(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
 
 
+def visible_frames(lengths: Tensor, size: int) -> Tensor:
+    """Return where attention can look in rows of the given lengths (B,), (B, size): at their real frames.
+
+    A row without any frame would leave nothing to normalise: it sees its first, which is padding.
+    """
+    return real_frames(lengths.clamp(min=1), size)
+
+
 def silence_padding(x: Tensor, lengths: Tensor) -> Tensor:
     """Set the padding of x (B, T, ...) to zero."""
     real = real_frames(lengths, x.shape[1])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from asr_lightning.nn.axes import Axis, Units, axis, axis_size, units
-from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.masks import visible_frames
 from asr_lightning.nn.stepwise import StepLinear
 
 State = tuple[Tensor, ...]
@@ -61,9 +61,7 @@ class Attention(nn.Module, ABC):
 
     def remember(self, encoded: Tensor, lengths: Tensor) -> State:
         """Prepare encoded frames (B, T, D) of the given lengths (B,); all tensors have one row per utterance."""
-        # A row without any frame would have nothing to normalise: it sees its first, which is padding.
-        real = real_frames(lengths.clamp(min=1), encoded.shape[1])
-        return self.keys(encoded), self.values(encoded), real
+        return self.keys(encoded), self.values(encoded), visible_frames(lengths, encoded.shape[1])
 
     def initial_weights(self, memory: State) -> Tensor:
         """Return weights (B, H, T) before any query: all zero."""
