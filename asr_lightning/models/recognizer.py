@@ -19,6 +19,7 @@ from asr_lightning.audio.features import Features
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
+from asr_lightning.nn.ctc import CTCOutput
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.scoring.error_rates import ErrorRates
 from asr_lightning.text.tokenizers import Tokenizer
@@ -30,7 +31,7 @@ LOST_BATCHES_IN_A_ROW = 100  # without one usable loss: training has diverged, o
 
 
 class Recognizer(lightning.LightningModule, ABC):
-    """Base class of all architectures, which give `forward`, `loss` and `recognize`.
+    """Base class of all architectures, which give `decoder_loss` and `recognize`.
 
     Training minimises the mean loss of the usable utterances of the global batch (with `accumulate_grad_batches`, the
     mean of these means): an utterance whose loss is not
@@ -40,24 +41,43 @@ class Recognizer(lightning.LightningModule, ABC):
     Args:
         tokenizer: The vocabulary.
         features: From audio to what the encoder reads.
+        encoder: `(features (B, T, F), lengths) -> (encoded (B, T', D), lengths)`, as the classes of
+            `asr_lightning.nn.conformer`, `asr_lightning.nn.recurrent` and `asr_lightning.models.speech_transformer`.
+        ctc_weight: Share in the loss of a CTC output on the encoder, from 0 to below 1; 0 leaves it out
+            [Kim et al. 2017, "Joint CTC-attention", §3.1].
         optimizer: Makes an optimiser from parameters; AdamW if None.
         scheduler: Makes a learning rate schedule from an optimiser; it moves every step.
         augment: Masks over the features in training.
+
+    Raises:
+        InputError: The encoder does not fit the features, or `ctc_weight` is out of its range.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         features: Features,
+        encoder: Encoder,
+        ctc_weight: float = 0.0,
         # A class as the default would lend its own arguments, as weight decay, to whatever class an experiment names.
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         augment: SpecAugment | None = None,
     ) -> None:
         super().__init__()
+        if not 0.0 <= ctc_weight < 1.0:
+            raise InputError(f"{type(self).__name__} needs 0 <= ctc_weight < 1, got {ctc_weight}")
+        if encoder.input_dimension != features.dimension:
+            raise InputError(
+                f"{type(features).__name__} gives {features.dimension} dimensions, but the encoder's input_dimension "
+                f"is {encoder.input_dimension}: make them equal"
+            )
         self.tokenizer = tokenizer
         self.features = features
         self.augment = augment
+        self.encoder = encoder
+        self.ctc_weight = ctc_weight
+        self.ctc = CTCOutput(tokenizer.tokens, tokenizer.blank_id, encoder.output_axis()) if ctc_weight > 0 else None
         self.make_optimizer = optimizer or torch.optim.AdamW
         self.make_scheduler = scheduler
         self._evaluations: list[_Evaluation] = []
@@ -68,16 +88,33 @@ class Recognizer(lightning.LightningModule, ABC):
         self._usable: Tensor
 
     @abstractmethod
-    def forward(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode audio (B, S) as (B, T, D), and say how many frames of each row are real, (B,)."""
+    def decoder_loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+        """Return the loss of each utterance, (B,); infinite where its tokens cannot be aligned to its frames.
 
-    @abstractmethod
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the loss of each utterance, (B,); infinite where the transcript cannot be aligned to the audio."""
+        Args:
+            encoded: (B, T, D).
+            lengths: (B,) real frames.
+            targets: (B, U) token ids, padded with blanks.
+            target_lengths: (B,) real tokens.
+        """
 
     @abstractmethod
     def recognize(self, batch: Batch) -> Recognized:
         """Return the hypotheses of each of the B utterances, at least one each, the best first."""
+
+    def forward(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode audio (B, S) as (B, T, D), and say how many frames of each row are real, (B,)."""
+        return self.encoder(*self.featurize(audio, audio_lengths))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the loss of each utterance, the decoder's mixed with that of CTC, (B,); infinite as that of either."""
+        encoded, lengths = self(batch.audio, batch.audio_lengths)  # (B, T, D)
+        targets, target_lengths = self.targets(batch)  # (B, U)
+        losses = self.decoder_loss(encoded, lengths, targets, target_lengths)
+        if self.ctc is None:
+            return losses
+        aligned = self.ctc.loss(encoded, lengths, targets, target_lengths)
+        return (1.0 - self.ctc_weight) * losses + self.ctc_weight * aligned
 
     def transcribe(self, batch: Batch) -> list[str]:
         """Return what was said in each of the B utterances."""
@@ -273,16 +310,3 @@ def optimizer_and_schedule(optimizer: torch.optim.Optimizer, scheduler: LRSchedu
     if scheduler is None:
         return optimizer
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler(optimizer), "interval": "step"}}
-
-
-def check_input_dimension(encoder: Encoder, features: Features) -> None:
-    """See that an encoder reads what the features give.
-
-    Raises:
-        InputError: The dimensions differ.
-    """
-    if encoder.input_dimension != features.dimension:
-        raise InputError(
-            f"{type(features).__name__} gives {features.dimension} dimensions, but the encoder's input_dimension is "
-            f"{encoder.input_dimension}: make them equal"
-        )

@@ -9,12 +9,9 @@ from torch import Tensor, nn
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.transducer import TransducerSearch
-from asr_lightning.errors import InputError
-from asr_lightning.losses.ctc import ctc_loss
 from asr_lightning.losses.transducer import transducer_loss
-from asr_lightning.models.recognizer import Recognizer, check_input_dimension
+from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
-from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.recurrent import read_on
 
 State = tuple[Tensor, ...]  # each with the batch first
@@ -135,69 +132,39 @@ class RNNTransducer(Recognizer):
     """Encoder, prediction network and joint network.
 
     Args:
-        encoder: `(features (B, T, F), lengths) -> (encoded (B, T', D), lengths)`, as `asr_lightning.nn.conformer` or
-            `asr_lightning.nn.recurrent` have them.
         predictor: `LSTMPredictor` or `StatelessPredictor`.
         joint_dimension: Hidden units of the joint network.
-        ctc_weight: Share in the loss of a CTC output on the encoder, 0 to 1; 0 leaves it out.
         search: How to decode; greedily if None.
         **recognizer: Arguments of `Recognizer`.
-
-    Raises:
-        InputError: The encoder does not fit the features, or a number is out of its range.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
         predictor: Predictor,
         joint_dimension: int,
-        ctc_weight: float = 0.0,
         search: TransducerSearch | None = None,
         **recognizer: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**recognizer)
-        check_input_dimension(encoder, self.features)
-        if not 0.0 <= ctc_weight <= 1.0:
-            raise InputError(f"RNNTransducer needs 0 <= ctc_weight <= 1, got {ctc_weight}")
         vocabulary = self.tokenizer.tokens
-        self.encoder = encoder
-        self.encoder_projection = nn.Linear(encoder.dimension, joint_dimension)
+        self.encoder_projection = nn.Linear(self.encoder.dimension, joint_dimension)
         self.prediction = PredictionNetwork(vocabulary, predictor, joint_dimension)
         self.joint = Joint(vocabulary, joint_dimension)
-        self.ctc_weight = ctc_weight
-        self.ctc = nn.Linear(encoder.dimension, len(vocabulary)) if ctc_weight > 0 else None
         self.search = search or TransducerSearch()
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say what the encoder's output means, and that CTC has a row per token."""
-        encoded = self.encoder.output_axis()
-        axes: dict[str, tuple[Axis, ...]] = {
-            "encoder_projection.weight": (units(self.encoder_projection.out_features), encoded)
-        }
-        if self.ctc is not None:
-            tokens = axis(Tokens(self.tokenizer.tokens))
-            axes |= {"ctc.weight": (tokens, encoded), "ctc.bias": (tokens,)}
-        return axes
+        """Say what the encoder's output means."""
+        inner = units(self.encoder_projection.out_features)
+        return {"encoder_projection.weight": (inner, self.encoder.output_axis())}
 
-    def forward(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode audio (B, S) as (B, T, D), and say how many frames of each row are real, (B,)."""
-        return self.encoder(*self.featurize(audio, audio_lengths))
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the transducer loss of each utterance, mixed with its CTC loss, (B,)."""
-        encoded, lengths = self(batch.audio, batch.audio_lengths)  # (B, T, D)
-        targets, target_lengths = self.targets(batch)  # (B, U)
-        start = targets.new_full((len(batch), 1), self.tokenizer.blank_id)
+    def decoder_loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+        """Return the transducer loss of each utterance, (B,)."""
+        start = targets.new_full((len(targets), 1), self.tokenizer.blank_id)
         predicted, _ = self.prediction(
-            torch.cat([start, targets], dim=1), self.prediction.initial_state(len(batch), self.device)
+            torch.cat([start, targets], dim=1), self.prediction.initial_state(len(targets), targets.device)
         )  # (B, U + 1, D)
         logits = self.joint(self.encoder_projection(encoded).unsqueeze(2), predicted.unsqueeze(1))  # (B, T, U + 1, V)
-        losses = transducer_loss(logits, targets, lengths, target_lengths, self.tokenizer.blank_id)
-        if self.ctc is None:
-            return losses
-        aligned = ctc_loss(self.ctc(encoded), targets, lengths, target_lengths, self.tokenizer.blank_id)
-        return (1.0 - self.ctc_weight) * losses + self.ctc_weight * aligned
+        return transducer_loss(logits, targets, lengths, target_lengths, self.tokenizer.blank_id)
 
     @torch.no_grad()
     def recognize(self, batch: Batch) -> list[list[Hypothesis]]:

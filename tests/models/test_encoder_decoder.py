@@ -105,8 +105,8 @@ def make_wider(recognizer: EncoderDecoder, beam: int) -> EncoderDecoder:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ctc_weight": 1.5}, "ctc_weight=1.5"),
-        ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
+        ({"ctc_weight": 1.0}, "0 <= ctc_weight < 1, got 1.0"),
+        ({"label_smoothing": 1.0}, "0 <= label_smoothing < 1, got 1.0"),
         ({"encoder": lstm_encoder(40)}, "encoder's input_dimension is 40"),
         ({"search": search(beam=0)}, "beam=0"),
     ],

@@ -116,7 +116,7 @@ def test_the_loss_sums_over_all_alignments_of_the_spoken_text(subsampling: int) 
     torch.testing.assert_close(recognizer.loss(batch), torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("weight", [0.3, 1.0])
+@pytest.mark.parametrize("weight", [0.3, 0.9])
 @torch.no_grad()
 def test_ctc_takes_its_share_of_the_loss(weight: float) -> None:
     recognizer, batch = make(ctc_weight=weight), batch_of()
@@ -137,7 +137,7 @@ def searching(**numbers: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ctc_weight": 1.5}, "ctc_weight"),
+        ({"ctc_weight": 1.0}, "ctc_weight"),  # nothing would be left for the decoder to learn
         ({"ctc_weight": -0.1}, "ctc_weight"),
         ({"search": searching(beam=0)}, "beam=0"),
         ({"search": searching(max_symbols=0)}, "max_symbols=0"),
