@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help demo test lint bench ws las e2e install
+.PHONY: help demo test lint bench ws las e2e e2e-ws install
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -24,7 +24,7 @@ help: ## this list
 	@echo "targets:"; sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 	@echo "variables:"
 	@echo "  PYTHON=python3      the Python (3.11 or newer) that .venv is made with"
-	@echo "  SEEDS='1 2 3'       of \`make ws\`, \`make las\` and \`make e2e\`"
+	@echo "  SEEDS='1 2 3'       of \`make ws\`, \`make las\`, \`make e2e\` and \`make e2e-ws\`"
 	@echo "  CORPUS=FOLDER       of \`make ws\`: a LibriSpeech folder; the embedded corpus without it"
 
 install: $(INSTALLED) ## make .venv with everything in it
@@ -76,6 +76,12 @@ las: $(addsuffix /finished,$(call SEEDED,$(LAS))) ## LAS with sampling, language
 
 e2e: $(addsuffix /finished,$(call SEEDED,e2e_a e2e_b)) ## end-to-end models A and B
 	$(call SUMMARIZE,$(call SEEDED,e2e_a e2e_b))
+
+E2E_STUDENTS = $(call SEEDED,e2e_random e2e_ws)
+e2e-ws: $(addsuffix /finished,$(E2E_STUDENTS)) ## students of A, from random weights and from selected ones
+	$(BIN)/python -m asr_lightning.tools.compare $(DEMO)/e2e_a/seed1 $(E2E_STUDENTS) --output $(DEMO)/tables/$@ \
+		--reference e2e_a --baseline e2e_random
+$(foreach seed,$(SEEDS),$(DEMO)/e2e_ws/seed$(seed)/finished): | $(DEMO)/e2e_a/seed1/finished
 
 define SEARCH
 $(DEMO)/$(1)/%/finished: $(DEMO)/las_sampling/%/finished $(DEMO)/lm_char/seed1/finished
