@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and where those lie that can be made anew."""
 
 import os
 from collections.abc import Iterator
@@ -22,3 +22,8 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a whole file or nothing."""
     with replacing(path) as half:
         half.write_text(text, encoding="utf-8")
+
+
+def cache_folder() -> Path:
+    """Where what is known of corpora lies: `$ASR_LIGHTNING_CACHE`, or `~/.cache/asr_lightning`."""
+    return Path(os.environ.get("ASR_LIGHTNING_CACHE") or Path.home() / ".cache" / "asr_lightning")

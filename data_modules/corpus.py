@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
+from asr_lightning.files import cache_folder
 from data_modules import dataset, manifest
 from data_modules.dataset import Noise, SpeechDataset
 from data_modules.manifest import BadFile, Found, Manifest
@@ -122,7 +123,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         """Where this corpus' manifests are cached."""
         options = f"{type(self).__module__}.{type(self).__qualname__} {self.source} {self.sample_rate}"
         name = f"{Path(self.source).name}-{hashlib.sha256(options.encode()).hexdigest()[:12]}"
-        return manifest.cache_folder() / name
+        return cache_folder() / name
 
     def build_manifest(self, subset: str) -> Manifest:
         """Make a subset's manifest, or take the cached one where the files are the same."""

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from asr_lightning.errors import InputError
+from asr_lightning.files import cache_folder
 from asr_lightning.text.english import transcript
-from data_modules.manifest import cache_folder
 
 FORMAT = 1  # of the index; raise it when that changes, and old ones are rebuilt
 ROW = np.dtype([("offset", "<i8"), ("line", "<u4"), ("bytes", "<u4"), ("characters", "<u4")])

@@ -3,10 +3,8 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -18,6 +16,7 @@ from lhotse.serialization import deserialize_item
 from tqdm import tqdm
 
 from asr_lightning.errors import InputError
+from asr_lightning.files import replacing
 
 FORMAT = 1  # of the files below; raise it when they change, and old ones are rebuilt
 HEADER_THREADS = 8  # waiting for a disk or a file server, not computing
@@ -218,7 +217,10 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         offsets, durations, bad = [0], [], 0
-        with _replacing(path) as lines, _replacing(bad_path(path)) as bad_lines:
+        with (
+            replacing(path) as half, half.open("wb") as lines,
+            replacing(bad_path(path)) as bad_half, bad_half.open("wb") as bad_lines,
+        ):  # fmt: skip
             for entry in entries:
                 if isinstance(entry, BadFile):
                     bad += 1
@@ -229,7 +231,7 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
                     lines.write(line)
                     offsets.append(offsets[-1] + len(line))
                     durations.append(entry.duration)
-        with _replacing(index_path(path)) as index:
+        with replacing(index_path(path)) as half, half.open("wb") as index:
             np.savez(
                 index,
                 offsets=np.array(offsets, dtype=np.int64),
@@ -243,21 +245,3 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
             "Set the environment variable ASR_LIGHTNING_CACHE to a folder that can be written to."
         ) from error
     return Manifest(path)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file that becomes `path` when all is written."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            yield file  # type: ignore[misc]
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
-def cache_folder() -> Path:
-    """Where manifests lie: `$ASR_LIGHTNING_CACHE`, or `~/.cache/asr_lightning`."""
-    return Path(os.environ.get("ASR_LIGHTNING_CACHE") or Path.home() / ".cache" / "asr_lightning")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asr_lightning.nn.attention import split_heads
 from asr_lightning.nn.axes import Axis, Tokens, Units, axis, axis_size, units
 from asr_lightning.nn.decoder import Decoder, State
 from asr_lightning.nn.encoder import Encoder
@@ -260,16 +261,13 @@ class TransformerAttention(nn.Module):
         query = self.query(x)
         # The places of all rows that look at the same are one row: what they look at needs no copies.
         attended = functional.scaled_dot_product_attention(
-            self._split(query.reshape(len(keys), -1, query.shape[2])),
-            self._split(keys),
-            self._split(values),
+            split_heads(query.reshape(len(keys), -1, query.shape[2]), self.heads),
+            split_heads(keys, self.heads),
+            split_heads(values, self.heads),
             attn_mask=seen.unsqueeze(-3),
             dropout_p=self.dropout if self.training else 0.0,
         )  # (B, H, N / B * U, head_dimension)
         return self.output(attended.transpose(1, 2).reshape(query.shape))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, self.head_dimension)).transpose(1, 2)  # (B, H, T, head_dimension)
 
 
 class FeedForward(nn.Sequential):

@@ -59,11 +59,11 @@ class RelativeSelfAttention(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Attend within x (B, T, D), each row within its own length (B,)."""
         size = x.shape[1]
-        query = self._split(self.query(x))  # (B, H, T, d)
-        key = self._split(self.key(x))
-        value = self._split(self.value(x))
+        query = split_heads(self.query(x), self.heads)  # (B, H, T, d)
+        key = split_heads(self.key(x), self.heads)
+        value = split_heads(self.value(x), self.heads)
         sinusoids = relative_sinusoids(size, self.dimension, x.device).to(x.dtype)
-        position = self._split(self.position(sinusoids).unsqueeze(0))  # (1, H, 2T, d)
+        position = split_heads(self.position(sinusoids).unsqueeze(0), self.heads)  # (1, H, 2T, d)
         by_position = (query + self.position_bias.unsqueeze(1)) @ position.transpose(2, 3)  # (B, H, T, 2T)
         bias = _shift(by_position) / math.sqrt(self.head_dimension)  # (B, H, T, T)
         real = visible_frames(lengths, size).view(-1, 1, 1, size)
@@ -76,8 +76,10 @@ class RelativeSelfAttention(nn.Module):
         )  # (B, H, T, d)
         return self.output(attended.transpose(1, 2).flatten(2))
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, self.head_dimension)).transpose(1, 2)  # (B, H, T, d)
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Return (B, H, T, D / H) of x (B, T, D)."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
 def _shift(scores: Tensor) -> Tensor:

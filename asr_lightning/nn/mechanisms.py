@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from asr_lightning.nn.attention import split_heads
 from asr_lightning.nn.axes import Axis, Units, axis, axis_size, units
 from asr_lightning.nn.masks import visible_frames
 from asr_lightning.nn.stepwise import StepLinear
@@ -229,15 +230,15 @@ class MultiHeadAttention(Attention):
 
     def keys(self, encoded: Tensor) -> Tensor:
         """Return the projected frames, (B, H, T, D / H)."""
-        return self.key(encoded).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return split_heads(self.key(encoded), self.heads)
 
     def values(self, encoded: Tensor) -> Tensor:
         """Return the projected frames, (B, H, T, D / H)."""
-        return self.value(encoded).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return split_heads(self.value(encoded), self.heads)
 
     def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
         """Compare (B, K, D) to (B, H, T, D / H)."""
-        heads = self.query(query).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, K, D / H)
+        heads = split_heads(self.query(query), self.heads)  # (B, H, K, D / H)
         return (heads @ keys.transpose(2, 3)).transpose(1, 2) / math.sqrt(keys.shape[3])
 
 
