@@ -3,10 +3,10 @@
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+
+from data_modules.synthesis import Line, Speaker
 
 _CHAPTER = 25  # utterances
 
@@ -122,25 +122,6 @@ def sentences(random: np.random.Generator) -> Iterator[str]:
                 yield sentence
 
 
-@dataclass(frozen=True)
-class Speaker:
-    """A voice.
-
-    Attributes:
-        id: As in LibriSpeech, a number.
-        sex: F or M.
-        voice: Accent and variant of espeak-ng.
-        pitch: 0 to 99, 50 is the voice's own.
-        rate: Words per minute.
-    """
-
-    id: int
-    sex: str
-    voice: str
-    pitch: int
-    rate: int
-
-
 def _speakers(first_id: int, table: str) -> list[Speaker]:
     rows = [entry.split() for entry in table.split(",")]
     return [
@@ -169,22 +150,6 @@ SPEAKERS: dict[str, list[Speaker]] = {
     "test-clean": _speakers(3007, "F en-US+f3 45 155, M en-US+m5 45 165, F en-US+shelby 45 170, M en+Michael 55 160"),
     "test-other": _speakers(4001, "F en-US+aunty 60 195, M en-US+m8 60 190, F en+shelby 55 185, M en-029+Gene 45 200"),
 }
-
-
-@dataclass(frozen=True)
-class Line:
-    """An utterance to be: its name, part of the corpus, voice, sentence, and a seed of its own."""
-
-    id: str
-    subset: str
-    speaker: Speaker
-    sentence: str
-    seed: int
-
-    @property
-    def folder(self) -> Path:
-        """Of its chapter, below the root."""
-        return Path(self.subset, *self.id.split("-")[:2])
 
 
 def plan(minutes: float = 50, evaluation_minutes: float = 3, seed: int = 1) -> list[Line]:

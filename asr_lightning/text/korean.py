@@ -1,0 +1,134 @@
+"""KsponSpeech's annotation, and Korean as it is scored.
+
+The corpus [Bang et al. 2020, "KsponSpeech: Korean spontaneous speech corpus for automatic speech recognition"] writes
+more than words:
+
+| mark                         | meaning                                       | what is left                             |
+|------------------------------|-----------------------------------------------|------------------------------------------|
+| `b/ l/ n/ u/ o/`             | breath, laugh, noise, unintelligible, overlap | nothing                                  |
+| `word/`, `word+`, `word*`    | filler, repetition or slip, unclear           | the word                                 |
+| `(spelling)/(pronunciation)` | one text as written and as spoken             | one side, whose own marks are read too   |
+| bare `%`, `#`                | signs that were spoken                        | the sign as written; 퍼센트, 샵 as spoken |
+
+What stays text: `/ + * - & '` between two digits or Latin letters (3/1, K-POP, 7*7), and `. : ~` between two digits
+(3.5). The comma of grouped digits goes (1,000 → 1000). A noise mark is a lower-case letter that no Latin letter or
+digit stands before (club/ is a word) or, behind the slash, after (n/a is text). Latin letters become capitals; digits
+stay, since only who heard them knows how they were read. Every other mark becomes a space.
+
+Brackets that do not pair are repaired where exactly one of the rules in `REPAIRS` makes them pair. What is left then is
+an `AnnotationError`, never a guess.
+"""
+
+import re
+import unicodedata
+from typing import Literal
+
+Side = Literal["spelling", "pronunciation"]
+
+PERCENT, SHARP = "퍼센트", "샵"
+REPAIRS = (  # in real lines of the corpus; what a rule changes, as it stands and as it was meant
+    ("doubled opening bracket", re.compile(r"\(\(([^()]*)\)"), r"(\1)"),  # (5%)/((오 퍼센트) → (5%)/(오 퍼센트)
+    ("doubled closing bracket", re.compile(r"\(([^()]*)\)\)"), r"(\1)"),  # (5%))/(오 퍼센트) → (5%)/(오 퍼센트)
+    ("first side not closed", re.compile(r"\(([^()/]+)/\("), r"(\1)/("),  # (5%/(오 퍼센트) → (5%)/(오 퍼센트)
+    ("first bracket turned round", re.compile(r"(^|\s)\)([^()]+)\)(?=\s*/)"), r"\1(\2)"),  # )5%)/(오 퍼센트)
+    ("second side not opened", re.compile(r"\)/([^()/]+)\)"), r")/(\1)"),  # (5%)/오 퍼센트) → (5%)/(오 퍼센트)
+    ("last bracket turned round", re.compile(r"\)/\(([^()]+)\("), r")/(\1)"),  # (5%)/(오 퍼센트( → (5%)/(오 퍼센트)
+)
+
+_ASCII = {0xFEE0 + code: code for code in range(0x21, 0x7F)}  # full-width forms
+_ASCII |= dict.fromkeys(map(ord, "\N{RIGHT SINGLE QUOTATION MARK}\N{LEFT SINGLE QUOTATION MARK}"), ord("'"))
+_PARTNER = re.compile(r"\s*/\s*\(|\(")  # what stands between the two sides; the slash may be missing
+_NOISE = re.compile(r"(?<![A-Za-z0-9])(?:[blnuo]/)+(?![A-Za-z0-9])")
+_KEPT = re.compile(r"(?<=[A-Za-z0-9])[/+*&'-](?=[A-Za-z0-9])|(?<=\d)[.:~](?=\d)")
+_GROUPS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+class AnnotationError(ValueError):
+    """A line that the annotation's grammar does not allow."""
+
+
+def normalize(line: str, side: Side = "pronunciation", percent: str = PERCENT) -> str:
+    """Bring an annotated line into the form that is trained on and scored; see the policy above.
+
+    Args:
+        line: As the corpus has it; a text without marks comes out as it is, apart from punctuation and spaces.
+        side: Of dual transcriptions.
+        percent: How a `%` outside of them was read, where `side` is the pronunciation; some known files say 프로.
+
+    Returns:
+        Words with single spaces between them; doing it twice changes nothing. Empty if only noise was annotated.
+
+    Raises:
+        AnnotationError: Brackets do not pair, and no single rule can repair them; or one side is empty.
+    """
+    text = unicodedata.normalize("NFC", line).translate(_ASCII)
+    text = _without_marks(_repaired(text, side))
+    if side == "pronunciation":
+        text = text.replace("%", percent).replace("#", SHARP)
+    text = _GROUPS.sub("", text).upper()
+    kept = {match.start() for match in _KEPT.finditer(text)}
+    return " ".join("".join(c if n in kept or _is_text(c) else " " for n, c in enumerate(text)).split())
+
+
+def _is_text(character: str) -> bool:
+    return character in "%#" or unicodedata.category(character)[0] in "LN"
+
+
+def _repaired(text: str, side: Side) -> str:
+    """Resolve the dual transcriptions of a line, repaired if need be."""
+    try:
+        return _resolved(text, side)
+    except AnnotationError as error:
+        results = set()
+        for _, pattern, replacement in REPAIRS:
+            if (changed := pattern.sub(replacement, text)) != text:
+                try:
+                    results.add(_resolved(changed, side))
+                except AnnotationError:
+                    continue
+        if len(results) != 1:
+            raise AnnotationError(f"{error}, in {text!r}") from None
+        return results.pop()
+
+
+def _resolved(text: str, side: Side) -> str:
+    """Put one side in the place of each dual transcription, from the outside in."""
+    parts, place = [], 0
+    while (start := re.compile(r"[()]").search(text, place)) is not None:
+        parts.append(text[place : start.start()])
+        if start[0] == ")":
+            raise AnnotationError("a closing bracket without an opening one")
+        first, place = _bracket(text, start.start())
+        if (partner := _PARTNER.match(text, place)) is not None:
+            second, place = _bracket(text, partner.end() - 1)
+            chosen, other = (first, second) if side == "spelling" else (second, first)
+            if not (chosen.strip() and other.strip()):
+                raise AnnotationError("a dual transcription with an empty side")
+            parts.append(_without_marks(_resolved(chosen, side)))
+        elif "(" in first:  # brackets around a dual transcription
+            parts.append(_resolved(first, side))
+        else:
+            raise AnnotationError("brackets without a second side")
+    return "".join([*parts, text[place:]])
+
+
+def _bracket(text: str, start: int) -> tuple[str, int]:
+    """Return what a bracket that opens at `start` holds, and the place behind it."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += (text[place] == "(") - (text[place] == ")")
+        if depth == 0:
+            return text[start + 1 : place], place + 1
+    raise AnnotationError("an opening bracket without a closing one")
+
+
+def _without_marks(text: str) -> str:
+    """Drop noise, and the marks of fillers, repetitions and unclear words; a mark between two words parts them."""
+    text = _NOISE.sub(" ", text)
+    kept = {match.start() for match in _KEPT.finditer(text)}
+    marks = [n for n, c in enumerate(text) if c in "/+*" and n not in kept]
+    characters = list(text)
+    for n in marks:
+        inside = text[n + 1 : n + 2].strip() and text[n + 1] not in "/+*.,?!"
+        characters[n] = " " if inside else ""
+    return "".join(characters)
