@@ -3,12 +3,12 @@
 The corpus [Bang et al. 2020, "KsponSpeech: Korean spontaneous speech corpus for automatic speech recognition"] writes
 more than words:
 
-| mark                         | meaning                                       | what is left                             |
-|------------------------------|-----------------------------------------------|------------------------------------------|
-| `b/ l/ n/ u/ o/`             | breath, laugh, noise, unintelligible, overlap | nothing                                  |
-| `word/`, `word+`, `word*`    | filler, repetition or slip, unclear           | the word                                 |
-| `(spelling)/(pronunciation)` | one text as written and as spoken             | one side, whose own marks are read too   |
-| bare `%`, `#`                | signs that were spoken                        | the sign as written; 퍼센트, 샵 as spoken |
+| mark                         | meaning                                       | what is left                    |
+|------------------------------|-----------------------------------------------|---------------------------------|
+| `b/ l/ n/ u/ o/`             | breath, laugh, noise, unintelligible, overlap | nothing                         |
+| `word/`, `word+`, `word*`    | filler, repetition or slip, unclear           | the word                        |
+| `(spelling)/(pronunciation)` | one text as written and as spoken             | one side, its own marks read    |
+| bare `%`, `#`                | signs that were spoken                        | as spoken: 퍼센트, 샵           |
 
 What stays text: `/ + * - & '` between two digits or Latin letters (3/1, K-POP, 7*7), and `. : ~` between two digits
 (3.5). The comma of grouped digits goes (1,000 → 1000). A noise mark is a lower-case letter that no Latin letter or

@@ -1,0 +1,225 @@
+"""KsponSpeech as AI Hub distributes it: headerless PCM, annotated transcripts beside it, and lists of official parts.
+
+```
+ROOT/KsponSpeech_01/KsponSpeech_0001/KsponSpeech_000001.pcm     16 kHz, mono, 16 bits, little-endian
+                                     KsponSpeech_000001.txt     the annotated line, CP949 or UTF-8
+ROOT/KsponSpeech_eval/eval_clean/KsponSpeech_E00001.pcm
+ROOT/scripts/train.trn, dev.trn, eval_clean.trn, eval_other.trn     PATH :: the annotated line
+```
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lhotse import MonoCut
+
+from asr_lightning.errors import InputError
+from asr_lightning.text.korean import AnnotationError, Side, normalize
+from data_modules import dataset, manifest
+from data_modules.corpus import CorpusDataModule
+from data_modules.manifest import BadFile, Found, Header, fingerprint
+
+SAMPLE_RATE = 16_000  # Hz, of all PCM files; they do not say it themselves
+AUDIO_SUFFIXES = (".pcm", ".flac", ".wav")  # those who convert the corpus keep its names
+LIST_FOLDERS = ("scripts", "KsponSpeech_scripts", ".")
+LAST_TRAINING_FOLDER = 620  # of the official parts: train is 0001 to 0620, dev 0621 to 0623
+OFFICIAL = ("train", "dev", "eval_clean", "eval_other")
+PRO_FILES = {"501006", "502173", "542363"}  # a bare % is read 프로 there, and 퍼센트 elsewhere
+
+
+class KsponSpeechDataModule(CorpusDataModule):
+    """KsponSpeech, or any corpus in its layout.
+
+    A subset is a list `<subset>.trn` in `root/scripts`, `root/KsponSpeech_scripts` or `root`. Where there is no such
+    list, the official subsets `train`, `dev`, `eval_clean` and `eval_other` are found by their folders, and any other
+    name is a folder below `root`; the transcripts are then the `.txt` files beside the audio. PCM of an odd number of
+    bytes, as all official evaluation files are, loses the last one. The corpus does not name its speakers.
+
+    Args:
+        root: The folder that contains `KsponSpeech_01` and so on.
+        side: Of dual transcriptions, `spelling` or `pronunciation`.
+        **arguments: Those of `CorpusDataModule`.
+    """
+
+    def __init__(self, root: str, side: Side = "pronunciation", **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.root = Path(root).expanduser().absolute()
+        self.side: Side = side
+
+    @property
+    def source(self) -> str:
+        """Tells this corpus from others in the cache."""
+        return str(self.root)
+
+    @property
+    def manifest_folder(self) -> Path:
+        """Where this corpus' manifests are cached; transcripts are in them as they are trained on."""
+        folder = super().manifest_folder
+        return folder.with_name(f"{folder.name}-{self.side}")
+
+    def require(self, subsets: list[str]) -> None:
+        """See that the subsets are there.
+
+        Raises:
+            InputError: Some are not.
+        """
+        missing = [subset for subset in subsets if self.find_list(subset) is None and not self._in_folders(subset)]
+        if missing:
+            raise InputError(self._missing_message(missing))
+
+    def fingerprint(self, subset: str) -> str:
+        """Changes when files of the corpus do."""
+        return f"{subset} {self._fingerprint}"
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.root, (*AUDIO_SUFFIXES, ".txt", ".trn"))
+
+    @cached_property
+    def _audio(self) -> dict[str, str]:
+        """Every audio file by its stem, in one walk; where several have one stem, the first of all paths."""
+        files: dict[str, str] = {}
+        for folder, folders, names in os.walk(self.root, followlinks=True):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                stem, suffix = os.path.splitext(name)
+                if suffix.lower() in AUDIO_SUFFIXES and not name.startswith("."):
+                    files.setdefault(stem, os.path.join(folder, name))
+        return files
+
+    def find_list(self, subset: str) -> Path | None:
+        """The list of a subset, where there is one."""
+        candidates = [self.root / folder / f"{subset}.trn" for folder in LIST_FOLDERS]
+        return next((path for path in candidates if path.is_file()), None)
+
+    def find_utterances(self, subset: str) -> tuple[list[Found], list[BadFile]]:
+        """The subset's utterances, and what cannot be used: no partner, unreadable text, malformed annotation."""
+        bad: list[BadFile] = []
+        found: dict[str, Found] = {}
+        path = self.find_list(subset)
+        pairs = self._listed(path, bad) if path is not None else self._beside(subset, bad)
+        for place, audio, content in pairs:
+            line = decode(content)
+            id = Path(audio).stem
+            if line is None:
+                bad.append(BadFile(place, "transcript neither UTF-8 nor CP949", id))
+            elif id in found:
+                bad.append(BadFile(place, "duplicate id", f"{id} is also {found[id].path}, which is kept"))
+            elif (text := self._normalized(line, id, place, bad)) is not None:
+                found[id] = Found(id, audio, text)
+        return list(found.values()), bad
+
+    def _normalized(self, line: str, id: str, place: str, bad: list[BadFile]) -> str | None:
+        percent = "프로" if id.rpartition("_")[2] in PRO_FILES else "퍼센트"
+        try:
+            text = normalize(line, self.side, percent)
+        except AnnotationError as error:
+            bad.append(BadFile(place, "malformed annotation", str(error)))
+            return None
+        if not text:
+            bad.append(BadFile(place, "empty transcript", f"no word is left of {line.strip()!r}"))
+            return None
+        return text
+
+    def _listed(self, path: Path, bad: list[BadFile]) -> Iterator[tuple[str, str, bytes]]:
+        """Place, audio file and undecoded text of every line of a list whose audio is there."""
+        with path.open("rb") as lines:
+            for number, content in enumerate(lines, start=1):
+                if not (content := content.removeprefix(b"\xef\xbb\xbf").strip()):
+                    continue
+                place = f"{path}:{number}"
+                raw_name, mark, text = content.partition(b"::")  # a text may hold the mark too
+                name = raw_name.strip().decode("utf-8", errors="replace")
+                if not mark:
+                    bad.append(BadFile(place, "malformed line", f"expected PATH :: TEXT, got {name[:80]!r}"))
+                elif (audio := self._find(name)) is None:
+                    bad.append(BadFile(place, "transcript without audio", f"no {name} below {self.root}"))
+                else:
+                    yield place, audio, text
+
+    def _find(self, listed: str) -> str | None:
+        """The audio of a listed path: such paths begin with more folders, fewer, or with KaiSpeech."""
+        stem = Path(listed.replace("\\", "/")).stem
+        for name in (stem, stem.replace("KaiSpeech", "KsponSpeech"), stem.replace("KsponSpeech", "KaiSpeech")):
+            if name in self._audio:
+                return self._audio[name]
+        return None
+
+    def _in_folders(self, subset: str) -> list[str]:
+        """The audio files of a subset that has no list, sorted."""
+        return sorted(
+            path for path in self._audio.values() if _belongs(Path(path).relative_to(self.root).parts, subset)
+        )
+
+    def _beside(self, subset: str, bad: list[BadFile]) -> Iterator[tuple[str, str, bytes]]:
+        """The transcript, the audio and the undecoded text of every pair of files."""
+        for audio in self._in_folders(subset):
+            path = Path(audio).with_suffix(".txt")
+            try:
+                yield str(path), audio, path.read_bytes()
+            except FileNotFoundError:
+                bad.append(BadFile(audio, "audio without transcript", f"no {path.name} beside it"))
+            except OSError as error:
+                bad.append(BadFile(str(path), "unreadable transcript", str(error)))
+
+    def _missing_message(self, missing: list[str]) -> str:
+        what = ", ".join(missing)
+        if not self.root.is_dir():
+            return f"No KsponSpeech at {self.root}: there is no such folder. Set --data.init_args.root; wanted: {what}."
+        lists = sorted({path.stem for folder in LIST_FOLDERS for path in (self.root / folder).glob("*.trn")})
+        return (
+            f"{self.root} has no {what}: expected a list scripts/<subset>.trn, or folders "
+            f"KsponSpeech_01/KsponSpeech_0001 and so on with audio ({', '.join(AUDIO_SUFFIXES)}).\n"
+            f"Lists there: {', '.join(lists) or 'none'}. "
+            "KsponSpeech comes from aihub.or.kr; unpack its archives into this folder."
+        )
+
+    @staticmethod
+    def read_header(path: str) -> Header:
+        """Count the samples of a PCM file; of any other, read the header."""
+        if not path.lower().endswith(".pcm"):
+            return manifest.read_header(path)
+        return Header(SAMPLE_RATE, os.path.getsize(path) // 2, 1)
+
+    @staticmethod
+    def read_audio(cut: MonoCut) -> np.ndarray:
+        """Read the file of a cut: (S,) in [-1, 1].
+
+        Raises:
+            ValueError: The file is not as long as the manifest says.
+            OSError: It cannot be read.
+        """
+        path = str(cut.recording.sources[0].source)
+        if not path.lower().endswith(".pcm"):
+            return dataset.read_audio(cut)
+        content = Path(path).read_bytes()
+        samples = np.frombuffer(content, dtype="<i2", count=len(content) // 2)  # without an odd last byte
+        if len(samples) != cut.recording.num_samples:
+            raise ValueError(f"{len(samples)} samples, expected {cut.recording.num_samples}")
+        return samples.astype(np.float32) / 32_768
+
+
+def decode(content: bytes) -> str | None:
+    """Decode a transcript; both encodings occur in the corpus. None if it is neither."""
+    for encoding in ("utf-8-sig", "cp949"):
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return None
+
+
+def _belongs(parts: tuple[str, ...], subset: str) -> bool:
+    """Whether a path below the root is of a subset without a list."""
+    folders = parts[:-1]
+    if subset not in OFFICIAL:
+        return subset in folders
+    if subset.startswith("eval"):
+        return subset in folders
+    numbers = [int(match[1]) for folder in folders if (match := re.fullmatch(r"(?:Kspon|Kai)Speech_(\d{4})", folder))]
+    return bool(numbers) and (numbers[-1] <= LAST_TRAINING_FOLDER) == (subset == "train")
