@@ -17,9 +17,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.files import write_atomically
+from asr_lightning.scoring.error_rates import RATES
 
-COLUMNS = ("run", "seed", "epoch", "subset", "wer", "cer", "ser")
-RATES = ("wer", "cer", "ser")
+COLUMNS = ("run", "seed", "epoch", "subset", *RATES)
 EXAMPLE_LENGTH = 100  # characters of a printed transcript
 
 Line = dict[str, str]  # one line of error_rates.csv by column
@@ -31,10 +31,11 @@ class Transcripts(Callback):
 
     The run folder, `trainer.default_root_dir`, gets
 
-    * `error_rates.csv`: one line per subset and validation, with the columns `run,seed,epoch,subset,wer,cer,ser`;
-      rates are fractions. Epoch 1 is the first finished epoch; a validation inside an epoch is replaced by the next.
-      Epoch 0 is there where the same trainer validated before it was fitted. Training from the start replaces the
-      file, resumed training replaces the lines of the epochs that it repeats.
+    * `error_rates.csv`: one line per subset and validation, with the columns `run,seed,epoch,subset` and the rates of
+      `asr_lightning.scoring.error_rates`, as fractions. Epoch 1 is the first finished epoch; a
+      validation inside an epoch is replaced by the next. Epoch 0 is there where the same trainer validated before it
+      was fitted. Training from the start replaces the file, resumed training replaces the lines of the epochs that it
+      repeats.
     * `test_error_rates.csv`: the same for `lightning test`, where the epoch is that of the checkpoint. Testing an
       epoch again replaces its lines.
     * `transcripts/<stage>-epoch<N>-<subset>.jsonl`: one utterance a line, sorted by id, from all ranks; `stage` is
@@ -45,7 +46,7 @@ class Transcripts(Callback):
       own; those without one are in `transcripts/predict.jsonl`.
 
     Validating alone (`lightning validate`) only prints. The rates are those that the recogniser logged as
-    `<subset>/wer`, `<subset>/cer` and `<subset>/ser`, where the subset is the name of a dataloader; dataloaders without
+    `<subset>/wer`, `<subset>/cer` and so on, where the subset is the name of a dataloader; dataloaders without
     names are one subset, `val` or `test`.
     """
 
@@ -214,7 +215,7 @@ class Transcripts(Callback):
 
     def _print(self, pl_module: LightningModule, title: str, lines: list[Line]) -> None:
         for line in lines:
-            rates = "  ".join(f"{rate.upper()} {float(line[rate]):7.2%}" for rate in RATES)
+            rates = "  ".join(f"{rate.upper()} {float(line[rate]):7.2%}" for rate in RATES[:3])
             pl_module.print(f"{title}  {line['subset']}  {rates}")
             for transcript in self._transcripts[line["subset"]][: self.examples]:
                 reference, hypothesis = shorten(transcript["reference"]), shorten(transcript["hypothesis"])

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from asr_lightning.files import replacing
 
-Metric = Literal["wer", "cer", "ser"]
+Metric = Literal["wer", "cer", "ser", "swer", "unspaced_cer"]
 
 # Okabe and Ito: told apart with every kind of colour vision, and in grey by their markers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000")
@@ -32,7 +32,7 @@ class ErrorRate:
         seed: As the run gave it; empty where unknown.
         epoch: 1 is the first finished one, 0 is before training.
         subset: Part of the corpus, as `test-clean`.
-        wer, cer, ser: Fractions: 0.1 is 10 %.
+        wer, cer, ser, swer, unspaced_cer: Of `asr_lightning.scoring.error_rates`. Fractions: 0.1 is 10 %.
     """
 
     run: str
@@ -42,6 +42,8 @@ class ErrorRate:
     wer: float
     cer: float
     ser: float
+    swer: float
+    unspaced_cer: float
 
 
 def curves(rows: Iterable[ErrorRate], metric: Metric = "wer") -> dict[str, dict[str, dict[str, dict[int, float]]]]:
@@ -127,7 +129,7 @@ def _draw_run(panel: Axes, seeds: dict[str, dict[int, float]], run: str, number:
 def _scale_rates(panel: Axes, rates: Sequence[float], metric: Metric) -> None:
     """Choose the axis of the rates, in per cent, so that the end of training is readable beside its start."""
     positive = [rate for rate in rates if 0 < rate < np.inf]
-    label = f"{metric.upper()} (%)"
+    label = f"{metric.upper().replace('_', ' ')} (%)"
     if positive and max(positive) / min(positive) >= WIDE_RANGE:
         panel.set_yscale("log", nonpositive="clip")
         panel.set_ylim(min(positive) / 1.15, max(positive) * 1.15)

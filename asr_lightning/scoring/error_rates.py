@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-UNITS = ("word", "character")
+UNITS = ("word", "character", "letter")
+RATES = ("wer", "cer", "ser", "swer", "unspaced_cer")
 ERRORS = ("substitutions", "deletions", "insertions")
 
 
@@ -13,13 +14,15 @@ class ErrorRates(Metric):
     """Errors and reference lengths summed over a corpus, and over ranks; rates only at the end.
 
     Texts are compared as they are, apart from white space, which is squeezed: normalise them first. The errors of a
-    sentence are those of a shortest edit (jiwer); characters include the spaces between words. An empty reference is
-    a reference of no words: each word of its hypothesis is an insertion.
+    sentence are those of a shortest edit (jiwer); characters include the spaces between words, letters do not. An empty
+    reference is a reference of no words: each word of its hypothesis is an insertion.
 
     Attributes:
         word_substitutions, word_deletions, word_insertions, word_total: int64 counts, as all that follow; the total
             is that of the references.
         character_substitutions, character_deletions, character_insertions, character_total: The same for characters.
+        letter_substitutions, letter_deletions, letter_insertions, letter_total: The same for characters without spaces.
+        spaced_errors: Word errors with spaces where they help most, see `space_free_errors`.
         wrong_sentences, sentence_total: Sentences with an error, and all.
     """
 
@@ -31,11 +34,13 @@ class ErrorRates(Metric):
     character_total: Tensor
     wrong_sentences: Tensor
     sentence_total: Tensor
+    letter_total: Tensor
+    spaced_errors: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         names = [f"{unit}_{count}" for unit in UNITS for count in (*ERRORS, "total")]
-        for name in (*names, "wrong_sentences", "sentence_total"):
+        for name in (*names, "spaced_errors", "wrong_sentences", "sentence_total"):
             self.add_state(name, torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, references: list[str], hypotheses: list[str]) -> None:
@@ -52,6 +57,9 @@ class ErrorRates(Metric):
         hypotheses = [" ".join(text.split()) for text in hypotheses]
         self._count("word", jiwer.process_words(references, hypotheses))
         self._count("character", jiwer.process_characters(references, hypotheses))
+        letters = ([text.replace(" ", "") for text in texts] for texts in (references, hypotheses))
+        self._count("letter", jiwer.process_characters(*letters))
+        self.spaced_errors += sum(map(space_free_errors, references, hypotheses))
         self.wrong_sentences += sum(one != other for one, other in zip(references, hypotheses, strict=True))
         self.sentence_total += len(references)
 
@@ -65,15 +73,40 @@ class ErrorRates(Metric):
         """Return the rates so far, as fractions: 0.1 is 10 %; more than 1 is possible.
 
         Returns:
-            `wer`, `cer` and `ser`: float32 scalars. Where the references hold nothing at all, a rate is 0 without
-            errors and infinite with some; never NaN.
+            Float32 scalars: `wer`, `cer` and `ser` of words, characters and sentences; `swer`, the word error rate with
+            spaces where they help most, and `unspaced_cer`, the character error rate without spaces, as Korean is
+            scored, whose writers set spaces as they like. Where the references hold nothing at all, a rate is 0
+            without errors and infinite with some; never NaN.
         """
-        word_errors, character_errors = (sum(getattr(self, f"{unit}_{error}") for error in ERRORS) for unit in UNITS)
+        words, characters, letters = (sum(getattr(self, f"{unit}_{error}") for error in ERRORS) for unit in UNITS)
         return {
-            "wer": _rate(word_errors, self.word_total),
-            "cer": _rate(character_errors, self.character_total),
+            "wer": _rate(words, self.word_total),
+            "cer": _rate(characters, self.character_total),
             "ser": _rate(self.wrong_sentences, self.sentence_total),
+            "swer": _rate(self.spaced_errors, self.word_total),
+            "unspaced_cer": _rate(letters, self.letter_total),
         }
+
+
+def space_free_errors(reference: str, hypothesis: str) -> int:
+    """Return the fewest word errors of a hypothesis over all ways to set spaces in it [Bang et al. 2020, sWER].
+
+    They set spaces by an alignment of characters, of which there may be several; the fewest errors are one number.
+    """
+    words, letters = reference.split(), hypothesis.replace(" ", "")
+    if words == hypothesis.split():
+        return 0
+    fewest = [min(place, 1) for place in range(len(letters) + 1)]  # of no words and so many letters: one insertion
+    for word in words:
+        before, fewest = fewest, []
+        shorter = before_shorter = len(words) + 1  # the fewest with any smaller number of letters
+        for place, errors in enumerate(before):
+            best = min(errors + 1, before_shorter + 1, shorter + 1)  # deletion, substitution, insertion
+            if letters.startswith(word, place - len(word)) and place >= len(word):
+                best = min(best, before[place - len(word)])
+            fewest.append(best)
+            shorter, before_shorter = min(shorter, best), min(before_shorter, errors)
+    return fewest[-1]
 
 
 def _rate(errors: Tensor, total: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
+from typing import get_args
 
 from asr_lightning.errors import InputError
 from asr_lightning.files import write_atomically
@@ -58,15 +59,17 @@ def read_rates(path: Path) -> list[ErrorRate]:
         for line in reader:
             try:
                 run, seed, epoch, subset, *rates = line
-                wer, cer, ser = (float(rate) for rate in rates)
-                if not min(wer, cer, ser) >= 0 or math.isnan(wer + cer + ser) or int(epoch) < 0:
+                if len(line) != len(COLUMNS):
+                    raise ValueError("another number of columns")
+                values = [float(rate) for rate in rates]
+                if not min(values) >= 0 or math.isnan(sum(values)) or int(epoch) < 0:
                     raise ValueError("negative, or not a number")
             except ValueError as error:
                 raise InputError(
                     f"{path}, line {reader.line_num}: expected {','.join(COLUMNS)} with a whole epoch and rates as"
                     f" fractions of 0 or more, got {','.join(line)!r}"
                 ) from error
-            rows.append(ErrorRate(run, seed, int(epoch), subset, wer, cer, ser))
+            rows.append(ErrorRate(run, seed, int(epoch), subset, *values))
     return rows
 
 
@@ -273,9 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--baseline", metavar="RUNNAME", help="say after how many epochs the others are as good as this run half-way"
     )
-    parser.add_argument(
-        "--metric", choices=("wer", "cer", "ser"), default="wer", help="which error rate (default: wer)"
-    )
+    parser.add_argument("--metric", choices=get_args(Metric), default="wer", help="which error rate (default: wer)")
     options = parser.parse_args(arguments)
     try:
         print(compare(options.runs, options.output, options.metric, options.reference, options.baseline))

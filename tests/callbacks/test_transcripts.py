@@ -42,9 +42,9 @@ def test_error_rates_hold_one_line_per_subset_and_epoch(tmp_path: Path, monkeypa
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     fit(tmp_path / "rnnt_ws" / "seed3", 2, num_sanity_val_steps=2)
     text = (tmp_path / "rnnt_ws" / "seed3" / "error_rates.csv").read_text()
-    assert text.splitlines()[0] == "run,seed,epoch,subset,wer,cer,ser"
+    assert text.splitlines()[0] == "run,seed,epoch,subset,wer,cer,ser,swer,unspaced_cer"
     assert text.splitlines()[1].startswith("rnnt_ws,7,1,test-clean,0.500000,")  # `say x`: one word of two is wrong
-    assert text.splitlines()[4] == "rnnt_ws,7,2,test-other,0.000000,0.000000,0.000000"
+    assert text.splitlines()[4] == "rnnt_ws,7,2,test-other,0.000000,0.000000,0.000000,0.000000,0.000000"
     assert len(text.splitlines()) == 5
     assert not list(tmp_path.rglob(".*")), "a temporary file was left"
 
@@ -187,7 +187,7 @@ def test_dataloaders_without_names_are_one_subset(tmp_path: Path) -> None:
             return heard(batch.texts)
 
         def on_validation_epoch_end(self) -> None:
-            self.log_dict({"val/wer": 0.0, "val/cer": 0.0, "val/ser": 0.0})
+            self.log_dict({"val/wer": 0.0, "val/cer": 0.0, "val/ser": 0.0, "val/swer": 0.0, "val/unspaced_cer": 0.0})
 
     trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
     trainer.fit(Pooled(), loader([batch_of("a")]), [loader([batch_of("b")]), loader([batch_of("c")])])

@@ -33,6 +33,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.models import recognizer as recognizer_module
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.scoring.error_rates import space_free_errors
 from data_modules.librispeech import LibriSpeechDataModule
 
 Weights = dict[str, torch.Tensor]
@@ -205,6 +206,8 @@ def test_error_rates_are_those_of_the_corpus_and_begin_anew(tmp_path: Path, monk
             "wer": jiwer.wer(references, heard),
             "cer": jiwer.cer(references, heard),
             "ser": wrong / len(references),
+            "swer": sum(map(space_free_errors, references, heard)) / len(" ".join(references).split()),
+            "unspaced_cer": jiwer.cer(*([text.replace(" ", "") for text in side] for side in (references, heard))),
             "loss": float(losses.mean()),
         }
 

@@ -18,7 +18,7 @@ def rows_of(
 ) -> list[ErrorRate]:
     """Rates that a function of the epoch gives, a little higher for each further seed and subset."""
     return [
-        ErrorRate(run, str(seed), epoch, subset, wer(epoch) * (1 + 0.1 * seed + number), 0.1, 0.2)
+        ErrorRate(run, str(seed), epoch, subset, wer(epoch) * (1 + 0.1 * seed + number), 0.1, 0.2, 0.1, 0.1)
         for seed in range(seeds)
         for epoch in range(1, epochs + 1)
         for number, subset in enumerate(subsets)
@@ -69,7 +69,10 @@ def test_a_run_that_starts_at_100_per_cent_leaves_room_for_the_ends_of_the_other
 
 def test_more_subsets_make_a_wider_figure_and_gaps_are_survived(tmp_path: Path) -> None:
     rows = rows_of("ws", lambda epoch: 0.0 if epoch > 4 else 1 / epoch, subsets=("a", "b", "c"), seeds=2)
-    rows += [ErrorRate("short", "1", 1, "a", float("inf"), 0.0, 0.0), ErrorRate("short", "1", 2, "a", 0.3, 0.0, 0.0)]
+    rows += [
+        ErrorRate("short", "1", 1, "a", float("inf"), 0.0, 0.0, 0.0, 0.0),
+        ErrorRate("short", "1", 2, "a", 0.3, 0.0, 0.0, 0.0, 0.0),
+    ]
     plot_error_rates(rows, tmp_path / "wer.png")
     assert pixels(tmp_path / "wer.png").shape == (500, 1800, 3)
 
@@ -81,6 +84,6 @@ def test_nothing_to_draw_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_curves_are_sorted_by_epoch_and_metric() -> None:
-    rows = [ErrorRate("ws", "1", epoch, "clean", epoch / 100, epoch / 200, 1.0) for epoch in (10, 2, 1)]
+    rows = [ErrorRate("ws", "1", epoch, "clean", epoch / 100, epoch / 200, 1.0, 1.0, 1.0) for epoch in (10, 2, 1)]
     assert list(curves(rows)["ws"]["clean"]["1"].items()) == [(1, 0.01), (2, 0.02), (10, 0.1)]
     assert curves(rows, "cer")["ws"]["clean"]["1"][10] == 0.05

@@ -1,10 +1,13 @@
+import itertools
+from collections.abc import Sequence
+
 import jiwer
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_lightning.scoring.error_rates import ErrorRates
+from asr_lightning.scoring.error_rates import ErrorRates, space_free_errors
 
 REFERENCES = ["THE CAT SAT ON THE MAT", "HELLO", "A B", "I HAVE A PEN"]
 HYPOTHESES = ["THE CAT SIT ON MAT", "HELLO", "A X B Y Z", "HAVE A PENCIL"]
@@ -21,8 +24,9 @@ def edits(one, other) -> int:
     return row[-1]
 
 
-def rates(metric: ErrorRates) -> dict[str, float]:
-    return {name: float(value) for name, value in metric.compute().items()}
+def rates(metric: ErrorRates, names: Sequence[str] = ("wer", "cer", "ser")) -> dict[str, float]:
+    computed = metric.compute()
+    return {name: float(computed[name]) for name in names}
 
 
 def test_rates_are_those_of_the_whole_corpus() -> None:
@@ -111,3 +115,44 @@ def test_a_forward_call_leaves_the_sums_right() -> None:
 def test_lists_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match="got 2 references, but 1 hypotheses"):
         ErrorRates().update(["A", "B"], ["A"])
+
+
+def errors_with_spaces_anywhere(reference: str, hypothesis: str) -> int:
+    """By trying all ways to set spaces."""
+    letters = hypothesis.replace(" ", "")
+    if not letters:
+        return len(reference.split())
+    ways = itertools.product(["", " "], repeat=len(letters) - 1)
+    spaced = ("".join(map("".join, itertools.zip_longest(letters, way, fillvalue=""))) for way in ways)
+    return min(edits(reference.split(), text.split()) for text in spaced)
+
+
+@given(TEXTS, TEXTS.filter(lambda text: len(text.replace(" ", "")) <= 8))
+def test_spaces_are_set_where_they_help_most(reference: str, hypothesis: str) -> None:
+    assert space_free_errors(reference, hypothesis) == errors_with_spaces_anywhere(reference, hypothesis)
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "errors"),
+    [
+        ("학교에 갔다 왔어", "학교 에 갔다왔어", 0),
+        ("학교에 갔다 왔어", "학교 에서 갔다왔어", 1),
+        ("학교에 갔다", "학교에", 1),
+        ("", "학교 에", 1),
+        ("학교에", "", 1),
+        ("", "", 0),
+    ],
+)
+def test_korean_with_other_spaces(reference: str, hypothesis: str, errors: int) -> None:
+    assert space_free_errors(reference, hypothesis) == errors
+    metric = ErrorRates()
+    metric.update([reference], [hypothesis])
+    words = len(reference.split())
+    assert rates(metric, ["swer"])["swer"] == pytest.approx(
+        errors / words if words else float("inf") if errors else 0.0
+    )
+    letters = edits(reference.replace(" ", ""), hypothesis.replace(" ", ""))
+    total = len(reference.replace(" ", ""))
+    assert rates(metric, ["unspaced_cer"])["unspaced_cer"] == pytest.approx(
+        letters / total if total else float("inf") if letters else 0.0
+    )

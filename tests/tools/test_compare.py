@@ -11,7 +11,7 @@ from asr_lightning.files import write_atomically
 from asr_lightning.report.figures import ErrorRate
 from asr_lightning.tools import compare
 
-HEAD = "run,seed,epoch,subset,wer,cer,ser"
+HEAD = "run,seed,epoch,subset,wer,cer,ser,swer,unspaced_cer"
 
 
 def write(folder: Path, lines: list[str]) -> Path:
@@ -25,7 +25,7 @@ def write_run(folder: Path, run: str, seed: int, rates: list[float]) -> None:
     write(
         folder / run / f"seed{seed}",
         [
-            f"{run},{seed},{epoch},{subset},{rate * factor:.6f},{rate / 2:.6f},1.000000"
+            f"{run},{seed},{epoch},{subset},{rate * factor:.6f},{rate / 2:.6f},1.000000,0.500000,0.500000"
             for epoch, rate in enumerate(rates, 1)
             for subset, factor in (("test-clean", 1), ("test-other", 2))
         ],
@@ -66,8 +66,8 @@ def test_the_command_writes_table_figure_and_rates(runs: Path, tmp_path: Path) -
     merged = (output / "wer_per_epoch.csv").read_text().splitlines()
     assert merged[:3] == [
         HEAD,
-        "random,1,1,test-clean,0.420000,0.210000,1.000000",
-        "random,1,1,test-other,0.840000,0.210000,1.000000",
+        "random,1,1,test-clean,0.420000,0.210000,1.000000,0.500000,0.500000",
+        "random,1,1,test-other,0.840000,0.210000,1.000000,0.500000,0.500000",
     ]
     assert len(merged) == 1 + 2 * (4 * 4 + 3 + 2)
     table = (output / "wer_per_epoch.md").read_text().splitlines()
@@ -77,9 +77,10 @@ def test_the_command_writes_table_figure_and_rates(runs: Path, tmp_path: Path) -
 def test_what_the_callback_writes_can_be_read(tmp_path: Path) -> None:
     assert list(transcripts.COLUMNS) == compare.COLUMNS
     line = {"run": 'a "b", c', "seed": "", "epoch": "3", "subset": "clean", "wer": "0.1", "cer": "0.2", "ser": "inf"}
+    line |= {"swer": "0.3", "unspaced_cer": "0.4"}
     path = tmp_path / "error_rates.csv"
     write_atomically(path, transcripts.as_csv([line]))
-    assert compare.read_rates(path) == [ErrorRate('a "b", c', "", 3, "clean", 0.1, 0.2, math.inf)]
+    assert compare.read_rates(path) == [ErrorRate('a "b", c', "", 3, "clean", 0.1, 0.2, math.inf, 0.3, 0.4)]
 
 
 def test_other_rates_can_be_compared(runs: Path, tmp_path: Path) -> None:
@@ -111,18 +112,18 @@ def test_no_rates_say_where_was_looked_and_what_makes_them(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     "line",
     [
-        "ws,1,2,clean,0.1,0.1",
         "ws,1,2,clean,0.1,0.1,0.1,0.1",
-        "ws,1,two,clean,0.1,0.1,0.1",
-        "ws,1,-1,clean,0.1,0.1,0.1",
-        "ws,1,2,clean,10 %,0.1,0.1",
-        "ws,1,2,clean,0.1,-0.1,0.1",
-        "ws,1,2,clean,0.1,0.1,nan",
+        "ws,1,2,clean,0.1,0.1,0.1,0.1,0.1,0.1",
+        "ws,1,two,clean,0.1,0.1,0.1,0.1,0.1",
+        "ws,1,-1,clean,0.1,0.1,0.1,0.1,0.1",
+        "ws,1,2,clean,10 %,0.1,0.1,0.1,0.1",
+        "ws,1,2,clean,0.1,-0.1,0.1,0.1,0.1",
+        "ws,1,2,clean,0.1,0.1,nan,0.1,0.1",
         "",
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, line: str) -> None:
-    path = write(tmp_path, ["ws,1,1,clean,0.1,0.1,0.1", line, "ws,1,3,clean,0.1,0.1,0.1"])
+    path = write(tmp_path, ["ws,1,1,clean,0.1,0.1,0.1,0.1,0.1", line, "ws,1,3,clean,0.1,0.1,0.1,0.1,0.1"])
     with pytest.raises(InputError, match=r"error_rates.csv, line 3: expected run,seed"):
         compare.read_rates(path)
 
@@ -132,7 +133,7 @@ def test_other_columns_and_doubled_rates_are_refused(tmp_path: Path) -> None:
     path.write_text("epoch,wer\n1,0.5\n")
     with pytest.raises(InputError, match="line 1: expected the columns run,seed,.*got 'epoch,wer'"):
         compare.read_rates(path)
-    files = [write(tmp_path / name, ["ws,1,1,clean,0.1,0.1,0.1"]) for name in ("a", "b")]
+    files = [write(tmp_path / name, ["ws,1,1,clean,0.1,0.1,0.1,0.1,0.1"]) for name in ("a", "b")]
     with pytest.raises(
         InputError, match="run 'ws', seed '1', epoch 1, clean is in .*a/error_rates.csv and again in .*b/"
     ):

@@ -8,7 +8,7 @@ import yaml
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.tools import summarize
 
-HEAD = "run,seed,epoch,subset,wer,cer,ser\n"
+HEAD = "run,seed,epoch,subset,wer,cer,ser,swer,unspaced_cer\n"
 
 
 def write_run(
@@ -17,7 +17,7 @@ def write_run(
     """Rates by subset and epoch in one file, and what was logged by each start."""
     folder.mkdir(parents=True)
     lines = [
-        f"{folder.parent.name},{folder.name[-1]},{epoch},{subset},{rate},{rate / 3},{rate * 2}"
+        f"{folder.parent.name},{folder.name[-1]},{epoch},{subset},{rate},{rate / 3},{rate * 2},{rate / 2},{rate / 4}"
         for subset, values in rates.items()
         for epoch, rate in enumerate(values, 1)
     ]
@@ -71,7 +71,7 @@ def test_each_experiment_is_a_line_over_its_seeds(
 
 
 def test_what_was_tested_goes_before_what_was_validated(runs: Path) -> None:
-    (runs / "las" / "seed1" / "test_error_rates.csv").write_text(HEAD + "las,1,7,test-clean,0.01,0.01,0.02\n")
+    (runs / "las" / "seed1" / "test_error_rates.csv").write_text(HEAD + "las,1,7,test-clean,0.01,0.01,0.02,0.01,0.01\n")
     assert summarize.read_run(runs / "las" / "seed1").rates["test-clean"].wer == 0.01
 
 
