@@ -1,0 +1,284 @@
+"""Search for what a CTC output heard [Graves et al. 2006; Hannun et al. 2014, "First-pass large vocabulary CTC"].
+
+A path names a token or a blank for every frame; repeats of a token without a blank between them are one, and blanks are
+dropped. So many paths spell one text, whose probability is the sum of theirs.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.decoding.language_model import LanguageModel
+from asr_lightning.errors import InputError
+from asr_lightning.text.tokenizers import Tokenizer
+
+State = tuple[Tensor, ...]
+
+# Of the rolling 64-bit hashes that tell hypotheses apart; odd numbers without pattern.
+HASH_FACTOR, HASH_STEP = 6_364_136_223_846_793_005, 1_442_695_040_888_963_407
+NOBODY = -1_000_000  # length of a hypothesis that fills the beam while there are not enough
+
+
+class CTCSearch:
+    """How to decode a CTC output.
+
+    With a beam, prefixes are grown frame by frame, and all paths that spell the same prefix are one hypothesis. They
+    are ranked by
+
+        log P_ctc + language_model_weight log P_LM + length_bonus tokens.
+
+    Args:
+        beam: Prefixes kept. 1 without a language model takes the best path.
+        language_model: For `language_model_weight`.
+        language_model_weight: Of every token's log probability, and of the end's.
+        length_bonus: Added for every token, against the shortness that language models prefer.
+
+    Raises:
+        InputError: The beam is below 1, or there is a weight without a language model or the other way round.
+    """
+
+    def __init__(
+        self,
+        beam: int = 1,
+        language_model: LanguageModel | None = None,
+        language_model_weight: float = 0.0,
+        length_bonus: float = 0.0,
+    ) -> None:
+        if beam < 1:
+            raise InputError(f"CTCSearch needs beam >= 1, got beam={beam}")
+        if (language_model is None) != (language_model_weight == 0.0):
+            raise InputError(
+                "CTCSearch needs a language_model together with a language_model_weight, got "
+                f"language_model={language_model} and language_model_weight={language_model_weight}"
+            )
+        self.beam = beam
+        self.language_model = language_model
+        self.language_model_weight = language_model_weight
+        self.length_bonus = length_bonus
+
+    @torch.no_grad()
+    def __call__(self, logits: Tensor, lengths: Tensor, tokenizer: Tokenizer) -> list[list[Hypothesis]]:
+        """Search.
+
+        Args:
+            logits: (B, T, V) of the CTC output.
+            lengths: (B,) real frames.
+            tokenizer: The vocabulary.
+
+        Returns:
+            For each utterance at most `beam` hypotheses, the best first; each token with the frame in which the
+            likeliest found path names it first.
+
+        Raises:
+            InputError: The language model cannot be used.
+        """
+        log_probs = logits.double().log_softmax(dim=2)
+        if self.beam == 1 and self.language_model is None:
+            return [[best] for best in best_paths(log_probs, lengths, tokenizer.blank_id)]
+        if self.language_model is not None:
+            self.language_model.prepare(tokenizer, logits.device)
+        beams = _Beams(self, log_probs, tokenizer)
+        for frame in range(int(lengths.max()) if len(lengths) else 0):
+            beams.read(frame, frame < lengths)
+        return beams.hypotheses()
+
+
+def best_paths(log_probs: Tensor, lengths: Tensor, blank_id: int) -> list[Hypothesis]:
+    """Return what the most probable path of each utterance spells, given log probabilities (B, T, V)."""
+    best, path = log_probs.max(dim=2)  # (B, T)
+    beyond = torch.arange(path.shape[1], device=path.device) >= lengths.unsqueeze(1)
+    path = path.masked_fill(beyond, blank_id)
+    repeats = torch.zeros_like(beyond)
+    repeats[:, 1:] = path[:, 1:] == path[:, :-1]
+    places = ((path != blank_id) & ~repeats).nonzero().tolist()
+    found: list[list[int]] = [[] for _ in path]
+    for row, frame in places:
+        found[row].append(frame)
+    scores = best.masked_fill(beyond, 0.0).sum(dim=1).tolist()
+    tokens = path.tolist()
+    return [
+        Hypothesis(tuple(tokens[row][frame] for frame in frames), score, tuple(frames), parts={"ctc": score})
+        for row, (frames, score) in enumerate(zip(found, scores, strict=True))
+    ]
+
+
+@dataclass
+class _Prefixes:
+    """K prefixes of each of B utterances: everything is (B, K), tokens and frames are (B, K, U)."""
+
+    by_blank: Tensor  # log probability of the paths that end with a blank
+    by_token: Tensor  # and of those that end with the last token
+    last: Tensor
+    sizes: Tensor
+    hashes: Tensor
+    tokens: Tensor
+    frames: Tensor
+    language: Tensor  # log probability of the language model, without the end
+
+    def chosen(self, rows: Tensor) -> "_Prefixes":
+        """Return other prefixes of the same utterances, (B, K)."""
+        parts = {}
+        for name, part in vars(self).items():
+            index = rows if part.dim() == 2 else rows.unsqueeze(2).expand(-1, -1, part.shape[2])
+            parts[name] = part.gather(1, index)
+        return _Prefixes(**parts)
+
+    @property
+    def acoustic(self) -> Tensor:
+        """Log probability (B, K) of all paths."""
+        return torch.logaddexp(self.by_blank, self.by_token)
+
+
+class _Beams:
+    """The search over a batch."""
+
+    def __init__(self, settings: CTCSearch, log_probs: Tensor, tokenizer: Tokenizer) -> None:
+        self.settings = settings
+        self.log_probs = log_probs
+        self.blank_id, self.eos_id = tokenizer.blank_id, tokenizer.eos_id
+        shape = (len(log_probs), settings.beam)
+        nothing = log_probs.new_full(shape, -math.inf)
+        numbers = torch.zeros(shape, dtype=torch.int64, device=log_probs.device)
+        sizes = torch.full_like(numbers, NOBODY)
+        by_blank = nothing.clone()
+        by_blank[:, 0], sizes[:, 0] = 0.0, 0  # the empty prefix
+        none = numbers.unsqueeze(2)[:, :, :0]
+        self.prefixes = _Prefixes(
+            by_blank, nothing, numbers + self.blank_id, sizes, numbers, none, none, torch.zeros_like(nothing)
+        )
+        self.following: Tensor | None = None  # (B, K, V) of the language model
+        self.state: State = ()  # (B · K, ...)
+        if settings.language_model is not None:
+            start = torch.full((len(log_probs),), self.eos_id, device=log_probs.device)
+            following, state = settings.language_model.step(
+                start, settings.language_model.initial_state(len(log_probs))
+            )
+            self.following = following.to(log_probs.dtype).unsqueeze(1).repeat(1, settings.beam, 1)
+            self.state = tuple(part.repeat_interleave(settings.beam, dim=0) for part in state)
+
+    def read(self, frame: int, real: Tensor) -> None:
+        """Grow the prefixes of the utterances (B,) that have this frame."""
+        old, beam = self.prefixes, self.settings.beam
+        log_probs = self.log_probs[:, frame]  # (B, V)
+        vocabulary = log_probs.shape[1]
+        acoustic = old.acoustic
+        by_blank = acoustic + log_probs[:, self.blank_id : self.blank_id + 1]
+        repeated = log_probs.gather(1, old.last)
+        by_token = torch.where(old.sizes > 0, old.by_token + repeated, -math.inf)
+        grown = acoustic.unsqueeze(2) + log_probs.unsqueeze(1)  # (B, K, V)
+        after_blank = (old.by_blank + repeated).unsqueeze(2)  # a token after itself needs a blank between
+        grown = grown.scatter(2, old.last.unsqueeze(2), after_blank)
+        grown[:, :, self.blank_id] = -math.inf
+
+        # Where a prefix and a token spell another prefix of the beam, that one takes over the paths.
+        pairs = self._hash(old.hashes.unsqueeze(2), old.last.unsqueeze(1)) == old.hashes.unsqueeze(1)
+        pairs &= old.sizes.unsqueeze(2) + 1 == old.sizes.unsqueeze(1)  # (B, K, K)
+        last = old.last.unsqueeze(1).expand(-1, beam, -1)
+        shared = grown.gather(2, last).masked_fill(~pairs, -math.inf)
+        self._date_anew(frame, *shared.max(dim=1), by_token, real)
+        by_token = torch.logaddexp(by_token, shared.logsumexp(dim=1))
+        taken = torch.zeros_like(grown, dtype=torch.uint8).scatter_reduce(2, last, pairs.byte(), "amax")
+        grown = grown.masked_fill(taken.bool(), -math.inf)
+
+        stays = torch.logaddexp(by_blank, by_token) + self._bonus(old.language, old.sizes)
+        goes = grown + self._bonus(old.language, old.sizes + 1).unsqueeze(2)
+        if self.following is not None:
+            goes = goes + self.settings.language_model_weight * self.following
+        scores, places = torch.cat([stays, goes.flatten(1)], dim=1).topk(beam, dim=1)
+        extends = places >= beam
+        parents = torch.where(extends, (places - beam) // vocabulary, places)
+        added = torch.where(extends, (places - beam) % vocabulary, self.blank_id)
+
+        keeps = torch.arange(beam, device=parents.device)
+        parents = torch.where(real.unsqueeze(1), parents, keeps)
+        extends = extends & real.unsqueeze(1)
+        new = old.chosen(parents)
+        new.by_blank = torch.where(
+            extends, -math.inf, torch.where(real.unsqueeze(1), by_blank, old.by_blank).gather(1, parents)
+        )
+        stayed = torch.where(real.unsqueeze(1), by_token, old.by_token).gather(1, parents)
+        new.by_token = torch.where(extends, grown.flatten(1).gather(1, parents * vocabulary + added), stayed)
+        self._extend(new, extends, added, frame, parents)
+        new.sizes = new.sizes.masked_fill(real.unsqueeze(1) & scores.isneginf(), NOBODY)
+        self.prefixes = new
+
+    def _date_anew(self, frame: int, best: Tensor, parents: Tensor, by_token: Tensor, real: Tensor) -> None:
+        """Say that the last tokens begin in this frame where that is likelier than all before; all are (B, K)."""
+        old = self.prefixes
+        size = old.frames.shape[2]
+        if not size:
+            return
+        anew = old.frames.gather(1, parents.unsqueeze(2).expand(-1, -1, size))
+        anew = anew.scatter(2, (old.sizes - 1).clamp(min=0).unsqueeze(2), frame)
+        likelier = (best > by_token) & real.unsqueeze(1)
+        old.frames = torch.where(likelier.unsqueeze(2), anew, old.frames)
+
+    def _extend(self, new: _Prefixes, extends: Tensor, added: Tensor, frame: int, parents: Tensor) -> None:
+        """Append tokens to the prefixes that take one."""
+        if not bool(extends.any()):
+            self._follow(parents, None, added)
+            return
+        if self.following is not None:
+            before = self.following.flatten(1).gather(1, parents * self.following.shape[2] + added)
+            new.language = torch.where(extends, new.language + before, new.language)
+        new.hashes = torch.where(extends, self._hash(new.hashes, added), new.hashes)
+        new.last = torch.where(extends, added, new.last)
+        places = new.sizes.clamp(min=0).unsqueeze(2)
+        if int((new.sizes + extends).max()) > new.tokens.shape[2]:
+            room = torch.zeros_like(places)
+            new.tokens, new.frames = torch.cat([new.tokens, room], dim=2), torch.cat([new.frames, room], dim=2)
+        places = places.clamp(max=new.tokens.shape[2] - 1)
+        for rows, values in ((new.tokens, added), (new.frames, torch.full_like(added, frame))):
+            kept = rows.gather(2, places).squeeze(2)
+            rows.scatter_(2, places, torch.where(extends, values, kept).unsqueeze(2))
+        new.sizes = new.sizes + extends
+        self._follow(parents, extends, added)
+
+    def _follow(self, parents: Tensor, extends: Tensor | None, added: Tensor) -> None:
+        """Let the language model read the new tokens, and only those."""
+        model = self.settings.language_model
+        if self.following is None or model is None:
+            return
+        count, beam = parents.shape
+        rows = (torch.arange(count, device=parents.device).unsqueeze(1) * beam + parents).flatten()
+        following = self.following.flatten(0, 1)[rows]
+        state = tuple(part.index_select(0, rows) for part in self.state)
+        if extends is not None:
+            changed = extends.flatten().nonzero().squeeze(1)
+            logs, after = model.step(added.flatten()[changed], tuple(part[changed] for part in state))
+            following = following.index_copy(0, changed, logs.to(following.dtype))
+            state = tuple(part.index_copy(0, changed, new) for part, new in zip(state, after, strict=True))
+        self.following, self.state = following.view(count, beam, -1), state
+
+    def hypotheses(self) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each utterance, the best first."""
+        found = self.prefixes
+        if self.following is not None:
+            found.language = found.language + self.following[:, :, self.eos_id]
+        acoustic = found.acoustic
+        scores = acoustic + self._bonus(found.language, found.sizes)
+        results = []
+        for row in range(len(scores)):
+            hypotheses = []
+            for place in scores[row].argsort(descending=True, stable=True).tolist():
+                size = int(found.sizes[row, place])
+                if size < 0:
+                    continue
+                parts = {"ctc": float(acoustic[row, place])}
+                if self.following is not None:
+                    parts["language_model"] = float(found.language[row, place])
+                tokens, frames = (tuple(part[row, place, :size].tolist()) for part in (found.tokens, found.frames))
+                hypotheses.append(Hypothesis(tokens, float(scores[row, place]), frames, parts=parts))
+            results.append(hypotheses)
+        return results
+
+    def _bonus(self, language: Tensor, sizes: Tensor) -> Tensor:
+        weight = self.settings.language_model_weight
+        return (weight * language if weight else 0.0) + self.settings.length_bonus * sizes.clamp(min=0)
+
+    @staticmethod
+    def _hash(hashes: Tensor, tokens: Tensor) -> Tensor:
+        return (hashes + tokens + 1) * HASH_FACTOR + HASH_STEP
