@@ -1,7 +1,6 @@
 """N-gram models in the search."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,21 +19,18 @@ Row = npt.NDArray[np.float32]
 
 
 class NGramLanguageModel(LanguageModel):
-    """An n-gram model in an ARPA file, as `python -m asr_lightning.tools.ngram estimate` makes it.
+    """A model of the recogniser's tokens, in an ARPA file as `python -m asr_lightning.tools.ngram estimate` makes it.
 
-    A model of the recogniser's tokens can take part in the search and rescore; one of words can only rescore. What the
-    model does not know is as probable as its `<unk>`, and impossible if it has none. The state is the context: the
-    model's ids (N, order - 1) of the last tokens, -1 before the first. Distributions are computed on the CPU, and kept
-    for contexts that come again.
+    What the model does not know is as probable as its `<unk>`, and impossible if it has none. The state is the context:
+    the model's ids (N, order - 1) of the last tokens, -1 before the first. Distributions are computed on the CPU, and
+    kept for contexts that come again.
 
     Args:
         arpa: Path of the file.
-        units: What its n-grams are made of: `tokens` of the recogniser, or `words`, parted by spaces.
     """
 
-    def __init__(self, arpa: str, units: Literal["tokens", "words"] = "tokens") -> None:
+    def __init__(self, arpa: str) -> None:
         self.arpa = arpa
-        self.units = units
         self._model: NGram | None = None
         self._tokenizer: Tokenizer | None = None
         self._device = torch.device("cpu")
@@ -46,7 +42,7 @@ class NGramLanguageModel(LanguageModel):
         """Read the model, and get ready to score the tokens of a recogniser.
 
         Raises:
-            InputError: The model cannot be read, or is none of these units.
+            InputError: The model cannot be read, or is one of other tokens.
         """
         if self._model is None:
             self._model = read_arpa(self.arpa)
@@ -60,18 +56,11 @@ class NGramLanguageModel(LanguageModel):
         """Find the recogniser's tokens in the model."""
         known = {SENTENCE_START, SENTENCE_END, UNKNOWN, *tokenizer.tokens}
         foreign = [token for token in model.tokens if token not in known]
-        if self.units == "tokens" and foreign:
+        if foreign:
             raise InputError(
                 f"{self.arpa}: expected a language model of the recogniser's {len(tokenizer)} tokens, found "
                 f"{', '.join(map(repr, foreign[:3]))} in it; estimate one with `python -m asr_lightning.tools.ngram "
-                "estimate --units tokens`, or, if these are words, set units: words"
-            )
-        written = {token: tokenizer.decode([number]) for number, token in enumerate(tokenizer.tokens)}
-        parts = [token for token in model.tokens if token != UNKNOWN and written.get(token, token) != token]
-        if self.units == "words" and parts:
-            raise InputError(
-                f"{self.arpa}: expected a language model of words, found {', '.join(map(repr, parts[:3]))} in it, as "
-                "in one of the recogniser's tokens; if it is one, set units: tokens"
+                "estimate --units tokens`, or, if these are words, use WordNGramLanguageModel"
             )
         columns = np.array([model.id_of(token) for token in tokenizer.tokens])
         columns[tokenizer.blank_id] = ABSENT
@@ -81,17 +70,7 @@ class NGramLanguageModel(LanguageModel):
         self._rows = {}
 
     def initial_state(self, batch_size: int) -> State:
-        """Return the state before any token: an empty context.
-
-        Raises:
-            InputError: The model is one of words.
-        """
-        if self.units == "words":
-            raise InputError(
-                f"{self.arpa} is a language model of words, which can only rescore: give it a rescoring_weight and a "
-                "language_model_weight of 0, or estimate a model of the recogniser's tokens with "
-                "`python -m asr_lightning.tools.ngram estimate --units tokens`"
-            )
+        """Return the state before any token: an empty context."""
         size = (batch_size, self._prepared()[0].order - 1)
         return (torch.full(size, ABSENT, dtype=torch.int64, device=self._device),)
 
@@ -119,8 +98,6 @@ class NGramLanguageModel(LanguageModel):
     def score(self, texts: Sequence[str]) -> list[float]:
         """Return the natural log probability of each text, its end included."""
         model, tokenizer = self._prepared()
-        if self.units == "words":
-            return [model.score(text.split()) for text in texts]
         return [model.score([tokenizer.tokens[number] for number in tokenizer.encode(text)]) for text in texts]
 
     def _prepared(self) -> tuple[NGram, Tokenizer]:

@@ -124,7 +124,7 @@ def test_a_beam_finds_nearly_all_of_the_probability_of_the_best_text() -> None:
             logits[row].double().log_softmax(1).unsqueeze(1), torch.tensor([best.tokens]), [30], [len(best.tokens)],
             reduction="sum",
         )  # fmt: skip
-        assert best.score == pytest.approx(-float(loss), abs=0.02)
+        assert best.score == pytest.approx(-float(loss), abs=0.1)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -14,6 +14,7 @@ from torch import Tensor
 from asr_lightning.decoding import ngram
 from asr_lightning.decoding.attention import AttentionSearch, State
 from asr_lightning.decoding.ngram import NGramLanguageModel
+from asr_lightning.decoding.word_ngram import WordNGramLanguageModel
 from asr_lightning.errors import InputError
 from asr_lightning.text.arpa import read_arpa, write_arpa
 from asr_lightning.text.ngram import NGram
@@ -193,17 +194,6 @@ def test_the_cache_is_bounded_and_forgets_the_least_recently_used(
     assert [plain.tokens[context[-1]] for context in computed] == [*"ACDEC"]
 
 
-def test_words_can_only_rescore(tmp_path: Path) -> None:
-    path = tmp_path / "words.arpa"
-    write_arpa(kneser_ney([text.split() for text in TEXTS], 2), path)
-    model = prepared(path, CharacterTokenizer(), units="words")
-    plain = read_arpa(path)
-    texts = ["THE CAT SAW THEM", "", "NEVER SEEN"]
-    assert model.score(texts) == [plain.score(text.split()) for text in texts]
-    with pytest.raises(InputError, match=r"words.arpa is a language model of words, which can only rescore"):
-        model.initial_state(2)
-
-
 def test_units_that_are_not_those_of_the_file_are_told(tmp_path: Path) -> None:
     words, characters = tmp_path / "words.arpa", tmp_path / "characters.arpa"
     write_arpa(kneser_ney([text.split() for text in TEXTS], 2), words)
@@ -215,7 +205,7 @@ def test_units_that_are_not_those_of_the_file_are_told(tmp_path: Path) -> None:
         ):
             model.prepare(CharacterTokenizer(), CPU)
     with pytest.raises(InputError, match="characters.arpa: expected a language model of words, found '_' in it"):
-        NGramLanguageModel(str(characters), units="words").prepare(CharacterTokenizer(), CPU)
+        WordNGramLanguageModel(str(characters)).prepare(CharacterTokenizer(), CPU)
 
 
 def test_the_file_is_read_at_first_use_and_only_then(tmp_path: Path) -> None:

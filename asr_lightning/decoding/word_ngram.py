@@ -1,0 +1,135 @@
+"""N-gram models of words in the search."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asr_lightning.decoding.language_model import LanguageModel, State
+from asr_lightning.errors import InputError
+from asr_lightning.text.arpa import read_arpa
+from asr_lightning.text.ngram import ABSENT, SENTENCE_END, SENTENCE_START, UNKNOWN, NGram
+from asr_lightning.text.tokenizers import Tokenizer
+
+Context = tuple[tuple[int, ...], tuple[int, ...]]  # the model's ids of the last words, and tokens of an unfinished one
+
+
+class WordNGramLanguageModel(LanguageModel):
+    """A word n-gram model in an ARPA file, as `python -m asr_lightning.tools.ngram estimate` makes it.
+
+    In the search a word counts when it is finished, by a token that begins the next or by the end; until then every
+    token is certain. A word that the model does not know is as probable as its `<unk>`, and impossible if it has none.
+    The state is a number (N,) for each hypothesis, of its place in a list that is kept until the next batch.
+
+    Args:
+        arpa: Path of the file.
+    """
+
+    def __init__(self, arpa: str) -> None:
+        self.arpa = arpa
+        self._model: NGram | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._device = torch.device("cpu")
+        self._begins = np.zeros(0, dtype=bool)  # (V,) whether a token begins a word
+        self._contexts: list[Context] = []
+        self._places: dict[Context, int] = {}
+        self._known: dict[tuple[int, ...], float] = {}  # log probabilities by the model's ids
+
+    def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
+        """Read the model, and learn which of a recogniser's tokens begin a word.
+
+        Raises:
+            InputError: The model cannot be read, or is one of the recogniser's tokens.
+        """
+        if self._model is None:
+            self._model = read_arpa(self.arpa)
+        self._device = device
+        if tokenizer is not self._tokenizer:
+            written = {token: tokenizer.decode([number]) for number, token in enumerate(tokenizer.tokens)}
+            special = (UNKNOWN, SENTENCE_START, SENTENCE_END)
+            parts = [
+                token for token in self._model.tokens if token not in special and written.get(token, token) != token
+            ]
+            if parts:
+                raise InputError(
+                    f"{self.arpa}: expected a language model of words, found {', '.join(map(repr, parts[:3]))} in it, "
+                    "as in one of the recogniser's tokens; if it is one, use NGramLanguageModel"
+                )
+            self._begins = beginnings(tokenizer)
+            self._tokenizer = tokenizer
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return the state before any token."""
+        model, _ = self._prepared()
+        start: Context = ((model.start_id,)[: model.order - 1], ())
+        self._contexts, self._places, self._known = [start], {start: 0}, {}
+        return (torch.zeros(batch_size, dtype=torch.int64, device=self._device),)
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read one token id of each hypothesis (N,), `eos_id` before the first.
+
+        Returns:
+            Natural log probabilities (N, V): of the finished word for tokens that begin another, and with the end of
+            the sentence for `eos_id`; 0 for others, and minus infinity for the blank.
+        """
+        model, tokenizer = self._prepared()
+        rows = np.zeros((len(tokens), len(tokenizer)), dtype=np.float32)
+        after = []
+        for row, token, place in zip(rows, tokens.tolist(), state[0].tolist(), strict=True):
+            context, word = self._read(self._contexts[place], token)
+            after.append(self._places.setdefault((context, word), len(self._contexts)))
+            if after[-1] == len(self._contexts):
+                self._contexts.append((context, word))
+            ended, finished = self._finish(context, word)
+            row[self._begins] = finished
+            row[tokenizer.eos_id] = finished + self._log_prob(ended, model.end_id)
+            row[tokenizer.blank_id] = -np.inf
+        return torch.from_numpy(rows).to(self._device), (torch.tensor(after, device=self._device),)
+
+    def _read(self, context: Context, token: int) -> Context:
+        words, word = context
+        if token == self._prepared()[1].eos_id:
+            return context
+        if self._begins[token]:
+            return self._finish(words, word)[0], (token,)
+        return words, (*word, token)
+
+    def _finish(self, words: tuple[int, ...], word: tuple[int, ...]) -> tuple[tuple[int, ...], float]:
+        """Return the context behind a word, and its log probability."""
+        model, tokenizer = self._prepared()
+        text = tokenizer.decode(word)
+        if not text:
+            return words, 0.0
+        number = model.id_of(text)
+        return (*words, number)[max(0, len(words) + 2 - model.order) :], self._log_prob(words, number)
+
+    def _log_prob(self, words: tuple[int, ...], number: int) -> float:
+        if number == ABSENT:
+            return -np.inf
+        key = (*words, number)
+        if key not in self._known:
+            self._known[key] = float(self._prepared()[0].log_probs(np.array([key]))[0])
+        return self._known[key]
+
+    def score(self, texts: Sequence[str]) -> list[float]:
+        """Return the natural log probability of each text, its end included."""
+        return [self._prepared()[0].score(text.split()) for text in texts]
+
+    def _prepared(self) -> tuple[NGram, Tokenizer]:
+        assert self._model is not None and self._tokenizer is not None, "prepare comes first"
+        return self._model, self._tokenizer
+
+
+def beginnings(tokenizer: Tokenizer) -> np.ndarray:
+    """Return which tokens begin a word, (V,): those that part what stands before them from what stands behind."""
+    inner = next(
+        (n for n in range(len(tokenizer)) if n != tokenizer.unk_id and len(tokenizer.decode([n, n]).split()) == 1
+         and len(tokenizer.decode([n, n])) > len(tokenizer.decode([n]))),
+        None,
+    )  # fmt: skip
+    if inner is None:
+        raise InputError(
+            "a language model of words needs tokens of which words are made, and these are all whole words"
+        )
+    return np.array([" " in tokenizer.decode([inner, number, inner]) for number in range(len(tokenizer))])
