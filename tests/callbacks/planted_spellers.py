@@ -198,8 +198,8 @@ class Planting:
 
         attention = self.mechanism.make(width)
         model = EncoderDecoder(
-            self.listener.make(width, layers),
             partial(Speller, attention=attention, hidden=width("state"), layers=cells),
+            encoder=self.listener.make(width, layers),
             ctc_weight=0.3,
             tokenizer=self.tokenizer if teacher else CharacterTokenizer(),
             features=LogMel(RATE, mels=MELS, normalization=UtteranceNormalization()),

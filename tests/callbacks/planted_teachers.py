@@ -66,7 +66,9 @@ def recognizer(
     """A network of random weights, also where torch begins with zeros and ones."""
     features = LogMel(RATE, mels=MELS, normalization=GlobalNormalization())
     tokenizer = tokenizer or CharacterTokenizer()
-    model = RNNTransducer(encoder, predictor, size(JOINT, teacher), ctc, tokenizer=tokenizer, features=features)
+    model = RNNTransducer(
+        predictor, size(JOINT, teacher), encoder=encoder, ctc_weight=ctc, tokenizer=tokenizer, features=features
+    )
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if name.endswith("count"):
