@@ -1,5 +1,7 @@
 """Convolutions and normalisations that never see padding."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -29,26 +31,47 @@ class MaskedBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Normalise x (B, T, D) of the given lengths (B,)."""
+        real = real_frames(lengths, x.shape[1]).unsqueeze(2)  # (B, T, 1)
+        return self._normalized(x, real, lengths.sum(), (0, 1))
+
+    def _normalized(self, x: Tensor, real: Tensor, count: Tensor, dimensions: tuple[int, ...]) -> Tensor:
+        """Normalise x by its real places, `count` for each channel, over all dimensions but that of the channels."""
+        shape = [1 if place in dimensions else -1 for place in range(x.dim())]
         if self.training:
-            mean, variance = self._statistics(x, lengths)
+            values, some = x.float(), count.clamp(min=1)
+            mean = values.masked_fill(~real, 0.0).sum(dim=dimensions) / some
+            variance = (values - mean.view(shape)).masked_fill(~real, 0.0).square().sum(dim=dimensions) / some
+            follow(self, mean, variance, count)
         else:
             mean, variance = self.running_mean, self.running_variance
         scale = self.weight * torch.rsqrt(variance + self.epsilon)
-        return x * scale + (self.bias - mean * scale)
+        return x * scale.view(shape) + (self.bias - mean * scale).view(shape)
 
-    def _statistics(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        real = real_frames(lengths, x.shape[1]).unsqueeze(2)  # (B, T, 1)
-        count = lengths.sum().clamp(min=1)
-        values = x.float()
-        mean = values.masked_fill(~real, 0.0).sum(dim=(0, 1)) / count
-        variance = (values - mean).masked_fill(~real, 0.0).square().sum(dim=(0, 1)) / count
-        with torch.no_grad():
-            unbiased = variance * (count / (count - 1).clamp(min=1))
-            # Nothing is learned from a batch without frames.
-            momentum = self.momentum * (lengths.sum() > 0)
-            self.running_mean.lerp_(mean, momentum)
-            self.running_variance.lerp_(unbiased, momentum)
-        return mean, variance
+
+class MaskedBatchNorm2d(MaskedBatchNorm):
+    """The same for images of time and frequency."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Normalise x (B, C, T, F) of the given lengths (B,)."""
+        real = real_frames(lengths, x.shape[2])[:, None, :, None]
+        return self._normalized(x, real, lengths.sum() * x.shape[3], (0, 2, 3))
+
+
+class Follower(Protocol):
+    """Has running statistics."""
+
+    momentum: float
+    running_mean: Tensor
+    running_variance: Tensor
+
+
+@torch.no_grad()
+def follow(norm: Follower, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    """Move running statistics towards those of a batch; nothing is learned from one without frames."""
+    unbiased = variance * (count / (count - 1).clamp(min=1))
+    momentum = norm.momentum * (count > 0)
+    norm.running_mean.lerp_(mean, momentum)
+    norm.running_variance.lerp_(unbiased, momentum)
 
 
 class DepthwiseConvolution(nn.Module):

@@ -30,12 +30,16 @@ class BidirectionalLSTM(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Read x (B, T, D), return (B, T, 2 * hidden)."""
-        places = torch.arange(x.shape[1], device=x.device)
-        # Padding stays behind the real frames in both orders.
-        reverse = torch.where(places < lengths.unsqueeze(1), lengths.unsqueeze(1) - 1 - places, places).unsqueeze(2)
         ahead, _ = self.forward_lstm(x)
-        back, _ = self.backward_lstm(torch.take_along_dim(x, reverse, dim=1))
-        return torch.cat([ahead, torch.take_along_dim(back, reverse, dim=1)], dim=2)
+        back, _ = self.backward_lstm(reverse(x, lengths))
+        return torch.cat([ahead, reverse(back, lengths)], dim=2)
+
+
+def reverse(x: Tensor, lengths: Tensor) -> Tensor:
+    """Turn the real frames of x (B, T, D) round; padding stays behind them."""
+    places = torch.arange(x.shape[1], device=x.device)
+    order = torch.where(places < lengths.unsqueeze(1), lengths.unsqueeze(1) - 1 - places, places)
+    return torch.take_along_dim(x, order.unsqueeze(2), dim=1)
 
 
 def read_on(

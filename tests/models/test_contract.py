@@ -11,7 +11,10 @@ from tones import (
     attention_decoder,
     batch_of,
     conformer,
+    ctc,
+    deep_speech_2,
     features,
+    frame_attention,
     lstm_encoder,
     make_trainer,
     speller,
@@ -84,7 +87,49 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
         ctc_weight=0.3,
         search=searching(ctc_weight=0.3, beam=2),
     ),
-}
+    "Deep Speech 2": ctc(deep_speech_2(fully_connected=40)),
+    "Deep Speech 2 with vanilla units and without BatchNorm": ctc(
+        deep_speech_2("Convolutions1d", kind="vanilla", batch_norm=False)
+    ),
+    "Deep Speech 2 with vanilla units, published attention and a prefix beam": ctc(
+        deep_speech_2("VGG", kind="vanilla", attention=frame_attention("HeadAttention", heads=4)),
+        search={"class_path": "asr_lightning.decoding.ctc_search.CTCSearch", "init_args": {"beam": 3}},
+    ),
+    "Deep Speech 2 with LSTMs and attention over time": ctc(
+        deep_speech_2(kind="lstm", directions="concatenate", attention=frame_attention("TimeAttention", heads=2))
+    ),
+    "Deep Speech 2 with positions and temporal weights": ctc(
+        deep_speech_2(attention=frame_attention("TimeAttention", heads=2, positions=True, decay=True))
+    ),
+    "Deep Speech 2 with additive attention": ctc(
+        deep_speech_2("Convolutions1d", attention=frame_attention("AdditiveTimeAttention", hidden=16))
+    ),
+    "Deep Speech 2 with location-aware attention": ctc(
+        deep_speech_2(attention=frame_attention("AdditiveTimeAttention", hidden=16, location=True, filter_frames=5))
+    ),
+    "Deep Speech 2 with cross-attention": attention_decoder(
+        encoder=deep_speech_2(), decoder=transformer("TransformerDecoder"), ctc_weight=0.5, search=searching(ctc_weight=0.5)
+    ),
+    "Jasper": ctc(
+        {
+            "class_path": "asr_lightning.models.jasper.Jasper",
+            "init_args": {
+                "input_dimension": 20, "repeats": 2, "channels": [24, 32], "kernels": [5, 7], "dropouts": [0.0, 0.0],
+                "copies": 1, "prologue": [24, 5], "epilogue": [32, 7], "dimension": 32, "epilogue_dropout": 0.0,
+            },
+        }
+    ),
+    "Jasper without dense residuals": ctc(
+        {
+            "class_path": "asr_lightning.models.jasper.Jasper",
+            "init_args": {
+                "input_dimension": 20, "repeats": 2, "channels": [24], "kernels": [5], "dropouts": [0.0], "copies": 2,
+                "dense": False, "prologue": [24, 5], "epilogue": [32, 7], "dimension": 32, "epilogue_dropout": 0.0,
+            },
+        }
+    ),
+    "Conformer with CTC": ctc(conformer(20)),
+}  # fmt: skip
 STEPS = 400
 UNSEEN = ["BAD", "HEAD CHEF AGED", "A", "FEE"]
 

@@ -98,6 +98,31 @@ def attention_decoder(**changes: Any) -> dict[str, Any]:
     return {"class_path": "asr_lightning.models.encoder_decoder.EncoderDecoder", "init_args": {**arguments, **changes}}
 
 
+def ctc(encoder: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A recogniser with a CTC output only."""
+    config = attention_decoder(encoder=encoder, **changes)
+    return {**config, "class_path": "asr_lightning.models.ctc.CTCRecognizer"}
+
+
+def deep_speech_2(extractor: str = "Convolutions2d", **changes: Any) -> dict[str, Any]:
+    """By the extractor's class name, for 20 features."""
+    sizes: dict[str, dict[str, Any]] = {
+        "Convolutions2d": {"channels": [4, 4], "kernels": [[7, 5], [5, 3]], "strides": [[2, 2], [2, 1]]},
+        "Convolutions1d": {"channels": [32, 32], "kernels": [5, 5], "strides": [1, 2]},
+        "VGG": {"channels": [4, 8]},
+    }
+    front = {"class_path": f"asr_lightning.nn.extractors.{extractor}"}
+    arguments = {"input_dimension": 20, **sizes[extractor], "batch_norm": changes.get("batch_norm", True)}
+    return {
+        "class_path": "asr_lightning.models.deep_speech_2.DeepSpeech2Encoder",
+        "init_args": {"extractor": {**front, "init_args": arguments}, "hidden": 32, "layers": 2, **changes},
+    }
+
+
+def frame_attention(name: str, **sizes: Any) -> dict[str, Any]:
+    return {"class_path": f"asr_lightning.nn.frame_attention.{name}", "init_args": {"dropout": 0.0, **sizes}}
+
+
 def speller(attention: str, sampling: float = 0.0, **sizes: Any) -> dict[str, Any]:
     """By the attention's class name."""
     mechanism = {"class_path": f"asr_lightning.nn.mechanisms.{attention}", "init_args": {"dimension": 32, **sizes}}

@@ -1,0 +1,208 @@
+"""Deep Speech 2 [Amodei et al. 2016; seed 004], and with attention between its recurrent layers [seed 003].
+
+Trained with CTC it is an encoder of `asr_lightning.models.ctc`; beside a text decoder, one of `EncoderDecoder`.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from asr_lightning.nn.axes import Axis, Fixed, Units, axis, axis_size, units
+from asr_lightning.nn.convolution import MaskedBatchNorm, follow
+from asr_lightning.nn.encoder import Encoder
+from asr_lightning.nn.extractors import Extractor, clipped_relu
+from asr_lightning.nn.frame_attention import FrameAttention
+from asr_lightning.nn.masks import silence_padding
+from asr_lightning.nn.recurrent import reverse
+
+Kind = Literal["vanilla", "gru", "lstm"]
+Moments = tuple[Tensor, Tensor, Tensor]  # mean (D,) and covariance (D, D) of real frames, and their number
+
+
+class DeepSpeech2Encoder(Encoder):
+    """Convolutions, bidirectional recurrent layers with BatchNorm, and a fully connected layer.
+
+    Args:
+        extractor: A class of `asr_lightning.nn.extractors`.
+        hidden: Units of each direction.
+        layers: Recurrent layers.
+        kind: `vanilla` (with clipped rectification), `gru` or `lstm`.
+        directions: `sum` as in the paper, or `concatenate` as in seed 003.
+        batch_norm: Whether there is one on the input-to-hidden term of every recurrent layer, and in the fully
+            connected one.
+        attention: Behind every recurrent layer, a class of `asr_lightning.nn.frame_attention`.
+        fully_connected: Units of the layer behind the recurrent ones, D of the output; without it there is a LayerNorm
+            in its place, as in seed 003.
+        dropout: Of what each layer gives to the next.
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        hidden: int = 512,
+        layers: int = 5,
+        kind: Kind = "gru",
+        directions: Literal["sum", "concatenate"] = "sum",
+        batch_norm: bool = True,
+        attention: Callable[[Axis], FrameAttention] | None = None,
+        fully_connected: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        width = hidden if directions == "sum" else 2 * hidden
+        super().__init__(extractor.input_dimension, fully_connected or width)
+        self.extractor = extractor
+        self.directions = directions
+        self.recurrent_axis = units(hidden) if directions == "sum" else axis(Fixed(2, "directions"), Units(hidden))
+        read = [extractor.output_axis()] + [self.recurrent_axis] * (layers - 1)
+        self.layers = nn.ModuleList(RecurrentLayer(kind, one, hidden, batch_norm) for one in read)
+        self.attentions = nn.ModuleList(attention(self.recurrent_axis) for _ in read if attention is not None)
+        self.fully_connected = nn.Linear(width, fully_connected, bias=not batch_norm) if fully_connected else None
+        self.norm = MaskedBatchNorm(fully_connected) if fully_connected and batch_norm else None
+        self.layer_norm = None if fully_connected else nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say what the last layer reads."""
+        if self.fully_connected is not None:
+            return {"fully_connected.weight": (units(self.dimension), self.recurrent_axis)}
+        return {"layer_norm.weight": (self.recurrent_axis,), "layer_norm.bias": (self.recurrent_axis,)}
+
+    def output_axis(self) -> Axis:
+        """Say that the output is plain units, or what the recurrent layers give."""
+        return self.recurrent_axis if self.fully_connected is None else units(self.dimension)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode features x (B, T, F) as (B, T', D)."""
+        x, lengths = self.extractor(x, lengths)
+        for number, layer in enumerate(self.layers):
+            ahead, back = layer(self.dropout(x), lengths)
+            x = ahead + back if self.directions == "sum" else torch.cat([ahead, back], dim=2)
+            if self.attentions:
+                x = self.attentions[number](x, lengths)
+        if self.layer_norm is not None:
+            return self.layer_norm(x), lengths
+        assert self.fully_connected is not None
+        x = self.fully_connected(self.dropout(x))
+        return clipped_relu(x if self.norm is None else self.norm(x, lengths)), lengths
+
+
+class RecurrentLayer(nn.Module):
+    """Two directions over the frames, each with its own BatchNorm on the input-to-hidden term.
+
+    Args:
+        kind: Of the recurrent units.
+        read: What the dimensions of the input mean.
+        hidden: Units of each direction.
+        batch_norm: Whether there is one.
+    """
+
+    def __init__(self, kind: Kind, read: Axis, hidden: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.read = read
+        make = {"vanilla": ClippedRNN, "gru": nn.GRU, "lstm": nn.LSTM}[kind]
+        self.forward_rnn, self.backward_rnn = (make(axis_size(read), hidden, batch_first=True) for _ in range(2))
+        self.gates = axis(Fixed(self.forward_rnn.weight_ih_l0.shape[0] // hidden, "gates"), Units(hidden))
+        self.forward_norm = InputNorm(self.gates) if batch_norm else None
+        self.backward_norm = InputNorm(self.gates) if batch_norm else None
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say what both directions read."""
+        return {f"{name}.weight_ih_l0": (self.gates, self.read) for name in ("forward_rnn", "backward_rnn")}
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Read x (B, T, D), return what each direction says, (B, T, hidden)."""
+        moments = input_moments(x, lengths) if self.training and self.forward_norm is not None else None
+        ahead = self._run(self.forward_rnn, self.forward_norm, x, moments)
+        back = self._run(self.backward_rnn, self.backward_norm, reverse(x, lengths), moments)
+        return ahead, reverse(back, lengths)
+
+    @staticmethod
+    def _run(rnn: nn.Module, norm: "InputNorm | None", x: Tensor, moments: Moments | None) -> Tensor:
+        if norm is None:
+            return rnn(x)[0]
+        weight, bias = norm(rnn.weight_ih_l0, rnn.bias_ih_l0, moments)
+        return functional_call(rnn, {"weight_ih_l0": weight, "bias_ih_l0": bias}, (x,))[0]
+
+
+class InputNorm(nn.Module):
+    """BatchNorm of W x over all real frames [Amodei et al. 2016, §3.2], folded into W and the bias.
+
+    The mean of W x over frames is W μ, its variance diag(W Σ Wᵀ), with mean μ and covariance Σ of x. So the normalised
+    term is again a matrix times x plus a bias, and the libraries' fastest recurrent kernels apply.
+
+    Args:
+        gates: What the rows of W are.
+        momentum: Weight of a batch in the running statistics.
+        epsilon: Added to the variance.
+    """
+
+    running_mean: Tensor
+    running_variance: Tensor
+
+    def __init__(self, gates: Axis, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.gates = gates
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.ones(axis_size(gates)))
+        self.register_buffer("running_mean", torch.zeros(axis_size(gates)))
+        self.register_buffer("running_variance", torch.ones(axis_size(gates)))
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say that there is one for every row."""
+        return {name: (self.gates,) for name in ("weight", "running_mean", "running_variance")}
+
+    def forward(self, weight: Tensor, bias: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor]:
+        """Return matrix and bias with the normalisation in them; without moments by the running statistics."""
+        with torch.autocast(device_type=weight.device.type, enabled=False):
+            if moments is None:
+                mean, variance = self.running_mean, self.running_variance
+            else:
+                inputs_mean, covariance, count = moments
+                mean = weight @ inputs_mean
+                variance = ((weight @ covariance) * weight).sum(dim=1).clamp(min=0.0)
+                follow(self, mean, variance, count)
+            scale = self.weight * torch.rsqrt(variance + self.epsilon)
+            return weight * scale.unsqueeze(1), bias - mean * scale
+
+
+def input_moments(x: Tensor, lengths: Tensor) -> Moments:
+    """Return mean (D,) and covariance (D, D) of the real frames of x (B, T, D), and how many these are."""
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        count = lengths.sum()
+        some = count.clamp(min=1)
+        mean = silence_padding(x.float(), lengths).sum(dim=(0, 1)) / some
+        centred = silence_padding(x.float() - mean, lengths).flatten(0, 1)
+        return mean, centred.T @ centred / some, count
+
+
+class ClippedRNN(nn.Module):
+    """h_t = min(max(W x_t + U h_{t-1} + b, 0), 20) [seed 004], with the names that torch's RNN has.
+
+    Args:
+        input_size: Dimension of x.
+        hidden_size: Dimension of h.
+        batch_first: As torch has it; always true.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, batch_first: bool = True) -> None:
+        super().__init__()
+        assert batch_first
+        bound = hidden_size**-0.5
+        self.weight_ih_l0 = nn.Parameter(torch.empty(hidden_size, input_size).uniform_(-bound, bound))
+        self.weight_hh_l0 = nn.Parameter(torch.empty(hidden_size, hidden_size).uniform_(-bound, bound))
+        self.bias_ih_l0 = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Read x (B, T, D), return h of all frames (B, T, hidden) and of the last (B, hidden)."""
+        inputs = functional.linear(x, self.weight_ih_l0, self.bias_ih_l0)
+        hidden = inputs.new_zeros(len(x), inputs.shape[2])
+        states = []
+        for one in inputs.unbind(dim=1):
+            hidden = clipped_relu(torch.addmm(one, hidden, self.weight_hh_l0.T))
+            states.append(hidden)
+        return torch.stack(states, dim=1), hidden

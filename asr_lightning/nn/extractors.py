@@ -1,0 +1,199 @@
+"""Convolutions between features and recurrent layers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asr_lightning.nn.axes import Axis, Fixed, Taps, Units, axis, units
+from asr_lightning.nn.convolution import MaskedBatchNorm, MaskedBatchNorm2d
+from asr_lightning.nn.masks import silence_padding
+
+CLIP = 20.0  # of the rectified units [Amodei et al. 2016, "Deep Speech 2", §3.1]
+
+
+def clipped_relu(x: Tensor) -> Tensor:
+    """Return min(max(x, 0), 20)."""
+    return x.clamp(0.0, CLIP)
+
+
+class Extractor(nn.Module, ABC):
+    """Base class: `(features (B, T, F), lengths (B,)) -> (extracted (B, T', D), lengths (B,))`.
+
+    Args:
+        input_dimension: F, dimension of the features it reads.
+        dimension: D of its output.
+    """
+
+    def __init__(self, input_dimension: int, dimension: int) -> None:
+        super().__init__()
+        self.input_dimension = input_dimension
+        self.dimension = dimension
+
+    @abstractmethod
+    def output_axis(self) -> Axis:
+        """Say what the output's dimensions mean."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Extract from features x (B, T, F) of the given lengths (B,)."""
+
+
+class Convolutions2d(Extractor):
+    """Convolutions over time and frequency, each with BatchNorm and clipped rectification [seed 004].
+
+    The published filters, as (frequencies, frames): 41 x 11 and 21 x 11 with strides 2 x 2 and 2 x 1 and 32 channels
+    each, the default [also seed 003]; and these two with a third of 21 x 11, stride 2 x 1 and 96 channels.
+
+    Args:
+        input_dimension: Dimension of the features.
+        channels: Of each layer.
+        kernels: (frequencies, frames) of each layer, odd.
+        strides: (frequencies, frames) of each layer.
+        batch_norm: Whether there is one behind every convolution, which then has no bias.
+
+    Raises:
+        ValueError: The lists differ in length, or a kernel is even.
+    """
+
+    def __init__(
+        self,
+        input_dimension: int,
+        channels: Sequence[int] = (32, 32),
+        kernels: Sequence[Sequence[int]] = ((41, 11), (21, 11)),
+        strides: Sequence[Sequence[int]] = ((2, 2), (2, 1)),
+        batch_norm: bool = True,
+    ) -> None:
+        _check(channels, kernels, strides, [size for kernel in kernels for size in kernel])
+        frequencies = input_dimension
+        for stride, _ in strides:
+            frequencies = -(-frequencies // stride)
+        super().__init__(input_dimension, channels[-1] * frequencies)
+        self.channels, self.frequencies = channels[-1], frequencies
+        self.time_strides = [stride for _, stride in strides]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(
+                before, after, kernel[::-1], stride[::-1], [size // 2 for size in kernel[::-1]], bias=not batch_norm
+            )
+            for before, after, kernel, stride in zip(
+                [1, *channels[:-1]], channels, map(tuple, kernels), map(tuple, strides), strict=True
+            )
+        )
+        self.norms = nn.ModuleList(MaskedBatchNorm2d(size) for size in channels if batch_norm)
+
+    def output_axis(self) -> Axis:
+        """Say that the output is channels × frequencies."""
+        return axis(Units(self.channels), Fixed(self.frequencies, "frequencies"))
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Extract from x (B, T, F) frames of channels × frequencies (B, T', D)."""
+        x = silence_padding(x, lengths).unsqueeze(1)  # (B, C, T, F)
+        for layer, (convolution, stride) in enumerate(zip(self.convolutions, self.time_strides, strict=True)):
+            x = convolution(x)
+            lengths = (lengths + stride - 1) // stride
+            x = clipped_relu(self.norms[layer](x, lengths) if self.norms else x)
+            x = silence_padding(x.transpose(1, 2), lengths).transpose(1, 2)
+        return x.transpose(1, 2).flatten(2), lengths  # (B, C, T', F') -> (B, T', C · F')
+
+
+class Convolutions1d(Extractor):
+    """Convolutions over time, each with BatchNorm and clipped rectification [Amodei et al. 2016, §3.5].
+
+    Args:
+        input_dimension: Dimension of the features.
+        channels: Of each layer; the paper has 1,280 in one, 640 in each of two, 512 in each of three.
+        kernels: Frames of each layer, odd: 11; 5 and 5; 5, 5 and 5.
+        strides: Frames of each layer: 2; 1 and 2; 1, 1 and 2.
+        batch_norm: Whether there is one behind every convolution, which then has no bias.
+
+    Raises:
+        ValueError: The lists differ in length, or a kernel is even.
+    """
+
+    def __init__(
+        self,
+        input_dimension: int,
+        channels: Sequence[int] = (1280,),
+        kernels: Sequence[int] = (11,),
+        strides: Sequence[int] = (2,),
+        batch_norm: bool = True,
+    ) -> None:
+        _check(channels, kernels, strides, kernels)
+        super().__init__(input_dimension, channels[-1])
+        self.strides = list(strides)
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(before, after, kernel, stride, kernel // 2, bias=not batch_norm)
+            for before, after, kernel, stride in zip(
+                [input_dimension, *channels[:-1]], channels, kernels, strides, strict=True
+            )
+        )
+        self.norms = nn.ModuleList(MaskedBatchNorm(size) for size in channels if batch_norm)
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say that the first layer reads features."""
+        first = self.convolutions[0]
+        assert isinstance(first, nn.Conv1d)
+        features = axis(Fixed(self.input_dimension, "features"))
+        return {"convolutions.0.weight": (units(first.out_channels), features, axis(Taps(first.kernel_size[0])))}
+
+    def output_axis(self) -> Axis:
+        """Say that the output is plain units."""
+        return units(self.dimension)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Extract from x (B, T, F) frames of channels (B, T', D)."""
+        for layer, (convolution, stride) in enumerate(zip(self.convolutions, self.strides, strict=True)):
+            x = convolution(silence_padding(x, lengths).transpose(1, 2)).transpose(1, 2)
+            lengths = (lengths + stride - 1) // stride
+            x = clipped_relu(self.norms[layer](x, lengths) if self.norms else x)
+        return silence_padding(x, lengths), lengths
+
+
+class VGG(Extractor):
+    """Pairs of 3 x 3 convolutions with BatchNorm and clipped rectification, and pooling that halves time and frequency.
+
+    Source: Simonyan and Zisserman 2015, as speech recognisers use it [Hori et al. 2017, §4; seed 003, table].
+
+    Args:
+        input_dimension: Dimension of the features.
+        channels: Of each pair.
+        batch_norm: Whether there is one behind every convolution, which then has no bias.
+    """
+
+    def __init__(self, input_dimension: int, channels: Sequence[int] = (64, 128), batch_norm: bool = True) -> None:
+        frequencies = input_dimension
+        for _ in channels:
+            frequencies = (frequencies + 1) // 2
+        super().__init__(input_dimension, channels[-1] * frequencies)
+        self.channels, self.frequencies = channels[-1], frequencies
+        sizes = [size for channel in channels for size in (channel, channel)]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, 3, padding=1, bias=not batch_norm)
+            for before, after in zip([1, *sizes[:-1]], sizes, strict=True)
+        )
+        self.norms = nn.ModuleList(MaskedBatchNorm2d(size) for size in sizes if batch_norm)
+
+    def output_axis(self) -> Axis:
+        """Say that the output is channels × frequencies."""
+        return axis(Units(self.channels), Fixed(self.frequencies, "frequencies"))
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Extract from x (B, T, F) frames of channels × frequencies (B, T', D)."""
+        x = silence_padding(x, lengths).unsqueeze(1)  # (B, C, T, F)
+        for layer, convolution in enumerate(self.convolutions):
+            x = convolution(x)
+            x = clipped_relu(self.norms[layer](x, lengths) if self.norms else x)
+            x = silence_padding(x.transpose(1, 2), lengths).transpose(1, 2)
+            if layer % 2:  # what is pooled is not negative, so zeros behind the end are as good as nothing
+                x = functional.max_pool2d(x, 2, ceil_mode=True)
+                lengths = (lengths + 1) // 2
+        return x.transpose(1, 2).flatten(2), lengths
+
+
+def _check(channels: Sequence[int], kernels: Sequence[object], strides: Sequence[object], sizes: Sequence[int]) -> None:
+    if not len(channels) == len(kernels) == len(strides) or not channels or any(size % 2 == 0 for size in sizes):
+        raise ValueError(
+            "convolutions need channels, odd kernels and strides for each layer, got "
+            f"channels={list(channels)}, kernels={list(kernels)} and strides={list(strides)}"
+        )

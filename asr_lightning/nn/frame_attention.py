@@ -1,0 +1,223 @@
+"""Attention among the frames of an utterance, to stand behind a recurrent layer [seed 003].
+
+    attention: {class_path: asr_lightning.nn.frame_attention.TimeAttention, init_args: {heads: 8, positions: true}}
+
+Seed 003 attends over the heads of each single frame by mistake (`HeadAttention`, kept to reproduce it). The others look
+along time, at real frames only, and add to what they read.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from asr_lightning.nn.attention import split_heads
+from asr_lightning.nn.axes import Axis, Units, axis, axis_size, units
+from asr_lightning.nn.masks import visible_frames
+from asr_lightning.nn.positions import sinusoids
+
+BLOCK = 1 << 22  # energies of additive attention that are held at once: 16 MiB
+
+
+class FrameAttention(nn.Module, ABC):
+    """Base class: `(x (B, T, D), lengths (B,)) -> (B, T, D)`.
+
+    Args:
+        read: What the dimensions of x mean; their number is D.
+    """
+
+    def __init__(self, read: Axis) -> None:
+        super().__init__()
+        self.read = read
+        self.dimension = axis_size(read)
+
+    @abstractmethod
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Transform frames x (B, T, D) of the given lengths (B,)."""
+
+
+class HeadAttention(FrameAttention):
+    """Attention over the heads of every single frame, without residual, as published in seed 003.
+
+    Queries, keys and values are (B, T, H, d) and multiplied as they are, so that each head of a frame attends over the
+    heads of that same frame: no frame learns anything of another. `TimeAttention` is what was meant.
+
+    Args:
+        read: See `FrameAttention`.
+        heads: H.
+        dropout: Of the output.
+
+    Raises:
+        ValueError: The heads do not divide D.
+    """
+
+    def __init__(self, read: Axis, heads: int = 8, dropout: float = 0.1) -> None:
+        super().__init__(read)
+        _check_heads(self.dimension, heads)
+        self.heads = heads
+        self.query, self.key, self.value, self.output = (nn.Linear(self.dimension, self.dimension) for _ in range(4))
+        self.dropout = nn.Dropout(dropout)
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say that queries, keys and values are heads × dimensions of a head."""
+        return _projections(self.read, self.heads)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Transform frames x (B, T, D), each by itself."""
+        query, key, value = (part(x).unflatten(2, (self.heads, -1)) for part in (self.query, self.key, self.value))
+        attended = functional.scaled_dot_product_attention(query, key, value)  # (B, T, H, d), over H
+        return self.dropout(self.output(attended.flatten(2)))
+
+
+class TimeAttention(FrameAttention):
+    """Attention over time with scaled dot products, padding masked, and a residual: seed 003's, corrected.
+
+    One head is its "scaled dot-product", several its "multi-head" attention. A LayerNorm stands before it.
+
+    Args:
+        read: See `FrameAttention`.
+        heads: H.
+        positions: Add sinusoids of the frames' places to what queries and keys are made of.
+        decay: Subtract from the energies what each head has learned, times the distance in frames: temporally weighted.
+        dropout: Of the attention weights and of the output.
+
+    Raises:
+        ValueError: The heads do not divide D.
+    """
+
+    def __init__(
+        self, read: Axis, heads: int = 8, positions: bool = False, decay: bool = False, dropout: float = 0.1
+    ) -> None:
+        super().__init__(read)
+        _check_heads(self.dimension, heads)
+        self.heads = heads
+        self.positions = positions
+        self.norm = nn.LayerNorm(self.dimension)
+        self.query, self.key, self.value, self.output = (nn.Linear(self.dimension, self.dimension) for _ in range(4))
+        # The softplus of these is the loss per frame of distance: heads begin between looking near and looking far.
+        self.decay = nn.Parameter(torch.linspace(-1.0, -5.0, heads)) if decay else None
+        self.dropout = nn.Dropout(dropout)
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say that queries, keys and values are heads × dimensions of a head."""
+        return {**_projections(self.read, self.heads), **_norm(self.read)}
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Let each frame of x (B, T, D) look at all real frames of its row."""
+        size = x.shape[1]
+        normed = self.norm(x)
+        placed = normed
+        if self.positions:
+            places = torch.arange(size, device=x.device)
+            placed = normed + sinusoids(places, self.dimension).to(normed.dtype)
+        seen = visible_frames(lengths, size)[:, None, None, :]  # (B, 1, 1, T)
+        if self.decay is not None:
+            places = torch.arange(size, device=x.device)
+            distance = (places.unsqueeze(1) - places).abs().to(normed.dtype)
+            losses = functional.softplus(self.decay).view(-1, 1, 1) * distance  # (H, T, T)
+            seen = (-losses).to(normed.dtype).masked_fill(~seen, -math.inf)
+        attended = functional.scaled_dot_product_attention(
+            split_heads(self.query(placed), self.heads),
+            split_heads(self.key(placed), self.heads),
+            split_heads(self.value(normed), self.heads),
+            attn_mask=seen,
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )  # (B, H, T, d)
+        return x + self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
+
+
+class AdditiveTimeAttention(FrameAttention):
+    """Attention over time with energies vᵀ tanh(W q + U k) [Bahdanau et al. 2015], with LayerNorm and residual.
+
+    The energies of a few frames at a time are held, and computed again in the backward pass.
+
+    Args:
+        read: See `FrameAttention`.
+        hidden: Units of the energies.
+        dropout: Of the attention weights and of the output.
+        location: Let the energies also see which frames the frame before looked at, through a convolution of its
+            weights [Chorowski et al. 2015]. All frames look at once, so its weights are those without this part.
+        channels: Of that convolution.
+        filter_frames: On each side of it.
+    """
+
+    def __init__(
+        self,
+        read: Axis,
+        hidden: int = 64,
+        dropout: float = 0.1,
+        location: bool = False,
+        channels: int = 10,
+        filter_frames: int = 25,
+    ) -> None:
+        super().__init__(read)
+        self.norm = nn.LayerNorm(self.dimension)
+        self.query = nn.Linear(self.dimension, hidden)
+        self.key = nn.Linear(self.dimension, hidden, bias=False)
+        self.energy = nn.Linear(hidden, 1, bias=False)
+        self.value, self.output = nn.Linear(self.dimension, self.dimension), nn.Linear(self.dimension, self.dimension)
+        self.filters = (
+            nn.Conv1d(1, channels, 2 * filter_frames + 1, padding=filter_frames, bias=False) if location else None
+        )
+        self.location = nn.Linear(channels, hidden, bias=False) if location else None
+        self.dropout = nn.Dropout(dropout)
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say what is read and written."""
+        hidden = units(self.query.out_features)
+        axes = {f"{name}.weight": (hidden, self.read) for name in ("query", "key")}
+        axes |= {
+            "value.weight": (units(self.dimension), self.read),
+            "output.weight": (self.read, units(self.dimension)),
+        }
+        return {**axes, "output.bias": (self.read,), **_norm(self.read)}
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Let each frame of x (B, T, D) look at all real frames of its row."""
+        normed = self.norm(x)
+        queries, keys, values = self.query(normed), self.key(normed), self.value(normed)
+        seen = visible_frames(lengths, x.shape[1]).unsqueeze(1)  # (B, 1, T)
+        rows = max(1, BLOCK // max(1, keys.numel()))
+        parts, last = [], None
+        for start in range(0, x.shape[1], rows):
+            looking = queries[:, start : start + rows]
+            part, last = checkpoint(self._look, looking, keys, values, seen, last, use_reentrant=False)
+            parts.append(part)
+        return x + self.dropout(self.output(torch.cat(parts, dim=1)))
+
+    def _look(
+        self, queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor, last: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what some frames (B, Q, hidden) see, (B, Q, D), and the weights (B, 1, T) of the last of them."""
+        sums = queries.unsqueeze(2) + keys.unsqueeze(1)  # (B, Q, T, hidden)
+        weights = self._weights(sums, seen)
+        if self.location is not None and self.filters is not None:
+            before = torch.zeros_like(weights[:, :1]) if last is None else last
+            shifted = torch.cat([before, weights[:, :-1]], dim=1)  # (B, Q, T)
+            filtered = self.filters(shifted.flatten(0, 1).unsqueeze(1)).transpose(1, 2)  # (B · Q, T, channels)
+            last = weights[:, -1:]
+            weights = self._weights(sums + self.location(filtered).unflatten(0, shifted.shape[:2]), seen)
+        return functional.dropout(weights, self.dropout.p, self.training) @ values, last
+
+    def _weights(self, sums: Tensor, seen: Tensor) -> Tensor:
+        return self.energy(torch.tanh(sums)).squeeze(3).masked_fill(~seen, -math.inf).softmax(dim=2)
+
+
+def _projections(read: Axis, heads: int) -> dict[str, tuple[Axis, ...]]:
+    inner = axis(Units(heads), Units(axis_size(read) // heads))
+    axes: dict[str, tuple[Axis, ...]] = {"output.weight": (read, inner), "output.bias": (read,)}
+    for name in ("query", "key", "value"):
+        axes |= {f"{name}.weight": (inner, read), f"{name}.bias": (inner,)}
+    return axes
+
+
+def _norm(read: Axis) -> dict[str, tuple[Axis, ...]]:
+    return {"norm.weight": (read,), "norm.bias": (read,)}
+
+
+def _check_heads(dimension: int, heads: int) -> None:
+    if dimension % heads:
+        raise ValueError(f"attention needs heads that divide its dimension, got {heads} heads and {dimension}")
