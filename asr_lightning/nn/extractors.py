@@ -73,12 +73,8 @@ class Convolutions2d(Extractor):
         self.channels, self.frequencies = channels[-1], frequencies
         self.time_strides = [stride for _, stride in strides]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(
-                before, after, kernel[::-1], stride[::-1], [size // 2 for size in kernel[::-1]], bias=not batch_norm
-            )
-            for before, after, kernel, stride in zip(
-                [1, *channels[:-1]], channels, map(tuple, kernels), map(tuple, strides), strict=True
-            )
+            _convolution2d(before, after, kernel, stride, not batch_norm)
+            for before, after, kernel, stride in zip([1, *channels[:-1]], channels, kernels, strides, strict=True)
         )
         self.norms = nn.ModuleList(MaskedBatchNorm2d(size) for size in channels if batch_norm)
 
@@ -95,6 +91,12 @@ class Convolutions2d(Extractor):
             x = clipped_relu(self.norms[layer](x, lengths) if self.norms else x)
             x = silence_padding(x.transpose(1, 2), lengths).transpose(1, 2)
         return x.transpose(1, 2).flatten(2), lengths  # (B, C, T', F') -> (B, T', C · F')
+
+
+def _convolution2d(inputs: int, channels: int, kernel: Sequence[int], stride: Sequence[int], bias: bool) -> nn.Conv2d:
+    (bands, frames), (band_stride, frame_stride) = kernel, stride
+    padding = (frames // 2, bands // 2)
+    return nn.Conv2d(inputs, channels, (frames, bands), (frame_stride, band_stride), padding, bias=bias)
 
 
 class Convolutions1d(Extractor):

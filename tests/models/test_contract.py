@@ -108,7 +108,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
         deep_speech_2(attention=frame_attention("AdditiveTimeAttention", hidden=16, location=True, filter_frames=5))
     ),
     "Deep Speech 2 with cross-attention": attention_decoder(
-        encoder=deep_speech_2(), decoder=transformer("TransformerDecoder"), ctc_weight=0.5, search=searching(ctc_weight=0.5)
+        encoder=deep_speech_2(),
+        decoder=transformer("TransformerDecoder"),
+        ctc_weight=0.5,
+        search=searching(ctc_weight=0.5),
     ),
     "Jasper": ctc(
         {
