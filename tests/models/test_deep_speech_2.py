@@ -1,0 +1,147 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from asr_lightning.models.deep_speech_2 import ClippedRNN, DeepSpeech2Encoder, RecurrentLayer
+from asr_lightning.models.jasper import Jasper
+from asr_lightning.nn.axes import units
+from asr_lightning.nn.extractors import Convolutions1d, Convolutions2d
+from asr_lightning.nn.frame_attention import HeadAttention, TimeAttention
+
+LENGTHS = torch.tensor([8, 5, 1])
+GATES = {"vanilla": 1, "gru": 3, "lstm": 4}
+
+
+def frames(seed: int = 0) -> Tensor:
+    return torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(seed)) + 2.0
+
+
+def real(x: Tensor) -> Tensor:
+    return torch.cat([row[:length] for row, length in zip(x, LENGTHS.tolist(), strict=True)])
+
+
+def make(kind: Any, batch_norm: bool = True) -> RecurrentLayer:
+    torch.manual_seed(1)
+    layer = RecurrentLayer(kind, units(6), 4, batch_norm)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.5 + ("norm.weight" in name))
+    return layer
+
+
+def reading_gates(rnn: Any, kind: str) -> nn.Module:
+    """The same recurrence over what its gates read: its input matrix is the identity."""
+    size = GATES[kind] * 4
+    make = {"vanilla": ClippedRNN, "gru": nn.GRU, "lstm": nn.LSTM}[kind]
+    plain = make(size, 4, batch_first=True)
+    state = {**rnn.state_dict(), "weight_ih_l0": torch.eye(size), "bias_ih_l0": torch.zeros(size)}
+    plain.load_state_dict(state)
+    return plain
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_batch_norm_is_on_the_input_term_of_all_real_frames(kind: str) -> None:
+    """Forward direction: BatchNorm of W x by torch, then the recurrence; outputs, gradients and statistics."""
+    layer = make(kind)
+    rnn: Any = layer.forward_rnn
+    norm: Any = layer.forward_norm
+    theirs = nn.BatchNorm1d(GATES[kind] * 4)
+    with torch.no_grad():
+        theirs.weight.copy_(norm.weight)
+        theirs.bias.copy_(rnn.bias_ih_l0)
+    plain = reading_gates(rnn, kind)
+
+    def expected(x: Tensor, weight: Tensor) -> Tensor:
+        terms = theirs(real(x) @ weight.T)
+        parts = terms.split(LENGTHS.tolist())
+        return torch.cat([plain(part.unsqueeze(0))[0][0] for part in parts])
+
+    for step in range(2):
+        x, x_again = frames(step).requires_grad_(), frames(step).requires_grad_()
+        weight = rnn.weight_ih_l0.detach().clone().requires_grad_()
+        ahead, _ = layer(x, LENGTHS)
+        wanted = expected(x_again, weight)
+        torch.testing.assert_close(real(ahead), wanted, rtol=1e-4, atol=1e-4)
+        cotangent = torch.randn_like(wanted)
+        layer.zero_grad()
+        real(ahead).backward(cotangent)
+        wanted.backward(cotangent)
+        torch.testing.assert_close(x.grad, x_again.grad, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(rnn.weight_ih_l0.grad, weight.grad, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(norm.running_mean, theirs.running_mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(norm.running_variance, theirs.running_var, rtol=1e-4, atol=1e-4)
+    layer.eval(), theirs.eval()
+    torch.testing.assert_close(real(layer(frames(9), LENGTHS)[0]), expected(frames(9), rnn.weight_ih_l0))
+
+
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_backward_direction_reads_each_utterance_from_its_own_end(kind: str, batch_norm: bool) -> None:
+    layer = make(kind, batch_norm)
+    layer.backward_rnn.load_state_dict(layer.forward_rnn.state_dict())
+    if layer.forward_norm is not None and layer.backward_norm is not None:
+        layer.backward_norm.load_state_dict(layer.forward_norm.state_dict())
+    turned = frames()
+    for row, length in enumerate(LENGTHS.tolist()):
+        turned[row, :length] = turned[row, :length].flip(0)
+    ahead, _ = layer(frames(), LENGTHS)
+    _, back = layer(turned, LENGTHS)
+    for row, length in enumerate(LENGTHS.tolist()):
+        torch.testing.assert_close(back[row, :length].flip(0), ahead[row, :length])
+
+
+def test_vanilla_units_are_torchs_until_they_are_clipped() -> None:
+    torch.manual_seed(0)
+    ours, theirs = ClippedRNN(6, 4), nn.RNN(6, 4, nonlinearity="relu", batch_first=True)
+    theirs.load_state_dict({**ours.state_dict(), "bias_hh_l0": torch.zeros(4)})
+    torch.testing.assert_close(ours(frames()), (theirs(frames())[0], theirs(frames())[1][0]))
+    assert float(ours(frames() * 1e4)[0].max()) == 20.0
+
+
+def test_directions_are_summed_or_side_by_side() -> None:
+    encoders = []
+    for directions in ("sum", "concatenate"):
+        torch.manual_seed(0)
+        encoders.append(DeepSpeech2Encoder(Convolutions1d(6, [5]), 4, 1, directions=directions).eval())  # type: ignore[arg-type]
+    for encoder in encoders:
+        encoder.layer_norm = nn.Identity()
+    (summed, lengths), (beside, _) = (encoder(frames(), LENGTHS) for encoder in encoders)
+    torch.testing.assert_close(summed, beside[:, :, :4] + beside[:, :, 4:])
+    assert lengths.tolist() == [4, 3, 1]
+    assert [encoder.dimension for encoder in encoders] == [4, 8]
+
+
+@pytest.mark.parametrize(("attention", "blind"), [(HeadAttention, True), (TimeAttention, False)])
+def test_the_published_attention_is_blind_inside_the_recogniser_too(attention: Any, blind: bool) -> None:
+    """Behind the attention a frame depends on another one only through what is below it."""
+    torch.manual_seed(0)
+    encoder = DeepSpeech2Encoder(Convolutions2d(6), 8, 1, attention=lambda read: attention(read, heads=2)).eval()
+    seen: list[Tensor] = []
+    encoder.attentions[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    encoder(torch.randn(1, 8, 6), torch.tensor([8]))
+    [x] = seen
+    x = x.detach().requires_grad_()
+    encoder.attentions[0](x, torch.tensor([4]))[0, 0].sum().backward()
+    assert x.grad is not None
+    assert (x.grad[0, 1:].abs().max() == 0) == blind
+
+
+def count(module: nn.Module, classes: int = 2_001, dimension: int = 0) -> float:
+    """Millions of parameters, with an output layer."""
+    return (sum(parameter.numel() for parameter in module.parameters()) + (dimension + 1) * classes) / 1e6
+
+
+def test_the_published_sizes_have_the_published_numbers_of_parameters() -> None:
+    """Against KoSpeech's own, by instantiation: 52.37, 111.78 and 334.70 M with 2,001 classes."""
+    with torch.device("meta"):
+        deep = DeepSpeech2Encoder(Convolutions2d(80), 1024, 3, directions="concatenate")
+        assert count(deep, dimension=2048) == pytest.approx(52.37, abs=0.02)
+        assert count(Jasper(80, repeats=3, copies=1), dimension=1024) == pytest.approx(111.78, abs=0.01)
+        assert count(Jasper(80), dimension=1024) == pytest.approx(334.70, abs=0.01)
+
+
+def test_jasper_says_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"odd kernels .* got channels=\[8\], kernels=\[4\]"):
+        Jasper(20, channels=[8], kernels=[4], dropouts=[0.1])
