@@ -49,6 +49,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         speed_factors: Training audio is played so much faster: one of them is drawn per utterance and epoch, as from
             `[0.9, 1.0, 1.1]`. Empty leaves it.
         noise: Changes the training waveforms: called with the audio (S,) and a generator, returns audio (S,).
+        sorted_epochs: First epochs that go from short to long utterances (SortaGrad), before they are shuffled.
         workers: Processes that read audio, for each training process; 0 reads in the training process.
         seed: Of the order of utterances and of the augmentation; that of the whole run (`seed_everything`) if None.
         sample_rate: Samples per second that all files must have.
@@ -74,6 +75,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         train_utterances: int | None = None,
         speed_factors: list[float] | None = None,
         noise: Noise | None = None,
+        sorted_epochs: int = 0,
         workers: int = 2,
         seed: int | None = None,
         sample_rate: int = 16_000,
@@ -93,6 +95,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         self.train_utterances = train_utterances
         self.speed_factors = [round(factor, 2) for factor in speed_factors or []]
         self.noise = noise
+        self.sorted_epochs = sorted_epochs
         self.workers = workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "1")) if seed is None else seed
         self.sample_rate = sample_rate
@@ -196,6 +199,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             *rank_of(self.trainer),
             seed=self.seed,
             progress=lambda: progress_of(self.trainer),
+            sorted_epochs=self.sorted_epochs,
             identity={"subsets": ", ".join(speech.subsets)},
         )
 
@@ -281,6 +285,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             "max_seconds": (self.max_seconds > self.min_seconds, f"more than min_seconds, which is {self.min_seconds}"),
             "train_utterances": (limit is None or limit > 0, "more than 0"),
             "speed_factors": (all(0.1 <= factor <= 10 for factor in self.speed_factors), "each from 0.1 to 10"),
+            "sorted_epochs": (self.sorted_epochs >= 0, "0 or more"),
             "workers": (self.workers >= 0, "0 or more"),
             "on_bad": (self.on_bad in ("error", "skip"), "error or skip"),
         }

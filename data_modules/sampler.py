@@ -17,7 +17,12 @@ Load = Callable[[list[list[int]], int], Iterable[Batch]]
 
 
 def plan_batches(
-    durations: np.ndarray, batch_seconds: float, world_size: int = 1, seed: int | None = None, epoch: int = 0
+    durations: np.ndarray,
+    batch_seconds: float,
+    world_size: int = 1,
+    seed: int | None = None,
+    epoch: int = 0,
+    sorted_epochs: int = 0,
 ) -> list[list[list[int]]]:
     """Put every utterance into one batch, together with others of about its duration.
 
@@ -32,6 +37,7 @@ def plan_batches(
         world_size: Number of processes that share the utterances.
         seed: Of the shuffling, together with `epoch`; without it the longest batches come first, always the same.
         epoch: Counts from 0.
+        sorted_epochs: In so many first epochs the batches come from short to long [SortaGrad; seed 004].
 
     Returns:
         For every rank a list of batches, which are lists of positions in `durations`. All ranks have the same number
@@ -47,7 +53,7 @@ def plan_batches(
     if seed is not None:
         random = np.random.default_rng([seed, epoch])
         order = longest_first[np.lexsort((random.random(len(durations)), buckets))]
-        steps = random.permutation(batches)
+        steps = steps[::-1] if epoch < sorted_epochs else random.permutation(batches)
     positions, ends = order.tolist(), [*cuts[1:].tolist(), len(durations)]
     starts = cuts.tolist()
     return [
@@ -145,6 +151,7 @@ class TrainBatches(EvaluationBatches):
         world_size: Number of processes.
         seed: Of the shuffling.
         progress: Gives the epoch and how many of its batches are done.
+        sorted_epochs: First epochs that go from short to long utterances.
         identity: What else the plan depends on, by name; a checkpoint may only be resumed with the same.
     """
 
@@ -158,16 +165,18 @@ class TrainBatches(EvaluationBatches):
         *,
         seed: int = 1,
         progress: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        sorted_epochs: int = 0,
         identity: dict[str, Any] | None = None,
     ) -> None:
         self.seed = seed
+        self.sorted_epochs = sorted_epochs
         self.progress = progress
         self.identity = identity or {}
         super().__init__(durations, load, batch_seconds, rank, world_size)
 
     def plan(self, epoch: int = 0) -> list[list[list[int]]]:
         """All ranks' batches of an epoch."""
-        return plan_batches(self.durations, self.batch_seconds, self.world_size, self.seed, epoch)
+        return plan_batches(self.durations, self.batch_seconds, self.world_size, self.seed, epoch, self.sorted_epochs)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, done = self.progress()
@@ -181,6 +190,7 @@ class TrainBatches(EvaluationBatches):
             "batch_seconds": self.batch_seconds,
             "seed": self.seed,
             "processes": self.world_size,
+            "sorted_epochs": self.sorted_epochs,
             **self.identity,
         }
 

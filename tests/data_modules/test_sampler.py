@@ -60,6 +60,18 @@ def test_epochs_differ_in_order_and_in_company_but_not_in_length() -> None:
     assert plans[1] != plan_batches(durations, 200.0, 2, seed=2, epoch=1)
 
 
+def test_the_first_epochs_may_go_from_short_to_long() -> None:
+    durations = like_librispeech(500)
+    for epoch in range(3):
+        plan = plan_batches(durations, 100.0, 2, seed=1, epoch=epoch, sorted_epochs=2)
+        longest = [
+            max(float(durations[number]) for rank in plan for number in rank[step]) for step in range(len(plan[0]))
+        ]
+        bucketed = all(later >= earlier / 1.05 for earlier, later in zip(longest, longest[1:], strict=False))
+        assert bucketed == (epoch < 2)
+    assert plan == plan_batches(durations, 100.0, 2, seed=1, epoch=2)
+
+
 def test_ranks_have_alike_batches_at_a_step() -> None:
     durations = like_librispeech(5000)
     plan = plan_batches(durations, 200.0, 2, seed=1)
@@ -94,6 +106,7 @@ def batches_of(**change: object) -> TrainBatches:
         ({"batch_seconds": 4.0}, "batch_seconds: 3.0 in the checkpoint, 4.0 now"),
         ({"seed": 2}, "seed: 1 in the checkpoint, 2 now"),
         ({"world_size": 2}, "processes: 1 in the checkpoint, 2 now"),
+        ({"sorted_epochs": 1}, "sorted_epochs: 0 in the checkpoint, 1 now"),
         ({"identity": {"subsets": "b"}}, "subsets: a in the checkpoint, b now"),
     ],
 )
