@@ -1,0 +1,78 @@
+"""Makes the tokens of a recogniser from the training transcripts of an experiment: characters or SentencePiece pieces.
+
+Example: python -m asr_lightning.tools.units characters --config experiments/ds2_kspon.yaml --output units.tsv
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from asr_lightning.errors import InputError
+from asr_lightning.models.checkpoints import input_error
+from asr_lightning.text.hangul import FULL_SIZE, write_characters
+from asr_lightning.text.tokenizers import train_sentencepiece
+from data_modules.corpus import CorpusDataModule
+
+
+def training_texts(config: Path) -> Iterator[str]:
+    """Give the transcripts that an experiment trains on, as it trains on them.
+
+    Raises:
+        InputError: The experiment cannot be read, or its data cannot be used.
+    """
+    try:
+        data = yaml.safe_load(config.read_text("utf-8"))["data"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(
+            f"expected an experiment with a `data` part in {config}, got {type(error).__name__}: {error}"
+        ) from error
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(CorpusDataModule, "data", required=True)
+    try:
+        module: CorpusDataModule = parser.instantiate(parser.parse_object({"data": data})).data
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise input_error(error) or InputError(f"{config}: its `data` cannot be used: {error}") from error
+    module.subsets = {**{role: [] for role in module.subsets}, "train": module.subsets["train"]}
+    module.prepare_data()
+    module.setup("fit")
+    for manifest in module.manifests.values():
+        for number in range(len(manifest)):
+            yield manifest[number].supervisions[0].text or ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 where the input cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m asr_lightning.tools.units",
+        description="Make the tokens of a recogniser from the training transcripts of an experiment.",
+    )
+    parser.add_argument("kind", choices=("characters", "unigram", "bpe"), help="the last two are SentencePiece models")
+    parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="experiment whose `data` is read")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="a list, or a .model of SentencePiece"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=FULL_SIZE, help="tokens with blank, unknown, end and space (default: %(default)s)"
+    )
+    parser.add_argument("--least", type=int, default=1, help="leave characters out that come less often (default: 1)")
+    options = parser.parse_args(arguments)
+    try:
+        texts = training_texts(options.config)
+        if options.kind == "characters":
+            found = write_characters(texts, options.output, options.tokens, options.least)
+            print(f"{found} characters in {options.output}, so that SyllableTokenizer has {found + 4} tokens")
+        else:
+            prefix = options.output.with_suffix("")
+            print(f"written: {train_sentencepiece(texts, options.tokens, prefix, options.kind)}")
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

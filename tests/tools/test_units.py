@@ -1,0 +1,71 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from asr_lightning.text.hangul import SyllableTokenizer
+from asr_lightning.text.tokenizers import SentencePieceTokenizer
+from asr_lightning.tools.units import main
+
+LINES = ["b/ 비가 온다.", "(3시)/(세 시)에 비가 온다", "눈이 온다", "눈이 비가"]
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    folder = tmp_path / "kspon" / "KsponSpeech_01"
+    folder.mkdir(parents=True)
+    for number, line in enumerate(LINES):
+        (folder / f"KsponSpeech_{number:06}.pcm").write_bytes(bytes(2_000))
+        (folder / f"KsponSpeech_{number:06}.txt").write_bytes(line.encode("cp949"))
+    arguments: dict[str, Any] = {
+        "root": str(folder.parent),
+        "train_subsets": ["KsponSpeech_01"],
+        "test_subsets": ["none"],
+    }
+    data = {"class_path": "data_modules.ksponspeech.KsponSpeechDataModule", "init_args": arguments}
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump({"data": data, "model": {"class_path": "not.looked.At"}}))
+    return path
+
+
+def test_characters_are_those_of_the_training_transcripts(experiment: Path, tmp_path: Path) -> None:
+    output = tmp_path / "units" / "characters.tsv"
+    assert main(["characters", "--config", str(experiment), "--output", str(output)]) == 0
+    tokenizer = SyllableTokenizer(str(output))
+    assert set(tokenizer.tokens[4:]) == set("비가온다세시에눈이")
+    assert main(["characters", "--config", str(experiment), "--output", str(output), "--tokens", "6"]) == 0
+    assert len(SyllableTokenizer(str(output))) == 6
+
+
+def test_pieces_are_trained_on_them(experiment: Path, tmp_path: Path) -> None:
+    output = tmp_path / "pieces.model"
+    assert main(["bpe", "--config", str(experiment), "--output", str(output), "--tokens", "18"]) == 0
+    tokenizer = SentencePieceTokenizer(str(output))
+    assert len(tokenizer) == 18
+    assert tokenizer.decode(tokenizer.encode("비가 온다")) == "비가 온다"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "expected an experiment with a `data` part in .*FileNotFoundError"),
+        ("model: 3", "expected an experiment with a `data` part"),
+        ("data: {class_path: data_modules.ksponspeech.Nothing}", "its `data` cannot be used"),
+        (
+            "data: {class_path: data_modules.ksponspeech.KsponSpeechDataModule, init_args: {root: nowhere,"
+            " train_subsets: [train]}}",
+            "there is no such folder",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_named(
+    tmp_path: Path, content: str | None, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "experiment.yaml"
+    if content is not None:
+        path.write_text(content)
+    assert main(["characters", "--config", str(path), "--output", str(tmp_path / "out")]) == 2
+
+    assert re.search(message, capfd.readouterr().err)
