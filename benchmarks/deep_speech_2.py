@@ -1,0 +1,100 @@
+"""Training speed of Deep Speech 2 beside the same shapes of torch's own layers, in one run, step by step in turn.
+
+    python benchmarks/deep_speech_2.py [--device cuda] [--hidden 512] [--layers 5]
+
+Plain is Conv2d, BatchNorm2d and Hardtanh, then BatchNorm1d and a bidirectional GRU for each layer, as KoSpeech has
+them: its statistics count padding and its backward direction begins in it. Features and the CTC loss are not timed.
+Utterances differ in length by 5 %, as those of a batch do.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from asr_lightning.models.deep_speech_2 import DeepSpeech2Encoder
+from asr_lightning.nn.extractors import Convolutions2d
+
+FRAMES_A_SECOND = 100
+
+
+class Plain(nn.Module):
+    """The same shapes, of torch's layers."""
+
+    def __init__(self, input_dimension: int, channels: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.front = nn.Sequential(
+            nn.Conv2d(1, channels, (11, 41), (2, 2), (5, 20), bias=False),
+            nn.BatchNorm2d(channels),
+            nn.Hardtanh(0, 20),
+            nn.Conv2d(channels, channels, (11, 21), (1, 2), (5, 10), bias=False),
+            nn.BatchNorm2d(channels),
+            nn.Hardtanh(0, 20),
+        )
+        sizes = [channels * -(-input_dimension // 4)] + [hidden] * (layers - 1)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes)
+        self.layers = nn.ModuleList(nn.GRU(size, hidden, batch_first=True, bidirectional=True) for size in sizes)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Encode features (B, T, F) as (B, T / 2, hidden)."""
+        x = self.front(x.unsqueeze(1)).transpose(1, 2).flatten(2)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            both, _ = layer(norm(x.transpose(1, 2)).transpose(1, 2))
+            x = both.unflatten(2, (2, -1)).sum(dim=2)
+        return x
+
+
+def seconds_of(step: Callable[[], object], device: str) -> float:
+    """Return how long a step takes."""
+    start = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print audio seconds per second of both, and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--features", type=int, default=161)
+    parser.add_argument("--channels", type=int, default=32)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--utterances", type=int, default=8)
+    parser.add_argument("--utterance-seconds", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=7)
+    options = parser.parse_args()
+    size = int(FRAMES_A_SECOND * options.utterance_seconds)
+    x = torch.randn(options.utterances, size, options.features, device=options.device)
+    lengths = torch.linspace(size / 1.05, size, options.utterances, device=options.device).long()
+    front = Convolutions2d(options.features, [options.channels] * 2)
+    ours = DeepSpeech2Encoder(front, options.hidden, options.layers, directions="sum").to(options.device).train()
+    plain = Plain(options.features, options.channels, options.hidden, options.layers).to(options.device).train()
+
+    def step_of_ours() -> None:
+        ours.zero_grad()
+        ours(x, lengths)[0].sum().backward()
+
+    def step_of_plain() -> None:
+        plain.zero_grad()
+        plain(x, lengths).sum().backward()
+
+    times: dict[str, list[float]] = {"ours": [], "plain": []}
+    for number in range(options.steps + 2):
+        for name, step in (("ours", step_of_ours), ("plain", step_of_plain)):
+            taken = seconds_of(step, options.device)
+            if number >= 2:
+                times[name].append(taken)
+    audio = float(lengths.sum()) / FRAMES_A_SECOND
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, median in medians.items():
+        print(f"{name:6} {audio / median:8.1f} audio s/s   {1000 * median:8.0f} ms a step")
+    print(f"ours takes {medians['ours'] / medians['plain']:.3f} times as long")
+
+
+if __name__ == "__main__":
+    main()
