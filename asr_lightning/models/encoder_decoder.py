@@ -30,7 +30,7 @@ class EncoderDecoder(Recognizer):
         **recognizer: Arguments of `Recognizer`.
 
     Raises:
-        InputError: `label_smoothing` is out of its range.
+        InputError: `label_smoothing` is out of its range, or no token ends a sentence.
     """
 
     def __init__(
@@ -43,6 +43,11 @@ class EncoderDecoder(Recognizer):
         super().__init__(**recognizer)
         if not 0.0 <= label_smoothing < 1.0:
             raise InputError(f"EncoderDecoder needs 0 <= label_smoothing < 1, got {label_smoothing}")
+        if self.tokenizer.eos_id == self.tokenizer.blank_id:
+            name = type(self.tokenizer).__name__
+            raise InputError(
+                f"EncoderDecoder needs a token that ends a sentence, which {name} has not; use another one"
+            )
         self.decoder = decoder(self.tokenizer.tokens, self.encoder.output_axis())
         self.label_smoothing = label_smoothing
         self.search = search or AttentionSearch()

@@ -99,6 +99,34 @@ class CharacterTokenizer(Tokenizer):
         return {}
 
 
+class LetterTokenizer(Tokenizer):
+    """The 29 characters of Deep Speech 2: a–z as capitals, apostrophe, `_` for a space, and blank [seed 004].
+
+    Nothing else can be written: white space is one space, accents are dropped, and so is any other character. For CTC
+    and transducers only, since there is no end; unknown and end are the blank.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = (BLANK, "_", "'", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        self.blank_id = self.unk_id = self.eos_id = 0
+        self._ids = {token: number for number, token in enumerate(self.tokens)}
+
+    def encode(self, text: str) -> list[int]:
+        """Turn text into token ids, by the rule above."""
+        letters = unicodedata.normalize("NFD", text.upper().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+        words = "".join(
+            letter for letter in letters if letter.isspace() or letter in self._ids and letter != "_"
+        ).split()
+        return [self._ids[letter] for letter in "_".join(words)]
+
+    def _decode(self, ids: list[int]) -> str:
+        return " ".join("".join(self.tokens[number] for number in ids).replace("_", " ").split())
+
+    def init_args(self) -> dict[str, Any]:
+        """Return no arguments: there are none."""
+        return {}
+
+
 class SentencePieceTokenizer(Tokenizer):
     """The pieces of a SentencePiece model, be it of `train_sentencepiece` or of somebody else.
 

@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr_lightning.errors import InputError
-from asr_lightning.text.tokenizers import CharacterTokenizer, SentencePieceTokenizer, train_sentencepiece
+from asr_lightning.text.tokenizers import (
+    CharacterTokenizer,
+    LetterTokenizer,
+    SentencePieceTokenizer,
+    train_sentencepiece,
+)
 
 TEXTS = [f"{a} {b} {c}" for a in ("THE CAT", "A DOG") for b in ("SAW", "DIDN'T SEE") for c in ("ME", "THEM", "IT")]
 WORDS = st.lists(st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ'", min_size=1)).map(" ".join)
@@ -143,3 +148,19 @@ def test_training_says_why_it_cannot(tmp_path, texts: list[str], size: int, reas
     with pytest.raises(InputError, match=reason):
         train_sentencepiece(texts, size, tmp_path / "model")
     assert not capfd.readouterr().out
+
+
+@given(WORDS)
+def test_the_29_letters_write_english(text: str) -> None:
+    tokenizer = LetterTokenizer()
+    assert len(tokenizer) == len(set(tokenizer.tokens)) == 29
+    assert tokenizer.decode(tokenizer.encode(text)) == " ".join(text.split())
+    assert tokenizer.blank_id not in tokenizer.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("I have a pen.", "I HAVE A PEN"), ("don’t — snake_case 3", "DON'T SNAKECASE"), ("Élan 가", "ELAN"), ("...", "")],
+)
+def test_the_29_letters_leave_everything_else_out(text: str, expected: str) -> None:
+    assert LetterTokenizer().decode(LetterTokenizer().encode(text)) == expected
