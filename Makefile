@@ -6,6 +6,13 @@ CORPUS ?=
 RUNS ?= $(if $(CORPUS),runs/ws/$(notdir $(abspath $(CORPUS))),runs/ws/spoken)
 EXPERIMENTS ?= rnnt_random rnnt_ws rnnt_ws_blind
 
+# Of experiments on a corpus of one's own.
+ifneq ($(CORPUS),)
+DATA := --data data_modules.librispeech.LibriSpeechDataModule --data.init_args.root $(abspath $(CORPUS)) \
+	--data.init_args.train_subsets [train-clean-100] --data.init_args.validation_subsets [dev-clean,test-other]
+endif
+comma := ,
+
 BIN := .venv/bin
 INSTALLED := .venv/installed
 LIGHTNING := $(BIN)/lightning
@@ -16,16 +23,17 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help demo test lint bench ws las e2e e2e-ws install
+.PHONY: help demo test lint bench ws las e2e e2e-ws ds2 ds2-attention ds2-features ds2-extractors install
 .DELETE_ON_ERROR:
 .SECONDARY:
 
 help: ## this list
-	@echo "targets:"; sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@echo "targets:"; sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 	@echo "variables:"
 	@echo "  PYTHON=python3      the Python (3.11 or newer) that .venv is made with"
-	@echo "  SEEDS='1 2 3'       of \`make ws\`, \`make las\`, \`make e2e\` and \`make e2e-ws\`"
-	@echo "  CORPUS=FOLDER       of \`make ws\`: a LibriSpeech folder; the embedded corpus without it"
+	@echo "  SEEDS='1 2 3'       of every target but \`make demo\` that trains"
+	@echo "  CORPUS=FOLDER       of \`make ws\` and \`make ds2…\`: a LibriSpeech folder; the embedded corpora without it"
+	@echo "  SCALE=full          of \`make ds2…\`: networks of full size, on KsponSpeech or CORPUS; demo without it"
 
 install: $(INSTALLED) ## make .venv with everything in it
 
@@ -92,12 +100,64 @@ endef
 $(foreach run,$(SEARCHES),$(eval $(call SEARCH,$(run))))
 $(DEMO)/lm_char/seed1/finished: | $(DEMO)/las/seed1/finished
 
+# Deep Speech 2, one thing changed at a time [seeds 003, 004]: one table each, over SEEDS, on the embedded Korean corpus, or
+# on CORPUS in LibriSpeech's layout. SCALE=full takes the networks of full size, and KsponSpeech without a CORPUS. A variant
+# is the base experiment with other values.
+
+SCALE ?= demo
+DS2 := runs/$(SCALE)/ds2$(if $(CORPUS),-$(notdir $(abspath $(CORPUS))))
+DS2_EXPERIMENT := experiments/$(if $(filter full,$(SCALE)),$(if $(CORPUS),ds2,ds2_kspon),demo/ds2)
+DS2_DATA := $(if $(CORPUS),$(DATA) --model.init_args.tokenizer asr_lightning.text.tokenizers.CharacterTokenizer)
+ENCODER := --model.init_args.encoder.init_args
+EXTRACTOR := $(ENCODER).extractor
+ATTENTION := $(ENCODER).attention
+FEATURES := --model.init_args.features asr_lightning.audio.features
+BY_SCALE = $(if $(filter full,$(SCALE)),$(2),$(1))
+
+VALUES_wide := $(ENCODER).hidden $(call BY_SCALE,187,1471)
+VALUES_heads := $(ATTENTION) asr_lightning.nn.frame_attention.HeadAttention $(ATTENTION).init_args.heads $(call BY_SCALE,4,8)
+VALUES_scaled := $(ATTENTION) asr_lightning.nn.frame_attention.TimeAttention $(ATTENTION).init_args.heads 1
+VALUES_time := $(ATTENTION) asr_lightning.nn.frame_attention.TimeAttention $(ATTENTION).init_args.heads $(call BY_SCALE,4,8)
+VALUES_positions := $(VALUES_time) $(ATTENTION).init_args.positions true
+VALUES_temporal := $(VALUES_time) $(ATTENTION).init_args.decay true
+VALUES_additive := $(ATTENTION) asr_lightning.nn.frame_attention.AdditiveTimeAttention
+VALUES_location := $(VALUES_additive) $(ATTENTION).init_args.location true
+VALUES_mfcc := $(FEATURES).MFCC $(EXTRACTOR).init_args.input_dimension 40
+VALUES_spectrogram := $(FEATURES).PowerSpectrogram $(EXTRACTOR).init_args.input_dimension 161
+VALUES_filter_bank := $(FEATURES).KaldiFilterBank
+VALUES_vgg := $(EXTRACTOR) asr_lightning.nn.extractors.VGG \
+	$(EXTRACTOR).init_args.channels $(call BY_SCALE,'[8$(comma)16]','[64$(comma)128]')
+VALUES_one_dimension := $(EXTRACTOR) asr_lightning.nn.extractors.Convolutions1d \
+	$(EXTRACTOR).init_args.channels $(call BY_SCALE,[160],[1280])
+VALUES_no_batch_norm := $(ENCODER).batch_norm false $(EXTRACTOR).init_args.batch_norm false
+VALUES_one_layer := $(ENCODER).layers 1
+VALUES_five_layers := $(ENCODER).layers 5
+VALUES_vanilla := $(ENCODER).kind vanilla
+VALUES_lstm := $(ENCODER).kind lstm
+VALUES_concatenate := $(ENCODER).directions $(call BY_SCALE,concatenate,sum)
+VALUES_sorted := --data.init_args.sorted_epochs 1
+
+VARIANTS_ds2 := base one_dimension no_batch_norm one_layer five_layers vanilla lstm concatenate sorted
+VARIANTS_ds2-attention := base wide heads scaled time positions temporal additive location cross
+VARIANTS_ds2-features := mfcc base spectrogram filter_bank
+VARIANTS_ds2-extractors := base vgg
+DS2_RUNS = $(foreach variant,$(VARIANTS_$(1)),$(foreach seed,$(SEEDS),$(DS2)/$(variant)/seed$(seed)))
+
+ds2: $(addsuffix /finished,$(call DS2_RUNS,ds2)) ## Deep Speech 2: convolutions, BatchNorm, depth, units, SortaGrad
+ds2-attention: $(addsuffix /finished,$(call DS2_RUNS,ds2-attention)) ## attention between its recurrent layers
+ds2-features: $(addsuffix /finished,$(call DS2_RUNS,ds2-features)) ## four kinds of features
+ds2-extractors: $(addsuffix /finished,$(call DS2_RUNS,ds2-extractors)) ## its convolutions and those of VGG
+ds2 ds2-attention ds2-features ds2-extractors:
+	$(BIN)/python -m asr_lightning.tools.summarize $(call DS2_RUNS,$@) --metrics cer wer --output $(DS2)/tables/$@
+
+$(DS2)/%/finished: | $(INSTALLED)
+	@mkdir -p $(@D)
+	$(LIGHTNING) fit --config $(DS2_EXPERIMENT)$(if $(filter cross,$(*D)),_cross).yaml $(VALUES_$(*D)) $(DS2_DATA) \
+		--seed_everything $(subst seed,,$(*F)) --trainer.default_root_dir $(@D) $(FLAGS) --ckpt_path last
+	@touch $@
+
 # The same with several seeds, on the embedded corpus or on a real one, and with selection blind to what axes mean.
 
-ifneq ($(CORPUS),)
-DATA := --data data_modules.librispeech.LibriSpeechDataModule --data.init_args.root $(abspath $(CORPUS)) \
-	--data.init_args.train_subsets [train-clean-100] --data.init_args.validation_subsets [dev-clean,test-other]
-endif
 WS_RUNS := $(foreach seed,$(SEEDS),$(foreach run,$(EXPERIMENTS),$(RUNS)/$(run)/seed$(seed)))
 
 ws: $(WS_RUNS:=/finished) ## weight selection against random weights, over SEEDS, on CORPUS

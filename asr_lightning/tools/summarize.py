@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing, write_atomically
-from asr_lightning.report.figures import ErrorRate
+from asr_lightning.report.figures import ErrorRate, Metric
 from asr_lightning.tools.compare import MISSING, Table, as_markdown, as_text, read_rates, summarise
 from asr_lightning.tools.parameters import count_parameters, read_model
 
@@ -88,14 +89,15 @@ def _last(metrics: Sequence[dict[str, str]], name: str) -> float | None:
     return values[-1] if values else None
 
 
-def tabulate(runs: Sequence[Run]) -> Table:
+def tabulate(runs: Sequence[Run], metrics: Sequence[Metric] = ("wer", "ser")) -> Table:
     """Make the table: one line per experiment, the mean and spread over its seeds."""
     by_name: dict[str, list[Run]] = {}
     for run in runs:
         by_name.setdefault(next(iter(run.rates.values())).run, []).append(run)
     subsets = sorted({subset for run in runs for subset in run.rates})
     head = ["experiment", "seeds", "parameters", "training s"]
-    table = [[*head, *(f"{subset} {what}" for subset in subsets for what in ("WER", "SER", "× real time"))]]
+    names = [*(metric.upper().replace("_", " ") for metric in metrics), "× real time"]
+    table = [[*head, *(f"{subset} {name}" for subset in subsets for name in names)]]
     for name, seeds in by_name.items():
         times = [run.training_seconds for run in seeds if run.training_seconds is not None]
         line = [
@@ -107,19 +109,19 @@ def tabulate(runs: Sequence[Run]) -> Table:
         for subset in subsets:
             rates = [run.rates[subset] for run in seeds if subset in run.rates]
             factors = [run.real_time_factors[subset] for run in seeds if subset in run.real_time_factors]
-            line += [summarise([rate.wer for rate in rates]), summarise([rate.ser for rate in rates])]
+            line += [summarise([getattr(rate, metric) for rate in rates]) for metric in metrics]
             line.append(f"{statistics.fmean(factors):.3f}" if factors else MISSING)
         table.append(line)
     return table
 
 
-def summarize(folders: Sequence[Path], output: Path) -> str:
+def summarize(folders: Sequence[Path], output: Path, metrics: Sequence[Metric] = ("wer", "ser")) -> str:
     """Write `summary.md` and `summary.csv` of some runs into a folder, and return what to tell the user.
 
     Raises:
         InputError: No run is found, or a file of one is missing or malformed.
     """
-    table = tabulate([read_run(folder) for folder in find_runs(folders)])
+    table = tabulate([read_run(folder) for folder in find_runs(folders)], metrics)
     note = (
         "Error rates in % after the last epoch, mean ± sample standard deviation over seeds; training s: wall time of "
         f"training without validation ({MISSING}: another run's network); × real time: seconds of search per second of "
@@ -143,9 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FOLDER", help="where summary.md and summary.csv are written"
     )
+    parser.add_argument(
+        "--metrics", nargs="+", choices=get_args(Metric), default=["wer", "ser"], help="columns (default: wer ser)"
+    )
     options = parser.parse_args(arguments)
     try:
-        print(summarize(options.runs, options.output))
+        print(summarize(options.runs, options.output, options.metrics))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,0 +1,45 @@
+"""Every experiment is complete, and names itself."""
+
+from pathlib import Path
+
+import lightning
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+
+from asr_lightning.models.checkpoints import build_model
+from asr_lightning.text.hangul import write_characters
+from asr_lightning.tools.parameters import parameters_without_memory
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+PATHS = sorted(EXPERIMENTS.rglob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only the files are that users make first."""
+    monkeypatch.chdir(tmp_path)
+    write_characters(["".join(map(chr, range(0xAC00, 0xAC00 + 1_997)))], Path("data/ksponspeech_characters.tsv"))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
+def test_models_and_data_can_be_built(path: Path) -> None:
+    config = yaml.safe_load(path.read_text("utf-8"))
+    with parameters_without_memory():
+        model = build_model(config["model"], lightning.LightningModule)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 100_000
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(lightning.LightningDataModule, "data", required=True)
+    assert isinstance(
+        parser.instantiate(parser.parse_object({"data": config["data"]})).data, lightning.LightningDataModule
+    )
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
+def test_runs_have_folders_of_the_experiments_name(path: Path) -> None:
+    config = yaml.safe_load(path.read_text("utf-8"))
+    demo = path.parent.name == "demo"
+    expected = f"runs/demo/{path.stem}/seed1" if demo else f"runs/{path.stem}"
+    assert config["trainer"]["default_root_dir"] == expected
+    assert config["seed_everything"] == 1
+    assert len(path.read_text("utf-8").splitlines()) <= 90
