@@ -1,0 +1,310 @@
+"""Searches values of an experiment's YAML that lower an error rate, with Optuna [seed 003's proposal].
+
+Example: python -m asr_lightning.tools.search --config experiments/demo/ds2.yaml --metric eval_clean/cer --space s.yaml
+
+A space is a YAML of dotted keys of the experiment, as on the command line of `lightning fit`:
+
+    model.init_args.optimizer.init_args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}
+    model.init_args.encoder.init_args.layers: {low: 2, high: 5}
+    model.init_args.encoder.init_args.hidden: [128, 160, 192]
+"""
+
+import argparse
+import csv
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from asr_lightning.errors import InputError
+from asr_lightning.files import replacing, write_atomically
+from asr_lightning.report.search_figure import plot_search, short_name
+from asr_lightning.tools.compare import MISSING, Table, as_markdown, as_text, read_rates
+
+POLL_SECONDS = 1.0
+GRACE_SECONDS = 60.0  # for a pruned run to save and end
+HEARTBEAT_SECONDS = 60  # a worker that is silent for thrice as long is dead, and its trial begins again
+SAMPLERS = ("tpe", "random", "grid")
+
+Space = Mapping[str, Any]
+
+
+def read_space(path: Path) -> dict[str, Any]:
+    """Read and check a space.
+
+    Raises:
+        InputError: It cannot be read, or an entry is neither a list of values nor a range.
+    """
+    try:
+        space = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read the space {path}: {error}") from error
+    if not isinstance(space, dict) or not space:
+        raise InputError(f"{path}: expected keys of an experiment with their values or ranges, got {space!r}")
+    for key, values in space.items():
+        is_range = isinstance(values, dict) and {"low", "high"} <= set(values) <= {"low", "high", "log", "step"}
+        if not is_range and not (isinstance(values, list) and values):
+            raise InputError(
+                f"{path}: {key}: expected a list of values, or a range {{low: …, high: …}} with log or step, got "
+                f"{values!r}"
+            )
+        if is_range and not values["low"] < values["high"]:
+            raise InputError(f"{path}: {key}: expected low < high, got {values!r}")
+    return space
+
+
+def suggest(trial: Trial, space: Space) -> dict[str, Any]:
+    """Draw a value of every key; lists and mappings among the values are written as YAML."""
+    chosen: dict[str, Any] = {}
+    for key, values in space.items():
+        if isinstance(values, list):
+            chosen[key] = trial.suggest_categorical(key, _names(values))
+        else:
+            whole = all(isinstance(values[end], int) for end in ("low", "high"))
+            draw: Any = trial.suggest_int if whole else trial.suggest_float
+            chosen[key] = draw(key, **values)
+    return chosen
+
+
+def _names(values: Sequence[object]) -> list[Any]:
+    """Return values that Optuna can keep."""
+    return [value if isinstance(value, bool | int | float | str) else _flow(value) for value in values]
+
+
+def _flow(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+
+
+class Search:
+    """Trials of an experiment, kept in a SQLite file.
+
+    Args:
+        config: The experiment.
+        space: See above.
+        folder: Gets `trials.db`, a run folder for every trial, and the results.
+        metric: Subset and rate to minimise, as `eval_clean/cer`.
+        sampler: `tpe`, `random` or `grid`.
+        seed: Of the sampler.
+        prune: Stop trials that are worse than the median of the others after as many epochs.
+        more: Arguments for every run, as `--trainer.max_epochs 3`.
+
+    Raises:
+        InputError: A grid of a range, an unknown rate, or a folder of another search.
+    """
+
+    def __init__(
+        self,
+        config: Path,
+        space: Space,
+        folder: Path,
+        metric: str,
+        sampler: str = "tpe",
+        seed: int = 1,
+        prune: bool = True,
+        more: Sequence[str] = (),
+    ) -> None:
+        self.config, self.space, self.folder, self.more = config, space, folder, list(more)
+        self.subset, _, self.rate = metric.rpartition("/")
+        if not config.is_file():
+            raise InputError(f"no experiment at {config} (looked for {config.absolute()})")
+        self.is_grid = sampler == "grid"
+        ranges = [key for key, values in space.items() if not isinstance(values, list)]
+        if self.is_grid and ranges:
+            raise InputError(f"a grid needs a list of values for each key, got a range for {', '.join(ranges)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.study = optuna.create_study(
+            study_name="search",
+            storage=_storage(folder / "trials.db"),
+            sampler=_sampler(sampler, space, seed),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4) if prune else optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+        identity = {"config": str(config), "metric": metric, "space": _flow(dict(space)), "more": " ".join(more)}
+        before = self.study.user_attrs.get("identity", identity)
+        changed = [
+            f"  {key}: {before.get(key)} before, {now} now" for key, now in identity.items() if before.get(key) != now
+        ]
+        if changed:
+            raise InputError("\n".join([f"{folder} holds another search; give another --output:", *changed]))
+        self.study.set_user_attr("identity", identity)
+
+    def run(self, trials: int, workers: int) -> None:
+        """Make trials until there are so many, several at a time; those of an interrupted search count.
+
+        Raises:
+            InputError: A trial failed for another reason than its values.
+        """
+        counted = (TrialState.COMPLETE, TrialState.PRUNED)
+        if len(self.study.get_trials(deepcopy=False, states=counted)) < trials:
+            stop = optuna.study.MaxTrialsCallback(trials, states=counted)
+            self.study.optimize(self._try, n_jobs=workers, callbacks=[stop])
+
+    def _try(self, trial: Trial) -> float:
+        """Run one trial to its end, or until it is hopeless; return its last rate."""
+        values = suggest(trial, self.space)
+        folder = self.folder / f"trial{trial.number}"
+        folder.mkdir(exist_ok=True)
+        arguments = [text for key, value in values.items() for text in (f"--{key}", _flow(value))]
+        command = [sys.executable, "-m", "asr_lightning", "fit", "--config", str(self.config), *arguments, *self.more]
+        with (folder / "output.log").open("w") as log:
+            process = subprocess.Popen(
+                [*command, "--trainer.default_root_dir", str(folder)], stdout=log, stderr=subprocess.STDOUT
+            )
+            try:
+                pruned = self._watch(trial, process, folder)
+            finally:
+                _end(process)  # also after Ctrl-C
+        rates = self._rates(folder)
+        if pruned:
+            print(f"trial {trial.number}: pruned after {max(rates)} epochs with {values}", flush=True)
+            raise optuna.TrialPruned
+        if process.returncode or not rates:
+            raise InputError(
+                f"trial {trial.number} failed with status {process.returncode}; its values: {values}. The end of "
+                f"{folder / 'output.log'}:\n{_tail(folder / 'output.log')}"
+            )
+        last = rates[max(rates)]
+        print(f"trial {trial.number}: {self.subset}/{self.rate} {last:.2%} with {values}", flush=True)
+        return last
+
+    def _watch(self, trial: Trial, process: subprocess.Popen[bytes], folder: Path) -> bool:
+        """Report every epoch; end the run and return True if it is hopeless."""
+        reported = 0
+        while True:
+            running = process.poll() is None
+            for epoch, rate in sorted(self._rates(folder).items()):
+                if epoch > reported:
+                    trial.report(rate, epoch)
+                    reported = epoch
+            if not running:
+                return False
+            if reported and trial.should_prune():
+                return True
+            time.sleep(POLL_SECONDS)
+
+    def _rates(self, folder: Path) -> dict[int, float]:
+        """Return the rate by epoch, as far as the run has come."""
+        path = folder / "error_rates.csv"
+        if not path.exists():
+            return {}
+        rows = [row for row in read_rates(path) if row.subset == self.subset]
+        if not rows or not hasattr(rows[0], self.rate):
+            raise InputError(f"expected the rate {self.rate} of {self.subset} in {path}; choose another --metric")
+        return {row.epoch: float(getattr(row, self.rate)) for row in rows}
+
+    def report(self) -> str:
+        """Write `trials.csv`, `trials.md` and `trials.png`, and return what to tell the user."""
+        trials = self.study.get_trials(deepcopy=False)
+        done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        table = tabulate(trials, list(self.space), f"{self.subset}/{self.rate}")
+        write_atomically(self.folder / "trials.md", as_markdown(table) + "\n")
+        with replacing(self.folder / "trials.csv") as half, half.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(table)
+        lines = [as_text(table), "", f"{len(done)} of {len(trials)} trials were finished."]
+        if done:
+            plot_search(done, list(self.space), f"{self.subset} {self.rate.upper()} (%)", self.folder / "trials.png")
+            best = self.study.best_trial
+            values = " ".join(f"--{key} {_flow(value)}" for key, value in best.params.items())
+            lines.append(f"The best, trial {best.number}: {best.value:.2%} with {values}")
+        lines.append(f"Written to {self.folder.absolute()}: trials.md, trials.csv{', trials.png' if done else ''}")
+        return "\n".join(lines)
+
+
+def tabulate(trials: Sequence[FrozenTrial], keys: Sequence[str], metric: str) -> Table:
+    """Make the table: one line a trial, the best first."""
+    ordered = sorted(trials, key=lambda trial: (trial.state != TrialState.COMPLETE, trial.value or 0.0, trial.number))
+    rows = [["trial", metric, "epochs", "state", *map(short_name, keys)]]
+    for trial in ordered:
+        rate = f"{100 * trial.value:.2f}" if trial.state == TrialState.COMPLETE and trial.value is not None else MISSING
+        values = [str(trial.params.get(key, MISSING)) for key in keys]
+        rows.append([str(trial.number), rate, str(len(trial.intermediate_values)), trial.state.name.lower(), *values])
+    return rows
+
+
+def _storage(path: Path) -> optuna.storages.RDBStorage:
+    return optuna.storages.RDBStorage(
+        f"sqlite:///{path.absolute()}",
+        engine_kwargs={"connect_args": {"timeout": 60}},
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        grace_period=3 * HEARTBEAT_SECONDS,
+        heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+    )
+
+
+def _sampler(name: str, space: Space, seed: int) -> optuna.samplers.BaseSampler:
+    if name == "grid":
+        return optuna.samplers.GridSampler({key: _names(values) for key, values in space.items()}, seed=seed)
+    return optuna.samplers.RandomSampler(seed) if name == "random" else optuna.samplers.TPESampler(seed=seed)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _tail(path: Path, lines: int = 8) -> str:
+    return "\n".join(path.read_text("utf-8", errors="replace").replace("\r", "\n").splitlines()[-lines:])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, 2 where the input cannot be used, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m asr_lightning.tools.search",
+        description="Search values of an experiment's YAML that lower an error rate. Called again it goes on; called "
+        "several times at once, with one --output, the calls share the work.",
+        epilog="Arguments behind -- go to every run, as -- --trainer.max_epochs 3",
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the experiment")
+    parser.add_argument(
+        "--space", type=Path, required=True, metavar="YAML", help="keys, with lists of values or ranges"
+    )
+    parser.add_argument("--metric", required=True, metavar="SUBSET/RATE", help="what to minimise, as eval_clean/cer")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/search"), metavar="FOLDER", help="(default: runs/search)"
+    )
+    parser.add_argument("--trials", type=int, default=20, help="finished or pruned ones in all (default: 20)")
+    parser.add_argument("--workers", type=int, default=1, help="trials at a time (default: 1)")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="(default: tpe)")
+    parser.add_argument("--seed", type=int, default=1, help="of the sampler (default: 1)")
+    parser.add_argument("--no-pruning", action="store_true", help="finish hopeless trials too")
+    parser.add_argument("more", nargs="*", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    status = 0
+    try:
+        if min(options.trials, options.workers) < 1:
+            raise InputError(f"expected 1 or more trials and workers, got {options.trials} and {options.workers}")
+        if "/" not in options.metric:
+            raise InputError(f"expected a --metric as eval_clean/cer, got {options.metric}")
+        space = read_space(options.space)
+        search = Search(
+            options.config, space, options.output, options.metric, options.sampler, options.seed,
+            not options.no_pruning, options.more,
+        )  # fmt: skip
+        try:
+            search.run(options.trials, options.workers)
+        except KeyboardInterrupt:
+            status = 130
+        print(search.report())
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
