@@ -93,7 +93,7 @@ $(foreach seed,$(SEEDS),$(DEMO)/e2e_ws/seed$(seed)/finished): | $(DEMO)/e2e_a/se
 
 define SEARCH
 $(DEMO)/$(1)/%/finished: $(DEMO)/las_sampling/%/finished $(DEMO)/lm_char/seed1/finished
-	$(LIGHTNING) test --config experiments/demo/$(1).yaml --trainer.default_root_dir $$(@D) \
+	$(LIGHTNING) test --config experiments/demo/$(1).yaml --seed_everything $$(subst seed,,$$*) --trainer.default_root_dir $$(@D) \
 		--ckpt_path $$(DEMO)/las_sampling/$$*/checkpoints/last.ckpt
 	@touch $$@
 endef
