@@ -1,6 +1,6 @@
 """Convolutions and normalisations that never see padding."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +38,56 @@ class MaskedBatchNorm(nn.Module):
         """Normalise x by its real places, `count` for each channel, over all dimensions but that of the channels."""
         shape = [1 if place in dimensions else -1 for place in range(x.dim())]
         if self.training:
-            values, some = x.float(), count.clamp(min=1)
-            mean = values.masked_fill(~real, 0.0).sum(dim=dimensions) / some
-            variance = (values - mean.view(shape)).masked_fill(~real, 0.0).square().sum(dim=dimensions) / some
+            y, mean, variance = _Normalization.apply(
+                x.float(), real.float(), count.clamp(min=1), self.weight, self.bias, self.epsilon, dimensions
+            )
             follow(self, mean, variance, count)
-        else:
-            mean, variance = self.running_mean, self.running_variance
-        scale = self.weight * torch.rsqrt(variance + self.epsilon)
-        return x * scale.view(shape) + (self.bias - mean * scale).view(shape)
+            return y.to(x.dtype)
+        scale = self.weight * torch.rsqrt(self.running_variance + self.epsilon)
+        return x * scale.view(shape) + (self.bias - self.running_mean * scale).view(shape)
+
+
+class _Normalization(torch.autograd.Function):
+    """(x - mean) / deviation · weight + bias, with a gradient made in as few passes over x as there can be.
+
+    What is not real becomes the bias, and gets no gradient.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any,  # noqa: ANN401
+        x: Tensor,
+        real: Tensor,
+        count: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        epsilon: float,
+        dimensions: tuple[int, ...],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the normalised x, and mean and variance of every channel."""
+        shape = [1 if place in dimensions else -1 for place in range(x.dim())]
+        mean = (x * real).sum(dim=dimensions) / count
+        centred = (x - mean.view(shape)).mul_(real)
+        variance = torch.linalg.vector_norm(centred, dim=dimensions).square() / count
+        inverse = torch.rsqrt(variance + epsilon)
+        context.save_for_backward(centred, real, count, weight, inverse)
+        context.dimensions, context.shape = dimensions, shape
+        context.mark_non_differentiable(mean, variance)
+        return torch.addcmul(bias.view(shape), centred, (inverse * weight).view(shape)), mean, variance
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """Return the gradients of x, weight and bias."""
+        centred, real, count, weight, inverse = context.saved_tensors
+        dimensions, shape = context.dimensions, context.shape
+        of_bias = gradient.sum(dim=dimensions)
+        of_real = gradient * real
+        total = of_real.sum(dim=dimensions)
+        along = (of_real * centred).sum(dim=dimensions)  # centred is zero where nothing is real
+        slope = along * inverse.square() / count
+        of_x = of_real.sub_((total / count).view(shape)).addcmul_(centred, slope.view(shape), value=-1.0)
+        of_x = of_x.mul_((inverse * weight).view(shape)).mul_(real)
+        return of_x, None, None, along * inverse, of_bias, None, None
 
 
 class MaskedBatchNorm2d(MaskedBatchNorm):

@@ -39,7 +39,7 @@ def reverse(x: Tensor, lengths: Tensor) -> Tensor:
     """Turn the real frames of x (B, T, D) round; padding stays behind them."""
     places = torch.arange(x.shape[1], device=x.device)
     order = torch.where(places < lengths.unsqueeze(1), lengths.unsqueeze(1) - 1 - places, places)
-    return torch.take_along_dim(x, order.unsqueeze(2), dim=1)
+    return x[torch.arange(len(x), device=x.device).unsqueeze(1), order]  # copies whole frames, unlike a gather
 
 
 def read_on(
