@@ -6,14 +6,17 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 import lightning
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import input_error, read_checkpoint, remember_configuration
 
 WANDB_HOST = "api.wandb.ai"
+LONG = 200  # characters of a line in a message
 
 
 class CommandLine(LightningCLI):
@@ -63,10 +66,46 @@ class CommandLine(LightningCLI):
             root.mkdir(parents=True, exist_ok=True)
 
     def instantiate_classes(self) -> None:
-        """Make everything, and let checkpoints remember how the model was made."""
-        super().instantiate_classes()
+        """Make everything, and let checkpoints remember how the model was made.
+
+        Raises:
+            InputError: A class refuses its arguments.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise input_error(error) or InputError(brief(str(error))) from error
         self._dump_config()
         remember_configuration(self.model, self.config_dump["model"])
+
+
+class CommandLineParser(LightningArgumentParser):
+    """Says what is wrong with an experiment, and leaves out what else could have stood there."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with the part of a message that helps."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        command = parser.prog.replace(" [options]", "")
+        self.exit(2, f"error: {brief(message)}\n`{command} --help` says what there is.\n")
+
+
+def brief(message: str) -> str:
+    """Shorten what jsonargparse says of a value that is none of several types, of which only one was meant."""
+    noise = (
+        "Does not validate against any",
+        "Subtypes: ",
+        "Errors:",
+        "- Expected a <class 'NoneType'>",
+        "Given value type:",
+    )
+    lines = [
+        line
+        for line in message.splitlines()
+        if not line.strip().startswith(noise) and not (line.strip().startswith("Given value:") and len(line) > LONG)
+    ]
+    return "\n".join(line[:LONG] for line in lines).strip(" -")
 
 
 def _part(class_path: str, **arguments: str | None) -> Namespace:
@@ -108,6 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
             seed_everything_default=1,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"use_distributed_sampler": False},
+            parser_class=CommandLineParser,
             args=arguments,
         )
     except ValueError as error:

@@ -161,3 +161,26 @@ def test_a_network_is_searched_as_the_experiment_at_hand_says(tiny: Path, tmp_pa
         [transcripts] = (tmp_path / "runs/tiny/transcripts").glob("test-*-test-clean.jsonl")
         lines = [json.loads(line) for line in transcripts.read_text().splitlines()]
         assert [len(line.get("n_best", [line])) for line in lines] == [beams] * len(lines)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("hidden", "hiden", ["'hiden' is not accepted"]),
+        ("LSTMEncoder", "LSTMEncodr", ["has no attribute 'LSTMEncodr'"]),
+        ("max_epochs: 1", "max_epochs: many", ["max_epochs", "many"]),
+        ("channels: 2", "channels: 2\n        subsampling: 3", ["subsampling factor must be 2, 4 or 8, got 3"]),
+        ("ctc_weight: 0.3", "ctc_weight: 3.0", ["0 <= ctc_weight < 1, got 3.0"]),
+    ],
+)
+def test_a_slip_in_an_experiment_is_named_in_a_few_lines(
+    tiny: Path, old: str, new: str, expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tiny.read_text()
+    assert old in text
+    tiny.write_text(text.replace(old, new, 1))
+    code = said("fit", "--config", str(tiny))
+    message = capsys.readouterr().err + code
+    for part in expected:
+        assert part in message
+    assert len(message.splitlines()) <= 12 and "NoneType" not in message, message
