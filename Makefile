@@ -186,3 +186,4 @@ bench: $(INSTALLED) ## what is measured, see benchmarks/README.md
 	$(BIN)/python benchmarks/transducer_loss.py
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/attention_decoders.py
+	$(BIN)/python benchmarks/deep_speech_2.py
