@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -231,13 +232,15 @@ def tabulate(trials: Sequence[FrozenTrial], keys: Sequence[str], metric: str) ->
 
 
 def _storage(path: Path) -> optuna.storages.RDBStorage:
-    return optuna.storages.RDBStorage(
-        f"sqlite:///{path.absolute()}",
-        engine_kwargs={"connect_args": {"timeout": 60}},
-        heartbeat_interval=HEARTBEAT_SECONDS,
-        grace_period=3 * HEARTBEAT_SECONDS,
-        heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.storages.RDBStorage(
+            f"sqlite:///{path.absolute()}",
+            engine_kwargs={"connect_args": {"timeout": 60}},
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=3 * HEARTBEAT_SECONDS,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+        )
 
 
 def _sampler(name: str, space: Space, seed: int) -> optuna.samplers.BaseSampler:

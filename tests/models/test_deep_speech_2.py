@@ -97,7 +97,7 @@ def test_vanilla_units_are_torchs_until_they_are_clipped() -> None:
     ours, theirs = ClippedRNN(6, 4), nn.RNN(6, 4, nonlinearity="relu", batch_first=True)
     theirs.load_state_dict({**ours.state_dict(), "bias_hh_l0": torch.zeros(4)})
     torch.testing.assert_close(ours(frames()), (theirs(frames())[0], theirs(frames())[1][0]))
-    assert float(ours(frames() * 1e4)[0].max()) == 20.0
+    assert ours(frames() * 1e4)[0].max().item() == 20.0
 
 
 def test_directions_are_summed_or_side_by_side() -> None:

@@ -146,8 +146,9 @@ def test_an_interrupted_search_ends_its_runs_and_can_go_on(experiment: Path, tmp
         "--metric", "dev/cer", "--output", "out", "--trials", "1", "--", "--trainer.max_epochs", "500",
     ]  # fmt: skip
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # shells' background jobs ignore it
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not Path("out/trial0/error_rates.csv").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
