@@ -147,7 +147,7 @@ def test_an_interrupted_search_ends_its_runs_and_can_go_on(experiment: Path, tmp
     ]  # fmt: skip
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # shells' background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not Path("out/trial0/error_rates.csv").exists() and time.monotonic() < deadline:
