@@ -4,7 +4,7 @@ Trained with CTC it is an encoder of `asr_lightning.models.ctc`; beside a text d
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from asr_lightning.nn.masks import silence_padding
 from asr_lightning.nn.recurrent import reverse
 
 Kind = Literal["vanilla", "gru", "lstm"]
-Moments = tuple[Tensor, Tensor, Tensor]  # mean (D,) and covariance (D, D) of real frames, and their number
+Moments = tuple[Tensor, Tensor, Tensor, Tensor]  # mean (D,) of real frames, their number, distances, covariance
 
 
 class DeepSpeech2Encoder(Encoder):
@@ -162,22 +162,44 @@ class InputNorm(nn.Module):
             if moments is None:
                 mean, variance = self.running_mean, self.running_variance
             else:
-                inputs_mean, covariance, count = moments
+                inputs_mean, count, centred, covariance = moments
                 mean = weight @ inputs_mean
-                variance = ((weight @ covariance) * weight).sum(dim=1).clamp(min=0.0)
+                variance = _TermVariance.apply(weight, centred, covariance, count.clamp(min=1))
                 follow(self, mean, variance, count)
             scale = self.weight * torch.rsqrt(variance + self.epsilon)
             return weight * scale.unsqueeze(1), bias - mean * scale
 
 
 def input_moments(x: Tensor, lengths: Tensor) -> Moments:
-    """Return mean (D,) and covariance (D, D) of the real frames of x (B, T, D), and how many these are."""
+    """Return mean (D,) and number of the real frames of x (B, T, D), their distances from it and their covariance.
+
+    The covariance (D, D) carries no gradient: that of a variance goes through the distances (B · T, D).
+    """
     with torch.autocast(device_type=x.device.type, enabled=False):
         count = lengths.sum()
         some = count.clamp(min=1)
         mean = silence_padding(x.float(), lengths).sum(dim=(0, 1)) / some
         centred = silence_padding(x.float() - mean, lengths).flatten(0, 1)
-        return mean, centred.T @ centred / some, count
+        fixed = centred.detach()
+        return mean, count, centred, fixed.T @ fixed / some
+
+
+class _TermVariance(torch.autograd.Function):
+    """diag(W Σ Wᵀ) with the covariance Σ of frames, in half the products that autograd would need for its gradient."""
+
+    @staticmethod
+    def forward(context: Any, weight: Tensor, centred: Tensor, covariance: Tensor, count: Tensor) -> Tensor:  # noqa: ANN401
+        """Return the variance (G,) of W x, for W (G, D) and centred frames x (N, D), zero where they are padding."""
+        terms = weight @ covariance
+        context.save_for_backward(weight, centred, count, terms)
+        return (terms * weight).sum(dim=1).clamp(min=0.0)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # noqa: ANN401
+        """Return the gradients of W and x."""
+        weight, centred, count, terms = context.saved_tensors
+        scaled = weight * gradient.unsqueeze(1)
+        return 2.0 * terms * gradient.unsqueeze(1), centred @ (scaled.T @ weight * (2.0 / count)), None, None
 
 
 class ClippedRNN(nn.Module):
