@@ -6,6 +6,7 @@ it computes the same; a rule that keeps one copy of each unit must find the stud
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,12 @@ from torch import Tensor, nn
 
 from asr_lightning.audio.features import LogMel
 from asr_lightning.audio.normalization import GlobalNormalization
+from asr_lightning.models.deep_speech_2 import DeepSpeech2Encoder
+from asr_lightning.models.jasper import Jasper
 from asr_lightning.models.rnn_transducer import LSTMPredictor, RNNTransducer, StatelessPredictor
 from asr_lightning.nn.conformer import Conformer
+from asr_lightning.nn.extractors import Convolutions2d
+from asr_lightning.nn.frame_attention import TimeAttention
 from asr_lightning.nn.recurrent import LSTMEncoder
 from asr_lightning.text.tokenizers import CharacterTokenizer, Tokenizer
 
@@ -39,6 +44,20 @@ def lstm(teacher: bool, layers: int = 2) -> LSTMEncoder:
     return LSTMEncoder(MELS, size(HIDDEN, teacher), layers, size(CHANNELS, teacher))
 
 
+def deep_speech_2(teacher: bool, layers: int = 2) -> DeepSpeech2Encoder:
+    front = Convolutions2d(MELS, [size(CHANNELS, teacher)] * 2, [[3, 5], [3, 3]], [[2, 2], [2, 2]])
+    attention = partial(TimeAttention, heads=size(HEADS, teacher))
+    return DeepSpeech2Encoder(front, size(HIDDEN, teacher), layers, directions="concatenate", attention=attention)
+
+
+def jasper(teacher: bool, layers: int = 2) -> Jasper:
+    channels = size(CHANNELS, teacher)
+    return Jasper(
+        MELS, 2, [channels] * layers, [5] * layers, [0.0] * layers, 1, prologue=(channels, 3), epilogue=(channels, 5),
+        dimension=size(DIMENSION, teacher),
+    )  # fmt: skip
+
+
 def lstm_predictor(teacher: bool) -> LSTMPredictor:
     return LSTMPredictor(size(PREDICTOR, teacher), layers=2)
 
@@ -57,6 +76,8 @@ ARCHITECTURES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "conformer, stateless predictor": (conformer, stateless),
     "lstm, lstm predictor": (lstm, lstm_predictor),
     "lstm, stateless predictor": (lstm, stateless),
+    "deep speech 2, stateless predictor": (deep_speech_2, stateless),
+    "jasper, stateless predictor": (jasper, stateless),
 }
 
 
@@ -128,6 +149,21 @@ COPIES: list[tuple[str, str, str]] = [  # parameter, what it writes, what it rea
     (r"encoder\.layers\.\d\.convolution\.depthwise\.filter\.(weight|bias)", "dimension", ""),
     (r"encoder\.layers\.\d\.convolution\.batch_norm\.(weight|bias|running_mean|running_variance)", "dimension", ""),
     (r"encoder\.layers\.\d\.convolution\.output\.(weight|bias)", "dimension", "dimension"),
+    (r"encoder\.extractor\.convolutions\.0\.weight", "channels", ""),
+    (r"encoder\.extractor\.convolutions\.1\.weight", "channels", "channels"),
+    (r"encoder\.extractor\.norms\.\d\.\w+", "channels", ""),
+    (r"encoder\.layers\.0\.(for|back)ward_rnn\.weight_ih_l0", "3 x hidden", "flattened"),
+    (r"encoder\.layers\.[1-9]\.(for|back)ward_rnn\.weight_ih_l0", "3 x hidden", "2 x hidden"),
+    (r"encoder\.layers\.\d\.(for|back)ward_rnn\.weight_hh_l0", "3 x hidden", "hidden"),
+    (r"encoder\.layers\.\d\.(for|back)ward_(rnn\.bias_[ih]h_l0|norm\.\w+)", "3 x hidden", ""),
+    (r"encoder\.attentions\.\d\.(query|key|value)\.(weight|bias)", "heads x 3", "2 x hidden"),
+    (r"encoder\.attentions\.\d\.output\.(weight|bias)", "2 x hidden", "heads x 3"),
+    (r"encoder\.(attentions\.\d\.norm|layer_norm)\.(weight|bias)", "2 x hidden", ""),
+    (r"encoder\.prologue\.convolution\.weight", "channels", ""),
+    (r"encoder\.(blocks\.\d\.\w+\.\d|epilogue\.0)\.convolution\.weight", "channels", "channels"),
+    (r"encoder\.(prologue|blocks\.\d\.\w+\.\d|epilogue\.0)\.norm\.\w+", "channels", ""),
+    (r"encoder\.epilogue\.1\.convolution\.weight", "dimension", "channels"),
+    (r"encoder\.epilogue\.1\.norm\.\w+", "dimension", ""),
     (r"prediction\.embedding\.weight", "", "predictor"),
     (r"prediction\.predictor\.layers\.\d\.(weight|bias)_[ih]h_l0", "4 x predictor", "predictor"),
     (r"prediction\.predictor\.mix\.(weight|bias)", "predictor", "predictor"),
@@ -147,7 +183,9 @@ def copies_of(name: str, encoder: nn.Module, tiled: bool) -> tuple[list[int], li
     copies |= {"4 x hidden": blocks(4, units["hidden"]), "4 x predictor": blocks(4, units["predictor"])}
     copies |= {"2 x hidden": blocks(2, units["hidden"]), "2 x dimension": blocks(2, units["dimension"])}
     copies |= {"heads x 4": blocks(1, units["heads"], 4), "flattened": blocks(1, units["channels"], FREQUENCIES)}
-    copies["encoded"] = copies["2 x hidden" if isinstance(encoder, LSTMEncoder) else "dimension"]
+    copies |= {"3 x hidden": blocks(3, units["hidden"]), "heads x 3": blocks(1, units["heads"], 3)}
+    recurrent = isinstance(encoder, LSTMEncoder | DeepSpeech2Encoder)
+    copies["encoded"] = copies["2 x hidden" if recurrent else "dimension"]
     written, read = next((written, read) for pattern, written, read in COPIES if re.fullmatch(pattern, name))
     return copies[written], copies[read]
 
