@@ -28,7 +28,6 @@ SAMPLE_RATE = 16_000  # Hz, of all PCM files; they do not say it themselves
 AUDIO_SUFFIXES = (".pcm", ".flac", ".wav")  # those who convert the corpus keep its names
 LIST_FOLDERS = ("scripts", "KsponSpeech_scripts", ".")
 LAST_TRAINING_FOLDER = 620  # of the official parts: train is 0001 to 0620, dev 0621 to 0623
-OFFICIAL = ("train", "dev", "eval_clean", "eval_other")
 PRO_FILES = {"501006", "502173", "542363"}  # a bare % is read 프로 there, and 퍼센트 elsewhere
 
 
@@ -217,9 +216,7 @@ def decode(content: bytes) -> str | None:
 def _belongs(parts: tuple[str, ...], subset: str) -> bool:
     """Whether a path below the root is of a subset without a list."""
     folders = parts[:-1]
-    if subset not in OFFICIAL:
-        return subset in folders
-    if subset.startswith("eval"):
+    if subset not in ("train", "dev"):
         return subset in folders
     numbers = [int(match[1]) for folder in folders if (match := re.fullmatch(r"(?:Kspon|Kai)Speech_(\d{4})", folder))]
     return bool(numbers) and (numbers[-1] <= LAST_TRAINING_FOLDER) == (subset == "train")

@@ -8,7 +8,6 @@ Training and evaluation share words, but neither sentences nor voices. `eval_oth
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def synthesize(
 def _write(folder: Path, lines: list[KoreanLine], workers: int | None, progress: bool) -> None:
     lists: dict[str, list[str]] = defaultdict(list)
     times: dict[Path, list[str]] = defaultdict(list)
-    for line, spoken in _spoken(lines, workers, progress):
+    for line, spoken in zip(lines, synthesis.speak(lines, workers, progress), strict=True):
         path = folder / line.folder / line.id
         path.parent.mkdir(parents=True, exist_ok=True)
         odd = b"\0" if line.subset.startswith("eval") else b""
@@ -97,9 +96,3 @@ def _write(folder: Path, lines: list[KoreanLine], workers: int | None, progress:
         (folder / "scripts" / f"{subset}.trn").write_text("".join(rows), encoding="utf-8")
     for path, rows in times.items():
         path.write_text("".join(rows))
-
-
-def _spoken(
-    lines: list[KoreanLine], workers: int | None, progress: bool
-) -> Iterator[tuple[KoreanLine, synthesis.Spoken]]:
-    return zip(lines, synthesis.speak(lines, workers, progress), strict=True)

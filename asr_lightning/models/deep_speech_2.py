@@ -14,7 +14,7 @@ from torch.nn import functional
 from asr_lightning.nn.axes import Axis, Fixed, Units, axis, axis_size, units
 from asr_lightning.nn.convolution import MaskedBatchNorm, follow
 from asr_lightning.nn.encoder import Encoder
-from asr_lightning.nn.extractors import Extractor, clipped_relu
+from asr_lightning.nn.extractors import clipped_relu
 from asr_lightning.nn.frame_attention import FrameAttention
 from asr_lightning.nn.masks import silence_padding
 from asr_lightning.nn.recurrent import reverse
@@ -42,7 +42,7 @@ class DeepSpeech2Encoder(Encoder):
 
     def __init__(
         self,
-        extractor: Extractor,
+        extractor: Encoder,
         hidden: int = 512,
         layers: int = 5,
         kind: Kind = "gru",

@@ -1,6 +1,5 @@
-"""Convolutions between features and recurrent layers."""
+"""Convolutions between features and recurrent layers; they are encoders by themselves."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -8,6 +7,7 @@ from torch.nn import functional
 
 from asr_lightning.nn.axes import Axis, Fixed, Taps, Units, axis, units
 from asr_lightning.nn.convolution import MaskedBatchNorm, MaskedBatchNorm2d
+from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.masks import silence_padding
 
 CLIP = 20.0  # of the rectified units [Amodei et al. 2016, "Deep Speech 2", §3.1]
@@ -18,29 +18,7 @@ def clipped_relu(x: Tensor) -> Tensor:
     return x.clamp(0.0, CLIP)
 
 
-class Extractor(nn.Module, ABC):
-    """Base class: `(features (B, T, F), lengths (B,)) -> (extracted (B, T', D), lengths (B,))`.
-
-    Args:
-        input_dimension: F, dimension of the features it reads.
-        dimension: D of its output.
-    """
-
-    def __init__(self, input_dimension: int, dimension: int) -> None:
-        super().__init__()
-        self.input_dimension = input_dimension
-        self.dimension = dimension
-
-    @abstractmethod
-    def output_axis(self) -> Axis:
-        """Say what the output's dimensions mean."""
-
-    @abstractmethod
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Extract from features x (B, T, F) of the given lengths (B,)."""
-
-
-class Convolutions2d(Extractor):
+class Convolutions2d(Encoder):
     """Convolutions over time and frequency, each with BatchNorm and clipped rectification [seed 004].
 
     The published filters, as (frequencies, frames): 41 x 11 and 21 x 11 with strides 2 x 2 and 2 x 1 and 32 channels
@@ -99,7 +77,7 @@ def _convolution2d(inputs: int, channels: int, kernel: Sequence[int], stride: Se
     return nn.Conv2d(inputs, channels, (frames, bands), (frame_stride, band_stride), padding, bias=bias)
 
 
-class Convolutions1d(Extractor):
+class Convolutions1d(Encoder):
     """Convolutions over time, each with BatchNorm and clipped rectification [Amodei et al. 2016, §3.5].
 
     Args:
@@ -152,7 +130,7 @@ class Convolutions1d(Extractor):
         return silence_padding(x, lengths), lengths
 
 
-class VGG(Extractor):
+class VGG(Encoder):
     """Pairs of 3 x 3 convolutions with BatchNorm and clipped rectification, and pooling that halves time and frequency.
 
     Source: Simonyan and Zisserman 2015, as speech recognisers use it [Hori et al. 2017, §4; seed 003, table].

@@ -37,6 +37,7 @@ REPAIRS = (  # in real lines of the corpus; what a rule changes, as it stands an
 
 _ASCII = {0xFEE0 + code: code for code in range(0x21, 0x7F)}  # full-width forms
 _ASCII |= dict.fromkeys(map(ord, "\N{RIGHT SINGLE QUOTATION MARK}\N{LEFT SINGLE QUOTATION MARK}"), ord("'"))
+_EITHER = re.compile(r"[()]")
 _PARTNER = re.compile(r"\s*/\s*\(|\(")  # what stands between the two sides; the slash may be missing
 _NOISE = re.compile(r"(?<![A-Za-z0-9])(?:[blnuo]/)+(?![A-Za-z0-9])")
 _KEPT = re.compile(r"(?<=[A-Za-z0-9])[/+*&'-](?=[A-Za-z0-9])|(?<=\d)[.:~](?=\d)")
@@ -94,7 +95,7 @@ def _repaired(text: str, side: Side) -> str:
 def _resolved(text: str, side: Side) -> str:
     """Put one side in the place of each dual transcription, from the outside in."""
     parts, place = [], 0
-    while (start := re.compile(r"[()]").search(text, place)) is not None:
+    while (start := _EITHER.search(text, place)) is not None:
         parts.append(text[place : start.start()])
         if start[0] == ")":
             raise AnnotationError("a closing bracket without an opening one")

@@ -117,9 +117,8 @@ class Search:
         self.subset, _, self.rate = metric.rpartition("/")
         if not config.is_file():
             raise InputError(f"no experiment at {config} (looked for {config.absolute()})")
-        self.is_grid = sampler == "grid"
         ranges = [key for key, values in space.items() if not isinstance(values, list)]
-        if self.is_grid and ranges:
+        if sampler == "grid" and ranges:
             raise InputError(f"a grid needs a list of values for each key, got a range for {', '.join(ranges)}")
         folder.mkdir(parents=True, exist_ok=True)
         self.study = optuna.create_study(

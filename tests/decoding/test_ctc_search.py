@@ -45,7 +45,7 @@ class Pairs(LanguageModel):
         return self.logits[state[0], tokens].log_softmax(dim=1), (tokens,)
 
     def score(self, texts: Sequence[str]) -> list[float]:
-        raise NotImplementedError
+        return [self.log_prob(Letters().encode(text)) for text in texts]
 
     def log_prob(self, tokens: Sequence[int]) -> float:
         total, before, last = 0.0, END, END

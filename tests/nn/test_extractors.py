@@ -3,10 +3,11 @@ import torch
 from torch import Tensor, nn
 
 from asr_lightning.nn.axes import axis_size
-from asr_lightning.nn.extractors import VGG, Convolutions1d, Convolutions2d, Extractor
+from asr_lightning.nn.encoder import Encoder
+from asr_lightning.nn.extractors import VGG, Convolutions1d, Convolutions2d
 
 
-def randomized(extractor: Extractor) -> Extractor:
+def randomized(extractor: Encoder) -> Encoder:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in extractor.parameters():
@@ -14,7 +15,7 @@ def randomized(extractor: Extractor) -> Extractor:
     return extractor
 
 
-def plain(extractor: Extractor, pooling: bool = False) -> nn.Sequential:
+def plain(extractor: Encoder, pooling: bool = False) -> nn.Sequential:
     """The same of torch's own layers, for utterances of one length, as (B, 1, T, F) or (B, F, T)."""
     layers: list[nn.Module] = []
     flat = isinstance(extractor, Convolutions1d)
@@ -32,7 +33,7 @@ def plain(extractor: Extractor, pooling: bool = False) -> nn.Sequential:
 
 @pytest.mark.parametrize("extractor", [Convolutions2d(21), VGG(21, [3, 5])], ids=["2-D", "VGG"])
 @pytest.mark.parametrize("frames", [20, 23])
-def test_two_dimensions_are_those_of_torch(extractor: Extractor, frames: int) -> None:
+def test_two_dimensions_are_those_of_torch(extractor: Encoder, frames: int) -> None:
     x = torch.randn(3, frames, 21, generator=torch.Generator().manual_seed(0))
     randomized(extractor).train()
     y, lengths = extractor(x, torch.full((3,), frames))
@@ -67,7 +68,7 @@ def test_one_dimension_is_that_of_torch() -> None:
     ],
     ids=["DS2", "KoSpeech", "three", "one 1-D", "three 1-D", "VGG"],
 )
-def test_the_published_ones_have_the_published_sizes(extractor: Extractor, dimension: int, factor: int) -> None:
+def test_the_published_ones_have_the_published_sizes(extractor: Encoder, dimension: int, factor: int) -> None:
     lengths = torch.tensor([37, 1, 0, 20])
     y, after = extractor.eval()(torch.randn(4, 37, extractor.input_dimension), lengths)
     assert y.shape == (4, -(-37 // factor), dimension)
@@ -77,7 +78,7 @@ def test_the_published_ones_have_the_published_sizes(extractor: Extractor, dimen
 @pytest.mark.parametrize(
     "extractor", [Convolutions2d(9), Convolutions1d(9, [6]), VGG(9, [3])], ids=["2-D", "1-D", "VGG"]
 )
-def test_nothing_behind_an_end_is_seen_or_counted(extractor: Extractor) -> None:
+def test_nothing_behind_an_end_is_seen_or_counted(extractor: Encoder) -> None:
     lengths = torch.tensor([7, 12, 3])
 
     def run(garbage: float) -> tuple[Tensor, dict[str, Tensor]]:
