@@ -23,7 +23,6 @@ from typing import Any
 
 import soundfile
 
-from asr_lightning.errors import InputError
 from data_modules import synthesis
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.spoken_grammar import SPEAKERS, WORDS, plan, transcript
@@ -55,8 +54,6 @@ def synthesize(
     Raises:
         InputError: `root` holds something else, cannot be written, or espeak-ng does not work.
     """
-    if min(minutes, evaluation_minutes) <= 0:
-        raise InputError(f"minutes must be positive, got {minutes} for training and {evaluation_minutes} elsewhere")
 
     def write(folder: Path) -> None:
         _write(folder, plan(minutes, evaluation_minutes, seed), workers, progress)

@@ -11,7 +11,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from asr_lightning.errors import InputError
 from data_modules import synthesis
 from data_modules.korean_grammar import KoreanLine, plan
 from data_modules.ksponspeech import KsponSpeechDataModule
@@ -70,8 +69,6 @@ def synthesize(
     Raises:
         InputError: `root` holds something else, cannot be written, or espeak-ng does not work.
     """
-    if min(minutes, evaluation_minutes) <= 0:
-        raise InputError(f"minutes must be positive, got {minutes} for training and {evaluation_minutes} elsewhere")
 
     def write(folder: Path) -> None:
         _write(folder, plan(minutes, evaluation_minutes, seed), workers, progress)

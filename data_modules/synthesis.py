@@ -81,12 +81,15 @@ def make_once(root: Path, parameters: Mapping[str, float], write: Callable[[Path
 
     Args:
         root: The folder to be.
-        parameters: What the corpus follows from; they are kept in its `corpus.json`.
+        parameters: What it follows from, `minutes` and `evaluation_minutes` among them; kept in its `corpus.json`.
         write: Writes the corpus into a folder that does not exist yet.
 
     Raises:
-        InputError: `root` holds something else, or cannot be written.
+        InputError: `root` holds something else, or cannot be written, or some minutes are not positive.
     """
+    minutes, evaluation_minutes = parameters["minutes"], parameters["evaluation_minutes"]
+    if min(minutes, evaluation_minutes) <= 0:
+        raise InputError(f"minutes must be positive, got {minutes} for training and {evaluation_minutes} elsewhere")
     root = root.absolute()
     if _is_made(root, parameters):
         return

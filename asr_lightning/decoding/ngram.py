@@ -18,7 +18,25 @@ CACHED_VALUES = 1 << 24  # log probabilities that are kept: 64 MiB
 Row = npt.NDArray[np.float32]
 
 
-class NGramLanguageModel(LanguageModel):
+class ArpaLanguageModel(LanguageModel):
+    """Base class: an n-gram model in an ARPA file, which is read when it is first used.
+
+    Args:
+        arpa: Path of the file.
+    """
+
+    def __init__(self, arpa: str) -> None:
+        self.arpa = arpa
+        self._model: NGram | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._device = torch.device("cpu")
+
+    def _prepared(self) -> tuple[NGram, Tokenizer]:
+        assert self._model is not None and self._tokenizer is not None, "prepare comes first"
+        return self._model, self._tokenizer
+
+
+class NGramLanguageModel(ArpaLanguageModel):
     """A model of the recogniser's tokens, in an ARPA file as `python -m asr_lightning.tools.ngram estimate` makes it.
 
     What the model does not know is as probable as its `<unk>`, and impossible if it has none. The state is the context:
@@ -30,10 +48,7 @@ class NGramLanguageModel(LanguageModel):
     """
 
     def __init__(self, arpa: str) -> None:
-        self.arpa = arpa
-        self._model: NGram | None = None
-        self._tokenizer: Tokenizer | None = None
-        self._device = torch.device("cpu")
+        super().__init__(arpa)
         self._columns = np.zeros(0, np.int64)  # (V,) the model's token that stands for each of the recogniser's
         self._read_as = torch.zeros(0, dtype=torch.int64)  # (V,) and in the context
         self._rows: dict[tuple[int, ...], Row] = {}  # by context, the least recently used first
@@ -99,7 +114,3 @@ class NGramLanguageModel(LanguageModel):
         """Return the natural log probability of each text, its end included."""
         model, tokenizer = self._prepared()
         return [model.score([tokenizer.tokens[number] for number in tokenizer.encode(text)]) for text in texts]
-
-    def _prepared(self) -> tuple[NGram, Tokenizer]:
-        assert self._model is not None and self._tokenizer is not None, "prepare comes first"
-        return self._model, self._tokenizer

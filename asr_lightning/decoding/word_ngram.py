@@ -6,16 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asr_lightning.decoding.language_model import LanguageModel, State
+from asr_lightning.decoding.language_model import State
+from asr_lightning.decoding.ngram import ArpaLanguageModel
 from asr_lightning.errors import InputError
 from asr_lightning.text.arpa import read_arpa
-from asr_lightning.text.ngram import ABSENT, SENTENCE_END, SENTENCE_START, UNKNOWN, NGram
+from asr_lightning.text.ngram import ABSENT, SENTENCE_END, SENTENCE_START, UNKNOWN
 from asr_lightning.text.tokenizers import Tokenizer
 
 Context = tuple[tuple[int, ...], tuple[int, ...]]  # the model's ids of the last words, and tokens of an unfinished one
 
 
-class WordNGramLanguageModel(LanguageModel):
+class WordNGramLanguageModel(ArpaLanguageModel):
     """A word n-gram model in an ARPA file, as `python -m asr_lightning.tools.ngram estimate` makes it.
 
     In the search a word counts when it is finished, by a token that begins the next or by the end; until then every
@@ -27,10 +28,7 @@ class WordNGramLanguageModel(LanguageModel):
     """
 
     def __init__(self, arpa: str) -> None:
-        self.arpa = arpa
-        self._model: NGram | None = None
-        self._tokenizer: Tokenizer | None = None
-        self._device = torch.device("cpu")
+        super().__init__(arpa)
         self._begins = np.zeros(0, dtype=bool)  # (V,) whether a token begins a word
         self._contexts: list[Context] = []
         self._places: dict[Context, int] = {}
@@ -115,10 +113,6 @@ class WordNGramLanguageModel(LanguageModel):
     def score(self, texts: Sequence[str]) -> list[float]:
         """Return the natural log probability of each text, its end included."""
         return [self._prepared()[0].score(text.split()) for text in texts]
-
-    def _prepared(self) -> tuple[NGram, Tokenizer]:
-        assert self._model is not None and self._tokenizer is not None, "prepare comes first"
-        return self._model, self._tokenizer
 
 
 def beginnings(tokenizer: Tokenizer) -> np.ndarray:
