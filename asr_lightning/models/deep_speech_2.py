@@ -20,7 +20,7 @@ from asr_lightning.nn.masks import silence_padding
 from asr_lightning.nn.recurrent import reverse
 
 Kind = Literal["vanilla", "gru", "lstm"]
-Moments = tuple[Tensor, Tensor, Tensor, Tensor]  # mean (D,) of real frames, their number, distances, covariance
+Term = tuple[Tensor, Tensor, Tensor]  # mean (G,) and variance (G,) of W x over real frames, and their number
 
 
 class DeepSpeech2Encoder(Encoder):
@@ -115,16 +115,19 @@ class RecurrentLayer(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Read x (B, T, D), return what each direction says, (B, T, hidden)."""
-        moments = input_moments(x, lengths) if self.training and self.forward_norm is not None else None
-        ahead = self._run(self.forward_rnn, self.forward_norm, x, moments)
-        back = self._run(self.backward_rnn, self.backward_norm, reverse(x, lengths), moments)
+        rnns = self.forward_rnn, self.backward_rnn
+        terms: list[Term] | list[None] = [None, None]
+        if self.training and self.forward_norm is not None:
+            terms = term_statistics(x, lengths, [rnn.weight_ih_l0 for rnn in rnns])
+        ahead = self._run(self.forward_rnn, self.forward_norm, x, terms[0])
+        back = self._run(self.backward_rnn, self.backward_norm, reverse(x, lengths), terms[1])
         return ahead, reverse(back, lengths)
 
     @staticmethod
-    def _run(rnn: nn.Module, norm: "InputNorm | None", x: Tensor, moments: Moments | None) -> Tensor:
+    def _run(rnn: nn.Module, norm: "InputNorm | None", x: Tensor, term: Term | None) -> Tensor:
         if norm is None:
             return rnn(x)[0]
-        weight, bias = norm(rnn.weight_ih_l0, rnn.bias_ih_l0, moments)
+        weight, bias = norm(rnn.weight_ih_l0, rnn.bias_ih_l0, term)
         return functional_call(rnn, {"weight_ih_l0": weight, "bias_ih_l0": bias}, (x,))[0]
 
 
@@ -156,50 +159,58 @@ class InputNorm(nn.Module):
         """Say that there is one for every row."""
         return {name: (self.gates,) for name in ("weight", "running_mean", "running_variance")}
 
-    def forward(self, weight: Tensor, bias: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor]:
-        """Return matrix and bias with the normalisation in them; without moments by the running statistics."""
+    def forward(self, weight: Tensor, bias: Tensor, term: Term | None) -> tuple[Tensor, Tensor]:
+        """Return matrix and bias with the normalisation in them; without a term's statistics by the running ones."""
         with torch.autocast(device_type=weight.device.type, enabled=False):
-            if moments is None:
+            if term is None:
                 mean, variance = self.running_mean, self.running_variance
             else:
-                inputs_mean, count, centred, covariance = moments
-                mean = weight @ inputs_mean
-                variance = _TermVariance.apply(weight, centred, covariance, count.clamp(min=1))
+                mean, variance, count = term
                 follow(self, mean, variance, count)
             scale = self.weight * torch.rsqrt(variance + self.epsilon)
             return weight * scale.unsqueeze(1), bias - mean * scale
 
 
-def input_moments(x: Tensor, lengths: Tensor) -> Moments:
-    """Return mean (D,) and number of the real frames of x (B, T, D), their distances from it and their covariance.
-
-    The covariance (D, D) carries no gradient: that of a variance goes through the distances (B · T, D).
-    """
+def term_statistics(x: Tensor, lengths: Tensor, weights: list[Tensor]) -> list[Term]:
+    """Return mean and variance (G,) of W x over the real frames of x (B, T, D), and their number, for every W."""
     with torch.autocast(device_type=x.device.type, enabled=False):
         count = lengths.sum()
         some = count.clamp(min=1)
         mean = silence_padding(x.float(), lengths).sum(dim=(0, 1)) / some
         centred = silence_padding(x.float() - mean, lengths).flatten(0, 1)
-        fixed = centred.detach()
-        return mean, count, centred, fixed.T @ fixed / some
+        variances = _TermVariance.apply(torch.cat(weights), centred, some).chunk(len(weights))
+        return [(weight @ mean, variance, count) for weight, variance in zip(weights, variances, strict=True)]
 
 
 class _TermVariance(torch.autograd.Function):
     """diag(W Σ Wᵀ) with the covariance Σ of frames, in half the products that autograd would need for its gradient."""
 
     @staticmethod
-    def forward(context: Any, weight: Tensor, centred: Tensor, covariance: Tensor, count: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(context: Any, weight: Tensor, centred: Tensor, count: Tensor) -> Tensor:  # noqa: ANN401
         """Return the variance (G,) of W x, for W (G, D) and centred frames x (N, D), zero where they are padding."""
-        terms = weight @ covariance
+        terms = weight @ (symmetric_product(centred, centred) / count)
         context.save_for_backward(weight, centred, count, terms)
         return (terms * weight).sum(dim=1).clamp(min=0.0)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # noqa: ANN401
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401
         """Return the gradients of W and x."""
         weight, centred, count, terms = context.saved_tensors
         scaled = weight * gradient.unsqueeze(1)
-        return 2.0 * terms * gradient.unsqueeze(1), centred @ (scaled.T @ weight * (2.0 / count)), None, None
+        of_frames = centred @ (symmetric_product(scaled, weight) * (2.0 / count))
+        return 2.0 * terms * gradient.unsqueeze(1), of_frames, None
+
+
+def symmetric_product(a: Tensor, b: Tensor, blocks: int = 4) -> Tensor:
+    """Return aᵀ b (D, D) of matrices (N, D) for which it is symmetric, from the blocks on its diagonal and above."""
+    size = max(1, -(-a.shape[1] // blocks))
+    product = a.new_empty(a.shape[1], a.shape[1])
+    for start in range(0, a.shape[1], size):
+        stop = start + size
+        rows = a[:, start:stop].T @ b[:, start:]
+        product[start:stop, start:] = rows
+        product[start:, start:stop] = rows.T
+    return product
 
 
 class ClippedRNN(nn.Module):

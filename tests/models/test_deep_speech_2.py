@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asr_lightning.models.deep_speech_2 import ClippedRNN, DeepSpeech2Encoder, RecurrentLayer
+from asr_lightning.models.deep_speech_2 import ClippedRNN, DeepSpeech2Encoder, RecurrentLayer, symmetric_product
 from asr_lightning.models.jasper import Jasper
 from asr_lightning.nn.axes import units
 from asr_lightning.nn.extractors import Convolutions1d, Convolutions2d
@@ -74,6 +74,13 @@ def test_batch_norm_is_on_the_input_term_of_all_real_frames(kind: str) -> None:
         torch.testing.assert_close(norm.running_variance, theirs.running_var, rtol=1e-4, atol=1e-4)
     layer.eval(), theirs.eval()
     torch.testing.assert_close(real(layer(frames(9), LENGTHS)[0]), expected(frames(9), rnn.weight_ih_l0))
+
+
+@pytest.mark.parametrize("dimension", [1, 3, 4, 17])
+def test_a_symmetric_product_is_the_whole_of_it(dimension: int) -> None:
+    x = torch.randn(9, dimension, dtype=torch.float64)
+    scaled = torch.randn(9, 1, dtype=torch.float64) * x
+    torch.testing.assert_close(symmetric_product(scaled, x), scaled.T @ x)
 
 
 @pytest.mark.parametrize("kind", GATES)
