@@ -12,9 +12,9 @@ from lightning import LightningModule
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.text.tokenizers import Tokenizer
 
 Model = TypeVar("Model", bound=LightningModule)
+Made = TypeVar("Made")
 
 
 def build_recognizer(config: dict[str, Any]) -> Recognizer:
@@ -36,16 +36,32 @@ def build_model(config: dict[str, Any], kind: type[Model]) -> Model:
     Raises:
         InputError: The configuration names what does not exist or is of another kind, or arguments that do not fit.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(kind, "model", required=True)
-    try:
-        parsed = parser.parse_object({"model": config})
-        model: Model = parser.instantiate(parsed).model
-    except (ArgumentError, TypeError, ValueError) as error:
-        wanted = "a recogniser" if kind is Recognizer else f"a model of class {kind.__name__}"
-        raise input_error(error) or InputError(f"this is no configuration of {wanted}: {error}") from error
-    remember_configuration(model, json.loads(parser.dump(parsed, format="json", skip_unset=False))["model"])
+    model, whole = instantiate(
+        config, kind, "a recogniser" if kind is Recognizer else f"a model of class {kind.__name__}"
+    )
+    remember_configuration(model, whole)
     return model
+
+
+def instantiate(config: dict[str, Any], kind: type[Made], wanted: str) -> tuple[Made, dict[str, Any]]:
+    """Make an object of `{"class_path": …, "init_args": {…}}`, and return this with all its defaults too.
+
+    Args:
+        config: What to make.
+        kind: The class that it must be of, or a base class of it.
+        wanted: What users call it.
+
+    Raises:
+        InputError: The configuration names what does not exist or is of another kind, or arguments that do not fit.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, "made", required=True)
+    try:
+        parsed = parser.parse_object({"made": config})
+        made: Made = parser.instantiate(parsed).made
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise input_error(error) or InputError(f"this is no configuration of {wanted}: {error}") from error
+    return made, json.loads(parser.dump(parsed, format="json", skip_unset=False))["made"]
 
 
 def input_error(error: BaseException | None) -> InputError | None:

@@ -15,10 +15,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from asr_lightning.errors import InputError
+from asr_lightning.models.checkpoints import instantiate
 from asr_lightning.text.arpa import open_text, read_arpa, write_arpa
 from asr_lightning.text.ngram import SENTENCE_END, SENTENCE_START, UNKNOWN
 from asr_lightning.text.smoothing import kneser_ney, witten_bell
-from asr_lightning.text.tokenizers import CharacterTokenizer, SentencePieceTokenizer
+from asr_lightning.text.tokenizers import CharacterTokenizer, Tokenizer
+from asr_lightning.tools.parameters import read_part
 
 SMOOTHINGS = {"kneser-ney": kneser_ney, "witten-bell": witten_bell}
 STDIN = "-"
@@ -78,25 +80,40 @@ def decode(line: bytes, place: str) -> str:
         raise InputError(f"{place}: expected UTF-8, found the byte {byte!r}; convert the file") from error
 
 
-def choose_units(units: str, sentencepiece: str | None) -> tuple[Split, list[str] | None]:
+def choose_units(units: str, config: Path | None) -> tuple[Split, list[str] | None]:
     """Return what splits text into units, and the vocabulary if it does not depend on the text.
 
     Args:
         units: `words`, or `tokens` of a recogniser.
-        sentencepiece: The model of these tokens; None: characters.
+        config: The experiment of the recogniser; None: its tokens are characters.
 
     Raises:
-        InputError: The model cannot be read, or there is one for words.
+        InputError: There is no tokenizer in the experiment, it cannot be made, or words need none.
     """
     if units == "words":
-        if sentencepiece is not None:
-            raise InputError(f"--sentencepiece {sentencepiece}: expected --units tokens beside it, found words")
+        if config is not None:
+            raise InputError(f"--config {config}: expected --units tokens beside it, found words")
         return str.split, None
-    tokenizer = CharacterTokenizer() if sentencepiece is None else SentencePieceTokenizer(sentencepiece)
+    tokenizer = CharacterTokenizer() if config is None else read_tokenizer(config)
     names = list(tokenizer.tokens)
     names[tokenizer.unk_id] = UNKNOWN
     never = {tokenizer.tokens[tokenizer.blank_id], tokenizer.tokens[tokenizer.eos_id], SENTENCE_START, SENTENCE_END}
     return lambda text: [names[number] for number in tokenizer.encode(text)], [one for one in names if one not in never]
+
+
+def read_tokenizer(config: Path) -> Tokenizer:
+    """Return the tokenizer of an experiment's recogniser.
+
+    Raises:
+        InputError: There is none, or it cannot be made.
+    """
+    try:
+        tokenizer = read_part(config).get("init_args", {}).get("tokenizer")
+        if tokenizer is None:
+            raise InputError("expected a `tokenizer` among the init_args of `model`, found none")
+        return instantiate(tokenizer, Tokenizer, "a tokenizer")[0]  # type: ignore[type-abstract]
+    except InputError as error:
+        raise InputError(f"{config}: {error}") from error
 
 
 def estimate(options: argparse.Namespace) -> str:
@@ -105,7 +122,7 @@ def estimate(options: argparse.Namespace) -> str:
     Raises:
         InputError: The text or an option cannot be used.
     """
-    split, vocabulary = choose_units(options.units, options.sentencepiece)
+    split, vocabulary = choose_units(options.units, options.config)
     sentences = units = 0
 
     def counted() -> Iterator[Sequence[str]]:
@@ -128,7 +145,7 @@ def measure(options: argparse.Namespace) -> str:
     Raises:
         InputError: The text, the model or an option cannot be used.
     """
-    split, _ = choose_units(options.units, options.sentencepiece)
+    split, _ = choose_units(options.units, options.config)
     result = read_arpa(options.arpa).perplexity(read_with_progress(options, split))
     share = result.unknown / result.tokens
     log_prob = result.log_prob + result.unknown_log_prob
@@ -138,7 +155,7 @@ def measure(options: argparse.Namespace) -> str:
         f"perplexity {result.with_unknown:.2f}; {result.without_unknown:.2f} without the unknown {options.units}",
     ]
     if share > FOREIGN:
-        lines.append(f"Most {options.units} are unknown: are --units, --sentencepiece, --skip-columns and case right?")
+        lines.append(f"Most {options.units} are unknown: are --units, --config, --skip-columns and case right?")
     return "\n".join(lines)
 
 
@@ -179,8 +196,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="what the n-grams are made of: words, or the tokens of a recogniser (default: words)",
     )  # fmt: skip
     texts.add_argument(
-        "--sentencepiece", metavar="MODEL", help="the .model file of the tokens (default: characters A-Z, ' and _)"
-    )
+        "--config", type=Path, metavar="YAML",
+        help="experiment whose tokenizer makes the tokens (default: characters A-Z, ' and _)",
+    )  # fmt: skip
     texts.add_argument(
         "--skip-columns", type=_whole_number(0), default=0, metavar="N",
         help="words at the start of each line to skip: 1 for *.trans.txt of LibriSpeech and text of Kaldi (default: 0)",

@@ -22,8 +22,8 @@ from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_model
 
 
-def read_model(path: Path) -> dict[str, Any]:
-    """Return the `model` part of an experiment.
+def read_part(path: Path, name: str = "model") -> dict[str, Any]:
+    """Return the `model` part of an experiment, or another one.
 
     Raises:
         InputError: The file cannot be read, is no YAML, or has no such part.
@@ -34,10 +34,12 @@ def read_model(path: Path) -> dict[str, Any]:
         raise InputError(error.strerror or str(error)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"this is no YAML: {error}") from error
-    model = experiment.get("model") if isinstance(experiment, dict) else None
-    if not isinstance(model, dict):
-        raise InputError("expected an experiment with a part `model:` that has a class_path and init_args, found none")
-    return model
+    part = experiment.get(name) if isinstance(experiment, dict) else None
+    if not isinstance(part, dict):
+        raise InputError(
+            f"expected an experiment with a part `{name}:` that has a class_path and init_args, found none"
+        )
+    return part
 
 
 @contextmanager
@@ -89,7 +91,7 @@ def print_counts(experiments: Sequence[Path]) -> bool:
     good = True
     for path in experiments:
         try:
-            parts = count_parameters(read_model(path))
+            parts = count_parameters(read_part(path))
         except ValueError as error:
             print(f"{path}: {error}", file=sys.stderr, flush=True)
             good = False

@@ -16,7 +16,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.files import replacing, write_atomically
 from asr_lightning.report.figures import ErrorRate, Metric
 from asr_lightning.tools.compare import MISSING, Table, as_markdown, as_text, read_rates, summarise
-from asr_lightning.tools.parameters import count_parameters, read_model
+from asr_lightning.tools.parameters import count_parameters, read_part
 
 RATES = ("test_error_rates.csv", "error_rates.csv")  # the first that is there
 
@@ -73,7 +73,7 @@ def read_run(folder: Path) -> Run:
     factors = {name: _last(metrics, f"{name}/real_time_factor") for name in subsets}
     return Run(
         rates={row.subset: row for row in rows if row.epoch == last},
-        parameters=sum(count_parameters(read_model(versions[-1].with_name("config.yaml"))).values()),
+        parameters=sum(count_parameters(read_part(versions[-1].with_name("config.yaml"))).values()),
         training_seconds=seconds[-1] if seconds else None,
         real_time_factors={name: factor for name, factor in factors.items() if factor is not None},
     )

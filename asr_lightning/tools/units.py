@@ -8,13 +8,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
-
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import input_error
+from asr_lightning.models.checkpoints import instantiate
 from asr_lightning.text.hangul import FULL_SIZE, write_characters
 from asr_lightning.text.tokenizers import train_sentencepiece
+from asr_lightning.tools.parameters import read_part
 from data_modules.corpus import CorpusDataModule
 
 
@@ -25,17 +23,9 @@ def training_texts(config: Path) -> Iterator[str]:
         InputError: The experiment cannot be read, or its data cannot be used.
     """
     try:
-        data = yaml.safe_load(config.read_text("utf-8"))["data"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(
-            f"expected an experiment with a `data` part in {config}, got {type(error).__name__}: {error}"
-        ) from error
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(CorpusDataModule, "data", required=True)
-    try:
-        module: CorpusDataModule = parser.instantiate(parser.parse_object({"data": data})).data
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise input_error(error) or InputError(f"{config}: its `data` cannot be used: {error}") from error
+        module, _ = instantiate(read_part(config, "data"), CorpusDataModule, "a corpus")  # type: ignore[type-abstract]
+    except InputError as error:
+        raise InputError(f"{config}: {error}") from error
     module.subsets = {**{role: [] for role in module.subsets}, "train": module.subsets["train"]}
     module.prepare_data()
     module.setup("fit")

@@ -1,5 +1,6 @@
 import gzip
 import io
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import sentencepiece
 
 from asr_lightning.text.arpa import read_arpa, write_arpa
+from asr_lightning.text.hangul import JamoTokenizer
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney, witten_bell
 from asr_lightning.text.tokenizers import CharacterTokenizer, SentencePieceTokenizer, train_sentencepiece
@@ -20,6 +22,13 @@ LINES = [f"{a} {b} {c}" for a in ("THE CAT", "A DOG") for b in ("SAW", "DIDN'T S
 def assert_same(path: Path, model: NGram, tmp_path: Path) -> None:
     write_arpa(model, tmp_path / "expected.arpa")
     assert path.read_bytes() == (tmp_path / "expected.arpa").read_bytes()
+
+
+def experiment(folder: Path, tokenizer: str, **arguments: str) -> str:
+    """Write an experiment whose recogniser has this tokenizer, and return its path."""
+    part = {"class_path": f"asr_lightning.text.{tokenizer}", "init_args": arguments}
+    (folder / "experiment.yaml").write_text(json.dumps({"model": {"init_args": {"tokenizer": part}}}))
+    return str(folder / "experiment.yaml")
 
 
 @pytest.fixture
@@ -105,7 +114,8 @@ def test_tokens_of_the_recogniser(text: Path, tmp_path: Path, capsys: pytest.Cap
 def test_pieces_of_a_sentencepiece_model(text: Path, tmp_path: Path) -> None:
     pieces = train_sentencepiece(LINES, 24, tmp_path / "pieces")
     output = tmp_path / "lm.arpa"
-    options = ["--units", "tokens", "--sentencepiece", str(pieces), "--output", str(output)]
+    config = experiment(tmp_path, "tokenizers.SentencePieceTokenizer", model=str(pieces))
+    options = ["--units", "tokens", "--config", config, "--output", str(output)]
     assert ngram.main(["estimate", *options, str(text)]) == 0
     tokenizer = SentencePieceTokenizer(str(pieces))
     sentences = [[tokenizer.tokens[number] for number in tokenizer.encode(line)] for line in LINES]
@@ -113,12 +123,30 @@ def test_pieces_of_a_sentencepiece_model(text: Path, tmp_path: Path) -> None:
     assert_same(output, kneser_ney(sentences, 3, vocabulary), tmp_path)
 
 
+def test_a_tokenizer_that_does_not_exist_is_named(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = experiment(tmp_path, "none.NoTokenizer")
+    assert ngram.main(["estimate", "--units", "tokens", "--config", config, "--output", "lm.arpa", str(text)]) == 2
+    assert "NoTokenizer" in capsys.readouterr().err
+
+
+def test_jamo_of_korean(tmp_path: Path) -> None:
+    (tmp_path / "korean.txt").write_text("나는 학교에 간다\n우리는 간다\n")
+    options = ["--units", "tokens", "--config", experiment(tmp_path, "hangul.JamoTokenizer"), "--order", "2"]
+    assert ngram.main(["estimate", *options, "--output", f"{tmp_path}/lm.arpa", f"{tmp_path}/korean.txt"]) == 0
+    model = read_arpa(tmp_path / "lm.arpa")
+    assert set(JamoTokenizer().tokens) - {"<blank>", "<eos>"} <= set(model.tokens)
+    assert model.log_prob("ᅡ") > model.log_prob("ᅲ")
+
+
 def test_whatever_sentencepiece_calls_it_the_unknown_token_is_unk(text: Path, tmp_path: Path) -> None:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(LINES), model_prefix=f"{tmp_path}/pieces", vocab_size=24, unk_piece="?", minloglevel=2
     )
     text.write_text("THE CAT\nTHE X\n")
-    options = ["--units", "tokens", "--sentencepiece", f"{tmp_path}/pieces.model", "--order", "1"]
+    config = experiment(tmp_path, "tokenizers.SentencePieceTokenizer", model=f"{tmp_path}/pieces.model")
+    options = ["--units", "tokens", "--config", config, "--order", "1"]
     assert ngram.main(["estimate", *options, "--output", str(tmp_path / "lm.arpa"), str(text)]) == 0
     model = read_arpa(tmp_path / "lm.arpa")
     assert "?" not in model.ids
@@ -148,8 +176,12 @@ def test_other_units_than_those_of_the_model_are_suspected(
         (["estimate", "train.txt", "--skip-columns", "9"], "error: expected sentences to estimate"),
         (["estimate", "train.txt", "--order", "9"], "error: expected a sentence of 8 or more tokens for an order of 9"),
         (["estimate", "marked.txt"], "error: sentence 1: expected tokens without white space that are not <s> or"),
-        (["estimate", "train.txt", "--sentencepiece", "m"], "error: --sentencepiece m: expected --units tokens"),
-        (["estimate", "train.txt", "--units", "tokens", "--sentencepiece", "m"], "error: cannot read the Sentence"),
+        (["estimate", "train.txt", "--config", "m"], "error: --config m: expected --units tokens"),
+        (["estimate", "train.txt", "--units", "tokens", "--config", "m"], "error: m: No such file or directory"),
+        (
+            ["estimate", "train.txt", "--units", "tokens", "--config", "bare.yaml"],
+            "error: bare.yaml: expected a `token",
+        ),
         (["perplexity", "train.txt"], "error: cannot read the language model lm.arpa (No such file or directory)"),
         (["perplexity", "train.txt", "--arpa", "train.txt"], "error: train.txt, line 12: expected an ARPA file"),
     ],
@@ -168,6 +200,7 @@ def test_what_cannot_be_used_is_told_in_a_line(
     (tmp_path / "cut.gz").write_bytes(gzip.compress(b"A B C D\n")[:-9])
     (tmp_path / "blank.txt").write_text("\n  \n")
     (tmp_path / "marked.txt").write_text("<s> A </s>\n")
+    (tmp_path / "bare.yaml").write_text("model: {init_args: {}}")
     option = "--output" if arguments[0] == "estimate" else "--arpa"
     before = set(tmp_path.iterdir())
     assert ngram.main([arguments[0], option, "lm.arpa", *arguments[1:]]) == 2
