@@ -12,6 +12,7 @@ from lightning import LightningModule
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.text.tokenizers import Tokenizer
 
 Model = TypeVar("Model", bound=LightningModule)
 Made = TypeVar("Made")
