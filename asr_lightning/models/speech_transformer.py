@@ -269,6 +269,12 @@ class TransformerAttention(nn.Module):
         )  # (B, H, N / B * U, head_dimension)
         return self.output(attended.transpose(1, 2).reshape(query.shape))
 
+    def weights(self, x: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+        """Return where `forward` looks, (B, H, N / B * U, T), for pictures."""
+        query = split_heads(self.query(x).reshape(len(keys), -1, self.heads * self.head_dimension), self.heads)
+        energies = query @ split_heads(keys, self.heads).transpose(2, 3) / math.sqrt(self.head_dimension)
+        return energies.masked_fill(~seen.unsqueeze(-3), float("-inf")).softmax(dim=3)
+
 
 class FeedForward(nn.Sequential):
     """LayerNorm, expansion, rectification, contraction."""

@@ -1,0 +1,1 @@
+"""Looks at arrays: projections, neighbours, probes, alignments and curves, by pure functions."""

@@ -1,0 +1,251 @@
+"""What layers said, on disk, for numpy and pandas.
+
+```
+FOLDER/activations.json        of every module: what a row is (frame or token), their number and dimension; and epoch
+FOLDER/utterances.csv          utterance,subset,speaker,seconds,reference,hypothesis
+FOLDER/<module>.npy            (N, D) float32
+FOLDER/<module>.csv            one line per row: utterance,speaker,index,start,end,character,phone
+```
+
+Utterances are in the order of their names, their rows in that of time. Times are seconds from an utterance's beginning:
+a frame's span is as long as the distance of frames, around the centre of what the frame was computed from. Rows of a
+token (character) have no times; row 0 is the state that the first token is predicted from. `character` is the one that
+is being recognised, `phone` what the labels say; both are empty where nobody knows.
+
+    np.load("FOLDER/encoder.layers.0.npy", mmap_mode="r"), pandas.read_csv("FOLDER/encoder.layers.0.csv")
+"""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from asr_lightning.errors import InputError
+from asr_lightning.files import write_atomically
+
+Unit = Literal["frame", "token"]
+COLUMNS = ("utterance", "speaker", "index", "start", "end", "character", "phone")
+UTTERANCE_COLUMNS = ("utterance", "subset", "speaker", "seconds", "reference", "hypothesis")
+DESCRIPTION = "activations.json"
+
+
+@dataclass
+class Rows:
+    """What one module said of one utterance.
+
+    Attributes:
+        values: (N, D) float32.
+        unit: What a row is.
+        starts: N seconds, of frames.
+        ends: N seconds, of frames.
+        characters: N, empty where unknown.
+        phones: N, empty where unknown.
+    """
+
+    values: np.ndarray
+    unit: Unit
+    starts: Sequence[float] = ()
+    ends: Sequence[float] = ()
+    characters: Sequence[str] = ()
+    phones: Sequence[str] = ()
+
+
+@dataclass
+class Spoken:
+    """An utterance and what the modules said of it."""
+
+    utterance: str
+    subset: str
+    speaker: str
+    seconds: float
+    reference: str
+    hypothesis: str
+    modules: dict[str, Rows] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """All rows of a module.
+
+    Attributes:
+        name: Of the module.
+        unit: What a row is.
+        values: (N, D) float32, on disk.
+        utterances: (N,) names.
+        speakers: (N,) names.
+        index: (N,) places within an utterance.
+        starts: (N,) seconds; NaN for tokens.
+        ends: (N,) seconds; NaN for tokens.
+        characters: (N,) strings.
+        phones: (N,) strings.
+    """
+
+    name: str
+    unit: Unit
+    values: np.ndarray
+    utterances: np.ndarray
+    speakers: np.ndarray
+    index: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    characters: np.ndarray
+    phones: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def where(self, chosen: np.ndarray) -> "Layer":
+        """Return the rows that a mask (N,) or an index chooses, in memory."""
+        parts = {one.name: getattr(self, one.name)[chosen] for one in fields(self)[2:]}
+        return Layer(self.name, self.unit, **parts)
+
+
+class Part:
+    """What one process has seen: values as they come, and a line of JSON per utterance."""
+
+    def __init__(self, folder: Path) -> None:
+        """Begin anew in a folder of its own."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self.folder = folder
+
+    def append(self, spoken: Spoken) -> None:
+        """Write what was said of an utterance."""
+        line = {name: getattr(spoken, name) for name in UTTERANCE_COLUMNS} | {"modules": {}}
+        for module, rows in spoken.modules.items():
+            values = np.ascontiguousarray(rows.values, dtype=np.float32)
+            with (self.folder / module).open("ab") as file:
+                place = file.tell()
+                file.write(values.tobytes())
+            known = {key: value for key, value in asdict(rows).items() if key != "values"}
+            line["modules"][module] = {"place": place, "shape": values.shape, **known}
+        with (self.folder / "utterances.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def merge(parts: Sequence[Path], folder: Path, about: dict[str, Any], limit: int | None = None,
+          speakers: int | None = None) -> int:  # fmt: skip
+    """Put what processes have seen together; the result does not depend on how many they were.
+
+    Args:
+        parts: Folders of `Part`, which are removed.
+        folder: What to write; replaced if there.
+        about: Anything that is to stand in `activations.json` too.
+        limit: Utterances to keep, the first by name.
+        speakers: Speakers to keep, the first by name.
+
+    Returns:
+        How many utterances there are.
+    """
+    lines = sorted(_lines(parts), key=lambda line: line[1]["utterance"])
+    chosen: dict[str, tuple[Path, dict[str, Any]]] = {line["utterance"]: (part, line) for part, line in lines}
+    if speakers is not None:
+        kept = set(sorted({line["speaker"] for _, line in chosen.values()})[:speakers])
+        chosen = {name: one for name, one in chosen.items() if one[1]["speaker"] in kept}
+    chosen = dict(list(chosen.items())[:limit])
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    with (new / "utterances.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, UTTERANCE_COLUMNS, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(line for _, line in chosen.values())
+    modules = dict.fromkeys(name for _, line in chosen.values() for name in line["modules"])
+    described = {module: _write_module(new, module, list(chosen.values())) for module in modules}
+    write_atomically(new / DESCRIPTION, json.dumps({**about, "modules": described}, indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+    for part in parts:
+        shutil.rmtree(part)
+    return len(chosen)
+
+
+def _lines(parts: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for part in parts:
+        path = part / "utterances.jsonl"
+        if path.exists():
+            with path.open(encoding="utf-8") as file:
+                for line in file:
+                    yield part, json.loads(line)
+
+
+def _write_module(folder: Path, module: str, chosen: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+    said = [(part, line, line["modules"][module]) for part, line in chosen if module in line["modules"]]
+    dimension, unit = said[0][2]["shape"][1], said[0][2]["unit"]
+    total = sum(rows["shape"][0] for _, _, rows in said)
+    values = np.lib.format.open_memmap(folder / f"{module}.npy", "w+", np.float32, (total, dimension))
+    with (folder / f"{module}.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        begin = 0
+        for part, line, rows in said:
+            count = rows["shape"][0]
+            read = np.fromfile(part / module, np.float32, count * dimension, offset=rows["place"])
+            values[begin : begin + count] = read.reshape(count, dimension)
+            begin += count
+            columns = [rows[name] or [""] * count for name in ("starts", "ends", "characters", "phones")]
+            for number, row in enumerate(zip(*columns, strict=True)):
+                start, end, *labels = row
+                times = [f"{time:.4f}" if time != "" else "" for time in (start, end)]
+                writer.writerow([line["utterance"], line["speaker"], number, *times, *labels])
+    values.flush()
+    return {"unit": unit, "rows": total, "dimension": dimension}
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return what stands in `activations.json`.
+
+    Raises:
+        InputError: There is none, or it cannot be read.
+    """
+    try:
+        return json.loads((folder / DESCRIPTION).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"expected activations in {folder}, with a {DESCRIPTION}, got {type(error).__name__}: {error}; "
+            "asr_lightning.callbacks.activations.Activations writes them"
+        ) from error
+
+
+def read_layer(folder: Path, module: str) -> Layer:
+    """Return the rows of a module; their values stay on disk.
+
+    Raises:
+        InputError: There are none, or the files do not belong together.
+    """
+    described = read_description(folder)["modules"]
+    if module not in described:
+        raise InputError(f"expected one of the modules in {folder}, {', '.join(described)}; got {module!r}")
+    try:
+        values = np.load(folder / f"{module}.npy", mmap_mode="r")
+        with (folder / f"{module}.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))[1:]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: the rows of {module} cannot be read: {error}") from error
+    if len(rows) != len(values) or any(len(row) != len(COLUMNS) for row in rows):
+        raise InputError(f"{folder}/{module}.csv: expected {len(values)} lines as in {module}.npy, found {len(rows)}")
+    names, speakers, index, starts, ends, characters, phones = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
+    seconds = [np.array([float(one or "nan") for one in column]) for column in (starts, ends)]
+    labels = [np.array(column, dtype=str) for column in (names, speakers, characters, phones)]
+    return Layer(
+        module, described[module]["unit"], values, labels[0], labels[1], np.array(index, dtype=int),
+        seconds[0], seconds[1], labels[2], labels[3],
+    )  # fmt: skip
+
+
+def read_utterances(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the lines of `utterances.csv` by utterance.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    try:
+        with (folder / "utterances.csv").open(encoding="utf-8", newline="") as file:
+            return {row["utterance"]: row for row in csv.DictReader(file)}
+    except (OSError, KeyError) as error:
+        raise InputError(f"expected activations in {folder}, with an utterances.csv: {error}") from error

@@ -1,0 +1,87 @@
+"""Which frames belong to which character, by CTC; and how attention and posteriors move along an utterance."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torchaudio
+from torch import Tensor
+
+from asr_lightning.text.phones import Segment
+
+
+def forced_alignment(log_probs: Tensor, tokens: Sequence[int], blank_id: int) -> list[tuple[int, int]] | None:
+    """Return first and last frame of every token on the most probable CTC path that says them.
+
+    Args:
+        log_probs: (T, V).
+        tokens: U token ids, without blanks.
+        blank_id: The blank's token id.
+
+    Returns:
+        None where the tokens do not fit into T frames.
+    """
+    repeats = sum(one == other for one, other in zip(tokens, tokens[1:], strict=False))
+    if not tokens:
+        return []
+    if len(tokens) + repeats > len(log_probs):
+        return None
+    targets = torch.tensor([list(tokens)], dtype=torch.int32)
+    path, _ = torchaudio.functional.forced_align(log_probs.float().cpu().unsqueeze(0), targets, blank=blank_id)
+    return _runs(path[0].tolist(), blank_id)
+
+
+def _runs(path: Sequence[int], blank_id: int) -> list[tuple[int, int]]:
+    spans: list[tuple[int, int]] = []
+    before = blank_id
+    for frame, token in enumerate(path):
+        if token == before != blank_id:
+            spans[-1] = (spans[-1][0], frame)
+        elif token != blank_id:
+            spans.append((frame, frame))
+        before = token
+    return spans
+
+
+def segments_from_onsets(onsets: Sequence[float], labels: Sequence[str], end: float) -> list[Segment]:
+    """Let every label last until the next one begins, the last until the end; all in seconds."""
+    stops = [*onsets, end][1:]
+    return [Segment(onset, max(onset, stop), label) for onset, stop, label in zip(onsets, stops, labels, strict=True)]
+
+
+@dataclass(frozen=True)
+class AttentionFigures:
+    """How attention moves along one utterance.
+
+    Attributes:
+        monotonicity: Share of tokens whose centre of attention is not before that of the token before.
+        coverage: Share of frames that get at least half of what every frame would get of even attention.
+        sharpness: Mean of the greatest weight of every token.
+        spread: Mean entropy of a token's weights, in nats.
+    """
+
+    monotonicity: float
+    coverage: float
+    sharpness: float
+    spread: float
+
+
+def attention_figures(weights: np.ndarray) -> AttentionFigures:
+    """Measure attention weights (U, T), whose rows sum to one.
+
+    Raises:
+        ValueError: There are no tokens or no frames.
+    """
+    if weights.ndim != 2 or 0 in weights.shape:
+        raise ValueError(f"expected attention weights of tokens over frames, (U, T), got the shape {weights.shape}")
+    centres = weights @ np.arange(weights.shape[1])
+    steps = np.diff(centres)
+    received = weights.sum(axis=0)
+    logs = np.log(np.where(weights > 0, weights, 1.0))
+    return AttentionFigures(
+        monotonicity=float((steps >= 0).mean()) if len(steps) else 1.0,
+        coverage=float((received >= 0.5 * weights.sum() / weights.shape[1]).mean()),
+        sharpness=float(weights.max(axis=1).mean()),
+        spread=float(-(weights * logs).sum(axis=1).mean()),
+    )

@@ -1,0 +1,206 @@
+"""Nearest neighbours of states in other sentences, and what these have in common [seed 000 §3.4, §3.5]."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+QUERIES = 1024  # of a block
+CANDIDATES = 16_384  # of a block: with 1,024 queries 64 MiB of distances
+SPARE = 8  # candidates that are measured again in double precision, besides those asked for
+
+
+def nearest(
+    states: np.ndarray, groups: np.ndarray, k: int = 5, queries: np.ndarray | None = None, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the k nearest states by Euclidean distance, of other groups only; exactly, and in bounded memory.
+
+    Args:
+        states: (N, D); may lie on disk.
+        groups: (N,) integers: states of one group, as a sentence, are no neighbours of each other.
+        k: How many.
+        queries: (Q,) places of the states that neighbours are wanted of; all if None.
+        device: Where blocks are compared.
+
+    Returns:
+        Places (Q, k) and distances (Q, k), the nearest first; -1 and infinity where there are no more than that.
+    """
+    queries = np.arange(len(states)) if queries is None else np.asarray(queries)
+    places = np.full((len(queries), k), -1, dtype=np.int64)
+    distances = np.full((len(queries), k), np.inf)
+    centre = np.zeros(states.shape[1])
+    for begin in range(0, len(states), CANDIDATES):
+        centre += states[begin : begin + CANDIDATES].sum(axis=0, dtype=np.float64) / len(states)
+    for begin in range(0, len(queries), QUERIES):
+        rows = queries[begin : begin + QUERIES]
+        found = _candidates(states, groups, rows, centre, k + SPARE, device)
+        exact = _measured(states, rows, found)
+        order = np.argsort(exact, axis=1, kind="stable")[:, :k]
+        best = np.take_along_axis(exact, order, axis=1)
+        distances[begin : begin + len(rows), : best.shape[1]] = best
+        places[begin : begin + len(rows), : best.shape[1]] = np.where(
+            np.isfinite(best), np.take_along_axis(found, order, axis=1), -1
+        )
+    return places, distances
+
+
+def _candidates(
+    states: np.ndarray, groups: np.ndarray, rows: np.ndarray, centre: np.ndarray, count: int, device: str
+) -> np.ndarray:
+    """Places (Q, count) of the nearest by single precision, in the order of place; -1 where there are none."""
+    query = torch.from_numpy((states[rows] - centre).astype(np.float32)).to(device)
+    own = torch.from_numpy(groups[rows].astype(np.int64)).to(device).unsqueeze(1)
+    best = torch.full((len(rows), 0), float("inf"), device=device)
+    where = torch.full((len(rows), 0), -1, dtype=torch.int64, device=device)
+    for begin in range(0, len(states), CANDIDATES):
+        block = torch.from_numpy((states[begin : begin + CANDIDATES] - centre).astype(np.float32)).to(device)
+        theirs = torch.from_numpy(groups[begin : begin + CANDIDATES].astype(np.int64)).to(device)
+        squares = block.square().sum(dim=1) - 2.0 * (query @ block.T)  # without |query|², the same for all
+        squares.masked_fill_(own == theirs, float("inf"))
+        near, place = squares.topk(min(count, len(block)), dim=1, largest=False)
+        best, order = _least(torch.cat([best, near], dim=1), count)
+        where = torch.cat([where, place + begin], dim=1).gather(1, order)
+    found = torch.where(best.isinf(), -1, where)
+    return found.sort(dim=1).values.cpu().numpy()
+
+
+def _least(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    return values.topk(min(count, values.shape[1]), dim=1, largest=False)
+
+
+def _measured(states: np.ndarray, rows: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Distances (Q, count) in double precision; infinite where there is no place."""
+    theirs = states[found.clip(min=0)].astype(np.float64)  # (Q, count, D)
+    exact = np.sqrt(np.square(theirs - states[rows].astype(np.float64)[:, None]).sum(axis=2))
+    return np.where(found >= 0, exact, np.inf)
+
+
+def matching_before(characters: np.ndarray, groups: np.ndarray, places: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Count how many characters right before a query's are the same before its neighbours'.
+
+    Args:
+        characters: (N,) of every state, in the order of their sentences.
+        groups: (N,) sentences, each in one piece.
+        places: (Q, k) neighbours of each query; -1 for none, which matches nothing.
+        queries: (Q,) places.
+
+    Returns:
+        (Q, k) counts: 0 where the character before differs, or a sentence has just begun.
+    """
+    counts = np.zeros(places.shape, dtype=np.int64)
+    mine = np.broadcast_to(queries[:, None], places.shape)
+    going = places >= 0
+    back = 0
+    while going.any():
+        back += 1
+        one, other = mine - back, places - back
+        inside = (one >= 0) & (other >= 0)
+        one, other = one.clip(min=0), other.clip(min=0)
+        going = going & inside & (groups[one] == groups[mine]) & (groups[other] == groups[places])
+        going &= characters[one] == characters[other]
+        counts += going
+    return counts
+
+
+@dataclass(frozen=True)
+class Matches:
+    """A line of Table 2 of seed 000.
+
+    Attributes:
+        total: Matching preceding characters, of all neighbours of all queries.
+        mean: Of one neighbour.
+        deviation: Standard deviation of the mean of one draw over draws, for what is drawn at random; else 0.
+    """
+
+    total: float
+    mean: float
+    deviation: float = 0.0
+
+
+def summarise_matches(counts: np.ndarray) -> Matches:
+    """Add up counts (Q, k)."""
+    return Matches(float(counts.sum()), float(counts.mean()) if counts.size else 0.0)
+
+
+def shuffled_baseline(
+    states: np.ndarray, characters: np.ndarray, groups: np.ndarray, queries: np.ndarray, k: int, seed: int = 1,
+    draws: int = 1,
+) -> Matches:  # fmt: skip
+    """Say how many characters match when every state is some other character's: what neighbours share by chance."""
+    random = np.random.default_rng(seed)
+    results = []
+    for _ in range(draws):
+        places, _ = nearest(states[random.permutation(len(states))], groups, k, queries)
+        results.append(matching_before(characters, groups, places, queries))
+    return _over_draws(results)
+
+
+def ngram_baseline(
+    characters: np.ndarray, groups: np.ndarray, queries: np.ndarray, k: int, order: int, seed: int = 1, draws: int = 5
+) -> Matches:
+    """Say how many characters match for neighbours that only share the last `order` characters, drawn at random.
+
+    The character itself is the last of them: order 1 draws any state of the same character in another sentence. Where
+    there are fewer than k, the next shorter order fills up.
+    """
+    random = np.random.default_rng(seed)
+    results = []
+    for _ in range(draws):
+        places = np.full((len(queries), k), -1, dtype=np.int64)
+        for length in range(order, 0, -1):
+            keys = _histories(characters, groups, length)
+            members: dict[int, np.ndarray] = _members(keys)
+            for row, query in enumerate(queries):
+                missing = int((places[row] < 0).sum())
+                if not missing:
+                    continue
+                known = members[keys[query]]
+                others = known[(groups[known] != groups[query]) & ~np.isin(known, places[row])]
+                drawn = random.permutation(others)[:missing] if len(others) <= missing else random.choice(
+                    others, missing, replace=False
+                )  # fmt: skip
+                places[row, k - missing : k - missing + len(drawn)] = drawn
+        results.append(matching_before(characters, groups, places, queries))
+    return _over_draws(results)
+
+
+def _over_draws(results: Sequence[np.ndarray]) -> Matches:
+    means = [float(one.mean()) for one in results]
+    deviation = float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
+    return Matches(float(np.mean([one.sum() for one in results])), float(np.mean(means)), deviation)
+
+
+def _histories(characters: np.ndarray, groups: np.ndarray, length: int) -> np.ndarray:
+    """A number (N,) for every different history of so many characters, within a sentence."""
+    _, keys = np.unique(characters, return_inverse=True)
+    numbers = keys.astype(np.int64)
+    everything = np.arange(len(numbers))
+    for back in range(1, length):
+        before = (everything - back).clip(min=0)
+        inside = (everything >= back) & (groups[before] == groups)
+        joined = numbers * (keys.max() + 2) + np.where(inside, keys[before] + 1, 0)
+        _, numbers = np.unique(joined, return_inverse=True)
+    return numbers
+
+
+def _members(keys: np.ndarray) -> dict[int, np.ndarray]:
+    order = np.argsort(keys, kind="stable")
+    edges = np.flatnonzero(np.diff(keys[order])) + 1
+    return {int(keys[part[0]]): part for part in np.split(order, edges)}
+
+
+def in_context(characters: Sequence[str], place: int, before: int = 20, after: int = 10) -> str:
+    """Show a character where it stands, as the paper does: `SO THEY <<S>>AID`.
+
+    Args:
+        characters: Of the sentence.
+        place: Of the character.
+        before: Characters shown before it.
+        after: And after it.
+    """
+    start = max(0, place - before)
+    ahead, behind = "".join(characters[start:place]), "".join(characters[place + 1 : place + 1 + after])
+    marked = f"{ahead}<<{characters[place]}>>{behind}".replace("_", " ")
+    return f"{'…' if start else ''}{marked}{'…' if place + 1 + after < len(characters) else ''}".strip()

@@ -1,0 +1,132 @@
+"""Numbers behind pictures of layers: do frames cluster by phone, by time, and what becomes of silence?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.distance import pdist
+from scipy.stats import spearmanr
+
+from asr_lightning.analysis.neighbours import nearest
+from asr_lightning.text.phones import SILENCE
+
+FOLDS = 5
+RIDGE = 1e-2  # of the mean square of a standardised dimension, per point
+LONGEST = 1500  # frames of an utterance whose pairs are compared; longer ones are thinned evenly
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """What is measured of the frames of one layer, of one speaker or of all.
+
+    Attributes:
+        purity: Mean share of the k nearest frames of other utterances that have the same phone.
+        chance: The same for neighbours drawn at random: the sum of squared phone shares.
+        order: Mean over utterances of Spearman's correlation between distance in time and distance in space.
+        silence: Root mean square distance of silence from its own centre, by that of all frames from theirs.
+        probe: Accuracy of a linear classifier of phones on utterances that it has not seen.
+    """
+
+    purity: float
+    chance: float
+    order: float
+    silence: float
+    probe: float
+
+
+def measure_layer(
+    values: np.ndarray, phones: np.ndarray, groups: np.ndarray, times: np.ndarray, k: int = 5
+) -> LayerFigures:
+    """Measure frames.
+
+    Args:
+        values: (N, D).
+        phones: (N,) labels; frames with an empty one only count for the order.
+        groups: (N,) utterances, as integers.
+        times: (N,) seconds.
+        k: Neighbours.
+    """
+    known = phones != ""
+    shares = np.unique(phones[known], return_counts=True)[1] / max(1, known.sum())
+    return LayerFigures(
+        purity=phone_purity(values[known], phones[known], groups[known], k),
+        chance=float(np.square(shares).sum()),
+        order=order_correlation(values, times, groups),
+        silence=silence_spread(values[known], phones[known]),
+        probe=linear_probe(values[known], phones[known], groups[known]),
+    )
+
+
+def phone_purity(values: np.ndarray, phones: np.ndarray, groups: np.ndarray, k: int = 5) -> float:
+    """Return the mean share of the k nearest frames of other utterances with the same phone; NaN without any."""
+    if len(np.unique(groups)) < 2:
+        return float("nan")
+    places, _ = nearest(values, groups, k)
+    same = (phones[places.clip(min=0)] == phones[:, None]) & (places >= 0)
+    return float((same.sum(axis=1) / np.maximum(1, (places >= 0).sum(axis=1))).mean())
+
+
+def order_correlation(values: np.ndarray, times: np.ndarray, groups: np.ndarray) -> float:
+    """Return Spearman's correlation of distances in time and in space, within utterances, their mean.
+
+    Utterances of fewer than three frames, and those whose frames are all alike, are left out; NaN if none is left.
+    """
+    found = []
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), LONGEST)).round().astype(int)]
+        if len(rows) < 3:
+            continue
+        apart = pdist(values[rows].astype(np.float64))
+        if np.ptp(apart) > 0:
+            found.append(spearmanr(pdist(times[rows, None]), apart).statistic)
+    return float(np.mean(found)) if found else float("nan")
+
+
+def silence_spread(values: np.ndarray, phones: np.ndarray) -> float:
+    """Return how far silence is scattered, by how far all frames are; NaN without silence."""
+    silent = values[phones == SILENCE].astype(np.float64)
+    if len(silent) < 2:
+        return float("nan")
+    everything = values.astype(np.float64)
+    own, whole = (np.sqrt(part.var(axis=0).sum()) for part in (silent, everything))
+    return float(own / whole) if whole > 0 else float("nan")
+
+
+def linear_probe(values: np.ndarray, phones: np.ndarray, groups: np.ndarray) -> float:
+    """Return the accuracy of ridge regression on one-hot phones, utterances in five folds; NaN with fewer than two.
+
+    Every fold is classified by what the others have taught; dimensions are standardised by the others as well.
+    """
+    names = np.unique(groups)
+    if len(names) < 2:
+        return float("nan")
+    kinds, classes = np.unique(phones, return_inverse=True)
+    fold_of = dict(zip(names.tolist(), (np.arange(len(names)) % min(FOLDS, len(names))).tolist(), strict=True))
+    folds = np.array([fold_of[group] for group in groups.tolist()])
+    right = 0
+    for fold in np.unique(folds):
+        learn, test = folds != fold, folds == fold
+        weights, mean, scale = _ridge(values[learn].astype(np.float64), np.eye(len(kinds))[classes[learn]])
+        scores = np.c_[(values[test] - mean) / scale, np.ones(test.sum())] @ weights
+        right += int((scores.argmax(axis=1) == classes[test]).sum())
+    return right / len(values)
+
+
+def _ridge(points: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    mean, scale = points.mean(axis=0), points.std(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    known = np.c_[(points - mean) / scale, np.ones(len(points))]
+    penalty = RIDGE * len(points) * np.eye(known.shape[1])
+    penalty[-1, -1] = 0.0
+    return np.linalg.solve(known.T @ known + penalty, known.T @ targets), mean, scale
+
+
+def interval(values: np.ndarray, seed: int = 1, draws: int = 2000) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a mean over speakers, by bootstrap; NaN twice for fewer than two."""
+    known = np.asarray(values, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    if len(known) < 2:
+        return float("nan"), float("nan")
+    means = known[np.random.default_rng(seed).integers(len(known), size=(draws, len(known)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,196 @@
+"""Writes down what layers say of every frame and token, for t-SNE, probes and neighbours."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning import Callback, LightningModule, Trainer
+
+from asr_lightning.analysis.activations import Part, Rows, Spoken, merge
+from asr_lightning.analysis.alignment import forced_alignment, segments_from_onsets
+from asr_lightning.batch import Batch
+from asr_lightning.callbacks.observation import Observation, check_paths, observe
+from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.errors import InputError
+from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.text.phones import PhoneLabels, Segment, label_spans
+
+STAGES = ("validate", "test", "predict")
+
+
+class Activations(Callback):
+    """Writes the activations of named modules into `<run folder>/activations/<stage>`.
+
+    The files are those of `asr_lightning.analysis.activations`. A validation replaces those of the one before.
+    Nothing is hooked, computed or kept outside the chosen stages; within them, every batch is encoded once more, and
+    the decoder reads the best hypothesis, so its states are those that led to it. At most a batch is held in memory.
+    With several processes each writes what it sees, and the first puts it together, utterances by their names.
+
+    Args:
+        modules: What to look at: a name of yours for each, and the path of the module, as `{layer1: encoder.layers.0,
+            top: encoder, decoder1: decoder.cells.0}`. `encoder.layers.1:input` is what a module reads.
+        stages: When: `validate`, `test`, `predict`.
+        labels: Who knows the phones. Without, they are the characters of the transcript, as the recogniser's own CTC
+            output aligns them; nothing where it has none.
+        subsets: Only utterances of these; all if None.
+        speakers: Names of speakers, or how many of them to keep, the first by name; all if None.
+        utterances: How many to keep, the first by name of those seen; all if None. Each process looks at as many.
+
+    Raises:
+        ValueError: A stage or a name of a module that cannot be.
+    """
+
+    def __init__(
+        self,
+        modules: dict[str, str],
+        stages: Sequence[Literal["validate", "test", "predict"]] = ("test",),
+        labels: PhoneLabels | None = None,
+        subsets: list[str] | None = None,
+        speakers: list[str] | int | None = None,
+        utterances: int | None = None,
+    ) -> None:
+        if unknown := [one for one in stages if one not in STAGES]:
+            raise ValueError(f"stages are {', '.join(STAGES)}, got {unknown}")
+        odd = [name for name in modules if not re.fullmatch(r"[\w-][\w.-]*", name)]
+        if odd or not modules:
+            raise ValueError(f"modules need names of letters, digits, `_`, `-` and dots, got {odd or 'none'}")
+        self.modules = dict(modules)
+        self.stages = tuple(stages)
+        self.labels = labels
+        self.subsets = subsets
+        self.speakers = speakers
+        self.utterances = utterances
+        self._part: Part | None = None
+        self._seen = 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        if not trainer.sanity_checking:
+            self._begin(trainer, pl_module, "validate")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self._begin(trainer, pl_module, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self._begin(trainer, pl_module, "predict")
+
+    def _begin(self, trainer: Trainer, recognizer: LightningModule, stage: str) -> None:
+        if stage not in self.stages:
+            return
+        check_paths(recognizer, self.modules)
+        self._part = Part(self._folder(trainer, stage).with_name(f".{stage}.rank{trainer.global_rank:05}"))
+        self._seen = 0
+
+    @staticmethod
+    def _folder(trainer: Trainer, stage: str) -> Path:
+        return Path(trainer.default_root_dir) / "activations" / stage
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Look at a batch."""
+        if self._part is None or not len(batch):
+            return
+        chosen = [row for row in range(len(batch)) if self._wanted(batch, row)]
+        if not chosen:
+            return
+        assert isinstance(pl_module, Recognizer)
+        best = [found[0] for found in outputs["hypotheses"]]
+        seen = observe(pl_module, batch, self.modules, [one.tokens for one in best])
+        for row in chosen:
+            self._part.append(self._spoken(pl_module, batch, best[row], seen, row))
+
+    on_test_batch_end = on_validation_batch_end
+    on_predict_batch_end = on_validation_batch_end
+
+    def _wanted(self, batch: Batch, row: int) -> bool:
+        if self.subsets is not None and batch.subsets[row] not in self.subsets:
+            return False
+        if isinstance(self.speakers, list) and batch.speakers[row] not in self.speakers:
+            return False
+        if self.utterances is not None and self._seen >= self.utterances:
+            return False
+        self._seen += 1
+        return True
+
+    def _spoken(self, recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Observation, row: int) -> Spoken:
+        seconds = int(batch.audio_lengths[row]) / batch.sample_rate
+        text = batch.texts[row]
+        said = _characters(recognizer, best.tokens, best.frames, seen, row, seconds)
+        if self.labels is not None:
+            phones = self.labels.segments(batch.ids[row])
+        else:
+            phones = _characters(recognizer, recognizer.tokenizer.encode(text), (), seen, row, seconds) if text else []
+        names = [recognizer.tokenizer.tokens[token] for token in best.tokens] + ["<eos>"]
+        spoken = Spoken(batch.ids[row], batch.subsets[row], batch.speakers[row], seconds, text, best.text)
+        for name, one in seen.watched.items():
+            length = int(one.lengths[row])
+            values = one.values[row, :length].float().cpu().numpy()
+            if one.unit == "token":
+                spoken.modules[name] = Rows(values, "token", characters=names)
+                continue
+            starts, ends = (times[:length] for times in seen.spans(one.lengths))
+            spoken.modules[name] = Rows(
+                values, "frame", starts.tolist(), ends.tolist(), label_spans(said, starts, ends),
+                label_spans(phones, starts, ends),
+            )  # fmt: skip
+        return spoken
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put together what the processes have seen."""
+        self._end(trainer, pl_module, "validate")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put together what the processes have seen."""
+        self._end(trainer, pl_module, "test")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put together what the processes have seen."""
+        self._end(trainer, pl_module, "predict")
+
+    def _end(self, trainer: Trainer, recognizer: LightningModule, stage: str) -> None:
+        if self._part is None:
+            return
+        self._part = None
+        folder = self._folder(trainer, stage)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            about = {
+                "recognizer": type(recognizer).__name__,
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                "paths": self.modules,
+            }
+            number = self.speakers if isinstance(self.speakers, int) else None
+            count = merge(sorted(folder.parent.glob(f".{stage}.rank*")), folder, about, self.utterances, number)
+            if not count:
+                raise InputError(
+                    f"no utterance was looked at: none in {stage} is of the subsets {self.subsets} and the speakers "
+                    f"{self.speakers}; correct them in Activations"
+                )
+            recognizer.print(f"Activations of {count} utterances are in {folder.absolute()}")
+        trainer.strategy.barrier()
+
+
+def _characters(
+    recognizer: Recognizer, tokens: Sequence[int], onsets: Sequence[int], seen: Observation, row: int, seconds: float
+) -> list[Segment]:
+    """Say when tokens are spoken: as the search has found, or else by the CTC output; nothing where neither knows."""
+    length = int(seen.lengths[row])
+    if not onsets and seen.log_probs is not None:
+        aligned = forced_alignment(seen.log_probs[row, :length], tokens, recognizer.tokenizer.blank_id)
+        onsets = [first for first, _ in aligned or []]
+    if not onsets or len(onsets) != len(tokens):
+        return []
+    starts, _ = seen.spans(seen.lengths)
+    labels = [recognizer.tokenizer.tokens[token] for token in tokens]
+    return segments_from_onsets([float(starts[onset]) for onset in onsets], labels, seconds)

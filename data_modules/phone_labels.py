@@ -1,0 +1,110 @@
+"""Phones of utterances, from files: CTM, as the embedded corpora have them, and TextGrid, as aligners write them."""
+
+from pathlib import Path
+
+from praatio import textgrid
+from praatio.utilities.errors import PraatioException
+
+from asr_lightning.errors import InputError
+from asr_lightning.text.phones import SILENCE, PhoneLabels, Segment
+
+
+class CTMLabels(PhoneLabels):
+    """Lines `UTTERANCE CHANNEL START DURATION PHONE` [NIST; Kaldi], in any number of files; `;;` begins a comment.
+
+    Args:
+        path: A file, or a folder with `*.ctm` at any depth.
+
+    Raises:
+        InputError: There is none, or one cannot be read.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self._places: dict[str, list[tuple[Path, int]]] | None = None  # of the lines of every utterance, file by file
+
+    def segments(self, utterance: str) -> list[Segment]:
+        """Return the segments of an utterance in the order of time; none where no file names it."""
+        if self._places is None:
+            self._places = self._find()
+        segments = []
+        for path, place in self._places.get(utterance, []):
+            with path.open("rb") as file:
+                file.seek(place)
+                for line in file:
+                    fields = line.decode("utf-8", "replace").split()
+                    if not fields or fields[0] != utterance:
+                        break
+                    segments.append(_segment(fields, path))
+        return sorted(segments, key=lambda segment: segment.start)
+
+    def _find(self) -> dict[str, list[tuple[Path, int]]]:
+        paths = [self.path] if self.path.is_file() else sorted(self.path.rglob("*.ctm"))
+        if not paths:
+            raise InputError(f"no phone labels at {self.path} (looked for {self.path.absolute()} and *.ctm below it)")
+        places: dict[str, list[tuple[Path, int]]] = {}
+        for path in paths:
+            before, place = "", 0
+            try:
+                with path.open("rb") as file:
+                    for line in file:
+                        name = line.decode("utf-8", "replace").split(maxsplit=1)
+                        if name and name[0] != before and not name[0].startswith(";;"):
+                            places.setdefault(name[0], []).append((path, place))
+                        before = name[0] if name else ""
+                        place += len(line)
+            except OSError as error:
+                raise InputError(f"cannot read {path}: {error.strerror}") from error
+        return places
+
+
+def _segment(fields: list[str], path: Path) -> Segment:
+    try:
+        start, duration = float(fields[2]), float(fields[3])
+        if not (start >= 0.0 and duration >= 0.0):
+            raise ValueError
+        return Segment(start, start + duration, fields[4])
+    except (IndexError, ValueError) as error:
+        raise InputError(
+            f"{path}: expected `UTTERANCE CHANNEL START DURATION PHONE` with times in seconds, got {' '.join(fields)!r}"
+        ) from error
+
+
+class TextGridLabels(PhoneLabels):
+    """Praat's TextGrid files, one per utterance and called as it is: `19-198-0000.TextGrid`, at any depth.
+
+    Args:
+        folder: Where they lie.
+        tier: Name of the tier of phones; that of the Montreal Forced Aligner is `phones`. What ends in ` - phones` is
+            taken too.
+
+    Raises:
+        InputError: There is no such folder, or no file in it.
+    """
+
+    def __init__(self, folder: str, tier: str = "phones") -> None:
+        self.folder = Path(folder)
+        self.tier = tier
+        self._paths: dict[str, Path] | None = None
+
+    def segments(self, utterance: str) -> list[Segment]:
+        """Return the segments of an utterance in the order of time, nameless ones as SIL; none where it has no file."""
+        if self._paths is None:
+            self._paths = {path.stem: path for path in sorted(self.folder.rglob("*.TextGrid"))}
+            if not self._paths:
+                raise InputError(f"no *.TextGrid in {self.folder} (looked in {self.folder.absolute()})")
+        if utterance not in self._paths:
+            return []
+        path = self._paths[utterance]
+        try:
+            grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True)
+            names = [name for name in grid.tierNames if name == self.tier or name.endswith(f" - {self.tier}")]
+            if not names:
+                raise InputError(f"{path}: expected a tier {self.tier!r}, found {', '.join(grid.tierNames) or 'none'}")
+            entries = grid.getTier(names[0]).entries
+            return [Segment(float(one.start), float(one.end), one.label.strip() or SILENCE) for one in entries]
+        except InputError:
+            raise
+        # praatio reads by counting lines: what is no TextGrid ends in any error that indexing can have
+        except (PraatioException, OSError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
+            raise InputError(f"{path} is no TextGrid that can be read ({type(error).__name__}: {error})") from error

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from asr_lightning.analysis.projection import aligned, counterparts, normalised, principal_components, project
+
+
+def clusters(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(5), 30)
+    return 10.0 * random.normal(size=(5, 40))[labels] + random.normal(size=(150, 40)), labels
+
+
+def test_clusters_are_recovered() -> None:
+    points, labels = clusters()
+    places = project(points, perplexity=10, iterations=300)
+    assert places.shape == (150, 2)
+    apart = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(150)
+    assert (labels[apart.argsort(axis=1)[:, :10]] == labels[:, None]).mean() > 0.98
+    np.testing.assert_allclose(places.mean(axis=0), 0.0, atol=1e-6)
+    assert np.square(places).sum(axis=1).mean() == pytest.approx(1.0)
+
+
+def test_a_path_through_time_stays_one() -> None:
+    time = np.linspace(0, 1, 120)
+    points = np.stack([np.cos(3 * time), np.sin(3 * time), time, *[0 * time] * 7], axis=1)
+    places = project(points, perplexity=15, iterations=400)
+    steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
+    assert np.median(steps) < 0.1 * np.ptp(places, axis=0).max()
+    apart = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(120)
+    assert (np.abs(apart.argmin(axis=1) - np.arange(120)) <= 2).all()
+
+
+def test_the_seed_decides() -> None:
+    points, _ = clusters()
+    first, again = (project(points, perplexity=10, iterations=100) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("count", [4, 7])
+def test_few_points_and_equal_ones(count: int) -> None:
+    places = project(np.ones((count, 3)), iterations=50)
+    assert places.shape == (count, 2)
+    assert np.isfinite(places).all()
+
+
+@pytest.mark.parametrize("points", [np.zeros((3, 2)), np.full((9, 2), np.nan)])
+def test_what_cannot_be_projected_is_told(points: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="at least 4 finite points"):
+        project(points)
+
+
+def test_principal_components_are_those_of_the_singular_values() -> None:
+    points, _ = clusters()
+    mine = principal_components(points, 3)
+    left, values, _ = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
+    theirs = left[:, :3] * values[:3]
+    np.testing.assert_allclose(np.abs(mine), np.abs(theirs), atol=1e-8)
+
+
+def test_a_turned_mirrored_picture_is_turned_back() -> None:
+    places = normalised(np.random.default_rng(1).normal(size=(30, 2)))
+    turned = places @ np.array([[0.6, 0.8], [0.8, -0.6]]) + 3.0
+    np.testing.assert_allclose(aligned(turned, places), places, atol=1e-12)
+
+
+def test_rows_of_layers_meet_by_time() -> None:
+    names, times = np.array(["a", "a", "a", "b", "c"]), np.array([0.0, 0.09, 0.2, 0.0, 0.0])
+    other_names, other_times = np.array(["b", "a", "a"]), np.array([0.5, 0.02, 0.18])
+    assert counterparts(names, times, other_names, other_times).tolist() == [1, 1, 2, 0, -1]

@@ -1,0 +1,182 @@
+import filecmp
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from activations_run import MODULES, Corpus, recognizer
+from tones import RATE, TEXTS, batch_of, make_trainer
+
+from asr_lightning.analysis.activations import Part, Rows, Spoken, merge, read_description, read_layer, read_utterances
+from asr_lightning.callbacks.activations import Activations
+from asr_lightning.callbacks.observation import observe
+from asr_lightning.errors import InputError
+from asr_lightning.text.phones import PhoneLabels, Segment
+
+
+def look(folder: Path, modules: dict[str, str] = MODULES, **options: Any) -> Path:
+    trainer = make_trainer(folder, callbacks=[Activations(modules, **options)])
+    trainer.test(recognizer(), datamodule=Corpus(), verbose=False)
+    return folder / "activations" / "test"
+
+
+class Halves(PhoneLabels):
+    """Silence for 0.2 s, then one phone."""
+
+    def segments(self, utterance: str) -> list[Segment]:
+        return [] if utterance == "tone-3" else [Segment(0.0, 0.2, "SIL"), Segment(0.2, 9.0, utterance)]
+
+
+def test_what_is_written_is_what_the_layers_said(tmp_path: Path) -> None:
+    folder = look(tmp_path, labels=Halves())
+    about = read_description(folder)
+    assert about["recognizer"] == "EncoderDecoder" and about["paths"] == MODULES
+    assert {name: one["unit"] for name, one in about["modules"].items()} == {
+        "layer": "frame",
+        "top": "frame",
+        "state": "token",
+    }
+    model, batch = recognizer().eval(), batch_of(TEXTS)
+    encoded, lengths = model(batch.audio, batch.audio_lengths)
+    top = read_layer(folder, "top")
+    assert list(dict.fromkeys(top.utterances)) == sorted(batch.ids)
+    for row, name in enumerate(batch.ids):
+        mine = top.where(top.utterances == name)
+        np.testing.assert_allclose(mine.values, encoded[row, : lengths[row]].detach().numpy(), rtol=1e-4, atol=1e-5)
+        assert mine.index.tolist() == list(range(lengths[row]))
+        assert set(mine.speakers) == {f"speaker{row % 3}"}
+        hop = 4 * 0.01
+        np.testing.assert_allclose(mine.starts, np.arange(len(mine)) * hop + 0.0125 - hop / 2, atol=1e-4)
+        np.testing.assert_allclose(mine.ends - mine.starts, hop, atol=2e-4)
+        wanted = [""] * len(mine) if name == "tone-3" else ["SIL"] * 5 + [name] * (len(mine) - 5)
+        assert mine.phones.tolist() == wanted
+    spoken = read_utterances(folder)
+    assert [spoken[name]["reference"] for name in batch.ids] == TEXTS
+    assert float(spoken["tone-0"]["seconds"]) == pytest.approx(int(batch.audio_lengths[0]) / RATE)
+
+
+def test_states_of_a_decoder_are_those_that_led_to_what_it_said(tmp_path: Path) -> None:
+    folder = look(tmp_path, utterances=8)
+    state = read_layer(folder, "state")
+    model = recognizer().eval()
+    for utterance in batch_of(TEXTS).ids[:3]:
+        mine = state.where(state.utterances == utterance)
+        said = "".join(mine.characters[:-1]).replace("_", " ").split()
+        assert " ".join(said) == read_utterances(folder)[utterance]["hypothesis"]
+        assert mine.characters[-1] == "<eos>"
+        assert np.isnan(mine.starts).all()
+    row = batch_of(TEXTS[:1])
+    [best] = [found[0] for found in model.recognize(row)]
+    encoded, lengths = model(row.audio, row.audio_lengths)
+    memory = model.decoder.remember(encoded, lengths)
+    at = model.decoder.initial_state(memory)
+    mine = state.where(state.utterances == "tone-0")
+    with torch.no_grad():
+        for number, token in enumerate([model.tokenizer.eos_id, *best.tokens]):
+            _, at = model.decoder.step(torch.tensor([token]), at, memory)
+            np.testing.assert_allclose(mine.values[number], at[0][0], rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_write_the_same_as_one(tmp_path: Path) -> None:
+    one = look(tmp_path / "one", utterances=None)
+    command = [sys.executable, str(Path(__file__).with_name("activations_run.py"))]
+    arguments = json.dumps({"folder": str(tmp_path / "two"), "options": {}})
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "models"),
+    }  # fmt: skip
+    result = subprocess.run([*command, arguments], env=environment, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr[-3000:]
+    two = tmp_path / "two" / "activations" / "test"
+    assert sorted(path.name for path in two.parent.iterdir()) == ["test"]
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in two.iterdir())
+    same, different, missing = filecmp.cmpfiles(one, two, names, shallow=False)
+    assert same == names, (different, missing)
+
+
+def test_pandas_and_numpy_read_it(tmp_path: Path) -> None:
+    folder = look(tmp_path)
+    table = pandas.read_csv(folder / "top.csv")
+    assert list(table.columns) == ["utterance", "speaker", "index", "start", "end", "character", "phone"]
+    values = np.load(folder / "top.npy", mmap_mode="r")
+    assert values.shape == (len(table), 64) and values.dtype == np.float32
+    assert len(pandas.read_csv(folder / "utterances.csv")) == len(TEXTS)
+
+
+def test_only_those_that_are_wanted(tmp_path: Path) -> None:
+    assert len(read_utterances(look(tmp_path / "few", utterances=3))) == 3
+    assert set(read_layer(look(tmp_path / "named", speakers=["speaker1"]), "top").speakers) == {"speaker1"}
+    assert set(read_layer(look(tmp_path / "first", speakers=2), "top").speakers) == {"speaker0", "speaker1"}
+    with pytest.raises(InputError, match="no utterance was looked at"):
+        look(tmp_path / "none", subsets=["dev-clean"])
+
+
+def test_without_labels_phones_are_characters_aligned_by_ctc(tmp_path: Path) -> None:
+    folder = look(tmp_path)
+    top = read_layer(folder, "top")
+    mine = top.where(top.utterances == "tone-2")
+    runs = [one for one, before in zip(mine.phones, ["", *mine.phones], strict=False) if one != before and one]
+    assert "".join(runs).replace("_", " ").strip() == "BED"
+
+
+def test_nothing_happens_in_other_stages(tmp_path: Path) -> None:
+    look(tmp_path, stages=["validate"])
+    assert not (tmp_path / "activations").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("encoder.layer.0", "expected the path of a module of EncoderDecoder"),
+        ("encoder:inside", "expected the path of a module"),
+        ("encoder.layers.0.forward_lstm:weights", "does not say where it looks"),
+        ("augment", "expected the path"),
+        ("decoder.output", None),
+        ("encoder.subsampling.convolutions.0", r"gives \(2, 8, .*expected a row for every frame"),
+    ],
+)
+def test_modules_that_cannot_be_looked_at_are_named(tmp_path: Path, path: str, message: str | None) -> None:
+    if message is None:
+        look(tmp_path, {"odd": path})
+        return
+    with pytest.raises(InputError, match=message):
+        look(tmp_path, {"odd": path})
+
+
+@pytest.mark.parametrize("options", [{"stages": ["fit"]}, {"modules": {}}, {"modules": {"../up": "encoder"}}])
+def test_arguments_that_cannot_be(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="stages are|modules need names"):
+        Activations(**{"modules": MODULES, **options})
+
+
+def test_what_a_module_reads_and_where_an_attention_looks() -> None:
+    model, batch = recognizer().eval(), batch_of(TEXTS[:2])
+    paths = {"read": "encoder.norms.0:input", "layer": "encoder.layers.0", "weights": "decoder.attention:weights"}
+    seen = observe(model, batch, paths, [model.tokenizer.encode(text) for text in TEXTS[:2]])
+    torch.testing.assert_close(seen.watched["read"].values, seen.watched["layer"].values)
+    weights = seen.watched["weights"]
+    assert weights.unit == "token" and weights.values.shape[1:] == (len(TEXTS[1]) + 2, int(seen.lengths.max()))
+    torch.testing.assert_close(weights.values.sum(dim=2), torch.ones(weights.values.shape[:2]))
+
+
+def test_files_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected activations in"):
+        read_description(tmp_path)
+    part = Part(tmp_path / ".part")
+    rows = Rows(np.ones((2, 3)), "frame", [0.0, 0.1], [0.1, 0.2], ["A", "_"], ["AA", "SIL"])
+    part.append(Spoken("one", "test", "me", 0.2, "A", "A", {"top": rows}))
+    assert merge([part.folder], tmp_path / "all", {}) == 1
+    layer = read_layer(tmp_path / "all", "top")
+    assert layer.phones.tolist() == ["AA", "SIL"] and layer.ends.tolist() == [0.1, 0.2]
+    with pytest.raises(InputError, match="expected one of the modules in .*, top; got 'bottom'"):
+        read_layer(tmp_path / "all", "bottom")
+    with (tmp_path / "all" / "top.csv").open("a") as file:
+        file.write("one,me\n")
+    with pytest.raises(InputError, match=r"expected 2 lines as in top.npy, found 3"):
+        read_layer(tmp_path / "all", "top")

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from praatio import textgrid
+
+from asr_lightning.errors import InputError
+from asr_lightning.text.phones import Segment
+from data_modules.phone_labels import CTMLabels, TextGridLabels
+from data_modules.spoken import synthesize
+
+
+def test_lines_of_a_ctm_wherever_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one.ctm").write_text(";; a comment\nu1 1 0.00 0.25 SIL\nu1 1 0.25 0.10 AH\nu2 1 0 1 B 0.9\n")
+    (tmp_path / "two.ctm").write_text("u3 A 0.5 0.5 S\n\nu1 1 0.35 0.05 T\n")
+    labels = CTMLabels(str(tmp_path))
+    assert labels.segments("u1") == [Segment(0.0, 0.25, "SIL"), Segment(0.25, 0.35, "AH"), Segment(0.35, 0.4, "T")]
+    assert labels.segments("u2") == [Segment(0.0, 1.0, "B")]
+    assert labels.segments("u3") == [Segment(0.5, 1.0, "S")]
+    assert labels.segments("nobody") == []
+    assert CTMLabels(str(tmp_path / "two.ctm")).segments("u2") == []
+
+
+@pytest.mark.parametrize("line", ["u 1 0.5 0.1", "u 1 half 0.1 A", "u 1 0.5 -0.1 A", "u 1 nan 0.1 A"])
+def test_a_line_that_is_none_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "odd.ctm").write_text(line + "\n")
+    with pytest.raises(InputError, match=r"odd.ctm: expected `UTTERANCE CHANNEL START DURATION PHONE`"):
+        CTMLabels(str(tmp_path)).segments("u")
+
+
+def test_the_embedded_corpus_tells_its_phones(tmp_path: Path) -> None:
+    synthesize(tmp_path / "spoken", minutes=0.2, evaluation_minutes=0.05, progress=False)
+    labels = CTMLabels(str(tmp_path / "spoken"))
+    names = [path.stem for path in (tmp_path / "spoken").rglob("*.flac")]
+    for name in names:
+        segments = labels.segments(name)
+        assert segments[0].start == 0.0 and {segments[0].label, segments[-1].label} == {"SIL"}
+        assert all(
+            one.end == pytest.approx(two.start, abs=1e-6) for one, two in zip(segments, segments[1:], strict=False)
+        )
+
+
+def test_text_grids_in_both_of_praats_formats(tmp_path: Path) -> None:
+    for name, kind in (("u1", "long_textgrid"), ("u2", "short_textgrid")):
+        grid = textgrid.Textgrid()
+        grid.addTier(textgrid.IntervalTier("words", [(0.1, 0.9, 'hé "so"')], 0, 1.0))
+        grid.addTier(textgrid.IntervalTier("phones", [(0.1, 0.4, "HH"), (0.4, 0.9, "EY1")], 0, 1.0))
+        (tmp_path / name).mkdir()
+        grid.save(str(tmp_path / name / f"{name}.TextGrid"), kind, includeBlankSpaces=True)
+        expected = [
+            Segment(0.0, 0.1, "SIL"),
+            Segment(0.1, 0.4, "HH"),
+            Segment(0.4, 0.9, "EY1"),
+            Segment(0.9, 1.0, "SIL"),
+        ]
+        assert TextGridLabels(str(tmp_path)).segments(name) == expected
+    assert TextGridLabels(str(tmp_path)).segments("u3") == []
+    with pytest.raises(InputError, match=r"expected a tier 'sounds', found words, phones"):
+        TextGridLabels(str(tmp_path), tier="sounds").segments("u1")
+
+
+def test_no_files_at_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no phone labels at"):
+        CTMLabels(str(tmp_path)).segments("u")
+    with pytest.raises(InputError, match=r"no \*.TextGrid in"):
+        TextGridLabels(str(tmp_path)).segments("u")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=200), kept=st.floats(0, 1))
+def test_broken_files_end_in_a_message(tmp_path: Path, content: bytes, kept: float) -> None:
+    grid = textgrid.Textgrid()
+    grid.addTier(textgrid.IntervalTier("phones", [(0.1, 0.4, "HH"), (0.4, 0.9, "EY1")], 0, 1.0))
+    path = tmp_path / "u.TextGrid"
+    grid.save(str(path), "long_textgrid", includeBlankSpaces=True)
+    whole = path.read_bytes()
+    cut = int(kept * len(whole))
+    for broken in (content, whole[:cut], whole[:cut] + content + whole[cut:]):
+        path.write_bytes(broken)
+        try:
+            assert isinstance(TextGridLabels(str(tmp_path)).segments("u"), list)
+        except InputError as error:
+            assert "u.TextGrid" in str(error)
+    (tmp_path / "u.ctm").write_bytes(b"u " + content)
+    try:
+        assert isinstance(CTMLabels(str(tmp_path)).segments("u"), list)
+    except InputError as error:
+        assert "u.ctm" in str(error)
