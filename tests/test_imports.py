@@ -11,8 +11,10 @@ LAYERS = [  # each imports itself and those before
     {"batch", "errors", "files", "text", "audio", "nn", "losses"},
     {"decoding", "scoring", "hmm"},
     {"models"},
-    {"analysis", "callbacks"},
-    {"report", "tools"},
+    {"analysis"},
+    {"report"},
+    {"callbacks"},
+    {"tools"},
     {"cli", "__main__"},
 ]
 RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

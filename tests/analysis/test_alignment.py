@@ -1,10 +1,16 @@
-from itertools import product
+from collections.abc import Iterator
+from itertools import combinations_with_replacement, product
 
 import numpy as np
 import pytest
 import torch
 
-from asr_lightning.analysis.alignment import attention_figures, forced_alignment, segments_from_onsets
+from asr_lightning.analysis.alignment import (
+    attention_figures,
+    emission_probabilities,
+    forced_alignment,
+    segments_from_onsets,
+)
 from asr_lightning.text.phones import Segment
 
 
@@ -50,3 +56,30 @@ def test_attention_along_the_diagonal_and_everywhere() -> None:
     assert stuck.coverage == pytest.approx(1 / 8)
     with pytest.raises(ValueError, match="got the shape"):
         attention_figures(np.zeros((0, 5)))
+
+
+@pytest.mark.parametrize("tokens", [(1,), (1, 2), (2, 2, 1)])
+def test_emissions_of_a_transducer_are_the_gradient_of_its_loss(tokens: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(5, len(tokens) + 1, 3)
+    found = emission_probabilities(logits, tokens, 0)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(len(tokens)))  # each is emitted once
+    # of log probabilities, the gradient of the log likelihood is how often each is used
+    log_probs = logits.double().log_softmax(dim=2).requires_grad_()
+    total = torch.logsumexp(torch.stack(list(walks(log_probs, tokens))), dim=0)
+    (used,) = torch.autograd.grad(total, log_probs)
+    expected = torch.stack([used[:, place, token] for place, token in enumerate(tokens)])
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-6)
+
+
+def walks(log_probs: torch.Tensor, tokens: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    """The log probability of every alignment: at which frame each token is emitted."""
+    frames = len(log_probs)
+    for onsets in combinations_with_replacement(range(frames), len(tokens)):
+        total, place = log_probs.new_zeros(()), 0
+        for frame in range(frames):
+            while place < len(tokens) and onsets[place] == frame:
+                total = total + log_probs[frame, place, tokens[place]]
+                place += 1
+            total = total + log_probs[frame, place, 0]
+        yield total

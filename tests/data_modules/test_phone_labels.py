@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from data_modules.spoken import synthesize
 def test_lines_of_a_ctm_wherever_they_are(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "one.ctm").write_text(";; a comment\nu1 1 0.00 0.25 SIL\nu1 1 0.25 0.10 AH\nu2 1 0 1 B 0.9\n")
-    (tmp_path / "two.ctm").write_text("u3 A 0.5 0.5 S\n\nu1 1 0.35 0.05 T\n")
+    (tmp_path / "two.ctm").write_text("u3 A 0.5 0.5 S\n\nu1 1 0.35 0.25 T\n")
     labels = CTMLabels(str(tmp_path))
-    assert labels.segments("u1") == [Segment(0.0, 0.25, "SIL"), Segment(0.25, 0.35, "AH"), Segment(0.35, 0.4, "T")]
+    assert labels.segments("u1") == [Segment(0.0, 0.25, "SIL"), Segment(0.25, 0.35, "AH"), Segment(0.35, 0.6, "T")]
     assert labels.segments("u2") == [Segment(0.0, 1.0, "B")]
     assert labels.segments("u3") == [Segment(0.5, 1.0, "S")]
     assert labels.segments("nobody") == []
@@ -37,9 +38,7 @@ def test_the_embedded_corpus_tells_its_phones(tmp_path: Path) -> None:
     for name in names:
         segments = labels.segments(name)
         assert segments[0].start == 0.0 and {segments[0].label, segments[-1].label} == {"SIL"}
-        assert all(
-            one.end == pytest.approx(two.start, abs=1e-6) for one, two in zip(segments, segments[1:], strict=False)
-        )
+        assert all(one.end == pytest.approx(two.start, abs=1e-6) for one, two in pairwise(segments))
 
 
 def test_text_grids_in_both_of_praats_formats(tmp_path: Path) -> None:

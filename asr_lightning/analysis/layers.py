@@ -1,0 +1,151 @@
+"""Layers of a recogniser side by side: what is measured of them, and where t-SNE puts their frames."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from asr_lightning.analysis.activations import Layer, read_description, read_layer
+from asr_lightning.analysis.probes import LayerFigures, interval, measure_layer
+from asr_lightning.analysis.projection import aligned, counterparts, project
+from asr_lightning.errors import InputError
+
+FIGURES = tuple(field.name for field in fields(LayerFigures))
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Frames of one layer and one speaker, and their places.
+
+    Attributes:
+        layer: N frames.
+        places: (N, 2).
+    """
+
+    layer: Layer
+    places: np.ndarray
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one layer and one speaker.
+
+    Attributes:
+        layer: Name.
+        speaker: Name.
+        space: `original`, or `tsne` where the two dimensions of the projection are measured.
+        figures: The numbers.
+    """
+
+    layer: str
+    speaker: str
+    space: str
+    figures: LayerFigures
+
+
+def frame_layers(folder: Path, wanted: Sequence[str] | None = None) -> list[str]:
+    """Return the layers of frames in a folder of activations, in their order.
+
+    Raises:
+        InputError: There are none, or a wanted one is not among them.
+    """
+    modules = read_description(folder)["modules"]
+    frames = [name for name, one in modules.items() if one["unit"] == "frame"]
+    missing = [name for name in wanted or [] if name not in frames]
+    if not frames or missing:
+        raise InputError(f"{folder}: expected layers of frames, {', '.join(wanted or [])}, found {', '.join(frames)}")
+    return list(wanted or frames)
+
+
+def project_layers(layers: Sequence[Layer], speaker: str, seed: int = 1, **options: float) -> list[Projected]:
+    """Place the frames of one speaker, layer by layer, turned alike.
+
+    Args:
+        layers: As `read_layer` gives them.
+        speaker: Whose frames.
+        seed: Of everything random.
+        **options: Of `asr_lightning.analysis.projection.project`.
+    """
+    projected: list[Projected] = []
+    for layer in layers:
+        mine = layer.where(np.flatnonzero(layer.speakers == speaker))
+        places = project(mine.values, seed=seed, **options)  # type: ignore[arg-type]
+        if projected:
+            first = projected[0]
+            rows = counterparts(mine.utterances, mine.starts, first.layer.utterances, first.layer.starts)
+            turn = aligned(places[rows >= 0], first.places[rows[rows >= 0]])
+            places = _applied(places, places[rows >= 0], turn)
+        projected.append(Projected(mine, places))
+    return projected
+
+
+def _applied(places: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Turn all places as some of them were turned."""
+    turn = np.linalg.lstsq(before - before.mean(axis=0), after, rcond=None)[0]
+    return (places - before.mean(axis=0)) @ turn
+
+
+def measure(projected: Iterable[Projected], k: int = 5) -> list[Measured]:
+    """Measure layers in their own space and where t-SNE has put them."""
+    measured = []
+    for one in projected:
+        layer = one.layer
+        groups = np.unique(layer.utterances, return_inverse=True)[1]
+        centres = (layer.starts + layer.ends) / 2
+        for space, values in (("original", layer.values), ("tsne", one.places)):
+            figures = measure_layer(values, layer.phones, groups, centres, k)
+            measured.append(Measured(layer.name, str(layer.speakers[0]), space, figures))
+    return measured
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One number along the layers, over speakers.
+
+    Attributes:
+        figure: Its name.
+        space: `original` or `tsne`.
+        layers: L names, the lowest first.
+        means: (L,).
+        intervals: (L, 2), 95 %; NaN for a single speaker.
+    """
+
+    figure: str
+    space: str
+    layers: list[str]
+    means: np.ndarray
+    intervals: np.ndarray
+
+
+def curves(measured: Sequence[Measured]) -> list[Curve]:
+    """Follow every number from layer to layer."""
+    layers = list(dict.fromkeys(one.layer for one in measured))
+    result = []
+    for space in dict.fromkeys(one.space for one in measured):
+        for figure in FIGURES:
+            values = [
+                np.array([getattr(one.figures, figure) for one in measured if (one.layer, one.space) == (layer, space)])
+                for layer in layers
+            ]
+            means = np.array([np.nanmean(one) if not np.isnan(one).all() else np.nan for one in values])
+            result.append(Curve(figure, space, layers, means, np.array([interval(one) for one in values])))
+    return result
+
+
+def as_csv(measured: Iterable[Measured]) -> str:
+    """Write what was measured: layer,speaker,space and the numbers."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["layer", "speaker", "space", *FIGURES])
+    for one in measured:
+        values = [f"{value:.6f}" for value in astuple(one.figures)]
+        writer.writerow([one.layer, one.speaker, one.space, *values])
+    return file.getvalue()
+
+
+def read_layers(folder: Path, wanted: Sequence[str] | None = None) -> list[Layer]:
+    """Return the layers of frames in a folder of activations."""
+    return [read_layer(folder, name) for name in frame_layers(folder, wanted)]

@@ -1,0 +1,209 @@
+"""Pictures and numbers of how a recogniser moves along utterances."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import soundfile
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from asr_lightning.analysis.alignment import AttentionFigures, attention_figures, emission_probabilities
+from asr_lightning.batch import Batch
+from asr_lightning.callbacks.observation import Observation, observe
+from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.files import write_atomically
+from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.nn.mechanisms import Attention
+from asr_lightning.report.alignment_figure import Alignment, plot_alignment
+
+FIGURES = tuple(AttentionFigures.__dataclass_fields__)
+COLUMNS = ("utterance", "attention", *FIGURES)
+
+
+class Alignments(Callback):
+    """Draws where a recogniser was when it emitted each token, and measures how it moves.
+
+    `<run folder>/alignments/<stage>` gets, from the best hypotheses,
+
+    * `<utterance>.png`: the weights of every attention over the encoded frames, or, for a transducer, how probable it is
+      that each token is emitted at each frame; and the posteriors of a CTC output, with the tokens where they are.
+      `<utterance>.npz` and `.flac` hold the same numbers, and the audio.
+    * `figures.csv`: how monotonic, covering and sharp these weights are, by utterance and attention.
+
+    Args:
+        utterances: How many are drawn, the first by name of those seen. All are measured.
+        stage: When.
+    """
+
+    def __init__(self, utterances: int = 5, stage: Literal["validate", "test", "predict"] = "test") -> None:
+        self.utterances = utterances
+        self.stage = stage
+        self._running = False
+        self._drawn: list[str] = []
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        if not trainer.sanity_checking:
+            self._begin(trainer, "validate")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self._begin(trainer, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self._begin(trainer, "predict")
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "alignments" / self.stage
+
+    def _part(self, trainer: Trainer) -> Path:
+        return self._folder(trainer) / f".figures.rank{trainer.global_rank:05}"
+
+    def _begin(self, trainer: Trainer, stage: str) -> None:
+        self._running = stage == self.stage
+        if not self._running:
+            return
+        self._drawn = []
+        folder = self._folder(trainer)
+        if trainer.is_global_zero and folder.exists():
+            for path in folder.iterdir():
+                path.unlink()
+        trainer.strategy.barrier()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._part(trainer).write_text("")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Look at a batch."""
+        if not self._running or not len(batch):
+            return
+        assert isinstance(pl_module, Recognizer)
+        best = [found[0] for found in outputs["hypotheses"]]
+        seen = observe(pl_module, batch, attention_paths(pl_module), [one.tokens for one in best])
+        for row in range(len(batch)):
+            one = alignment(pl_module, batch, best[row], seen, row)
+            lines = [[one.utterance, name, *_figures(weights)] for name, weights in one.attention.items()]
+            with self._part(trainer).open("a", encoding="utf-8") as file:
+                file.write(_as_csv(lines))
+            self._draw(one, batch, row, self._folder(trainer))
+
+    on_test_batch_end = on_validation_batch_end
+    on_predict_batch_end = on_validation_batch_end
+
+    def _draw(self, one: Alignment, batch: Batch, row: int, folder: Path) -> None:
+        """Draw it if it is among the first by name, and forget one that no longer is."""
+        if self.utterances < 1 or (len(self._drawn) >= self.utterances and one.utterance >= max(self._drawn)):
+            return
+        if not one.attention and one.posteriors is None:
+            return
+        plot_alignment(one, folder / f"{one.utterance}.png")
+        kept: dict[str, Any] = {f"attention/{name}": weights for name, weights in one.attention.items()}
+        if one.posteriors is not None:
+            kept["posteriors"] = one.posteriors
+        for name in ("tokens", "seconds", "onsets", "vocabulary"):
+            kept[name] = np.array(getattr(one, name))
+        np.savez_compressed(folder / f"{one.utterance}.npz", **kept)
+        audio = batch.audio[row, : int(batch.audio_lengths[row])].cpu().numpy()
+        soundfile.write(folder / f"{one.utterance}.flac", audio, batch.sample_rate, subtype="PCM_16")
+        self._drawn.append(one.utterance)
+        for name in sorted(self._drawn)[self.utterances :]:
+            _remove(folder, name)
+            self._drawn.remove(name)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put together what the processes have seen."""
+        self._end(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put together what the processes have seen."""
+        self._end(trainer, pl_module)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put together what the processes have seen."""
+        self._end(trainer, pl_module)
+
+    def _end(self, trainer: Trainer, recognizer: LightningModule) -> None:
+        if not self._running:
+            return
+        self._running = False
+        trainer.strategy.barrier()
+        if not trainer.is_global_zero:
+            return
+        folder = self._folder(trainer)
+        parts = sorted(folder.glob(".figures.rank*"))
+        lines = sorted(line for part in parts for line in part.read_text("utf-8").splitlines())
+        for part in parts:
+            part.unlink()
+        write_atomically(folder / "figures.csv", "".join(f"{line}\n" for line in [",".join(COLUMNS), *lines]))
+        pictures = sorted(folder.glob("*.png"))
+        for path in pictures[self.utterances :]:
+            _remove(folder, path.stem)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("alignments", [str(path) for path in pictures[: self.utterances]])
+        recognizer.print(f"Alignments of {len(pictures[: self.utterances])} utterances are in {folder.absolute()}")
+
+
+def attention_paths(recognizer: Recognizer) -> dict[str, str]:
+    """Return the attentions of a recogniser over its encoded frames, or the joint network of a transducer."""
+    modules = dict(recognizer.named_modules())
+    looking = [
+        name for name, module in modules.items() if isinstance(module, Attention) or name.endswith("cross_attention")
+    ]
+    paths = {name: f"{name}:weights" for name in looking}
+    return paths | ({"joint": "joint:lattice"} if "joint" in modules else {})
+
+
+def alignment(recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Observation, row: int) -> Alignment:
+    """Gather what is known of an utterance."""
+    frames, tokenizer = int(seen.lengths[row]), recognizer.tokenizer
+    attention = {}
+    for name, one in seen.watched.items():
+        if name == "joint":
+            logits = one.values[row, :frames, : len(best.tokens) + 1].cpu()
+            if best.tokens:
+                attention["emission"] = emission_probabilities(logits, best.tokens, tokenizer.blank_id).numpy()
+            continue
+        weights = one.values[row, : int(one.lengths[row])].float().unflatten(1, (-1, int(seen.lengths.max())))
+        for head, of_head in enumerate(weights[:, :, :frames].unbind(dim=1)):
+            attention[f"{name}, head {head + 1}" if weights.shape[1] > 1 else name] = of_head.cpu().numpy()
+    posteriors = None if seen.log_probs is None else seen.log_probs[row, :frames].exp().cpu().numpy()
+    return Alignment(
+        utterance=batch.ids[row],
+        title=best.text,
+        tokens=[tokenizer.tokens[token] for token in best.tokens],
+        seconds=int(batch.audio_lengths[row]) / batch.sample_rate,
+        attention=attention,
+        posteriors=posteriors,
+        vocabulary=tokenizer.tokens,
+        onsets=best.frames,
+        blank_id=tokenizer.blank_id,
+    )
+
+
+def _figures(weights: np.ndarray) -> list[str]:
+    totals = weights.sum(axis=1, keepdims=True)
+    even = weights / np.where(totals > 0, totals, 1.0)  # what a transducer emits nowhere adds up to less than one
+    return [f"{getattr(attention_figures(even), name):.4f}" for name in FIGURES]
+
+
+def _as_csv(lines: list[list[str]]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(lines)
+    return file.getvalue()
+
+
+def _remove(folder: Path, utterance: str) -> None:
+    for suffix in (".png", ".npz", ".flac"):
+        (folder / f"{utterance}{suffix}").unlink(missing_ok=True)

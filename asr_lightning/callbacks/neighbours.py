@@ -1,0 +1,117 @@
+"""What decoder states have in common: nearest neighbours in other sentences [seed 000 §3.4, §3.5]."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Literal
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from asr_lightning.analysis.histories import Histories, find_histories, table, token_layers
+from asr_lightning.errors import InputError
+from asr_lightning.files import write_atomically
+
+SENT = 1000  # lines of each layer that W&B gets
+
+
+class Neighbours(Callback):
+    """Finds, for every character that was recognised, the decoder states nearest to its own in other sentences.
+
+    It reads what `Activations`, which must stand before it in the experiment, has written.
+    `<run folder>/neighbours/<stage>` gets `<layer>.csv`, a line per character with its neighbours shown as
+    `SO THEY <<S>>AID` and how many characters match right before; and `table.csv`, `table.md`: totals and means by
+    layer [Table 2], beside those of shuffled states and of neighbours drawn by their last characters alone. W&B gets
+    the table `neighbours`.
+
+    Args:
+        layers: Names of `Activations.modules`; all that have tokens if None.
+        k: Neighbours of each character.
+        seed: Of the baselines.
+        stage: Of the activations.
+    """
+
+    def __init__(
+        self,
+        layers: list[str] | None = None,
+        k: int = 5,
+        seed: int = 1,
+        stage: Literal["validate", "test", "predict"] = "test",
+    ) -> None:
+        self.layers = layers
+        self.k = k
+        self.seed = seed
+        self.stage = stage
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find."""
+        if not trainer.sanity_checking:
+            self._find(trainer, pl_module, "validate")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find."""
+        self._find(trainer, pl_module, "test")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find."""
+        self._find(trainer, pl_module, "predict")
+
+    def _find(self, trainer: Trainer, recognizer: LightningModule, stage: str) -> None:
+        if stage != self.stage or not trainer.is_global_zero:
+            return
+        root = Path(trainer.default_root_dir)
+        layers = self.layers or token_layers(root / "activations" / stage)
+        if not layers:
+            raise InputError("Neighbours: expected layers of tokens among the modules of Activations, found none")
+        folder = root / "neighbours" / stage
+        found = []
+        for layer in layers:
+            one = find_histories(root / "activations" / stage, layer, self.k, self.seed, str(recognizer.device))
+            write_atomically(folder / f"{layer}.csv", as_csv([header(self.k), *lines(one)]))
+            found.append(one)
+        rows = table(found)
+        write_atomically(folder / "table.csv", as_csv(rows))
+        marked = [rows[0], ["---:"] * len(rows[0]), *rows[1:]]
+        write_atomically(folder / "table.md", "".join(f"| {' | '.join(row)} |\n" for row in marked))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                columns = ["layer", "utterance", "position", "sentence", *(f"neighbour_{n + 1}" for n in range(self.k))]
+                data = [[one.layer, *sent(row, self.k)] for one in found for row in lines(one)[:SENT]]
+                logger.log_table("neighbours", columns=columns, data=data)
+        recognizer.print(f"Neighbours of {len(found[0].characters)} characters are in {folder.absolute()}")
+
+
+def header(k: int) -> list[str]:
+    """Return the columns of `<layer>.csv`."""
+    numbers = range(1, k + 1)
+    return ["utterance", "index", "character", "sentence"] + [
+        f"{name}_{number}" for number in numbers for name in ("neighbour", "utterance", "index", "distance", "matching")
+    ]
+
+
+def lines(found: Histories) -> list[list[str]]:
+    """Return a line for every character."""
+    shown = [found.context(row) for row in range(len(found.characters))]
+    result = []
+    for row, places in enumerate(found.places):
+        line = [str(found.utterances[row]), str(found.index[row]), str(found.characters[row]), shown[row]]
+        for rank, place in enumerate(places):
+            if place < 0:
+                line += [""] * 5
+                continue
+            line += [shown[place], str(found.utterances[place]), str(found.index[place])]
+            line += [f"{found.distances[row, rank]:.4f}", str(found.counts[row, rank])]
+        result.append(line)
+    return result
+
+
+def sent(line: list[str], k: int) -> list[str]:
+    """Return what W&B shows of a line: where, the sentence, and the neighbours' sentences."""
+    return [line[0], line[1], line[3], *(line[4 + 5 * number] for number in range(k))]
+
+
+def as_csv(rows: list[list[str]]) -> str:
+    """Write lines."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()

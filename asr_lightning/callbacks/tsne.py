@@ -1,0 +1,138 @@
+"""Pictures of layers by t-SNE, and the numbers behind them [seed 000 §2.4, §3]."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from asr_lightning.analysis.activations import Layer, read_utterances
+from asr_lightning.analysis.layers import Projected, as_csv, curves, measure, project_layers, read_layers
+from asr_lightning.errors import InputError
+from asr_lightning.files import write_atomically
+from asr_lightning.report.layer_figures import plot_curves, plot_order, plot_phones
+
+COLUMNS = ("utterance", "speaker", "index", "start", "end", "character", "phone", "x", "y")
+
+
+class TSNE(Callback):
+    """Draws where the frames of a sentence lie in each layer, and measures the layers.
+
+    It reads what `Activations`, which must stand before it in the experiment, has written. Every layer of frames is
+    projected by itself, from all utterances of one speaker, and turned like the first. `<run folder>/tsne/<stage>` gets
+
+    * `<speaker>/<layer>.csv`: places of all frames, with the columns of the activations and `x,y`;
+    * `<speaker>/<utterance>-order.png`, `-phone.png`: the layers side by side; one for each layer below `<utterance>/`,
+      which W&B gets as `tsne/<layer>/order` and `tsne/<layer>/phone`;
+    * `figures.csv`, `figures.png`: what `asr_lightning.analysis.probes` measures, by layer, speaker and space.
+
+    Args:
+        layers: Names of `Activations.modules`, the lowest first; all that have frames if None.
+        speakers: Whose frames; if None, of the speaker with most.
+        sentences: How many of each speaker are drawn: the longest with as many characters as most, or a list of names.
+        components: Principal components that t-SNE sees.
+        perplexity: About how many neighbours a frame has.
+        iterations: Of the optimisation.
+        neighbours: Of the phone purity.
+        seed: Of everything random.
+        stage: Of the activations.
+    """
+
+    def __init__(
+        self,
+        layers: list[str] | None = None,
+        speakers: list[str] | None = None,
+        sentences: list[str] | int = 1,
+        components: int = 50,
+        perplexity: float = 30.0,
+        iterations: int = 750,
+        neighbours: int = 5,
+        seed: int = 1,
+        stage: Literal["validate", "test", "predict"] = "test",
+    ) -> None:
+        self.layers = layers
+        self.speakers = speakers
+        self.sentences = sentences
+        self.options = {"components": components, "perplexity": perplexity, "iterations": iterations}
+        self.neighbours = neighbours
+        self.seed = seed
+        self.stage = stage
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        if not trainer.sanity_checking:
+            self._draw(trainer, pl_module, "validate")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        self._draw(trainer, pl_module, "test")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        self._draw(trainer, pl_module, "predict")
+
+    def _draw(self, trainer: Trainer, recognizer: LightningModule, stage: str) -> None:
+        if stage != self.stage or not trainer.is_global_zero:
+            return
+        root = Path(trainer.default_root_dir)
+        layers = read_layers(root / "activations" / stage, self.layers)
+        texts = read_utterances(root / "activations" / stage)
+        folder = root / "tsne" / stage
+        measured = []
+        for speaker in self._chosen_speakers(layers[0]):
+            projected = project_layers(layers, speaker, self.seed, **self.options)
+            measured += measure(projected, self.neighbours)
+            for one in projected:
+                write_atomically(folder / speaker / f"{one.layer.name}.csv", places_as_csv(one))
+            for utterance in self._chosen_sentences(projected[0]):
+                title = texts[utterance]["reference"] or texts[utterance]["hypothesis"]
+                self._draw_sentence(trainer, projected, utterance, title, folder / speaker)
+        write_atomically(folder / "figures.csv", as_csv(measured))
+        plot_curves(curves(measured), folder / "figures.png")
+        recognizer.print(f"t-SNE of {len(layers)} layers is in {folder.absolute()}")
+
+    def _draw_sentence(
+        self, trainer: Trainer, projected: Sequence[Projected], utterance: str, title: str, folder: Path
+    ) -> None:
+        for kind, plot in (("order", plot_order), ("phone", plot_phones)):
+            plot(projected, utterance, title, folder / f"{utterance}-{kind}.png")
+            for one in projected:
+                path = folder / utterance / f"{one.layer.name}-{kind}.png"
+                plot([one], utterance, title, path)
+                for logger in trainer.loggers:
+                    if isinstance(logger, WandbLogger):
+                        logger.log_image(
+                            f"tsne/{one.layer.name}/{kind}", [str(path)], caption=[f"{utterance}: {title}"]
+                        )
+
+    def _chosen_speakers(self, layer: Layer) -> list[str]:
+        names, counts = np.unique(layer.speakers, return_counts=True)
+        if self.speakers is None:
+            return [str(names[counts.argmax()])]
+        if missing := [speaker for speaker in self.speakers if speaker not in names]:
+            raise InputError(f"TSNE: expected speakers among {', '.join(names)}, got {', '.join(missing)}")
+        return self.speakers
+
+    def _chosen_sentences(self, projected: Projected) -> list[str]:
+        names, counts = np.unique(projected.layer.utterances, return_counts=True)
+        if isinstance(self.sentences, int):
+            by_typical_length = np.argsort(np.abs(counts - np.median(counts)), kind="stable")
+            return [str(name) for name in names[by_typical_length][: self.sentences]]
+        return [name for name in self.sentences if name in names]
+
+
+def places_as_csv(projected: Projected) -> str:
+    """Write where frames are, one line each."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    layer = projected.layer
+    columns = (layer.utterances, layer.speakers, layer.index, layer.starts, layer.ends, layer.characters, layer.phones)
+    for row, (x, y) in zip(zip(*columns, strict=True), projected.places, strict=True):
+        name, speaker, index, start, end, character, phone = row
+        writer.writerow([name, speaker, index, f"{start:.4f}", f"{end:.4f}", character, phone, f"{x:.4f}", f"{y:.4f}"])
+    return file.getvalue()

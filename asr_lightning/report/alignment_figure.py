@@ -1,0 +1,76 @@
+"""Pictures of how a recogniser moves along an utterance: attention weights, and posteriors with what was emitted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from asr_lightning.files import replacing
+from asr_lightning.report.figures import COLOURS
+
+MOST = 8  # tokens whose posteriors are drawn beside the blank
+WIDTH = 11.0  # inches, at 100 dots per inch
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What is known of one utterance.
+
+    Attributes:
+        utterance: Name.
+        title: What was recognised.
+        tokens: U names of what was recognised.
+        seconds: Duration.
+        attention: (U + 1, T) for every name of an attention; the last row is for the end of the sentence.
+        posteriors: (T, V) probabilities of the CTC output or, of a transducer, of passing each frame with each token.
+        vocabulary: V names, if there are posteriors.
+        onsets: U frames at which tokens were emitted, if known.
+        blank_id: The blank's column.
+    """
+
+    utterance: str
+    title: str
+    tokens: Sequence[str]
+    seconds: float
+    attention: dict[str, np.ndarray]
+    posteriors: np.ndarray | None
+    vocabulary: Sequence[str]
+    onsets: Sequence[int]
+    blank_id: int
+
+
+def plot_alignment(one: Alignment, path: Path) -> None:
+    """Draw attention weights, tokens over seconds, and below them posteriors with the emitted tokens; write a PNG."""
+    heights = [max(3.0, min(9.0, 0.16 * len(weights))) for weights in one.attention.values()]
+    heights += [3.0] if one.posteriors is not None else []
+    figure = Figure((WIDTH, sum(heights) + 0.8), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    for panel, (name, weights) in zip(panels, one.attention.items(), strict=False):
+        panel.imshow(
+            weights, aspect="auto", origin="upper", cmap="magma_r", vmin=0.0, interpolation="nearest",
+            extent=(0.0, one.seconds, len(weights) - 0.5, -0.5),
+        )  # fmt: skip
+        panel.set_yticks(range(len(weights)), [*one.tokens, "end"][: len(weights)], fontsize=8)
+        panel.set_title(name, fontsize=11)
+    if one.posteriors is not None:
+        panel, times = panels[-1], (np.arange(len(one.posteriors)) + 0.5) * one.seconds / len(one.posteriors)
+        panel.plot(times, one.posteriors[:, one.blank_id], color="0.6", linewidth=1.0, label="blank")
+        without_blank = np.delete(one.posteriors.max(axis=0), one.blank_id)
+        columns = np.delete(np.arange(one.posteriors.shape[1]), one.blank_id)
+        for number, column in enumerate(columns[np.argsort(-without_blank)[:MOST]]):
+            panel.plot(times, one.posteriors[:, column], color=COLOURS[number % len(COLOURS)], linewidth=1.2,
+                       label=one.vocabulary[column])  # fmt: skip
+        for onset, token in zip(one.onsets, one.tokens, strict=False):
+            panel.annotate(token, (times[onset], 1.03), fontsize=9, ha="center", annotation_clip=False)
+        panel.set_ylim(0.0, 1.12)
+        panel.set_ylabel("probability", fontsize=10)
+        panel.legend(frameon=False, fontsize=8, ncols=MOST + 1, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    panels[-1].set_xlabel("seconds", fontsize=11)
+    figure.suptitle(f"{one.utterance}: {one.title}", fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as half:
+        figure.savefig(half, format="png")

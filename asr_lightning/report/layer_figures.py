@@ -1,0 +1,167 @@
+"""Pictures of layers: t-SNE by order and by phone [seed 000, Figures 3 to 8], and numbers along the layers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+
+from asr_lightning.analysis.layers import Curve, Projected
+from asr_lightning.files import replacing
+from asr_lightning.report.figures import COLOURS
+from asr_lightning.text.phones import SILENCE
+
+RED_TO_VIOLET = ("#e6194b", "#f58231", "#ffd700", "#3cb44b", "#00bcd4", "#3f51f5", "#8a2be2")
+RAINBOW = LinearSegmentedColormap.from_list("rainbow", RED_TO_VIOLET)
+PANEL = 4.6  # inches, at 100 dots per inch
+GREY = "0.55"
+TITLES = {
+    "purity": "phone purity of 5 neighbours",
+    "chance": "purity by chance",
+    "order": "order correlation",
+    "silence": "spread of silence",
+    "probe": "linear phone probe",
+}
+
+
+def sentence_rows(projected: Projected, utterance: str) -> np.ndarray:
+    """Return which frames are of an utterance, (N,), in the order of time."""
+    return np.flatnonzero(projected.layer.utterances == utterance)
+
+
+def plot_order(layers: Sequence[Projected], utterance: str, title: str, path: Path) -> None:
+    """Draw a sentence's frames from red to violet in the order of time, with its characters along the colour bar.
+
+    Args:
+        layers: One panel each.
+        utterance: Which.
+        title: What was said.
+        path: PNG.
+    """
+    figure, panels = _panels(len(layers), extra=1.0)
+    for panel, one in zip(panels, layers, strict=True):
+        rows = sentence_rows(one, utterance)
+        _trace(panel, one.places[rows])
+        colours = np.linspace(0.0, 1.0, len(rows))
+        panel.scatter(one.places[rows, 0], one.places[rows, 1], c=colours, cmap=RAINBOW, s=26, zorder=2)
+        panel.set_title(one.layer.name, fontsize=13)
+    bar = figure.colorbar(
+        matplotlib.cm.ScalarMappable(Normalize(0, 1), RAINBOW),
+        ax=list(panels), orientation="horizontal", fraction=0.06, pad=0.02, aspect=60,
+    )  # fmt: skip
+    places, characters = _along(layers[0], utterance)
+    bar.set_ticks(places, labels=characters)
+    bar.ax.tick_params(labelsize=11, length=0)
+    _save(figure, title, path)
+
+
+def _along(one: Projected, utterance: str) -> tuple[list[float], list[str]]:
+    """Return where along a sentence, 0 to 1, each character begins."""
+    rows = sentence_rows(one, utterance)
+    characters = one.layer.characters[rows]
+    begins = [place for place in range(len(rows)) if characters[place] and (
+        place == 0 or characters[place] != characters[place - 1]
+    )]  # fmt: skip
+    last = max(1, len(rows) - 1)
+    return [place / last for place in begins], [str(characters[place]) for place in begins]
+
+
+def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: Path) -> None:
+    """Draw a sentence's frames with a colour for each of its phones, silence in grey.
+
+    Args:
+        layers: One panel each.
+        utterance: Which.
+        title: What was said.
+        path: PNG.
+    """
+    figure, panels = _panels(len(layers), extra=0.9)
+    said = [layers[0].layer.phones[row] for row in sentence_rows(layers[0], utterance)]
+    phones = [one for one in dict.fromkeys(said) if one]
+    colours = phone_colours(phones)
+    for panel, one in zip(panels, layers, strict=True):
+        rows = sentence_rows(one, utterance)
+        _trace(panel, one.places[rows])
+        for phone in phones:
+            mine = rows[one.layer.phones[rows] == phone]
+            marker = "x" if phone == SILENCE else "o"
+            panel.scatter(
+                one.places[mine, 0],
+                one.places[mine, 1],
+                color=colours[phone],
+                s=26,
+                zorder=2,
+                marker=marker,
+                label=phone,
+            )
+        panel.set_title(one.layer.name, fontsize=13)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(14, max(1, len(names))), fontsize=11,
+                  frameon=False, handletextpad=0.2, columnspacing=1.0)  # fmt: skip
+    _save(figure, title, path)
+
+
+def phone_colours(phones: Sequence[str]) -> dict[str, str]:
+    """Return a colour for every phone: hues apart, light and dark in turn, and grey for silence."""
+    others = [phone for phone in phones if phone != SILENCE]
+    colours = {}
+    for number, phone in enumerate(others):
+        hue = number / max(1, len(others))
+        red, green, blue = matplotlib.colors.hsv_to_rgb((hue, 0.95, 0.95 if number % 2 else 0.6))
+        colours[phone] = matplotlib.colors.to_hex((red, green, blue))
+    return {**colours, SILENCE: "#8c8c8c"}
+
+
+def plot_curves(curves: Sequence[Curve], path: Path) -> None:
+    """Draw what was measured along the layers, in the original space and in two dimensions, with 95 % intervals."""
+    names = [name for name in TITLES if name != "chance"]
+    figure = Figure((PANEL * len(names) * 0.9, 4.2), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, name in zip(figure.subplots(1, len(names)), names, strict=True):
+        chance = next(curve for curve in curves if curve.figure == "chance")
+        if name == "purity":
+            panel.plot(chance.layers, chance.means, color=GREY, linestyle=":", label="chance")
+        for number, curve in enumerate(one for one in curves if one.figure == name):
+            errors = np.abs(np.nan_to_num(curve.intervals - curve.means[:, None])).T
+            panel.errorbar(
+                curve.layers, curve.means, yerr=errors, color=COLOURS[number], marker="os"[number % 2], capsize=3,
+                label={"original": "original space", "tsne": "t-SNE, 2-D"}[curve.space],
+            )  # fmt: skip
+        panel.set_title(TITLES[name], fontsize=13)
+        panel.tick_params(axis="x", rotation=30)
+        panel.grid(color="0.9")
+        panel.legend(frameon=False, fontsize=10)
+    with replacing(path) as half:
+        figure.savefig(half, format="png")
+
+
+def _panels(count: int, extra: float) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure((PANEL * count, PANEL + extra), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, count, squeeze=False)[0]
+    for panel in panels:
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.set_aspect("equal", adjustable="box")
+    return figure, panels
+
+
+def _trace(panel: Axes, places: np.ndarray) -> None:
+    """Draw the path of a sentence, in the middle of a square."""
+    low, high = places.min(axis=0), places.max(axis=0)
+    half = 0.54 * max(float((high - low).max()), 1e-3)
+    middle = (low + high) / 2
+    panel.set_xlim(middle[0] - half, middle[0] + half)
+    panel.set_ylim(middle[1] - half, middle[1] + half)
+    panel.plot(places[:, 0], places[:, 1], color="0.85", linewidth=0.8, zorder=1)
+
+
+def _save(figure: Figure, title: str, path: Path) -> None:
+    figure.suptitle(title, fontsize=12)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as half:
+        figure.savefig(half, format="png")

@@ -1,0 +1,77 @@
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from activations_run import Corpus
+from tones import RATE, TEXTS, attention_decoder, ctc, deep_speech_2, lstm_encoder, make_trainer, speller, transducer
+
+from asr_lightning.callbacks.alignments import Alignments
+from asr_lightning.models.checkpoints import build_recognizer
+
+DECODER = {
+    "class_path": "asr_lightning.models.speech_transformer.TransformerDecoder",
+    "init_args": {"dimension": 32, "layers": 2, "heads": 2, "feed_forward": 64, "dropout": 0.0},
+}
+MODELS: dict[str, tuple[dict[str, Any], set[str], bool]] = {  # what is drawn, and whether there are posteriors
+    "speller": (
+        attention_decoder(encoder=lstm_encoder(20), decoder=speller("AdditiveAttention")), {"decoder.attention"}, False
+    ),
+    "with CTC": (
+        attention_decoder(encoder=lstm_encoder(20), decoder=speller("MultiHeadAttention", heads=2), ctc_weight=0.3),
+        {"decoder.attention, head 1", "decoder.attention, head 2"},
+        True,
+    ),
+    "Transformer": (
+        attention_decoder(encoder=lstm_encoder(20), decoder=DECODER),
+        {f"decoder.layers.{layer}.cross_attention, head {head}" for layer in (0, 1) for head in (1, 2)},
+        False,
+    ),
+    "transducer": (transducer(), {"emission"}, False),
+    "CTC": (ctc(deep_speech_2()), set(), True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_of_recogniser_is_drawn_and_measured(tmp_path: Path, name: str) -> None:
+    config, maps, posteriors = MODELS[name]
+    torch.manual_seed(2)
+    recognizer = build_recognizer(config)
+    if name == "transducer":  # untrained, it would emit nothing
+        with torch.no_grad():
+            recognizer.joint.output.bias[recognizer.tokenizer.blank_id] -= 1.0
+    trainer = make_trainer(tmp_path, callbacks=[Alignments(utterances=3)])
+    trainer.test(recognizer, datamodule=Corpus(), verbose=False)
+    folder = tmp_path / "alignments" / "test"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["figures.csv", *(f"tone-{number}{suffix}" for number in range(3) for suffix in (".png", ".npz", ".flac"))]
+    )
+    with np.load(folder / "tone-1.npz") as kept:
+        drawn = {key.removeprefix("attention/") for key in kept if key.startswith("attention/")}
+        assert drawn <= maps and (drawn == maps or not len(kept["tokens"]))
+        assert ("posteriors" in kept) == posteriors
+        for one in drawn:
+            weights = kept[f"attention/{one}"]
+            np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-3)
+            assert len(weights) == len(kept["tokens"]) + (name != "transducer")
+        if posteriors:
+            np.testing.assert_allclose(kept["posteriors"].sum(axis=1), 1.0, atol=1e-4)
+    audio, rate = soundfile.read(folder / "tone-1.flac")
+    assert rate == RATE and len(audio) == 0.1 * RATE * len(TEXTS[1])
+    with (folder / "figures.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {line["utterance"] for line in lines} <= {f"tone-{number}" for number in range(8)}
+    assert {line["attention"] for line in lines} <= maps
+    assert len(lines) == 8 * len(maps) or name == "transducer"
+    assert all(0.0 <= float(line[key]) <= 1.0 for line in lines for key in ("monotonicity", "coverage", "sharpness"))
+
+
+def test_another_test_replaces_the_pictures(tmp_path: Path) -> None:
+    config, _, _ = MODELS["with CTC"]
+    for count in (4, 1):
+        trainer = make_trainer(tmp_path, callbacks=[Alignments(utterances=count)])
+        trainer.test(build_recognizer(config), datamodule=Corpus(), verbose=False)
+    assert [path.name for path in (tmp_path / "alignments" / "test").glob("*.png")] == ["tone-0.png"]

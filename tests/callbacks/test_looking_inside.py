@@ -1,0 +1,186 @@
+"""t-SNE and neighbours, from activations that a real test run has written."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from activations_run import Corpus, recognizer
+from lightning.pytorch.loggers import WandbLogger
+from tones import make_trainer
+
+from asr_lightning.analysis.activations import Part, Rows, Spoken, merge
+from asr_lightning.analysis.histories import find_histories, table
+from asr_lightning.analysis.layers import curves, measure, project_layers, read_layers
+from asr_lightning.callbacks.activations import Activations
+from asr_lightning.callbacks.neighbours import Neighbours
+from asr_lightning.callbacks.tsne import TSNE
+from asr_lightning.errors import InputError
+from asr_lightning.report.layer_figures import phone_colours, plot_order
+
+MODULES = {"low": "encoder.layers.0", "top": "encoder", "state": "decoder.cells.0", "context": "decoder.attention"}
+PHONES = ["SIL", "AA", "B", "S"]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("WANDB_SILENT", "true")
+        logger = WandbLogger(project="test", save_dir=folder)
+        callbacks = [Activations(MODULES), TSNE(iterations=60, perplexity=5, sentences=2), Neighbours(k=3)]
+        trainer = make_trainer(folder, callbacks=callbacks, logger=logger)
+        trainer.test(recognizer(), datamodule=Corpus(), verbose=False)
+        logger.experiment.finish()
+    return folder
+
+
+def test_every_frame_of_the_speaker_has_a_place_in_every_layer(run: Path) -> None:
+    folder = run / "tsne" / "test"
+    [speaker] = [path for path in folder.iterdir() if path.is_dir()]
+    low, top = (rows_of(speaker / f"{layer}.csv") for layer in ("low", "top"))
+    assert len(low) == len(top) > 40
+    assert {row["speaker"] for row in low} == {speaker.name}
+    places = np.array([[float(row["x"]), float(row["y"])] for row in low])
+    assert np.square(places).sum(axis=1).mean() == pytest.approx(1.0, abs=0.01)
+    names = {row["utterance"] for row in low}
+    drawn = [path.name for path in sorted(speaker.glob("*.png"))]
+    assert len(drawn) == 4 and {name.rsplit("-", 1)[0] for name in drawn} <= names
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in speaker.rglob("*.png"))
+    figures = rows_of(folder / "figures.csv")
+    assert [(row["layer"], row["space"]) for row in figures] == [
+        ("low", "original"), ("low", "tsne"), ("top", "original"), ("top", "tsne"),
+    ]  # fmt: skip
+    assert (folder / "figures.png").stat().st_size > 10_000
+
+
+def test_weights_and_biases_gets_pictures_and_table(run: Path) -> None:
+    files = [str(path.relative_to(run)) for path in (run / "wandb").rglob("*") if path.is_file()]
+    for wanted in ("tsne/low/order", "tsne/top/phone", "neighbours"):
+        assert any(f"media/images/{wanted}" in name or f"media/table/{wanted}" in name for name in files), files
+
+
+def test_neighbours_are_in_other_sentences_and_are_shown(run: Path) -> None:
+    folder = run / "neighbours" / "test"
+    lines = rows_of(folder / "state.csv")
+    assert len(lines) > 10
+    for line in lines:
+        assert f"<<{line['character']}>>".replace("_", " ") in line["sentence"]
+        for rank in "123":
+            assert line[f"utterance_{rank}"] != line["utterance"]
+            assert "<<" in line[f"neighbour_{rank}"]
+        distances = [float(line[f"distance_{rank}"]) for rank in "123"]
+        assert distances == sorted(distances)
+    totals = rows_of(folder / "table.csv")
+    assert [row["layer"] for row in totals] == ["state", "context"]
+    counted = sum(int(line[f"matching_{rank}"]) for line in lines for rank in "123")
+    assert float(totals[0]["total"]) == counted
+    assert float(totals[0]["mean"]) == pytest.approx(counted / (3 * len(lines)), abs=0.01)
+    assert (folder / "table.md").read_text().count("\n") == 4
+
+
+def planted(folder: Path, seed: int = 0) -> Path:
+    """Two speakers; layer `phones` knows the phone, layer `time` the time; `history` the last two characters."""
+    random = np.random.default_rng(seed)
+    centres = {phone: 3 * random.normal(size=12) for phone in PHONES}
+    codes = {one: random.normal(size=4) for one in "ABC_"}
+    part = Part(folder / ".part")
+    for number in range(24):
+        phones = [str(one) for one in random.choice(PHONES, 12) for _ in range(3)]
+        starts = np.arange(36) * 0.04
+        by_phone = np.stack([centres[phone] for phone in phones]) + 0.2 * random.normal(size=(36, 12))
+        by_time = 0.02 * random.normal(size=(36, 12))
+        by_time[:, :2] += np.stack([np.cos(starts), np.sin(starts)], axis=1)
+        text = [str(one) for one in random.choice(list("ABC_"), 30)]
+        codes_of = [codes[one] for one in text]
+        nothing = np.zeros(4)
+        history = [np.r_[2 * (codes_of[at - 1] if at else nothing), codes_of[at - 2] if at > 1 else nothing]
+                   for at in range(31)]  # fmt: skip
+        frames = [starts.tolist(), (starts + 0.04).tolist(), [""] * 36, phones]
+        modules = {
+            "phones": Rows(by_phone, "frame", *frames),
+            "time": Rows(by_time, "frame", *frames),
+            "history": Rows(np.array(history), "token", characters=[*text, "<eos>"]),
+        }
+        part.append(Spoken(f"u{number:02}", "test", f"s{number % 2}", 1.5, "".join(text), "".join(text), modules))
+    merge([part.folder], folder / "test", {})
+    return folder / "test"
+
+
+def test_planted_layers_are_told_apart_in_both_spaces(tmp_path: Path) -> None:
+    layers = read_layers(planted(tmp_path))
+    measured = []
+    for speaker in ("s0", "s1"):
+        projected = project_layers(layers, speaker, perplexity=20, iterations=300)
+        assert {len(one.places) for one in projected} == {12 * 36}
+        measured += measure(projected)
+    found = {(curve.figure, curve.space): curve for curve in curves(measured)}
+    for space in ("original", "tsne"):
+        purity, order = found["purity", space], found["order", space]
+        assert purity.layers == ["phones", "time"]
+        assert purity.means[0] > 0.95 and purity.means[1] < found["chance", space].means[1] + 0.15
+        assert order.means[1] > (0.98 if space == "original" else 0.6) > 0.3 > order.means[0]
+        low, high = order.intervals[0]
+        assert low <= order.means[0] <= high
+    assert found["silence", "original"].means[0] < 0.2 < found["silence", "original"].means[1]
+
+
+def test_states_of_two_characters_match_two_and_more(tmp_path: Path) -> None:
+    found = find_histories(planted(tmp_path), "history")
+    assert len(found.characters) == 24 * 30
+    chance = 1 / 3  # of the characters further back, each the same with 1/4
+    assert found.matches.mean == pytest.approx(2 + chance, abs=0.25)
+    assert found.shuffled.mean < 0.5
+    assert found.ngrams[1].mean == pytest.approx(1 + chance, abs=0.15)
+    head, line = table([found])
+    assert head[:4] == ["layer", "characters", "total", "mean"] and line[0] == "history"
+    assert found.context(-1) == ""
+    assert found.context(30).startswith("<<") and found.context(29).endswith(">>")
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    layers = planted(tmp_path)
+    with pytest.raises(InputError, match="expected layers of frames, history, found phones, time"):
+        read_layers(layers, ["history"])
+
+    def test(**callbacks: Any) -> None:
+        trainer = make_trainer(tmp_path / "run", callbacks=list(callbacks.values()))
+        trainer.test(recognizer(), datamodule=Corpus(), verbose=False)
+
+    with pytest.raises(InputError, match=r"expected activations in .* writes them"):
+        test(tsne=TSNE())
+    frames = Activations({"top": "encoder"})
+    with pytest.raises(InputError, match="expected speakers among speaker0, speaker1, speaker2, got nobody"):
+        test(activations=frames, tsne=TSNE(speakers=["nobody"], iterations=20))
+    with pytest.raises(InputError, match="expected layers of tokens"):
+        test(activations=frames, neighbours=Neighbours())
+
+
+def test_colours_of_phones_are_all_different_and_silence_is_grey() -> None:
+    phones = [*PHONES, *(f"P{number}" for number in range(40))]
+    colours = phone_colours(phones)
+    assert len(set(colours.values())) == len(phones)
+    assert colours["SIL"] == "#8c8c8c"
+
+
+def test_characters_stand_along_the_colour_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Part(tmp_path / ".part")
+    rows = Rows(np.random.default_rng(0).normal(size=(5, 3)), "frame", [0, 1, 2, 3, 4], [1, 2, 3, 4, 5],
+                ["", "A", "A", "B", "B"], ["SIL"] * 5)  # fmt: skip
+    part.append(Spoken("u", "test", "s", 5.0, "AB", "AB", {"top": rows}))
+    merge([part.folder], tmp_path / "test", {})
+    from asr_lightning.report import layer_figures
+
+    [one] = project_layers(read_layers(tmp_path / "test"), "s", iterations=20)
+    assert layer_figures._along(one, "u") == ([0.25, 0.75], ["A", "B"])
+    plot_order([one], "u", "AB", tmp_path / "new" / "picture.png")
+    assert (tmp_path / "new" / "picture.png").exists()
