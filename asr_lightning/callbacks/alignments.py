@@ -28,8 +28,8 @@ class Alignments(Callback):
 
     `<run folder>/alignments/<stage>` gets, from the best hypotheses,
 
-    * `<utterance>.png`: the weights of every attention over the encoded frames, or, for a transducer, how probable it is
-      that each token is emitted at each frame; and the posteriors of a CTC output, with the tokens where they are.
+    * `<utterance>.png`: the weights of every attention over the encoded frames, or, for a transducer, how probable it
+      is that each token is emitted at each frame; and the posteriors of a CTC output, with the tokens in place.
       `<utterance>.npz` and `.flac` hold the same numbers, and the audio.
     * `figures.csv`: how monotonic, covering and sharp these weights are, by utterance and attention.
 
