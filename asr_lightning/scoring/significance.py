@@ -70,9 +70,7 @@ def segment_errors(first: Sequence[WordAlignment], second: Sequence[WordAlignmen
     A segment holds errors of any transcript, and lies between two places without any: at least two successive words of
     the reference that all transcripts have right, without an insertion before or between them that would part them, or
     an end of the utterance. An error that fewer right words part from the one before is in the same segment, and each
-    error is in one segment. These are the rules of sc_stats in NIST's SCTK with one transcript for each system, but
-    for one thing: insertions after the last word are errors here, while sc_stats leaves out those of its second system
-    where the first has none.
+    error is in one segment. With one transcript for each system these are the rules of sc_stats in NIST's SCTK 2.4.10.
 
     Args:
         first: Alignments of the transcripts of the first system, one for each seed, to the same reference.
@@ -84,13 +82,7 @@ def segment_errors(first: Sequence[WordAlignment], second: Sequence[WordAlignmen
     Raises:
         ValueError: The references differ, or a system has no transcript.
     """
-    references = {alignment.reference for alignment in (*first, *second)}
-    if not first or not second or len(references) != 1:
-        raise ValueError(
-            f"expected transcripts of two systems with one reference, got {len(first)} and {len(second)} transcripts"
-            f" with {len(references)} references"
-        )
-    [reference] = references
+    reference = _common_reference(first, second)
     segments: list[tuple[float, float]] = []
     errors = [0, 0]  # since the last segment, of all transcripts of a system
     right = 0  # successive words
@@ -105,6 +97,16 @@ def segment_errors(first: Sequence[WordAlignment], second: Sequence[WordAlignmen
             segments.append((errors[0] / len(first), errors[1] / len(second)))
             errors = [0, 0]
     return segments
+
+
+def _common_reference(first: Sequence[WordAlignment], second: Sequence[WordAlignment]) -> tuple[str, ...]:
+    references = {alignment.reference for alignment in (*first, *second)}
+    if not first or not second or len(references) != 1:
+        raise ValueError(
+            f"expected transcripts of two systems with one reference, got {len(first)} and {len(second)} transcripts"
+            f" with {len(references)} references"
+        )
+    return references.pop()
 
 
 def matched_pairs(differences: Sequence[float]) -> MatchedPairs:
@@ -157,21 +159,24 @@ def bootstrap(
         raise ValueError(f"got {len(differences)} differences, {len(words)} numbers of words, {len(speakers)} speakers")
     if not sum(words):
         raise ValueError(f"expected references with words, got {len(words)} without any")
-    counts: Counts = np.array([differences, words], dtype=np.float64)  # (2, N)
     by_speaker = bool(speakers) and all(speakers) and len(set(speakers)) >= FEWEST_SPEAKERS
-    if by_speaker:
-        names, members = np.unique(np.array(speakers), return_inverse=True)
-        counts = np.stack([np.bincount(members, row, len(names)) for row in counts])
+    counts: Counts = np.array([differences, words], dtype=np.float64)  # (2, N)
+    counts = _sum_by_speaker(counts, speakers) if by_speaker else counts
     drawn = _resample(counts, resamples, np.random.default_rng(seed))
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = map(float, np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     return Bootstrap(
         difference=float(counts[0].sum() / counts[1].sum()),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         improvement=float(np.mean(drawn < -ROUNDING) + np.mean(np.abs(drawn) <= ROUNDING) / 2),
         units=counts.shape[1],
         by_speaker=by_speaker,
     )
+
+
+def _sum_by_speaker(counts: Counts, speakers: Sequence[str]) -> Counts:
+    names, members = np.unique(np.array(speakers), return_inverse=True)
+    return np.stack([np.bincount(members, row, len(names)) for row in counts])  # (2, speakers)
 
 
 def _resample(counts: Counts, resamples: int, generator: np.random.Generator) -> Counts:
