@@ -1,9 +1,13 @@
 """What all tests need."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from asr_lightning.scoring.error_rates import ErrorRates
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +23,27 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("ASR_LIGHTNING_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def transcribed_run(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the folder of a run that validated once: its rates, and what it heard of each subset."""
+
+    def write(name: str, seed: int, subsets: dict[str, list[tuple[str, str, str, str]]], epoch: int = 3) -> Path:
+        """Of each utterance: id, speaker, reference and hypothesis; returns the folder of all runs."""
+        folder = tmp_path / "runs" / name / f"seed{seed}"
+        (folder / "transcripts").mkdir(parents=True)
+        lines = []
+        for subset, said in subsets.items():
+            rates = ErrorRates()
+            rates.update([one[2] for one in said], [one[3] for one in said])
+            values = [f"{float(rate):.6f}" for rate in rates.compute().values()]
+            lines.append(",".join([name, str(seed), str(epoch), subset, *values]))
+            keys = ("id", "speaker", "reference", "hypothesis")
+            text = "".join(json.dumps(dict(zip(keys, one, strict=True))) + "\n" for one in said)
+            (folder / "transcripts" / f"validation-epoch{epoch}-{subset}.jsonl").write_text(text)
+        head = "run,seed,epoch,subset,wer,cer,ser,swer,unspaced_cer"
+        (folder / "error_rates.csv").write_text("\n".join([head, *lines]) + "\n")
+        return tmp_path / "runs"
+
+    return write

@@ -1,27 +1,23 @@
-"""Compares finished runs: error rates per epoch, as a table, a file and a figure.
+"""Compares finished runs: error rates per epoch, the significance of the final ones, and the sentences behind them.
 
 Example: python -m asr_lightning.tools.compare runs/random runs/rnnt_ws --baseline random --output reports/ws
 """
 
 import argparse
-import csv
-import io
 import math
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple
 from pathlib import Path
 from typing import get_args
 
 from asr_lightning.errors import InputError
 from asr_lightning.files import write_atomically
 from asr_lightning.report.figures import ErrorRate, Metric, curves, plot_error_rates
-
-COLUMNS = [field.name for field in fields(ErrorRate)]
-MISSING = "–"
-
-Table = list[list[str]]  # its first line is the head
+from asr_lightning.report.run_folders import COLUMNS, read_rates
+from asr_lightning.report.tables import Table, as_csv, as_markdown, as_text, summarise
+from asr_lightning.tools.compare_final import compare_final
 
 
 def find_files(folders: Iterable[Path]) -> list[Path]:
@@ -42,35 +38,6 @@ def find_files(folders: Iterable[Path]) -> list[Path]:
             )
         found |= {file.resolve(): file for file in files}
     return list(found.values())
-
-
-def read_rates(path: Path) -> list[ErrorRate]:
-    """Read one `error_rates.csv`.
-
-    Raises:
-        InputError: A line is malformed; the message names it.
-    """
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        head = next(reader, [])
-        if head != COLUMNS:
-            raise InputError(f"{path}, line 1: expected the columns {','.join(COLUMNS)}, got {','.join(head)!r}")
-        rows = []
-        for line in reader:
-            try:
-                run, seed, epoch, subset, *rates = line
-                if len(line) != len(COLUMNS):
-                    raise ValueError("another number of columns")
-                values = [float(rate) for rate in rates]
-                if not min(values) >= 0 or math.isnan(sum(values)) or int(epoch) < 0:
-                    raise ValueError("negative, or not a number")
-            except ValueError as error:
-                raise InputError(
-                    f"{path}, line {reader.line_num}: expected {','.join(COLUMNS)} with a whole epoch and rates as"
-                    f" fractions of 0 or more, got {','.join(line)!r}"
-                ) from error
-            rows.append(ErrorRate(run, seed, int(epoch), subset, *values))
-    return rows
 
 
 def merge(files: Iterable[Path]) -> list[ErrorRate]:
@@ -94,16 +61,6 @@ def merge(files: Iterable[Path]) -> list[ErrorRate]:
 
 def _order(row: ErrorRate) -> tuple[str, int, str, int, str]:
     return (row.run, len(row.seed), row.seed, row.epoch, row.subset)  # seed 2 before seed 10
-
-
-def summarise(rates: Sequence[float]) -> str:
-    """Write the mean of some seeds in per cent, with their sample standard deviation where there are several."""
-    if not rates:
-        return MISSING
-    percent = [100 * rate for rate in rates]
-    if len(percent) == 1 or math.inf in percent:
-        return f"{statistics.fmean(percent):.2f}"
-    return f"{statistics.fmean(percent):.2f} ± {statistics.stdev(percent):.2f}"
 
 
 def tabulate(rows: Sequence[ErrorRate], metric: Metric, reference: str | None = None) -> Table:
@@ -188,27 +145,6 @@ def notes(rows: Sequence[ErrorRate], metric: Metric, reference: str | None) -> l
     return lines
 
 
-def as_text(table: Table) -> str:
-    """Align a table for the terminal."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in table)
-
-
-def as_markdown(table: Table) -> str:
-    """Write a table in Markdown."""
-    lines = [" | ".join(cell.replace("|", r"\|") for cell in line) for line in table]
-    return "\n".join(f"| {line} |" for line in [lines[0], " | ".join(["---:"] * len(table[0])), *lines[1:]])
-
-
-def as_csv(rows: Iterable[ErrorRate]) -> str:
-    """Write rates as they were read, with 6 decimals."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([f"{value:.6f}" if isinstance(value, float) else value for value in astuple(row)] for row in rows)
-    return file.getvalue()
-
-
 def compare(
     runs: Sequence[Path],
     output: Path,
@@ -216,14 +152,15 @@ def compare(
     reference: str | None = None,
     baseline: str | None = None,
 ) -> str:
-    """Write the table, the figure and the merged rates of some runs.
+    """Write the table, the figure and the merged rates of some runs, and what `compare_final` finds at their end.
 
     Args:
         runs: Folders that hold an `error_rates.csv`, at any depth.
-        output: The folder to write `<metric>_per_epoch.csv`, `.md` and `.png` into.
-        metric: Which rate the table and the figure show.
+        output: The folder to write `<metric>_per_epoch.csv`, `.md` and `.png` into, and the files of `compare_final`.
+        metric: Which rate the tables and the figure show.
         reference: Name of the run that is shown by its last epoch only: the teacher of the others.
-        baseline: Name of the run that the others are timed against.
+        baseline: Name of the run that the others are timed against and tested against; without it they are tested
+            against the first one and not timed.
 
     Returns:
         What to tell the user.
@@ -233,6 +170,23 @@ def compare(
     """
     rows = merge(find_files(runs))
     names = sorted({row.run for row in rows})
+    _check_names(names, reference, baseline)
+    table = tabulate(rows, metric, reference)
+    remarks = notes(rows, metric, reference)
+    speeds = speed_lines(rows, metric, baseline, reference) if baseline else []
+    stem = f"{metric}_per_epoch"
+    bullets = [line if line.startswith(" ") else f"* {line}" for line in remarks + speeds]
+    markdown = "\n".join([as_markdown(table), "", *bullets]) + "\n"
+    for suffix, text in ((".csv", as_csv([COLUMNS, *map(astuple, rows)])), (".md", markdown)):
+        write_atomically(output / f"{stem}{suffix}", text)
+    plot_error_rates(rows, output / f"{stem}.png", metric, reference)
+    last, files = compare_final(runs, output, metric, reference, baseline)
+    names = [*(f"{stem}.{suffix}" for suffix in ("csv", "md", "png")), *files]
+    lies = f"Written to {output.absolute()}: {', '.join(names)}"
+    return "\n".join([as_text(table), "", *remarks, *speeds, "", *last, "", lies])
+
+
+def _check_names(names: Sequence[str], reference: str | None, baseline: str | None) -> None:
     for option, name in (("--reference", reference), ("--baseline", baseline)):
         if name is not None and name not in names:
             raise InputError(f"{option}: expected one of the runs found, {', '.join(names)}; got {name!r}")
@@ -240,44 +194,50 @@ def compare(
         raise InputError(f"expected runs to compare besides the reference, found {', '.join(names) or 'empty files'}")
     if baseline is not None and baseline == reference:
         raise InputError(f"--baseline and --reference: expected two runs, got {baseline!r} for both")
-    table = tabulate(rows, metric, reference)
-    remarks = notes(rows, metric, reference)
-    speeds = speed_lines(rows, metric, baseline, reference) if baseline else []
-    stem = f"{metric}_per_epoch"
-    markdown = (
-        "\n".join(
-            [as_markdown(table), "", *(line if line.startswith(" ") else f"* {line}" for line in remarks + speeds)]
-        )
-        + "\n"
-    )
-    for suffix, text in ((".csv", as_csv(rows)), (".md", markdown)):
-        write_atomically(output / f"{stem}{suffix}", text)
-    plot_error_rates(rows, output / f"{stem}.png", metric, reference)
-    lies = f"Written to {output.absolute()}: {stem}.csv, {stem}.md, {stem}.png"
-    return "\n".join([as_text(table), "", *remarks, *speeds, "", lies])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, or 2 where the input cannot be used."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m asr_lightning.tools.compare",
-        description="Compare finished runs: error rates per epoch, over seeds, as a table and a figure.",
-        epilog="A run's name is that in its error_rates.csv: by default the name of the experiment's folder.",
+        description="Compare finished runs: error rates per epoch, over seeds, as a table and a figure; their final"
+        " rates with parameters and speeds; whether they differ significantly from a baseline (bootstrap and MAPSSWE);"
+        " and word errors of each utterance, with the sentences that changed most. Rates are in % and times in"
+        " epochs or seconds; files .csv have rates as fractions.",
+        epilog="A run's name is that in its error_rates.csv: by default the name of the experiment's folder, whose"
+        " seeds are put together. What needs transcripts is left out where a run has none of its last epoch.",
     )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder with error_rates.csv in it, or in folders under it"
     )
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="where wer_per_epoch.csv, .md and .png are written"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="where <metric>_per_epoch.csv, .md and .png are written, final.md, final_rates.csv, significance.csv, and"
+        " for each run and subset utterances_….csv and sentences_….md",
     )
     parser.add_argument(
         "--reference", metavar="RUNNAME", help="the teacher: drawn as a dashed line, the rate of its last epoch"
     )
     parser.add_argument(
-        "--baseline", metavar="RUNNAME", help="say after how many epochs the others are as good as this run half-way"
+        "--baseline",
+        metavar="RUNNAME",
+        help="test the others against this run (default: the first one), and say after how many epochs they are as"
+        " good as it is half-way (default: do not)",
     )
-    parser.add_argument("--metric", choices=get_args(Metric), default="wer", help="which error rate (default: wer)")
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--metric",
+        choices=get_args(Metric),
+        default="wer",
+        help="which error rate tables and figure show; significance is of word errors (default: wer)",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 where the input cannot be used."""
+    options = _parser().parse_args(arguments)
     try:
         print(compare(options.runs, options.output, options.metric, options.reference, options.baseline))
     except InputError as error:

@@ -26,8 +26,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing, write_atomically
+from asr_lightning.report.run_folders import read_rates
 from asr_lightning.report.search_figure import plot_search, short_name
-from asr_lightning.tools.compare import MISSING, Table, as_markdown, as_text, read_rates
+from asr_lightning.report.tables import MISSING, Table, as_markdown, as_text
 
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 60.0  # for a pruned run to save and end

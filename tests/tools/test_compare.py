@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from asr_lightning.callbacks import transcripts
 from asr_lightning.errors import InputError
-from asr_lightning.files import write_atomically
-from asr_lightning.report.figures import ErrorRate
 from asr_lightning.tools import compare
 
 HEAD = "run,seed,epoch,subset,wer,cer,ser,swer,unspaced_cer"
@@ -74,15 +71,6 @@ def test_the_command_writes_table_figure_and_rates(runs: Path, tmp_path: Path) -
     assert table[0].count("|") == table[1].count("|") == table[2].count("|") == 8
 
 
-def test_what_the_callback_writes_can_be_read(tmp_path: Path) -> None:
-    assert list(transcripts.COLUMNS) == compare.COLUMNS
-    line = {"run": 'a "b", c', "seed": "", "epoch": "3", "subset": "clean", "wer": "0.1", "cer": "0.2", "ser": "inf"}
-    line |= {"swer": "0.3", "unspaced_cer": "0.4"}
-    path = tmp_path / "error_rates.csv"
-    write_atomically(path, transcripts.as_csv([line]))
-    assert compare.read_rates(path) == [ErrorRate('a "b", c', "", 3, "clean", 0.1, 0.2, math.inf, 0.3, 0.4)]
-
-
 def test_other_rates_can_be_compared(runs: Path, tmp_path: Path) -> None:
     text = compare.compare([runs / "ws"], tmp_path / "out", "cer")
     assert text.splitlines()[1].split() == ["1", *["13.00", "±", "2.83"] * 2]
@@ -109,30 +97,7 @@ def test_no_rates_say_where_was_looked_and_what_makes_them(tmp_path: Path, capsy
         compare.find_files([tmp_path / "nothing"])
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "ws,1,2,clean,0.1,0.1,0.1,0.1",
-        "ws,1,2,clean,0.1,0.1,0.1,0.1,0.1,0.1",
-        "ws,1,two,clean,0.1,0.1,0.1,0.1,0.1",
-        "ws,1,-1,clean,0.1,0.1,0.1,0.1,0.1",
-        "ws,1,2,clean,10 %,0.1,0.1,0.1,0.1",
-        "ws,1,2,clean,0.1,-0.1,0.1,0.1,0.1",
-        "ws,1,2,clean,0.1,0.1,nan,0.1,0.1",
-        "",
-    ],
-)
-def test_a_malformed_line_is_named(tmp_path: Path, line: str) -> None:
-    path = write(tmp_path, ["ws,1,1,clean,0.1,0.1,0.1,0.1,0.1", line, "ws,1,3,clean,0.1,0.1,0.1,0.1,0.1"])
-    with pytest.raises(InputError, match=r"error_rates.csv, line 3: expected run,seed"):
-        compare.read_rates(path)
-
-
-def test_other_columns_and_doubled_rates_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "error_rates.csv"
-    path.write_text("epoch,wer\n1,0.5\n")
-    with pytest.raises(InputError, match="line 1: expected the columns run,seed,.*got 'epoch,wer'"):
-        compare.read_rates(path)
+def test_doubled_rates_are_refused(tmp_path: Path) -> None:
     files = [write(tmp_path / name, ["ws,1,1,clean,0.1,0.1,0.1,0.1,0.1"]) for name in ("a", "b")]
     with pytest.raises(
         InputError, match="run 'ws', seed '1', epoch 1, clean is in .*a/error_rates.csv and again in .*b/"
@@ -172,10 +137,3 @@ def test_half_way_is_the_last_validated_epoch_before_the_middle() -> None:
     assert compare.half_way([{0: 1.0, 1: 0.8, 2: 0.6, 3: 0.4}, {1: 0.6}]) == (1, pytest.approx(0.7))
     assert compare.half_way([{5: 0.5, 10: 0.3, 15: 0.2}]) == (5, 0.5)
     assert compare.half_way([{10: 0.3}]) == (10, 0.3)
-
-
-def test_summaries_of_seeds() -> None:
-    assert compare.summarise([]) == "–"
-    assert compare.summarise([0.12345]) == "12.35"
-    assert compare.summarise([0.1, 0.2]) == "15.00 ± 7.07"
-    assert compare.summarise([0.1, math.inf]) == "inf"

@@ -70,11 +70,6 @@ def test_each_experiment_is_a_line_over_its_seeds(
     assert f"Written to {output}: summary.md, summary.csv" in capsys.readouterr().out
 
 
-def test_what_was_tested_goes_before_what_was_validated(runs: Path) -> None:
-    (runs / "las" / "seed1" / "test_error_rates.csv").write_text(HEAD + "las,1,7,test-clean,0.01,0.01,0.02,0.01,0.01\n")
-    assert summarize.read_run(runs / "las" / "seed1").rates["test-clean"].wer == 0.01
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

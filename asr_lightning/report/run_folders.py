@@ -1,0 +1,204 @@
+"""What finished runs have left in their folders."""
+
+import csv
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from asr_lightning.errors import InputError
+from asr_lightning.report.figures import ErrorRate
+
+COLUMNS = [field.name for field in fields(ErrorRate)]
+RATES = {"test": "test_error_rates.csv", "validation": "error_rates.csv"}  # by stage; the first that is there
+
+Log = list[dict[str, str]]  # the lines of metrics.csv, of all starts of a run
+
+
+@dataclass(frozen=True)
+class Run:
+    """The final rates of one run, an experiment with one seed.
+
+    Attributes:
+        folder: Where it is.
+        stage: `test` where it was tested, else `validation`.
+        rates: Of its last epoch in that stage, by subset; at least one.
+    """
+
+    folder: Path
+    stage: str
+    rates: dict[str, ErrorRate]
+
+    @property
+    def name(self) -> str:
+        """That of the experiment, the same for all its seeds."""
+        return next(iter(self.rates.values())).run
+
+    @property
+    def seed(self) -> str:
+        """As the run gave it; empty where unknown."""
+        return next(iter(self.rates.values())).seed
+
+    def transcripts(self, subset: str) -> Path:
+        """Where the transcripts of the final rates are, if they were kept."""
+        epoch = self.rates[subset].epoch
+        return self.folder / "transcripts" / f"{self.stage}-epoch{epoch}-{subset}.jsonl"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment over its seeds.
+
+    Attributes:
+        name: Of the experiment.
+        runs: One for each seed.
+        parameters: Trainable ones.
+        training_seconds: Wall time of training, mean over seeds; None where they only tested another's network.
+        audio_seconds_per_second: Speed of training over all epochs, mean over seeds; None as above.
+        real_time_factors: Seconds of search per second of audio, by subset; those of the rates, mean over seeds.
+    """
+
+    name: str
+    runs: list[Run]
+    parameters: int | None
+    training_seconds: float | None
+    audio_seconds_per_second: float | None
+    real_time_factors: dict[str, float]
+
+    def rates(self, subset: str) -> list[ErrorRate]:
+        """Those of each seed that has the subset."""
+        return [run.rates[subset] for run in self.runs if subset in run.rates]
+
+
+def read_rates(path: Path) -> list[ErrorRate]:
+    """Read one `error_rates.csv`.
+
+    Raises:
+        InputError: A line is malformed; the message names it.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        head = next(reader, [])
+        if head != COLUMNS:
+            raise InputError(f"{path}, line 1: expected the columns {','.join(COLUMNS)}, got {','.join(head)!r}")
+        rows = []
+        for line in reader:
+            try:
+                run, seed, epoch, subset, *rates = line
+                if len(line) != len(COLUMNS):
+                    raise ValueError("another number of columns")
+                values = [float(rate) for rate in rates]
+                if not min(values) >= 0 or math.isnan(sum(values)) or int(epoch) < 0:
+                    raise ValueError("negative, or not a number")
+            except ValueError as error:
+                raise InputError(
+                    f"{path}, line {reader.line_num}: expected {','.join(COLUMNS)} with a whole epoch and rates as"
+                    f" fractions of 0 or more, got {','.join(line)!r}"
+                ) from error
+            rows.append(ErrorRate(run, seed, int(epoch), subset, *values))
+    return rows
+
+
+def find_runs(folders: Iterable[Path]) -> list[Path]:
+    """Return the folders that hold error rates, each once.
+
+    Raises:
+        InputError: There is none under one of them.
+    """
+    names = list(RATES.values())
+    found: dict[Path, None] = {}
+    for folder in folders:
+        runs = sorted({file.parent.resolve() for name in names for file in folder.rglob(name)})
+        if not runs:
+            raise InputError(f"expected {' or '.join(names)} in {folder.absolute()}, or in a folder under it, got none")
+        found |= dict.fromkeys(runs)
+    return list(found)
+
+
+def read_run(folder: Path) -> Run:
+    """Read the final rates of a run.
+
+    Raises:
+        InputError: Its file is malformed or has no rates.
+    """
+    stage = next(stage for stage, name in RATES.items() if (folder / name).exists())
+    rows = read_rates(folder / RATES[stage])
+    last = max((row.epoch for row in rows), default=None)
+    if last is None:
+        raise InputError(f"{folder / RATES[stage]}: expected a line for each subset, got an empty file")
+    return Run(folder, stage, {row.subset: row for row in rows if row.epoch == last})
+
+
+def read_experiments(runs: Iterable[Run], problems: list[str] | None = None) -> list[Experiment]:
+    """Put the seeds of each experiment together, and read what they logged.
+
+    Args:
+        runs: Their experiments come in the order of their first ones.
+        problems: Gets what is wrong with a log; what it should have told is None then. Without it, that is raised.
+
+    Raises:
+        InputError: A log is missing or malformed, and there are no `problems` to put that into.
+    """
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(run.name, []).append(run)
+    return [_read_experiment(name, seeds, problems) for name, seeds in by_name.items()]
+
+
+def _read_experiment(name: str, runs: list[Run], problems: list[str] | None) -> Experiment:
+    parameters: int | None = None
+    logs: list[tuple[Run, Log]] = []
+    for run in runs:
+        try:
+            versions = _versions(run.folder)
+            logs.append((run, [row for version in versions for row in _read_metrics(version)]))
+            if parameters is None:
+                parameters = _count_parameters(versions[-1].with_name("config.yaml"))
+        except ValueError as error:
+            if problems is None:
+                raise
+            problems.append(f"{run.folder}: {error}")
+    epochs = [_numbers(log, "train/audio_seconds_per_second_epoch") for _, log in logs]
+    speeds = [statistics.harmonic_mean(values) for values in epochs if values]  # all epochs have the same audio
+    factors = {
+        subset: _mean_of_last([log for run, log in logs if subset in run.rates], f"{subset}/real_time_factor")
+        for subset in dict.fromkeys(subset for run in runs for subset in run.rates)
+    }
+    return Experiment(
+        name=name,
+        runs=runs,
+        parameters=parameters,
+        training_seconds=_mean_of_last([log for _, log in logs], "train/seconds"),
+        audio_seconds_per_second=statistics.fmean(speeds) if speeds else None,
+        real_time_factors={subset: factor for subset, factor in factors.items() if factor is not None},
+    )
+
+
+def _count_parameters(config: Path) -> int:
+    # here, since it imports torch and Lightning, which nothing else of a comparison needs
+    from asr_lightning.tools.parameters import count_parameters, read_part
+
+    return sum(count_parameters(read_part(config)).values())
+
+
+def _versions(folder: Path) -> list[Path]:
+    """The logs of each start of a run."""
+    versions = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda file: int(file.parent.name.split("_")[1]))
+    if not versions:
+        raise InputError(f"expected logs/version_<n>/metrics.csv in {folder}, as Lightning's CSVLogger writes it")
+    return versions
+
+
+def _read_metrics(path: Path) -> Log:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _numbers(log: Log, name: str) -> list[float]:
+    return [float(row[name]) for row in log if row.get(name)]
+
+
+def _mean_of_last(logs: Sequence[Log], name: str) -> float | None:
+    last = [values[-1] for log in logs if (values := _numbers(log, name))]
+    return statistics.fmean(last) if last else None

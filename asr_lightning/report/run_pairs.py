@@ -1,0 +1,275 @@
+"""Compares finished runs utterance by utterance: is one better, and on which sentences."""
+
+import heapq
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asr_lightning.errors import InputError
+from asr_lightning.report.run_folders import Run
+from asr_lightning.scoring.alignment import align
+from asr_lightning.scoring.significance import Bootstrap, MatchedPairs, bootstrap, matched_pairs, segment_errors
+
+EXAMPLES = 10  # sentences that improved most, and that were harmed most
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What a line of a transcript file says."""
+
+    id: str
+    speaker: str
+    reference: str
+    hypothesis: str
+
+
+@dataclass(frozen=True)
+class UtteranceErrors:
+    """Word errors of an utterance, of a run and of the baseline, each a mean over seeds.
+
+    Attributes:
+        id: Of the utterance.
+        speaker: Empty where unknown.
+        words: Of the reference.
+        errors: Of the run.
+        baseline_errors: Of the baseline.
+    """
+
+    id: str
+    speaker: str
+    words: int
+    errors: float
+    baseline_errors: float
+
+    @property
+    def difference(self) -> float:
+        """Negative where the run is better than the baseline."""
+        return round(self.errors - self.baseline_errors, 9)  # thirds: equal differences shall be equal
+
+
+@dataclass(frozen=True)
+class Example:
+    """An utterance as a run and the baseline heard it.
+
+    With several seeds, the hypotheses are of the two that differ most in the direction of the mean difference: the best
+    of the run and the worst of the baseline where the run is better, else the other way round; the first of equal ones.
+    """
+
+    errors: UtteranceErrors
+    reference: str
+    hypothesis: str
+    seed: str
+    baseline_hypothesis: str
+    baseline_seed: str
+
+
+@dataclass(frozen=True)
+class PairComparison:
+    """A run against the baseline on a subset. Differences are run minus baseline: negative is better.
+
+    Attributes:
+        run: Name of the experiment.
+        baseline: That of the baseline.
+        subset: Part of the corpus.
+        seeds: Of the run.
+        baseline_seeds: Of the baseline.
+        utterances: In the order of the transcripts, by id.
+        matched_pairs: MAPSSWE over all segments.
+        bootstrap: Of the word error rate.
+        improved: The utterances with the most errors less, the greatest difference first; then by id.
+        harmed: Those with the most errors more.
+    """
+
+    run: str
+    baseline: str
+    subset: str
+    seeds: tuple[str, ...]
+    baseline_seeds: tuple[str, ...]
+    utterances: list[UtteranceErrors]
+    matched_pairs: MatchedPairs
+    bootstrap: Bootstrap
+    improved: list[Example]
+    harmed: list[Example]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What could not be compared, and why."""
+
+    run: str
+    subset: str
+    reason: str
+
+
+def compare_pairs(runs: Mapping[str, Sequence[Run]], baseline: str) -> Iterator[PairComparison | Skipped]:
+    """Compare the final transcripts of each run with those of the baseline, on each subset that both were scored on.
+
+    Transcripts that are missing, malformed, or of other utterances or references than the first of the baseline are
+    left out, and said to be. Texts are compared as they are, apart from white space.
+
+    Args:
+        runs: The seeds of each experiment, by its name.
+        baseline: Name of one of them.
+
+    Yields:
+        Results one at a time; all that is kept between them are counts of utterances of one subset.
+    """
+    for subset in sorted({subset for run in runs[baseline] for subset in run.rates}):
+        others = {name: seeds for name, seeds in runs.items() if name != baseline and _scored(seeds, subset)}
+        if not others:
+            continue
+        baseline_seeds, problems = _usable(runs[baseline], subset)
+        yield from problems
+        for name, seeds in others.items():
+            if not baseline_seeds:
+                yield Skipped(name, subset, f"the baseline {baseline} has no transcripts to compare with")
+                continue
+            usable, problems = _usable(_scored(seeds, subset), subset, baseline_seeds[0].transcripts(subset))
+            yield from problems
+            if usable:
+                try:
+                    yield compare_pair(usable, baseline_seeds, subset)
+                except ValueError as error:
+                    yield Skipped(name, subset, str(error))
+
+
+def compare_pair(run: Sequence[Run], baseline: Sequence[Run], subset: str) -> PairComparison:
+    """Compare a run with another one on a subset.
+
+    Args:
+        run: Its seeds, at least one.
+        baseline: The seeds of the other.
+        subset: Of which all have transcripts, of the same utterances in the same order.
+
+    Raises:
+        ValueError: A transcript is malformed, a reference differs, or no reference has words.
+    """
+    utterances, differences = [], []
+    for said in _together([*run, *baseline], subset):
+        errors, segments = _score(said, len(run))
+        utterances.append(errors)
+        differences += segments
+    places = range(len(utterances))
+    improved = heapq.nsmallest(EXAMPLES, places, lambda place: utterances[place].difference)
+    harmed = heapq.nsmallest(EXAMPLES, places, lambda place: -utterances[place].difference)
+    examples = _read_examples(run, baseline, subset, {place: utterances[place] for place in improved + harmed})
+    return PairComparison(
+        run=run[0].name,
+        baseline=baseline[0].name,
+        subset=subset,
+        seeds=tuple(one.seed for one in run),
+        baseline_seeds=tuple(one.seed for one in baseline),
+        utterances=utterances,
+        matched_pairs=matched_pairs(differences),
+        bootstrap=bootstrap(
+            [one.difference for one in utterances],
+            [one.words for one in utterances],
+            [one.speaker for one in utterances],
+        ),
+        improved=[examples[place] for place in improved if utterances[place].difference < 0],
+        harmed=[examples[place] for place in harmed if utterances[place].difference > 0],
+    )
+
+
+def read_transcripts(path: Path) -> Iterator[Transcript]:
+    """Read the lines of a transcript file.
+
+    Raises:
+        InputError: It cannot be read, or a line is not what the callback `Transcripts` writes.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            for count, line in enumerate(file, 1):
+                try:
+                    content = json.loads(line)
+                    fields = [content[name] for name in ("id", "speaker", "reference", "hypothesis")]
+                    if not all(isinstance(field, str) for field in fields):
+                        raise TypeError("not a text")
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InputError(
+                        f"{path}, line {count}: expected JSON with the texts id, speaker, reference and hypothesis,"
+                        f" got {line[:80]!r}"
+                    ) from error
+                yield Transcript(*fields)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected transcripts, as the callback Transcripts writes them: {error}") from error
+
+
+def find_difference(path: Path, other: Path) -> str | None:
+    """Say where two transcript files are first of different utterances or references; None where they never are.
+
+    Raises:
+        InputError: One of them cannot be read, or is malformed.
+    """
+    pairs = itertools.zip_longest(read_transcripts(path), read_transcripts(other))
+    for line, (one, expected) in enumerate(pairs, 1):
+        got, wanted = (None if said is None else (said.id, said.reference.split()) for said in (one, expected))
+        if got == wanted:
+            continue
+        descriptions = ["the end" if said is None else f"{said.id} {said.reference!r}" for said in (expected, one)]
+        return f"{path}, line {line}: expected, as in {other}, {descriptions[0]}, got {descriptions[1]}"
+    return None
+
+
+def _scored(runs: Sequence[Run], subset: str) -> list[Run]:
+    return [run for run in runs if subset in run.rates]
+
+
+def _usable(runs: Sequence[Run], subset: str, first: Path | None = None) -> tuple[list[Run], list[Skipped]]:
+    """The runs with transcripts of the same utterances as the first, and what is wrong with the others."""
+    usable, problems = [], []
+    for run in _scored(runs, subset):
+        path = run.transcripts(subset)
+        try:
+            reason = find_difference(path, first or path)
+        except InputError as error:
+            reason = str(error)
+        if reason is None:
+            usable.append(run)
+            first = first or path
+        else:
+            problems.append(Skipped(run.name, subset, reason))
+    return usable, problems
+
+
+def _together(runs: Sequence[Run], subset: str) -> Iterator[tuple[Transcript, ...]]:
+    """What all runs heard, utterance by utterance."""
+    return zip(*(read_transcripts(run.transcripts(subset)) for run in runs), strict=True)
+
+
+def _score(said: Sequence[Transcript], seeds: int) -> tuple[UtteranceErrors, list[float]]:
+    """The errors in an utterance, and their differences by segment; so many transcripts are of the run."""
+    alignments = [align(transcript.reference, transcript.hypothesis) for transcript in said]
+    first, second = alignments[:seeds], alignments[seeds:]
+    errors = UtteranceErrors(
+        id=said[-1].id,
+        speaker=said[-1].speaker,
+        words=len(first[0].reference),
+        errors=sum(one.errors for one in first) / len(first),
+        baseline_errors=sum(one.errors for one in second) / len(second),
+    )
+    return errors, [one - other for one, other in segment_errors(first, second)]
+
+
+def _read_examples(
+    run: Sequence[Run], baseline: Sequence[Run], subset: str, chosen: Mapping[int, UtteranceErrors]
+) -> dict[int, Example]:
+    """The transcripts of some utterances, by their places: read again, so that not all texts are held."""
+    examples = {}
+    for place, said in enumerate(_together([*run, *baseline], subset)):
+        if place in chosen:
+            errors = [align(one.reference, one.hypothesis).errors for one in said]
+            better, worse = (min, max) if chosen[place].difference < 0 else (max, min)
+            one = errors.index(better(errors[: len(run)]))
+            other = errors.index(worse(errors[len(run) :]), len(run))
+            examples[place] = Example(
+                errors=chosen[place],
+                reference=said[0].reference,
+                hypothesis=said[one].hypothesis,
+                seed=run[one].seed,
+                baseline_hypothesis=said[other].hypothesis,
+                baseline_seed=baseline[other - len(run)].seed,
+            )
+    return examples

@@ -1,0 +1,106 @@
+"""Which words of a reference were recognised, which were not, and what was heard instead."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jiwer
+
+LINE_WIDTH = 110  # columns of a terminal
+
+
+@dataclass(frozen=True)
+class WordAlignment:
+    """A shortest edit from a reference of N words to a hypothesis.
+
+    Attributes:
+        reference: The N words.
+        heard: What stands in the place of each of them; None where it was deleted.
+        insertions: N + 1 groups of words, maybe empty: those before each word of the reference, and after its last.
+    """
+
+    reference: tuple[str, ...]
+    heard: tuple[str | None, ...]
+    insertions: tuple[tuple[str, ...], ...]
+
+    @property
+    def errors(self) -> int:
+        """Substitutions, deletions and insertions."""
+        wrong = sum(one != other for one, other in zip(self.reference, self.heard, strict=True))
+        return wrong + sum(map(len, self.insertions))
+
+
+def align(reference: str, hypothesis: str) -> WordAlignment:
+    """Align two texts with the fewest word errors; of several such alignments it is jiwer's.
+
+    Args:
+        reference: What was spoken. Words are what white space separates, and are compared as they are.
+        hypothesis: What was heard.
+    """
+    spoken, found = tuple(reference.split()), tuple(hypothesis.split())
+    insertions: list[tuple[str, ...]] = [()] * (len(spoken) + 1)
+    if spoken == found:
+        return WordAlignment(spoken, found, tuple(insertions))
+    heard: list[str | None] = [None] * len(spoken)
+    for part in jiwer.process_words(" ".join(spoken), " ".join(found)).alignments[0]:
+        words = found[part.hyp_start_idx : part.hyp_end_idx]
+        if part.type == "insert":
+            insertions[part.ref_start_idx] += words
+        elif part.type != "delete":
+            heard[part.ref_start_idx : part.ref_end_idx] = words
+    return WordAlignment(spoken, tuple(heard), tuple(insertions))
+
+
+def display_width(text: str) -> int:
+    """Return how many columns a text takes in a fixed-width font: Hangul syllables and the like take two."""
+    # the vowels and finals of conjoining jamo are drawn into the syllable that they follow, accents into their letter
+    drawn = [sign for sign in text if not (unicodedata.combining(sign) or "\u1160" <= sign <= "\u11ff")]
+    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in drawn)
+
+
+def show_alignments(rows: Sequence[tuple[str, WordAlignment]], line_width: int = LINE_WIDTH) -> str:
+    """Write a reference and what several recognisers heard under each other, word below word, in fixed width.
+
+    A wrong or inserted word stands between asterisks; asterisks alone are a missing word, as in NIST's sclite, whose
+    capitals other scripts do not have. Where one recogniser inserts a word, the others have a blank.
+
+    Args:
+        rows: A label and an alignment for each recogniser, all of the same reference.
+        line_width: Columns, from which lines are broken; all rows at the same place.
+
+    Raises:
+        ValueError: The references differ, or there are no rows.
+    """
+    if len({alignment.reference for _, alignment in rows}) != 1:
+        raise ValueError(f"expected alignments to one reference, got {[alignment.reference for _, alignment in rows]}")
+    labels = ["REF", *(label for label, _ in rows)]
+    label_width = max(map(display_width, labels)) + 1
+    blocks: list[list[list[str]]] = [[_padded(labels, label_width)]]
+    used = label_width
+    for column in _columns([alignment for _, alignment in rows]):
+        width = max(display_width(cell) for cell in column if cell is not None)
+        if used + width + 1 > line_width and len(blocks[-1]) > 1:
+            blocks.append([_padded(labels, label_width)])
+            used = label_width
+        blocks[-1].append(_padded(["*" * width if cell is None else cell for cell in column], width))
+        used += width + 1
+    return "\n\n".join("\n".join(" ".join(cells).rstrip() for cells in zip(*block, strict=True)) for block in blocks)
+
+
+def _columns(alignments: Sequence[WordAlignment]) -> list[list[str | None]]:
+    """Cells of the reference and of each recogniser, where None is a missing word."""
+    reference = alignments[0].reference
+    columns: list[list[str | None]] = []
+    for place in range(len(reference) + 1):
+        inserted = [alignment.insertions[place] for alignment in alignments]
+        for number in range(max(map(len, inserted))):
+            columns.append([None, *(f"*{words[number]}*" if number < len(words) else "" for words in inserted)])
+        if place < len(reference):
+            word = reference[place]
+            heard = [alignment.heard[place] for alignment in alignments]
+            columns.append([word, *(one if one in (None, word) else f"*{one}*" for one in heard)])
+    return columns
+
+
+def _padded(cells: Sequence[str], width: int) -> list[str]:
+    return [cell + " " * (width - display_width(cell)) for cell in cells]

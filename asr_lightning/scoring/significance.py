@@ -1,0 +1,191 @@
+"""Whether one recogniser is better than another, or was only lucky with the sentences of a test.
+
+Both tests compare two systems on the same utterances. A system may be several transcripts of each utterance, as of
+networks trained with several seeds: its errors are then their mean. So the question is about these networks and other
+utterances; how much training varies from seed to seed is no part of it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from asr_lightning.scoring.alignment import WordAlignment
+
+SEPARATING_WORDS = 2  # recognised by both systems, one after the other: NIST's default
+RESAMPLES = 10_000
+FEWEST_SPEAKERS = 5  # 4 speakers can be drawn in 35 ways only
+LEVEL = 0.95  # of the interval
+CHUNK = 1 << 20  # numbers drawn at a time
+ROUNDING = 1e-9  # thirds of errors do not add up exactly
+
+Counts = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MatchedPairs:
+    """Result of `matched_pairs`.
+
+    Attributes:
+        segments: How many differences there are.
+        mean: Of the differences of errors of a segment, first system minus second.
+        deviation: Their sample standard deviation.
+        z: `mean` in units of its standard error; None where that is 0 but the mean is not, or with a single segment.
+        p: Chance of so large a |z| where the systems do not differ; None as `z`.
+    """
+
+    segments: int
+    mean: float
+    deviation: float
+    z: float | None
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Result of `bootstrap`.
+
+    Attributes:
+        difference: Word error rate of the first system minus that of the second; a fraction, negative where the first
+            is better.
+        low, high: The 95 % interval of it.
+        improvement: Share of the resamples in which the first system has the lower rate; draws count half.
+        units: How many speakers or utterances were drawn.
+        by_speaker: Which of the two.
+    """
+
+    difference: float
+    low: float
+    high: float
+    improvement: float
+    units: int
+    by_speaker: bool
+
+
+def segment_errors(first: Sequence[WordAlignment], second: Sequence[WordAlignment]) -> list[tuple[float, float]]:
+    """Cut an utterance into segments whose errors are independent of each other's [Gillick & Cox 1989].
+
+    A segment holds errors of any transcript, and lies between two places without any: at least two successive words of
+    the reference that all transcripts have right, without an insertion before or between them that would part them, or
+    an end of the utterance. An error that fewer right words part from the one before is in the same segment, and each
+    error is in one segment. With one transcript for each system these are the rules of sc_stats in NIST's SCTK 2.4.10.
+
+    Args:
+        first: Alignments of the transcripts of the first system, one for each seed, to the same reference.
+        second: The same of the second system; their numbers may differ.
+
+    Returns:
+        For each segment the errors of the first and the second system, each a mean over its transcripts.
+
+    Raises:
+        ValueError: The references differ, or a system has no transcript.
+    """
+    reference = _common_reference(first, second)
+    segments: list[tuple[float, float]] = []
+    errors = [0, 0]  # since the last segment, of all transcripts of a system
+    right = 0  # successive words
+    for place in range(len(reference) + 1):
+        inserted = [sum(len(one.insertions[place]) for one in system) for system in (first, second)]
+        wrong = [0, 0]
+        if place < len(reference):
+            wrong = [sum(one.heard[place] != reference[place] for one in system) for system in (first, second)]
+        errors = [sum(counts) for counts in zip(errors, inserted, wrong, strict=True)]
+        right = 0 if any(wrong) else 1 if any(inserted) else right + 1
+        if any(errors) and (right >= SEPARATING_WORDS or place == len(reference)):
+            segments.append((errors[0] / len(first), errors[1] / len(second)))
+            errors = [0, 0]
+    return segments
+
+
+def _common_reference(first: Sequence[WordAlignment], second: Sequence[WordAlignment]) -> tuple[str, ...]:
+    references = {alignment.reference for alignment in (*first, *second)}
+    if not first or not second or len(references) != 1:
+        raise ValueError(
+            f"expected transcripts of two systems with one reference, got {len(first)} and {len(second)} transcripts"
+            f" with {len(references)} references"
+        )
+    return references.pop()
+
+
+def matched_pairs(differences: Sequence[float]) -> MatchedPairs:
+    """Test whether two systems make equally many errors: MAPSSWE, the matched-pairs sentence-segment word error test.
+
+    z is the mean of the differences by its standard error, from the variance with n - 1; p is two-tailed, of the normal
+    distribution [Gillick & Cox 1989; sc_stats of NIST's SCTK]. It is meant for many segments (50 and more). Where all
+    differences are the same number other than 0, their spread says nothing and z and p are None (sc_stats says z = 0);
+    where all are 0, or there are none, z = 0 and p = 1.
+
+    Args:
+        differences: Errors of the first system minus those of the second, of all segments of all utterances.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if not values.any():
+        return MatchedPairs(len(values), 0.0, 0.0, 0.0, 1.0)
+    mean = float(values.mean())
+    if np.ptp(values) < ROUNDING:
+        return MatchedPairs(len(values), mean, 0.0, None, None)
+    deviation = float(values.std(ddof=1))
+    z = mean / (deviation / math.sqrt(len(values)))
+    return MatchedPairs(len(values), mean, deviation, z, math.erfc(abs(z) / math.sqrt(2)))
+
+
+def bootstrap(
+    differences: Sequence[float],
+    words: Sequence[int],
+    speakers: Sequence[str] = (),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Bootstrap:
+    """Draw utterances with replacement, and see how the difference of word error rates varies [Bisani & Ney 2004].
+
+    Both systems have the same utterances in a resample, and so have all seeds of a system. Speakers are drawn instead,
+    each with all its utterances, where the speaker of every utterance is known and there are at least 5: utterances of
+    a speaker are alike, and drawing them singly makes the interval too narrow. The interval is that of percentiles.
+
+    Args:
+        differences: (N,) errors of the first system minus those of the second, of each utterance; each system's may be
+            a mean over seeds.
+        words: (N,) of the reference.
+        speakers: (N,) names, empty where unknown; or nothing.
+        resamples: How many.
+        seed: Of the random numbers.
+
+    Raises:
+        ValueError: The lengths differ, or no reference has a word.
+    """
+    if len(differences) != len(words) or len(speakers) not in (0, len(words)):
+        raise ValueError(f"got {len(differences)} differences, {len(words)} numbers of words, {len(speakers)} speakers")
+    if not sum(words):
+        raise ValueError(f"expected references with words, got {len(words)} without any")
+    by_speaker = bool(speakers) and all(speakers) and len(set(speakers)) >= FEWEST_SPEAKERS
+    counts: Counts = np.array([differences, words], dtype=np.float64)  # (2, N)
+    counts = _sum_by_speaker(counts, speakers) if by_speaker else counts
+    drawn = _resample(counts, resamples, np.random.default_rng(seed))
+    low, high = map(float, np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    return Bootstrap(
+        difference=float(counts[0].sum() / counts[1].sum()),
+        low=low,
+        high=high,
+        improvement=float(np.mean(drawn < -ROUNDING) + np.mean(np.abs(drawn) <= ROUNDING) / 2),
+        units=counts.shape[1],
+        by_speaker=by_speaker,
+    )
+
+
+def _sum_by_speaker(counts: Counts, speakers: Sequence[str]) -> Counts:
+    names, members = np.unique(np.array(speakers), return_inverse=True)
+    return np.stack([np.bincount(members, row, len(names)) for row in counts])  # (2, speakers)
+
+
+def _resample(counts: Counts, resamples: int, generator: np.random.Generator) -> Counts:
+    """Differences of rates, (resamples,), from differences of errors and words of N units, (2, N)."""
+    units = counts.shape[1]
+    step = max(CHUNK // units, 1)
+    parts = []
+    for start in range(0, resamples, step):
+        chosen = generator.integers(units, size=(min(step, resamples - start), units))
+        # a resample may have empty references only: as if they were one word
+        parts.append(counts[0][chosen].sum(axis=1) / np.maximum(counts[1][chosen].sum(axis=1), 1))
+    return np.concatenate(parts)

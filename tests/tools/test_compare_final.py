@@ -1,0 +1,145 @@
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from asr_lightning.models.checkpoints import build_recognizer
+from asr_lightning.tools import compare
+
+Write = Callable[..., Path]
+REFERENCE = "the cat sat on a mat"
+WORSE = "the cut sat on a mat"
+
+
+def said(*hypotheses: str) -> list[tuple[str, str, str, str]]:
+    return [(f"u{place}", f"speaker{place}", REFERENCE, text) for place, text in enumerate(hypotheses)]
+
+
+def rows(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+@pytest.fixture
+def runs(transcribed_run: Write) -> Path:
+    """Of 18 words base has 3 and 2 wrong, wide none; odd/name is base's second seed."""
+    transcribed_run("base", 1, {"clean": said(WORSE, "cat sot on a mat", REFERENCE), "other": said(WORSE)})
+    transcribed_run("base", 2, {"clean": said(WORSE, WORSE, REFERENCE), "other": said(REFERENCE)})
+    transcribed_run("wide", 1, {"clean": said(REFERENCE, REFERENCE, REFERENCE), "other": said(REFERENCE)})
+    return transcribed_run("odd", 1, {"clean": said(WORSE, WORSE, REFERENCE)})
+
+
+def test_final_rates_significance_and_sentences_are_written(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert compare.main([str(runs), "--output", str(output), "--baseline", "base"]) == 0
+    printed = capsys.readouterr().out
+    pairs = [f"{run}_base_{subset}" for run, subset in (("odd", "clean"), ("wide", "clean"), ("wide", "other"))]
+    files = {f"{kind}_{pair}" for pair in pairs for kind in ("utterances", "sentences")}
+    written = {path.name for path in output.iterdir()}
+    assert written == {f"{one}.{'csv' if 'utterances' in one else 'md'}" for one in files} | {
+        *("wer_per_epoch.csv", "wer_per_epoch.md", "wer_per_epoch.png"),
+        *("final.md", "final_rates.csv", "significance.csv"),
+    }
+    assert set(printed.splitlines()[-1].removeprefix(f"Written to {output}: ").split(", ")) == written
+    assert rows(output / "final_rates.csv") == [
+        ["subset", "run", "seeds", "WER", "parameters", "training s/s", "search s/s"],
+        ["clean", "base", "2", "13.89 ± 3.93", "–", "–", "–"],
+        ["clean", "odd", "1", "11.11", "–", "–", "–"],
+        ["clean", "wide", "1", "0.00", "–", "–", "–"],
+        ["other", "base", "2", "8.33 ± 11.79", "–", "–", "–"],
+        ["other", "wide", "1", "0.00", "–", "–", "–"],
+    ]
+    head, *lines = rows(output / "significance.csv")
+    assert [line[:4] for line in lines] == [
+        ["clean", "odd", "base", f"{-0.5 / 18:.6f}"],
+        ["clean", "wide", "base", f"{-2.5 / 18:.6f}"],
+        ["other", "wide", "base", f"{-0.5 / 6:.6f}"],
+    ]
+    wide = dict(zip(head, lines[1], strict=True))
+    assert (wide["units"], wide["unit"], wide["segments"]) == ("3", "utterance", "2")
+    assert float(wide["mean_difference"]) == -1.25 and float(wide["z"]) == pytest.approx(-5)
+    assert float(wide["p"]) == pytest.approx(5.733e-7, rel=1e-3)  # two-tailed, of |z| = 5
+    markdown = (output / "final.md").read_text()
+    assert "| clean | wide | base | -13.89 | -25.00 … +0.00 |" in markdown
+    assert "| 3 utterances | 5.73e-07 | -5.00 | 2 |" in markdown
+    assert "Left out" in printed and "logs/version_<n>/metrics.csv" in printed
+
+
+def test_utterances_and_sentences_are_those_of_the_pair(runs: Path, tmp_path: Path) -> None:
+    compare.compare([runs / "wide", runs / "base"], tmp_path, baseline="base")
+    assert rows(tmp_path / "utterances_wide_base_clean.csv") == [
+        ["id", "speaker", "words", "errors wide", "errors base", "difference"],
+        ["u0", "speaker0", "6", "0.000000", "1.000000", "-1.000000"],
+        ["u1", "speaker1", "6", "0.000000", "1.500000", "-1.500000"],
+        ["u2", "speaker2", "6", "0.000000", "0.000000", "0.000000"],
+    ]
+    text = (tmp_path / "sentences_wide_base_clean.md").read_text()
+    assert text.startswith("# wide against base on clean\n")
+    first = text.index("u1, speaker speaker1: 1.5 → 0 errors in 6 words")
+    assert text[first:].split("```")[1] == (
+        "text\n"
+        "REF            the cat sat   on a mat\n"
+        "base (seed 1)  *** cat *sot* on a mat\n"
+        "wide           the cat sat   on a mat\n"
+    )
+    assert text.index("## Most improved") < first < text.index("u0, speaker speaker0") < text.index("## Most harmed")
+    assert text.endswith("## Most harmed\n\nNone.\n")
+
+
+def test_the_first_run_that_is_not_the_reference_is_the_baseline(runs: Path, tmp_path: Path) -> None:
+    text = compare.compare([runs / "wide", runs / "odd", runs / "base"], tmp_path, reference="wide")
+    assert "odd" in {line[2] for line in rows(tmp_path / "significance.csv")[1:]}
+    assert {line[2] for line in rows(tmp_path / "significance.csv")[1:]} == {"odd"}
+    assert "Epochs to reach" not in text  # as before, only with --baseline
+
+
+def test_one_run_has_final_rates_and_nothing_to_be_tested_against(runs: Path, tmp_path: Path) -> None:
+    compare.compare([runs / "base"], tmp_path)
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        *("wer_per_epoch.csv", "wer_per_epoch.md", "wer_per_epoch.png", "final.md", "final_rates.csv")
+    }
+    assert "ΔWER" not in (tmp_path / "final.md").read_text()
+
+
+def test_a_missing_transcript_is_told_and_the_rest_goes_on(runs: Path, tmp_path: Path) -> None:
+    missing = runs / "wide" / "seed1" / "transcripts" / "validation-epoch3-clean.jsonl"
+    missing.unlink()
+    text = compare.compare([runs], tmp_path, baseline="base")
+    assert f"Left out: wide on clean: {missing}: expected transcripts" in text
+    assert [line[:2] for line in rows(tmp_path / "significance.csv")[1:]] == [["clean", "odd"], ["other", "wide"]]
+
+
+def test_runs_without_transcripts_lose_only_what_needs_them(runs: Path, tmp_path: Path) -> None:
+    for path in runs.rglob("*.jsonl"):
+        path.unlink()
+    text = compare.compare([runs], tmp_path, baseline="base")
+    assert "No final rates and significance: the runs have no transcripts of their last epoch." in text
+    assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".csv", ".md", ".png"}
+    assert len([path for path in tmp_path.iterdir() if path.is_file()]) == 3
+
+
+def test_names_of_runs_that_files_cannot_have(transcribed_run: Write, tmp_path: Path) -> None:
+    transcribed_run("base", 1, {"clean": said(WORSE)})
+    folder = transcribed_run("wide", 1, {"clean": said(REFERENCE)})
+    rates = folder / "wide" / "seed1" / "error_rates.csv"
+    rates.write_text(rates.read_text().replace("wide", "a/b c"))
+    compare.compare([folder], tmp_path, baseline="base")
+    assert (tmp_path / "utterances_a-b-c_base_clean.csv").exists()
+
+
+def test_parameters_and_speeds_are_in_the_table(transcribed_run: Write, tmp_path: Path, config: dict) -> None:
+    for seed in (1, 2):
+        folder = transcribed_run("base", seed, {"clean": said(WORSE)})
+        logs = folder / "base" / f"seed{seed}" / "logs" / "version_0"
+        logs.mkdir(parents=True)
+        (logs / "config.yaml").write_text(yaml.safe_dump({"model": config}))
+        head = "train/audio_seconds_per_second_epoch,clean/real_time_factor"
+        (logs / "metrics.csv").write_text(f"{head}\n{20 * seed},0.{seed}\n")
+    text = compare.compare([folder], tmp_path, "cer")
+    size = f"{sum(parameter.numel() for parameter in build_recognizer(config).parameters()):,}"
+    assert rows(tmp_path / "final_rates.csv")[1] == ["clean", "base", "2", "5.00 ± 0.00", size, "30.0", "0.150"]
+    assert "Left out" not in text
