@@ -8,8 +8,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from asr_lightning.models.checkpoints import build_model
+from asr_lightning.models.experiment import parameters_without_memory
 from asr_lightning.text.hangul import write_characters
-from asr_lightning.tools.parameters import parameters_without_memory
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 PATHS = sorted(EXPERIMENTS.rglob("*.yaml"))

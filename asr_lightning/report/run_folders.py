@@ -177,7 +177,7 @@ def _read_experiment(name: str, runs: list[Run], problems: list[str] | None) -> 
 
 def _count_parameters(config: Path) -> int:
     # here, since it imports torch and Lightning, which nothing else of a comparison needs
-    from asr_lightning.tools.parameters import count_parameters, read_part
+    from asr_lightning.models.experiment import count_parameters, read_part
 
     return sum(count_parameters(read_part(config)).values())
 

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import instantiate
+from asr_lightning.models.experiment import read_part
 from asr_lightning.text.arpa import open_text, read_arpa, write_arpa
 from asr_lightning.text.ngram import SENTENCE_END, SENTENCE_START, UNKNOWN
 from asr_lightning.text.smoothing import kneser_ney, witten_bell
 from asr_lightning.text.tokenizers import CharacterTokenizer, Tokenizer
-from asr_lightning.tools.parameters import read_part
 
 SMOOTHINGS = {"kneser-ney": kneser_ney, "witten-bell": witten_bell}
 STDIN = "-"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import instantiate
+from asr_lightning.models.experiment import read_part
 from asr_lightning.text.hangul import FULL_SIZE, write_characters
 from asr_lightning.text.tokenizers import train_sentencepiece
-from asr_lightning.tools.parameters import read_part
 from data_modules.corpus import CorpusDataModule
 
 

@@ -11,9 +11,9 @@ import yaml
 from torch import nn
 
 from asr_lightning.models.checkpoints import build_recognizer
+from asr_lightning.models.experiment import count_parameters, parameters_without_memory
 from asr_lightning.models.rnn_transducer import RNNTransducer, StatelessPredictor
 from asr_lightning.tools import parameters
-from asr_lightning.tools.parameters import count_parameters, parameters_without_memory
 
 PARTS = ["encoder", "encoder_projection", "prediction", "joint"]  # in the order in which RNNTransducer makes them
 

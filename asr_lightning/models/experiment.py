@@ -1,0 +1,73 @@
+"""What an experiment's YAML says of a part of it: reads it, and counts what its model would learn."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning import LightningModule
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from asr_lightning.errors import InputError
+from asr_lightning.models.checkpoints import build_model
+
+
+def read_part(path: Path, name: str = "model") -> dict[str, Any]:
+    """Return the `model` part of an experiment, or another one.
+
+    Raises:
+        InputError: The file cannot be read, is no YAML, or has no such part.
+    """
+    try:
+        experiment = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(error.strerror or str(error)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"this is no YAML: {error}") from error
+    part = experiment.get(name) if isinstance(experiment, dict) else None
+    if not isinstance(part, dict):
+        raise InputError(
+            f"expected an experiment with a part `{name}:` that has a class_path and init_args, found none"
+        )
+    return part
+
+
+@contextmanager
+def parameters_without_memory() -> Iterator[None]:
+    """Put every parameter that a module gets on the meta device; buffers, as filter banks, stay what they are."""
+
+    def replace(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:  # a shared parameter remains one
+            return None
+        return nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(replace)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def count_parameters(model: dict[str, Any]) -> dict[str, int]:
+    """Count the trainable parameters of each part of a model, in its order; shared ones count once.
+
+    Args:
+        model: `{"class_path": …, "init_args": {…}}`.
+
+    Raises:
+        ValueError: It cannot be built.
+    """
+    try:
+        with parameters_without_memory():
+            built = build_model(model, LightningModule)
+    except Exception:  # an architecture that looks at its weights while it is built, or a mistake that is told now
+        built = build_model(model, LightningModule)
+    parts: Counter[str] = Counter()
+    for name, parameter in built.named_parameters():
+        if parameter.requires_grad:
+            parts[name.partition(".")[0]] += parameter.numel()
+    return dict(parts)
