@@ -111,7 +111,7 @@ class Alignments(Callback):
         kept: dict[str, Any] = {f"attention/{name}": weights for name, weights in one.attention.items()}
         if one.posteriors is not None:
             kept["posteriors"] = one.posteriors
-        for name in ("tokens", "seconds", "onsets", "vocabulary"):
+        for name in ("tokens", "seconds", "onsets", "vocabulary", "blank_id"):
             kept[name] = np.array(getattr(one, name))
         np.savez_compressed(folder / f"{one.utterance}.npz", **kept)
         audio = batch.audio[row, : int(batch.audio_lengths[row])].cpu().numpy()

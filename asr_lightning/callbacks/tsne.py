@@ -32,7 +32,7 @@ class TSNE(Callback):
 
     Args:
         layers: Names of `Activations.modules`, the lowest first; all that have frames if None.
-        speakers: Whose frames; if None, of the speaker with most.
+        speakers: Whose frames: names, or how many, those with most frames first.
         sentences: How many of each speaker are drawn: the longest with as many characters as most, or a list of names.
         components: Principal components that t-SNE sees.
         perplexity: About how many neighbours a frame has.
@@ -45,7 +45,7 @@ class TSNE(Callback):
     def __init__(
         self,
         layers: list[str] | None = None,
-        speakers: list[str] | None = None,
+        speakers: list[str] | int = 1,
         sentences: list[str] | int = 1,
         components: int = 50,
         perplexity: float = 30.0,
@@ -111,8 +111,8 @@ class TSNE(Callback):
 
     def _chosen_speakers(self, layer: Layer) -> list[str]:
         names, counts = np.unique(layer.speakers, return_counts=True)
-        if self.speakers is None:
-            return [str(names[counts.argmax()])]
+        if isinstance(self.speakers, int):
+            return [str(name) for name in names[np.argsort(-counts, kind="stable")][: self.speakers]]
         if missing := [speaker for speaker in self.speakers if speaker not in names]:
             raise InputError(f"TSNE: expected speakers among {', '.join(names)}, got {', '.join(missing)}")
         return self.speakers
