@@ -122,20 +122,21 @@ class DistanceFromStart(Measurement):
 
     def _read(self, path: Path, module: LightningModule) -> Weights | None:
         if not self._checksum:
-            return _unknown(f"the checkpoint that goes on was written without {type(self).__name__}")
+            return _warn(f"the checkpoint that goes on was written without {type(self).__name__}")
         try:
             saved = read_checkpoint(path)["state_dict"]
         except InputError as error:
-            return _unknown(str(error))
+            return _warn(str(error))
         names = [name for name, parameter in _trained(module) if name in saved]
         start = {name: saved[name].to(module.device) for name in names}
         if checksum(start) != self._checksum:
-            return _unknown(f"{path.absolute()} holds the start of another run")
+            return _warn(f"{path.absolute()} holds the start of another run")
         return start
 
 
-def _unknown(reason: str) -> None:
+def _warn(reason: str) -> Weights | None:
     rank_zero_warn(f"distances from the start of training are left out, for its weights are not known: {reason}")
+    return None
 
 
 def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -151,7 +152,7 @@ def checksum(weights: Weights) -> str:
     """Return eight hexadecimal digits that differ where any name or bit does (CRC-32), on any device."""
     total = 0
     for name, tensor in weights.items():
-        values = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+        values = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
         total = zlib.crc32(values, zlib.crc32(name.encode(), total))
     return f"{total:08x}"
 
