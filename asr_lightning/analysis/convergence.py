@@ -2,18 +2,19 @@
 
 The curve is r(e) = c + a·e^(-b): a power law that falls to an offset c, what more training cannot mend.
 
-It is fitted to the logarithms of the rates. Rates vary in proportion to themselves rather than by an equal amount: of 26
-epochs of small Korean Deep Speech 2 networks with three seeds each, the standard deviation between seeds grew with the
-0.83rd power of the mean CER, and with the 0.81st of the mean WER (1: in proportion, 0: by an equal amount). It also keeps
-a rate that is far above the others, that of the first epoch, from deciding on everything.
+It is fitted to the logarithms of the rates. Rates vary in proportion to themselves rather than by an equal amount: of
+26 epochs of small Korean Deep Speech 2 networks with three seeds each, the standard deviation between seeds grew with
+the 0.83rd power of the mean CER, and with the 0.81st of the mean WER (1: in proportion, 0: by an equal amount). It also
+keeps a rate that is far above the others, that of the first epoch, from deciding on everything.
 
 With e in units of the first epoch and κ = c/a, log r = log a + log(κ + e^(-b)): given b and κ, the scale is a mean. So
 the fit is a search over a grid of two numbers, refined where it is best: no starting point, no local minimum.
 
-Uncertainty is by profile likelihood. A value z of a further measurement is in the interval where the least sum of squares
-with it added, S(z), is below S·(1 + F/(n - 3)), with F the quantile of the F distribution with 1 and n - 3 degrees of
-freedom. For a line this is exactly Student's prediction interval. Given b and κ, S(z) is a parabola, so that no
-simulation is needed. A bootstrap of residuals would be too narrow here, where three parameters meet five or ten points.
+Uncertainty is by profile likelihood. A value z of a further measurement is in the interval where the least sum of
+squares with it added, S(z), is below S·(1 + F/(n - 3)), with F the quantile of the F distribution with 1 and n - 3
+degrees of freedom. For a line this is exactly Student's prediction interval. Given b and κ, S(z) is a parabola, so that
+no simulation is needed. A bootstrap of residuals would be too narrow here, where three parameters meet five or ten
+points.
 """
 
 import math
@@ -26,7 +27,7 @@ from scipy.optimize import least_squares
 from scipy.stats import f as f_distribution
 
 PARAMETERS = 3
-# With epochs in units of the first one: from no bend to be seen to all of it at once, and from no offset to only an offset
+# With epochs in units of the first one: from hardly a bend to all of it at once, from no offset to nothing else.
 EXPONENTS = np.geomspace(0.01, 10.0, 80)
 OFFSETS = np.concatenate([[0.0], np.geomspace(1e-4, 1e4, 80)])  # c/a
 
