@@ -154,8 +154,8 @@ def report(
     return "\n".join([as_text(table), "", *remarks, "", lies])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, or 2 where the input cannot be used."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m asr_lightning.tools.convergence",
         description="Fit c + a·e^(-b) to the error rates of runs at epochs e, predict a later epoch with an interval, "
@@ -183,7 +183,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="SHARE",
         help="of measurements in an interval, 0 to 1 (default: 0.9)",
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 where the input cannot be used."""
+    options = make_parser().parse_args(arguments)
     try:
         if not 0 < options.level < 1:
             raise InputError(f"--level: expected a share between 0 and 1, got {options.level}")
