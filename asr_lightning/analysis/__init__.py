@@ -1,1 +1,1 @@
-"""Looks at arrays: projections, neighbours, probes, alignments and curves, by pure functions."""
+"""Looks inside recognisers and their training: projections, neighbours, probes, alignments, lines and curves."""

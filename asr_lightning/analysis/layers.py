@@ -1,7 +1,5 @@
 """Layers of a recogniser side by side: what is measured of them, and where t-SNE puts their frames."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -135,15 +133,10 @@ def curves(measured: Sequence[Measured]) -> list[Curve]:
     return result
 
 
-def as_csv(measured: Iterable[Measured]) -> str:
-    """Write what was measured: layer,speaker,space and the numbers."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["layer", "speaker", "space", *FIGURES])
-    for one in measured:
-        values = [f"{value:.6f}" for value in astuple(one.figures)]
-        writer.writerow([one.layer, one.speaker, one.space, *values])
-    return file.getvalue()
+def table_of(measured: Iterable[Measured]) -> list[list[object]]:
+    """Return what was measured as lines, the first the head: layer, speaker, space and the numbers."""
+    head: list[object] = ["layer", "speaker", "space", *FIGURES]
+    return [head, *([one.layer, one.speaker, one.space, *astuple(one.figures)] for one in measured)]
 
 
 def read_layers(folder: Path, wanted: Sequence[str] | None = None) -> list[Layer]:

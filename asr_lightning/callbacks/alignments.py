@@ -1,7 +1,5 @@
 """Pictures and numbers of how a recogniser moves along utterances."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +16,7 @@ from asr_lightning.files import write_atomically
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.mechanisms import Attention
 from asr_lightning.report.alignment_figure import Alignment, plot_alignment
+from asr_lightning.report.tables import as_csv
 
 FIGURES = tuple(AttentionFigures.__dataclass_fields__)
 COLUMNS = ("utterance", "attention", *FIGURES)
@@ -95,7 +94,7 @@ class Alignments(Callback):
             one = alignment(pl_module, batch, best[row], seen, row)
             lines = [[one.utterance, name, *_figures(weights)] for name, weights in one.attention.items()]
             with self._part(trainer).open("a", encoding="utf-8") as file:
-                file.write(_as_csv(lines))
+                file.write(as_csv(lines))
             self._draw(one, batch, row, self._folder(trainer))
 
     on_test_batch_end = on_validation_batch_end
@@ -196,12 +195,6 @@ def _figures(weights: np.ndarray) -> list[str]:
     totals = weights.sum(axis=1, keepdims=True)
     even = weights / np.where(totals > 0, totals, 1.0)  # what a transducer emits nowhere adds up to less than one
     return [f"{getattr(attention_figures(even), name):.4f}" for name in FIGURES]
-
-
-def _as_csv(lines: list[list[str]]) -> str:
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(lines)
-    return file.getvalue()
 
 
 def _remove(folder: Path, utterance: str) -> None:

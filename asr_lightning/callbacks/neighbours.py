@@ -1,7 +1,5 @@
 """What decoder states have in common: nearest neighbours in other sentences [seed 000 §3.4, §3.5]."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 from asr_lightning.analysis.histories import Histories, find_histories, table, token_layers
 from asr_lightning.errors import InputError
 from asr_lightning.files import write_atomically
+from asr_lightning.report.tables import as_csv, as_markdown
 
 SENT = 1000  # lines of each layer that W&B gets
 
@@ -71,8 +70,7 @@ class Neighbours(Callback):
             found.append(one)
         rows = table(found)
         write_atomically(folder / "table.csv", as_csv(rows))
-        marked = [rows[0], ["---:"] * len(rows[0]), *rows[1:]]
-        write_atomically(folder / "table.md", "".join(f"| {' | '.join(row)} |\n" for row in marked))
+        write_atomically(folder / "table.md", as_markdown(rows) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 columns = ["layer", "utterance", "position", "sentence", *(f"neighbour_{n + 1}" for n in range(self.k))]
@@ -108,10 +106,3 @@ def lines(found: Histories) -> list[list[str]]:
 def sent(line: list[str], k: int) -> list[str]:
     """Return what W&B shows of a line: where, the sentence, and the neighbours' sentences."""
     return [line[0], line[1], line[3], *(line[4 + 5 * number] for number in range(k))]
-
-
-def as_csv(rows: list[list[str]]) -> str:
-    """Write lines."""
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(rows)
-    return file.getvalue()

@@ -1,7 +1,5 @@
 """Pictures of layers by t-SNE, and the numbers behind them [seed 000 §2.4, §3]."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,10 +9,11 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from asr_lightning.analysis.activations import Layer, read_utterances
-from asr_lightning.analysis.layers import Projected, as_csv, curves, measure, project_layers, read_layers
+from asr_lightning.analysis.layers import Projected, curves, measure, project_layers, read_layers, table_of
 from asr_lightning.errors import InputError
 from asr_lightning.files import write_atomically
 from asr_lightning.report.layer_figures import plot_curves, plot_order, plot_phones
+from asr_lightning.report.tables import as_csv
 
 COLUMNS = ("utterance", "speaker", "index", "start", "end", "character", "phone", "x", "y")
 
@@ -91,7 +90,7 @@ class TSNE(Callback):
             for utterance in self._chosen_sentences(projected[0]):
                 title = texts[utterance]["reference"] or texts[utterance]["hypothesis"]
                 self._draw_sentence(trainer, projected, utterance, title, folder / speaker)
-        write_atomically(folder / "figures.csv", as_csv(measured))
+        write_atomically(folder / "figures.csv", as_csv(table_of(measured)))
         plot_curves(curves(measured), folder / "figures.png")
         recognizer.print(f"t-SNE of {len(layers)} layers is in {folder.absolute()}")
 
@@ -127,12 +126,11 @@ class TSNE(Callback):
 
 def places_as_csv(projected: Projected) -> str:
     """Write where frames are, one line each."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
     layer = projected.layer
+    lines: list[list[object]] = [[*COLUMNS]]
     columns = (layer.utterances, layer.speakers, layer.index, layer.starts, layer.ends, layer.characters, layer.phones)
     for row, (x, y) in zip(zip(*columns, strict=True), projected.places, strict=True):
         name, speaker, index, start, end, character, phone = row
-        writer.writerow([name, speaker, index, f"{start:.4f}", f"{end:.4f}", character, phone, f"{x:.4f}", f"{y:.4f}"])
-    return file.getvalue()
+        numbers = [f"{value:.4f}" for value in (start, end, x, y)]
+        lines.append([name, speaker, index, *numbers[:2], character, phone, *numbers[2:]])
+    return as_csv(lines)

@@ -1,0 +1,39 @@
+"""When a measurement is due, the same for all that measure optimiser steps."""
+
+from lightning import Callback, LightningModule, Trainer
+
+from asr_lightning.errors import InputError
+
+
+class Measurement(Callback):
+    """Base class of what is measured every so many optimiser steps."""
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        """Choose how often.
+
+        Args:
+            every_n_steps: Optimiser steps between two measurements; by default `trainer.log_every_n_steps`. A logger
+                only writes every `trainer.log_every_n_steps`, what was measured last, so this must divide that.
+        """
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that what a logger writes is of the step that it writes it for."""
+        interval = _log_interval(trainer)
+        if self.every_n_steps and interval % self.every_n_steps:
+            raise InputError(
+                f"{type(self).__name__}.every_n_steps is {self.every_n_steps}, but must divide "
+                f"trainer.log_every_n_steps, which is {interval}: loggers write at every {interval}th step only. Leave "
+                "it out, or change either."
+            )
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Say, before an optimiser step, whether it is one to measure."""
+        every = self.every_n_steps or _log_interval(trainer)
+        return every > 0 and (trainer.global_step + 1) % every == 0
+
+
+def _log_interval(trainer: Trainer) -> int:
+    return trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it elsewhere

@@ -1,0 +1,192 @@
+"""How far each part of a recogniser moves: in one optimiser step, and since training began."""
+
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from asr_lightning.callbacks.measurement import Measurement
+from asr_lightning.errors import InputError
+from asr_lightning.models.checkpoints import read_checkpoint
+
+Weights = dict[str, Tensor]  # by the names of parameters
+
+
+class UpdateSizes(Measurement):
+    """Logs how far an optimiser step moves the parameters of each top-level part and of the whole.
+
+    * `update_norm/<part>`: the 2-norm of the change of all its trained parameters together, and `update_norm/total`.
+    * `relative_update/<part>`: the same, divided by the 2-norm of these parameters before the step. Left out for a part
+      that is all zero.
+
+    The step is what the optimiser made of the clipped gradient, its learning rate and its weight decay; the size of one
+    that was skipped, as without a usable utterance, is 0. All ranks measure the same without asking each other. While a
+    measured step is made there is a copy of the parameters on their device.
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        """Choose how often.
+
+        Args:
+            every_n_steps: Optimiser steps between two measurements; by default `trainer.log_every_n_steps`, which it
+                must divide.
+        """
+        super().__init__(every_n_steps)
+        self._before: Weights | None = None
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Keep the parameters if this step is measured."""
+        if self.is_due(trainer):
+            self._before = copy_weights(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure, if a step to measure was made in this batch."""
+        before, self._before = self._before, None
+        if before is not None:  # a logger would write the last step's size in the place of one that is not given
+            sizes = part_distances(pl_module, before)
+            pl_module.log_dict(_named(sizes, "update_norm", "relative_update"), batch_size=1)
+
+
+class DistanceFromStart(Measurement):
+    """Logs how far each top-level part and the whole are from the weights that training began with.
+
+    * `distance/<part>`: the 2-norm of the difference of all its trained parameters together, and `distance/total`.
+    * `relative_distance/<part>`: the same, divided by the 2-norm of these parameters at the start. Left out for a part
+      that began all zero, as a network that is only biases.
+
+    The start is taken when everything that sets weights has set them, as `WeightSelection` does, wherever it stands in
+    the list of callbacks. A copy of these weights stays on the device of the parameters.
+
+    The start is written once, as `checkpoints/initial.ckpt` in the run folder, and read again when a run is resumed. In
+    the state of the callback it would make every checkpoint larger, each time by the same numbers; as a checkpoint of
+    its own it is also an end point for `asr_lightning.tools.path`. The state only holds a checksum, so that the start
+    of another run is not taken for one's own: where the file is missing or another's, there is a warning, and the
+    distances are left out.
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        """Choose how often.
+
+        Args:
+            every_n_steps: Optimiser steps between two measurements; by default `trainer.log_every_n_steps`, which it
+                must divide.
+        """
+        super().__init__(every_n_steps)
+        self._start: Weights | None = None
+        self._checksum = ""  # of the start; empty where it is not known
+        self._due = False
+
+    def state_dict(self) -> dict[str, str]:
+        """Return what tells the own start from others."""
+        return {"checksum": self._checksum}
+
+    def load_state_dict(self, state_dict: dict[str, str]) -> None:
+        """Know the own start."""
+        self._checksum = state_dict["checksum"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights and write them, or read them where training goes on."""
+        super().on_train_start(trainer, pl_module)
+        path = Path(trainer.default_root_dir) / "checkpoints" / "initial.ckpt"
+        if trainer.global_step == 0:
+            self._start = copy_weights(pl_module)
+            self._checksum = checksum(self._start)
+            trainer.save_checkpoint(path, weights_only=True)
+        elif self._start is None:
+            self._start = self._read(path, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Free the copy; a training that goes on reads it again."""
+        self._start = None
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Decide before the step is counted."""
+        self._due = self.is_due(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure, if a step to measure was made in this batch."""
+        due, self._due = self._due, False
+        if due and self._start is not None:
+            distances = part_distances(pl_module, self._start)
+            pl_module.log_dict(_named(distances, "distance", "relative_distance"), batch_size=1)
+
+    def _read(self, path: Path, module: LightningModule) -> Weights | None:
+        if not self._checksum:
+            return _warn(f"the checkpoint that goes on was written without {type(self).__name__}")
+        try:
+            saved = read_checkpoint(path)["state_dict"]
+        except InputError as error:
+            return _warn(str(error))
+        names = [name for name, parameter in _trained(module) if name in saved]
+        start = {name: saved[name].to(module.device) for name in names}
+        if checksum(start) != self._checksum:
+            return _warn(f"{path.absolute()} holds the start of another run")
+        return start
+
+
+def _warn(reason: str) -> Weights | None:
+    rank_zero_warn(f"distances from the start of training are left out, for its weights are not known: {reason}")
+    return None
+
+
+def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def copy_weights(module: nn.Module) -> Weights:
+    """Return copies of the trained parameters of a module; shared ones once."""
+    return {name: parameter.detach().clone() for name, parameter in _trained(module)}
+
+
+def checksum(weights: Weights) -> str:
+    """Return eight hexadecimal digits that differ where any name or bit does (CRC-32), on any device."""
+    total = 0
+    for name, tensor in weights.items():
+        values = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+        total = zlib.crc32(values, zlib.crc32(name.encode(), total))
+    return f"{total:08x}"
+
+
+@torch.no_grad()
+def part_distances(module: nn.Module, start: Weights) -> dict[str, tuple[float, float]]:
+    """Measure how far the parameters of a module are from others.
+
+    Args:
+        module: Its parts are its children.
+        start: What to measure from; parameters that it lacks are left out.
+
+    Returns:
+        By the name of each part, and for `total`, the 2-norm of the difference and the 2-norm of the start.
+    """
+    names = [name for name, _ in module.named_parameters() if name in start]
+    parameters = dict(module.named_parameters())
+    norms = [
+        torch.stack([torch.linalg.vector_norm(parameters[name].float() - old), torch.linalg.vector_norm(old)])
+        for name in names
+        for old in [start[name].float()]
+    ]
+    squares = torch.stack(norms).double().square().tolist() if norms else []  # waits for the device once
+    by_part = {part: [s for name, s in zip(names, squares, strict=True) if name.startswith(f"{part}.")]
+               for part, _ in module.named_children()}  # fmt: skip
+    sums = {**{part: own for part, own in by_part.items() if own}, "total": squares}
+    return {part: (_root(own, 0), _root(own, 1)) for part, own in sums.items()}
+
+
+def _root(squares: list[list[float]], column: int) -> float:
+    return math.sqrt(math.fsum(one[column] for one in squares))
+
+
+def _named(distances: dict[str, tuple[float, float]], absolute: str, relative: str) -> dict[str, float]:
+    """Return what is logged: the norms, and their share of the start's where this is not zero."""
+    shares = {f"{relative}/{part}": norm / start for part, (norm, start) in distances.items() if start > 0}
+    return {f"{absolute}/{part}": norm for part, (norm, _) in distances.items()} | shares

@@ -1,0 +1,253 @@
+"""Measures the loss on straight lines between the networks of checkpoints.
+
+Example: python -m asr_lightning.tools.path --output reports/ws \
+    --between runs/demo/rnnt_random/seed1/checkpoints/last.ckpt runs/demo/rnnt_ws/seed1/checkpoints/last.ckpt
+"""
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from asr_lightning.analysis.line import Quality, along_line, barrier, places, quality
+from asr_lightning.batch import Batch
+from asr_lightning.callbacks.transcripts import name_of_run
+from asr_lightning.errors import InputError
+from asr_lightning.files import replacing
+from asr_lightning.models.checkpoints import instantiate
+from asr_lightning.models.experiment import read_part
+from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.report.path_figures import plot_lines
+from asr_lightning.report.tables import MISSING, as_text
+from asr_lightning.tools.transcribe import prepare
+from data_modules.corpus import CorpusDataModule
+from data_modules.sampler import plan_batches
+
+COLUMNS = ("first", "second", "subset", "alpha", "loss", "utterances", "wer", "cer")
+IN_TRAINING_ONLY = ("optimizer", "scheduler", "augment", "search")
+DROPOUT = re.compile(r"(^|\.)\w*dropout$")
+
+
+@dataclass(frozen=True)
+class Line:
+    """What was measured between two checkpoints: for each α how good the network is there."""
+
+    first: str
+    second: str
+    subset: str
+    points: list[tuple[float, Quality]]
+
+    @property
+    def barrier(self) -> float:
+        """How far the loss rises above the chord between its ends, in nats."""
+        return barrier([(place, found.loss) for place, found in self.points])
+
+
+def find_config(checkpoint: Path) -> Path:
+    """Return the newest `config.yaml` in the logs of the run that a checkpoint is of.
+
+    Raises:
+        InputError: There is none.
+    """
+    logs = checkpoint.absolute().parent.parent / "logs"
+    found = sorted(logs.glob("version_*/config.yaml"), key=lambda file: int(file.parent.name.split("_")[1]))
+    if not found:
+        raise InputError(f"expected the run's {logs}/version_<n>/config.yaml, got none: give --config experiment.yaml")
+    return found[-1]
+
+
+def read_batches(config: Path, subset: str | None, utterances: int, seed: int) -> tuple[str, list[Batch]]:
+    """Read speech of an experiment as it is evaluated, without augmentation.
+
+    Args:
+        config: The experiment, whose `data` is read.
+        subset: Any subset of its corpus; the first one of validation if None.
+        utterances: At most so many, drawn at random; 0 for all.
+        seed: Of the draw.
+
+    Returns:
+        The name of the subset, and its batches.
+
+    Raises:
+        InputError: The experiment cannot be read, or its data cannot be used.
+    """
+    try:
+        module, _ = instantiate(read_part(config, "data"), CorpusDataModule, "a corpus")  # type: ignore[type-abstract]
+    except InputError as error:
+        raise InputError(f"{config}: {error}") from error
+    chosen = subset or next(iter(module.subsets["validation"]), None)
+    if chosen is None:
+        raise InputError(f"{config}: expected data with validation_subsets, got none: give --subset")
+    module.subsets = {**{role: [] for role in module.subsets}, "predict": [chosen]}
+    module.prepare_data()
+    module.setup("predict")
+    loader = module.predict_dataloader()[chosen]
+    numbers = np.arange(len(loader.durations))
+    if utterances:
+        numbers = np.sort(np.random.default_rng(seed).permutation(numbers)[:utterances])
+    [plan] = plan_batches(loader.durations[numbers], loader.batch_seconds)
+    return chosen, list(loader.load([[int(numbers[place]) for place in batch] for batch in plan], 0))
+
+
+def load_pair(first: Path, second: Path, device: str) -> tuple[Recognizer, Recognizer]:
+    """Return the recognisers of two checkpoints.
+
+    Raises:
+        InputError: One cannot be used, or they do not compute the same from the same weights.
+    """
+    one, other = prepare(first, device, None), prepare(second, "cpu", None)
+    if one.tokenizer.tokens != other.tokenizer.tokens:
+        raise InputError(f"{first} and {second}: expected the same tokens in the same order")
+    mine, theirs = _computes(one.hparams), _computes(other.hparams)
+    apart = [
+        f"  {key}: {mine.get(key, MISSING)} and {theirs.get(key, MISSING)}"
+        for key in sorted({*mine, *theirs})
+        if mine.get(key, MISSING) != theirs.get(key, MISSING)
+    ]
+    if apart:
+        raise InputError("\n".join([f"{first} and {second}: expected the same architecture, got", *apart]))
+    return one, other
+
+
+def _computes(configuration: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return by dotted keys what decides on what a trained recogniser computes."""
+    found: dict[str, Any] = {}
+    for key, value in configuration.items():
+        name = f"{prefix}{key}".replace(".init_args", "")
+        if name in IN_TRAINING_ONLY or DROPOUT.search(name):
+            continue
+        found |= _computes(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def measure(
+    pair: tuple[Path, Path], subset: str, batches: Sequence[Batch], where: Sequence[float], recognize: bool, device: str
+) -> Line:
+    """Measure the networks on the line between two checkpoints.
+
+    Raises:
+        InputError: They cannot be used, or are not of the same architecture.
+    """
+    recognizer, other = load_pair(*pair, device)
+    line = along_line(recognizer, other.state_dict(), where, lambda: quality(recognizer, batches, recognize))
+    first, second = map(name_of, pair)
+    shown = tqdm(line, f"{first} to {second}", total=len(where), unit="place", disable=not sys.stderr.isatty())
+    return Line(first, second, subset, list(shown))
+
+
+def name_of(checkpoint: Path) -> str:
+    """Return a short name: `runs/demo/rnnt_ws/seed1/checkpoints/last.ckpt` → `rnnt_ws seed 1`."""
+    if checkpoint.parent.name != "checkpoints":
+        return checkpoint.stem
+    run, seed = name_of_run(checkpoint.absolute().parent.parent)
+    words = [run, f"seed {seed}" if seed else "", "" if checkpoint.stem == "last" else checkpoint.stem]
+    return " ".join(filter(None, words))
+
+
+def rows(lines: Sequence[Line]) -> Iterator[list[str]]:
+    """Give the lines of a CSV with `COLUMNS`: loss in nats for each utterance, rates as fractions."""
+    for line in lines:
+        for place, found in line.points:
+            rates = [f"{found.error_rates[rate]:.6f}" if found.error_rates else "" for rate in ("wer", "cer")]
+            loss = f"{found.loss:.6f}"
+            yield [line.first, line.second, line.subset, f"{place:.6g}", loss, str(found.utterances), *rates]
+
+
+def write(lines: Sequence[Line], output: Path) -> str:
+    """Write `path.csv` and `path.png`, and return what to tell the user."""
+    with replacing(output / "path.csv") as half, half.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([list(COLUMNS), *rows(lines)])
+    subset = lines[0].subset
+    names = {f"{line.first} to {line.second}": line for line in lines}
+    panels = {f"loss on {subset} (nats)": {
+        name: [(place, found.loss) for place, found in line.points] for name, line in names.items()}}  # fmt: skip
+    if lines[0].points[0][1].error_rates:
+        panels[f"WER on {subset} (%)"] = {
+            name: [(place, 100 * found.error_rates["wer"]) for place, found in line.points]
+            for name, line in names.items()
+        }
+    plot_lines(panels, output / "path.png")
+    table = [["first", "second", "subset", "loss at first", "highest between", "loss at second", "barrier"]]
+    for line in lines:
+        losses = {place: found.loss for place, found in line.points}
+        highest = max(losses[place] for place in losses if 0 <= place <= 1)
+        numbers = [losses[0.0], highest, losses[1.0], line.barrier]
+        table.append([line.first, line.second, line.subset, *(f"{number:.3f}" for number in numbers)])
+    note = (
+        "Mean loss of an utterance in nats. Barrier: how far the loss rises above the chord between its ends. Running "
+        "statistics of BatchNorm and of features are interpolated as the weights are, not measured anew, and beyond "
+        "the ends they stay those of the nearer end."
+    )
+    lies = f"Written to {output.absolute()}: path.csv, path.png"
+    return "\n".join([as_text(table), "", note, "", lies])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m asr_lightning.tools.path",
+        description="Measure the loss, and error rates if asked, of the networks (1 - α)·first + α·second between "
+        "checkpoints of one architecture.",
+        epilog="Buffers are interpolated as the weights are, running statistics too, which are not measured anew for "
+        "the networks between; beyond the ends they stay those of the nearer end. The start of a run is an end point "
+        "as any other: checkpoints/initial.ckpt, which the callback DistanceFromStart writes.",
+    )
+    parser.add_argument(
+        "--between", nargs=2, type=Path, required=True, action="append", metavar=("FIRST", "SECOND"),
+        help="two .ckpt files; may be given several times, one curve each",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="where path.csv and .png are written"
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="YAML",
+        help="experiment whose `data` is read (default: config.yaml in the logs of the first checkpoint's run)",
+    )  # fmt: skip
+    parser.add_argument("--subset", help="any subset of these data (default: the first one of validation)")
+    parser.add_argument(
+        "--utterances", type=int, default=200, metavar="N",
+        help="at most so many, drawn at random and held in memory; 0 for all (default: 200)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=1, help="of the draw (default: 1)")
+    parser.add_argument("--from", dest="start", type=float, default=-0.25, metavar="α", help="(default: -0.25)")
+    parser.add_argument("--to", dest="stop", type=float, default=1.25, metavar="α", help="(default: 1.25)")
+    parser.add_argument(
+        "--points", type=int, default=13, metavar="N", help="evenly spread; 0 and 1 are always among them (default: 13)"
+    )
+    parser.add_argument("--error-rates", action="store_true", help="also recognise the speech, which takes longer")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU where there is one"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 where the input cannot be used."""
+    options = make_parser().parse_args(arguments)
+    try:
+        try:
+            where = places(options.start, options.stop, options.points)
+        except ValueError as error:
+            raise InputError(f"--from, --to and --points: {error}") from error
+        if options.utterances < 0:
+            raise InputError(f"--utterances: expected 0 or more, got {options.utterances}")
+        pairs = [(first, second) for first, second in options.between]
+        config = options.config or find_config(pairs[0][0])
+        subset, batches = read_batches(config, options.subset, options.utterances, options.seed)
+        lines = [measure(pair, subset, batches, where, options.error_rates, options.device) for pair in pairs]
+        print(write(lines, options.output))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
