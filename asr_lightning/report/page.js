@@ -58,10 +58,13 @@ function layout(more = {}) {
   const { xaxis = {}, yaxis = {}, ...rest } = more;
   return {
     paper_bgcolor: css("--paper"), plot_bgcolor: css("--paper"), font: { color: css("--ink"), size: 13 },
-    margin: { l: 56, r: 12, t: 34, b: 44 }, legend: { orientation: "h", y: -0.2 }, hoverlabel: { namelength: -1 },
+    margin: { l: 56, r: 12, t: 34, b: 88 }, legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" }, hoverlabel: { namelength: -1 },
     xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
   };
 }
+
+// Plotly reads some marks and entities in its texts: ours have none.
+function plain(text) { return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;"); }
 
 function draw(place, traces, more) {
   Plotly.react(place, traces, layout(more), { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] });
@@ -104,10 +107,10 @@ function curves(all) {
         if (Object.keys(seeds).length > 1)
           traces.push({ x: [...epochs, ...[...epochs].reverse()], y: [...at.map((one) => Math.max(...one)), ...[...at].reverse().map((one) => Math.min(...one))],
             fill: "toself", fillcolor: colour + "33", line: { width: 0 }, hoverinfo: "skip", showlegend: false, type: "scatter", mode: "lines" });
-        traces.push({ x: epochs, y: at.map(mean), name: run.name, mode: "lines+markers", line: { color: colour },
-          hovertemplate: `${run.name}, epoch %{x}: %{y:.2f} %<extra></extra>` });
+        traces.push({ x: epochs, y: at.map(mean), name: plain(run.name), mode: "lines+markers", line: { color: colour },
+          hovertemplate: `${plain(run.name)}, epoch %{x}: %{y:.2f} %<extra></extra>` });
       });
-      draw(panels[number], traces, { title: { text: subset, font: { size: 15 } }, xaxis: { title: { text: "epoch" }, dtick: all.epochs > 20 ? undefined : 1 },
+      draw(panels[number], traces, { title: { text: plain(subset), font: { size: 15 } }, xaxis: { title: { text: "epoch" }, dtick: all.epochs > 20 ? undefined : 1 },
         yaxis: { title: { text: "%" }, type: scale.value } });
     });
   }
@@ -144,7 +147,7 @@ function layers(runs) {
     const chosen = current().speakers[speaker.select.value], name = current().layers[layer.input.value];
     const points = chosen.layers[name], utterance = +sentence.select.value;
     const mine = points.utterance.map((one, row) => [one, row]).filter(([one]) => one === utterance).map(([, row]) => row);
-    const label = (row) => `${chosen.utterances[points.utterance[row]].id}<br>${points.start[row].toFixed(2)} to ${points.end[row].toFixed(2)} s<br>character ${points.character[row] || "?"}<br>phone ${points.phone[row] || "?"}`;
+    const label = (row) => `${plain(chosen.utterances[points.utterance[row]].id)}<br>${points.start[row].toFixed(2)} to ${points.end[row].toFixed(2)} s<br>character ${plain(points.character[row] || "?")}<br>phone ${plain(points.phone[row] || "?")}`;
     const pick = (rows) => ({ x: rows.map((row) => points.x[row]), y: rows.map((row) => points.y[row]), text: rows.map(label), hovertemplate: "%{text}<extra></extra>", mode: "markers", type: "scatter" });
     const traces = [];
     if (rest.checked) {
@@ -157,16 +160,16 @@ function layers(runs) {
       traces.push({ ...pick(mine), marker: { color: mine.map((_, number) => rainbow(part(number))), size: 9 }, name: "frames", showlegend: false });
     } else {
       for (const phone of [...new Set(mine.map((row) => points.phone[row]))])
-        traces.push({ ...pick(mine.filter((row) => points.phone[row] === phone)), name: phone || "?", marker: { color: current().colours[phone] ?? css("--faint"), size: 9, symbol: phone === "SIL" ? "x" : "circle" } });
+        traces.push({ ...pick(mine.filter((row) => points.phone[row] === phone)), name: plain(phone || "?"), marker: { color: current().colours[phone] ?? css("--faint"), size: 9, symbol: phone === "SIL" ? "x" : "circle" } });
     }
-    draw(plot, traces, { title: { text: `${current().name}, ${name}`, font: { size: 15 } }, xaxis: { showticklabels: false }, yaxis: { showticklabels: false, scaleanchor: "x" }, margin: { l: 12, r: 12, t: 34, b: 12 } });
+    draw(plot, traces, { title: { text: plain(`${current().name}, ${name}`), font: { size: 15 } }, xaxis: { showticklabels: false }, yaxis: { showticklabels: false, scaleanchor: "x" }, margin: { l: 12, r: 12, t: 34, b: kind.value === "phone" || rest.checked ? 70 : 12 } });
     strip.replaceChildren(...mine.map((row, number) => element("span", { style: `background: ${kind.value === "order" ? rainbow(part(number)) : current().colours[points.phone[row]] ?? css("--line")}` },
       points.character[row] && (number === 0 || points.character[row] !== points.character[mine[number - 1]]) ? points.character[row] : "")));
     numbers.replaceChildren(...["purity", "order", "silence", "probe"].map((figure) => {
       const plot = element("div", { class: "plot", role: "img", "aria-label": figure });
-      queueMicrotask(() => draw(plot, current().curves.filter((one) => one.figure === figure || (figure === "purity" && one.figure === "chance" && one.space === "original")).map((one, number) => ({
+      queueMicrotask(() => draw(plot, current().curves.filter((one) => one.figure === figure || (figure === "purity" && one.figure === "chance" && one.space === "original")).map((one) => ({
         x: one.layers, y: one.means, name: one.figure === "chance" ? "chance" : { original: "original space", tsne: "t-SNE" }[one.space], mode: "lines+markers",
-        line: { color: COLOURS[number], dash: one.figure === "chance" ? "dot" : "solid" },
+        line: one.figure === "chance" ? { color: css("--faint"), dash: "dot" } : { color: COLOURS[one.space === "tsne" ? 1 : 0] },
         error_y: one.intervals[0][0] === null ? undefined : { type: "data", symmetric: false, array: one.intervals.map((pair, place) => pair[1] - one.means[place]), arrayminus: one.intervals.map((pair, place) => one.means[place] - pair[0]) },
       })), { title: { text: figure, font: { size: 15 } } }));
       return plot;
@@ -254,11 +257,11 @@ function alignments(runs) {
     const x = Array.from({ length: columns }, (_, column) => (column + 0.5) * step);
     const values = Array.from({ length: rows }, (_, row) => Array.from(bytes.subarray(row * columns, (row + 1) * columns), (value) => chosen.most * value / 255));
     const more = { xaxis: { title: { text: "seconds" }, range: [0, one.seconds] }, shapes: cursor(player.currentTime || 0) };
-    const labels = chosen.labels.map((label) => (label === "_" ? "␣" : label));
+    const labels = chosen.labels.map((label) => (label === "_" ? "␣" : plain(label)));
     if (chosen.kind === "posteriors") {
       draw(plot, values.map((y, row) => ({ x, y, name: labels[row], mode: "lines", line: { color: row ? COLOURS[(row - 1) % COLOURS.length] : css("--faint") } })), { ...more, yaxis: { title: { text: "probability" }, range: [0, 1.02] } });
     } else {
-      draw(plot, [{ type: "heatmap", x, y: labels.map((_, row) => row), z: values, colorscale: document.documentElement.dataset.theme === "dark" ? "Inferno" : [[0, "#ffffff"], [0.5, "#5b8fd0"], [1, "#08204a"]],
+      draw(plot, [{ type: "heatmap", x, y: labels.map((_, row) => row), z: values, colorscale: document.documentElement.dataset.theme === "dark" ? [[0, "#16181b"], [0.5, "#b0532f"], [1, "#ffe08a"]] : [[0, "#ffffff"], [0.5, "#5b8fd0"], [1, "#08204a"]],
         customdata: labels.map((label) => Array(columns).fill(label)), hovertemplate: "%{customdata} at %{x:.2f} s: %{z:.2f}<extra></extra>", showscale: false }],
       { ...more, yaxis: { autorange: "reversed", tickvals: labels.map((_, row) => row), ticktext: labels, tickfont: { size: labels.length > 50 ? 8 : 11 } } });
     }

@@ -1,0 +1,136 @@
+"""Writes one HTML file that shows a group of runs: curves, tables, layers, neighbours, alignments with their audio.
+
+Example: python -m asr_lightning.tools.report runs/demo/e2e_a runs/demo/e2e_b --output runs/demo/e2e.html
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from asr_lightning.callbacks.transcripts import name_of_run
+from asr_lightning.errors import InputError
+from asr_lightning.report.page import write_page
+from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_layers, gather_neighbours
+from asr_lightning.report.run_folders import find_runs, read_experiments, read_run
+from asr_lightning.report.run_pairs import Skipped, compare_pairs
+from asr_lightning.report.tables import Table
+from asr_lightning.tools.compare import find_files, merge
+from asr_lightning.tools.compare_final import (
+    NOTES,
+    SIGNIFICANCE_HEAD,
+    SIGNIFICANCE_NOTES,
+    final_table,
+    significance_line,
+)
+
+GATHERERS = {"layers": ("tsne", gather_layers), "neighbours": ("neighbours", gather_neighbours),
+             "alignments": ("alignments", gather_alignments)}  # fmt: skip
+Gatherer = Callable[[str, Path], dict[str, Any] | None]
+
+
+def gather(runs: Sequence[Path], title: str, baseline: str | None, stage: str) -> tuple[dict[str, Any], list[str]]:
+    """Read what the page shows.
+
+    Args:
+        runs: Folders that hold runs, at any depth.
+        title: Of the page.
+        baseline: Name of the run that the others are compared with; the first by name if None.
+        stage: Whose activations, neighbours and alignments: `test`, `validate` or `predict`.
+
+    Returns:
+        The data, and what could not be read.
+
+    Raises:
+        InputError: There are no runs, or the baseline is none of them.
+    """
+    problems: list[str] = []
+    found = find_runs(runs)
+    data: dict[str, Any] = {"title": title, "curves": _curves(runs, problems)}
+    data["tables"] = _tables(found, baseline, problems)
+    for part, (folder, gatherer) in GATHERERS.items():
+        data[part] = [one for run in found if (one := _try(gatherer, run, run / folder / stage, problems))]
+    return data, problems
+
+
+def _curves(runs: Sequence[Path], problems: list[str]) -> dict[str, Any] | None:
+    try:
+        return gather_curves(merge(find_files(runs)))
+    except InputError as error:  # runs that were only tested
+        problems.append(str(error))
+        return None
+
+
+def _try(gatherer: Gatherer, run: Path, folder: Path, problems: list[str]) -> dict[str, Any] | None:
+    name, seed = name_of_run(run)
+    try:
+        return gatherer(f"{name}, seed {seed}" if seed else name, folder)
+    except InputError as error:
+        problems.append(str(error))
+        return None
+
+
+def _tables(found: Sequence[Path], baseline: str | None, problems: list[str]) -> list[dict[str, Any]]:
+    runs = []
+    for folder in found:
+        try:
+            runs.append(read_run(folder))
+        except InputError as error:
+            problems.append(str(error))
+    experiments = read_experiments(runs, problems)
+    names = [one.name for one in experiments]
+    if baseline is not None and baseline not in names:
+        raise InputError(f"--baseline: expected one of the runs found, {', '.join(names)}; got {baseline!r}")
+    if not experiments:
+        return []
+    tables = [_table("Final error rates", final_table(experiments, "wer"), NOTES)]
+    lines = [SIGNIFICANCE_HEAD]
+    for pair in compare_pairs({one.name: one.runs for one in experiments}, baseline or names[0]):
+        if isinstance(pair, Skipped):
+            problems.append(f"{pair.run} on {pair.subset}: {pair.reason}")
+        else:
+            lines.append(significance_line(pair))
+    return tables + ([_table("Significance", lines, SIGNIFICANCE_NOTES)] if len(lines) > 1 else [])
+
+
+def _table(title: str, lines: Table, notes: Sequence[str]) -> dict[str, Any]:
+    return {"title": title, "head": lines[0], "rows": lines[1:], "notes": list(notes)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 where the input cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m asr_lightning.tools.report",
+        description="Write one HTML file that shows a group of runs; it needs no server and no network.",
+        epilog="Layers, neighbours and alignments are shown of runs that the callbacks Activations, TSNE, Neighbours "
+        "and Alignments have looked into, as `lightning test` with experiments/demo/e2e_a_inside.yaml does.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or with runs in it")
+    parser.add_argument("--output", type=Path, required=True, metavar="HTML", help="the file to write")
+    parser.add_argument("--title", help="of the page (default: the names of the folders)")
+    parser.add_argument(
+        "--baseline", metavar="RUNNAME", help="the run that others are compared with (default: the first)"
+    )
+    parser.add_argument("--stage", choices=("test", "validate", "predict"), default="test",
+                        help="whose layers, neighbours and alignments (default: test)")  # fmt: skip
+    options = parser.parse_args(arguments)
+    title = options.title or ", ".join(path.absolute().name for path in options.runs)
+    try:
+        data, problems = gather(options.runs, title, options.baseline, options.stage)
+        write_page(options.output, data)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"cannot write {options.output}: {error.strerror}", file=sys.stderr)
+        return 2
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    shown = ", ".join(f"{part} of {len(data[part])} runs" for part in GATHERERS if data[part])
+    print(f"Written to {options.output.absolute()}{': ' + shown if shown else ''}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
