@@ -56,6 +56,7 @@ class CommandLine(LightningCLI):
                     project="asr_lightning",
                     name="/".join(root.parts[-3:]),
                     group="/".join(root.parts[-3:-1]) or None,
+                    job_type=self.subcommand,  # a test is no point of the curves over epochs
                 ),
             ]
         callbacks = trainer.callbacks or []
