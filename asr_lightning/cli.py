@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import input_error, read_checkpoint, remember_configuration
 
-WANDB_HOST = "api.wandb.ai"
+WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it
 LONG = 200  # characters of a line in a message
 
 
@@ -56,6 +56,7 @@ class CommandLine(LightningCLI):
                     project="asr_lightning",
                     name="/".join(root.parts[-3:]),
                     group="/".join(root.parts[-3:-1]) or None,
+                    job_type=self.subcommand,  # a test is no point of the curves over epochs
                 ),
             ]
         callbacks = trainer.callbacks or []
@@ -115,7 +116,8 @@ def _part(class_path: str, **arguments: str | None) -> Namespace:
 def keep_wandb_offline() -> None:
     """Send nothing to W&B unless the user has a key for it, or has said how it is to be."""
     try:
-        known = netrc.netrc().authenticators(WANDB_HOST) is not None
+        keys = netrc.netrc()
+        known = any(keys.authenticators(host) is not None for host in WANDB_HOSTS)
     except (FileNotFoundError, netrc.NetrcParseError):
         known = False
     if not known and "WANDB_API_KEY" not in os.environ:

@@ -135,15 +135,17 @@ def test_only_models_of_ours_are_trained(tmp_path: Path) -> None:
     assert message.endswith(f"{demos}.BoringModel")
 
 
-@pytest.mark.parametrize(("key", "mode"), [("", "offline"), ("WANDB_API_KEY", None), (".netrc", None)])
+@pytest.mark.parametrize(
+    ("key", "mode"), [("", "offline"), ("WANDB_API_KEY", None), *((host, None) for host in cli.WANDB_HOSTS)]
+)
 def test_wandb_is_offline_unless_there_is_a_key(
     key: str, mode: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_MODE")
     if key == "WANDB_API_KEY":
         monkeypatch.setenv(key, "0" * 40)
-    if key == ".netrc":
-        (tmp_path / ".netrc").write_text(f"machine {cli.WANDB_HOST} login user password {'0' * 40}\n")
+    if key in cli.WANDB_HOSTS:
+        (tmp_path / ".netrc").write_text(f"machine {key} login user password {'0' * 40}\n")
         (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setattr(cli, "CommandLine", lambda *given, **more: None)
     cli.main(["fit"])

@@ -1,0 +1,117 @@
+"""What W&B's files of runs say, without W&B's server."""
+
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from wandb.proto.wandb_internal_pb2 import HistoryRecord, Record  # type: ignore[attr-defined] # made when imported
+
+from asr_lightning.errors import InputError
+
+MAGIC = b":W&B"
+START = 7  # bytes before the first record: the magic, two of a checksum, one of a version
+BLOCK = 32768  # bytes; no header of a part crosses from one to the next
+HEADER = struct.Struct("<IHB")  # of a part: checksum, length, and which part of a record it is
+WHOLE, FIRST, LAST = 1, 2, 4
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """What a run's file says, one for each start of a training.
+
+    Attributes:
+        path: The file.
+        project, group, name, job_type: As W&B will know the run; empty where it was not given.
+        logged: From each name to its kind: `number`, or what W&B calls the type of a picture or table.
+    """
+
+    path: Path
+    project: str
+    group: str
+    name: str
+    job_type: str
+    logged: dict[str, str]
+
+
+def find_runs(folders: Iterable[Path]) -> list[LoggedRun]:
+    """Read the runs that W&B has written below some folders, those of each folder from the oldest.
+
+    Raises:
+        InputError: There is none below one of them, or one cannot be read.
+    """
+    paths: dict[Path, None] = {}
+    for folder in folders:
+        found = sorted(folder.rglob("run-*.wandb"), key=lambda path: path.parent.name)
+        if not found:
+            raise InputError(
+                f"expected files of W&B, as wandb/offline-run-…/run-….wandb, below {folder.absolute()}, got none. Is "
+                "this the folder of runs that were trained?"
+            )
+        paths |= dict.fromkeys(path.resolve() for path in found)
+    return [read_run(path) for path in paths]
+
+
+def read_run(path: Path) -> LoggedRun:
+    """Read a run's file; one that is still written, or was broken off, up to its end.
+
+    Raises:
+        InputError: It is no file of W&B's, or ends before it says of which run it is.
+    """
+    run = None
+    logged: dict[str, str] = {}
+    try:
+        for record in records(path.read_bytes()):
+            if run is None and record.HasField("run"):
+                run = record.run
+            logged |= _kinds(record.history)
+    except (DecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: expected a run's file of W&B, got one that is damaged: {error}") from error
+    if run is None:
+        raise InputError(
+            f"{path}: expected a run's file of W&B, got one that names no run. If the run has just begun, W&B has not "
+            "written it out yet: wait, or name other folders"
+        )
+    return LoggedRun(path, run.project, run.run_group, run.display_name, run.job_type, logged)
+
+
+def records(content: bytes) -> Iterator[Record]:
+    """Take W&B's records out of the parts that a file holds them in, as LevelDB writes its log; up to its end."""
+    place, parts = START, b""
+    while content.startswith(MAGIC) and place + HEADER.size <= len(content):
+        left = BLOCK - place % BLOCK
+        if left < HEADER.size:
+            place += left
+            continue
+        _, length, kind = HEADER.unpack_from(content, place)
+        place += HEADER.size + length
+        if place > len(content):
+            return  # not written to its end
+        part = content[place - length : place]
+        parts = part if kind in (WHOLE, FIRST) else parts + part
+        if kind in (WHOLE, LAST):
+            yield Record.FromString(parts)
+
+
+def _kinds(line: HistoryRecord) -> dict[str, str]:
+    """Return the kind of everything in a line of a run's history; a picture is several values under one name."""
+    kinds = {}
+    for item in line.item:
+        first, *rest = item.nested_key or [item.key]
+        value = json.loads(item.value_json)
+        if isinstance(value, dict) and "_type" in value:
+            kinds[".".join([first, *rest])] = str(value["_type"])
+        elif rest == ["_type"]:
+            kinds[first] = str(value)
+        else:
+            kinds[".".join([first, *rest])] = "number"
+    typed = tuple(f"{name}." for name, kind in kinds.items() if kind != "number")
+    return {name: kind for name, kind in kinds.items() if not name.startswith(typed)}
+
+
+def layers_of(runs: Iterable[LoggedRun]) -> list[str]:
+    """Return the layers of which runs have logged t-SNE pictures, in the order in which they did."""
+    names = dict.fromkeys(name for run in runs for name in run.logged if name.startswith("tsne/"))
+    return list(dict.fromkeys(name.removeprefix("tsne/").rpartition("/")[0] for name in names))
