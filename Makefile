@@ -23,7 +23,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help demo test lint bench ws las e2e e2e-ws ds2 ds2-attention ds2-features ds2-extractors install
+.PHONY: help demo test lint bench ws las e2e e2e-ws e2e-figures ws-figures report dashboard \
+	ds2 ds2-attention ds2-features ds2-extractors install
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -33,6 +34,7 @@ help: ## this list
 	@echo "  PYTHON=python3      the Python (3.11 or newer) that .venv is made with"
 	@echo "  SEEDS='1 2 3'       of every target but \`make demo\` that trains"
 	@echo "  CORPUS=FOLDER       of \`make ws\` and \`make ds2…\`: a LibriSpeech folder; the embedded corpora without it"
+	@echo "  GROUP=…, FOLDERS=…  of \`make dashboard\` and \`make report\`: W&B groups, folders of runs; SAVE=1 publishes"
 	@echo "  SCALE=full          of \`make ds2…\`: networks of full size, on KsponSpeech or CORPUS; demo without it"
 
 install: $(INSTALLED) ## make .venv with everything in it
@@ -54,9 +56,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 DEMO := runs/demo
 DEMO_RUNS := $(foreach run,rnnt_teacher rnnt_random rnnt_ws,$(DEMO)/$(run)/seed1)
 
-demo: $(INSTALLED) ## teacher, student from random weights and from selected ones, table and picture
-	@$(MAKE) --no-print-directory --jobs 2 $(DEMO)/wer_per_epoch.png
+demo: $(INSTALLED) ## teacher, student from random weights and from selected ones, table, picture and page
+	@$(MAKE) --no-print-directory --jobs 2 $(DEMO)/rnnt.html
 	@cat $(DEMO)/summary.txt
+	@echo "Open $(abspath $(DEMO)/rnnt.html) in a browser"
+
+$(DEMO)/rnnt.html: $(DEMO)/wer_per_epoch.png $(DEMO)/rnnt_ws/seed1/inside
+	$(BIN)/python -m asr_lightning.tools.report $(DEMO_RUNS) --output $@ --title "RNN-T, weight selection" --baseline rnnt_random
 
 $(DEMO)/wer_per_epoch.png: $(DEMO_RUNS:=/finished)
 	$(BIN)/python -m asr_lightning.tools.compare $(DEMO_RUNS) --output $(DEMO) \
@@ -69,6 +75,13 @@ $(DEMO)/%/finished: | $(INSTALLED)
 	$(if $(BESIDE),@echo "$(*D) is trained beside the teacher; its progress is in $(@D)/output.log")
 	$(LIGHTNING) fit --config experiments/demo/$(*D).yaml --seed_everything $(subst seed,,$(*F)) \
 		--trainer.default_root_dir $(@D) $(FLAGS) --ckpt_path last $(BESIDE)
+	@touch $@
+
+# Looks into a network that is trained: t-SNE of its layers, neighbours of its decoder's states, its alignments.
+$(DEMO)/%/inside: $(DEMO)/%/finished
+	$(LIGHTNING) test --config experiments/demo/$(*D)_inside.yaml --seed_everything $(subst seed,,$(*F)) \
+		--ckpt_path $(@D)/checkpoints/last.ckpt --trainer.default_root_dir $(@D) > $(@D)/inside.log 2>&1 \
+		|| { tail -n 5 $(@D)/inside.log; exit 1; }
 	@touch $@
 
 # Attention decoders on the embedded corpus, over SEEDS.
@@ -84,6 +97,10 @@ las: $(addsuffix /finished,$(call SEEDED,$(LAS))) ## LAS with sampling, language
 
 e2e: $(addsuffix /finished,$(call SEEDED,e2e_a e2e_b)) ## end-to-end models A and B
 	$(call SUMMARIZE,$(call SEEDED,e2e_a e2e_b))
+
+e2e-figures: $(DEMO)/e2e_a/seed1/inside $(DEMO)/e2e_b/seed1/inside ## seed 000's figures 3 to 10 and table 2, as a page
+	$(BIN)/python -m asr_lightning.tools.report $(DEMO)/e2e_a $(DEMO)/e2e_b --output $(DEMO)/e2e.html \
+		--title "End-to-end models A and B"
 
 E2E_STUDENTS = $(call SEEDED,e2e_random e2e_ws)
 e2e-ws: $(addsuffix /finished,$(E2E_STUDENTS)) ## students of A, from random weights and from selected ones
@@ -174,6 +191,25 @@ endef
 $(eval $(call RUN,rnnt_teacher,1))
 $(foreach seed,$(SEEDS),$(foreach run,$(EXPERIMENTS),$(eval $(call RUN,$(run),$(seed)))))
 
+# The optimisation path of the demo's students: convergence curves, and the loss between their end points.
+
+BETWEEN = --between $(DEMO)/$(1)/checkpoints/last.ckpt $(DEMO)/$(2)/checkpoints/last.ckpt
+ws-figures: $(addsuffix /finished,$(DEMO_RUNS) $(call SEEDED,rnnt_random rnnt_ws)) ## how students converge, over SEEDS
+	$(BIN)/python -m asr_lightning.tools.convergence $(call SEEDED,rnnt_random rnnt_ws) --output $(DEMO)/tables/$@
+	$(BIN)/python -m asr_lightning.tools.path --output $(DEMO)/tables/$@ --error-rates \
+		$(foreach seed,$(SEEDS),$(call BETWEEN,rnnt_random/seed$(seed),rnnt_ws/seed$(seed))) \
+		--between $(DEMO)/rnnt_ws/seed1/checkpoints/initial.ckpt $(DEMO)/rnnt_ws/seed1/checkpoints/last.ckpt
+
+GROUP ?= demo/rnnt_random demo/rnnt_ws
+FOLDERS ?= $(addprefix runs/,$(GROUP))
+
+report: $(INSTALLED) ## one HTML page of the runs in FOLDERS
+	$(BIN)/python -m asr_lightning.tools.report $(FOLDERS) --output runs/report.html
+
+dashboard: $(INSTALLED) ## W&B workspace and report of GROUP, checked against the runs in FOLDERS; SAVE=1 publishes them
+	$(BIN)/python -m asr_lightning.tools.dashboard --group $(GROUP) --runs $(FOLDERS) \
+		$(if $(SUBSETS),--subsets $(SUBSETS)) $(if $(SAVE),--save)
+
 test: $(INSTALLED) ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
@@ -187,3 +223,4 @@ bench: $(INSTALLED) ## what is measured, see benchmarks/README.md
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/attention_decoders.py
 	$(BIN)/python benchmarks/deep_speech_2.py
+	$(BIN)/python benchmarks/looking_inside.py

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from asr_lightning.models.checkpoints import build_model
+from asr_lightning.callbacks.observation import check_paths
+from asr_lightning.models.checkpoints import build_model, build_recognizer, instantiate
 from asr_lightning.models.experiment import parameters_without_memory
 from asr_lightning.text.hangul import write_characters
 
@@ -39,7 +40,30 @@ def test_models_and_data_can_be_built(path: Path) -> None:
 def test_runs_have_folders_of_the_experiments_name(path: Path) -> None:
     config = yaml.safe_load(path.read_text("utf-8"))
     demo = path.parent.name == "demo"
-    expected = f"runs/demo/{path.stem}/seed1" if demo else f"runs/{path.stem}"
+    run = path.stem.removesuffix("_inside")  # which look into the network of another experiment, beside its other files
+    expected = f"runs/demo/{run}/seed1" if demo else f"runs/{run}"
     assert config["trainer"]["default_root_dir"] == expected
     assert config["seed_everything"] == 1
     assert len(path.read_text("utf-8").splitlines()) <= 90
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
+def test_callbacks_can_be_built(path: Path) -> None:
+    for callback in yaml.safe_load(path.read_text("utf-8"))["trainer"]["callbacks"]:
+        made, _ = instantiate(callback, lightning.Callback, "a callback")
+        assert type(made).__name__ == callback["class_path"].rpartition(".")[2]
+
+
+INSIDE = [path for path in PATHS if path.stem.endswith("_inside")]
+
+
+@pytest.mark.parametrize("path", INSIDE, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
+def test_what_looks_inside_looks_at_the_same_network(path: Path) -> None:
+    inside, trained = (
+        yaml.safe_load(one.read_text("utf-8")) for one in (path, path.with_name(path.name.replace("_inside", "")))
+    )
+    assert inside["model"] == trained["model"]
+    with parameters_without_memory():
+        model = build_recognizer(inside["model"])
+    [looked] = [one for one in inside["trainer"]["callbacks"] if one["class_path"].endswith("Activations")]
+    check_paths(model, looked["init_args"]["modules"])

@@ -7,7 +7,9 @@ import numpy as np
 import torch
 import torchaudio
 from torch import Tensor
+from torch.nn import functional
 
+from asr_lightning.losses.transducer import backward_probabilities, forward_probabilities
 from asr_lightning.text.phones import Segment
 
 
@@ -53,32 +55,22 @@ def segments_from_onsets(onsets: Sequence[float], labels: Sequence[str], end: fl
 def emission_probabilities(logits: Tensor, tokens: Sequence[int], blank_id: int) -> Tensor:
     """Return how probable it is that a transducer emits each token at each frame, (U, T), given that it emits them all.
 
-    By the recursions of Graves 2012, §2.4, for one utterance.
+    By the recursions of the loss, for one utterance.
 
     Args:
         logits: (T, U + 1, V), not normalised.
         tokens: U token ids.
         blank_id: The blank's token id.
     """
-    frames, places, _ = logits.shape
-    log_probs = logits.double().log_softmax(dim=2)
-    blank = log_probs[:, :, blank_id]  # (T, U + 1)
-    following = torch.tensor([*tokens, blank_id], device=logits.device)
-    label = log_probs.gather(2, following.expand(frames, -1).unsqueeze(2)).squeeze(2)  # the last column is never used
-    ahead = torch.full_like(blank, float("-inf"))
-    behind = torch.full_like(blank, float("-inf"))
-    for frame in range(frames):
-        for place in range(places):
-            ways = [ahead[frame - 1, place] + blank[frame - 1, place]] if frame else []
-            ways += [ahead[frame, place - 1] + label[frame, place - 1]] if place else []
-            ahead[frame, place] = torch.stack(ways).logsumexp(dim=0) if ways else 0.0
-    for frame in reversed(range(frames)):
-        for place in reversed(range(places)):
-            ways = [behind[frame + 1, place] + blank[frame, place]] if frame + 1 < frames else []
-            ways += [behind[frame, place + 1] + label[frame, place]] if place + 1 < places else []
-            behind[frame, place] = torch.stack(ways).logsumexp(dim=0) if ways else blank[frame, place]
-    total = behind[0, 0]
-    return (ahead[:, :-1] + label[:, :-1] + behind[:, 1:] - total).exp().T.float()
+    log_probs = logits.double().log_softmax(dim=2).unsqueeze(0)  # (1, T, U + 1, V)
+    said = torch.tensor(tokens, device=logits.device).expand(1, len(logits), -1).unsqueeze(3)
+    blank = log_probs[..., blank_id]
+    label = log_probs[:, :, :-1].gather(3, said).squeeze(3)  # (1, T, U)
+    emitted = functional.pad(label.cumsum(dim=2), (1, 0))
+    alpha = forward_probabilities(blank, emitted)
+    sizes = [torch.tensor([size], device=logits.device) for size in label.shape[1:]]
+    beta = backward_probabilities(blank, emitted, *sizes)
+    return (alpha[:, :, :-1] + label + beta[:, :-1, 1:] - beta[:, :1, :1]).exp().squeeze(0).T.float()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Pictures and numbers of how a recogniser moves along utterances."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +9,12 @@ import soundfile
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from asr_lightning.analysis.alignment import AttentionFigures, attention_figures, emission_probabilities
+from asr_lightning.analysis.alignment import (
+    AttentionFigures,
+    attention_figures,
+    emission_probabilities,
+    forced_alignment,
+)
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.observation import Observation, observe
 from asr_lightning.decoding.hypothesis import Hypothesis
@@ -177,6 +183,10 @@ def alignment(recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Obse
         weights = one.values[row, : int(one.lengths[row])].float().unflatten(1, (-1, int(seen.lengths.max())))
         for head, of_head in enumerate(weights[:, :, :frames].unbind(dim=1)):
             attention[f"{name}, head {head + 1}" if weights.shape[1] > 1 else name] = of_head.cpu().numpy()
+    onsets: Sequence[int] = best.frames
+    if not onsets and seen.log_probs is not None:
+        aligned = forced_alignment(seen.log_probs[row, :frames], best.tokens, tokenizer.blank_id)
+        onsets = [first for first, _ in aligned or []]
     posteriors = None if seen.log_probs is None else seen.log_probs[row, :frames].exp().cpu().numpy()
     return Alignment(
         utterance=batch.ids[row],
@@ -186,7 +196,7 @@ def alignment(recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Obse
         attention=attention,
         posteriors=posteriors,
         vocabulary=tokenizer.tokens,
-        onsets=best.frames,
+        onsets=onsets,
         blank_id=tokenizer.blank_id,
     )
 

@@ -89,8 +89,8 @@ class _Lattice(Function):
         label = label.masked_fill(~real[:, :, 1:], 0.0).double()
         # Of tokens 0 to u - 1: what it costs to have emitted them all in frame t.
         emitted = torch.nn.functional.pad(label.cumsum(dim=2), (1, 0))  # (B, T, U + 1)
-        alpha = _forward_probabilities(blank, emitted)
-        beta = _backward_probabilities(blank, emitted, encoder_lengths, target_lengths)  # (B, T + 1, U + 1)
+        alpha = forward_probabilities(blank, emitted)
+        beta = backward_probabilities(blank, emitted, encoder_lengths, target_lengths)  # (B, T + 1, U + 1)
         losses = -beta[:, 0, 0]
         left = (alpha + losses[:, None, None]).masked_fill(~real, float("-inf"))
         by_blank = (left + blank + beta[:, 1:]).exp().float()  # how probable it is that an alignment takes this blank
@@ -112,9 +112,10 @@ class _Lattice(Function):
         return result, None, None, None, None
 
 
-def _forward_probabilities(blank: Tensor, emitted: Tensor) -> Tensor:
+def forward_probabilities(blank: Tensor, emitted: Tensor) -> Tensor:
     """Return log alpha (B, T, U + 1).
 
+    Both take log probabilities: of a blank (B, T, U + 1) and, at every place, of all tokens before it together.
     Within a frame, alpha(t, u) sums over the place u' ≤ u where the frame was entered; with `emitted` as the cumulated
     cost this sum is a cumulative one.
     """
@@ -127,7 +128,7 @@ def _forward_probabilities(blank: Tensor, emitted: Tensor) -> Tensor:
     return torch.stack(alphas, dim=1)
 
 
-def _backward_probabilities(blank: Tensor, emitted: Tensor, encoder_lengths: Tensor, target_lengths: Tensor) -> Tensor:
+def backward_probabilities(blank: Tensor, emitted: Tensor, encoder_lengths: Tensor, target_lengths: Tensor) -> Tensor:
     """Return log beta (B, T + 1, U + 1): the end is reached from behind the last frame with all tokens emitted."""
     end = torch.full_like(blank[:, 0], float("-inf")).scatter_(1, target_lengths.long().unsqueeze(1), 0.0)
     betas = [end]

@@ -2,6 +2,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B8000", "#7f7f7f"];
 const RAINBOW = ["#e6194b", "#f58231", "#ffd700", "#3cb44b", "#00bcd4", "#3f51f5", "#8a2be2"];
+const LOGARITHMIC = [0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 70, 100, 200, 300, 500, 1000];
+const FIRST = 8;  // the character whose neighbours are shown first: at a sentence's begin all states are one
 const redraws = [];  // called when the theme changes
 
 // Small things.
@@ -111,7 +113,7 @@ function curves(all) {
           hovertemplate: `${plain(run.name)}, epoch %{x}: %{y:.2f} %<extra></extra>` });
       });
       draw(panels[number], traces, { title: { text: plain(subset), font: { size: 15 } }, xaxis: { title: { text: "epoch" }, dtick: all.epochs > 20 ? undefined : 1 },
-        yaxis: { title: { text: "%" }, type: scale.value } });
+        yaxis: { title: { text: "%" }, type: scale.value, ...(scale.value === "log" ? { tickvals: LOGARITHMIC } : {}) } });
     });
   }
   redraws.push(show);
@@ -128,7 +130,7 @@ function layers(runs) {
   const layer = slider("layer", show);
   const kind = radios("colours", "labels", [["order", "order"], ["phone", "phone"]], show);
   const rest = element("input", { type: "checkbox", onchange: show });
-  const strip = element("div", { class: "strip", "aria-hidden": "true" });
+  const strip = element("div", { class: "strip", tabindex: 0, role: "img", "aria-label": "characters along the sentence" });
   const plot = element("div", { class: "plot", style: "height: 540px", role: "img", "aria-label": "t-SNE of a layer" });
   place.append(element("div", { class: "controls" }, run.part, speaker.part, sentence.part, layer.part, kind.part, element("label", {}, rest, "all sentences behind")), strip, plot);
   const numbers = element("div", { class: "plots" });
@@ -184,7 +186,7 @@ function layers(runs) {
 function neighbours(runs) {
   const place = section("neighbours", "Decoder neighbours", "Choose a character: the decoder states nearest to its own, in other sentences, and how many characters right before are the same. Arrow keys go along the sentence.");
   const run = chooser("network", runs.map((one, number) => [number, one.name]), fill);
-  const sentence = chooser("sentence", [], () => { chosen = 0; show(); });
+  const sentence = chooser("sentence", [], () => { chosen = first(); show(); });
   const layer = slider("layer", show);
   const text = element("div", { class: "sentence", role: "toolbar", "aria-label": "characters of the sentence" });
   const list = element("ol", { class: "neighbours", "aria-live": "polite" });
@@ -192,13 +194,14 @@ function neighbours(runs) {
   place.append(element("div", { class: "controls" }, run.part, sentence.part, layer.part), text, list, totals);
   let chosen = 0;
   const current = () => runs[run.select.value];
+  const first = () => Math.min(FIRST, current().begins[+sentence.select.value + 1] - current().begins[+sentence.select.value] - 1);
   function fill() {
     sentence.fill(current().sentences.map((one, number) => [number, `${one.id}: ${one.text}`]));
     sentence.select.style.maxWidth = "min(100%, 420px)";
     layer.fill(current().layers.map((one) => one.name));
     totals.replaceChildren();
     table(totals, current().table);
-    chosen = 0;
+    chosen = first();
     show();
   }
   function shown(row) {

@@ -212,7 +212,7 @@ def test_light_and_dark(page: Page) -> None:
 
 
 TOO_WIDE = """[...document.querySelectorAll('main *')]
-    .filter((one) => !one.closest('.scroll, .plot') && one.getBoundingClientRect().right > innerWidth + 1)
+    .filter((one) => !one.closest('.scroll, .strip, .plot') && one.getBoundingClientRect().right > innerWidth + 1)
     .map((one) => one.outerHTML.slice(0, 80))"""
 TOO_SMALL = """[...document.querySelectorAll('main *')]
     .filter((one) => !one.children.length && one.textContent.trim() && !one.closest('.plot'))
