@@ -32,6 +32,11 @@ class Corpus(lightning.LightningDataModule):
         batches = [pick(batch, rows) for rows in pairs] + ([pick(batch, [])] if rank else [])
         return {"test-clean": loader(batches)}
 
+    val_dataloader = test_dataloader
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.test_dataloader()["test-clean"]
+
 
 def pick(batch, rows):  # type: ignore[no-untyped-def]
     from asr_lightning.batch import Batch, Utterance

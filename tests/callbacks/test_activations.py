@@ -125,6 +125,16 @@ def test_without_labels_phones_are_characters_aligned_by_ctc(tmp_path: Path) -> 
     assert "".join(runs).replace("_", " ").strip() == "BED"
 
 
+@pytest.mark.parametrize("stage", ["validate", "predict"])
+def test_validation_and_prediction_are_looked_at_too(tmp_path: Path, stage: str) -> None:
+    same = look(tmp_path / "test")
+    trainer = make_trainer(tmp_path, callbacks=[Activations(MODULES, stages=[stage])])
+    getattr(trainer, stage)(recognizer(), datamodule=Corpus())
+    folder = tmp_path / "activations" / stage
+    np.testing.assert_array_equal(np.load(folder / "state.npy"), np.load(same / "state.npy"))
+    assert (folder / "top.csv").read_text() == (same / "top.csv").read_text()
+
+
 def test_nothing_happens_in_other_stages(tmp_path: Path) -> None:
     look(tmp_path, stages=["validate"])
     assert not (tmp_path / "activations").exists()
