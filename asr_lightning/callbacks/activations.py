@@ -3,23 +3,21 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Trainer
 
 from asr_lightning.analysis.activations import Part, Rows, Spoken, merge
 from asr_lightning.analysis.alignment import forced_alignment, segments_from_onsets
 from asr_lightning.batch import Batch
+from asr_lightning.callbacks.looking import Looking, Stage
 from asr_lightning.callbacks.observation import Observation, check_paths, observe
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.text.phones import PhoneLabels, Segment, label_spans
 
-STAGES = ("validate", "test", "predict")
 
-
-class Activations(Callback):
+class Activations(Looking):
     """Writes the activations of named modules into `<run folder>/activations/<stage>`.
 
     The files are those of `asr_lightning.analysis.activations`. A validation replaces those of the one before.
@@ -44,19 +42,17 @@ class Activations(Callback):
     def __init__(
         self,
         modules: dict[str, str],
-        stages: Sequence[Literal["validate", "test", "predict"]] = ("test",),
+        stages: Sequence[Stage] = ("test",),
         labels: PhoneLabels | None = None,
         subsets: list[str] | None = None,
         speakers: list[str] | int | None = None,
         utterances: int | None = None,
     ) -> None:
-        if unknown := [one for one in stages if one not in STAGES]:
-            raise ValueError(f"stages are {', '.join(STAGES)}, got {unknown}")
+        super().__init__(stages)
         odd = [name for name in modules if not re.fullmatch(r"[\w-][\w.-]*", name)]
         if odd or not modules:
             raise ValueError(f"modules need names of letters, digits, `_`, `-` and dots, got {odd or 'none'}")
         self.modules = dict(modules)
-        self.stages = tuple(stages)
         self.labels = labels
         self.subsets = subsets
         self.speakers = speakers
@@ -64,53 +60,21 @@ class Activations(Callback):
         self._part: Part | None = None
         self._seen = 0
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def begin(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
         """Begin anew."""
-        if not trainer.sanity_checking:
-            self._begin(trainer, pl_module, "validate")
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
-        self._begin(trainer, pl_module, "test")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
-        self._begin(trainer, pl_module, "predict")
-
-    def _begin(self, trainer: Trainer, recognizer: LightningModule, stage: str) -> None:
-        if stage not in self.stages:
-            return
         check_paths(recognizer, self.modules)
-        self._part = Part(self._folder(trainer, stage).with_name(f".{stage}.rank{trainer.global_rank:05}"))
+        self._part = Part(folder.with_name(f".{folder.name}.rank{trainer.global_rank:05}"))
         self._seen = 0
 
-    @staticmethod
-    def _folder(trainer: Trainer, stage: str) -> Path:
-        return Path(trainer.default_root_dir) / "activations" / stage
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Look at a batch."""
-        if self._part is None or not len(batch):
-            return
+    def look(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
+        """Write down what the modules say of a batch."""
         chosen = [row for row in range(len(batch)) if self._wanted(batch, row)]
         if not chosen:
             return
-        assert isinstance(pl_module, Recognizer)
-        best = [found[0] for found in outputs["hypotheses"]]
-        seen = observe(pl_module, batch, self.modules, [one.tokens for one in best])
+        assert self._part is not None
+        seen = observe(recognizer, batch, self.modules, [one.tokens for one in best])
         for row in chosen:
-            self._part.append(self._spoken(pl_module, batch, best[row], seen, row))
-
-    on_test_batch_end = on_validation_batch_end
-    on_predict_batch_end = on_validation_batch_end
+            self._part.append(self._spoken(recognizer, batch, best[row], seen, row))
 
     def _wanted(self, batch: Batch, row: int) -> bool:
         if self.subsets is not None and batch.subsets[row] not in self.subsets:
@@ -145,23 +109,9 @@ class Activations(Callback):
             )  # fmt: skip
         return spoken
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
         """Put together what the processes have seen."""
-        self._end(trainer, pl_module, "validate")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put together what the processes have seen."""
-        self._end(trainer, pl_module, "test")
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put together what the processes have seen."""
-        self._end(trainer, pl_module, "predict")
-
-    def _end(self, trainer: Trainer, recognizer: LightningModule, stage: str) -> None:
-        if self._part is None:
-            return
         self._part = None
-        folder = self._folder(trainer, stage)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             about = {
@@ -171,11 +121,11 @@ class Activations(Callback):
                 "paths": self.modules,
             }
             number = self.speakers if isinstance(self.speakers, int) else None
-            count = merge(sorted(folder.parent.glob(f".{stage}.rank*")), folder, about, self.utterances, number)
+            count = merge(sorted(folder.parent.glob(f".{folder.name}.rank*")), folder, about, self.utterances, number)
             if not count:
                 raise InputError(
-                    f"no utterance was looked at: none in {stage} is of the subsets {self.subsets} and the speakers "
-                    f"{self.speakers}; correct them in Activations"
+                    f"no utterance was looked at: none in {folder.name} is of the subsets {self.subsets} and the "
+                    f"speakers {self.speakers}; correct them in Activations"
                 )
             recognizer.print(f"Activations of {count} utterances are in {folder.absolute()}")
         trainer.strategy.barrier()

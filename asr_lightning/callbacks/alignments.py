@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import soundfile
-from lightning import Callback, LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from asr_lightning.analysis.alignment import (
@@ -16,6 +16,7 @@ from asr_lightning.analysis.alignment import (
     forced_alignment,
 )
 from asr_lightning.batch import Batch
+from asr_lightning.callbacks.looking import Looking, Stage
 from asr_lightning.callbacks.observation import Observation, observe
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.files import write_atomically
@@ -28,7 +29,7 @@ FIGURES = tuple(AttentionFigures.__dataclass_fields__)
 COLUMNS = ("utterance", "attention", *FIGURES)
 
 
-class Alignments(Callback):
+class Alignments(Looking):
     """Draws where a recogniser was when it emitted each token, and measures how it moves.
 
     `<run folder>/alignments/<stage>` gets, from the best hypotheses,
@@ -43,37 +44,14 @@ class Alignments(Callback):
         stage: When.
     """
 
-    def __init__(self, utterances: int = 5, stage: Literal["validate", "test", "predict"] = "test") -> None:
+    def __init__(self, utterances: int = 5, stage: Stage = "test") -> None:
+        super().__init__([stage])
         self.utterances = utterances
-        self.stage = stage
-        self._running = False
         self._drawn: list[str] = []
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def begin(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
         """Begin anew."""
-        if not trainer.sanity_checking:
-            self._begin(trainer, "validate")
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
-        self._begin(trainer, "test")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
-        self._begin(trainer, "predict")
-
-    def _folder(self, trainer: Trainer) -> Path:
-        return Path(trainer.default_root_dir) / "alignments" / self.stage
-
-    def _part(self, trainer: Trainer) -> Path:
-        return self._folder(trainer) / f".figures.rank{trainer.global_rank:05}"
-
-    def _begin(self, trainer: Trainer, stage: str) -> None:
-        self._running = stage == self.stage
-        if not self._running:
-            return
         self._drawn = []
-        folder = self._folder(trainer)
         if trainer.is_global_zero and folder.exists():
             for path in folder.iterdir():
                 path.unlink()
@@ -81,30 +59,18 @@ class Alignments(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         self._part(trainer).write_text("")
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Look at a batch."""
-        if not self._running or not len(batch):
-            return
-        assert isinstance(pl_module, Recognizer)
-        best = [found[0] for found in outputs["hypotheses"]]
-        seen = observe(pl_module, batch, attention_paths(pl_module), [one.tokens for one in best])
+    def _part(self, trainer: Trainer) -> Path:
+        return self._folder(trainer) / f".figures.rank{trainer.global_rank:05}"
+
+    def look(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
+        """Measure and draw a batch."""
+        seen = observe(recognizer, batch, attention_paths(recognizer), [one.tokens for one in best])
         for row in range(len(batch)):
-            one = alignment(pl_module, batch, best[row], seen, row)
+            one = alignment(recognizer, batch, best[row], seen, row)
             lines = [[one.utterance, name, *_figures(weights)] for name, weights in one.attention.items()]
             with self._part(trainer).open("a", encoding="utf-8") as file:
                 file.write(as_csv(lines))
             self._draw(one, batch, row, self._folder(trainer))
-
-    on_test_batch_end = on_validation_batch_end
-    on_predict_batch_end = on_validation_batch_end
 
     def _draw(self, one: Alignment, batch: Batch, row: int, folder: Path) -> None:
         """Draw it if it is among the first by name, and forget one that no longer is."""
@@ -126,26 +92,11 @@ class Alignments(Callback):
             _remove(folder, name)
             self._drawn.remove(name)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
         """Put together what the processes have seen."""
-        self._end(trainer, pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put together what the processes have seen."""
-        self._end(trainer, pl_module)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put together what the processes have seen."""
-        self._end(trainer, pl_module)
-
-    def _end(self, trainer: Trainer, recognizer: LightningModule) -> None:
-        if not self._running:
-            return
-        self._running = False
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
-        folder = self._folder(trainer)
         parts = sorted(folder.glob(".figures.rank*"))
         lines = sorted(line for part in parts for line in part.read_text("utf-8").splitlines())
         for part in parts:

@@ -1,20 +1,21 @@
 """What decoder states have in common: nearest neighbours in other sentences [seed 000 §3.4, §3.5]."""
 
 from pathlib import Path
-from typing import Literal
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from asr_lightning.analysis.histories import Histories, find_histories, table, token_layers
+from asr_lightning.callbacks.looking import Looking, Stage
 from asr_lightning.errors import InputError
 from asr_lightning.files import write_atomically
+from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.report.tables import as_csv, as_markdown
 
 SENT = 1000  # lines of each layer that W&B gets
 
 
-class Neighbours(Callback):
+class Neighbours(Looking):
     """Finds, for every character that was recognised, the decoder states nearest to its own in other sentences.
 
     It reads what `Activations`, which must stand before it in the experiment, has written.
@@ -35,37 +36,24 @@ class Neighbours(Callback):
         layers: list[str] | None = None,
         k: int = 5,
         seed: int = 1,
-        stage: Literal["validate", "test", "predict"] = "test",
+        stage: Stage = "test",
     ) -> None:
+        super().__init__([stage])
         self.layers = layers
         self.k = k
         self.seed = seed
-        self.stage = stage
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find."""
-        if not trainer.sanity_checking:
-            self._find(trainer, pl_module, "validate")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find."""
-        self._find(trainer, pl_module, "test")
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find."""
-        self._find(trainer, pl_module, "predict")
-
-    def _find(self, trainer: Trainer, recognizer: LightningModule, stage: str) -> None:
-        if stage != self.stage or not trainer.is_global_zero:
+    def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
+        """Find and write."""
+        if not trainer.is_global_zero:
             return
-        root = Path(trainer.default_root_dir)
-        layers = self.layers or token_layers(root / "activations" / stage)
+        activations = folder.parents[1] / "activations" / folder.name
+        layers = self.layers or token_layers(activations)
         if not layers:
             raise InputError("Neighbours: expected layers of tokens among the modules of Activations, found none")
-        folder = root / "neighbours" / stage
         found = []
         for layer in layers:
-            one = find_histories(root / "activations" / stage, layer, self.k, self.seed, str(recognizer.device))
+            one = find_histories(activations, layer, self.k, self.seed, str(recognizer.device))
             write_atomically(folder / f"{layer}.csv", as_csv([header(self.k), *lines(one)]))
             found.append(one)
         rows = table(found)

@@ -2,23 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from lightning import Callback, LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from asr_lightning.analysis.activations import Layer, read_utterances
 from asr_lightning.analysis.layers import Projected, curves, measure, project_layers, read_layers, table_of
+from asr_lightning.callbacks.looking import Looking, Stage
 from asr_lightning.errors import InputError
 from asr_lightning.files import write_atomically
+from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.report.layer_figures import plot_curves, plot_order, plot_phones
 from asr_lightning.report.tables import as_csv
 
 COLUMNS = ("utterance", "speaker", "index", "start", "end", "character", "phone", "x", "y")
 
 
-class TSNE(Callback):
+class TSNE(Looking):
     """Draws where the frames of a sentence lie in each layer, and measures the layers.
 
     It reads what `Activations`, which must stand before it in the experiment, has written. Every layer of frames is
@@ -51,36 +52,22 @@ class TSNE(Callback):
         iterations: int = 750,
         neighbours: int = 5,
         seed: int = 1,
-        stage: Literal["validate", "test", "predict"] = "test",
+        stage: Stage = "test",
     ) -> None:
+        super().__init__([stage])
         self.layers = layers
         self.speakers = speakers
         self.sentences = sentences
         self.options = {"components": components, "perplexity": perplexity, "iterations": iterations}
         self.neighbours = neighbours
         self.seed = seed
-        self.stage = stage
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw."""
-        if not trainer.sanity_checking:
-            self._draw(trainer, pl_module, "validate")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw."""
-        self._draw(trainer, pl_module, "test")
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw."""
-        self._draw(trainer, pl_module, "predict")
-
-    def _draw(self, trainer: Trainer, recognizer: LightningModule, stage: str) -> None:
-        if stage != self.stage or not trainer.is_global_zero:
+    def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
+        """Draw and measure."""
+        if not trainer.is_global_zero:
             return
-        root = Path(trainer.default_root_dir)
-        layers = read_layers(root / "activations" / stage, self.layers)
-        texts = read_utterances(root / "activations" / stage)
-        folder = root / "tsne" / stage
+        activations = folder.parents[1] / "activations" / folder.name
+        layers, texts = read_layers(activations, self.layers), read_utterances(activations)
         measured = []
         for speaker in self._chosen_speakers(layers[0]):
             projected = project_layers(layers, speaker, self.seed, **self.options)

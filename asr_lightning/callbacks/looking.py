@@ -1,0 +1,96 @@
+"""What the callbacks that look inside have in common: they do the same in validation, test and prediction."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning import Callback, LightningModule, Trainer
+
+from asr_lightning.batch import Batch
+from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.models.recognizer import Recognizer
+
+Stage = Literal["validate", "test", "predict"]
+STAGES = ("validate", "test", "predict")
+
+
+class Looking(Callback):
+    """Base class: begins, looks at every batch, and ends, in the stages that it is asked for.
+
+    Args:
+        stages: When: `validate`, `test`, `predict`.
+
+    Raises:
+        ValueError: There is no such stage.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        if unknown := [one for one in stages if one not in STAGES]:
+            raise ValueError(f"stages are {', '.join(STAGES)}, got {unknown}")
+        self.stages = tuple(stages)
+        self._stage: str | None = None  # the one that goes on
+
+    def begin(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
+        """Begin anew; the folder is named after the stage, in that of the run."""
+
+    def look(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
+        """Look at a batch of B utterances, one at least, and what was recognised."""
+
+    def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
+        """Put together what was seen; called in all processes."""
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stage = stage if stage in self.stages and not trainer.sanity_checking else None
+        if self._stage is not None:
+            assert isinstance(pl_module, Recognizer)
+            self.begin(trainer, pl_module, self._folder(trainer))
+
+    def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._stage is not None:
+            assert isinstance(pl_module, Recognizer)
+            self.end(trainer, pl_module, self._folder(trainer))
+        self._stage = None
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir) / type(self).__name__.lower() / str(self._stage)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, if validation is wanted."""
+        self._begin(trainer, pl_module, "validate")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, if the test is wanted."""
+        self._begin(trainer, pl_module, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, if prediction is wanted."""
+        self._begin(trainer, pl_module, "predict")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Look at a batch."""
+        if self._stage is not None and len(batch):
+            assert isinstance(pl_module, Recognizer)
+            self.look(trainer, pl_module, batch, [found[0] for found in outputs["hypotheses"]])
+
+    on_test_batch_end = on_validation_batch_end
+    on_predict_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End."""
+        self._end(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End."""
+        self._end(trainer, pl_module)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End."""
+        self._end(trainer, pl_module)
