@@ -9,8 +9,8 @@ from pathlib import Path
 
 from asr_lightning.errors import InputError
 from asr_lightning.report.run_folders import Run
-from asr_lightning.scoring.alignment import align
 from asr_lightning.scoring.significance import Bootstrap, MatchedPairs, bootstrap, matched_pairs, segment_errors
+from asr_lightning.scoring.word_alignment import align
 
 EXAMPLES = 10  # sentences that improved most, and that were harmed most
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from asr_lightning.scoring.alignment import WordAlignment
+from asr_lightning.scoring.word_alignment import WordAlignment
 
 SEPARATING_WORDS = 2  # recognised by both systems, one after the other: NIST's default
 RESAMPLES = 10_000

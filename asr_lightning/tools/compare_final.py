@@ -10,8 +10,8 @@ from asr_lightning.report.figures import Metric
 from asr_lightning.report.run_folders import Experiment, Run, find_runs, read_experiments, read_run
 from asr_lightning.report.run_pairs import Example, PairComparison, Skipped, compare_pairs
 from asr_lightning.report.tables import Table, as_csv, as_markdown, as_text, number, summarise
-from asr_lightning.scoring.alignment import align, show_alignments
 from asr_lightning.scoring.significance import RESAMPLES
+from asr_lightning.scoring.word_alignment import align, show_alignments
 
 NOTES = (
     "Final rates are those of `lightning test` where a run was tested, else of its last epoch; in %, mean ± sample"

@@ -17,8 +17,8 @@ from asr_lightning.report.run_pairs import (
     find_difference,
     read_transcripts,
 )
-from asr_lightning.scoring.alignment import align
 from asr_lightning.scoring.significance import bootstrap, matched_pairs, segment_errors
+from asr_lightning.scoring.word_alignment import align
 
 Write = Callable[..., Path]
 REFERENCE = "a b c d e f g h"

@@ -12,8 +12,8 @@ import pytest
 from scipy.stats import kstest
 
 from asr_lightning.scoring import significance
-from asr_lightning.scoring.alignment import WordAlignment, align
 from asr_lightning.scoring.significance import bootstrap, matched_pairs, segment_errors
+from asr_lightning.scoring.word_alignment import WordAlignment, align
 
 # where Debian's package sctk puts it
 SC_STATS = shutil.which("sc_stats", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/lib/sctk/bin"]))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_lightning.scoring.alignment import WordAlignment, align, display_width, show_alignments
+from asr_lightning.scoring.word_alignment import WordAlignment, align, display_width, show_alignments
 
 TEXTS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=8).map(" ".join)
 
