@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from asr_lightning.analysis.histories import Histories, find_histories, table, token_layers
 from asr_lightning.callbacks.looking import Looking, Stage
@@ -53,7 +54,11 @@ class Neighbours(Looking):
             raise InputError("Neighbours: expected layers of tokens among the modules of Activations, found none")
         found = []
         for layer in layers:
-            one = find_histories(activations, layer, self.k, self.seed, str(recognizer.device))
+            try:
+                one = find_histories(activations, layer, self.k, self.seed, str(recognizer.device))
+            except InputError as error:  # a network that says nothing yet is no reason to stop
+                rank_zero_warn(f"no neighbours: {error}")
+                return
             write_atomically(folder / f"{layer}.csv", as_csv([header(self.k), *lines(one)]))
             found.append(one)
         rows = table(found)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from asr_lightning.analysis.activations import Layer, read_utterances
 from asr_lightning.analysis.layers import Projected, curves, measure, project_layers, read_layers, table_of
@@ -70,13 +71,19 @@ class TSNE(Looking):
         layers, texts = read_layers(activations, self.layers), read_utterances(activations)
         measured = []
         for speaker in self._chosen_speakers(layers[0]):
-            projected = project_layers(layers, speaker, self.seed, **self.options)
+            try:
+                projected = project_layers(layers, speaker, self.seed, **self.options)
+            except ValueError as error:  # hardly a frame, or numbers that overflowed: the other speakers go on
+                rank_zero_warn(f"no t-SNE of speaker {speaker}: {error}")
+                continue
             measured += measure(projected, self.neighbours)
             for one in projected:
                 write_atomically(folder / speaker / f"{one.layer.name}.csv", places_as_csv(one))
             for utterance in self._chosen_sentences(projected[0]):
                 title = texts[utterance]["reference"] or texts[utterance]["hypothesis"]
                 self._draw_sentence(trainer, projected, utterance, title, folder / speaker)
+        if not measured:
+            return
         write_atomically(folder / "figures.csv", as_csv(table_of(measured)))
         plot_curves(curves(measured), folder / "figures.png")
         recognizer.print(f"t-SNE of {len(layers)} layers is in {folder.absolute()}")

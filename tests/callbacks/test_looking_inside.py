@@ -9,15 +9,17 @@ import pytest
 import torch
 from activations_run import Corpus, recognizer
 from lightning.pytorch.loggers import WandbLogger
-from tones import make_trainer
+from tones import make_trainer, transducer
 
 from asr_lightning.analysis.activations import Part, Rows, Spoken, merge
 from asr_lightning.analysis.histories import find_histories, table
 from asr_lightning.analysis.layers import curves, measure, project_layers, read_layers
 from asr_lightning.callbacks.activations import Activations
+from asr_lightning.callbacks.alignments import Alignments
 from asr_lightning.callbacks.neighbours import Neighbours
 from asr_lightning.callbacks.tsne import TSNE
 from asr_lightning.errors import InputError
+from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.report.layer_figures import phone_colours, plot_order
 
 MODULES = {"low": "encoder.layers.0", "top": "encoder", "state": "decoder.cells.0", "context": "decoder.attention"}
@@ -163,6 +165,21 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         test(activations=frames, tsne=TSNE(speakers=["nobody"], iterations=20))
     with pytest.raises(InputError, match="expected layers of tokens"):
         test(activations=frames, neighbours=Neighbours())
+
+
+def test_a_network_that_says_nothing_or_overflows_does_not_stop_the_test(tmp_path: Path) -> None:
+    modules = {"top": "encoder", "state": "prediction"}
+    for place, bias in (("silent", 50.0), ("broken", float("nan"))):
+        model = build_recognizer(transducer())
+        with torch.no_grad():
+            model.joint.output.bias[model.tokenizer.blank_id] += bias
+            model.encoder.norms[0].bias += 0.0 if place == "silent" else bias
+        callbacks = [Activations(modules), TSNE(iterations=20), Neighbours(), Alignments(utterances=2)]
+        with pytest.warns(UserWarning, match="no neighbours: .*at least two sentences"):
+            make_trainer(tmp_path / place, callbacks=callbacks).test(model, datamodule=Corpus(), verbose=False)
+        assert (tmp_path / place / "activations" / "test" / "top.npy").exists()
+        assert (tmp_path / place / "tsne" / "test" / "figures.csv").exists() == (place == "silent")
+        assert not (tmp_path / place / "neighbours").exists()
 
 
 def test_colours_of_phones_are_all_different_and_silence_is_grey() -> None:
