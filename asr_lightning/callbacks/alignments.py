@@ -41,12 +41,14 @@ class Alignments(Looking):
 
     Args:
         utterances: How many are drawn, the first by name of those seen. All are measured.
+        subsets: Only utterances of these; all if None.
         stage: When.
     """
 
-    def __init__(self, utterances: int = 5, stage: Stage = "test") -> None:
+    def __init__(self, utterances: int = 5, subsets: list[str] | None = None, stage: Stage = "test") -> None:
         super().__init__([stage])
         self.utterances = utterances
+        self.subsets = subsets
         self._drawn: list[str] = []
 
     def begin(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
@@ -64,8 +66,11 @@ class Alignments(Looking):
 
     def look(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
         """Measure and draw a batch."""
+        chosen = [row for row in range(len(batch)) if self.subsets is None or batch.subsets[row] in self.subsets]
+        if not chosen:
+            return
         seen = observe(recognizer, batch, attention_paths(recognizer), [one.tokens for one in best])
-        for row in range(len(batch)):
+        for row in chosen:
             one = alignment(recognizer, batch, best[row], seen, row)
             lines = [[one.utterance, name, *_figures(weights)] for name, weights in one.attention.items()]
             with self._part(trainer).open("a", encoding="utf-8") as file:

@@ -69,6 +69,14 @@ def test_every_kind_of_recogniser_is_drawn_and_measured(tmp_path: Path, name: st
     assert all(0.0 <= float(line[key]) <= 1.0 for line in lines for key in ("monotonicity", "coverage", "sharpness"))
 
 
+def test_only_the_subsets_that_are_wanted(tmp_path: Path) -> None:
+    for subsets, count in ((["dev-clean"], 0), (["test-clean"], 8)):
+        trainer = make_trainer(tmp_path, callbacks=[Alignments(utterances=2, subsets=subsets)])
+        trainer.test(build_recognizer(MODELS["with CTC"][0]), datamodule=Corpus(), verbose=False)
+        lines = (tmp_path / "alignments" / "test" / "figures.csv").read_text().splitlines()[1:]
+        assert len(lines) == 2 * count
+
+
 def test_another_test_replaces_the_pictures(tmp_path: Path) -> None:
     config, _, _ = MODELS["with CTC"]
     for count in (4, 1):
