@@ -19,7 +19,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,7 +122,7 @@ class Part:
             with (self.folder / module).open("ab") as file:
                 place = file.tell()
                 file.write(values.tobytes())
-            known = {key: value for key, value in asdict(rows).items() if key != "values"}
+            known = {one.name: getattr(rows, one.name) for one in fields(rows) if one.name != "values"}
             line["modules"][module] = {"place": place, "shape": values.shape, **known}
         with (self.folder / "utterances.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -210,6 +210,19 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"expected activations in {folder}, with a {DESCRIPTION}, got {type(error).__name__}: {error}; "
             "asr_lightning.callbacks.activations.Activations writes them"
         ) from error
+
+
+def layers_of(folder: Path, unit: Unit, wanted: Sequence[str] | None = None) -> list[str]:
+    """Return the modules whose rows are frames, or tokens: the wanted ones, or all in their order.
+
+    Raises:
+        InputError: There are none, or a wanted one is not among them.
+    """
+    found = [name for name, one in read_description(folder)["modules"].items() if one["unit"] == unit]
+    if not found or any(name not in found for name in wanted or []):
+        asked = f", {', '.join(wanted)}" if wanted else ""
+        raise InputError(f"{folder}: expected layers of {unit}s{asked}, found {', '.join(found) or 'none'}")
+    return list(wanted or found)
 
 
 def read_layer(folder: Path, module: str) -> Layer:

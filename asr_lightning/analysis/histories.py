@@ -1,11 +1,13 @@
 """Decoder states and the characters before them: neighbours of every character, and Table 2 [seed 000 §3.4, §3.5]."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from asr_lightning.analysis.activations import read_description, read_layer
+from asr_lightning.analysis.activations import read_layer
 from asr_lightning.analysis.neighbours import (
     Matches,
     in_context,
@@ -15,7 +17,6 @@ from asr_lightning.analysis.neighbours import (
     shuffled_baseline,
     summarise_matches,
 )
-from asr_lightning.errors import InputError
 
 ORDERS = (1, 2, 3)  # of the character n-grams that states are compared with
 
@@ -51,48 +52,58 @@ class Histories:
         """The layer's line of Table 2."""
         return summarise_matches(self.counts)
 
+    @cached_property
+    def _begins(self) -> np.ndarray:
+        """Where sentences begin, and the end of the last one."""
+        return np.append(np.flatnonzero(self.index == 0), len(self.index))
+
     def context(self, row: int) -> str:
         """Show a character where it stands: `SO THEY <<S>>AID`."""
         if row < 0:
             return ""
-        begins = np.flatnonzero(self.index == 0)
         begin = row - int(self.index[row])
-        after = begins[np.searchsorted(begins, row, side="right") :]
-        end = int(after[0]) if len(after) else len(self.index)
+        end = int(self._begins[np.searchsorted(self._begins, row, side="right")])
         return in_context(self.characters[begin:end].tolist(), row - begin)
 
 
-def find_histories(folder: Path, layer: str, k: int = 5, seed: int = 1, device: str = "cpu") -> Histories:
-    """Find the neighbours of every recognised character.
+def find_histories(
+    folder: Path, layers: Sequence[str], k: int = 5, seed: int = 1, device: str = "cpu"
+) -> list[Histories]:
+    """Find the neighbours of every recognised character, layer by layer.
 
     Args:
         folder: Of activations.
-        layer: One of its modules, of tokens.
+        layers: Of its modules those of tokens.
         k: Neighbours.
         seed: Of the baselines.
         device: Where states are compared.
 
+    Returns:
+        Nothing where there are fewer than two sentences.
+
     Raises:
-        InputError: There is no such layer, or fewer than two sentences.
+        InputError: There is no such layer.
     """
-    everything = read_layer(folder, layer)
-    states = everything.where(np.flatnonzero(everything.characters != "<eos>"))
-    groups = np.unique(states.utterances, return_inverse=True)[1]
-    if len(np.unique(groups)) < 2:
-        raise InputError(f"{folder}: expected at least two sentences with characters in {layer}, to find neighbours in")
-    queries = np.arange(len(states))
-    places, distances = nearest(states.values, groups, k, device=device)
-    return Histories(
-        layer, states.utterances, states.index, states.characters, places, distances,
-        matching_before(states.characters, groups, places, queries),
-        shuffled_baseline(states.values, states.characters, groups, queries, k, seed),
-        tuple(ngram_baseline(states.characters, groups, queries, k, order, seed) for order in ORDERS),
-    )  # fmt: skip
-
-
-def token_layers(folder: Path) -> list[str]:
-    """Return the layers of tokens in a folder of activations, in their order."""
-    return [name for name, one in read_description(folder)["modules"].items() if one["unit"] == "token"]
+    found: list[Histories] = []
+    for layer in layers:
+        everything = read_layer(folder, layer)
+        states = everything.where(np.flatnonzero(everything.characters != "<eos>"))
+        groups = np.unique(states.utterances, return_inverse=True)[1]
+        if len(np.unique(groups)) < 2:
+            return []
+        queries = np.arange(len(states))
+        places, distances = nearest(states.values, groups, k, device=device)
+        ngrams = found[0].ngrams if found else tuple(  # these look at characters only, the same in every layer
+            ngram_baseline(states.characters, groups, queries, k, order, seed) for order in ORDERS
+        )  # fmt: skip
+        found.append(
+            Histories(
+                layer, states.utterances, states.index, states.characters, places, distances,
+                matching_before(states.characters, groups, places, queries),
+                shuffled_baseline(states.values, states.characters, groups, queries, k, seed), ngrams,
+            )
+        )  # fmt: skip
+    return found
 
 
 def table(found: list[Histories]) -> list[list[str]]:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_lightning.analysis.activations import Layer, read_description, read_layer
+from asr_lightning.analysis.activations import Layer, layers_of, read_layer
 from asr_lightning.analysis.probes import LayerFigures, interval, measure_layer
 from asr_lightning.analysis.projection import aligned, counterparts, project
-from asr_lightning.errors import InputError
 
 FIGURES = tuple(field.name for field in fields(LayerFigures))
 
@@ -42,20 +41,6 @@ class Measured:
     speaker: str
     space: str
     figures: LayerFigures
-
-
-def frame_layers(folder: Path, wanted: Sequence[str] | None = None) -> list[str]:
-    """Return the layers of frames in a folder of activations, in their order.
-
-    Raises:
-        InputError: There are none, or a wanted one is not among them.
-    """
-    modules = read_description(folder)["modules"]
-    frames = [name for name, one in modules.items() if one["unit"] == "frame"]
-    missing = [name for name in wanted or [] if name not in frames]
-    if not frames or missing:
-        raise InputError(f"{folder}: expected layers of frames, {', '.join(wanted or [])}, found {', '.join(frames)}")
-    return list(wanted or frames)
 
 
 def project_layers(layers: Sequence[Layer], speaker: str, seed: int = 1, **options: float) -> list[Projected]:
@@ -141,4 +126,4 @@ def table_of(measured: Iterable[Measured]) -> list[list[object]]:
 
 def read_layers(folder: Path, wanted: Sequence[str] | None = None) -> list[Layer]:
     """Return the layers of frames in a folder of activations."""
-    return [read_layer(folder, name) for name in frame_layers(folder, wanted)]
+    return [read_layer(folder, name) for name in layers_of(folder, "frame", wanted)]

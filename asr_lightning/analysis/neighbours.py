@@ -146,17 +146,17 @@ def ngram_baseline(
     there are fewer than k, the next shorter order fills up.
     """
     random = np.random.default_rng(seed)
+    histories = [_histories(characters, groups, length) for length in range(order, 0, -1)]
+    members = [_members(keys) for keys in histories]
     results = []
     for _ in range(draws):
         places = np.full((len(queries), k), -1, dtype=np.int64)
-        for length in range(order, 0, -1):
-            keys = _histories(characters, groups, length)
-            members: dict[int, np.ndarray] = _members(keys)
+        for keys, alike in zip(histories, members, strict=True):
             for row, query in enumerate(queries):
                 missing = int((places[row] < 0).sum())
                 if not missing:
                     continue
-                known = members[keys[query]]
+                known = alike[keys[query]]
                 others = known[(groups[known] != groups[query]) & ~np.isin(known, places[row])]
                 drawn = random.permutation(others)[:missing] if len(others) <= missing else random.choice(
                     others, missing, replace=False

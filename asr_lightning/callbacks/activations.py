@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning import Trainer
 
 from asr_lightning.analysis.activations import Part, Rows, Spoken, merge
-from asr_lightning.analysis.alignment import forced_alignment, segments_from_onsets
+from asr_lightning.analysis.alignment import segments_from_onsets
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.looking import Looking, Stage
 from asr_lightning.callbacks.observation import Observation, check_paths, observe
@@ -135,10 +135,7 @@ def _characters(
     recognizer: Recognizer, tokens: Sequence[int], onsets: Sequence[int], seen: Observation, row: int, seconds: float
 ) -> list[Segment]:
     """Say when tokens are spoken: as the search has found, or else by the CTC output; nothing where neither knows."""
-    length = int(seen.lengths[row])
-    if not onsets and seen.log_probs is not None:
-        aligned = forced_alignment(seen.log_probs[row, :length], tokens, recognizer.tokenizer.blank_id)
-        onsets = [first for first, _ in aligned or []]
+    onsets = onsets or seen.onsets(row, tokens, recognizer.tokenizer.blank_id)
     if not onsets or len(onsets) != len(tokens):
         return []
     starts, _ = seen.spans(seen.lengths)

@@ -1,22 +1,16 @@
 """Pictures and numbers of how a recogniser moves along utterances."""
 
-from collections.abc import Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 from lightning import Trainer
-from lightning.pytorch.loggers import WandbLogger
 
-from asr_lightning.analysis.alignment import (
-    AttentionFigures,
-    attention_figures,
-    emission_probabilities,
-    forced_alignment,
-)
+from asr_lightning.analysis.alignment import AttentionFigures, attention_figures, emission_probabilities
 from asr_lightning.batch import Batch
-from asr_lightning.callbacks.looking import Looking, Stage
+from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers
 from asr_lightning.callbacks.observation import Observation, observe
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.files import write_atomically
@@ -25,8 +19,7 @@ from asr_lightning.nn.mechanisms import Attention
 from asr_lightning.report.alignment_figure import Alignment, plot_alignment
 from asr_lightning.report.tables import as_csv
 
-FIGURES = tuple(AttentionFigures.__dataclass_fields__)
-COLUMNS = ("utterance", "attention", *FIGURES)
+COLUMNS = ("utterance", "attention", *(field.name for field in fields(AttentionFigures)))
 
 
 class Alignments(Looking):
@@ -110,9 +103,8 @@ class Alignments(Looking):
         pictures = sorted(folder.glob("*.png"))
         for path in pictures[self.utterances :]:
             _remove(folder, path.stem)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image("alignments", [str(path) for path in pictures[: self.utterances]])
+        for logger in wandb_loggers(trainer):
+            logger.log_image("alignments", [str(path) for path in pictures[: self.utterances]])
         recognizer.print(f"Alignments of {len(pictures[: self.utterances])} utterances are in {folder.absolute()}")
 
 
@@ -139,10 +131,6 @@ def alignment(recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Obse
         weights = one.values[row, : int(one.lengths[row])].float().unflatten(1, (-1, int(seen.lengths.max())))
         for head, of_head in enumerate(weights[:, :, :frames].unbind(dim=1)):
             attention[f"{name}, head {head + 1}" if weights.shape[1] > 1 else name] = of_head.cpu().numpy()
-    onsets: Sequence[int] = best.frames
-    if not onsets and seen.log_probs is not None:
-        aligned = forced_alignment(seen.log_probs[row, :frames], best.tokens, tokenizer.blank_id)
-        onsets = [first for first, _ in aligned or []]
     posteriors = None if seen.log_probs is None else seen.log_probs[row, :frames].exp().cpu().numpy()
     return Alignment(
         utterance=batch.ids[row],
@@ -152,7 +140,7 @@ def alignment(recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Obse
         attention=attention,
         posteriors=posteriors,
         vocabulary=tokenizer.tokens,
-        onsets=onsets,
+        onsets=best.frames or seen.onsets(row, best.tokens, tokenizer.blank_id),
         blank_id=tokenizer.blank_id,
     )
 
@@ -160,7 +148,7 @@ def alignment(recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Obse
 def _figures(weights: np.ndarray) -> list[str]:
     totals = weights.sum(axis=1, keepdims=True)
     even = weights / np.where(totals > 0, totals, 1.0)  # what a transducer emits nowhere adds up to less than one
-    return [f"{getattr(attention_figures(even), name):.4f}" for name in FIGURES]
+    return [f"{value:.4f}" for value in astuple(attention_figures(even))]
 
 
 def _remove(folder: Path, utterance: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
@@ -12,6 +13,11 @@ from asr_lightning.models.recognizer import Recognizer
 
 Stage = Literal["validate", "test", "predict"]
 STAGES = ("validate", "test", "predict")
+
+
+def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
+    """Return the loggers that take pictures and tables."""
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
 
 
 class Looking(Callback):

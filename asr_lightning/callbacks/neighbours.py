@@ -3,12 +3,11 @@
 from pathlib import Path
 
 from lightning import Trainer
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from asr_lightning.analysis.histories import Histories, find_histories, table, token_layers
-from asr_lightning.callbacks.looking import Looking, Stage
-from asr_lightning.errors import InputError
+from asr_lightning.analysis.activations import layers_of
+from asr_lightning.analysis.histories import Histories, find_histories, table
+from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers
 from asr_lightning.files import write_atomically
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.report.tables import as_csv, as_markdown
@@ -49,26 +48,21 @@ class Neighbours(Looking):
         if not trainer.is_global_zero:
             return
         activations = folder.parents[1] / "activations" / folder.name
-        layers = self.layers or token_layers(activations)
-        if not layers:
-            raise InputError("Neighbours: expected layers of tokens among the modules of Activations, found none")
-        found = []
-        for layer in layers:
-            try:
-                one = find_histories(activations, layer, self.k, self.seed, str(recognizer.device))
-            except InputError as error:  # a network that says nothing yet is no reason to stop
-                rank_zero_warn(f"no neighbours: {error}")
-                return
-            write_atomically(folder / f"{layer}.csv", as_csv([header(self.k), *lines(one)]))
-            found.append(one)
+        layers = layers_of(activations, "token", self.layers)
+        found = find_histories(activations, layers, self.k, self.seed, str(recognizer.device))
+        if not found:  # a network that says nothing yet is no reason to stop
+            rank_zero_warn(f"no neighbours: expected at least two sentences with characters in {activations}")
+            return
+        said = {one.layer: lines(one) for one in found}
+        for layer, of_layer in said.items():
+            write_atomically(folder / f"{layer}.csv", as_csv([header(self.k), *of_layer]))
         rows = table(found)
         write_atomically(folder / "table.csv", as_csv(rows))
         write_atomically(folder / "table.md", as_markdown(rows) + "\n")
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                columns = ["layer", "utterance", "position", "sentence", *(f"neighbour_{n + 1}" for n in range(self.k))]
-                data = [[one.layer, *sent(row, self.k)] for one in found for row in lines(one)[:SENT]]
-                logger.log_table("neighbours", columns=columns, data=data)
+        columns = ["layer", "utterance", "position", "sentence", *(f"neighbour_{n + 1}" for n in range(self.k))]
+        for logger in wandb_loggers(trainer):
+            data = [[layer, *sent(line, self.k)] for layer, of_layer in said.items() for line in of_layer[:SENT]]
+            logger.log_table("neighbours", columns=columns, data=data)
         recognizer.print(f"Neighbours of {len(found[0].characters)} characters are in {folder.absolute()}")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from asr_lightning.analysis.activations import Unit
+from asr_lightning.analysis.alignment import forced_alignment
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
 from asr_lightning.models.recognizer import Recognizer
@@ -71,6 +72,13 @@ class Observation:
         step = max(1, round(int(self.feature_lengths.max()) / max(1, int(lengths.max())))) * self.hop
         centres = np.arange(int(lengths.max())) * step + self.window / 2
         return centres - step / 2, centres + step / 2
+
+    def onsets(self, row: int, tokens: Sequence[int], blank_id: int) -> list[int]:
+        """Return the encoder frame at which each token begins, by the CTC output; nothing where that cannot say."""
+        if self.log_probs is None:
+            return []
+        aligned = forced_alignment(self.log_probs[row, : int(self.lengths[row])], tokens, blank_id)
+        return [first for first, _ in aligned or []]
 
 
 @dataclass

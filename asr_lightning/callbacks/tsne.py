@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 from lightning import Trainer
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from asr_lightning.analysis.activations import Layer, read_utterances
 from asr_lightning.analysis.layers import Projected, curves, measure, project_layers, read_layers, table_of
-from asr_lightning.callbacks.looking import Looking, Stage
+from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers
 from asr_lightning.errors import InputError
 from asr_lightning.files import write_atomically
 from asr_lightning.models.recognizer import Recognizer
@@ -34,7 +33,7 @@ class TSNE(Looking):
     Args:
         layers: Names of `Activations.modules`, the lowest first; all that have frames if None.
         speakers: Whose frames: names, or how many, those with most frames first.
-        sentences: How many of each speaker are drawn: the longest with as many characters as most, or a list of names.
+        sentences: Which of each speaker are drawn: names, or how many, those of the most typical length first.
         components: Principal components that t-SNE sees.
         perplexity: About how many neighbours a frame has.
         iterations: Of the optimisation.
@@ -96,11 +95,8 @@ class TSNE(Looking):
             for one in projected:
                 path = folder / utterance / f"{one.layer.name}-{kind}.png"
                 plot([one], utterance, title, path)
-                for logger in trainer.loggers:
-                    if isinstance(logger, WandbLogger):
-                        logger.log_image(
-                            f"tsne/{one.layer.name}/{kind}", [str(path)], caption=[f"{utterance}: {title}"]
-                        )
+                for logger in wandb_loggers(trainer):
+                    logger.log_image(f"tsne/{one.layer.name}/{kind}", [str(path)], caption=[f"{utterance}: {title}"])
 
     def _chosen_speakers(self, layer: Layer) -> list[str]:
         names, counts = np.unique(layer.speakers, return_counts=True)

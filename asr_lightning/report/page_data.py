@@ -135,8 +135,9 @@ def gather_neighbours(name: str, folder: Path) -> Data | None:
         layers.append({"name": row[0], **_nearest(kept, place, ranks)})
     utterances = list(dict.fromkeys(line["utterance"] for line in kept)) if rows else []
     characters = [line["character"] for line in kept]
-    sentence = [utterances.index(line["utterance"]) for line in kept]
-    begins = [sentence.index(number) for number in range(len(utterances))] + [len(kept)]
+    number = {utterance: place for place, utterance in enumerate(utterances)}
+    sentence = [number[line["utterance"]] for line in kept]
+    begins = [place for place, line in enumerate(kept) if line["index"] == "0"] + [len(kept)]
     texts = [
         "".join(characters[one:two]).replace("_", " ").strip() for one, two in zip(begins, begins[1:], strict=False)
     ]

@@ -130,6 +130,17 @@ def read_run(folder: Path) -> Run:
     return Run(folder, stage, {row.subset: row for row in rows if row.epoch == last})
 
 
+def read_runs(folders: Iterable[Path], problems: list[str]) -> list[Run]:
+    """Read the final rates of runs; of those that cannot be read, `problems` gets to know why."""
+    runs = []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except InputError as error:
+            problems.append(str(error))
+    return runs
+
+
 def read_experiments(runs: Iterable[Run], problems: list[str] | None = None) -> list[Experiment]:
     """Put the seeds of each experiment together, and read what they logged.
 

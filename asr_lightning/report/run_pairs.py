@@ -102,6 +102,9 @@ class Skipped:
     subset: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.run} on {self.subset}: {self.reason}"
+
 
 def compare_pairs(runs: Mapping[str, Sequence[Run]], baseline: str) -> Iterator[PairComparison | Skipped]:
     """Compare the final transcripts of each run with those of the baseline, on each subset that both were scored on.

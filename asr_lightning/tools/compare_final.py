@@ -4,10 +4,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from asr_lightning.errors import InputError
 from asr_lightning.files import write_atomically
 from asr_lightning.report.figures import Metric
-from asr_lightning.report.run_folders import Experiment, Run, find_runs, read_experiments, read_run
+from asr_lightning.report.run_folders import Experiment, find_runs, read_experiments, read_runs
 from asr_lightning.report.run_pairs import Example, PairComparison, Skipped, compare_pairs
 from asr_lightning.report.tables import Table, as_csv, as_markdown, as_text, number, summarise
 from asr_lightning.scoring.significance import RESAMPLES
@@ -138,7 +137,7 @@ def compare_final(
         What to tell the user, and the names of the files.
     """
     problems: list[str] = []
-    runs = _read_runs(folders, problems)
+    runs = read_runs(find_runs(folders), problems)
     if not any(run.transcripts(subset).exists() for run in runs for subset in run.rates):
         return ["No final rates and significance: the runs have no transcripts of their last epoch.", *problems], []
     if baseline is not None and baseline not in {run.name for run in runs}:
@@ -163,7 +162,7 @@ def _write_final(
     rows: list[list[object]] = [[*SIGNIFICANCE_COLUMNS]]
     for pair in compare_pairs({one.name: one.runs for one in experiments}, baseline):
         if isinstance(pair, Skipped):
-            problems.append(f"{pair.run} on {pair.subset}: {pair.reason}")
+            problems.append(str(pair))
             continue
         table.append(significance_line(pair))
         rows.append(significance_row(pair))
@@ -172,16 +171,6 @@ def _write_final(
         return [rates], files
     write_atomically(output / "significance.csv", as_csv(rows))
     return [rates, table], ["significance.csv", *files]
-
-
-def _read_runs(folders: Sequence[Path], problems: list[str]) -> list[Run]:
-    runs = []
-    for folder in find_runs(folders):
-        try:
-            runs.append(read_run(folder))
-        except InputError as error:
-            problems.append(str(error))
-    return runs
 
 
 def _write_pair(pair: PairComparison, output: Path) -> list[str]:

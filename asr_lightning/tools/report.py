@@ -13,7 +13,7 @@ from asr_lightning.callbacks.transcripts import name_of_run
 from asr_lightning.errors import InputError
 from asr_lightning.report.page import write_page
 from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_layers, gather_neighbours
-from asr_lightning.report.run_folders import find_runs, read_experiments, read_run
+from asr_lightning.report.run_folders import find_runs, read_experiments, read_runs
 from asr_lightning.report.run_pairs import Skipped, compare_pairs
 from asr_lightning.report.tables import Table
 from asr_lightning.tools.compare import find_files, merge
@@ -72,13 +72,7 @@ def _try(gatherer: Gatherer, run: Path, folder: Path, problems: list[str]) -> di
 
 
 def _tables(found: Sequence[Path], baseline: str | None, problems: list[str]) -> list[dict[str, Any]]:
-    runs = []
-    for folder in found:
-        try:
-            runs.append(read_run(folder))
-        except InputError as error:
-            problems.append(str(error))
-    experiments = read_experiments(runs, problems)
+    experiments = read_experiments(read_runs(found, problems), problems)
     names = [one.name for one in experiments]
     if baseline is not None and baseline not in names:
         raise InputError(f"--baseline: expected one of the runs found, {', '.join(names)}; got {baseline!r}")
@@ -88,7 +82,7 @@ def _tables(found: Sequence[Path], baseline: str | None, problems: list[str]) ->
     lines = [SIGNIFICANCE_HEAD]
     for pair in compare_pairs({one.name: one.runs for one in experiments}, baseline or names[0]):
         if isinstance(pair, Skipped):
-            problems.append(f"{pair.run} on {pair.subset}: {pair.reason}")
+            problems.append(str(pair))
         else:
             lines.append(significance_line(pair))
     return tables + ([_table("Significance", lines, SIGNIFICANCE_NOTES)] if len(lines) > 1 else [])

@@ -137,7 +137,7 @@ def test_planted_layers_are_told_apart_in_both_spaces(tmp_path: Path) -> None:
 
 
 def test_states_of_two_characters_match_two_and_more(tmp_path: Path) -> None:
-    found = find_histories(planted(tmp_path), "history")
+    [found] = find_histories(planted(tmp_path), ["history"])
     assert len(found.characters) == 24 * 30
     chance = 1 / 3  # of the characters further back, each the same with 1/4
     assert found.matches.mean == pytest.approx(2 + chance, abs=0.25)

@@ -49,7 +49,7 @@ def inside(folder: Path) -> None:
     for one in projected:
         (folder / "tsne" / "test" / "me" / f"{one.layer.name}.csv").write_text(places_as_csv(one))
     (folder / "tsne" / "test" / "figures.csv").write_text(as_csv(table_of(measure(projected))))
-    found = find_histories(folder / "activations" / "test", "state")
+    [found] = find_histories(folder / "activations" / "test", ["state"])
     (folder / "neighbours" / "test").mkdir(parents=True)
     (folder / "neighbours" / "test" / "state.csv").write_text(as_csv([header(5), *lines(found)]))
     (folder / "neighbours" / "test" / "table.csv").write_text(as_csv(table([found])))
