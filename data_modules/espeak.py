@@ -54,11 +54,12 @@ class Speech:
 
     Attributes:
         samples: (S,) int16 at 22,050 Hz.
-        marks: Start sample and espeak mnemonic of every phone, stress marks included, in order.
+        marks: Start sample and espeak mnemonic of every phone, stress marks included, in order, and a number
+            that all phones of a word share.
     """
 
     samples: np.ndarray
-    marks: list[tuple[int, str]]
+    marks: list[tuple[int, str, int]]
 
 
 class Espeak:
@@ -123,7 +124,7 @@ class Espeak:
                 "The embedded corpus needs it; install it with `pip install --force-reinstall espeakng-loader`."
             )
         samples = np.frombuffer(self._process.stdout.read(2 * answer["samples"]), dtype=np.int16)
-        return Speech(samples, [(sample, phone) for sample, phone in answer["marks"]])
+        return Speech(samples, [(sample, phone, word) for sample, phone, word in answer["marks"]])
 
 
 def serve() -> None:
@@ -165,7 +166,7 @@ def _speak_once(text: str, voice: str, rate: int, pitch: int, pitch_range: int, 
     if library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(data), _OPTIONS) != SAMPLE_RATE:
         raise OSError(f"no usable voice data in {data}")
     chunks: list[np.ndarray] = []
-    marks: list[tuple[int, str]] = []
+    marks: list[tuple[int, str, int]] = []
 
     def receive(wave, count: int, events) -> int:  # type: ignore[no-untyped-def]
         if count > 0:
@@ -173,7 +174,7 @@ def _speak_once(text: str, voice: str, rate: int, pitch: int, pitch_range: int, 
         index = 0
         while (event := events[index]).type != _EVENT_END:
             if event.type == _EVENT_PHONEME:
-                marks.append((event.sample, bytes(event.id.string).decode()))
+                marks.append((event.sample, bytes(event.id.string).decode(), event.text_position))
             index += 1
         return 0
 

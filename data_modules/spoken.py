@@ -3,6 +3,7 @@
 ```
 ROOT/SPEAKERS.TXT
 ROOT/corpus.json                                             the parameters; written last
+ROOT/lexicon.txt                                             WORD PHONE PHONE …, as spoken in train-clean-100
 ROOT/<subset>/<speaker>/<chapter>/<speaker>-<chapter>-0000.flac    16 kHz, mono, 16 bits
                                   <speaker>-<chapter>.trans.txt    ID THE TEXT IN CAPITALS
                                   <speaker>-<chapter>.phones.ctm   ID 1 START DURATION PHONE
@@ -11,13 +12,17 @@ ROOT/<subset>/<speaker>/<chapter>/<speaker>-<chapter>-0000.flac    16 kHz, mono,
 Times in a CTM are seconds with seven decimals, which name samples exactly; the segments of an utterance tile it from
 0 to its end. PHONE is the mnemonic of espeak-ng without stress marks, `SIL` for pauses. A plosive begins with its
 closure. espeak-ng melts the `l` of `old` into the vowel: where no sound of its own is left, there is no segment either.
+A word has a line in the lexicon for every way of saying it that makes up a fiftieth of its occurrences, the most usual
+first.
 
 Training and evaluation share words, but neither sentences nor speakers. The `other` subsets are faster, reverberant and
 noisy.
 """
 
 import io
-from collections import defaultdict
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +35,8 @@ from data_modules.synthesis import SAMPLE_RATE, Line, Speaker
 
 __all__ = ["SAMPLE_RATE", "SPEAKERS", "WORDS", "Line", "Speaker", "SpokenDataModule", "plan", "synthesize"]
 
-_FORMAT = 1  # raise it when the same parameters come to mean other bytes
+RARE = 50  # a way of saying a word that comes less often than once in so many is no pronunciation of it
+_FORMAT = 2  # raise it when the same parameters come to mean other bytes
 
 
 def synthesize(
@@ -66,6 +72,8 @@ def _write(folder: Path, lines: list[Line], workers: int | None, progress: bool)
     transcripts: dict[Path, list[str]] = defaultdict(list)
     times: dict[Path, list[str]] = defaultdict(list)
     samples: dict[int, int] = defaultdict(int)
+    said: dict[str, Counter[str]] = defaultdict(Counter)
+    written: set[str] = set()
     for spoken in synthesis.speak(lines, workers, progress):
         line = spoken.line
         speaker, chapter, _ = line.id.split("-")
@@ -77,9 +85,31 @@ def _write(folder: Path, lines: list[Line], workers: int | None, progress: bool)
         transcripts[place / f"{speaker}-{chapter}.trans.txt"].append(f"{line.id} {transcript(line.sentence)}\n")
         times[place / f"{speaker}-{chapter}.phones.ctm"] += synthesis.ctm_rows(spoken)
         samples[line.speaker.id] += len(spoken.audio)
+        words = transcript(line.sentence).split()
+        written.update(words)
+        if line.subset.startswith("train") and len(words) == len(spoken.words):
+            for word, phones in zip(words, spoken.words, strict=True):
+                said[word][" ".join(phones)] += 1
     for path, rows in [*transcripts.items(), *times.items()]:
         path.write_text("".join(rows))
     (folder / "SPEAKERS.TXT").write_text(_speaker_table(samples))
+    for spoken in synthesis.speak(list(_alone(written - said.keys())), workers, progress=False):
+        said[transcript(spoken.line.sentence)][" ".join(sum(spoken.words, []))] += 1
+    (folder / "lexicon.txt").write_text("".join(_lexicon(said)))
+
+
+def _alone(words: set[str]) -> Iterator[Line]:
+    """Let some voices say words that espeak-ng has always taken together with others, as `there were`."""
+    for word in sorted(words):
+        for speaker in SPEAKERS["train-clean-100"][::10]:
+            yield Line(f"{speaker.id}-{word}", "train-clean-100", speaker, word.lower(), seed=zlib.crc32(word.encode()))
+
+
+def _lexicon(said: dict[str, Counter[str]]) -> Iterator[str]:
+    for word, ways in sorted(said.items()):
+        for phones, count in sorted(ways.items(), key=lambda one: (-one[1], one[0])):
+            if RARE * count >= ways.total():
+                yield f"{word}\t{phones}\n"
 
 
 def _speaker_table(samples: dict[int, int]) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -66,11 +67,13 @@ class Spoken:
         line: What was asked for.
         audio: (S,) int16 at 16 kHz.
         segments: Start sample and phone, the first at 0, each until the next one starts.
+        words: The phones of each; espeak-ng takes some words together.
     """
 
     line: Line
     audio: np.ndarray
     segments: list[tuple[int, str]]
+    words: list[list[str]]
 
 
 def make_once(root: Path, parameters: Mapping[str, float], write: Callable[[Path], None]) -> None:
@@ -158,7 +161,7 @@ def speak(lines: Sequence[Line], workers: int | None = None, progress: bool = Tr
     def take_turns(line: Line) -> Spoken:
         voice = idle.get()
         try:
-            return Spoken(line, *_speak(voice, line))
+            return _speak(voice, line)
         finally:
             idle.put(voice)
 
@@ -178,12 +181,8 @@ def ctm_rows(spoken: Spoken) -> Iterable[str]:
     ]
 
 
-def _speak(voice: espeak.Espeak, line: Line) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """One finished utterance.
-
-    Returns:
-        (S,) int16 at 16 kHz, and the start sample and name of its segments, the first at 0.
-    """
+def _speak(voice: espeak.Espeak, line: Line) -> Spoken:
+    """One finished utterance."""
     random = np.random.default_rng(line.seed)
     speech = voice.speak(
         line.sentence,
@@ -194,38 +193,43 @@ def _speak(voice: espeak.Espeak, line: Line) -> tuple[np.ndarray, list[tuple[int
         seed=line.seed % 2**31,
     )
     samples, segments = _trim(speech)
+    words: dict[int, list[str]] = defaultdict(list)
+    for _, phone, word in segments:
+        if phone != "SIL":
+            words[word].append(phone)
     before, after = random.integers(SAMPLE_RATE // 10, 3 * SAMPLE_RATE // 10, size=2)  # 0.1 to 0.3 s of silence
     resampled = _resampler()(torch.from_numpy(samples / 32768)).numpy()
     audio = np.pad(resampled, (before, after))
     ratio = SAMPLE_RATE / espeak.SAMPLE_RATE
-    moved = [(int(before) + round(start * ratio), phone) for start, phone in segments]
+    moved = [(int(before) + round(start * ratio), phone) for start, phone, _ in segments]
     audio = (
         _degrade(audio, random) if line.subset.endswith("other") else _add_noise(audio, random.uniform(40, 50), random)
     )
     level = 10 ** (random.uniform(-27, -21) / 20)  # root mean square, in dB of full scale
     audio = audio * min(level / np.sqrt(np.mean(audio**2)), 0.98 / np.abs(audio).max())
-    return np.round(audio * 32767).astype(np.int16), _merge([(0, "SIL"), *moved, (int(before) + len(resampled), "SIL")])
+    merged = _merge([(0, "SIL"), *moved, (int(before) + len(resampled), "SIL")])
+    return Spoken(line, np.round(audio * 32767).astype(np.int16), merged, list(words.values()))
 
 
-def _trim(speech: espeak.Speech) -> tuple[np.ndarray, list[tuple[int, str]]]:
+def _trim(speech: espeak.Speech) -> tuple[np.ndarray, list[tuple[int, str, int]]]:
     """Cut the pauses at both ends, take out every `l` without sound, and give plosives their closures."""
     quiet = np.abs(speech.samples.astype(int)) <= _QUIET
-    segments: list[tuple[int, str]] = []
-    for start, mnemonic in speech.marks:
+    segments: list[tuple[int, str, int]] = []
+    for start, mnemonic, word in speech.marks:
         phone = mnemonic.strip("',%=")
         phone = "SIL" if phone.startswith("_") or not phone else phone
         if segments and segments[-1][1] == "l" and quiet[segments[-1][0] : start].all():
-            silence, _ = segments.pop()
+            silence, *_ = segments.pop()
             start = silence if phone == "SIL" else start
         if phone.startswith(_PLOSIVES) and segments and segments[-1][1] != "SIL":
             # espeak-ng marks the burst, and would count the closure before it as the phone before
             loud = np.flatnonzero(~quiet[segments[-1][0] : start])
             start = segments[-1][0] + int(loud[-1]) + 1 if len(loud) else start
-        segments.append((start, phone))
+        segments.append((start, phone, word))
     while segments[-1][1] == "SIL":
-        end, _ = segments.pop()
+        end, *_ = segments.pop()
     first = segments[0][0]
-    return speech.samples[first:end], [(start - first, phone) for start, phone in segments]
+    return speech.samples[first:end], [(start - first, phone, word) for start, phone, word in segments]
 
 
 def _merge(segments: list[tuple[int, str]]) -> list[tuple[int, str]]:
