@@ -16,8 +16,9 @@ And those of which one is right, but spelling does not tell which:
 
 A dictionary is needed for the rest, which is left out but for the words in `RESPELLED`: ㄴ that is inserted between
 the parts of a compound [29] other than before `N_INSERTED` (꽃잎 → 꼰닙); the first letter of its second part where
-that is tense (문고리, said 문꼬리 [28]); a coda that is said before it is linked (밭아래, said 바다래 [15]). Morphology
-is needed for the tense ending behind a verb's stem in ㄴ or ㅁ (신고, said 신꼬 [24]). Length is not written [6, 7].
+that is tense (문고리, said 문꼬리 [28]); a coda that is said before it is linked (밭아래, said 바다래 [15]), other than
+before 있 and 없 (끝없이 → 끄덥씨). Morphology is needed for the tense ending behind a verb's stem in ㄴ or ㅁ (신고,
+said 신꼬 [24]). Length is not written [6, 7].
 """
 
 import re
@@ -27,7 +28,7 @@ from itertools import chain, combinations, islice, pairwise, product
 
 from asr_lightning.errors import InputError
 from asr_lightning.text.hangul import FINALS, MEDIALS, compose, decompose
-from asr_lightning.text.korean_rules import TENSE, Syllable, apply
+from asr_lightning.text.korean_rules import CODAS, TENSE, Syllable, apply
 
 MOST = 12  # pronunciations of a word
 INITIAL_PHONES = dict(
@@ -48,10 +49,9 @@ RESPELLED = {  # how words begin, and spelling that the rules read right; the re
     pair.split(":")[0]: pair.split(":")[1].split("/")
     for pair in (
         # [15]
-        "맛있:마딨/마싰 멋있:머딨/머싰 맛없:마덦 멋없:머덦 겉옷:거돗 헛웃:허둣 젖어미:저더미 값어치:가버치 값있:가빘 "
-        "첫인상:처딘상 넋없:너겂 곧이어:고디어 싫증:실쯩 "
-        # [16]
-        "디귿:디긋 지읒:지읏 치읓:치읏 키읔:키윽 티읕:티읏 피읖:피읍 히읗:히읏 "
+        "맛있:마딨/마싰 멋있:머딨/머싰 겉옷:거돗 헛웃:허둣 젖어미:저더미 값어치:가버치 첫인상:처딘상 곧이어:고디어 "
+        # [12], [16]
+        "싫증:실쯩 디귿:디긋 지읒:지읏 치읓:치읏 키읔:키윽 티읕:티읏 피읖:피읍 히읗:히읏 "
         # [20]
         "의견란:의견난 임진란:임진난 생산량:생산냥 결단력:결딴녁 공권력:공꿘녁 동원령:동원녕 상견례:상견녜 "
         "횡단로:횡단노 이원론:이원논 입원료:입원뇨 구근류:구근뉴 음운론:음운논 판단력:판단녁 "
@@ -66,6 +66,7 @@ RESPELLED = {  # how words begin, and spelling that the rules read right; the re
 _WITH_CODA = "".join(chr(code) for code in range(0xAC00, 0xD7A4) if (code - 0xAC00) % 28)
 _WITH_L = "".join(chr(code) for code in range(0xAC00 + FINALS.index("ㄹ"), 0xD7A4, 28))
 _INSERTION = re.compile(f"(?<=[{_WITH_CODA}])(?:{N_INSERTED})")
+_EXISTENCE = re.compile(f"[{_WITH_CODA}][있없]")
 _ENDING = re.compile(f"(?<=[{_WITH_L}])(?:수록|지라도|지언정|진대|세라|걸요?|게요)$")  # of -ㄹ, whatever the stem [27]
 _Choices = list[tuple[tuple[int, int, str], ...]]  # each some changes: the syllable, the letter in it, what it becomes
 
@@ -128,8 +129,15 @@ def _spellings(word: str) -> list[str]:
     for beginning, instead in RESPELLED.items():
         if word.startswith(beginning):
             spellings = [one + word[len(beginning) :] for one in instead]
+    spellings = [_EXISTENCE.sub(_parted, one) for one in spellings]
     spellings = [_INSERTION.sub(lambda match: _changed(match[0], "ㄴ"), one) for one in spellings]
     return [_ENDING.sub(lambda match: _changed(match[0], TENSE[decompose(match[0][0])[0]]), one) for one in spellings]
+
+
+def _parted(match: re.Match[str]) -> str:
+    """Say a coda before it is linked to 있 or 없, which begin no particle or ending: 끝없 becomes 끄덦 [15]."""
+    initial, medial, final = decompose(match[0][0])
+    return match[0] if final == "ㅇ" else compose(initial, medial) + _changed(match[0][1], CODAS[final])
 
 
 def _changed(text: str, initial: str) -> str:
