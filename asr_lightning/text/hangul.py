@@ -1,4 +1,4 @@
-"""Tokenizers of Korean: whole syllables, or the letters (jamo) that they are composed of."""
+"""Hangul: syllables and the letters (jamo) that they are composed of, and tokenizers of either."""
 
 import unicodedata
 from collections import Counter
@@ -32,6 +32,22 @@ def _standing_alone() -> dict[str, str]:
 
 _ALONE = _standing_alone()
 _WITHIN = {letter: jamo for jamo, letter in reversed(_ALONE.items())}
+INITIALS, MEDIALS = (tuple(_ALONE[jamo] for jamo in part) for part in (JAMO[:19], JAMO[19:40]))
+FINALS = ("", *(_ALONE[jamo] for jamo in JAMO[40:]))
+
+
+def decompose(syllable: str) -> tuple[str, str, str]:
+    """Return a syllable's initial, medial and final letter as they stand alone; the final is "" where there is none."""
+    initial, medial, *final = (_ALONE[jamo] for jamo in unicodedata.normalize("NFD", syllable))
+    return initial, medial, "".join(final)
+
+
+def compose(initial: str, medial: str, final: str = "") -> str:
+    """Return the syllable of some letters; undoes `decompose`."""
+    jamo = JAMO[INITIALS.index(initial)] + JAMO[19 + MEDIALS.index(medial)]
+    if final:
+        jamo += JAMO[39 + FINALS.index(final)]
+    return unicodedata.normalize("NFC", jamo)
 
 
 class JamoTokenizer(Tokenizer):

@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr_lightning.errors import InputError
-from asr_lightning.text.hangul import JamoTokenizer, SyllableTokenizer, write_characters
+from asr_lightning.text.hangul import (
+    FINALS,
+    INITIALS,
+    MEDIALS,
+    JamoTokenizer,
+    SyllableTokenizer,
+    compose,
+    decompose,
+    write_characters,
+)
 
 SYLLABLES = st.characters(min_codepoint=0xAC00, max_codepoint=0xD7A3)
 WORD = st.text(SYLLABLES | st.sampled_from("0189AZ%#./-+*&':~ㅋㅠ"), min_size=1)
@@ -24,6 +33,14 @@ def test_all_11172_syllables_come_back() -> None:
     tokenizer = JamoTokenizer()
     syllables = "".join(map(chr, range(0xAC00, 0xD7A4)))
     assert tokenizer.decode(tokenizer.encode(syllables)) == syllables
+
+
+def test_syllables_come_apart_and_together() -> None:
+    assert decompose("값") == ("ㄱ", "ㅏ", "ㅄ") and compose("ㄱ", "ㅏ", "ㅄ") == "값"
+    assert decompose("의") == ("ㅇ", "ㅢ", "") and compose("ㅇ", "ㅢ") == "의"
+    made = [compose(i, m, f) for i in INITIALS for m in MEDIALS for f in FINALS]
+    assert made == list(map(chr, range(0xAC00, 0xD7A4)))  # the order of Unicode
+    assert [compose(*decompose(syllable)) for syllable in made] == made
 
 
 @given(st.lists(st.text(SYLLABLES, min_size=1)).map(" ".join))
