@@ -134,6 +134,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
         }
     ),
     "Conformer with CTC": ctc(conformer(20)),
+    "LSTMs with recurrent projections and CTC": ctc(
+        {
+            "class_path": "asr_lightning.nn.projected_lstm.RecurrentProjectionEncoder",
+            "init_args": {
+                "input_dimension": 20, "hidden": 48, "layers": 2, "recurrent_projection": 16, "projection": 12,
+                "context": 2, "subsampling": 3,
+            },
+        }
+    ),
 }  # fmt: skip
 STEPS = 400
 UNSEEN = ["BAD", "HEAD CHEF AGED", "A", "FEE"]
