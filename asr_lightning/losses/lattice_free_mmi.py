@@ -3,146 +3,27 @@
 [Povey et al. 2016, "Purely sequence-trained neural networks for ASR based on lattice-free MMI"; Hadian et al. 2018,
 "End-to-end speech recognition using lattice-free MMI"].
 
-The letters of this file besides B and T: P pdfs, A arcs, S states, G graphs, K utterances that share a graph, and N
-nodes. A node is a pair of a state and the pdf with which arcs enter it: per frame, one sparse product takes the states'
-probabilities along the arcs to the nodes, the network's scores weight the nodes, and another sparse product adds the
-nodes of each state. One graph for all utterances is a matrix of K = B columns; one graph for each is a block-diagonal
-matrix of one column.
+The letters are those of `graphs.py`, with P pdfs.
 """
 
 import math
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
+from asr_lightning.losses.graphs import GraphBatch, product, summing
 from asr_lightning.nn.masks import real_frames
 
 FLOOR = 1e-290  # smaller probabilities, relative to all paths up to a frame, count as zero; its reciprocal is finite
 
 
-@dataclass(frozen=True, eq=False)
-class Graph:
-    """A weighted automaton over pdfs, the outputs of the network; every arc consumes one frame.
-
-    Weights are natural logarithms; e^-290 ln 10 and less may be taken as zero.
-
-    Attributes:
-        sources: (A,) int64 states that the arcs leave.
-        targets: (A,) int64 states that they enter.
-        pdfs: (A,) int64 pdfs that they consume a frame with.
-        log_weights: (A,) log weights of the arcs.
-        initial: (S,) log weights of starting in a state; -inf where no path starts.
-        final: (S,) log weights of ending in a state; -inf where no path ends.
-
-    Raises:
-        ValueError: Arrays of one kind are of different lengths, or a number is out of range.
-    """
-
-    sources: Tensor
-    targets: Tensor
-    pdfs: Tensor
-    log_weights: Tensor
-    initial: Tensor
-    final: Tensor
-
-    def __post_init__(self) -> None:
-        arcs = [tuple(array.shape) for array in (self.sources, self.targets, self.pdfs, self.log_weights)]
-        if len({*arcs}) != 1 or len(arcs[0]) != 1 or self.initial.shape != self.final.shape or self.initial.dim() != 1:
-            raise ValueError(
-                f"a graph needs four (A,) arrays of arcs and two (S,) arrays of states, got {arcs} and "
-                f"{[tuple(self.initial.shape), tuple(self.final.shape)]}"
-            )
-        for name, numbers, size in [
-            ("sources", self.sources, len(self.initial)),
-            ("targets", self.targets, len(self.initial)),
-            ("pdfs", self.pdfs, math.inf),
-        ]:
-            if numbers.is_floating_point() or (len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < size):
-                raise ValueError(f"{name} are integers from 0 to below {size}, got {numbers}")
-
-
-@dataclass(frozen=True, eq=False)
-class GraphBatch:
-    """Graphs made ready for the recursions, by `collate`: either one for all utterances of a batch, or one for each.
-
-    Attributes:
-        arrivals: (N, S) sparse, the weights of the arcs from states to nodes, as probabilities.
-        departures: (S, N) sparse, its transpose.
-        merging: (S, N) sparse, 1 where a node belongs to a state.
-        members: (G, S) sparse, 1 where a state belongs to a graph.
-        node_states: (N,) int64.
-        node_pdfs: (N,) int64.
-        node_graphs: (N,) int64.
-        state_graphs: (S,) int64.
-        initial: (S, 1) float64 weights, as probabilities.
-        final: (S, 1) float64 weights, as probabilities.
-    """
-
-    arrivals: Tensor
-    departures: Tensor
-    merging: Tensor
-    members: Tensor
-    node_states: Tensor
-    node_pdfs: Tensor
-    node_graphs: Tensor
-    state_graphs: Tensor
-    initial: Tensor
-    final: Tensor
-
-    @classmethod
-    def collate(cls, graphs: Sequence[Graph]) -> "GraphBatch":
-        """Put graphs side by side, on their device.
-
-        Raises:
-            ValueError: There is no graph.
-        """
-        if not graphs:
-            raise ValueError("a batch of graphs needs at least one, got none")
-        sizes = torch.tensor([len(graph.initial) for graph in graphs])
-        starts = (sizes.cumsum(0) - sizes).tolist()
-        device = graphs[0].sources.device
-        sources = torch.cat([graph.sources + start for graph, start in zip(graphs, starts, strict=True)])
-        targets = torch.cat([graph.targets + start for graph, start in zip(graphs, starts, strict=True)])
-        pdfs = torch.cat([graph.pdfs for graph in graphs])
-        weights = torch.cat([graph.log_weights for graph in graphs]).double().exp()
-        states = int(sizes.sum())
-        kinds = int(pdfs.max()) + 1 if len(pdfs) else 1
-        nodes, arc_nodes = torch.unique(targets * kinds + pdfs, return_inverse=True)
-        node_states = nodes // kinds
-        state_graphs = torch.arange(len(graphs)).repeat_interleave(sizes).to(device)
-        arrivals = _sparse(arc_nodes, sources, weights, (len(nodes), states))
-        return cls(
-            arrivals=arrivals,
-            departures=_sparse(sources, arc_nodes, weights, (states, len(nodes))),
-            merging=_summing(node_states, states),
-            members=_summing(state_graphs, len(graphs)),
-            node_states=node_states,
-            node_pdfs=nodes % kinds,
-            node_graphs=state_graphs[node_states],
-            state_graphs=state_graphs,
-            initial=torch.cat([graph.initial for graph in graphs]).double().exp().unsqueeze(1),
-            final=torch.cat([graph.final for graph in graphs]).double().exp().unsqueeze(1),
-        )
-
-    def __len__(self) -> int:
-        return self.members.shape[0]
-
-    def to(self, device: torch.device | str) -> "GraphBatch":
-        """Move the tensors to a device."""
-        return GraphBatch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
-
-
 def lattice_free_mmi_loss(scores: Tensor, lengths: Tensor, numerators: GraphBatch, denominator: GraphBatch) -> Tensor:
     """Return -(log p(numerator) - log p(denominator)) of each utterance.
 
-    The leaky HMM of Povey et al. is left out: all frames of an utterance count, and float64 needs no leak.
+    The denominator is taken as it is, without the leak between all its states that Povey et al. add.
 
     Args:
         scores: (B, T, P) outputs of the network, in any floating type; they need not be normalised.
@@ -169,8 +50,9 @@ def total_log_probability(scores: Tensor, lengths: Tensor, graphs: GraphBatch) -
 
     A path weighs the product of its initial, arc and final weights and, per frame, of e^score of the arc's pdf; the
     gradient is each pdf's posterior probability. The recursions are in float64 and rescaled at every frame, so that
-    only ratios matter: what has less than `FLOOR` of the weight of all paths up to a frame is lost. For a network whose
-    scores differ by tens that is nothing; a path that is to win in the end, but is 667 behind at some frame, is.
+    only ratios matter: what has less than `FLOOR` of the weight of all paths up to a frame is lost, as is a path that
+    would win in the end but is 667 behind at some frame. Left-to-right graphs of 60 to 300 states, 400 frames and
+    random scores lost nothing at a standard deviation of 5, and the longest ones lost their best paths at 10.
 
     Args:
         scores: (B, T, P) logs, in any floating type; what lies beyond the lengths is ignored.
@@ -185,7 +67,7 @@ def total_log_probability(scores: Tensor, lengths: Tensor, graphs: GraphBatch) -
         ValueError: The number of graphs, the pdfs or the lengths do not fit the scores.
     """
     batch, frames, pdfs = scores.shape
-    highest = max(graphs.node_pdfs.tolist(), default=-1)
+    highest = int(graphs.node_pdfs.max()) if len(graphs.node_pdfs) else -1
     if len(graphs) not in (1, batch) or highest >= pdfs or (batch and int(lengths.max()) > frames):
         raise ValueError(
             f"{len(graphs)} graphs with pdfs up to {highest} and lengths {lengths.tolist()} do not fit scores of "
@@ -211,14 +93,14 @@ class _Total(Function):
         arrived, nodes = alpha.new_empty(2, len(graphs.node_states), groups[1])
         for frame in range(max(ends) + 1):
             if frame in ends:
-                here = _product(graphs.members, alpha * graphs.final)
+                here = product(graphs.members, alpha * graphs.final)
                 ended = torch.where((lengths == frame).view(groups), here, ended)
             if frame == max(ends):
                 break
             if frame % every == 0:
                 kept.append(alpha)
             alpha = emissions.take(alpha, frame, arrived, nodes)
-            sums = _product(graphs.members, alpha)  # (G, K)
+            sums = product(graphs.members, alpha)  # (G, K)
             alpha *= torch.where(sums > FLOOR, 1 / sums, 0.0).index_select(0, graphs.state_graphs)
             emissions.rescale(frame, sums.reshape(-1))
         ended = ended.view(-1)
@@ -240,7 +122,7 @@ class _Total(Function):
         last = graphs.final * endings.view(groups).index_select(0, graphs.state_graphs)  # (S, K)
         beta = torch.zeros_like(last)
         ends = set(lengths.tolist())
-        summing = _summing(emissions.rows, len(graphs) * scores.shape[2])
+        by_pdf = summing(emissions.rows, len(graphs) * scores.shape[2])
         buffers = beta.new_empty(ctx.every, 2, len(graphs.node_states), groups[1])
         for block in reversed(range(len(ctx.kept))):
             alpha, first = ctx.kept[block], block * ctx.every
@@ -253,9 +135,9 @@ class _Total(Function):
                     beta = torch.where(ending, last, beta)
                 arrived, nodes = buffers[frame - first]
                 occupied = nodes.mul_(beta.index_select(0, graphs.node_states))  # (N, K), sums to 1 per utterance
-                by_pdf = _product(summing, occupied).view(groups[0], -1, groups[1]).transpose(1, 2)  # (G, K, P)
-                posteriors[:, frame] = by_pdf.reshape(len(scores), -1)
-                beta = _product(graphs.departures, occupied.div_(arrived.clamp_(min=FLOOR)))
+                table = product(by_pdf, occupied).view(groups[0], -1, groups[1])  # (G, P, K)
+                posteriors[:, frame] = table.transpose(1, 2).reshape(len(scores), -1)
+                beta = product(graphs.departures, occupied.div_(arrived.clamp_(min=FLOOR)))
         posteriors.mul_(gradient[:, None, None])
         return posteriors.masked_fill_((endings == 0)[:, None, None], 0.0), None, None
 
@@ -267,9 +149,7 @@ class _Emissions:
     recursion adds the logs of its sums to them.
     """
 
-    def __init__(
-        self, scores: Tensor, lengths: Tensor, graphs: GraphBatch, normalisers: Tensor | None = None
-    ) -> None:
+    def __init__(self, scores: Tensor, lengths: Tensor, graphs: GraphBatch, normalisers: Tensor | None = None) -> None:
         self.scores = scores
         self.graphs = graphs
         self.rows = graphs.node_graphs * scores.shape[2] + graphs.node_pdfs  # (N,) of a (G P, K) table
@@ -286,36 +166,13 @@ class _Emissions:
         Writes what arrives at the nodes before and after the frame is weighted, (N, K), into the last two arguments.
         """
         weights = (self.scores[:, frame].double() - self.normalisers[:, frame, None]).exp_()
-        weights.nan_to_num_(nan=0.0, posinf=0.0)  # padding, frames whose scores are all -inf, and pdfs that are not used
+        weights.nan_to_num_(nan=0.0, posinf=0.0)  # of padding, frames of -inf only, and pdfs that are not used
         groups = len(self.graphs)
         table = weights.view(groups, -1, weights.shape[1]).transpose(1, 2).contiguous().flatten(0, 1)
-        functional.threshold_(_product(self.graphs.arrivals, alpha, out=arrived), FLOOR, 0.0)
+        torch.threshold_(product(self.graphs.arrivals, alpha, out=arrived), FLOOR, 0.0)
         torch.index_select(table, 0, self.rows, out=nodes).mul_(arrived)
-        return _product(self.graphs.merging, nodes)
+        return product(self.graphs.merging, nodes)
 
     def rescale(self, frame: int, sums: Tensor) -> None:
         """Divide all weights of a frame by sums (B,); a sum of zero makes them zero."""
         self.normalisers[:, frame] += torch.where(sums > FLOOR, sums.log(), torch.inf)
-
-
-def _sparse(rows: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return a CSR matrix; values of the same place are added."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse")  # torch calls CSR a beta, once per process
-        return torch.sparse_coo_tensor(torch.stack([rows, columns]), values, size).coalesce().to_sparse_csr()
-
-
-def _summing(groups: Tensor, count: int) -> Tensor:
-    """Return the (count, N) CSR matrix that adds up what is of the same group."""
-    ones = torch.ones(len(groups), dtype=torch.float64, device=groups.device)
-    return _sparse(groups, torch.arange(len(groups), device=groups.device), ones, (count, len(groups)))
-
-
-def _product(matrix: Tensor, dense: Tensor, out: Tensor | None = None) -> Tensor:
-    """Multiply sparse (M, N) by dense (N, K) into out (M, K); `matrix @ dense` takes twice as long on a CPU."""
-    if out is None:
-        out = dense.new_empty(matrix.shape[0], dense.shape[1])
-    if dense.shape[1] == 1:
-        torch.addmv(out[:, 0], matrix, dense[:, 0], beta=0, out=out[:, 0])
-        return out
-    return torch.addmm(out, matrix, dense, beta=0, out=out)
