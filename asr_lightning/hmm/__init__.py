@@ -1,0 +1,1 @@
+"""Hidden Markov models: what a hybrid needs besides its network."""
