@@ -58,7 +58,8 @@ def read_lexicon(path: str | Path) -> Lexicon:
     * Probabilities: one number between word and phones (Kaldi's `lexiconp.txt`, Montreal Forced Aligner), or four, of
       which the last three are about silence (Montreal Forced Aligner). A word's pronunciations are sorted by the first.
 
-    So no phone can be a number. Words are brought to NFC and capitals, phones to NFC.
+    A phone may be a number, as 3 of espeak-ng is; a whole number in the first place must come behind a tab. Words are
+    brought to NFC and capitals, phones to NFC.
 
     Raises:
         InputError: The file cannot be read, has no words, or a line is none of the above; the message names it.
@@ -190,6 +191,10 @@ def _lines(content: bytes, source: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
+def _is_column(field: str, counts: bool) -> bool:
+    return bool(_NUMBER.fullmatch(field)) and (counts or not field.isdigit())
+
+
 def _parse(line: str) -> tuple[str, float, Phones]:
     """Return word, probability or count, and phones.
 
@@ -199,14 +204,13 @@ def _parse(line: str) -> tuple[str, float, Phones]:
     fields = unicodedata.normalize("NFC", line).split()
     comment = next((place for place, field in enumerate(fields) if place and field.startswith("#")), len(fields))
     word, *rest = fields[:comment]
-    columns = next((place for place, field in enumerate(rest) if not _NUMBER.fullmatch(field)), len(rest))
+    before = len(line.rsplit("\t", 1)[0].split()) - 1 if "\t" in line else len(rest)  # fields that cannot be phones
+    columns = next((place for place, field in enumerate(rest) if not _is_column(field, place < before)), len(rest))
     phones = tuple(rest[columns:])
     if not phones:
         raise ValueError("a word and its phones")
     if columns not in COLUMNS:
         raise ValueError("no number, one or four between a word and its phones")
-    if any(_NUMBER.fullmatch(phone) for phone in phones):
-        raise ValueError("phones that are no numbers")
     weight = float(rest[0]) if columns else 1.0
     if weight > 1.0 and (columns > 1 or not rest[0].isdigit()):
         raise ValueError("a probability from 0 to 1 after a word")

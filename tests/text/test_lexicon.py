@@ -83,7 +83,6 @@ def test_words_are_capitals_in_nfc_and_phones_stay_as_they_are(path: Path) -> No
         ("WORD # W ER1 D", "a word and its phones"),
         ("WORD 0.5 0.5 W ER1 D", "no number, one or four between a word and its phones"),
         ("WORD 0.5 0.5 0.5 0.5 0.5 W ER1 D", "no number, one or four"),
-        ("WORD W 3 D", "phones that are no numbers"),
         ("WORD 1.5 W ER1 D", "a probability from 0 to 1"),
         ("WORD 2 0.5 1.0 1.0 W ER1 D", "a probability from 0 to 1"),
         ("WORD 2 W ER1 D", "a probability from 0 to 1, or 1 as the count of WORD"),

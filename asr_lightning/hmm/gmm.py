@@ -1,0 +1,141 @@
+"""Monophones with Gaussian mixtures, trained from a flat start [Young et al., "The HTK Book", §3], by Kaldi's code."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import kaldi_hmm_gmm as kaldi
+import kaldifst
+import numpy as np
+
+from asr_lightning.errors import InputError
+from asr_lightning.hmm.model import HiddenMarkovModel
+
+ACOUSTIC_SCALE = 0.1
+BEAM, RETRY_BEAM = 10.0, 40.0
+GAUSSIANS_UPDATED = kaldi.str_to_gmm_flags("mvw")  # means, variances, weights
+
+
+@dataclass(frozen=True)
+class Example:
+    """An utterance to learn from or to align.
+
+    Attributes:
+        id: Its name.
+        features: (T, D) float32.
+        graph: From transition ids to word ids, of its transcript.
+    """
+
+    id: str
+    features: np.ndarray
+    graph: kaldifst.StdVectorFst
+
+
+@dataclass
+class GaussianMixtures:
+    """Gaussian mixtures of all pdfs of a model."""
+
+    model: HiddenMarkovModel
+    mixtures: kaldi.AmDiagGmm
+
+    def decodable(self, features: np.ndarray, scale: float = ACOUSTIC_SCALE) -> kaldi.DecodableInterface:
+        """Return what Kaldi's searches ask for log likelihoods, of features (T, D)."""
+        return kaldi.DecodableAmDiagGmmScaled(self.mixtures, self.model.transitions, features, scale)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What came of a pass over the data.
+
+    Attributes:
+        number: From 1.
+        log_likelihood: Per frame, of the features given the alignment.
+        gaussians: In all mixtures together.
+        failed: Utterances that could not be aligned.
+    """
+
+    number: int
+    log_likelihood: float
+    gaussians: int
+    failed: int
+
+
+def align(decodable: kaldi.DecodableInterface, graph: kaldifst.StdVectorFst, beam: float, retry: float) -> list[int]:
+    """Return the most probable transition ids, one a frame; none where the beam has lost every way to the end."""
+    config = kaldi.AlignConfig(beam, retry, False)
+    *_, alignment, _ = kaldi.align_utterance_wrapper(config, "", 1.0, graph, decodable, 0, 0, 0, 0.0, 0)
+    return list(alignment)
+
+
+def train(
+    model: HiddenMarkovModel, examples: Sequence[Example], passes: int = 40, gaussians: int = 1000, seed: int = 1
+) -> Iterator[tuple[Pass, GaussianMixtures]]:
+    """Train mixtures, pass by pass: flat alignments first, then those of the pass before; mixtures grow till the 3/4.
+
+    Args:
+        model: Of monophones.
+        examples: Held in memory.
+        passes: Over all examples; every second pass aligns anew, the first ten every time.
+        gaussians: In all mixtures together, in the end.
+        seed: Of the flat alignments and of what splits Gaussians.
+
+    Raises:
+        InputError: There is nothing to learn from.
+    """
+    if not examples:
+        raise InputError("expected utterances to train Gaussian mixtures on, got none")
+    states = GaussianMixtures(model, _flat(model.pdfs, examples))
+    alignments = {one.id: _equal(one, seed) for one in examples}
+    growing = max(1, 3 * passes // 4)
+    for number in range(1, passes + 1):
+        if number > 1 and (number <= 10 or number % 2 == 0):
+            decodables = ((one, states.decodable(one.features)) for one in examples)
+            alignments = {one.id: align(decodable, one.graph, BEAM, RETRY_BEAM) for one, decodable in decodables}
+        failed = sum(not one for one in alignments.values())
+        if failed == len(examples):
+            raise InputError(f"none of {failed} utterances could be aligned: do transcripts and audio belong together?")
+        wanted = model.pdfs + (gaussians - model.pdfs) * min(number, growing) // growing
+        log_likelihood, states = _update(states, examples, alignments, max(model.pdfs, wanted))
+        yield Pass(number, log_likelihood, states.mixtures.num_gauss, failed), states
+
+
+def _flat(pdfs: int, examples: Sequence[Example]) -> kaldi.AmDiagGmm:
+    """Give every pdf the mean and variance of all frames."""
+    everything = np.concatenate([one.features for one in examples])
+    variance = np.maximum(everything.var(axis=0, dtype=np.float64), 1e-3)
+    gaussian = kaldi.DiagGmm(1, everything.shape[1])
+    gaussian.set_weights(np.ones(1, dtype=np.float32))
+    gaussian.set_invvars_and_means(
+        (1.0 / variance).astype(np.float32)[None], everything.mean(axis=0, dtype=np.float64).astype(np.float32)[None]
+    )
+    gaussian.compute_gconsts()
+    mixtures = kaldi.AmDiagGmm()
+    mixtures.init(gaussian, pdfs)
+    mixtures.compute_gconsts()
+    return mixtures
+
+
+def _equal(one: Example, seed: int) -> list[int]:
+    ok, path = kaldifst.equal_align(one.graph, len(one.features), seed, 10)
+    return list(kaldifst.get_linear_symbol_sequence(path)[1]) if ok else []
+
+
+def _update(
+    states: GaussianMixtures, examples: Sequence[Example], alignments: dict[str, list[int]], gaussians: int
+) -> tuple[float, GaussianMixtures]:
+    """Return the mean log likelihood of a frame, and what maximises that of all frames given the alignments."""
+    model, mixtures = states.model, states.mixtures
+    statistics = kaldi.AccumAmDiagGmm()
+    statistics.init(mixtures, GAUSSIANS_UPDATED)
+    counts = np.zeros(len(model.pdf_of))
+    total = 0.0
+    for one in examples:
+        alignment = np.array(alignments[one.id], dtype=np.int64)
+        counts += np.bincount(alignment, minlength=len(counts))
+        for frame, pdf in zip(one.features, model.pdf_of[alignment].tolist(), strict=bool(len(alignment))):  # type: ignore[call-overload]
+            total += statistics.accumulate_for_gmm(mixtures, frame, pdf, 1.0)
+    kaldi.mle_am_diag_gmm_update(kaldi.MleDiagGmmOptions(), statistics, GAUSSIANS_UPDATED, mixtures)
+    if gaussians > mixtures.num_gauss:
+        occupancies = np.bincount(model.pdf_of[1:], counts[1:], minlength=model.pdfs).astype(np.float32)
+        mixtures.split_by_count(occupancies, gaussians, 0.01, 0.2, 20.0)
+    mixtures.compute_gconsts()
+    return total / max(1.0, counts.sum()), GaussianMixtures(model.with_counts(counts), mixtures)

@@ -1,0 +1,231 @@
+"""From words and phones to graphs of transition ids [Mohri, Pereira and Riley 2008], with Kaldi's transducers."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import kaldi_hmm_gmm as kaldi
+import kaldifst
+import torch
+
+from asr_lightning.errors import InputError
+from asr_lightning.hmm.model import SPOKEN_NOISE, HiddenMarkovModel
+from asr_lightning.losses.graphs import Graph
+from asr_lightning.text.ngram import ABSENT, SENTENCE_END, SENTENCE_START, NGram
+from asr_lightning.text.phones import SILENCE
+
+SILENCE_PROBABILITY = 0.5  # of a pause before a word, and at the end
+SELF_LOOP_SCALE = 0.1  # of the log probability of staying in a state, beside scaled-down acoustics: Kaldi's value
+EPSILON = 0
+
+
+def sentence(model: HiddenMarkovModel, words: Sequence[str]) -> kaldifst.StdVectorFst:
+    """Return a transducer from the phones of a sentence to its word ids; a pause may come before every word and behind.
+
+    Raises:
+        InputError: A word is not in the lexicon.
+    """
+    missing = [word for word in words if word not in model.word_ids]
+    if missing:
+        raise InputError(f"expected words of the lexicon, got {', '.join(missing)}")
+    fst = kaldifst.StdVectorFst()
+    place = fst.add_state()
+    fst.start = place
+    for word in words:
+        place = _maybe_pause(model, fst, place)
+        after = fst.add_state()
+        for pronunciation in model.lexicon.pronunciations[word]:
+            _say(model, fst, place, after, pronunciation, model.word_ids[word], 0.0)
+        place = after
+    fst.set_final(_maybe_pause(model, fst, place), 0.0)
+    return fst
+
+
+def _maybe_pause(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, place: int) -> int:
+    after = fst.add_state()
+    _arc(fst, place, after, EPSILON, EPSILON, -math.log(1.0 - SILENCE_PROBABILITY))
+    _arc(fst, place, after, model.phone_ids[SILENCE], EPSILON, -math.log(SILENCE_PROBABILITY))
+    return after
+
+
+def _say(
+    model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, place: int, after: int, phones: Sequence[str | int],
+    word: int, cost: float,
+) -> None:  # fmt: skip
+    for number, phone in enumerate(phones):
+        following = after if number == len(phones) - 1 else fst.add_state()
+        label = phone if isinstance(phone, int) else model.phone_ids[phone]
+        _arc(fst, place, following, label, EPSILON if number else word, 0.0 if number else cost)
+        place = following
+
+
+def _arc(fst: kaldifst.StdVectorFst, source: int, target: int, reads: int, says: int, cost: float) -> None:
+    fst.add_arc(source, kaldifst.StdArc(reads, says, cost, target))
+
+
+def lexicon_transducer(model: HiddenMarkovModel, words: Iterable[str]) -> tuple[kaldifst.StdVectorFst, list[int]]:
+    """Return a transducer from phones to words in any number, told apart by disambiguation symbols, and these symbols.
+
+    Where one pronunciation is another's beginning, or said of several words, a symbol ends it [Mohri et al. 2008, §5.1].
+    The first symbol stands for the backing-off of the grammar.
+    """
+    entries = [(word, phones) for word in words for phones in model.lexicon.pronunciations[word]]
+    times = Counter(phones for _, phones in entries)
+    beginnings = {phones[:length] for _, phones in entries for length in range(1, len(phones))}
+    used: Counter[tuple[str, ...]] = Counter()
+    first = len(model.phones) + 1
+    fst = kaldifst.StdVectorFst()
+    loop, silence = fst.add_state(), fst.add_state()
+    start = fst.add_state()
+    fst.start = start
+    fst.set_final(loop, 0.0)
+    without, with_pause = -math.log(1.0 - SILENCE_PROBABILITY), -math.log(SILENCE_PROBABILITY)
+    _arc(fst, start, loop, EPSILON, EPSILON, without)
+    _arc(fst, start, silence, EPSILON, EPSILON, with_pause)
+    highest = 1
+    for word, phones in entries:
+        symbols: list[int] = []
+        if times[phones] > 1 or phones in beginnings:
+            used[phones] += 1
+            symbols = [first + used[phones]]
+            highest = max(highest, used[phones])
+        behind = fst.add_state()
+        _say(model, fst, loop, behind, [*phones, *symbols], model.word_ids[word], 0.0)
+        _arc(fst, behind, loop, EPSILON, EPSILON, without)
+        _arc(fst, behind, silence, EPSILON, EPSILON, with_pause)
+    pause = first + highest + 1
+    after_pause = fst.add_state()
+    _arc(fst, silence, after_pause, model.phone_ids[SILENCE], EPSILON, 0.0)
+    _arc(fst, after_pause, loop, pause, EPSILON, 0.0)
+    _arc(fst, loop, loop, first, len(model.words) + 1, 0.0)
+    return fst, list(range(first, pause + 1))
+
+
+def grammar(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVectorFst:
+    """Return an n-gram as a transducer on word ids; backing off reads the id behind the last word's.
+
+    Words that the lexicon lacks are left out. `<unk>` is one of them: what it stands for cannot be recognised.
+    """
+    backing_off = len(model.words) + 1
+    start_id, end_id = ngram.id_of(SENTENCE_START), ngram.id_of(SENTENCE_END)
+    fst = kaldifst.StdVectorFst()
+    states: dict[tuple[int, ...], int] = {}
+    contexts: list[tuple[int, ...]] = [()]
+    for length in range(1, ngram.order):
+        contexts += [tuple(row) for row in ngram.rows(length).tolist() if row[-1] != end_id]
+    for context in contexts:
+        states[context] = fst.add_state()
+    fst.start = states.get((start_id,), states[()])
+    for length, level in enumerate(ngram.levels, 1):
+        rows = ngram.rows(length).tolist()
+        for row, log_prob, backoff in zip(rows, level.log_probs.tolist(), level.backoffs.tolist(), strict=True):
+            gram = tuple(row)
+            if gram in states and gram:
+                _arc(fst, states[gram], states[gram[1:]], backing_off, EPSILON, -backoff)
+            source, word = states.get(gram[:-1]), gram[-1]
+            if source is None or log_prob == -math.inf:
+                continue
+            if word == end_id:
+                fst.set_final(source, -log_prob)
+            elif word != start_id and (number := model.word_ids.get(ngram.tokens[word])):
+                after = gram if gram in states else gram[1:]
+                while after not in states:
+                    after = after[1:]
+                _arc(fst, source, states[after], number, number, -log_prob)
+    return fst
+
+
+def decoding_graph(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVectorFst:
+    """Return the composition of states, context, lexicon and grammar: HCLG, from transition ids to word ids."""
+    known = [word for word in ngram.tokens if word in model.word_ids]
+    if not known:
+        raise InputError("expected a language model with words of the lexicon, found none")
+    spoken, symbols = lexicon_transducer(model, known)
+    said = grammar(model, ngram)
+    kaldifst.arcsort(spoken, sort_type="olabel")
+    kaldifst.arcsort(said, sort_type="ilabel")
+    both = kaldifst.compose(spoken, said)
+    kaldifst.determinize_star(both, use_log=True)
+    kaldifst.minimize_encoded(both)
+    return expand(model, both, symbols)
+
+
+def expand(
+    model: HiddenMarkovModel, phones: kaldifst.StdVectorFst, symbols: Sequence[int] = (), scale: float = SELF_LOOP_SCALE
+) -> kaldifst.StdVectorFst:
+    """Turn a transducer that reads phones into one that reads transition ids, one a frame.
+
+    Args:
+        model: Whose context and states.
+        phones: Reads phone ids, and disambiguation symbols.
+        symbols: The latter.
+        scale: Of the log probability of staying in a state; that of leaving it is not scaled.
+    """
+    tree, transitions = model.tree, model.transitions
+    in_context, labels = kaldifst.compose_context(list(symbols), tree.context_width, tree.central_position, phones)
+    states, state_symbols = kaldi.get_h_transducer(labels, tree, transitions, kaldi.HTransducerConfig())
+    kaldifst.arcsort(states, sort_type="olabel")
+    kaldifst.arcsort(in_context, sort_type="ilabel")
+    graph = kaldifst.compose(states, in_context)
+    kaldifst.determinize_star(graph, use_log=True)
+    _forget(graph, set(state_symbols))
+    kaldifst.rmepsilon(graph)
+    kaldifst.minimize_encoded(graph)
+    return kaldi.add_self_loops(scale, [], False, transitions, graph)
+
+
+def _forget(fst: kaldifst.StdVectorFst, symbols: set[int]) -> None:
+    """Read nothing where a disambiguation symbol was read."""
+    for state in kaldifst.StateIterator(fst) if symbols else ():
+        arcs = [arc for arc in kaldifst.ArcIterator(fst, state)]
+        if any(arc.ilabel in symbols for arc in arcs):
+            kept = [(EPSILON if one.ilabel in symbols else one.ilabel, one.olabel, one.weight.value, one.nextstate) for one in arcs]
+            fst.delete_arcs(state)
+            for reads, says, cost, target in kept:
+                _arc(fst, state, target, reads, says, cost)
+
+
+def phone_grammar(sequences: Iterable[Sequence[int]], order: int = 3) -> kaldifst.StdVectorFst:
+    """Return an acceptor of phone ids with the relative frequencies of n-grams, not smoothed [Povey et al. 2016, §2.3].
+
+    Args:
+        sequences: The phone ids of utterances.
+        order: n.
+    """
+    counts: dict[tuple[int, ...], Counter[int]] = {}
+    for phones in sequences:
+        history: tuple[int, ...] = ()
+        for phone in [*phones, EPSILON]:
+            counts.setdefault(history, Counter())[phone] += 1
+            history = (*history, phone)[-(order - 1) :] if order > 1 else ()
+    fst = kaldifst.StdVectorFst()
+    states = {history: fst.add_state() for history in counts}
+    fst.start = states[()]
+    for history, following in counts.items():
+        for phone, count in following.items():
+            cost = -math.log(count / following.total())
+            if phone == EPSILON:
+                fst.set_final(states[history], cost)
+            else:
+                after = (*history, phone)[-(order - 1) :] if order > 1 else ()
+                _arc(fst, states[history], states[after], phone, phone, cost)
+    return fst
+
+
+def as_graph(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst) -> Graph:
+    """Return what the loss reads: arcs with pdfs in the place of transition ids.
+
+    Args:
+        model: Whose transition ids.
+        fst: Reads one of them with every arc.
+    """
+    arcs = [
+        (state, arc.nextstate, int(model.pdf_of[arc.ilabel]), -arc.weight.value)
+        for state in kaldifst.StateIterator(fst)
+        for arc in kaldifst.ArcIterator(fst, state)
+    ]
+    initial = torch.full((fst.num_states,), -math.inf)
+    initial[fst.start] = 0.0
+    final = -torch.tensor([fst.final(state).value for state in range(fst.num_states)])
+    sources, targets, pdfs, weights = zip(*arcs, strict=True)
+    return Graph(torch.tensor(sources), torch.tensor(targets), torch.tensor(pdfs), torch.tensor(weights), initial, final)

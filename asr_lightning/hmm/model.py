@@ -1,0 +1,161 @@
+"""Phones as hidden Markov models of three states, whose distributions are tied by a tree."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import kaldi_hmm_gmm as kaldi
+import numpy as np
+
+from asr_lightning.errors import InputError
+from asr_lightning.files import replacing, write_atomically
+from asr_lightning.text.lexicon import Lexicon, read_lexicon, write_lexicon
+from asr_lightning.text.phones import SILENCE
+
+SPOKEN_NOISE = "SPN"  # said of words that the lexicon lacks
+STATES = 3  # of every phone: at least so many frames
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenMarkovModel:
+    """Which states phones have, which of them share a distribution (a pdf), and how states follow each other.
+
+    A transition id is Kaldi's name of one transition of one state of a phone with one pdf; it begins at 1.
+
+    Attributes:
+        lexicon: How words are said.
+        phones: SIL, SPN, then those of the lexicon; a phone's id is its place + 1.
+        tree: From phones in context and the number of a state to pdfs.
+        transition_counts: (transition ids + 1,) how often each was seen; the first is not used.
+    """
+
+    lexicon: Lexicon
+    phones: tuple[str, ...]
+    tree: kaldi.ContextDependency
+    transition_counts: np.ndarray
+
+    @classmethod
+    def monophone(cls, lexicon: Lexicon) -> "HiddenMarkovModel":
+        """Return a model in which every state of every phone has its own pdf, and all transitions are alike."""
+        phones = (SILENCE, SPOKEN_NOISE, *lexicon.phones)
+        ids = list(range(1, len(phones) + 1))
+        tree = kaldi.monophone_context_dependency(ids, topology(len(phones)).get_phone_to_num_pdf_classes())
+        return cls(lexicon, phones, tree, np.zeros(kaldi.TransitionModel(tree, topology(len(phones))).num_transition_ids + 1))
+
+    @cached_property
+    def transitions(self) -> kaldi.TransitionModel:
+        """Kaldi's transition model, with the probabilities that follow from the counts."""
+        model = kaldi.TransitionModel(self.tree, topology(len(self.phones)))
+        model.mle_update(self.transition_counts, kaldi.MleTransitionUpdateConfig())
+        return model
+
+    @property
+    def pdfs(self) -> int:
+        """How many distributions there are."""
+        return int(self.tree.num_pdfs)
+
+    @cached_property
+    def pdf_of(self) -> np.ndarray:
+        """(transition ids + 1,) the pdf that each consumes a frame with."""
+        return np.array(self.transitions.transition_id_to_pdf_array(), dtype=np.int64)
+
+    @cached_property
+    def phone_of(self) -> np.ndarray:
+        """(transition ids + 1,) the id of the phone that each belongs to."""
+        return np.array([0, *map(self.transitions.transition_id_to_phone, self._ids)], dtype=np.int64)
+
+    @cached_property
+    def state_of(self) -> np.ndarray:
+        """(transition ids + 1,) the number of the phone's state, from 0."""
+        states = [self.transitions.tuples[state - 1].hmm_state for state in self.transitions.id2state[1:]]
+        return np.array([0, *states], dtype=np.int64)
+
+    @cached_property
+    def ends_phone(self) -> np.ndarray:
+        """(transition ids + 1,) whether a phone ends behind it."""
+        return np.array([False, *map(self.transitions.is_final, self._ids)])
+
+    @property
+    def _ids(self) -> range:
+        return range(1, self.transitions.num_transition_ids + 1)
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """The words of the lexicon; a word's id is its place + 1."""
+        return tuple(sorted(self.lexicon.pronunciations))
+
+    @cached_property
+    def word_ids(self) -> dict[str, int]:
+        """The id of every word."""
+        return {word: number for number, word in enumerate(self.words, 1)}
+
+    @cached_property
+    def phone_ids(self) -> dict[str, int]:
+        """The id of every phone."""
+        return {phone: number for number, phone in enumerate(self.phones, 1)}
+
+    def with_tree(self, tree: kaldi.ContextDependency) -> "HiddenMarkovModel":
+        """Return the same phones tied by another tree, nothing being known of its transitions."""
+        count = kaldi.TransitionModel(tree, topology(len(self.phones))).num_transition_ids
+        return HiddenMarkovModel(self.lexicon, self.phones, tree, np.zeros(count + 1))
+
+    def with_counts(self, counts: np.ndarray) -> "HiddenMarkovModel":
+        """Return the same model after its transitions were counted."""
+        return HiddenMarkovModel(self.lexicon, self.phones, self.tree, counts)
+
+    def write(self, folder: Path) -> None:
+        """Write `lexicon.txt`, `phones.txt`, `tree` (Kaldi's binary form) and `transitions.npy`."""
+        write_lexicon(self.lexicon, folder / "lexicon.txt")
+        write_atomically(folder / "phones.txt", "".join(f"{phone} {number}\n" for phone, number in self.phone_ids.items()))
+        with replacing(folder / "tree") as half:
+            self.tree.write(True, str(half))
+        with replacing(folder / "transitions.npy") as half, half.open("wb") as file:
+            np.save(file, self.transition_counts)
+
+
+def read_model(folder: Path) -> HiddenMarkovModel:
+    """Read what `HiddenMarkovModel.write` has written.
+
+    Raises:
+        InputError: A file is missing, damaged, or does not fit the others.
+    """
+    try:
+        phones = tuple(line.split()[0] for line in (folder / "phones.txt").read_text(encoding="utf-8").splitlines())
+        counts = np.load(folder / "transitions.npy", allow_pickle=False)
+        tree = read_tree((folder / "tree").read_bytes())
+    except (OSError, ValueError, IndexError, RuntimeError) as error:
+        raise InputError(
+            f"{folder} holds no hidden Markov model that can be read ({error}); make it with "
+            "`python -m asr_lightning.tools.hybrid`"
+        ) from error
+    model = HiddenMarkovModel(read_lexicon(folder / "lexicon.txt"), phones, tree, counts)
+    expected = kaldi.TransitionModel(tree, topology(len(phones))).num_transition_ids + 1
+    if len(counts) != expected:
+        raise InputError(f"{folder}/transitions.npy: expected {expected} counts for its tree, found {len(counts)}")
+    return model
+
+
+def read_tree(data: bytes) -> kaldi.ContextDependency:
+    """Return the tree of Kaldi's binary form.
+
+    Raises:
+        ValueError: It is none.
+    """
+    body = data.removeprefix(b"\0B")  # Kaldi's mark of a binary file
+    if not (body.startswith(b"ContextDependency ") and body.endswith(b"EndContextDependency ")):
+        raise ValueError(f"expected a tree in Kaldi's binary form, found {data[:20]!r}")
+    tree = kaldi.ContextDependency.__new__(kaldi.ContextDependency)
+    tree.__setstate__((list(np.frombuffer(body, dtype=np.int8).tolist()),))
+    return tree
+
+
+def topology(phones: int) -> kaldi.HmmTopology:
+    """Return Kaldi's description of phones 1 to `phones`: states from left to right, none skipped."""
+    states = " ".join(
+        f"<State> {state} <PdfClass> {state} <Transition> {state} 0.75 <Transition> {state + 1} 0.25 </State>"
+        for state in range(STATES)
+    )
+    entry = f"<ForPhones> {' '.join(map(str, range(1, phones + 1)))} </ForPhones> {states} <State> {STATES} </State>"
+    described = kaldi.HmmTopology()
+    described.read(f"<Topology> <TopologyEntry> {entry} </TopologyEntry> </Topology> ")
+    return described
