@@ -1,3 +1,1 @@
-"""Hidden Markov models: what the hybrid needs besides its network. Graphs, Gaussians and decoding are Kaldi's own code."""
-
-import kaldi_hmm_gmm  # noqa: F401 - before kaldi_decoder, whose import never returns when it comes first
+"""Hidden Markov models: what a hybrid needs besides its network. Graphs, Gaussians and searches are Kaldi's code."""

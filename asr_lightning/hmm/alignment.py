@@ -1,0 +1,82 @@
+"""From transition ids, one a frame, to phones and words in time."""
+
+from collections.abc import Sequence
+
+import kaldi_hmm_gmm as kaldi
+import kaldifst
+import numpy as np
+
+from asr_lightning.hmm.model import HiddenMarkovModel
+from asr_lightning.text.phones import SILENCE, Segment
+
+Runs = list[tuple[int, int, str]]  # first frame, frame behind the last, phone
+
+
+def align(
+    decodable: kaldi.DecodableInterface, graph: kaldifst.StdVectorFst, beam: float = 10.0, retry_beam: float = 40.0
+) -> list[int]:
+    """Return the most probable transition ids, one a frame; none where there is no way through within the beams.
+
+    Args:
+        decodable: The log likelihoods of an utterance's frames.
+        graph: From transition ids to word ids, of its transcript.
+        beam: Of log probabilities, below the best at each frame.
+        retry_beam: The same, of a second attempt.
+    """
+    config = kaldi.AlignConfig(beam, retry_beam, False)
+    *_, alignment, _ = kaldi.align_utterance_wrapper(config, "", 1.0, graph, decodable, 0, 0, 0, 0.0, 0)
+    return list(alignment)
+
+
+def phone_runs(model: HiddenMarkovModel, alignment: Sequence[int] | np.ndarray) -> Runs:
+    """Return which frames belong to which phone."""
+    ids = np.asarray(alignment, dtype=np.int64)
+    ends = (np.flatnonzero(model.ends_phone[ids]) + 1).tolist()
+    return [
+        (start, end, model.phones[model.phone_of[ids[start]] - 1]) for start, end in zip([0, *ends], ends, strict=False)
+    ]
+
+
+def in_seconds(runs: Runs, hop: float, window: float, seconds: float) -> list[Segment]:
+    """Return segments that tile an utterance: the border of two frames is where the later one's share of time begins.
+
+    A frame stands for as much time as lies between frames, around the middle of the window that it was computed from;
+    the first phone begins with the utterance, and the last one ends with it.
+
+    Args:
+        runs: Of phones or words, one behind the other.
+        hop: Seconds from frame to frame.
+        window: Seconds of a frame.
+        seconds: Of the utterance.
+    """
+    borders = [0.0, *(min(seconds, start * hop + (window - hop) / 2) for start, *_ in runs[1:]), seconds]
+    return [Segment(start, end, label) for start, end, (*_, label) in zip(borders, borders[1:], runs, strict=False)]
+
+
+def word_runs(model: HiddenMarkovModel, runs: Runs, words: Sequence[str]) -> Runs:
+    """Return which frames belong to which word, and to pauses between them.
+
+    Args:
+        model: Whose lexicon says how words are said.
+        runs: Of phones.
+        words: Of the transcript.
+    """
+    spoken = [number for number, (*_, phone) in enumerate(runs) if phone != SILENCE]
+    phones = [runs[number][2] for number in spoken]
+    # The number of words that may end before each phone, and how the last one came there.
+    before: list[dict[int, int]] = [{} for _ in range(len(phones) + 1)]
+    before[0][0] = 0
+    for place in range(len(phones)):
+        for count in before[place]:
+            for pronunciation in model.lexicon.pronunciations[words[count]] if count < len(words) else ():
+                end = place + len(pronunciation)
+                if tuple(phones[place:end]) == pronunciation:
+                    before[end].setdefault(count + 1, place)
+    found: Runs = []
+    end = len(phones)
+    for count in range(len(words), 0, -1):
+        start = before[end][count]
+        found.insert(0, (runs[spoken[start]][0], runs[spoken[end - 1]][1], words[count - 1]))
+        end = start
+    pauses = [one for one in runs if one[2] == SILENCE]
+    return sorted([*found, *pauses])

@@ -1,0 +1,165 @@
+"""The hybrid of a network and hidden Markov models: the baseline of seed 000 [§2.2; Bourlard and Morgan 1994].
+
+The network says of every frame how probable each tied state is. It learns from alignments, and then from whole
+sentences by lattice-free MMI. `python -m asr_lightning.tools.hybrid` makes what it needs besides.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import kaldifst
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from asr_lightning.batch import Batch
+from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.errors import InputError
+from asr_lightning.hmm.graph import as_graph, expand, numerator
+from asr_lightning.hmm.model import read_model
+from asr_lightning.hmm.search import GraphSearch
+from asr_lightning.hmm.store import AlignmentStore
+from asr_lightning.losses.graphs import Graph, GraphBatch
+from asr_lightning.losses.lattice_free_mmi import lattice_free_mmi_loss
+from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.nn.masks import real_frames
+from asr_lightning.text.lexicon import capitals
+
+ALIGNMENTS, PHONE_GRAMMAR, DECODING_GRAPH = "alignments.sqlite", "phone_grammar.fst", "HCLG.fst"
+UNALIGNED = -1  # in the place of a pdf
+
+
+class BLSTMHMM(Recognizer):
+    """Names a tied state for every frame; words are found in a graph of states, lexicon and grammar.
+
+    Args:
+        folder: What `tools.hybrid` has written: states, lexicon, alignments, graphs.
+        search: How words are found.
+        mmi_weight: Share in the loss of lattice-free MMI, from 0 to 1; the rest is the cross-entropy of frames. Its
+            graphs weight the transcript's pronunciations, and all that could have been said, by a phone grammar.
+        mmi_scale: Of log likelihoods in lattice-free MMI.
+        **recognizer: Arguments of `Recognizer`. The encoder must give a frame for every frame of the features.
+
+    Raises:
+        InputError: The folder cannot be read, or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        search: GraphSearch | None = None,
+        mmi_weight: float = 0.0,
+        mmi_scale: float = 0.3,
+        **recognizer: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(**recognizer)
+        if not (0.0 <= mmi_weight <= 1.0 and mmi_scale > 0.0):
+            raise InputError(
+                f"expected a mmi_weight from 0 to 1 and a mmi_scale above 0, got {mmi_weight} and {mmi_scale}"
+            )
+        self.folder = Path(folder)
+        self.search = search or GraphSearch()
+        self.mmi_weight = mmi_weight
+        self.mmi_scale = mmi_scale
+        self.states = read_model(self.folder)
+        self.output = nn.Linear(self.encoder.dimension, self.states.pdfs)
+        counts = torch.zeros(self.states.pdfs).index_add(
+            0, torch.from_numpy(self.states.pdf_of[1:]), torch.from_numpy(self.states.transition_counts[1:]).float()
+        )
+        self.log_priors: Tensor
+        priors = torch.where(counts > 0, counts / counts.sum(), 1.0)  # what was never seen is not to gain by being rare
+        self.register_buffer("log_priors", priors.log())
+
+    def log_likelihoods(self, encoded: Tensor) -> Tensor:
+        """Return the log likelihoods (B, T, pdfs) of frames, but for what all pdfs share, from (B, T, D)."""
+        return self.output(encoded).float().log_softmax(dim=2) - self.log_priors
+
+    def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the pdfs (B, T) of the frames, and their number (B,); none of an utterance that was not aligned."""
+        known = [self._alignments.get(id) for id in batch.ids]
+        rows = [torch.from_numpy(self.states.pdf_of[[] if ids is None else ids]) for ids in known]
+        lengths = torch.tensor([len(row) for row in rows])
+        targets = pad_sequence(rows, batch_first=True, padding_value=UNALIGNED)
+        return targets.to(self.device, non_blocking=True), lengths.to(self.device, non_blocking=True)
+
+    def decoder_loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the frames of each utterance, (B,); infinite without their pdfs."""
+        frames = encoded.shape[1]
+        targets = functional.pad(targets[:, :frames], (0, max(0, frames - targets.shape[1])), value=UNALIGNED)
+        losses = functional.cross_entropy(
+            self.output(encoded).float().flatten(0, 1), targets.flatten(), ignore_index=UNALIGNED, reduction="none"
+        ).unflatten(0, targets.shape)
+        means = (losses * real_frames(lengths, frames)).sum(dim=1) / lengths
+        return means.masked_fill(target_lengths != lengths, torch.inf)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the loss of each utterance per frame, (B,)."""
+        encoded, lengths = self(batch.audio, batch.audio_lengths)
+        losses = torch.zeros(len(batch), device=self.device)
+        if self.mmi_weight < 1.0:
+            losses = (1.0 - self.mmi_weight) * self.decoder_loss(encoded, lengths, *self.targets(batch))
+        if self.mmi_weight > 0.0:
+            losses = losses + self.mmi_weight * self.mmi_loss(encoded, lengths, batch.texts)
+        return losses
+
+    def mmi_loss(self, encoded: Tensor, lengths: Tensor, texts: list[str]) -> Tensor:
+        """Return the lattice-free MMI loss of each utterance per frame, (B,); infinite where a word is not known."""
+        graphs = [self._numerator(text) for text in texts]
+        scores = self.mmi_scale * self.log_likelihoods(encoded)
+        losses = lattice_free_mmi_loss(scores, lengths, GraphBatch.collate(graphs), self._denominator)
+        return losses / lengths
+
+    def _numerator(self, text: str) -> Graph:
+        try:
+            return as_graph(self.states, numerator(self.states, capitals(text).split(), self._phone_grammar))
+        except InputError:  # the loss of a graph that says nothing is infinite: the utterance is left out and named
+            nothing = torch.zeros(0, dtype=torch.int64)
+            return Graph(nothing, nothing, nothing, torch.zeros(0), torch.zeros(1), torch.full((1,), -torch.inf))
+
+    @torch.no_grad()
+    def recognize(self, batch: Batch) -> list[list[Hypothesis]]:
+        """Return the best sentence of each of the B utterances."""
+        encoded, lengths = self(batch.audio, batch.audio_lengths)
+        scores = self.log_likelihoods(encoded).cpu().numpy()
+        hypotheses = []
+        for row, length in zip(scores, lengths.tolist(), strict=True):
+            found = self.search(row[:length], self.states, self._decoding_graph)
+            tokens = tuple(self.tokenizer.encode(" ".join(found.words)))
+            hypotheses.append([Hypothesis(tokens, found.score)])
+        return hypotheses
+
+    # Read when they are needed: who trains on alignments needs no graphs, and who aligns no alignments.
+
+    @cached_property
+    def _alignments(self) -> AlignmentStore:
+        return AlignmentStore(self.folder / ALIGNMENTS)
+
+    @cached_property
+    def _phone_grammar(self) -> kaldifst.StdVectorFst:
+        return read_graph(self.folder / PHONE_GRAMMAR)
+
+    @cached_property
+    def _denominator(self) -> GraphBatch:
+        return GraphBatch.collate([as_graph(self.states, expand(self.states, self._phone_grammar, scale=1.0))])
+
+    @cached_property
+    def _decoding_graph(self) -> kaldifst.StdVectorFst:
+        return read_graph(self.folder / DECODING_GRAPH)
+
+
+def read_graph(path: Path) -> kaldifst.StdVectorFst:
+    """Read a transducer in OpenFst's binary form.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"no graph at {path.absolute()}; make it with `python -m asr_lightning.tools.hybrid`")
+    fst = kaldifst.StdVectorFst.read(str(path))
+    if fst is None or not fst.num_states:
+        raise InputError(
+            f"{path} is no graph that can be read; make it anew with `python -m asr_lightning.tools.hybrid`"
+        )
+    return fst

@@ -1,0 +1,211 @@
+"""Says when every phone and word of a corpus is spoken, by a trained hybrid: CTM files and TextGrids.
+
+Example: python -m asr_lightning.tools.align --checkpoint runs/demo/hybrid/seed1/checkpoints/last.ckpt \
+    --config experiments/demo/hybrid.yaml --subsets test-clean --output runs/demo/alignments
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import kaldi_hmm_gmm as kaldi
+import torch
+from praatio import textgrid
+from praatio.utilities.constants import Interval
+from tqdm import tqdm
+
+from asr_lightning.batch import Batch
+from asr_lightning.errors import InputError
+from asr_lightning.files import replacing
+from asr_lightning.hmm.alignment import align, in_seconds, phone_runs, word_runs
+from asr_lightning.hmm.graph import expand, sentence
+from asr_lightning.hmm.model import STATES, HiddenMarkovModel
+from asr_lightning.hmm.search import by_transition
+from asr_lightning.models.blstm_hmm import BLSTMHMM
+from asr_lightning.models.checkpoints import instantiate
+from asr_lightning.models.experiment import read_part
+from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.text.lexicon import capitals
+from asr_lightning.text.phones import Segment
+from asr_lightning.tools.transcribe import prepare
+from data_modules.corpus import CorpusDataModule
+from data_modules.sampler import EvaluationBatches
+
+ACOUSTIC_SCALE = 0.1
+
+Decodables = Callable[[Batch], list[tuple[kaldi.DecodableInterface, int]]]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """An utterance and its transition ids, one a frame; or why there are none."""
+
+    id: str
+    words: tuple[str, ...] = ()
+    transition_ids: tuple[int, ...] = ()
+    seconds: float = 0.0
+    problem: str = ""
+
+
+def align_batches(model: HiddenMarkovModel, batches: Iterable[Batch], decodables: Decodables) -> Iterator[Aligned]:
+    """Align utterances one by one; what cannot be aligned says why.
+
+    Args:
+        model: Whose states.
+        batches: Of utterances with transcripts.
+        decodables: Gives the scaled log likelihoods of each utterance of a batch, and how many frames it has.
+    """
+    for batch in batches:
+        if not len(batch):
+            continue
+        for number, (decodable, frames) in enumerate(decodables(batch)):
+            words = tuple(capitals(batch.texts[number]).split())
+            seconds = int(batch.audio_lengths[number]) / batch.sample_rate
+            yield _align(model, batch.ids[number], words, decodable, frames, seconds)
+
+
+def _align(
+    model: HiddenMarkovModel, id: str, words: tuple[str, ...], decodable: kaldi.DecodableInterface, frames: int,
+    seconds: float,
+) -> Aligned:  # fmt: skip
+    unknown = [word for word in words if word not in model.word_ids]
+    if unknown or not words:
+        return Aligned(id, problem=f"not in the lexicon: {', '.join(unknown)}" if unknown else "an empty transcript")
+    shortest = STATES * sum(min(map(len, model.lexicon.pronunciations[word])) for word in words)
+    if frames < shortest:
+        return Aligned(id, problem=f"too short: {frames} frames, its words need {shortest}")
+    ids = align(decodable, expand(model, sentence(model, words)))
+    if not ids:
+        return Aligned(id, problem="audio and transcript do not match: no way through within the beam")
+    return Aligned(id, words, tuple(ids), seconds)
+
+
+def of_network(recognizer: BLSTMHMM, scale: float = ACOUSTIC_SCALE) -> Decodables:
+    """Return what gives the log likelihoods of a network."""
+
+    @torch.no_grad()
+    def decodables(batch: Batch) -> list[tuple[kaldi.DecodableInterface, int]]:
+        batch = batch.to(recognizer.device)
+        encoded, lengths = recognizer(batch.audio, batch.audio_lengths)
+        scores = scale * recognizer.log_likelihoods(encoded).cpu().numpy()
+        return [
+            (kaldi.DecodableCtc(by_transition(recognizer.states, row[:length])), length)
+            for row, length in zip(scores, lengths.tolist(), strict=True)
+        ]
+
+    return decodables
+
+
+def open_corpus(config: Path, subsets: Sequence[str] | None) -> dict[str, EvaluationBatches]:
+    """Return the batches of subsets of an experiment's data; of those that it tests on, without `subsets`.
+
+    Raises:
+        InputError: There is no such experiment, data or subset.
+    """
+    try:
+        module, _ = instantiate(read_part(config, "data"), CorpusDataModule, "a corpus")  # type: ignore[type-abstract]
+    except InputError as error:
+        raise InputError(f"{config}: {error}") from error
+    chosen = list(dict.fromkeys(subsets or module.subsets["test"]))
+    if not chosen:
+        raise InputError(f"{config}: expected data with test_subsets, found none: give --subsets")
+    module.subsets = {**{role: [] for role in module.subsets}, "predict": chosen}
+    module.prepare_data()
+    module.setup("predict")
+    return module.predict_dataloader()
+
+
+def prepare_hybrid(checkpoint: Path, device: str) -> BLSTMHMM:
+    """Return the hybrid of a checkpoint.
+
+    Raises:
+        InputError: It holds no hybrid, or cannot be used.
+    """
+    recognizer: Recognizer = prepare(checkpoint, device, None)
+    if not isinstance(recognizer, BLSTMHMM):
+        raise InputError(f"{checkpoint}: expected a BLSTMHMM, found a {type(recognizer).__name__}")
+    return recognizer
+
+
+def write_subset(recognizer: BLSTMHMM, subset: str, batches: EvaluationBatches, output: Path) -> list[str]:
+    """Write `SUBSET.phones.ctm`, `SUBSET.words.ctm` and a TextGrid per utterance; return what could not be aligned."""
+    model, features = recognizer.states, recognizer.features
+    hop, window = features.hop_seconds, features.window_samples / features.sample_rate
+    problems = []
+    with (
+        replacing(output / f"{subset}.phones.ctm") as phones_path,
+        replacing(output / f"{subset}.words.ctm") as words_path,
+        phones_path.open("w", encoding="utf-8") as phones_file,
+        words_path.open("w", encoding="utf-8") as words_file,
+        tqdm(total=len(batches.durations), desc=subset, unit="utterance", disable=not sys.stderr.isatty()) as bar,
+    ):
+        for one in align_batches(model, batches, of_network(recognizer)):
+            bar.update()
+            if one.problem:
+                problems.append(f"{one.id}: {one.problem}")
+                continue
+            runs = phone_runs(model, one.transition_ids)
+            phones = in_seconds(runs, hop, window, one.seconds)
+            words = in_seconds(word_runs(model, runs, one.words), hop, window, one.seconds)
+            phones_file.writelines(ctm_rows(one.id, phones))
+            words_file.writelines(ctm_rows(one.id, words))
+            write_textgrid(output / "TextGrid" / subset / f"{one.id}.TextGrid", words, phones)
+    return problems
+
+
+def ctm_rows(id: str, segments: Sequence[Segment]) -> Iterator[str]:
+    """Give lines `UTTERANCE CHANNEL START DURATION LABEL`, in seconds."""
+    for segment in segments:
+        yield f"{id} 1 {segment.start:.4f} {segment.end - segment.start:.4f} {segment.label}\n"
+
+
+def write_textgrid(path: Path, words: Sequence[Segment], phones: Sequence[Segment]) -> None:
+    """Write Praat's TextGrid with the tiers `words` and `phones`, as the Montreal Forced Aligner has them."""
+    grid = textgrid.Textgrid()
+    for name, segments in (("words", words), ("phones", phones)):
+        entries = [Interval(one.start, one.end, one.label) for one in segments if one.end > one.start]
+        grid.addTier(textgrid.IntervalTier(name, entries, 0.0, phones[-1].end))
+    with replacing(path) as half:
+        grid.save(str(half), format="long_textgrid", includeBlankSpaces=True)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m asr_lightning.tools.align",
+        description="Write when phones and words are spoken: SUBSET.phones.ctm, SUBSET.words.ctm and\n"
+        "TextGrid/SUBSET/ID.TextGrid.",
+        epilog="An utterance that cannot be aligned is named on stderr with the reason, and the rest goes on. Exit "
+        "status: 0, 1 if there were such utterances, 2 if an option cannot be used.",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="of a BLSTMHMM that `lightning fit` has trained")
+    parser.add_argument("--config", type=Path, required=True, help="an experiment whose `data` is the corpus")
+    parser.add_argument("--subsets", nargs="+", help="of the corpus (default: those that the experiment tests on)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU where there is one"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    options = make_parser().parse_args(arguments)
+    try:
+        recognizer = prepare_hybrid(options.checkpoint, options.device)
+        problems = []
+        for subset, batches in open_corpus(options.config, options.subsets).items():
+            problems += write_subset(recognizer, subset, batches, options.output)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"Written to {options.output.absolute()}")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

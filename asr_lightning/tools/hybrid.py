@@ -1,0 +1,319 @@
+"""Makes what a BLSTM-HMM hybrid needs besides its network: states, alignments and graphs; and tunes its language model.
+
+Example: python -m asr_lightning.tools.hybrid prepare --config experiments/demo/hybrid.yaml \
+    --lexicon data/spoken/lexicon.txt --output runs/demo/hybrid/states
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import kaldi_hmm_gmm as kaldi
+import kaldifst
+import numpy as np
+import torch
+import yaml
+from tqdm import tqdm
+
+from asr_lightning.batch import Batch
+from asr_lightning.errors import InputError
+from asr_lightning.files import replacing, write_atomically
+from asr_lightning.hmm import gmm, tree
+from asr_lightning.hmm.alignment import phone_runs
+from asr_lightning.hmm.graph import decoding_graph, expand, phone_grammar, sentence
+from asr_lightning.hmm.model import HiddenMarkovModel
+from asr_lightning.hmm.questions import phonetic_questions
+from asr_lightning.hmm.search import GraphSearch
+from asr_lightning.hmm.store import AlignmentStore, write_alignments
+from asr_lightning.models.blstm_hmm import ALIGNMENTS, BLSTMHMM, DECODING_GRAPH, PHONE_GRAMMAR, read_graph
+from asr_lightning.models.checkpoints import instantiate
+from asr_lightning.models.experiment import read_part
+from asr_lightning.scoring.error_rates import ErrorRates
+from asr_lightning.text.arpa import read_arpa
+from asr_lightning.text.graphemes_to_phones import JointSequenceModel
+from asr_lightning.text.lexicon import Lexicon, capitals, cmudict, complete, read_lexicon
+from asr_lightning.text.ngram import NGram
+from asr_lightning.text.smoothing import kneser_ney
+from asr_lightning.tools.align import Aligned, Decodables, align_batches, of_network, open_corpus, prepare_hybrid
+from asr_lightning.tools.ngram import find_texts, read_sentences
+from data_modules.corpus import CorpusDataModule
+
+SHOWN = 10  # utterances that could not be aligned
+
+
+def subsets_of(config: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the subsets that an experiment trains on, and of those that it is evaluated on meanwhile.
+
+    Raises:
+        InputError: There is no such experiment, or it trains on nothing.
+    """
+    module, _ = instantiate(read_part(config, "data"), CorpusDataModule, "a corpus")  # type: ignore[type-abstract]
+    if not module.subsets["train"]:
+        raise InputError(f"{config}: expected data with train_subsets, found none")
+    return module.subsets["train"], [one for one in module.subsets["validation"] if one not in module.subsets["train"]]
+
+
+def every(config: Path, subsets: Sequence[str], title: str) -> Iterator[Batch]:
+    """Give the batches of subsets, with a progress bar."""
+    for subset, batches in open_corpus(config, subsets).items():
+        with tqdm(
+            total=len(batches.durations), desc=f"{title}: {subset}", unit="utterance", disable=not sys.stderr.isatty()
+        ) as bar:
+            for batch in batches:
+                yield batch
+                bar.update(len(batch))
+
+
+def prepare(options: argparse.Namespace) -> str:
+    """Train Gaussian mixtures, tie states, align everything, make the graphs; return what to tell the user."""
+    train, validation = subsets_of(options.config)
+    transcripts = [text for batch in every(options.config, train, "transcripts") for text in batch.texts]
+    ngram = read_or_estimate(options, transcripts)
+    lexicon, report = make_lexicon(options, transcripts, ngram)
+    write_atomically(
+        options.output / "left_out.txt", "".join(f"{word} {count}\n" for word, count in report.most_common())
+    )
+    said = [f"{len(lexicon)} words in the lexicon; {len(report)} of the text are in none and left out (left_out.txt)."]
+    mixtures = train_mixtures(options, HiddenMarkovModel.monophone(lexicon), train)
+    tied = tie_states(options, mixtures, train)
+    said.append(f"{tied.pdfs} tied states.")
+    aligned = align_batches(
+        mixtures.model, every(options.config, [*train, *validation], "alignment"), of_mixtures(mixtures)
+    )
+    said += finish(options.output, mixtures.model, tied, aligned)
+    with replacing(options.output / DECODING_GRAPH) as half:
+        decoding_graph(tied, ngram).write(str(half))
+    return "\n".join([*said, f"Written to {options.output.absolute()}"])
+
+
+def read_or_estimate(options: argparse.Namespace, transcripts: Sequence[str]) -> NGram:
+    """Return the language model: an ARPA file, or one of texts, or of the transcripts."""
+    if options.arpa is not None:
+        return read_arpa(options.arpa)
+    texts = read_sentences(find_texts(options.text), options.skip_columns) if options.text else transcripts
+    return kneser_ney([capitals(text).split() for text in texts], options.order)
+
+
+def make_lexicon(options: argparse.Namespace, transcripts: Sequence[str], ngram: NGram) -> tuple[Lexicon, Counter[str]]:
+    """Return the lexicon with what a trained model says of words that it lacks, and how often others come."""
+    lexicon = cmudict() if options.lexicon == "cmudict" else read_lexicon(options.lexicon)
+    wanted = [*(word for text in transcripts for word in capitals(text).split()), *ngram.tokens]
+    wanted = [word for word in wanted if not word.startswith("<")]
+    unknown = [word for word in wanted if word not in lexicon]
+    g2p = JointSequenceModel.train(lexicon) if options.unknown_words == "guess" and unknown else None
+    guessed, left_out = complete(lexicon, unknown, g2p)
+    return Lexicon({**lexicon.pronunciations, **guessed.pronunciations}), left_out
+
+
+def train_mixtures(options: argparse.Namespace, model: HiddenMarkovModel, train: Sequence[str]) -> gmm.GaussianMixtures:
+    """Train Gaussian mixtures of monophones on the first minutes of the training data."""
+    examples: list[gmm.Example] = []
+    seconds = 0.0
+    for id, words, features in utterances(every(options.config, train, "features")):
+        if all(word in model.word_ids for word in words):
+            examples.append(gmm.Example(id, features, expand(model, sentence(model, words))))
+            seconds += len(features) * gmm.HOP_SECONDS
+        if seconds > 60 * options.gmm_minutes:
+            break
+    rows = ["pass,log_likelihood_per_frame,gaussians,not_aligned\n"]
+    with tqdm(total=options.passes, desc="Gaussian mixtures", unit="pass", disable=not sys.stderr.isatty()) as bar:
+        for one, trained in gmm.train(model, examples, options.passes, options.gaussians, options.seed):
+            mixtures = trained
+            rows.append(f"{one.number},{one.log_likelihood:.4f},{one.gaussians},{one.failed}\n")
+            bar.update()
+            bar.set_postfix(log_likelihood=f"{one.log_likelihood:.2f}")
+    write_atomically(options.output / "mixtures.csv", "".join(rows))
+    return mixtures
+
+
+def utterances(batches: Iterable[Batch]) -> Iterator[tuple[str, list[str], np.ndarray]]:
+    """Give the name, the words and the features (T, D) of every utterance, as Gaussian mixtures read them."""
+    features = gmm.CepstralFeatures()
+    for batch in batches:
+        for id, text, audio, length in zip(batch.ids, batch.texts, batch.audio, batch.audio_lengths, strict=True):
+            yield id, capitals(text).split(), features(audio[:length])
+
+
+def of_mixtures(mixtures: gmm.GaussianMixtures) -> Decodables:
+    """Return what gives the log likelihoods of Gaussian mixtures."""
+
+    def decodables(batch: Batch) -> list[tuple[kaldi.DecodableInterface, int]]:
+        return [(mixtures.decodable(features), len(features)) for _, _, features in utterances([batch])]
+
+    return decodables
+
+
+def tie_states(options: argparse.Namespace, mixtures: gmm.GaussianMixtures, train: Sequence[str]) -> HiddenMarkovModel:
+    """Return the model with triphones tied, by statistics of the training data."""
+    model = mixtures.model
+
+    def aligned() -> Iterator[tuple[np.ndarray, Sequence[int]]]:
+        for batch in every(options.config, train, "triphones"):
+            found = align_batches(model, [batch], of_mixtures(mixtures))
+            for one, (_, _, features) in zip(found, utterances([batch]), strict=True):
+                if not one.problem:
+                    yield features, one.transition_ids
+
+    return tree.tie(
+        model, tree.accumulate(model, aligned()), options.tied_states, phonetic_questions(model.phones),
+        options.least_frames,
+    )  # fmt: skip
+
+
+def finish(output: Path, before: HiddenMarkovModel, tied: HiddenMarkovModel, aligned: Iterable[Aligned]) -> list[str]:
+    """Write alignments in the states of a tied model, the phone grammar that follows, and the model with its counts."""
+    problems: list[str] = []
+
+    def converted() -> Iterator[tuple[str, Iterable[int]]]:
+        for one in aligned:
+            if one.problem:
+                problems.append(f"{one.id}: {one.problem}")
+            else:
+                yield one.id, one.transition_ids if before is tied else tree.convert(before, tied, one.transition_ids)
+
+    write_alignments(output / ALIGNMENTS, converted())
+    store = AlignmentStore(output / ALIGNMENTS)
+    counts = np.zeros(len(tied.pdf_of))
+    for _, ids in store:
+        counts += np.bincount(ids, minlength=len(counts))
+    tied = tied.with_counts(counts)
+    tied.write(output)
+    spoken = phone_grammar([tied.phone_ids[phone] for *_, phone in phone_runs(tied, ids)] for _, ids in store)
+    kaldifst.arcsort(spoken, sort_type="ilabel")
+    with replacing(output / PHONE_GRAMMAR) as half:
+        spoken.write(str(half))
+    more = len(problems) - SHOWN
+    return [
+        f"{len(store)} utterances aligned, {len(problems)} not.",
+        *problems[:SHOWN],
+        *([f"... and {more} more"] if more > 0 else []),
+    ]
+
+
+def realign(options: argparse.Namespace) -> str:
+    """Align everything by a network, with the states that it knows; return what to tell the user."""
+    recognizer = prepare_hybrid(options.checkpoint, options.device)
+    train, validation = subsets_of(options.config)
+    model = recognizer.states
+    batches = every(options.config, [*train, *validation], "alignment")
+    said = finish(options.output, model, model, align_batches(model, batches, of_network(recognizer)))
+    with replacing(options.output / DECODING_GRAPH) as half:
+        read_graph(recognizer.folder / DECODING_GRAPH).write(str(half))
+    return "\n".join([*said, f"Written to {options.output.absolute()}"])
+
+
+def tune(options: argparse.Namespace) -> str:
+    """Find the acoustic scale with the fewest word errors; return a table."""
+    recognizer = prepare_hybrid(options.checkpoint, options.device)
+    graph = read_graph(recognizer.folder / DECODING_GRAPH)
+    rates = {scale: ErrorRates() for scale in options.scales}
+    for batch in every(options.config, options.subsets or subsets_of(options.config)[1], "search"):
+        for text, scores in zip(batch.texts, scores_of(recognizer, batch), strict=True):
+            for scale, rate in rates.items():
+                search = GraphSearch(scale, recognizer.search.beam, recognizer.search.max_active)
+                rate.update([text], [" ".join(search(scores, recognizer.states, graph).words)])
+    found = {scale: float(rate.compute()["wer"]) for scale, rate in rates.items()}
+    best = min(found, key=lambda scale: found[scale])
+    part = {
+        "class_path": "asr_lightning.hmm.search.GraphSearch",
+        "init_args": {
+            "acoustic_scale": best,
+            "beam": recognizer.search.beam,
+            "max_active": recognizer.search.max_active,
+        },
+    }
+    write_atomically(options.output, yaml.safe_dump({"model": {"init_args": {"search": part}}}))
+    lines = [f"acoustic scale {scale:g} (language model weight {1 / scale:.1f}): WER {100 * rate:.2f} %"
+             for scale, rate in found.items()]  # fmt: skip
+    return "\n".join([*lines, f"The best, {best:g}, is in {options.output.absolute()}: give it as a second --config"])
+
+
+@torch.no_grad()
+def scores_of(recognizer: BLSTMHMM, batch: Batch) -> list[np.ndarray]:
+    """Return the log likelihoods (T, pdfs) of each utterance."""
+    batch = batch.to(recognizer.device)
+    encoded, lengths = recognizer(batch.audio, batch.audio_lengths)
+    scores = recognizer.log_likelihoods(encoded).cpu().numpy()
+    return [row[:length] for row, length in zip(scores, lengths.tolist(), strict=True)]
+
+
+def _above(zero: Callable[[str], float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        number = zero(text)
+        if not number > 0:
+            raise ValueError
+        return number
+
+    parse.__name__ = "number above 0"  # as argparse names it in messages
+    return parse
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m asr_lightning.tools.hybrid", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", type=Path, required=True, help="an experiment; its `data` is the corpus")
+    network = argparse.ArgumentParser(add_help=False)
+    network.add_argument(
+        "--checkpoint", type=Path, required=True, help="of a BLSTMHMM that `lightning fit` has trained"
+    )
+    network.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU where there is one"
+    )
+    one = commands.add_parser(
+        "prepare", parents=[shared], help="states, alignments and graphs from Gaussian mixtures",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    one.add_argument(
+        "--lexicon", required=True, help="a file in the form of CMUdict, LibriSpeech, Kaldi or MFA; or `cmudict`"
+    )
+    one.add_argument("--unknown-words", choices=("guess", "leave"), default="guess", help="say them as a model that is "
+                     "trained on the lexicon does, or leave utterances with them out")  # fmt: skip
+    one.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where everything goes")
+    one.add_argument(
+        "--arpa", type=Path, help="language model of words (estimated from --text, or else the transcripts)"
+    )
+    one.add_argument("--text", nargs="+", metavar="FILE", help="sentences that the language model is estimated from")
+    one.add_argument(
+        "--skip-columns", type=int, default=0, metavar="N", help="words at the start of their lines that are no text"
+    )
+    one.add_argument("--order", type=int, default=3, help="of the language model that is estimated")
+    one.add_argument("--passes", type=int, default=40, help="over the data of the Gaussian mixtures")
+    one.add_argument("--gaussians", type=int, default=1000, help="in all mixtures together")
+    one.add_argument(
+        "--gmm-minutes", type=_above(float), default=60.0, help="of audio that the mixtures learn from, held in memory"
+    )
+    one.add_argument("--tied-states", type=int, default=500, help="at most")
+    one.add_argument("--least-frames", type=_above(float), default=100.0, help="that a tied state needs")
+    one.add_argument("--seed", type=int, default=1, help="of the first alignments")
+    one.set_defaults(run=prepare)
+    one = commands.add_parser("realign", parents=[shared, network], help="the same from a network's alignments")
+    one.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where everything goes")
+    one.set_defaults(run=realign)
+    one = commands.add_parser("tune", parents=[shared, network], help="find the best weight of the language model")
+    one.add_argument("--subsets", nargs="+", help="default: those that the experiment validates on")
+    one.add_argument(
+        "--scales", nargs="+", type=_above(float), default=[0.05, 0.07, 0.1, 0.14, 0.2, 0.3],
+        help="of log likelihoods (default: 0.05 0.07 0.1 0.14 0.2 0.3)",
+    )  # fmt: skip
+    one.add_argument("--output", type=Path, required=True, metavar="YAML", help="where the best one goes")
+    one.set_defaults(run=tune)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    options = make_parser().parse_args(arguments)
+    try:
+        print(options.run(options))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
