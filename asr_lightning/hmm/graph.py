@@ -113,7 +113,8 @@ def grammar(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVectorFst:
     """Return an n-gram as a transducer on word ids; backing off reads the id behind the last word's.
 
     Words that the lexicon lacks are left out. `<unk>` is one of them: what it stands for cannot be recognised.
-    Where an n-gram is less probable than backing off from it, as estimation hardly makes any, the latter is taken.
+    A path may back off where an n-gram is there, too, as everywhere in Kaldi. The best path of a sentence weighs as
+    much as `NGram.score` says, or more: backing off forgets words, and what comes next may be more probable without.
     """
     backing_off = len(model.words) + 1
     start_id, end_id = ngram.id_of(SENTENCE_START), ngram.id_of(SENTENCE_END)
@@ -189,7 +190,10 @@ def expand(
     if not symbols:
         kaldifst.rmepsilon(graph)  # what a grammar backs off to multiplies the arcs where its symbols were
     kaldifst.minimize_encoded(graph)
-    return kaldi.add_self_loops(scale, [], False, transitions, graph)
+    looping = kaldi.add_self_loops(scale, [], False, transitions, graph)
+    if not symbols:
+        kaldifst.rmepsilon(looping)  # loops were put behind arcs that read nothing, where a state has several followers
+    return looping
 
 
 def _forget(fst: kaldifst.StdVectorFst, symbols: set[int]) -> None:
