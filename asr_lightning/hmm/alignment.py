@@ -21,7 +21,7 @@ def align(
         decodable: The log likelihoods of an utterance's frames.
         graph: From transition ids to word ids, of its transcript.
         beam: Of log probabilities, below the best at each frame.
-        retry_beam: The same, of a second attempt.
+        retry_beam: The same, of a second attempt; the wider one.
     """
     config = kaldi.AlignConfig(beam, retry_beam, False)
     *_, alignment, _ = kaldi.align_utterance_wrapper(config, "", 1.0, graph, decodable, 0, 0, 0, 0.0, 0)
