@@ -123,7 +123,7 @@ class _Reader:
     def _integer(self, allowed: Collection[int], size: int = 4) -> int:
         number = int.from_bytes(self.data[self.place + 1 : self.place + 5], "little", signed=True)
         whole = self.data.startswith(struct.pack("b", size), self.place) and self.place + 5 <= len(self.data)
-        self._demand(whole and number in allowed, f"a number of {allowed}")
+        self._demand(whole and number in allowed, f"a number in {allowed}")
         self.place += 5
         return number
 
@@ -137,7 +137,7 @@ class _Reader:
         if self.data.startswith(b"SE ", self.place):
             self.place += 3
             self._integer(keys)
-            size = 4 * self._integer(values[1:])
+            size = 4 * self._integer(range(1, len(values) + 1))
             packed = self.data[self.place : self.place + size]
             members = np.frombuffer(packed[: len(packed) // 4 * 4], dtype="<i4")
             there = len(packed) == size and set(members.tolist()) <= set(values)

@@ -10,12 +10,14 @@ import numpy as np
 from asr_lightning.hmm.kaldi_tree import EDGE, LEFT, RIGHT, Node, as_kaldi
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel
 from asr_lightning.text.lexicon import Lexicon
+from asr_lightning.text.ngram import NGram
 
 # Pronunciations that begin others, two of a word, the same of two words; and A BEE says a b b in two ways.
 LEXICON = Lexicon(
     {"A": (("a",), ("a", "b")), "BE": (("b",),), "BEE": (("b",), ("b", "b")), "SAY": (("s", "a"), ("a", "s"))}
 )
 SIL, SPN, A, B, S = range(1, 6)
+TEXT = ["A BE", "BE A A", "BEE A BE", "A", "ZOO A", "BE BE", "A BE A"]  # the lexicon has no ZOO, nobody says SAY
 NO_ROWS = np.zeros(0, dtype=np.int64)
 
 
@@ -65,13 +67,10 @@ def counted(model: HiddenMarkovModel) -> HiddenMarkovModel:
 
 def transition_log_probs(model: HiddenMarkovModel) -> np.ndarray:
     """Relative frequencies in states that were seen at least five times, else 3/4 for staying."""
-    probs = [1.0]
-    for id in range(1, len(model.pdf_of)):
-        total = model.transition_counts[model.pdf_of == model.pdf_of[id]].sum()
-        total -= model.transition_counts[0] if model.pdf_of[id] == model.pdf_of[0] else 0.0
-        unseen = 0.75 if model.stays[id] else 0.25
-        probs.append(model.transition_counts[id] / total if total >= 5 else unseen)
-    return np.log(probs)
+    counts = model.transition_counts.copy()
+    counts[0] = 0.0
+    totals = np.bincount(model.pdf_of, counts)[model.pdf_of]
+    return np.log(np.where(totals >= 5, counts / totals, np.where(model.stays, 0.75, 0.25)).clip(1e-9))
 
 
 def transition_ids(model: HiddenMarkovModel, phones: Sequence[int], durations: Sequence[int]) -> list[int]:
@@ -92,15 +91,38 @@ def durations(frames: int, states: int) -> Iterator[tuple[int, ...]]:
         yield tuple(np.diff([0, *borders, frames]).tolist())
 
 
-def parses(lexicon: Lexicon, phones: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def parses(lexicon: Lexicon, phones: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """The words that phones can say, pauses before words and at the end being no part of them."""
-    rest = tuple(phones[1:] if phones[:1] == ("SIL",) else phones)
+    rest = phones[1:] if phones[:1] == ("SIL",) else phones
     if not rest:
         yield ()
     for word, some in lexicon.pronunciations.items():
         for one in some:
             if rest[: len(one)] == one:
                 yield from ((word, *more) for more in parses(lexicon, rest[len(one) :]))
+
+
+def best_score(ngram: NGram, words: tuple[str, ...]) -> float:
+    """The log probability of a sentence, if one may back off everywhere."""
+    grams = {}
+    for length, level in enumerate(ngram.levels, 1):
+        for row, *values in zip(ngram.rows(length).tolist(), level.log_probs, level.backoffs, strict=True):
+            grams[tuple(ngram.tokens[id] for id in row)] = values
+
+    def known(context: tuple[str, ...]) -> tuple[str, ...]:
+        return next(context[n:] for n in range(len(context) + 1) if context[n:] in grams or n == len(context))
+
+    def follow(context: tuple[str, ...], rest: tuple[str, ...]) -> float:
+        gram = (*context, *(rest[:1] or ("</s>",)))
+        here = back = -math.inf
+        if gram in grams:
+            behind = known(gram[-(ngram.order - 1) :] if ngram.order > 1 else ())
+            here = float(grams[gram][0]) + (follow(behind, rest[1:]) if rest else 0.0)
+        if context:
+            back = float(grams[context][1]) + follow(known(context[1:]), rest)
+        return max(here, back)
+
+    return follow(("<s>",) if ngram.order > 1 else (), words)
 
 
 class Transducer:

@@ -11,10 +11,12 @@ import torch
 from small_models import (
     LEXICON,
     SIL,
+    TEXT,
     A,
     B,
     S,
     Transducer,
+    best_score,
     durations,
     monophone,
     parses,
@@ -43,7 +45,6 @@ from asr_lightning.text.smoothing import kneser_ney
 
 ROUNDING = 0.01  # minimisation makes weights multiples of 1 / 1024
 PAUSE = math.log(0.5)  # of a pause as of none
-TEXT = ["A BE", "BE A A", "BEE A BE", "A", "ZOO A", "BE BE", "A BE A"]  # the lexicon has no ZOO, nobody says SAY
 both = pytest.mark.parametrize("make", [monophone, tied])
 
 Said = dict[tuple[str, ...], float]  # words, and their log weight
@@ -140,29 +141,6 @@ def test_expanding_leaves_what_is_expanded() -> None:
     spoken = phone_grammar([[A, B], [B, SIL, A]])
     first, second = (Transducer(expand(model, spoken, scale=1.0)) for _ in range(2))
     assert first.arcs == second.arcs and first.final == second.final
-
-
-def best_score(ngram: NGram, words: tuple[str, ...]) -> float:
-    """The log probability of a sentence, if one may back off everywhere."""
-    grams = {}
-    for length, level in enumerate(ngram.levels, 1):
-        for row, *values in zip(ngram.rows(length).tolist(), level.log_probs, level.backoffs, strict=True):
-            grams[tuple(ngram.tokens[id] for id in row)] = values
-
-    def known(context: tuple[str, ...]) -> tuple[str, ...]:
-        return next(context[n:] for n in range(len(context) + 1) if context[n:] in grams or n == len(context))
-
-    def follow(context: tuple[str, ...], rest: tuple[str, ...]) -> float:
-        gram = (*context, *(rest[:1] or ("</s>",)))
-        here = back = -math.inf
-        if gram in grams:
-            behind = known(gram[-(ngram.order - 1) :] if ngram.order > 1 else ())
-            here = float(grams[gram][0]) + (follow(behind, rest[1:]) if rest else 0.0)
-        if context:
-            back = float(grams[context][1]) + follow(known(context[1:]), rest)
-        return max(here, back)
-
-    return follow(("<s>",) if ngram.order > 1 else (), words)
 
 
 @both

@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -10,7 +8,6 @@ import pytest
 from small_models import LEXICON, SIL, asking_trees, monophone, tied, transition_log_probs, walk
 
 from asr_lightning.errors import InputError
-from asr_lightning.hmm.kaldi_tree import read_tree
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel, read_model
 from asr_lightning.text.lexicon import Lexicon
 
@@ -138,48 +135,6 @@ def test_the_files_of_two_models_are_not_mixed(tmp_path: Path) -> None:
         read_model(tmp_path / "tied")
 
 
-DAMAGE = """
-import sys
-from itertools import product
-from pathlib import Path
-import kaldi_hmm_gmm as kaldi
-from asr_lightning.hmm.kaldi_tree import read_tree
-from asr_lightning.hmm.model import STATES, topology
-
-phones = 5
-data = Path(sys.argv[1]).read_bytes()
-pdfs = read_tree(data, phones, STATES).num_pdfs
-cut = [data[:size] + end for size in range(len(data)) for end in (b"", b"EndContextDependency ")]
-doubled = [data[:place] + data[place - 4 :] for place in range(4, len(data), 3)]
-flipped = [bytes([*data[:n], data[n] ^ bit, *data[n + 1 :]]) for n in range(len(data)) for bit in (1, 4, 32, 128)]
-refused = taken = 0
-for damaged in cut + doubled + flipped:
-    try:
-        tree = read_tree(damaged, phones, STATES)
-    except ValueError as error:
-        assert "expected a tree in Kaldi's binary form" in str(error), error
-        refused += 1
-        continue
-    taken += 1  # another phone in a question, or two pdfs exchanged: nobody can know
-    assert len(damaged) == len(data) and tree.num_pdfs == pdfs
-    kaldi.TransitionModel(tree, topology(phones))
-    for left, phone, right, state in product(range(phones + 1), range(1, phones + 1), range(phones + 1), range(STATES)):
-        found, pdf = tree.compute([left, phone, right] if tree.context_width == 3 else [phone], state)
-        assert found and 0 <= pdf < pdfs
-print(refused, taken)
-"""
-
-
-@both
-def test_no_damage_to_a_tree_ends_the_process(make: Callable[[], HiddenMarkovModel], tmp_path: Path) -> None:
-    make().write(tmp_path)
-    command = [sys.executable, "-c", DAMAGE, str(tmp_path / "tree")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    refused, taken = map(int, done.stdout.split())
-    assert refused > 20 * taken
-
-
 def test_damage_to_counts_is_refused_or_leaves_counts(tmp_path: Path) -> None:
     monophone().write(tmp_path)
     path = tmp_path / "transitions.npy"
@@ -194,15 +149,6 @@ def test_damage_to_counts_is_refused_or_leaves_counts(tmp_path: Path) -> None:
                 assert "transitions.npy" in str(error)
                 refused += 1
     assert refused > 60
-
-
-def test_trees_of_other_phones_or_states_are_refused(tmp_path: Path) -> None:
-    monophone().write(tmp_path)
-    data = (tmp_path / "tree").read_bytes()
-    assert read_tree(data, 5, STATES).num_pdfs == 15
-    for phones, states in [(4, STATES), (6, STATES), (5, 2)]:
-        with pytest.raises(ValueError, match="expected a tree"):
-            read_tree(data, phones, states)
 
 
 def test_a_word_may_be_said_as_noise(tmp_path: Path) -> None:
