@@ -21,7 +21,7 @@ def align(
         decodable: The log likelihoods of an utterance's frames.
         graph: From transition ids to word ids, of its transcript.
         beam: Of log probabilities, below the best at each frame.
-        retry_beam: The same, of a second attempt.
+        retry_beam: The same, of a second attempt; the wider one.
     """
     config = kaldi.AlignConfig(beam, retry_beam, False)
     *_, alignment, _ = kaldi.align_utterance_wrapper(config, "", 1.0, graph, decodable, 0, 0, 0, 0.0, 0)
@@ -56,10 +56,15 @@ def in_seconds(runs: Runs, hop: float, window: float, seconds: float) -> list[Se
 def word_runs(model: HiddenMarkovModel, runs: Runs, words: Sequence[str]) -> Runs:
     """Return which frames belong to which word, and to pauses between them.
 
+    Where phones can be parted among words in several ways, the later words are as long as possible.
+
     Args:
         model: Whose lexicon says how words are said.
         runs: Of phones.
         words: Of the transcript.
+
+    Raises:
+        ValueError: The phones do not say the words.
     """
     spoken = [number for number, (*_, phone) in enumerate(runs) if phone != SILENCE]
     phones = [runs[number][2] for number in spoken]
@@ -70,8 +75,11 @@ def word_runs(model: HiddenMarkovModel, runs: Runs, words: Sequence[str]) -> Run
         for count in before[place]:
             for pronunciation in model.lexicon.pronunciations[words[count]] if count < len(words) else ():
                 end = place + len(pronunciation)
-                if tuple(phones[place:end]) == pronunciation:
+                whole = tuple(phones[place:end]) == pronunciation
+                if whole and spoken[end - 1] - spoken[place] == end - 1 - place:  # words have no pauses in them
                     before[end].setdefault(count + 1, place)
+    if len(words) not in before[-1]:
+        raise ValueError(f"expected phones that say {' '.join(words)!r}, got {' '.join(phones)!r}")
     found: Runs = []
     end = len(phones)
     for count in range(len(words), 0, -1):

@@ -1,5 +1,6 @@
 """Monophones with Gaussian mixtures, trained from a flat start [Young et al., "The HTK Book", §3], by Kaldi's code."""
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from asr_lightning.hmm.model import HiddenMarkovModel
 
 ACOUSTIC_SCALE = 0.1
 HOP_SECONDS = 0.010
+LEAST_FRAMES = 20.0  # of a Gaussian, where there is another one of the same pdf
+OCCUPANCY_POWER = 0.2  # how much more Gaussians a pdf has that was seen more often
+PERTURBATION = 0.01  # standard deviations between halves of a Gaussian and itself
 GAUSSIANS_UPDATED = kaldi.str_to_gmm_flags("mvw")  # means, variances, weights
 
 
@@ -84,6 +88,7 @@ def train(
         raise InputError("expected utterances to train Gaussian mixtures on, got none")
     states = GaussianMixtures(model, _flat(model.pdfs, examples))
     alignments = {one.id: _equal(one, seed) for one in examples}
+    random = np.random.default_rng(seed)
     growing = max(1, 3 * passes // 4)
     for number in range(1, passes + 1):
         if number > 1 and (number <= 10 or number % 2 == 0):
@@ -93,7 +98,7 @@ def train(
         if failed == len(examples):
             raise InputError(f"none of {failed} utterances could be aligned: do transcripts and audio belong together?")
         wanted = model.pdfs + (gaussians - model.pdfs) * min(number, growing) // growing
-        log_likelihood, states = _update(states, examples, alignments, max(model.pdfs, wanted))
+        log_likelihood, states = _update(states, examples, alignments, wanted, random)
         yield Pass(number, log_likelihood, states.mixtures.num_gauss, failed), states
 
 
@@ -101,16 +106,19 @@ def _flat(pdfs: int, examples: Sequence[Example]) -> kaldi.AmDiagGmm:
     """Give every pdf the mean and variance of all frames."""
     everything = np.concatenate([one.features for one in examples])
     variance = np.maximum(everything.var(axis=0, dtype=np.float64), 1e-3)
-    gaussian = kaldi.DiagGmm(1, everything.shape[1])
-    gaussian.set_weights(np.ones(1, dtype=np.float32))
-    gaussian.set_invvars_and_means(
-        (1.0 / variance).astype(np.float32)[None], everything.mean(axis=0, dtype=np.float64).astype(np.float32)[None]
-    )
-    gaussian.compute_gconsts()
+    gaussian = _mixture(np.ones(1), everything.mean(axis=0, dtype=np.float64)[None], variance[None])
     mixtures = kaldi.AmDiagGmm()
     mixtures.init(gaussian, pdfs)
     mixtures.compute_gconsts()
     return mixtures
+
+
+def _mixture(weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> kaldi.DiagGmm:
+    mixture = kaldi.DiagGmm(*means.shape)
+    mixture.set_weights(weights.astype(np.float32))
+    mixture.set_invvars_and_means((1.0 / variances).astype(np.float32), means.astype(np.float32))
+    mixture.compute_gconsts()
+    return mixture
 
 
 def _equal(one: Example, seed: int) -> list[int]:
@@ -119,7 +127,11 @@ def _equal(one: Example, seed: int) -> list[int]:
 
 
 def _update(
-    states: GaussianMixtures, examples: Sequence[Example], alignments: dict[str, list[int]], gaussians: int
+    states: GaussianMixtures,
+    examples: Sequence[Example],
+    alignments: dict[str, list[int]],
+    gaussians: int,
+    random: np.random.Generator,
 ) -> tuple[float, GaussianMixtures]:
     """Return the mean log likelihood of a frame, and what maximises that of all frames given the alignments."""
     model, mixtures = states.model, states.mixtures
@@ -134,14 +146,57 @@ def _update(
             total += statistics.accumulate_for_gmm(mixtures, frame, pdf, 1.0)
     kaldi.mle_am_diag_gmm_update(kaldi.MleDiagGmmOptions(), statistics, GAUSSIANS_UPDATED, mixtures)
     if gaussians > mixtures.num_gauss:
-        occupancies = np.bincount(model.pdf_of[1:], counts[1:], minlength=model.pdfs).astype(np.float32)
-        mixtures.split_by_count(occupancies, gaussians, 0.01, 0.2, 20.0)
+        mixtures = _split(mixtures, np.bincount(model.pdf_of[1:], counts[1:], minlength=model.pdfs), gaussians, random)
     mixtures.compute_gconsts()
     return total / max(1.0, counts.sum()), GaussianMixtures(model.with_counts(counts), mixtures)
 
 
+def _split(
+    mixtures: kaldi.AmDiagGmm, frames: np.ndarray, gaussians: int, random: np.random.Generator
+) -> kaldi.AmDiagGmm:
+    """Split Gaussians in two; Kaldi's own code has random numbers that nobody can have again.
+
+    Args:
+        mixtures: Of all pdfs.
+        frames: (pdfs,) that each was seen with.
+        gaussians: Wanted in all; pdfs that were seen too seldom get fewer.
+        random: Says where the halves go.
+    """
+    sizes = [1] * len(frames)
+    shares = frames**OCCUPANCY_POWER
+    waiting = [(-share, pdf) for pdf, share in enumerate(shares.tolist())]
+    heapq.heapify(waiting)
+    left = gaussians - len(frames)
+    while left > 0 and waiting:
+        _, pdf = heapq.heappop(waiting)
+        if frames[pdf] > LEAST_FRAMES * (sizes[pdf] + 1):
+            sizes[pdf] += 1
+            left -= 1
+            heapq.heappush(waiting, (-shares[pdf] / sizes[pdf], pdf))
+    grown = kaldi.AmDiagGmm()
+    for pdf, size in enumerate(sizes):
+        grown.add_pdf(_halve(mixtures.get_pdf(pdf), size, random))
+    return grown
+
+
+def _halve(mixture: kaldi.DiagGmm, size: int, random: np.random.Generator) -> kaldi.DiagGmm:
+    """Split the Gaussian of the greatest weight, until there are so many."""
+    weights, means, variances = (
+        np.array(one, dtype=np.float64) for one in (mixture.weights, mixture.means, mixture.vars)
+    )
+    while len(weights) < size:
+        heaviest = int(weights.argmax())
+        weights[heaviest] /= 2
+        step = PERTURBATION * np.sqrt(variances[heaviest]) * random.standard_normal(means.shape[1])
+        weights = np.append(weights, weights[heaviest])
+        variances = np.concatenate([variances, variances[heaviest : heaviest + 1]])
+        means = np.concatenate([means, means[heaviest : heaviest + 1] + step])
+        means[heaviest] -= step
+    return _mixture(weights, means, variances)
+
+
 class CepstralFeatures:
-    """What Gaussian mixtures read: 13 cepstral coefficients without their mean, and their first and second differences.
+    """What Gaussian mixtures read: 13 cepstral coefficients, normalised in each utterance, and two differences of each.
 
     Args:
         sample_rate: Samples per second.

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import kaldi_hmm_gmm as kaldi
 import kaldifst
@@ -15,7 +15,7 @@ from asr_lightning.text.ngram import SENTENCE_END, SENTENCE_START, NGram
 from asr_lightning.text.phones import SILENCE
 
 SILENCE_PROBABILITY = 0.5  # of a pause before a word, and at the end
-SELF_LOOP_SCALE = 0.1  # of the log probability of staying in a state, beside scaled-down acoustics: Kaldi's value
+SELF_LOOP_SCALE = 0.1  # of log probabilities of staying in a state or not, beside scaled-down acoustics: Kaldi's value
 EPSILON = 0
 
 
@@ -25,7 +25,7 @@ def sentence(model: HiddenMarkovModel, words: Sequence[str], phones: bool = Fals
     Args:
         model: Whose lexicon.
         words: Of the sentence.
-        phones: Say the phones again instead of the words.
+        phones: Say the phones again instead of the words, every sequence of them once and at no cost.
 
     Raises:
         InputError: A word is not in the lexicon.
@@ -43,8 +43,10 @@ def sentence(model: HiddenMarkovModel, words: Sequence[str], phones: bool = Fals
             _say(model, fst, place, after, pronunciation, model.word_ids[word])
         place = after
     fst.set_final(_maybe_pause(model, fst, place), 0.0)
-    for state in kaldifst.StateIterator(fst) if phones else ():
-        _replace(fst, state, lambda arc: (arc.ilabel, arc.ilabel))
+    if phones:
+        for state in kaldifst.StateIterator(fst):
+            _replace(fst, state, lambda arc: (arc.ilabel, arc.ilabel, 0.0))
+        kaldifst.determinize_star(fst)
     return fst
 
 
@@ -111,6 +113,8 @@ def grammar(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVectorFst:
     """Return an n-gram as a transducer on word ids; backing off reads the id behind the last word's.
 
     Words that the lexicon lacks are left out. `<unk>` is one of them: what it stands for cannot be recognised.
+    A path may back off where an n-gram is there, too, as everywhere in Kaldi. The best path of a sentence weighs as
+    much as `NGram.score` says, or more: backing off forgets words, and what comes next may be more probable without.
     """
     backing_off = len(model.words) + 1
     start_id, end_id = ngram.id_of(SENTENCE_START), ngram.id_of(SENTENCE_END)
@@ -127,22 +131,30 @@ def grammar(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVectorFst:
         for row, log_prob, backoff in zip(rows, level.log_probs.tolist(), level.backoffs.tolist(), strict=True):
             gram = tuple(row)
             if gram in states and gram:
-                _arc(fst, states[gram], states[gram[1:]], backing_off, EPSILON, -backoff)
+                _arc(fst, states[gram], states[_known(gram[1:], states)], backing_off, EPSILON, -backoff)
             source, word = states.get(gram[:-1]), gram[-1]
             if source is None or log_prob == -math.inf:
                 continue
             if word == end_id:
                 fst.set_final(source, -log_prob)
             elif word != start_id and (number := model.word_ids.get(ngram.tokens[word])):
-                after = gram if gram in states else gram[1:]
-                while after not in states:
-                    after = after[1:]
-                _arc(fst, source, states[after], number, number, -log_prob)
+                _arc(fst, source, states[_known(gram, states)], number, number, -log_prob)
     return fst
 
 
+def _known(context: tuple[int, ...], states: Collection[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return as many of the last words as there is a state for; what pruning has left may have gaps."""
+    while context not in states:
+        context = context[1:]
+    return context
+
+
 def decoding_graph(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVectorFst:
-    """Return the composition of states, context, lexicon and grammar: HCLG, from transition ids to word ids."""
+    """Return the composition of states, context, lexicon and grammar: HCLG, from transition ids to word ids.
+
+    Raises:
+        InputError: The lexicon has none of the grammar's words.
+    """
     known = [word for word in ngram.tokens if word in model.word_ids]
     if not known:
         raise InputError("expected a language model with words of the lexicon, found none")
@@ -165,7 +177,7 @@ def expand(
         model: Whose context and states.
         phones: Reads phone ids, and disambiguation symbols.
         symbols: The latter.
-        scale: Of the log probability of staying in a state; that of leaving it is not scaled.
+        scale: Of the log probabilities of staying in a state and of leaving it.
     """
     tree, transitions = model.tree, model.transitions
     in_context, labels = kaldifst.compose_context(list(symbols), tree.context_width, tree.central_position, phones)
@@ -178,19 +190,28 @@ def expand(
     if not symbols:
         kaldifst.rmepsilon(graph)  # what a grammar backs off to multiplies the arcs where its symbols were
     kaldifst.minimize_encoded(graph)
-    return kaldi.add_self_loops(scale, [], False, transitions, graph)
+    looping = kaldi.add_self_loops(scale, [], False, transitions, graph)
+    if not symbols:
+        kaldifst.rmepsilon(looping)  # loops were put behind arcs that read nothing, where a state has several followers
+    return looping
 
 
 def _forget(fst: kaldifst.StdVectorFst, symbols: set[int]) -> None:
     """Read nothing where a disambiguation symbol was read."""
     for state in kaldifst.StateIterator(fst) if symbols else ():
         if any(arc.ilabel in symbols for arc in kaldifst.ArcIterator(fst, state)):
-            _replace(fst, state, lambda arc: (EPSILON if arc.ilabel in symbols else arc.ilabel, arc.olabel))
+            _replace(
+                fst,
+                state,
+                lambda arc: (EPSILON if arc.ilabel in symbols else arc.ilabel, arc.olabel, arc.weight.value),
+            )
 
 
-def _replace(fst: kaldifst.StdVectorFst, state: int, labels: Callable[[kaldifst.StdArc], tuple[int, int]]) -> None:
-    """Give the arcs of a state other labels."""
-    arcs = [(arc.nextstate, *labels(arc), arc.weight.value) for arc in kaldifst.ArcIterator(fst, state)]
+def _replace(
+    fst: kaldifst.StdVectorFst, state: int, changed: Callable[[kaldifst.StdArc], tuple[int, int, float]]
+) -> None:
+    """Give the arcs of a state other labels and costs."""
+    arcs = [(arc.nextstate, *changed(arc)) for arc in kaldifst.ArcIterator(fst, state)]
     fst.delete_arcs(state, len(arcs))
     for target, reads, says, cost in arcs:
         _arc(fst, state, target, reads, says, cost)
@@ -202,7 +223,9 @@ def numerator(model: HiddenMarkovModel, words: Sequence[str], spoken: kaldifst.S
     Raises:
         InputError: A word is not in the lexicon, or the phone grammar has no way of saying the sentence.
     """
-    both = kaldifst.compose(sentence(model, words, phones=True), spoken)
+    said = sentence(model, words, phones=True)
+    kaldifst.arcsort(said, sort_type="olabel")
+    both = kaldifst.compose(said, spoken)
     if not both.num_states:
         raise InputError(f"expected a sentence that the phone grammar can say, got {' '.join(words)!r}")
     kaldifst.rmepsilon(both)
@@ -215,6 +238,9 @@ def phone_grammar(sequences: Iterable[Sequence[int]], order: int = 3) -> kaldifs
     Args:
         sequences: The phone ids of utterances.
         order: n.
+
+    Raises:
+        InputError: There is no utterance.
     """
     counts: dict[tuple[int, ...], Counter[int]] = {}
     for phones in sequences:
@@ -222,6 +248,8 @@ def phone_grammar(sequences: Iterable[Sequence[int]], order: int = 3) -> kaldifs
         for phone in [*phones, EPSILON]:
             counts.setdefault(history, Counter())[phone] += 1
             history = (*history, phone)[-(order - 1) :] if order > 1 else ()
+    if not counts:
+        raise InputError("expected aligned utterances to count phones in, got none")
     fst = kaldifst.StdVectorFst()
     states = {history: fst.add_state() for history in counts}
     fst.start = states[()]
@@ -241,17 +269,23 @@ def as_graph(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst) -> Graph:
 
     Args:
         model: Whose transition ids.
-        fst: Reads one of them with every arc.
+        fst: Reads one of them with every arc, as what `expand` makes without disambiguation symbols.
     """
     arcs = [
-        (state, arc.nextstate, int(model.pdf_of[arc.ilabel]), -arc.weight.value)
+        (state, arc.nextstate, arc.ilabel, -arc.weight.value)
         for state in kaldifst.StateIterator(fst)
         for arc in kaldifst.ArcIterator(fst, state)
     ]
     initial = torch.full((fst.num_states,), -math.inf)
     initial[fst.start] = 0.0
     final = -torch.tensor([fst.final(state).value for state in range(fst.num_states)])
-    sources, targets, pdfs, weights = zip(*arcs, strict=True)
+    sources, targets, ids, weights = zip(*arcs, strict=True)
+    assert EPSILON not in ids, "an arc without a frame"
     return Graph(
-        torch.tensor(sources), torch.tensor(targets), torch.tensor(pdfs), torch.tensor(weights), initial, final
+        torch.tensor(sources),
+        torch.tensor(targets),
+        torch.from_numpy(model.pdf_of[list(ids)]),
+        torch.tensor(weights),
+        initial,
+        final,
     )

@@ -1,19 +1,23 @@
 """Phones as hidden Markov models of three states, whose distributions are tied by a tree."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
+from zipfile import BadZipFile
 
 import kaldi_hmm_gmm as kaldi
 import numpy as np
 
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing, write_atomically
-from asr_lightning.text.lexicon import Lexicon, read_lexicon, write_lexicon
+from asr_lightning.hmm.kaldi_tree import read_tree
+from asr_lightning.text.lexicon import NOT_SPEECH, SPOKEN_NOISE, Lexicon, read_lexicon, write_lexicon
 from asr_lightning.text.phones import SILENCE
 
-SPOKEN_NOISE = "SPN"  # said of words that the lexicon lacks
+DAMAGED = (OSError, ValueError, EOFError, MemoryError, RecursionError, BadZipFile, SyntaxError, TokenError)  # NumPy's
 STATES = 3  # of every phone: at least so many frames
 
 
@@ -38,6 +42,7 @@ class HiddenMarkovModel:
     @classmethod
     def monophone(cls, lexicon: Lexicon) -> "HiddenMarkovModel":
         """Return a model in which every state of every phone has its own pdf, and all transitions are alike."""
+        lexicon = _with_capital_marks(lexicon)
         phones = (SILENCE, SPOKEN_NOISE, *lexicon.phones)
         ids = list(range(1, len(phones) + 1))
         tree = kaldi.monophone_context_dependency(ids, topology(len(phones)).get_phone_to_num_pdf_classes())
@@ -131,13 +136,22 @@ class HiddenMarkovModel:
     def write(self, folder: Path) -> None:
         """Write `lexicon.txt`, `phones.txt`, `tree` (Kaldi's binary form) and `transitions.npy`."""
         write_lexicon(self.lexicon, folder / "lexicon.txt")
-        write_atomically(
-            folder / "phones.txt", "".join(f"{phone} {number}\n" for phone, number in self.phone_ids.items())
-        )
+        write_atomically(folder / "phones.txt", _numbered(self.phones))
         with replacing(folder / "tree") as half:
             self.tree.write(True, str(half))
         with replacing(folder / "transitions.npy") as half, half.open("wb") as file:
             np.save(file, self.transition_counts)
+
+
+def _with_capital_marks(lexicon: Lexicon) -> Lexicon:
+    """Write silence and noise as we do: Montreal Forced Aligner has `spn`."""
+    marks = {mark.lower(): mark for mark in NOT_SPEECH}
+    return Lexicon(
+        {
+            word: tuple(tuple(marks.get(phone.lower(), phone) for phone in phones) for phones in some)
+            for word, some in lexicon.pronunciations.items()
+        }
+    )
 
 
 def read_model(folder: Path) -> HiddenMarkovModel:
@@ -146,34 +160,35 @@ def read_model(folder: Path) -> HiddenMarkovModel:
     Raises:
         InputError: A file is missing, damaged, or does not fit the others.
     """
+    lexicon = read_lexicon(folder / "lexicon.txt")
+    with _reading(folder / "phones.txt") as path:
+        text = path.read_text(encoding="utf-8")
+        phones = tuple(line.split(" ")[0] for line in text.splitlines())
+        known = {SILENCE, SPOKEN_NOISE} | set(lexicon.phones)
+        if text != _numbered(phones) or len(set(phones)) < len(phones) or not known <= set(phones):
+            raise ValueError("expected lines of a phone and its number, from 1, with all phones of the lexicon")
+    with _reading(folder / "tree") as path:
+        tree = read_tree(path.read_bytes(), len(phones), STATES)
+    with _reading(folder / "transitions.npy") as path:
+        counts = np.load(path, allow_pickle=False)
+        size = (kaldi.TransitionModel(tree, topology(len(phones))).num_transition_ids + 1,)
+        if counts.shape != size or counts.dtype.kind not in "fiu" or not np.all((counts >= 0) & (counts < np.inf)):
+            raise ValueError(f"expected counts {size} for its tree, found an array {counts.shape} of {counts.dtype}")
+    return HiddenMarkovModel(lexicon, phones, tree, counts.astype(np.float64))
+
+
+def _numbered(phones: Sequence[str]) -> str:
+    return "".join(f"{phone} {number}\n" for number, phone in enumerate(phones, 1))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Path]:
     try:
-        phones = tuple(line.split()[0] for line in (folder / "phones.txt").read_text(encoding="utf-8").splitlines())
-        counts = np.load(folder / "transitions.npy", allow_pickle=False)
-        tree = read_tree((folder / "tree").read_bytes())
-    except (OSError, ValueError, IndexError, RuntimeError) as error:
+        yield path
+    except DAMAGED as error:
         raise InputError(
-            f"{folder} holds no hidden Markov model that can be read ({error}); make it with "
-            "`python -m asr_lightning.tools.hybrid`"
+            f"cannot read {path} ({error}); make it anew with `python -m asr_lightning.tools.hybrid`"
         ) from error
-    model = HiddenMarkovModel(read_lexicon(folder / "lexicon.txt"), phones, tree, counts)
-    expected = kaldi.TransitionModel(tree, topology(len(phones))).num_transition_ids + 1
-    if len(counts) != expected:
-        raise InputError(f"{folder}/transitions.npy: expected {expected} counts for its tree, found {len(counts)}")
-    return model
-
-
-def read_tree(data: bytes) -> kaldi.ContextDependency:
-    """Return the tree of Kaldi's binary form.
-
-    Raises:
-        ValueError: It is none.
-    """
-    body = data.removeprefix(b"\0B")  # Kaldi's mark of a binary file
-    if not (body.startswith(b"ContextDependency ") and body.endswith(b"EndContextDependency ")):
-        raise ValueError(f"expected a tree in Kaldi's binary form, found {data[:20]!r}")
-    tree = kaldi.ContextDependency.__new__(kaldi.ContextDependency)
-    tree.__setstate__((list(np.frombuffer(body, dtype=np.int8).tolist()),))
-    return tree
 
 
 def topology(phones: int) -> kaldi.HmmTopology:

@@ -54,13 +54,17 @@ class GraphSearch:
         self.max_active = max_active
 
     def __call__(self, log_likelihoods: np.ndarray, model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> Found:
-        """Return the best sentence; one without words where none was found.
+        """Return the best sentence; the best beginning of one if none ends with the last frame.
+
+        Without frames, and where the beam leaves no way through, it has no words and the score -inf.
 
         Args:
             log_likelihoods: (T, pdfs) of an utterance.
             model: Whose pdfs.
             graph: From transition ids to word ids.
         """
+        if not len(log_likelihoods):
+            return Found((), -np.inf)
         scores = by_transition(model, self.acoustic_scale * log_likelihoods)
         config = kaldi.LatticeFasterDecoderConfig(self.beam, self.max_active)
         decoder = kaldi.LatticeFasterDecoderStdVectorFst(graph, config)

@@ -4,6 +4,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ class AlignmentStore:
     def get(self, id: str) -> np.ndarray | None:
         """Return the transition ids (T,) of an utterance, if it was aligned."""
         rows = self._query("select transition_ids from alignments where id = ?", id)
-        return None if not rows else _unpack(rows[0][0])
+        return None if not rows else self._unpack(id, rows[0][0])
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         """Give all utterances in the order of their names."""
@@ -44,32 +45,35 @@ class AlignmentStore:
             "select id, transition_ids from alignments where id > ? order by id limit 1000", last
         ):
             for last, packed in rows:
-                yield last, _unpack(packed)
+                yield last, self._unpack(last, packed)
 
     def _query(self, text: str, *values: str) -> list[tuple]:
         try:
             if os.getpid() not in self._connections:
-                self._connections[os.getpid()] = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
+                self._connections[os.getpid()] = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
             return self._connections[os.getpid()].execute(text, values).fetchall()
         except sqlite3.Error as error:
-            raise InputError(
-                f"cannot read alignments from {self.path} ({error}); make them with "
-                "`python -m asr_lightning.tools.hybrid`"
-            ) from error
+            raise self._error(error) from error
+
+    def _unpack(self, id: str, packed: bytes) -> np.ndarray:
+        try:
+            return np.frombuffer(zlib.decompress(packed), dtype="<i4").astype(np.int64)
+        except (zlib.error, ValueError, TypeError) as error:
+            raise self._error(f"{id}: {error}") from error
+
+    def _error(self, reason: object) -> InputError:
+        return InputError(
+            f"cannot read alignments from {self.path} ({reason}); make them with `python -m asr_lightning.tools.hybrid`"
+        )
 
 
 def write_alignments(path: Path, alignments: Iterable[tuple[str, Iterable[int]]]) -> None:
     """Write the transition ids of utterances; the file is replaced when complete."""
     with replacing(path) as half:
         half.unlink(missing_ok=True)
-        with sqlite3.connect(half) as connection:
+        with closing(sqlite3.connect(half)) as connection, connection:
             connection.execute("create table alignments (id text primary key, transition_ids blob) without rowid")
             connection.executemany(
                 "insert or replace into alignments values (?, ?)",
                 ((id, zlib.compress(np.array(list(ids), dtype="<i4").tobytes())) for id, ids in alignments),
             )
-        connection.close()
-
-
-def _unpack(packed: bytes) -> np.ndarray:
-    return np.frombuffer(zlib.decompress(packed), dtype="<i4").astype(np.int64)

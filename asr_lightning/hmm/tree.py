@@ -5,22 +5,19 @@ order of what is gained, until there are as many as wanted.
 """
 
 import heapq
-import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
 
-import kaldi_hmm_gmm as kaldi
 import numpy as np
 
+from asr_lightning.errors import InputError
 from asr_lightning.hmm.alignment import phone_runs
-from asr_lightning.hmm.model import STATES, HiddenMarkovModel, read_tree
+from asr_lightning.hmm.kaldi_tree import EDGE, LEFT, RIGHT, Node, as_kaldi
+from asr_lightning.hmm.model import STATES, HiddenMarkovModel
 
 VARIANCE_FLOOR = 1e-2
-LEFT, CENTRE, RIGHT, STATE = 0, 1, 2, -1  # Kaldi's keys of events
-EDGE = 0  # in the place of a phone before the first and behind the last one
 NOT_SPLIT = 2  # phones with the lowest ids: silence and noise
-
-Question = tuple[int, frozenset[int]]  # LEFT or RIGHT, and phone ids
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,9 @@ def accumulate(model: HiddenMarkovModel, aligned: Iterable[tuple[np.ndarray, Seq
     Args:
         model: Of which the alignments are.
         aligned: (T, D) features and T transition ids of each utterance.
+
+    Raises:
+        InputError: There is nothing to add up.
     """
     places: dict[tuple[int, ...], int] = {}
     sums: list[np.ndarray] = []
@@ -58,7 +58,9 @@ def accumulate(model: HiddenMarkovModel, aligned: Iterable[tuple[np.ndarray, Seq
                 sums.append(row)
             else:
                 sums[place] += row
-    return Statistics(np.array(list(places), dtype=np.int64).reshape(-1, 4), np.array(sums))
+    if not sums:
+        raise InputError("expected aligned utterances to tie states by, got none")
+    return Statistics(np.array(list(places), dtype=np.int64), np.array(sums))
 
 
 def triphones(model: HiddenMarkovModel, ids: np.ndarray) -> np.ndarray:
@@ -109,16 +111,6 @@ def clusters(statistics: Statistics, phones: int) -> list[frozenset[int]]:
     return found[:-1]
 
 
-@dataclass
-class Node:
-    """A leaf with its pdf, or a question with the nodes for yes and no."""
-
-    rows: np.ndarray
-    pdf: int = -1
-    question: Question | None = None
-    children: list["Node"] = field(default_factory=list)
-
-
 def best_split(
     statistics: Statistics, rows: np.ndarray, questions: np.ndarray, minimum: float
 ) -> tuple[float, int, int]:
@@ -162,67 +154,36 @@ def grow(
     for number, members in enumerate(questions):
         asked[number, list(members)] = 1.0
     contexts = statistics.contexts
-    roots = {}
-    waiting: list[tuple[float, int, Node, tuple[float, int, int]]] = []
-
-    def consider(node: Node) -> None:
-        split = best_split(statistics, node.rows, asked, minimum)
-        if split[0] > 0.0:
-            heapq.heappush(waiting, (-split[0], len(waiting) + 1_000_000 * len(node.rows), node, split))
-
-    for phone in range(1, phones + 1):
-        for state in range(STATES):
-            root = Node(np.flatnonzero((contexts[:, 1] == phone) & (contexts[:, 3] == state)))
-            roots[phone, state] = root
-            if phone > NOT_SPLIT and len(root.rows):
-                consider(root)
-    count = len(roots)
-    while waiting and count < leaves:
-        _, _, node, (_, side, number) = heapq.heappop(waiting)
+    roots = {
+        (phone, state): Node(np.flatnonzero((contexts[:, 1] == phone) & (contexts[:, 3] == state)))
+        for phone in range(1, phones + 1)
+        for state in range(STATES)
+    }
+    order = count()  # of equal gains the earlier one is first
+    waiting: list[tuple[float, int, Node, int, int]] = []
+    new = [root for (phone, _), root in roots.items() if phone > NOT_SPLIT]
+    for _ in range(leaves - len(roots)):
+        for node in new:
+            gain, side, number = best_split(statistics, node.rows, asked, minimum)
+            if gain > 0.0:
+                heapq.heappush(waiting, (-gain, next(order), node, side, number))
+        if not waiting:
+            break
+        _, _, node, side, number = heapq.heappop(waiting)
         yes = asked[number, contexts[node.rows, side]] > 0.0
         node.question = (side, questions[number])
-        node.children = [Node(node.rows[yes]), Node(node.rows[~yes])]
-        count += 1
-        for child in node.children:
-            consider(child)
-    pdfs = iter(range(count))
+        new = node.children = [Node(node.rows[yes]), Node(node.rows[~yes])]
+    pdfs = count()
     for root in roots.values():
         _number(root, pdfs)
     return roots
 
 
-def _number(node: Node, pdfs: Iterable[int]) -> None:
+def _number(node: Node, pdfs: Iterator[int]) -> None:
     if node.question is None:
-        node.pdf = next(iter(pdfs))
+        node.pdf = next(pdfs)
     for child in node.children:
         _number(child, pdfs)
-
-
-def as_kaldi(roots: dict[tuple[int, int], Node], phones: int) -> kaldi.ContextDependency:
-    """Return the trees as Kaldi's own, by way of its binary form."""
-    tables = []
-    for phone in range(1, phones + 1):
-        states = [_event_map(roots[phone, state]) for state in range(STATES)]
-        tables.append(_table(STATE, states))
-    whole = _table(CENTRE, [b"NULL ", *tables])
-    return read_tree(b"ContextDependency " + _int(3) + _int(CENTRE) + b"ToPdf " + whole + b"EndContextDependency ")
-
-
-def _event_map(node: Node) -> bytes:
-    if node.question is None:
-        return b"CE " + _int(node.pdf)
-    key, members = node.question
-    values = sorted(members)
-    asked = struct.pack(f"<bi{len(values)}i", 4, len(values), *values)
-    return b"SE " + _int(key) + asked + b"{ " + b"".join(map(_event_map, node.children)) + b"} "
-
-
-def _table(key: int, entries: Sequence[bytes]) -> bytes:
-    return b"TE " + _int(key) + struct.pack("<bI", -4, len(entries)) + b"( " + b"".join(entries) + b") "
-
-
-def _int(number: int) -> bytes:
-    return struct.pack("<bi", 4, number)
 
 
 def tie(
@@ -241,9 +202,9 @@ def tie(
         phonetic: Sets of phones to ask for, besides those that sound alike and the edges of utterances.
         minimum: Frames that a tied state needs.
     """
-    count = len(model.phones)
-    questions = list(dict.fromkeys([*clusters(statistics, count), *phonetic, frozenset([EDGE])]))
-    return model.with_tree(as_kaldi(grow(statistics, count, leaves, questions, minimum), count))
+    phones = len(model.phones)
+    questions = list(dict.fromkeys([*clusters(statistics, phones), *phonetic, frozenset([EDGE])]))
+    return model.with_tree(as_kaldi(grow(statistics, phones, leaves, questions, minimum), phones))
 
 
 def convert(model: HiddenMarkovModel, tied: HiddenMarkovModel, alignment: Sequence[int]) -> list[int]:

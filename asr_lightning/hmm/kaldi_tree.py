@@ -1,0 +1,154 @@
+"""Decision trees in the binary form of Kaldi, which gives its code trees that were not made by it.
+
+    tree  = "ContextDependency " width centre "ToPdf " table of phones "EndContextDependency "
+    table = "TE " key size "( " an entry for each value of the key ") "
+    leaf  = "CE " pdf
+    split = "SE " key phones "{ " what follows if the key's value is among them, and if not "} "
+
+The entry of phone 0 is "NULL "; that of any other is a table of states, and that of a state a leaf or a split.
+Numbers are little-endian behind a byte with their size, which is negative if they have no sign.
+"""
+
+import struct
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import kaldi_hmm_gmm as kaldi
+import numpy as np
+
+LEFT, CENTRE, RIGHT, STATE = 0, 1, 2, -1  # Kaldi's keys
+EDGE = 0  # in the place of a phone before the first and behind the last one
+CONTEXTS = {1: 0, 3: CENTRE}  # which of so many phones is the middle one
+MARK = b"\0B"  # of a binary file
+SHOWN = 20  # bytes of a faulty file
+
+Question = tuple[int, frozenset[int]]  # LEFT or RIGHT, and phone ids
+
+
+@dataclass
+class Node:
+    """A leaf with its pdf, or a question with the nodes for yes and no."""
+
+    rows: np.ndarray
+    pdf: int = -1
+    question: Question | None = None
+    children: list["Node"] = field(default_factory=list)
+
+
+def as_kaldi(roots: dict[tuple[int, int], Node], phones: int) -> kaldi.ContextDependency:
+    """Return trees as Kaldi's own, by way of its binary form.
+
+    Args:
+        roots: For every phone id and number of a state.
+        phones: How many there are.
+    """
+    states = 1 + max(state for _, state in roots)
+    tables = [_table(STATE, [_write(roots[phone, state]) for state in range(states)]) for phone in range(1, phones + 1)]
+    whole = _table(CENTRE, [b"NULL ", *tables])
+    data = b"ContextDependency " + _int(3) + _int(CENTRE) + b"ToPdf " + whole + b"EndContextDependency "
+    return read_tree(data, phones, states)
+
+
+def _write(node: Node) -> bytes:
+    if node.question is None:
+        return b"CE " + _int(node.pdf)
+    key, members = node.question
+    values = sorted(members)
+    asked = struct.pack(f"<bi{len(values)}i", 4, len(values), *values)
+    return b"SE " + _int(key) + asked + b"{ " + b"".join(map(_write, node.children)) + b"} "
+
+
+def _table(key: int, entries: Collection[bytes]) -> bytes:
+    return b"TE " + _int(key) + struct.pack("<bI", -4, len(entries)) + b"( " + b"".join(entries) + b") "
+
+
+def _int(number: int) -> bytes:
+    return struct.pack("<bi", 4, number)
+
+
+def read_tree(data: bytes, phones: int, states: int) -> kaldi.ContextDependency:
+    """Return the tree of Kaldi's binary form, if it is whole.
+
+    Kaldi's reader would believe any number: that of a pdf that does not exist, or more phones than there are.
+
+    Args:
+        data: Of a file.
+        phones: How many there are.
+        states: Of every phone.
+
+    Raises:
+        ValueError: It is no tree of these phones and states.
+    """
+    body = data.removeprefix(MARK)
+    _Reader(body).read(phones, states)
+    tree = kaldi.ContextDependency.__new__(kaldi.ContextDependency)
+    tree.__setstate__((np.frombuffer(body, dtype=np.int8).tolist(),))
+    return tree
+
+
+class _Reader:
+    """Goes through the bytes of a tree, up to the first that cannot be there."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.place = 0
+        self.pdfs: set[int] = set()
+
+    def read(self, phones: int, states: int) -> None:
+        """Read everything."""
+        self._token(b"ContextDependency ")
+        width = self._integer(CONTEXTS)
+        centre = self._integer({CONTEXTS[width]})
+        self._token(b"ToPdf ")
+        self._table(centre, phones + 1)
+        self._token(b"NULL ")
+        for _ in range(phones):
+            self._table(STATE, states)
+            for _ in range(states):
+                self._node((LEFT, RIGHT) if width == 3 else (), range(phones + 1))
+            self._token(b") ")
+        self._token(b") EndContextDependency ")
+        self._demand(self.place == len(self.data), "the end")
+        self._demand(max(self.pdfs) == len(self.pdfs) - 1, "pdfs that count from 0")
+
+    def _demand(self, fulfilled: bool, expected: str) -> None:
+        if not fulfilled:
+            found = self.data[self.place : self.place + SHOWN]
+            raise ValueError(f"expected a tree in Kaldi's binary form, with {expected} at byte {self.place}: {found!r}")
+
+    def _token(self, token: bytes) -> None:
+        self._demand(self.data.startswith(token, self.place), repr(token.decode()))
+        self.place += len(token)
+
+    def _integer(self, allowed: Collection[int], size: int = 4) -> int:
+        number = int.from_bytes(self.data[self.place + 1 : self.place + 5], "little", signed=True)
+        whole = self.data.startswith(struct.pack("b", size), self.place) and self.place + 5 <= len(self.data)
+        self._demand(whole and number in allowed, f"a number in {allowed}")
+        self.place += 5
+        return number
+
+    def _table(self, key: int, size: int) -> None:
+        self._token(b"TE ")
+        self._integer({key})
+        self._integer({size}, -4)
+        self._token(b"( ")
+
+    def _node(self, keys: Collection[int], values: range) -> None:
+        if self.data.startswith(b"SE ", self.place):
+            self.place += 3
+            self._integer(keys)
+            size = 4 * self._integer(range(1, len(values) + 1))
+            packed = self.data[self.place : self.place + size]
+            members = np.frombuffer(packed[: len(packed) // 4 * 4], dtype="<i4")
+            there = len(packed) == size and set(members.tolist()) <= set(values)
+            self._demand(there and bool(np.all(np.diff(members) > 0)), "phones in their order")
+            self.place += size
+            self._token(b"{ ")
+            for _ in "yes", "no":
+                self._node(keys, values)
+            self._token(b"} ")
+        else:
+            self._token(b"CE ")
+            pdf = self._integer(range(len(self.data)))
+            self._demand(pdf not in self.pdfs, "a pdf of its own")
+            self.pdfs.add(pdf)

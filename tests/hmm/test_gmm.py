@@ -1,0 +1,180 @@
+import math
+
+import kaldi_hmm_gmm as kaldi
+import numpy as np
+import pytest
+import torch
+from small_models import LEXICON, SIL, A, B, S
+from torchaudio.functional import compute_deltas
+
+from asr_lightning.audio.features import MFCC
+from asr_lightning.errors import InputError
+from asr_lightning.hmm.alignment import align, phone_runs
+from asr_lightning.hmm.gmm import (
+    ACOUSTIC_SCALE,
+    CepstralFeatures,
+    Example,
+    GaussianMixtures,
+    Pass,
+    _mixture,
+    _split,
+    train,
+)
+from asr_lightning.hmm.graph import expand, sentence
+from asr_lightning.hmm.model import STATES, HiddenMarkovModel
+
+SAYINGS = {
+    "A BE": [SIL, A, B],
+    "SAY BE": [S, A, SIL, B, SIL],
+    "BE A": [B, A, SIL],
+    "BE SAY": [SIL, B, S, A],
+    "SAY": [SIL, S, A, SIL],
+    "A A": [A, SIL, A],
+}
+MEANS = 4.0 * np.random.default_rng(7).standard_normal((6, STATES, 6))  # of phones' states
+
+
+def planted(model: HiddenMarkovModel, count: int) -> tuple[list[Example], list[list[tuple[int, int, str]]]]:
+    """Features around the means of states that last for two to six frames, and where phones begin and end."""
+    random = np.random.default_rng(1)
+    examples, truths = [], []
+    for number in range(count):
+        words, phones = list(SAYINGS.items())[number % len(SAYINGS)]
+        lengths = random.integers(2, 7, (len(phones), STATES))
+        means = MEANS[phones].reshape(-1, 6).repeat(lengths.reshape(-1), axis=0)
+        features = (means + random.standard_normal(means.shape)).astype(np.float32)
+        examples.append(Example(str(number), features, expand(model, sentence(model, words.split()))))
+        ends = lengths.sum(axis=1).cumsum().tolist()
+        truths.append(list(zip([0, *ends], ends, (model.phones[phone - 1] for phone in phones), strict=False)))
+    return examples, truths
+
+
+@pytest.fixture(scope="module")
+def model() -> HiddenMarkovModel:
+    return HiddenMarkovModel.monophone(LEXICON)
+
+
+Trained = tuple[list[Pass], GaussianMixtures]
+
+
+def trained(model: HiddenMarkovModel, examples: list[Example], **options: int) -> Trained:
+    found = list(train(model, examples, **options))
+    return [one for one, _ in found], found[-1][1]
+
+
+@pytest.fixture(scope="module")
+def result(model: HiddenMarkovModel) -> Trained:
+    return trained(model, planted(model, 48)[0], passes=12, gaussians=24)
+
+
+def test_every_pass_explains_the_data_better(result: Trained) -> None:
+    passes, mixtures = result
+    assert [one.number for one in passes] == list(range(1, 13)) and not any(one.failed for one in passes)
+    rises = np.diff([one.log_likelihood for one in passes])
+    assert (rises > -0.02).all() and rises.sum() > 5.0  # new Gaussians and a scaled search may cost a little
+    # Of the Gaussians that made the data: 6 dimensions with a variance of 1.
+    assert passes[-1].log_likelihood == pytest.approx(-0.5 * 6 * (math.log(2 * math.pi) + 1), abs=0.4)
+    gaussians = [one.gaussians for one in passes]
+    assert gaussians == sorted(gaussians) and 15 < gaussians[-1] <= 24
+    assert mixtures.mixtures.num_gauss == gaussians[-1] and len(set(gaussians[8:])) == 1
+
+
+def test_planted_borders_are_found(model: HiddenMarkovModel, result: Trained) -> None:
+    examples, truths = planted(model, 48)
+    distances = []
+    for one, truth in zip(examples, truths, strict=True):
+        runs = phone_runs(model, align(result[1].decodable(one.features), one.graph))
+        assert [phone for *_, phone in runs] == [phone for *_, phone in truth]
+        distances += [abs(run[0] - true[0]) for run, true in zip(runs, truth, strict=True)]
+    assert max(distances) <= 2 and np.mean(np.array(distances) == 0) > 0.9
+
+
+def test_transitions_are_counted(result: Trained) -> None:
+    model = result[1].model
+    stays = model.transition_counts[model.stays].sum() / model.transition_counts.sum()
+    assert stays == pytest.approx(3 / 4, abs=0.02)  # states last for four frames on average
+    assert model.transition_counts.sum() == sum(len(one.features) for one in planted(model, 48)[0])
+
+
+def test_log_likelihoods_are_those_of_the_mixtures(result: Trained) -> None:
+    states = result[1]
+    features = planted(states.model, 1)[0][0].features
+    decodable = states.decodable(features)
+    assert decodable.num_frames_ready() == len(features)
+    compared = 0
+    for pdf in range(states.model.pdfs):
+        mixture = states.mixtures.get_pdf(pdf)
+        precisions = np.array(mixture.inv_vars, dtype=np.float64)
+        means = np.array(mixture.means_invvars, dtype=np.float64) / precisions
+        distances = (precisions * (features[3] - means) ** 2).sum(axis=1)
+        densities = np.exp(-0.5 * distances) * np.sqrt(precisions / (2 * math.pi)).prod(axis=1)
+        expected = ACOUSTIC_SCALE * math.log((np.array(mixture.weights) * densities).sum() + 1e-300)
+        if expected > -30:
+            id = int(np.flatnonzero(states.model.pdf_of[1:] == pdf)[0]) + 1
+            assert decodable.log_likelihood(3, id) == pytest.approx(expected, abs=1e-3)
+            compared += 1
+    assert compared > 5
+
+
+def parameters(states: GaussianMixtures) -> list[np.ndarray]:
+    pdfs = [states.mixtures.get_pdf(pdf) for pdf in range(states.model.pdfs)]
+    return [np.array(values) for pdf in pdfs for values in (pdf.weights, pdf.means_invvars, pdf.inv_vars)]
+
+
+def test_the_same_seed_gives_the_same_mixtures(model: HiddenMarkovModel) -> None:
+    examples, _ = planted(model, 12)
+    results = [trained(model, examples, passes=5, gaussians=30, seed=seed) for seed in (1, 1, 2)]
+    one, again, other = (parameters(states) for _, states in results)
+    assert results[0][0] == results[1][0] and all(map(np.array_equal, one, again))
+    assert results[0][1].mixtures.num_gauss > 15  # Gaussians were split
+    assert not all(left.shape == right.shape and np.array_equal(left, right) for left, right in zip(one, other))  # noqa: B905
+
+
+@pytest.mark.parametrize("wanted", [5, 9, 20, 1000])
+def test_as_many_gaussians_are_split_as_by_kaldi(wanted: int) -> None:
+    random = np.random.default_rng(wanted)
+    mixtures = kaldi.AmDiagGmm()
+    for _ in range(5):
+        mixtures.add_pdf(_mixture(np.ones(1), random.standard_normal((1, 3)), random.uniform(0.5, 2.0, (1, 3))))
+    frames = np.array([0.0, 45.0, 61.0, 400.0, 150.0])
+    grown = _split(mixtures, frames, wanted, random)
+    sizes = [grown.get_pdf(pdf).num_gauss for pdf in range(5)]
+    for pdf, size in enumerate(sizes):
+        before, after = mixtures.get_pdf(pdf), grown.get_pdf(pdf)
+        assert after.weights.sum() == pytest.approx(1.0)
+        assert np.allclose(after.weights @ after.means, before.means, atol=1e-5)
+        assert len({*after.means[:, 0]}) == size
+        assert np.abs(after.means - before.means).max() < 0.3 and np.allclose(after.vars, before.vars)
+    mixtures.split_by_count(frames.astype(np.float32), wanted, 0.01, 0.2, 20.0)
+    assert sizes == [mixtures.get_pdf(pdf).num_gauss for pdf in range(5)]
+    assert sum(sizes) == min(wanted, 1 + 2 + 3 + 19 + 7)
+
+
+def test_nothing_to_learn_from_is_refused(model: HiddenMarkovModel) -> None:
+    with pytest.raises(InputError, match="got none"):
+        next(train(model, []))
+    graph = expand(model, sentence(model, ["A", "BE"]))
+    short = [Example(str(n), np.ones((5, 2), dtype=np.float32), graph) for n in range(3)]
+    with pytest.raises(InputError, match="none of 3 utterances could be aligned"):
+        next(train(model, short))
+
+
+def test_what_is_too_short_is_counted_and_left_out(model: HiddenMarkovModel) -> None:
+    examples, _ = planted(model, 12)
+    short = Example("short", examples[0].features[:5], examples[0].graph)
+    passes, states = trained(model, [*examples, short], passes=3, gaussians=15)
+    assert [one.failed for one in passes] == [1, 1, 1]
+    assert states.model.transition_counts.sum() == sum(len(one.features) for one in examples)
+
+
+def test_cepstral_features_are_normalised_coefficients_and_differences_twice() -> None:
+    audio = 0.1 * torch.randn(16_000)
+    features = CepstralFeatures()(audio)
+    coefficients, lengths = MFCC(13, mels=40)(audio[None], torch.tensor([16_000]))
+    centred = coefficients - coefficients.mean(dim=1, keepdim=True)
+    static = (centred / coefficients.std(dim=1, keepdim=True, unbiased=False)).transpose(1, 2)
+    expected = torch.cat([static, compute_deltas(static), compute_deltas(compute_deltas(static))], dim=1)[0].T
+    assert features.shape == (int(lengths[0]), 39) and features.dtype == np.float32
+    assert features.flags.c_contiguous
+    assert np.allclose(features, expected.numpy(), atol=1e-3)
+    assert np.abs(features[:, 13:]).max() > 0.1

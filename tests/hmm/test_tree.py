@@ -1,0 +1,277 @@
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import pytest
+from small_models import SIL, SPN, A, B, S, Transducer, asking_trees, monophone, tied, transition_ids, walk
+
+from asr_lightning.errors import InputError
+from asr_lightning.hmm.alignment import phone_runs
+from asr_lightning.hmm.graph import expand, sentence
+from asr_lightning.hmm.kaldi_tree import EDGE, LEFT, RIGHT, Node
+from asr_lightning.hmm.model import STATES, HiddenMarkovModel
+from asr_lightning.hmm.tree import (
+    Statistics,
+    accumulate,
+    best_split,
+    clusters,
+    convert,
+    grow,
+    log_likelihood,
+    tie,
+    triphones,
+)
+from asr_lightning.text.lexicon import Lexicon
+
+PHONES = 5
+QUESTIONS = [frozenset(one) for one in ([EDGE], [SIL], [A], [B, S], [A, B], [SIL, A, S], [SPN])]
+
+
+def gathered(frames: np.ndarray) -> np.ndarray:
+    return np.concatenate([[len(frames)], frames.sum(axis=0), np.square(frames).sum(axis=0)])
+
+
+def random_statistics(seed: int, rows: int = 60) -> tuple[Statistics, list[np.ndarray]]:
+    """Frames of random triphones, whose means depend on what is around; and their sums."""
+    random = np.random.default_rng(seed)
+    everything = list(product(range(PHONES + 1), range(1, PHONES + 1), range(PHONES + 1), range(STATES)))
+    contexts = np.array([everything[n] for n in sorted(random.permutation(len(everything))[:rows])])
+    effects = random.standard_normal((2, PHONES + 1, 2))
+    frames = [
+        random.standard_normal((random.integers(1, 30), 2)) + effects[0, left] + effects[1, right]
+        for left, _, right, _ in contexts
+    ]
+    return Statistics(contexts, np.array([gathered(one) for one in frames])), frames
+
+
+def by_definition(frames: np.ndarray) -> float:
+    """The log likelihood of frames under the best Gaussian, without the terms in 2 pi and in squares of distances."""
+    variance = np.maximum(frames.var(axis=0), 1e-2)
+    return -0.5 * len(frames) * sum(map(math.log, variance))
+
+
+def test_log_likelihoods_are_those_of_the_best_gaussian() -> None:
+    random = np.random.default_rng(0)
+    for count in (5, 10, 500):
+        frames = random.standard_normal((count, 3)) * [0.5, 1.0, 4.0] + [1.0, -20.0, 0.0]
+        mean, variance = frames.mean(axis=0), frames.var(axis=0)
+        densities = np.exp(-0.5 * (frames - mean) ** 2 / variance) / np.sqrt(2 * math.pi * variance)
+        constant = 0.5 * frames.size * (1 + math.log(2 * math.pi))
+        assert log_likelihood(gathered(frames)) == pytest.approx(np.log(densities).sum() + constant)
+    still = np.full((7, 3), 5.0)
+    assert log_likelihood(np.stack([gathered(still), np.zeros(7)])) == pytest.approx([by_definition(still), 0.0])
+
+
+def splits(
+    statistics: Statistics, frames: list[np.ndarray], rows: Sequence[int], minimum: float
+) -> dict[tuple[int, frozenset[int]], float]:
+    """What all questions of both sides gain, where they leave enough on both sides."""
+    gains = {}
+    for side, question in product((LEFT, RIGHT), QUESTIONS):
+        yes = [frames[row] for row in rows if statistics.contexts[row, side] in question]
+        no = [frames[row] for row in rows if statistics.contexts[row, side] not in question]
+        if sum(map(len, yes)) >= minimum and sum(map(len, no)) >= minimum:
+            both = by_definition(np.concatenate(yes)) + by_definition(np.concatenate(no))
+            gains[side, question] = both - by_definition(np.concatenate(yes + no))
+    return gains
+
+
+ASKED = np.array([[phone in question for phone in range(PHONES + 1)] for question in QUESTIONS], dtype=np.float64)
+
+
+@pytest.mark.parametrize("minimum", [1.0, 60.0, 200.0])
+def test_no_split_gains_more(minimum: float) -> None:
+    found = Counter()
+    for seed in range(10):
+        statistics, frames = random_statistics(seed)
+        rows = np.flatnonzero(statistics.contexts[:, 1] % 2 == seed % 2)
+        expected = splits(statistics, frames, rows.tolist(), minimum)
+        gain, side, number = best_split(statistics, rows, ASKED, minimum)
+        assert gain == pytest.approx(max(expected.values(), default=0.0))
+        if expected:
+            assert expected[side, QUESTIONS[number]] == pytest.approx(gain) and gain > 0.0
+            found[side] += 1
+    assert set(found) == {LEFT, RIGHT} and found.total() >= 5
+
+
+def test_no_split_leaves_too_little() -> None:
+    statistics, _ = random_statistics(0)
+    total = statistics.sums[:, 0].sum()
+    assert best_split(statistics, np.arange(60), ASKED, total / 2 + 1) == (0.0, LEFT, -1)
+
+
+def leaves_of(node: Node) -> list[Node]:
+    return [leaf for child in node.children for leaf in leaves_of(child)] if node.question else [node]
+
+
+def grown_by_hand(statistics: Statistics, frames: list[np.ndarray], leaves: int, minimum: float) -> set[frozenset[int]]:
+    """The rows of every leaf, when that of all splits which gains most is made again and again."""
+    every = range(len(frames))
+    now = {
+        (phone, state): frozenset(row for row in every if tuple(statistics.contexts[row, [1, 3]]) == (phone, state))
+        for phone in range(1, PHONES + 1)
+        for state in range(STATES)
+    }
+    kept = [rows for (phone, _), rows in now.items() if phone in (SIL, SPN)]
+    parts = [rows for (phone, _), rows in now.items() if phone not in (SIL, SPN)]
+    while len(kept) + len(parts) < leaves:
+        gains = [
+            (gain, number, *split)
+            for number, rows in enumerate(parts)
+            for split, gain in splits(statistics, frames, sorted(rows), minimum).items()
+            if gain > 0.0
+        ]
+        if not gains:
+            break
+        _, number, side, question = max(gains, key=lambda one: one[0])
+        rows = parts.pop(number)
+        yes = frozenset(row for row in rows if statistics.contexts[row, side] in question)
+        parts += [yes, rows - yes]
+    return {rows for rows in [*kept, *parts] if rows}
+
+
+@pytest.mark.parametrize(("leaves", "count"), [(0, 15), (15, 15), (16, 16), (24, 24), (1000, None)])
+def test_trees_grow_where_most_is_gained(leaves: int, count: int | None) -> None:
+    for seed in range(3):
+        statistics, frames = random_statistics(seed, rows=300)
+        roots = grow(statistics, PHONES, leaves, QUESTIONS, minimum=40.0)
+        found = [leaf for root in roots.values() for leaf in leaves_of(root)]
+        assert sorted(leaf.pdf for leaf in found) == list(range(count or len(found)))
+        expected = grown_by_hand(statistics, frames, leaves, minimum=40.0)
+        assert {frozenset(leaf.rows.tolist()) for leaf in found if len(leaf.rows)} == expected
+        assert count or len(found) > 40
+        for root in roots.values():
+            for leaf in leaves_of(root) if root.question else ():
+                assert statistics.sums[leaf.rows, 0].sum() >= 40.0
+                for row in leaf.rows:
+                    assert walk(root, statistics.contexts[row]) == leaf.pdf
+
+
+def test_silence_and_noise_are_not_split() -> None:
+    statistics, _ = random_statistics(0, rows=400)
+    roots = grow(statistics, PHONES, 1000, QUESTIONS, minimum=1.0)
+    assert all((root.question is None) == (phone in (SIL, SPN)) for (phone, _), root in roots.items())
+
+
+def test_equal_gains_have_an_order() -> None:
+    # All phones and states have the same triphones and sums.
+    one, _ = random_statistics(0, rows=300)
+    here = (one.contexts[:, 1] == A) & (one.contexts[:, 3] == 0)
+    contexts = [
+        (left, phone, right, state)
+        for phone in range(1, PHONES + 1)
+        for state in range(STATES)
+        for left, _, right, _ in one.contexts[here]
+    ]
+    statistics = Statistics(np.array(contexts), np.concatenate([one.sums[here]] * PHONES * STATES))
+    roots = grow(statistics, PHONES, 15 + 4, QUESTIONS, minimum=1.0)
+    assert [key for key, root in roots.items() if root.question] == [(A, 0), (A, 1), (A, 2), (B, 0)]
+    everywhere = grow(statistics, PHONES, 1000, QUESTIONS, minimum=1.0)
+    assert len({len(leaves_of(root)) for (phone, _), root in everywhere.items() if phone > SPN}) == 1
+
+
+def test_phones_that_sound_alike_are_joined_first() -> None:
+    random = np.random.default_rng(0)
+    middles = {1: -20.0, 2: -10.0, 3: 10.0, 4: 10.5, 5: 12.0}  # SIL | SPN | (a b) s
+    contexts, sums = [], []
+    for phone, middle in middles.items():
+        for state, shift in enumerate((5.0, 0.0, -5.0 * phone)):  # the other states are not looked at
+            for left in (0, 1):
+                contexts.append((left, phone, 0, state))
+                sums.append(gathered(middle + shift + 0.3 * random.standard_normal((50, 2))))
+    found = clusters(Statistics(np.array(contexts), np.array(sums)), PHONES)
+    assert found[:PHONES] == [frozenset([phone]) for phone in middles]
+    assert found[PHONES:] == [frozenset([A, B]), frozenset([A, B, S]), frozenset([SIL, SPN])]
+
+
+@pytest.mark.parametrize("make", [monophone, tied])
+def test_statistics_are_sums_over_triphones(make: type) -> None:
+    model = make()
+    random = np.random.default_rng(0)
+    expected: dict[tuple[int, ...], list[np.ndarray]] = {}
+    aligned = []
+    for phones in ([A, B, SIL, A], [A, B], [A, B, S], [S]):
+        lengths = random.integers(1, 4, STATES * len(phones)).tolist()
+        features = random.standard_normal((sum(lengths), 2)).astype(np.float32)
+        aligned.append((features, transition_ids(model, phones, lengths)))
+        padded = [EDGE, *phones, EDGE]
+        places = [
+            (*padded[n // STATES : n // STATES + 3], n % STATES)
+            for n, times in enumerate(lengths)
+            for _ in range(times)
+        ]
+        assert triphones(model, np.array(aligned[-1][1])).tolist() == [list(place) for place in places]
+        for place, row in zip(places, features, strict=True):
+            expected.setdefault(place, []).append(row)
+    statistics = accumulate(model, aligned)
+    assert sorted(map(tuple, statistics.contexts.tolist())) == sorted(expected)
+    assert max(map(len, expected.values())) > 3
+    for context, sums in zip(statistics.contexts.tolist(), statistics.sums, strict=True):
+        assert sums == pytest.approx(gathered(np.array(expected[tuple(context)], dtype=np.float64)))
+
+
+def test_nothing_aligned_is_refused() -> None:
+    with pytest.raises(InputError, match="got none"):
+        accumulate(monophone(), [])
+
+
+def test_converted_alignments_say_the_same_in_other_states() -> None:
+    model, other = monophone(), tied()
+    roots = asking_trees(PHONES)
+    said = Transducer(expand(other, sentence(other, ["A", "BEE"])))
+    for phones in ([A, B], [SIL, A, B], [A, SIL, B], [A, B, B, SIL], [A, B, SIL, B, B]):
+        for lengths in ([1, 2, 3] * len(phones), [2, 1, 1] * len(phones)):
+            ids = transition_ids(model, phones, lengths)
+            converted = convert(model, other, ids)
+            assert converted == transition_ids(other, phones, lengths)
+            assert phone_runs(other, converted) == phone_runs(model, ids)
+            assert convert(other, model, converted) == ids
+            contexts = triphones(model, np.array(ids)).tolist()
+            pdfs = other.pdf_of[converted].tolist()
+            assert pdfs == [walk(roots[context[1], context[3]], context) for context in contexts]
+            assert list(said.outputs(converted)) == [(other.word_ids["A"], other.word_ids["BEE"])]
+
+
+def test_what_context_does_is_found() -> None:
+    # Of a, the first state depends on whether s is before it, and the last one on whether the utterance ends.
+    lexicon = Lexicon({"A": (("a",),), "B": (("b",),), "S": (("s",),)})
+    model = HiddenMarkovModel.monophone(lexicon)
+    random = np.random.default_rng(0)
+    means = 10 * random.standard_normal((PHONES + 1, STATES, 4))
+
+    def utterance() -> tuple[np.ndarray, list[int]]:
+        phones = random.integers(A, S + 1, 6).tolist()
+        lengths = [2] * STATES * len(phones)
+        ids = transition_ids(model, phones, lengths)
+        contexts = triphones(model, np.array(ids))
+        features = means[contexts[:, 1], contexts[:, 3]] + random.standard_normal((len(ids), 4))
+        features[(contexts[:, 0] == S) & (contexts[:, 1] == A) & (contexts[:, 3] == 0)] += 3.0
+        features[(contexts[:, 2] == EDGE) & (contexts[:, 1] == A) & (contexts[:, 3] == 2)] -= 3.0
+        return features, ids
+
+    statistics = accumulate(model, [utterance() for _ in range(100)])
+    found = tie(model, statistics, leaves=PHONES * STATES + 2, minimum=20.0)
+    assert found.pdfs == PHONES * STATES + 2
+
+    def alike(phone: int, state: int) -> set[frozenset[tuple[int, int]]]:
+        """The neighbours that were met, by pdf."""
+        by_pdf: dict[int, set[tuple[int, int]]] = {}
+        for left, centre, right, number in statistics.contexts.tolist():
+            if (centre, number) == (phone, state):
+                pdf = int(found.pdf_of[found.transition_id((left, phone, right, state), True)])
+                by_pdf.setdefault(pdf, set()).add((left, right))
+        return {frozenset(one) for one in by_pdf.values()}
+
+    for phone, state in product((A, B, S), range(STATES)):
+        met = [
+            (left, right)
+            for left, one, right, number in statistics.contexts.tolist()
+            if (one, number) == (phone, state)
+        ]
+        asked = {(A, 0): lambda pair: pair[0] == S, (A, 2): lambda pair: pair[1] == EDGE}.get((phone, state))
+        expected = {frozenset(met)}
+        if asked:
+            expected = {frozenset(filter(asked, met)), frozenset(pair for pair in met if not asked(pair))}
+        assert alike(phone, state) == expected
