@@ -5,12 +5,14 @@ Example: python -m asr_lightning.tools.align --checkpoint runs/demo/hybrid/seed1
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import kaldi_hmm_gmm as kaldi
+import numpy as np
 import torch
 from praatio import textgrid
 from praatio.utilities.constants import Interval
@@ -34,8 +36,27 @@ from data_modules.corpus import CorpusDataModule
 from data_modules.sampler import EvaluationBatches
 
 ACOUSTIC_SCALE = 0.1
+# Mean log posterior of an alignment's states. A network of `experiments/demo/hybrid.yaml` gave the 151 utterances of
+# test-clean and test-other -4.7 or more with their transcripts, and -5.4 or less with others of about the same length.
+LEAST_FIT = -5.0
 
-Decodables = Callable[[Batch], list[tuple[kaldi.DecodableInterface, int]]]
+
+@dataclass(frozen=True)
+class Decodable:
+    """What is known of an utterance's frames.
+
+    Attributes:
+        scores: Scaled log likelihoods, as Kaldi's searches ask for them.
+        frames: T.
+        log_posteriors: (T, pdfs) by a network; Gaussian mixtures give none.
+    """
+
+    scores: kaldi.DecodableInterface
+    frames: int
+    log_posteriors: np.ndarray | None = None
+
+
+Decodables = Callable[[Batch], list[Decodable]]
 
 
 @dataclass(frozen=True)
@@ -49,53 +70,70 @@ class Aligned:
     problem: str = ""
 
 
-def align_batches(model: HiddenMarkovModel, batches: Iterable[Batch], decodables: Decodables) -> Iterator[Aligned]:
+def align_batches(
+    model: HiddenMarkovModel, batches: Iterable[Batch], decodables: Decodables, least_fit: float = -math.inf
+) -> Iterator[Aligned]:
     """Align utterances one by one; what cannot be aligned says why.
+
+    There is a way of saying any transcript in almost any audio. Whether they belong together is asked of the network:
+    how probable it holds, from its own frames alone, the states that were put to them.
 
     Args:
         model: Whose states.
         batches: Of utterances with transcripts.
-        decodables: Gives the scaled log likelihoods of each utterance of a batch, and how many frames it has.
+        decodables: Tells of the frames of each utterance of a batch.
+        least_fit: Mean log posterior of the states of an alignment, below which audio and transcript do not match;
+            nothing is asked of Gaussian mixtures.
     """
     for batch in batches:
         if not len(batch):
             continue
-        for number, (decodable, frames) in enumerate(decodables(batch)):
+        for number, decodable in enumerate(decodables(batch)):
             words = tuple(capitals(batch.texts[number]).split())
             seconds = int(batch.audio_lengths[number]) / batch.sample_rate
-            yield _align(model, batch.ids[number], words, decodable, frames, seconds)
+            yield _align(model, batch.ids[number], words, decodable, seconds, least_fit)
 
 
 def _align(
-    model: HiddenMarkovModel, id: str, words: tuple[str, ...], decodable: kaldi.DecodableInterface, frames: int,
-    seconds: float,
-) -> Aligned:  # fmt: skip
+    model: HiddenMarkovModel, id: str, words: tuple[str, ...], decodable: Decodable, seconds: float, least_fit: float
+) -> Aligned:
     unknown = [word for word in words if word not in model.word_ids]
     if unknown or not words:
         return Aligned(id, problem=f"not in the lexicon: {', '.join(unknown)}" if unknown else "an empty transcript")
     shortest = STATES * sum(min(map(len, model.lexicon.pronunciations[word])) for word in words)
-    if frames < shortest:
-        return Aligned(id, problem=f"too short: {frames} frames, its words need {shortest}")
-    ids = align(decodable, expand(model, sentence(model, words)))
+    if decodable.frames < shortest:
+        return Aligned(id, problem=f"too short: {decodable.frames} frames, its words need {shortest}")
+    ids = align(decodable.scores, expand(model, sentence(model, words)))
     if not ids:
         return Aligned(id, problem="audio and transcript do not match: no way through within the beam")
+    if decodable.log_posteriors is not None:
+        fit = float(decodable.log_posteriors[range(decodable.frames), model.pdf_of[ids]].mean())
+        if not fit >= least_fit:
+            return Aligned(id, problem=f"audio and transcript do not match: a mean log posterior of {fit:.2f}, below "
+                           f"{least_fit:g}")  # fmt: skip
     return Aligned(id, words, tuple(ids), seconds)
 
 
 def of_network(recognizer: BLSTMHMM, scale: float = ACOUSTIC_SCALE) -> Decodables:
-    """Return what gives the log likelihoods of a network."""
+    """Return what tells of frames by a network."""
+    log_priors = recognizer.log_priors.cpu().numpy()
 
-    @torch.no_grad()
-    def decodables(batch: Batch) -> list[tuple[kaldi.DecodableInterface, int]]:
-        batch = batch.to(recognizer.device)
-        encoded, lengths = recognizer(batch.audio, batch.audio_lengths)
-        scores = scale * recognizer.log_likelihoods(encoded).cpu().numpy()
+    def decodables(batch: Batch) -> list[Decodable]:
         return [
-            (kaldi.DecodableCtc(by_transition(recognizer.states, row[:length])), length)
-            for row, length in zip(scores, lengths.tolist(), strict=True)
+            Decodable(kaldi.DecodableCtc(by_transition(recognizer.states, scale * row)), len(row), row + log_priors)
+            for row in likelihoods(recognizer, batch)
         ]
 
     return decodables
+
+
+@torch.no_grad()
+def likelihoods(recognizer: BLSTMHMM, batch: Batch) -> list[np.ndarray]:
+    """Return the log likelihoods (T, pdfs) of each utterance."""
+    batch = batch.to(recognizer.device)
+    encoded, lengths = recognizer(batch.audio, batch.audio_lengths)
+    rows = recognizer.log_likelihoods(encoded).cpu().numpy()
+    return [row[:length] for row, length in zip(rows, lengths.tolist(), strict=True)]
 
 
 def open_corpus(config: Path, subsets: Sequence[str] | None) -> dict[str, EvaluationBatches]:
@@ -108,7 +146,7 @@ def open_corpus(config: Path, subsets: Sequence[str] | None) -> dict[str, Evalua
         module, _ = instantiate(read_part(config, "data"), CorpusDataModule, "a corpus")  # type: ignore[type-abstract]
     except InputError as error:
         raise InputError(f"{config}: {error}") from error
-    chosen = list(dict.fromkeys(subsets or module.subsets["test"]))
+    chosen = list(dict.fromkeys(module.subsets["test"] if subsets is None else subsets))
     if not chosen:
         raise InputError(f"{config}: expected data with test_subsets, found none: give --subsets")
     module.subsets = {**{role: [] for role in module.subsets}, "predict": chosen}
@@ -129,7 +167,9 @@ def prepare_hybrid(checkpoint: Path, device: str) -> BLSTMHMM:
     return recognizer
 
 
-def write_subset(recognizer: BLSTMHMM, subset: str, batches: EvaluationBatches, output: Path) -> list[str]:
+def write_subset(
+    recognizer: BLSTMHMM, subset: str, batches: EvaluationBatches, output: Path, least_fit: float = LEAST_FIT
+) -> list[str]:
     """Write `SUBSET.phones.ctm`, `SUBSET.words.ctm` and a TextGrid per utterance; return what could not be aligned."""
     model, features = recognizer.states, recognizer.features
     hop, window = features.hop_seconds, features.window_samples / features.sample_rate
@@ -141,7 +181,7 @@ def write_subset(recognizer: BLSTMHMM, subset: str, batches: EvaluationBatches, 
         words_path.open("w", encoding="utf-8") as words_file,
         tqdm(total=len(batches.durations), desc=subset, unit="utterance", disable=not sys.stderr.isatty()) as bar,
     ):
-        for one in align_batches(model, batches, of_network(recognizer)):
+        for one in align_batches(model, batches, of_network(recognizer), least_fit):
             bar.update()
             if one.problem:
                 problems.append(f"{one.id}: {one.problem}")
@@ -158,7 +198,7 @@ def write_subset(recognizer: BLSTMHMM, subset: str, batches: EvaluationBatches, 
 def ctm_rows(id: str, segments: Sequence[Segment]) -> Iterator[str]:
     """Give lines `UTTERANCE CHANNEL START DURATION LABEL`, in seconds."""
     for segment in segments:
-        yield f"{id} 1 {segment.start:.4f} {segment.end - segment.start:.4f} {segment.label}\n"
+        yield f"{id} 1 {segment.start:.7f} {segment.end - segment.start:.7f} {segment.label}\n"
 
 
 def write_textgrid(path: Path, words: Sequence[Segment], phones: Sequence[Segment]) -> None:
@@ -185,6 +225,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--subsets", nargs="+", help="of the corpus (default: those that the experiment tests on)")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
     parser.add_argument(
+        "--least-fit", type=float, default=LEAST_FIT, metavar="X",
+        help="mean log posterior of an utterance's states, below which audio and transcript do not match (default: "
+        f"{LEAST_FIT:g}, between right and wrong transcripts of the embedded corpus; -inf takes all)",
+    )  # fmt: skip
+    parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU where there is one"
     )
     return parser
@@ -197,8 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recognizer = prepare_hybrid(options.checkpoint, options.device)
         problems = []
         for subset, batches in open_corpus(options.config, options.subsets).items():
-            problems += write_subset(recognizer, subset, batches, options.output)
-    except InputError as error:
+            problems += write_subset(recognizer, subset, batches, options.output, options.least_fit)
+    except (InputError, OSError) as error:  # a full disk, or an output that is no folder
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"Written to {options.output.absolute()}")
