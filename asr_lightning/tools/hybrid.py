@@ -27,8 +27,6 @@ from asr_lightning.hmm.questions import phonetic_questions
 from asr_lightning.hmm.search import GraphSearch
 from asr_lightning.hmm.store import AlignmentStore, write_alignments
 from asr_lightning.models.blstm_hmm import ALIGNMENTS, DECODING_GRAPH, PHONE_GRAMMAR, read_graph
-from asr_lightning.models.checkpoints import instantiate
-from asr_lightning.models.experiment import read_part
 from asr_lightning.scoring.error_rates import ErrorRates
 from asr_lightning.text.arpa import read_arpa
 from asr_lightning.text.graphemes_to_phones import JointSequenceModel
@@ -42,36 +40,12 @@ from asr_lightning.tools.align import (
     align_batches,
     likelihoods,
     of_network,
-    open_corpus,
     prepare_hybrid,
 )
 from asr_lightning.tools.ngram import find_texts, read_sentences
-from data_modules.corpus import CorpusDataModule
+from asr_lightning.tools.subsets import every, subsets_of
 
 SHOWN = 10  # utterances that could not be aligned
-
-
-def subsets_of(config: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the subsets that an experiment trains on, and of those that it is evaluated on meanwhile.
-
-    Raises:
-        InputError: There is no such experiment, or it trains on nothing.
-    """
-    module, _ = instantiate(read_part(config, "data"), CorpusDataModule, "a corpus")  # type: ignore[type-abstract]
-    if not module.subsets["train"]:
-        raise InputError(f"{config}: expected data with train_subsets, found none")
-    return module.subsets["train"], [one for one in module.subsets["validation"] if one not in module.subsets["train"]]
-
-
-def every(config: Path, subsets: Sequence[str], title: str) -> Iterator[Batch]:
-    """Give the batches of subsets, with a progress bar."""
-    for subset, batches in open_corpus(config, subsets).items():
-        with tqdm(
-            total=len(batches.durations), desc=f"{title}: {subset}", unit="utterance", disable=not sys.stderr.isatty()
-        ) as bar:
-            for batch in batches:
-                yield batch
-                bar.update(len(batch))
 
 
 def prepare(options: argparse.Namespace) -> str:
@@ -299,7 +273,7 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--gmm-minutes", type=_above(float), default=60.0, help="of audio that the mixtures learn from, held in memory"
     )
-    one.add_argument("--tied-states", type=_above(int), default=500, help="at most")
+    one.add_argument("--tied-states", type=_above(int), default=500, help="at most, but three a phone")
     one.add_argument("--least-frames", type=_above(float), default=100.0, help="that a tied state needs")
     one.add_argument("--seed", type=int, default=1, help="of the first alignments")
     one.set_defaults(run=in_one_go(prepare))
@@ -325,6 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:  # a full disk, or an output that cannot be written
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 
