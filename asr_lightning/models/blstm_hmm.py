@@ -63,6 +63,11 @@ class BLSTMHMM(Recognizer):
         if self.ctc is not None:
             raise InputError(f"a BLSTMHMM has no CTC output: leave ctc_weight at 0, got {self.ctc_weight}")
         self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InputError(
+                f"no states of a hybrid at {folder} (looked for {self.folder.absolute()}); make them with "
+                "`python -m asr_lightning.tools.hybrid prepare`"
+            )
         self.search = search or GraphSearch()
         self.mmi_weight = mmi_weight
         self.mmi_scale = mmi_scale
