@@ -137,8 +137,9 @@ $(HYBRID)/boundaries: $(HYBRID)/seed1/finished $(DEMO)/hybrid_mmi/seed1/finished
 	$(ALIGN) --states $(HYBRID)/states --output $(@D)/alignments/mixtures
 	$(ALIGN) --checkpoint $(HYBRID)/seed1/checkpoints/last.ckpt --output $(@D)/alignments/blstm
 	$(ALIGN) --checkpoint $(DEMO)/hybrid_mmi/seed1/checkpoints/last.ckpt --output $(@D)/alignments/blstm_mmi
-	$(BIN)/python -m asr_lightning.tools.boundaries --truth data/spoken/test-clean --names mixtures blstm blstm_mmi \
-		$(foreach one,mixtures blstm blstm_mmi,$(@D)/alignments/$(one)/test-clean.phones.ctm) --output $(DEMO)/tables/boundaries
+	$(BIN)/python -m asr_lightning.tools.boundaries \
+		$(foreach one,mixtures blstm blstm_mmi,$(@D)/alignments/$(one)/test-clean.phones.ctm) \
+		--names mixtures blstm blstm_mmi --truth data/spoken/test-clean --output $(DEMO)/tables/boundaries
 	@touch $@
 
 E2E_STUDENTS = $(call SEEDED,e2e_random e2e_ws)

@@ -1,10 +1,11 @@
-"""Says when every phone and word of a corpus is spoken, by a trained hybrid: CTM files and TextGrids.
+"""Says when every phone and word of a corpus is spoken, by a hybrid: CTM files and TextGrids.
 
 Example: python -m asr_lightning.tools.align --checkpoint runs/demo/hybrid/seed1/checkpoints/last.ckpt \
     --config experiments/demo/hybrid.yaml --subsets test-clean --output runs/demo/alignments
 """
 
 import argparse
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,17 +22,18 @@ from tqdm import tqdm
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing
+from asr_lightning.hmm import gmm
 from asr_lightning.hmm.alignment import align, in_seconds, phone_runs, word_runs
 from asr_lightning.hmm.graph import expand, sentence
-from asr_lightning.hmm.model import STATES, HiddenMarkovModel
+from asr_lightning.hmm.model import STATES, HiddenMarkovModel, read_model
 from asr_lightning.hmm.search import by_transition
-from asr_lightning.models.blstm_hmm import BLSTMHMM
+from asr_lightning.hmm.store import AlignmentStore
+from asr_lightning.models.blstm_hmm import ALIGNMENTS, BLSTMHMM
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.text.lexicon import capitals
 from asr_lightning.text.phones import SILENCE, Segment
 from asr_lightning.tools.subsets import open_corpus
 from asr_lightning.tools.transcribe import prepare
-from data_modules.sampler import EvaluationBatches
 
 ACOUSTIC_SCALE = 0.1
 # Mean log posterior of an alignment's states without pauses. By the network of experiments/demo/hybrid.yaml (seed 1,
@@ -152,28 +154,46 @@ def prepare_hybrid(checkpoint: Path, device: str) -> BLSTMHMM:
     return recognizer
 
 
+def stored(store: AlignmentStore, batches: Iterable[Batch]) -> Iterator[Aligned]:
+    """Give the alignments of utterances that were written once."""
+    for batch in batches:
+        for id, text, samples in zip(batch.ids, batch.texts, batch.audio_lengths.tolist(), strict=True):
+            ids = store.get(id)
+            if ids is None:
+                yield Aligned(id, problem=f"no alignment in {store.path}")
+            else:
+                yield Aligned(id, tuple(capitals(text).split()), tuple(ids.tolist()), samples / batch.sample_rate)
+
+
 def write_subset(
-    recognizer: BLSTMHMM, subset: str, batches: EvaluationBatches, output: Path, least_fit: float = LEAST_FIT
+    model: HiddenMarkovModel, aligned: Iterable[Aligned], frames: tuple[float, float], subset: str, output: Path
 ) -> list[str]:
-    """Write `SUBSET.phones.ctm`, `SUBSET.words.ctm` and a TextGrid per utterance; return what could not be aligned."""
-    model, features = recognizer.states, recognizer.features
-    hop, window = features.hop_seconds, features.window_samples / features.sample_rate
+    """Write `SUBSET.phones.ctm`, `SUBSET.words.ctm` and a TextGrid per utterance.
+
+    Args:
+        model: Whose transition ids.
+        aligned: The utterances.
+        frames: Seconds from frame to frame, and of a frame.
+        subset: Name of the files.
+        output: Folder that they go to.
+
+    Returns:
+        Which utterances could not be aligned, and why.
+    """
     problems = []
     with (
         replacing(output / f"{subset}.phones.ctm") as phones_path,
         replacing(output / f"{subset}.words.ctm") as words_path,
         phones_path.open("w", encoding="utf-8") as phones_file,
         words_path.open("w", encoding="utf-8") as words_file,
-        tqdm(total=len(batches.durations), desc=subset, unit="utterance", disable=not sys.stderr.isatty()) as bar,
     ):
-        for one in align_batches(model, batches, of_network(recognizer), least_fit):
-            bar.update()
+        for one in tqdm(aligned, desc=subset, unit="utterance", disable=not sys.stderr.isatty()):
             if one.problem:
                 problems.append(f"{one.id}: {one.problem}")
                 continue
             runs = phone_runs(model, one.transition_ids)
-            phones = in_seconds(runs, hop, window, one.seconds)
-            words = in_seconds(word_runs(model, runs, one.words), hop, window, one.seconds)
+            phones = in_seconds(runs, *frames, one.seconds)
+            words = in_seconds(word_runs(model, runs, one.words), *frames, one.seconds)
             phones_file.writelines(ctm_rows(one.id, phones))
             words_file.writelines(ctm_rows(one.id, words))
             write_textgrid(output / "TextGrid" / subset / f"{one.id}.TextGrid", words, phones)
@@ -196,6 +216,23 @@ def write_textgrid(path: Path, words: Sequence[Segment], phones: Sequence[Segmen
         grid.save(str(half), format="long_textgrid", includeBlankSpaces=True)
 
 
+def aligner_of(
+    options: argparse.Namespace,
+) -> tuple[HiddenMarkovModel, tuple[float, float], Callable[[Iterable[Batch]], Iterator[Aligned]]]:
+    """Return whose states there are, seconds from frame to frame and of a frame, and what aligns batches."""
+    if options.states is not None:
+        store = AlignmentStore(options.states / ALIGNMENTS)
+        return read_model(options.states), (gmm.HOP_SECONDS, gmm.WINDOW_SECONDS), functools.partial(stored, store)
+    recognizer = prepare_hybrid(options.checkpoint, options.device)
+    features, decodables = recognizer.features, of_network(recognizer)
+    frames = features.hop_seconds, features.window_samples / features.sample_rate
+    return (
+        recognizer.states,
+        frames,
+        lambda batches: align_batches(recognizer.states, batches, decodables, options.least_fit),
+    )
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
@@ -205,7 +242,16 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="An utterance that cannot be aligned is named on stderr with the reason, and the rest goes on. Exit "
         "status: 0, 1 if there were such utterances, 2 if an option cannot be used.",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="of a BLSTMHMM that `lightning fit` has trained")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--checkpoint", type=Path, help="of a BLSTMHMM that `lightning fit` has trained; it aligns anew"
+    )
+    source.add_argument(
+        "--states",
+        type=Path,
+        metavar="FOLDER",
+        help="of `tools.hybrid`: the alignments that it has written, as they are",
+    )
     parser.add_argument("--config", type=Path, required=True, help="an experiment whose `data` is the corpus")
     parser.add_argument("--subsets", nargs="+", help="of the corpus (default: those that the experiment tests on)")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
@@ -225,10 +271,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     options = make_parser().parse_args(arguments)
     try:
-        recognizer = prepare_hybrid(options.checkpoint, options.device)
+        model, frames, aligner = aligner_of(options)
         problems = []
         for subset, batches in open_corpus(options.config, options.subsets).items():
-            problems += write_subset(recognizer, subset, batches, options.output, options.least_fit)
+            problems += write_subset(model, aligner(batches), frames, subset, options.output)
     except (InputError, OSError) as error:  # a full disk, or an output that is no folder
         print(f"error: {error}", file=sys.stderr)
         return 2
