@@ -3,7 +3,7 @@
 ```
 ROOT/SPEAKERS.TXT
 ROOT/corpus.json                                             the parameters; written last
-ROOT/lexicon.txt                                             WORD PHONE PHONE …, as spoken in train-clean-100
+ROOT/lexicon.txt                                             WORD PROBABILITY PHONE PHONE …, as in train-clean-100
 ROOT/<subset>/<speaker>/<chapter>/<speaker>-<chapter>-0000.flac    16 kHz, mono, 16 bits
                                   <speaker>-<chapter>.trans.txt    ID THE TEXT IN CAPITALS
                                   <speaker>-<chapter>.phones.ctm   ID 1 START DURATION PHONE
@@ -109,7 +109,7 @@ def _lexicon(said: dict[str, Counter[str]]) -> Iterator[str]:
     for word, ways in sorted(said.items()):
         for phones, count in sorted(ways.items(), key=lambda one: (-one[1], one[0])):
             if RARE * count >= ways.total():
-                yield f"{word}\t{phones}\n"
+                yield f"{word}\t{count / max(ways.values()):.2f}\t{phones}\n"
 
 
 def _speaker_table(samples: dict[int, int]) -> str:

@@ -58,8 +58,8 @@ def read_lexicon(path: str | Path) -> Lexicon:
     * Probabilities: one number between word and phones (Kaldi's `lexiconp.txt`, Montreal Forced Aligner), or four, of
       which the last three are about silence (Montreal Forced Aligner). A word's pronunciations are sorted by the first.
 
-    A phone may be a number, as 3 of espeak-ng is; a whole number in the first place must come behind a tab. Words are
-    brought to NFC and capitals, phones to NFC.
+    A phone may be a number, as 3 of espeak-ng is; if it is the first, a probability and a tab must be before it. Words
+    are brought to NFC and capitals, phones to NFC.
 
     Raises:
         InputError: The file cannot be read, has no words, or a line is none of the above; the message names it.
@@ -92,13 +92,16 @@ def cmudict() -> Lexicon:
 def write_lexicon(lexicon: Lexicon, path: str | Path) -> None:
     """Write a lexicon as LibriSpeech has it: `WORD<tab>P1 P2`, a line per pronunciation.
 
+    Where P1 is a number, a probability stands before it, as in Kaldi's `lexiconp.txt`.
+
     Raises:
         InputError: It has words or phones that `read_lexicon` would not understand, or the file cannot be written.
     """
     lines = []
     for word, some in lexicon.pronunciations.items():
         for phones in some:
-            lines.append(f"{word}\t{' '.join(phones)}")
+            column = "1.0\t" if phones and _NUMBER.fullmatch(phones[0]) else ""
+            lines.append(f"{word}\t{column}{' '.join(phones)}")
             if not _is_read_as(lines[-1], word, phones):
                 raise InputError(
                     f"cannot write the lexicon {path}: expected a word in capitals and phones without white space, "
@@ -192,10 +195,6 @@ def _lines(content: bytes, source: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _is_column(field: str, counts: bool) -> bool:
-    return bool(_NUMBER.fullmatch(field)) and (counts or not field.isdigit())
-
-
 def _parse(line: str) -> tuple[str, float, Phones]:
     """Return word, probability or count, and phones.
 
@@ -205,8 +204,9 @@ def _parse(line: str) -> tuple[str, float, Phones]:
     fields = unicodedata.normalize("NFC", line).split()
     comment = next((place for place, field in enumerate(fields) if place and field.startswith("#")), len(fields))
     word, *rest = fields[:comment]
-    before = len(line.rsplit("\t", 1)[0].split()) - 1 if "\t" in line else len(rest)  # fields that cannot be phones
-    columns = next((place for place, field in enumerate(rest) if not _is_column(field, place < before)), len(rest))
+    columns = next((place for place, field in enumerate(rest) if not _NUMBER.fullmatch(field)), len(rest))
+    if "\t" in line and (before := len(line.rsplit("\t", 1)[0].split()) - 1):  # columns of their own
+        columns = min(columns, before)
     phones = tuple(rest[columns:])
     if not phones:
         raise ValueError("a word and its phones")

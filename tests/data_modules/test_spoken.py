@@ -120,14 +120,16 @@ def test_the_lexicon_says_every_word_as_it_was_spoken(corpus: Path) -> None:
         assert min(counts) > 0 and counts[0] == max(counts), (word, some, counts)
 
 
-def test_the_lexicon_is_written_as_it_is_read(corpus: Path, tmp_path: Path) -> None:
-    write_lexicon(read_lexicon(corpus / "lexicon.txt"), tmp_path / "again.txt")
-    assert (tmp_path / "again.txt").read_bytes() == (corpus / "lexicon.txt").read_bytes()
+def test_the_lexicon_can_be_written_again(corpus: Path, tmp_path: Path) -> None:
+    lexicon = read_lexicon(corpus / "lexicon.txt")
+    write_lexicon(lexicon, tmp_path / "again.txt")
+    assert read_lexicon(tmp_path / "again.txt").pronunciations == lexicon.pronunciations
 
 
 def test_the_most_usual_way_of_saying_a_word_comes_first_and_rare_ones_are_none() -> None:
     said = {"B": Counter({"b i:": 49, "b I": 2, "b @": 1}), "A": Counter({"@": 3, "eI": 5, "a": 3})}
-    assert list(spoken._lexicon(said)) == ["A\teI\n", "A\t@\n", "A\ta\n", "B\tb i:\n", "B\tb I\n"]
+    rows = ["A\t1.00\teI\n", "A\t0.60\t@\n", "A\t0.60\ta\n", "B\t1.00\tb i:\n", "B\t0.04\tb I\n"]
+    assert list(spoken._lexicon(said)) == rows
 
 
 def test_speaker_table_agrees_with_the_folders(corpus: Path) -> None:

@@ -66,6 +66,13 @@ def test_all_forms_say_the_same(path: Path, content: str) -> None:
     assert read(path, content).pronunciations == READ
 
 
+def test_a_phone_may_be_a_number(path: Path) -> None:
+    lexicon = Lexicon({"ON": (("0", "n"),), "HER": (("h", "3"), ("3",))})
+    write_lexicon(lexicon, path)
+    assert read_lexicon(path).pronunciations == lexicon.pronunciations
+    assert read(path, "ON\t0.25\t0 n\nON\t1.0\t3 n\n").pronunciations["ON"] == (("3", "n"), ("0", "n"))
+
+
 def test_words_are_capitals_in_nfc_and_phones_stay_as_they_are(path: Path) -> None:
     lexicon = read(path, "co\N{COMBINING CIRCUMFLEX ACCENT}te\tkʰ əw tʲ\nCÔTE\tkʰ ɒ tʲ\n<unk>\tspn\n!SIL SIL\n")
     assert lexicon.pronunciations["CÔTE"] == (("kʰ", "əw", "tʲ"), ("kʰ", "ɒ", "tʲ"))
