@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help demo test lint bench ws las e2e e2e-ws e2e-figures ws-figures report dashboard \
+.PHONY: help demo test lint bench ws las e2e e2e-ws e2e-figures ws-figures hybrid report dashboard \
 	ds2 ds2-attention ds2-features ds2-extractors install
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -98,9 +98,49 @@ las: $(addsuffix /finished,$(call SEEDED,$(LAS))) ## LAS with sampling, language
 e2e: $(addsuffix /finished,$(call SEEDED,e2e_a e2e_b)) ## end-to-end models A and B
 	$(call SUMMARIZE,$(call SEEDED,e2e_a e2e_b))
 
-e2e-figures: $(DEMO)/e2e_a/seed1/inside $(DEMO)/e2e_b/seed1/inside ## seed 000's figures 3 to 10 and table 2, as a page
-	$(BIN)/python -m asr_lightning.tools.report $(DEMO)/e2e_a $(DEMO)/e2e_b --output $(DEMO)/e2e.html \
-		--title "End-to-end models A and B"
+INSIDE := e2e_a e2e_b hybrid
+e2e-figures: $(foreach run,$(INSIDE),$(DEMO)/$(run)/seed1/inside) ## seed 000's figures 3 to 10 and table 2, as a page
+	$(BIN)/python -m asr_lightning.tools.report $(addprefix $(DEMO)/,$(INSIDE)) --output $(DEMO)/e2e.html \
+		--title "End-to-end models A and B, and the hybrid"
+
+# The BLSTM-HMM hybrid [seed 000]: Gaussian mixtures align and tie states, networks learn from that, align anew, and learn
+# from whole sentences. Alignments are measured against the exact phones of the embedded corpus.
+
+HYBRID := $(DEMO)/hybrid
+HYBRID_TOOL := $(BIN)/python -m asr_lightning.tools.hybrid
+ALIGN := $(BIN)/python -m asr_lightning.tools.align --config experiments/demo/hybrid.yaml --subsets test-clean
+
+hybrid: $(addsuffix /tuned,$(call SEEDED,hybrid hybrid_mmi)) $(HYBRID)/boundaries ## the BLSTM-HMM hybrid, and how well it aligns
+	$(call SUMMARIZE,$(call SEEDED,hybrid hybrid_mmi))
+
+$(HYBRID)/states/HCLG.fst: | $(INSTALLED)
+	$(HYBRID_TOOL) prepare --config experiments/demo/hybrid.yaml --lexicon data/spoken/lexicon.txt --output $(@D)
+$(addsuffix /finished,$(call SEEDED,hybrid)): | $(HYBRID)/states/HCLG.fst
+
+$(DEMO)/hybrid_mmi/states/HCLG.fst: $(HYBRID)/seed1/finished
+	$(HYBRID_TOOL) realign --config experiments/demo/hybrid.yaml --checkpoint $(<D)/checkpoints/last.ckpt --output $(@D)
+$(DEMO)/hybrid_mmi/%/finished: $(HYBRID)/%/finished $(DEMO)/hybrid_mmi/states/HCLG.fst
+	$(LIGHTNING) fit --config experiments/demo/hybrid_mmi.yaml --seed_everything $(subst seed,,$*) \
+		--trainer.default_root_dir $(@D) --trainer.callbacks.init_args.teacher $(<D)/checkpoints/last.ckpt \
+		$(FLAGS) --ckpt_path last
+	@touch $@
+
+# The weight of the language model is chosen on dev-clean and dev-other.
+$(DEMO)/hybrid%/tuned: $(DEMO)/hybrid%/finished
+	$(HYBRID_TOOL) tune --config experiments/demo/hybrid.yaml --subsets dev-clean dev-other \
+		--checkpoint $(@D)/checkpoints/last.ckpt --output $(@D)/search.yaml > $(@D)/tuning.txt
+	$(LIGHTNING) test --config experiments/demo/hybrid.yaml --config $(@D)/search.yaml \
+		--ckpt_path $(@D)/checkpoints/last.ckpt --trainer.default_root_dir $(@D)
+	@touch $@
+
+$(HYBRID)/boundaries: $(HYBRID)/seed1/finished $(DEMO)/hybrid_mmi/seed1/finished
+	$(ALIGN) --states $(HYBRID)/states --output $(@D)/alignments/mixtures
+	$(ALIGN) --checkpoint $(HYBRID)/seed1/checkpoints/last.ckpt --output $(@D)/alignments/blstm
+	$(ALIGN) --checkpoint $(DEMO)/hybrid_mmi/seed1/checkpoints/last.ckpt --output $(@D)/alignments/blstm_mmi
+	$(BIN)/python -m asr_lightning.tools.boundaries \
+		$(foreach one,mixtures blstm blstm_mmi,$(@D)/alignments/$(one)/test-clean.phones.ctm) \
+		--names mixtures blstm blstm_mmi --truth data/spoken/test-clean --output $(DEMO)/tables/boundaries
+	@touch $@
 
 E2E_STUDENTS = $(call SEEDED,e2e_random e2e_ws)
 e2e-ws: $(addsuffix /finished,$(E2E_STUDENTS)) ## students of A, from random weights and from selected ones

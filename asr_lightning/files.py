@@ -1,6 +1,7 @@
 """Files that are whole or not there, and where those lie that can be made anew."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,20 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(half, path)
     finally:
         half.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """Give a folder to write files to, and move them into `folder` when all are complete: none without the others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    half = folder / f".{os.getpid()}"
+    half.mkdir(exist_ok=True)
+    try:
+        yield half
+        for path in half.iterdir():
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

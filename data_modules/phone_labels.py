@@ -25,10 +25,8 @@ class CTMLabels(PhoneLabels):
 
     def segments(self, utterance: str) -> list[Segment]:
         """Return the segments of an utterance in the order of time; none where no file names it."""
-        if self._places is None:
-            self._places = self._find()
         segments = []
-        for path, place in self._places.get(utterance, []):
+        for path, place in self._known().get(utterance, []):
             with path.open("rb") as file:
                 file.seek(place)
                 for line in file:
@@ -37,6 +35,15 @@ class CTMLabels(PhoneLabels):
                         break
                     segments.append(_segment(fields, path))
         return sorted(segments, key=lambda segment: segment.start)
+
+    def utterances(self) -> list[str]:
+        """Return the names of all utterances, in the order of the files."""
+        return list(self._known())
+
+    def _known(self) -> dict[str, list[tuple[Path, int]]]:
+        if self._places is None:
+            self._places = self._find()
+        return self._places
 
     def _find(self) -> dict[str, list[tuple[Path, int]]]:
         paths = [self.path] if self.path.is_file() else sorted(self.path.rglob("*.ctm"))

@@ -1,5 +1,6 @@
 """Every experiment is complete, and names itself."""
 
+import shutil
 from pathlib import Path
 
 import lightning
@@ -8,12 +9,17 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from asr_lightning.callbacks.observation import check_paths
+from asr_lightning.errors import InputError
+from asr_lightning.hmm.model import HiddenMarkovModel
 from asr_lightning.models.checkpoints import build_model, build_recognizer, instantiate
 from asr_lightning.models.experiment import parameters_without_memory
 from asr_lightning.text.hangul import write_characters
+from asr_lightning.text.lexicon import Lexicon
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 PATHS = sorted(EXPERIMENTS.rglob("*.yaml"))
+MODELS = [yaml.safe_load(path.read_text("utf-8"))["model"]["init_args"] for path in PATHS]
+STATES = {model["folder"] for model in MODELS if "folder" in model}  # of hybrids
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +27,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only the files are that users make first."""
     monkeypatch.chdir(tmp_path)
     write_characters(["".join(map(chr, range(0xAC00, 0xAC00 + 1_997)))], Path("data/ksponspeech_characters.tsv"))
+    for folder in STATES:
+        HiddenMarkovModel.monophone(Lexicon({"A": (("a",),)})).write(Path(folder))
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
@@ -52,6 +60,13 @@ def test_callbacks_can_be_built(path: Path) -> None:
     for callback in yaml.safe_load(path.read_text("utf-8"))["trainer"]["callbacks"]:
         made, _ = instantiate(callback, lightning.Callback, "a callback")
         assert type(made).__name__ == callback["class_path"].rpartition(".")[2]
+
+
+def test_a_hybrid_without_its_states_says_how_to_make_them() -> None:
+    model = yaml.safe_load((EXPERIMENTS / "demo/hybrid.yaml").read_text("utf-8"))["model"]
+    shutil.rmtree(model["init_args"]["folder"])
+    with pytest.raises(InputError, match=r"runs/demo/hybrid/states.*python -m asr_lightning.tools.hybrid"):
+        build_recognizer(model)
 
 
 INSIDE = [path for path in PATHS if path.stem.endswith("_inside")]

@@ -18,7 +18,7 @@ from asr_lightning.hmm.alignment import align
 from asr_lightning.hmm.model import HiddenMarkovModel
 
 ACOUSTIC_SCALE = 0.1
-HOP_SECONDS = 0.010
+HOP_SECONDS, WINDOW_SECONDS = 0.010, 0.025
 LEAST_FRAMES = 20.0  # of a Gaussian, where there is another one of the same pdf
 OCCUPANCY_POWER = 0.2  # how much more Gaussians a pdf has that was seen more often
 PERTURBATION = 0.01  # standard deviations between halves of a Gaussian and itself
@@ -203,7 +203,9 @@ class CepstralFeatures:
     """
 
     def __init__(self, sample_rate: int = 16_000) -> None:
-        self.cepstra = MFCC(13, sample_rate, mels=40, hop_seconds=HOP_SECONDS, normalization=UtteranceNormalization())
+        self.cepstra = MFCC(
+            13, sample_rate, WINDOW_SECONDS, HOP_SECONDS, mels=40, normalization=UtteranceNormalization()
+        )
 
     def __call__(self, audio: Tensor) -> np.ndarray:
         """Return the features (T, 39) of audio (S,)."""

@@ -40,7 +40,8 @@ class BLSTMHMM(Recognizer):
         mmi_weight: Share in the loss of lattice-free MMI, from 0 to 1; the rest is the cross-entropy of frames. Its
             graphs weight the transcript's pronunciations, and all that could have been said, by a phone grammar.
         mmi_scale: Of log likelihoods in lattice-free MMI.
-        **recognizer: Arguments of `Recognizer`. The encoder must give a frame for every frame of the features.
+        **recognizer: Arguments of `Recognizer`, but for `ctc_weight`. The encoder must give a frame for every frame of
+            the features, and these must have the window and hop of what the alignments were made from.
 
     Raises:
         InputError: The folder cannot be read, or a number is out of its range.
@@ -59,7 +60,14 @@ class BLSTMHMM(Recognizer):
             raise InputError(
                 f"expected a mmi_weight from 0 to 1 and a mmi_scale above 0, got {mmi_weight} and {mmi_scale}"
             )
+        if self.ctc is not None:
+            raise InputError(f"a BLSTMHMM has no CTC output: leave ctc_weight at 0, got {self.ctc_weight}")
         self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InputError(
+                f"no states of a hybrid at {folder} (looked for {self.folder.absolute()}); make them with "
+                "`python -m asr_lightning.tools.hybrid prepare`"
+            )
         self.search = search or GraphSearch()
         self.mmi_weight = mmi_weight
         self.mmi_scale = mmi_scale
@@ -72,13 +80,40 @@ class BLSTMHMM(Recognizer):
         priors = torch.where(counts > 0, counts / counts.sum(), 1.0)  # what was never seen is not to gain by being rare
         self.register_buffer("log_priors", priors.log())
 
+    def forward(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode audio (B, S) as (B, T, D), and say how many frames of each row are real, (B,).
+
+        Raises:
+            InputError: The encoder gives fewer frames than it reads.
+        """
+        features, lengths = self.featurize(audio, audio_lengths)
+        encoded, encoded_lengths = self.encoder(features, lengths)
+        if encoded.shape[1] != features.shape[1] and not torch.equal(encoded_lengths, lengths):
+            raise InputError(
+                "a hybrid needs an encoder that gives a frame for every frame it reads, but the "
+                f"{type(self.encoder).__name__} made {encoded.shape[1]} of {features.shape[1]}: take one without "
+                "subsampling"
+            )
+        return encoded, encoded_lengths
+
     def log_likelihoods(self, encoded: Tensor) -> Tensor:
         """Return the log likelihoods (B, T, pdfs) of frames, but for what all pdfs share, from (B, T, D)."""
         return self.output(encoded).float().log_softmax(dim=2) - self.log_priors
 
     def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the pdfs (B, T) of the frames, and their number (B,); none of an utterance that was not aligned."""
+        """Return the pdfs (B, T) of the frames, and their number (B,); none of an utterance that was not aligned.
+
+        Raises:
+            InputError: An alignment has another number of frames than the features of its utterance.
+        """
         known = [self._alignments.get(id) for id in batch.ids]
+        frames = self.features.frame_lengths(batch.audio_lengths).tolist()
+        for id, ids, count in zip(batch.ids, known, frames, strict=True):
+            if ids is not None and len(ids) != count:
+                raise InputError(
+                    f"{id} was aligned with {len(ids)} frames, but its features have {count}: leave the features' "
+                    "window and hop as `tools.hybrid` has them and the data without `speed_factors`, or align anew"
+                )
         rows = [torch.from_numpy(self.states.pdf_of[[] if ids is None else ids]) for ids in known]
         lengths = torch.tensor([len(row) for row in rows])
         targets = pad_sequence(rows, batch_first=True, padding_value=UNALIGNED)
@@ -157,7 +192,10 @@ def read_graph(path: Path) -> kaldifst.StdVectorFst:
     """
     if not path.is_file():
         raise InputError(f"no graph at {path.absolute()}; make it with `python -m asr_lightning.tools.hybrid`")
-    fst = kaldifst.StdVectorFst.read(str(path))
+    try:
+        fst = kaldifst.StdVectorFst.read(str(path))
+    except (ValueError, RuntimeError, MemoryError):  # of the sizes that damaged files ask for
+        fst = None
     if fst is None or not fst.num_states:
         raise InputError(
             f"{path} is no graph that can be read; make it anew with `python -m asr_lightning.tools.hybrid`"

@@ -5,21 +5,20 @@ Example: python -m asr_lightning.tools.hybrid prepare --config experiments/demo/
 """
 
 import argparse
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import kaldi_hmm_gmm as kaldi
 import kaldifst
 import numpy as np
-import torch
 import yaml
 from tqdm import tqdm
 
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
-from asr_lightning.files import replacing, write_atomically
+from asr_lightning.files import replacing, replacing_files, write_atomically
 from asr_lightning.hmm import gmm, tree
 from asr_lightning.hmm.alignment import phone_runs
 from asr_lightning.hmm.graph import decoding_graph, expand, phone_grammar, sentence
@@ -27,43 +26,26 @@ from asr_lightning.hmm.model import HiddenMarkovModel
 from asr_lightning.hmm.questions import phonetic_questions
 from asr_lightning.hmm.search import GraphSearch
 from asr_lightning.hmm.store import AlignmentStore, write_alignments
-from asr_lightning.models.blstm_hmm import ALIGNMENTS, BLSTMHMM, DECODING_GRAPH, PHONE_GRAMMAR, read_graph
-from asr_lightning.models.checkpoints import instantiate
-from asr_lightning.models.experiment import read_part
+from asr_lightning.models.blstm_hmm import ALIGNMENTS, DECODING_GRAPH, PHONE_GRAMMAR, read_graph
 from asr_lightning.scoring.error_rates import ErrorRates
 from asr_lightning.text.arpa import read_arpa
 from asr_lightning.text.graphemes_to_phones import JointSequenceModel
 from asr_lightning.text.lexicon import Lexicon, capitals, cmudict, complete, read_lexicon
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney
-from asr_lightning.tools.align import Aligned, Decodables, align_batches, of_network, open_corpus, prepare_hybrid
+from asr_lightning.tools.align import (
+    Aligned,
+    Decodable,
+    Decodables,
+    align_batches,
+    likelihoods,
+    of_network,
+    prepare_hybrid,
+)
 from asr_lightning.tools.ngram import find_texts, read_sentences
-from data_modules.corpus import CorpusDataModule
+from asr_lightning.tools.subsets import every, subsets_of
 
 SHOWN = 10  # utterances that could not be aligned
-
-
-def subsets_of(config: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the subsets that an experiment trains on, and of those that it is evaluated on meanwhile.
-
-    Raises:
-        InputError: There is no such experiment, or it trains on nothing.
-    """
-    module, _ = instantiate(read_part(config, "data"), CorpusDataModule, "a corpus")  # type: ignore[type-abstract]
-    if not module.subsets["train"]:
-        raise InputError(f"{config}: expected data with train_subsets, found none")
-    return module.subsets["train"], [one for one in module.subsets["validation"] if one not in module.subsets["train"]]
-
-
-def every(config: Path, subsets: Sequence[str], title: str) -> Iterator[Batch]:
-    """Give the batches of subsets, with a progress bar."""
-    for subset, batches in open_corpus(config, subsets).items():
-        with tqdm(
-            total=len(batches.durations), desc=f"{title}: {subset}", unit="utterance", disable=not sys.stderr.isatty()
-        ) as bar:
-            for batch in batches:
-                yield batch
-                bar.update(len(batch))
 
 
 def prepare(options: argparse.Namespace) -> str:
@@ -85,7 +67,7 @@ def prepare(options: argparse.Namespace) -> str:
     said += finish(options.output, mixtures.model, tied, aligned)
     with replacing(options.output / DECODING_GRAPH) as half:
         decoding_graph(tied, ngram).write(str(half))
-    return "\n".join([*said, f"Written to {options.output.absolute()}"])
+    return "\n".join(said)
 
 
 def read_or_estimate(options: argparse.Namespace, transcripts: Sequence[str]) -> NGram:
@@ -139,8 +121,8 @@ def utterances(batches: Iterable[Batch]) -> Iterator[tuple[str, list[str], np.nd
 def of_mixtures(mixtures: gmm.GaussianMixtures) -> Decodables:
     """Return what gives the log likelihoods of Gaussian mixtures."""
 
-    def decodables(batch: Batch) -> list[tuple[kaldi.DecodableInterface, int]]:
-        return [(mixtures.decodable(features), len(features)) for _, _, features in utterances([batch])]
+    def decodables(batch: Batch) -> list[Decodable]:
+        return [Decodable(mixtures.decodable(features), len(features)) for _, _, features in utterances([batch])]
 
     return decodables
 
@@ -201,7 +183,18 @@ def realign(options: argparse.Namespace) -> str:
     said = finish(options.output, model, model, align_batches(model, batches, of_network(recognizer)))
     with replacing(options.output / DECODING_GRAPH) as half:
         read_graph(recognizer.folder / DECODING_GRAPH).write(str(half))
-    return "\n".join([*said, f"Written to {options.output.absolute()}"])
+    return "\n".join(said)
+
+
+def in_one_go(run: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Namespace], str]:
+    """Let a command write all its files or none, since they fit each other only."""
+
+    def run_whole(options: argparse.Namespace) -> str:
+        with replacing_files(options.output) as folder:
+            said = run(argparse.Namespace(**{**vars(options), "output": folder}))
+        return f"{said}\nWritten to {options.output.absolute()}"
+
+    return run_whole
 
 
 def tune(options: argparse.Namespace) -> str:
@@ -209,8 +202,11 @@ def tune(options: argparse.Namespace) -> str:
     recognizer = prepare_hybrid(options.checkpoint, options.device)
     graph = read_graph(recognizer.folder / DECODING_GRAPH)
     rates = {scale: ErrorRates() for scale in options.scales}
-    for batch in every(options.config, options.subsets or subsets_of(options.config)[1], "search"):
-        for text, scores in zip(batch.texts, scores_of(recognizer, batch), strict=True):
+    subsets = options.subsets or subsets_of(options.config)[1]
+    if not subsets:
+        raise InputError(f"{options.config}: expected data with validation_subsets, found none: give --subsets")
+    for batch in every(options.config, subsets, "search"):
+        for text, scores in zip(batch.texts, likelihoods(recognizer, batch), strict=True):
             for scale, rate in rates.items():
                 search = GraphSearch(scale, recognizer.search.beam, recognizer.search.max_active)
                 rate.update([text], [" ".join(search(scores, recognizer.states, graph).words)])
@@ -230,23 +226,14 @@ def tune(options: argparse.Namespace) -> str:
     return "\n".join([*lines, f"The best, {best:g}, is in {options.output.absolute()}: give it as a second --config"])
 
 
-@torch.no_grad()
-def scores_of(recognizer: BLSTMHMM, batch: Batch) -> list[np.ndarray]:
-    """Return the log likelihoods (T, pdfs) of each utterance."""
-    batch = batch.to(recognizer.device)
-    encoded, lengths = recognizer(batch.audio, batch.audio_lengths)
-    scores = recognizer.log_likelihoods(encoded).cpu().numpy()
-    return [row[:length] for row, length in zip(scores, lengths.tolist(), strict=True)]
-
-
 def _above(zero: Callable[[str], float]) -> Callable[[str], float]:
     def parse(text: str) -> float:
         number = zero(text)
-        if not number > 0:
+        if not 0 < number < math.inf:
             raise ValueError
         return number
 
-    parse.__name__ = "number above 0"  # as argparse names it in messages
+    parse.__name__ = "whole number above 0" if zero is int else "number above 0"  # as argparse names it in messages
     return parse
 
 
@@ -280,19 +267,19 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--skip-columns", type=int, default=0, metavar="N", help="words at the start of their lines that are no text"
     )
-    one.add_argument("--order", type=int, default=3, help="of the language model that is estimated")
-    one.add_argument("--passes", type=int, default=40, help="over the data of the Gaussian mixtures")
-    one.add_argument("--gaussians", type=int, default=1000, help="in all mixtures together")
+    one.add_argument("--order", type=_above(int), default=3, help="of the language model that is estimated")
+    one.add_argument("--passes", type=_above(int), default=40, help="over the data of the Gaussian mixtures")
+    one.add_argument("--gaussians", type=_above(int), default=1000, help="in all mixtures together")
     one.add_argument(
         "--gmm-minutes", type=_above(float), default=60.0, help="of audio that the mixtures learn from, held in memory"
     )
-    one.add_argument("--tied-states", type=int, default=500, help="at most")
+    one.add_argument("--tied-states", type=_above(int), default=500, help="at most, but three a phone")
     one.add_argument("--least-frames", type=_above(float), default=100.0, help="that a tied state needs")
     one.add_argument("--seed", type=int, default=1, help="of the first alignments")
-    one.set_defaults(run=prepare)
+    one.set_defaults(run=in_one_go(prepare))
     one = commands.add_parser("realign", parents=[shared, network], help="the same from a network's alignments")
     one.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where everything goes")
-    one.set_defaults(run=realign)
+    one.set_defaults(run=in_one_go(realign))
     one = commands.add_parser("tune", parents=[shared, network], help="find the best weight of the language model")
     one.add_argument("--subsets", nargs="+", help="default: those that the experiment validates on")
     one.add_argument(
@@ -309,9 +296,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         print(options.run(options))
-    except InputError as error:
+    except (InputError, OSError) as error:  # a full disk, or an output that cannot be written
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from asr_lightning.errors import InputError
+from asr_lightning.text.lexicon import read_lexicon, write_lexicon
 from data_modules import espeak, spoken
 from data_modules.spoken import SPEAKERS, WORDS, plan, synthesize
 from data_modules.spoken_grammar import transcript
@@ -76,7 +77,7 @@ def test_an_utterance_does_not_depend_on_those_before() -> None:
 
 
 def test_layout_is_that_of_librispeech(corpus: Path) -> None:
-    assert {path.name for path in corpus.iterdir()} == {"SPEAKERS.TXT", "corpus.json", *SPEAKERS}
+    assert {path.name for path in corpus.iterdir()} == {"SPEAKERS.TXT", "corpus.json", "lexicon.txt", *SPEAKERS}
     spoken_lines = {line.id: transcript(line.sentence) for line in plan(0.3, 0.1)}
     written = {}
     for path in corpus.rglob("*.trans.txt"):
@@ -91,6 +92,42 @@ def test_layout_is_that_of_librispeech(corpus: Path) -> None:
     for path in corpus.rglob("*.flac"):
         info = soundfile.info(path)
         assert (info.format, info.subtype, info.samplerate, info.channels) == ("FLAC", "PCM_16", 16_000, 1)
+
+
+def heard(root: Path) -> dict[str, list[str]]:
+    """The phones of all training utterances that have a word, as ` D @ m a n `, by words."""
+    said, found = segments(root), defaultdict(list)
+    for path in (root / TRAINING).rglob("*.trans.txt"):
+        for row in path.read_text().splitlines():
+            name, *words = row.split()
+            phones = " ".join(phone for _, _, phone in said[name] if phone != "SIL")
+            for word in words:
+                found[word].append(f" {phones} ")
+    return found
+
+
+def test_the_lexicon_says_every_word_as_it_was_spoken(corpus: Path) -> None:
+    lexicon = read_lexicon(corpus / "lexicon.txt")
+    texts = [row.split(" ", 1)[1] for path in corpus.rglob("*.trans.txt") for row in path.read_text().splitlines()]
+    assert set(lexicon.pronunciations) == {word for text in texts for word in text.split()}
+    phones = {phone for rows in segments(corpus).values() for _, _, phone in rows}
+    assert set(lexicon.phones) <= phones - {"SIL"} and "SIL" not in lexicon.phones
+    places = heard(corpus)
+    of_training = {word: some for word, some in lexicon.pronunciations.items() if word in places}
+    assert len(of_training) > 40 and any(len(some) > 1 for some in of_training.values())
+    for word, some in of_training.items():
+        counts = [sum(f" {' '.join(one)} " in utterance for utterance in places[word]) for one in some]
+        assert min(counts) > 0 and counts[0] == max(counts), (word, some, counts)
+
+
+def test_the_lexicon_is_written_as_it_is_read(corpus: Path, tmp_path: Path) -> None:
+    write_lexicon(read_lexicon(corpus / "lexicon.txt"), tmp_path / "again.txt")
+    assert (tmp_path / "again.txt").read_bytes() == (corpus / "lexicon.txt").read_bytes()
+
+
+def test_the_most_usual_way_of_saying_a_word_comes_first_and_rare_ones_are_none() -> None:
+    said = {"B": Counter({"b i:": 49, "b I": 2, "b @": 1}), "A": Counter({"@": 3, "eI": 5, "a": 3})}
+    assert list(spoken._lexicon(said)) == ["A\teI\n", "A\t@\n", "A\ta\n", "B\tb i:\n", "B\tb I\n"]
 
 
 def test_speaker_table_agrees_with_the_folders(corpus: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from hybrids import KOREAN, hybrid, write_states
 from tones import (
     RATE,
     TEXTS,
@@ -143,9 +144,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
             },
         }
     ),
+    "hybrid with hidden Markov models": hybrid(),
+    "hybrid with hidden Markov models and lattice-free MMI": hybrid(mmi_weight=0.5),
 }  # fmt: skip
 STEPS = 400
 UNSEEN = ["BAD", "HEAD CHEF AGED", "A", "FEE"]
+NAMED = {"tone": TEXTS, "unseen": UNSEEN}
 
 
 def train(recognizer: Recognizer, batch: Batch) -> None:
@@ -162,8 +166,17 @@ def train(recognizer: Recognizer, batch: Batch) -> None:
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def config(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return ARCHITECTURES[request.param]
+def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return with_states(ARCHITECTURES[request.param], tmp_path_factory.mktemp("states"))
+
+
+def with_states(config: dict[str, Any], folder: Path, korean: bool = False) -> dict[str, Any]:
+    """The same with what a hybrid needs besides its network, if it is one."""
+    if "folder" not in config["init_args"]:
+        return config
+    spoken = {f"{name}-{n}": text for name, texts in NAMED.items() for n, text in enumerate(texts)}
+    write_states(folder, [*TEXTS, *UNSEEN], spoken, korean)
+    return {**config, "init_args": {**config["init_args"], "folder": str(folder)}}
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +189,7 @@ def trained(config: dict[str, Any]) -> Recognizer:
 
 def in_korean(batch: Batch) -> Batch:
     """The same tones, with a syllable for every letter."""
-    texts = [text.translate(str.maketrans("ABCDEFGH", "가나다라마바사아")) for text in batch.texts]
-    return replace(batch, texts=texts)
+    return replace(batch, texts=[text.translate(KOREAN) for text in batch.texts])
 
 
 def padded(batch: Batch, samples: int, value: float) -> Batch:
@@ -192,11 +204,12 @@ def test_it_learns_eight_utterances_by_heart(trained: Recognizer) -> None:
     assert trained.transcribe(batch_of()) == TEXTS
 
 
-def test_it_learns_them_in_korean(config: dict[str, Any]) -> None:
+def test_it_learns_them_in_korean(config: dict[str, Any], tmp_path: Path) -> None:
     tokenizer = {
         "class_path": "asr_lightning.text.hangul.SyllableTokenizer",
         "init_args": {"characters_in_order": "가나다라마바사아"},
     }
+    config = with_states(config, tmp_path, korean=True)
     torch.manual_seed(1)
     recognizer = build_recognizer({**config, "init_args": {**config["init_args"], "tokenizer": tokenizer}})
     batch = in_korean(batch_of())
@@ -204,10 +217,10 @@ def test_it_learns_them_in_korean(config: dict[str, Any]) -> None:
     assert recognizer.transcribe(batch) == batch.texts
 
 
-@pytest.mark.parametrize("texts", [TEXTS, UNSEEN], ids=["known", "unseen"])
+@pytest.mark.parametrize("name", NAMED)
 @torch.no_grad()
-def test_an_utterance_is_the_same_alone_in_company_and_with_padding(trained: Recognizer, texts: list[str]) -> None:
-    batch = batch_of(texts)
+def test_an_utterance_is_the_same_alone_in_company_and_with_padding(trained: Recognizer, name: str) -> None:
+    batch = batch_of(NAMED[name], name)
     alone = [Batch.collate([utterance], RATE) for utterance in separate(batch)]
     encoded_alone = [trained(one.audio, one.audio_lengths) for one in alone]
     losses_alone = torch.cat([trained.loss(one) for one in alone])
@@ -319,7 +332,7 @@ def test_a_checkpoint_brings_the_same_recognizer_back(trained: Recognizer, tmp_p
     assert {name: value.tolist() for name, value in again.state_dict().items()} == {
         name: value.tolist() for name, value in trained.state_dict().items()
     }
-    batch = batch_of(UNSEEN)
+    batch = batch_of(UNSEEN, "unseen")
     assert torch.equal(again(batch.audio, batch.audio_lengths)[0], trained(batch.audio, batch.audio_lengths)[0])
     assert torch.equal(again.loss(batch), trained.loss(batch))
     assert again.transcribe(batch) == trained.transcribe(batch)

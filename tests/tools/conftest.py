@@ -5,6 +5,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from small_hybrid import Made, make
 
 from asr_lightning.models.checkpoints import build_recognizer
 
@@ -45,3 +46,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
     torch.save(content, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A hybrid that has learned a little, its corpus and all else that its commands read."""
+    root = tmp_path_factory.mktemp("hybrid")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASR_LIGHTNING_CACHE", str(root / "cache"))
+        patch.setenv("PL_GLOBAL_SEED", "1")  # what Lightning sets is forgotten behind it
+        patch.setenv("WANDB_MODE", "disabled")
+        patch.setattr("sys.argv", ["lightning"])
+        return make(root)

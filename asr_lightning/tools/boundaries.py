@@ -1,0 +1,106 @@
+"""Measures alignments of phones or words against exact ones: how far borders are off.
+
+Example: python -m asr_lightning.tools.boundaries --truth data/spoken/test-clean runs/gmm.ctm runs/blstm.ctm \
+    --output runs/boundaries
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from asr_lightning.analysis.boundaries import BoundaryErrors, measure
+from asr_lightning.errors import InputError
+from asr_lightning.files import replacing, write_atomically
+from asr_lightning.report.figures import COLOURS
+from asr_lightning.report.tables import as_csv, as_markdown, as_text
+from data_modules.phone_labels import CTMLabels
+
+HEAD = ["alignment", "borders", "matched %", "median ms", "90 % ms", "≤ 20 ms %", "≤ 50 ms %"]
+FARTHEST = 0.1  # seconds in the picture
+
+
+def table(errors: Mapping[str, BoundaryErrors]) -> list[list[str]]:
+    """Return a line for every alignment."""
+    rows = [HEAD]
+    for name, one in errors.items():
+        times = [f"{1000 * one.percentile(percent):.1f}" for percent in (50, 90)]
+        shares = [f"{100 * one.within(seconds):.1f}" for seconds in (0.020, 0.050)]
+        rows.append([name, str(one.expected), f"{100 * one.matched:.1f}", *times, *shares])
+    return rows
+
+
+def plot(errors: Mapping[str, BoundaryErrors], path: Path) -> None:
+    """Draw which share of borders is off by how much at most."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for (name, one), colour in zip(errors.items(), COLOURS * len(errors), strict=False):
+        off = np.sort(one.seconds) * 1000
+        axes.step(off, 100 * np.arange(1, len(off) + 1) / max(1, len(off)), where="post", label=name, color=colour)
+    axes.axvline(20, color="0.7", linewidth=1, zorder=0)
+    axes.set(xlim=(0, 1000 * FARTHEST), ylim=(0, 100), xlabel="off by at most, ms", ylabel="borders, %")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False)
+    with replacing(path) as half:
+        figure.savefig(half, format="png", dpi=120)
+
+
+def compare(truth: Path, found: Sequence[Path], names: Sequence[str], output: Path) -> str:
+    """Write `boundaries.csv`, `.md` and `.png`, and return what to tell the user.
+
+    Raises:
+        InputError: A file cannot be read, or none of its utterances is known.
+    """
+    exact = CTMLabels(str(truth))
+    errors = {}
+    for name, path in zip(names, found, strict=True):
+        labels = CTMLabels(str(path))
+        segments = {one: labels.segments(one) for one in labels.utterances()}
+        errors[name] = measure({one: exact.segments(one) for one in segments}, segments)
+        if not errors[name].expected:
+            raise InputError(f"{path}: expected utterances that {truth} knows, found {', '.join(list(segments)[:3])}")
+    rows = table(errors)
+    write_atomically(output / "boundaries.csv", as_csv(rows))
+    write_atomically(output / "boundaries.md", as_markdown(rows) + "\n")
+    plot(errors, output / "boundaries.png")
+    return f"{as_text(rows)}\n\nWritten to {output.absolute()}: boundaries.csv, boundaries.md, boundaries.png"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m asr_lightning.tools.boundaries",
+        description="Compare where phones or words begin with where they ought to: median and 90th percentile of what "
+        "borders are off, and shares within 20 and 50 ms. Segments are paired by their labels.",
+    )
+    parser.add_argument("found", nargs="+", type=Path, metavar="CTM", help="alignments: CTM files, or folders of them")
+    parser.add_argument(
+        "--truth", type=Path, required=True, metavar="CTM", help="exact ones, as the embedded corpus has"
+    )
+    parser.add_argument("--names", nargs="+", help="of the alignments in the table (default: names of the files)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where table and picture go")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    names = options.names or [path.name.removesuffix(".ctm") for path in options.found]
+    if len(set(names)) != len(options.found):
+        parser.error(f"expected a different name for each of {len(options.found)} alignments, got {', '.join(names)}")
+    try:
+        print(compare(options.truth, options.found, names, options.output))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""What tools read of the corpus of an experiment: whole subsets, utterance by utterance."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from asr_lightning.batch import Batch
+from asr_lightning.errors import InputError
+from asr_lightning.models.checkpoints import instantiate
+from asr_lightning.models.experiment import read_part
+from data_modules.corpus import CorpusDataModule
+from data_modules.sampler import EvaluationBatches
+
+
+def open_corpus(config: Path, subsets: Sequence[str] | None) -> dict[str, EvaluationBatches]:
+    """Return the batches of subsets of an experiment's data; of those that it tests on, without `subsets`.
+
+    Raises:
+        InputError: There is no such experiment, data or subset.
+    """
+    module = _corpus(config)
+    chosen = list(dict.fromkeys(module.subsets["test"] if subsets is None else subsets))
+    if not chosen:
+        raise InputError(f"{config}: expected data with test_subsets, found none: give --subsets")
+    module.subsets = {**{role: [] for role in module.subsets}, "predict": chosen}
+    module.prepare_data()
+    module.setup("predict")
+    return module.predict_dataloader()
+
+
+def subsets_of(config: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the subsets that an experiment trains on, and of those that it is evaluated on meanwhile.
+
+    Raises:
+        InputError: There is no such experiment, or it trains on nothing.
+    """
+    module = _corpus(config)
+    if not module.subsets["train"]:
+        raise InputError(f"{config}: expected data with train_subsets, found none")
+    return module.subsets["train"], [one for one in module.subsets["validation"] if one not in module.subsets["train"]]
+
+
+def every(config: Path, subsets: Sequence[str], title: str) -> Iterator[Batch]:
+    """Give the batches of subsets, with a progress bar."""
+    for subset, batches in open_corpus(config, subsets).items():
+        with tqdm(
+            total=len(batches.durations), desc=f"{title}: {subset}", unit="utterance", disable=not sys.stderr.isatty()
+        ) as bar:
+            for batch in batches:
+                yield batch
+                bar.update(len(batch))
+
+
+def _corpus(config: Path) -> CorpusDataModule:
+    try:
+        module, _ = instantiate(read_part(config, "data"), CorpusDataModule, "a corpus")  # type: ignore[type-abstract]
+    except InputError as error:
+        raise InputError(f"{config}: {error}") from error
+    return module

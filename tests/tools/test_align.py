@@ -1,0 +1,216 @@
+import re
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from small_hybrid import DEVELOPMENT, TEST, TRAINING, Made, experiment, transcripts_of
+
+from asr_lightning.text.lexicon import read_lexicon
+from asr_lightning.text.phones import Segment
+from asr_lightning.tools import align
+from data_modules.phone_labels import CTMLabels, TextGridLabels
+
+SAMPLE = 1 / 16_000  # second
+
+
+def run(made: Made, output: Path, *more: Any) -> int:
+    config = [] if "--config" in more else ["--config", made.config]
+    return align.main(list(map(str, ["--checkpoint", made.checkpoint, *config, "--output", output, *more])))
+
+
+@pytest.fixture(scope="module")
+def alignments(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the training subset and of one that was not trained on."""
+    output = tmp_path_factory.mktemp("aligned") / "new"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASR_LIGHTNING_CACHE", str(output.parent / "cache"))
+        assert run(made, output, "--subsets", TRAINING, TEST) == 0
+    return output
+
+
+@pytest.fixture
+def changed(made: Made, tmp_path: Path) -> Callable[[dict[str, str]], Path]:
+    """An experiment whose corpus says something else of some utterances."""
+
+    def change(texts: dict[str, str]) -> Path:
+        corpus = tmp_path / "changed"
+        shutil.copytree(made.corpus, corpus)
+        for path in corpus.rglob("*.trans.txt"):
+            said = {id: texts.get(id, text) for id, text in transcripts_of(path.parent).items()}
+            path.write_text("".join(f"{id} {text}\n" for id, text in said.items()))
+        (tmp_path / "changed.yaml").write_text(yaml.safe_dump(experiment(made.root, corpus)))
+        return tmp_path / "changed.yaml"
+
+    return change
+
+
+def spans(folder: Path, subset: str, id: str) -> dict[str, list[Segment]]:
+    """What all files say of an utterance, by their names."""
+    grids = str(folder / "TextGrid" / subset)
+    return {
+        **{f"{tier}.ctm": CTMLabels(str(folder / f"{subset}.{tier}.ctm")).segments(id) for tier in ("phones", "words")},
+        **{tier: TextGridLabels(grids, tier).segments(id) for tier in ("phones", "words")},
+    }
+
+
+@pytest.mark.parametrize("subset", [TRAINING, TEST])
+def test_every_utterance_is_tiled_by_its_words_and_their_phones(made: Made, alignments: Path, subset: str) -> None:
+    lexicon = read_lexicon(made.corpus / "lexicon.txt").pronunciations
+    transcripts = made.transcripts(subset)
+    assert {path.stem for path in (alignments / "TextGrid" / subset).iterdir()} == transcripts.keys()
+    for id, text in transcripts.items():
+        [audio] = made.corpus.rglob(f"{id}.flac")
+        seconds = soundfile.info(audio).duration
+        found = spans(alignments, subset, id)
+        for tier in ("phones", "words"):
+            ours, grid = found[f"{tier}.ctm"], found[tier]
+            assert [one.label for one in ours] == [one.label for one in grid]
+            for one, other in zip(ours, grid, strict=True):
+                assert (one.start, one.end) == pytest.approx((other.start, other.end), abs=1e-6)
+            assert ours[0].start == 0.0 and ours[-1].end == pytest.approx(seconds, abs=1e-6)
+            assert all(left.end == pytest.approx(right.start, abs=1e-6) for left, right in pairwise(ours))
+            assert all(one.end - one.start > 0.029 for one in ours)  # three states of a frame each, or longer
+        words = [one for one in found["words.ctm"] if one.label != "SIL"]
+        assert " ".join(one.label for one in words) == text
+        phones = found["phones.ctm"]
+        for word in words:
+            inside = [one.label for one in phones if word.start - SAMPLE < one.start < word.end - SAMPLE]
+            assert tuple(inside) in lexicon[word.label]
+        pauses = [[one for one in found[f"{tier}.ctm"] if one.label == "SIL"] for tier in ("phones", "words")]
+        assert pauses[0] == pauses[1]
+
+
+def test_borders_are_where_the_corpus_knows_them(made: Made, alignments: Path) -> None:
+    truth, errors, phones = CTMLabels(str(made.corpus)), [], 0
+    for id in made.transcripts(TRAINING):
+        known = truth.segments(id)
+        found = spans(alignments, TRAINING, id)["phones.ctm"]
+        phones += len(known)
+        if [one.label for one in found] == [one.label for one in known]:
+            errors += [abs(one.start - other.start) for one, other in zip(found[1:], known[1:], strict=True)]
+    assert len(errors) > 0.2 * phones  # others paused, or were spoken in another way
+    assert np.median(errors) < 0.015 and np.mean(np.array(errors) < 0.030) > 0.8, np.quantile(errors, [0.5, 0.8, 0.9])
+
+
+def test_a_transcript_of_other_audio_is_named_and_left_out(
+    made: Made, changed: Callable[[dict[str, str]], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = made.transcripts(TRAINING)
+    by_length = sorted(right, key=lambda id: len(right[id]))
+    wrong = {}
+    for one, other in zip(by_length[::4], by_length[1::4], strict=False):  # neighbours exchange their texts
+        wrong |= {one: right[other], other: right[one]}
+    config = changed(wrong)
+    options = ["--config", config, "--subsets", TRAINING]
+    assert run(made, tmp_path / "out", *options) == 1
+    printed = capsys.readouterr()
+    named = dict(re.findall(r"^(\S+): audio and transcript do not match: (.*)", printed.err, re.MULTILINE))
+    assert named.keys() <= wrong.keys() and len(named) > 0.8 * len(wrong)
+    assert all(re.fullmatch(r"a mean log posterior of -\S+ without pauses, expected -6 or more", one) for one in
+               named.values())  # fmt: skip
+    written = {path.stem for path in (tmp_path / "out/TextGrid" / TRAINING).iterdir()}
+    assert written == right.keys() - named.keys()
+    assert run(made, tmp_path / "all", *options, "--least-fit=-inf") == 0  # Kaldi's search finds a way for any text
+    assert len(list((tmp_path / "all/TextGrid" / TRAINING).iterdir())) == len(right)
+    assert run(made, tmp_path / "none", *options, "--least-fit", "0") == 1
+    assert not (tmp_path / "none/TextGrid").exists()
+    assert (tmp_path / f"none/{TRAINING}.words.ctm").read_text() == ""
+
+
+def test_what_cannot_be_aligned_is_named_and_the_rest_goes_on(
+    made: Made, changed: Callable[[dict[str, str]], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, *rest = made.transcripts(DEVELOPMENT)
+    text = made.transcripts(DEVELOPMENT)[first]
+    config = changed({first: f"{text} ZEBRAS YONDER", second: " ".join([text] * 30)})
+    assert run(made, tmp_path / "out", "--config", config, "--subsets", DEVELOPMENT) == 1
+    errors = capsys.readouterr().err
+    assert f"{first}: not in the lexicon: ZEBRAS, YONDER\n" in errors
+    assert re.search(rf"^{second}: too short: \d+ frames, its words need \d+$", errors, re.MULTILINE)
+    assert {path.stem for path in (tmp_path / "out/TextGrid" / DEVELOPMENT).iterdir()} == set(rest)
+    for id in rest:
+        assert spans(tmp_path / "out", DEVELOPMENT, id)["words.ctm"]
+
+
+def test_twice_in_a_row_gives_the_same_bytes(made: Made, alignments: Path, tmp_path: Path) -> None:
+    def contents(folder: Path) -> dict[str, bytes]:
+        files = [path for path in folder.rglob("*") if path.is_file() and TEST in str(path.relative_to(folder))]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    for _ in range(2):
+        assert run(made, tmp_path / "out") == 0  # what the experiment tests on
+        assert contents(tmp_path / "out") == contents(alignments)
+    assert len(contents(alignments)) == 2 + len(made.transcripts(TEST))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"TextGrid", f"{TEST}.phones.ctm",
+                                                                    f"{TEST}.words.ctm"}  # fmt: skip
+
+
+def test_what_is_stopped_leaves_no_half_files(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, calls = align.textgrid.Textgrid.save, []
+
+    def save(grid: Any, path: str, **options: Any) -> None:
+        real(grid, path, **options)
+        calls.append(path)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(align.textgrid.Textgrid, "save", save)
+    assert run(made, tmp_path / "out") == 130
+    assert "stopped" in capsys.readouterr().err
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) == 2 and all(path.suffix == ".TextGrid" and path.name[0] != "." for path in files)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--checkpoint", "no.ckpt"], "no checkpoint at no.ckpt"),
+        (["--checkpoint", "{other}"], "expected a BLSTMHMM, found a RNNTransducer"),
+        (["--checkpoint", "{lexicon}"], "lexicon.txt"),
+        (["--config", "none.yaml"], "none.yaml: No such file"),
+        (["--config", "{lexicon}"], "lexicon.txt: "),
+        (["--subsets", "dev-dirty"], "dev-dirty"),
+        (["--output", "{lexicon}"], "lexicon.txt"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_used_is_named_in_one_message(
+    made: Made, checkpoint: Path, more: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    places = {"other": checkpoint, "lexicon": made.corpus / "lexicon.txt"}
+    assert run(made, tmp_path / "out", *(one.format(**places) for one in more)) == 2
+    printed = capsys.readouterr()
+    assert "error: " in printed.err and expected in printed.err and not printed.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_subset_without_utterances_is_named(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made.corpus, tmp_path / "speech")
+    for path in (tmp_path / "speech" / TEST).rglob("*.*"):
+        path.unlink()
+    config = tmp_path / "empty.yaml"
+    config.write_text(yaml.safe_dump(experiment(made.root, tmp_path / "speech")))
+    assert run(made, tmp_path / "out", "--config", config) == 2
+    assert TEST in capsys.readouterr().err
+    content = experiment(made.root, made.corpus)
+    content["data"]["init_args"]["test_subsets"] = []
+    config.write_text(yaml.safe_dump(content))
+    assert run(made, tmp_path / "out", "--config", config) == 2
+    assert "expected data with test_subsets, found none: give --subsets" in capsys.readouterr().err
+
+
+def test_a_slip_in_an_option_is_named(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    for more, expected in ((["--subset", "--x"], "--subset"), (["--least-fit", "much"], "invalid float value: 'much'")):
+        with pytest.raises(SystemExit, match="2"):
+            run(made, Path("out"), *more)
+        assert expected in capsys.readouterr().err

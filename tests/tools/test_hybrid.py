@@ -1,0 +1,280 @@
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from small_hybrid import DEVELOPMENT, FEW, TRAINING, Made, experiment
+
+from asr_lightning import cli
+from asr_lightning.errors import InputError
+from asr_lightning.hmm.alignment import in_seconds, phone_runs
+from asr_lightning.hmm.model import read_model
+from asr_lightning.hmm.store import AlignmentStore
+from asr_lightning.models.checkpoints import build_recognizer
+from asr_lightning.text.lexicon import read_lexicon
+from asr_lightning.text.phones import label_spans
+from asr_lightning.tools import hybrid
+from asr_lightning.tools.subsets import every
+from data_modules.phone_labels import CTMLabels
+
+FILES = {
+    "HCLG.fst", "alignments.sqlite", "left_out.txt", "lexicon.txt", "mixtures.csv", "phone_grammar.fst", "phones.txt",
+    "transitions.npy", "tree",
+}  # fmt: skip
+HOP, WINDOW = 0.010, 0.025  # seconds
+
+
+def run(*arguments: Any) -> int:
+    return hybrid.main(list(map(str, arguments)))
+
+
+def prepare(made: Made, output: Path, *more: Any) -> int:
+    lexicon = [] if "--lexicon" in more else ["--lexicon", made.corpus / "lexicon.txt"]
+    return run("prepare", "--config", made.config, "--output", output, *lexicon, *FEW, *more)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Of all files; of the database, what is in it."""
+    found: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".sqlite"}
+    return {**found, "alignments": {id: ids.tolist() for id, ids in AlignmentStore(folder / "alignments.sqlite")}}
+
+
+def right_phones(folder: Path, corpus: Path) -> float:
+    """The share of frames whose aligned phone is the one that the corpus knows, pauses left out."""
+    model, truth = read_model(folder), CTMLabels(str(corpus))
+    right = []
+    for id, ids in AlignmentStore(folder / "alignments.sqlite"):
+        known = truth.segments(id)
+        starts = np.arange(len(ids)) * HOP + (WINDOW - HOP) / 2
+        segments = in_seconds(phone_runs(model, ids), HOP, WINDOW, known[-1].end)
+        pairs = zip(*(label_spans(one, starts, starts + HOP) for one in (segments, known)), strict=True)
+        right += [found == wanted for found, wanted in pairs if wanted != "SIL"]
+    return float(np.mean(right))
+
+
+def test_states_are_made_and_phones_found_where_they_were_spoken(made: Made) -> None:
+    assert {path.name for path in made.states.iterdir()} == FILES
+    assert contents(made.states)["alignments"].keys() == {*made.transcripts(TRAINING), *made.transcripts(DEVELOPMENT)}
+    model = read_model(made.states)
+    assert model.lexicon.pronunciations == read_lexicon(made.corpus / "lexicon.txt").pronunciations
+    assert model.tree.context_width == 3
+    rows = [row.split(",") for row in (made.states / "mixtures.csv").read_text().splitlines()]
+    assert rows[0] == ["pass", "log_likelihood_per_frame", "gaussians", "not_aligned"] and len(rows) == 13
+    assert float(rows[-1][1]) > float(rows[1][1]) and rows[-1][3] == "0"
+    share = right_phones(made.states, made.corpus)
+    assert share > 0.6, share
+
+
+def test_twice_in_a_row_gives_the_same(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert prepare(made, tmp_path / "again") == 0
+        printed = capsys.readouterr()
+        assert contents(tmp_path / "again") == contents(made.states)
+        assert f"Written to {tmp_path / 'again'}" in printed.out and "utterances aligned, 0 not." in printed.out
+
+
+def test_a_network_aligns_anew_with_the_same_states(made: Made, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "states"
+    assert run("realign", "--config", made.config, "--checkpoint", made.checkpoint, "--output", output) == 0
+    assert {path.name for path in output.iterdir()} == FILES - {"left_out.txt", "mixtures.csv"}
+    before, after = contents(made.states), contents(output)
+    for name in ("tree", "phones.txt", "lexicon.txt", "HCLG.fst"):
+        assert after[name] == before[name]
+    assert after["alignments"].keys() == before["alignments"].keys()
+    assert after["alignments"] != before["alignments"]
+    counts = np.bincount(np.concatenate(list(after["alignments"].values())), minlength=len(read_model(output).pdf_of))
+    np.testing.assert_array_equal(read_model(output).transition_counts, counts)
+    assert right_phones(output, made.corpus) > 0.6
+    content = experiment(made.root, made.corpus)
+    content["model"]["init_args"]["folder"] = str(output)
+    recognizer = build_recognizer(content["model"])
+    [batch, *_] = every(made.config, [TRAINING], "training")
+    assert recognizer.loss(batch).isfinite().all()
+
+
+def test_the_best_scale_is_found_and_taken_by_lightning_test(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = tmp_path / "new" / "tuned.yaml"
+    options = ["--config", made.config, "--checkpoint", made.checkpoint, "--output", tuned]
+    assert run("tune", *options, "--subsets", DEVELOPMENT, "--scales", 0.05, 0.1, 0.3) == 0
+    said = capsys.readouterr().out
+    rates = {float(scale): float(rate) for scale, rate in re.findall(r"scale (\S+) .*: WER (\S+) %", said)}
+    assert set(rates) == {0.05, 0.1, 0.3} and len(set(rates.values())) > 1
+    best = min(rates, key=lambda scale: rates[scale])
+    search = yaml.safe_load(tuned.read_text())["model"]["init_args"]["search"]["init_args"]
+    assert search == {"acoustic_scale": best, "beam": 13.0, "max_active": 7000}
+    monkeypatch.setattr("sys.argv", ["lightning"])
+    for scale, more in ((best, ["-c", str(tuned)]), (0.1, [])):  # 0.1 is the default
+        data = ["--data.init_args.test_subsets", f"[{DEVELOPMENT}]"]
+        cli.main(["test", "-c", str(made.config), *more, *data, "--ckpt_path", str(made.checkpoint)])
+        [heard] = re.findall(rf"{DEVELOPMENT}/wer\s+(\S+)", capsys.readouterr().out)
+        assert 100 * float(heard) == pytest.approx(rates[scale], abs=0.01)
+
+
+def test_without_subsets_the_best_scale_is_looked_for_where_the_experiment_validates(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = experiment(made.root, made.corpus)
+    content["data"]["init_args"]["validation_subsets"] = [TRAINING]  # which is no development set
+    (tmp_path / "none.yaml").write_text(yaml.safe_dump(content))
+    options = ["--checkpoint", made.checkpoint, "--output", tmp_path / "tuned.yaml", "--scales", 0.1]
+    assert run("tune", "--config", tmp_path / "none.yaml", *options) == 2
+    assert "expected data with validation_subsets, found none: give --subsets" in capsys.readouterr().err
+    seen = []
+    real = hybrid.every
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hybrid, "every", lambda *given: seen.append(given[1]) or real(*given))
+        assert run("tune", "--config", made.config, *options) == 0
+    assert seen == [[DEVELOPMENT]]
+
+
+@pytest.fixture
+def smaller(made: Made, tmp_path: Path) -> tuple[Path, str]:
+    """A lexicon without one of the words, and this word."""
+    lines = (made.corpus / "lexicon.txt").read_text().splitlines(keepends=True)
+    words = [word for text in made.transcripts(TRAINING).values() for word in text.split()]
+    word = next(word for word in sorted(set(words)) if 2 <= words.count(word) <= 4 and len(word) > 4)
+    path = tmp_path / "smaller.txt"
+    path.write_text("".join(line for line in lines if line.split("\t")[0] != word))
+    return path, word
+
+
+def test_utterances_with_unknown_words_are_left_out_and_named(
+    made: Made, smaller: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lexicon, word = smaller
+    output = tmp_path / "states"
+    assert prepare(made, output, "--lexicon", lexicon, "--unknown-words", "leave") == 0
+    texts = {**made.transcripts(TRAINING), **made.transcripts(DEVELOPMENT)}
+    without = {id for id, text in texts.items() if word in text.split()}
+    count = sum(text.split().count(word) for text in made.transcripts(TRAINING).values())
+    said = capsys.readouterr().out
+    assert f"{len(texts) - len(without)} utterances aligned, {len(without)} not." in said
+    for id in without:
+        assert f"{id}: not in the lexicon: {word}\n" in said
+    assert contents(output)["alignments"].keys() == texts.keys() - without
+    assert (output / "left_out.txt").read_text() == f"{word} {count + 1}\n"  # also in the language model
+    assert word not in read_model(output).lexicon
+
+
+def test_unknown_words_are_said_as_others_are_spelt(made: Made, smaller: tuple[Path, str], tmp_path: Path) -> None:
+    lexicon, word = smaller
+    output = tmp_path / "states"
+    assert prepare(made, output, "--lexicon", lexicon) == 0
+    assert (output / "left_out.txt").read_text() == ""
+    [guessed, *_] = read_model(output).lexicon.pronunciations[word]
+    known = read_lexicon(lexicon)
+    assert set(guessed) <= set(known.phones) and 0.5 * len(word) <= len(guessed) <= 1.5 * len(word)
+    assert contents(output)["alignments"].keys() == contents(made.states)["alignments"].keys()
+
+
+def test_a_language_model_of_other_texts_makes_another_graph(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("id THE OLD ZEBRA\n" * 5 + "id SHE SAW THE OLD MAN\n" * 5)
+    text = ["--text", tmp_path / "text", "--skip-columns", 1, "--order", 2, "--unknown-words", "leave"]
+    assert prepare(made, tmp_path / "states", *text) == 0
+    before, after = contents(made.states), contents(tmp_path / "states")
+    assert after["left_out.txt"] == b"ZEBRA 1\n" and len(after["HCLG.fst"]) < 0.5 * len(before["HCLG.fst"])
+    assert after["alignments"] == before["alignments"]
+
+
+def test_what_is_stopped_leaves_everything_as_it_was(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made.states, tmp_path / "states")
+    (tmp_path / "states/mine.txt").write_text("mine")
+    before = contents(tmp_path / "states")
+
+    def stop(*_: Any) -> None:
+        assert any(path.is_dir() for path in (tmp_path / "states").iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hybrid, "decoding_graph", stop)  # the last thing that is made
+    for folder in ("states", "none"):
+        if folder == "none":
+            monkeypatch.setattr(hybrid, "decoding_graph", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert prepare(made, tmp_path / folder) == 130
+        assert "stopped; nothing was written" in capsys.readouterr().err
+    assert contents(tmp_path / "states") == before
+    assert list((tmp_path / "none").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["prepare", "--config", "none.yaml", "--lexicon", "{lexicon}", "--output", "out"], "none.yaml: No such file"),
+        (["prepare", "--config", "{config}", "--lexicon", "none.txt", "--output", "out"], "the lexicon none.txt"),
+        (["prepare", "--config", "{config}", "--lexicon", "{config}", "--output", "out"], "hybrid.yaml, line 1"),
+        (["prepare", "--config", "{lexicon}", "--lexicon", "{lexicon}", "--output", "out"], "lexicon.txt: "),
+        (["prepare", "--config", "{config}", "--lexicon", "{lexicon}", "--output", "{config}"], "hybrid.yaml"),
+        (["prepare", "--config", "{config}", "--lexicon", "{lexicon}", "--output", "out", "--arpa", "no.arpa"],
+         "no.arpa"),
+        (["prepare", "--config", "{config}", "--lexicon", "{lexicon}", "--output", "out", "--text", "no.txt"],
+         "no text file at no.txt"),
+        (["realign", "--config", "{config}", "--checkpoint", "no.ckpt", "--output", "out"], "no checkpoint at no.ckpt"),
+        (["realign", "--config", "{config}", "--checkpoint", "{other}", "--output", "out"],
+         "expected a BLSTMHMM, found a RNNTransducer"),
+        (["tune", "--config", "{config}", "--checkpoint", "{other}", "--output", "out"],
+         "expected a BLSTMHMM, found a RNNTransducer"),
+        (["tune", "--config", "{config}", "--checkpoint", "{checkpoint}", "--output", "out", "--subsets", "dev-dirty"],
+         "dev-dirty"),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, list) else None,
+)  # fmt: skip
+def test_what_cannot_be_used_is_named_in_one_message(
+    made: Made, checkpoint: Path, arguments: list[str], expected: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    places = {
+        "config": made.config, "lexicon": made.corpus / "lexicon.txt", "checkpoint": made.checkpoint,
+        "other": checkpoint,
+    }  # fmt: skip
+    assert run(*(argument.format(**places) for argument in arguments)) == 2
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith("error: ") or "error: " in printed.err
+    assert expected in printed.err and "Traceback" not in printed.err and not printed.out
+    assert not list(Path("out").glob("*"))
+
+
+def test_subsets_without_utterances_are_named(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = tmp_path / "speech"
+    shutil.copytree(made.corpus, corpus)
+    for path in (corpus / TRAINING).rglob("*.*"):
+        path.unlink()
+    config = tmp_path / "empty.yaml"
+    config.write_text(yaml.safe_dump(experiment(made.root, corpus)))
+    lexicon = made.corpus / "lexicon.txt"
+    assert run("prepare", "--config", config, "--lexicon", lexicon, "--output", tmp_path / "out") == 2
+    assert TRAINING in capsys.readouterr().err
+    content = experiment(made.root, made.corpus)
+    content["data"]["init_args"]["train_subsets"] = []
+    config.write_text(yaml.safe_dump(content))
+    assert run("prepare", "--config", config, "--lexicon", lexicon, "--output", tmp_path / "out") == 2
+    assert "empty.yaml: expected data with train_subsets, found none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--lexicn", "x"], "--lexicon"),
+        (["--lexicon", "x", "--colour", "blue"], "--colour"),
+        (["--lexicon", "x", "--passes", "0"], "--passes: invalid whole number above 0 value: '0'"),
+        (["--lexicon", "x", "--gmm-minutes", "nan"], "--gmm-minutes: invalid number above 0 value: 'nan'"),
+        (["--lexicon", "x", "--order", "two"], "--order: invalid whole number above 0 value: 'two'"),
+        (["--lexicon", "x", "--unknown-words", "shout"], "--unknown-words: invalid choice: 'shout'"),
+    ],
+)
+def test_a_slip_in_an_option_is_named(more: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("prepare", "--config", "c", "--output", "o", *more)
+    assert expected in capsys.readouterr().err
+
+
+def test_a_training_without_the_states_is_refused_with_the_command(made: Made, tmp_path: Path) -> None:
+    content = experiment(tmp_path, made.corpus)
+    with pytest.raises(InputError, match=rf"{tmp_path / 'states'}.*python -m asr_lightning.tools.hybrid"):
+        build_recognizer(content["model"])
