@@ -150,9 +150,7 @@ def grow(
     Returns:
         The root for every phone and number of a state; leaves carry their pdfs, which count from 0.
     """
-    asked = np.zeros((len(questions), phones + 1))
-    for number, members in enumerate(questions):
-        asked[number, list(members)] = 1.0
+    asked = np.array([[float(phone in members) for phone in range(phones + 1)] for members in questions])
     contexts = statistics.contexts
     roots = {
         (phone, state): Node(np.flatnonzero((contexts[:, 1] == phone) & (contexts[:, 3] == state)))

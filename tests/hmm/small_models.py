@@ -70,7 +70,7 @@ def transition_log_probs(model: HiddenMarkovModel) -> np.ndarray:
     counts = model.transition_counts.copy()
     counts[0] = 0.0
     totals = np.bincount(model.pdf_of, counts)[model.pdf_of]
-    return np.log(np.where(totals >= 5, counts / totals, np.where(model.stays, 0.75, 0.25)).clip(1e-9))
+    return np.log(np.where(totals >= 5, counts / np.maximum(totals, 1), np.where(model.stays, 0.75, 0.25)).clip(1e-9))
 
 
 def transition_ids(model: HiddenMarkovModel, phones: Sequence[int], durations: Sequence[int]) -> list[int]:

@@ -40,6 +40,7 @@ from asr_lightning.hmm.model import STATES, HiddenMarkovModel
 from asr_lightning.losses.graphs import GraphBatch
 from asr_lightning.losses.lattice_free_mmi import lattice_free_mmi_loss, total_log_probability
 from asr_lightning.text.arpa import read_arpa
+from asr_lightning.text.lexicon import Lexicon
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney
 
@@ -145,11 +146,12 @@ def test_expanding_leaves_what_is_expanded() -> None:
 
 @both
 @pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("more", [(), ("SAY A",)])  # a s a is SAY A and A SAY
 def test_decoding_graphs_weigh_lexicon_grammar_and_transitions(
-    make: Callable[[], HiddenMarkovModel], order: int
+    make: Callable[[], HiddenMarkovModel], order: int, more: tuple[str, ...]
 ) -> None:
     model = make()
-    ngram = kneser_ney([text.split() for text in TEXT], order)
+    ngram = kneser_ney([text.split() for text in (*TEXT, *more)], order)
     graph = Transducer(decoding_graph(model, ngram))
     accepted = set()
     for phones in phone_sequences(4):
@@ -157,11 +159,26 @@ def test_decoding_graphs_weigh_lexicon_grammar_and_transitions(
         expected = {
             words: best_score(ngram, words) + (len(words) + 1) * PAUSE + SELF_LOOP_SCALE * transitions
             for words in parses(LEXICON, names(model, phones))
-            if "SAY" not in words
+            if set(words) <= set(ngram.tokens)
         }
         assert spelled(model, graph.outputs(ids)) == pytest.approx(expected, abs=ROUNDING)
         accepted |= set(expected)
     assert {("BE", "BEE", "A"), ("BEE", "BE", "A"), ("A", "A", "A", "A"), ()} < accepted
+    assert (("A", "SAY") in accepted and ("SAY", "A") in accepted) == bool(more)
+
+
+def test_words_that_sound_alike_are_all_found() -> None:
+    model = HiddenMarkovModel.monophone(Lexicon({word: (("t", "u"),) for word in ("TO", "TOO", "TWO")}))
+    ngram = kneser_ney([["TO", "TWO"], ["TWO"], ["TOO", "TO"]], 2)
+    graph = Transducer(decoding_graph(model, ngram))
+    for times in (1, 2):
+        phones = tuple(model.phone_ids[phone] for phone in ("t", "u") * times)
+        ids, transitions = some_path(model, phones)
+        expected = {
+            words: best_score(ngram, words) + (times + 1) * PAUSE + SELF_LOOP_SCALE * transitions
+            for words in product(model.words, repeat=times)
+        }
+        assert spelled(model, graph.outputs(ids)) == pytest.approx(expected, abs=ROUNDING)
 
 
 def test_a_grammar_without_known_words_is_refused() -> None:
