@@ -1,7 +1,7 @@
 """Lattices: what may have been said, as arcs of words from node to node."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import kaldifst
@@ -10,6 +10,7 @@ import numpy as np
 from asr_lightning.errors import InputError
 
 FIRST_SHARE = 1 / 64  # of the span of costs: how far the first look for n best sentences goes
+MARGIN = 1.001  # on the bound: sums are of single precision
 DELTA = 1e-6  # costs that differ by less are the same to OpenFst
 Cost = tuple[float, float]  # of the graph, of the frames
 Arc = tuple[int, int, str, Cost]  # source, target, word, costs
@@ -151,15 +152,14 @@ def best_sentences(lattice: Lattice, count: int) -> list[tuple[tuple[str, ...], 
         return []
     kaldifst.rmepsilon(fst)
     width = FIRST_SHARE * span
-    paths: list[kaldifst.StdVectorFst] = []
+    paths: list[tuple[list[int], float]] = []
     while len(paths) < count:
-        single = kaldifst.determinize(fst, delta=DELTA, weight=str(width + DELTA))
-        paths = kaldifst.convert_nbest_to_vector(kaldifst.shortest_path(single, n=count))
+        single = kaldifst.determinize(fst, delta=DELTA, weight=str(MARGIN * width + DELTA))
+        paths = list(_read_paths(kaldifst.shortest_path(single, n=count)))
         if width >= span:
             break
         width *= 2
-    read = [kaldifst.get_linear_symbol_sequence(path) for path in paths]
-    found = [(tuple(words[label] for label in labels), best + weight.value) for _, labels, _, weight in read]
+    found = [(tuple(words[label] for label in labels), best + cost) for labels, cost in paths]
     return sorted(found, key=lambda one: (one[1], one[0]))
 
 
@@ -187,6 +187,22 @@ def _acceptor(lattice: Lattice, words: Sequence[str]) -> tuple[kaldifst.StdVecto
             label = labels[lattice.words[arc]]
             fst.add_arc(source, kaldifst.StdArc(label, label, more, target))
     return fst, best[0], span[0]
+
+
+def _read_paths(fst: kaldifst.StdVectorFst) -> Iterator[tuple[list[int], float]]:
+    """Give the labels and the weight of paths that share no state but the first.
+
+    `kaldifst.convert_nbest_to_vector` loses the weight of a path without arcs.
+    """
+    for first in [None, *kaldifst.ArcIterator(fst, fst.start)]:
+        labels, weight, state, arc = [], 0.0, fst.start, first
+        while arc is not None:
+            labels += [arc.ilabel] if arc.ilabel else []
+            weight += arc.weight.value
+            state = arc.nextstate
+            arc = next(iter(kaldifst.ArcIterator(fst, state)), None)
+        if fst.final(state).value < np.inf:
+            yield labels, weight + fst.final(state).value
 
 
 def oracle_errors(lattice: Lattice, words: Sequence[str]) -> int:
