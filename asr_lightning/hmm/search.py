@@ -1,4 +1,4 @@
-"""Beam search of words in a decoding graph, with Kaldi's decoders."""
+"""Beam search of words in a decoding graph: Kaldi's decoder for the best ones, our own where there are to be more."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,10 @@ import kaldifst
 import numpy as np
 
 from asr_lightning.errors import InputError
+from asr_lightning.hmm.beam_search import BeamSearch
+from asr_lightning.hmm.lattice import Lattice, best_sentences
 from asr_lightning.hmm.model import HiddenMarkovModel
+from asr_lightning.hmm.search_graph import search_graph
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Found:
     Attributes:
         words: As the lexicon writes them.
         score: Log probability: that of the graph, and the scaled one of the frames.
-        transition_ids: One a frame.
+        transition_ids: One a frame; none where the sentence comes from a lattice.
     """
 
     words: tuple[str, ...]
@@ -34,6 +37,9 @@ class GraphSearch:
             the best one on a development set.
         beam: Of log probabilities, below the best at each frame.
         max_active: States that are looked at per frame, at most.
+        hypotheses: Sentences, at most. Kaldi's decoder finds one; more are read off a lattice, which takes longer.
+        lattice_beam: Of log probabilities, below the best sentence: what a lattice holds. The list of hypotheses is
+            exact so far down.
 
     Raises:
         InputError: A number is out of its range.
@@ -44,19 +50,28 @@ class GraphSearch:
         acoustic_scale: float = 0.1,
         beam: float = 13.0,
         max_active: int = 7000,
+        hypotheses: int = 1,
+        lattice_beam: float = 8.0,
     ) -> None:
-        if not (acoustic_scale > 0 and beam > 0 and max_active > 0):
-            raise InputError(
-                f"acoustic_scale, beam and max_active must be above 0, got {acoustic_scale}, {beam} and {max_active}"
-            )
+        numbers = {
+            "acoustic_scale": acoustic_scale, "beam": beam, "max_active": max_active, "hypotheses": hypotheses,
+            "lattice_beam": lattice_beam,
+        }  # fmt: skip
+        for name, number in numbers.items():
+            if not number > 0:
+                raise InputError(f"{name} must be above 0, got {number}")
         self.acoustic_scale = acoustic_scale
         self.beam = beam
         self.max_active = max_active
+        self.hypotheses = hypotheses
+        self.lattice_beam = lattice_beam
 
-    def __call__(self, log_likelihoods: np.ndarray, model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> Found:
-        """Return the best sentence; the best beginning of one if none ends with the last frame.
+    def __call__(
+        self, log_likelihoods: np.ndarray, model: HiddenMarkovModel, graph: kaldifst.StdVectorFst
+    ) -> list[Found]:
+        """Return the best sentences, the best one first; beginnings of them if none ends with the last frame.
 
-        Without frames, and where the beam leaves no way through, it has no words and the score -inf.
+        Without frames, and where the beam leaves no way through, there is one without words and the score -inf.
 
         Args:
             log_likelihoods: (T, pdfs) of an utterance.
@@ -64,14 +79,31 @@ class GraphSearch:
             graph: From transition ids to word ids.
         """
         if not len(log_likelihoods):
-            return Found((), -np.inf)
+            return [Found((), -np.inf)]
+        if self.hypotheses > 1:
+            sentences = best_sentences(self.lattice(log_likelihoods, model, graph), self.hypotheses)
+            return [Found(words, -cost) for words, cost in sentences] or [Found((), -np.inf)]
         scores = by_transition(model, self.acoustic_scale * log_likelihoods)
         config = kaldi.LatticeFasterDecoderConfig(self.beam, self.max_active)
         decoder = kaldi.LatticeFasterDecoderStdVectorFst(graph, config)
         ok, ids, words, score = kaldi.decode_utterance_lattice_faster(
             decoder, kaldi.DecodableCtc(scores), model.transitions, "", True
         )
-        return Found(_spell(model, words), float(score), tuple(ids)) if ok else Found((), -np.inf)
+        return [Found(_spell(model, words), float(score), tuple(ids)) if ok else Found((), -np.inf)]
+
+    def lattice(self, log_likelihoods: np.ndarray, model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> Lattice:
+        """Return all that comes close to the best sentence.
+
+        Args:
+            log_likelihoods: (T, pdfs) of an utterance.
+            model: Whose pdfs.
+            graph: From transition ids to word ids; it must not have changed since the last search in it.
+
+        Raises:
+            InputError: Arcs of the graph that consume no frame form a cycle.
+        """
+        scores = by_transition(model, self.acoustic_scale * log_likelihoods)
+        return BeamSearch(search_graph(graph), self.beam, self.max_active, self.lattice_beam)(scores, model.words)
 
 
 def by_transition(model: HiddenMarkovModel, log_likelihoods: np.ndarray) -> np.ndarray:

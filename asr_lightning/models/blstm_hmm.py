@@ -155,14 +155,15 @@ class BLSTMHMM(Recognizer):
 
     @torch.no_grad()
     def recognize(self, batch: Batch) -> list[list[Hypothesis]]:
-        """Return the best sentence of each of the B utterances."""
+        """Return the best sentences of each of the B utterances, the best one first; `search` says how many."""
         encoded, lengths = self(batch.audio, batch.audio_lengths)
         scores = self.log_likelihoods(encoded).cpu().numpy()
         hypotheses = []
         for row, length in zip(scores, lengths.tolist(), strict=True):
             found = self.search(row[:length], self.states, self._decoding_graph)
-            tokens = tuple(self.tokenizer.encode(" ".join(found.words)))
-            hypotheses.append([Hypothesis(tokens, found.score)])
+            hypotheses.append(
+                [Hypothesis(tuple(self.tokenizer.encode(" ".join(one.words))), one.score) for one in found]
+            )
         return hypotheses
 
     # Read when they are needed: who trains on alignments needs no graphs, and who aligns no alignments.

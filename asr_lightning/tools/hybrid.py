@@ -209,16 +209,12 @@ def tune(options: argparse.Namespace) -> str:
         for text, scores in zip(batch.texts, likelihoods(recognizer, batch), strict=True):
             for scale, rate in rates.items():
                 search = GraphSearch(scale, recognizer.search.beam, recognizer.search.max_active)
-                rate.update([text], [" ".join(search(scores, recognizer.states, graph).words)])
+                rate.update([text], [" ".join(search(scores, recognizer.states, graph)[0].words)])
     found = {scale: float(rate.compute()["wer"]) for scale, rate in rates.items()}
     best = min(found, key=lambda scale: found[scale])
     part = {
         "class_path": "asr_lightning.hmm.search.GraphSearch",
-        "init_args": {
-            "acoustic_scale": best,
-            "beam": recognizer.search.beam,
-            "max_active": recognizer.search.max_active,
-        },
+        "init_args": {**vars(recognizer.search), "acoustic_scale": best},
     }
     write_atomically(options.output, yaml.safe_dump({"model": {"init_args": {"search": part}}}))
     lines = [f"acoustic scale {scale:g} (language model weight {1 / scale:.1f}): WER {100 * rate:.2f} %"

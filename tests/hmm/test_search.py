@@ -59,7 +59,7 @@ def test_no_sentence_is_better(make: Callable[[], HiddenMarkovModel], frames: in
     for seed in range(10):
         scores = 4 * np.random.default_rng(seed).standard_normal((frames, model.pdfs)).astype(np.float32)
         best = best_of_all(model, ngram, scale * scores)
-        found = search(scores, model, graph)
+        [found] = search(scores, model, graph)
         assert (found.words, found.transition_ids) == (best.words, best.transition_ids)
         assert found.score == pytest.approx(best.score, abs=0.02)
         sentences.add(found.words)
@@ -92,30 +92,30 @@ def test_the_acoustic_scale_says_whom_to_believe(
     scores = said(model, [B], 1.0)
     scores[:, model.pdf_of[model.phone_of == SIL]] = -100.0
     limit = preferred / 6
-    assert GraphSearch(0.9 * limit)(scores, model, graph).words == ("A",)
-    assert GraphSearch(1.1 * limit)(scores, model, graph).words == ("BE",)
+    assert GraphSearch(0.9 * limit)(scores, model, graph)[0].words == ("A",)
+    assert GraphSearch(1.1 * limit)(scores, model, graph)[0].words == ("BE",)
 
 
 def test_silence_has_no_words(model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> None:
-    found = GraphSearch(1.0)(said(model, [SIL], 3.0), model, graph)
+    [found] = GraphSearch(1.0)(said(model, [SIL], 3.0), model, graph)
     assert found.words == () and found.transition_ids == tuple(transition_ids(model, [SIL], [2] * STATES))
 
 
 def test_loud_sentences_are_heard(model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> None:
-    found = GraphSearch(1.0)(said(model, [SIL, B, A, SIL, A, B, A], 9.0), model, graph)
+    [found] = GraphSearch(1.0)(said(model, [SIL, B, A, SIL, A, B, A], 9.0), model, graph)
     assert "".join(found.words) in ("BEAAA", "BEABEA", "BEEAAA", "BEEABEA") and len(found.transition_ids) == 42
 
 
 def test_without_frames_nothing_is_found(model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> None:
-    assert GraphSearch()(np.zeros((0, model.pdfs), dtype=np.float32), model, graph) == Found((), -np.inf)
+    assert GraphSearch()(np.zeros((0, model.pdfs), dtype=np.float32), model, graph) == [Found((), -np.inf)]
 
 
 def test_too_few_frames_have_the_beginning_of_a_sentence(
     model: HiddenMarkovModel, graph: kaldifst.StdVectorFst
 ) -> None:
-    found = GraphSearch(1.0)(said(model, [B], 9.0)[:5], model, graph)
+    [found] = GraphSearch(1.0)(said(model, [B], 9.0)[:5], model, graph)
     assert found.transition_ids == tuple(transition_ids(model, [B], [2, 2, 1]))
-    found = GraphSearch(1.0)(said(model, [B], 9.0)[:2], model, graph)
+    [found] = GraphSearch(1.0)(said(model, [B], 9.0)[:2], model, graph)
     assert model.phone_of[list(found.transition_ids)].tolist() == [B, B] and np.isfinite(found.score)
 
 

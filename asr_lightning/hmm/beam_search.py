@@ -1,0 +1,230 @@
+"""Beam search that keeps what comes close to the best path [Ortmanns, Ney and Aubert 1997; Povey et al. 2012].
+
+Kaldi's wheel shows Python the best path only. Here all active states of a frame are followed at once, in arrays, and
+pruned as Kaldi's decoder does.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from asr_lightning.hmm.lattice import Arc, Lattice, compact, nothing
+from asr_lightning.hmm.search_graph import SearchGraph
+
+MIN_ACTIVE = 200  # states that are followed per frame however bad they are, as Kaldi's decoder does
+PRUNE_INTERVAL = 25  # frames from pruning to pruning
+ROUNDING = 1e-6  # what sums of the same costs may differ by
+
+
+@dataclass(frozen=True, eq=False)
+class _Links:
+    """Arcs of the graph between active states.
+
+    Attributes:
+        sources: (L,) places among the active states.
+        targets: (L,) the same.
+        arcs: (L,) numbers among the emitting or the silent arcs.
+        costs: (L,) of the graph and of the frame.
+    """
+
+    sources: np.ndarray
+    targets: np.ndarray
+    arcs: np.ndarray
+    costs: np.ndarray
+
+    def only(self, kept: np.ndarray) -> "_Links":
+        return _Links(self.sources[kept], self.targets[kept], self.arcs[kept], self.costs[kept])
+
+    def through(self, forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+        """Return the costs (L,) of the best paths through links, from those up to sources and on from targets."""
+        return forward[self.sources] + self.costs + backward[self.targets]
+
+
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """What is active between two frames.
+
+    Attributes:
+        states: (N,) of the graph, in an order in which silent arcs lead forwards.
+        forward: (N,) cost of the best path from the start.
+        into: From the column before.
+        within: Silent ones, among the states.
+    """
+
+    states: np.ndarray
+    forward: np.ndarray
+    into: _Links
+    within: _Links
+
+
+class BeamSearch:
+    """Looks for all paths whose costs are close to the best one's.
+
+    Args:
+        graph: Where they lead through.
+        beam: Of costs, above the best at each frame: what is followed.
+        max_active: States that are followed per frame, at most.
+        lattice_beam: Of costs, above those of the best path: what is kept.
+    """
+
+    def __init__(self, graph: SearchGraph, beam: float, max_active: int, lattice_beam: float) -> None:
+        self.graph = graph
+        self.beam = beam
+        self.max_active = max_active
+        self.lattice_beam = lattice_beam
+        self._costs = np.full(len(graph.finals), np.inf)  # by state; infinite when not in use
+        self._places = np.zeros(len(graph.finals), dtype=np.int64)  # by state
+
+    def __call__(self, scores: np.ndarray, words: Sequence[str]) -> Lattice:
+        """Return the lattice; one without arcs where no path was found.
+
+        Where no path ends in a final state, all that are active at the end are ends, as for Kaldi's decoder.
+
+        Args:
+            scores: (T, transition ids) scaled log likelihoods.
+            words: What word ids from 1 stand for.
+        """
+        start = _Links(
+            np.zeros(1, dtype=np.int64), np.array([self.graph.start]), np.zeros(1, dtype=np.int64), np.zeros(1)
+        )
+        columns = [self._arrive(start, np.zeros(1), self.beam)]
+        for frame, row in enumerate(scores, 1):
+            columns.append(self._advance(columns[-1], row))
+            if not len(columns[-1].states):
+                return nothing(len(scores))
+            if frame % PRUNE_INTERVAL == 0:  # what has fallen behind is not needed, whatever comes
+                recent = columns[-2 * PRUNE_INTERVAL :]
+                columns[-len(recent) :] = _prune(recent, -columns[-1].forward, self.lattice_beam)
+        columns = _prune(columns, self._ends(columns[-1]), self.lattice_beam)
+        return compact(*self._spell(columns, ["", *words]))
+
+    def _advance(self, before: _Column, row: np.ndarray) -> _Column:
+        """Return what is active behind a frame with log likelihoods (transition ids,)."""
+        emitting = self.graph.emitting
+        width = self._width(before.forward)
+        kept = np.flatnonzero(before.forward <= before.forward.min() + width)
+        sources, arcs = emitting.out_of(before.states[kept])
+        costs = emitting.costs[arcs] - row[emitting.labels[arcs] - 1]
+        arrivals = before.forward[kept[sources]] + costs
+        limit = arrivals.min(initial=np.inf) + width
+        good = np.isfinite(arrivals) & (arrivals <= limit)
+        links = _Links(kept[sources], emitting.targets[arcs], arcs, costs).only(good)
+        return self._arrive(links, arrivals[good], limit)
+
+    def _width(self, costs: np.ndarray) -> float:
+        """Return how far above the best the costs of active states may be."""
+        if len(costs) > self.max_active:
+            highest = np.partition(costs, self.max_active)[self.max_active] - costs.min()
+            if highest < self.beam:
+                return float(highest)
+        if len(costs) <= MIN_ACTIVE:
+            return np.inf
+        return max(self.beam, float(np.partition(costs, MIN_ACTIVE)[MIN_ACTIVE] - costs.min()))
+
+    def _arrive(self, into: _Links, arrivals: np.ndarray, limit: float) -> _Column:
+        """Return what is active behind emitting arcs, and all silent ones that follow.
+
+        Args:
+            into: The L arcs, with states as targets.
+            arrivals: (L,) costs up to their ends.
+            limit: Of costs.
+        """
+        best, places, silent = self._costs, self._places, self.graph.silent
+        np.minimum.at(best, into.targets, arrivals)
+        new = np.unique(into.targets)
+        reached = [new]
+        while len(new):
+            sources, arcs = silent.out_of(new)
+            costs, ends = best[new[sources]] + silent.costs[arcs], silent.targets[arcs]
+            better = (costs < best[ends]) & (costs <= limit)
+            np.minimum.at(best, ends[better], costs[better])
+            new = np.unique(ends[better])
+            reached.append(new)
+        states = np.unique(np.concatenate(reached))
+        states = states[np.argsort(self.graph.depths[states], kind="stable")]
+        places[states] = np.arange(len(states))
+        into = into.only(arrivals <= best[into.targets] + self.lattice_beam)
+        sources, arcs = silent.out_of(states)
+        within = _Links(sources, silent.targets[arcs], arcs, silent.costs[arcs])
+        within = within.only(np.isfinite(best[within.targets]))
+        forward = best[states]
+        within = within.only(forward[within.sources] + within.costs <= best[within.targets] + self.lattice_beam)
+        best[states] = np.inf
+        return _Column(
+            states,
+            forward,
+            replace(into, targets=places[into.targets]),
+            replace(within, targets=places[within.targets]),
+        )
+
+    def _ends(self, column: _Column) -> np.ndarray:
+        costs = self.graph.finals[column.states]
+        return costs if np.isfinite(costs).any() else np.zeros(len(costs))
+
+    def _spell(self, columns: list[_Column], words: Sequence[str]) -> tuple[list[int], Iterator[Arc]]:
+        """Return nodes and arcs of what is left; the last node is behind all ends."""
+        frames = [frame for frame, column in enumerate(columns) for _ in column.states]
+
+        def arcs() -> Iterator[Arc]:
+            before = node = 0
+            for column in columns:
+                kinds = [(self.graph.silent, column.within, node)]
+                if node:
+                    kinds.append((self.graph.emitting, column.into, before))
+                for kind, links, first in kinds:
+                    graph = kind.costs[links.arcs]
+                    yield from zip(
+                        (first + links.sources).tolist(), (node + links.targets).tolist(),
+                        (words[number] for number in kind.words[links.arcs]),
+                        zip(graph.tolist(), (links.costs - graph).tolist(), strict=True), strict=True,
+                    )  # fmt: skip
+                before, node = node, node + len(column.states)
+            for place, cost in enumerate(self._ends(columns[-1]).tolist(), before):
+                if cost < np.inf:
+                    yield place, node, "", (cost, 0.0)
+
+        return [*frames, len(columns) - 1], arcs()
+
+
+def _prune(columns: list[_Column], ends: np.ndarray, lattice_beam: float) -> list[_Column]:
+    """Return only what lies on paths whose costs are at most `lattice_beam` above the best one's.
+
+    Args:
+        columns: One behind the other; the first one's arcs come from a column that stays as it is.
+        ends: (N,) costs of ending in the states of the last column.
+        lattice_beam: Of costs.
+    """
+    limit = (columns[-1].forward + ends).min() + lattice_beam + ROUNDING
+    pruned: list[_Column] = []
+    backward = ends
+    for number in range(len(columns) - 1, -1, -1):
+        column = columns[number]
+        backward = _follow_back(column.within, backward)
+        kept = column.forward + backward <= limit
+        places = np.cumsum(kept) - 1
+        within = column.within.only(column.within.through(column.forward, backward) <= limit)
+        within = replace(within, sources=places[within.sources], targets=places[within.targets])
+        into = column.into.only(kept[column.into.targets])
+        if number:
+            before = columns[number - 1].forward
+            into = column.into.only(column.into.through(before, backward) <= limit)
+            after, backward = backward, np.full(len(before), np.inf)
+            np.minimum.at(backward, into.sources, into.costs + after[into.targets])
+        into = replace(into, targets=places[into.targets])
+        if pruned:
+            links = pruned[-1].into
+            pruned[-1] = replace(pruned[-1], into=replace(links, sources=places[links.sources]))
+        pruned.append(_Column(column.states[kept], column.forward[kept], into, within))
+    return pruned[::-1]
+
+
+def _follow_back(links: _Links, ends: np.ndarray) -> np.ndarray:
+    """Return the costs (N,) of the best ways on, of silent links and then of `ends` (N,)."""
+    best = ends.copy()
+    while True:
+        costs = links.costs + best[links.targets]
+        better = costs < best[links.sources]
+        if not better.any():
+            return best
+        np.minimum.at(best, links.sources[better], costs[better])

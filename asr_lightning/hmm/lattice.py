@@ -1,0 +1,238 @@
+"""Lattices: what may have been said, as arcs of words from node to node."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import kaldifst
+import numpy as np
+
+from asr_lightning.errors import InputError
+
+FIRST_SHARE = 1 / 64  # of the span of costs: how far the first look for n best sentences goes
+MARGIN = 1.001  # on the bound: sums are of single precision
+DELTA = 1e-6  # costs that differ by less are the same to OpenFst
+Cost = tuple[float, float]  # of the graph, of the frames
+Arc = tuple[int, int, str, Cost]  # source, target, word, costs
+
+
+@dataclass(frozen=True, eq=False)
+class Lattice:
+    """Ways from the first of N nodes to the last, of A arcs; nodes come in an order in which arcs lead forwards.
+
+    A word's arc lies where the decoding graph names the word, which is within it or near it.
+
+    Attributes:
+        frames: (N,) how many frames were heard at each node.
+        sources: (A,) nodes.
+        targets: (A,) nodes.
+        words: (A,) as the lexicon writes them; empty where there is none.
+        graph_costs: (A,) negative log probabilities of transitions, pronunciation and language.
+        acoustic_costs: (A,) negative log likelihoods of frames, scaled as the search scaled them.
+
+    Raises:
+        InputError: The arrays do not fit each other, or arcs do not lead forwards.
+    """
+
+    frames: np.ndarray
+    sources: np.ndarray
+    targets: np.ndarray
+    words: tuple[str, ...]
+    graph_costs: np.ndarray
+    acoustic_costs: np.ndarray
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.sources), len(self.targets), len(self.words)}
+        lengths |= {len(self.graph_costs), len(self.acoustic_costs)}
+        if len(lengths) > 1:
+            raise InputError(f"expected a source, target, word and costs of every arc, got {sorted(lengths)} of them")
+        forwards = (self.sources < self.targets) & (self.sources >= 0) & (self.targets < len(self.frames))
+        if not forwards.all():
+            arc = int(forwards.argmin())
+            raise InputError(
+                f"expected arcs that lead forwards among nodes 0 to {len(self.frames) - 1}, got arc {arc} from node "
+                f"{self.sources[arc]} to {self.targets[arc]}"
+            )
+
+    @property
+    def costs(self) -> np.ndarray:
+        """(A,) of both kinds together."""
+        return self.graph_costs + self.acoustic_costs
+
+
+def nothing(frames: int) -> Lattice:
+    """Return the lattice of frames through which no way was found: two nodes and no arc."""
+    none = np.zeros(0, dtype=np.int64)
+    return Lattice(np.array([0, frames]), none, none, (), np.zeros(0), np.zeros(0))
+
+
+def compact(frames: Sequence[int] | np.ndarray, arcs: Iterable[Arc]) -> Lattice:
+    """Return a lattice of fewer nodes in which the same sentences have the same lowest costs.
+
+    A node goes, and every arc into it is joined with every one out of it, where this brings no more arcs than it takes
+    and joins no two words; of arcs with the same ends and word the cheapest stays.
+
+    Args:
+        frames: (N,) as of a `Lattice`; the first and the last node stay.
+        arcs: That lead forwards.
+    """
+    last = len(frames) - 1
+    out: list[dict[tuple[int, str], Cost]] = [{} for _ in frames]
+    into: list[dict[tuple[int, str], Cost]] = [{} for _ in frames]
+    for arc in arcs:
+        _add(out, into, arc)
+    queue = deque(range(1, last))
+    queued = [False, *[True] * (last - 1), False]
+    while queue:
+        node = queue.popleft()
+        queued[node] = False
+        if _may_go(out, into, node):
+            for neighbour in _bypass(out, into, node):
+                if 0 < neighbour < last and not queued[neighbour]:
+                    queued[neighbour] = True
+                    queue.append(neighbour)
+    kept = [node for node in range(last + 1) if node in (0, last) or out[node]]
+    names = {node: number for number, node in enumerate(kept)}
+    rows = sorted(
+        (names[node], names[target], word, *cost) for node in kept for (target, word), cost in out[node].items()
+    )
+    sources, targets, words, graph, acoustic = zip(*rows, strict=True) if rows else ((),) * 5
+    return Lattice(
+        np.asarray(frames, dtype=np.int64)[kept], np.array(sources, dtype=np.int64), np.array(targets, dtype=np.int64),
+        tuple(words), np.array(graph, dtype=np.float64), np.array(acoustic, dtype=np.float64),
+    )  # fmt: skip
+
+
+def _add(out: list[dict[tuple[int, str], Cost]], into: list[dict[tuple[int, str], Cost]], arc: Arc) -> None:
+    source, target, word, cost = arc
+    known = out[source].get((target, word))
+    if known is None or sum(cost) < sum(known):
+        out[source][target, word] = into[target][source, word] = cost
+
+
+def _may_go(out: list[dict[tuple[int, str], Cost]], into: list[dict[tuple[int, str], Cost]], node: int) -> bool:
+    before, behind = into[node], out[node]
+    if any(word for _, word in before) and any(word for _, word in behind):
+        return False
+    gone = len(before) + len(behind)
+    if len(before) * len(behind) <= gone:
+        return True
+    return gone >= sum(
+        (target, left or right) not in out[source] for source, left in before for target, right in behind
+    )
+
+
+def _bypass(out: list[dict[tuple[int, str], Cost]], into: list[dict[tuple[int, str], Cost]], node: int) -> set[int]:
+    """Join the arcs into a node with those out of it; return the nodes at their other ends."""
+    before, behind = into[node], out[node]
+    into[node], out[node] = {}, {}
+    for source, word in before:
+        del out[source][node, word]
+    for target, word in behind:
+        del into[target][node, word]
+    for (source, left), cost in before.items():
+        for (target, right), more in behind.items():
+            _add(out, into, (source, target, left or right, (cost[0] + more[0], cost[1] + more[1])))
+    return {source for source, _ in before} | {target for target, _ in behind}
+
+
+def best_sentences(lattice: Lattice, count: int) -> list[tuple[tuple[str, ...], float]]:
+    """Return the cheapest sentences, each once, with the cost of its cheapest way; cheapest first.
+
+    Exact: OpenFst removes what is silent, determinises so far as costs stay below a bound [Mohri 2002], which grows
+    until there are enough sentences, and looks for the shortest paths.
+
+    Args:
+        lattice: Any.
+        count: Of sentences, at most.
+    """
+    words = ("", *sorted(set(lattice.words) - {""}))
+    fst, best, span = _acceptor(lattice, words)
+    if best == np.inf:
+        return []
+    kaldifst.rmepsilon(fst)
+    width = FIRST_SHARE * span
+    paths: list[tuple[list[int], float]] = []
+    while len(paths) < count:
+        single = kaldifst.determinize(fst, delta=DELTA, weight=str(MARGIN * width + DELTA))
+        paths = list(_read_paths(kaldifst.shortest_path(single, n=count)))
+        if width >= span:
+            break
+        width *= 2
+    found = [(tuple(words[label] for label in labels), best + cost) for labels, cost in paths]
+    return sorted(found, key=lambda one: (one[1], one[0]))
+
+
+def _acceptor(lattice: Lattice, words: Sequence[str]) -> tuple[kaldifst.StdVectorFst, float, float]:
+    """Return an acceptor of places in `words`, its lowest cost, and how much higher that of a way can be.
+
+    Its arcs weigh what they cost beyond the best way on: sums stay small, so that single precision is enough.
+    """
+    labels = {word: place for place, word in enumerate(words)}
+    best, span = [np.inf] * len(lattice.frames), [0.0] * len(lattice.frames)  # of the ways on from each node
+    best[-1] = 0.0
+    order = np.argsort(-lattice.sources, kind="stable")
+    sources, targets, costs = (array[order].tolist() for array in (lattice.sources, lattice.targets, lattice.costs))
+    for source, target, cost in zip(sources, targets, costs, strict=True):
+        best[source] = min(best[source], cost + best[target])
+    fst = kaldifst.StdVectorFst()
+    for _ in lattice.frames:
+        fst.add_state()
+    fst.start = 0
+    fst.set_final(len(lattice.frames) - 1, 0.0)
+    for arc, source, target, cost in zip(order.tolist(), sources, targets, costs, strict=True):
+        if cost + best[target] < np.inf:
+            more = cost + best[target] - best[source]
+            span[source] = max(span[source], more + span[target])
+            label = labels[lattice.words[arc]]
+            fst.add_arc(source, kaldifst.StdArc(label, label, more, target))
+    return fst, best[0], span[0]
+
+
+def _read_paths(fst: kaldifst.StdVectorFst) -> Iterator[tuple[list[int], float]]:
+    """Give the labels and the weight of paths that share no state but the first.
+
+    `kaldifst.convert_nbest_to_vector` loses the weight of a path without arcs.
+    """
+    for first in [None, *kaldifst.ArcIterator(fst, fst.start)]:
+        labels, weight, state, arc = [], 0.0, fst.start, first
+        while arc is not None:
+            labels += [arc.ilabel] if arc.ilabel else []
+            weight += arc.weight.value
+            state = arc.nextstate
+            arc = next(iter(kaldifst.ArcIterator(fst, state)), None)
+        if fst.final(state).value < np.inf:
+            yield labels, weight + fst.final(state).value
+
+
+def oracle_errors(lattice: Lattice, words: Sequence[str]) -> int:
+    """Return the fewest word errors of any way through: those of a list of the lattice's sentences without end.
+
+    Args:
+        lattice: Any; where it has no way through, all words are missing.
+        words: What was said.
+    """
+    places = np.arange(len(words) + 1)
+    fewest = np.full((len(lattice.frames), len(words) + 1), np.inf)  # errors up to each node and word
+    fewest[0] = places
+    reference = np.array(["", *words], dtype=object)
+    for arc in np.argsort(lattice.sources, kind="stable"):
+        before = fewest[lattice.sources[arc]]
+        word = lattice.words[arc]
+        after = before + 1 if word else before
+        if word:  # said in the place of one of `words`, rather than in addition to them
+            after = np.minimum(after, np.roll(before, 1) + (reference != word) + np.where(places == 0, np.inf, 0))
+        target = lattice.targets[arc]
+        missing = np.minimum.accumulate(after - places) + places
+        fewest[target] = np.minimum(fewest[target], missing)
+    errors = fewest[-1, -1]
+    return len(words) if errors == np.inf else int(errors)
+
+
+def oracle_error_rate(lattices: Iterable[Lattice], references: Iterable[Sequence[str]]) -> float:
+    """Return the errors of a corpus that are in no lattice's power to avoid, per spoken word; nan without words."""
+    errors = spoken = 0
+    for lattice, words in zip(lattices, references, strict=True):
+        errors += oracle_errors(lattice, words)
+        spoken += len(words)
+    return errors / spoken if spoken else float("nan")
