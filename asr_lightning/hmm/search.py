@@ -71,16 +71,14 @@ class GraphSearch:
     ) -> list[Found]:
         """Return the best sentences, the best one first; beginnings of them if none ends with the last frame.
 
-        Without frames, and where the beam leaves no way through, there is one without words and the score -inf.
+        Where the beam leaves no way through, there is one without words and the score -inf.
 
         Args:
             log_likelihoods: (T, pdfs) of an utterance.
             model: Whose pdfs.
             graph: From transition ids to word ids.
         """
-        if not len(log_likelihoods):
-            return [Found((), -np.inf)]
-        if self.hypotheses > 1:
+        if self.hypotheses > 1 or not len(log_likelihoods):  # Kaldi's decoder refuses to begin without a frame
             sentences = best_sentences(self.lattice(log_likelihoods, model, graph), self.hypotheses)
             return [Found(words, -cost) for words, cost in sentences] or [Found((), -np.inf)]
         scores = by_transition(model, self.acoustic_scale * log_likelihoods)

@@ -23,7 +23,7 @@ from small_models import (
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.graph import SELF_LOOP_SCALE, decoding_graph
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel
-from asr_lightning.hmm.search import Found, GraphSearch, by_transition
+from asr_lightning.hmm.search import GraphSearch, by_transition
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney
 
@@ -107,7 +107,8 @@ def test_loud_sentences_are_heard(model: HiddenMarkovModel, graph: kaldifst.StdV
 
 
 def test_without_frames_nothing_is_found(model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> None:
-    assert GraphSearch()(np.zeros((0, model.pdfs), dtype=np.float32), model, graph) == [Found((), -np.inf)]
+    [found] = GraphSearch()(np.zeros((0, model.pdfs), dtype=np.float32), model, graph)
+    assert found.words == () and found.transition_ids == ()
 
 
 def test_too_few_frames_have_the_beginning_of_a_sentence(
