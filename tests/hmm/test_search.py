@@ -23,7 +23,7 @@ from small_models import (
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.graph import SELF_LOOP_SCALE, decoding_graph
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel
-from asr_lightning.hmm.search import GraphSearch, by_transition
+from asr_lightning.hmm.search import Found, GraphSearch, by_transition
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney
 
