@@ -264,3 +264,6 @@ bench: $(INSTALLED) ## what is measured, see benchmarks/README.md
 	$(BIN)/python benchmarks/attention_decoders.py
 	$(BIN)/python benchmarks/deep_speech_2.py
 	$(BIN)/python benchmarks/looking_inside.py
+	$(BIN)/python benchmarks/projected_lstm.py --size 160 80 80
+	$(BIN)/python benchmarks/lattice_free_mmi.py
+	$(BIN)/python benchmarks/grapheme_to_phone.py --sizes 1x1 --orders 6
