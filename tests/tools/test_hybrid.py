@@ -106,7 +106,7 @@ def test_the_best_scale_is_found_and_taken_by_lightning_test(
     assert set(rates) == {0.05, 0.1, 0.3} and len(set(rates.values())) > 1
     best = min(rates, key=lambda scale: rates[scale])
     search = yaml.safe_load(tuned.read_text())["model"]["init_args"]["search"]["init_args"]
-    assert search == {"acoustic_scale": best, "beam": 13.0, "max_active": 7000}
+    assert search == {"acoustic_scale": best, "beam": 13.0, "max_active": 7000, "hypotheses": 1, "lattice_beam": 8.0}
     monkeypatch.setattr("sys.argv", ["lightning"])
     for scale, more in ((best, ["-c", str(tuned)]), (0.1, [])):  # 0.1 is the default
         data = ["--data.init_args.test_subsets", f"[{DEVELOPMENT}]"]
