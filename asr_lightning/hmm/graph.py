@@ -15,6 +15,7 @@ from asr_lightning.text.ngram import SENTENCE_END, SENTENCE_START, NGram
 from asr_lightning.text.phones import SILENCE
 
 SILENCE_PROBABILITY = 0.5  # of a pause before a word, and at the end
+PAUSE_COST, NO_PAUSE_COST = -math.log(SILENCE_PROBABILITY), -math.log(1.0 - SILENCE_PROBABILITY)
 SELF_LOOP_SCALE = 0.1  # of log probabilities of staying in a state or not, beside scaled-down acoustics: Kaldi's value
 EPSILON = 0
 
@@ -52,8 +53,8 @@ def sentence(model: HiddenMarkovModel, words: Sequence[str], phones: bool = Fals
 
 def _maybe_pause(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, place: int) -> int:
     after = fst.add_state()
-    _arc(fst, place, after, EPSILON, EPSILON, -math.log(1.0 - SILENCE_PROBABILITY))
-    _arc(fst, place, after, model.phone_ids[SILENCE], EPSILON, -math.log(SILENCE_PROBABILITY))
+    _arc(fst, place, after, EPSILON, EPSILON, NO_PAUSE_COST)
+    _arc(fst, place, after, model.phone_ids[SILENCE], EPSILON, PAUSE_COST)
     return after
 
 
@@ -87,9 +88,8 @@ def lexicon_transducer(model: HiddenMarkovModel, words: Iterable[str]) -> tuple[
     start = fst.add_state()
     fst.start = start
     fst.set_final(loop, 0.0)
-    without, with_pause = -math.log(1.0 - SILENCE_PROBABILITY), -math.log(SILENCE_PROBABILITY)
-    _arc(fst, start, loop, EPSILON, EPSILON, without)
-    _arc(fst, start, silence, EPSILON, EPSILON, with_pause)
+    _arc(fst, start, loop, EPSILON, EPSILON, NO_PAUSE_COST)
+    _arc(fst, start, silence, EPSILON, EPSILON, PAUSE_COST)
     highest = 1
     for word, phones in entries:
         symbols: list[int] = []
@@ -99,8 +99,8 @@ def lexicon_transducer(model: HiddenMarkovModel, words: Iterable[str]) -> tuple[
             highest = max(highest, used[phones])
         behind = fst.add_state()
         _say(model, fst, loop, behind, [*phones, *symbols], model.word_ids[word])
-        _arc(fst, behind, loop, EPSILON, EPSILON, without)
-        _arc(fst, behind, silence, EPSILON, EPSILON, with_pause)
+        _arc(fst, behind, loop, EPSILON, EPSILON, NO_PAUSE_COST)
+        _arc(fst, behind, silence, EPSILON, EPSILON, PAUSE_COST)
     pause = first + highest + 1
     after_pause = fst.add_state()
     _arc(fst, silence, after_pause, model.phone_ids[SILENCE], EPSILON, 0.0)

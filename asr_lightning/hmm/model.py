@@ -46,14 +46,12 @@ class HiddenMarkovModel:
         phones = (SILENCE, SPOKEN_NOISE, *lexicon.phones)
         ids = list(range(1, len(phones) + 1))
         tree = kaldi.monophone_context_dependency(ids, topology(len(phones)).get_phone_to_num_pdf_classes())
-        return cls(
-            lexicon, phones, tree, np.zeros(kaldi.TransitionModel(tree, topology(len(phones))).num_transition_ids + 1)
-        )
+        return cls(lexicon, phones, tree, np.zeros(_transitions(tree, len(phones)).num_transition_ids + 1))
 
     @cached_property
     def transitions(self) -> kaldi.TransitionModel:
         """Kaldi's transition model, with the probabilities that follow from the counts."""
-        model = kaldi.TransitionModel(self.tree, topology(len(self.phones)))
+        model = _transitions(self.tree, len(self.phones))
         model.mle_update(self.transition_counts, kaldi.MleTransitionUpdateConfig())
         return model
 
@@ -126,8 +124,8 @@ class HiddenMarkovModel:
 
     def with_tree(self, tree: kaldi.ContextDependency) -> "HiddenMarkovModel":
         """Return the same phones tied by another tree, nothing being known of its transitions."""
-        count = kaldi.TransitionModel(tree, topology(len(self.phones))).num_transition_ids
-        return HiddenMarkovModel(self.lexicon, self.phones, tree, np.zeros(count + 1))
+        count = _transitions(tree, len(self.phones)).num_transition_ids + 1
+        return HiddenMarkovModel(self.lexicon, self.phones, tree, np.zeros(count))
 
     def with_counts(self, counts: np.ndarray) -> "HiddenMarkovModel":
         """Return the same model after its transitions were counted."""
@@ -136,7 +134,7 @@ class HiddenMarkovModel:
     def write(self, folder: Path) -> None:
         """Write `lexicon.txt`, `phones.txt`, `tree` (Kaldi's binary form) and `transitions.npy`."""
         write_lexicon(self.lexicon, folder / "lexicon.txt")
-        write_atomically(folder / "phones.txt", _numbered(self.phones))
+        write_atomically(folder / "phones.txt", _phone_table(self.phones))
         with replacing(folder / "tree") as half:
             self.tree.write(True, str(half))
         with replacing(folder / "transitions.npy") as half, half.open("wb") as file:
@@ -165,19 +163,19 @@ def read_model(folder: Path) -> HiddenMarkovModel:
         text = path.read_text(encoding="utf-8")
         phones = tuple(line.split(" ")[0] for line in text.splitlines())
         known = {SILENCE, SPOKEN_NOISE} | set(lexicon.phones)
-        if text != _numbered(phones) or len(set(phones)) < len(phones) or not known <= set(phones):
+        if text != _phone_table(phones) or len(set(phones)) < len(phones) or not known <= set(phones):
             raise ValueError("expected lines of a phone and its number, from 1, with all phones of the lexicon")
     with _reading(folder / "tree") as path:
         tree = read_tree(path.read_bytes(), len(phones), STATES)
     with _reading(folder / "transitions.npy") as path:
         counts = np.load(path, allow_pickle=False)
-        size = (kaldi.TransitionModel(tree, topology(len(phones))).num_transition_ids + 1,)
+        size = (_transitions(tree, len(phones)).num_transition_ids + 1,)
         if counts.shape != size or counts.dtype.kind not in "fiu" or not np.all((counts >= 0) & (counts < np.inf)):
             raise ValueError(f"expected counts {size} for its tree, found an array {counts.shape} of {counts.dtype}")
     return HiddenMarkovModel(lexicon, phones, tree, counts.astype(np.float64))
 
 
-def _numbered(phones: Sequence[str]) -> str:
+def _phone_table(phones: Sequence[str]) -> str:
     return "".join(f"{phone} {number}\n" for number, phone in enumerate(phones, 1))
 
 
@@ -189,6 +187,10 @@ def _reading(path: Path) -> Iterator[Path]:
         raise InputError(
             f"cannot read {path} ({error}); make it anew with `python -m asr_lightning.tools.hybrid`"
         ) from error
+
+
+def _transitions(tree: kaldi.ContextDependency, phones: int) -> kaldi.TransitionModel:
+    return kaldi.TransitionModel(tree, topology(phones))
 
 
 def topology(phones: int) -> kaldi.HmmTopology:

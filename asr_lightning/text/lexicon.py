@@ -11,8 +11,9 @@ from pathlib import Path
 
 from asr_lightning.errors import InputError
 from asr_lightning.files import write_atomically
+from asr_lightning.text.phones import SILENCE
 
-SILENCE, SPOKEN_NOISE = "SIL", "SPN"
+SPOKEN_NOISE = "SPN"
 NOT_SPEECH = frozenset({SILENCE, SPOKEN_NOISE})
 COLUMNS = (0, 1, 4)  # of numbers between a word and its phones
 COMMENT = ";;;"
