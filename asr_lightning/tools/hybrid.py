@@ -43,7 +43,7 @@ from asr_lightning.tools.align import (
     prepare_hybrid,
 )
 from asr_lightning.tools.ngram import find_texts, read_sentences
-from asr_lightning.tools.subsets import every, subsets_of
+from asr_lightning.tools.subsets import every, subsets_of, training_texts
 
 SHOWN = 10  # utterances that could not be aligned
 
@@ -51,7 +51,7 @@ SHOWN = 10  # utterances that could not be aligned
 def prepare(options: argparse.Namespace) -> str:
     """Train Gaussian mixtures, tie states, align everything, make the graphs; return what to tell the user."""
     train, validation = subsets_of(options.config)
-    transcripts = [text for batch in every(options.config, train, "transcripts") for text in batch.texts]
+    transcripts = list(training_texts(options.config))
     ngram = read_or_estimate(options, transcripts)
     lexicon, report = make_lexicon(options, transcripts, ngram)
     write_atomically(

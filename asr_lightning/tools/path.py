@@ -21,13 +21,11 @@ from asr_lightning.batch import Batch
 from asr_lightning.callbacks.transcripts import name_of_run
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing
-from asr_lightning.models.checkpoints import instantiate
-from asr_lightning.models.experiment import read_part
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.report.path_figures import plot_lines
 from asr_lightning.report.tables import MISSING, as_text
+from asr_lightning.tools.subsets import open_corpus, read_corpus
 from asr_lightning.tools.transcribe import prepare
-from data_modules.corpus import CorpusDataModule
 from data_modules.sampler import plan_batches
 
 COLUMNS = ("first", "second", "subset", "alpha", "loss", "utterances", "wer", "cer")
@@ -78,17 +76,10 @@ def read_batches(config: Path, subset: str | None, utterances: int, seed: int) -
     Raises:
         InputError: The experiment cannot be read, or its data cannot be used.
     """
-    try:
-        module, _ = instantiate(read_part(config, "data"), CorpusDataModule, "a corpus")  # type: ignore[type-abstract]
-    except InputError as error:
-        raise InputError(f"{config}: {error}") from error
-    chosen = subset or next(iter(module.subsets["validation"]), None)
+    chosen = subset or next(iter(read_corpus(config).subsets["validation"]), None)
     if chosen is None:
         raise InputError(f"{config}: expected data with validation_subsets, got none: give --subset")
-    module.subsets = {**{role: [] for role in module.subsets}, "predict": [chosen]}
-    module.prepare_data()
-    module.setup("predict")
-    loader = module.predict_dataloader()[chosen]
+    loader = open_corpus(config, [chosen])[chosen]
     numbers = np.arange(len(loader.durations))
     if utterances:
         numbers = np.sort(np.random.default_rng(seed).permutation(numbers)[:utterances])

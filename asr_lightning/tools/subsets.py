@@ -1,4 +1,4 @@
-"""What tools read of the corpus of an experiment: whole subsets, utterance by utterance."""
+"""What tools read of the corpus of an experiment: whole subsets, utterance by utterance, and transcripts."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ def open_corpus(config: Path, subsets: Sequence[str] | None) -> dict[str, Evalua
     Raises:
         InputError: There is no such experiment, data or subset.
     """
-    module = _corpus(config)
+    module = read_corpus(config)
     chosen = list(dict.fromkeys(module.subsets["test"] if subsets is None else subsets))
     if not chosen:
         raise InputError(f"{config}: expected data with test_subsets, found none: give --subsets")
@@ -36,7 +36,7 @@ def subsets_of(config: Path) -> tuple[list[str], list[str]]:
     Raises:
         InputError: There is no such experiment, or it trains on nothing.
     """
-    module = _corpus(config)
+    module = read_corpus(config)
     if not module.subsets["train"]:
         raise InputError(f"{config}: expected data with train_subsets, found none")
     return module.subsets["train"], [one for one in module.subsets["validation"] if one not in module.subsets["train"]]
@@ -53,7 +53,27 @@ def every(config: Path, subsets: Sequence[str], title: str) -> Iterator[Batch]:
                 bar.update(len(batch))
 
 
-def _corpus(config: Path) -> CorpusDataModule:
+def training_texts(config: Path) -> Iterator[str]:
+    """Give the transcripts that an experiment trains on, as it trains on them; no audio is read.
+
+    Raises:
+        InputError: The experiment cannot be read, or its data cannot be used.
+    """
+    module = read_corpus(config)
+    module.subsets = {**{role: [] for role in module.subsets}, "train": module.subsets["train"]}
+    module.prepare_data()
+    module.setup("fit")
+    for manifest in module.manifests.values():
+        for number in range(len(manifest)):
+            yield manifest[number].supervisions[0].text or ""
+
+
+def read_corpus(config: Path) -> CorpusDataModule:
+    """Return the data of an experiment.
+
+    Raises:
+        InputError: There is no such experiment, or no corpus in it.
+    """
     try:
         module, _ = instantiate(read_part(config, "data"), CorpusDataModule, "a corpus")  # type: ignore[type-abstract]
     except InputError as error:

@@ -5,33 +5,13 @@ Example: python -m asr_lightning.tools.units characters --config experiments/ds2
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import instantiate
-from asr_lightning.models.experiment import read_part
 from asr_lightning.text.hangul import FULL_SIZE, write_characters
 from asr_lightning.text.tokenizers import train_sentencepiece
-from data_modules.corpus import CorpusDataModule
-
-
-def training_texts(config: Path) -> Iterator[str]:
-    """Give the transcripts that an experiment trains on, as it trains on them.
-
-    Raises:
-        InputError: The experiment cannot be read, or its data cannot be used.
-    """
-    try:
-        module, _ = instantiate(read_part(config, "data"), CorpusDataModule, "a corpus")  # type: ignore[type-abstract]
-    except InputError as error:
-        raise InputError(f"{config}: {error}") from error
-    module.subsets = {**{role: [] for role in module.subsets}, "train": module.subsets["train"]}
-    module.prepare_data()
-    module.setup("fit")
-    for manifest in module.manifests.values():
-        for number in range(len(manifest)):
-            yield manifest[number].supervisions[0].text or ""
+from asr_lightning.tools.subsets import training_texts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
