@@ -7,9 +7,8 @@ import numpy as np
 import torch
 import torchaudio
 from torch import Tensor
-from torch.nn import functional
 
-from asr_lightning.losses.transducer import backward_probabilities, forward_probabilities
+from asr_lightning.losses.transducer import occupancies
 from asr_lightning.text.phones import Segment
 
 
@@ -63,14 +62,11 @@ def emission_probabilities(logits: Tensor, tokens: Sequence[int], blank_id: int)
         blank_id: The blank's token id.
     """
     log_probs = logits.double().log_softmax(dim=2).unsqueeze(0)  # (1, T, U + 1, V)
-    said = torch.tensor(tokens, device=logits.device).expand(1, len(logits), -1).unsqueeze(3)
-    blank = log_probs[..., blank_id]
-    label = log_probs[:, :, :-1].gather(3, said).squeeze(3)  # (1, T, U)
-    emitted = functional.pad(label.cumsum(dim=2), (1, 0))
-    alpha = forward_probabilities(blank, emitted)
-    sizes = [torch.tensor([size], device=logits.device) for size in label.shape[1:]]
-    beta = backward_probabilities(blank, emitted, *sizes)
-    return (alpha[:, :, :-1] + label + beta[:, :-1, 1:] - beta[:, :1, :1]).exp().squeeze(0).T.float()
+    said = torch.tensor([*tokens, blank_id], device=logits.device).expand(1, len(logits), -1).unsqueeze(3)
+    label = log_probs.gather(3, said).squeeze(3)  # (1, T, U + 1)
+    lengths = (torch.tensor([size], device=logits.device) for size in (len(logits), len(tokens)))
+    _, _, by_label = occupancies(log_probs[..., blank_id], label, *lengths)
+    return by_label[0, :, :-1].T.float()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 from lightning import Trainer
 
 from asr_lightning.analysis.alignment import AttentionFigures, attention_figures, emission_probabilities
@@ -15,10 +16,12 @@ from asr_lightning.callbacks.observation import Observation, observe
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.files import write_atomically
 from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.models.rnn_transducer import RNNTransducer
 from asr_lightning.nn.mechanisms import Attention
 from asr_lightning.report.alignment_figure import Alignment, plot_alignment
 from asr_lightning.report.tables import as_csv
 
+JOINED = {"encoded": "encoder", "predicted": "prediction"}  # of a transducer, by the modules that give them
 COLUMNS = ("utterance", "attention", *(field.name for field in fields(AttentionFigures)))
 
 
@@ -109,24 +112,27 @@ class Alignments(Looking):
 
 
 def attention_paths(recognizer: Recognizer) -> dict[str, str]:
-    """Return the attentions of a recogniser over its encoded frames, or the joint network of a transducer."""
+    """Return the attentions of a recogniser over its frames, or what the joint network of a transducer reads."""
     modules = dict(recognizer.named_modules())
     looking = [
         name for name, module in modules.items() if isinstance(module, Attention) or name.endswith("cross_attention")
     ]
     paths = {name: f"{name}:weights" for name in looking}
-    return paths | ({"joint": "joint:lattice"} if "joint" in modules else {})
+    return paths | (JOINED if isinstance(recognizer, RNNTransducer) else {})
 
 
+@torch.no_grad()
 def alignment(recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Observation, row: int) -> Alignment:
     """Gather what is known of an utterance."""
     frames, tokenizer = int(seen.lengths[row]), recognizer.tokenizer
     attention = {}
+    if isinstance(recognizer, RNNTransducer) and best.tokens:
+        encoded, predicted = (seen.watched[name].values[row] for name in JOINED)
+        projected = recognizer.encoder_projection(encoded[:frames]).unsqueeze(1)
+        logits = recognizer.joint(projected, predicted[: len(best.tokens) + 1]).cpu()  # (T, U + 1, V)
+        attention["emission"] = emission_probabilities(logits, best.tokens, tokenizer.blank_id).numpy()
     for name, one in seen.watched.items():
-        if name == "joint":
-            logits = one.values[row, :frames, : len(best.tokens) + 1].cpu()
-            if best.tokens:
-                attention["emission"] = emission_probabilities(logits, best.tokens, tokenizer.blank_id).numpy()
+        if name in JOINED:
             continue
         weights = one.values[row, : int(one.lengths[row])].float().unflatten(1, (-1, int(seen.lengths.max())))
         for head, of_head in enumerate(weights[:, :, :frames].unbind(dim=1)):

@@ -1,8 +1,7 @@
 """Watches named modules of a recogniser while it encodes a batch and writes down what it has recognised.
 
 A module is named by its path, as `encoder.layers.2`; what it gives is looked at, the first of several tensors.
-`encoder.layers.2:input` is what it reads, `decoder.attention:weights` where an attention looks, `joint:lattice` what a
-joint network says of every frame and history.
+`encoder.layers.2:input` is what it reads, `decoder.attention:weights` where an attention looks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.ctc import CTCOutput
 
-KINDS = ("output", "input", "weights", "lattice")
+KINDS = ("output", "input", "weights")
 
 
 @dataclass
@@ -31,7 +30,7 @@ class Watched:
 
     Attributes:
         unit: What a row is: a frame, or a token of what was recognised (and one for its end).
-        values: (B, N, D); of a lattice (B, T, U + 1, V).
+        values: (B, N, D).
         lengths: (B,) how many of the N rows are real.
     """
 
@@ -183,7 +182,7 @@ def _hooks(recognizer: Recognizer, paths: Mapping[str, str], recorder: _Recorder
 def _looked_at(module: nn.Module, arguments: Any, output: Any, kind: str) -> Tensor:  # noqa: ANN401
     if kind == "input":
         return arguments[0]
-    if kind in ("output", "lattice"):
+    if kind == "output":
         return output[0] if isinstance(output, tuple | list) else output
     if callable(weights := getattr(module, "weights", None)):
         return weights(*arguments)
@@ -198,8 +197,6 @@ def _watched(name: str, path: str, recorder: _Recorder, target_lengths: Tensor) 
     calls, unit = recorder.calls[name], recorder.units[name]
     size = int(target_lengths.max()) + 1
     values = calls[0]
-    if path.endswith(":lattice") and values.dim() == 4:
-        return Watched("frame", values, recorder.lengths[values.shape[1]])
     if unit == "token" and len(calls) == size:
         values = torch.stack([call.flatten(1) for call in calls], dim=1)
     elif values.dim() == 4 and path.endswith(":weights"):  # (B, H, U, T), of all tokens at once

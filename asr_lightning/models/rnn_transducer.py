@@ -1,7 +1,7 @@
 """RNN transducer [Graves 2012, "Sequence transduction with recurrent neural networks"; seed 002]."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.transducer import TransducerSearch
-from asr_lightning.losses.transducer import transducer_loss
+from asr_lightning.errors import InputError
+from asr_lightning.losses.joint_transducer import joint_transducer_loss
+from asr_lightning.losses.transducer import torchaudio_loss
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.recurrent import read_on
@@ -135,7 +137,12 @@ class RNNTransducer(Recognizer):
         predictor: `LSTMPredictor` or `StatelessPredictor`.
         joint_dimension: Hidden units of the joint network.
         search: How to decode; greedily if None.
+        transducer_loss: `fused` computes the loss together with the joint network, a block at a time; `torchaudio`
+            holds the logits of all frames and tokens, and gives them to torchaudio's kernel.
         **recognizer: Arguments of `Recognizer`.
+
+    Raises:
+        InputError: There is no such loss.
     """
 
     def __init__(
@@ -143,14 +150,18 @@ class RNNTransducer(Recognizer):
         predictor: Predictor,
         joint_dimension: int,
         search: TransducerSearch | None = None,
+        transducer_loss: Literal["fused", "torchaudio"] = "fused",
         **recognizer: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**recognizer)
+        if transducer_loss not in ("fused", "torchaudio"):
+            raise InputError(f"expected the transducer_loss to be fused or torchaudio, got {transducer_loss}")
         vocabulary = self.tokenizer.tokens
         self.encoder_projection = nn.Linear(self.encoder.dimension, joint_dimension)
         self.prediction = PredictionNetwork(vocabulary, predictor, joint_dimension)
         self.joint = Joint(vocabulary, joint_dimension)
         self.search = search or TransducerSearch()
+        self.transducer_loss = transducer_loss
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say what the encoder's output means."""
@@ -163,8 +174,14 @@ class RNNTransducer(Recognizer):
         predicted, _ = self.prediction(
             torch.cat([start, targets], dim=1), self.prediction.initial_state(len(targets), targets.device)
         )  # (B, U + 1, D)
-        logits = self.joint(self.encoder_projection(encoded).unsqueeze(2), predicted.unsqueeze(1))  # (B, T, U + 1, V)
-        return transducer_loss(logits, targets, lengths, target_lengths, self.tokenizer.blank_id)
+        frames, blank_id = self.encoder_projection(encoded), self.tokenizer.blank_id
+        if self.transducer_loss == "torchaudio":
+            logits = self.joint(frames.unsqueeze(2), predicted.unsqueeze(1))  # (B, T, U + 1, V)
+            return torchaudio_loss(logits, targets, lengths, target_lengths, blank_id)
+        output = self.joint.output
+        return joint_transducer_loss(
+            frames, predicted, output.weight, output.bias, targets, lengths, target_lengths, blank_id
+        )
 
     @torch.no_grad()
     def recognize(self, batch: Batch) -> list[list[Hypothesis]]:

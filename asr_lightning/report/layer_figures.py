@@ -1,5 +1,6 @@
 """Pictures of layers: t-SNE by order and by phone [seed 000, Figures 3 to 8], and numbers along the layers."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from asr_lightning.text.phones import SILENCE
 RED_TO_VIOLET = ("#e6194b", "#f58231", "#ffd700", "#3cb44b", "#00bcd4", "#3f51f5", "#8a2be2")
 RAINBOW = LinearSegmentedColormap.from_list("rainbow", RED_TO_VIOLET)
 PANEL = 4.6  # inches, at 100 dots per inch
+LETTERS = 44  # that stand side by side below a panel
+SPACE = "_"  # as the tokenizers write it
 GREY = "0.55"
 TITLES = {
     "purity": "phone purity of 5 neighbours",
@@ -53,8 +56,10 @@ def plot_order(layers: Sequence[Projected], utterance: str, title: str, path: Pa
         matplotlib.cm.ScalarMappable(Normalize(0, 1), RAINBOW),
         ax=list(panels), orientation="horizontal", fraction=0.06, pad=0.02, aspect=60,
     )  # fmt: skip
-    places, characters = _along(layers[0], utterance)
-    bar.set_ticks(places, labels=characters)
+    places, labels = _along(layers[0], utterance)
+    if len(labels) > LETTERS * len(panels):
+        places, labels = _words(places, labels, LETTERS * len(panels))
+    bar.set_ticks(places, labels=labels)
     bar.ax.tick_params(labelsize=11, length=0)
     _save(figure, title, path)
 
@@ -68,6 +73,22 @@ def _along(one: Projected, utterance: str) -> tuple[list[float], list[str]]:
     )]  # fmt: skip
     last = max(1, len(rows) - 1)
     return [place / last for place in begins], [str(characters[place]) for place in begins]
+
+
+def _words(places: Sequence[float], characters: Sequence[str], room: int) -> tuple[list[float], list[str]]:
+    """Return where the middle of each word is, and the word, where it does not overlap on a bar of so many letters."""
+    kept: tuple[list[float], list[str]] = [], []
+    end, start = -1.0, 0
+    for stop in [*(place for place, one in enumerate(characters) if one == SPACE), len(characters)]:
+        word = "".join(characters[start:stop])
+        if word:
+            middle, half = (places[start] + places[stop - 1]) / 2, (len(word) + 1) / room / 2
+            if middle - half >= end:
+                kept[0].append(middle)
+                kept[1].append(word)
+                end = middle + half
+        start = stop + 1
+    return kept
 
 
 def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: Path) -> None:
@@ -161,7 +182,7 @@ def _trace(panel: Axes, places: np.ndarray) -> None:
 
 
 def _save(figure: Figure, title: str, path: Path) -> None:
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(textwrap.fill(title, width=round(figure.get_figwidth() * 11)), fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as half:
         figure.savefig(half, format="png")
