@@ -7,9 +7,11 @@ import kaldifst
 import numpy as np
 
 from asr_lightning.hmm.model import HiddenMarkovModel
+from asr_lightning.text.lexicon import Lexicon
 from asr_lightning.text.phones import SILENCE, Segment
 
-Runs = list[tuple[int, int, str]]  # first frame, frame behind the last, phone
+Run = tuple[float, float, str]  # first frame, frame behind the last, phone; or seconds in the place of frames
+Runs = list[tuple[int, int, str]]
 
 
 def align(
@@ -37,7 +39,7 @@ def phone_runs(model: HiddenMarkovModel, alignment: Sequence[int] | np.ndarray) 
     ]
 
 
-def in_seconds(runs: Runs, hop: float, window: float, seconds: float) -> list[Segment]:
+def in_seconds(runs: Sequence[Run], hop: float, window: float, seconds: float) -> list[Segment]:
     """Return segments that tile an utterance: the border of two frames is where the later one's share of time begins.
 
     A frame stands for as much time as lies between frames, around the middle of the window that it was computed from;
@@ -53,13 +55,13 @@ def in_seconds(runs: Runs, hop: float, window: float, seconds: float) -> list[Se
     return [Segment(start, end, label) for start, end, (*_, label) in zip(borders, borders[1:], runs, strict=False)]
 
 
-def word_runs(model: HiddenMarkovModel, runs: Runs, words: Sequence[str]) -> Runs:
-    """Return which frames belong to which word, and to pauses between them.
+def word_runs(lexicon: Lexicon, runs: Sequence[Run], words: Sequence[str]) -> list[Run]:
+    """Return which frames, or seconds, belong to which word, and to pauses between them.
 
     Where phones can be parted among words in several ways, the later words are as long as possible.
 
     Args:
-        model: Whose lexicon says how words are said.
+        lexicon: Says how words are said.
         runs: Of phones.
         words: Of the transcript.
 
@@ -73,14 +75,14 @@ def word_runs(model: HiddenMarkovModel, runs: Runs, words: Sequence[str]) -> Run
     before[0][0] = 0
     for place in range(len(phones)):
         for count in before[place]:
-            for pronunciation in model.lexicon.pronunciations[words[count]] if count < len(words) else ():
+            for pronunciation in lexicon.pronunciations.get(words[count], ()) if count < len(words) else ():
                 end = place + len(pronunciation)
                 whole = tuple(phones[place:end]) == pronunciation
                 if whole and spoken[end - 1] - spoken[place] == end - 1 - place:  # words have no pauses in them
                     before[end].setdefault(count + 1, place)
     if len(words) not in before[-1]:
         raise ValueError(f"expected phones that say {' '.join(words)!r}, got {' '.join(phones)!r}")
-    found: Runs = []
+    found: list[Run] = []
     end = len(phones)
     for count in range(len(words), 0, -1):
         start = before[end][count]

@@ -1,4 +1,4 @@
-"""Says when every phone and word of a corpus is spoken, by a hybrid: CTM files and TextGrids.
+"""Says when every phone and word of a corpus is spoken, by a hybrid, or every word, by a CTC output: CTM and TextGrid.
 
 Example: python -m asr_lightning.tools.align --checkpoint runs/demo/hybrid/seed1/checkpoints/last.ckpt \
     --config experiments/demo/hybrid.yaml --subsets test-clean --output runs/demo/alignments
@@ -6,174 +6,116 @@ Example: python -m asr_lightning.tools.align --checkpoint runs/demo/hybrid/seed1
 
 import argparse
 import functools
-import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import kaldi_hmm_gmm as kaldi
-import numpy as np
-import torch
 from praatio import textgrid
 from praatio.utilities.constants import Interval
 from tqdm import tqdm
 
+from asr_lightning.analysis.alignment import forced_alignment
 from asr_lightning.batch import Batch
+from asr_lightning.callbacks.observation import observe
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing
 from asr_lightning.hmm import gmm
-from asr_lightning.hmm.alignment import align, in_seconds, phone_runs, word_runs
-from asr_lightning.hmm.graph import expand, sentence
-from asr_lightning.hmm.model import STATES, HiddenMarkovModel, read_model
-from asr_lightning.hmm.search import by_transition
+from asr_lightning.hmm.alignment import in_seconds, phone_runs, word_runs
+from asr_lightning.hmm.model import HiddenMarkovModel, read_model
 from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.blstm_hmm import ALIGNMENTS, BLSTMHMM
 from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.text.lexicon import capitals
-from asr_lightning.text.phones import SILENCE, Segment
+from asr_lightning.nn.ctc import CTCOutput
+from asr_lightning.text.phones import Segment
+from asr_lightning.tools.state_alignment import LEAST_FIT, Aligned, align_batches, of_network, stored
 from asr_lightning.tools.subsets import open_corpus
 from asr_lightning.tools.transcribe import prepare
 
-ACOUSTIC_SCALE = 0.1
-# Mean log posterior of an alignment's states without pauses. By the network of experiments/demo/hybrid.yaml (seed 1,
-# five epochs), of the 304 utterances of the dev and test subsets none was below with its own transcript, and 303 were
-# with another one of about the same length; of 418 of the training subset none, and 411 of 415.
-LEAST_FIT = -6.0
+BY_STATES = ("words", "phones")
+SPACE, PIECE = "_", "▁"  # a character token of its own; what begins a sentence piece that begins a word
 
 
 @dataclass(frozen=True)
-class Decodable:
-    """What is known of an utterance's frames.
-
-    Attributes:
-        scores: Scaled log likelihoods, as Kaldi's searches ask for them.
-        frames: T.
-        log_posteriors: (T, pdfs) by a network; Gaussian mixtures give none.
-    """
-
-    scores: kaldi.DecodableInterface
-    frames: int
-    log_posteriors: np.ndarray | None = None
-
-
-Decodables = Callable[[Batch], list[Decodable]]
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """An utterance and its transition ids, one a frame; or why there are none."""
+class Timed:
+    """An utterance and when its words, and maybe phones, are spoken; or why nobody knows."""
 
     id: str
-    words: tuple[str, ...] = ()
-    transition_ids: tuple[int, ...] = ()
     seconds: float = 0.0
+    tiers: Mapping[str, Sequence[Segment]] = field(default_factory=dict)
     problem: str = ""
 
 
-def align_batches(
-    model: HiddenMarkovModel, batches: Iterable[Batch], decodables: Decodables, least_fit: float = -math.inf
-) -> Iterator[Aligned]:
-    """Align utterances one by one; what cannot be aligned says why.
-
-    There is a way of saying any transcript in almost any audio. Whether they belong together is asked of the network:
-    how probable it holds, from its own frames alone, the states that were put to them.
-
-    Args:
-        model: Whose states.
-        batches: Of utterances with transcripts.
-        decodables: Tells of the frames of each utterance of a batch.
-        least_fit: Mean log posterior of the states of an alignment without pauses, below which audio and transcript do
-            not match; nothing is asked of Gaussian mixtures.
-    """
-    for batch in batches:
-        if not len(batch):
-            continue
-        for number, decodable in enumerate(decodables(batch)):
-            words = tuple(capitals(batch.texts[number]).split())
-            seconds = int(batch.audio_lengths[number]) / batch.sample_rate
-            yield _align(model, batch.ids[number], words, decodable, seconds, least_fit)
-
-
-def _align(
-    model: HiddenMarkovModel, id: str, words: tuple[str, ...], decodable: Decodable, seconds: float, least_fit: float
-) -> Aligned:
-    unknown = [word for word in words if word not in model.word_ids]
-    if unknown or not words:
-        return Aligned(id, problem=f"not in the lexicon: {', '.join(unknown)}" if unknown else "an empty transcript")
-    shortest = STATES * sum(min(map(len, model.lexicon.pronunciations[word])) for word in words)
-    if decodable.frames < shortest:
-        return Aligned(id, problem=f"too short: {decodable.frames} frames, its words need {shortest}")
-    ids = align(decodable.scores, expand(model, sentence(model, words)))
-    if not ids:
-        return Aligned(id, problem="audio and transcript do not match: no way through within the beam")
-    if decodable.log_posteriors is not None and not (fit := _fit(model, ids, decodable.log_posteriors)) >= least_fit:
-        found = f"a mean log posterior of {fit:.2f} without pauses, expected {least_fit:g} or more"
-        return Aligned(id, problem=f"audio and transcript do not match: {found}")
-    return Aligned(id, words, tuple(ids), seconds)
-
-
-def _fit(model: HiddenMarkovModel, transition_ids: Sequence[int], log_posteriors: np.ndarray) -> float:
-    """Return the mean log posterior of an alignment's states, pauses left out: they are in any audio."""
-    ids = np.array(transition_ids)
-    fits = log_posteriors[np.arange(len(ids)), model.pdf_of[ids]]
-    return float(fits[model.phone_of[ids] != model.phone_ids[SILENCE]].mean())
-
-
-def of_network(recognizer: BLSTMHMM, scale: float = ACOUSTIC_SCALE) -> Decodables:
-    """Return what tells of frames by a network."""
-    log_priors = recognizer.log_priors.cpu().numpy()
-
-    def decodables(batch: Batch) -> list[Decodable]:
-        return [
-            Decodable(kaldi.DecodableCtc(by_transition(recognizer.states, scale * row)), len(row), row + log_priors)
-            for row in likelihoods(recognizer, batch)
-        ]
-
-    return decodables
-
-
-@torch.no_grad()
-def likelihoods(recognizer: BLSTMHMM, batch: Batch) -> list[np.ndarray]:
-    """Return the log likelihoods (T, pdfs) of each utterance."""
-    batch = batch.to(recognizer.device)
-    encoded, lengths = recognizer(batch.audio, batch.audio_lengths)
-    rows = recognizer.log_likelihoods(encoded).cpu().numpy()
-    return [row[:length] for row, length in zip(rows, lengths.tolist(), strict=True)]
-
-
-def prepare_hybrid(checkpoint: Path, device: str) -> BLSTMHMM:
-    """Return the hybrid of a checkpoint.
-
-    Raises:
-        InputError: It holds no hybrid, or cannot be used.
-    """
-    recognizer: Recognizer = prepare(checkpoint, device, None)
-    if not isinstance(recognizer, BLSTMHMM):
-        raise InputError(f"{checkpoint}: expected a BLSTMHMM, found a {type(recognizer).__name__}")
-    return recognizer
-
-
-def stored(store: AlignmentStore, batches: Iterable[Batch]) -> Iterator[Aligned]:
-    """Give the alignments of utterances that were written once."""
-    for batch in batches:
-        for id, text, samples in zip(batch.ids, batch.texts, batch.audio_lengths.tolist(), strict=True):
-            ids = store.get(id)
-            if ids is None:
-                yield Aligned(id, problem=f"no alignment in {store.path}")
-            else:
-                yield Aligned(id, tuple(capitals(text).split()), tuple(ids.tolist()), samples / batch.sample_rate)
-
-
-def write_subset(
-    model: HiddenMarkovModel, aligned: Iterable[Aligned], frames: tuple[float, float], subset: str, output: Path
-) -> list[str]:
-    """Write `SUBSET.phones.ctm`, `SUBSET.words.ctm` and a TextGrid per utterance.
+def by_states(model: HiddenMarkovModel, aligned: Iterable[Aligned], hop: float, window: float) -> Iterator[Timed]:
+    """Say when words and phones are spoken whose states are known.
 
     Args:
         model: Whose transition ids.
         aligned: The utterances.
-        frames: Seconds from frame to frame, and of a frame.
+        hop: Seconds from frame to frame.
+        window: Seconds of a frame.
+    """
+    for one in aligned:
+        if one.problem:
+            yield Timed(one.id, problem=one.problem)
+            continue
+        runs = phone_runs(model, one.transition_ids)
+        words = in_seconds(word_runs(model.lexicon, runs, one.words), hop, window, one.seconds)
+        yield Timed(one.id, one.seconds, {"words": words, "phones": in_seconds(runs, hop, window, one.seconds)})
+
+
+def by_ctc(recognizer: Recognizer, batches: Iterable[Batch]) -> Iterator[Timed]:
+    """Say when words are spoken by the most probable path of a CTC output that says the transcript.
+
+    A word begins with the first frame of its first token, and ends with the last one of its last: such an output peaks
+    where it is sure of a token, and does not say how long it lasts.
+    """
+    tokenizer = recognizer.tokenizer
+    for batch in batches:
+        if not len(batch):
+            continue
+        tokens = [tokenizer.encode(text) for text in batch.texts]
+        seen = observe(recognizer, batch.to(recognizer.device), {}, tokens)
+        assert seen.log_probs is not None, "no CTC output"
+        begins, ends = seen.spans(seen.lengths)
+        for row, (id, said) in enumerate(zip(batch.ids, tokens, strict=True)):
+            seconds, frames = int(batch.audio_lengths[row]) / batch.sample_rate, int(seen.lengths[row])
+            places = forced_alignment(seen.log_probs[row, :frames], said, tokenizer.blank_id) if said else []
+            if not places:
+                reason = f"too short: {frames} frames for {len(said)} tokens" if said else "an empty transcript"
+                yield Timed(id, problem=reason)
+                continue
+            words = [
+                Segment(max(0.0, begins[places[first][0]]), min(seconds, ends[places[last][1]]), word)
+                for first, last, word in word_spans([tokenizer.tokens[token] for token in said])
+            ]
+            yield Timed(id, seconds, {"words": words})
+
+
+def word_spans(tokens: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Return the first and the last token of every word, and the word."""
+    spans: list[tuple[int, int, str]] = []
+    inside = False
+    for place, token in enumerate(tokens):
+        text = token.removeprefix(PIECE)
+        if token == SPACE or not text:
+            inside = False
+        elif inside and not token.startswith(PIECE):
+            first, _, word = spans[-1]
+            spans[-1] = (first, place, word + text)
+        else:
+            spans.append((place, place, text))
+            inside = True
+    return spans
+
+
+def write_subset(timed: Iterable[Timed], tiers: Sequence[str], subset: str, output: Path) -> list[str]:
+    """Write `SUBSET.TIER.ctm` for every tier, and a TextGrid per utterance.
+
+    Args:
+        timed: The utterances.
+        tiers: Names of what is known of them.
         subset: Name of the files.
         output: Folder that they go to.
 
@@ -181,22 +123,18 @@ def write_subset(
         Which utterances could not be aligned, and why.
     """
     problems = []
-    with (
-        replacing(output / f"{subset}.phones.ctm") as phones_path,
-        replacing(output / f"{subset}.words.ctm") as words_path,
-        phones_path.open("w", encoding="utf-8") as phones_file,
-        words_path.open("w", encoding="utf-8") as words_file,
-    ):
-        for one in tqdm(aligned, desc=subset, unit="utterance", disable=not sys.stderr.isatty()):
+    with ExitStack() as stack:
+        files = {}
+        for tier in tiers:
+            path = stack.enter_context(replacing(output / f"{subset}.{tier}.ctm"))
+            files[tier] = stack.enter_context(path.open("w", encoding="utf-8"))
+        for one in tqdm(timed, desc=subset, unit="utterance", disable=not sys.stderr.isatty()):
             if one.problem:
                 problems.append(f"{one.id}: {one.problem}")
                 continue
-            runs = phone_runs(model, one.transition_ids)
-            phones = in_seconds(runs, *frames, one.seconds)
-            words = in_seconds(word_runs(model, runs, one.words), *frames, one.seconds)
-            phones_file.writelines(ctm_rows(one.id, phones))
-            words_file.writelines(ctm_rows(one.id, words))
-            write_textgrid(output / "TextGrid" / subset / f"{one.id}.TextGrid", words, phones)
+            for tier, file in files.items():
+                file.writelines(ctm_rows(one.id, one.tiers[tier]))
+            write_textgrid(output / "TextGrid" / subset / f"{one.id}.TextGrid", one)
     return problems
 
 
@@ -206,31 +144,37 @@ def ctm_rows(id: str, segments: Sequence[Segment]) -> Iterator[str]:
         yield f"{id} 1 {segment.start:.7f} {segment.end - segment.start:.7f} {segment.label}\n"
 
 
-def write_textgrid(path: Path, words: Sequence[Segment], phones: Sequence[Segment]) -> None:
-    """Write Praat's TextGrid with the tiers `words` and `phones`, as the Montreal Forced Aligner has them."""
+def write_textgrid(path: Path, one: Timed) -> None:
+    """Write Praat's TextGrid with a tier for each, called as the Montreal Forced Aligner does: `words`, `phones`."""
     grid = textgrid.Textgrid()
-    for name, segments in (("words", words), ("phones", phones)):
-        entries = [Interval(one.start, one.end, one.label) for one in segments if one.end > one.start]
-        grid.addTier(textgrid.IntervalTier(name, entries, 0.0, phones[-1].end))
+    for name, segments in one.tiers.items():
+        entries = [Interval(each.start, each.end, each.label) for each in segments if each.end > each.start]
+        grid.addTier(textgrid.IntervalTier(name, entries, 0.0, one.seconds))
     with replacing(path) as half:
         grid.save(str(half), format="long_textgrid", includeBlankSpaces=True)
 
 
-def aligner_of(
-    options: argparse.Namespace,
-) -> tuple[HiddenMarkovModel, tuple[float, float], Callable[[Iterable[Batch]], Iterator[Aligned]]]:
-    """Return whose states there are, seconds from frame to frame and of a frame, and what aligns batches."""
+def aligner_of(options: argparse.Namespace) -> tuple[Callable[[Iterable[Batch]], Iterator[Timed]], tuple[str, ...]]:
+    """Return what aligns batches, and the names of what it finds.
+
+    Raises:
+        InputError: The checkpoint or the states cannot be used.
+    """
     if options.states is not None:
-        store = AlignmentStore(options.states / ALIGNMENTS)
-        return read_model(options.states), (gmm.HOP_SECONDS, gmm.WINDOW_SECONDS), functools.partial(stored, store)
-    recognizer = prepare_hybrid(options.checkpoint, options.device)
-    features, decodables = recognizer.features, of_network(recognizer)
+        store, model = AlignmentStore(options.states / ALIGNMENTS), read_model(options.states)
+        frames = gmm.HOP_SECONDS, gmm.WINDOW_SECONDS
+        return lambda batches: by_states(model, stored(store, batches), *frames), BY_STATES
+    recognizer = prepare(options.checkpoint, options.device, None)
+    if not isinstance(recognizer, BLSTMHMM):
+        if not any(isinstance(child, CTCOutput) for child in recognizer.children()):
+            found = type(recognizer).__name__
+            raise InputError(f"{options.checkpoint}: expected a BLSTMHMM or what has a CTC output, found a {found}")
+        return functools.partial(by_ctc, recognizer), ("words",)
+    features, states, decodables = recognizer.features, recognizer.states, of_network(recognizer)
     frames = features.hop_seconds, features.window_samples / features.sample_rate
-    return (
-        recognizer.states,
-        frames,
-        lambda batches: align_batches(recognizer.states, batches, decodables, options.least_fit),
-    )
+    return lambda batches: by_states(
+        states, align_batches(states, batches, decodables, options.least_fit), *frames
+    ), BY_STATES
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -238,13 +182,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m asr_lightning.tools.align",
         description="Write when phones and words are spoken: SUBSET.phones.ctm, SUBSET.words.ctm and\n"
-        "TextGrid/SUBSET/ID.TextGrid.",
+        "TextGrid/SUBSET/ID.TextGrid; of a CTC output words only.",
         epilog="An utterance that cannot be aligned is named on stderr with the reason, and the rest goes on. Exit "
         "status: 0, 1 if there were such utterances, 2 if an option cannot be used.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--checkpoint", type=Path, help="of a BLSTMHMM that `lightning fit` has trained; it aligns anew"
+        "--checkpoint",
+        type=Path,
+        help="that `lightning fit` has saved, of a BLSTMHMM, or of a recogniser with a CTC "
+        "output, which knows no phones",
     )
     source.add_argument(
         "--states",
@@ -257,9 +204,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
     parser.add_argument(
         "--least-fit", type=float, default=LEAST_FIT, metavar="X",
-        help="mean log posterior of an utterance's states without pauses, below which audio and transcript do not "
-        f"match (default: {LEAST_FIT:g}, between right and wrong transcripts of the embedded corpus; --least-fit=-inf "
-        "takes all)",
+        help="of a BLSTMHMM: mean log posterior of an utterance's states without pauses, below which audio and "
+        f"transcript do not match (default: {LEAST_FIT:g}, between right and wrong transcripts of the embedded corpus; "
+        "--least-fit=-inf takes all)",
     )  # fmt: skip
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU where there is one"
@@ -271,10 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     options = make_parser().parse_args(arguments)
     try:
-        model, frames, aligner = aligner_of(options)
+        aligner, tiers = aligner_of(options)
         problems = []
         for subset, batches in open_corpus(options.config, options.subsets).items():
-            problems += write_subset(model, aligner(batches), frames, subset, options.output)
+            problems += write_subset(aligner(batches), tiers, subset, options.output)
     except (InputError, OSError) as error:  # a full disk, or an output that is no folder
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ Example: python -m asr_lightning.tools.boundaries --truth data/spoken/test-clean
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,11 @@ from matplotlib.figure import Figure
 from asr_lightning.analysis.boundaries import BoundaryErrors, measure
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing, write_atomically
+from asr_lightning.hmm.alignment import word_runs
 from asr_lightning.report.figures import COLOURS
 from asr_lightning.report.tables import as_csv, as_markdown, as_text
+from asr_lightning.text.lexicon import Lexicon, read_lexicon
+from asr_lightning.text.phones import SILENCE, Segment
 from data_modules.phone_labels import CTMLabels
 
 HEAD = ["alignment", "borders", "matched %", "median ms", "90 % ms", "≤ 20 ms %", "≤ 50 ms %"]
@@ -50,18 +54,41 @@ def plot(errors: Mapping[str, BoundaryErrors], path: Path) -> None:
         figure.savefig(half, format="png", dpi=120)
 
 
-def compare(truth: Path, found: Sequence[Path], names: Sequence[str], output: Path) -> str:
+def exact_words(phones: Sequence[Segment], words: Sequence[Segment], lexicon: Lexicon, utterance: str) -> list[Segment]:
+    """Return when words are spoken, from when their phones are.
+
+    Raises:
+        InputError: The phones do not say the words.
+    """
+    said = [one.label for one in words if one.label != SILENCE]
+    try:
+        return [Segment(*run) for run in word_runs(lexicon, [astuple(one) for one in phones], said)]
+    except ValueError as error:
+        raise InputError(f"{utterance}: {error}") from error
+
+
+def compare(truth: Path, found: Sequence[Path], names: Sequence[str], lexicon: Path | None, output: Path) -> str:
     """Write `boundaries.csv`, `.md` and `.png`, and return what to tell the user.
+
+    Args:
+        truth: Exact phones.
+        found: Alignments of phones; of words if there is a lexicon.
+        names: Of the alignments.
+        lexicon: Says how words are said, which exact words are put together by.
+        output: Folder.
 
     Raises:
         InputError: A file cannot be read, or none of its utterances is known.
     """
-    exact = CTMLabels(str(truth))
+    exact, words = CTMLabels(str(truth)), None if lexicon is None else read_lexicon(lexicon)
     errors = {}
     for name, path in zip(names, found, strict=True):
         labels = CTMLabels(str(path))
         segments = {one: labels.segments(one) for one in labels.utterances()}
-        errors[name] = measure({one: exact.segments(one) for one in segments}, segments)
+        expected = {one: exact.segments(one) for one in segments}
+        if words is not None:
+            expected = {one: exact_words(each, segments[one], words, one) for one, each in expected.items() if each}
+        errors[name] = measure(expected, segments)
         if not errors[name].expected:
             raise InputError(f"{path}: expected utterances that {truth} knows, found {', '.join(list(segments)[:3])}")
     rows = table(errors)
@@ -82,6 +109,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--truth", type=Path, required=True, metavar="CTM", help="exact ones, as the embedded corpus has"
     )
+    parser.add_argument(
+        "--lexicon",
+        type=Path,
+        metavar="FILE",
+        help="if the alignments are of words: how these are said",
+    )
     parser.add_argument("--names", nargs="+", help="of the alignments in the table (default: names of the files)")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where table and picture go")
     return parser
@@ -95,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(set(names)) != len(options.found):
         parser.error(f"expected a different name for each of {len(options.found)} alignments, got {', '.join(names)}")
     try:
-        print(compare(options.truth, options.found, names, options.output))
+        print(compare(options.truth, options.found, names, options.lexicon, options.output))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

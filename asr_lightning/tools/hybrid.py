@@ -33,7 +33,8 @@ from asr_lightning.text.graphemes_to_phones import JointSequenceModel
 from asr_lightning.text.lexicon import Lexicon, capitals, cmudict, complete, read_lexicon
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney
-from asr_lightning.tools.align import (
+from asr_lightning.tools.ngram import find_texts, read_sentences
+from asr_lightning.tools.state_alignment import (
     Aligned,
     Decodable,
     Decodables,
@@ -42,7 +43,6 @@ from asr_lightning.tools.align import (
     of_network,
     prepare_hybrid,
 )
-from asr_lightning.tools.ngram import find_texts, read_sentences
 from asr_lightning.tools.subsets import every, subsets_of, training_texts
 
 SHOWN = 10  # utterances that could not be aligned

@@ -115,7 +115,7 @@ def runs_of(phones: list[str]) -> list[tuple[int, int, str]]:
 )
 def test_words_are_where_their_phones_are(words: str, phones: str, expected: str) -> None:
     runs = runs_of(phones.split())
-    found = word_runs(monophone(), runs, words.split())
+    found = word_runs(LEXICON, runs, words.split())
     # What stands over each phone is the word that covers it, and words begin and end with phones.
     over = [next(word for start, end, word in found if start <= run[0] and run[1] <= end) for run in runs]
     assert over == expected.split()
@@ -125,13 +125,12 @@ def test_words_are_where_their_phones_are(words: str, phones: str, expected: str
 
 
 def test_words_of_all_ways_to_say_a_sentence_are_pronunciations() -> None:
-    model = monophone()
     words = ["A", "BEE", "SAY"]
     for some in product(*(LEXICON.pronunciations[word] for word in words)):
         for pauses in product((False, True), repeat=4):
             phones = [["SIL"] * pause + list(one) for pause, one in zip(pauses, (*some, ()), strict=True)]
             runs = runs_of(sum(phones, []))
-            found = word_runs(model, runs, words)
+            found = word_runs(LEXICON, runs, words)
             assert [word for *_, word in found if word != "SIL"] == words
             assert [run[:2] for run in found if run[2] == "SIL"] == [run[:2] for run in runs if run[2] == "SIL"]
             for start, end, word in found:
@@ -142,7 +141,7 @@ def test_words_of_all_ways_to_say_a_sentence_are_pronunciations() -> None:
 @pytest.mark.parametrize(("words", "phones"), [("A", "b"), ("A", ""), ("A BE", "a"), ("BE", "b b"), ("BEE", "b SIL b")])
 def test_phones_that_do_not_say_the_words_are_refused(words: str, phones: str) -> None:
     with pytest.raises(ValueError, match=f"expected phones that say '{words}', got '"):
-        word_runs(monophone(), runs_of(phones.split()), words.split())
+        word_runs(LEXICON, runs_of(phones.split()), words.split())
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

@@ -27,6 +27,30 @@ def test_table_and_picture_say_what_was_planted(tmp_path: Path, capsys: pytest.C
     assert "near" in capsys.readouterr().out
 
 
+def test_words_are_compared_with_words_put_together_from_exact_phones(tmp_path: Path) -> None:
+    (tmp_path / "lexicon.txt").write_text("GO g ou\nON o n\n")
+    phones = [("SIL", 0.0), ("g", 0.2), ("ou", 0.3), ("o", 0.5), ("n", 0.7), ("SIL", 0.9)]
+    truth, found = tmp_path / "truth.ctm", tmp_path / "found.ctm"
+    truth.write_text("".join(f"u1 1 {start} 0.1 {phone}\n" for phone, start in phones))
+    found.write_text("u1 1 0.23 0.1 GO\nu1 1 0.51 0.2 ON\n")
+    command = ["--truth", str(truth), str(found), "--output", str(tmp_path / "out"), "--lexicon"]
+    assert main([*command, str(tmp_path / "lexicon.txt")]) == 0
+    with (tmp_path / "out" / "boundaries.csv").open() as file:
+        [row] = csv.DictReader(file)
+    assert row["borders"] == "3"  # of two words and a pause; the first segment of an utterance begins with it
+    assert (row["median ms"], row["≤ 20 ms %"]) == ("10.0", "100.0")  # only ON has something before it
+
+
+def test_phones_that_do_not_say_the_words_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "lexicon.txt").write_text("GO g ou\n")
+    truth, found = tmp_path / "truth.ctm", tmp_path / "found.ctm"
+    truth.write_text("u1 1 0.0 0.1 SIL\nu1 1 0.1 0.1 n\n")
+    found.write_text("u1 1 0.1 0.1 GO\n")
+    options = ["--lexicon", str(tmp_path / "lexicon.txt"), "--output", str(tmp_path)]
+    assert main(["--truth", str(truth), str(found), *options]) == 2
+    assert "u1: expected phones that say 'GO', got 'n'" in capsys.readouterr().err
+
+
 def test_what_cannot_be_compared_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = write(tmp_path / "truth.ctm", 0.0, 0.5, 1.0)
     other = tmp_path / "other.ctm"
