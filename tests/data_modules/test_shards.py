@@ -108,6 +108,7 @@ def test_what_lhotse_wrote_is_read(tmp_path: Path) -> None:
     write_chapter(folder, {f"1-2-{n}": f"TEXT {n}" for n in range(5)}, [0.5] * 5)
     module = ready(LibriSpeechDataModule(root=str(tmp_path / "corpus"), train_subsets=["train"]))
     cuts = CutSet.from_cuts(module.manifests["train"][n] for n in range(5))
+    (tmp_path / "theirs" / "train").mkdir(parents=True)
     cuts.to_shar(tmp_path / "theirs" / "train", fields={"recording": "wav"}, shard_size=2)
     read = ready(ShardsDataModule(root=str(tmp_path / "theirs"), train_subsets=["train"], workers=0))
     heard = {
@@ -147,7 +148,7 @@ def test_headerless_audio_is_kept_to_the_bit(tmp_path: Path) -> None:
 def start(**run: Any) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, collecting_run.__file__, json.dumps(run)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
 
 
 def test_a_run_on_files_is_resumed_in_mid_epoch_on_shards(experiment: Path, shards: Path, tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_a_killed_writer_leaves_nothing(experiment: Path) -> None:
     )
     options = ["--config", str(experiment), "--output", str(output), "--utterances-per-shard", "7"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    killed = subprocess.run([sys.executable, "-c", script, *options], env=environment, capture_output=True, timeout=60)
+    killed = subprocess.run([sys.executable, "-c", script, *options], env=environment, capture_output=True, timeout=250)
     assert killed.returncode == -signal.SIGKILL
     assert (output / ".train.partial").is_dir() and not (output / "train").exists()
     with pytest.raises(InputError, match="No shards of train"):
