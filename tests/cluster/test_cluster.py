@@ -37,7 +37,7 @@ SLURM = {
 
 def describe(folder: Path, utterances: int) -> Path:
     """An experiment on tones, with so many utterances in the batch of a process."""
-    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.02}}
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 2e-4}}
     data = {
         "root": str(folder / "corpus"),
         "train_subsets": ["train"],
