@@ -23,5 +23,6 @@ class Recorder(lightning.Callback):
         self.write(trainer, ids=batch.ids, loss=float(outputs["loss"]), environment=environment)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        rates = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("dev/")}
-        self.write(trainer, rates=rates)
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("dev/")}
+        del logged["dev/real_time_factor"]  # of a clock
+        self.write(trainer, rates=logged)
