@@ -4,7 +4,7 @@ import functools
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -37,6 +37,16 @@ class Lost:
 def read_audio(cut: MonoCut) -> np.ndarray:
     """Read the file of a cut that is a whole file: (S,) in [-1, 1], channels mixed down.
 
+    Raises:
+        ValueError: The file is not as long as the manifest says.
+        soundfile.LibsndfileError: It cannot be read.
+    """
+    return decode_audio(cut, cut.recording.sources[0].source)
+
+
+def decode_audio(cut: MonoCut, file: str | BinaryIO) -> np.ndarray:
+    """Decode a file that is the whole audio of a cut: (S,) in [-1, 1], channels mixed down.
+
     Not by `cut.load_audio`: lhotse 1.33 re-raises libsndfile's errors in a form that cannot even be printed.
 
     Raises:
@@ -44,7 +54,7 @@ def read_audio(cut: MonoCut) -> np.ndarray:
         soundfile.LibsndfileError: It cannot be read.
     """
     recording = cut.recording
-    audio, sample_rate = soundfile.read(recording.sources[0].source, dtype="float32", always_2d=True)  # (S, channels)
+    audio, sample_rate = soundfile.read(file, dtype="float32", always_2d=True)  # (S, channels)
     if sample_rate != recording.sampling_rate or abs(len(audio) / sample_rate - cut.duration) > DURATION_TOLERANCE:
         expected = f"{recording.num_samples} at {recording.sampling_rate} Hz"
         raise ValueError(f"{len(audio)} samples at {sample_rate} Hz, expected {expected}")

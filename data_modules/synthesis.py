@@ -1,6 +1,5 @@
 """Speech of espeak-ng for the embedded corpora: rooms and noise, exact phone times, the same bytes every time."""
 
-import fcntl
 import json
 import os
 import queue
@@ -8,7 +7,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ import torchaudio
 from tqdm import tqdm
 
 from asr_lightning.errors import InputError
+from asr_lightning.files import locked
 from data_modules import espeak
 
 SAMPLE_RATE = 16_000  # Hz
@@ -97,7 +97,7 @@ def make_once(root: Path, parameters: Mapping[str, float], write: Callable[[Path
     if _is_made(root, parameters):
         return
     try:
-        with _lock(root):
+        with locked(root):
             if _is_made(root, parameters):  # by the process that held the lock
                 return
             partial = root.with_name(f".{root.name}.partial")
@@ -133,15 +133,6 @@ def _is_made(root: Path, parameters: Mapping[str, float]) -> bool:
             "give another folder, or delete this one"
         )
     return True
-
-
-@contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """Hold `.NAME.lock` beside the root; the system drops the lock when its process dies. The empty file stays."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with open(root.with_name(f".{root.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def speak(lines: Sequence[Line], workers: int | None = None, progress: bool = True) -> Iterator[Spoken]:

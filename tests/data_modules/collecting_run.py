@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from asr_lightning.batch import Batch
 from data_modules.librispeech import LibriSpeechDataModule
+from data_modules.shards import ShardsDataModule
 
 
 class Collector(lightning.LightningModule):
@@ -50,6 +51,7 @@ def run(
     checkpoint: dict[str, Any] | None = None,
     resume: str | None = None,
     die_at: int | None = None,
+    shards: bool = False,
 ) -> list[dict[str, Any]]:
     """Train, and return the rows that this process wrote."""
     warnings.filterwarnings("ignore", module="lightning")
@@ -60,7 +62,8 @@ def run(
         callbacks=[ModelCheckpoint(filename="{step}-{epoch}", save_top_k=-1, **checkpoint)] if checkpoint else [],
         enable_checkpointing=bool(checkpoint),
     )
-    fit.fit(Collector(log, die_at), datamodule=LibriSpeechDataModule(**data), ckpt_path=resume)
+    corpus = ShardsDataModule(**data) if shards else LibriSpeechDataModule(**data)
+    fit.fit(Collector(log, die_at), datamodule=corpus, ckpt_path=resume)
     return rows(log)[before:]
 
 

@@ -1,0 +1,163 @@
+"""The scripts of `experiments/cluster`: two processes train as one does, share every epoch, and sum their errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tones
+import yaml
+
+from asr_lightning.scoring.error_rates import ErrorRates
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "experiments" / "cluster"
+TEXTS = ["ABC AB", "BED AC", "CAB AD", "DAB BE", "EGG FA", "FAD BE", "GAD AB", "HE BAD"]  # of equal length
+TRAINING = [*TEXTS, *(text[::-1] for text in TEXTS)]
+SECONDS = len(TEXTS[0]) * 0.1
+
+SRUN = """#!/bin/bash
+# Two tasks on one node.
+for rank in 0 1; do
+    SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NODEID=0 "${@:2}" &
+    tasks+=($!)
+done
+for task in "${tasks[@]}"; do wait $task || exit 1; done
+"""
+SLURM = {
+    "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "tones", "SLURM_JOB_NUM_NODES": "1", "SLURM_NNODES": "1",
+    "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": "29617",
+}  # fmt: skip
+
+
+def describe(folder: Path, utterances: int) -> Path:
+    """An experiment on tones, with so many utterances in the batch of a process."""
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 2e-4}}
+    data = {
+        "root": str(folder / "corpus"),
+        "train_subsets": ["train"],
+        "validation_subsets": ["dev"],
+        "batch_seconds": utterances * SECONDS + 0.01,
+        "sample_rate": tones.RATE,
+        "workers": 0,
+    }
+    callbacks: list[dict[str, Any]] = [
+        {"class_path": "recording.Recorder"},
+        {"class_path": "asr_lightning.callbacks.transcripts.Transcripts"},
+        {
+            "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+            "init_args": {"filename": "last", "every_n_epochs": 1, "enable_version_counter": False},
+        },
+    ]
+    experiment = {
+        "seed_everything": 1,
+        "model": tones.transducer(ctc_weight=0.3, optimizer=optimizer),
+        "data": {"class_path": "data_modules.librispeech.LibriSpeechDataModule", "init_args": data},
+        "trainer": {
+            "default_root_dir": str(folder / f"run{utterances}"),
+            "max_epochs": 1,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "num_sanity_val_steps": 0,
+            "callbacks": callbacks,
+        },
+    }
+    path = folder / f"{utterances}.yaml"
+    path.write_text(yaml.safe_dump(experiment))
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus of tones, and an experiment for one process and one for two."""
+    folder = tmp_path_factory.mktemp("cluster")
+    tones.write_corpus(folder / "corpus", "train", TRAINING)
+    tones.write_corpus(folder / "corpus", "dev", [*tones.TEXTS[:4], "A"])
+    describe(folder, 2)
+    describe(folder, 4)
+    return folder
+
+
+def start(command: list[str], folder: Path, **more: str) -> None:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
+        "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
+        "BIN": str(Path(sys.executable).parent),
+        "ASR_LIGHTNING_CACHE": str(folder / "cache"),
+        "WANDB_MODE": "disabled",
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
+    ended = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=280)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def rows(run: Path, rank: int) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / f"rank{rank}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(corpus: Path) -> list[dict[str, Any]]:
+    """What one process does whose batch is the global one."""
+    start([sys.executable, "-m", "asr_lightning", "fit", "-c", str(corpus / "4.yaml")], corpus)
+    return rows(corpus / "run4", 0)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
+def test_two_processes_train_as_one_with_the_global_batch(
+    corpus: Path, alone: list[dict[str, Any]], tmp_path: Path, launcher: str
+) -> None:
+    run, variables = tmp_path / "run", {"GPUS": "2", "PORT": "29616"}
+    if launcher == "slurm":
+        variables = {**SLURM, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        (tmp_path / "srun").write_text(SRUN)
+        (tmp_path / "srun").chmod(0o755)
+    command = [str(SCRIPTS / f"{launcher}.sh"), "--trainer.default_root_dir", str(run)]
+    start(command, corpus, CONFIG=str(corpus / "2.yaml"), **variables)
+
+    *first, rates = rows(run, 0)
+    *second, other_rates = rows(run, 1)
+    *one, expected_rates = alone
+    assert first[0]["environment"] == {"torchrun": "TorchElasticEnvironment", "slurm": "SLURMEnvironment"}[launcher]
+    assert len(first) == len(one) == len(TRAINING) // 4
+    for mine, yours, whole in zip_longest(first, second, one):
+        assert sorted(mine["ids"] + yours["ids"]) == sorted(whole["ids"])  # so the comparison is of the same batches
+        assert (mine["loss"] + yours["loss"]) / 2 == pytest.approx(whole["loss"], rel=1e-4)
+    assert len({row["loss"] for row in one}) == len(one)
+    trained = [id for row in first + second for id in row["ids"]]
+    assert len(trained) == len(set(trained)) == len(TRAINING)
+
+    assert rates == other_rates and rates["rates"] == pytest.approx(expected_rates["rates"], rel=1e-4)
+    [path] = (run / "transcripts").glob("*dev.jsonl")
+    heard = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted(line["id"] for line in heard) == [f"dev-{number}" for number in range(5)]
+    summed = ErrorRates()
+    summed.update([line["reference"] for line in heard], [line["hypothesis"] for line in heard])
+    for name, value in summed.compute().items():
+        assert rates["rates"][f"dev/{name}"] == pytest.approx(float(value))
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_job_whose_time_is_over_is_queued_again(tmp_path: Path) -> None:
+    for name, script in {
+        "srun": "echo $$ > started; exec sleep 60",
+        "scontrol": 'echo "$@" > asked; kill $(cat started)',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, **SLURM, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    job = subprocess.Popen([SCRIPTS / "slurm.sh"], env=environment, cwd=tmp_path)
+    try:
+        while not (tmp_path / "started").is_file() or not (tmp_path / "started").read_text():
+            assert job.poll() is None
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(timeout=30) != 0
+    finally:
+        job.kill()
+    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
