@@ -74,7 +74,8 @@ def _segment(fields: list[str], path: Path) -> Segment:
         return Segment(start, start + duration, fields[4])
     except (IndexError, ValueError) as error:
         raise InputError(
-            f"{path}: expected `UTTERANCE CHANNEL START DURATION PHONE` with times in seconds, got {shown(' '.join(fields))!r}"
+            f"{path}: expected `UTTERANCE CHANNEL START DURATION PHONE` with times in seconds, "
+            f"got {shown(' '.join(fields))!r}"
         ) from error
 
 

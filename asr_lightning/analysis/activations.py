@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -241,7 +242,7 @@ def read_layer(folder: Path, module: str) -> Layer:
         values = np.load(folder / f"{module}.npy", mmap_mode="r")
         with (folder / f"{module}.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))[1:]
-    except (OSError, ValueError, EOFError, csv.Error) as error:
+    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TokenError, csv.Error) as error:  # NumPy's too
         raise InputError(f"{folder}: the rows of {module} cannot be read: {error}") from error
     if values.ndim != 2 or values.dtype.kind != "f":
         raise InputError(f"{folder}/{module}.npy: expected rows of numbers, found {values.shape} of {values.dtype}")

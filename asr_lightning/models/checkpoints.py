@@ -11,7 +11,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from lightning import LightningModule
 
-from asr_lightning.errors import InputError, shown
+from asr_lightning.errors import InputError
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.text.tokenizers import Tokenizer
 

@@ -147,11 +147,11 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             content = Path(model).read_bytes() if model is not None else base64.b64decode(str(model_base64))
             self._processor.LoadFromSerializedProto(content)
+            pieces = [self._processor.id_to_piece(number) for number in range(self._processor.get_piece_size())]
         except OSError as error:
             raise InputError(
                 f"cannot read the SentencePiece model {source} ({error.strerror}); train one, or correct the path"
             ) from error
-            pieces = [self._processor.id_to_piece(number) for number in range(self._processor.get_piece_size())]
         except (RuntimeError, ValueError) as error:  # ValueError: no base64, or pieces that are not UTF-8
             raise InputError(f"{source} is not a SentencePiece model") from error
         self._content = content

@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -31,7 +32,8 @@ from asr_lightning.tools.compare_final import (
 GATHERERS = {"layers": ("tsne", gather_layers), "neighbours": ("neighbours", gather_neighbours),
              "alignments": ("alignments", gather_alignments)}  # fmt: skip
 # what numbers, columns and archives of damaged files give
-DAMAGED = (OSError, ValueError, LookupError, TypeError, EOFError, csv.Error, zlib.error, BadZipFile)
+DAMAGED = (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, SyntaxError, TokenError, csv.Error,
+           zlib.error, BadZipFile, NotImplementedError, RuntimeError)  # fmt: skip
 Gatherer = Callable[[str, Path], dict[str, Any] | None]
 
 
