@@ -1,5 +1,7 @@
 """The one exception that users are meant to read."""
 
+SHOWN = 80  # characters of what was found
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
@@ -7,3 +9,8 @@ class InputError(ValueError):
     The message says what was expected, what was found, where, and what to do. The command line prints it without a
     stack trace.
     """
+
+
+def shown(text: str) -> str:
+    """Return the beginning of something that was found, so that a line of megabytes makes no message of megabytes."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

@@ -110,8 +110,8 @@ def open_lines(files: list[Path], skip_columns: int = 0, normalize: bool = False
         return Lines(index, files, signatures, normalize)
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError):
-        shutil.rmtree(index, ignore_errors=True)  # damaged
+    except Exception:  # damaged: NumPy reads heads of arrays as Python
+        shutil.rmtree(index, ignore_errors=True)
     try:
         _make_index(index, files, skip_columns, normalize)
     except OSError as error:

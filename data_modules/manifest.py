@@ -97,6 +97,9 @@ def measure(
     """
 
     def check(found: Found) -> MonoCut | BadFile:
+        if wrong := [name for name in (found.id, found.speaker) if set(name) & set("/\0") or name in (".", "..")]:
+            # what is found out about utterances goes to files that are called as they are
+            return BadFile(found.path, "unusable id", f"no / may be in {wrong[0]!r}, nor may it be . or ..")
         try:
             header = read_header(found.path)
         except Exception as error:  # libsndfile, the file system and decoders each have their own

@@ -1,11 +1,12 @@
 """Phones of utterances, from files: CTM, as the embedded corpora have them, and TextGrid, as aligners write them."""
 
+import math
 from pathlib import Path
 
 from praatio import textgrid
 from praatio.utilities.errors import PraatioException
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, shown
 from asr_lightning.text.phones import SILENCE, PhoneLabels, Segment
 
 
@@ -68,12 +69,13 @@ class CTMLabels(PhoneLabels):
 def _segment(fields: list[str], path: Path) -> Segment:
     try:
         start, duration = float(fields[2]), float(fields[3])
-        if not (start >= 0.0 and duration >= 0.0):
+        if not (0.0 <= start < math.inf and 0.0 <= duration < math.inf):
             raise ValueError
         return Segment(start, start + duration, fields[4])
     except (IndexError, ValueError) as error:
         raise InputError(
-            f"{path}: expected `UTTERANCE CHANNEL START DURATION PHONE` with times in seconds, got {' '.join(fields)!r}"
+            f"{path}: expected `UTTERANCE CHANNEL START DURATION PHONE` with times in seconds, "
+            f"got {shown(' '.join(fields))!r}"
         ) from error
 
 
@@ -107,11 +109,18 @@ class TextGridLabels(PhoneLabels):
             grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True)
             names = [name for name in grid.tierNames if name == self.tier or name.endswith(f" - {self.tier}")]
             if not names:
-                raise InputError(f"{path}: expected a tier {self.tier!r}, found {', '.join(grid.tierNames) or 'none'}")
+                raise InputError(
+                    f"{path}: expected a tier {self.tier!r}, found {shown(', '.join(grid.tierNames)) or 'none'}"
+                )
             entries = grid.getTier(names[0]).entries
-            return [Segment(float(one.start), float(one.end), one.label.strip() or SILENCE) for one in entries]
+            segments = [Segment(float(one.start), float(one.end), one.label.strip() or SILENCE) for one in entries]
+            if wrong := [one for one in segments if not 0.0 <= one.start <= one.end < math.inf]:
+                raise ValueError(f"an interval from {wrong[0].start:g} to {wrong[0].end:g} s")
+            return segments
         except InputError:
             raise
         # praatio reads by counting lines: what is no TextGrid ends in any error that indexing can have
         except (PraatioException, OSError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{path} is no TextGrid that can be read ({type(error).__name__}: {error})") from error
+            raise InputError(
+                f"{path} is no TextGrid that can be read ({type(error).__name__}: {shown(str(error))})"
+            ) from error

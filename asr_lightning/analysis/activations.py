@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -204,8 +205,11 @@ def read_description(folder: Path) -> dict[str, Any]:
         InputError: There is none, or it cannot be read.
     """
     try:
-        return json.loads((folder / DESCRIPTION).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+        if not all(one["unit"] in ("frame", "token") for one in described["modules"].values()):
+            raise ValueError("a module without a unit")
+        return described
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"expected activations in {folder}, with a {DESCRIPTION}, got {type(error).__name__}: {error}; "
             "asr_lightning.callbacks.activations.Activations writes them"
@@ -238,15 +242,21 @@ def read_layer(folder: Path, module: str) -> Layer:
         values = np.load(folder / f"{module}.npy", mmap_mode="r")
         with (folder / f"{module}.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))[1:]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TokenError, csv.Error) as error:  # NumPy's too
         raise InputError(f"{folder}: the rows of {module} cannot be read: {error}") from error
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise InputError(f"{folder}/{module}.npy: expected rows of numbers, found {values.shape} of {values.dtype}")
     if len(rows) != len(values) or any(len(row) != len(COLUMNS) for row in rows):
         raise InputError(f"{folder}/{module}.csv: expected {len(values)} lines as in {module}.npy, found {len(rows)}")
     names, speakers, index, starts, ends, characters, phones = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
-    seconds = [np.array([float(one or "nan") for one in column]) for column in (starts, ends)]
+    try:
+        seconds = [np.array([float(one or "nan") for one in column]) for column in (starts, ends)]
+        places = np.array(index, dtype=int)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{folder}/{module}.csv: expected numbers for index, start and end: {error}") from error
     labels = [np.array(column, dtype=str) for column in (names, speakers, characters, phones)]
     return Layer(
-        module, described[module]["unit"], values, labels[0], labels[1], np.array(index, dtype=int),
+        module, described[module]["unit"], values, labels[0], labels[1], places,
         seconds[0], seconds[1], labels[2], labels[3],
     )  # fmt: skip
 
@@ -260,5 +270,5 @@ def read_utterances(folder: Path) -> dict[str, dict[str, str]]:
     try:
         with (folder / "utterances.csv").open(encoding="utf-8", newline="") as file:
             return {row["utterance"]: row for row in csv.DictReader(file)}
-    except (OSError, KeyError) as error:
+    except (OSError, ValueError, KeyError, csv.Error) as error:
         raise InputError(f"expected activations in {folder}, with an utterances.csv: {error}") from error

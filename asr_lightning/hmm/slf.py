@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, shown
 from asr_lightning.files import write_atomically
 from asr_lightning.hmm.lattice import Lattice
 
 NO_WORD = "!NULL"
+LARGEST = 1e12  # of any number in a lattice; HTK writes 1e10 for what is impossible
 FIELD = re.compile(r"""(\S+?)=("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\S*)""")
 NAMES = {"UTTERANCE": "U", "VERSION": "V", "NODES": "N", "LINKS": "L", "START": "S", "END": "E", "WORD": "W"}
 NAMES |= {"acoustic": "a", "language": "l", "time": "t"}
@@ -90,22 +91,30 @@ def _fields(line: str) -> Fields:
 
 
 def _lattice(header: Fields, nodes: dict[str, Fields], links: list[Fields], hop: float) -> Lattice:
-    base = float(header.get("base", math.e))
+    base = _number(header, "base", math.e)
     if not base > 1:
         raise ValueError(f"no logarithms, but base={base:g}")
     order = _in_order(header, nodes, links)
     places = {name: place for place, name in enumerate(order)}
     words = [link.get("W", nodes[link["E"]].get("W", NO_WORD)) for link in links]
-    of_graph, of_frames = (math.log(base) * float(header.get(scale, 1.0)) for scale in ("lmscale", "acscale"))
-    penalties = [float(header.get("wdpenalty", 0.0)) if word != NO_WORD else 0.0 for word in words]
+    of_graph, of_frames = (math.log(base) * _number(header, scale, 1.0) for scale in ("lmscale", "acscale"))
+    penalties = [_number(header, "wdpenalty") if word != NO_WORD else 0.0 for word in words]
     return Lattice(
-        np.array([round(float(nodes[name].get("t", 0.0)) / hop) for name in order], dtype=np.int64),
+        np.array([round(_number(nodes[name], "t") / hop) for name in order], dtype=np.int64),
         np.array([places[link["S"]] for link in links], dtype=np.int64),
         np.array([places[link["E"]] for link in links], dtype=np.int64),
         tuple("" if word == NO_WORD else word for word in words),
-        -of_graph * np.array([float(link.get("l", 0.0)) for link in links]) - np.array(penalties),
-        -of_frames * np.array([float(link.get("a", 0.0)) for link in links]),
+        -of_graph * np.array([_number(link, "l") for link in links]) - np.array(penalties),
+        -of_frames * np.array([_number(link, "a") for link in links]),
     )
+
+
+def _number(fields: Fields, name: str, default: float = 0.0) -> float:
+    """Return a number that Kaldi's single precision can count with: what overflows there ends the process."""
+    number = float(fields.get(name, default))
+    if not abs(number) <= LARGEST:
+        raise ValueError(f"{name}={shown(fields[name])}, no number up to {LARGEST:g}")
+    return number
 
 
 def _in_order(header: Fields, nodes: dict[str, Fields], links: list[Fields]) -> list[str]:

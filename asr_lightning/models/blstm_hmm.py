@@ -19,6 +19,7 @@ from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.graph import as_graph, expand, numerator
 from asr_lightning.hmm.model import read_model
+from asr_lightning.hmm.openfst import check_fst
 from asr_lightning.hmm.search import GraphSearch
 from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.losses.graphs import Graph, GraphBatch
@@ -194,11 +195,12 @@ def read_graph(path: Path) -> kaldifst.StdVectorFst:
     if not path.is_file():
         raise InputError(f"no graph at {path.absolute()}; make it with `python -m asr_lightning.tools.hybrid`")
     try:
+        check_fst(path.read_bytes())
         fst = kaldifst.StdVectorFst.read(str(path))
-    except (ValueError, RuntimeError, MemoryError):  # of the sizes that damaged files ask for
-        fst = None
-    if fst is None or not fst.num_states:
+        if fst is None:
+            raise ValueError("what OpenFst does not read")
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
         raise InputError(
-            f"{path} is no graph that can be read; make it anew with `python -m asr_lightning.tools.hybrid`"
-        )
+            f"{path} is no graph that can be read ({error}); make it anew with `python -m asr_lightning.tools.hybrid`"
+        ) from error
     return fst

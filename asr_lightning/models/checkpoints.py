@@ -1,18 +1,23 @@
 """Recognisers and language models from configurations and from checkpoints."""
 
+import inspect
 import json
-import pickle
-import zipfile
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from lightning import LightningModule
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.text.tokenizers import Tokenizer
+
+# Class paths come with checkpoints of strangers. None that an experiment needs is Python's own; and where a parameter
+# has no type, as those of some optimisers, a class path would be called without a look at what it names.
+set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylist=sorted(sys.stdlib_module_names))
 
 Model = TypeVar("Model", bound=LightningModule)
 Made = TypeVar("Made")
@@ -59,10 +64,19 @@ def instantiate(config: dict[str, Any], kind: type[Made], wanted: str) -> tuple[
     parser.add_subclass_arguments(kind, "made", required=True)
     try:
         parsed = parser.parse_object({"made": config})
+        _require_class(parsed.made, wanted)
         made: Made = parser.instantiate(parsed).made
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, ImportError, AttributeError, RecursionError) as error:
         raise input_error(error) or InputError(f"this is no configuration of {wanted}: {error}") from error
     return made, json.loads(parser.dump(parsed, format="json", skip_unset=False))["made"]
+
+
+def _require_class(parsed: Any, wanted: str) -> None:  # noqa: ANN401 - jsonargparse's namespace
+    """See that a class path, which was imported to check it, is of a class: jsonargparse takes functions too."""
+    module, _, name = str(parsed.class_path).rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    if found is not None and not inspect.isclass(found):
+        raise InputError(f"this is no configuration of {wanted}: {parsed.class_path} is no class")
 
 
 def input_error(error: BaseException | None) -> InputError | None:
@@ -114,7 +128,7 @@ def load_model(path: str | Path, kind: type[Model]) -> Model:
     checkpoint = read_checkpoint(path)
     arguments = dict(checkpoint.get("hyper_parameters", {}))
     class_path = arguments.pop("_class_path", None)
-    if class_path is None:
+    if not isinstance(class_path, str):
         raise InputError(f"{path}: expected a checkpoint that names its model's class, found none; train it with "
                          "`lightning fit`, or build it with `build_recognizer`")  # fmt: skip
     try:
@@ -123,7 +137,7 @@ def load_model(path: str | Path, kind: type[Model]) -> Model:
         raise InputError(f"{path}: {error}") from error
     try:
         model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:  # the latter of what are no tensors
         raise InputError(f"{path}: the weights do not fit the configuration beside them: {error}") from error
     return model.eval()
 
@@ -138,9 +152,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"no checkpoint at {path} (looked for {Path(path).absolute()})")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError) as error:
+    except Exception as error:  # an unpickler of damaged bytes has no class of errors in common
         raise InputError(f"{path} is no whole checkpoint ({type(error).__name__}: {str(error)[:200]}); "
                          "use another one, as an earlier step's") from error  # fmt: skip
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise InputError(f"{path} holds no checkpoint of Lightning: expected a `state_dict` in it")
+    if not isinstance(checkpoint["state_dict"], Mapping) or not isinstance(
+        checkpoint.get("hyper_parameters", {}), Mapping
+    ):
+        raise InputError(f"{path} holds no checkpoint of Lightning: expected names and values as `state_dict` and "
+                         "`hyper_parameters`")  # fmt: skip
     return checkpoint

@@ -26,7 +26,7 @@ def read_part(path: Path, name: str = "model") -> dict[str, Any]:
         experiment = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(error.strerror or str(error)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date without such a day
         raise InputError(f"this is no YAML: {error}") from error
     part = experiment.get(name) if isinstance(experiment, dict) else None
     if not isinstance(part, dict):

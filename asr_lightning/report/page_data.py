@@ -243,5 +243,5 @@ def _read(path: Path, columns: set[str]) -> list[dict[str, str]]:
             if missing:
                 raise InputError(f"{path}: expected the columns {', '.join(sorted(missing))} too")
             return list(reader)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {path}: {error}; let the callbacks write it again") from error

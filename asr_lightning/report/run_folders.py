@@ -2,16 +2,22 @@
 
 import csv
 import math
+import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, shown
 from asr_lightning.report.figures import ErrorRate
 
 COLUMNS = [field.name for field in fields(ErrorRate)]
 RATES = {"test": "test_error_rates.csv", "validation": "error_rates.csv"}  # by stage; the first that is there
+
+SECONDS, SPEED = "train/seconds", "train/audio_seconds_per_second_epoch"  # what is read of metrics.csv
+NUMBERS = (SECONDS, SPEED)
+FACTOR = "/real_time_factor"  # behind the name of a subset
 
 Log = list[dict[str, str]]  # the lines of metrics.csv, of all starts of a run
 
@@ -77,11 +83,11 @@ def read_rates(path: Path) -> list[ErrorRate]:
     Raises:
         InputError: A line is malformed; the message names it.
     """
-    with path.open(newline="", encoding="utf-8") as file:
+    with _reading(path), path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         head = next(reader, [])
         if head != COLUMNS:
-            raise InputError(f"{path}, line 1: expected the columns {','.join(COLUMNS)}, got {','.join(head)!r}")
+            raise InputError(f"{path}, line 1: expected the columns {','.join(COLUMNS)}, got {shown(','.join(head))!r}")
         rows = []
         for line in reader:
             try:
@@ -94,10 +100,19 @@ def read_rates(path: Path) -> list[ErrorRate]:
             except ValueError as error:
                 raise InputError(
                     f"{path}, line {reader.line_num}: expected {','.join(COLUMNS)} with a whole epoch and rates as"
-                    f" fractions of 0 or more, got {','.join(line)!r}"
+                    f" fractions of 0 or more, got {shown(','.join(line))!r}"
                 ) from error
             rows.append(ErrorRate(run, seed, int(epoch), subset, *values))
     return rows
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say of which file it is that it cannot be read."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read {path} ({error}); expected CSV in UTF-8, as the run wrote it") from error
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:
@@ -170,17 +185,17 @@ def _read_experiment(name: str, runs: list[Run], problems: list[str] | None) -> 
             if problems is None:
                 raise
             problems.append(f"{run.folder}: {error}")
-    epochs = [_numbers(log, "train/audio_seconds_per_second_epoch") for _, log in logs]
+    epochs = [_numbers(log, SPEED) for _, log in logs]
     speeds = [statistics.harmonic_mean(values) for values in epochs if values]  # all epochs have the same audio
     factors = {
-        subset: _mean_of_last([log for run, log in logs if subset in run.rates], f"{subset}/real_time_factor")
+        subset: _mean_of_last([log for run, log in logs if subset in run.rates], f"{subset}{FACTOR}")
         for subset in dict.fromkeys(subset for run in runs for subset in run.rates)
     }
     return Experiment(
         name=name,
         runs=runs,
         parameters=parameters,
-        training_seconds=_mean_of_last([log for _, log in logs], "train/seconds"),
+        training_seconds=_mean_of_last([log for _, log in logs], SECONDS),
         audio_seconds_per_second=statistics.fmean(speeds) if speeds else None,
         real_time_factors={subset: factor for subset, factor in factors.items() if factor is not None},
     )
@@ -195,15 +210,36 @@ def _count_parameters(config: Path) -> int:
 
 def _versions(folder: Path) -> list[Path]:
     """The logs of each start of a run."""
-    versions = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda file: int(file.parent.name.split("_")[1]))
+    found = [file for file in folder.glob("logs/version_*/metrics.csv") if re.fullmatch(r"\w+_\d+", file.parent.name)]
+    versions = sorted(found, key=lambda file: int(file.parent.name.split("_")[1]))
     if not versions:
         raise InputError(f"expected logs/version_<n>/metrics.csv in {folder}, as Lightning's CSVLogger writes it")
     return versions
 
 
 def _read_metrics(path: Path) -> Log:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    with _reading(path), path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+        for row in rows:
+            for name, value in row.items():
+                if name in NUMBERS or (name or "").endswith(FACTOR):
+                    _number(value, f"{path}, {name}")
+        return rows
+
+
+def _number(value: str | None, place: str) -> float | None:
+    """Return a number, if there is one.
+
+    Raises:
+        InputError: There is something else.
+    """
+    try:
+        number = float(value) if value else None
+    except ValueError:
+        number = math.nan
+    if number is not None and not 0 <= number < math.inf:
+        raise InputError(f"{place}: expected a number of 0 or more, or nothing, got {shown(str(value))!r}")
+    return number
 
 
 def _numbers(log: Log, name: str) -> list[float]:

@@ -190,7 +190,7 @@ def read_transcripts(path: Path) -> Iterator[Transcript]:
                     fields = [content[name] for name in ("id", "speaker", "reference", "hypothesis")]
                     if not all(isinstance(field, str) for field in fields):
                         raise TypeError("not a text")
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise InputError(
                         f"{path}, line {count}: expected JSON with the texts id, speaker, reference and hypothesis,"
                         f" got {line[:80]!r}"

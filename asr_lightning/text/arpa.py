@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, shown
 from asr_lightning.files import replacing
 from asr_lightning.text.ngram import ABSENT, SENTENCE_END, SENTENCE_START, UNKNOWN, Floats, Integers, Level, NGram, find
 
@@ -22,7 +22,6 @@ ROUNDING = 1e-6  # log10 probabilities so little above 0 are read as 0
 GZIP = b"\x1f\x8b"
 LN10 = math.log(10)
 BLOCK = 65536  # n-grams that are written at once
-SHOWN = 60  # characters of a faulty line
 
 _COUNT = re.compile(rb"ngram\s+(\d+)\s*=\s*(\d+)")
 
@@ -160,7 +159,7 @@ class _Reader:
                 ids.extend([self.ids[token] for token in fields[1 : length + 1]])
             except KeyError as error:
                 token = error.args[0].decode(errors="replace")
-                raise self._error("tokens of the 1-grams", repr(token)) from error
+                raise self._error("tokens of the 1-grams", repr(shown(token))) from error
             lines.append(self.number)
         rows = np.array(ids, np.int64).reshape(-1, length)
         return _Section(rows, np.minimum(_natural(log_probs), 0.0), _natural(backoffs), np.array(lines))
@@ -171,12 +170,12 @@ class _Reader:
         except ValueError:
             number = math.nan
         if not number < math.inf:
-            raise self._error("a number", repr(field.decode(errors="replace")))
+            raise self._error("a number", repr(shown(field.decode(errors="replace"))))
         return number
 
     def _add(self, token: bytes) -> None:
         if token in self.ids:
-            raise self._error("every token once", repr(token.decode(errors="replace")) + " again")
+            raise self._error("every token once", repr(shown(token.decode(errors="replace"))) + " again")
         try:
             self.tokens.append(token.decode())
         except UnicodeDecodeError as error:
@@ -195,7 +194,7 @@ class _Reader:
     def _error(self, expected: str, found: str | None = None) -> InputError:
         if found is None:
             text = self.line.decode(errors="replace")
-            found = repr(text[:SHOWN] + "…" * (len(text) > SHOWN)) if text else "the end of the file"
+            found = repr(shown(text)) if text else "the end of the file"
         return InputError(f"{self.path}, line {max(1, self.number)}: expected {expected}, found {found}")
 
 
@@ -238,7 +237,9 @@ def _level(tokens: Sequence[str], below: Sequence[Level], section: _Section, pat
     if len(again):
         words = " ".join(tokens[number] for number in section.rows[order[again[0]]])
         line, first = section.lines[order[again[0]]], section.lines[order[again[0] - 1]]
-        raise InputError(f"{path}, line {line}: expected every n-gram once, found {words!r} again, as in line {first}")
+        raise InputError(
+            f"{path}, line {line}: expected every n-gram once, found {shown(words)!r} again, as in line {first}"
+        )
     log_probs = section.log_probs
     shortened = np.flatnonzero(np.isnan(log_probs))
     if len(shortened):

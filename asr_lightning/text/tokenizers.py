@@ -1,7 +1,6 @@
 """From transcripts to token numbers and back."""
 
 import base64
-import binascii
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -148,14 +147,14 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             content = Path(model).read_bytes() if model is not None else base64.b64decode(str(model_base64))
             self._processor.LoadFromSerializedProto(content)
+            pieces = [self._processor.id_to_piece(number) for number in range(self._processor.get_piece_size())]
         except OSError as error:
             raise InputError(
                 f"cannot read the SentencePiece model {source} ({error.strerror}); train one, or correct the path"
             ) from error
-        except (RuntimeError, binascii.Error) as error:
+        except (RuntimeError, ValueError) as error:  # ValueError: no base64, or pieces that are not UTF-8
             raise InputError(f"{source} is not a SentencePiece model") from error
         self._content = content
-        pieces = [self._processor.id_to_piece(number) for number in range(self._processor.get_piece_size())]
         self.unk_id = self._processor.unk_id()
         self.blank_id = self._find_or_append(self._processor.pad_id(), BLANK, pieces)
         self.eos_id = self._find_or_append(self._processor.eos_id(), END, pieces)

@@ -4,13 +4,17 @@ Example: python -m asr_lightning.tools.report runs/demo/e2e_a runs/demo/e2e_b --
 """
 
 import argparse
+import csv
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 from asr_lightning.callbacks.transcripts import name_of_run
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, shown
 from asr_lightning.report.page import write_page
 from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_layers, gather_neighbours
 from asr_lightning.report.run_folders import find_runs, read_experiments, read_runs
@@ -27,6 +31,9 @@ from asr_lightning.tools.compare_final import (
 
 GATHERERS = {"layers": ("tsne", gather_layers), "neighbours": ("neighbours", gather_neighbours),
              "alignments": ("alignments", gather_alignments)}  # fmt: skip
+# what numbers, columns and archives of damaged files give
+DAMAGED = (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, SyntaxError, TokenError, csv.Error,
+           zlib.error, BadZipFile, NotImplementedError, RuntimeError)  # fmt: skip
 Gatherer = Callable[[str, Path], dict[str, Any] | None]
 
 
@@ -68,7 +75,9 @@ def _try(gatherer: Gatherer, run: Path, folder: Path, problems: list[str]) -> di
         return gatherer(f"{name}, seed {seed}" if seed else name, folder)
     except InputError as error:
         problems.append(str(error))
-        return None
+    except DAMAGED as error:
+        problems.append(f"{folder}: expected what the callbacks write, got {type(error).__name__}: {shown(str(error))}")
+    return None
 
 
 def _tables(found: Sequence[Path], baseline: str | None, problems: list[str]) -> list[dict[str, Any]]:

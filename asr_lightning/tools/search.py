@@ -24,7 +24,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, shown
 from asr_lightning.files import replacing, write_atomically
 from asr_lightning.report.run_folders import read_rates
 from asr_lightning.report.search_figure import plot_search, short_name
@@ -33,6 +33,7 @@ from asr_lightning.report.tables import MISSING, Table, as_markdown, as_text
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 60.0  # for a pruned run to save and end
 HEARTBEAT_SECONDS = 60  # a worker that is silent for thrice as long is dead, and its trial begins again
+LARGEST = 1e15  # of the numbers of a range
 SAMPLERS = ("tpe", "random", "grid")
 
 Space = Mapping[str, Any]
@@ -46,20 +47,35 @@ def read_space(path: Path) -> dict[str, Any]:
     """
     try:
         space = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"cannot read the space {path}: {error}") from error
     if not isinstance(space, dict) or not space:
-        raise InputError(f"{path}: expected keys of an experiment with their values or ranges, got {space!r}")
+        raise InputError(
+            f"{path}: expected keys of an experiment with their values or ranges, got {shown(repr(space))}"
+        )
     for key, values in space.items():
         is_range = isinstance(values, dict) and {"low", "high"} <= set(values) <= {"low", "high", "log", "step"}
         if not is_range and not (isinstance(values, list) and values):
             raise InputError(
                 f"{path}: {key}: expected a list of values, or a range {{low: …, high: …}} with log or step, got "
-                f"{values!r}"
+                f"{shown(repr(values))}"
             )
-        if is_range and not values["low"] < values["high"]:
-            raise InputError(f"{path}: {key}: expected low < high, got {values!r}")
+        if is_range and not _is_range(values):
+            raise InputError(
+                f"{path}: {key}: expected numbers low < high (0 < low with log; 1.0e-4, not 1e-4, is YAML's number), "
+                f"got {shown(repr(values))}"
+            )
     return space
+
+
+def _is_range(values: Mapping[str, Any]) -> bool:
+    """Whether Optuna can draw from a range."""
+    numbers = [values[key] for key in ("low", "high", "step") if key in values]
+    if not all(type(one) in (int, float) and abs(one) <= LARGEST for one in numbers):
+        return False
+    log = values.get("log", False)
+    least = 0 < values["low"] and "step" not in values if log else values.get("step", 1) > 0
+    return type(log) is bool and bool(least) and bool(values["low"] < values["high"])
 
 
 def suggest(trial: Trial, space: Space) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""Transducers in the binary form of OpenFst, whose reader believes any number in a file."""
+
+import struct
+
+import numpy as np
+
+MAGIC = 2125659606
+HEADER = struct.Struct("<iiQqqq")  # version, flags, properties, start, states, arcs
+STATE, ARC = 3, 4  # 32-bit words: a weight and how many arcs; labels of both sides, a weight, the next state
+MOST = 2**31  # states
+
+
+def check_fst(data: bytes) -> None:
+    """See that all of a vector transducer of standard arcs is there, and that no arc leads out of it.
+
+    OpenFst's reader would ask for memory for as many states as the header says, and a search would follow an arc into
+    memory that is not its own.
+
+    Args:
+        data: Of a file.
+
+    Raises:
+        ValueError: It is no such transducer.
+    """
+    place = 4
+    if data[:4] != struct.pack("<i", MAGIC):
+        raise ValueError("another mark at byte 0 than that of OpenFst")
+    for wanted in (b"vector", b"standard"):
+        if data[place : place + 4 + len(wanted)] != struct.pack("<i", len(wanted)) + wanted:
+            raise ValueError(f"no {wanted.decode()!r} at byte {place}")
+        place += 4 + len(wanted)
+    if len(data) < place + HEADER.size:
+        raise ValueError("the end within the header")
+    _, flags, _, start, states, _ = HEADER.unpack_from(data, place)
+    place += HEADER.size
+    words = np.frombuffer(data, "<i4", (len(data) - place) // 4, place)
+    if flags or not 0 <= start < states <= min(MOST, len(words) // STATE) or (len(data) - place) % 4:
+        raise ValueError(f"{states} states from {start} in {len(data)} bytes")
+    first, counts = np.zeros(states, np.int64), np.zeros(states, np.int64)
+    at = 0
+    for state in range(states):
+        count = int(words[at + 1]) if at + STATE <= len(words) and not words[at + 2] else -1
+        first[state], counts[state] = at + STATE, count
+        at += STATE + ARC * count
+        if count < 0 or at > len(words):
+            raise ValueError(f"the end within state {state}")
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    arcs = np.repeat(first, counts) + ARC * within
+    if at != len(words) or not np.all((words[arcs + 3] >= 0) & (words[arcs + 3] < states)):
+        raise ValueError("arcs to states that are not there, or more than all states")
+    if np.any(words[arcs] < 0) or np.any(words[arcs + 1] < 0):
+        raise ValueError("labels below 0")

@@ -1,0 +1,104 @@
+"""Lattices, alignments and models of states, after slips of those who keep the files."""
+
+import re
+from pathlib import Path
+from random import Random
+
+import kaldifst
+import pytest
+from hostile import FUZZED, NUMBERS, RANDOM, Refusing, mutated
+from hypothesis import given
+from small_models import tied
+from test_slf import FOREIGN
+
+from asr_lightning.errors import InputError
+from asr_lightning.hmm.graph import decoding_graph
+from asr_lightning.hmm.lattice import best_sentences
+from asr_lightning.hmm.model import read_model
+from asr_lightning.hmm.openfst import check_fst
+from asr_lightning.hmm.slf import read_slf
+from asr_lightning.hmm.store import AlignmentStore, write_alignments
+from asr_lightning.text.smoothing import witten_bell
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hmm")
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path) -> bytes:
+    write_alignments(folder / "good", [(f"a{number:03}", range(1, 3 * number + 2)) for number in range(40)])
+    return (folder / "good").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def states(folder: Path) -> dict[Path, bytes]:
+    tied().write(folder / "states")
+    return {path: path.read_bytes() for path in sorted((folder / "states").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def graph(folder: Path) -> bytes:
+    decoding_graph(tied(), witten_bell([["A", "BE"], ["BEE"]], 2)).write(str(folder / "good.fst"))
+    return (folder / "good.fst").read_bytes()
+
+
+@FUZZED
+@given(random=RANDOM)
+def test_lattices(random: Random, folder: Path) -> None:
+    (folder / "some.slf").write_bytes(mutated(FOREIGN.encode(), random))
+    with Refusing("some.slf"):
+        best_sentences(read_slf(folder / "some.slf", 0.01), 3)
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda one: one[:12].decode())
+@pytest.mark.parametrize("name", ["base", "lmscale", "wdpenalty", "acscale", "t", "a", "l"])
+def test_numbers_that_kaldi_would_fall_over(number: bytes, name: str, folder: Path) -> None:
+    (folder / "some.slf").write_text(re.sub(rf"\b{name}=\S+", f"{name}={number.decode()}", FOREIGN, count=1))
+    with Refusing("some.slf"):
+        best_sentences(read_slf(folder / "some.slf", 0.01), 3)
+
+
+@FUZZED
+@given(random=RANDOM)
+def test_alignments(random: Random, folder: Path, store: bytes) -> None:
+    path = folder / "some.sqlite"
+    path.unlink(missing_ok=True)  # SQLite knows a file by its number
+    path.write_bytes(mutated(store, random))
+    with Refusing("some.sqlite"):
+        opened = AlignmentStore(path)
+        opened.get("a003")
+        assert all((ids.dtype.kind == "i") for _, ids in opened)
+
+
+@FUZZED
+@given(random=RANDOM)
+def test_models(random: Random, folder: Path, states: dict[Path, bytes]) -> None:
+    path = random.choice(list(states))
+    path.write_bytes(mutated(states[path], random))
+    try:
+        with Refusing("states"):
+            model = read_model(folder / "states")
+            assert len(model.pdf_of) == len(model.stays)
+    finally:
+        path.write_bytes(states[path])
+
+
+@FUZZED
+@given(random=RANDOM)
+def test_graphs_that_are_found_whole_are_read_by_openfst(random: Random, folder: Path, graph: bytes) -> None:
+    (folder / "some.fst").write_bytes(content := mutated(graph, random))
+    with Refusing(allowed=ValueError):
+        check_fst(content)
+        fst = kaldifst.StdVectorFst.read(str(folder / "some.fst"))
+        arcs = [arc for state in range(fst.num_states) for arc in kaldifst.ArcIterator(fst, state)]
+        assert all(0 <= arc.nextstate < fst.num_states for arc in arcs)
+
+
+def test_a_graph_is_whole(graph: bytes) -> None:
+    check_fst(graph)
+    with pytest.raises(ValueError, match="states from 0"):  # 50,000,000 states: gigabytes
+        check_fst(graph.replace(graph[50:58], (50_000_000).to_bytes(8, "little"), 1))
+    with pytest.raises(InputError, match="expected a lattice"):
+        read_slf(Path(__file__), 0.01)
