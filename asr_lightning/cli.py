@@ -1,8 +1,10 @@
 """The command line: `lightning fit|validate|test|predict --config experiments/….yaml`."""
 
+import errno
 import logging
 import netrc
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -11,11 +13,20 @@ from typing import NoReturn
 import lightning
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from asr_lightning.callbacks.stopping import SaveWhenStopped
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import input_error, read_checkpoint, remember_configuration
+from asr_lightning.models.checkpoint_files import CheckpointFiles
+from asr_lightning.models.checkpoints import (
+    input_error,
+    newest_whole_checkpoint,
+    read_checkpoint,
+    remember_configuration,
+)
 
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONG = 200  # characters of a line in a message
 
 
@@ -78,6 +89,16 @@ class CommandLine(LightningCLI):
             raise input_error(error) or InputError(brief(str(error))) from error
         self._dump_config()
         remember_configuration(self.model, self.config_dump["model"])
+        self.trainer.strategy.checkpoint_io = CheckpointFiles()
+        config = self.config_init[self.subcommand]
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = self._last_checkpoint()
+
+    def _last_checkpoint(self) -> str | None:
+        """Find what Lightning would take, or the one before where that is damaged; None to begin from nothing."""
+        folders = {Path(callback.dirpath) for callback in self.trainer.checkpoint_callbacks if callback.dirpath}
+        path = newest_whole_checkpoint(path for folder in sorted(folders) for path in folder.glob("last*.ckpt"))
+        return str(path) if path else None
 
 
 class CommandLineParser(LightningArgumentParser):
@@ -127,8 +148,6 @@ def keep_wandb_offline() -> None:
 
 def quieten() -> None:
     """Keep what a user can do nothing about off the screen."""
-    # `--ckpt_path last` is how the Makefile starts every run, also one that has nothing to go on from.
-    warnings.filterwarnings("ignore", message=r".*there is no last checkpoint available")
     warnings.filterwarnings("ignore", message=r"The dirpath has changed from")  # as when a network is searched anew
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
@@ -148,7 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
             auto_configure_optimizers=False,
             seed_everything_default=1,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"use_distributed_sampler": False},
+            trainer_defaults={"use_distributed_sampler": False, "callbacks": [SaveWhenStopped()]},
             parser_class=CommandLineParser,
             args=arguments,
         )
@@ -157,3 +176,9 @@ def main(arguments: list[str] | None = None) -> None:
         if said is None:
             raise
         sys.exit(f"error: {said}")
+    except SIGTERMException:  # in validation or test: to Lightning this is no failure
+        sys.exit(128 + signal.SIGTERM)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        sys.exit(f"error: {error}. Make room on the disk, and go on with --ckpt_path last: checkpoints are whole.")

@@ -1,0 +1,68 @@
+"""Stopping a run from outside, by SIGTERM or Ctrl-C, without losing anything of it."""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # of pre-emption and of Ctrl-C
+NAME = "last-stopped.ckpt"  # found by `--ckpt_path last`
+
+
+class SaveWhenStopped(Callback):
+    """Writes a checkpoint after the optimiser step in which a signal came to any rank, and ends all ranks together.
+
+    A signal that comes in validation waits for its end, so that no error rate is lost. A second one ends the process
+    at once. The exit status is 128 + the signal's number, as a shell has it, so that `make` does not take the run for
+    finished.
+
+    Lightning's own handler is replaced: it saves nothing, exits with status 0, and its broadcast from within the
+    handler meets other ranks in the middle of other collective calls.
+    """
+
+    def __init__(self) -> None:
+        self._received = 0  # the signal's number
+        self._step = 0  # optimiser steps done before the batch at hand
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen from here on: Lightning installs its own handlers just before, and gives all back at the end."""
+        self._received, self._step = 0, trainer.global_step
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._received = number
+        rank_zero_info(
+            f"{signal.Signals(number).name}: a checkpoint is written after this step, then the run ends; a second "
+            "signal ends it at once"
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and end where all ranks have done the same steps.
+
+        Raises:
+            SystemExit: A rank has received a signal. Only the first rank's status tells, since Lightning kills the
+                first at once when another one ends with an error.
+        """
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        if not stepped:
+            return  # a checkpoint does not hold accumulated gradients
+        stop = bool(self._received)
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if not stop:
+            return
+        saving = trainer.checkpoint_callback
+        path = Path(getattr(saving, "dirpath", None) or Path(trainer.default_root_dir) / "checkpoints") / NAME
+        trainer.save_checkpoint(path)
+        rank_zero_info(f"Stopped after step {trainer.global_step}. The same command with --ckpt_path {path} goes on.")
+        raise SystemExit(128 + (self._received or signal.SIGTERM) if trainer.is_global_zero else 0)
