@@ -7,15 +7,19 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
 import lightning
+import wandb
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from asr_lightning.callbacks.stopping import SaveWhenStopped
+from asr_lightning.callbacks.stopping import FinishEpoch, SaveWhenStopped
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoint_files import CheckpointFiles
 from asr_lightning.models.checkpoints import (
@@ -90,6 +94,7 @@ class CommandLine(LightningCLI):
         self._dump_config()
         remember_configuration(self.model, self.config_dump["model"])
         self.trainer.strategy.checkpoint_io = CheckpointFiles()
+        reach_wandb(self.trainer.loggers)
         config = self.config_init[self.subcommand]
         if config.get("ckpt_path") == "last":
             config.ckpt_path = self._last_checkpoint()
@@ -144,6 +149,22 @@ def keep_wandb_offline() -> None:
     if not known and "WANDB_API_KEY" not in os.environ:
         os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # seconds; W&B's own 90 became 184 where nothing answers
+
+
+def reach_wandb(loggers: Iterable[Logger]) -> None:
+    """Begin the runs of W&B, and keep those offline that it does not take: no training ends for want of a network."""
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger):
+            continue
+        try:
+            _ = logger.experiment
+        except wandb.errors.Error as error:
+            logger._wandb_init["mode"] = "offline"  # an environment variable is not looked at any more
+            rank_zero_warn(
+                f"W&B cannot be reached: {' '.join(str(error).split())[:LONG]}. The run is kept in "
+                f"{Path(logger.save_dir or '.') / 'wandb'}; `wandb sync` sends it later."
+            )
 
 
 def quieten() -> None:
@@ -167,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
             auto_configure_optimizers=False,
             seed_everything_default=1,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"use_distributed_sampler": False, "callbacks": [SaveWhenStopped()]},
+            trainer_defaults={"use_distributed_sampler": False, "callbacks": [SaveWhenStopped(), FinishEpoch()]},
             parser_class=CommandLineParser,
             args=arguments,
         )

@@ -45,7 +45,6 @@ KINDS = {  # signal, to whom, and number of processes
     "Ctrl-C, one process": (signal.SIGINT, "all", 1),
     "SIGTERM, two processes": (signal.SIGTERM, "first", 2),
 }
-REFUSED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # exit status of a run that was asked to end
 
 
 class Given(Callback):
@@ -63,7 +62,8 @@ class Given(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Every batch is an optimiser step."""
-        self._write(trainer, {"step": trainer.global_step, "epoch": trainer.current_epoch, "ids": batch.ids})
+        self._write(trainer, {"step": trainer.global_step, "epoch": trainer.current_epoch, "ids": batch.ids,
+                              "time": time.monotonic()})  # fmt: skip
 
 
 def experiment(folder: Path) -> Path:
@@ -175,26 +175,25 @@ def strike(process: subprocess.Popen, run: Path, kind: str, when: random.Random,
         Whether all of its processes ended in time; what is left is killed.
     """
     number, whom, processes = KINDS[kind]
-    step, wait, victim = when.randrange(steps - 1), when.uniform(0, seconds), when.randrange(processes)
-    while process.poll() is None and sum("step" in row for row in rows(run, 0)) <= step:
-        time.sleep(0.02)
+    step, wait, victim = when.randrange(1, steps), when.uniform(0, 2 * seconds), when.randrange(processes)
+    while process.poll() is None and sum("step" in row for row in rows(run, 0)) < step:
+        time.sleep(0.01)
     time.sleep(wait)
-    if process.poll() is not None:
-        raise SystemExit(f"the run ended before it was stopped; see {run}/output.log")
     if whom == "all":
         os.killpg(process.pid, number)
+    elif whom == "any":
+        os.kill(next(row["process"] for row in rows(run, victim) if "process" in row), number)
     else:
-        os.kill([row["process"] for row in rows(run, victim) if "process" in row][0] if whom == "any" else process.pid,
-                number)  # fmt: skip
+        os.kill(process.pid, number)
     end = time.monotonic() + PATIENCE
-    while (process.poll() is None or alive(process.pid)) and time.monotonic() < end:
+    while time.monotonic() < end and (process.poll() is None or alive(process.pid)):
         time.sleep(0.1)
     hangs = process.poll() is None or alive(process.pid)
     if hangs:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    elif number != signal.SIGKILL and process.returncode not in REFUSED:
-        return False
+    elif number != signal.SIGKILL and process.returncode not in (128 + number, 0):  # 0 if it was about to end
+        print(f"status {process.returncode} after {kind}: see {run}/output.log", flush=True)
     return not hangs
 
 
@@ -250,17 +249,13 @@ def trial(folder: Path, number: int, kind: str, when: random.Random, pace: tuple
 def undisturbed(folder: Path, processes: int) -> tuple[int, float]:
     """Train without a fault, and return how many steps there are and how long one takes; check what it was given."""
     run = folder / f"undisturbed{processes}"
-    process, begun = start(folder, run, processes), 0.0
-    while process.poll() is None:
-        begun = begun or (time.monotonic() if rows(run, 0) else 0.0)
-        time.sleep(0.05)
-    if process.returncode:
+    if start(folder, run, processes).wait(LIMIT) != 0:
         raise SystemExit(f"the undisturbed run failed: see {run}/output.log")
-    steps, given = state(run)["step"], surviving(run, processes)
+    steps, given = [row for row in rows(run, 0) if "step" in row], surviving(run, processes)
     texts = (folder / "speech/train-clean-100").glob("**/*.trans.txt")
     ids = {line.split()[0] for path in texts for line in path.read_text().splitlines()}
     assert given == Counter({(epoch, id): 1 for epoch in range(EPOCHS) for id in ids}), "the undisturbed run is wrong"
-    return steps, (time.monotonic() - begun) / steps
+    return len(steps), (steps[-1]["time"] - steps[0]["time"]) / (len(steps) - 1)
 
 
 def measure(folder: Path, trials: int, seed: int, jobs: int) -> dict[str, Outcome]:

@@ -1,4 +1,4 @@
-"""Stopping a run from outside, by SIGTERM or Ctrl-C, without losing anything of it."""
+"""Stopping a run from outside, by SIGTERM or Ctrl-C, and going on without losing anything of it."""
 
 import os
 import signal
@@ -66,3 +66,24 @@ class SaveWhenStopped(Callback):
         trainer.save_checkpoint(path)
         rank_zero_info(f"Stopped after step {trainer.global_step}. The same command with --ckpt_path {path} goes on.")
         raise SystemExit(128 + (self._received or signal.SIGTERM) if trainer.is_global_zero else 0)
+
+
+class FinishEpoch(Callback):
+    """Lets a run that was stopped between the last step of an epoch and its end go on with the validation.
+
+    Lightning takes a checkpoint that was written after an epoch's last step for the end of the epoch, and would leave
+    out the validation and whatever else stands there: error rates, and after the last epoch the last checkpoint.
+    """
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Say that the step is done and the validation begun, which Lightning then does anew."""
+        loops = checkpoint.get("loops", {}).get("fit_loop", {})
+        batches, epochs = loops.get("epoch_loop.batch_progress"), loops.get("epoch_progress")
+        if not batches or not batches["is_last_batch"] or epochs["current"]["processed"] == epochs["current"]["ready"]:
+            return
+        if batches["current"]["completed"] == batches["current"]["processed"]:
+            return  # written after the validation
+        validation = loops["epoch_loop.val_loop.batch_progress"]
+        for span in ("total", "current"):
+            batches[span]["completed"] = batches[span]["processed"]
+            validation[span] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
