@@ -25,7 +25,7 @@ class Line(lightning.LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.given: list[float] = []
-        self.validated: list[tuple[int, float]] = []
+        self.validated: list[tuple[int, int, float]] = []
         self.ended: list[int] = []
         self.status: Any = 0
 
@@ -33,8 +33,8 @@ class Line(lightning.LightningModule):
         self.given.append(float(batch))
         return (self.weight - batch.sum()) ** 2
 
-    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
-        self.validated.append((self.current_epoch, float(batch)))
+    def validation_step(self, batch: torch.Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validated.append((self.current_epoch, dataloader_idx, float(batch)))
 
     def on_train_epoch_end(self) -> None:
         self.ended.append(self.current_epoch)
@@ -74,23 +74,25 @@ class Kill(Callback):
         if trainer.fit_loop.total_batch_idx == self.where:
             os.kill(os.getpid(), self.number)
 
-    def on_validation_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if self.where == "validation" and trainer.current_epoch == 0 and trainer.global_step:
+    def on_validation_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if self.where == "validation" and trainer.current_epoch == 0:
             os.kill(os.getpid(), self.number)
 
 
-def run(folder: Path, *callbacks: Callback, resume: Path | None = None, accumulate: int = 1) -> Line:
+def run(
+    folder: Path, *callbacks: Callback, resume: Path | None = None, accumulate: int = 1, validate: bool = True
+) -> Line:
     module, numbers = Line(), Numbers()
     saving = ModelCheckpoint(folder, "last", every_n_epochs=1, enable_version_counter=False)
     trainer = lightning.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=2,
         num_sanity_val_steps=0, accumulate_grad_batches=accumulate, callbacks=[*callbacks, saving],
-        use_distributed_sampler=False,
+        use_distributed_sampler=False, limit_val_batches=1.0 if validate else 0,
     )  # fmt: skip
     numbers.trainer = trainer
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, numbers, DataLoader(torch.arange(3.0)), ckpt_path=resume)  # type: ignore[arg-type]
+        trainer.fit(module, numbers, {name: DataLoader(torch.arange(3.0)) for name in "ab"}, ckpt_path=resume)  # type: ignore[arg-type]
     except SystemExit as stopped:
         module.status = stopped.code
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
@@ -111,10 +113,20 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     assert len(stopped.given) == done  # the step at hand, not one more
     resumed = run(tmp_path / "cut", FinishEpoch(), resume=tmp_path / "cut" / NAME, accumulate=accumulate)
     assert stopped.given + resumed.given == expected.given
-    assert torch.equal(resumed.weight, expected.weight) and not torch.equal(stopped.weight, expected.weight)
-    assert stopped.validated + resumed.validated == expected.validated and len(expected.validated) == 6
+    assert torch.equal(resumed.weight, expected.weight)
+    assert torch.equal(stopped.weight, expected.weight) == (done == 2 * STEPS_AN_EPOCH)
+    assert stopped.validated + resumed.validated == expected.validated and len(expected.validated) == 12
     assert stopped.ended + resumed.ended == expected.ended == [0, 1]
     assert torch.load(tmp_path / "cut/last.ckpt", weights_only=True)["state_dict"]["weight"] == expected.weight
+
+
+@pytest.mark.parametrize("last", [7, 15])
+def test_an_epoch_without_validation_is_finished_too(tmp_path: Path, last: int) -> None:
+    expected = run(tmp_path / "whole", validate=False)
+    stopped = run(tmp_path / "cut", SaveWhenStopped(), Kill(signal.SIGTERM, last), validate=False)
+    resumed = run(tmp_path / "cut", FinishEpoch(), resume=tmp_path / "cut" / NAME, validate=False)
+    assert stopped.status == 143 and stopped.given + resumed.given == expected.given
+    assert stopped.ended + resumed.ended == [0, 1] and torch.equal(resumed.weight, expected.weight)
 
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
