@@ -6,6 +6,8 @@ import netrc
 import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,6 +33,7 @@ from asr_lightning.models.checkpoints import (
 
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PARENT_SECONDS = 5.0  # between looks at whether the first rank is alive
 LONG = 200  # characters of a line in a message
 
 
@@ -101,8 +104,8 @@ class CommandLine(LightningCLI):
 
     def _last_checkpoint(self) -> str | None:
         """Find what Lightning would take, or the one before where that is damaged; None to begin from nothing."""
-        folders = {Path(callback.dirpath) for callback in self.trainer.checkpoint_callbacks if callback.dirpath}
-        path = newest_whole_checkpoint(path for folder in sorted(folders) for path in folder.glob("last*.ckpt"))
+        folders = {getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks} - {None}
+        path = newest_whole_checkpoint(path for folder in sorted(folders) for path in Path(folder).glob("last*.ckpt"))
         return str(path) if path else None
 
 
@@ -175,10 +178,23 @@ def quieten() -> None:
         logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
 
 
+def end_with(parent: int) -> None:
+    """End this process when the one that started it is gone; to be run in a thread.
+
+    Lightning's first rank looks after the others. When it is killed itself, they would wait for it, and hold their
+    GPUs.
+    """
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; what the user can mend is said in one message, without a stack trace."""
     keep_wandb_offline()
     quieten()
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     try:
         CommandLine(
             lightning.LightningModule,  # a Recognizer or a language model

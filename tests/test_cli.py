@@ -4,6 +4,9 @@ import csv
 import json
 import os
 import resource
+import select
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -122,6 +125,21 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tiny: Path, tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert message.startswith(f"error: the checkpoint {checkpoint} cannot be written")
     assert checkpoint.read_bytes() == before
+
+
+def test_a_rank_ends_with_the_one_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "PARENT_SECONDS", 0.01)
+    ended, told = os.pipe()
+    if (first := os.fork()) == 0:
+        parent = os.getpid()
+        if os.fork() == 0:  # holds the pipe open as long as it lives
+            cli.end_with(parent)
+        time.sleep(60)
+    os.close(told)
+    assert not select.select([ended], [], [], 0.5)[0]
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    assert select.select([ended], [], [], 20)[0] and os.read(ended, 1) == b""
 
 
 def test_a_run_is_kept_offline_where_wandb_cannot_be_reached(tmp_path: Path) -> None:
