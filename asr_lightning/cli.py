@@ -1,21 +1,39 @@
 """The command line: `lightning fit|validate|test|predict --config experiments/….yaml`."""
 
+import errno
 import logging
 import netrc
 import os
+import signal
 import sys
+import threading
+import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
 import lightning
+import wandb
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from asr_lightning.callbacks.stopping import FinishEpoch, SaveWhenStopped
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import input_error, read_checkpoint, remember_configuration
+from asr_lightning.models.checkpoint_files import CheckpointFiles
+from asr_lightning.models.checkpoints import (
+    input_error,
+    newest_whole_checkpoint,
+    read_checkpoint,
+    remember_configuration,
+)
 
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PARENT_SECONDS = 5.0  # between looks at whether the first rank is alive
 LONG = 200  # characters of a line in a message
 
 
@@ -78,6 +96,17 @@ class CommandLine(LightningCLI):
             raise input_error(error) or InputError(brief(str(error))) from error
         self._dump_config()
         remember_configuration(self.model, self.config_dump["model"])
+        self.trainer.strategy.checkpoint_io = CheckpointFiles()
+        reach_wandb(self.trainer.loggers)
+        config = self.config_init[self.subcommand]
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = self._last_checkpoint()
+
+    def _last_checkpoint(self) -> str | None:
+        """Find what Lightning would take, or the one before where that is damaged; None to begin from nothing."""
+        folders = {getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks} - {None}
+        path = newest_whole_checkpoint(path for folder in sorted(folders) for path in Path(folder).glob("last*.ckpt"))
+        return str(path) if path else None
 
 
 class CommandLineParser(LightningArgumentParser):
@@ -123,22 +152,49 @@ def keep_wandb_offline() -> None:
     if not known and "WANDB_API_KEY" not in os.environ:
         os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # seconds; W&B's own 90 became 184 where nothing answers
+
+
+def reach_wandb(loggers: Iterable[Logger]) -> None:
+    """Begin the runs of W&B, and keep those offline that it does not take: no training ends for want of a network."""
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger):
+            continue
+        try:
+            _ = logger.experiment
+        except wandb.errors.Error as error:
+            logger._wandb_init["mode"] = "offline"  # an environment variable is not looked at any more
+            rank_zero_warn(
+                f"W&B cannot be reached: {' '.join(str(error).split())[:LONG]}. The run is kept in "
+                f"{Path(logger.save_dir or '.') / 'wandb'}; `wandb sync` sends it later."
+            )
 
 
 def quieten() -> None:
     """Keep what a user can do nothing about off the screen."""
-    # `--ckpt_path last` is how the Makefile starts every run, also one that has nothing to go on from.
-    warnings.filterwarnings("ignore", message=r".*there is no last checkpoint available")
     warnings.filterwarnings("ignore", message=r"The dirpath has changed from")  # as when a network is searched anew
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
 
 
+def end_with(parent: int) -> None:
+    """End this process when the one that started it is gone; to be run in a thread.
+
+    Lightning's first rank looks after the others. When it is killed itself, they would wait for it, and hold their
+    GPUs.
+    """
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; what the user can mend is said in one message, without a stack trace."""
     keep_wandb_offline()
     quieten()
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     try:
         CommandLine(
             lightning.LightningModule,  # a Recognizer or a language model
@@ -148,7 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
             auto_configure_optimizers=False,
             seed_everything_default=1,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"use_distributed_sampler": False},
+            trainer_defaults={"use_distributed_sampler": False, "callbacks": [SaveWhenStopped(), FinishEpoch()]},
             parser_class=CommandLineParser,
             args=arguments,
         )
@@ -157,3 +213,9 @@ def main(arguments: list[str] | None = None) -> None:
         if said is None:
             raise
         sys.exit(f"error: {said}")
+    except SIGTERMException:  # in validation or test: to Lightning this is no failure
+        sys.exit(128 + signal.SIGTERM)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        sys.exit(f"error: {error}. Make room on the disk, and go on with --ckpt_path last: checkpoints are whole.")

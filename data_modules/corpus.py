@@ -255,7 +255,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             batch_sampler=[[(epoch, int(chosen[number])) for number in batch] for batch in batches],
             collate_fn=functools.partial(dataset.collate, sample_rate=self.sample_rate),
             num_workers=self.workers,
-            worker_init_fn=_use_one_thread,
+            worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # else every epoch and validation draws from the model's randomness
             prefetch_factor=4 if self.workers else None,
             pin_memory=torch.cuda.is_available(),
@@ -294,6 +294,10 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
                 raise InputError(f"{name} must be {expected}, got {getattr(self, name)}")
 
 
-def _use_one_thread(worker: int) -> None:
-    """Workers are the parallelism: threads inside them would only fight for the same cores."""
+def _begin_worker(worker: int) -> None:
+    """Keep to one thread, as workers are the parallelism, and out of reach of signals to the run's process group.
+
+    At Ctrl-C or pre-emption the run makes its step and writes a checkpoint, for which it may need a batch.
+    """
     torch.set_num_threads(1)
+    os.setpgid(0, 0)

@@ -3,11 +3,16 @@
 import csv
 import json
 import os
+import resource
+import select
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import wandb
 import yaml
+from lightning.pytorch.loggers import WandbLogger
 
 from asr_lightning import cli
 from data_modules.spoken import synthesize
@@ -91,6 +96,63 @@ def test_a_checkpoint_that_is_not_whole_is_named(tiny: Path, tmp_path: Path, sha
         os.truncate(checkpoint, int(share * checkpoint.stat().st_size))
     for command in ("fit", "test"):
         assert str(checkpoint) in said(command, "-c", str(tiny), "--ckpt_path", str(checkpoint))
+
+
+def test_last_passes_over_a_damaged_checkpoint_and_names_it(tiny: Path, tmp_path: Path) -> None:
+    cli.main(["fit", "-c", str(tiny)])
+    folder = tmp_path / "runs/tiny/checkpoints"
+    half = folder / "last-step.ckpt"  # newer than the epoch's, as after a power cut
+    half.write_bytes((folder / "last.ckpt").read_bytes()[:50_000])
+    again = ["fit", "-c", str(tiny), "--trainer.max_epochs", "2", "--ckpt_path", "last"]
+    with pytest.warns(UserWarning, match=f"(?s){half} is no whole checkpoint.*one before is taken: {folder}/last.ckpt"):
+        cli.main(again)
+    epochs = [line.split(",")[2] for line in (tmp_path / "runs/tiny/error_rates.csv").read_text().splitlines()[1:]]
+    assert epochs == ["1", "1", "2", "2"]  # gone on with, not begun anew
+    for path in folder.glob("last*.ckpt"):
+        os.truncate(path, 1000)
+    assert str(folder / "last.ckpt") in said(*again)
+
+
+def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    logger = ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", "runs/tiny"]
+    cli.main(["fit", "-c", str(tiny), *logger])
+    checkpoint = tmp_path / "runs/tiny/checkpoints/last.ckpt"
+    before, (soft, hard) = checkpoint.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        message = said("fit", "-c", str(tiny), *logger, "--trainer.max_epochs", "2", "--ckpt_path", "last")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert message.startswith(f"error: the checkpoint {checkpoint} cannot be written")
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_rank_ends_with_the_one_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "PARENT_SECONDS", 0.01)
+    ended, told = os.pipe()
+    if (first := os.fork()) == 0:
+        parent = os.getpid()
+        if os.fork() == 0:  # holds the pipe open as long as it lives
+            cli.end_with(parent)
+        time.sleep(60)
+    os.close(told)
+    assert not select.select([ended], [], [], 0.5)[0]
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    assert select.select([ended], [], [], 20)[0] and os.read(ended, 1) == b""
+
+
+def test_a_run_is_kept_offline_where_wandb_cannot_be_reached(tmp_path: Path) -> None:
+    settings = wandb.Settings(
+        mode="online", base_url="http://127.0.0.1:9", api_key="0" * 40, init_timeout=1, silent=True
+    )
+    logger = WandbLogger(project="test", save_dir=tmp_path, settings=settings)
+    with pytest.warns(UserWarning, match="W&B cannot be reached.*refused.*`wandb sync`"):
+        cli.reach_wandb([logger])
+    assert logger.experiment.offline
+    logger.log_metrics({"loss": 1.0})
+    wandb.finish()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
 def test_a_run_is_trained_resumed_tested_and_nothing_is_overwritten(tiny: Path, tmp_path: Path) -> None:

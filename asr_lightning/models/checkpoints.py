@@ -3,13 +3,14 @@
 import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.recognizer import Recognizer
@@ -163,3 +164,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} holds no checkpoint of Lightning: expected names and values as `state_dict` and "
                          "`hyper_parameters`")  # fmt: skip
     return checkpoint
+
+
+def newest_whole_checkpoint(paths: Iterable[Path]) -> Path | None:
+    """Return the newest of some checkpoints that can be read, and warn of newer ones that cannot; None without any.
+
+    Raises:
+        InputError: There are checkpoints, but none of them is whole.
+    """
+    damaged = []
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            read_checkpoint(path)
+        except InputError as error:
+            damaged.append(str(error))
+            continue
+        if damaged:
+            rank_zero_warn("\n".join([*damaged, f"The one before is taken: {path}"]))
+        return path
+    if damaged:
+        raise InputError("\n".join([*damaged, "No other is left: remove them to begin anew."]))
+    return None

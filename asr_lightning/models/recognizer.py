@@ -82,6 +82,7 @@ class Recognizer(lightning.LightningModule, ABC):
         self.make_scheduler = scheduler
         self._evaluations: list[_Evaluation] = []
         self._pending: list[tuple[list[str], Tensor]] = []
+        self._lost_gradients = 0  # not finite, in a row
         self.register_buffer("_lost_batches", torch.zeros((), dtype=torch.int64), persistent=False)  # in a row
         self.register_buffer("_usable", torch.zeros((), dtype=torch.int64), persistent=False)  # since the last step
         self._lost_batches: Tensor
@@ -172,15 +173,28 @@ class Recognizer(lightning.LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave the weights alone when no utterance was usable or the gradient is not finite."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        finite = torch.nn.utils.get_total_norm(gradients).isfinite()
-        if not bool(finite & (self._usable > 0)):
+        norm_is_finite = torch.nn.utils.get_total_norm(gradients).isfinite()
+        if not bool(norm_is_finite & (self._usable > 0)):
             optimizer.zero_grad(set_to_none=True)  # optimisers pass over parameters without a gradient
-            if not bool(finite):
-                ids = self._pending[-1][0] if self._pending else []
-                rank_zero_warn(f"the gradient is not finite: step {self.global_step} is skipped; batch {ids}")
+            self._count_gradient(bool(norm_is_finite))
+        else:
+            self._lost_gradients = 0
         self._usable = torch.zeros_like(self._usable)
         if len(self._pending) >= REVIEW_STEPS or int(self._lost_batches) >= LOST_BATCHES_IN_A_ROW:
             self._review_pending()
+
+    def _count_gradient(self, finite: bool) -> None:
+        if finite:
+            return  # there was no usable loss, which is counted where losses are
+        ids = ", ".join(self._pending[-1][0] if self._pending else [])
+        rank_zero_warn(f"the gradient is not finite: step {self.global_step} is skipped; utterances {ids}")
+        self._lost_gradients += 1
+        if self._lost_gradients >= LOST_BATCHES_IN_A_ROW:
+            raise InputError(
+                f"no finite gradient in {self._lost_gradients} steps, last of utterances {ids}. Expected finite "
+                "gradients. Lower the learning rate, or set trainer.gradient_clip_val; the weights were left untouched "
+                "since, and the last checkpoint is whole."
+            )
 
     def on_train_epoch_end(self) -> None:
         """Name what was skipped since the last look."""

@@ -1,6 +1,7 @@
 """What a run is given: every utterance once per epoch, also after it was killed, on several ranks, with bad files."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -146,6 +147,15 @@ def ready(**given: Any) -> LibriSpeechDataModule:
     return data
 
 
+def test_signals_to_the_run_s_process_group_do_not_reach_readers(root: Path) -> None:
+    batches = iter(ready(**arguments(root, workers=2)).train_dataloader())
+    next(batches)
+    readers = multiprocessing.active_children()
+    assert len(readers) == 2
+    assert all(os.getpgid(reader.pid) == reader.pid != os.getpgid(0) for reader in readers if reader.pid)
+    assert len(list(batches)) > 2
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_item_depends_on_seed_epoch_and_utterance_only(root: Path, workers: int) -> None:
     given: dict[str, Any] = {"speed_factors": [0.5, 1.0, 2.0], "noise": add_noise}
@@ -202,6 +212,20 @@ def test_a_file_that_breaks_costs_itself_only(root: Path) -> None:
     with pytest.warns(UserWarning):
         sizes = [len(batch) for batch in data.val_dataloader()["dev"]]
     assert sorted(sizes) == [0, 1, 1, 1, 1]  # every rank makes its steps
+
+
+def test_a_byte_that_turns_wrong_in_mid_epoch_costs_its_utterance_only(root: Path) -> None:
+    data = ready(**arguments(root))
+    batches = iter(data.train_dataloader())
+    seen = list(next(batches).ids)
+    victim, *others = sorted(path for path in root.glob("train/**/*.flac") if path.stem not in seen)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1  # neither size nor header tells
+    victim.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"cannot be read: {victim}"):
+        rest = [id for batch in batches for id in batch.ids]
+    assert sorted(rest) == [path.stem for path in others] and len(seen) + len(rest) == UTTERANCES - 1
+    assert data.lost_utterances == {victim.stem: 1}
 
 
 def test_a_vanished_disk_stops_the_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from tones import lstm_encoder, make, make_trainer
 
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import load_recognizer
+from asr_lightning.models.checkpoints import load_recognizer, newest_whole_checkpoint
 
 
 @pytest.fixture
@@ -104,3 +104,28 @@ def test_a_configuration_that_does_not_fit_is_refused(changes: dict[str, Any]) -
 def test_features_that_do_not_fit_the_encoder_are_refused() -> None:
     with pytest.raises(InputError, match="LogMel gives 20 dimensions, .* input_dimension is 21: make them equal"):
         make(encoder=lstm_encoder(21))
+
+
+def aged(folder: Path, *names: str) -> list[Path]:
+    """Checkpoints, the oldest first."""
+    paths = [folder / name for name in names]
+    for seconds, path in enumerate(paths):
+        torch.save({"state_dict": {}}, path)
+        os.utime(path, (seconds, seconds))
+    return paths
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    assert newest_whole_checkpoint([]) is None
+    old, middle, new = aged(tmp_path, "c.ckpt", "a.ckpt", "b.ckpt")
+    assert newest_whole_checkpoint([old, middle, new]) == new
+    for damaged, taken in ((new, middle), (middle, old)):
+        status = damaged.stat()
+        os.truncate(damaged, status.st_size // 2)
+        os.utime(damaged, (status.st_atime, status.st_mtime))
+        with pytest.warns(UserWarning, match=f"(?s){damaged} is no whole checkpoint.*The one before is taken: {taken}"):
+            assert newest_whole_checkpoint([old, new, middle]) == taken
+    old.write_bytes(b"")
+    with pytest.raises(InputError, match="(?s)c.ckpt is no whole.*remove them to begin anew") as refusal:
+        newest_whole_checkpoint([old, middle, new])
+    assert str(new) in str(refusal.value) and str(middle) in str(refusal.value)

@@ -155,6 +155,19 @@ def test_training_stops_when_nothing_teaches_any_more(tmp_path: Path, monkeypatc
     assert len(memory.seen) == 5  # two bad ones between good ones are borne; the third in a row does not end
 
 
+def test_training_stops_when_gradients_stay_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recognizer_module, "LOST_BATCHES_IN_A_ROW", 3)
+    trained, memory = make(), Remember()
+    hook = next(trained.parameters()).register_hook
+    fates = iter([1.0, torch.nan, torch.nan, 1.0, torch.nan, torch.nan, torch.nan, 1.0])
+    hook(lambda gradient: gradient * next(fates))
+    trainer = make_trainer(tmp_path, callbacks=[memory])
+    with pytest.warns(UserWarning, match="step 2 is skipped"), pytest.raises(InputError, match="gradient in 3 steps"):
+        trainer.fit(trained, loader([batch_of(["CAB"])] * 8))
+    assert len(memory.seen) == 6  # two in a row are borne
+    assert_same(memory.seen[-1][0], memory.seen[3][0])
+
+
 def test_a_wrong_sample_rate_is_refused(tmp_path: Path) -> None:
     recognizer, wrong = make(), replace(batch_of(["A"]), sample_rate=16_000)
     for run in ("fit", "validate", "predict"):

@@ -1,0 +1,89 @@
+"""Stopping a run from outside, by SIGTERM or Ctrl-C, and going on without losing anything of it."""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # of pre-emption and of Ctrl-C
+NAME = "last-stopped.ckpt"  # found by `--ckpt_path last`
+
+
+class SaveWhenStopped(Callback):
+    """Writes a checkpoint after the optimiser step in which a signal came to any rank, and ends all ranks together.
+
+    A signal that comes in validation waits for its end, so that no error rate is lost. A second one ends the process
+    at once. The exit status is 128 + the signal's number, as a shell has it, so that `make` does not take the run for
+    finished.
+
+    Lightning's own handler is replaced: it saves nothing, exits with status 0, and its broadcast from within the
+    handler meets other ranks in the middle of other collective calls.
+    """
+
+    def __init__(self) -> None:
+        self._received = 0  # the signal's number
+        self._step = 0  # optimiser steps done before the batch at hand
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen from here on: Lightning installs its own handlers just before, and gives all back at the end."""
+        self._received, self._step = 0, trainer.global_step
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._received = number
+        rank_zero_info(
+            f"{signal.Signals(number).name}: a checkpoint is written after this step, then the run ends; a second "
+            "signal ends it at once"
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and end where all ranks have done the same steps.
+
+        Raises:
+            SystemExit: A rank has received a signal. Only the first rank's status tells, since Lightning kills the
+                first at once when another one ends with an error.
+        """
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        if not stepped:
+            return  # a checkpoint does not hold accumulated gradients
+        stop = bool(self._received)
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if not stop:
+            return
+        saving = trainer.checkpoint_callback
+        path = Path(getattr(saving, "dirpath", None) or Path(trainer.default_root_dir) / "checkpoints") / NAME
+        trainer.save_checkpoint(path)
+        rank_zero_info(f"Stopped after step {trainer.global_step}. The same command with --ckpt_path {path} goes on.")
+        raise SystemExit(128 + (self._received or signal.SIGTERM) if trainer.is_global_zero else 0)
+
+
+class FinishEpoch(Callback):
+    """Lets a run that was stopped between the last step of an epoch and its end go on with the validation.
+
+    Lightning takes a checkpoint that was written after an epoch's last step for the end of the epoch, and would leave
+    out the validation and whatever else stands there: error rates, and after the last epoch the last checkpoint.
+    """
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Say that the step is done and the validation begun, which Lightning then does anew."""
+        loops = checkpoint.get("loops", {}).get("fit_loop", {})
+        batches, epochs = loops.get("epoch_loop.batch_progress"), loops.get("epoch_progress")
+        if not batches or not batches["is_last_batch"] or epochs["current"]["processed"] == epochs["current"]["ready"]:
+            return
+        if batches["current"]["completed"] == batches["current"]["processed"]:
+            return  # written after the validation
+        validation = loops["epoch_loop.val_loop.batch_progress"]
+        for span in ("total", "current"):
+            batches[span]["completed"] = batches[span]["processed"]
+            validation[span] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}

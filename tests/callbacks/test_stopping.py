@@ -1,0 +1,143 @@
+"""A signal costs a run nothing: what it trains on and ends with is what it would have been."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from asr_lightning.callbacks.stopping import NAME, FinishEpoch, SaveWhenStopped
+
+STEPS_AN_EPOCH = 8
+
+
+class Line(lightning.LightningModule):
+    """Learns one number from numbers, and remembers which ones it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.given: list[float] = []
+        self.validated: list[tuple[int, int, float]] = []
+        self.ended: list[int] = []
+        self.status: Any = 0
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.given.append(float(batch))
+        return (self.weight - batch.sum()) ** 2
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validated.append((self.current_epoch, dataloader_idx, float(batch)))
+
+    def on_train_epoch_end(self) -> None:
+        self.ended.append(self.current_epoch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.1)
+
+
+class Numbers:
+    """0, 1, 2, … of an epoch, from where it was left."""
+
+    def __init__(self) -> None:
+        self.trainer: lightning.Trainer | None = None
+
+    def __len__(self) -> int:
+        return STEPS_AN_EPOCH
+
+    def __iter__(self) -> Any:
+        assert self.trainer is not None
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        yield from (torch.tensor([float(number)]) for number in range(done, STEPS_AN_EPOCH))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Kill(Callback):
+    """Sends a signal in a training batch or in the first validation."""
+
+    def __init__(self, number: int, where: int | str) -> None:
+        self.number, self.where = number, where
+
+    def on_before_backward(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == self.where:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if self.where == "validation" and trainer.current_epoch == 0:
+            os.kill(os.getpid(), self.number)
+
+
+def run(
+    folder: Path, *callbacks: Callback, resume: Path | None = None, accumulate: int = 1, validate: bool = True
+) -> Line:
+    module, numbers = Line(), Numbers()
+    saving = ModelCheckpoint(folder, "last", every_n_epochs=1, enable_version_counter=False)
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=2,
+        num_sanity_val_steps=0, accumulate_grad_batches=accumulate, callbacks=[*callbacks, saving],
+        use_distributed_sampler=False, limit_val_batches=1.0 if validate else 0,
+    )  # fmt: skip
+    numbers.trainer = trainer
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, numbers, {name: DataLoader(torch.arange(3.0)) for name in "ab"}, ckpt_path=resume)  # type: ignore[arg-type]
+    except SystemExit as stopped:
+        module.status = stopped.code
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    return module
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("where", "accumulate", "done"),
+    [(2, 1, 3), (2, 2, 4), (7, 1, 8), (15, 1, 16), ("validation", 1, 9), ("validation", 4, 12)],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, number: int, where: int | str, accumulate: int, done: int
+) -> None:
+    expected = run(tmp_path / "whole", accumulate=accumulate)
+    stopped = run(tmp_path / "cut", SaveWhenStopped(), Kill(number, where), accumulate=accumulate)
+    assert stopped.status == 128 + number
+    assert len(stopped.given) == done  # the step at hand, not one more
+    resumed = run(tmp_path / "cut", FinishEpoch(), resume=tmp_path / "cut" / NAME, accumulate=accumulate)
+    assert stopped.given + resumed.given == expected.given
+    assert torch.equal(resumed.weight, expected.weight)
+    assert torch.equal(stopped.weight, expected.weight) == (done == 2 * STEPS_AN_EPOCH)
+    assert stopped.validated + resumed.validated == expected.validated and len(expected.validated) == 12
+    assert stopped.ended + resumed.ended == expected.ended == [0, 1]
+    assert torch.load(tmp_path / "cut/last.ckpt", weights_only=True)["state_dict"]["weight"] == expected.weight
+
+
+@pytest.mark.parametrize("last", [7, 15])
+def test_an_epoch_without_validation_is_finished_too(tmp_path: Path, last: int) -> None:
+    expected = run(tmp_path / "whole", validate=False)
+    stopped = run(tmp_path / "cut", SaveWhenStopped(), Kill(signal.SIGTERM, last), validate=False)
+    resumed = run(tmp_path / "cut", FinishEpoch(), resume=tmp_path / "cut" / NAME, validate=False)
+    assert stopped.status == 143 and stopped.given + resumed.given == expected.given
+    assert stopped.ended + resumed.ended == [0, 1] and torch.equal(resumed.weight, expected.weight)
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
+    class Impatient(Callback):
+        def on_before_backward(self, *_: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    if (child := os.fork()) == 0:
+        sys.stderr = open(os.devnull, "w")
+        run(tmp_path, SaveWhenStopped(), Impatient())
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGINT
+    assert not (tmp_path / NAME).exists()

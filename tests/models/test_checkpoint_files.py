@@ -1,0 +1,52 @@
+"""Checkpoints are whole or the old ones, whatever happens while they are written."""
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from asr_lightning.errors import InputError
+from asr_lightning.models.checkpoint_files import CheckpointFiles
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file gets longer than so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def weights(value: float) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((10_000,), value)}  # 40 kB
+
+
+@pytest.mark.parametrize("room", [0, 1_000, 39_000])
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, room: int) -> None:
+    files, path = CheckpointFiles(), tmp_path / "checkpoints/last.ckpt"
+    files.save_checkpoint(weights(1.0), path)
+    with full_disk(room), pytest.raises(InputError, match="last.ckpt cannot be written.*--ckpt_path last"):
+        files.save_checkpoint(weights(2.0), path)
+    assert torch.equal(files.load_checkpoint(path)["weight"], weights(1.0)["weight"])
+    assert os.listdir(path.parent) == ["last.ckpt"]  # nothing half takes up room
+
+
+def test_a_killed_writer_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    files, path = CheckpointFiles(), tmp_path / "last.ckpt"
+    files.save_checkpoint(weights(1.0), path)
+    if (child := os.fork()) == 0:
+        torch.save = lambda checkpoint, file: (file.write(b"half"), file.flush(), os._exit(9))  # type: ignore[assignment]
+        files.save_checkpoint(weights(2.0), path)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert len(os.listdir(tmp_path)) == 2
+    assert torch.equal(files.load_checkpoint(path)["weight"], weights(1.0)["weight"])
+    files.save_checkpoint(weights(3.0), path)
+    assert torch.equal(files.load_checkpoint(path)["weight"], weights(3.0)["weight"])
+    assert os.listdir(tmp_path) == ["last.ckpt"]
