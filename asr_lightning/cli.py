@@ -16,6 +16,7 @@ from typing import NoReturn
 import lightning
 import wandb
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
@@ -104,8 +105,9 @@ class CommandLine(LightningCLI):
 
     def _last_checkpoint(self) -> str | None:
         """Find what Lightning would take, or the one before where that is damaged; None to begin from nothing."""
-        folders = {getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks} - {None}
-        path = newest_whole_checkpoint(path for folder in sorted(folders) for path in Path(folder).glob("last*.ckpt"))
+        savings = [one for one in self.trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.dirpath]
+        folders = {Path(str(saving.dirpath)) for saving in savings}
+        path = newest_whole_checkpoint(path for folder in folders for path in folder.glob("last*.ckpt"))
         return str(path) if path else None
 
 
