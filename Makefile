@@ -268,4 +268,3 @@ bench: $(INSTALLED) ## what is measured, see benchmarks/README.md
 	$(BIN)/python benchmarks/lattice_free_mmi.py
 	$(BIN)/python benchmarks/grapheme_to_phone.py --sizes 1x1 --orders 6
 	$(BIN)/python benchmarks/peers.py
-	$(BIN)/python benchmarks/faults.py
