@@ -62,7 +62,7 @@ def read_space(path: Path) -> dict[str, Any]:
             )
         if is_range and not _is_range(values):
             raise InputError(
-                f"{path}: {key}: expected numbers low < high (0 < low with log; 1.0e-4, not 1e-4, is YAML's number), "
+                f"{path}: {key}: expected low < high (0 < low with log; YAML's numbers are 1.0e-4, not 1e-4), "
                 f"got {shown(repr(values))}"
             )
     return space
