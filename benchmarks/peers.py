@@ -3,12 +3,11 @@
     python -m pip install --target PEERS --no-deps speechbrain==1.1.2 hyperpyyaml ruamel.yaml joblib sentencepiece
     PYTHONPATH=PEERS python benchmarks/peers.py [--batch-seconds 30] [--utterance-seconds 5]
 
-Shapes are those of `experiments/rnnt_random.yaml`, but without its CTC output: audio of 16 kHz, 80 mels, four times
-fewer frames, 7 layers of 216, 4 heads, 864 inside, kernels of 31, an LSTM and a joint network of 256, 31 characters.
-Peers are put together from their own layers as their own recipes do it, with what they subsample by; parameters tell
-how near they are. SpeechBrain's transducer loss needs a GPU; on a CPU it is given torchaudio's, as torchaudio's own. A
-step is features, network, loss, backward pass and AdamW, on noise of equal length. The contestants take turns, step by
-step.
+Shapes are those of `experiments/rnnt_random.yaml`, but without its CTC output: audio of 16 kHz, 80 mels, two strided
+convolutions of 108 channels, 7 layers of 216, 4 heads, 864 inside, kernels of 31, an LSTM and a joint network of 256,
+31 characters. Peers are put together from their own layers as their own recipes do it, with what they have besides.
+SpeechBrain's transducer loss needs a GPU; on a CPU it is given torchaudio's, as torchaudio's own. A step is features,
+network, loss, backward pass and AdamW, on noise of equal length. The contestants take turns, step by step.
 """
 
 import argparse
@@ -24,14 +23,26 @@ import yaml
 from torch import Tensor, nn
 from torchaudio.functional import rnnt_loss
 from torchaudio.models import Conformer
-from torchaudio.models.rnnt import _Joiner, _Predictor, _TimeReduction
+from torchaudio.models.rnnt import _Joiner, _Predictor
 from training_speed import random_batch
 
 from asr_lightning.batch import Batch
 from asr_lightning.models.checkpoints import build_recognizer
 
 EXPERIMENT = Path("experiments/rnnt_random.yaml")
-VOCABULARY, MELS, SUBSAMPLING, DIMENSION, LAYERS, HEADS, INNER, KERNEL, JOINT = 31, 80, 4, 216, 7, 4, 864, 31, 256
+VOCABULARY, MELS, SUBSAMPLING, CHANNELS = 31, 80, 4, 108
+DIMENSION, LAYERS, HEADS, INNER, KERNEL, JOINT = 216, 7, 4, 864, 31, 256
+    31,
+    80,
+    4,
+    108,
+    216,
+    7,
+    4,
+    864,
+    31,
+    256,
+)
 
 Loss = Callable[[Batch], Tensor]
 
@@ -42,8 +53,10 @@ class Torchaudio(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = torchaudio.transforms.MelSpectrogram(16_000, n_fft=400, hop_length=160, n_mels=MELS)
-        self.reduction = _TimeReduction(SUBSAMPLING)
-        self.input = nn.Linear(SUBSAMPLING * MELS, DIMENSION)
+        self.front = nn.Sequential(  # it has none of its own
+            nn.Conv2d(1, CHANNELS, 3, 2, 1), nn.ReLU(), nn.Conv2d(CHANNELS, CHANNELS, 3, 2, 1), nn.ReLU()
+        )
+        self.input = nn.Linear(CHANNELS * MELS // SUBSAMPLING, DIMENSION)
         self.encoder = Conformer(DIMENSION, HEADS, INNER, LAYERS, KERNEL, dropout=0.1)
         self.projection = nn.Linear(DIMENSION, JOINT)
         self.predictor = _Predictor(VOCABULARY, JOINT, JOINT, 1, JOINT, lstm_layer_norm=True, lstm_dropout=0.1)
@@ -52,16 +65,13 @@ class Torchaudio(nn.Module):
     def forward(self, audio: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
         """Return the mean loss."""
         mels = self.features(audio).clamp(min=1e-10).log().transpose(1, 2)
-        frames = torch.full((len(audio),), mels.shape[1], device=audio.device)
-        encoded, frames = self.encoder(*self._reduced(mels, frames))
+        reduced = self.input(self.front(mels.unsqueeze(1)).transpose(1, 2).flatten(2))
+        frames = torch.full((len(audio),), reduced.shape[1], device=audio.device)
+        encoded, frames = self.encoder(reduced, frames)
         histories = nn.functional.pad(targets, (1, 0))
         predicted, *_ = self.predictor(histories, lengths + 1)
         logits, *_ = self.joiner(self.projection(encoded), frames, predicted, lengths + 1)
         return rnnt_loss(logits, targets.int(), frames.int(), lengths.int(), blank=0)
-
-    def _reduced(self, mels: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        reduced, frames = self.reduction(mels, frames)
-        return self.input(reduced), frames
 
 
 class SpeechBrain(nn.Module):
@@ -77,11 +87,11 @@ class SpeechBrain(nn.Module):
 
         self.features = Fbank(sample_rate=16_000, n_fft=400, n_mels=MELS)
         self.front = ConvolutionFrontEnd(
-            (8, 10, MELS), num_blocks=2, num_layers_per_block=1, out_channels=[64, 32], kernel_sizes=[3, 3],
+            (8, 10, MELS), num_blocks=2, num_layers_per_block=1, out_channels=[CHANNELS, CHANNELS], kernel_sizes=[3, 3],
             strides=[2, 2], residuals=[False, False],
         )  # fmt: skip
         self.encoder = TransformerASR(
-            tgt_vocab=VOCABULARY, input_size=MELS // SUBSAMPLING * 32, d_model=DIMENSION, nhead=HEADS,
+            tgt_vocab=VOCABULARY, input_size=MELS // SUBSAMPLING * CHANNELS, d_model=DIMENSION, nhead=HEADS,
             num_encoder_layers=LAYERS, num_decoder_layers=0, d_ffn=INNER, dropout=0.1, kernel_size=KERNEL,
             encoder_module="conformer", attention_type="RelPosMHAXL", normalize_before=True, causal=False,
         )  # fmt: skip
