@@ -32,17 +32,6 @@ from asr_lightning.models.checkpoints import build_recognizer
 EXPERIMENT = Path("experiments/rnnt_random.yaml")
 VOCABULARY, MELS, SUBSAMPLING, CHANNELS = 31, 80, 4, 108
 DIMENSION, LAYERS, HEADS, INNER, KERNEL, JOINT = 216, 7, 4, 864, 31, 256
-    31,
-    80,
-    4,
-    108,
-    216,
-    7,
-    4,
-    864,
-    31,
-    256,
-)
 
 Loss = Callable[[Batch], Tensor]
 
