@@ -63,7 +63,7 @@ class SaveWhenStopped(Callback):
             return
         saving = trainer.checkpoint_callback
         path = Path(getattr(saving, "dirpath", None) or Path(trainer.default_root_dir) / "checkpoints") / NAME
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         rank_zero_info(f"Stopped after step {trainer.global_step}. The same command with --ckpt_path {path} goes on.")
         raise SystemExit(128 + (self._received or signal.SIGTERM) if trainer.is_global_zero else 0)
 
