@@ -130,7 +130,7 @@ $(DEMO)/hybrid%/tuned: $(DEMO)/hybrid%/finished
 	$(HYBRID_TOOL) tune --config experiments/demo/hybrid.yaml --subsets dev-clean dev-other \
 		--checkpoint $(@D)/checkpoints/last.ckpt --output $(@D)/search.yaml > $(@D)/tuning.txt
 	$(LIGHTNING) test --config experiments/demo/hybrid.yaml --config $(@D)/search.yaml \
-		--ckpt_path $(@D)/checkpoints/last.ckpt --trainer.default_root_dir $(@D)
+		--seed_everything $(subst seed,,$(notdir $(@D))) --ckpt_path $(@D)/checkpoints/last.ckpt --trainer.default_root_dir $(@D)
 	@touch $@
 
 $(HYBRID)/boundaries: $(HYBRID)/seed1/finished $(DEMO)/hybrid_mmi/seed1/finished
