@@ -5,6 +5,7 @@ Example: python -m asr_lightning.tools.dashboard --group demo/rnnt_random demo/r
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.report import dashboard
 from asr_lightning.report.wandb_runs import LoggedRun, find_runs, layers_of
 
+ANSWER_SECONDS = 60  # where there is no server, W&B's client at times waits for ever
 NO_LOGIN = (
     "nothing was sent: W&B needs a login. Log in with `wandb login` or set WANDB_API_KEY, do not set WANDB_MODE to "
     "offline or disabled, and say --save again."
@@ -64,6 +66,10 @@ def check(shown: Sequence[LoggedRun], sections: dashboard.Sections) -> tuple[lis
     return lines, complete
 
 
+def _give_up(*_: object) -> None:
+    raise TimeoutError(f"no answer within {ANSWER_SECONDS} s")
+
+
 def publish(entity: str | None, project: str, groups: Sequence[str], sections: dashboard.Sections) -> list[str]:
     """Make a report and a workspace at W&B, each time new ones, and return their addresses.
 
@@ -77,6 +83,8 @@ def publish(entity: str | None, project: str, groups: Sequence[str], sections: d
         InputError: There is no login, or W&B does not answer or refuses.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
+    before = signal.signal(signal.SIGALRM, _give_up)
+    signal.alarm(ANSWER_SECONDS)
     try:
         if not wandb.login(prompt=False):
             raise InputError(NO_LOGIN)
@@ -89,6 +97,9 @@ def publish(entity: str | None, project: str, groups: Sequence[str], sections: d
         raise
     except Exception as error:  # W&B's have no class in common
         raise InputError(f"W&B did not take the dashboard of {entity or 'you'}/{project}: {error}") from error
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
     return [f"report:    {report.url}", f"workspace: {workspace.url}"]
 
 
