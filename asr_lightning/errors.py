@@ -1,6 +1,7 @@
 """The one exception that users are meant to read."""
 
 SHOWN = 80  # characters of what was found
+SAID = 400  # characters of what a library says of it
 
 
 class InputError(ValueError):
@@ -14,3 +15,9 @@ class InputError(ValueError):
 def shown(text: str) -> str:
     """Return the beginning of something that was found, so that a line of megabytes makes no message of megabytes."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def reason(error: Exception) -> str:
+    """Return what an error of a library says, cut likewise: some quote all that they could not read."""
+    said = str(error)
+    return said if len(said) <= SAID else f"{said[:SAID]}…"

@@ -15,7 +15,7 @@ from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.serialization import deserialize_item
 from tqdm import tqdm
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, reason
 from asr_lightning.files import replacing
 
 FORMAT = 1  # of the files below; raise it when they change, and old ones are rebuilt
@@ -168,7 +168,7 @@ class Manifest:
         except OSError:
             raise
         except Exception as error:  # zipfile, KeyError, EOFError: whatever a damaged archive gives
-            raise ValueError(f"{index_path(self.path)} is damaged: {error}") from error
+            raise ValueError(f"{index_path(self.path)} is damaged: {reason(error)}") from error
         self.bad_path = bad_path(self.path)
         self._file: BinaryIO = self.path.open("rb")
         size = os.fstat(self._file.fileno()).st_size

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, reason
 from asr_lightning.files import write_atomically
 
 Unit = Literal["frame", "token"]
@@ -211,7 +211,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         return described
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"expected activations in {folder}, with a {DESCRIPTION}, got {type(error).__name__}: {error}; "
+            f"expected activations in {folder}, with a {DESCRIPTION}, got {type(error).__name__}: {reason(error)}; "
             "asr_lightning.callbacks.activations.Activations writes them"
         ) from error
 
@@ -243,7 +243,7 @@ def read_layer(folder: Path, module: str) -> Layer:
         with (folder / f"{module}.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))[1:]
     except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TokenError, csv.Error) as error:  # NumPy's too
-        raise InputError(f"{folder}: the rows of {module} cannot be read: {error}") from error
+        raise InputError(f"{folder}: the rows of {module} cannot be read: {reason(error)}") from error
     if values.ndim != 2 or values.dtype.kind != "f":
         raise InputError(f"{folder}/{module}.npy: expected rows of numbers, found {values.shape} of {values.dtype}")
     if len(rows) != len(values) or any(len(row) != len(COLUMNS) for row in rows):
@@ -253,7 +253,9 @@ def read_layer(folder: Path, module: str) -> Layer:
         seconds = [np.array([float(one or "nan") for one in column]) for column in (starts, ends)]
         places = np.array(index, dtype=int)
     except (ValueError, OverflowError) as error:
-        raise InputError(f"{folder}/{module}.csv: expected numbers for index, start and end: {error}") from error
+        raise InputError(
+            f"{folder}/{module}.csv: expected numbers for index, start and end: {reason(error)}"
+        ) from error
     labels = [np.array(column, dtype=str) for column in (names, speakers, characters, phones)]
     return Layer(
         module, described[module]["unit"], values, labels[0], labels[1], places,
@@ -271,4 +273,4 @@ def read_utterances(folder: Path) -> dict[str, dict[str, str]]:
         with (folder / "utterances.csv").open(encoding="utf-8", newline="") as file:
             return {row["utterance"]: row for row in csv.DictReader(file)}
     except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise InputError(f"expected activations in {folder}, with an utterances.csv: {error}") from error
+        raise InputError(f"expected activations in {folder}, with an utterances.csv: {reason(error)}") from error

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import kaldi_hmm_gmm as kaldi
 import numpy as np
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, reason
 from asr_lightning.files import replacing, write_atomically
 from asr_lightning.hmm.kaldi_tree import read_tree
 from asr_lightning.text.lexicon import NOT_SPEECH, SPOKEN_NOISE, Lexicon, read_lexicon, write_lexicon
@@ -185,7 +185,7 @@ def _reading(path: Path) -> Iterator[Path]:
         yield path
     except DAMAGED as error:
         raise InputError(
-            f"cannot read {path} ({error}); make it anew with `python -m asr_lightning.tools.hybrid`"
+            f"cannot read {path} ({reason(error)}); make it anew with `python -m asr_lightning.tools.hybrid`"
         ) from error
 
 

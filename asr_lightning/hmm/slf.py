@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_lightning.errors import InputError, shown
+from asr_lightning.errors import InputError, reason, shown
 from asr_lightning.files import write_atomically
 from asr_lightning.hmm.lattice import Lattice
 
@@ -76,9 +76,9 @@ def read_slf(path: Path, hop: float) -> Lattice:
             raise ValueError(f"{found[0]} nodes and {found[1]} links where it says N={counts[0]} L={counts[1]}")
         return _lattice(header, nodes, links, hop)
     except KeyError as error:
-        raise InputError(f"{path}: expected a lattice in HTK's format, found no {error}") from error
+        raise InputError(f"{path}: expected a lattice in HTK's format, found no {reason(error)}") from error
     except ValueError as error:
-        raise InputError(f"{path}: expected a lattice in HTK's format, found {error}") from error
+        raise InputError(f"{path}: expected a lattice in HTK's format, found {reason(error)}") from error
 
 
 def _fields(line: str) -> Fields:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, reason
 from asr_lightning.files import replacing
 
 
@@ -59,7 +59,7 @@ class AlignmentStore:
         try:
             return np.frombuffer(zlib.decompress(packed), dtype="<i4").astype(np.int64)
         except (zlib.error, ValueError, TypeError) as error:
-            raise self._error(f"{id}: {error}") from error
+            raise self._error(f"{id}: {reason(error)}") from error
 
     def _error(self, reason: object) -> InputError:
         return InputError(

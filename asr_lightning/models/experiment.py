@@ -12,7 +12,7 @@ from lightning import LightningModule
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, reason
 from asr_lightning.models.checkpoints import build_model
 
 
@@ -27,7 +27,7 @@ def read_part(path: Path, name: str = "model") -> dict[str, Any]:
     except OSError as error:
         raise InputError(error.strerror or str(error)) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date without such a day
-        raise InputError(f"this is no YAML: {error}") from error
+        raise InputError(f"this is no YAML: {reason(error)}") from error
     part = experiment.get(name) if isinstance(experiment, dict) else None
     if not isinstance(part, dict):
         raise InputError(

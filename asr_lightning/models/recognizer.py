@@ -176,16 +176,15 @@ class Recognizer(lightning.LightningModule, ABC):
         norm_is_finite = torch.nn.utils.get_total_norm(gradients).isfinite()
         if not bool(norm_is_finite & (self._usable > 0)):
             optimizer.zero_grad(set_to_none=True)  # optimisers pass over parameters without a gradient
-            self._count_gradient(bool(norm_is_finite))
+            if not bool(norm_is_finite):  # without a usable loss it is, which is counted where losses are
+                self._count_lost_gradient()
         else:
             self._lost_gradients = 0
         self._usable = torch.zeros_like(self._usable)
         if len(self._pending) >= REVIEW_STEPS or int(self._lost_batches) >= LOST_BATCHES_IN_A_ROW:
             self._review_pending()
 
-    def _count_gradient(self, finite: bool) -> None:
-        if finite:
-            return  # there was no usable loss, which is counted where losses are
+    def _count_lost_gradient(self) -> None:
         ids = ", ".join(self._pending[-1][0] if self._pending else [])
         rank_zero_warn(f"the gradient is not finite: step {self.global_step} is skipped; utterances {ids}")
         self._lost_gradients += 1

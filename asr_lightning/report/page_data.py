@@ -10,7 +10,7 @@ import numpy as np
 
 from asr_lightning.analysis.layers import FIGURES, Measured, curves
 from asr_lightning.analysis.probes import LayerFigures
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, reason
 from asr_lightning.report.figures import ErrorRate
 from asr_lightning.report.figures import curves as rate_curves
 from asr_lightning.report.layer_figures import phone_colours
@@ -126,6 +126,8 @@ def gather_neighbours(name: str, folder: Path) -> Data | None:
         return None
     with (folder / "table.csv").open(encoding="utf-8", newline="") as file:
         head, *rows = csv.reader(file)
+    if not rows:
+        raise InputError(f"{folder / 'table.csv'}: expected a line of each layer, found none")
     layers = []
     for row in rows:
         lines = _read(folder / f"{row[0]}.csv", {"utterance", "index", "character", "neighbour_1"})
@@ -133,7 +135,7 @@ def gather_neighbours(name: str, folder: Path) -> Data | None:
         place = {(line["utterance"], line["index"]): number for number, line in enumerate(kept)}
         ranks = sum(key.startswith("neighbour_") for key in lines[0]) if lines else 0
         layers.append({"name": row[0], **_nearest(kept, place, ranks)})
-    utterances = list(dict.fromkeys(line["utterance"] for line in kept)) if rows else []
+    utterances = list(dict.fromkeys(line["utterance"] for line in kept))
     characters = [line["character"] for line in kept]
     number = {utterance: place for place, utterance in enumerate(utterances)}
     sentence = [number[line["utterance"]] for line in kept]
@@ -202,7 +204,7 @@ def gather_alignments(name: str, folder: Path) -> Data | None:
             if "posteriors" in parts:
                 maps.append(_posteriors(parts))
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path}: expected what the callback Alignments writes: {error}") from error
+            raise InputError(f"{path}: expected what the callback Alignments writes: {reason(error)}") from error
         utterances.append(
             {
                 "id": path.stem,

@@ -9,7 +9,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from wandb.proto.wandb_internal_pb2 import HistoryRecord, Record  # type: ignore[attr-defined] # made when imported
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, reason
 
 MAGIC = b":W&B"
 START = 7  # bytes before the first record: the magic, two of a checksum, one of a version
@@ -68,7 +68,7 @@ def read_run(path: Path) -> LoggedRun:
                 run = record.run
             logged |= _kinds(record.history)
     except (DecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: expected a run's file of W&B, got one that is damaged: {error}") from error
+        raise InputError(f"{path}: expected a run's file of W&B, got one that is damaged: {reason(error)}") from error
     if run is None:
         raise InputError(
             f"{path}: expected a run's file of W&B, got one that names no run. If the run has just begun, W&B has not "

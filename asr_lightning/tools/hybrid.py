@@ -5,7 +5,6 @@ Example: python -m asr_lightning.tools.hybrid prepare --config experiments/demo/
 """
 
 import argparse
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +32,7 @@ from asr_lightning.text.graphemes_to_phones import JointSequenceModel
 from asr_lightning.text.lexicon import Lexicon, capitals, cmudict, complete, read_lexicon
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney
+from asr_lightning.tools.arguments import above_zero
 from asr_lightning.tools.ngram import find_texts, read_sentences
 from asr_lightning.tools.state_alignment import (
     Aligned,
@@ -222,17 +222,6 @@ def tune(options: argparse.Namespace) -> str:
     return "\n".join([*lines, f"The best, {best:g}, is in {options.output.absolute()}: give it as a second --config"])
 
 
-def _above(zero: Callable[[str], float]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        number = zero(text)
-        if not 0 < number < math.inf:
-            raise ValueError
-        return number
-
-    parse.__name__ = "whole number above 0" if zero is int else "number above 0"  # as argparse names it in messages
-    return parse
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m asr_lightning.tools.hybrid", description=__doc__.splitlines()[0])
@@ -263,14 +252,17 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--skip-columns", type=int, default=0, metavar="N", help="words at the start of their lines that are no text"
     )
-    one.add_argument("--order", type=_above(int), default=3, help="of the language model that is estimated")
-    one.add_argument("--passes", type=_above(int), default=40, help="over the data of the Gaussian mixtures")
-    one.add_argument("--gaussians", type=_above(int), default=1000, help="in all mixtures together")
+    one.add_argument("--order", type=above_zero(int), default=3, help="of the language model that is estimated")
+    one.add_argument("--passes", type=above_zero(int), default=40, help="over the data of the Gaussian mixtures")
+    one.add_argument("--gaussians", type=above_zero(int), default=1000, help="in all mixtures together")
     one.add_argument(
-        "--gmm-minutes", type=_above(float), default=60.0, help="of audio that the mixtures learn from, held in memory"
+        "--gmm-minutes",
+        type=above_zero(float),
+        default=60.0,
+        help="of audio that the mixtures learn from, held in memory",
     )
-    one.add_argument("--tied-states", type=_above(int), default=500, help="at most, but three a phone")
-    one.add_argument("--least-frames", type=_above(float), default=100.0, help="that a tied state needs")
+    one.add_argument("--tied-states", type=above_zero(int), default=500, help="at most, but three a phone")
+    one.add_argument("--least-frames", type=above_zero(float), default=100.0, help="that a tied state needs")
     one.add_argument("--seed", type=int, default=1, help="of the first alignments")
     one.set_defaults(run=in_one_go(prepare))
     one = commands.add_parser("realign", parents=[shared, network], help="the same from a network's alignments")
@@ -279,7 +271,7 @@ def make_parser() -> argparse.ArgumentParser:
     one = commands.add_parser("tune", parents=[shared, network], help="find the best weight of the language model")
     one.add_argument("--subsets", nargs="+", help="default: those that the experiment validates on")
     one.add_argument(
-        "--scales", nargs="+", type=_above(float), default=[0.05, 0.07, 0.1, 0.14, 0.2, 0.3],
+        "--scales", nargs="+", type=above_zero(float), default=[0.05, 0.07, 0.1, 0.14, 0.2, 0.3],
         help="of log likelihoods (default: 0.05 0.07 0.1 0.14 0.2 0.3)",
     )  # fmt: skip
     one.add_argument("--output", type=Path, required=True, metavar="YAML", help="where the best one goes")

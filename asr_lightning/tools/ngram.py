@@ -21,6 +21,7 @@ from asr_lightning.text.arpa import open_text, read_arpa, write_arpa
 from asr_lightning.text.ngram import SENTENCE_END, SENTENCE_START, UNKNOWN
 from asr_lightning.text.smoothing import kneser_ney, witten_bell
 from asr_lightning.text.tokenizers import CharacterTokenizer, Tokenizer
+from asr_lightning.tools.arguments import whole_number
 
 SMOOTHINGS = {"kneser-ney": kneser_ney, "witten-bell": witten_bell}
 STDIN = "-"
@@ -167,17 +168,6 @@ def read_with_progress(options: argparse.Namespace, split: Split) -> Iterator[Se
             yield tokens
 
 
-def _whole_number(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        number = int(text)
-        if number < least:
-            raise ValueError
-        return number
-
-    parse.__name__ = f"whole number from {least}"  # as argparse names it in messages
-    return parse
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
@@ -200,12 +190,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="experiment whose tokenizer makes the tokens (default: characters A-Z, ' and _)",
     )  # fmt: skip
     texts.add_argument(
-        "--skip-columns", type=_whole_number(0), default=0, metavar="N",
+        "--skip-columns", type=whole_number(0), default=0, metavar="N",
         help="words at the start of each line to skip: 1 for *.trans.txt of LibriSpeech and text of Kaldi (default: 0)",
     )  # fmt: skip
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     new = commands.add_parser("estimate", parents=[texts], help="make a model", description="Make a model from text.")
-    new.add_argument("--order", type=_whole_number(1), default=3, metavar="N", help="units in an n-gram (default: 3)")
+    new.add_argument("--order", type=whole_number(1), default=3, metavar="N", help="units in an n-gram (default: 3)")
     new.add_argument(
         "--smoothing", choices=SMOOTHINGS, default="kneser-ney",
         help="kneser-ney is modified and interpolated; witten-bell suits tiny texts (default: kneser-ney)",

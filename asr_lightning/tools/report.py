@@ -14,7 +14,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 from asr_lightning.callbacks.transcripts import name_of_run
-from asr_lightning.errors import InputError, shown
+from asr_lightning.errors import InputError, reason
 from asr_lightning.report.page import write_page
 from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_layers, gather_neighbours
 from asr_lightning.report.run_folders import find_runs, read_experiments, read_runs
@@ -33,7 +33,7 @@ GATHERERS = {"layers": ("tsne", gather_layers), "neighbours": ("neighbours", gat
              "alignments": ("alignments", gather_alignments)}  # fmt: skip
 # what numbers, columns and archives of damaged files give
 DAMAGED = (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, SyntaxError, TokenError, csv.Error,
-           zlib.error, BadZipFile, NotImplementedError, RuntimeError)  # fmt: skip
+           zlib.error, BadZipFile, RuntimeError)  # fmt: skip
 Gatherer = Callable[[str, Path], dict[str, Any] | None]
 
 
@@ -76,7 +76,7 @@ def _try(gatherer: Gatherer, run: Path, folder: Path, problems: list[str]) -> di
     except InputError as error:
         problems.append(str(error))
     except DAMAGED as error:
-        problems.append(f"{folder}: expected what the callbacks write, got {type(error).__name__}: {shown(str(error))}")
+        problems.append(f"{folder}: expected what the callbacks write, got {type(error).__name__}: {reason(error)}")
     return None
 
 

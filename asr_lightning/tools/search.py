@@ -24,7 +24,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from asr_lightning.errors import InputError, shown
+from asr_lightning.errors import InputError, reason, shown
 from asr_lightning.files import replacing, write_atomically
 from asr_lightning.report.run_folders import read_rates
 from asr_lightning.report.search_figure import plot_search, short_name
@@ -48,7 +48,7 @@ def read_space(path: Path) -> dict[str, Any]:
     try:
         space = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"cannot read the space {path}: {error}") from error
+        raise InputError(f"cannot read the space {path}: {reason(error)}") from error
     if not isinstance(space, dict) or not space:
         raise InputError(
             f"{path}: expected keys of an experiment with their values or ranges, got {shown(repr(space))}"

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from asr_lightning.errors import InputError
-from asr_lightning.tools.subsets import read_corpus
+from asr_lightning.tools.arguments import whole_number
+from asr_lightning.tools.subsets import read_corpus, set_up
 from data_modules.sharding import Written, write_subset
 
 
@@ -36,21 +37,9 @@ def write_shards(
     chosen = list(dict.fromkeys(named if subsets is None else subsets))
     if not chosen:
         raise InputError(f"{config}: expected data with subsets, found none: give --subsets")
-    corpus.subsets = {**{role: [] for role in corpus.subsets}, "predict": chosen}
-    corpus.prepare_data()
-    corpus.setup("predict")
+    set_up(corpus, "predict", chosen)
     for subset in chosen:
         yield subset, write_subset(corpus, subset, output.expanduser().absolute(), utterances_per_shard, replace)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-_count.__name__ = "whole number from 1"  # as argparse names it in messages
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -66,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, required=True, metavar="EXPERIMENT", help="a YAML with the corpus")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where to write FOLDER/<subset>")
     parser.add_argument("--subsets", nargs="+", metavar="SUBSET", help="default: all that the experiment names")
-    parser.add_argument("--utterances-per-shard", type=_count, default=1000, metavar="N", help="default: 1000")
+    parser.add_argument("--utterances-per-shard", type=whole_number(1), default=1000, metavar="N", help="default: 1000")
     parser.add_argument("--replace", action="store_true", help="write anew where something else is")
     return parser
 

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -24,9 +25,7 @@ def open_corpus(config: Path, subsets: Sequence[str] | None) -> dict[str, Evalua
     chosen = list(dict.fromkeys(module.subsets["test"] if subsets is None else subsets))
     if not chosen:
         raise InputError(f"{config}: expected data with test_subsets, found none: give --subsets")
-    module.subsets = {**{role: [] for role in module.subsets}, "predict": chosen}
-    module.prepare_data()
-    module.setup("predict")
+    set_up(module, "predict", chosen)
     return module.predict_dataloader()
 
 
@@ -60,12 +59,21 @@ def training_texts(config: Path) -> Iterator[str]:
         InputError: The experiment cannot be read, or its data cannot be used.
     """
     module = read_corpus(config)
-    module.subsets = {**{role: [] for role in module.subsets}, "train": module.subsets["train"]}
-    module.prepare_data()
-    module.setup("fit")
+    set_up(module, "train", module.subsets["train"])
     for manifest in module.manifests.values():
         for number in range(len(manifest)):
             yield manifest[number].supervisions[0].text or ""
+
+
+def set_up(module: CorpusDataModule, role: Literal["train", "predict"], subsets: Sequence[str]) -> None:
+    """Make a corpus ready to give these subsets in one role, and nothing else of it.
+
+    Raises:
+        InputError: A subset cannot be used.
+    """
+    module.subsets = {**{one: [] for one in module.subsets}, role: list(subsets)}
+    module.prepare_data()
+    module.setup("fit" if role == "train" else role)
 
 
 def read_corpus(config: Path) -> CorpusDataModule:

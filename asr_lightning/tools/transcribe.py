@@ -5,7 +5,6 @@ Example: python -m asr_lightning.tools.transcribe --checkpoint runs/rnnt/checkpo
 
 import argparse
 import io
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from asr_lightning.batch import Batch, Utterance
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import load_recognizer
 from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.tools.arguments import above_zero, whole_number
 
 BLOCK_FRAMES = 1 << 20  # decoded at a time: of a file with many channels, only the mix is held whole
 WINDOW_BATCHES = 4  # so many batches of audio are held, to find files of similar length in them
@@ -197,23 +197,6 @@ def write_transcripts(recognizer: Recognizer, paths: Sequence[str], batch_second
     return good
 
 
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise ValueError
-    return number
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-_positive.__name__, _count.__name__ = "number above 0", "whole number from 1"  # as argparse names them in messages
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
@@ -227,10 +210,13 @@ def make_parser() -> argparse.ArgumentParser:
         "audio", nargs="+", metavar="AUDIO", help="WAV, FLAC, OGG, MP3, …; any sample rate, channels are mixed to one"
     )
     parser.add_argument(
-        "--beam", type=_count, metavar="N", help="hypotheses kept in decoding (default: as the recogniser was trained)"
+        "--beam",
+        type=whole_number(1),
+        metavar="N",
+        help="hypotheses kept in decoding (default: as the recogniser was trained)",
     )
     parser.add_argument(
-        "--batch-seconds", type=_positive, default=100.0, metavar="S",
+        "--batch-seconds", type=above_zero(float), default=100.0, metavar="S",
         help="seconds of audio that are recognised at once; a longer file goes alone (default: 100)",
     )  # fmt: skip
     parser.add_argument(

@@ -5,7 +5,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hostile import FUZZED, RANDOM, Refusing, mutated
+from hostile import FUZZED, RANDOM, Refusing, mutated, spoiled
 from hypothesis import given, settings
 from made_corpora import make_subset
 from praatio import textgrid
@@ -29,13 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def librispeech(folder: Path) -> dict[Path, bytes]:
+def librispeech(folder: Path) -> list[Path]:
     make_subset(folder / "libri", "s", 3)
-    return {path: path.read_bytes() for path in sorted((folder / "libri").rglob("*")) if path.is_file()}
+    return [path for path in sorted((folder / "libri").rglob("*")) if path.is_file()]
 
 
 @pytest.fixture(scope="module")
-def ksponspeech(folder: Path) -> dict[Path, bytes]:
+def ksponspeech(folder: Path) -> list[Path]:
     place = folder / "kspon/KsponSpeech_01/KsponSpeech_0001"
     place.mkdir(parents=True)
     names = [f"KsponSpeech_00000{number}" for number in range(3)]
@@ -44,7 +44,7 @@ def ksponspeech(folder: Path) -> dict[Path, bytes]:
     text = "안녕 b/ (2월)/(이 월 )달에"
     lines = "".join(f"KsponSpeech_01/KsponSpeech_0001/{name}.pcm :: {text}\n" for name in names)
     (folder / "kspon/train.trn").write_text(lines, encoding="utf-8")
-    return {path: path.read_bytes() for path in sorted((folder / "kspon").rglob("*")) if path.is_file()}
+    return [path for path in sorted((folder / "kspon").rglob("*")) if path.is_file()]
 
 
 def read_all(corpus: CorpusDataModule, subset: str) -> int:
@@ -56,33 +56,25 @@ def read_all(corpus: CorpusDataModule, subset: str) -> int:
 
 @SLOW
 @given(random=RANDOM)
-def test_librispeech_goes_on_with_what_is_good(random: Random, folder: Path, librispeech: dict[Path, bytes]) -> None:
-    path = random.choice(list(librispeech))
-    path.write_bytes(mutated(librispeech[path], random))
-    try:
+def test_librispeech_goes_on_with_what_is_good(random: Random, folder: Path, librispeech: list[Path]) -> None:
+    with spoiled(random.choice(librispeech), random):
         corpus = LibriSpeechDataModule(str(folder / "libri"), predict_subsets=["s"], on_bad="skip", workers=0)
         with Refusing():
             assert read_all(corpus, "s") >= 2
-    finally:
-        path.write_bytes(librispeech[path])
 
 
 @SLOW
 @given(random=RANDOM)
-def test_ksponspeech_goes_on_with_what_is_good(random: Random, folder: Path, ksponspeech: dict[Path, bytes]) -> None:
-    path = random.choice(list(ksponspeech))
-    path.write_bytes(mutated(ksponspeech[path], random))
-    try:
+def test_ksponspeech_goes_on_with_what_is_good(random: Random, folder: Path, ksponspeech: list[Path]) -> None:
+    with spoiled(random.choice(ksponspeech), random):
         corpus = KsponSpeechDataModule(str(folder / "kspon"), predict_subsets=["train"], on_bad="skip", workers=0)
         with Refusing("kspon"):
             read_all(corpus, "train")
-    finally:
-        path.write_bytes(ksponspeech[path])
 
 
 @SLOW
 @given(random=RANDOM)
-def test_damaged_caches_are_made_anew(random: Random, folder: Path, librispeech: dict[Path, bytes]) -> None:
+def test_damaged_caches_are_made_anew(random: Random, folder: Path, librispeech: list[Path]) -> None:
     corpus = LibriSpeechDataModule(str(folder / "libri"), predict_subsets=["s"], on_bad="skip", workers=0)
     assert read_all(corpus, "s") == 3
     index = corpus.manifest_folder / "s.index.npz"

@@ -3,7 +3,8 @@
 import os
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -132,6 +133,17 @@ class Refusing:
         assert not missing, f"{str(error)!r} does not say {missing}"
         assert len(str(error)) < 4_000, f"a message of {len(str(error))} characters: {str(error)[:400]}"
         return True
+
+
+@contextmanager
+def spoiled(path: Path, random: Random) -> Iterator[None]:
+    """Change a file for a while."""
+    before = path.read_bytes()
+    path.write_bytes(mutated(before, random))
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
 
 
 def in_the_place_of_a_file(path: Path) -> dict[str, Callable[[], None]]:

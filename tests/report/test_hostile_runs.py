@@ -5,7 +5,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hostile import FUZZED, RANDOM, Refusing, mutated
+from hostile import FUZZED, RANDOM, Refusing, mutated, spoiled
 from hypothesis import given, settings
 from test_page import inside
 
@@ -35,25 +35,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def spoil(path: Path, random: Random) -> bytes:
-    before = path.read_bytes()
-    path.write_bytes(mutated(before, random))
-    return before
-
-
 @FUZZED
 @given(random=RANDOM)
 def test_tables_transcripts_and_logs(random: Random, run: Path) -> None:
     names = ["error_rates.csv", "transcripts/validation-epoch3-s.jsonl", "logs/version_0/metrics.csv"]
     path = run / random.choice(names)
-    before = spoil(path, random)
-    try:
-        with Refusing("seed1"):
-            read_rates(run / names[0])
-            list(read_transcripts(run / names[1]))
-            read_experiments([read_run(run)], [])
-    finally:
-        path.write_bytes(before)
+    with spoiled(path, random), Refusing("seed1"):
+        read_rates(run / names[0])
+        list(read_transcripts(run / names[1]))
+        read_experiments([read_run(run)], [])
 
 
 @FUZZED
@@ -61,13 +51,9 @@ def test_tables_transcripts_and_logs(random: Random, run: Path) -> None:
 def test_activations(random: Random, run: Path) -> None:
     folder = run / "activations" / "test"
     path = random.choice(sorted(folder.iterdir()))
-    before = spoil(path, random)
-    try:
-        with Refusing("activations"):
-            read_layers(folder)
-            read_utterances(folder)
-    finally:
-        path.write_bytes(before)
+    with spoiled(path, random), Refusing("activations"):
+        read_layers(folder)
+        read_utterances(folder)
 
 
 @settings(FUZZED, max_examples=20)
@@ -75,13 +61,9 @@ def test_activations(random: Random, run: Path) -> None:
 def test_a_page_leaves_out_what_is_damaged(random: Random, run: Path) -> None:
     parts = [path for name in ("tsne", "neighbours", "alignments") for path in sorted((run / name).rglob("*.*"))]
     path = random.choice([one for one in parts if one.is_file()])
-    before = spoil(path, random)
-    try:
-        with Refusing():
-            data, problems = report.gather([run], "title", None, "test")
-            assert data["curves"] and all(isinstance(one, str) for one in problems)
-    finally:
-        path.write_bytes(before)
+    with spoiled(path, random), Refusing():
+        data, problems = report.gather([run], "title", None, "test")
+        assert data["curves"] and all(isinstance(one, str) for one in problems)
 
 
 @FUZZED
