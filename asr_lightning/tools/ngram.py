@@ -19,9 +19,10 @@ from asr_lightning.models.checkpoints import instantiate
 from asr_lightning.models.experiment import read_part
 from asr_lightning.text.arpa import open_text, read_arpa, write_arpa
 from asr_lightning.text.ngram import SENTENCE_END, SENTENCE_START, UNKNOWN
+from asr_lightning.text.pruning import prune
 from asr_lightning.text.smoothing import kneser_ney, witten_bell
 from asr_lightning.text.tokenizers import CharacterTokenizer, Tokenizer
-from asr_lightning.tools.arguments import whole_number
+from asr_lightning.tools.arguments import above_zero, whole_number
 
 SMOOTHINGS = {"kneser-ney": kneser_ney, "witten-bell": witten_bell}
 STDIN = "-"
@@ -134,9 +135,12 @@ def estimate(options: argparse.Namespace) -> str:
             yield tokens
 
     model = SMOOTHINGS[options.smoothing](counted(), options.order, vocabulary)
-    write_arpa(model, options.output)
-    lines = [f"{sentences} sentences, {units} {options.units}, order {options.order}, {options.smoothing}"]
-    lines += [f"{length}-grams: {len(level.keys)}" for length, level in enumerate(model.levels, 1)]
+    pruned = prune(model, options.prune) if options.prune else model
+    write_arpa(pruned, options.output)
+    lines = [f"{sentences} sentences, {units} {options.units}, order {pruned.order}, {options.smoothing}"]
+    for length, level in enumerate(model.levels, 1):
+        stay = len(pruned.levels[length - 1].keys) if length <= pruned.order else 0
+        lines.append(f"{length}-grams: {len(level.keys)}{f', of which {stay} stay' if options.prune else ''}")
     return "\n".join([*lines, f"Written to {options.output.absolute()}"])
 
 
@@ -199,6 +203,10 @@ def make_parser() -> argparse.ArgumentParser:
     new.add_argument(
         "--smoothing", choices=SMOOTHINGS, default="kneser-ney",
         help="kneser-ney is modified and interpolated; witten-bell suits tiny texts (default: kneser-ney)",
+    )  # fmt: skip
+    new.add_argument(
+        "--prune", type=above_zero(float), metavar="X",
+        help="leave out n-grams without which the perplexity rises by less than this share, e.g. 1e-8 (default: none)",
     )  # fmt: skip
     new.add_argument(
         "--output", type=Path, required=True, metavar="ARPA", help="the file to write, compressed if it ends in .gz"

@@ -12,6 +12,7 @@ import sentencepiece
 from asr_lightning.text.arpa import read_arpa, write_arpa
 from asr_lightning.text.hangul import JamoTokenizer
 from asr_lightning.text.ngram import NGram
+from asr_lightning.text.pruning import prune
 from asr_lightning.text.smoothing import kneser_ney, witten_bell
 from asr_lightning.text.tokenizers import CharacterTokenizer, SentencePieceTokenizer, train_sentencepiece
 from asr_lightning.tools import ngram
@@ -76,6 +77,19 @@ def test_kneser_ney_trigrams_are_the_default(text: Path, tmp_path: Path, capsys:
     assert ngram.main(["estimate", "--output", str(tmp_path / "lm.arpa"), str(text)]) == 0
     assert_same(tmp_path / "lm.arpa", kneser_ney([line.split() for line in LINES], 3), tmp_path)
     assert capsys.readouterr().out.startswith("12 sentences, 58 words, order 3, kneser-ney\n")
+
+
+def test_a_pruned_model(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "lm.arpa"
+    arguments = ["estimate", "--smoothing", "witten-bell", "--prune", "0.01", "--output", str(output), str(text)]
+    assert ngram.main(arguments) == 0
+    whole = witten_bell([line.split() for line in LINES], 3)
+    pruned = prune(whole, 0.01)
+    assert_same(output, pruned, tmp_path)
+    sizes = [(len(old.keys), len(new.keys)) for old, new in zip(whole.levels, pruned.levels, strict=True)]
+    assert sizes[2][1] < sizes[2][0]
+    shown = [f"{length}-grams: {old}, of which {new} stay" for length, (old, new) in enumerate(sizes, 1)]
+    assert capsys.readouterr().out.splitlines()[1:4] == shown
 
 
 def test_files_in_all_their_forms(text: Path, tmp_path: Path) -> None:
@@ -214,6 +228,7 @@ def test_what_cannot_be_used_is_told_in_a_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--prune", "-1"], "--prune: invalid number above 0 value: '-1'"),
         (["--order", "0"], "--order: invalid whole number from 1 value: '0'"),
         (["--skip-columns", "-1"], "--skip-columns: invalid whole number from 0 value: '-1'"),
         (["--smoothing", "none"], "choose from"),

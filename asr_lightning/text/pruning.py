@@ -1,0 +1,91 @@
+"""Smaller n-gram models: n-grams go that change the distribution least."""
+
+from itertools import pairwise
+
+import numpy as np
+
+from asr_lightning.text.ngram import Floats, Integers, Level, NGram
+
+LEAST_MASS = 1e-12  # of probability: less than this is rounding
+
+
+def prune(model: NGram, threshold: float) -> NGram:
+    """Leave out n-grams without which the perplexity rises by less than a share [Stolcke 1998].
+
+    Each n-gram is judged alone, by the relative entropy between the model with and without it, weighted with the
+    probability of its context; an n-gram that is the context of a longer one that stays, stays, as single tokens do.
+    The weights for backing off are computed anew. Contexts are weighted with the model's own probabilities of shorter
+    n-grams, which after Kneser-Ney smoothing are not how often these are said: such models lose more than others
+    [Chelba et al. 2010].
+
+    Args:
+        model: Its distributions add up to 1.
+        threshold: Relative rise of perplexity, such as 1e-8: what SRILM calls `-prune`. 0 leaves all n-grams.
+
+    Returns:
+        A model of the same order, or of a lower one if none of the longest n-grams stays.
+    """
+    levels = list(model.levels)
+    for length in range(model.order, 1, -1):
+        level = levels[length - 1]
+        stays = np.expm1(relative_entropies(model, length)) >= threshold
+        if length < len(levels):
+            stays[levels[length].keys // len(model.tokens)] = True
+        levels[length - 1] = Level(level.keys[stays], level.log_probs[stays], level.backoffs[stays])
+        if length < len(levels):
+            levels[length] = _moved(levels[length], stays.cumsum() - 1, len(model.tokens))
+        if not stays.any():
+            levels.pop()
+    return _normalized(NGram(model.tokens, levels))
+
+
+def relative_entropies(model: NGram, length: int) -> Floats:
+    """Return the relative entropy (G,), in nats, between a model and the same without one n-gram [Stolcke 1998, eq. 3].
+
+    Args:
+        model: Its distributions add up to 1.
+        length: Of the G n-grams, 2 or more.
+    """
+    rows = model.rows(length)
+    own, shorter = np.exp(model.levels[length - 1].log_probs), np.exp(model.log_probs(rows[:, 1:]))
+    contexts = model.levels[length - 1].keys // len(model.tokens)
+    left, shorter_left = _left(own, shorter, contexts, len(model.levels[length - 2].keys))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        before = np.log(left / shorter_left)
+        after = np.log((left[contexts] + own) / (shorter_left[contexts] + shorter))
+        lost = own * (np.log(own) - np.log(shorter) - after)
+        moved = left[contexts] * (before[contexts] - after)
+    lost, moved = (np.where(mass > LEAST_MASS, one, 0.0) for mass, one in ((own, lost), (left[contexts], moved)))
+    return np.maximum(_context_probs(model, length - 1)[contexts] * (lost + moved), 0)
+
+
+def _context_probs(model: NGram, length: int) -> Floats:
+    """Return the probabilities (C,) of the n-grams of a length; a start of a sentence is certain."""
+    rows = model.rows(length)
+    first = np.where(rows[:, 0] == model.start_id, 0.0, model.log_probs(rows[:, :1]))
+    return np.exp(first + sum(model.log_probs(rows[:, :end]) for end in range(2, length + 1)))
+
+
+def _left(own: Floats, shorter: Floats, contexts: Integers, size: int) -> tuple[Floats, Floats]:
+    """Return what is left (C,) in each context for other tokens, by its own distribution and by the shorter one's."""
+    left, shorter_left = (1 - np.bincount(contexts, one, size) for one in (own, shorter))
+    return np.maximum(left, 0), np.maximum(shorter_left, LEAST_MASS)
+
+
+def _moved(level: Level, places: Integers, vocabulary: int) -> Level:
+    """Return a level whose contexts have other places."""
+    contexts, tokens = np.divmod(level.keys, vocabulary)
+    return Level(places[contexts] * vocabulary + tokens, level.log_probs, level.backoffs)
+
+
+def _normalized(model: NGram) -> NGram:
+    """Return a model whose weights for backing off make all distributions add up to 1."""
+    levels = [Level(level.keys, level.log_probs, np.zeros(len(level.keys))) for level in model.levels]
+    model = NGram(model.tokens, levels)
+    for length, (below, level) in enumerate(pairwise(levels), 2):  # short contexts first: longer ones need them
+        contexts = level.keys // len(model.tokens)
+        shorter = np.exp(model.log_probs(model.rows(length)[:, 1:]))
+        left, shorter_left = _left(np.exp(level.log_probs), shorter, contexts, len(below.keys))
+        with np.errstate(divide="ignore"):
+            below.backoffs[:] = np.where(np.isin(np.arange(len(left)), contexts), np.log(left / shorter_left), 0.0)
+    return model

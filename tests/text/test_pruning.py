@@ -1,0 +1,98 @@
+"""Against the relative entropy between whole distributions, one n-gram taken out at a time."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_smoothing import zipf_text
+
+from asr_lightning.text.arpa import read_arpa, write_arpa
+from asr_lightning.text.ngram import Level, NGram
+from asr_lightning.text.pruning import prune, relative_entropies
+from asr_lightning.text.smoothing import kneser_ney, witten_bell
+
+TEXT = zipf_text(30, 200)
+MODELS = [witten_bell(TEXT, 3), kneser_ney(TEXT, 3), witten_bell(TEXT, 2)]
+Grams = set[tuple[int, ...]]
+
+
+def grams(model: NGram, length: int) -> Grams:
+    return {tuple(row) for row in model.rows(length).tolist()} if length <= model.order else set()
+
+
+def contexts(model: NGram) -> list[tuple[int, ...]]:
+    return [()] + [one for length in range(1, model.order) for one in sorted(grams(model, length))]
+
+
+def without(model: NGram, length: int, place: int) -> NGram:
+    """Take out one of the longest n-grams, and give its context the weight that makes it add up to 1."""
+    levels = [Level(level.keys, level.log_probs, level.backoffs.copy()) for level in model.levels[:length]]
+    level = levels[-1]
+    levels[-1] = Level(*(np.delete(one, place) for one in (level.keys, level.log_probs, level.backoffs)))
+    context = int(level.keys[place]) // len(model.tokens)
+    rest = levels[-1].keys[levels[-1].keys // len(model.tokens) == context] % len(model.tokens)
+    less = NGram(model.tokens, levels)
+    ids = model.rows(length)[place, :-1].tolist()
+    own = math.fsum(math.exp(less.distribution(ids)[token]) for token in rest)
+    shorter = math.fsum(math.exp(less.distribution(ids[1:])[token]) for token in rest)
+    levels[-2].backoffs[context] = math.log((1 - own) / (1 - shorter)) if len(rest) else 0.0
+    return less
+
+
+@pytest.mark.parametrize("model", MODELS, ids=["Witten-Bell", "Kneser-Ney", "bigrams"])
+def test_relative_entropies_are_those_of_whole_distributions(model: NGram) -> None:
+    for length in range(2, model.order + 1):
+        found = relative_entropies(model, length)
+        whole = NGram(model.tokens, model.levels[:length])
+        for place in range(0, len(found), 7):
+            ids = model.rows(length)[place, :-1].tolist()
+            before, after = (one.distribution(ids) for one in (whole, without(model, length, place)))
+            some = np.isfinite(before)
+            apart = float(np.exp(before[some]) @ (before[some] - after[some]))
+            said = [model.tokens[one] for one in ids]
+            seen = sum(model.log_prob(one, said[:at]) for at, one in enumerate(said) if (at, one) != (0, "<s>"))
+            assert found[place] == pytest.approx(math.exp(seen) * apart, rel=1e-6, abs=1e-15)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=["Witten-Bell", "Kneser-Ney", "bigrams"])
+@pytest.mark.parametrize("threshold", [1e-6, 1e-4, 1e-3, 1e-2, 10])
+def test_what_stays(model: NGram, threshold: float) -> None:
+    pruned = prune(model, threshold)
+    needed: Grams = set()
+    for length in range(model.order, 1, -1):
+        kept = grams(pruned, length)
+        rises = np.expm1(relative_entropies(model, length)) >= threshold
+        worth = {tuple(row) for row in model.rows(length)[rises].tolist()}
+        assert kept == worth | needed
+        needed = {one[:-1] for one in kept}
+    assert pruned.order == max([length for length in (1, 2, 3) if grams(pruned, length)])
+    for context in contexts(model):
+        assert np.exp(pruned.distribution(context)).sum() == pytest.approx(1, abs=1e-9)
+    for length, level in enumerate(pruned.levels, 1):
+        old = model.levels[length - 1].log_probs[model.find(pruned.rows(length))]
+        np.testing.assert_array_equal(level.log_probs, old)
+
+
+def test_nothing_goes_at_0_and_the_model_is_left_alone() -> None:
+    before = [level.backoffs.copy() for level in MODELS[0].levels]
+    same = prune(MODELS[0], 0.0)
+    prune(MODELS[0], 1e-3)
+    for old, level, new in zip(before, MODELS[0].levels, same.levels, strict=True):
+        np.testing.assert_array_equal(level.backoffs, old)
+        np.testing.assert_array_equal(new.keys, level.keys)
+        np.testing.assert_allclose(new.backoffs, old, atol=1e-9)
+
+
+def test_perplexity_rises_the_more_the_more_goes(tmp_path: Path) -> None:
+    held_out = zipf_text(30, 100, seed=1)
+    sizes, perplexities = [], []
+    for threshold in (0.0, 1e-4, 3e-4, 1e-3, 10.0):
+        write_arpa(prune(MODELS[0], threshold), tmp_path / "lm.arpa")
+        model = read_arpa(tmp_path / "lm.arpa")
+        sizes.append(sum(len(level.keys) for level in model.levels))
+        perplexities.append(model.perplexity(held_out).with_unknown)
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
+    assert perplexities[-1] > perplexities[0] and perplexities[1] < 1.01 * perplexities[0]
+    unigrams = NGram(MODELS[0].tokens, MODELS[0].levels[:1])
+    assert perplexities[-1] == pytest.approx(unigrams.perplexity(held_out).with_unknown, rel=1e-5)
