@@ -133,13 +133,17 @@ $(DEMO)/hybrid%/tuned: $(DEMO)/hybrid%/finished
 		--seed_everything $(subst seed,,$(notdir $(@D))) --ckpt_path $(@D)/checkpoints/last.ckpt --trainer.default_root_dir $(@D)
 	@touch $@
 
-$(HYBRID)/boundaries: $(HYBRID)/seed1/finished $(DEMO)/hybrid_mmi/seed1/finished
+ALIGNED := mixtures blstm blstm_mmi
+BOUNDARIES = $(BIN)/python -m asr_lightning.tools.boundaries \
+	$(foreach one,$(1),$(HYBRID)/alignments/$(one)/test-clean.$(2).ctm) --names $(1) \
+	--truth data/spoken/test-clean --output $(DEMO)/tables/boundaries_$(2)
+$(HYBRID)/boundaries: $(HYBRID)/seed1/finished $(DEMO)/hybrid_mmi/seed1/finished $(DEMO)/e2e_a/seed1/finished
 	$(ALIGN) --states $(HYBRID)/states --output $(@D)/alignments/mixtures
 	$(ALIGN) --checkpoint $(HYBRID)/seed1/checkpoints/last.ckpt --output $(@D)/alignments/blstm
 	$(ALIGN) --checkpoint $(DEMO)/hybrid_mmi/seed1/checkpoints/last.ckpt --output $(@D)/alignments/blstm_mmi
-	$(BIN)/python -m asr_lightning.tools.boundaries \
-		$(foreach one,mixtures blstm blstm_mmi,$(@D)/alignments/$(one)/test-clean.phones.ctm) \
-		--names mixtures blstm blstm_mmi --truth data/spoken/test-clean --output $(DEMO)/tables/boundaries
+	$(ALIGN) --checkpoint $(DEMO)/e2e_a/seed1/checkpoints/last.ckpt --output $(@D)/alignments/ctc
+	$(call BOUNDARIES,$(ALIGNED),phones)
+	$(call BOUNDARIES,$(ALIGNED) ctc,words) --lexicon data/spoken/lexicon.txt
 	@touch $@
 
 E2E_STUDENTS = $(call SEEDED,e2e_random e2e_ws)
