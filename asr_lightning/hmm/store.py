@@ -44,8 +44,11 @@ class AlignmentStore:
         while rows := self._query(
             "select id, transition_ids from alignments where id > ? order by id limit 1000", last
         ):
-            for last, packed in rows:
-                yield last, self._unpack(last, packed)
+            for id, packed in rows:
+                if not isinstance(id, str) or id <= last:  # in a damaged file, rows can lead in a circle
+                    raise self._error("its rows are in disorder")
+                yield id, self._unpack(id, packed)
+                last = id
 
     def _query(self, text: str, *values: str) -> list[tuple]:
         try:
@@ -61,9 +64,9 @@ class AlignmentStore:
         except (zlib.error, ValueError, TypeError) as error:
             raise self._error(f"{id}: {reason(error)}") from error
 
-    def _error(self, reason: object) -> InputError:
+    def _error(self, why: object) -> InputError:
         return InputError(
-            f"cannot read alignments from {self.path} ({reason}); make them with `python -m asr_lightning.tools.hybrid`"
+            f"cannot read alignments from {self.path} ({why}); make them with `python -m asr_lightning.tools.hybrid`"
         )
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from asr_lightning.nn.axes import Axis, Fixed, Units, axis, axis_size, units
 from asr_lightning.nn.convolution import MaskedBatchNorm, follow
+from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.extractors import clipped_relu
 from asr_lightning.nn.frame_attention import FrameAttention
@@ -63,7 +64,7 @@ class DeepSpeech2Encoder(Encoder):
         self.fully_connected = nn.Linear(width, fully_connected, bias=not batch_norm) if fully_connected else None
         self.norm = MaskedBatchNorm(fully_connected) if fully_connected and batch_norm else None
         self.layer_norm = None if fully_connected else nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say what the last layer reads."""

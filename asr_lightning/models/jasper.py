@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from asr_lightning.nn.axes import Axis, Fixed, Taps, axis, units
 from asr_lightning.nn.convolution import MaskedBatchNorm
+from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.masks import silence_padding
 
@@ -67,7 +68,7 @@ class Jasper(Encoder):
         self.epilogue = nn.ModuleList(
             [Convolution(read[-1], *epilogue, dilation=2), Convolution(epilogue[0], dimension, 1)]
         )
-        self.prologue_dropout, self.epilogue_dropout = nn.Dropout(dropouts[0]), nn.Dropout(epilogue_dropout)
+        self.prologue_dropout, self.epilogue_dropout = Dropout(dropouts[0]), Dropout(epilogue_dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say that the first convolution reads features."""
@@ -109,7 +110,7 @@ class JasperBlock(nn.Module):
         inputs = [read[-1]] + [channels] * (repeats - 1)
         self.convolutions = nn.ModuleList(Convolution(size, channels, kernel) for size in inputs)
         self.residuals = nn.ModuleList(Convolution(size, channels, 1) for size in read)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, read: Sequence[Tensor], lengths: Tensor) -> Tensor:
         """Transform the last of some tensors, each (B, T, D)."""

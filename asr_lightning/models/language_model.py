@@ -17,6 +17,7 @@ from asr_lightning.losses.cross_entropy import cross_entropy_loss
 from asr_lightning.models.checkpoints import load_model
 from asr_lightning.models.recognizer import LOST_BATCHES_IN_A_ROW, optimizer_and_schedule, seed_step
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
+from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.recurrent import read_on
 from asr_lightning.text.tokenizers import Tokenizer
 
@@ -79,7 +80,7 @@ class LSTMLanguageModel(lightning.LightningModule):
         # Not one module of several layers: cuDNN's dropout between them does not follow from the seed of the step.
         inputs = [embedding_dimension] + [hidden] * (layers - 1)
         self.layers = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in inputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(hidden, len(tokenizer))
         if tied:
             self.output.weight = self.embedding.weight

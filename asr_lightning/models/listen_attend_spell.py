@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Axis, Fixed, Tokens, Units, axis, axis_size, units
 from asr_lightning.nn.decoder import Decoder, State
+from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.mechanisms import Attention
 from asr_lightning.nn.stepwise import StepLinear, StepLSTMCell, gathered
 
@@ -55,7 +56,7 @@ class Speller(Decoder):
         self.embedding = nn.Embedding(len(vocabulary), hidden)
         inputs = [hidden + self.context_dimension] + [hidden] * (layers - 1)
         self.cells = nn.ModuleList(StepLSTMCell(size, hidden) for size in inputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = StepLinear(hidden + self.context_dimension, len(vocabulary))
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:

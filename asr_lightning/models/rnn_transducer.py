@@ -14,6 +14,7 @@ from asr_lightning.losses.joint_transducer import joint_transducer_loss
 from asr_lightning.losses.transducer import torchaudio_loss
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
+from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.recurrent import read_on
 
 State = tuple[Tensor, ...]  # each with the batch first
@@ -51,7 +52,7 @@ class LSTMPredictor(Predictor):
     def __init__(self, dimension: int, layers: int = 1, dropout: float = 0.0) -> None:
         super().__init__(dimension)
         self.layers = nn.ModuleList(nn.LSTM(dimension, dimension, batch_first=True) for _ in range(layers))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def initial_state(self, batch_size: int, device: torch.device) -> State:
         """Return zeros, (B, D) twice for every layer."""
@@ -75,7 +76,7 @@ class StatelessPredictor(Predictor):
         super().__init__(dimension)
         self.context = context
         self.mix = nn.Conv1d(dimension, dimension, kernel_size=context)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def initial_state(self, batch_size: int, device: torch.device) -> State:
         """Return zeros (B, context - 1, D) in the place of embeddings before the first."""

@@ -14,6 +14,7 @@ from torch.nn import functional
 from asr_lightning.nn.attention import split_heads
 from asr_lightning.nn.axes import Axis, Tokens, Units, axis, axis_size, units
 from asr_lightning.nn.decoder import Decoder, State
+from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.masks import visible_frames
 from asr_lightning.nn.positions import sinusoid_axis, sinusoids
@@ -57,7 +58,7 @@ class TransformerEncoder(Encoder):
             EncoderBlock(dimension, heads, head_dimension, feed_forward, dropout) for _ in range(layers)
         )
         self.norm = StreamNorm(dimension)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say that the subsampling writes what sinusoids are added to."""
@@ -121,7 +122,7 @@ class TransformerDecoder(Decoder):
         )
         self.norm = StreamNorm(dimension)
         self.output = nn.Linear(dimension, len(vocabulary))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say that embedding and output have a row per token, and that sinusoids are added to the embedding."""
@@ -173,7 +174,7 @@ class EncoderBlock(nn.Module):
         self.attention_norm = StreamNorm(dimension)
         self.attention = TransformerAttention(dimension, sinusoid_axis(dimension), heads, head_dimension, dropout)
         self.feed_forward = FeedForward(dimension, feed_forward, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
         """Transform x (B, T, D), whose frames can be looked at where `real` (B, 1, T) says so."""
@@ -194,7 +195,7 @@ class DecoderBlock(nn.Module):
         self.cross_norm = StreamNorm(dimension)
         self.cross_attention = TransformerAttention(dimension, memory, heads, head_dimension, dropout)
         self.feed_forward = FeedForward(dimension, feed_forward, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, said: State, past: Tensor, heard: State, real: Tensor) -> tuple[Tensor, State]:
         """Transform the newest places of each hypothesis.
@@ -284,9 +285,9 @@ class FeedForward(nn.Sequential):
             StreamNorm(dimension),
             nn.Linear(dimension, hidden),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden, dimension),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
         self.axes = sinusoid_axis(dimension), units(hidden)
 

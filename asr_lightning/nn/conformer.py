@@ -6,6 +6,7 @@ from torch.nn import functional
 from asr_lightning.nn.attention import RelativeSelfAttention
 from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
 from asr_lightning.nn.convolution import DepthwiseConvolution, MaskedBatchNorm
+from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.subsampling import ConvolutionalSubsampling
 
@@ -72,7 +73,7 @@ class ConformerBlock(nn.Module):
         self.convolution = ConvolutionPart(dimension, kernel, dropout)
         self.second_feed_forward = FeedForward(dimension, feed_forward, dropout)
         self.norm = nn.LayerNorm(dimension)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Transform x (B, T, D)."""
@@ -91,9 +92,9 @@ class FeedForward(nn.Sequential):
             nn.LayerNorm(dimension),
             nn.Linear(dimension, hidden),
             nn.SiLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden, dimension),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
 
@@ -108,7 +109,7 @@ class ConvolutionPart(nn.Module):
         self.depthwise = DepthwiseConvolution(dimension, kernel)
         self.batch_norm = MaskedBatchNorm(dimension)
         self.output = nn.Linear(dimension, dimension)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say that the gated linear unit packs values and gates."""

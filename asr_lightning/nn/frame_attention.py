@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from asr_lightning.nn.attention import split_heads
 from asr_lightning.nn.axes import Axis, Units, axis, axis_size, units
+from asr_lightning.nn.dropout import Dropout, dropout
 from asr_lightning.nn.masks import visible_frames
 from asr_lightning.nn.positions import sinusoids
 
@@ -59,7 +60,7 @@ class HeadAttention(FrameAttention):
         _check_heads(self.dimension, heads)
         self.heads = heads
         self.query, self.key, self.value, self.output = (nn.Linear(self.dimension, self.dimension) for _ in range(4))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say that queries, keys and values are heads × dimensions of a head."""
@@ -99,7 +100,7 @@ class TimeAttention(FrameAttention):
         self.query, self.key, self.value, self.output = (nn.Linear(self.dimension, self.dimension) for _ in range(4))
         # The softplus of these is the loss per frame of distance: heads begin between looking near and looking far.
         self.decay = nn.Parameter(torch.linspace(-1.0, -5.0, heads)) if decay else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say that queries, keys and values are heads × dimensions of a head."""
@@ -163,7 +164,7 @@ class AdditiveTimeAttention(FrameAttention):
             nn.Conv1d(1, channels, 2 * filter_frames + 1, padding=filter_frames, bias=False) if location else None
         )
         self.location = nn.Linear(channels, hidden, bias=False) if location else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say what is read and written."""
@@ -200,7 +201,7 @@ class AdditiveTimeAttention(FrameAttention):
             filtered = self.filters(shifted.flatten(0, 1).unsqueeze(1)).transpose(1, 2)  # (B · Q, T, channels)
             last = weights[:, -1:]
             weights = self._weights(sums + self.location(filtered).unflatten(0, shifted.shape[:2]), seen)
-        return functional.dropout(weights, self.dropout.p, self.training) @ values, last
+        return dropout(weights, self.dropout.p, self.training) @ values, last
 
     def _weights(self, sums: Tensor, seen: Tensor) -> Tensor:
         return self.energy(torch.tanh(sums)).squeeze(3).masked_fill(~seen, -math.inf).softmax(dim=2)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr_lightning.nn.axes import Axis, Fixed, Units, axis
+from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.masks import silence_padding
 from asr_lightning.nn.recurrent import reverse
@@ -142,7 +143,7 @@ class RecurrentProjectionEncoder(Encoder):
         self.layers = nn.ModuleList(
             BidirectionalRecurrentProjectionLSTM(size, hidden, recurrent_projection, projection) for size in sizes
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say that the first layer reads features of neighbouring frames, and others what is below them."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
+from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.masks import silence_padding
 from asr_lightning.nn.subsampling import ConvolutionalSubsampling
@@ -86,7 +87,7 @@ class LSTMEncoder(Encoder):
         self.subsampling = ConvolutionalSubsampling(input_dimension, self.dimension, channels, subsampling, dropout)
         self.layers = nn.ModuleList(BidirectionalLSTM(self.dimension, hidden) for _ in range(layers))
         self.norms = nn.ModuleList(nn.LayerNorm(self.dimension) for _ in range(layers))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say that everything between the layers is directions × units."""
@@ -136,7 +137,7 @@ class PyramidalLSTMEncoder(Encoder):
         sizes = [input_dimension] + [2 * hidden] * (layers + plain_layers)
         self.plain = nn.ModuleList(BidirectionalLSTM(size, hidden) for size in sizes[:plain_layers])
         self.pyramid = nn.ModuleList(BidirectionalLSTM(2 * size, hidden) for size in sizes[plain_layers:-1])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say that layers read pairs of frames, and those features or directions × units."""
@@ -199,7 +200,7 @@ class ProjectedLSTMEncoder(Encoder):
         inputs = [input_dimension] + [projection] * (layers - 1)
         self.layers = nn.ModuleList(BidirectionalLSTM(size, hidden) for size in inputs)
         self.projections = nn.ModuleList(nn.Linear(2 * hidden, projection) for _ in inputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say that the first layer reads features, and projections directions × units."""

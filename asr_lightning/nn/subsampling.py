@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
-from asr_lightning.nn.masks import silence_padding
+from asr_lightning.nn.dropout import Dropout
+from asr_lightning.nn.masks import real_frames, silence_padding
 
 
 class ConvolutionalSubsampling(nn.Module):
@@ -39,7 +40,7 @@ class ConvolutionalSubsampling(nn.Module):
             inputs = channels
         self.convolutions = nn.ModuleList(convolutions)
         self.projection = nn.Linear(channels * self.frequencies, dimension)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say that the projection reads channels × frequencies."""
@@ -48,10 +49,13 @@ class ConvolutionalSubsampling(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Subsample x (B, T, F) to (B, T / factor, D)."""
-        x = silence_padding(x, lengths).unsqueeze(1)  # (B, 1, T, F)
+        # (B, 1, T, F), but with channels last in memory, as all that follows then: half the time on a CPU
+        x = silence_padding(x, lengths).unsqueeze(3).permute(0, 3, 1, 2)
         for convolution in self.convolutions:
-            x = torch.relu(convolution(x))
+            x = convolution(x)
             lengths = (lengths + 1) // 2
-            x = silence_padding(x.transpose(1, 2), lengths).transpose(1, 2)  # the next one is to see zeros there
+            with torch.no_grad():  # what is 0 gets no gradient through `relu` either
+                x.masked_fill_(~real_frames(lengths, x.shape[2])[:, None, :, None], 0.0)
+            x = x.relu_()
         x = self.projection(x.transpose(1, 2).flatten(2))  # (B, T, C, F) -> (B, T, D)
         return self.dropout(x), lengths

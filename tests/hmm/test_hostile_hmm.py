@@ -1,6 +1,9 @@
 """Lattices, alignments and models of states, after slips of those who keep the files."""
 
 import re
+import sqlite3
+import zlib
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
@@ -70,6 +73,16 @@ def test_alignments(random: Random, folder: Path, store: bytes) -> None:
         opened = AlignmentStore(path)
         opened.get("a003")
         assert all((ids.dtype.kind == "i") for _, ids in opened)
+
+
+def test_alignments_that_lead_in_a_circle(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "some.sqlite")) as connection, connection:
+        connection.execute("create table rows (id, transition_ids)")
+        connection.execute("create view alignments as select case when id > 'b' then 'a' else id end as id, "
+                           "transition_ids from rows")  # fmt: skip
+        connection.executemany("insert into rows values (?, ?)", [(one, zlib.compress(b"1234")) for one in "abc"])
+    with pytest.raises(InputError, match="some.sqlite.*disorder"):
+        list(AlignmentStore(tmp_path / "some.sqlite"))
 
 
 @FUZZED
