@@ -24,6 +24,7 @@ from data_modules import dataset, manifest
 from data_modules.dataset import Noise, SpeechDataset
 from data_modules.manifest import BadFile, Found, Manifest
 from data_modules.sampler import EvaluationBatches, TrainBatches, progress_of, rank_of
+from data_modules.workers import begin_worker
 
 BAD_FILES_SHOWN = 20
 LOST_IN_A_ROW = 100  # unreadable utterances one after the other: the disk is gone, not a file
@@ -255,7 +256,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             batch_sampler=[[(epoch, int(chosen[number])) for number in batch] for batch in batches],
             collate_fn=functools.partial(dataset.collate, sample_rate=self.sample_rate),
             num_workers=self.workers,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=begin_worker,
             generator=torch.Generator(),  # else every epoch and validation draws from the model's randomness
             prefetch_factor=4 if self.workers else None,
             pin_memory=torch.cuda.is_available(),
@@ -292,12 +293,3 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         for name, (right, expected) in checks.items():
             if not right:
                 raise InputError(f"{name} must be {expected}, got {getattr(self, name)}")
-
-
-def _begin_worker(worker: int) -> None:
-    """Keep to one thread, as workers are the parallelism, and out of reach of signals to the run's process group.
-
-    At Ctrl-C or pre-emption the run makes its step and writes a checkpoint, for which it may need a batch.
-    """
-    torch.set_num_threads(1)
-    os.setpgid(0, 0)

@@ -26,6 +26,7 @@ from data_modules.sampler import (
     rank_of,
     split_evenly,
 )
+from data_modules.workers import begin_worker
 
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
@@ -178,6 +179,7 @@ class TextDataModule(lightning.LightningDataModule):
             batch_sampler=batches,
             collate_fn=_collate,
             num_workers=self.workers,
+            worker_init_fn=begin_worker,
             generator=torch.Generator(),  # else every epoch and validation draws from the model's randomness
             prefetch_factor=4 if self.workers else None,
         )

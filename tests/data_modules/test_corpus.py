@@ -156,6 +156,22 @@ def test_signals_to_the_run_s_process_group_do_not_reach_readers(root: Path) -> 
     assert len(list(batches)) > 2
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_readers_go_on_when_every_process_of_a_job_is_signalled(root: Path, number: int) -> None:
+    expected = [batch.ids for batch in ready(**arguments(root)).train_dataloader()]
+    batches = iter(ready(**arguments(root, workers=2)).train_dataloader())
+    given = [next(batches).ids]
+    readers = multiprocessing.active_children()
+    for reader in readers:
+        assert reader.pid
+        os.kill(reader.pid, number)
+    given += [batch.ids for batch in batches]
+    assert len(readers) == 2 and given == expected
+    for reader in readers:
+        reader.join(10)
+        assert reader.exitcode == 0
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_item_depends_on_seed_epoch_and_utterance_only(root: Path, workers: int) -> None:
     given: dict[str, Any] = {"speed_factors": [0.5, 1.0, 2.0], "noise": add_noise}
