@@ -1,11 +1,12 @@
 """What is left of runs that are killed: `lightning fit` is stopped at random moments, resumed, and compared.
 
-    python benchmarks/faults.py [--trials 20] [--seed 1] [--jobs 1] [--keep FOLDER]
+    python benchmarks/faults.py [--trials 21] [--seed 1] [--jobs 1] [--keep FOLDER]
 
 A trial trains a tiny transducer on a minute of the embedded corpus, in one process or in two, and stops it: `kill -9`
-of all processes as when a machine goes down, of one of two ranks, SIGTERM as at pre-emption, or Ctrl-C. The moment is
-drawn over the whole training, also while a checkpoint is written. Then the run is resumed with `--ckpt_path last`.
-Checkpoints are written every three steps and every epoch.
+of all processes as when a machine goes down, of one of two ranks, SIGTERM as at pre-emption, to the first process or (as
+SLURM does it) to all that run, readers among them, or Ctrl-C. The moment is drawn over the whole training, also while a
+checkpoint is written. Then the run is resumed with `--ckpt_path last`. Checkpoints are written every three steps and
+every epoch.
 
 Of every kind the table says how many trials were resumed and ended, which utterances were lost or repeated in the steps
 that lead to the final weights, and how often the final weights and the optimiser are bit by bit those of a run that was
@@ -44,6 +45,7 @@ KINDS = {  # signal, to whom, and number of processes
     "kill -9, one of two": (signal.SIGKILL, "any", 2),
     "Ctrl-C, one process": (signal.SIGINT, "all", 1),
     "SIGTERM, two processes": (signal.SIGTERM, "first", 2),
+    "SIGTERM, all that run": (signal.SIGTERM, "session", 2),
 }
 
 
@@ -181,6 +183,8 @@ def strike(process: subprocess.Popen, run: Path, kind: str, when: random.Random,
     time.sleep(wait)
     if whom == "all":
         os.killpg(process.pid, number)
+    elif whom == "session":
+        subprocess.run(["pkill", f"-{int(number)}", "-s", str(process.pid)], check=True)
     elif whom == "any":
         os.kill(next(row["process"] for row in rows(run, victim) if "process" in row), number)
     else:
@@ -279,7 +283,7 @@ def measure(folder: Path, trials: int, seed: int, jobs: int) -> dict[str, Outcom
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=20, help="in all kinds together")
+    parser.add_argument("--trials", type=int, default=21, help="in all kinds together")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
     parser.add_argument("--keep", type=Path, help="a folder for the runs; a temporary one without it")
