@@ -3,9 +3,9 @@
     python benchmarks/faults.py [--trials 21] [--seed 1] [--jobs 1] [--keep FOLDER]
 
 A trial trains a tiny transducer on a minute of the embedded corpus, in one process or in two, and stops it: `kill -9`
-of all processes as when a machine goes down, of one of two ranks, SIGTERM as at pre-emption, to the first process or (as
-SLURM does it) to all that run, readers among them, or Ctrl-C. The moment is drawn over the whole training, also while a
-checkpoint is written. Then the run is resumed with `--ckpt_path last`. Checkpoints are written every three steps and
+of all processes as when a machine goes down, of one of two ranks, SIGTERM as at pre-emption, to the first process or
+(as SLURM does it) to all that run, readers among them, or Ctrl-C. The moment is drawn over the whole training, also
+while a checkpoint is written. Then the run is resumed with `--ckpt_path last`. Checkpoints are written every three steps and
 every epoch.
 
 Of every kind the table says how many trials were resumed and ended, which utterances were lost or repeated in the steps

@@ -54,17 +54,14 @@ def plot(errors: Mapping[str, BoundaryErrors], path: Path) -> None:
         figure.savefig(half, format="png", dpi=120)
 
 
-def exact_words(phones: Sequence[Segment], words: Sequence[Segment], lexicon: Lexicon, utterance: str) -> list[Segment]:
+def exact_words(phones: Sequence[Segment], words: Sequence[Segment], lexicon: Lexicon) -> list[Segment]:
     """Return when words are spoken, from when their phones are.
 
     Raises:
-        InputError: The phones do not say the words.
+        ValueError: The phones do not say the words.
     """
     said = [one.label for one in words if one.label != SILENCE]
-    try:
-        return [Segment(*run) for run in word_runs(lexicon, [astuple(one) for one in phones], said)]
-    except ValueError as error:
-        raise InputError(f"{utterance}: {error}") from error
+    return [Segment(*run) for run in word_runs(lexicon, [astuple(one) for one in phones], said)]
 
 
 def compare(truth: Path, found: Sequence[Path], names: Sequence[str], lexicon: Path | None, output: Path) -> str:
@@ -74,27 +71,34 @@ def compare(truth: Path, found: Sequence[Path], names: Sequence[str], lexicon: P
         truth: Exact phones.
         found: Alignments of phones; of words if there is a lexicon.
         names: Of the alignments.
-        lexicon: Says how words are said, which exact words are put together by.
+        lexicon: Says how words are said, which exact words are put together by; what it cannot say is left out.
         output: Folder.
 
     Raises:
         InputError: A file cannot be read, or none of its utterances is known.
     """
     exact, words = CTMLabels(str(truth)), None if lexicon is None else read_lexicon(lexicon)
-    errors = {}
+    errors, left_out = {}, dict[str, str]()
     for name, path in zip(names, found, strict=True):
         labels = CTMLabels(str(path))
         segments = {one: labels.segments(one) for one in labels.utterances()}
         expected = {one: exact.segments(one) for one in segments}
         if words is not None:
-            expected = {one: exact_words(each, segments[one], words, one) for one, each in expected.items() if each}
+            for one, phones in expected.items():
+                try:
+                    expected[one] = exact_words(phones, segments[one], words) if phones else []
+                except ValueError as error:
+                    expected[one], left_out[one] = [], str(error)
         errors[name] = measure(expected, segments)
         if not errors[name].expected:
-            raise InputError(f"{path}: expected utterances that {truth} knows, found {', '.join(list(segments)[:3])}")
+            found_ones = ", ".join(f"{one} ({left_out[one]})" if one in left_out else one for one in list(segments)[:3])
+            raise InputError(f"{path}: expected utterances that {truth} knows, found {found_ones}")
     rows = table(errors)
     write_atomically(output / "boundaries.csv", as_csv(rows))
     write_atomically(output / "boundaries.md", as_markdown(rows) + "\n")
     plot(errors, output / "boundaries.png")
+    for one, why in left_out.items():
+        print(f"left out: {one}: {why}", file=sys.stderr)
     return f"{as_text(rows)}\n\nWritten to {output.absolute()}: boundaries.csv, boundaries.md, boundaries.png"
 
 

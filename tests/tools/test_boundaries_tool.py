@@ -41,14 +41,23 @@ def test_words_are_compared_with_words_put_together_from_exact_phones(tmp_path: 
     assert (row["median ms"], row["≤ 20 ms %"]) == ("10.0", "100.0")  # only ON has something before it
 
 
-def test_phones_that_do_not_say_the_words_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_utterances_whose_phones_do_not_say_the_words_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "lexicon.txt").write_text("GO g ou\n")
     truth, found = tmp_path / "truth.ctm", tmp_path / "found.ctm"
     truth.write_text("u1 1 0.0 0.1 SIL\nu1 1 0.1 0.1 n\n")
     found.write_text("u1 1 0.1 0.1 GO\n")
     options = ["--lexicon", str(tmp_path / "lexicon.txt"), "--output", str(tmp_path)]
     assert main(["--truth", str(truth), str(found), *options]) == 2
-    assert "u1: expected phones that say 'GO', got 'n'" in capsys.readouterr().err
+    assert "u1 (expected phones that say 'GO', got 'n')" in capsys.readouterr().err
+    with truth.open("a") as more:
+        more.write("u2 1 0.0 0.1 SIL\nu2 1 0.1 0.1 g\nu2 1 0.2 0.1 ou\n")
+    with found.open("a") as more:
+        more.write("u2 1 0.1 0.2 GO\n")
+    assert main(["--truth", str(truth), str(found), *options]) == 0
+    said = capsys.readouterr()
+    assert said.err == "left out: u1: expected phones that say 'GO', got 'n'\n" and " 1 " in said.out
 
 
 def test_what_cannot_be_compared_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
