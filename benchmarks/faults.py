@@ -5,8 +5,8 @@
 A trial trains a tiny transducer on a minute of the embedded corpus, in one process or in two, and stops it: `kill -9`
 of all processes as when a machine goes down, of one of two ranks, SIGTERM as at pre-emption, to the first process or
 (as SLURM does it) to all that run, readers among them, or Ctrl-C. The moment is drawn over the whole training, also
-while a checkpoint is written. Then the run is resumed with `--ckpt_path last`. Checkpoints are written every three steps and
-every epoch.
+while a checkpoint is written. Then the run is resumed with `--ckpt_path last`. Checkpoints are written every three
+steps and every epoch.
 
 Of every kind the table says how many trials were resumed and ended, which utterances were lost or repeated in the steps
 that lead to the final weights, and how often the final weights and the optimiser are bit by bit those of a run that was

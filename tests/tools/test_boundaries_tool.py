@@ -41,7 +41,7 @@ def test_words_are_compared_with_words_put_together_from_exact_phones(tmp_path: 
     assert (row["median ms"], row["≤ 20 ms %"]) == ("10.0", "100.0")  # only ON has something before it
 
 
-def test_utterances_whose_phones_do_not_say_the_words_are_left_out_and_named(
+def test_utterances_whose_phones_do_not_say_the_words_are_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "lexicon.txt").write_text("GO g ou\n")
