@@ -1,15 +1,20 @@
 """Training speed of experiments: seconds of audio per second, and memory, of steps on random audio.
 
     python benchmarks/training_speed.py [EXPERIMENT.yaml ...] [--device cuda] [--precision bf16-mixed]
+    python benchmarks/training_speed.py --batch-seconds 15 30 60 --utterance-seconds 2.5 5 15 30    # growth
 
 A step is the forward pass, the loss, the backward pass and the optimiser, on utterances of equal length: no reading, no
-padding. The first two steps are not counted. Memory is the peak allocated on a GPU, of the process on a CPU.
+padding; every row is of a process of its own. The first two steps are not counted. Memory is the peak allocated on a GPU, of the process on a CPU.
 """
 
 import argparse
 import resource
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -32,47 +37,65 @@ def random_batch(batch_seconds: float, utterance_seconds: float) -> Batch:
     )
 
 
-def measure(path: Path, batch: Batch, device: str, precision: str, steps: int) -> tuple[list[float], float]:
+@dataclass(frozen=True)
+class Case:
+    """What is measured."""
+
+    experiment: Path
+    batch_seconds: float
+    utterance_seconds: float
+    device: str
+    precision: str
+    steps: int
+
+
+def measure(case: Case) -> tuple[list[float], float]:
     """Return audio seconds per second of each counted step, and peak memory in MiB."""
-    recognizer = build_recognizer(yaml.safe_load(path.read_text())["model"]).to(device).train()
+    torch.manual_seed(1)
+    content = yaml.safe_load(case.experiment.read_text())["model"]
+    recognizer = build_recognizer(content).to(case.device).train()
     optimizer = recognizer.make_optimizer(recognizer.parameters())
-    batch = batch.to(device)
+    batch = random_batch(case.batch_seconds, case.utterance_seconds).to(case.device)
     speeds = []
-    if device == "cuda":
+    if case.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    for step in range(steps + 2):
+    for step in range(case.steps + 2):
         start = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        with torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bf16-mixed"):
             loss = recognizer.loss(batch).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if device == "cuda":
+        if case.device == "cuda":
             torch.cuda.synchronize()
         if step >= 2:
             speeds.append(batch.seconds / (time.perf_counter() - start))
-    if device == "cuda":
+    if case.device == "cuda":
         return speeds, torch.cuda.max_memory_allocated() / 2**20
     return speeds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def main() -> None:
-    """Print one line per experiment."""
+    """Print a row per experiment, length of utterances and length of batches."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", type=Path, default=DEMO)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
-    parser.add_argument("--batch-seconds", type=float, default=30.0)
-    parser.add_argument("--utterance-seconds", type=float, default=3.0)
+    parser.add_argument("--batch-seconds", nargs="+", type=float, default=[30.0])
+    parser.add_argument("--utterance-seconds", nargs="+", type=float, default=[3.0])
     parser.add_argument("--steps", type=int, default=10)
-    arguments = parser.parse_args()
-    batch = random_batch(arguments.batch_seconds, arguments.utterance_seconds)
-    print(f"{arguments.device}, {arguments.precision}, {torch.get_num_threads()} threads, "
-          f"{len(batch)} utterances of {arguments.utterance_seconds} s")  # fmt: skip
-    for path in arguments.experiments:
-        speeds, memory = measure(path, batch, arguments.device, arguments.precision, arguments.steps)
-        spread = f"{min(speeds):.0f} to {max(speeds):.0f}"
-        print(f"{path}\t{statistics.median(speeds):.0f} ({spread}) audio seconds per second\t{memory:.0f} MiB")
+    options = parser.parse_args()
+    print(f"{options.device}, {options.precision}, {torch.get_num_threads()} threads")
+    print(
+        "| experiment | s a batch | s an utterance | audio seconds per second: median (least to most) | MiB at most |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for path, batch, utterance in product(options.experiments, options.batch_seconds, options.utterance_seconds):
+        case = Case(path, batch, utterance, options.device, options.precision, options.steps)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:  # memory is the process's
+            speeds, memory = fresh.submit(measure, case).result()
+        spread = f"{statistics.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f})"
+        print(f"| {path} | {batch:g} | {utterance:g} | {spread} | {memory:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
