@@ -1,11 +1,10 @@
-"""The scripts of `experiments/cluster`: two processes train as one does, share every epoch, and sum their errors."""
+"""The scripts of `experiments/cluster`: processes train as one does, share every epoch, and sum their errors."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ TRAINING = [*TEXTS, *(text[::-1] for text in TEXTS)]
 SECONDS = len(TEXTS[0]) * 0.1
 
 SRUN = """#!/bin/bash
-# Two tasks on one node.
-for rank in 0 1; do
+# All tasks on one node.
+for ((rank = 0; rank < SLURM_NTASKS; rank++)); do
     SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NODEID=0 "${@:2}" &
     tasks+=($!)
 done
@@ -31,7 +30,7 @@ for task in "${tasks[@]}"; do wait $task || exit 1; done
 """
 SLURM = {
     "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "tones", "SLURM_JOB_NUM_NODES": "1", "SLURM_NNODES": "1",
-    "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": "29617",
+    "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": "29617",
 }  # fmt: skip
 
 
@@ -75,12 +74,12 @@ def describe(folder: Path, utterances: int) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus of tones, and an experiment for one process and one for two."""
+    """A folder with a corpus of tones, and an experiment for one process, for two, and for four."""
     folder = tmp_path_factory.mktemp("cluster")
     tones.write_corpus(folder / "corpus", "train", TRAINING)
     tones.write_corpus(folder / "corpus", "dev", [*tones.TEXTS[:4], "A"])
-    describe(folder, 2)
-    describe(folder, 4)
+    for utterances in (1, 2, 4):
+        describe(folder, utterances)
     return folder
 
 
@@ -109,38 +108,41 @@ def alone(corpus: Path) -> list[dict[str, Any]]:
     return rows(corpus / "run4", 0)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
-def test_two_processes_train_as_one_with_the_global_batch(
-    corpus: Path, alone: list[dict[str, Any]], tmp_path: Path, launcher: str
+@pytest.mark.parametrize(("launcher", "processes"), [("torchrun", 2), ("torchrun", 4), ("slurm", 2), ("slurm", 4)])
+def test_processes_train_as_one_with_the_global_batch(
+    corpus: Path, alone: list[dict[str, Any]], tmp_path: Path, launcher: str, processes: int
 ) -> None:
-    run, variables = tmp_path / "run", {"GPUS": "2", "PORT": "29616"}
+    run, variables = tmp_path / "run", {"GPUS": str(processes), "PORT": "29616"}
     if launcher == "slurm":
-        variables = {**SLURM, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        tasks = {"SLURM_NTASKS": str(processes), "SLURM_NTASKS_PER_NODE": str(processes)}
+        variables = {**SLURM, **tasks, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
         (tmp_path / "srun").write_text(SRUN)
         (tmp_path / "srun").chmod(0o755)
     command = [str(SCRIPTS / f"{launcher}.sh"), "--trainer.default_root_dir", str(run)]
-    start(command, corpus, CONFIG=str(corpus / "2.yaml"), **variables)
+    start(command, corpus, CONFIG=str(corpus / f"{4 // processes}.yaml"), **variables)
 
-    *first, rates = rows(run, 0)
-    *second, other_rates = rows(run, 1)
+    written = [rows(run, rank) for rank in range(processes)]
     *one, expected_rates = alone
-    assert first[0]["environment"] == {"torchrun": "TorchElasticEnvironment", "slurm": "SLURMEnvironment"}[launcher]
-    assert len(first) == len(one) == len(TRAINING) // 4
-    for mine, yours, whole in zip_longest(first, second, one):
-        assert sorted(mine["ids"] + yours["ids"]) == sorted(whole["ids"])  # so the comparison is of the same batches
-        assert (mine["loss"] + yours["loss"]) / 2 == pytest.approx(whole["loss"], rel=1e-4)
+    environments = {row["environment"] for ranks in written for row in ranks[:-1]}
+    assert environments == {{"torchrun": "TorchElasticEnvironment", "slurm": "SLURMEnvironment"}[launcher]}
+    assert all(len(ranks) - 1 == len(one) == len(TRAINING) // 4 for ranks in written)
+    for shares, whole in zip(zip(*(ranks[:-1] for ranks in written), strict=True), one, strict=True):
+        ids = [id for share in shares for id in share["ids"]]
+        assert sorted(ids) == sorted(whole["ids"])  # so the comparison is of the same batches
+        assert sum(share["loss"] for share in shares) / processes == pytest.approx(whole["loss"], rel=1e-4)
     assert len({row["loss"] for row in one}) == len(one)
-    trained = [id for row in first + second for id in row["ids"]]
+    trained = [id for ranks in written for row in ranks[:-1] for id in row["ids"]]
     assert len(trained) == len(set(trained)) == len(TRAINING)
 
-    assert rates == other_rates and rates["rates"] == pytest.approx(expected_rates["rates"], rel=1e-4)
+    assert all(ranks[-1] == written[0][-1] for ranks in written)
+    assert written[0][-1]["rates"] == pytest.approx(expected_rates["rates"], rel=1e-4)
     [path] = (run / "transcripts").glob("*dev.jsonl")
     heard = [json.loads(line) for line in path.read_text().splitlines()]
     assert sorted(line["id"] for line in heard) == [f"dev-{number}" for number in range(5)]
     summed = ErrorRates()
     summed.update([line["reference"] for line in heard], [line["hypothesis"] for line in heard])
     for name, value in summed.compute().items():
-        assert rates["rates"][f"dev/{name}"] == pytest.approx(float(value))
+        assert written[0][-1]["rates"][f"dev/{name}"] == pytest.approx(float(value))
     assert (run / "checkpoints" / "last.ckpt").is_file()
 
 
