@@ -1,4 +1,6 @@
-"""The one exception that users are meant to read."""
+"""The one exception that users are meant to read, and what is made of those of libraries."""
+
+import torch
 
 SHOWN = 80  # characters of what was found
 SAID = 400  # characters of what a library says of it
@@ -21,3 +23,8 @@ def reason(error: Exception) -> str:
     """Return what an error of a library says, cut likewise: some quote all that they could not read."""
     said = str(error)
     return said if len(said) <= SAID else f"{said[:SAID]}…"
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether a computation failed for want of memory, of a GPU or of the computer."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

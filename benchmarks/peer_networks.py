@@ -140,32 +140,6 @@ class SpeechBrainTransformer(nn.Module):
         return with_ctc(self.output(decoded), self.ctc(encoded), targets, lengths)
 
 
-class TorchDeepSpeech2(nn.Module):
-    """Deep Speech 2 of torch's own layers; no peer has one. Its BatchNorm does not see what is padding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = torchaudio.transforms.MelSpectrogram(16_000, n_fft=400, hop_length=160, n_mels=MELS)
-        self.front = nn.Sequential(
-            nn.Conv2d(1, 8, (11, 41), 2, (5, 20), bias=False), nn.BatchNorm2d(8), nn.Hardtanh(0, 20),
-            nn.Conv2d(8, 8, (11, 21), 2, (5, 10), bias=False), nn.BatchNorm2d(8), nn.Hardtanh(0, 20),
-        )  # fmt: skip
-        self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in (160, 160, 160))
-        self.layers = nn.ModuleList(nn.GRU(160, 160, batch_first=True, bidirectional=True) for _ in self.norms)
-        self.dropout = nn.Dropout(0.1)
-        self.norm = nn.LayerNorm(160)
-        self.output = nn.Linear(160, VOCABULARY)
-
-    def forward(self, audio: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
-        """Return the mean loss."""
-        mels = self.features(audio).clamp(min=1e-10).log().transpose(1, 2)
-        x = self.front(mels.unsqueeze(1)).transpose(1, 2).flatten(2)
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            both, _ = layer(norm(self.dropout(x).transpose(1, 2)).transpose(1, 2))
-            x = both[..., :160] + both[..., 160:]
-        return ctc_loss(self.output(self.norm(x)), targets, lengths)
-
-
 def ctc_loss(logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
     """Return the mean CTC loss of utterances of equal length."""
     frames = torch.full((len(logits),), logits.shape[1])

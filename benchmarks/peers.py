@@ -7,7 +7,7 @@ Ours are the experiments named in `NETWORKS`, without augmentation; peers are th
 shapes: the transducer has two strided convolutions of 108 channels, 7 Conformer layers of 216, an LSTM and a joint
 network of 256; the others are the demo's. A step is features, network, loss, backward pass and AdamW, on noise of equal
 length, in characters of English. Ours also normalise their features, and mask what would be padding. The contestants
-take turns, step by step.
+take turns, step by step. Deep Speech 2, which no peer has, is beside torch's own layers in `deep_speech_2.py`.
 """
 
 import argparse
@@ -36,7 +36,6 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], dict[str, Callable[[], nn.Module]
     "Transformer": (
         "experiments/demo/speech_transformer.yaml", {}, {"SpeechBrain": peer_networks.SpeechBrainTransformer}
     ),
-    "Deep Speech 2": ("experiments/demo/ds2.yaml", {}, {"torch": peer_networks.TorchDeepSpeech2}),
 }  # fmt: skip
 
 Loss = Callable[[Batch], Tensor]

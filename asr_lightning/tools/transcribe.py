@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from asr_lightning.batch import Batch, Utterance
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, is_memory_error
 from asr_lightning.models.checkpoints import load_recognizer
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.tools.arguments import above_zero, whole_number
@@ -146,8 +146,7 @@ def _recognize(recognizer: Recognizer, utterances: Sequence[Utterance]) -> list[
             texts = recognizer.transcribe(Batch.collate(utterances).to(recognizer.device))
         return [Transcript(one.id, text) for one, text in zip(utterances, texts, strict=True)]
     except (RuntimeError, MemoryError) as error:
-        memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
-        if not memory:
+        if not is_memory_error(error):
             raise
     if len(utterances) > 1:
         half = len(utterances) // 2
