@@ -39,6 +39,8 @@ def sentence_rows(projected: Projected, utterance: str) -> np.ndarray:
 def plot_order(layers: Sequence[Projected], utterance: str, title: str, path: Path) -> None:
     """Draw a sentence's frames from red to violet in the order of time, with its characters along the colour bar.
 
+    Where nobody knows when its characters are said, as in a hybrid, its phones are there.
+
     Args:
         layers: One panel each.
         utterance: Which.
@@ -56,38 +58,48 @@ def plot_order(layers: Sequence[Projected], utterance: str, title: str, path: Pa
         matplotlib.cm.ScalarMappable(Normalize(0, 1), RAINBOW),
         ax=list(panels), orientation="horizontal", fraction=0.06, pad=0.02, aspect=60,
     )  # fmt: skip
-    places, labels = _along(layers[0], utterance)
-    if len(labels) > LETTERS * len(panels):
-        places, labels = _words(places, labels, LETTERS * len(panels))
+    layer, rows, room = layers[0].layer, sentence_rows(layers[0], utterance), LETTERS * len(panels)
+    if layer.characters[rows].astype(bool).any():
+        places, labels = _along(layer.characters[rows])
+        if len(labels) > room:
+            places, labels = _apart(*_words(places, labels), room)
+    else:
+        places, labels = _apart(*_along(layer.phones[rows]), room)
     bar.set_ticks(places, labels=labels)
     bar.ax.tick_params(labelsize=11, length=0)
     _save(figure, title, path)
 
 
-def _along(one: Projected, utterance: str) -> tuple[list[float], list[str]]:
-    """Return where along a sentence, 0 to 1, each character begins."""
-    rows = sentence_rows(one, utterance)
-    characters = one.layer.characters[rows]
-    begins = [place for place in range(len(rows)) if characters[place] and (
-        place == 0 or characters[place] != characters[place - 1]
+def _along(labels: np.ndarray) -> tuple[list[float], list[str]]:
+    """Return where along a sentence, 0 to 1, each label of its frames (N,) begins."""
+    begins = [place for place in range(len(labels)) if labels[place] and (
+        place == 0 or labels[place] != labels[place - 1]
     )]  # fmt: skip
-    last = max(1, len(rows) - 1)
-    return [place / last for place in begins], [str(characters[place]) for place in begins]
+    last = max(1, len(labels) - 1)
+    return [place / last for place in begins], [str(labels[place]) for place in begins]
 
 
-def _words(places: Sequence[float], characters: Sequence[str], room: int) -> tuple[list[float], list[str]]:
-    """Return where the middle of each word is, and the word, where it does not overlap on a bar of so many letters."""
-    kept: tuple[list[float], list[str]] = [], []
-    end, start = -1.0, 0
+def _words(places: Sequence[float], characters: Sequence[str]) -> tuple[list[float], list[str]]:
+    """Return where the middle of each word is, and the word."""
+    middles, words, start = [], [], 0
     for stop in [*(place for place, one in enumerate(characters) if one == SPACE), len(characters)]:
-        word = "".join(characters[start:stop])
-        if word:
-            middle, half = (places[start] + places[stop - 1]) / 2, (len(word) + 1) / room / 2
-            if middle - half >= end:
-                kept[0].append(middle)
-                kept[1].append(word)
-                end = middle + half
+        if word := "".join(characters[start:stop]):
+            middles.append((places[start] + places[stop - 1]) / 2)
+            words.append(word)
         start = stop + 1
+    return middles, words
+
+
+def _apart(places: Sequence[float], labels: Sequence[str], room: int) -> tuple[list[float], list[str]]:
+    """Return the labels that do not overlap those before them on a bar of so many letters."""
+    kept: tuple[list[float], list[str]] = [], []
+    end = -1.0
+    for place, label in zip(places, labels, strict=True):
+        half = (len(label) + 1) / room / 2
+        if place - half >= end:
+            kept[0].append(place)
+            kept[1].append(label)
+            end = place + half
     return kept
 
 

@@ -1,0 +1,53 @@
+"""What stands along the colour bar of a sentence."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from asr_lightning.analysis.activations import Layer
+from asr_lightning.analysis.layers import Projected
+from asr_lightning.report import layer_figures
+from asr_lightning.report.layer_figures import plot_order
+
+
+def projected(characters: list[str], phones: list[str]) -> Projected:
+    count = len(phones)
+    names, numbers = np.array(["u"] * count), np.arange(count)
+    layer = Layer(
+        "layer1", "frame", np.zeros((count, 3), np.float32), names, names, numbers, numbers * 0.01,
+        numbers * 0.01 + 0.01, np.array(characters, dtype=str), np.array(phones, dtype=str),
+    )  # fmt: skip
+    return Projected(layer, np.random.default_rng(1).normal(size=(count, 2)))
+
+
+def labels_along(one: Projected, panels: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[float]]:
+    seen: list[Figure] = []
+    monkeypatch.setattr(layer_figures, "_save", lambda figure, title, path: seen.append(figure))
+    plot_order([one] * panels, "u", "title", Path("x.png"))
+    bar = seen[0].axes[-1]
+    return [tick.get_text() for tick in bar.get_xticklabels()], [float(place) for place in bar.get_xticks()]
+
+
+def test_characters_begin_where_they_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = projected(["_", "_", "A", "", "B", "B", "_"], ["SIL", "SIL", "a", "a", "b", "b", "SIL"])
+    labels, places = labels_along(one, 1, monkeypatch)
+    assert labels == ["_", "A", "B", "_"]
+    assert places == pytest.approx([0, 2 / 6, 4 / 6, 1])
+
+
+def test_words_stand_there_where_characters_have_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "_".join(["ABC"] * 12)
+    labels, places = labels_along(projected(list(text), ["x"] * len(text)), 1, monkeypatch)
+    assert set(labels) == {"ABC"} and 5 < len(labels) < 12
+    assert np.diff(places).min() >= 4 / layer_figures.LETTERS - 1e-9
+
+
+def test_phones_stand_there_where_nobody_knows_the_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = projected([""] * 6, ["SIL", "aa", "aa", "b", "SIL", "SIL"])
+    labels, places = labels_along(one, 1, monkeypatch)
+    assert labels == ["SIL", "aa", "b", "SIL"] and places == pytest.approx([0, 0.2, 0.6, 0.8])
+    many = projected([""] * 90, ["SIL", "oU", "t"] * 30)
+    labels, places = labels_along(many, 1, monkeypatch)
+    assert 8 < len(labels) < 20
