@@ -79,8 +79,9 @@ $(DEMO)/%/finished: | $(INSTALLED)
 
 # Looks into a network that is trained: t-SNE of its layers, neighbours of its decoder's states, its alignments.
 $(DEMO)/%/inside: $(DEMO)/%/finished
-	$(LIGHTNING) test --config experiments/demo/$(*D)_inside.yaml --seed_everything $(subst seed,,$(*F)) \
-		--ckpt_path $(@D)/checkpoints/last.ckpt --trainer.default_root_dir $(@D) > $(@D)/inside.log 2>&1 \
+	tuned=$$(ls $(@D)/search.yaml 2> /dev/null); \
+	$(LIGHTNING) test --config experiments/demo/$(*D)_inside.yaml $${tuned:+--config $$tuned} \
+		--seed_everything $(subst seed,,$(*F)) --ckpt_path $(@D)/checkpoints/last.ckpt --trainer.default_root_dir $(@D) > $(@D)/inside.log 2>&1 \
 		|| { tail -n 5 $(@D)/inside.log; exit 1; }
 	@touch $@
 
@@ -99,6 +100,7 @@ e2e: $(addsuffix /finished,$(call SEEDED,e2e_a e2e_b)) ## end-to-end models A an
 	$(call SUMMARIZE,$(call SEEDED,e2e_a e2e_b))
 
 INSIDE := e2e_a e2e_b hybrid
+$(DEMO)/hybrid/seed1/inside: $(DEMO)/hybrid/seed1/tuned
 e2e-figures: $(foreach run,$(INSIDE),$(DEMO)/$(run)/seed1/inside) ## seed 000's figures 3 to 10 and table 2, as a page
 	$(BIN)/python -m asr_lightning.tools.report $(addprefix $(DEMO)/,$(INSIDE)) --output $(DEMO)/e2e.html \
 		--title "End-to-end models A and B, and the hybrid"
