@@ -14,9 +14,9 @@ def begin_worker(worker: int) -> None:
     signals the process group, SLURM every process of a job. Workers end with their run, or when they are killed.
     """
     torch.set_num_threads(1)
-    os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _pass_over)
+    os.setpgid(0, 0)
 
 
 def _pass_over(number: int, frame: FrameType | None) -> None:
