@@ -32,7 +32,7 @@ from asr_lightning.text.graphemes_to_phones import JointSequenceModel
 from asr_lightning.text.lexicon import Lexicon, capitals, cmudict, complete, read_lexicon
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney
-from asr_lightning.tools.arguments import above_zero
+from asr_lightning.tools.arguments import above_zero, whole_number
 from asr_lightning.tools.ngram import find_texts, read_sentences
 from asr_lightning.tools.state_alignment import (
     Aligned,
@@ -250,7 +250,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--text", nargs="+", metavar="FILE", help="sentences that the language model is estimated from")
     one.add_argument(
-        "--skip-columns", type=int, default=0, metavar="N", help="words at the start of their lines that are no text"
+        "--skip-columns",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="words at the start of their lines that are no text",
     )
     one.add_argument("--order", type=above_zero(int), default=3, help="of the language model that is estimated")
     one.add_argument("--passes", type=above_zero(int), default=40, help="over the data of the Gaussian mixtures")
