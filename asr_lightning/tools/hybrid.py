@@ -250,12 +250,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--text", nargs="+", metavar="FILE", help="sentences that the language model is estimated from")
     one.add_argument(
-        "--skip-columns",
-        type=whole_number(0),
-        default=0,
-        metavar="N",
+        "--skip-columns", type=whole_number(0), default=0, metavar="N",
         help="words at the start of their lines that are no text",
-    )
+    )  # fmt: skip
     one.add_argument("--order", type=above_zero(int), default=3, help="of the language model that is estimated")
     one.add_argument("--passes", type=above_zero(int), default=40, help="over the data of the Gaussian mixtures")
     one.add_argument("--gaussians", type=above_zero(int), default=1000, help="in all mixtures together")
