@@ -132,5 +132,8 @@ def barrier(line: Sequence[tuple[float, float]]) -> float:
         In the unit of the loss; 0 where it rises nowhere, NaN where a loss is not finite.
     """
     losses = dict(line)
-    rises = [loss - (1 - place) * losses[0.0] - place * losses[1.0] for place, loss in line if 0 <= place <= 1]
+    first, last = losses[0.0], losses[1.0]
+    rises = [
+        loss - (first + place * (last - first)) for place, loss in line if 0 <= place <= 1
+    ]  # 0 where all are alike
     return math.nan if any(math.isnan(rise) for rise in rises) else max(rises)
