@@ -133,7 +133,5 @@ def barrier(line: Sequence[tuple[float, float]]) -> float:
     """
     losses = dict(line)
     first, last = losses[0.0], losses[1.0]
-    rises = [
-        loss - (first + place * (last - first)) for place, loss in line if 0 <= place <= 1
-    ]  # 0 if all are alike
+    rises = [loss - (first + place * (last - first)) for place, loss in line if 0 <= place <= 1]  # 0 if all are alike
     return math.nan if any(math.isnan(rise) for rise in rises) else max(rises)
