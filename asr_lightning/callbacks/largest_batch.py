@@ -22,7 +22,6 @@ class Batches(Protocol):
     """A plan of batches, as of the data modules."""
 
     durations: np.ndarray
-    rank: int
     load: Callable[[list[list[int]], int], Iterator[Batch]]
 
     def plan(self, epoch: int = 0) -> list[list[list[int]]]:
