@@ -190,16 +190,6 @@ def test_colours_of_phones_are_all_different_and_silence_is_grey() -> None:
     assert colours["SIL"] == "#8c8c8c"
 
 
-def test_words_stand_along_the_colour_bar_where_characters_have_no_room() -> None:
-    characters = [*"ONE_TWO_THREE_FOUR"]
-    places = [number / (len(characters) - 1) for number in range(len(characters))]
-    kept, words = layer_figures._words(places, characters, room=30)
-    assert words == ["ONE", "TWO", "THREE", "FOUR"]
-    assert kept == pytest.approx([1 / 17, 5 / 17, 10 / 17, 15.5 / 17])
-    assert layer_figures._words(places, characters, room=12)[1] == ["ONE", "THREE"]  # others would overlap
-    assert layer_figures._words(places[:4], [*"_A__"], room=30) == (places[1:2], ["A"])
-
-
 def test_characters_stand_along_the_colour_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = Part(tmp_path / ".part")
     rows = Rows(np.random.default_rng(0).normal(size=(5, 3)), "frame", [0, 1, 2, 3, 4], [1, 2, 3, 4, 5],
@@ -207,6 +197,6 @@ def test_characters_stand_along_the_colour_bar(tmp_path: Path, monkeypatch: pyte
     part.append(Spoken("u", "test", "s", 5.0, "AB", "AB", {"top": rows}))
     merge([part.folder], tmp_path / "test", {})
     [one] = project_layers(read_layers(tmp_path / "test"), "s", iterations=20)
-    assert layer_figures._along(one, "u") == ([0.25, 0.75], ["A", "B"])
+    assert layer_figures._along(one.layer.characters) == ([0.25, 0.75], ["A", "B"])
     plot_order([one], "u", "AB", tmp_path / "new" / "picture.png")
     assert (tmp_path / "new" / "picture.png").exists()

@@ -37,6 +37,17 @@ def test_characters_begin_where_they_are_said(monkeypatch: pytest.MonkeyPatch) -
     assert places == pytest.approx([0, 2 / 6, 4 / 6, 1])
 
 
+def test_words_are_kept_where_they_do_not_overlap() -> None:
+    characters = [*"ONE_TWO_THREE_FOUR"]
+    places = [number / (len(characters) - 1) for number in range(len(characters))]
+    middles, words = layer_figures._words(places, characters)
+    assert words == ["ONE", "TWO", "THREE", "FOUR"]
+    assert middles == pytest.approx([1 / 17, 5 / 17, 10 / 17, 15.5 / 17])
+    assert layer_figures._apart(middles, words, 30) == (middles, words)
+    assert layer_figures._apart(middles, words, 12)[1] == ["ONE", "THREE"]  # others would overlap
+    assert layer_figures._words(places[:4], [*"_A__"]) == (places[1:2], ["A"])
+
+
 def test_words_stand_there_where_characters_have_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "_".join(["ABC"] * 12)
     labels, places = labels_along(projected(list(text), ["x"] * len(text)), 1, monkeypatch)
