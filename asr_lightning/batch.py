@@ -130,3 +130,8 @@ class TextBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TextBatch":
         """Return the same batch, which has no tensors: Lightning takes no frozen dataclass that cannot be moved."""
         return self
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether a computation failed for want of memory, of a GPU or of the computer."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

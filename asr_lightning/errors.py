@@ -1,7 +1,5 @@
 """The one exception that users are meant to read, and what is made of those of libraries."""
 
-import torch
-
 SHOWN = 80  # characters of what was found
 SAID = 400  # characters of what a library says of it
 
@@ -14,17 +12,11 @@ class InputError(ValueError):
     """
 
 
-def shown(text: str) -> str:
+def shown(text: str, most: int = SHOWN) -> str:
     """Return the beginning of something that was found, so that a line of megabytes makes no message of megabytes."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def reason(error: Exception) -> str:
     """Return what an error of a library says, cut likewise: some quote all that they could not read."""
-    said = str(error)
-    return said if len(said) <= SAID else f"{said[:SAID]}…"
-
-
-def is_memory_error(error: BaseException) -> bool:
-    """Whether a computation failed for want of memory, of a GPU or of the computer."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+    return shown(str(error), SAID)

@@ -11,8 +11,8 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
-from asr_lightning.batch import Batch
-from asr_lightning.errors import InputError, is_memory_error
+from asr_lightning.batch import Batch, is_memory_error
+from asr_lightning.errors import InputError
 
 FINE = 1.05  # the search ends where what fits and what does not are no farther apart
 OF_ADAMW = 2  # numbers that it keeps for each weight

@@ -31,14 +31,9 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop elements of x, of any shape."""
-        return dropout(x, self.p, self.training)
-
-
-def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Drop elements of x, as `Dropout` does."""
-    dropped = round(p * 2**16)
-    if not training or not 0 < dropped < 2**16 or x.device.type != "cpu":
-        return nn.functional.dropout(x, p, training)
-    draws = torch.empty(-(-x.numel() // DRAWS), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    stays = draws[: x.numel()].view(x.shape) >= dropped - 2**15
-    return x * stays.to(x.dtype).mul_(2**16 / (2**16 - dropped))
+        dropped = round(self.p * 2**16)
+        if not self.training or not 0 < dropped < 2**16 or x.device.type != "cpu":
+            return nn.functional.dropout(x, self.p, self.training)
+        draws = torch.empty(-(-x.numel() // DRAWS), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        stays = draws[: x.numel()].view(x.shape) >= dropped - 2**15
+        return x * stays.to(x.dtype).mul_(2**16 / (2**16 - dropped))

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from asr_lightning.nn.attention import split_heads
 from asr_lightning.nn.axes import Axis, Units, axis, axis_size, units
-from asr_lightning.nn.dropout import Dropout, dropout
+from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.masks import visible_frames
 from asr_lightning.nn.positions import sinusoids
 
@@ -201,7 +201,7 @@ class AdditiveTimeAttention(FrameAttention):
             filtered = self.filters(shifted.flatten(0, 1).unsqueeze(1)).transpose(1, 2)  # (B · Q, T, channels)
             last = weights[:, -1:]
             weights = self._weights(sums + self.location(filtered).unflatten(0, shifted.shape[:2]), seen)
-        return dropout(weights, self.dropout.p, self.training) @ values, last
+        return self.dropout(weights) @ values, last
 
     def _weights(self, sums: Tensor, seen: Tensor) -> Tensor:
         return self.energy(torch.tanh(sums)).squeeze(3).masked_fill(~seen, -math.inf).softmax(dim=2)

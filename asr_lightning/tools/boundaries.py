@@ -82,13 +82,13 @@ def compare(truth: Path, found: Sequence[Path], names: Sequence[str], lexicon: P
     for name, path in zip(names, found, strict=True):
         labels = CTMLabels(str(path))
         segments = {one: labels.segments(one) for one in labels.utterances()}
-        expected = {one: exact.segments(one) for one in segments}
-        if words is not None:
-            for one, phones in expected.items():
-                try:
-                    expected[one] = exact_words(phones, segments[one], words) if phones else []
-                except ValueError as error:
-                    expected[one], left_out[one] = [], str(error)
+        expected = {}
+        for one, said in segments.items():
+            phones = exact.segments(one)
+            try:
+                expected[one] = exact_words(phones, said, words) if phones and words is not None else phones
+            except ValueError as error:  # the lexicon cannot say it
+                left_out[one] = str(error)
         errors[name] = measure(expected, segments)
         if not errors[name].expected:
             found_ones = ", ".join(f"{one} ({left_out[one]})" if one in left_out else one for one in list(segments)[:3])

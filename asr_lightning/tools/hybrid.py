@@ -257,11 +257,9 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--passes", type=above_zero(int), default=40, help="over the data of the Gaussian mixtures")
     one.add_argument("--gaussians", type=above_zero(int), default=1000, help="in all mixtures together")
     one.add_argument(
-        "--gmm-minutes",
-        type=above_zero(float),
-        default=60.0,
+        "--gmm-minutes", type=above_zero(float), default=60.0,
         help="of audio that the mixtures learn from, held in memory",
-    )
+    )  # fmt: skip
     one.add_argument("--tied-states", type=above_zero(int), default=500, help="at most, but three a phone")
     one.add_argument("--least-frames", type=above_zero(float), default=100.0, help="that a tied state needs")
     one.add_argument("--seed", type=int, default=1, help="of the first alignments")

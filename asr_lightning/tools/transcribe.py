@@ -20,8 +20,8 @@ import torchaudio
 from torch import Tensor
 from tqdm import tqdm
 
-from asr_lightning.batch import Batch, Utterance
-from asr_lightning.errors import InputError, is_memory_error
+from asr_lightning.batch import Batch, Utterance, is_memory_error
+from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import load_recognizer
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.tools.arguments import above_zero, whole_number
@@ -209,11 +209,9 @@ def make_parser() -> argparse.ArgumentParser:
         "audio", nargs="+", metavar="AUDIO", help="WAV, FLAC, OGG, MP3, …; any sample rate, channels are mixed to one"
     )
     parser.add_argument(
-        "--beam",
-        type=whole_number(1),
-        metavar="N",
+        "--beam", type=whole_number(1), metavar="N",
         help="hypotheses kept in decoding (default: as the recogniser was trained)",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--batch-seconds", type=above_zero(float), default=100.0, metavar="S",
         help="seconds of audio that are recognised at once; a longer file goes alone (default: 100)",
