@@ -11,11 +11,12 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from asr_lightning.nn.attention import split_heads
 from asr_lightning.nn.axes import Axis, Units, axis, axis_size, units
 from asr_lightning.nn.masks import visible_frames
-from asr_lightning.nn.stepwise import StepLinear
+from asr_lightning.nn.stepwise import StepLinear, StepMean
 
 State = tuple[Tensor, ...]
 
@@ -34,6 +35,7 @@ class Attention(nn.Module, ABC):
         self.query_axis = query
         self.memory_axis = memory
         self.heads = heads
+        self.mean = StepMean()
 
     def output_axis(self) -> Axis:
         """Say what the context's dimensions mean: what those of the frames do, unless the frames are projected."""
@@ -84,7 +86,7 @@ class Attention(nn.Module, ABC):
         per_utterance = (len(keys), -1)
         energies = self.energies(query.unflatten(0, per_utterance), keys, previous.unflatten(0, per_utterance))
         weights = energies.masked_fill(~real[:, None, None, :], float("-inf")).softmax(dim=3)  # (B, K, H, T)
-        context = (weights.transpose(1, 2) @ values).transpose(1, 2)  # (B, H, K, D) -> (B, K, H, D)
+        context = self.mean(weights.transpose(1, 2), values).transpose(1, 2)  # (B, H, K, D) -> (B, K, H, D)
         return context.flatten(2).flatten(0, 1), weights.flatten(0, 1)
 
 
@@ -181,10 +183,13 @@ class LocationAwareAttention(AdditiveAttention):
 
     def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
         """Compare (B, K, D) to (B, 1, T, D), knowing (B, K, 1, T)."""
-        filtered = self.convolution(previous.flatten(0, 1))  # (N, C, T)
-        location = self.location(filtered.transpose(1, 2)).unflatten(0, previous.shape[:2])  # (B, K, T, D)
-        hidden = self.query(query).unsqueeze(2) + keys + location
-        energies = self.energy(torch.tanh(hidden)).squeeze(3).unsqueeze(2)  # (B, K, 1, T)
+        filtered = pad(self.convolution(previous.flatten(0, 1)), (0, 0, 0, 1), value=1.0)  # (N, C + 1, T)
+        queries = self.query(query).flatten(0, 1).unsqueeze(1)  # (N, 1, D)
+        weights = torch.cat([self.location.weight.T.expand(len(queries), -1, -1).to(queries.dtype), queries], dim=1)
+        keys = keys.expand(-1, query.shape[1], -1, -1).flatten(0, 1)  # (N, T, D)
+        # query + key + location, in one product
+        hidden = torch.baddbmm(keys, filtered.transpose(1, 2), weights).tanh_()
+        energies = self.energy(hidden).transpose(1, 2).unflatten(0, previous.shape[:2])  # (B, K, 1, T)
         if self.window is None:
             return energies
         frames = torch.arange(previous.shape[3], device=previous.device)

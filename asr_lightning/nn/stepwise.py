@@ -2,7 +2,7 @@
 
 Autograd adds to a weight's gradient at every use. With few rows per use that is mostly reading and writing the
 gradient, and took half of a training step. `gathered` keeps what each use has read and received, and makes the gradient
-of all uses in one product.
+of all uses in one product. The frames that a decoder looks along are such a weight too, one for each utterance.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
-Use = tuple[Tensor, Tensor]  # what was read (N, D), and the gradient of what was written (N, E)
+Use = tuple[Tensor, Tensor]  # what was read (..., N, D), and the gradient of what was written (..., N, E)
 
 
 class _Source(torch.autograd.Function):
@@ -28,9 +27,9 @@ class _Source(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        read, received = (torch.cat(parts) for parts in zip(*ctx.uses, strict=True))
+        read, received = (torch.cat(parts, dim=-2) for parts in zip(*ctx.uses, strict=True))
         ctx.uses.clear()
-        return received.T @ read, None
+        return received.mT @ read, None
 
 
 class _Use(torch.autograd.Function):
@@ -40,23 +39,27 @@ class _Use(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, uses: list[Use]) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(x, weight)
         ctx.uses = uses
-        return x @ weight.T
+        return x @ weight.mT
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         x, weight = ctx.saved_tensors
-        ctx.uses.append((x.flatten(0, -2), gradient.flatten(0, -2)))
+        ctx.uses.append((x.flatten(0, -2), gradient.flatten(0, -2)) if weight.dim() == 2 else (x, gradient))
         return gradient @ weight, None, None
 
 
 def share(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return `x (..., D) -> x @ weight.T (..., E)` for a weight (E, D), to be used many times."""
+    """Return `x -> x @ weight.mT`, to be used many times.
+
+    Args:
+        weight: (E, D), for x (..., D) and a result of (..., E); or (..., E, D), for (..., N, D) and (..., N, E).
+    """
     kind = weight.device.type
     if torch.is_autocast_enabled(kind):
         weight = weight.to(torch.get_autocast_dtype(kind))
     if not (torch.is_grad_enabled() and weight.requires_grad):
-        return lambda x: functional.linear(x.to(weight.dtype), weight)
+        return lambda x: x.to(weight.dtype) @ weight.mT
     uses: list[Use] = []
     source = _Source.apply(weight, uses)
     return lambda x: _Use.apply(x.to(weight.dtype), source, uses)
@@ -94,15 +97,59 @@ class StepLSTMCell(nn.LSTMCell):
             return super().forward(x, state)
         hidden, cell = state
         gates = self.product(torch.cat([x, hidden.to(x.dtype)], dim=1)) + self.summed_bias
+        precise = torch.promote_types(gates.dtype, torch.float32)  # a cell adds up what it reads
+        return _Gates.apply(gates.to(precise), cell.to(precise))
+
+
+class _Gates(torch.autograd.Function):
+    """What an LSTM cell does with its gates (N, 4 · hidden); autograd would keep and run a dozen operations of it."""
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         entry, forget, content, output = gates.chunk(4, dim=1)
-        cell = torch.sigmoid(forget) * cell + torch.sigmoid(entry) * torch.tanh(content)
-        return torch.sigmoid(output) * torch.tanh(cell), cell
+        entry, forget, content, output = entry.sigmoid(), forget.sigmoid(), content.tanh(), output.sigmoid()
+        cell = (forget * before).addcmul_(entry, content)
+        shown = cell.tanh()
+        ctx.save_for_backward(entry, forget, content, output, before, shown)
+        return output * shown, cell
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_hidden: Tensor, of_cell: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        entry, forget, content, output, before, shown = ctx.saved_tensors
+        of_cell = of_cell + torch.ops.aten.tanh_backward(of_hidden * output, shown)
+        received = [
+            torch.ops.aten.sigmoid_backward(of_cell * content, entry),
+            torch.ops.aten.sigmoid_backward(of_cell * before, forget),
+            torch.ops.aten.tanh_backward(of_cell * entry, content),
+            torch.ops.aten.sigmoid_backward(of_hidden * shown, output),
+        ]
+        return torch.cat(received, dim=1), of_cell * forget
+
+
+class StepMean(nn.Module):
+    """Weighted means of an utterance's frames. While gathered, the frames must be the same at every use."""
+
+    gathering = False
+    product: Callable[[Tensor], Tensor] | None = None
+
+    def gather(self) -> None:
+        """Begin a sequence of uses."""
+        self.gathering, self.product = True, None
+
+    def forward(self, weights: Tensor, frames: Tensor) -> Tensor:
+        """Return (B, H, K, D) of weights (B, H, K, T) and frames (B, H or 1, T, D)."""
+        if not self.gathering:
+            return weights @ frames
+        if self.product is None:
+            self.product = share(frames.expand(-1, weights.shape[1], -1, -1).mT)
+        return self.product(weights)
 
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
     """Let the layers inside a module, used many times within the context, make their weights' gradients once."""
-    layers = [layer for layer in module.modules() if isinstance(layer, StepLinear | StepLSTMCell)]
+    layers = [layer for layer in module.modules() if isinstance(layer, StepLinear | StepLSTMCell | StepMean)]
     for layer in layers:
         layer.gather()
     try:
@@ -110,3 +157,5 @@ def gathered(module: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.product = None
+            if isinstance(layer, StepMean):
+                layer.gathering = False

@@ -2,23 +2,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asr_lightning.nn.stepwise import StepLinear, StepLSTMCell, gathered
+from asr_lightning.nn.stepwise import StepLinear, StepLSTMCell, StepMean, _Gates, gathered
 
 
 class Loop(nn.Module):
-    """Reads tokens one by one, as a decoder does."""
+    """Reads tokens one by one, and looks along the embedded tokens after each, as a decoder looks along frames."""
 
     def __init__(self) -> None:
         super().__init__()
         self.cell = StepLSTMCell(5, 4)
         self.query = StepLinear(4, 5)
         self.plain = StepLinear(5, 5, bias=False)
+        self.mean = StepMean()
 
     def forward(self, x: Tensor) -> Tensor:
         state = (x.new_zeros(len(x), 4), x.new_zeros(len(x), 4))
         outputs = []
         for step in x.unbind(dim=1):
-            state = self.cell(step + self.plain(self.query(state[0])), state)
+            query = self.query(state[0])
+            seen = (query.unsqueeze(1) @ x.mT).softmax(dim=2).unsqueeze(2).expand(-1, -1, 2, -1)  # (B, H 1, K 2, U)
+            state = self.cell(step + self.plain(query) + self.mean(seen, x.unsqueeze(1))[:, 0, 1], state)
             outputs.append(state[0])
         return torch.stack(outputs, dim=1)
 
@@ -75,7 +78,7 @@ def test_an_error_inside_leaves_the_layers_as_they_were() -> None:
     module = Loop()
     with pytest.raises(RuntimeError), gathered(module):
         module(torch.randn(2, 4, 3))
-    assert module.cell.product is None and module.query.product is None
+    assert module.cell.product is None and module.query.product is None and not module.mean.gathering
 
 
 def test_half_precision_is_near_full_precision() -> None:
@@ -87,3 +90,37 @@ def test_half_precision_is_near_full_precision() -> None:
     for one, two in zip(found, expected, strict=True):
         assert one.dtype == torch.float32
         assert (one - two).norm() < 0.03 * two.norm()
+
+
+def test_the_gradient_of_gates() -> None:
+    torch.manual_seed(0)
+    gates, cell = (torch.randn(3, size, dtype=torch.float64, requires_grad=True) for size in (8, 2))
+    assert torch.autograd.gradcheck(_Gates.apply, (gates, cell))
+
+
+def test_a_cell_adds_up_in_single_precision_under_autocast() -> None:
+    module = StepLSTMCell(5, 4)
+    zeros = torch.zeros(3, 4, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16), gathered(module):
+        hidden, cell = module(torch.randn(3, 5), (zeros, zeros))
+    assert hidden.dtype == cell.dtype == torch.float32
+
+
+def test_frames_of_several_heads_and_frames_that_all_heads_share() -> None:
+    torch.manual_seed(0)
+    mean = StepMean()
+    for heads in (1, 3):
+        results = []
+        for together in (False, True):
+            generator = torch.Generator().manual_seed(heads)
+            frames = torch.randn(2, heads, 6, 4, generator=generator, requires_grad=True)
+            weights = [torch.rand(2, 3, k, 6, generator=generator, requires_grad=True) for k in (1, 2)]
+            if together:
+                with gathered(mean):
+                    means = [mean(one, frames) for one in weights]
+            else:
+                means = [one @ frames for one in weights]
+            total = sum((one * one).sum() for one in means)
+            results.append([*means, *torch.autograd.grad(total, [frames, *weights])])  # type: ignore[arg-type]
+        for one, two in zip(*results, strict=True):
+            torch.testing.assert_close(one, two)
