@@ -44,11 +44,12 @@ def warn(device: torch.device, reason: str) -> ModuleType:
 
 
 def failure(kernels: ModuleType, device: torch.device) -> str:
-    """Return why kernels are not to be trusted, in one line, or nothing: they are compared with float32 in PyTorch."""
+    """Return why kernels are not to be trusted on a device, in one line, or nothing."""
     for dtype in (torch.float32, torch.bfloat16):
         try:
-            different = _differences(kernels, device, dtype)
-        except Exception as error:  # whatever a compiler or driver may raise, training goes on without them
+            with torch.no_grad(), torch.device("cpu"):
+                different = _differences(kernels, device, dtype)
+        except Exception as error:  # whatever a compiler or driver may raise, training goes on without kernels
             words = " ".join(f"{type(error).__name__}: {error}".split())
             return words if len(words) < 300 else words[:150] + " … " + words[-150:]
         if different:
@@ -56,55 +57,57 @@ def failure(kernels: ModuleType, device: torch.device) -> str:
     return ""
 
 
-@torch.no_grad()
 def _differences(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Return the names of functions of kernels whose results are not those of plain PyTorch.
+    """Return the names of functions of kernels whose results are not those of plain PyTorch in float32 on the CPU.
 
     The lattice has places for more than one warp, and comes in two blocks; lengths are unequal, one transcript is empty
     and one row has no frame. Both sides get the same tensors everywhere, so an error is known by its place.
     """
-    plain, different = transducer_blocks, []
+    plain, different = transducer_blocks, set()
+
+    def there(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.to(device, copy=True) for tensor in tensors)
 
     def compare(name: str, ours: Sequence[Tensor], right: Sequence[Tensor]) -> None:
-        pairs = [
-            (x.double(), y.double(), max(1e-5, torch.finfo(x.dtype).eps)) for x, y in zip(ours, right, strict=True)
-        ]
-        if not all(torch.allclose(x, y, rtol=tolerance, atol=1e-5) for x, y, tolerance in pairs):
-            different.append(name)
+        for one, exact in zip(ours, right, strict=True):
+            tolerance = max(1e-5, torch.finfo(one.dtype).eps)
+            if not torch.allclose(one.cpu().double(), exact.double(), rtol=tolerance, atol=1e-5):
+                different.add(name)
 
-    encoded, predicted, weight, gradient, targets = _tiny_case(device, dtype)
-    lengths = torch.tensor([6, 4, 0, 5], device=device), torch.tensor([69, 37, 8, 0], device=device)
-    lattice = len(targets), encoded.shape[1], targets.shape[1]
-    real = real_frames(lengths[0], lattice[1])[:, :, None] & real_frames(lengths[1] + 1, lattice[2])[:, None]
-    nothing = encoded.new_zeros(lattice, dtype=torch.float32)
-    ours, right = ((nothing.clone(), nothing.clone(), nothing.clone()) for _ in range(2))
-    blocks = [(slice(0, lattice[0]), frames, slice(0, lattice[2])) for frames in (slice(0, 2), slice(2, lattice[1]))]
+    encoded, predicted, weight, gradient, targets = _tiny_case(dtype)
+    lengths = torch.tensor([6, 4, 0, 5]), torch.tensor([69, 37, 8, 0])
+    batch, frames, places = len(targets), encoded.shape[1], targets.shape[1]
+    real = real_frames(lengths[0], frames)[:, :, None] & real_frames(lengths[1] + 1, places)[:, None]
+    normaliser, blank, label = torch.zeros(3, batch, frames, places, dtype=torch.float32).unbind()
+    right, (first, second, third) = (normaliser, blank, label), there(normaliser, blank, label)
+    ours = first, second, third
+    blocks = [(slice(0, batch), some, slice(0, places)) for some in (slice(0, 2), slice(2, frames))]
     for block in blocks:
         hidden = plain.hidden_units(encoded.float(), predicted.float(), block)
-        compare("hidden_units", [kernels.hidden_units(encoded, predicted, block)], [hidden])
+        compare("hidden_units", [kernels.hidden_units(*there(encoded, predicted), block)], [hidden])
         logits = linear(hidden, weight.float()).to(dtype)
-        kernels.score(logits.clone(), targets, lengths, BLANK_ID, block, ours)
-        plain.score(logits.float().clone(), targets, lengths, BLANK_ID, block, right)
-    compare("score", [x[real] for x in ours], [x[real] for x in right])
-    normaliser, blank, label = right
+        kernels.score(*there(logits, targets), there(*lengths), BLANK_ID, block, ours)
+        plain.score(logits.float(), targets, lengths, BLANK_ID, block, right)
+    compare("score", [x.cpu()[real] for x in ours], [x[real] for x in right])
     visits = plain.occupancies(blank, label, *lengths)
-    compare("occupancies", kernels.occupancies(blank, label, *lengths), visits)
-    known = targets, BLANK_ID, normaliser, visits[1].float(), visits[2].float(), gradient
+    compare("occupancies", kernels.occupancies(*there(blank, label, *lengths)), visits)
+    known = normaliser, visits[1].float(), visits[2].float(), gradient
     for block in blocks:
         hidden = plain.hidden_units(encoded.float(), predicted.float(), block).to(dtype)
-        logits = linear(hidden, weight)
-        expected = plain.errors(logits.float().clone(), *known, block)
-        compare("errors", kernels.errors(logits.clone(), *known, block), expected)
-        of_hidden = linear(expected[0].to(dtype), weight.T)
-        compare("sums", kernels.sums(of_hidden, hidden), plain.sums(of_hidden.float(), hidden.float()))
-    return sorted(set(different))
+        logits = linear(hidden.float(), weight.float()).to(dtype)
+        errors = kernels.errors(*there(logits, targets), BLANK_ID, *there(*known), block)
+        error, of_bias = plain.errors(logits.float(), targets, BLANK_ID, *known, block)
+        compare("errors", errors, [error, of_bias])
+        of_hidden = linear(error, weight.float().T).to(dtype)
+        compare("sums", kernels.sums(*there(of_hidden, hidden)), plain.sums(of_hidden.float(), hidden.float()))
+    return sorted(different)
 
 
-def _tiny_case(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _tiny_case(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return encoded (4, 6, 40), predicted (4, 70, 40), weight (1100, 40), gradient (4,) and targets (4, 70)."""
     generator = torch.Generator().manual_seed(1)
     encoded, predicted, weight, gradient = (
-        torch.randn(size, generator=generator).to(device) for size in ((4, 6, 40), (4, 70, 40), (1100, 40), (4,))
+        torch.randn(size, generator=generator) for size in ((4, 6, 40), (4, 70, 40), (1100, 40), (4,))
     )
-    targets = torch.randint(1100, (4, 70), generator=generator).to(device)
-    return encoded.to(dtype), predicted.to(dtype), (weight / 4).to(dtype), gradient, targets
+    targets = torch.randint(1100, (4, 70), generator=generator)
+    return encoded.to(dtype), predicted.to(dtype), (weight / 4).to(dtype), gradient.float(), targets

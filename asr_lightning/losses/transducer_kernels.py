@@ -2,7 +2,7 @@
 
 A block is of all utterances and places, and of some frames. Where a function of `transducer_blocks` reads or writes all
 logits or all hidden units of a block several times, its kernel reads them once and writes them once, with all numbers
-between in float32, and without reading what is padding. The recursions are in `transducer_recursion`.
+between in float32; logits of padding are not read. The recursions are in `transducer_recursion`.
 
 Programs do not wait for each other, and none adds to what another has written, so results do not vary between runs.
 A lattice has fewer than 2^31 places; its logits may be more. Of the sizes, only those of a model are compiled in.

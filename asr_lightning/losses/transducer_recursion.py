@@ -17,9 +17,8 @@ from asr_lightning.losses import transducer
 
 LONGEST = 4096  # places that one program can hold: of longer transcripts plain PyTorch takes care
 
-without_sizes = triton.jit(
-    do_not_specialize=["blank_id", "least", "count", "start", "span", "frames", "places"]
-)  # what varies between batches is no reason to compile again
+SIZES = ["blank_id", "least", "count", "start", "span", "frames", "places"]  # vary, and are no reason to compile again
+without_sizes = triton.jit(do_not_specialize=SIZES)
 
 
 @triton.jit
@@ -53,7 +52,9 @@ def _walk_kernel(
     length = tl.load(encoder_lengths + row).to(tl.int32)
     tokens = tl.load(target_lengths + row).to(tl.int32)
     fits = (length <= frames) & (tokens < places)
-    steps = tl.where(fits & (length > 0), length + tokens, 0)
+    empty = length <= 0
+    length = tl.where(fits, length, 0)  # of lengths beyond the lattice nothing is read, and the loss is no number
+    steps = tl.where(length > 0, length + tokens, 0)
     lattice = row.to(tl.int64) * frames * places
     blank += lattice
     label += lattice
@@ -73,8 +74,7 @@ def _walk_kernel(
         tl.store(walks + here, carried, mask=real)
         step += 1
     likelihood = tl.sum(tl.where(place == tokens, carried, 0.0), axis=0)
-    loss = tl.where(length > 0, -likelihood, float("inf"))
-    loss = tl.where(fits, loss, float("nan"))  # lengths beyond the lattice: nothing is read there, and nobody is misled
+    loss = tl.where(fits, tl.where(empty, float("inf"), -likelihood), float("nan"))
     tl.store(losses + row, loss, mask=back == 1)
 
 
@@ -122,6 +122,7 @@ def occupancies(
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: int) -> None:  # noqa: ANN401
-    """Run a kernel on the device of its first argument, a tensor."""
+    """Run a kernel on the device of its first argument, a tensor. It takes all tensors to be contiguous."""
+    assert all(argument.is_contiguous() for argument in arguments if isinstance(argument, Tensor))
     with torch.cuda.device_of(arguments[0]):
         kernel[grid](*arguments, **constants)

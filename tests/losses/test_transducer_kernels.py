@@ -23,6 +23,7 @@ POINTERS[torch.int64] = "*i64"
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
+@pytest.mark.timeout(900)  # about 20 s of computing, ten times as long on a machine that has much else to do
 def test_the_interpreter_finds_the_numbers_of_plain_operations() -> None:
     pytest.importorskip("triton")
     script = Path(__file__).with_name("interpreted_transducer_kernels.py")
