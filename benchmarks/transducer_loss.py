@@ -1,68 +1,132 @@
-"""The transducer's joint network and loss, forward and backward, beside torchaudio's: time and peak memory, as ratios.
+r"""The transducer's joint network and loss, forward and backward, beside torchaudio's: time and peak memory, as ratios.
 
     python benchmarks/transducer_loss.py [--vocabularies 32 500 2000 5000] [--device cuda] [--precision bf16]
+    python benchmarks/transducer_loss.py --device cuda --precision bf16 --vocabularies 500 --shape 30 400 100 512 \
+        --batches shape random sorted
 
-`fused` is `losses/joint_transducer.py`, `logits` is `losses/transducer.py` on the logits of all frames and tokens, and
-`torchaudio` is `torchaudio.functional.rnnt_loss` on the same logits. Each measurement is a process of its own, and the
-three take turns. Memory is the most that the process has beyond its inputs after a first small loss; on a GPU, what
-is allocated there.
+`fused` is `losses/joint_transducer.py` (on a GPU with its kernels, and `plain` is without), `logits` is
+`losses/transducer.py` on the logits of all frames and tokens, and `torchaudio` is `torchaudio.functional.rnnt_loss` on
+the same logits. Each measurement is a process of its own, and they take turns. Memory is the most that the process has
+beyond its inputs after a first small loss; on a GPU, what is allocated there beyond the inputs. There, a first round is
+not measured, since it compiles.
+
+Besides batches of the shape given there are those of the public benchmark of transducer losses
+[github.com/csukuangfj/transducer-loss-benchmarking]: utterances as long as LibriSpeech's, 30 at a time as they come
+(`random`), or sorted by length, with at most 10,000 frames in total (`sorted`). Its own lengths are not at hand:
+durations are drawn between the deciles of 628 utterances of train-clean-100, 25 frames a second, and tokens are 0.25 a
+frame, give or take 0.03 (one standard deviation), about as many as 500 word pieces give. Seconds are those of a batch,
+the mean over all.
 """
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 
 import torch
 from torch import Tensor
 
+from asr_lightning.losses import joint_transducer, transducer_blocks
 from asr_lightning.losses.joint_transducer import joint_transducer_loss
 from asr_lightning.losses.transducer import torchaudio_loss, transducer_loss
 
-KINDS = ("fused", "logits", "torchaudio")
+KINDS = ("fused", "plain", "logits", "torchaudio")
+DECILES = [
+    1.6,
+    4.1,
+    7.9,
+    11.3,
+    12.8,
+    13.7,
+    14.3,
+    14.7,
+    15.2,
+    15.7,
+    17.2,
+]  # s, of utterances, from the least to the most
 
 
 def loss_of(kind: str, tensors: list[Tensor], targets: Tensor, lengths: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the loss of each utterance by one of the three."""
+    """Return the loss of each utterance by one of the kinds."""
     encoded, predicted, weight, bias = tensors
-    if kind == "fused":
+    if kind in ("fused", "plain"):
         return joint_transducer_loss(encoded, predicted, weight, bias, targets, *lengths, 0)
     logits = torch.nn.functional.linear(torch.tanh(encoded.unsqueeze(2) + predicted.unsqueeze(1)), weight, bias)
     return (transducer_loss if kind == "logits" else torchaudio_loss)(logits, targets, *lengths, 0)
 
 
+def lengths_of(options: argparse.Namespace) -> list[tuple[Tensor, Tensor]]:
+    """Return the frames and the tokens, (B,) both, of each batch."""
+    batches, (batch, frames, tokens, _) = options.batches[0], options.shape
+    if batches == "shape":
+        first = torch.tensor([0])  # is as long as said
+        return [
+            (
+                torch.randint(round(frames * options.shortest), frames + 1, (batch,)).index_fill(0, first, frames),
+                torch.randint(round(tokens * options.shortest), tokens + 1, (batch,)).index_fill(0, first, tokens),
+            )
+        ]
+    deciles = torch.tensor(DECILES)
+    drawn = (len(DECILES) - 1) * torch.rand(options.utterances)
+    seconds = torch.lerp(deciles[drawn.long()], deciles[drawn.long() + 1], drawn.frac())
+    all_frames = (25 * seconds).long()
+    all_tokens = (all_frames * (0.25 + 0.03 * torch.randn(options.utterances))).round().long().clamp(min=1)
+    if batches == "random":
+        return list(zip(all_frames.split(batch), all_tokens.split(batch), strict=True))
+    order, groups = all_frames.argsort(descending=True), [[]]
+    for utterance in order.tolist():
+        if groups[-1] and int(all_frames[[*groups[-1], utterance]].sum()) > options.frames:
+            groups.append([])
+        groups[-1].append(utterance)
+    return [(all_frames[group], all_tokens[group]) for group in groups]
+
+
 def measure(kind: str, vocabulary: int, options: argparse.Namespace) -> dict[str, float]:
-    """Return the median seconds of loss and gradient, and peak memory in MiB, in this process."""
+    """Return the median seconds of loss and gradient of a batch, and peak memory in MiB, in this process."""
     torch.manual_seed(1)
-    batch, frames, tokens, dimension = options.shape
-    warm = [
-        torch.ones(size, device=options.device).requires_grad_() for size in ((2, 9, 64), (2, 4, 64), (32, 64), (32,))
-    ]
-    two = torch.tensor([3, 2], device=options.device)
-    loss_of(kind, warm, torch.ones(2, 3, dtype=torch.int64, device=options.device), (two, two)).sum().backward()
-    sizes = (batch, frames, dimension), (batch, tokens + 1, dimension), (vocabulary, dimension), (vocabulary,)
-    tensors = [torch.randn(size, device=options.device) for size in sizes]
-    tensors[2] /= dimension**0.5
-    targets = torch.randint(1, vocabulary, (batch, tokens), device=options.device)
-    lengths = tuple(
-        torch.randint(round(size * options.shortest), size + 1, (batch,)).index_fill(0, torch.tensor([0]), size)
-        for size in (frames, tokens)
-    )
-    lengths = tuple(length.to(options.device) for length in lengths)
-    before, seconds = memory(options.device), []
-    for _ in range(options.repeats):
-        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-        start = time.perf_counter()
+    device, dimension = options.device, options.shape[3]
+    if kind == "plain":
+        joint_transducer.parts_for = lambda _: transducer_blocks
+    elif kind == "fused" and device == "cuda":
+        warnings.simplefilter("error", RuntimeWarning)  # kernels that do not work are not to be measured as if they did
+    warm = [torch.ones(size, device=device).requires_grad_() for size in ((2, 9, 64), (2, 4, 64), (32, 64), (32,))]
+    two = torch.tensor([3, 2], device=device)
+    loss_of(kind, warm, torch.ones(2, 3, dtype=torch.int64, device=device), (two, two)).sum().backward()
+    weight = torch.randn(vocabulary, dimension, device=device) / dimension**0.5
+    bias, batches = torch.randn(vocabulary, device=device), []
+    for frames, tokens in lengths_of(options):
+        sizes = [(len(frames), most, dimension) for most in (int(frames.max()), int(tokens.max()) + 1)]
+        tensors = [*(torch.randn(size, device=device) for size in sizes), weight, bias]
+        targets = torch.randint(1, vocabulary, (len(frames), int(tokens.max())), device=device)
+        batches.append((tensors, targets, (frames.to(device), tokens.to(device))))
+    if device == "cuda":
+        take(kind, batches, options)
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else memory(device)
+    seconds = [take(kind, batches, options) / len(batches) for _ in range(options.repeats)]
+    return {"seconds": statistics.median(seconds), "MiB": memory(device) - before}
+
+
+def take(
+    kind: str, batches: list[tuple[list[Tensor], Tensor, tuple[Tensor, Tensor]]], options: argparse.Namespace
+) -> float:
+    """Return the seconds of loss and gradient of all batches."""
+    if options.device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for tensors, targets, lengths in batches:
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
         with torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bf16"):
             losses = loss_of(kind, leaves, targets, lengths)
         losses.sum().backward()
-        if options.device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds), "MiB": memory(options.device) - before}
+    if options.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def memory(device: str) -> float:
@@ -73,11 +137,14 @@ def memory(device: str) -> float:
 
 
 def main() -> None:
-    """Print a row per vocabulary and kind."""
+    """Print a row per vocabulary, batches and kind."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabularies", nargs="+", type=int, default=[32, 500, 2000, 5000], help="sizes V")
     parser.add_argument("--shape", nargs=4, type=int, default=[4, 200, 40, 320], metavar=("B", "T", "U", "D"))
     parser.add_argument("--shortest", type=float, default=0.5, help="of the longest utterance, in frames and in tokens")
+    parser.add_argument("--batches", nargs="+", default=["shape"], choices=["shape", "random", "sorted"])
+    parser.add_argument("--utterances", type=int, default=600, help="of all random, and of all sorted batches")
+    parser.add_argument("--frames", type=int, default=10000, help="of a sorted batch, at most")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--repeats", type=int, default=5, help="of the loss in a process")
@@ -87,29 +154,41 @@ def main() -> None:
     if options.kind:
         print(json.dumps(measure(options.kind, options.vocabularies[0], options)))
         return
-    print(f"{options.device}, {options.precision}, {torch.get_num_threads()} threads, B T U D {options.shape}")
-    print("| V | loss | ms: median (least to most) | MiB | times as fast as torchaudio | of its memory |")
-    print("| ---: | --- | ---: | ---: | ---: | ---: |")
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{device}, {options.precision}, torch {torch.__version__}, B T U D {options.shape}")
+    print(
+        "| V | batches | loss | ms a batch: median (least to most) | MiB | times as fast as torchaudio | its memory |"
+    )
+    print("| ---: | --- | --- | ---: | ---: | ---: | ---: |")
     for vocabulary in options.vocabularies:
-        results: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
-        for _ in range(options.rounds):
-            for kind in KINDS:
-                command = [sys.executable, *sys.argv, "--kind", kind, "--vocabularies", str(vocabulary)]
-                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                results[kind].append(json.loads(output.splitlines()[-1]))
-        medians = {
-            kind: {name: statistics.median(one[name] for one in rounds) for name in ("seconds", "MiB")}
-            for kind, rounds in results.items()
-        }
-        peer = medians["torchaudio"]
-        for kind, rounds in results.items():
-            spread = sorted(1000 * one["seconds"] for one in rounds)
-            ours = medians[kind]
-            print(
-                f"| {vocabulary} | {kind} | {1000 * ours['seconds']:.0f} ({spread[0]:.0f} to {spread[-1]:.0f}) "
-                f"| {ours['MiB']:.0f} | {peer['seconds'] / ours['seconds']:.2f} | {ours['MiB'] / peer['MiB']:.2f} |",
-                flush=True,
-            )
+        for batches in options.batches:
+            compare(vocabulary, batches, options)
+
+
+def compare(vocabulary: int, batches: str, options: argparse.Namespace) -> None:
+    """Print a row per kind."""
+    kinds = [kind for kind in KINDS if kind != "plain" or options.device == "cuda"]  # on a CPU, that is the fused one
+    results: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for _ in range(options.rounds):
+        for kind in kinds:
+            what = ["--kind", kind, "--vocabularies", str(vocabulary), "--batches", batches]
+            output = subprocess.run([sys.executable, *sys.argv, *what], check=True, stdout=subprocess.PIPE, text=True)
+            results[kind].append(json.loads(output.stdout.splitlines()[-1]))
+    medians = {
+        kind: {name: statistics.median(one[name] for one in rounds) for name in ("seconds", "MiB")}
+        for kind, rounds in results.items()
+    }
+    peer = medians["torchaudio"]
+    peer["MiB"] = peer["MiB"] or math.nan  # a tiny batch needs no more than the first small loss
+    for kind, rounds in results.items():
+        spread = sorted(1000 * one["seconds"] for one in rounds)
+        ours = medians[kind]
+        print(
+            f"| {vocabulary} | {batches} | {kind} "
+            f"| {1000 * ours['seconds']:.1f} ({spread[0]:.1f} to {spread[-1]:.1f}) "
+            f"| {ours['MiB']:.0f} | {peer['seconds'] / ours['seconds']:.2f} | {ours['MiB'] / peer['MiB']:.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -4,22 +4,28 @@ Of each place (t, u) of the lattice only three numbers are kept: the logarithm o
 scores of the blank and of the next token. The backward pass computes the logits again, a block of the lattice at a
 time, so memory does not grow with the vocabulary. It leaves out places that hardly any alignment visits: together they
 move no sum over frames or tokens by more than the rounding of its terms.
+
+On CUDA, Triton kernels do what is done to a block besides its matrix products (`transducer_kernels.py`), and the
+recursions (`transducer_recursion.py`). Before they are used for the first time on a device, a tiny case is computed by
+them and by plain PyTorch (`transducer_check.py`). Elsewhere, in float64, and where that case fails, plain PyTorch does
+all of it (`transducer_blocks.py`).
 """
 
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from asr_lightning.losses.transducer import occupancies, real_targets
+from asr_lightning.losses.transducer import real_targets
+from asr_lightning.losses.transducer_blocks import Block, negligible
+from asr_lightning.losses.transducer_check import parts_for
 from asr_lightning.nn.masks import silence_padding
 
 LOGITS = {"cpu": 2**20, "cuda": 2**26}  # of a block: those of a CPU stay in its cache
 NARROW = 32  # frames of a block of the backward pass on a CPU: over more, the places that matter move too far
-
-Block = tuple[slice, slice, slice]  # rows, frames and places of the lattice
 
 
 def joint_transducer_loss(
@@ -35,7 +41,8 @@ def joint_transducer_loss(
     """Return `transducer_loss` of the logits linear(tanh(encoded + predicted)), and give gradients to all four.
 
     Under autocast the joint network is computed in its type; the softmax's denominator is float32 and the recursions
-    are float64 always. On a CPU no padding is computed; elsewhere nothing is read back from the device.
+    are float64 always. On a CPU no padding is computed; elsewhere nothing is read back from the device, but where
+    kernels are compared with plain PyTorch, once per GPU.
 
     Args:
         encoded: (B, T, D) projected frames.
@@ -58,8 +65,8 @@ def joint_transducer_loss(
     if torch.is_autocast_enabled(kind):
         low = torch.get_autocast_dtype(kind)
         encoded, predicted, weight, bias = (x.to(low) for x in (encoded, predicted, weight, bias))
-    encoded = silence_padding(encoded, encoder_lengths)
-    predicted = silence_padding(predicted, target_lengths + 1)
+    encoded = silence_padding(encoded, encoder_lengths).contiguous()
+    predicted = silence_padding(predicted, target_lengths + 1).contiguous()
     targets = pad(real_targets(targets, target_lengths, blank_id), (0, 1), value=blank_id)  # (B, U + 1)
     with torch.autocast(kind, enabled=False):
         losses, *_ = _forward(encoded, predicted, weight, bias, targets, encoder_lengths, target_lengths, blank_id)
@@ -86,16 +93,15 @@ def _forward(
     blank_id: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return losses (B,), and (B, T, U + 1) each: denominators, and the occupancies of blanks and of tokens."""
+    parts = parts_for(encoded)
     precise = torch.promote_types(encoded.dtype, torch.float32)
     places = (*encoded.shape[:2], predicted.shape[1])
     normaliser, blank, label = (encoded.new_zeros(places, dtype=precise) for _ in range(3))
+    lengths = encoder_lengths, target_lengths
     for block in _blocks(places, len(weight), encoder_lengths, target_lengths):
-        logits = _logits(encoded, predicted, weight, bias, block)[0].to(precise)
-        blank[block] = logits[..., blank_id]
-        label[block] = logits.gather(3, _tokens(targets, block)).squeeze(3)
-        largest = logits.amax(dim=3)
-        normaliser[block] = logits.sub_(largest.unsqueeze(3)).exp_().sum(dim=3).log_().add_(largest)
-    losses, by_blank, by_label = occupancies(blank - normaliser, label - normaliser, encoder_lengths, target_lengths)
+        logits, _ = _logits(parts, encoded, predicted, weight, bias, block)
+        parts.score(logits, targets, lengths, blank_id, block, (normaliser, blank, label))
+    losses, by_blank, by_label = parts.occupancies(blank, label, *lengths)
     return losses.to(precise), normaliser, by_blank.to(precise), by_label.to(precise)
 
 
@@ -115,38 +121,29 @@ def _backward(
     gradient: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of encoded, predicted, weight and bias."""
-    precise = normaliser.dtype
-    gradients = tuple(torch.zeros_like(x, dtype=precise) for x in (encoded, predicted, weight, bias))
+    parts = parts_for(encoded)
+    gradients = tuple(torch.zeros_like(x, dtype=normaliser.dtype) for x in (encoded, predicted, weight, bias))
     of_encoded, of_predicted, of_weight, of_bias = gradients
-    visited = by_blank + by_label
-    matters = visited > torch.finfo(precise).eps / max(normaliser.shape[1:])
-    visited, by_blank, by_label = (x * gradient[:, None, None] for x in (visited, by_blank, by_label))
+    matters = by_blank + by_label > negligible(normaliser)
     for block in _blocks(normaliser.shape, len(weight), encoder_lengths, target_lengths, matters):
         rows, frames, places = block
-        logits, hidden = _logits(encoded, predicted, weight, bias, block)
-        error = logits.to(precise).sub_(normaliser[block].unsqueeze(3)).exp_().mul_(visited[block].unsqueeze(3))
-        error[..., blank_id] -= by_blank[block]
-        error.scatter_add_(3, _tokens(targets, block), -by_label[block].unsqueeze(3))
-        flat = error.flatten(0, 2).to(weight.dtype)
+        logits, hidden = _logits(parts, encoded, predicted, weight, bias, block)
+        error, of_some_bias = parts.errors(logits, targets, blank_id, normaliser, by_blank, by_label, gradient, block)
+        flat = error.flatten(0, 2)
         of_weight += flat.T @ hidden.flatten(0, 2)
-        of_bias += error.sum(dim=(0, 1, 2))
-        inner = torch.ops.aten.tanh_backward((flat @ weight).view_as(hidden), hidden)
-        of_encoded[rows, frames] += inner.sum(dim=2)
-        of_predicted[rows, places] += inner.sum(dim=1)
+        of_bias += of_some_bias
+        of_frames, of_places = parts.sums((flat @ weight).view_as(hidden), hidden)
+        of_encoded[rows, frames] += of_frames
+        of_predicted[rows, places] += of_places
     return tuple(x.to(encoded.dtype) for x in gradients)  # type: ignore[return-value]
 
 
-def _logits(encoded: Tensor, predicted: Tensor, weight: Tensor, bias: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+def _logits(
+    parts: ModuleType, encoded: Tensor, predicted: Tensor, weight: Tensor, bias: Tensor, block: Block
+) -> tuple[Tensor, Tensor]:
     """Return logits (b, t, u, V) and hidden units (b, t, u, D) of a block."""
-    rows, frames, places = block
-    hidden = (encoded[rows, frames].unsqueeze(2) + predicted[rows, places].unsqueeze(1)).tanh_()
+    hidden = parts.hidden_units(encoded, predicted, block)
     return linear(hidden, weight, bias), hidden
-
-
-def _tokens(targets: Tensor, block: Block) -> Tensor:
-    """Return the next token of each place of a block, (b, t, u, 1)."""
-    rows, frames, places = block
-    return targets[rows, None, places, None].expand(-1, frames.stop - frames.start, -1, -1)
 
 
 def _blocks(
