@@ -8,11 +8,10 @@ Utterances differ in length by 5 %, as those of a batch do.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
+from timing import Row, in_turns, print_table
 from torch import Tensor, nn
 
 from asr_lightning.models.deep_speech_2 import DeepSpeech2Encoder
@@ -47,27 +46,8 @@ class Plain(nn.Module):
         return x
 
 
-def seconds_of(step: Callable[[], object], device: str) -> float:
-    """Return how long a step takes."""
-    start = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def main() -> None:
-    """Print audio seconds per second of both, and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--features", type=int, default=161)
-    parser.add_argument("--channels", type=int, default=32)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--utterances", type=int, default=8)
-    parser.add_argument("--utterance-seconds", type=float, default=4.0)
-    parser.add_argument("--steps", type=int, default=7)
-    options = parser.parse_args()
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Give the row of a training step."""
     size = int(FRAMES_A_SECOND * options.utterance_seconds)
     x = torch.randn(options.utterances, size, options.features, device=options.device)
     lengths = torch.linspace(size / 1.05, size, options.utterances, device=options.device).long()
@@ -83,18 +63,28 @@ def main() -> None:
         plain.zero_grad()
         plain(x, lengths).sum().backward()
 
-    times: dict[str, list[float]] = {"ours": [], "plain": []}
-    for number in range(options.steps + 2):
-        for name, step in (("ours", step_of_ours), ("plain", step_of_plain)):
-            taken = seconds_of(step, options.device)
-            if number >= 2:
-                times[name].append(taken)
-    audio = float(lengths.sum()) / FRAMES_A_SECOND
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    for name, median in medians.items():
-        print(f"{name:6} {audio / median:8.1f} audio s/s   {1000 * median:8.0f} ms a step")
-    print(f"ours takes {medians['ours'] / medians['plain']:.3f} times as long")
+    seconds = in_turns({"ours": step_of_ours, "plain": step_of_plain}, options.turns, options.device)
+    yield Row(
+        "training step, Deep Speech 2 without features and CTC",
+        f"{options.utterances} × {options.utterance_seconds:g} s, {options.layers} layers of {options.hidden}",
+        seconds["ours"], "torch's own layers, padding not masked", seconds["plain"],
+        float(lengths.sum()) / FRAMES_A_SECOND,
+    )  # fmt: skip
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--features", type=int, default=161)
+    parser.add_argument("--channels", type=int, default=32)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--utterances", type=int, default=8)
+    parser.add_argument("--utterance-seconds", type=float, default=4.0)
+    parser.add_argument("--turns", type=int, default=7)
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    print_table(rows(make_parser().parse_args()))

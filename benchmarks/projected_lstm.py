@@ -2,32 +2,22 @@
 
     python benchmarks/projected_lstm.py [--device cuda] [--size HIDDEN R P ...]
 
-`ours` is a layer of `asr_lightning.nn.projected_lstm`, `proj_size` torch's LSTM with a projection of R + P, `plain`
-torch's LSTM without one, all of them bidirectional, forward and backward pass. The input has as many dimensions as the
-layer's output, as above the first layer. Utterances differ in length by 5 %, as those of a batch do, which only `ours`
+Ours is a layer of `asr_lightning.nn.projected_lstm`, the others torch's LSTM with a projection of R + P and without
+one, all of them bidirectional, forward and backward pass. The input has as many dimensions as the
+layer's output, as above the first layer. Utterances differ in length by 5 %, as those of a batch do, which only ours
 takes into account. `proj_size` must be smaller than the number of cells: it gets one more where R + P is as large.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+from timing import Row, in_turns, print_table
 from torch import nn
 
 from asr_lightning.nn.projected_lstm import BidirectionalRecurrentProjectionLSTM
 
 SIZES = [[160, 80, 80], [1024, 256, 256]]  # of the demo and of the paper
-
-
-def seconds_of(step: Callable[[], object], device: str) -> float:
-    """Return how long a step takes."""
-    start = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def training_steps(
@@ -43,33 +33,34 @@ def training_steps(
     plain = nn.LSTM(size, hidden, batch_first=True, bidirectional=True).to(device)
     return {
         "ours": lambda: ours(x, lengths).sum().backward(),
-        "proj_size": lambda: library(x)[0].sum().backward(),
-        "plain": lambda: plain(x)[0].sum().backward(),
+        "torch's LSTM with proj_size": lambda: library(x)[0].sum().backward(),
+        "torch's LSTM of as many cells, no projection": lambda: plain(x)[0].sum().backward(),
     }
 
 
+def rows(sizes: list[list[int]], utterances: int, frames: int, turns: int, device: str) -> Iterator[Row]:
+    """Give two rows for each size: beside torch's LSTM with a projection, and without."""
+    for hidden, recurrent, projection in sizes:
+        steps = training_steps(hidden, recurrent, projection, utterances, frames, device)
+        seconds = in_turns(steps, turns, device)
+        for peer in ("torch's LSTM with proj_size", "torch's LSTM of as many cells, no projection"):
+            yield Row(
+                "training step, projected LSTM layer",
+                f"{utterances} × {frames} frames, {hidden} cells, {recurrent} + {projection}",
+                seconds["ours"], peer, seconds[peer],
+            )  # fmt: skip
+
+
 def main() -> None:
-    """Print the median time of a step of each, and the median ratios to `plain` of the same round."""
+    """Print two rows for every size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", type=int, nargs=3, action="append", metavar=("HIDDEN", "R", "P"), default=None)
     parser.add_argument("--utterances", type=int, default=8)
     parser.add_argument("--frames", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=7)
     options = parser.parse_args()
-    print(f"{options.device}, {torch.get_num_threads()} threads, B {options.utterances}, T {options.frames}")
-    for size in options.size or SIZES:
-        steps = training_steps(*size, options.utterances, options.frames, options.device)
-        times: dict[str, list[float]] = {name: [] for name in steps}
-        for number in range(options.steps + 2):
-            for name, step in steps.items():
-                taken = seconds_of(step, options.device)
-                if number >= 2:
-                    times[name].append(taken)
-        print("hidden {}, R {}, P {}".format(*size))
-        for name, values in times.items():
-            ratio = statistics.median(one / plain for one, plain in zip(values, times["plain"], strict=True))
-            print(f"  {name:10}{1000 * statistics.median(values):8.0f} ms a step   {ratio:6.2f} × plain", flush=True)
+    print_table(rows(options.size or SIZES, options.utterances, options.frames, options.turns, options.device))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ GPU, of the process on a CPU.
 
 import argparse
 import resource
-import statistics
-import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from timing import Row, in_turns, print_table
 
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.models.checkpoints import build_recognizer
@@ -47,57 +47,53 @@ class Case:
     utterance_seconds: float
     device: str
     precision: str
-    steps: int
+    turns: int
 
 
-def measure(case: Case) -> tuple[list[float], float]:
-    """Return audio seconds per second of each counted step, and peak memory in MiB."""
+def measure(case: Case) -> tuple[list[float], float, float]:
+    """Return the seconds of each counted step, the seconds of audio in it, and peak memory in MiB."""
     torch.manual_seed(1)
     content = yaml.safe_load(case.experiment.read_text())["model"]
     recognizer = build_recognizer(content).to(case.device).train()
     optimizer = recognizer.make_optimizer(recognizer.parameters())
     batch = random_batch(case.batch_seconds, case.utterance_seconds).to(case.device)
-    speeds = []
-    if case.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    for step in range(case.steps + 2):
-        start = time.perf_counter()
+
+    def step() -> None:
         with torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bf16-mixed"):
             loss = recognizer.loss(batch).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if case.device == "cuda":
-            torch.cuda.synchronize()
-        if step >= 2:
-            speeds.append(batch.seconds / (time.perf_counter() - start))
+
+    seconds = in_turns({"ours": step}, case.turns, case.device)["ours"]
     if case.device == "cuda":
-        return speeds, torch.cuda.max_memory_allocated() / 2**20
-    return speeds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return seconds, batch.seconds, torch.cuda.max_memory_allocated() / 2**20
+    return seconds, batch.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def main() -> None:
-    """Print a row per experiment, length of utterances and length of batches."""
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Give a row for each experiment, length of batches and length of utterances."""
+    for path, batch, utterance in product(options.experiments, options.batch_seconds, options.utterance_seconds):
+        case = Case(path, batch, utterance, options.device, options.precision, options.turns)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:  # memory is the process's
+            seconds, audio, memory = fresh.submit(measure, case).result()
+        yield Row(
+            f"training step, {path.stem}", f"{audio / utterance:.0f} × {utterance:g} s, {options.precision}", seconds,
+            audio=audio, memory=(memory, None),
+        )  # fmt: skip
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", type=Path, default=DEMO)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
     parser.add_argument("--batch-seconds", nargs="+", type=float, default=[30.0])
     parser.add_argument("--utterance-seconds", nargs="+", type=float, default=[3.0])
-    parser.add_argument("--steps", type=int, default=10)
-    options = parser.parse_args()
-    print(f"{options.device}, {options.precision}, {torch.get_num_threads()} threads")
-    print(
-        "| experiment | s a batch | s an utterance | audio seconds per second: median (least to most) | MiB at most |"
-    )
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for path, batch, utterance in product(options.experiments, options.batch_seconds, options.utterance_seconds):
-        case = Case(path, batch, utterance, options.device, options.precision, options.steps)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:  # memory is the process's
-            speeds, memory = fresh.submit(measure, case).result()
-        spread = f"{statistics.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f})"
-        print(f"| {path} | {batch:g} | {utterance:g} | {spread} | {memory:.0f} |", flush=True)
+    parser.add_argument("--turns", type=int, default=10)
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    print_table(rows(make_parser().parse_args()))

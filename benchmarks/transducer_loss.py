@@ -27,8 +27,11 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from itertools import product
 
 import torch
+from timing import Row, print_table
 from torch import Tensor
 
 from asr_lightning.losses import joint_transducer, transducer_blocks
@@ -36,19 +39,8 @@ from asr_lightning.losses.joint_transducer import joint_transducer_loss
 from asr_lightning.losses.transducer import torchaudio_loss, transducer_loss
 
 KINDS = ("fused", "plain", "logits", "torchaudio")
-DECILES = [
-    1.6,
-    4.1,
-    7.9,
-    11.3,
-    12.8,
-    13.7,
-    14.3,
-    14.7,
-    15.2,
-    15.7,
-    17.2,
-]  # s, of utterances, from the least to the most
+DECILES = [1.6, 4.1, 7.9, 11.3, 12.8, 13.7, 14.3, 14.7, 15.2, 15.7, 17.2]  # s, of utterances, the least and most too
+PASSED_ON = ("shape", "shortest", "utterances", "frames", "device", "precision", "repeats")  # to a process of its own
 
 
 def loss_of(kind: str, tensors: list[Tensor], targets: Tensor, lengths: tuple[Tensor, Tensor]) -> Tensor:
@@ -136,8 +128,37 @@ def memory(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def main() -> None:
-    """Print a row per vocabulary, batches and kind."""
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Give a row for each vocabulary, kind of batches, and loss beside torchaudio's."""
+    kinds = [kind for kind in KINDS if kind != "plain" or options.device == "cuda"]  # on a CPU, that is the fused one
+    for vocabulary, batches in product(options.vocabularies, options.batches):
+        results: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+        for _ in range(options.rounds):
+            for kind in kinds:
+                results[kind].append(measure_apart(kind, vocabulary, batches, options))
+        seconds = {kind: [one["seconds"] for one in found] for kind, found in results.items()}
+        mebibytes = {kind: statistics.median(one["MiB"] for one in found) for kind, found in results.items()}
+        shape = "B {} T {} U {} D {}".format(*options.shape) if batches == "shape" else f"{batches} batches"
+        for kind in kinds[:-1]:
+            yield Row(
+                f"transducer loss, {kind}", f"V {vocabulary}, {shape}, {options.precision}", seconds[kind],
+                "torchaudio.functional.rnnt_loss", seconds["torchaudio"],
+                memory=(mebibytes[kind], mebibytes["torchaudio"] or math.nan),  # a tiny batch needs no more than before
+            )  # fmt: skip
+
+
+def measure_apart(kind: str, vocabulary: int, batches: str, options: argparse.Namespace) -> dict[str, float]:
+    """Measure in a process of its own, since memory is the process's."""
+    command = [sys.executable, __file__, "--kind", kind, "--vocabularies", str(vocabulary), "--batches", batches]
+    for name in PASSED_ON:
+        value = getattr(options, name)
+        command += [f"--{name}", *(str(one) for one in (value if isinstance(value, list) else [value]))]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabularies", nargs="+", type=int, default=[32, 500, 2000, 5000], help="sizes V")
     parser.add_argument("--shape", nargs=4, type=int, default=[4, 200, 40, 320], metavar=("B", "T", "U", "D"))
@@ -150,45 +171,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of the loss in a process")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each kind")
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)  # what a process of its own is to measure
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Print a row per vocabulary, batches and kind."""
+    options = make_parser().parse_args()
     if options.kind:
         print(json.dumps(measure(options.kind, options.vocabularies[0], options)))
-        return
-    device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{device}, {options.precision}, torch {torch.__version__}, B T U D {options.shape}")
-    print(
-        "| V | batches | loss | ms a batch: median (least to most) | MiB | times as fast as torchaudio | its memory |"
-    )
-    print("| ---: | --- | --- | ---: | ---: | ---: | ---: |")
-    for vocabulary in options.vocabularies:
-        for batches in options.batches:
-            compare(vocabulary, batches, options)
-
-
-def compare(vocabulary: int, batches: str, options: argparse.Namespace) -> None:
-    """Print a row per kind."""
-    kinds = [kind for kind in KINDS if kind != "plain" or options.device == "cuda"]  # on a CPU, that is the fused one
-    results: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
-    for _ in range(options.rounds):
-        for kind in kinds:
-            what = ["--kind", kind, "--vocabularies", str(vocabulary), "--batches", batches]
-            output = subprocess.run([sys.executable, *sys.argv, *what], check=True, stdout=subprocess.PIPE, text=True)
-            results[kind].append(json.loads(output.stdout.splitlines()[-1]))
-    medians = {
-        kind: {name: statistics.median(one[name] for one in rounds) for name in ("seconds", "MiB")}
-        for kind, rounds in results.items()
-    }
-    peer = medians["torchaudio"]
-    peer["MiB"] = peer["MiB"] or math.nan  # a tiny batch needs no more than the first small loss
-    for kind, rounds in results.items():
-        spread = sorted(1000 * one["seconds"] for one in rounds)
-        ours = medians[kind]
-        print(
-            f"| {vocabulary} | {batches} | {kind} "
-            f"| {1000 * ours['seconds']:.1f} ({spread[0]:.1f} to {spread[-1]:.1f}) "
-            f"| {ours['MiB']:.0f} | {peer['seconds'] / ours['seconds']:.2f} | {ours['MiB'] / peer['MiB']:.2f} |",
-            flush=True,
-        )
+    else:
+        print_table(rows(options))
 
 
 if __name__ == "__main__":

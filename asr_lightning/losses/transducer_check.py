@@ -45,7 +45,7 @@ def warn(device: torch.device, reason: str) -> ModuleType:
 
 def failure(kernels: ModuleType, device: torch.device) -> str:
     """Return why kernels are not to be trusted on a device, in one line, or nothing."""
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         try:
             with torch.no_grad(), torch.device("cpu"):
                 different = _differences(kernels, device, dtype)

@@ -1,0 +1,103 @@
+"""What the benchmarks share: contestants that take turns within one run, and rows of one table."""
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+WARM = 2  # turns that are not counted
+
+HEAD = (
+    "| what | of | ours: median (least to most) | beside it | its time | ours is so many times as fast | memory |\n"
+    "| --- | --- | ---: | --- | ---: | ---: | ---: |"
+)
+
+
+def in_turns(
+    contestants: Mapping[str, Callable[[], object]], turns: int, device: str = "cpu"
+) -> dict[str, list[float]]:
+    """Let each do its work once a turn; return the seconds of every counted turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(WARM + turns):
+        for name, work in contestants.items():
+            start = time.perf_counter()
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if turn >= WARM:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Args:
+        what: Is measured.
+        of: Shapes and sizes.
+        ours: Seconds of each turn.
+        peer: Whom it is compared to, and how that is called.
+        theirs: Seconds of the peer's turns, the same ones; none where ours stands alone.
+        audio: Seconds of audio in a turn.
+        memory: Peak MiB of ours, and of the peer's if there is one.
+    """
+
+    what: str
+    of: str
+    ours: list[float]
+    peer: str = "–"
+    theirs: list[float] | None = None
+    audio: float | None = None
+    memory: tuple[float, float | None] | None = None
+
+    def __str__(self) -> str:
+        """The line."""
+        theirs, speed, share = "–", "–", "–"
+        if self.theirs:
+            theirs = self._cell(self.theirs)
+            ratios = sorted(its / own for own, its in zip(self.ours, self.theirs, strict=True))
+            speed = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        if self.memory:
+            own, its = self.memory
+            share = f"{own:,.0f} MiB" if its is None else f"{own / its:.2f} of {its:,.0f} MiB"
+        return f"| {self.what} | {self.of} | {self._cell(self.ours)} | {self.peer} | {theirs} | {speed} | {share} |"
+
+    def _cell(self, seconds: list[float]) -> str:
+        """Milliseconds, and how much audio there is for each second."""
+        least, median, most = (1000 * one for one in (min(seconds), statistics.median(seconds), max(seconds)))
+        digits = 1 if most < 10 else 0
+        cell = f"{median:,.{digits}f} ms ({least:,.{digits}f} to {most:,.{digits}f})"
+        return cell if self.audio is None else f"{cell}, {1000 * self.audio / median:,.0f} s/s"
+
+
+def print_table(rows: Iterable[Row]) -> None:
+    """Print rows as they come, below their head."""
+    print(HEAD)
+    for row in rows:
+        print(row, flush=True)
+
+
+def provenance() -> str:
+    """Say on what machine, with which versions and at which commit something was measured."""
+    versions = []
+    for package in ("torch", "torchaudio", "speechbrain", "lhotse", "scikit-learn"):
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    git = subprocess.run(
+        ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return (
+        f"{device}, {os.cpu_count()} processors, {torch.get_num_threads()} threads, "
+        f"load {os.getloadavg()[0]:.1f}; {', '.join(versions)}; commit {git.stdout.strip() or 'unknown'}"
+    )
