@@ -11,10 +11,11 @@ import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import lightning
 import wandb
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -23,7 +24,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from asr_lightning.callbacks.stopping import FinishEpoch, SaveWhenStopped
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, reason
+from asr_lightning.files import check_aliases, regular
 from asr_lightning.models.checkpoint_files import CheckpointFiles
 from asr_lightning.models.checkpoints import (
     input_error,
@@ -113,6 +115,22 @@ class CommandLine(LightningCLI):
 
 class CommandLineParser(LightningArgumentParser):
     """Says what is wrong with an experiment, and leaves out what else could have stood there."""
+
+    def parse_path(self, path: str | os.PathLike, *arguments: Any, **named: Any) -> Namespace:
+        """Read an experiment from a file; not from what might never end."""
+        try:
+            regular(Path(path))
+        except OSError as error:
+            self.error(f"{path}: {error.strerror}")
+        return super().parse_path(path, *arguments, **named)
+
+    def parse_string(self, content: str, path: str | os.PathLike = "", *arguments: Any, **named: Any) -> Namespace:
+        """Read an experiment, unless it is small only because of its aliases."""
+        try:
+            check_aliases(content)
+        except (yaml.YAMLError, RecursionError) as error:
+            self.error(f"{path}: this is no YAML to be read: {reason(error)}")
+        return super().parse_string(content, path, *arguments, **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with the part of a message that helps."""

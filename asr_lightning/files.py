@@ -1,12 +1,21 @@
-"""Files that are whole or not there, and where those lie that can be made anew."""
+"""Files that are whole or not there, where those lie that can be made anew, and what may stand in a file's place."""
 
+import errno
 import fcntl
+import math
 import os
 import platform
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # what a shell gives for `<(…)`: somebody writes to them
+MOST_VALUES = 100_000  # of a YAML, aliases written out
 
 
 @contextmanager
@@ -58,3 +67,49 @@ def write_atomically(path: Path, text: str) -> None:
 def cache_folder() -> Path:
     """Where what is known of corpora lies: `$ASR_LIGHTNING_CACHE`, or `~/.cache/asr_lightning`."""
     return Path(os.environ.get("ASR_LIGHTNING_CACHE") or Path.home() / ".cache" / "asr_lightning")
+
+
+def regular(path: Path) -> Path:
+    """Return the path, unless it is something that may never end, or never begin to be read.
+
+    Raises:
+        OSError: It is a named pipe, a device or a socket, or is not there.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or str(path).startswith(STREAMS)):
+        raise OSError(errno.EINVAL, "expected a file, found a pipe, a device or a socket", str(path))
+    return path
+
+
+def load_yaml(text: str) -> Any:
+    """Read a YAML that may be anybody's.
+
+    Raises:
+        yaml.YAMLError: It is none, or its aliases write out to more than anybody means.
+        ValueError: A date has no such day.
+        RecursionError: It is nested too deeply.
+    """
+    check_aliases(text)
+    return yaml.safe_load(text)
+
+
+def check_aliases(text: str) -> None:
+    """See that a YAML is not small only because of its aliases; merged and copied, each of them becomes a value.
+
+    Raises:
+        yaml.YAMLError: It is, or it is no YAML.
+        RecursionError: It is nested too deeply.
+    """
+    if "&" in text and "*" in text and _size(yaml.compose(text, Loader=yaml.SafeLoader), {}) > MOST_VALUES:
+        raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES:,} values: write out those that are meant")
+
+
+def _size(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """The values below a node; without end where it is within itself."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        values = node.value if isinstance(node, yaml.SequenceNode) else [one for pair in node.value for one in pair]
+        known[id(node)] = 1 + sum(_size(one, known) for one in values)
+    return known[id(node)]

@@ -3,11 +3,14 @@
     python benchmarks/data_loading.py --root data/spoken --subset train-clean-100 [--durations data/LibriSpeech]
 
 Both are read in one run, in turns, through the data module as training reads them: the first pass of each is not
-counted, so the files are in memory if there is enough of it. The padding is that of the batches of one epoch.
+counted, so the files are in memory if there is enough of it. The padding is that of the batches of one epoch. With
+--serve, the shards are also read from a web server on this machine, as from object storage without a network.
 """
 
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -44,6 +47,13 @@ def padding(durations: np.ndarray, batch_seconds: float, ranks: int) -> float:
     return 1 - float(durations.sum(dtype=np.float64)) / padded
 
 
+def serve(folder: Path) -> subprocess.Popen[str]:
+    """Start the web server of the tests; its first line is its port."""
+    script = Path(__file__).parents[1] / "tests" / "data_modules" / "range_server.py"
+    command = [sys.executable, str(script), str(folder), str(folder / "server.log"), "0"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
 def compare_speed(options: argparse.Namespace) -> None:
     """Print how fast both are read."""
     given = {"train_subsets": [options.subset], "batch_seconds": options.batch_seconds, "workers": options.workers}
@@ -51,12 +61,20 @@ def compare_speed(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         written = write_subset(files, options.subset, Path(folder), options.utterances_per_shard)
         shards = prepare(ShardsDataModule(root=folder, **given))
-        speeds: dict[str, list[tuple[float, float]]] = {"files": [], "shards": []}
+        corpora = {"files": files, "shards": shards}
+        server = serve(Path(folder)) if options.serve else None
+        if server and server.stdout:
+            corpora["http"] = prepare(
+                ShardsDataModule(root=f"http://127.0.0.1:{server.stdout.readline().strip()}", **given)
+            )
+        speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in corpora}
         for turn in range(options.turns + 1):
-            for name, corpus in (("files", files), ("shards", shards)):
+            for name, corpus in corpora.items():
                 utterances, audio, seconds = read(corpus)
                 if turn:
                     speeds[name].append((utterances / seconds, audio / seconds))
+        if server:
+            server.kill()
     print(f"{options.subset}: {written.utterances} utterances, {written.seconds / 3600:.2f} h, "
           f"{written.shards} shards, {options.workers} workers, {options.turns} turns")  # fmt: skip
     for name, turns in speeds.items():
@@ -65,8 +83,9 @@ def compare_speed(options: argparse.Namespace) -> None:
         print(
             f"{name}\t{utterance_speed:.0f} utterances/s\t{audio_speed:.0f} ({low:.0f} to {high:.0f}) audio seconds/s"
         )
-    ratios = [shard[1] / file[1] for file, shard in zip(speeds["files"], speeds["shards"], strict=True)]
-    print(f"shards / files\t{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    for one, other in [("shards", "files"), *([("http", "shards")] if options.serve else [])]:
+        ratios = [this[1] / that[1] for this, that in zip(speeds[one], speeds[other], strict=True)]
+        print(f"{one} / {other}\t{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 def main() -> None:
@@ -79,6 +98,7 @@ def main() -> None:
     parser.add_argument("--utterances-per-shard", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--serve", action="store_true", help="also read the shards over HTTP, on this machine")
     parser.add_argument("--scratch", type=Path, help="where shards are written for a while; default: as TMPDIR says")
     options = parser.parse_args()
     compare_speed(options)

@@ -19,6 +19,7 @@ import numpy as np
 from lhotse import MonoCut
 
 from asr_lightning.errors import InputError
+from asr_lightning.files import regular
 from asr_lightning.text.korean import AnnotationError, Side, normalize
 from data_modules import dataset, manifest
 from data_modules.corpus import CorpusDataModule
@@ -127,7 +128,7 @@ class KsponSpeechDataModule(CorpusDataModule):
 
     def _listed(self, path: Path, bad: list[BadFile]) -> Iterator[tuple[str, str, bytes]]:
         """Place, audio file and undecoded text of every line of a list whose audio is there."""
-        with path.open("rb") as lines:
+        with regular(path).open("rb") as lines:
             for number, content in enumerate(lines, start=1):
                 if not (content := content.removeprefix(b"\xef\xbb\xbf").strip()):
                     continue
@@ -160,7 +161,7 @@ class KsponSpeechDataModule(CorpusDataModule):
         for audio in self._in_folders(subset):
             path = Path(audio).with_suffix(".txt")
             try:
-                yield str(path), audio, path.read_bytes()
+                yield str(path), audio, regular(path).read_bytes()
             except FileNotFoundError:
                 bad.append(BadFile(audio, "audio without transcript", f"no {path.name} beside it"))
             except OSError as error:
@@ -196,7 +197,7 @@ class KsponSpeechDataModule(CorpusDataModule):
         path = str(cut.recording.sources[0].source)
         if not path.lower().endswith(".pcm"):
             return dataset.read_audio(cut)
-        content = Path(path).read_bytes()
+        content = regular(Path(path)).read_bytes()
         samples = np.frombuffer(content, dtype="<i2", count=len(content) // 2)  # without an odd last byte
         if len(samples) != cut.recording.num_samples:
             raise ValueError(f"{len(samples)} samples, expected {cut.recording.num_samples}")

@@ -10,6 +10,7 @@ from typing import Any
 from lhotse.recipes import download_librispeech
 
 from asr_lightning.errors import InputError
+from asr_lightning.files import regular
 from asr_lightning.text.english import transcript
 from data_modules.corpus import CorpusDataModule
 from data_modules.manifest import BadFile, Found, fingerprint
@@ -152,7 +153,7 @@ def _read_transcripts(directory: Path, names: list[str], bad: list[BadFile]) -> 
     for name in names:
         path = directory / name
         try:
-            content = path.read_bytes()
+            content = regular(path).read_bytes()
         except OSError as error:
             bad.append(BadFile(str(path), "unreadable transcript", str(error)))
             continue

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from asr_lightning.errors import InputError
-from asr_lightning.files import cache_folder
+from asr_lightning.files import cache_folder, regular
 from asr_lightning.text.english import transcript
 
 FORMAT = 1  # of the index; raise it when that changes, and old ones are rebuilt
@@ -196,7 +196,7 @@ def _scan(files: list[Path], skip_columns: int, normalize: bool) -> Iterator[tup
 
 def _read_lines(path: Path) -> Iterator[bytes]:
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             yield from file
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error

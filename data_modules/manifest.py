@@ -16,7 +16,7 @@ from lhotse.serialization import deserialize_item
 from tqdm import tqdm
 
 from asr_lightning.errors import InputError, reason
-from asr_lightning.files import replacing
+from asr_lightning.files import regular, replacing
 
 FORMAT = 1  # of the files below; raise it when they change, and old ones are rebuilt
 HEADER_THREADS = 8  # waiting for a disk or a file server, not computing
@@ -60,7 +60,7 @@ def read_header(path: str) -> Header:
     A FLAC file is also asked for its last sample, which a truncated file does not have: 0.1 ms. In an MP3 file this
     would need decoding; its length is counted by libsndfile, so a truncated one is merely shorter.
     """
-    with soundfile.SoundFile(path) as file:
+    with soundfile.SoundFile(str(regular(Path(path)))) as file:
         if file.format == "FLAC" and file.frames:
             file.seek(file.frames - 1)
             if len(file.read(1)) != 1:

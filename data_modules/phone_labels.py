@@ -7,6 +7,7 @@ from praatio import textgrid
 from praatio.utilities.errors import PraatioException
 
 from asr_lightning.errors import InputError, shown
+from asr_lightning.files import regular
 from asr_lightning.text.phones import SILENCE, PhoneLabels, Segment
 
 
@@ -54,7 +55,7 @@ class CTMLabels(PhoneLabels):
         for path in paths:
             before, place = "", 0
             try:
-                with path.open("rb") as file:
+                with regular(path).open("rb") as file:
                     for line in file:
                         name = line.decode("utf-8", "replace").split(maxsplit=1)
                         if name and name[0] != before and not name[0].startswith(";;"):
@@ -106,7 +107,7 @@ class TextGridLabels(PhoneLabels):
             return []
         path = self._paths[utterance]
         try:
-            grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True)
+            grid = textgrid.openTextgrid(str(regular(path)), includeEmptyIntervals=True)
             names = [name for name in grid.tierNames if name == self.tier or name.endswith(f" - {self.tier}")]
             if not names:
                 raise InputError(

@@ -24,7 +24,8 @@ from asr_lightning.errors import InputError
 from asr_lightning.files import locked, write_atomically
 from data_modules.corpus import CorpusDataModule
 from data_modules.manifest import Found, Header, Manifest, make_cut
-from data_modules.shards import check_sizes
+from data_modules.shards import check_sizes, read_members
+from data_modules.storage import list_files
 
 FORMAT = 1  # of what is written; raise it when it changes, and old shards are no longer taken for the same
 PROBES = 20  # utterances that are compressed to guess how much space all of them take
@@ -81,13 +82,21 @@ def write_subset(
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
             files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+            places = {name: _places(folder / name) for name in files if name.endswith(".tar")}
             content = {"utterances": utterances, "seconds": seconds, "files": files, "identity": identity}
+            content["places"] = places
             write_atomically(output / f"{subset}.json", json.dumps(content, indent=1) + "\n")
             return Written(utterances, seconds, len(files) // 2, sum(files.values()), new=True)
     except OSError as error:
         raise InputError(
             f"Cannot write shards to {folder}: {error}. Free some space, or give another --output."
         ) from error
+
+
+def _places(path: Path) -> str:
+    """Where the utterances of a tar file are: a reader of object storage needs no request for each of them."""
+    with path.open("rb") as file:
+        return " ".join(f"{offset}+{size}" for _, offset, size in read_members(file))
 
 
 def _find_written(output: Path, subset: str, identity: str, replace: bool) -> Written | None:
@@ -102,7 +111,7 @@ def _find_written(output: Path, subset: str, identity: str, replace: bool) -> Wr
         there = Written(content["utterances"], content["seconds"], len(files) // 2, sum(files.values()), new=False)
     except (OSError, ValueError, KeyError, TypeError):
         same = False
-    if same and not check_sizes(output, subset):
+    if same and not check_sizes(str(folder), files, list_files(str(output), subset)):
         return there
     if not replace or not folder.is_dir():
         what = "damaged shards" if same else "something else than these utterances in shards of this size"

@@ -9,98 +9,124 @@ ROOT/<subset>.json                      what was written: files and their bytes;
 ```
 
 `CutSet.from_shar(in_dir=ROOT/<subset>)` reads them too. Here an utterance is read by its place in the tar file, so that
-batches, their order and resuming are those of a corpus of files.
+batches, their order and resuming are those of a corpus of files. In object storage that is one request; in the list are
+the places of all utterances, so that the tar files need not be looked through there.
 """
 
-import functools
+import errno
+import gzip
+import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from lhotse import MonoCut
-from lhotse.lazy import LazyManifestIterator
+from lhotse.serialization import deserialize_item
 from tqdm import tqdm
 
 from asr_lightning.errors import InputError
-from data_modules import dataset
+from data_modules import dataset, storage
 from data_modules.corpus import CorpusDataModule
-from data_modules.manifest import BadFile, Found, Header, fingerprint
-
-OPEN_FILES = 256  # at most, of a process; opening again costs a file server more than reading
+from data_modules.manifest import BadFile, Found, Header
+from data_modules.storage import Entry
 
 
 class ShardsDataModule(CorpusDataModule):
-    """Shards that `python -m asr_lightning.tools.shards` or lhotse wrote, on a disk or whatever is mounted as one.
+    """Shards that `python -m asr_lightning.tools.shards` or lhotse wrote, on a disk or in object storage.
 
     A subset is a folder below `root` with pairs of `cuts.*.jsonl.gz` and `recording.*.tar`. Where `<subset>.json` is
     beside it, every file must have the size it had when it was written. A shard that is damaged is left out as a whole
     with `on_bad: skip`.
 
     Args:
-        root: The folder that contains the subsets.
+        root: The folder that contains the subsets, or its address: `s3://bucket/folder` or whatever else fsspec knows.
+            On a web server, `<subset>.json` must be there.
         **arguments: Those of `CorpusDataModule`.
     """
 
     def __init__(self, root: str, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.root = Path(root).expanduser().absolute()
+        self.root = storage.normalize(root)
+        self._files: dict[str, dict[str, Entry]] = {}
         self._headers: dict[str, Header] = {}
 
     @property
     def source(self) -> str:
         """Tells this corpus from others in the cache."""
-        return str(self.root)
+        return self.root
 
     def require(self, subsets: list[str]) -> None:
         """See that the subsets are there.
 
         Raises:
-            InputError: Some are not.
+            InputError: Some are not, or the storage cannot be reached.
         """
-        missing = [subset for subset in subsets if not find_shards(self.root / subset)]
+        self._files = {subset: storage.list_files(self.root, subset) for subset in subsets}
+        missing = [subset for subset, files in self._files.items() if not find_shards(files)]
         if missing:
-            there = sorted({path.parent.name for path in self.root.glob("*/cuts*.jsonl*")})
+            listed = f"{self.root}/{missing[0]}.json and " if storage.is_remote(self.root) else ""
+            there = ", ".join(storage.list_folders(self.root)) or "none"
             raise InputError(
-                f"No shards of {', '.join(missing)}: expected {self.root / missing[0]}/cuts.000000.jsonl.gz, "
-                f"recording.000000.tar and so on, found subsets {', '.join(there) or 'none'}. Write them with "
-                f"`python -m asr_lightning.tools.shards --config EXPERIMENT --output {self.root}`, or set "
+                f"No shards of {', '.join(missing)}: expected {listed}{self.root}/{missing[0]}/cuts.000000.jsonl.gz, "
+                f"recording.000000.tar and so on, found subsets {there}. "
+                "Write them with `python -m asr_lightning.tools.shards --config EXPERIMENT --output FOLDER`, or set "
                 "--data.init_args.root."
             )
 
     def fingerprint(self, subset: str) -> str:
-        """Changes when the subset's files do."""
-        return fingerprint(self.root / subset, (".tar", ".jsonl", ".jsonl.gz", ".json"))
+        """Changes when the subset's files do: of all that storage lists, that is names, sizes and ETags or times."""
+        files = self._list(subset)
+        digest = hashlib.sha256()
+        for name in sorted(files):
+            if not name.startswith(".") and name.endswith((".tar", ".jsonl", ".jsonl.gz", ".json")):
+                digest.update(f"{name}\0{files[name].size}\0{files[name].version}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
     def find_utterances(self, subset: str) -> tuple[list[Found], list[BadFile]]:
-        """The subset's utterances, and what is damaged; of the audio, only where it begins and ends is looked at."""
-        _open.cache_clear()  # what lies there may have been replaced
-        bad = check_sizes(self.root, subset)
+        """The subset's utterances, and what is damaged; of the audio, only where it begins and ends is looked at.
+
+        Raises:
+            InputError: The storage cannot be reached; what was read so far is no manifest.
+        """
+        storage.close_files()
+        folder, files = f"{self.root}/{subset}", self._list(subset)
+        listed = read_list(self.root, subset)
+        bad = [listed] if isinstance(listed, BadFile) else check_sizes(folder, listed.sizes, files)
+        places = {} if isinstance(listed, BadFile) or not storage.is_remote(folder) else listed.places
         damaged = {file.path for file in bad}
+        shards = [
+            (f"{folder}/{cuts}", f"{folder}/{recordings}", files.get(recordings), places.get(recordings))
+            for cuts, recordings in find_shards(files)
+            if not {f"{folder}/{cuts}", f"{folder}/{recordings}"} & damaged
+        ]
         found: dict[str, Found] = {}
-        for cuts, recordings in tqdm(find_shards(self.root / subset), desc=f"Reading {subset}", unit=" shards"):
-            if {str(cuts), str(recordings)} & damaged:
-                continue
-            try:
-                utterances = list(zip(*read_shard(cuts, recordings), strict=True))
-            except Exception as error:  # of gzip, json, tarfile, lhotse and the file system
-                path = error.filename if isinstance(error, OSError) and error.filename else recordings
-                bad.append(BadFile(str(path), "damaged shard", " ".join(str(error).split())[:200]))
-                continue
-            for one, header in utterances:
-                if one.id in found:
-                    bad.append(BadFile(one.path, "duplicate id", f"{one.id} is also {found[one.id].path}"))
-                elif not header.samples:
-                    bad.append(BadFile(one.path, "empty audio", one.id))
-                elif not one.text:
-                    bad.append(BadFile(one.path, "empty transcript", one.id))
-                else:
-                    found[one.id] = one
-                    self._headers[one.path] = header
+        with ThreadPoolExecutor(storage.REQUESTS if storage.is_remote(folder) else 1) as pool:
+            read = pool.map(lambda shard: _try_shard(*shard), shards)
+            for utterances in tqdm(read, total=len(shards), desc=f"Reading {subset}", unit=" shards"):
+                if isinstance(utterances, BadFile):
+                    bad.append(utterances)
+                    continue
+                for one, header in utterances:
+                    if one.id in found:
+                        bad.append(BadFile(one.path, "duplicate id", f"{one.id} is also {found[one.id].path}"))
+                    elif not header.samples:
+                        bad.append(BadFile(one.path, "empty audio", one.id))
+                    elif not one.text:
+                        bad.append(BadFile(one.path, "empty transcript", one.id))
+                    else:
+                        found[one.id] = one
+                        self._headers[one.path] = header
         return list(found.values()), bad
+
+    def _list(self, subset: str) -> dict[str, Entry]:
+        """The subset's files, as `require` has just seen them."""
+        return self._files[subset] if subset in self._files else storage.list_files(self.root, subset)
 
     def read_header(self, path: str) -> Header:
         """What the shard says of an utterance's audio; whether that is true is seen when it is read."""
@@ -112,70 +138,142 @@ class ShardsDataModule(CorpusDataModule):
 
         Raises:
             ValueError: It is not as long as the manifest says, or the file ends before.
-            OSError: The file cannot be read.
+            OSError: The file cannot be read, or the storage does not give it.
             soundfile.LibsndfileError: The audio cannot be decoded.
         """
         path, offset, size = parse_place(str(cut.recording.sources[0].source))
-        content = os.pread(_open(path).descriptor, size, offset)
+        content = storage.read_range(path, offset, size)
         if len(content) != size:
             raise ValueError(f"the file ends after {len(content)} of {size} bytes")
         return dataset.decode_audio(cut, io.BytesIO(content))
 
 
-def find_shards(folder: Path) -> list[tuple[Path, Path]]:
-    """Every file of cuts of a subset, and where the audio must be that belongs to it."""
+class Listed(NamedTuple):
+    """What `<subset>.json` says: the bytes of every file, and `OFFSET+SIZE` of all utterances of a tar file."""
+
+    sizes: dict[str, int]
+    places: dict[str, str]
+
+
+Utterances = list[tuple[Found, Header]]
+"""Those of a shard with their places, and what the shard says of their audio."""
+
+
+def find_shards(files: Iterable[str]) -> list[tuple[str, str]]:
+    """Every file of cuts of a subset, and what the audio must be called that belongs to it."""
     return [
-        (path, path.with_name(f"recording{path.name.removeprefix('cuts').partition('.jsonl')[0]}.tar"))
-        for path in sorted(folder.glob("cuts*.jsonl*"))
+        (name, f"recording{name.removeprefix('cuts').partition('.jsonl')[0]}.tar")
+        for name in sorted(files)
+        if name.startswith("cuts") and ".jsonl" in name
     ]
 
 
-def read_shard(cuts_path: Path, recordings: Path) -> tuple[list[Found], list[Header]]:
+def _try_shard(cuts: str, recordings: str, entry: Entry | None, places: str | None) -> Utterances | BadFile:
+    """Read what is in a shard, or say what is wrong with it."""
+    try:
+        return read_shard(cuts, recordings, entry, places)
+    except ConnectionError as error:  # of the shard it says nothing
+        raise InputError(str(error)) from error
+    except Exception as error:  # of gzip, json, tarfile, lhotse and the file system
+        path = error.filename if isinstance(error, OSError) and error.filename else recordings
+        return BadFile(str(path), "damaged shard", " ".join(str(error).split())[:200])
+
+
+def read_shard(cuts_path: str, recordings: str, entry: Entry | None, places: str | None = None) -> Utterances:
     """Read what is in a shard; the audio is passed over.
 
-    Returns:
-        The utterances with their places, and what the shard says of their audio.
+    Args:
+        cuts_path: The file of cuts, on a disk or in storage.
+        recordings: The tar file.
+        entry: What a listing says of the tar file.
+        places: Where its utterances are, if that is known; then only the first is looked at.
 
     Raises:
+        ConnectionError: The storage does not give it.
         Exception: It is damaged.
     """
-    cuts = list(LazyManifestIterator(cuts_path))
-    with tarfile.open(recordings, "r:") as tar:
-        members = [(member.name, member.offset_data, member.size) for member in tar]
-    if len(members) != 2 * len(cuts):
-        raise ValueError(f"{len(members)} members, expected two for each of {len(cuts)} utterances of {cuts_path.name}")
-    found, headers = [], []
-    for cut, (name, offset, size) in zip(cuts, members[::2], strict=True):
+    if entry is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), recordings)
+    cuts = read_cuts(cuts_path)
+    with storage.open_file(recordings, entry.size) as file:
+        members = read_members(file, 1 if places else None)
+    if places:
+        spans = [parse_place(f"@{place}")[1:] for place in places.split()]
+        if members[0][1:] != spans[0]:
+            raise ValueError(f"an utterance at {members[0][1:]}, expected it at {spans[0]}")
+        names = [members[0][0], *(f"{cut.id}.flac" for cut in cuts[1:])]
+        members = [(name, *span) for name, span in zip(names, spans, strict=True)]
+    if len(members) != len(cuts):
+        raise ValueError(f"{len(members)} utterances, expected the {len(cuts)} of {os.path.basename(cuts_path)}")
+    utterances = []
+    for cut, (name, offset, size) in zip(cuts, members, strict=True):
         id, _, suffix = name.rpartition(".")
         if id != cut.id:
             raise ValueError(f"{name} where {cut.id} was expected")
         text = " ".join(one.text for one in cut.supervisions if one.text)
         speaker = next((one.speaker for one in cut.supervisions if one.speaker), "")
-        found.append(Found(cut.id, f"{recordings}@{offset}+{size}", text, speaker))
         channels = cut.recording.num_channels if cut.has_recording else 1
         samples = 0 if suffix == "nodata" else cut.num_samples
-        headers.append(Header(cut.sampling_rate, samples, channels))
-    return found, headers
+        found = Found(cut.id, f"{recordings}@{offset}+{size}", text, speaker)
+        utterances.append((found, Header(cut.sampling_rate, samples, channels)))
+    return utterances
 
 
-def check_sizes(root: Path, subset: str) -> list[BadFile]:
-    """Name the files that are not as `<subset>.json` says, where there is one."""
-    path = root / f"{subset}.json"
+def read_cuts(path: str) -> list[MonoCut]:
+    """Read a file of cuts.
+
+    Raises:
+        Exception: It is damaged.
+    """
+    content = storage.read_file(path)
+    lines = (gzip.decompress(content) if path.endswith(".gz") else content).splitlines()
     try:
-        files: dict[str, int] = json.loads(path.read_text("utf-8"))["files"]
-        expected = {str(root / subset / name): int(size) for name, size in files.items()}
+        return [deserialize_item(json.loads(line)) for line in lines]
+    except Exception as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_members(file: BinaryIO, utterances: int | None = None) -> list[tuple[str, int, int]]:
+    """Name, offset and bytes of the audio of the first utterances, or of all; each is followed by its description.
+
+    Raises:
+        tarfile.ReadError: The file is damaged.
+        ValueError: It does not hold pairs.
+    """
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        wanted = itertools.islice(tar, utterances)
+        members = [(member.name, member.offset_data, member.size) for member in wanted]
+    if not members or (utterances is None and len(members) % 2):
+        raise ValueError(f"{len(members)} members, expected two for each utterance")
+    return members[::2]
+
+
+def read_list(root: str, subset: str) -> Listed | BadFile:
+    """Read `<subset>.json`, where there is one.
+
+    Raises:
+        InputError: The storage does not give it.
+    """
+    path = f"{root}/{subset}.json"
+    try:
+        content = json.loads(storage.read_file(path))
+        sizes = {str(name): int(size) for name, size in content["files"].items()}
+        return Listed(sizes, {str(name): str(places) for name, places in content.get("places", {}).items()})
     except FileNotFoundError:
-        return []
+        return Listed({}, {})
+    except ConnectionError as error:
+        raise InputError(str(error)) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [BadFile(str(path), "unreadable list of shards", str(error))]
+        return BadFile(path, "unreadable list of shards", str(error))
+
+
+def check_sizes(folder: str, sizes: dict[str, int], files: dict[str, Entry]) -> list[BadFile]:
+    """Name the files of a folder that are not as `<subset>.json` says."""
     bad = []
-    for name, size in expected.items():
-        try:
-            found = f"{os.path.getsize(name)} bytes"
-        except OSError as error:
-            found = error.strerror or str(error)
+    for name, size in sizes.items():
+        found = f"{files[name].size} bytes" if name in files else os.strerror(errno.ENOENT)
         if found != f"{size} bytes":
-            bad.append(BadFile(name, "damaged shard", f"expected {size} bytes, found: {found}"))
+            bad.append(BadFile(f"{folder}/{name}", "damaged shard", f"expected {size} bytes, found: {found}"))
     return bad
 
 
@@ -184,20 +282,3 @@ def parse_place(place: str) -> tuple[str, int, int]:
     path, _, span = place.rpartition("@")
     offset, _, size = span.partition("+")
     return path, int(offset), int(size)
-
-
-class _Open:
-    """A file that is open as long as somebody holds it; reads give their offset, so forked workers may share it."""
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-
-@functools.lru_cache(maxsize=OPEN_FILES)
-def _open(path: str) -> _Open:
-    return _Open(path)

@@ -12,7 +12,7 @@ import kaldi_hmm_gmm as kaldi
 import numpy as np
 
 from asr_lightning.errors import InputError, reason
-from asr_lightning.files import replacing, write_atomically
+from asr_lightning.files import regular, replacing, write_atomically
 from asr_lightning.hmm.kaldi_tree import read_tree
 from asr_lightning.text.lexicon import NOT_SPEECH, SPOKEN_NOISE, Lexicon, read_lexicon, write_lexicon
 from asr_lightning.text.phones import SILENCE
@@ -160,13 +160,13 @@ def read_model(folder: Path) -> HiddenMarkovModel:
     """
     lexicon = read_lexicon(folder / "lexicon.txt")
     with _reading(folder / "phones.txt") as path:
-        text = path.read_text(encoding="utf-8")
+        text = regular(path).read_text(encoding="utf-8")
         phones = tuple(line.split(" ")[0] for line in text.splitlines())
         known = {SILENCE, SPOKEN_NOISE} | set(lexicon.phones)
         if text != _phone_table(phones) or len(set(phones)) < len(phones) or not known <= set(phones):
             raise ValueError("expected lines of a phone and its number, from 1, with all phones of the lexicon")
     with _reading(folder / "tree") as path:
-        tree = read_tree(path.read_bytes(), len(phones), STATES)
+        tree = read_tree(regular(path).read_bytes(), len(phones), STATES)
     with _reading(folder / "transitions.npy") as path:
         counts = np.load(path, allow_pickle=False)
         size = (_transitions(tree, len(phones)).num_transition_ids + 1,)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from asr_lightning.errors import InputError, reason, shown
-from asr_lightning.files import write_atomically
+from asr_lightning.files import regular, write_atomically
 from asr_lightning.hmm.lattice import Lattice
 
 NO_WORD = "!NULL"
@@ -64,7 +64,9 @@ def read_slf(path: Path, hop: float) -> Lattice:
             no one start and end.
     """
     try:
-        rows = [_fields(line) for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+        rows = [
+            _fields(line) for line in regular(path).read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read a lattice from {path.absolute()}: {error}") from error
     header = {name: value for row in rows if not {"I", "J"} & row.keys() for name, value in row.items()}

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
+from asr_lightning.files import regular
 from asr_lightning.hmm.graph import as_graph, expand, numerator
 from asr_lightning.hmm.model import read_model
 from asr_lightning.hmm.openfst import check_fst
@@ -195,7 +196,7 @@ def read_graph(path: Path) -> kaldifst.StdVectorFst:
     if not path.is_file():
         raise InputError(f"no graph at {path.absolute()}; make it with `python -m asr_lightning.tools.hybrid`")
     try:
-        check_fst(path.read_bytes())
+        check_fst(regular(path).read_bytes())
         fst = kaldifst.StdVectorFst.read(str(path))
         if fst is None:
             raise ValueError("what OpenFst does not read")

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from asr_lightning.errors import InputError, reason
+from asr_lightning.files import load_yaml, regular
 from asr_lightning.models.checkpoints import build_model
 
 
@@ -23,7 +24,7 @@ def read_part(path: Path, name: str = "model") -> dict[str, Any]:
         InputError: The file cannot be read, is no YAML, or has no such part.
     """
     try:
-        experiment = yaml.safe_load(path.read_text(encoding="utf-8"))
+        experiment = load_yaml(regular(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(error.strerror or str(error)) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date without such a day

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from asr_lightning.errors import InputError, shown
+from asr_lightning.files import regular
 from asr_lightning.report.figures import ErrorRate
 
 COLUMNS = [field.name for field in fields(ErrorRate)]
@@ -83,7 +84,7 @@ def read_rates(path: Path) -> list[ErrorRate]:
     Raises:
         InputError: A line is malformed; the message names it.
     """
-    with _reading(path), path.open(newline="", encoding="utf-8") as file:
+    with _reading(path), regular(path).open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         head = next(reader, [])
         if head != COLUMNS:
@@ -218,7 +219,7 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def _read_metrics(path: Path) -> Log:
-    with _reading(path), path.open(newline="", encoding="utf-8") as file:
+    with _reading(path), regular(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
         for row in rows:
             for name, value in row.items():

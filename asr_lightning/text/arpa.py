@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from asr_lightning.errors import InputError, shown
-from asr_lightning.files import replacing
+from asr_lightning.files import regular, replacing
 from asr_lightning.text.ngram import ABSENT, SENTENCE_END, SENTENCE_START, UNKNOWN, Floats, Integers, Level, NGram, find
 
 IMPOSSIBLE = -99.0  # log10, or less: how the format writes a probability of 0
@@ -72,7 +72,7 @@ def read_arpa(path: str | Path) -> NGram:
 @contextmanager
 def open_text(path: Path) -> Iterator[Iterable[bytes]]:
     """Give the lines of a file; what is compressed by gzip is known by its content, not its name."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         if not file.peek(len(GZIP)).startswith(GZIP):
             yield file
             return

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asr_lightning.errors import InputError
+from asr_lightning.files import regular
 from asr_lightning.text.tokenizers import BLANK, END, UNKNOWN, UNKNOWN_SURFACE, Tokenizer
 
 SPACE = "_"
@@ -142,7 +143,7 @@ def write_characters(texts: Iterable[str], path: Path, tokens: int = FULL_SIZE, 
 
 def _read_characters(path: Path) -> str:
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = regular(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"cannot read the list of characters {path} ({error}): make one, or correct the path"

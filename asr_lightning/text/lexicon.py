@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from asr_lightning.errors import InputError
-from asr_lightning.files import write_atomically
+from asr_lightning.files import regular, write_atomically
 from asr_lightning.text.phones import SILENCE
 
 SPOKEN_NOISE = "SPN"
@@ -67,7 +67,7 @@ def read_lexicon(path: str | Path) -> Lexicon:
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        content = regular(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read the lexicon {path} ({error.strerror or error}); correct the path") from error
     return _read(content.removeprefix(codecs.BOM_UTF8), str(path))

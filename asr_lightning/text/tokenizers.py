@@ -10,6 +10,7 @@ from typing import Any
 import sentencepiece
 
 from asr_lightning.errors import InputError
+from asr_lightning.files import regular
 
 BLANK, UNKNOWN, END = "<blank>", "<unk>", "<eos>"
 UNKNOWN_SURFACE = "?"  # how decode writes <unk>
@@ -145,7 +146,7 @@ class SentencePieceTokenizer(Tokenizer):
         source = "model_base64" if model is None else str(model)
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
-            content = Path(model).read_bytes() if model is not None else base64.b64decode(str(model_base64))
+            content = regular(Path(model)).read_bytes() if model is not None else base64.b64decode(str(model_base64))
             self._processor.LoadFromSerializedProto(content)
             pieces = [self._processor.id_to_piece(number) for number in range(self._processor.get_piece_size())]
         except OSError as error:

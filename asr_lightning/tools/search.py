@@ -25,7 +25,7 @@ import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from asr_lightning.errors import InputError, reason, shown
-from asr_lightning.files import replacing, write_atomically
+from asr_lightning.files import load_yaml, regular, replacing, write_atomically
 from asr_lightning.report.run_folders import read_rates
 from asr_lightning.report.search_figure import plot_search, short_name
 from asr_lightning.report.tables import MISSING, Table, as_markdown, as_text
@@ -46,7 +46,7 @@ def read_space(path: Path) -> dict[str, Any]:
         InputError: It cannot be read, or an entry is neither a list of values nor a range.
     """
     try:
-        space = yaml.safe_load(path.read_text("utf-8"))
+        space = load_yaml(regular(path).read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"cannot read the space {path}: {reason(error)}") from error
     if not isinstance(space, dict) or not space:

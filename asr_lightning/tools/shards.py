@@ -3,6 +3,7 @@
 Example: python -m asr_lightning.tools.shards --config experiments/rnnt_teacher.yaml --output data/shards
 
 `lightning fit --config … --data data_modules.shards.ShardsDataModule --data.init_args.root OUTPUT` trains on them.
+To train from object storage, copy OUTPUT there with your cloud's own tool; `root` may be its address, as s3://bucket/folder.
 """
 
 import argparse
@@ -49,8 +50,9 @@ def make_parser() -> argparse.ArgumentParser:
         description="Write a corpus as shards: tar files with FLAC of 16 bits, in lhotse's Shar layout.",
         epilog="A subset that is there already is left as it is; one that is something else is only replaced with "
         "--replace. A writer that was killed leaves no subset. Train on the shards with --data "
-        "data_modules.shards.ShardsDataModule --data.init_args.root OUTPUT. Exit status: 0, or 2 where the input "
-        "cannot be used.",
+        "data_modules.shards.ShardsDataModule --data.init_args.root OUTPUT. To train from object storage, copy the "
+        "folder with your cloud's own tool, and give its address (s3://bucket/folder) as root. Exit status: 0, or 2 "
+        "where the input cannot be used.",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="EXPERIMENT", help="a YAML with the corpus")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where to write FOLDER/<subset>")

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from asr_lightning.batch import Batch, Utterance, is_memory_error
 from asr_lightning.errors import InputError
+from asr_lightning.files import regular
 from asr_lightning.models.checkpoints import load_recognizer
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.tools.arguments import above_zero, whole_number
@@ -54,7 +55,7 @@ def read_audio(path: str, sample_rate: int) -> Tensor:
         InputError: It is missing, unreadable, empty, or holds samples that are not finite.
     """
     try:
-        with Path(path).open("rb") as file:
+        with regular(Path(path)).open("rb") as file:
             if file.seekable() and not file.seek(0, os.SEEK_END):
                 raise InputError("the file is empty")
             file.seek(0)

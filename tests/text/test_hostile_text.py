@@ -98,7 +98,9 @@ def test_annotated_lines(random: Random) -> None:
 @pytest.mark.parametrize(
     "read", [read_arpa, read_lexicon, SyllableTokenizer, SentencePieceTokenizer], ids=lambda one: one.__name__
 )
-@pytest.mark.parametrize("what", ["nothing", "a folder", "an empty file", "a link to itself", "a link to nowhere"])
+@pytest.mark.parametrize(
+    "what", ["nothing", "a folder", "an empty file", "a link to itself", "a link to nowhere", "a pipe"]
+)
 def test_what_is_no_file_is_refused(read: Callable[[str], object], what: str, tmp_path: Path) -> None:
     in_the_place_of_a_file(tmp_path / "given")[what]()
     with pytest.raises(InputError, match="given"):
