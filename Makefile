@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help demo test lint bench ws las e2e e2e-ws e2e-figures ws-figures hybrid report dashboard \
+.PHONY: help demo test lint bench peers ws las e2e e2e-ws e2e-figures ws-figures hybrid report dashboard \
 	ds2 ds2-attention ds2-features ds2-extractors install
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -264,13 +264,13 @@ lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## what is measured, see benchmarks/README.md
-	$(BIN)/python benchmarks/transducer_loss.py
-	$(BIN)/python benchmarks/training_speed.py
-	$(BIN)/python benchmarks/attention_decoders.py
-	$(BIN)/python benchmarks/deep_speech_2.py
-	$(BIN)/python benchmarks/looking_inside.py
-	$(BIN)/python benchmarks/projected_lstm.py --size 160 80 80
-	$(BIN)/python benchmarks/lattice_free_mmi.py
-	$(BIN)/python benchmarks/grapheme_to_phone.py --sizes 1x1 --orders 6
-	$(BIN)/python benchmarks/peers.py
+# Other toolkits that are measured beside ours, apart from what this project installs. SpeechBrain's networks need no more
+# of its dependencies than these.
+PEERS := runs/peers
+peers: $(PEERS)/installed ## what `make bench` measures beside ours, below runs/peers
+$(PEERS)/installed: | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --target $(PEERS) --no-deps speechbrain==1.1.2 hyperpyyaml ruamel.yaml joblib
+	@touch $@
+
+bench: $(PEERS)/installed demo ## one table of speed and memory beside the peers, of one run; see benchmarks/README.md
+	PYTHONPATH=$(PEERS) OMP_NUM_THREADS=$$(nproc) $(BIN)/python benchmarks/table.py

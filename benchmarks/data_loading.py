@@ -1,21 +1,27 @@
-"""Reading a corpus from FLAC files and from shards: utterances and seconds of audio per second, and padding.
+"""Reading a corpus from FLAC files and from shards, beside lhotse's own loader in one run, and padding.
 
     python benchmarks/data_loading.py --root data/spoken --subset train-clean-100 [--durations data/LibriSpeech]
 
-Both are read in one run, in turns, through the data module as training reads them: the first pass of each is not
-counted, so the files are in memory if there is enough of it. The padding is that of the batches of one epoch. With
---serve, the shards are also read from a web server on this machine, as from object storage without a network.
+All are read in turns: ours through the data module as training reads it, lhotse's by its `DynamicBucketingSampler` of
+ten buckets and `collate_audio` in as many workers. The first passes are not counted, so the files are in memory if
+there is enough of it. The padding is that of the batches of one epoch. With --serve, the shards are also read from a
+web server on this machine, as from object storage without a network.
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from lhotse import CutSet
+from lhotse.dataset import DynamicBucketingSampler
+from lhotse.dataset.collation import collate_audio
+from timing import Row, Work, in_turns, print_table
 
 from data_modules.corpus import CorpusDataModule
 from data_modules.librispeech import LibriSpeechDataModule
@@ -31,13 +37,24 @@ def prepare(corpus: CorpusDataModule) -> CorpusDataModule:
     return corpus
 
 
-def read(corpus: CorpusDataModule) -> tuple[int, float, float]:
-    """Read an epoch; return the utterances, the seconds of audio and the seconds that it took."""
-    begin, utterances, audio = time.perf_counter(), 0, 0.0
-    for batch in corpus.train_dataloader():
-        utterances += len(batch)
-        audio += batch.seconds
-    return utterances, audio, time.perf_counter() - begin
+def read(loader: Iterable[Any]) -> None:
+    """Read an epoch."""
+    for _ in loader:
+        pass
+
+
+class Collated(torch.utils.data.Dataset):
+    """Lhotse's batches: audio and its lengths."""
+
+    def __getitem__(self, cuts: CutSet) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read some cuts."""
+        return collate_audio(cuts)
+
+
+def lhotse_sampler(corpus: CorpusDataModule, subset: str, batch_seconds: float) -> DynamicBucketingSampler:
+    """Return lhotse's batches of the same utterances."""
+    cuts = CutSet.from_cuts(corpus.manifests[subset][number] for number in range(len(corpus.manifests[subset])))
+    return DynamicBucketingSampler(cuts, max_duration=batch_seconds, num_buckets=10, shuffle=True, seed=1)
 
 
 def padding(durations: np.ndarray, batch_seconds: float, ranks: int) -> float:
@@ -54,42 +71,57 @@ def serve(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def compare_speed(options: argparse.Namespace) -> None:
-    """Print how fast both are read."""
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Give a row for files beside lhotse's loader, for shards beside files, and for a server beside shards."""
     given = {"train_subsets": [options.subset], "batch_seconds": options.batch_seconds, "workers": options.workers}
     files = prepare(LibriSpeechDataModule(root=str(options.root), **given))
+    sampler = lhotse_sampler(files, options.subset, options.batch_seconds)
+    theirs = torch.utils.data.DataLoader(Collated(), sampler=sampler, batch_size=None, num_workers=options.workers)
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         written = write_subset(files, options.subset, Path(folder), options.utterances_per_shard)
         shards = prepare(ShardsDataModule(root=folder, **given))
-        corpora = {"files": files, "shards": shards}
+        loaders: dict[str, Work] = {
+            "lhotse": lambda: read(theirs),
+            "files": lambda: read(files.train_dataloader()),
+            "shards": lambda: read(shards.train_dataloader()),
+        }
         server = serve(Path(folder)) if options.serve else None
         if server and server.stdout:
-            corpora["http"] = prepare(
-                ShardsDataModule(root=f"http://127.0.0.1:{server.stdout.readline().strip()}", **given)
-            )
-        speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in corpora}
-        for turn in range(options.turns + 1):
-            for name, corpus in corpora.items():
-                utterances, audio, seconds = read(corpus)
-                if turn:
-                    speeds[name].append((utterances / seconds, audio / seconds))
+            served = prepare(ShardsDataModule(root=f"http://127.0.0.1:{server.stdout.readline().strip()}", **given))
+            loaders["HTTP"] = lambda: read(served.train_dataloader())
+        seconds = in_turns(loaders, options.turns)
         if server:
             server.kill()
-    print(f"{options.subset}: {written.utterances} utterances, {written.seconds / 3600:.2f} h, "
-          f"{written.shards} shards, {options.workers} workers, {options.turns} turns")  # fmt: skip
-    for name, turns in speeds.items():
-        utterance_speed, audio_speed = (statistics.median(values) for values in zip(*turns, strict=True))
-        low, high = min(audio for _, audio in turns), max(audio for _, audio in turns)
-        print(
-            f"{name}\t{utterance_speed:.0f} utterances/s\t{audio_speed:.0f} ({low:.0f} to {high:.0f}) audio seconds/s"
+    beside = {
+        "files": "lhotse's DynamicBucketingSampler, same files",
+        "shards": "our reading of files",
+        "HTTP": "shards",
+    }
+    for name, peer in zip(list(loaders)[1:], loaders, strict=False):
+        yield Row(
+            f"reading, {name}", f"{written.utterances} utterances, {options.workers} workers", seconds[name],
+            beside[name], seconds[peer], written.seconds,
+        )  # fmt: skip
+
+
+def paddings(options: argparse.Namespace) -> Iterator[str]:
+    """Say how much of an epoch is padding, in our batches and in lhotse's."""
+    for root in [options.root, *([options.durations] if options.durations else [])]:
+        corpus = prepare(LibriSpeechDataModule(root=str(root), train_subsets=[options.subset]))
+        durations = corpus.manifests[options.subset].durations
+        ours = [f"{padding(durations, options.batch_seconds, ranks):.1%} on {ranks}" for ranks in (1, 8)]
+        batches = [
+            [cut.duration for cut in cuts] for cuts in lhotse_sampler(corpus, options.subset, options.batch_seconds)
+        ]
+        theirs = 1 - sum(map(sum, batches)) / sum(max(batch) * len(batch) for batch in batches)
+        yield (
+            f"Padding of {root.name}, {durations.sum() / 3600:.2f} h in batches of {options.batch_seconds:.0f} s: "
+            f"ours {', '.join(ours)} ranks; lhotse's DynamicBucketingSampler of ten buckets {theirs:.1%}"
         )
-    for one, other in [("shards", "files"), *([("http", "shards")] if options.serve else [])]:
-        ratios = [this[1] / that[1] for this, that in zip(speeds[one], speeds[other], strict=True)]
-        print(f"{one} / {other}\t{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
-def main() -> None:
-    """Print speeds and padding."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("data/spoken"), help="a corpus in LibriSpeech's layout")
     parser.add_argument("--subset", default="train-clean-100")
@@ -100,14 +132,14 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--serve", action="store_true", help="also read the shards over HTTP, on this machine")
     parser.add_argument("--scratch", type=Path, help="where shards are written for a while; default: as TMPDIR says")
-    options = parser.parse_args()
-    compare_speed(options)
-    for root in [options.root, *([options.durations] if options.durations else [])]:
-        corpus = prepare(LibriSpeechDataModule(root=str(root), train_subsets=[options.subset]))
-        durations = corpus.manifests[options.subset].durations
-        shares = [f"{padding(durations, options.batch_seconds, ranks):.1%} on {ranks}" for ranks in (1, 8)]
-        print(f"padding of {root}, {durations.sum() / 3600:.2f} h in batches of {options.batch_seconds:.0f} s: "
-              f"{', '.join(shares)} ranks")  # fmt: skip
+    return parser
+
+
+def main() -> None:
+    """Print speeds and padding."""
+    options = make_parser().parse_args()
+    print_table(rows(options))
+    print("\n".join(paddings(options)))
 
 
 if __name__ == "__main__":

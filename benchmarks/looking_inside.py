@@ -12,10 +12,12 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 
 import numpy as np
 import torch
+from timing import Row, print_table
 
 from asr_lightning.analysis.neighbours import nearest
 from asr_lightning.analysis.projection import project
@@ -45,33 +47,66 @@ def run_neighbours(points: np.ndarray, threads: int) -> str:
     return f"{len(queries)} queries"
 
 
-KINDS: dict[str, Callable[[np.ndarray, int], str]] = {"neighbours": run_neighbours, "t-SNE": run_tsne}
+def run_sklearn(points: np.ndarray, threads: int) -> str:
+    """Find as many neighbours of each by scikit-learn, of its own sentence too: it knows no groups."""
+    from sklearn.neighbors import NearestNeighbors
+
+    assert len(points) <= ALL_QUERIES
+    NearestNeighbors(n_neighbors=5, algorithm="brute", n_jobs=threads).fit(points).kneighbors()
+    return "all"
+
+
+KINDS: dict[str, Callable[[np.ndarray, int], str]] = {
+    "neighbours": run_neighbours,
+    "t-SNE": run_tsne,
+    "scikit-learn's neighbours": run_sklearn,
+}
+
+
+def measure(kind: str, count: int, options: argparse.Namespace) -> tuple[str, float, float]:
+    """Return of how many queries, seconds and peak MiB, in a process of its own."""
+    command = [sys.executable, __file__, "--one", kind, "--points", str(count)]
+    command += ["--dimension", str(options.dimension), "--threads", str(options.threads)]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    what, seconds, most = json.loads(output)
+    return what, seconds, most
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Give a row for every kind and number of points."""
+    for kind, count in product(options.kinds, options.points):
+        what, seconds, most = measure(kind, count, options)
+        of = f"{count:,} points, {what}, {options.dimension} dimensions"
+        if kind != "neighbours" or count > options.beside:
+            yield Row(kind, of, [seconds], memory=(most, None))
+            continue
+        _, theirs, their_most = measure("scikit-learn's neighbours", count, options)
+        yield Row(kind, of, [seconds], "scikit-learn's NearestNeighbors, brute", [theirs], memory=(most, their_most))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--beside", type=int, default=20_000, help="points up to which scikit-learn is asked too")
+    parser.add_argument("--kinds", nargs="+", choices=["neighbours", "t-SNE"], default=["neighbours", "t-SNE"])
+    parser.add_argument("--dimension", type=int, default=160)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--one", choices=KINDS, help=argparse.SUPPRESS)
+    return parser
 
 
 def main() -> None:
-    """Print a line for every kind and number of points."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--dimension", type=int, default=160)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    """Print a row for every kind and number of points."""
+    options = make_parser().parse_args()
     if options.one:
         points = points_of(options.points[0], options.dimension)
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        start = time.perf_counter()
         what = KINDS[options.one](points, options.threads)
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(json.dumps([what, time.perf_counter() - start, before, after]))
-        return
-    print("| what | points | of | seconds | MiB before | MiB at most |\n| --- | ---: | --- | ---: | ---: | ---: |")
-    for kind in options.kinds:
-        for count in options.points:
-            command = [sys.executable, __file__, "--one", kind, "--points", str(count)]
-            command += ["--dimension", str(options.dimension), "--threads", str(options.threads)]
-            result = subprocess.run(command, capture_output=True, text=True, check=True)
-            what, seconds, before, after = json.loads(result.stdout)
-            print(f"| {kind} | {count:,} | {what} | {seconds:.1f} | {before // 1024} | {after // 1024} |", flush=True)
+        seconds = time.perf_counter() - start
+        print(json.dumps([what, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10]))
+    else:
+        print_table(rows(options))
 
 
 if __name__ == "__main__":

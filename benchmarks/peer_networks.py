@@ -89,6 +89,7 @@ class SpeechBrainAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         from speechbrain.lobes.features import Fbank
+        from speechbrain.nnet.linear import Linear
         from speechbrain.nnet.RNN import LSTM, AttentionalRNNDecoder
 
         self.features = Fbank(sample_rate=16_000, n_fft=400, n_mels=MELS)
@@ -98,7 +99,7 @@ class SpeechBrainAttention(nn.Module):
         self.decoder = AttentionalRNNDecoder(
             "lstm", "location", 256, 192, 2, enc_dim=384, input_size=256, channels=10, kernel_size=10, dropout=0.1
         )
-        self.output = nn.Linear(256, VOCABULARY)
+        self.output = Linear(input_size=256, n_neurons=VOCABULARY)  # its searches ask for this kind
         self.ctc = nn.Linear(384, VOCABULARY)
 
     def forward(self, audio: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def attention_rows(options: argparse.Namespace) -> Iterator[Row]:
     content["init_args"] |= {"augment": None, "tokenizer": CHARACTERS}
     ours, theirs = build_recognizer(content).eval(), peer_networks.SpeechBrainAttention().eval()
     eos = peer_networks.VOCABULARY - 1
-    ours.decoder.output.bias[ours.tokenizer.eos_id] = theirs.output.bias[eos] = -1e4
+    ours.decoder.output.bias[ours.tokenizer.eos_id] = theirs.output.w.bias[eos] = -1e4
     encoded = torch.randn(options.utterances, int(FRAMES_A_SECOND * options.seconds), 384)
     lengths, whole = torch.full((options.utterances,), encoded.shape[1]), torch.ones(options.utterances)
     share = TOKENS_A_SECOND / FRAMES_A_SECOND

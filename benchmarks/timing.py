@@ -20,9 +20,10 @@ HEAD = (
 )
 
 
-def in_turns(
-    contestants: Mapping[str, Callable[[], object]], turns: int, device: str = "cpu"
-) -> dict[str, list[float]]:
+Work = Callable[[], object]
+
+
+def in_turns(contestants: Mapping[str, Work], turns: int, device: str = "cpu") -> dict[str, list[float]]:
     """Let each do its work once a turn; return the seconds of every counted turn."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(WARM + turns):
