@@ -99,8 +99,13 @@ class Batch:
         """Seconds of real audio, without padding. Costs a host-device synchronisation on a GPU."""
         return float(self.audio_lengths.sum()) / self.sample_rate
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """Move the tensors to a device."""
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> "Batch":
+        """Move the tensors to a device; to a GPU without waiting for it, where nothing else is said.
+
+        Lightning asks for that with tensors only, and would wait in every step until the GPU had done the last one.
+        """
+        if non_blocking is None:
+            non_blocking = torch.device(device).type != "cpu"
         return replace(
             self,
             audio=self.audio.to(device, non_blocking=non_blocking),

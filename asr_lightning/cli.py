@@ -17,12 +17,15 @@ import lightning
 import wandb
 import yaml
 from jsonargparse import Namespace
+from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from asr_lightning.callbacks.progress import ProgressBar
 from asr_lightning.callbacks.stopping import FinishEpoch, SaveWhenStopped
 from asr_lightning.errors import InputError, reason
 from asr_lightning.files import check_aliases, regular
@@ -104,6 +107,14 @@ class CommandLine(LightningCLI):
         config = self.config_init[self.subcommand]
         if config.get("ckpt_path") == "last":
             config.ckpt_path = self._last_checkpoint()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
+        """Make the trainer, with a progress bar that no GPU is waited for unless the experiment says otherwise."""
+        trainer = self.config_init[self.subcommand].trainer
+        bars = [one for one in trainer.callbacks or [] if isinstance(one, LightningProgressBar)]
+        if trainer.enable_progress_bar is not False and not bars:
+            self.trainer_defaults["callbacks"] = [*self.trainer_defaults["callbacks"], ProgressBar()]
+        return super().instantiate_trainer(**kwargs)
 
     def _last_checkpoint(self) -> str | None:
         """Find what Lightning would take, or the one before where that is damaged; None to begin from nothing."""

@@ -3,6 +3,7 @@
 import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from asr_lightning.callbacks.measurement import Measurement
@@ -27,7 +28,8 @@ class GradientNorms(Measurement):
 
 def gradient_norm(module: torch.nn.Module) -> Tensor:
     """Return the 2-norm of all gradients of a module together: a scalar on its device, 0 where there are none."""
-    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of parameters that ranks share
 
 
 def _is_trained(module: torch.nn.Module) -> bool:

@@ -32,6 +32,7 @@ class Throughput(Callback):
       (every `trainer.log_every_n_steps`).
     * `train/audio_seconds_per_second_epoch`: the same over a whole epoch.
     * `train/padding`: the share of padded samples in an epoch, 0 to 1.
+    * `train/processes`, `train/gpus`: how many processes train, and how many of them on a GPU.
     * `train/seconds`: wall time of all training so far, that of earlier starts of a resumed run included.
 
     Time is that of training and of waiting for data; validation and what happens between epochs is left out. Lengths
@@ -105,6 +106,9 @@ class Throughput(Callback):
         samples = max(epoch.padded_samples, 1)  # a rank may have had empty batches only
         padding = (epoch.padded_samples - int(epoch.real_samples)) / samples
         pl_module.log("train/padding", padding, batch_size=samples, sync_dist=True)
+        gpus = trainer.world_size * (pl_module.device.type == "cuda")
+        for name, count in (("processes", trainer.world_size), ("gpus", gpus)):
+            pl_module.log(f"train/{name}", float(count), batch_size=1)
         pl_module.log("train/seconds", self._seconds, batch_size=1, sync_dist=True, reduce_fx="max")
 
     def _log_speed(self, pl_module: LightningModule, name: str, span: Span) -> None:

@@ -68,26 +68,32 @@ def total_log_probability(scores: Tensor, lengths: Tensor, graphs: GraphBatch) -
     """
     batch, frames, pdfs = scores.shape
     highest = int(graphs.node_pdfs.max()) if len(graphs.node_pdfs) else -1
-    if len(graphs) not in (1, batch) or highest >= pdfs or (batch and int(lengths.max()) > frames):
+    ends = lengths.tolist()  # waits for a GPU, once
+    if len(graphs) not in (1, batch) or highest >= pdfs or (batch and max(ends) > frames):
         raise ValueError(
-            f"{len(graphs)} graphs with pdfs up to {highest} and lengths {lengths.tolist()} do not fit scores of "
+            f"{len(graphs)} graphs with pdfs up to {highest} and lengths {ends} do not fit scores of "
             f"(B, T, P) = {tuple(scores.shape)}: one graph or B, pdfs below P, lengths up to T"
         )
     if not batch:
         return scores.sum(dim=(1, 2)).double()
-    return _Total.apply(scores, lengths, graphs.to(scores.device))
+    return _Total.apply(scores, lengths, set(ends), graphs.to(scores.device))
 
 
 class _Total(Function):
     """The recursions; of the forward one, every ⌈√T⌉-th frame is kept, the frames between are computed twice."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, lengths: Tensor, graphs: GraphBatch) -> Tensor:  # noqa: ANN401
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        scores: Tensor,
+        lengths: Tensor,
+        ends: set[int],
+        graphs: GraphBatch,
+    ) -> Tensor:
         emissions = _Emissions(scores, lengths, graphs)
         groups = (len(graphs), len(scores) // len(graphs))  # (G, K)
         alpha = graphs.initial.expand(-1, groups[1]).contiguous()  # (S, K)
         ended = torch.zeros(groups, dtype=torch.float64, device=scores.device)
-        ends = set(lengths.tolist())
         every = math.isqrt(max(ends)) + 1
         kept = []
         arrived, nodes = alpha.new_empty(2, len(graphs.node_states), groups[1])
@@ -108,20 +114,19 @@ class _Total(Function):
         real = real_frames(lengths, scores.shape[1])
         totals = emissions.normalisers.masked_fill(~real, 0.0).sum(dim=1) + ended.log()
         ctx.save_for_backward(scores, lengths, emissions.normalisers, torch.where(alive, 1 / ended, 0.0))
-        ctx.graphs, ctx.kept, ctx.every = graphs, kept, every
+        ctx.graphs, ctx.kept, ctx.every, ctx.ends = graphs, kept, every, ends
         return torch.where(alive, totals, -torch.inf)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
         scores, lengths, normalisers, endings = ctx.saved_tensors
-        graphs = ctx.graphs
+        graphs, ends = ctx.graphs, ctx.ends
         emissions = _Emissions(scores, lengths, graphs, normalisers)
         groups = (len(graphs), len(scores) // len(graphs))
         posteriors = torch.zeros_like(scores)
         last = graphs.final * endings.view(groups).index_select(0, graphs.state_graphs)  # (S, K)
         beta = torch.zeros_like(last)
-        ends = set(lengths.tolist())
         by_pdf = summing(emissions.rows, len(graphs) * scores.shape[2])
         buffers = beta.new_empty(ctx.every, 2, len(graphs.node_states), groups[1])
         for block in reversed(range(len(ctx.kept))):
@@ -139,7 +144,7 @@ class _Total(Function):
                 posteriors[:, frame] = table.transpose(1, 2).reshape(len(scores), -1)
                 beta = product(graphs.departures, occupied.div_(arrived.clamp_(min=FLOOR)))
         posteriors.mul_(gradient[:, None, None])
-        return posteriors.masked_fill_((endings == 0)[:, None, None], 0.0), None, None
+        return posteriors.masked_fill_((endings == 0)[:, None, None], 0.0), None, None, None
 
 
 class _Emissions:
@@ -155,7 +160,7 @@ class _Emissions:
         self.rows = graphs.node_graphs * scores.shape[2] + graphs.node_pdfs  # (N,) of a (G P, K) table
         if normalisers is None:
             used = torch.zeros(len(graphs), 1, scores.shape[2], dtype=torch.bool, device=scores.device)
-            used.view(-1)[self.rows] = True
+            used.view(-1).index_fill_(0, self.rows, True)
             highest = scores.masked_fill(~used, -torch.inf).amax(dim=2).double()
             normalisers = highest.masked_fill(~real_frames(lengths, scores.shape[1]), torch.inf)
         self.normalisers = normalisers

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import kaldifst
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -73,6 +74,7 @@ class BLSTMHMM(Recognizer):
         self.search = search or GraphSearch()
         self.mmi_weight = mmi_weight
         self.mmi_scale = mmi_scale
+        self._compared = False  # alignments with features
         self.states = read_model(self.folder)
         self.output = nn.Linear(self.encoder.dimension, self.states.pdfs)
         counts = torch.zeros(self.states.pdfs).index_add(
@@ -106,9 +108,18 @@ class BLSTMHMM(Recognizer):
         """Return the pdfs (B, T) of the frames, and their number (B,); none of an utterance that was not aligned.
 
         Raises:
-            InputError: An alignment has another number of frames than the features of its utterance.
+            InputError: An alignment has another number of frames than the features of its utterance. A GPU is asked
+                for that in the first batch only; later, the loss of such an utterance is infinite.
         """
         known = [self._alignments.get(id) for id in batch.ids]
+        if batch.audio_lengths.device.type == "cpu" or not self._compared:
+            self._compare(batch, known)
+        rows = [torch.from_numpy(self.states.pdf_of[[] if ids is None else ids]) for ids in known]
+        lengths = torch.tensor([len(row) for row in rows])
+        targets = pad_sequence(rows, batch_first=True, padding_value=UNALIGNED)
+        return targets.to(self.device, non_blocking=True), lengths.to(self.device, non_blocking=True)
+
+    def _compare(self, batch: Batch, known: list[np.ndarray | None]) -> None:
         frames = self.features.frame_lengths(batch.audio_lengths).tolist()
         for id, ids, count in zip(batch.ids, known, frames, strict=True):
             if ids is not None and len(ids) != count:
@@ -116,10 +127,7 @@ class BLSTMHMM(Recognizer):
                     f"{id} was aligned with {len(ids)} frames, but its features have {count}: leave the features' "
                     "window and hop as `tools.hybrid` has them and the data without `speed_factors`, or align anew"
                 )
-        rows = [torch.from_numpy(self.states.pdf_of[[] if ids is None else ids]) for ids in known]
-        lengths = torch.tensor([len(row) for row in rows])
-        targets = pad_sequence(rows, batch_first=True, padding_value=UNALIGNED)
-        return targets.to(self.device, non_blocking=True), lengths.to(self.device, non_blocking=True)
+        self._compared = True
 
     def decoder_loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
         """Return the mean cross-entropy of the frames of each utterance, (B,); infinite without their pdfs."""

@@ -6,7 +6,6 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -16,6 +15,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.losses.cross_entropy import cross_entropy_loss
 from asr_lightning.models.checkpoints import load_model
 from asr_lightning.models.recognizer import LOST_BATCHES_IN_A_ROW, optimizer_and_schedule, seed_step
+from asr_lightning.models.useless_steps import GradientGuard, clip_gradients
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.recurrent import read_on
@@ -86,7 +86,7 @@ class LSTMLanguageModel(lightning.LightningModule):
             self.output.weight = self.embedding.weight
             nn.init.normal_(self.embedding.weight, std=hidden**-0.5)  # or the first logits would be huge
         self._batch_ids: list[str] = []
-        self._lost_steps = 0  # in a row
+        self._guard = GradientGuard()
         self._totals = torch.zeros(3, dtype=torch.float64)  # summed loss, tokens and words of an evaluation
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
@@ -165,27 +165,26 @@ class LSTMLanguageModel(lightning.LightningModule):
         # DistributedDataParallel averages gradients over ranks; what is wanted is the mean over all tokens.
         loss = losses.sum() * real * self.trainer.world_size / count.clamp(min=1)
         self._batch_ids = batch.ids
-        self.log("train/loss", loss, prog_bar=True, batch_size=max(1, len(batch)))
+        self.log("train/loss", loss, batch_size=max(1, len(batch)))
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave the weights alone where the gradient is not finite, and stop when that does not end.
+        """Leave the weights alone where the gradient is not finite, and stop when that does not end."""
+        usable = torch.ones((), dtype=torch.bool, device=self.device)
+        self._guard.guard(self, optimizer, usable, self._batch_ids, LOST_BATCHES_IN_A_ROW)
 
-        Raises:
-            InputError: Too many such steps in a row.
-        """
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        if torch.nn.utils.get_total_norm(gradients).isfinite():
-            self._lost_steps = 0
-            return
-        optimizer.zero_grad(set_to_none=True)  # optimisers pass over parameters without a gradient
-        self._lost_steps += 1
-        rank_zero_warn(f"the gradient is not finite: step {self.global_step} is skipped; lines {self._batch_ids[:20]}")
-        if self._lost_steps >= LOST_BATCHES_IN_A_ROW:
-            raise InputError(
-                f"the gradient was not finite in {self._lost_steps} steps in a row. Lower the learning rate; the "
-                "weights were left untouched since, and the last checkpoint is whole."
-            )
+    def on_train_epoch_end(self) -> None:
+        """Name what was skipped since the last look."""
+        self._guard.review(LOST_BATCHES_IN_A_ROW)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says."""
+        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # Evaluation.
 

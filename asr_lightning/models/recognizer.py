@@ -19,12 +19,12 @@ from asr_lightning.audio.features import Features
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
+from asr_lightning.models.useless_steps import REVIEW_STEPS, GradientGuard, clip_gradients
 from asr_lightning.nn.ctc import CTCOutput
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.scoring.error_rates import ErrorRates
 from asr_lightning.text.tokenizers import Tokenizer
 
-REVIEW_STEPS = 50  # how often skipped utterances are named
 Recognized = list[list[Hypothesis]]  # of each utterance, the best first
 
 LOST_BATCHES_IN_A_ROW = 100  # without one usable loss: training has diverged, or the corpus does not fit the model
@@ -82,7 +82,7 @@ class Recognizer(lightning.LightningModule, ABC):
         self.make_scheduler = scheduler
         self._evaluations: list[_Evaluation] = []
         self._pending: list[tuple[list[str], Tensor]] = []
-        self._lost_gradients = 0  # not finite, in a row
+        self._guard = GradientGuard()
         self.register_buffer("_lost_batches", torch.zeros((), dtype=torch.int64), persistent=False)  # in a row
         self.register_buffer("_usable", torch.zeros((), dtype=torch.int64), persistent=False)  # since the last step
         self._lost_batches: Tensor
@@ -159,7 +159,7 @@ class Recognizer(lightning.LightningModule, ABC):
         self._usable = self._usable + count
         self._lost_batches = torch.where(count == 0, self._lost_batches + 1, torch.zeros_like(self._lost_batches))
         self._pending.append((batch.ids, usable))
-        self.log("train/loss", loss, prog_bar=True, batch_size=max(1, len(batch)))
+        self.log("train/loss", loss, batch_size=max(1, len(batch)))
         self.log(
             "train/skipped_utterances", (~usable).sum().float(), on_step=False, on_epoch=True, reduce_fx="sum",
             batch_size=max(1, len(batch)), sync_dist=True,
@@ -172,31 +172,25 @@ class Recognizer(lightning.LightningModule, ABC):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave the weights alone when no utterance was usable or the gradient is not finite."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        norm_is_finite = torch.nn.utils.get_total_norm(gradients).isfinite()
-        if not bool(norm_is_finite & (self._usable > 0)):
-            optimizer.zero_grad(set_to_none=True)  # optimisers pass over parameters without a gradient
-            if not bool(norm_is_finite):  # without a usable loss it is, which is counted where losses are
-                self._count_lost_gradient()
-        else:
-            self._lost_gradients = 0
+        ids = self._pending[-1][0] if self._pending else []
+        self._guard.guard(self, optimizer, self._usable > 0, ids, LOST_BATCHES_IN_A_ROW)
         self._usable = torch.zeros_like(self._usable)
-        if len(self._pending) >= REVIEW_STEPS or int(self._lost_batches) >= LOST_BATCHES_IN_A_ROW:
+        many = len(self._pending) >= REVIEW_STEPS
+        if many or (self.device.type == "cpu" and int(self._lost_batches) >= LOST_BATCHES_IN_A_ROW):
             self._review_pending()
 
-    def _count_lost_gradient(self) -> None:
-        ids = ", ".join(self._pending[-1][0] if self._pending else [])
-        rank_zero_warn(f"the gradient is not finite: step {self.global_step} is skipped; utterances {ids}")
-        self._lost_gradients += 1
-        if self._lost_gradients >= LOST_BATCHES_IN_A_ROW:
-            raise InputError(
-                f"no finite gradient in {self._lost_gradients} steps, last of utterances {ids}. Expected finite "
-                "gradients. Lower the learning rate, or set trainer.gradient_clip_val; the weights were left untouched "
-                "since, and the last checkpoint is whole."
-            )
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says."""
+        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_end(self) -> None:
         """Name what was skipped since the last look."""
+        self._guard.review(LOST_BATCHES_IN_A_ROW)
         self._review_pending()
 
     def _review_pending(self) -> None:

@@ -17,7 +17,8 @@ COLUMNS = [field.name for field in fields(ErrorRate)]
 RATES = {"test": "test_error_rates.csv", "validation": "error_rates.csv"}  # by stage; the first that is there
 
 SECONDS, SPEED = "train/seconds", "train/audio_seconds_per_second_epoch"  # what is read of metrics.csv
-NUMBERS = (SECONDS, SPEED)
+PROCESSES, GPUS = "train/processes", "train/gpus"
+NUMBERS = (SECONDS, SPEED, PROCESSES, GPUS)
 FACTOR = "/real_time_factor"  # behind the name of a subset
 
 Log = list[dict[str, str]]  # the lines of metrics.csv, of all starts of a run
@@ -178,15 +179,15 @@ def _read_experiment(name: str, runs: list[Run], problems: list[str] | None) -> 
     logs: list[tuple[Run, Log]] = []
     for run in runs:
         try:
-            versions = _versions(run.folder)
-            logs.append((run, [row for version in versions for row in _read_metrics(version)]))
+            starts = versions(run.folder)
+            logs.append((run, [row for start in starts for row in read_metrics(start)]))
             if parameters is None:
-                parameters = _count_parameters(versions[-1].with_name("config.yaml"))
+                parameters = _count_parameters(starts[-1].with_name("config.yaml"))
         except ValueError as error:
             if problems is None:
                 raise
             problems.append(f"{run.folder}: {error}")
-    epochs = [_numbers(log, SPEED) for _, log in logs]
+    epochs = [numbers(log, SPEED) for _, log in logs]
     speeds = [statistics.harmonic_mean(values) for values in epochs if values]  # all epochs have the same audio
     factors = {
         subset: _mean_of_last([log for run, log in logs if subset in run.rates], f"{subset}{FACTOR}")
@@ -209,16 +210,25 @@ def _count_parameters(config: Path) -> int:
     return sum(count_parameters(read_part(config)).values())
 
 
-def _versions(folder: Path) -> list[Path]:
-    """The logs of each start of a run."""
+def versions(folder: Path) -> list[Path]:
+    """Return the `metrics.csv` of each start of a run, in their order.
+
+    Raises:
+        InputError: There is none.
+    """
     found = [file for file in folder.glob("logs/version_*/metrics.csv") if re.fullmatch(r"\w+_\d+", file.parent.name)]
-    versions = sorted(found, key=lambda file: int(file.parent.name.split("_")[1]))
-    if not versions:
+    starts = sorted(found, key=lambda file: int(file.parent.name.split("_")[1]))
+    if not starts:
         raise InputError(f"expected logs/version_<n>/metrics.csv in {folder}, as Lightning's CSVLogger writes it")
-    return versions
+    return starts
 
 
-def _read_metrics(path: Path) -> Log:
+def read_metrics(path: Path) -> Log:
+    """Read one `metrics.csv`.
+
+    Raises:
+        InputError: It cannot be read, or a number in it is none.
+    """
     with _reading(path), regular(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
         for row in rows:
@@ -243,10 +253,11 @@ def _number(value: str | None, place: str) -> float | None:
     return number
 
 
-def _numbers(log: Log, name: str) -> list[float]:
+def numbers(log: Log, name: str) -> list[float]:
+    """Return what was logged under a name, in its order."""
     return [float(row[name]) for row in log if row.get(name)]
 
 
 def _mean_of_last(logs: Sequence[Log], name: str) -> float | None:
-    last = [values[-1] for log in logs if (values := _numbers(log, name))]
+    last = [values[-1] for log in logs if (values := numbers(log, name))]
     return statistics.fmean(last) if last else None

@@ -124,10 +124,11 @@ class SpoilSecondStep(Callback):
 
 @pytest.mark.parametrize("spoil", [no_usable_loss, a_gradient_that_is_no_number])
 @pytest.mark.parametrize("clipping", [None, 1.0])
+@pytest.mark.parametrize("fused", [False, True])
 def test_a_useless_batch_leaves_weights_and_optimizer_untouched(
-    tmp_path: Path, spoil: Callable[[Recognizer], Batch], clipping: float | None
+    tmp_path: Path, spoil: Callable[[Recognizer], Batch], clipping: float | None, fused: bool
 ) -> None:
-    adamw = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01, "weight_decay": 0.5}}
+    adamw = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01, "weight_decay": 0.5, "fused": fused}}
     trained, memory = make(optimizer=adamw), Remember()
     batches = [batch_of(["CAB", "BED"]), no_usable_loss(trained) if spoil is no_usable_loss else batch_of(["BED"])]
     trainer = make_trainer(tmp_path, callbacks=[SpoilSecondStep(spoil), memory], gradient_clip_val=clipping)
@@ -137,6 +138,19 @@ def test_a_useless_batch_leaves_weights_and_optimizer_untouched(
     assert state and all(value.isfinite().all() for value in weights.values())
     assert_same(weights_after, weights)
     assert_same(state_after, state)
+
+
+def test_fused_optimisers_clip_in_bfloat16(tmp_path: Path) -> None:
+    moved = []
+    for clipping in (None, 1e-3):
+        sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0, "fused": True}}
+        trained = make(optimizer=sgd)
+        before = copy(dict(trained.named_parameters()))
+        trainer = make_trainer(tmp_path, gradient_clip_val=clipping, precision="bf16-mixed")
+        trainer.fit(trained, loader([batch_of(["CAB", "BED"])]))
+        steps = [(value - before[name]).detach() for name, value in trained.named_parameters()]
+        moved.append(float(torch.nn.utils.get_total_norm(steps)))
+    assert moved[0] > 1.0 and moved[1] == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_accumulated_gradients_survive_a_useless_batch_behind_them(tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Optimiser steps that are left out, because their gradient says nothing, and clipping beside optimisers that allow it.
+
+A host that asks a GPU for a value waits until all that is queued there is done. So fused Adam and AdamW are told on the
+device which step to leave out, and what was left out is looked at in bulk.
+"""
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Adam, Optimizer
+
+from asr_lightning.errors import InputError
+
+REVIEW_STEPS = 50  # how often a GPU is asked what was left out
+Step = tuple[int, list[str], Tensor]  # its number, what it learned from, and whether its gradient was not finite
+
+
+class GradientGuard:
+    """Leaves weights and optimiser alone in steps without a finite gradient, names them, and ends a run of many."""
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []  # since the last review
+        self._lost = 0  # in a row
+
+    def guard(self, module: LightningModule, optimizer: Optimizer, usable: Tensor, ids: list[str], most: int) -> None:
+        """Leave out the optimiser's next step if nothing is to be learned from it; for `on_before_optimizer_step`.
+
+        Args:
+            module: Whose gradients are complete.
+            optimizer: Of the module.
+            usable: A boolean scalar on the module's device: whether there was any loss to learn from.
+            ids: What the step learned from.
+            most: Steps in a row without a finite gradient that end the run.
+
+        Raises:
+            InputError: There were so many; on a GPU this is found out at the next review.
+        """
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        finite = (norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite()
+        scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None
+        leave_out(optimizer, ~(finite & usable), told_by_scaler=scaled)
+        self._steps.append((module.trainer.global_step, ids, ~finite))
+        if finite.device.type == "cpu" or len(self._steps) >= REVIEW_STEPS:
+            self.review(most)
+
+    def review(self, most: int) -> None:
+        """Name the steps that were left out since the last time, for want of a finite gradient.
+
+        Raises:
+            InputError: There were `most` in a row.
+        """
+        steps, self._steps = self._steps, []
+        lost = torch.stack([lost for *_, lost in steps]).tolist() if steps else []
+        for (step, ids, _), this in zip(steps, lost, strict=True):
+            self._lost = self._lost + 1 if this else 0
+            if not this:
+                continue
+            named = ", ".join(ids[:20])
+            rank_zero_warn(f"the gradient is not finite: step {step} is skipped; learned from {named}")
+            if self._lost >= most:
+                raise InputError(
+                    f"no finite gradient in {self._lost} steps in a row, last of {named}. Expected finite gradients. "
+                    "Lower the learning rate, or set trainer.gradient_clip_val; the weights were left untouched since, "
+                    "and the last checkpoint is whole."
+                )
+
+
+def leave_out(optimizer: Optimizer, useless: Tensor, told_by_scaler: bool = False) -> None:
+    """Make the next step of an optimiser one that leaves weights and state as they are, if it is useless.
+
+    Args:
+        optimizer: Fused Adam and AdamW of whole parameters are told on the device. Of others the host has to know,
+            and waits for it.
+        useless: A boolean scalar.
+        told_by_scaler: Whether a `GradScaler` overwrites what a fused optimiser is told.
+    """
+    groups = optimizer.param_groups
+    fused = isinstance(optimizer, Adam) and all(group["fused"] for group in groups)
+    sharded = any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"])
+    if fused and not told_by_scaler and not sharded:
+        optimizer.found_inf = useless.float()  # type: ignore[attr-defined] # as torch's GradScaler does
+    elif bool(useless):
+        optimizer.zero_grad(set_to_none=True)  # optimisers pass over parameters without a gradient
+
+
+def clip_gradients(
+    module: LightningModule, optimizer: Optimizer, most: float | None, algorithm: str | None = None
+) -> None:
+    """Clip as Lightning does, also beside fused optimisers in bfloat16, where Lightning refuses to.
+
+    It takes them for optimisers that divide gradients by a scale in their steps; without a `GradScaler` there is none.
+    """
+    precision = module.trainer.precision_plugin
+    if isinstance(precision, MixedPrecision) and precision.scaler is None:
+        Precision.clip_gradients(precision, optimizer, most or 0.0, GradClipAlgorithmType(algorithm or "norm"))
+    else:
+        module.clip_gradients(optimizer, most, algorithm)

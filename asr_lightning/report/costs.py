@@ -1,0 +1,207 @@
+"""What a training of so many hours and epochs costs, from the speed that was measured in others: numbers and page."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from asr_lightning.callbacks.transcripts import name_of_run
+from asr_lightning.errors import InputError, reason
+from asr_lightning.files import write_atomically
+from asr_lightning.report.run_folders import GPUS, PROCESSES, SPEED, numbers, read_metrics, versions
+from asr_lightning.report.tables import Table
+
+ASSUMED_EFFICIENCY = 0.9  # of more devices than were measured; nobody has measured it
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How fast one run trained.
+
+    Attributes:
+        name: Of the run, with its seed.
+        folder: Where it is.
+        kind: `GPU`, `CPU`, or `unknown device` where neither log nor configuration tells.
+        processes: That trained together, one per device.
+        speeds: Seconds of audio per second of training, of each epoch and of all processes together.
+        batch_seconds: Of a batch of one process, as the configuration says it; empty where it does not.
+        precision: As the configuration says it.
+        model: Its configuration.
+    """
+
+    name: str
+    folder: Path
+    kind: str
+    processes: int
+    speeds: list[float]
+    batch_seconds: str
+    precision: str
+    model: Any
+
+    @property
+    def speed(self) -> float:
+        """The median of the epochs."""
+        return statistics.median(self.speeds)
+
+
+def find_measured(folders: Sequence[Path]) -> list[Measured]:
+    """Read the runs in some folders, at any depth.
+
+    Raises:
+        InputError: There is none, or one without speeds; or they are no runs of one model on one kind of device.
+    """
+    found: dict[Path, None] = {}
+    for folder in folders:
+        runs = sorted({file.parents[2].resolve() for file in folder.rglob("logs/version_*/metrics.csv")})
+        if not runs:
+            raise InputError(f"expected logs/version_<n>/metrics.csv in {folder.absolute()} or under it, got none")
+        found |= dict.fromkeys(runs)
+    measured = [read_measured(folder) for folder in found]
+    first = measured[0]
+    for other in measured[1:]:
+        if other.kind != first.kind:
+            raise InputError(
+                f"{first.folder} was trained on a {first.kind}, {other.folder} on a {other.kind}: neither tells of the "
+                "other's speed; give one kind at a time"
+            )
+        if other.model != first.model:
+            raise InputError(f"{first.folder} and {other.folder} train different models: give one model at a time")
+    return measured
+
+
+def read_measured(folder: Path) -> Measured:
+    """Read the speed of one run, and how it was measured.
+
+    Raises:
+        InputError: It has no speeds, or cannot be read, or was started with different numbers of processes.
+    """
+    starts = [(path, read_metrics(path)) for path in versions(folder)]
+    trained = [(path, log) for path, log in starts if any(speed > 0 for speed in numbers(log, SPEED))]
+    if not trained:
+        raise InputError(
+            f"{folder}: expected {SPEED} in logs/version_<n>/metrics.csv, which the callback Throughput logs at the "
+            "end of an epoch, got none; train an epoch with it"
+        )
+    configs = [_read_config(path.with_name("config.yaml")) for path, _ in trained]
+    counts = {_processes(log, config) for (_, log), config in zip(trained, configs, strict=True)}
+    kinds = {_kind(log, config) for (_, log), config in zip(trained, configs, strict=True)}
+    if len(counts) > 1 or len(kinds) > 1:
+        raise InputError(f"{folder}: its starts were on {sorted(kinds)} with {sorted(counts)} processes, expected one")
+    name, seed = name_of_run(folder)
+    data, trainer = configs[-1].get("data") or {}, configs[-1].get("trainer") or {}
+    return Measured(
+        name=f"{name}, seed {seed}" if seed else name,
+        folder=folder,
+        kind=kinds.pop(),
+        processes=counts.pop(),
+        speeds=[speed for _, log in trained for speed in numbers(log, SPEED) if speed > 0],
+        batch_seconds=str((data.get("init_args") or {}).get("batch_seconds", "")),
+        precision=str(trainer.get("precision") or "32-true"),
+        model=configs[-1].get("model"),
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path}, the configuration of a run: {reason(error)}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected the configuration of a run, got {type(config).__name__}")
+    return config
+
+
+def _processes(log: list[dict[str, str]], config: dict[str, Any]) -> int:
+    if logged := numbers(log, PROCESSES):
+        return int(logged[-1])
+    trainer = config.get("trainer") or {}
+    devices, nodes = str(trainer.get("devices")), int(trainer.get("num_nodes") or 1)
+    return int(devices) * nodes if devices.isdecimal() and int(devices) else nodes
+
+
+def _kind(log: list[dict[str, str]], config: dict[str, Any]) -> str:
+    if numbers(log, PROCESSES):
+        return "GPU" if any(numbers(log, GPUS)) else "CPU"
+    named = {"cpu": "CPU", "gpu": "GPU", "cuda": "GPU"}
+    return named.get(str((config.get("trainer") or {}).get("accelerator")), "unknown device")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured speeds, and how they are carried over to other numbers of devices.
+
+    Attributes:
+        speeds: Seconds of audio per second by the number of devices: the median of all epochs of its runs.
+        efficiency: The share of the linear speed-up that is left with a number of devices that was not measured.
+        measured: Whether that share is from the runs.
+    """
+
+    speeds: dict[int, float]
+    efficiency: float
+    measured: bool
+
+    @classmethod
+    def of(cls, runs: Sequence[Measured], efficiency: float | None = None) -> "Costs":
+        """Take what was measured; the efficiency too, where runs had several numbers of devices and none is given."""
+        by_count: dict[int, list[float]] = {}
+        for run in runs:
+            by_count.setdefault(run.processes, []).extend(run.speeds)
+        speeds = {count: statistics.median(by_count[count]) for count in sorted(by_count)}
+        least, most = min(speeds), max(speeds)
+        if efficiency is None and len(speeds) > 1:
+            return cls(speeds, speeds[most] / most / (speeds[least] / least), True)
+        return cls(speeds, ASSUMED_EFFICIENCY if efficiency is None else efficiency, False)
+
+    def speed(self, devices: int) -> float:
+        """Return seconds of audio per second of so many devices: as measured, or carried over from the fewest."""
+        least = min(self.speeds)
+        share = self.efficiency if devices > least else 1.0
+        return self.speeds.get(devices, devices * self.speeds[least] / least * share)
+
+
+def table_of(costs: Costs, hours: float, epochs: float, devices: Sequence[int], price: float | None) -> Table:
+    """Make the table of the terminal: a line for each number of devices."""
+    head = ["devices", "from", "audio s/s", "hours", "days", "device-hours"]
+    table = [[*head, "money"] if price is not None else head]
+    for count in devices:
+        wall = hours * epochs / costs.speed(count)
+        line = [str(count), "measured" if count in costs.speeds else "estimate", f"{costs.speed(count):,.1f}"]
+        line += [f"{value:,.1f}" for value in (wall, wall / 24, wall * count)]
+        table.append([*line, f"{wall * count * price:,.2f}"] if price is not None else line)
+    return table
+
+
+def write_costs(path: Path, runs: Sequence[Measured], costs: Costs, inputs: dict[str, Any]) -> None:
+    """Write the page: one file, whose inputs can be changed in it.
+
+    Args:
+        path: The HTML file.
+        runs: Where the numbers are from.
+        costs: What is computed with.
+        inputs: `hours`, `epochs`, `devices` and `price`, as the page begins.
+    """
+    measured = [
+        {
+            "run": run.name, "folder": str(run.folder), "device": run.kind, "processes": run.processes,
+            "batch": run.batch_seconds, "precision": run.precision, "epochs": len(run.speeds), "speed": run.speed,
+            "least": min(run.speeds), "most": max(run.speeds),
+        }
+        for run in runs
+    ]  # fmt: skip
+    data = {
+        "runs": measured, "kind": runs[0].kind, "speeds": list(costs.speeds.items()), "measured": costs.measured,
+        "inputs": {**inputs, "efficiency": costs.efficiency},
+    }  # fmt: skip
+    place = files("asr_lightning.report")
+    content = {
+        "STYLE": (place / "page.css").read_text("utf-8") + (place / "costs.css").read_text("utf-8"),
+        "DATA": json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
+        "SCRIPT": (place / "costs.js").read_text("utf-8"),
+    }
+    parts = (place / "costs.html").read_text("utf-8").split("@@")  # text, name, text, name, ...
+    write_atomically(path, "".join(content[part] if n % 2 else part for n, part in enumerate(parts)))
