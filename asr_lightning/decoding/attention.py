@@ -177,10 +177,11 @@ class _Search:
         self.end_threshold = settings.end_threshold
         self.scorers = scorers
         self.blank_id, self.eos_id = tokenizer.blank_id, tokenizer.eos_id
-        self.limits = (lengths * settings.tokens_per_frame).ceil().long().clamp(min=1)
+        self.limits = (lengths * settings.tokens_per_frame).ceil().long().clamp(min=1).tolist()  # most tokens
         self.complete: list[list[Hypothesis]] = [[] for _ in lengths]
         device = lengths.device
-        self.utterances = torch.arange(len(lengths), device=device)  # (A,)
+        self.utterances = list(range(len(lengths)))  # A numbers
+        self.no_words = torch.tensor([self.blank_id, self.eos_id], device=device)
         self.scores = torch.full((len(lengths), self.beam), -math.inf, device=device)
         self.scores[:, 0] = 0.0  # the others are only there to fill the beam
         self.tokens = torch.full((len(lengths), self.beam, 1), self.eos_id, device=device)  # (A, K, U)
@@ -207,16 +208,15 @@ class _Search:
             start=torch.zeros_like(opinions[0]),
         )
         log_probs[:, :, self.blank_id] = -math.inf
-        others = opinions[0].index_fill(
-            2, torch.tensor([self.blank_id, self.eos_id], device=log_probs.device), -math.inf
-        )
         if self.end_threshold is not None:
+            others = opinions[0].index_fill(2, self.no_words, -math.inf)
             early = opinions[0][:, :, self.eos_id] <= self.end_threshold * others.amax(dim=2)
             log_probs[:, :, self.eos_id].masked_fill_(early, -math.inf)
-        last = self.tokens.shape[2] > self.limits[self.utterances]  # now only the end may follow, at any price
-        ends = torch.full_like(log_probs, -math.inf)
-        ends[:, :, self.eos_id] = opinions[0][:, :, self.eos_id]
-        return torch.where(last[:, None, None], ends, log_probs), torch.stack(opinions, dim=3)
+        last = [row for row, one in enumerate(self.utterances) if self.tokens.shape[2] > self.limits[one]]
+        if last:  # there only the end may follow now, at any price
+            log_probs[last] = -math.inf
+            log_probs[last, :, self.eos_id] = opinions[0][last, :, self.eos_id]
+        return log_probs, torch.stack(opinions, dim=3)
 
     def _grow(self, log_probs: Tensor, opinions: Tensor) -> None:
         """Take the best continuations: ends are complete, the others are the next beam."""
@@ -230,12 +230,14 @@ class _Search:
         scores, parents, tokens = (one.gather(1, order[:, :beam]) for one in (scores, parents, tokens))
         self.scores = scores
         rows = (torch.arange(count, device=parents.device).unsqueeze(1) * beam + parents).flatten()
-        grown = self.tokens.flatten(0, 1)[rows].view(count, beam, -1)
-        self.tokens = torch.cat([grown, tokens.unsqueeze(2)], dim=2)
-        chosen = opinions.flatten(0, 1)[rows, tokens.flatten()]  # (N, scorers)
-        self.parts = (self.parts.flatten(0, 1)[rows] + chosen).view(count, beam, -1)
-        for scorer in self.scorers:
-            scorer.state = tuple(part.index_select(0, rows) for part in scorer.state)
+        chosen = opinions.flatten(0, 1)[rows, tokens.flatten()].view(count, beam, -1)  # (A, K, scorers)
+        if beam > 1:  # each hypothesis takes the place of another
+            self.tokens = self.tokens.flatten(0, 1)[rows].view(count, beam, -1)
+            self.parts = self.parts.flatten(0, 1)[rows].view(count, beam, -1)
+            for scorer in self.scorers:
+                scorer.state = tuple(part.index_select(0, rows) for part in scorer.state)
+        self.tokens = torch.cat([self.tokens, tokens.unsqueeze(2)], dim=2)
+        self.parts = self.parts + chosen
 
     def _collect(self, ended: Tensor, scores: Tensor, parents: Tensor, opinions: Tensor) -> None:
         for row, place in ended.nonzero().tolist():
@@ -246,21 +248,21 @@ class _Search:
                 score=float(scores[row, place]),
                 parts=dict(zip([scorer.name for scorer in self.scorers], parts.tolist(), strict=True)),
             )
-            self.complete[int(self.utterances[row])].append(hypothesis)
+            self.complete[self.utterances[row]].append(hypothesis)
 
     def _drop_finished(self) -> None:
         """Search on only where a hypothesis is left that may matter."""
         best = self.scores[:, 0].tolist()
         going = [
             row
-            for row, (utterance, score) in enumerate(zip(self.utterances.tolist(), best, strict=True))
+            for row, (utterance, score) in enumerate(zip(self.utterances, best, strict=True))
             if self._goes_on(utterance, score)
         ]
         if len(going) == len(self.utterances):
             return
-        keep = torch.tensor(going, dtype=torch.int64, device=self.utterances.device)
+        keep = torch.tensor(going, dtype=torch.int64, device=self.scores.device)
         rows = (keep.unsqueeze(1) * self.beam + torch.arange(self.beam, device=keep.device)).flatten()
-        self.utterances, self.scores = self.utterances[keep], self.scores[keep]
+        self.utterances, self.scores = [self.utterances[row] for row in going], self.scores[keep]
         self.tokens, self.parts = self.tokens[keep], self.parts[keep]
         for scorer in self.scorers:
             scorer.state = tuple(part.index_select(0, rows) for part in scorer.state)
@@ -268,7 +270,7 @@ class _Search:
 
     def _goes_on(self, utterance: int, best: float) -> bool:
         complete = self.complete[utterance]
-        if self.tokens.shape[2] > int(self.limits[utterance]) + 1:
+        if self.tokens.shape[2] > self.limits[utterance] + 1:
             if not complete:  # numbers have overflowed: there is nothing to rank
                 complete.append(Hypothesis((), -math.inf))
             return False
