@@ -12,7 +12,7 @@ import yaml
 
 from asr_lightning.callbacks.transcripts import name_of_run
 from asr_lightning.errors import InputError, reason
-from asr_lightning.files import write_atomically
+from asr_lightning.files import load_yaml, regular, write_atomically
 from asr_lightning.report.run_folders import GPUS, PROCESSES, SPEED, numbers, read_metrics, versions
 from asr_lightning.report.tables import Table
 
@@ -108,7 +108,7 @@ def read_measured(folder: Path) -> Measured:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        config = load_yaml(regular(path).read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"cannot read {path}, the configuration of a run: {reason(error)}") from error
     if not isinstance(config, dict):
