@@ -143,7 +143,7 @@ class SpeechBrainTransformer(nn.Module):
 
 def ctc_loss(logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
     """Return the mean CTC loss of utterances of equal length."""
-    frames = torch.full((len(logits),), logits.shape[1])
+    frames = torch.full_like(lengths, logits.shape[1])
     scores = logits.log_softmax(2).transpose(0, 1)
     return functional.ctc_loss(scores, targets, frames, lengths, reduction="none").mean()
 

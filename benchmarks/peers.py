@@ -55,14 +55,15 @@ def peer(module: nn.Module) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
 
     def loss(batch: Batch) -> Tensor:
         rows = [torch.tensor([1 + ord(one) % (peer_networks.VOCABULARY - 2) for one in text]) for text in batch.texts]
-        return module(batch.audio, torch.stack(rows), torch.tensor([len(row) for row in rows]))
+        lengths = torch.tensor([len(row) for row in rows])
+        return module(batch.audio, torch.stack(rows).to(batch.audio.device), lengths.to(batch.audio.device))
 
     return module, loss
 
 
 def training_step(module: nn.Module, loss: Callable[[Batch], Tensor], batch: Batch) -> Callable[[], None]:
     """Return a training step with AdamW."""
-    optimizer = torch.optim.AdamW(module.train().parameters())
+    optimizer = torch.optim.AdamW(module.to(batch.audio.device).train().parameters())
 
     def step() -> None:
         loss(batch).backward()
@@ -81,7 +82,8 @@ def rows_of(network: str, batch: Batch, turns: int) -> Iterator[Row]:
             contestants[name] = peer(make())
         except ImportError as error:
             print(f"{name}: not here ({error}); `make peers` installs it")
-    seconds = in_turns({name: training_step(*one, batch) for name, one in contestants.items()}, turns)
+    steps = {name: training_step(*one, batch) for name, one in contestants.items()}
+    seconds = in_turns(steps, turns, batch.audio.device.type)
     millions = {
         name: sum(one.numel() for one in module.parameters()) / 1e6 for name, (module, _) in contestants.items()
     }
@@ -93,24 +95,24 @@ def rows_of(network: str, batch: Batch, turns: int) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def rows(batch_seconds: float, utterance_seconds: float, turns: int, networks: list[str]) -> Iterator[Row]:
+def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Give the rows of several networks."""
     torch.manual_seed(1)
-    batch = random_batch(batch_seconds, utterance_seconds)
-    for network in networks:
-        yield from rows_of(network, batch, turns)
+    batch = random_batch(options.batch_seconds, options.utterance_seconds).to(options.device)
+    for network in options.networks:
+        yield from rows_of(network, batch, options.turns)
 
 
-def main() -> None:
-    """Print a row per peer."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--batch-seconds", type=float, default=30.0)
     parser.add_argument("--utterance-seconds", type=float, default=5.0)
     parser.add_argument("--turns", type=int, default=7, help="that are counted, after two that are not")
-    options = parser.parse_args()
-    print_table(rows(options.batch_seconds, options.utterance_seconds, options.turns, options.networks))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    print_table(rows(make_parser().parse_args()))

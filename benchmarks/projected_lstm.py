@@ -38,30 +38,29 @@ def training_steps(
     }
 
 
-def rows(sizes: list[list[int]], utterances: int, frames: int, turns: int, device: str) -> Iterator[Row]:
+def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Give two rows for each size: beside torch's LSTM with a projection, and without."""
-    for hidden, recurrent, projection in sizes:
-        steps = training_steps(hidden, recurrent, projection, utterances, frames, device)
-        seconds = in_turns(steps, turns, device)
-        for peer in ("torch's LSTM with proj_size", "torch's LSTM of as many cells, no projection"):
+    for hidden, recurrent, projection in options.size or SIZES:
+        steps = training_steps(hidden, recurrent, projection, options.utterances, options.frames, options.device)
+        seconds = in_turns(steps, options.turns, options.device)
+        for peer in list(steps)[1:]:
             yield Row(
                 "training step, projected LSTM layer",
-                f"{utterances} × {frames} frames, {hidden} cells, {recurrent} + {projection}",
+                f"{options.utterances} × {options.frames} frames, {hidden} cells, {recurrent} + {projection}",
                 seconds["ours"], peer, seconds[peer],
             )  # fmt: skip
 
 
-def main() -> None:
-    """Print two rows for every size."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", type=int, nargs=3, action="append", metavar=("HIDDEN", "R", "P"), default=None)
     parser.add_argument("--utterances", type=int, default=8)
     parser.add_argument("--frames", type=int, default=400)
     parser.add_argument("--turns", type=int, default=7)
-    options = parser.parse_args()
-    print_table(rows(options.size or SIZES, options.utterances, options.frames, options.turns, options.device))
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    print_table(rows(make_parser().parse_args()))

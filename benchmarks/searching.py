@@ -72,9 +72,9 @@ def speech(folder: Path, most: int) -> Batch:
 @torch.no_grad()
 def transducer_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Give a row for each beam."""
-    recognizer = load_recognizer(options.checkpoint).eval()
+    recognizer = load_recognizer(options.checkpoint).to(options.device).eval()
     assert isinstance(recognizer, RNNTransducer)
-    batch = speech(options.speech, options.utterances)
+    batch = speech(options.speech, options.utterances).to(options.device)
     encoded, lengths = recognizer(batch.audio, batch.audio_lengths)
     frames, blank = recognizer.encoder_projection(encoded), recognizer.tokenizer.blank_id
     peer = RNNTBeamSearch(AsTorchaudio(recognizer), blank)  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def transducer_rows(options: argparse.Namespace) -> Iterator[Row]:
             return [peer._search(one, None, beam)[0][0][1:] for one in alone]
 
         same = sum(list(ours[0].tokens) == their for ours, their in zip(search(*parts), theirs(), strict=True))
-        seconds = in_turns({"ours": lambda: search(*parts), "theirs": theirs}, options.turns)  # noqa: B023
+        seconds = in_turns({"ours": lambda: search(*parts), "theirs": theirs}, options.turns, options.device)  # noqa: B023
         yield Row(
             f"search of a transducer, beam {beam}", f"{len(batch)} utterances, the same text of {same}",
             seconds["ours"], "torchaudio's RNNTBeamSearch, same network", seconds["theirs"], batch.seconds,
@@ -101,11 +101,14 @@ def attention_rows(options: argparse.Namespace) -> Iterator[Row]:
 
     content = yaml.safe_load(Path("experiments/demo/las.yaml").read_text())["model"]
     content["init_args"] |= {"augment": None, "tokenizer": CHARACTERS}
-    ours, theirs = build_recognizer(content).eval(), peer_networks.SpeechBrainAttention().eval()
+    device = options.device
+    ours = build_recognizer(content).to(device).eval()
+    theirs = peer_networks.SpeechBrainAttention().to(device).eval()
     eos = peer_networks.VOCABULARY - 1
     ours.decoder.output.bias[ours.tokenizer.eos_id] = theirs.output.w.bias[eos] = -1e4
-    encoded = torch.randn(options.utterances, int(FRAMES_A_SECOND * options.seconds), 384)
-    lengths, whole = torch.full((options.utterances,), encoded.shape[1]), torch.ones(options.utterances)
+    encoded = torch.randn(options.utterances, int(FRAMES_A_SECOND * options.seconds), 384, device=device)
+    whole = torch.ones(options.utterances, device=device)
+    lengths = torch.full((options.utterances,), encoded.shape[1], device=device)
     share = TOKENS_A_SECOND / FRAMES_A_SECOND
     shared = {"bos_index": 0, "eos_index": eos, "min_decode_ratio": 0.0, "max_decode_ratio": share}
     for beam in options.attention_beams:
@@ -123,6 +126,7 @@ def attention_rows(options: argparse.Namespace) -> Iterator[Row]:
                 "theirs": lambda: peer(encoded, whole),  # noqa: B023
             },
             options.turns,
+            device,
         )
         yield Row(
             f"search of LAS, beam {beam}", f"{options.utterances} × {options.seconds:g} s", found["ours"],
@@ -152,6 +156,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--attention-beams", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--seconds", type=float, default=5.0, help="of each utterance of the attention decoders")
     parser.add_argument("--turns", type=int, default=5, help="that are counted, after two that are not")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser
 
 

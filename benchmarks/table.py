@@ -29,23 +29,24 @@ GROWTH = Path("experiments/demo/rnnt_random.yaml")
 
 def rows(device: str) -> Iterator[Row]:
     """Give all rows."""
-    yield from transducer_loss.rows(transducer_loss.make_parser().parse_args(["--device", device]))
-    yield from peers.rows(30.0, 5.0, 9, list(peers.NETWORKS))
-    yield from deep_speech_2.rows(deep_speech_2.make_parser().parse_args(["--device", device]))
-    yield from projected_lstm.rows([[160, 80, 80], [1024, 256, 256]], 8, 400, 7, device)
-    yield from searching.rows(searching.make_parser().parse_args([]))
+    on = ["--device", device]
+    yield from transducer_loss.rows(transducer_loss.make_parser().parse_args(on))
+    yield from peers.rows(peers.make_parser().parse_args(on))
+    yield from deep_speech_2.rows(deep_speech_2.make_parser().parse_args(on))
+    yield from projected_lstm.rows(projected_lstm.make_parser().parse_args(on))
+    yield from searching.rows(searching.make_parser().parse_args(on))
     yield from data_loading.rows(data_loading.make_parser().parse_args(["--serve"]))
     yield from looking_inside.rows(looking_inside.make_parser().parse_args(["--points", "10000"]))
     for given in (["--batch-seconds", "15", "30", "60"], ["--utterance-seconds", "2.5", "5", "10", "30"]):
         yield from training_speed.rows(
-            training_speed.make_parser().parse_args([str(GROWTH), *given, "--device", device, "--turns", "5"])
+            training_speed.make_parser().parse_args([str(GROWTH), *given, "--turns", "5", *on])
         )
 
 
 def main() -> None:
     """Print the table as it grows, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of losses, layers and training steps")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of networks, losses and searches")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks.md"))
     options = parser.parse_args()
     SpokenDataModule(minutes=100.0, train_subsets=["train-clean-100"]).prepare_data()
