@@ -33,6 +33,7 @@ help: ## this list
 	@echo "variables:"
 	@echo "  PYTHON=python3      the Python (3.11 or newer) that .venv is made with"
 	@echo "  SEEDS='1 2 3'       of every target but \`make demo\` that trains"
+	@echo "  TEST_JOBS=2         processes of \`make test\`"
 	@echo "  CORPUS=FOLDER       of \`make ws\` and \`make ds2…\`: a LibriSpeech folder; the embedded corpora without it"
 	@echo "  GROUP=…, FOLDERS=…  of \`make dashboard\` and \`make report\`: W&B groups, folders of runs; SAVE=1 publishes"
 	@echo "  SCALE=full          of \`make ds2…\`: networks of full size, on KsponSpeech or CORPUS; demo without it"
@@ -256,8 +257,9 @@ dashboard: $(INSTALLED) ## W&B workspace and report of GROUP, checked against th
 	$(BIN)/python -m asr_lightning.tools.dashboard --group $(GROUP) --runs $(FOLDERS) \
 		$(if $(SUBSETS),--subsets $(SUBSETS)) $(if $(SAVE),--save)
 
+TEST_JOBS ?= 2
 test: $(INSTALLED) ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check .
