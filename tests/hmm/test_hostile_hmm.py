@@ -119,6 +119,6 @@ def test_a_graph_of_another_version(graph: bytes) -> None:
 
 
 def test_a_store_whose_schema_is_no_text(tmp_path: Path, store: bytes) -> None:
-    (tmp_path / "some.sqlite").write_bytes(store.replace(b"id text", b"i\xf3 text"))
+    (tmp_path / "some.sqlite").write_bytes(store.replace(b"without rowid", b"without r\xf3wid"))
     with pytest.raises(InputError, match="some.sqlite"):
         AlignmentStore(tmp_path / "some.sqlite").get("a003")
