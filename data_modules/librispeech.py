@@ -9,7 +9,7 @@ from typing import Any
 
 from lhotse.recipes import download_librispeech
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, shown
 from asr_lightning.files import regular
 from asr_lightning.text.english import transcript
 from data_modules.corpus import CorpusDataModule
@@ -128,7 +128,7 @@ def find_utterances(root: Path, subset: str) -> tuple[list[Found], list[BadFile]
             elif text is None:
                 bad.append(BadFile(path, "audio without transcript", f"{id} is in no *{TRANSCRIPT_SUFFIX} beside it"))
         without_audio = lines.keys() - {_stem(name) for name in audio}
-        bad += [BadFile(f"{directory}/{id}.*", "transcript without audio") for id in sorted(without_audio)]
+        bad += [BadFile(f"{directory}/{shown(id)}.*", "transcript without audio") for id in sorted(without_audio)]
     return list(found.values()), bad
 
 

@@ -15,7 +15,7 @@ from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.serialization import deserialize_item
 from tqdm import tqdm
 
-from asr_lightning.errors import InputError, reason
+from asr_lightning.errors import SAID, InputError, reason, shown
 from asr_lightning.files import regular, replacing
 
 FORMAT = 1  # of the files below; raise it when they change, and old ones are rebuilt
@@ -191,7 +191,8 @@ class Manifest:
 
     def bad_files(self) -> list[BadFile]:
         """The files that were left out."""
-        lines = self.bad_path.read_text("utf-8", errors="surrogateescape").splitlines() if self.bad else []
+        text = self.bad_path.read_bytes().decode("utf-8", errors="surrogateescape") if self.bad else ""
+        lines = text.split("\n")[:-1]  # not `splitlines`: names may have what else Unicode takes for the end of a line
         kinds_paths_details = (line.split("\t", 2) for line in lines)
         return [BadFile(path, kind, detail) for kind, path, detail in kinds_paths_details]
 
@@ -227,7 +228,7 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
             for entry in entries:
                 if isinstance(entry, BadFile):
                     bad += 1
-                    row = "\t".join((entry.kind, entry.path, entry.detail)).replace("\n", " ") + "\n"
+                    row = "\t".join((entry.kind, entry.path, shown(entry.detail, SAID))).replace("\n", " ") + "\n"
                     bad_lines.write(row.encode("utf-8", errors="surrogateescape"))
                 else:
                     line = json.dumps(entry.to_dict(), ensure_ascii=True).encode() + b"\n"

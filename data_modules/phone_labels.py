@@ -121,7 +121,16 @@ class TextGridLabels(PhoneLabels):
         except InputError:
             raise
         # praatio reads by counting lines: what is no TextGrid ends in any error that indexing can have
-        except (PraatioException, OSError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
+        except (
+            PraatioException,
+            OSError,
+            ValueError,
+            IndexError,
+            KeyError,
+            AttributeError,
+            TypeError,
+            ArithmeticError,
+        ) as error:
             raise InputError(
                 f"{path} is no TextGrid that can be read ({type(error).__name__}: {shown(str(error))})"
             ) from error

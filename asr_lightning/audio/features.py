@@ -16,6 +16,7 @@ from asr_lightning.audio.normalization import Normalization
 from asr_lightning.errors import InputError
 from asr_lightning.nn.masks import real_frames
 
+MOST_WEIGHTS = 10_000_000  # of a filter bank: those of speech have some 20,000
 POWER_FLOOR = 1e-10  # of a spectrum of audio in [-1, 1]; digital silence becomes log(1e-10) = -23.03
 
 
@@ -39,7 +40,7 @@ class Features(nn.Module, ABC):
         hop_samples: Samples between the starts of frames.
 
     Raises:
-        InputError: The window or hop is shorter than it can be.
+        InputError: The window or hop is shorter than it can be, or the window holds far more than any sound needs.
     """
 
     def __init__(
@@ -59,6 +60,11 @@ class Features(nn.Module, ABC):
             raise InputError(
                 "features need a window of at least 2 samples and a hop of at least 1, got "
                 f"window_seconds={window_seconds} and hop_seconds={hop_seconds} at sample_rate={sample_rate}"
+            )
+        if self.window_samples * dimension > MOST_WEIGHTS:
+            raise InputError(
+                f"expected features of at most {MOST_WEIGHTS:,} = samples in a window x dimensions, got "
+                f"{self.window_samples:,} x {dimension:,} (window_seconds={window_seconds}, sample_rate={sample_rate})"
             )
         self.hop_seconds = self.hop_samples / sample_rate
         self.normalization = normalization

@@ -7,6 +7,7 @@ import numpy as np
 MAGIC = 2125659606
 HEADER = struct.Struct("<iiQqqq")  # version, flags, properties, start, states, arcs
 STATE, ARC = 3, 4  # 32-bit words: a weight and how many arcs; labels of both sides, a weight, the next state
+VERSION = 2  # OpenFst reads none before it, and there is none after it
 MOST = 2**31  # states
 
 
@@ -31,7 +32,9 @@ def check_fst(data: bytes) -> None:
         place += 4 + len(wanted)
     if len(data) < place + HEADER.size:
         raise ValueError("the end within the header")
-    _, flags, _, start, states, _ = HEADER.unpack_from(data, place)
+    version, flags, _, start, states, _ = HEADER.unpack_from(data, place)
+    if version != VERSION:
+        raise ValueError(f"version {version}, expected {VERSION}")
     place += HEADER.size
     words = np.frombuffer(data, "<i4", (len(data) - place) // 4, place)
     if flags or not 0 <= start < states <= min(MOST, len(words) // STATE) or (len(data) - place) % 4:

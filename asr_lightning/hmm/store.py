@@ -55,7 +55,7 @@ class AlignmentStore:
             if os.getpid() not in self._connections:
                 self._connections[os.getpid()] = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
             return self._connections[os.getpid()].execute(text, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._error(error) from error
 
     def _unpack(self, id: str, packed: bytes) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,8 +13,10 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, shown
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.text.tokenizers import Tokenizer
 
@@ -22,6 +26,9 @@ set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylis
 
 Model = TypeVar("Model", bound=LightningModule)
 Made = TypeVar("Made")
+
+MOST_PARAMETERS = 10_000  # tensors; a Transformer of 100 blocks has some 2,000
+SAID = 2_000  # characters of what is told of a configuration: what matters stands last
 
 
 def build_recognizer(config: dict[str, Any]) -> Recognizer:
@@ -66,10 +73,38 @@ def instantiate(config: dict[str, Any], kind: type[Made], wanted: str) -> tuple[
     try:
         parsed = parser.parse_object({"made": config})
         _require_class(parsed.made, wanted)
-        made: Made = parser.instantiate(parsed).made
-    except (ArgumentError, TypeError, ValueError, ImportError, AttributeError, RecursionError) as error:
-        raise input_error(error) or InputError(f"this is no configuration of {wanted}: {error}") from error
+        with _within_memory():
+            made: Made = parser.instantiate(parsed).made
+    except (ArgumentError, TypeError, ValueError, ImportError, AttributeError, RuntimeError, MemoryError) as error:
+        said = shown(str(error), SAID)
+        raise input_error(error) or InputError(f"this is no configuration of {wanted}: {said}") from error
     return made, json.loads(parser.dump(parsed, format="json", skip_unset=False))["made"]
+
+
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    """Refuse modules that no machine could hold, before they are filled: a mistaken number would take hours to end."""
+    tensors, bytes_ = 0, 0
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal tensors, bytes_
+        if parameter is None:
+            return
+        tensors += 1
+        bytes_ += 0 if parameter.is_meta else parameter.nbytes
+        if tensors > MOST_PARAMETERS or bytes_ > most:
+            raise InputError(
+                f"the model has more than {MOST_PARAMETERS:,} weights and biases, or they take more than the "
+                f"{most / 2**30:.0f} GB of this machine; {type(module).__name__}.{name} has {parameter.numel():,} "
+                "numbers: expected fewer layers, or smaller ones"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _require_class(parsed: Any, wanted: str) -> None:  # noqa: ANN401 - jsonargparse's namespace
@@ -139,7 +174,9 @@ def load_model(path: str | Path, kind: type[Model]) -> Model:
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:  # the latter of what are no tensors
-        raise InputError(f"{path}: the weights do not fit the configuration beside them: {error}") from error
+        raise InputError(
+            f"{path}: the weights do not fit the configuration beside them: {shown(str(error), SAID)}"
+        ) from error
     return model.eval()
 
 

@@ -132,3 +132,29 @@ def test_times_that_are_none(times: str, tmp_path: Path) -> None:
     (tmp_path / "some.ctm").write_text(f"u 1 {times} AA\n")
     with pytest.raises(InputError, match="some.ctm"):
         CTMLabels(str(tmp_path / "some.ctm")).segments("u")
+
+
+@pytest.mark.parametrize("kind", ["long_textgrid", "short_textgrid"])
+def test_a_textgrid_with_a_number_of_many_digits(kind: str, tmp_path: Path) -> None:
+    grid = textgrid.Textgrid()
+    grid.addTier(textgrid.IntervalTier("phones", [Interval(0, 0.5, "a")], 0, 1.25))
+    grid.save(str(tmp_path / "u.TextGrid"), kind, includeBlankSpaces=True)  # type: ignore[arg-type]
+    text = (tmp_path / "u.TextGrid").read_text()
+    (tmp_path / "u.TextGrid").write_text(text.replace("1.25", "9" * 400))
+    with pytest.raises(InputError, match="u.TextGrid"):
+        TextGridLabels(str(tmp_path)).segments("u")
+
+
+@pytest.mark.parametrize("end", ["\x85", "\u2028", "\x1e", "a\rb"], ids=ascii)
+def test_names_may_hold_other_ends_of_lines(end: str, folder: Path, ksponspeech: list[Path]) -> None:
+    name = f"Kspon{end}Speech"
+    [trn] = [path for path in ksponspeech if path.suffix == ".trn"]
+    before = trn.read_bytes()
+    try:
+        trn.write_bytes(before + f"{name}.pcm :: 가\n{name * 10_000}.pcm :: 가\n".encode())
+        corpus = KsponSpeechDataModule(str(folder / "kspon"), predict_subsets=["train"], on_bad="skip", workers=0)
+        bad = corpus.build_manifest("train").bad_files()
+    finally:
+        trn.write_bytes(before)
+    assert [one.kind for one in bad] == ["transcript without audio"] * 2
+    assert name in bad[0].detail and len(str(bad[1])) < 1_000

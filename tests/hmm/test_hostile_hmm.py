@@ -110,3 +110,15 @@ def test_a_graph_is_whole(graph: bytes) -> None:
         check_fst(graph.replace(graph[50:58], (50_000_000).to_bytes(8, "little"), 1))
     with pytest.raises(InputError, match="expected a lattice"):
         read_slf(Path(__file__), 0.01)
+
+
+def test_a_graph_of_another_version(graph: bytes) -> None:
+    place = graph.index(b"standard") + len(b"standard")
+    with pytest.raises(ValueError, match="version 1"):  # OpenFst reads none of it
+        check_fst(graph[:place] + (1).to_bytes(4, "little") + graph[place + 4 :])
+
+
+def test_a_store_whose_schema_is_no_text(tmp_path: Path, store: bytes) -> None:
+    (tmp_path / "some.sqlite").write_bytes(store.replace(b"without rowid", b"without r\xf3wid"))
+    with pytest.raises(InputError, match="some.sqlite"):
+        AlignmentStore(tmp_path / "some.sqlite").get("a003")

@@ -182,3 +182,20 @@ def test_yaml_makes_no_objects(tag: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         cli.main(["fit", "--config", str(tmp_path / "x.yaml")])
     assert not (tmp_path / "ran").exists()
+
+
+def test_sizes_that_no_machine_holds_are_refused_at_once() -> None:
+    many = transducer()
+    many["init_args"]["encoder"]["init_args"]["layers"] = 999_999_999
+    wide = transducer()
+    wide["init_args"]["features"]["init_args"]["sample_rate"] = 999_999_999
+    with Refusing("fewer layers", megabytes=300):
+        build_recognizer(many)
+    with Refusing("sample_rate=999999999", megabytes=50):
+        build_recognizer(wide)
+
+
+def test_a_long_name_makes_no_long_message() -> None:
+    with pytest.raises(InputError) as raised:
+        build_recognizer(transducer(features={"class_path": "asr_lightning." + "(" * 5_000}))
+    assert len(str(raised.value)) < 3_000
