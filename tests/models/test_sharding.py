@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from tones import batch_of, conformer, make, make_trainer
 from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -91,6 +92,14 @@ def test_processes_that_would_compute_the_same_are_refused() -> None:
             share(make(), make().encoder, mesh)
     finally:
         destroy_process_group()
+
+
+def test_checkpoints_in_folders_are_refused(mesh: DeviceMesh, tmp_path: Path) -> None:
+    recognizer = make()
+    recognizer.trainer = make_trainer(tmp_path, strategy=ModelParallelStrategy(1, 1))
+    recognizer._device_mesh = mesh  # as the strategy does
+    with pytest.raises(InputError, match="save_distributed_checkpoint: true.*save_distributed_checkpoint false"):
+        recognizer.configure_model()
 
 
 def test_initialisations_refuse_shared_weights(mesh: DeviceMesh, tmp_path: Path) -> None:
