@@ -1,10 +1,11 @@
-"""Files that are whole or not there, where those lie that can be made anew, and what may stand in a file's place."""
+"""Files that are whole or not there, where those lie that can be made anew, and what folders of runs are called."""
 
 import errno
 import fcntl
 import math
 import os
 import platform
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -113,3 +114,10 @@ def _size(node: yaml.Node | None, known: dict[int, float]) -> float:
         values = node.value if isinstance(node, yaml.SequenceNode) else [one for pair in node.value for one in pair]
         known[id(node)] = 1 + sum(_size(one, known) for one in values)
     return known[id(node)]
+
+
+def name_of_run(folder: Path) -> tuple[str, str]:
+    """Return the name of the experiment and its seed (empty where unknown): `runs/demo/rnnt/seed1` → `rnnt`, `1`."""
+    folder = folder.absolute()
+    seed = re.fullmatch(r"seed(\d+)", folder.name)
+    return (folder.parent.name, seed[1]) if seed else (folder.name, "")

@@ -3,17 +3,17 @@
 import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from asr_lightning.callbacks.measurement import Measurement
+from asr_lightning.models.sharding import whole
 
 
 class GradientNorms(Measurement):
     """Logs the 2-norm of the gradient of each top-level part and of the whole, before clipping.
 
     `grad_norm/<part>` for each child module with trainable parameters, and `grad_norm/total`. A step in which no
-    parameter has a gradient is left out. Under DDP the gradient is that of all ranks.
+    parameter has a gradient is left out. The gradient is that of all ranks.
     """
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -28,8 +28,7 @@ class GradientNorms(Measurement):
 
 def gradient_norm(module: torch.nn.Module) -> Tensor:
     """Return the 2-norm of all gradients of a module together: a scalar on its device, 0 where there are none."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of parameters that ranks share
+    return whole(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
 
 
 def _is_trained(module: torch.nn.Module) -> bool:

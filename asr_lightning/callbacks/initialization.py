@@ -6,7 +6,9 @@ from typing import Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Fixed, module_axes
 from asr_lightning.nn.convolution import MaskedBatchNorm
 
@@ -28,8 +30,17 @@ class FirstWeights(Callback, ABC):
         """Change the weights in place."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the weights, if this is the beginning."""
+        """Set the weights, if this is the beginning.
+
+        Raises:
+            InputError: Each process has only a part of them.
+        """
         if not self.done and trainer.ckpt_path is None:
+            if isinstance(pl_module, FSDPModule):
+                raise InputError(
+                    f"{type(self).__name__}: expected whole weights, got those that processes share by "
+                    f"{type(trainer.strategy).__name__}. Train with --trainer.strategy ddp"
+                )
             self.set_weights(trainer, pl_module)
         self.done = True
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from asr_lightning.callbacks.measurement import Measurement
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import read_checkpoint
+from asr_lightning.models.sharding import shared_like, whole
 
 Weights = dict[str, Tensor]  # by the names of parameters
 
@@ -26,8 +27,8 @@ class UpdateSizes(Measurement):
       that is all zero.
 
     The step is what the optimiser made of the clipped gradient, its learning rate and its weight decay; the size of one
-    that was skipped, as without a usable utterance, is 0. All ranks measure the same without asking each other. While a
-    measured step is made there is a copy of the parameters on their device.
+    that was skipped, as without a usable utterance, is 0. All ranks measure the same, without asking each other where
+    each has all parameters. While a measured step is made there is a copy of the parameters on their device.
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
@@ -127,8 +128,8 @@ class DistanceFromStart(Measurement):
             saved = read_checkpoint(path)["state_dict"]
         except InputError as error:
             return _warn(str(error))
-        names = [name for name, parameter in _trained(module) if name in saved]
-        start = {name: saved[name].to(module.device) for name in names}
+        trained = [(name, parameter) for name, parameter in _trained(module) if name in saved]
+        start = {name: shared_like(saved[name].to(module.device), parameter) for name, parameter in trained}
         if checksum(start) != self._checksum:
             return _warn(f"{path.absolute()} holds the start of another run")
         return start
@@ -152,7 +153,7 @@ def checksum(weights: Weights) -> str:
     """Return eight hexadecimal digits that differ where any name or bit does (CRC-32), on any device."""
     total = 0
     for name, tensor in weights.items():
-        values = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+        values = whole(tensor.detach()).cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
         total = zlib.crc32(values, zlib.crc32(name.encode(), total))
     return f"{total:08x}"
 
@@ -171,7 +172,7 @@ def part_distances(module: nn.Module, start: Weights) -> dict[str, tuple[float, 
     names = [name for name, _ in module.named_parameters() if name in start]
     parameters = dict(module.named_parameters())
     norms = [
-        torch.stack([torch.linalg.vector_norm(parameters[name].float() - old), torch.linalg.vector_norm(old)])
+        torch.stack([whole(torch.linalg.vector_norm(one)) for one in (parameters[name].float() - old, old)])
         for name in names
         for old in [start[name].float()]
     ]

@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.files import write_atomically
+from asr_lightning.files import name_of_run, write_atomically
 from asr_lightning.scoring.error_rates import RATES
 
 COLUMNS = ("run", "seed", "epoch", "subset", *RATES)
@@ -279,13 +279,6 @@ def transcripts(batch: Batch, hypotheses: list[list[Hypothesis]]) -> list[Transc
             }
         )
     return lines
-
-
-def name_of_run(folder: Path) -> tuple[str, str]:
-    """Return the name of the experiment and its seed (empty where unknown): `runs/demo/rnnt/seed1` → `rnnt`, `1`."""
-    folder = folder.absolute()
-    seed = re.fullmatch(r"seed(\d+)", folder.name)
-    return (folder.parent.name, seed[1]) if seed else (folder.name, "")
 
 
 def as_json_line(transcript: Transcript) -> str:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric, SumMetric
 
@@ -19,6 +20,7 @@ from asr_lightning.audio.features import Features
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
+from asr_lightning.models.sharding import make_shared, make_whole, share
 from asr_lightning.models.useless_steps import REVIEW_STEPS, GradientGuard, clip_gradients
 from asr_lightning.nn.ctc import CTCOutput
 from asr_lightning.nn.encoder import Encoder
@@ -137,6 +139,22 @@ class Recognizer(lightning.LightningModule, ABC):
 
     # Training.
 
+    def configure_model(self) -> None:
+        """Let processes share the weights, if the strategy says so.
+
+        Raises:
+            InputError: It would also split layers, or save what nothing here loads.
+        """
+        if self.device_mesh is None:
+            return
+        share(self, self.encoder, self.device_mesh)
+        if getattr(self.trainer.strategy, "_save_distributed_checkpoint", False):
+            raise InputError(
+                "ModelParallelStrategy: expected checkpoints of one file, which `--ckpt_path last` and all tools load, "
+                "got save_distributed_checkpoint: true. Set "
+                "--trainer.strategy.init_args.save_distributed_checkpoint false"
+            )
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the step, so that dropout and masks do not depend on where a run was resumed."""
         seed_step(self.trainer)
@@ -168,7 +186,13 @@ class Recognizer(lightning.LightningModule, ABC):
 
     def _nothing(self) -> Tensor:
         """Return a zero that depends on every parameter, so that no rank waits for a gradient that never comes."""
-        return sum((parameter.sum() for parameter in self.parameters()), start=torch.zeros((), device=self.device)) * 0
+        zero = torch.zeros((), device=self.device)
+        if self.device_mesh is not None:  # other ranks wait in the forward pass too, for the weights they lack
+            second = self.features.sample_rate
+            encoded, _ = self(zero.expand(1, second), torch.full((1,), second, device=self.device))
+            zero = encoded.sum()
+        whole = (parameter for parameter in self.parameters() if not isinstance(parameter, DTensor))
+        return sum((parameter.sum() for parameter in whole), start=zero) * 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave the weights alone when no utterance was usable or the gradient is not finite."""
@@ -225,6 +249,10 @@ class Recognizer(lightning.LightningModule, ABC):
         """Begin counting errors anew."""
         self._begin_evaluation(self.trainer.test_dataloaders, "test")
 
+    def on_predict_epoch_start(self) -> None:
+        """Let every rank recognise on its own."""
+        make_whole(self)
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Recognized]:
         """Recognise a batch freely, without its transcripts, and count the errors."""
         return {"hypotheses": self._evaluate(batch, dataloader_idx)}
@@ -245,9 +273,14 @@ class Recognizer(lightning.LightningModule, ABC):
         """Log the error rates of every subset and of all together."""
         self._log_evaluation()
 
+    def on_predict_epoch_end(self) -> None:
+        """Go back to what ranks share."""
+        make_shared(self)
+
     def _begin_evaluation(self, loaders: Any, stage: str) -> None:  # noqa: ANN401 - whatever a data module returns
         names = list(loaders) if isinstance(loaders, dict) else []
         self._evaluations = [_Evaluation(name, self.device) for name in [stage, *names]]
+        make_whole(self)
 
     def _evaluate(self, batch: Batch, dataloader_idx: int) -> Recognized:
         before = time.perf_counter()
@@ -273,6 +306,7 @@ class Recognizer(lightning.LightningModule, ABC):
         ]
 
     def _log_evaluation(self) -> None:
+        make_shared(self)
         everything, *subsets = self._evaluations
         pooled = [] if everything.name in [subset.name for subset in subsets] else [everything]
         for evaluation in [*pooled, *subsets]:

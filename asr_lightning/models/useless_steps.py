@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Adam, Optimizer
 
 from asr_lightning.errors import InputError
+from asr_lightning.models.sharding import whole
 
 REVIEW_STEPS = 50  # how often a GPU is asked what was left out
 Step = tuple[int, list[str], Tensor]  # its number, what it learned from, and whether its gradient was not finite
@@ -39,8 +40,7 @@ class GradientGuard:
             InputError: There were so many; on a GPU this is found out at the next review.
         """
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        finite = (norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite()
+        finite = whole(torch.nn.utils.get_total_norm(gradients)).isfinite()
         scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None
         leave_out(optimizer, ~(finite & usable), told_by_scaler=scaled)
         self._steps.append((module.trainer.global_step, ids, ~finite))

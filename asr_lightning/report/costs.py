@@ -10,9 +10,8 @@ from typing import Any
 
 import yaml
 
-from asr_lightning.callbacks.transcripts import name_of_run
 from asr_lightning.errors import InputError, reason
-from asr_lightning.files import load_yaml, regular, write_atomically
+from asr_lightning.files import load_yaml, name_of_run, regular, write_atomically
 from asr_lightning.report.run_folders import GPUS, PROCESSES, SPEED, numbers, read_metrics, versions
 from asr_lightning.report.tables import Table
 

@@ -18,9 +18,8 @@ from tqdm import tqdm
 
 from asr_lightning.analysis.line import Quality, along_line, barrier, places, quality
 from asr_lightning.batch import Batch
-from asr_lightning.callbacks.transcripts import name_of_run
 from asr_lightning.errors import InputError
-from asr_lightning.files import replacing
+from asr_lightning.files import name_of_run, replacing
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.report.path_figures import plot_lines
 from asr_lightning.report.tables import MISSING, as_text

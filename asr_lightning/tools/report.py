@@ -13,7 +13,6 @@ from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
-from asr_lightning.callbacks.transcripts import name_of_run
 from asr_lightning.errors import InputError, reason
 from asr_lightning.report.page import write_page
 from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_layers, gather_neighbours

@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from transcribing_run import Corpus, HalfDeaf, Heard, batch_of, heard, loader, make_trainer
 
 from asr_lightning.batch import Batch
-from asr_lightning.callbacks.transcripts import Transcripts, as_json_line, name_of_run, transcripts
+from asr_lightning.callbacks.transcripts import Transcripts, as_json_line, transcripts
+from asr_lightning.files import name_of_run
 
 SUBSETS = ["test-clean", "test-other"]
 

@@ -12,6 +12,7 @@ import pytest
 import tones
 import yaml
 
+from asr_lightning.models.checkpoints import load_recognizer
 from asr_lightning.scoring.error_rates import ErrorRates
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ SLURM = {
 
 def describe(folder: Path, utterances: int) -> Path:
     """An experiment on tones, with so many utterances in the batch of a process."""
-    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 2e-4}}
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 2e-4, "momentum": 0.9}}
     data = {
         "root": str(folder / "corpus"),
         "train_subsets": ["train"],
@@ -97,20 +98,30 @@ def start(command: list[str], folder: Path, **more: str) -> None:
     assert ended.returncode == 0, ended.stderr[-3000:]
 
 
-def rows(run: Path, rank: int) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / f"rank{rank}.jsonl").read_text().splitlines()]
+def rows(run: Path, rank: int, epoch: int = 0) -> list[dict[str, Any]]:
+    written = [json.loads(line) for line in (run / f"rank{rank}.jsonl").read_text().splitlines()]
+    return [row for row in written if row["epoch"] == epoch]
 
 
 @pytest.fixture(scope="module")
-def alone(corpus: Path) -> list[dict[str, Any]]:
-    """What one process does whose batch is the global one."""
-    start([sys.executable, "-m", "asr_lightning", "fit", "-c", str(corpus / "4.yaml")], corpus)
-    return rows(corpus / "run4", 0)
+def alone(corpus: Path) -> list[list[dict[str, Any]]]:
+    """What one process does in two epochs whose batch is the global one."""
+    command = [sys.executable, "-m", "asr_lightning", "fit", "-c", str(corpus / "4.yaml"), "--trainer.max_epochs", "2"]
+    start(command, corpus)
+    return [rows(corpus / "run4", 0, epoch) for epoch in range(2)]
+
+
+def assert_shared(ranks: list[list[dict[str, Any]]], alone: list[dict[str, Any]]) -> None:
+    """In every step of an epoch processes train together on what one trains on alone, with the same loss."""
+    for shares, whole in zip(zip(*ranks, strict=True), alone, strict=True):
+        ids = [id for share in shares for id in share["ids"]]
+        assert sorted(ids) == sorted(whole["ids"])  # so the comparison is of the same batches
+        assert sum(share["loss"] for share in shares) / len(ranks) == pytest.approx(whole["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(("launcher", "processes"), [("torchrun", 2), ("torchrun", 4), ("slurm", 2)])
 def test_processes_train_as_one_with_the_global_batch(
-    corpus: Path, alone: list[dict[str, Any]], tmp_path: Path, launcher: str, processes: int
+    corpus: Path, alone: list[list[dict[str, Any]]], tmp_path: Path, launcher: str, processes: int
 ) -> None:
     run, variables = tmp_path / "run", {"GPUS": str(processes), "PORT": "29616"}
     if launcher == "slurm":
@@ -121,14 +132,11 @@ def test_processes_train_as_one_with_the_global_batch(
     start(command, corpus, CONFIG=str(corpus / f"{4 // processes}.yaml"), **variables)
 
     written = [rows(run, rank) for rank in range(processes)]
-    *one, expected_rates = alone
+    *one, expected_rates = alone[0]
     environments = {row["environment"] for ranks in written for row in ranks[:-1]}
     assert environments == {{"torchrun": "TorchElasticEnvironment", "slurm": "SLURMEnvironment"}[launcher]}
     assert all(len(ranks) - 1 == len(one) == len(TRAINING) // 4 for ranks in written)
-    for shares, whole in zip(zip(*(ranks[:-1] for ranks in written), strict=True), one, strict=True):
-        ids = [id for share in shares for id in share["ids"]]
-        assert sorted(ids) == sorted(whole["ids"])  # so the comparison is of the same batches
-        assert sum(share["loss"] for share in shares) / processes == pytest.approx(whole["loss"], rel=1e-4)
+    assert_shared([ranks[:-1] for ranks in written], one)
     assert len({row["loss"] for row in one}) == len(one)
     trained = [id for ranks in written for row in ranks[:-1] for id in row["ids"]]
     assert len(trained) == len(set(trained)) == len(TRAINING)
@@ -143,6 +151,28 @@ def test_processes_train_as_one_with_the_global_batch(
     for name, value in summed.compute().items():
         assert written[0][-1]["rates"][f"dev/{name}"] == pytest.approx(float(value))
     assert (run / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_processes_share_weights_and_go_on_from_one_file(
+    corpus: Path, alone: list[list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    run, strategy = tmp_path / "run", "--trainer.strategy"
+    sharing = {"data_parallel_size": "2", "tensor_parallel_size": "1", "save_distributed_checkpoint": "false"}
+    command = [
+        *[str(SCRIPTS / "torchrun.sh"), "--trainer.default_root_dir", str(run)],
+        *[strategy, "lightning.pytorch.strategies.ModelParallelStrategy"],
+        *[word for name, value in sharing.items() for word in (f"{strategy}.init_args.{name}", value)],
+    ]
+    for epoch in range(2):  # the second from the checkpoint of the first
+        start(
+            [*command, "--trainer.max_epochs", str(epoch + 1)],
+            corpus, CONFIG=str(corpus / "2.yaml"), GPUS="2", PORT="29618",
+        )  # fmt: skip
+        written = [rows(run, rank, epoch) for rank in range(2)]
+        assert_shared([ranks[:-1] for ranks in written], alone[epoch][:-1])
+        for ranks in written:
+            assert ranks[-1]["rates"] == pytest.approx(alone[epoch][-1]["rates"], rel=1e-4)
+        load_recognizer(run / "checkpoints" / "last.ckpt")
 
 
 def test_a_job_whose_time_is_over_is_queued_again(tmp_path: Path) -> None:

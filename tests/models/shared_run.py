@@ -1,4 +1,4 @@
-"""Two steps of training and a validation: called by tests on one process, started by them on two."""
+"""Three steps of training and a validation: called by tests on one process, started by them on two."""
 
 import json
 import sys
@@ -8,10 +8,14 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from tones import RATE, loader, make_trainer, transducer, utterances
 
 from asr_lightning.batch import Batch
+from asr_lightning.callbacks.gradients import GradientNorms
+from asr_lightning.callbacks.movement import DistanceFromStart, UpdateSizes
 from asr_lightning.models.checkpoints import build_recognizer
+from asr_lightning.models.sharding import whole
 
 IMPOSSIBLE = "ABC" * 40  # CTC cannot align that
 SPOKEN = {one.text: one for one in utterances(["CAB", "BED", "A DEAF BEE", "GAD", "HE FED", "EGG"])}
@@ -44,18 +48,24 @@ class Corpus(lightning.LightningDataModule):
         return {"clean": loader(self.share(VALIDATION)), "other": loader(self.share(VALIDATION[:1]))}
 
 
-def run(folder: str, ranks: int) -> None:
-    """Train, and write down the weights, what was logged, and how often it was."""
+def run(folder: str, ranks: int, strategy: str = "ddp", encoder: dict[str, Any] | None = None) -> None:
+    """Train, write down the weights and what was logged, and save a checkpoint."""
     torch.manual_seed(3)
     optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05}}
-    recognizer = build_recognizer(transducer(ctc_weight=0.3, optimizer=optimizer))
-    strategy = {"strategy": "ddp"} if ranks > 1 else {}
-    trainer = make_trainer(folder, devices=ranks, **strategy)
+    other = {"encoder": encoder} if encoder else {}
+    recognizer = build_recognizer(transducer(ctc_weight=0.3, optimizer=optimizer, **other))
+    sharing = ModelParallelStrategy(ranks, 1, save_distributed_checkpoint=False)
+    options = {"strategy": sharing if strategy == "fsdp" else strategy} if ranks > 1 else {}
+    measured = [GradientNorms(), UpdateSizes(), DistanceFromStart()]
+    trainer = make_trainer(folder, devices=ranks, log_every_n_steps=1, callbacks=measured, **options)
     start = {name: value.clone() for name, value in recognizer.state_dict().items()}
     trainer.fit(recognizer, datamodule=Corpus())
+    trainer.save_checkpoint(Path(folder) / "last.ckpt")
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    result = {"start": start, "weights": recognizer.state_dict(), "logged": logged}
-    torch.save(result, Path(folder) / f"{ranks}-{trainer.global_rank}.pt")
+    weights = {name: whole(value) for name, value in recognizer.state_dict().items()}
+    torch.save(
+        {"start": start, "weights": weights, "logged": logged}, Path(folder) / f"{ranks}-{trainer.global_rank}.pt"
+    )
 
 
 if __name__ == "__main__":

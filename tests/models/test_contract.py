@@ -22,11 +22,13 @@ from tones import (
     speller,
     transducer,
 )
+from torch.distributed.device_mesh import DeviceMesh
 
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.callbacks.observation import observe
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
 from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.models.sharding import share, whole
 
 STATELESS = {
     "class_path": "asr_lightning.models.rnn_transducer.StatelessPredictor",
@@ -318,6 +320,23 @@ def test_every_parameter_gets_a_gradient(config: dict[str, Any]) -> None:
     for name, parameter in recognizer.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().max() > 0, name
+
+
+def test_processes_can_share_its_weights(config: dict[str, Any], mesh: DeviceMesh) -> None:
+    gradients = []
+    for sharing in (False, True):
+        torch.manual_seed(2)
+        recognizer = build_recognizer(config).train()
+        if sharing:
+            share(recognizer, recognizer.encoder, mesh)
+        torch.manual_seed(3)
+        recognizer.loss(batch_of()).mean().backward()
+        named = [(name, parameter.grad) for name, parameter in recognizer.named_parameters()]
+        gradients.append({name: whole(gradient) for name, gradient in named if gradient is not None})
+    expected, found = gradients
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
 
 
 @torch.no_grad()
