@@ -14,6 +14,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 from asr_lightning.errors import InputError, reason
+from asr_lightning.files import name_of_run
 from asr_lightning.report.page import write_page
 from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_layers, gather_neighbours
 from asr_lightning.report.run_folders import find_runs, read_experiments, read_runs
