@@ -155,7 +155,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--transducer-beams", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--attention-beams", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--seconds", type=float, default=5.0, help="of each utterance of the attention decoders")
-    parser.add_argument("--turns", type=int, default=5, help="that are counted, after two that are not")
+    parser.add_argument("--turns", type=int, default=3, help="that are counted, after two that are not")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser
 
