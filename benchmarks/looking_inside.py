@@ -8,7 +8,6 @@ Points are 40 clusters in 160 dimensions, as frames of phones are; of neighbours
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from itertools import product
 
 import numpy as np
 import torch
-from timing import Row, print_table
+from timing import Row, peak_memory, print_table
 
 from asr_lightning.analysis.neighbours import nearest
 from asr_lightning.analysis.projection import project
@@ -104,7 +103,7 @@ def main() -> None:
         start = time.perf_counter()
         what = KINDS[options.one](points, options.threads)
         seconds = time.perf_counter() - start
-        print(json.dumps([what, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10]))
+        print(json.dumps([what, seconds, peak_memory()]))
     else:
         print_table(rows(options))
 

@@ -37,6 +37,17 @@ def in_turns(contestants: Mapping[str, Work], turns: int, device: str = "cpu") -
     return seconds
 
 
+def peak_memory(device: str = "cpu") -> float:
+    """Return the most MiB so far: allocated on a GPU, or resident in this process.
+
+    Not by `getrusage`, whose peak begins with that of the process that started this one.
+    """
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the table.

@@ -9,7 +9,6 @@ GPU, of the process on a CPU.
 """
 
 import argparse
-import resource
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from timing import Row, in_turns, print_table
+from timing import Row, in_turns, peak_memory, print_table
 
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.models.checkpoints import build_recognizer
@@ -66,9 +65,7 @@ def measure(case: Case) -> tuple[list[float], float, float]:
         optimizer.zero_grad()
 
     seconds = in_turns({"ours": step}, case.turns, case.device)["ours"]
-    if case.device == "cuda":
-        return seconds, batch.seconds, torch.cuda.max_memory_allocated() / 2**20
-    return seconds, batch.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return seconds, batch.seconds, peak_memory(case.device)
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:

@@ -21,7 +21,6 @@ the mean over all.
 import argparse
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from collections.abc import Iterator
 from itertools import product
 
 import torch
-from timing import Row, print_table
+from timing import Row, peak_memory, print_table
 from torch import Tensor
 
 from asr_lightning.losses import joint_transducer, transducer_blocks
@@ -99,9 +98,9 @@ def measure(kind: str, vocabulary: int, options: argparse.Namespace) -> dict[str
     if device == "cuda":
         take(kind, batches, options)
         torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else memory(device)
+    before = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else peak_memory(device)
     seconds = [take(kind, batches, options) / len(batches) for _ in range(options.repeats)]
-    return {"seconds": statistics.median(seconds), "MiB": memory(device) - before}
+    return {"seconds": statistics.median(seconds), "MiB": peak_memory(device) - before}
 
 
 def take(
@@ -119,13 +118,6 @@ def take(
     if options.device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def memory(device: str) -> float:
-    """Return the peak so far, in MiB."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
