@@ -275,4 +275,4 @@ $(PEERS)/installed: | $(INSTALLED)
 	@touch $@
 
 bench: $(PEERS)/installed demo ## one table of speed and memory beside the peers, of one run; see benchmarks/README.md
-	PYTHONPATH=$(PEERS) OMP_NUM_THREADS=$$(nproc) $(BIN)/python benchmarks/table.py
+	PYTHONPATH=$(PEERS) OMP_NUM_THREADS=$$(nproc --all) $(BIN)/python benchmarks/table.py
