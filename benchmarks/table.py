@@ -30,7 +30,7 @@ GROWTH = Path("experiments/demo/rnnt_random.yaml")
 def rows(device: str) -> Iterator[Row]:
     """Give all rows."""
     on = ["--device", device]
-    yield from transducer_loss.rows(transducer_loss.make_parser().parse_args(["--repeats", "3", *on]))
+    yield from transducer_loss.rows(transducer_loss.make_parser().parse_args(on))
     yield from peers.rows(peers.make_parser().parse_args(on))
     yield from deep_speech_2.rows(deep_speech_2.make_parser().parse_args(on))
     yield from projected_lstm.rows(projected_lstm.make_parser().parse_args(on))
