@@ -298,5 +298,6 @@ def as_csv(lines: list[Line]) -> str:
 
 
 def shorten(text: str) -> str:
-    """Cut a long transcript for the terminal."""
+    """Cut a long transcript for the terminal, which cannot show halves of characters."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
     return text if len(text) <= EXAMPLE_LENGTH else text[: EXAMPLE_LENGTH - 1] + "…"
