@@ -1,5 +1,3 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
 const speeds = new Map(data.speeds);
 const fewest = Math.min(...speeds.keys());
 const field = (name) => document.getElementById(name);
@@ -47,13 +45,3 @@ field("devices").value = data.inputs.devices.join(", ");
 field("efficiency").value = Number(data.inputs.efficiency.toFixed(3));
 field("inputs").addEventListener("input", estimate);
 estimate();
-
-const theme = field("theme");
-function wear(name) {
-  document.documentElement.dataset.theme = name;
-  theme.textContent = name === "dark" ? "light" : "dark";
-  theme.setAttribute("aria-label", `use ${theme.textContent} colours`);
-  theme.setAttribute("aria-pressed", String(name === "dark"));
-}
-wear(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-theme.addEventListener("click", () => wear(theme.textContent));

@@ -1,10 +1,8 @@
 """What a training of so many hours and epochs costs, from the speed that was measured in others: numbers and page."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import yaml
 
 from asr_lightning.errors import InputError, reason
 from asr_lightning.files import load_yaml, name_of_run, regular, write_atomically
+from asr_lightning.report.page import fill
 from asr_lightning.report.run_folders import GPUS, PROCESSES, SPEED, numbers, read_metrics, versions
 from asr_lightning.report.tables import Table
 
@@ -196,11 +195,4 @@ def write_costs(path: Path, runs: Sequence[Measured], costs: Costs, inputs: dict
         "runs": measured, "kind": runs[0].kind, "speeds": list(costs.speeds.items()), "measured": costs.measured,
         "inputs": {**inputs, "efficiency": costs.efficiency},
     }  # fmt: skip
-    place = files("asr_lightning.report")
-    content = {
-        "STYLE": (place / "page.css").read_text("utf-8") + (place / "costs.css").read_text("utf-8"),
-        "DATA": json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
-        "SCRIPT": (place / "costs.js").read_text("utf-8"),
-    }
-    parts = (place / "costs.html").read_text("utf-8").split("@@")  # text, name, text, name, ...
-    write_atomically(path, "".join(content[part] if n % 2 else part for n, part in enumerate(parts)))
+    write_atomically(path, fill("costs", data))

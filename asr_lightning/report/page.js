@@ -1,5 +1,3 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B8000", "#7f7f7f"];
 const RAINBOW = ["#e6194b", "#f58231", "#ffd700", "#3cb44b", "#00bcd4", "#3f51f5", "#8a2be2"];
 const LOGARITHMIC = [0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 70, 100, 200, 300, 500, 1000];
@@ -276,15 +274,7 @@ function alignments(runs) {
 
 // The page.
 
-const theme = document.getElementById("theme");
-function wear(name) {
-  document.documentElement.dataset.theme = name;
-  theme.textContent = name === "dark" ? "light" : "dark";
-  theme.setAttribute("aria-label", `use ${theme.textContent} colours`);
-  theme.setAttribute("aria-pressed", String(name === "dark"));
-}
-wear(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-theme.addEventListener("click", () => { wear(theme.textContent); redraws.forEach((one) => one()); });
+theme.addEventListener("click", () => redraws.forEach((one) => one()));
 
 if (data.curves) curves(data.curves);
 data.tables.forEach((one, number) => table(section(`table${number + 1}`, one.title), one));

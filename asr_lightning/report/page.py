@@ -1,4 +1,4 @@
-"""One HTML file that shows a group of runs, without a server or a network: all data and scripts are in it."""
+"""Pages of one HTML file each, without a server or a network: all data and scripts are in it."""
 
 import json
 from importlib.resources import files
@@ -9,8 +9,6 @@ from plotly.offline import get_plotlyjs
 
 from asr_lightning.files import write_atomically
 
-PARTS = ("page.css", "page.js")
-
 
 def write_page(path: Path, data: dict[str, Any]) -> None:
     """Write a page.
@@ -19,18 +17,25 @@ def write_page(path: Path, data: dict[str, Any]) -> None:
         path: The HTML file.
         data: What `asr_lightning.report.page_data` has gathered, with a `title`.
     """
-    style, script = ((files("asr_lightning.report") / name).read_text("utf-8") for name in PARTS)
-    page = (files("asr_lightning.report") / "page.html").read_text("utf-8")
+    plotly = get_plotlyjs().replace("</script", "<\\/script")
+    write_atomically(path, fill("page", data, TITLE=_escaped(data["title"]), PLOTLY=plotly))
+
+
+def fill(name: str, data: Any, **texts: str) -> str:  # noqa: ANN401 - whatever JSON holds
+    """Return `<name>.html` with the style of all pages, its script behind that of all pages, data and other texts."""
+
+    def read(part: str) -> str:
+        return (files("asr_lightning.report") / part).read_text("utf-8")
+
     content = {
-        "TITLE": _escaped(data["title"]),
-        "STYLE": style,
+        **texts,
+        "STYLE": read("style.css"),
         # Nothing in the data can end the element that it stands in.
         "DATA": json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        "PLOTLY": get_plotlyjs().replace("</script", "<\\/script"),
-        "SCRIPT": script,
+        "SCRIPT": read("common.js") + read(f"{name}.js"),
     }
-    parts = page.split("@@")  # text, name, text, name, ...
-    write_atomically(path, "".join(content[part] if place % 2 else part for place, part in enumerate(parts)))
+    parts = read(f"{name}.html").split("@@")  # text, name, text, name, ...
+    return "".join(content[part] if place % 2 else part for place, part in enumerate(parts))
 
 
 def _escaped(text: str) -> str:
