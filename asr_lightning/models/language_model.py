@@ -177,14 +177,7 @@ class LSTMLanguageModel(lightning.LightningModule):
         """Name what was skipped since the last look."""
         self._guard.review(LOST_BATCHES_IN_A_ROW)
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip as the trainer says."""
-        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
+    configure_gradient_clipping = clip_gradients
 
     # Evaluation.
 

@@ -203,14 +203,7 @@ class Recognizer(lightning.LightningModule, ABC):
         if many or (self.device.type == "cpu" and int(self._lost_batches) >= LOST_BATCHES_IN_A_ROW):
             self._review_pending()
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip as the trainer says."""
-        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
+    configure_gradient_clipping = clip_gradients
 
     def on_train_epoch_end(self) -> None:
         """Name what was skipped since the last look."""

@@ -88,14 +88,19 @@ def leave_out(optimizer: Optimizer, useless: Tensor, told_by_scaler: bool = Fals
 
 
 def clip_gradients(
-    module: LightningModule, optimizer: Optimizer, most: float | None, algorithm: str | None = None
+    module: LightningModule,
+    optimizer: Optimizer,
+    gradient_clip_val: float | None = None,
+    gradient_clip_algorithm: str | None = None,
 ) -> None:
-    """Clip as Lightning does, also beside fused optimisers in bfloat16, where Lightning refuses to.
+    """Clip as the trainer says, also beside fused optimisers in bfloat16, where Lightning refuses to.
 
     It takes them for optimisers that divide gradients by a scale in their steps; without a `GradScaler` there is none.
+    This is a module's `configure_gradient_clipping`.
     """
     precision = module.trainer.precision_plugin
     if isinstance(precision, MixedPrecision) and precision.scaler is None:
-        Precision.clip_gradients(precision, optimizer, most or 0.0, GradClipAlgorithmType(algorithm or "norm"))
+        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+        Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, algorithm)
     else:
-        module.clip_gradients(optimizer, most, algorithm)
+        module.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
