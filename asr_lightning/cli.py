@@ -35,6 +35,7 @@ from asr_lightning.models.checkpoints import (
     newest_whole_checkpoint,
     read_checkpoint,
     remember_configuration,
+    within_memory,
 )
 
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it
@@ -97,7 +98,8 @@ class CommandLine(LightningCLI):
             InputError: A class refuses its arguments.
         """
         try:
-            super().instantiate_classes()
+            with within_memory():
+                super().instantiate_classes()
         except ValueError as error:
             raise input_error(error) or InputError(brief(str(error))) from error
         self._dump_config()

@@ -235,6 +235,7 @@ def test_a_network_is_searched_as_the_experiment_at_hand_says(tiny: Path, tmp_pa
         ("max_epochs: 1", "max_epochs: many", ["max_epochs", "many"]),
         ("channels: 2", "channels: 2\n        subsampling: 3", ["subsampling factor must be 2, 4 or 8, got 3"]),
         ("ctc_weight: 0.3", "ctc_weight: 3.0", ["0 <= ctc_weight < 1, got 3.0"]),
+        ("layers: 1", "layers: 999999999", ["more than 10,000 weights", "fewer layers"]),
     ],
 )
 def test_a_slip_in_an_experiment_is_named_in_a_few_lines(

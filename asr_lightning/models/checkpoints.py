@@ -73,7 +73,7 @@ def instantiate(config: dict[str, Any], kind: type[Made], wanted: str) -> tuple[
     try:
         parsed = parser.parse_object({"made": config})
         _require_class(parsed.made, wanted)
-        with _within_memory():
+        with within_memory():
             made: Made = parser.instantiate(parsed).made
     except (ArgumentError, TypeError, ValueError, ImportError, AttributeError, RuntimeError, MemoryError) as error:
         said = shown(str(error), SAID)
@@ -82,7 +82,7 @@ def instantiate(config: dict[str, Any], kind: type[Made], wanted: str) -> tuple[
 
 
 @contextmanager
-def _within_memory() -> Iterator[None]:
+def within_memory() -> Iterator[None]:
     """Refuse modules that no machine could hold, before they are filled: a mistaken number would take hours to end."""
     tensors, bytes_ = 0, 0
     most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
