@@ -9,11 +9,11 @@ gradient are counted, the graphs are not. Every size runs in a process of its ow
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
 
 import torch
+from timing import peak_memory
 
 from asr_lightning.losses.graphs import Graph, GraphBatch
 from asr_lightning.losses.lattice_free_mmi import lattice_free_mmi_loss, total_log_probability
@@ -49,7 +49,7 @@ def measure(
     denominator = GraphBatch.collate([random_graph(*one)]).to(device)
     numerators = GraphBatch.collate([random_graph(*each) for _ in range(batch)]).to(device)
     lengths = torch.full((batch,), frames, device=device)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    before = 0.0 if device == "cuda" else peak_memory()
     scores = torch.randn(batch, frames, PDFS, device=device, requires_grad=True)
     medians = []
     for work in (
@@ -65,10 +65,7 @@ def measure(
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         medians.append(statistics.median(times))
-    if device == "cuda":
-        memory = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before
+    memory = peak_memory(device) - before
     denominator_seconds, numerator_seconds, loss_seconds = medians
     print(
         f"B {batch}, T {frames}, denominator of {one[0]} states and {one[1]} arcs {denominator_seconds:.2f} s, "

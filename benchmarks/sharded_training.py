@@ -9,7 +9,6 @@ the process's resident memory, of which some was there before the network was bu
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import lightning
 import torch
 import yaml
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from timing import peak_memory
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from training_speed import random_batch
@@ -58,14 +58,9 @@ def mebibytes(tensors: list[Any]) -> float:
     return sum(one.numel() * one.element_size() for one in local) / MIB
 
 
-def resident() -> float:
-    """Return the most MiB that this process had in memory so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def train(options: argparse.Namespace) -> None:
     """Make the steps of one process, and write down what they took."""
-    before, held = resident(), Held()
+    before, held = peak_memory(), Held()
     torch.manual_seed(1)
     recognizer = build_recognizer(yaml.safe_load(options.experiment.read_text())["model"])
     sharing = ModelParallelStrategy(options.processes, 1, save_distributed_checkpoint=False)
@@ -77,7 +72,7 @@ def train(options: argparse.Namespace) -> None:
     batches = [random_batch(2 * options.utterance_seconds, options.utterance_seconds) for _ in range(options.steps)]
     loader: Any = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     trainer.fit(recognizer, loader)
-    row = {**held.row, "before": before, "peak": resident()}
+    row = {**held.row, "before": before, "peak": peak_memory()}
     (options.folder / f"{options.strategy}{trainer.global_rank}.json").write_text(json.dumps(row))
 
 
