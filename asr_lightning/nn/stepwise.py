@@ -130,20 +130,22 @@ class _Gates(torch.autograd.Function):
 class StepMean(nn.Module):
     """Weighted means of an utterance's frames. While gathered, the frames must be the same at every use."""
 
-    gathering = False
-    product: Callable[[Tensor], Tensor] | None = None
+    product: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def gather(self) -> None:
         """Begin a sequence of uses."""
-        self.gathering, self.product = True, None
+        shared: Callable[[Tensor], Tensor] | None = None
+
+        def product(weights: Tensor, frames: Tensor) -> Tensor:
+            nonlocal shared
+            shared = shared or share(frames.expand(-1, weights.shape[1], -1, -1).mT)
+            return shared(weights)
+
+        self.product = product
 
     def forward(self, weights: Tensor, frames: Tensor) -> Tensor:
         """Return (B, H, K, D) of weights (B, H, K, T) and frames (B, H or 1, T, D)."""
-        if not self.gathering:
-            return weights @ frames
-        if self.product is None:
-            self.product = share(frames.expand(-1, weights.shape[1], -1, -1).mT)
-        return self.product(weights)
+        return weights @ frames if self.product is None else self.product(weights, frames)
 
 
 @contextmanager
@@ -157,5 +159,3 @@ def gathered(module: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.product = None
-            if isinstance(layer, StepMean):
-                layer.gathering = False

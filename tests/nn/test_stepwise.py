@@ -78,7 +78,7 @@ def test_an_error_inside_leaves_the_layers_as_they_were() -> None:
     module = Loop()
     with pytest.raises(RuntimeError), gathered(module):
         module(torch.randn(2, 4, 3))
-    assert module.cell.product is None and module.query.product is None and not module.mean.gathering
+    assert module.cell.product is None and module.query.product is None and module.mean.product is None
 
 
 def test_half_precision_is_near_full_precision() -> None:
