@@ -33,11 +33,21 @@ TOKENS_A_SECOND = 13
 
 
 class AsTorchaudio(nn.Module):
-    """Our prediction and joint networks as torchaudio's search calls them."""
+    """Our prediction and joint networks as torchaudio's search calls them: its blank is the last token.
+
+    Args:
+        recognizer: Ours.
+
+    Attributes:
+        ours: (V,) our id of each of its tokens.
+    """
 
     def __init__(self, recognizer: RNNTransducer) -> None:
         super().__init__()
         self.recognizer = recognizer
+        tokens = torch.arange(len(recognizer.tokenizer), device=recognizer.device)
+        blank = recognizer.tokenizer.blank_id
+        self.ours = torch.cat([tokens[tokens != blank], tokens[blank : blank + 1]])
 
     def predict(
         self, targets: Tensor, lengths: Tensor, state: list[list[Tensor]] | None
@@ -45,14 +55,15 @@ class AsTorchaudio(nn.Module):
         """Read tokens (N, 1)."""
         prediction = self.recognizer.prediction
         before = prediction.initial_state(len(targets), targets.device) if state is None else tuple(state[0])
-        predicted, after = prediction(targets, before)
+        predicted, after = prediction(self.ours[targets], before)
         return predicted, lengths, [list(after)]
 
     def join(
         self, frames: Tensor, frame_lengths: Tensor, predicted: Tensor, lengths: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (N, 1, 1, V)."""
-        return self.recognizer.joint(frames.unsqueeze(2), predicted.unsqueeze(1)), frame_lengths, lengths
+        logits = self.recognizer.joint(frames.unsqueeze(2), predicted.unsqueeze(1))
+        return logits[..., self.ours], frame_lengths, lengths
 
 
 def speech(folder: Path, most: int) -> Batch:
@@ -77,14 +88,21 @@ def transducer_rows(options: argparse.Namespace) -> Iterator[Row]:
     batch = speech(options.speech, options.utterances).to(options.device)
     encoded, lengths = recognizer(batch.audio, batch.audio_lengths)
     frames, blank = recognizer.encoder_projection(encoded), recognizer.tokenizer.blank_id
-    peer = RNNTBeamSearch(AsTorchaudio(recognizer), blank)  # type: ignore[arg-type]
+    named = AsTorchaudio(recognizer)
     parts = frames, lengths, recognizer.prediction, recognizer.joint, blank
     for beam in options.transducer_beams:
         search = TransducerSearch(beam=beam)
+        # Ranked by probability, as ours, not by probability and length.
+        peer = RNNTBeamSearch(
+            named,  # type: ignore[arg-type]
+            blank=len(named.ours) - 1,
+            hypo_sort_key=lambda hypothesis: hypothesis[3],
+            step_max_tokens=search.max_symbols,
+        )
 
-        def theirs(beam: int = beam) -> list[list[int]]:
+        def theirs(beam: int = beam, peer: RNNTBeamSearch = peer) -> list[list[int]]:
             alone = [row[:length].unsqueeze(0) for row, length in zip(frames, lengths.tolist(), strict=True)]
-            return [peer._search(one, None, beam)[0][0][1:] for one in alone]
+            return [named.ours[peer._search(one, None, beam)[0][0][1:]].tolist() for one in alone]
 
         same = sum(list(ours[0].tokens) == their for ours, their in zip(search(*parts), theirs(), strict=True))
         seconds = in_turns({"ours": lambda: search(*parts), "theirs": theirs}, options.turns, options.device)  # noqa: B023
