@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from asr_lightning.losses.transducer import occupancies
+from asr_lightning.nn.activations import tanh_
 
 __all__ = ["Block", "errors", "hidden_units", "negligible", "occupancies", "score", "sums"]
 
@@ -18,7 +19,7 @@ def negligible(normaliser: Tensor) -> float:
 def hidden_units(encoded: Tensor, predicted: Tensor, block: Block) -> Tensor:
     """Return tanh(encoded + predicted) of a block, (b, t, u, D)."""
     rows, frames, places = block
-    return (encoded[rows, frames].unsqueeze(2) + predicted[rows, places].unsqueeze(1)).tanh_()
+    return tanh_(encoded[rows, frames].unsqueeze(2) + predicted[rows, places].unsqueeze(1))
 
 
 def score(
@@ -40,11 +41,9 @@ def score(
         into: (B, T, U + 1) each.
     """
     normaliser, blank, label = into
-    precise = logits.to(normaliser.dtype)
-    of_blank, of_label = precise[..., blank_id].clone(), precise.gather(3, _tokens(targets, block)).squeeze(3)
-    largest = precise.amax(dim=3)
-    normaliser[block] = precise.sub_(largest.unsqueeze(3)).exp_().sum(dim=3).log_().add_(largest)
-    blank[block], label[block] = of_blank - normaliser[block], of_label - normaliser[block]
+    scores = logits.log_softmax(dim=3, dtype=normaliser.dtype)  # on a CPU in half the time of `logsumexp`
+    blank[block], label[block] = scores[..., blank_id], scores.gather(3, _tokens(targets, block)).squeeze(3)
+    normaliser[block] = logits.amax(dim=3) - scores.amax(dim=3)
 
 
 def errors(

@@ -9,9 +9,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from asr_lightning.nn.attention import split_heads
+from asr_lightning.nn.attention import attend, split_heads
 from asr_lightning.nn.axes import Axis, Tokens, Units, axis, axis_size, units
 from asr_lightning.nn.decoder import Decoder, State
 from asr_lightning.nn.dropout import Dropout
@@ -235,7 +234,7 @@ class TransformerAttention(nn.Module):
         self.memory = memory
         self.heads = heads
         self.head_dimension = head_dimension
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         inner = heads * head_dimension
         self.query = nn.Linear(dimension, inner)
         self.key = nn.Linear(axis_size(memory), inner)
@@ -261,12 +260,12 @@ class TransformerAttention(nn.Module):
         """
         query = self.query(x)
         # The places of all rows that look at the same are one row: what they look at needs no copies.
-        attended = functional.scaled_dot_product_attention(
+        attended = attend(
             split_heads(query.reshape(len(keys), -1, query.shape[2]), self.heads),
             split_heads(keys, self.heads),
             split_heads(values, self.heads),
-            attn_mask=seen.unsqueeze(-3),
-            dropout_p=self.dropout if self.training else 0.0,
+            seen.unsqueeze(-3),
+            self.dropout,
         )  # (B, H, N / B * U, head_dimension)
         return self.output(attended.transpose(1, 2).reshape(query.shape))
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr_lightning.nn.axes import Axis, Units, axis, units
+from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.masks import visible_frames
 from asr_lightning.nn.positions import relative_sinusoids, sinusoid_axis
 
@@ -35,7 +36,7 @@ class RelativeSelfAttention(nn.Module):
         self.dimension = dimension
         self.heads = heads
         self.head_dimension = head_dimension or dimension // heads
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         inner = heads * self.head_dimension
         self.query = nn.Linear(dimension, inner)
         self.key = nn.Linear(dimension, inner)
@@ -67,14 +68,29 @@ class RelativeSelfAttention(nn.Module):
         by_position = (query + self.position_bias.unsqueeze(1)) @ position.transpose(2, 3)  # (B, H, T, 2T)
         bias = _shift(by_position) / math.sqrt(self.head_dimension)  # (B, H, T, T)
         real = visible_frames(lengths, size).view(-1, 1, 1, size)
-        attended = functional.scaled_dot_product_attention(
-            query + self.content_bias.unsqueeze(1),
-            key,
-            value,
-            attn_mask=bias.masked_fill(~real, float("-inf")),
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # (B, H, T, d)
+        bias = bias.masked_fill(~real, float("-inf"))
+        attended = attend(query + self.content_bias.unsqueeze(1), key, value, bias, self.dropout)  # (B, H, T, d)
         return self.output(attended.transpose(1, 2).flatten(2))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: Dropout) -> Tensor:
+    """Return what queries (B, H, U, d) see of values (B, H, T, d) by their scaled dot products with keys (B, H, T, d).
+
+    Args:
+        query: What is asked.
+        key: What it is compared to.
+        value: What is seen.
+        mask: True where a query may look, or what is added to the scaled products; broadcasts to (B, H, U, T). Every
+            query sees something.
+        dropout: Of the attention weights.
+    """
+    if query.device.type != "cpu" or not dropout.training or not dropout.p:
+        rate = dropout.p if dropout.training else 0.0
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
+    # torch does the same on a CPU, with a dropout that takes as long as the rest.
+    scores = (query / math.sqrt(query.shape[3])) @ key.transpose(2, 3)
+    scores = scores.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else scores.add_(mask)
+    return dropout(scores.softmax(dim=3)) @ value
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from asr_lightning.nn.attention import split_heads
+from asr_lightning.nn.attention import attend, split_heads
 from asr_lightning.nn.axes import Axis, Units, axis, axis_size, units
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.masks import visible_frames
@@ -120,12 +120,12 @@ class TimeAttention(FrameAttention):
             distance = (places.unsqueeze(1) - places).abs().to(normed.dtype)
             losses = functional.softplus(self.decay).view(-1, 1, 1) * distance  # (H, T, T)
             seen = (-losses).to(normed.dtype).masked_fill(~seen, -math.inf)
-        attended = functional.scaled_dot_product_attention(
+        attended = attend(
             split_heads(self.query(placed), self.heads),
             split_heads(self.key(placed), self.heads),
             split_heads(self.value(normed), self.heads),
-            attn_mask=seen,
-            dropout_p=self.dropout.p if self.training else 0.0,
+            seen,
+            self.dropout,
         )  # (B, H, T, d)
         return x + self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
 

@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from asr_lightning.nn.attention import RelativeSelfAttention, _shift
+from asr_lightning.nn.attention import RelativeSelfAttention, _shift, attend
+from asr_lightning.nn.dropout import Dropout
 
 
 def random_attention(dimension: int, heads: int, head_dimension: int | None = None) -> RelativeSelfAttention:
@@ -93,3 +95,32 @@ def test_heads_that_do_not_divide_the_dimension_are_refused() -> None:
 def test_dimensions_that_do_not_fit_are_refused(dimension: int, heads: int) -> None:
     with pytest.raises(ValueError, match=f"got {dimension} and {heads} heads"):
         RelativeSelfAttention(dimension, heads)
+
+
+MASKS = {
+    "where to look": torch.rand(3, 1, 5, 7, generator=torch.Generator().manual_seed(1)) < 0.6,
+    "what is added": torch.randn(3, 2, 5, 7, generator=torch.Generator().manual_seed(1)),
+}
+MASKS["where to look"][..., 0] = True
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+def test_training_attends_as_torch_does(mask: Tensor) -> None:
+    torch.manual_seed(1)
+    query, key, value = (torch.randn(3, 2, size, 4, requires_grad=True) for size in (5, 7, 7))
+    expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    nearly_none = Dropout(1e-9)  # rounded to none, but on the way of one
+    found = attend(query, key, value, mask, nearly_none)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(attend(query, key, value, mask, Dropout(0.5).eval()), expected)
+    gradient = torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad(one, (query, key, value), gradient) for one in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_attention_weights_are_dropped() -> None:
+    torch.manual_seed(1)
+    query, key, value = torch.zeros(2, 3, 40, 4), torch.zeros(2, 3, 50, 4), torch.eye(50).expand(2, 3, -1, -1)
+    weights = attend(query, key, value, torch.ones(40, 50, dtype=torch.bool), Dropout(0.25))  # (2, 3, 40, 50)
+    torch.testing.assert_close(weights[weights != 0].unique(), torch.tensor([1 / 50 / 0.75]))
+    assert abs(float((weights == 0).double().mean()) - 0.25) < 0.02
