@@ -4,9 +4,10 @@
 
 Ours are the experiments named in `NETWORKS`, without augmentation; peers are those of `peer_networks.py`, at the same
 shapes: the transducer has two strided convolutions of 108 channels, 7 Conformer layers of 216, an LSTM and a joint
-network of 256; the others are the demo's. A step is features, network, loss, backward pass and AdamW, on noise of equal
-length, in characters of English. Ours also normalise their features, and mask what would be padding. The contestants
-take turns, step by step. Deep Speech 2, which no peer has, is beside torch's own layers in `deep_speech_2.py`.
+network of 256; the others are the demo's. A step is features, network, loss, backward pass and fused AdamW, on noise of
+equal length, in characters of English. Ours also normalise their features, and mask what would be padding. The
+contestants take turns, step by step. Deep Speech 2, which no peer has, is beside torch's own layers in
+`deep_speech_2.py`.
 """
 
 import argparse
@@ -62,8 +63,8 @@ def peer(module: nn.Module) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
 
 
 def training_step(module: nn.Module, loss: Callable[[Batch], Tensor], batch: Batch) -> Callable[[], None]:
-    """Return a training step with AdamW."""
-    optimizer = torch.optim.AdamW(module.to(batch.audio.device).train().parameters())
+    """Return a training step with fused AdamW."""
+    optimizer = torch.optim.AdamW(module.to(batch.audio.device).train().parameters(), fused=True)
 
     def step() -> None:
         loss(batch).backward()

@@ -64,11 +64,12 @@ class RelativeSelfAttention(nn.Module):
         key = split_heads(self.key(x), self.heads)
         value = split_heads(self.value(x), self.heads)
         sinusoids = relative_sinusoids(size, self.dimension, x.device).to(x.dtype)
-        position = split_heads(self.position(sinusoids).unsqueeze(0), self.heads)  # (1, H, 2T, d)
-        by_position = (query + self.position_bias.unsqueeze(1)) @ position.transpose(2, 3)  # (B, H, T, 2T)
+        position = self.position(sinusoids).unflatten(1, (self.heads, -1))  # (2T, H, d)
+        by_position = torch.einsum("bhtd,rhd->bhtr", query + self.position_bias.unsqueeze(1), position)
         bias = _shift(by_position) / math.sqrt(self.head_dimension)  # (B, H, T, T)
         real = visible_frames(lengths, size).view(-1, 1, 1, size)
-        bias = bias.masked_fill(~real, float("-inf"))
+        with torch.no_grad():  # what has no weight gets no gradient through the softmax either
+            bias.masked_fill_(~real, float("-inf"))
         attended = attend(query + self.content_bias.unsqueeze(1), key, value, bias, self.dropout)  # (B, H, T, d)
         return self.output(attended.transpose(1, 2).flatten(2))
 

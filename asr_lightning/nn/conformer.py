@@ -1,5 +1,6 @@
 """The Conformer encoder [Gulati et al. 2020, "Conformer", §2]."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -77,10 +78,10 @@ class ConformerBlock(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Transform x (B, T, D)."""
-        x = x + 0.5 * self.first_feed_forward(x)
+        x = torch.add(x, self.first_feed_forward(x), alpha=0.5)
         x = x + self.dropout(self.attention(self.attention_norm(x), lengths))
         x = x + self.convolution(x, lengths)
-        x = x + 0.5 * self.second_feed_forward(x)
+        x = torch.add(x, self.second_feed_forward(x), alpha=0.5)
         return self.norm(x)
 
 
