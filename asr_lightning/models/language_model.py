@@ -147,6 +147,18 @@ class LSTMLanguageModel(lightning.LightningModule):
 
     # Training.
 
+    def configure_model(self) -> None:
+        """Refuse a strategy by which processes would share the weights.
+
+        Raises:
+            InputError: It is `ModelParallelStrategy`.
+        """
+        if self.device_mesh is not None:
+            raise InputError(
+                "ModelParallelStrategy: expected a recogniser, got a language model, which every process holds whole. "
+                "Use --trainer.strategy ddp"
+            )
+
     def on_train_batch_start(self, batch: TextBatch, batch_idx: int) -> None:
         """Seed the step, so that dropout does not depend on where a run was resumed."""
         seed_step(self.trainer)

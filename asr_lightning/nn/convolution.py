@@ -129,15 +129,21 @@ class DepthwiseConvolution(nn.Module):
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"a centred convolution needs an odd kernel, got {kernel}")
-        self.filter = nn.Conv1d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        self.filter = _DepthwiseFilter(channels, channels, kernel, padding=kernel // 2, groups=channels)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Filter x (B, T, D) along time."""
-        x = silence_padding(x, lengths)
+        return self.filter(silence_padding(x, lengths).transpose(1, 2)).transpose(1, 2)
+
+
+class _DepthwiseFilter(nn.Conv1d):
+    """The same as its base, in a quarter of the time on a CPU where channels are last in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Filter x (B, D, T)."""
         if x.device.type != "cpu":
-            return self.filter(x.transpose(1, 2)).transpose(1, 2)
-        # As an image one column wide with channels last in memory, which x is: a quarter of the time.
-        weight, padding = self.filter.weight.unsqueeze(3), (self.filter.kernel_size[0] // 2, 0)
-        image = x.unsqueeze(2).permute(0, 3, 1, 2)  # (B, D, T, 1)
-        filtered = functional.conv2d(image, weight, self.filter.bias, padding=padding, groups=x.shape[2])
-        return filtered.squeeze(3).transpose(1, 2)
+            return super().forward(x)
+        image = x.transpose(1, 2).unsqueeze(2).permute(0, 3, 1, 2)  # (B, D, T, 1): for this oneDNN has vector code
+        padding = (self.kernel_size[0] // 2, 0)
+        filtered = functional.conv2d(image, self.weight.unsqueeze(3), self.bias, padding=padding, groups=self.groups)
+        return filtered.squeeze(3)

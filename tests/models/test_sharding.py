@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentences
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from tones import batch_of, conformer, make, make_trainer
@@ -107,3 +108,11 @@ def test_initialisations_refuse_shared_weights(mesh: DeviceMesh, tmp_path: Path)
     share(recognizer, recognizer.encoder, mesh)
     with pytest.raises(InputError, match="Initialization: expected whole weights.*ddp"):
         Initialization("xavier").on_fit_start(make_trainer(tmp_path), recognizer)
+
+
+def test_language_models_refuse_shared_weights(mesh: DeviceMesh) -> None:
+    language_model = sentences.make()
+    language_model.configure_model()
+    language_model._device_mesh = mesh
+    with pytest.raises(InputError, match="got a language model.*ddp"):
+        language_model.configure_model()
