@@ -86,8 +86,12 @@ class CommandLine(LightningCLI):
             ]
         callbacks = trainer.callbacks or []
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-            if callback.class_path.endswith(".ModelCheckpoint") and callback.init_args.dirpath is None:
+            if not callback.class_path.endswith(".ModelCheckpoint"):
+                continue
+            if callback.init_args.dirpath is None:
                 callback.init_args.dirpath = str(root / "checkpoints")
+            if trainer.limit_val_batches == 0 and callback.init_args.save_on_train_epoch_end is None:
+                callback.init_args.save_on_train_epoch_end = True  # Lightning might wait for a validation
         if os.environ.get("LOCAL_RANK", "0") == "0":
             root.mkdir(parents=True, exist_ok=True)
 

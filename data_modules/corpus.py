@@ -62,6 +62,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
 
     read_header = staticmethod(manifest.read_header)
     read_audio = staticmethod(dataset.read_audio)
+    reads_at_once = 1  # of a process
 
     def __init__(
         self,
@@ -230,7 +231,9 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         self, subsets: list[str], speed_factors: list[float] | None = None, noise: Noise | None = None
     ) -> SpeechDataset:
         manifests = {subset: self.manifests[subset] for subset in subsets}
-        return SpeechDataset(manifests, self.sample_rate, self.read_audio, self.seed, speed_factors or [], noise)
+        return SpeechDataset(
+            manifests, self.sample_rate, self.read_audio, self.seed, speed_factors or [], noise, self.reads_at_once
+        )
 
     def _choose(self, durations: np.ndarray) -> np.ndarray:
         """The numbers of the utterances that are trained on."""

@@ -3,6 +3,7 @@
 import functools
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -71,6 +72,7 @@ class SpeechDataset(Dataset):
         seed: Of the augmentation.
         speed_factors: One is drawn per utterance and epoch.
         noise: Applied to the waveform after the speed.
+        at_once: Utterances of a batch that are read at the same time, where reading is mostly waiting.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class SpeechDataset(Dataset):
         seed: int = 1,
         speed_factors: Sequence[float] = (),
         noise: Noise | None = None,
+        at_once: int = 1,
     ) -> None:
         self.manifests = manifests
         self.subsets = list(manifests)
@@ -89,6 +92,7 @@ class SpeechDataset(Dataset):
         self.seed = seed
         self.speed_factors = speed_factors
         self.noise = noise
+        self.at_once = at_once
         self._ends = np.cumsum([len(part) for part in manifests.values()])
 
     def __len__(self) -> int:
@@ -100,17 +104,37 @@ class SpeechDataset(Dataset):
         return np.concatenate([np.zeros(0, np.float32), *(part.durations for part in self.manifests.values())])
 
     def __getitem__(self, key: tuple[int, int]) -> Utterance | Lost:
-        epoch, number = key
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Utterance | Lost]:
+        """Read a batch; this is what torch's `DataLoader` asks for."""
+        found = [self._find(number) for _, number in keys]
+        if self.at_once == 1:
+            read = [self._read(cut) for _, cut in found]
+        else:
+            with ThreadPoolExecutor(self.at_once) as pool:
+                read = list(pool.map(self._read, [cut for _, cut in found]))
+        return [
+            samples if isinstance(samples, Lost) else self._utterance(subset, cut, samples, epoch)
+            for (epoch, _), (subset, cut), samples in zip(keys, found, read, strict=True)
+        ]
+
+    def _find(self, number: int) -> tuple[str, MonoCut]:
+        """Return the subset of an utterance, and what its manifest says."""
         which = int(np.searchsorted(self._ends, number, side="right"))
-        subset = self.subsets[which]
-        part = self.manifests[subset]
-        cut = part[number - int(self._ends[which]) + len(part)]
+        part = self.manifests[self.subsets[which]]
+        return self.subsets[which], part[number - int(self._ends[which]) + len(part)]
+
+    def _read(self, cut: MonoCut) -> np.ndarray | Lost:
         try:
             samples = self.read_audio(cut)
             if not np.isfinite(samples).all():
                 raise ValueError("samples that are not numbers")
         except Exception as error:  # every decoder has its own; one file must not end a run of days
             return Lost(cut.id, f"{cut.recording.sources[0].source}: {' '.join(str(error).split())[:200]}")
+        return samples
+
+    def _utterance(self, subset: str, cut: MonoCut, samples: np.ndarray, epoch: int) -> Utterance:
         audio = self._augment(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)), cut.id, epoch)
         supervision = cut.supervisions[0]
         return Utterance(cut.id, audio, self.sample_rate, supervision.text or "", supervision.speaker or "", subset)

@@ -9,8 +9,8 @@ ROOT/<subset>.json                      what was written: files and their bytes;
 ```
 
 `CutSet.from_shar(in_dir=ROOT/<subset>)` reads them too. Here an utterance is read by its place in the tar file, so that
-batches, their order and resuming are those of a corpus of files. In object storage that is one request; in the list are
-the places of all utterances, so that the tar files need not be looked through there.
+batches, their order and resuming are those of a corpus of files. In object storage that is one request, and there are
+several at a time; in the list are the places of all utterances, so that the tar files need not be looked through.
 """
 
 import errno
@@ -53,6 +53,7 @@ class ShardsDataModule(CorpusDataModule):
     def __init__(self, root: str, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.root = storage.normalize(root)
+        self.reads_at_once = storage.REQUESTS if storage.is_remote(self.root) else 1
         self._files: dict[str, dict[str, Entry]] = {}
         self._headers: dict[str, Header] = {}
 

@@ -1,6 +1,7 @@
 """What all tests need."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from torch.distributed import HashStore, destroy_process_group, init_process_gro
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from asr_lightning.scoring.error_rates import ErrorRates
+
+# As readers have, and runs that are started: what is compared to the bit is rounded otherwise by more threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

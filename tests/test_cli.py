@@ -113,6 +113,12 @@ def test_last_passes_over_a_damaged_checkpoint_and_names_it(tiny: Path, tmp_path
     assert str(folder / "last.ckpt") in said(*again)
 
 
+def test_a_run_without_validation_leaves_its_last_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    never = ["--trainer.limit_val_batches", "0", "--trainer.check_val_every_n_epoch", "5"]
+    cli.main(["fit", "-c", str(tiny), *never])
+    assert (tmp_path / "runs/tiny/checkpoints/last.ckpt").is_file()
+
+
 def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tiny: Path, tmp_path: Path) -> None:
     logger = ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", "runs/tiny"]
     cli.main(["fit", "-c", str(tiny), *logger])

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,9 +17,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from lhotse import MonoCut
 from made_corpora import make_subset
 
+from asr_lightning.batch import Utterance
 from asr_lightning.errors import InputError
+from data_modules import dataset
+from data_modules.dataset import Lost
 from data_modules.librispeech import LibriSpeechDataModule
 
 UTTERANCES = 40
@@ -218,6 +223,32 @@ def test_speed_changes_duration_and_pitch(root: Path) -> None:
         for batch in ready(**arguments(root, speed_factors=[0.8])).train_dataloader()
     )
     assert longest <= 3.0 * 16_000 * 1.01  # the plan knew
+
+
+def test_utterances_are_read_at_the_same_time_where_that_is_asked_for(root: Path) -> None:
+    corpus = LibriSpeechDataModule(**arguments(root))
+    corpus.prepare_data()
+    corpus.setup("fit")
+    together = threading.Barrier(4)
+
+    def read_audio(cut: MonoCut) -> np.ndarray:
+        together.wait(timeout=20)
+        if cut.id.endswith("3"):
+            raise ValueError("unreadable")
+        return dataset.read_audio(cut)
+
+    one, four = (
+        dataset.SpeechDataset(corpus.manifests, 16_000, read, at_once=at_once)
+        for read, at_once in ((dataset.read_audio, 1), (read_audio, 4))
+    )
+    keys = [(0, number) for number in (5, 0, 7, 3, 2, 11, 30, 9)]
+    expected, found = one.__getitems__(keys), four.__getitems__(keys)
+    assert [item.id for item in found] == [item.id for item in expected]
+    lost = [isinstance(item, Lost) for item in found]
+    assert lost == [item.id.endswith("3") for item in expected] and any(lost)
+    for item, other in zip(found, expected, strict=True):
+        if isinstance(item, Utterance) and isinstance(other, Utterance):
+            assert item.audio.equal(other.audio)
 
 
 def test_a_file_that_breaks_costs_itself_only(root: Path) -> None:
