@@ -57,7 +57,7 @@ def _candidates(
     for begin in range(0, len(states), CANDIDATES):
         block = torch.from_numpy((states[begin : begin + CANDIDATES] - centre).astype(np.float32)).to(device)
         theirs = torch.from_numpy(groups[begin : begin + CANDIDATES].astype(np.int64)).to(device)
-        squares = block.square().sum(dim=1) - 2.0 * (query @ block.T)  # without |query|², the same for all
+        squares = torch.addmm(block.square().sum(dim=1), query, block.T, alpha=-2.0)  # without the same |query|²
         squares.masked_fill_(own == theirs, float("inf"))
         near, place = squares.topk(min(count, len(block)), dim=1, largest=False)
         best, order = _least(torch.cat([best, near], dim=1), count)
@@ -72,8 +72,8 @@ def _least(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _measured(states: np.ndarray, rows: np.ndarray, found: np.ndarray) -> np.ndarray:
     """Distances (Q, count) in double precision; infinite where there is no place."""
-    theirs = states[found.clip(min=0)].astype(np.float64)  # (Q, count, D)
-    exact = np.sqrt(np.square(theirs - states[rows].astype(np.float64)[:, None]).sum(axis=2))
+    between = np.subtract(states[found.clip(min=0)], states[rows][:, None], dtype=np.float64)  # (Q, count, D)
+    exact = np.sqrt(np.einsum("qcd,qcd->qc", between, between))
     return np.where(found >= 0, exact, np.inf)
 
 

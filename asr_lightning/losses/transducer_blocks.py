@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from asr_lightning.losses.transducer import occupancies
-from asr_lightning.nn.activations import tanh_
 
 __all__ = ["Block", "errors", "hidden_units", "negligible", "occupancies", "score", "sums"]
 
@@ -19,7 +18,18 @@ def negligible(normaliser: Tensor) -> float:
 def hidden_units(encoded: Tensor, predicted: Tensor, block: Block) -> Tensor:
     """Return tanh(encoded + predicted) of a block, (b, t, u, D)."""
     rows, frames, places = block
-    return tanh_(encoded[rows, frames].unsqueeze(2) + predicted[rows, places].unsqueeze(1))
+    return _tanh(encoded[rows, frames].unsqueeze(2) + predicted[rows, places].unsqueeze(1))
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """Return tanh(x) in the place of x.
+
+    Of float32 on a CPU it is 2σ(2x) - 1, within 2e-7: torch has vector code of its own for the sigmoid, and leaves tanh
+    to MKL, which takes five times as long on AMD's processors.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return x.tanh_()
+    return x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
 
 
 def score(
