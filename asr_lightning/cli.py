@@ -142,11 +142,15 @@ class CommandLineParser(LightningArgumentParser):
         return super().parse_path(path, *arguments, **named)
 
     def parse_string(self, content: str, path: str | os.PathLike = "", *arguments: Any, **named: Any) -> Namespace:
-        """Read an experiment, unless it is small only because of its aliases."""
+        """Read an experiment, unless it is none, or is small only because of its aliases."""
         try:
             check_aliases(content)
+            top = yaml.compose(content, Loader=yaml.SafeLoader)
         except (yaml.YAMLError, RecursionError) as error:
             self.error(f"{path}: this is no YAML to be read: {reason(error)}")
+        if not isinstance(top, yaml.MappingNode):
+            found = "nothing" if top is None else f"only {content.strip()[:LONG]!r}"
+            self.error(f"{path}: expected an experiment, with keys such as model, data and trainer, found {found}")
         return super().parse_string(content, path, *arguments, **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

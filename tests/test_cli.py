@@ -255,3 +255,17 @@ def test_a_slip_in_an_experiment_is_named_in_a_few_lines(
     for part in expected:
         assert part in message
     assert len(message.splitlines()) <= 12 and "NoneType" not in message, message
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [("", "nothing"), ("# later\n", "nothing"), ("- a\n", "only '- a'"), ("model", "only 'model'")],
+)
+def test_a_file_that_is_no_experiment_is_named(
+    content: str, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(content)
+    assert said("fit", "--config", str(path)) == "2"
+    message = capsys.readouterr().err
+    assert "experiment.yaml: expected an experiment" in message and f"found {found}" in message
