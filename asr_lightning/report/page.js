@@ -66,8 +66,8 @@ function layout(more = {}) {
 // Plotly reads some marks and entities in its texts: ours have none.
 function plain(text) { return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;"); }
 
-function draw(place, traces, more) {
-  Plotly.react(place, traces, layout(more), { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] });
+function draw(place, traces, more, toolbar = "hover") {
+  Plotly.react(place, traces, layout(more), { responsive: true, displaylogo: false, displayModeBar: toolbar, modeBarButtonsToRemove: ["select2d", "lasso2d"] });
 }
 
 function rainbow(part) {
@@ -171,7 +171,7 @@ function layers(runs) {
         x: one.layers, y: one.means, name: one.figure === "chance" ? "chance" : { original: "original space", tsne: "t-SNE" }[one.space], mode: "lines+markers",
         line: one.figure === "chance" ? { color: css("--faint"), dash: "dot" } : { color: COLOURS[one.space === "tsne" ? 1 : 0] },
         error_y: one.intervals[0][0] === null ? undefined : { type: "data", symmetric: false, array: one.intervals.map((pair, place) => pair[1] - one.means[place]), arrayminus: one.intervals.map((pair, place) => one.means[place] - pair[0]) },
-      })), { title: { text: figure, font: { size: 15 } } }));
+      })), { title: { text: figure, font: { size: 15 } } }, false)); // small: a toolbar would lie over the title
       return plot;
     }));
   }
