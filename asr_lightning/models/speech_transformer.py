@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from asr_lightning.nn.attention import attend, split_heads
+from asr_lightning.nn.attention import attend, attention_weights, split_heads
 from asr_lightning.nn.axes import Axis, Tokens, Units, axis, axis_size, units
 from asr_lightning.nn.decoder import Decoder, State
 from asr_lightning.nn.dropout import Dropout
@@ -272,8 +272,7 @@ class TransformerAttention(nn.Module):
     def weights(self, x: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
         """Return where `forward` looks, (B, H, N / B * U, T), for pictures."""
         query = split_heads(self.query(x).reshape(len(keys), -1, self.heads * self.head_dimension), self.heads)
-        energies = query @ split_heads(keys, self.heads).transpose(2, 3) / math.sqrt(self.head_dimension)
-        return energies.masked_fill(~seen.unsqueeze(-3), float("-inf")).softmax(dim=3)
+        return attention_weights(query, split_heads(keys, self.heads), seen.unsqueeze(-3))
 
 
 class FeedForward(nn.Sequential):

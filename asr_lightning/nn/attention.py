@@ -89,9 +89,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: Dro
         rate = dropout.p if dropout.training else 0.0
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
     # torch does the same on a CPU, with a dropout that takes as long as the rest.
+    return dropout(attention_weights(query, key, mask)) @ value
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """Return where queries look, (B, H, U, T); see `attend`."""
     scores = (query / math.sqrt(query.shape[3])) @ key.transpose(2, 3)
     scores = scores.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else scores.add_(mask)
-    return dropout(scores.softmax(dim=3)) @ value
+    return scores.softmax(dim=3)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

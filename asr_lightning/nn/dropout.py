@@ -37,4 +37,4 @@ class Dropout(nn.Module):
         draws = torch.empty(-(-x.numel() // DRAWS), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         # Compared as numbers of 32 bits, which hold them exactly: processors have vector instructions for those.
         stays = draws[: x.numel()].view(x.shape).float().ge_(dropped - 2**15)
-        return x * stays.mul_(2**16 / (2**16 - dropped)).to(x.dtype)
+        return x * stays.to(x.dtype).mul_(2**16 / (2**16 - dropped))
