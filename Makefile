@@ -33,7 +33,7 @@ help: ## this list
 	@echo "variables:"
 	@echo "  PYTHON=python3      the Python (3.11 or newer) that .venv is made with"
 	@echo "  SEEDS='1 2 3'       of every target but \`make demo\` that trains"
-	@echo "  TEST_JOBS=2         processes of \`make test\`"
+	@echo "  TEST_JOBS=2         processes of \`make test\`; TESTS='tests/nn …' takes a part of it"
 	@echo "  CORPUS=FOLDER       of \`make ws\` and \`make ds2…\`: a LibriSpeech folder; the embedded corpora without it"
 	@echo "  GROUP=…, FOLDERS=…  of \`make dashboard\` and \`make report\`: W&B groups, folders of runs; SAVE=1 publishes"
 	@echo "  SCALE=full          of \`make ds2…\`: networks of full size, on KsponSpeech or CORPUS; demo without it"
@@ -50,9 +50,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 		|| $(BIN)/python -m pip install --constraint constraints.txt --editable '.[development]'
 	@touch $@
 
-# The demo: one seed of the paper's experiment on the embedded corpus. A run that was interrupted goes on where its last
-# checkpoint was written; a finished one is left alone. The student from random weights needs no teacher, and is trained
-# beside it.
+# The demo: one seed of the paper's experiment on a small embedded corpus. A run that was interrupted goes on where its
+# last checkpoint was written; a finished one is left alone. The student from random weights needs no teacher, and is
+# trained beside it: both print a line per epoch, with the time that is left of each, and no progress bar.
 
 DEMO := runs/demo
 DEMO_RUNS := $(foreach run,rnnt_teacher rnnt_random rnnt_ws,$(DEMO)/$(run)/seed1)
@@ -70,12 +70,11 @@ $(DEMO)/wer_per_epoch.png: $(DEMO_RUNS:=/finished)
 		--reference rnnt_teacher --baseline rnnt_random > $(DEMO)/summary.txt
 
 $(DEMO)/rnnt_ws/seed1/finished: | $(DEMO)/rnnt_teacher/seed1/finished
-$(DEMO)/rnnt_random/seed1/finished: BESIDE = > $(@D)/output.log 2>&1 || { tail -n 5 $(@D)/output.log; exit 1; }
+$(DEMO_RUNS:=/finished): FLAGS += --trainer.enable_progress_bar false
 $(DEMO)/%/finished: | $(INSTALLED)
 	@mkdir -p $(@D)
-	$(if $(BESIDE),@echo "$(*D) is trained beside the teacher; its progress is in $(@D)/output.log")
 	$(LIGHTNING) fit --config experiments/demo/$(*D).yaml --seed_everything $(subst seed,,$(*F)) \
-		--trainer.default_root_dir $(@D) $(FLAGS) --ckpt_path last $(BESIDE)
+		--trainer.default_root_dir $(@D) $(FLAGS) --ckpt_path last
 	@touch $@
 
 # Looks into a network that is trained: t-SNE of its layers, neighbours of its decoder's states, its alignments.
@@ -258,8 +257,9 @@ dashboard: $(INSTALLED) ## W&B workspace and report of GROUP, checked against th
 		$(if $(SUBSETS),--subsets $(SUBSETS)) $(if $(SAVE),--save)
 
 TEST_JOBS ?= 2
-test: $(INSTALLED) ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
+TESTS ?= tests
+test: $(INSTALLED) ## the whole test suite, or TESTS
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) --numprocesses $(TEST_JOBS) --dist loadfile
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ from typing import Any
 
 import soundfile
 
+from asr_lightning.errors import InputError
 from data_modules import synthesis
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.spoken_grammar import SPEAKERS, WORDS, plan, transcript
@@ -44,6 +45,7 @@ def synthesize(
     minutes: float = 50,
     evaluation_minutes: float = 3,
     seed: int = 1,
+    words_per_class: int | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> None:
@@ -54,17 +56,26 @@ def synthesize(
         minutes: Of audio in train-clean-100, within a few percent.
         evaluation_minutes: Of audio in each of dev-clean, dev-other, test-clean and test-other.
         seed: Of sentences, order and sound.
+        words_per_class: Only the first words of each class of the grammar are used: 6 make an easier corpus of some
+            130 words; all if None.
         workers: Threads, each with a process of espeak-ng; one per processor by default.
         progress: Draw a progress bar.
 
     Raises:
-        InputError: `root` holds something else, cannot be written, or espeak-ng does not work.
+        InputError: `root` holds something else, cannot be written, a class would have no words, or espeak-ng does not
+            work.
     """
+    if words_per_class is not None and words_per_class < 1:
+        raise InputError(f"words_per_class must be at least 1, or null for all words, got {words_per_class}")
 
     def write(folder: Path) -> None:
-        _write(folder, plan(minutes, evaluation_minutes, seed), workers, progress)
+        _write(folder, plan(minutes, evaluation_minutes, seed, words_per_class), workers, progress)
 
-    parameters = dict(format=_FORMAT, minutes=minutes, evaluation_minutes=evaluation_minutes, seed=seed)
+    parameters: dict[str, float] = dict(
+        format=_FORMAT, minutes=minutes, evaluation_minutes=evaluation_minutes, seed=seed
+    )
+    if words_per_class is not None:
+        parameters["words_per_class"] = words_per_class
     synthesis.make_once(Path(root), parameters, write)
 
 
@@ -129,6 +140,8 @@ class SpokenDataModule(LibriSpeechDataModule):
         minutes: Of audio in train-clean-100.
         evaluation_minutes: Of audio in each of dev-clean, dev-other, test-clean and test-other.
         synthesis_seed: Of sentences and voices.
+        words_per_class: Only the first words of each class of the grammar are used: 6 make an easier corpus of some
+            130 words; all if None.
         **corpus: Arguments of `CorpusDataModule`.
     """
 
@@ -138,14 +151,16 @@ class SpokenDataModule(LibriSpeechDataModule):
         minutes: float = 50.0,
         evaluation_minutes: float = 3.0,
         synthesis_seed: int = 1,
+        words_per_class: int | None = None,
         **corpus: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(root=root, **corpus)
         self.minutes = minutes
         self.evaluation_minutes = evaluation_minutes
         self.synthesis_seed = synthesis_seed
+        self.words_per_class = words_per_class
 
     def prepare_data(self) -> None:
         """Make the corpus once, then its manifests."""
-        synthesize(Path(self.root), self.minutes, self.evaluation_minutes, self.synthesis_seed)
+        synthesize(Path(self.root), self.minutes, self.evaluation_minutes, self.synthesis_seed, self.words_per_class)
         super().prepare_data()

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from asr_lightning.errors import InputError
 from data_modules.synthesis import Line, Speaker
 
 _CHAPTER = 25  # utterances
+_REPEATS = 5_000  # sentences in a row that were there before: hardly any other is left
 
 _CLASSES: dict[str, str] = {
     "the": "the the the the the my your his her our their this that",
@@ -97,29 +99,44 @@ WORDS: frozenset[str] = frozenset(
 """Every word that the embedded corpus can say, in capitals."""
 
 
-def sentences(random: np.random.Generator) -> Iterator[str]:
+def sentences(random: np.random.Generator, words_per_class: int | None = None) -> Iterator[str]:
     """Yield sentences forever, no two alike, of 3 to 10 words, with commas and question marks.
 
     Words are dealt from shuffled decks, one a class, reshuffled when they run out: the words of a class come equally
     often, so that none is too rare to be learnt.
+
+    Args:
+        random: Draws the sentences.
+        words_per_class: Only the first words of each class are used; all if None.
+
+    Raises:
+        InputError: So few words make no more sentences.
     """
     decks: dict[str, list[str]] = {name: [] for name in _CLASSES}
 
     def deal(match: re.Match[str]) -> str:
         deck = decks[match[1]]
         if not deck:
-            deck += random.permutation(_entries(_CLASSES[match[1]])).tolist()
+            deck += random.permutation(_entries(_CLASSES[match[1]])[:words_per_class]).tolist()
         return deck.pop()
 
     templates = [template for weight, template in _TEMPLATES for _ in range(weight)]
     seen: set[str] = set()
-    while True:
+    repeats = 0
+    while repeats < _REPEATS:
         for index in random.permutation(len(templates)):
             sentence = re.sub(r"{(\w+)}", deal, templates[index])
             sentence = re.sub(r"\ba (?=[aeiou])", "an ", sentence)
             if transcript(sentence) not in seen:
                 seen.add(transcript(sentence))
+                repeats = 0
                 yield sentence
+            else:
+                repeats += 1
+    raise InputError(
+        f"words_per_class={words_per_class} makes about {len(seen):,} different sentences: expected fewer minutes of "
+        "speech, or more words"
+    )
 
 
 def _speakers(first_id: int, table: str) -> list[Speaker]:
@@ -152,15 +169,18 @@ SPEAKERS: dict[str, list[Speaker]] = {
 }
 
 
-def plan(minutes: float = 50, evaluation_minutes: float = 3, seed: int = 1) -> list[Line]:
+def plan(
+    minutes: float = 50, evaluation_minutes: float = 3, seed: int = 1, words_per_class: int | None = None
+) -> list[Line]:
     """Write the script of the corpus without speaking it.
 
     Args:
         minutes: Of audio in train-clean-100, within a few percent.
         evaluation_minutes: Of audio in each of the other subsets.
         seed: Of sentences, order and sound.
+        words_per_class: Only the first words of each class of the grammar are used; all if None.
     """
-    stream = sentences(np.random.default_rng(seed))
+    stream = sentences(np.random.default_rng(seed), words_per_class)
     lines: list[Line] = []
     for subset, speakers in SPEAKERS.items():
         seconds = 60 * (minutes if subset == "train-clean-100" else evaluation_minutes)

@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import math
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +69,7 @@ class Transcripts(Callback):
         self._transcripts: dict[str, list[Transcript]] = {}  # by subset, of this rank
         self._before_training: list[Line] = []
         self._epoch_of_checkpoint: int | None = None
+        self._training_began = time.monotonic(), 0  # and the epochs before it
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last validation."""
@@ -146,7 +149,7 @@ class Transcripts(Callback):
         epoch = trainer.current_epoch + 1 if fitting else 0
         lines = self._lines(trainer, epoch)
         self._gather(trainer)
-        self._print(pl_module, f"epoch {epoch}" if fitting else "validation", lines)
+        self._print(pl_module, self._progress(trainer, epoch) if fitting else "validation", lines)
         if not fitting:
             self._before_training = lines
         elif trainer.is_global_zero:
@@ -170,6 +173,7 @@ class Transcripts(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the files of an earlier training in this folder, unless it goes on."""
+        self._training_began = time.monotonic(), trainer.current_epoch
         lines, self._before_training = self._before_training, []
         resumed = trainer.global_step > 0
         if resumed or not trainer.is_global_zero:
@@ -198,6 +202,16 @@ class Transcripts(Callback):
             rates = {rate: f"{float(trainer.callback_metrics[f'{subset}/{rate}']):.6f}" for rate in RATES}
             lines.append({"run": self.run or run, "seed": seed, "epoch": str(epoch), "subset": subset, **rates})
         return lines
+
+    def _progress(self, trainer: Trainer, epoch: int) -> str:
+        """Return `rnnt seed 1, epoch 2 of 6, 4 min left`, where the time is known."""
+        name, seed = name_of_run(Path(trainer.default_root_dir))
+        title = f"{self.run or name}{f' seed {seed}' if seed else ''}, epoch {epoch}"
+        if not trainer.max_epochs or trainer.max_epochs < epoch:
+            return title
+        began, before = self._training_began
+        left = (time.monotonic() - began) / (epoch - before) * (trainer.max_epochs - epoch)  # seconds
+        return f"{title} of {trainer.max_epochs}" + (f", {readable_time(left)} left" if left > 0 else "")
 
     def _gather(self, trainer: Trainer) -> None:
         """Bring the transcripts of all ranks to rank zero; all ranks must come here."""
@@ -238,6 +252,14 @@ class Transcripts(Callback):
             other = int(written[1]) if written else epoch
             if (self.keep == "last" and other != epoch) or (stage == "validation" and other > epoch):
                 path.unlink()
+
+
+def readable_time(seconds: float) -> str:
+    """Return `40 s`, `4 min` or `3 h 20 min`, rounded up."""
+    if seconds < 60:
+        return f"{math.ceil(seconds)} s"
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def names_of_subsets(dataloaders: Any, pooled: str) -> list[str]:  # whatever a data module returns

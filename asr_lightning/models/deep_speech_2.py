@@ -4,6 +4,7 @@ Trained with CTC it is an encoder of `asr_lightning.models.ctc`; beside a text d
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.extractors import clipped_relu
 from asr_lightning.nn.frame_attention import FrameAttention
 from asr_lightning.nn.masks import silence_padding
-from asr_lightning.nn.recurrent import reverse
+from asr_lightning.nn.recurrent import LSTM, reverse
 
 Kind = Literal["vanilla", "gru", "lstm"]
 Term = tuple[Tensor, Tensor, Tensor]  # mean (G,) and variance (G,) of W x over real frames, and their number
@@ -104,8 +105,8 @@ class RecurrentLayer(nn.Module):
     def __init__(self, kind: Kind, read: Axis, hidden: int, batch_norm: bool) -> None:
         super().__init__()
         self.read = read
-        make = {"vanilla": ClippedRNN, "gru": nn.GRU, "lstm": nn.LSTM}[kind]
-        self.forward_rnn, self.backward_rnn = (make(axis_size(read), hidden, batch_first=True) for _ in range(2))
+        make = {"vanilla": ClippedRNN, "gru": partial(nn.GRU, batch_first=True), "lstm": LSTM}[kind]
+        self.forward_rnn, self.backward_rnn = (make(axis_size(read), hidden) for _ in range(2))
         self.gates = axis(Fixed(self.forward_rnn.weight_ih_l0.shape[0] // hidden, "gates"), Units(hidden))
         self.forward_norm = InputNorm(self.gates) if batch_norm else None
         self.backward_norm = InputNorm(self.gates) if batch_norm else None
@@ -220,12 +221,10 @@ class ClippedRNN(nn.Module):
     Args:
         input_size: Dimension of x.
         hidden_size: Dimension of h.
-        batch_first: As torch has it; always true.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, batch_first: bool = True) -> None:
+    def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        assert batch_first
         bound = hidden_size**-0.5
         self.weight_ih_l0 = nn.Parameter(torch.empty(hidden_size, input_size).uniform_(-bound, bound))
         self.weight_hh_l0 = nn.Parameter(torch.empty(hidden_size, hidden_size).uniform_(-bound, bound))

@@ -18,7 +18,7 @@ from asr_lightning.models.recognizer import LOST_BATCHES_IN_A_ROW, optimizer_and
 from asr_lightning.models.useless_steps import GradientGuard, clip_gradients
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.recurrent import read_on
+from asr_lightning.nn.recurrent import LSTM, read_on
 from asr_lightning.text.tokenizers import Tokenizer
 
 SCORED_AT_ONCE = 8192  # tokens, padding included: what `score` needs of memory does not depend on the texts
@@ -79,7 +79,7 @@ class LSTMLanguageModel(lightning.LightningModule):
         self.embedding = nn.Embedding(len(tokenizer), embedding_dimension)
         # Not one module of several layers: cuDNN's dropout between them does not follow from the seed of the step.
         inputs = [embedding_dimension] + [hidden] * (layers - 1)
-        self.layers = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in inputs)
+        self.layers = nn.ModuleList(LSTM(size, hidden) for size in inputs)
         self.dropout = Dropout(dropout)
         self.output = nn.Linear(hidden, len(tokenizer))
         if tied:

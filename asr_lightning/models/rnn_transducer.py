@@ -15,7 +15,7 @@ from asr_lightning.losses.transducer import torchaudio_loss
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.recurrent import read_on
+from asr_lightning.nn.recurrent import LSTM, read_on
 
 State = tuple[Tensor, ...]  # each with the batch first
 
@@ -51,7 +51,7 @@ class LSTMPredictor(Predictor):
 
     def __init__(self, dimension: int, layers: int = 1, dropout: float = 0.0) -> None:
         super().__init__(dimension)
-        self.layers = nn.ModuleList(nn.LSTM(dimension, dimension, batch_first=True) for _ in range(layers))
+        self.layers = nn.ModuleList(LSTM(dimension, dimension) for _ in range(layers))
         self.dropout = Dropout(dropout)
 
     def initial_state(self, batch_size: int, device: torch.device) -> State:

@@ -8,7 +8,7 @@ from asr_lightning.nn.axes import Axis, Fixed, Units, axis
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.masks import silence_padding
-from asr_lightning.nn.recurrent import reverse
+from asr_lightning.nn.recurrent import lstm_autocast, reverse
 
 
 class RecurrentProjectionLSTM(nn.Module):
@@ -60,12 +60,14 @@ class RecurrentProjectionLSTM(nn.Module):
         """Read x (B, T, D), return [r_t, p_t] of all frames (B, T, R + P)."""
         with torch.autocast(x.device.type, enabled=False):  # weights are rounded once, as others, not before and after
             recurrent = self.weight_hh @ self.weight_hr[: self.recurrent_projection]  # (4 · hidden, hidden)
-        start = x.new_zeros(1, len(x), self.hidden)
         weights = [self.weight_ih, recurrent, self.bias, torch.zeros_like(self.bias)]
         has_biases, layers, dropout, bidirectional, batch_first = True, 1, 0.0, False, True
-        cells, _, _ = torch.lstm(
-            x, (start, start), weights, has_biases, layers, dropout, self.training, bidirectional, batch_first
-        )
+        with lstm_autocast(x.device) as precise:
+            x = x.float() if precise else x
+            start = x.new_zeros(1, len(x), self.hidden)
+            cells, _, _ = torch.lstm(
+                x, (start, start), weights, has_biases, layers, dropout, self.training, bidirectional, batch_first
+            )
         return functional.linear(cells, self.weight_hr)
 
 

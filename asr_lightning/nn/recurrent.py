@@ -1,6 +1,8 @@
 """Recurrent layers that never see padding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,58 @@ from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.masks import silence_padding
 from asr_lightning.nn.subsampling import ConvolutionalSubsampling
+
+
+@cache
+def computes_lstm(dtype: torch.dtype) -> bool:
+    """Whether this processor has an LSTM in a type, as bfloat16; oneDNN has none where AVX-512 is missing."""
+    x, state, weight, bias = torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(4, 1), torch.zeros(4)
+    has_biases, layers, dropout, training, bidirectional, batch_first = True, 1, 0.0, False, False, True
+    try:
+        with torch.no_grad(), torch.autocast("cpu", dtype):
+            torch.lstm(
+                x, (state, state), [weight, weight, bias, bias],
+                has_biases, layers, dropout, training, bidirectional, batch_first,
+            )  # fmt: skip
+    except RuntimeError:
+        return False
+    return True
+
+
+@contextmanager
+def lstm_autocast(device: torch.device) -> Iterator[bool]:
+    """Switch autocast off around an LSTM that the processor can compute in float32 only.
+
+    Yields:
+        Whether it was switched off, so that the LSTM must be given float32.
+    """
+    on_processor = device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    missing = on_processor and not computes_lstm(torch.get_autocast_dtype("cpu"))
+    with torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type) and not missing):
+        yield missing
+
+
+class LSTM(nn.LSTM):
+    """torch's LSTM of one layer and one direction, batch first; under autocast on every processor.
+
+    Args:
+        input_dimension: D of the input.
+        hidden: Units.
+    """
+
+    def __init__(self, input_dimension: int, hidden: int) -> None:
+        super().__init__(input_dimension, hidden, batch_first=True)
+
+    def forward(  # type: ignore[override]  # no packed sequences
+        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Read x (B, T, D) from a state (1, B, hidden) twice; return (B, T, hidden) and the state after it."""
+        with lstm_autocast(x.device) as precise:
+            if precise:
+                x = x.float()
+                state = None if state is None else (state[0].float(), state[1].float())
+            output, after = super().forward(x, state)  # type: ignore[has-type]
+            return output, after
 
 
 class BidirectionalLSTM(nn.Module):
@@ -26,8 +80,8 @@ class BidirectionalLSTM(nn.Module):
 
     def __init__(self, input_dimension: int, hidden: int) -> None:
         super().__init__()
-        self.forward_lstm = nn.LSTM(input_dimension, hidden, batch_first=True)
-        self.backward_lstm = nn.LSTM(input_dimension, hidden, batch_first=True)
+        self.forward_lstm = LSTM(input_dimension, hidden)
+        self.backward_lstm = LSTM(input_dimension, hidden)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Read x (B, T, D), return (B, T, 2 * hidden)."""

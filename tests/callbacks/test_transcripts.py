@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from transcribing_run import Corpus, HalfDeaf, Heard, batch_of, heard, loader, make_trainer
 
 from asr_lightning.batch import Batch
-from asr_lightning.callbacks.transcripts import Transcripts, as_json_line, transcripts
+from asr_lightning.callbacks.transcripts import Transcripts, as_json_line, readable_time, transcripts
 from asr_lightning.files import name_of_run
 
 SUBSETS = ["test-clean", "test-other"]
@@ -162,9 +162,23 @@ def test_a_test_after_training_is_of_the_last_epoch(tmp_path: Path) -> None:
 def test_examples_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, 1, transcripts={"examples": 1})
     printed = capsys.readouterr().out
-    assert "epoch 1  test-clean  WER  50.00%" in printed
+    assert f"{tmp_path.name}, epoch 1 of 1  test-clean  WER  50.00%" in printed
     assert "say a  →  say deaf" in printed
     assert "say b" not in printed
+
+
+def test_the_time_that_is_left_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path / "rnnt" / "seed3", 2)
+    printed = capsys.readouterr().out
+    assert "rnnt seed 3, epoch 1 of 2, 1 s left  test-clean" in printed
+    assert "rnnt seed 3, epoch 2 of 2  test-clean" in printed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (59, "59 s"), (61, "2 min"), (3600, "1 h 0 min"), (12_001, "3 h 21 min")]
+)
+def test_times_are_readable(seconds: float, text: str) -> None:
+    assert readable_time(seconds) == text
 
 
 def test_a_recogniser_that_logs_no_rates_is_told_which(tmp_path: Path) -> None:

@@ -63,6 +63,23 @@ def test_another_seed_is_another_corpus() -> None:
     assert plan(1, 1, seed=1)[0].seed != plan(1, 1, seed=2)[0].seed
 
 
+def test_a_smaller_grammar_has_the_first_words_of_each_class_in_all_subsets(tmp_path: Path) -> None:
+    def words(count: int | None) -> dict[str, set[str]]:
+        spoken: dict[str, set[str]] = defaultdict(set)
+        for line in plan(20, 2, words_per_class=count):
+            spoken[line.subset].update(transcript(line.sentence).split())
+        return spoken
+
+    few, all_of_them = words(3), words(None)
+    assert 80 < len(few["train-clean-100"]) < 120 and few["train-clean-100"] < all_of_them["train-clean-100"]
+    assert {"WOMAN", "GIRL"} < few["train-clean-100"] and "CHILD" not in few["train-clean-100"]
+    assert few["test-clean"] <= few["train-clean-100"]
+    with pytest.raises(InputError, match=r"words_per_class must be at least 1, .* got 0"):
+        synthesize(tmp_path / "corpus", words_per_class=0)
+    with pytest.raises(InputError, match="words_per_class=1 makes about .* expected fewer minutes"):
+        plan(60, words_per_class=1)
+
+
 def test_an_utterance_does_not_depend_on_those_before() -> None:
     first = dict(text="the old man is here", voice="gmw/en-US+f3", rate=160, pitch=50, pitch_range=50, seed=5)
     other = dict(text="where is it?", voice="gmw/en+f1", rate=200, pitch=70, pitch_range=30, seed=6)

@@ -1,5 +1,6 @@
 """What every architecture must do. To add one, add a row to ARCHITECTURES."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,28 @@ def test_an_utterance_is_the_same_alone_in_company_and_with_padding(trained: Rec
             torch.testing.assert_close(encoded[row : row + 1, :length], expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(trained.loss(company), losses_alone, rtol=1e-4, atol=1e-4)
         assert trained.transcribe(company) == said_alone
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_computes_on_every_processor(trained: Recognizer, dtype: torch.dtype) -> None:
+    """Under autocast: near float32, the same alone and in company; gradients are float32 and finite."""
+    batch = batch_of()
+    with torch.no_grad():
+        expected = trained.loss(batch)
+    recognizer = deepcopy(trained)
+    with torch.autocast("cpu", dtype):
+        losses = recognizer.loss(batch)
+        alone = torch.cat([recognizer.loss(Batch.collate([utterance], RATE)) for utterance in separate(batch)])
+        assert recognizer.transcribe(batch) == TEXTS
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, expected, rtol=0.1, atol=0.2)
+    torch.testing.assert_close(alone, losses, rtol=0.1, atol=0.2)
+    recognizer.train()
+    with torch.autocast("cpu", dtype):
+        recognizer.loss(batch).mean().backward()
+    for name, parameter in recognizer.named_parameters():
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32, name
+        assert parameter.grad.isfinite().all(), name
 
 
 def separate(batch: Batch) -> list[Utterance]:

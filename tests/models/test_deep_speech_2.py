@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from asr_lightning.models.jasper import Jasper
 from asr_lightning.nn.axes import units
 from asr_lightning.nn.extractors import Convolutions1d, Convolutions2d
 from asr_lightning.nn.frame_attention import HeadAttention, TimeAttention
+from asr_lightning.nn.recurrent import LSTM
 
 LENGTHS = torch.tensor([8, 5, 1])
 GATES = {"vanilla": 1, "gru": 3, "lstm": 4}
@@ -34,8 +36,8 @@ def make(kind: Any, batch_norm: bool = True) -> RecurrentLayer:
 def reading_gates(rnn: Any, kind: str) -> nn.Module:
     """The same recurrence over what its gates read: its input matrix is the identity."""
     size = GATES[kind] * 4
-    make = {"vanilla": ClippedRNN, "gru": nn.GRU, "lstm": nn.LSTM}[kind]
-    plain = make(size, 4, batch_first=True)
+    make = {"vanilla": ClippedRNN, "gru": partial(nn.GRU, batch_first=True), "lstm": LSTM}[kind]
+    plain = make(size, 4)
     state = {**rnn.state_dict(), "weight_ih_l0": torch.eye(size), "bias_ih_l0": torch.zeros(size)}
     plain.load_state_dict(state)
     return plain

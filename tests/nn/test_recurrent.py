@@ -3,8 +3,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from asr_lightning.nn import recurrent
 from asr_lightning.nn.axes import module_axes
-from asr_lightning.nn.recurrent import BidirectionalLSTM, ProjectedLSTMEncoder, PyramidalLSTMEncoder
+from asr_lightning.nn.recurrent import LSTM, BidirectionalLSTM, ProjectedLSTMEncoder, PyramidalLSTMEncoder
 
 
 def test_it_is_the_bidirectional_lstm_of_packed_sequences() -> None:
@@ -27,6 +28,36 @@ def test_it_is_the_bidirectional_lstm_of_packed_sequences() -> None:
     [gradient] = torch.autograd.grad(y[:, :6][real], x, cotangent)
     [expected_gradient] = torch.autograd.grad(expected[real], x, cotangent)
     torch.testing.assert_close(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("computes", [True, False])
+def test_autocast_is_left_where_the_processor_has_no_such_lstm(
+    dtype: torch.dtype, computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if computes and not recurrent.computes_lstm(dtype):
+        pytest.skip(f"this processor has no LSTM in {dtype}")
+    monkeypatch.setattr(recurrent, "computes_lstm", lambda _: computes)
+    lstm, x = LSTM(3, 4), torch.randn(2, 5, 3, requires_grad=True)
+    state = (torch.randn(1, 2, 4), torch.randn(1, 2, 4))
+    expected, (hidden, cell) = lstm(x, state)
+    with torch.autocast("cpu", dtype):
+        y, after = lstm(x.to(dtype), (state[0].to(dtype), state[1].to(dtype)))
+        assert torch.is_autocast_enabled("cpu")
+    assert y.dtype == (dtype if computes else torch.float32)
+    for one, other in ((y, expected), (after[0], hidden), (after[1], cell)):
+        torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.02)
+    y.float().sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+def test_the_processor_is_asked_without_random_numbers() -> None:
+    recurrent.computes_lstm.cache_clear()
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    recurrent.computes_lstm(torch.bfloat16)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_row_without_frames_changes_no_other() -> None:
