@@ -17,6 +17,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
+from asr_lightning.audio import reading
+from asr_lightning.audio.reading import Header
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
 from asr_lightning.files import cache_folder
@@ -60,7 +62,6 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         InputError: An argument is out of its range.
     """
 
-    read_header = staticmethod(manifest.read_header)
     read_audio = staticmethod(dataset.read_audio)
     reads_at_once = 1  # of a process
 
@@ -106,6 +107,10 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         self.lost_utterances: Counter[str] = Counter()
         self._lost_in_a_row = 0
         self._check_arguments()
+
+    def read_header(self, path: str) -> Header:
+        """Read the header of an audio file, as `asr_lightning.audio.reading.read_header` does."""
+        return reading.read_header(path)
 
     @property
     @abstractmethod

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 from lhotse import MonoCut
 
+from asr_lightning.audio import reading
+from asr_lightning.audio.reading import Header
 from asr_lightning.errors import InputError
 from asr_lightning.files import regular
 from asr_lightning.text.korean import AnnotationError, Side, normalize
-from data_modules import dataset, manifest
+from data_modules import dataset
 from data_modules.corpus import CorpusDataModule
-from data_modules.manifest import BadFile, Found, Header, fingerprint
+from data_modules.manifest import BadFile, Found, fingerprint
 
 SAMPLE_RATE = 16_000  # Hz, of all PCM files; they do not say it themselves
 AUDIO_SUFFIXES = (".pcm", ".flac", ".wav")  # those who convert the corpus keep its names
@@ -183,7 +185,7 @@ class KsponSpeechDataModule(CorpusDataModule):
     def read_header(path: str) -> Header:
         """Count the samples of a PCM file; of any other, read the header."""
         if not path.lower().endswith(".pcm"):
-            return manifest.read_header(path)
+            return reading.read_header(path)
         return Header(SAMPLE_RATE, os.path.getsize(path) // 2, 1)
 
     @staticmethod

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import soundfile
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.serialization import deserialize_item
 from tqdm import tqdm
 
+from asr_lightning.audio.reading import Header, read_header
 from asr_lightning.errors import SAID, InputError, reason, shown
-from asr_lightning.files import regular, replacing
+from asr_lightning.files import replacing
 
 FORMAT = 1  # of the files below; raise it when they change, and old ones are rebuilt
 HEADER_THREADS = 8  # waiting for a disk or a file server, not computing
@@ -43,29 +43,7 @@ class BadFile(NamedTuple):
         return f"{self.path}: {self.kind}" + (f" ({self.detail})" if self.detail else "")
 
 
-class Header(NamedTuple):
-    """What an audio file says of itself; `samples` are those of one channel."""
-
-    sample_rate: int
-    samples: int
-    channels: int
-
-
 ReadHeader = Callable[[str], Header]
-
-
-def read_header(path: str) -> Header:
-    """Read the header of any file that libsndfile knows.
-
-    A FLAC file is also asked for its last sample, which a truncated file does not have: 0.1 ms. In an MP3 file this
-    would need decoding; its length is counted by libsndfile, so a truncated one is merely shorter.
-    """
-    with soundfile.SoundFile(str(regular(Path(path)))) as file:
-        if file.format == "FLAC" and file.frames:
-            file.seek(file.frames - 1)
-            if len(file.read(1)) != 1:
-                raise soundfile.SoundFileError("truncated")
-        return Header(file.samplerate, file.frames, file.channels)
 
 
 def make_cut(found: Found, header: Header) -> MonoCut:
