@@ -25,7 +25,7 @@ from asr_lightning.files import cache_folder
 from data_modules import dataset, manifest
 from data_modules.dataset import Noise, SpeechDataset
 from data_modules.manifest import BadFile, Found, Manifest
-from data_modules.sampler import EvaluationBatches, TrainBatches, progress_of, rank_of
+from data_modules.sampler import EvaluationBatches, TrainBatches, digest_of, progress_of, rank_of
 from data_modules.workers import begin_worker
 
 BAD_FILES_SHOWN = 20
@@ -143,8 +143,10 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             cached = Manifest(path)
             if cached.fingerprint == fingerprint:
                 return cached
-        except (OSError, ValueError):
-            pass  # not there, or a writer was killed
+        except OSError:
+            pass  # not there
+        except ValueError as error:  # damaged, or of an older version
+            rank_zero_info(f"The manifest is made anew: {error}.")
         found, bad = self.find_utterances(subset)
         measured = manifest.measure(found, self.sample_rate, subset, self.read_header)
         return manifest.write_manifest(path, itertools.chain(bad, measured), fingerprint)
@@ -207,7 +209,11 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             seed=self.seed,
             progress=lambda: progress_of(self.trainer),
             sorted_epochs=self.sorted_epochs,
-            identity={"subsets": ", ".join(speech.subsets)},
+            identity={
+                "subsets": ", ".join(speech.subsets),
+                "speed_factors": list(self.speed_factors),
+                "order of utterances": digest_of(speech.ids[chosen], speech.durations[chosen]),
+            },
         )
 
     def val_dataloader(self) -> dict[str, EvaluationBatches]:

@@ -99,6 +99,11 @@ class SpeechDataset(Dataset):
         """(N,) seconds, before speed perturbation."""
         return np.concatenate([np.zeros(0, np.float32), *(part.durations for part in self.manifests.values())])
 
+    @property
+    def ids(self) -> np.ndarray:
+        """(N,) uint32, a hash of the id of each utterance."""
+        return np.concatenate([np.zeros(0, np.uint32), *(part.ids for part in self.manifests.values())])
+
     def __getitem__(self, key: tuple[int, int]) -> Utterance | Lost:
         return self.__getitems__([key])[0]
 
