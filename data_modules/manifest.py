@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ def make_cut(found: Found, header: Header) -> MonoCut:
     return MonoCut(id=found.id, start=0, duration=seconds, channel=0, supervisions=[supervision], recording=recording)
 
 
+def _is_usable(name: str) -> bool:
+    odd = any(unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp") for one in name)  # Cs: bytes that are no UTF-8
+    return not odd and "/" not in name and name not in (".", "..")
+
+
 def measure(
     utterances: list[Found], sample_rate: int, title: str, read_header: ReadHeader = read_header
 ) -> Iterator[MonoCut | BadFile]:
@@ -76,13 +82,16 @@ def measure(
     """
 
     def check(found: Found) -> MonoCut | BadFile:
-        if wrong := [name for name in (found.id, found.speaker) if set(name) & set("/\0") or name in (".", "..")]:
+        if wrong := [name for name in (found.id, found.speaker) if not _is_usable(name)]:
             # what is found out about utterances goes to files that are called as they are
-            return BadFile(found.path, "unusable id", f"no / may be in {wrong[0]!r}, nor may it be . or ..")
+            return BadFile(
+                found.path, "unusable id", f"{ascii(wrong[0])} has a /, a control character, no UTF-8, or is . or .."
+            )
         try:
             header = read_header(found.path)
         except Exception as error:  # libsndfile, the file system and decoders each have their own
-            return BadFile(found.path, "unreadable audio", " ".join(str(error).split())[:200])
+            link = f"a link to {os.readlink(found.path)}: " if os.path.islink(found.path) else ""
+            return BadFile(found.path, "unreadable audio", link + " ".join(str(error).split())[:200])
         if header.sample_rate != sample_rate:
             return BadFile(found.path, "wrong sample rate", f"{header.sample_rate} Hz, expected {sample_rate} Hz")
         if header.samples == 0:
@@ -93,27 +102,6 @@ def measure(
         yield from tqdm(
             pool.map(check, utterances), total=len(utterances), desc=f"Reading headers of {title}", unit=" files"
         )
-
-
-def fingerprint(folder: Path, suffixes: Iterable[str]) -> str:
-    """Hash the relative paths, sizes and modification times of the files with these suffixes, in one walk."""
-    wanted = tuple(suffixes)
-    digest = hashlib.sha256()
-    for path, size, modified in sorted(_walk(str(folder), "", wanted)):
-        digest.update(f"{path}\0{size}\0{modified}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def _walk(folder: str, prefix: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, int, int]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", suffixes)
-            elif entry.name.lower().endswith(suffixes):
-                status = entry.stat()
-                yield f"{prefix}{entry.name}", status.st_size, status.st_mtime_ns
 
 
 class Manifest:
@@ -227,7 +215,8 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
             for entry in entries:
                 if isinstance(entry, BadFile):
                     bad += 1
-                    row = "\t".join((entry.kind, entry.path, shown(entry.detail, SAID))).replace("\n", " ") + "\n"
+                    fields = (entry.kind, entry.path.replace("\t", " "), shown(entry.detail, SAID))
+                    row = "\t".join(fields).replace("\n", " ") + "\n"
                     bad_lines.write(row.encode("utf-8", errors="surrogateescape"))
                 else:
                     line = json.dumps(entry.to_dict(), ensure_ascii=True).encode() + b"\n"
