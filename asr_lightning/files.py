@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # what a shell gives for `<(…)`: somebody writes to them
+ABANDONED_SECONDS = 24 * 3600  # without a change: nobody writes a file for that long
 MOST_VALUES = 100_000  # of a YAML, aliases written out
 
 
@@ -23,6 +25,7 @@ MOST_VALUES = 100_000  # of a YAML, aliases written out
 def replacing(path: Path) -> Iterator[Path]:
     """Give a file to write to, and put it in the place of `path` when it is complete: nobody reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent, path.name)
     half = path.with_name(f".{path.name}.{_writer()}")
     try:
         yield half
@@ -35,6 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_files(folder: Path) -> Iterator[Path]:
     """Give a folder to write files to, and move them into `folder` when all are complete: none without the others."""
     folder.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(folder)
     half = folder / f".{_writer()}"
     half.mkdir(exist_ok=True)
     try:
@@ -52,6 +56,43 @@ def locked(path: Path) -> Iterator[None]:
     with open(path.with_name(f".{path.name}.lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def half_name(path: Path) -> str:
+    """Return the beginning of the name that this process gives to a half file or folder beside a path."""
+    return f".{path.name}.{_writer()}"
+
+
+def remove_abandoned(folder: Path, name: str = "") -> None:
+    """Remove what killed writers left in a folder: half files of `replacing` and folders of `replacing_files`.
+
+    A disk may be shared: of this machine, those of processes that are gone are removed, and of others those that nobody
+    has written to for a day.
+
+    Args:
+        folder: Where they lie.
+        name: Of the file that was being written; empty for folders of `replacing_files`.
+    """
+    half_written = re.compile(re.escape(f".{name}." if name else ".") + r"(.+)\.(\d+)(?:\.\w{8})?")
+    with os.scandir(folder) as entries:
+        halves = [(entry, match) for entry in entries if (match := half_written.fullmatch(entry.name))]
+    for entry, match in halves:
+        try:
+            gone = match[1] == platform.node() and not _runs(int(match[2]))
+            if gone or time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
+        except OSError:  # another process was faster, or it is another user's
+            continue
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def _writer() -> str:

@@ -17,13 +17,15 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
+from asr_lightning.audio import reading
+from asr_lightning.audio.reading import Header
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
 from asr_lightning.files import cache_folder
 from data_modules import dataset, manifest
 from data_modules.dataset import Noise, SpeechDataset
 from data_modules.manifest import BadFile, Found, Manifest
-from data_modules.sampler import EvaluationBatches, TrainBatches, progress_of, rank_of
+from data_modules.sampler import EvaluationBatches, TrainBatches, digest_of, progress_of, rank_of
 from data_modules.workers import begin_worker
 
 BAD_FILES_SHOWN = 20
@@ -60,7 +62,6 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         InputError: An argument is out of its range.
     """
 
-    read_header = staticmethod(manifest.read_header)
     read_audio = staticmethod(dataset.read_audio)
     reads_at_once = 1  # of a process
 
@@ -107,6 +108,10 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         self._lost_in_a_row = 0
         self._check_arguments()
 
+    def read_header(self, path: str) -> Header:
+        """Read the header of an audio file, as `asr_lightning.audio.reading.read_header` does."""
+        return reading.read_header(path)
+
     @property
     @abstractmethod
     def source(self) -> str:
@@ -138,8 +143,10 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             cached = Manifest(path)
             if cached.fingerprint == fingerprint:
                 return cached
-        except (OSError, ValueError):
-            pass  # not there, or a writer was killed
+        except OSError:
+            pass  # not there
+        except ValueError as error:  # damaged, or of an older version
+            rank_zero_info(f"The manifest is made anew: {error}.")
         found, bad = self.find_utterances(subset)
         measured = manifest.measure(found, self.sample_rate, subset, self.read_header)
         return manifest.write_manifest(path, itertools.chain(bad, measured), fingerprint)
@@ -202,7 +209,11 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             seed=self.seed,
             progress=lambda: progress_of(self.trainer),
             sorted_epochs=self.sorted_epochs,
-            identity={"subsets": ", ".join(speech.subsets)},
+            identity={
+                "subsets": ", ".join(speech.subsets),
+                "speed_factors": list(self.speed_factors),
+                "order of utterances": digest_of(speech.ids[chosen], speech.durations[chosen]),
+            },
         )
 
     def val_dataloader(self) -> dict[str, EvaluationBatches]:

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
-import soundfile
 import torch
 from lhotse import MonoCut
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchaudio.transforms import Resample
 
+from asr_lightning.audio import reading
 from asr_lightning.batch import Batch, Utterance
 from data_modules.manifest import Manifest
-
-DURATION_TOLERANCE = 0.025  # seconds between header and audio; some MP3 encoders are off by a frame
 
 Noise = Callable[..., Any]
 """Called with a waveform (S,) and a `torch.Generator`, returns a waveform (S,).
@@ -39,10 +37,9 @@ def read_audio(cut: MonoCut) -> np.ndarray:
     """Read the file of a cut that is a whole file: (S,) in [-1, 1], channels mixed down.
 
     Raises:
-        ValueError: The file is not as long as the manifest says.
-        soundfile.LibsndfileError: It cannot be read.
+        ValueError: The file cannot be used, or is not as long as the manifest says.
     """
-    return decode_audio(cut, cut.recording.sources[0].source)
+    return decode_audio(cut, str(cut.recording.sources[0].source))
 
 
 def decode_audio(cut: MonoCut, file: str | BinaryIO) -> np.ndarray:
@@ -51,15 +48,14 @@ def decode_audio(cut: MonoCut, file: str | BinaryIO) -> np.ndarray:
     Not by `cut.load_audio`: lhotse 1.33 re-raises libsndfile's errors in a form that cannot even be printed.
 
     Raises:
-        ValueError: The file is not as long as the manifest says.
-        soundfile.LibsndfileError: It cannot be read.
+        ValueError: The file cannot be used, or is not as long as the manifest says.
     """
     recording = cut.recording
-    audio, sample_rate = soundfile.read(file, dtype="float32", always_2d=True)  # (S, channels)
-    if sample_rate != recording.sampling_rate or abs(len(audio) / sample_rate - cut.duration) > DURATION_TOLERANCE:
+    audio, sample_rate = reading.read_audio(file)
+    if sample_rate != recording.sampling_rate or abs(len(audio) / sample_rate - cut.duration) > reading.TOLERANCE:
         expected = f"{recording.num_samples} at {recording.sampling_rate} Hz"
         raise ValueError(f"{len(audio)} samples at {sample_rate} Hz, expected {expected}")
-    return audio[:, 0] if audio.shape[1] == 1 else audio.mean(axis=1)
+    return audio
 
 
 class SpeechDataset(Dataset):
@@ -103,6 +99,11 @@ class SpeechDataset(Dataset):
         """(N,) seconds, before speed perturbation."""
         return np.concatenate([np.zeros(0, np.float32), *(part.durations for part in self.manifests.values())])
 
+    @property
+    def ids(self) -> np.ndarray:
+        """(N,) uint32, a hash of the id of each utterance."""
+        return np.concatenate([np.zeros(0, np.uint32), *(part.ids for part in self.manifests.values())])
+
     def __getitem__(self, key: tuple[int, int]) -> Utterance | Lost:
         return self.__getitems__([key])[0]
 
@@ -128,8 +129,7 @@ class SpeechDataset(Dataset):
     def _read(self, cut: MonoCut) -> np.ndarray | Lost:
         try:
             samples = self.read_audio(cut)
-            if not np.isfinite(samples).all():
-                raise ValueError("samples that are not numbers")
+            reading.check_samples(samples)
         except Exception as error:  # every decoder has its own; one file must not end a run of days
             return Lost(cut.id, f"{cut.recording.sources[0].source}: {' '.join(str(error).split())[:200]}")
         return samples

@@ -105,7 +105,7 @@ class Espeak:
             seed: Of espeak's random numbers (breath, jitter).
 
         Raises:
-            InputError: espeak-ng cannot be loaded or does not know the voice.
+            InputError: espeak-ng cannot be loaded, does not know the voice, or died.
         """
         request = dict(text=text, voice=voice, rate=rate, pitch=pitch, pitch_range=pitch_range, seed=seed)
         assert self._process.stdin and self._process.stdout
@@ -116,15 +116,24 @@ class Espeak:
             pass  # the empty answer below says so
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the espeak-ng worker died with exit code {self._process.wait()} at {request}")
+            raise self._death(request)
         answer = json.loads(line)
         if "error" in answer:
             raise InputError(
                 f"espeak-ng does not work: {answer['error']}. "
                 "The embedded corpus needs it; install it with `pip install --force-reinstall espeakng-loader`."
             )
-        samples = np.frombuffer(self._process.stdout.read(2 * answer["samples"]), dtype=np.int16)
+        content = self._process.stdout.read(2 * answer["samples"])
+        if len(content) < 2 * answer["samples"]:  # the child died while it wrote
+            raise self._death(request)
+        samples = np.frombuffer(content, dtype=np.int16)
         return Speech(samples, [(sample, phone, word) for sample, phone, word in answer["marks"]])
+
+    def _death(self, request: dict) -> InputError:
+        return InputError(
+            f"the espeak-ng worker died with exit code {self._process.wait()} at {request}: is there enough memory? "
+            "Start again: what was not complete is made anew"
+        )
 
 
 def serve() -> None:

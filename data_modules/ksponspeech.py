@@ -8,8 +8,10 @@ ROOT/scripts/train.trn, dev.trn, eval_clean.trn, eval_other.trn     PATH :: the 
 ```
 """
 
+import itertools
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +20,15 @@ from typing import Any
 import numpy as np
 from lhotse import MonoCut
 
+from asr_lightning.audio import reading
+from asr_lightning.audio.reading import Header
 from asr_lightning.errors import InputError
 from asr_lightning.files import regular
 from asr_lightning.text.korean import AnnotationError, Side, normalize
-from data_modules import dataset, manifest
+from data_modules import dataset
 from data_modules.corpus import CorpusDataModule
-from data_modules.manifest import BadFile, Found, Header, fingerprint
+from data_modules.manifest import BadFile, Found
+from data_modules.walk import fingerprint, name_apart, walk
 
 SAMPLE_RATE = 16_000  # Hz, of all PCM files; they do not say it themselves
 AUDIO_SUFFIXES = (".pcm", ".flac", ".wav")  # those who convert the corpus keep its names
@@ -81,16 +86,20 @@ class KsponSpeechDataModule(CorpusDataModule):
         return fingerprint(self.root, (*AUDIO_SUFFIXES, ".txt", ".trn"))
 
     @cached_property
-    def _audio(self) -> dict[str, str]:
-        """Every audio file by its stem, in one walk; where several have one stem, the first of all paths."""
-        files: dict[str, str] = {}
-        for folder, folders, names in os.walk(self.root, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
+    def _audio(self) -> dict[str, list[Path]]:
+        """All audio files by their stems, in one walk."""
+        files: dict[str, list[Path]] = defaultdict(list)
+        for folder, names in walk(self.root, self._unreadable):
+            for name in names:
                 stem, suffix = os.path.splitext(name)
-                if suffix.lower() in AUDIO_SUFFIXES and not name.startswith("."):
-                    files.setdefault(stem, os.path.join(folder, name))
-        return files
+                if suffix.lower() in AUDIO_SUFFIXES:
+                    files[_fold(stem)].append(folder / name)
+        return dict(files)
+
+    @cached_property
+    def _unreadable(self) -> list[BadFile]:
+        """Folders that the walk could not read."""
+        return []
 
     def find_list(self, subset: str) -> Path | None:
         """The list of a subset, where there is one."""
@@ -99,8 +108,9 @@ class KsponSpeechDataModule(CorpusDataModule):
 
     def find_utterances(self, subset: str) -> tuple[list[Found], list[BadFile]]:
         """The subset's utterances, and what cannot be used: no partner, unreadable text, malformed annotation."""
-        bad: list[BadFile] = []
-        found: dict[str, Found] = {}
+        self._audio  # noqa: B018 - walks, and finds what cannot be read
+        bad: list[BadFile] = [*self._unreadable]
+        found: dict[str, Found] = {}  # by path
         path = self.find_list(subset)
         pairs = self._listed(path, bad) if path is not None else self._beside(subset, bad)
         for place, audio, content in pairs:
@@ -108,11 +118,11 @@ class KsponSpeechDataModule(CorpusDataModule):
             id = Path(audio).stem
             if line is None:
                 bad.append(BadFile(place, "transcript neither UTF-8 nor CP949", id))
-            elif id in found:
-                bad.append(BadFile(place, "duplicate id", f"{id} is also {found[id].path}, which is kept"))
+            elif audio in found:
+                bad.append(BadFile(place, "duplicate id", f"{audio} has a transcript already, which is kept"))
             elif (text := self._normalized(line, id, place, bad)) is not None:
-                found[id] = Found(id, audio, text)
-        return list(found.values()), bad
+                found[audio] = Found(id, audio, text)
+        return name_apart(list(found.values()), self.root, bad), bad
 
     def _normalized(self, line: str, id: str, place: str, bad: list[BadFile]) -> str | None:
         percent = "프로" if id.rpartition("_")[2] in PRO_FILES else "퍼센트"
@@ -137,24 +147,39 @@ class KsponSpeechDataModule(CorpusDataModule):
                 name = raw_name.strip().decode("utf-8", errors="replace")
                 if not mark:
                     bad.append(BadFile(place, "malformed line", f"expected PATH :: TEXT, got {name[:80]!r}"))
-                elif (audio := self._find(name)) is None:
+                elif not (audio := self._find(name)):
                     bad.append(BadFile(place, "transcript without audio", f"no {name} below {self.root}"))
+                elif len(audio) > 1:
+                    several = " and ".join(str(one.relative_to(self.root)) for one in audio[:5])
+                    bad.append(BadFile(place, "ambiguous path", f"{name} may be {several}: write more folders"))
                 else:
-                    yield place, audio, text
+                    yield place, str(audio[0]), text
 
-    def _find(self, listed: str) -> str | None:
-        """The audio of a listed path: such paths begin with more folders, fewer, or with KaiSpeech."""
-        stem = Path(listed.replace("\\", "/")).stem
-        for name in (stem, stem.replace("KaiSpeech", "KsponSpeech"), stem.replace("KsponSpeech", "KaiSpeech")):
-            if name in self._audio:
-                return self._audio[name]
-        return None
+    def _find(self, listed: str) -> list[Path]:
+        """The audio of a listed path, several where it could be any of them.
+
+        Such paths begin with more folders than there are, fewer, or with KaiSpeech: the file with the longest equal end
+        is meant. Without any folder in common, only a name that is nowhere twice tells which file is meant.
+        """
+        path = Path(listed.replace("\\", "/"))
+        files = self._audio.get(_fold(path.stem), [])
+        ends = [_common_end(path.parent, file.parent) for file in files]
+        best = [file for file, end in zip(files, ends, strict=True) if end == max(ends)]
+        if len({file.parent for file in best}) > 1:
+            return best
+        if best and not max(ends) and path.parent != Path() and not self._names_are_unique:
+            return []
+        return sorted(best, key=lambda file: file.suffix.lower() != path.suffix.lower())[:1]
+
+    @cached_property
+    def _names_are_unique(self) -> bool:
+        """Whether no two folders have files of one name, as in the corpus itself."""
+        return all(len({file.parent for file in files}) == 1 for files in self._audio.values())
 
     def _in_folders(self, subset: str) -> list[str]:
         """The audio files of a subset that has no list, sorted."""
-        return sorted(
-            path for path in self._audio.values() if _belongs(Path(path).relative_to(self.root).parts, subset)
-        )
+        files = {(file.parent, file.stem): str(file) for some in self._audio.values() for file in reversed(some)}
+        return sorted(path for path in files.values() if _belongs(Path(path).relative_to(self.root).parts, subset))
 
     def _beside(self, subset: str, bad: list[BadFile]) -> Iterator[tuple[str, str, bytes]]:
         """The transcript, the audio and the undecoded text of every pair of files."""
@@ -183,7 +208,7 @@ class KsponSpeechDataModule(CorpusDataModule):
     def read_header(path: str) -> Header:
         """Count the samples of a PCM file; of any other, read the header."""
         if not path.lower().endswith(".pcm"):
-            return manifest.read_header(path)
+            return reading.read_header(path)
         return Header(SAMPLE_RATE, os.path.getsize(path) // 2, 1)
 
     @staticmethod
@@ -202,6 +227,17 @@ class KsponSpeechDataModule(CorpusDataModule):
         if len(samples) != cut.recording.num_samples:
             raise ValueError(f"{len(samples)} samples, expected {cut.recording.num_samples}")
         return samples.astype(np.float32) / 32_768
+
+
+def _fold(name: str) -> str:
+    """Return a name as it is today: an older release is called KaiSpeech."""
+    return name.replace("KaiSpeech", "KsponSpeech")
+
+
+def _common_end(listed: Path, there: Path) -> int:
+    """Count the folders that two paths have in common at their ends."""
+    pairs = zip(reversed(listed.parts), reversed(there.parts), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: _fold(pair[0]) == _fold(pair[1]), pairs))
 
 
 def decode(content: bytes) -> str | None:

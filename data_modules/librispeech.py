@@ -13,7 +13,8 @@ from asr_lightning.errors import InputError, shown
 from asr_lightning.files import regular
 from asr_lightning.text.english import transcript
 from data_modules.corpus import CorpusDataModule
-from data_modules.manifest import BadFile, Found, fingerprint
+from data_modules.manifest import BadFile, Found
+from data_modules.walk import fingerprint, name_apart, walk
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".opus", ".ogg")
 TRANSCRIPT_SUFFIX = ".trans.txt"
@@ -37,6 +38,7 @@ class LibriSpeechDataModule(CorpusDataModule):
     (`train-clean-100`, `train-clean-360`, `train-other-500`, `dev-clean`, `dev-other`, `test-clean`, `test-other`) or
     any other. In it, every folder with audio (FLAC, WAV, MP3, Opus, Ogg) has a `*.trans.txt` with lines
     `<file name without suffix> <transcript>` in UTF-8. The speaker is the name of the folder below the subset.
+    Files of one name in several folders are called by their paths in the subset: `speaker-chapter-name`.
 
     Args:
         root: The folder that contains the subsets.
@@ -113,38 +115,34 @@ def find_utterances(root: Path, subset: str) -> tuple[list[Found], list[BadFile]
     folder = find_subset(Path(root), subset)
     if folder is None:
         raise InputError(_missing_message(Path(root), [subset]))
-    found: dict[str, Found] = {}
+    found: list[Found] = []
     bad: list[BadFile] = []
-    for directory, audio, transcripts in _directories(folder):
+    for directory, audio, transcripts in _directories(folder, bad):
         parts = directory.relative_to(folder).parts
         lines = _read_transcripts(directory, transcripts, bad)
         for name in audio:
             path, id = str(directory / name), _stem(name)
             text = lines.get(id)
-            if id in found:
-                bad.append(BadFile(path, "duplicate id", f"{id} is also {found[id].path}, which is kept"))
-            elif text:
-                found[id] = Found(id, path, text, speaker=parts[0] if parts else "")
+            if text:
+                found.append(Found(id, path, text, speaker=parts[0] if parts else ""))
             elif text is None:
                 bad.append(BadFile(path, "audio without transcript", f"{id} is in no *{TRANSCRIPT_SUFFIX} beside it"))
         without_audio = lines.keys() - {_stem(name) for name in audio}
         bad += [BadFile(f"{directory}/{shown(id)}.*", "transcript without audio") for id in sorted(without_audio)]
-    return list(found.values()), bad
+    return name_apart(found, folder, bad), bad
 
 
 def _stem(name: str) -> str:
     return name.rsplit(".", 1)[0]
 
 
-def _directories(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+def _directories(folder: Path, bad: list[BadFile]) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Every directory with its sorted names of audio files and of transcripts."""
-    for directory, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        visible = sorted(name for name in names if not name.startswith("."))
-        audio = [name for name in visible if name.lower().endswith(AUDIO_SUFFIXES)]
-        transcripts = [name for name in visible if name.lower().endswith(TRANSCRIPT_SUFFIX)]
+    for directory, names in walk(folder, bad):
+        audio = [name for name in names if name.lower().endswith(AUDIO_SUFFIXES)]
+        transcripts = [name for name in names if name.lower().endswith(TRANSCRIPT_SUFFIX)]
         if audio or transcripts:
-            yield Path(directory), audio, transcripts
+            yield directory, audio, transcripts
 
 
 def _read_transcripts(directory: Path, names: list[str], bad: list[BadFile]) -> dict[str, str]:
@@ -161,7 +159,7 @@ def _read_transcripts(directory: Path, names: list[str], bad: list[BadFile]) -> 
             raw_id, _, raw_text = line.strip().replace(b"\t", b" ", 1).partition(b" ")
             if not raw_id:
                 continue
-            id, place = raw_id.decode("utf-8", errors="replace"), f"{path}:{number}"
+            id, place = raw_id.decode("utf-8", errors="surrogateescape"), f"{path}:{number}"
             try:
                 text = raw_text.decode("utf-8").strip()
             except UnicodeDecodeError as error:

@@ -6,16 +6,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from asr_lightning.errors import InputError
-from asr_lightning.files import cache_folder, regular
+from asr_lightning.errors import InputError, reason
+from asr_lightning.files import cache_folder, half_name, regular, remove_abandoned
 from asr_lightning.text.english import transcript
 
 FORMAT = 1  # of the index; raise it when that changes, and old ones are rebuilt
@@ -40,6 +42,7 @@ class Lines(Dataset):
 
     Attributes:
         left_out: Lines without words.
+        digest: A hash of all texts in the order of the files.
 
     Raises:
         OSError: There is no such index.
@@ -50,7 +53,12 @@ class Lines(Dataset):
         self.index = index
         self.files = files
         self.normalize = normalize
-        self.left_out = int(json.loads((index / "about.json").read_text())["left_out"])
+        about = json.loads((index / "about.json").read_text())
+        self.left_out = int(about["left_out"])
+        self.digest = str(about["texts"])
+        with (index / "rows.npy").open("rb") as rows:
+            if about["digest"] != _about(self.left_out, self.digest, rows)["digest"]:
+                raise ValueError(f"{index} is not as it was written")
         self._signatures = signatures
         self._starts = np.cumsum([0, *(size for size, _ in signatures)])
         self._rows = np.load(index / "rows.npy", mmap_mode="r")
@@ -110,7 +118,8 @@ def open_lines(files: list[Path], skip_columns: int = 0, normalize: bool = False
         return Lines(index, files, signatures, normalize)
     except FileNotFoundError:
         pass
-    except Exception:  # damaged: NumPy reads heads of arrays as Python
+    except Exception as error:  # damaged, or of an older version: NumPy reads heads of arrays as Python
+        rank_zero_info(f"The index of {files[0]} is made anew: {reason(error)}.")
         shutil.rmtree(index, ignore_errors=True)
     try:
         _make_index(index, files, skip_columns, normalize)
@@ -120,6 +129,13 @@ def open_lines(files: list[Path], skip_columns: int = 0, normalize: bool = False
             "bytes a line), or set the environment variable ASR_LIGHTNING_CACHE to a folder that can be written to"
         ) from error
     return Lines(index, files, signatures, normalize)
+
+
+def _about(left_out: int, texts: str, rows: BufferedIOBase) -> dict[str, Any]:
+    """What is kept beside the rows, with a checksum of all."""
+    digest = hashlib.file_digest(rows, "sha256")
+    digest.update(f"{left_out} {texts}".encode())
+    return {"left_out": left_out, "texts": texts, "digest": digest.hexdigest()}
 
 
 def _signature(status: os.stat_result) -> Signature:
@@ -133,7 +149,8 @@ def _digest(content: str) -> str:
 def _make_index(index: Path, files: list[Path], skip_columns: int, normalize: bool) -> None:
     """Write an index, which appears whole or not at all, and remove those of the files as they were before."""
     index.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=index.parent, prefix=".") as workplace:
+    remove_abandoned(index.parent, index.name)
+    with tempfile.TemporaryDirectory(dir=index.parent, prefix=f"{half_name(index)}.") as workplace:
         made = Path(workplace) / "index"
         _write_index(made, files, skip_columns, normalize)
         try:
@@ -149,7 +166,8 @@ def _make_index(index: Path, files: list[Path], skip_columns: int, normalize: bo
 def _write_index(folder: Path, files: list[Path], skip_columns: int, normalize: bool) -> None:
     folder.mkdir()
     unsorted, left_out = folder.with_name("unsorted"), 0
-    scanned = _scan(files, skip_columns, normalize)
+    texts = hashlib.sha256()
+    scanned = _scan(files, skip_columns, normalize, texts)
     with unsorted.open("wb") as file:
         while some := list(islice(scanned, ROWS_AT_ONCE)):
             rows = np.array(some, ROW)
@@ -168,11 +186,15 @@ def _write_index(folder: Path, files: list[Path], skip_columns: int, normalize: 
     for start in range(0, len(order), ROWS_AT_ONCE):
         longest_first[start : start + ROWS_AT_ONCE] = rows[order[start : start + ROWS_AT_ONCE]]
     longest_first.flush()
-    (folder / "about.json").write_text(json.dumps({"left_out": left_out}))
+    with (folder / "rows.npy").open("rb") as file:
+        about = _about(left_out, texts.hexdigest()[:16], file)
+    (folder / "about.json").write_text(json.dumps(about))
 
 
-def _scan(files: list[Path], skip_columns: int, normalize: bool) -> Iterator[tuple[int, int, int, int]]:
-    """Give a row for every line of every file; one without words has no characters."""
+def _scan(
+    files: list[Path], skip_columns: int, normalize: bool, texts: "hashlib._Hash"
+) -> Iterator[tuple[int, int, int, int]]:
+    """Give a row for every line of every file, and hash its text; one without words has no characters."""
     begin = 0  # of the line, in all files
     total = sum(os.stat(path).st_size for path in files)
     with tqdm(total=total, desc="Indexing text", unit="B", unit_scale=True, delay=1) as bar:
@@ -189,6 +211,7 @@ def _scan(files: list[Path], skip_columns: int, normalize: bool) -> Iterator[tup
                         "file, as with `iconv -f LATIN1 -t UTF-8`, or take out the line"
                     ) from error
                 text = transcript(text) if normalize else text
+                texts.update(text.encode() + b"\n")
                 yield begin + len(line) - len(rest), number, len(content), len(text) if text.strip() else 0
                 begin += len(line)
             bar.update(begin - bar.n)

@@ -1,6 +1,8 @@
 """Phones of utterances, from files: CTM, as the embedded corpora have them, and TextGrid, as aligners write them."""
 
 import math
+from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 from praatio import textgrid
@@ -9,6 +11,8 @@ from praatio.utilities.errors import PraatioException
 from asr_lightning.errors import InputError, shown
 from asr_lightning.files import regular
 from asr_lightning.text.phones import SILENCE, PhoneLabels, Segment
+
+OVERLAP = 0.021  # seconds between segments of two files: times may be rounded to hundredths
 
 
 class CTMLabels(PhoneLabels):
@@ -27,7 +31,7 @@ class CTMLabels(PhoneLabels):
 
     def segments(self, utterance: str) -> list[Segment]:
         """Return the segments of an utterance in the order of time; none where no file names it."""
-        segments = []
+        segments: list[tuple[Segment, Path]] = []
         for path, place in self._known().get(utterance, []):
             with path.open("rb") as file:
                 file.seek(place)
@@ -35,8 +39,12 @@ class CTMLabels(PhoneLabels):
                     fields = line.decode("utf-8", "replace").split()
                     if not fields or fields[0] != utterance:
                         break
-                    segments.append(_segment(fields, path))
-        return sorted(segments, key=lambda segment: segment.start)
+                    segments.append((_segment(fields, path), path))
+        segments.sort(key=lambda one: one[0].start)
+        for (first, path), (second, other) in pairwise(segments):
+            if path != other and second.start < first.end - OVERLAP:
+                raise InputError(f"{utterance} is in {path} and in {other} with other times: leave one of them out")
+        return [segment for segment, _ in segments]
 
     def utterances(self) -> list[str]:
         """Return the names of all utterances, in the order of the files."""
@@ -95,17 +103,35 @@ class TextGridLabels(PhoneLabels):
     def __init__(self, folder: str, tier: str = "phones") -> None:
         self.folder = Path(folder)
         self.tier = tier
-        self._paths: dict[str, Path] | None = None
+        self._paths: dict[str, list[Path]] | None = None  # by stem
+
+    def _find(self, utterance: str) -> list[Path]:
+        """Return the files that are called as an utterance, or as the end of it where it is called by its path."""
+        assert self._paths is not None
+        found = self._paths.get(utterance, [])
+        parts = utterance.split("-")
+        for number in range(1, len(parts) if not found else 0):
+            for path in self._paths.get("-".join(parts[number:]), []):
+                folders = path.relative_to(self.folder).parts[:-1]
+                if any("-".join([*folders[first:], path.stem]) == utterance for first in range(len(folders))):
+                    found = [*found, path]
+        return found
 
     def segments(self, utterance: str) -> list[Segment]:
         """Return the segments of an utterance in the order of time, nameless ones as SIL; none where it has no file."""
         if self._paths is None:
-            self._paths = {path.stem: path for path in sorted(self.folder.rglob("*.TextGrid"))}
+            self._paths = defaultdict(list)
+            for found in sorted(self.folder.rglob("*.TextGrid")):
+                self._paths[found.stem].append(found)
             if not self._paths:
                 raise InputError(f"no *.TextGrid in {self.folder} (looked in {self.folder.absolute()})")
-        if utterance not in self._paths:
+        if not (paths := self._find(utterance)):
             return []
-        path = self._paths[utterance]
+        if len(paths) > 1:
+            raise InputError(
+                f"{utterance} may be {paths[0]} or {paths[1]}: call files by their utterances, or by paths"
+            )
+        path = paths[0]
         try:
             grid = textgrid.openTextgrid(str(regular(path)), includeEmptyIntervals=True)
             names = [name for name in grid.tierNames if name == self.tier or name.endswith(f" - {self.tier}")]

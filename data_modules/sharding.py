@@ -20,10 +20,11 @@ from lhotse.shar.writers.cut import JsonlShardWriter
 from lhotse.shar.writers.tar import TarWriter
 from tqdm import tqdm
 
+from asr_lightning.audio.reading import Header, check_samples
 from asr_lightning.errors import InputError
 from asr_lightning.files import locked, write_atomically
 from data_modules.corpus import CorpusDataModule
-from data_modules.manifest import Found, Header, Manifest, make_cut
+from data_modules.manifest import Found, Manifest, make_cut
 from data_modules.shards import check_sizes, read_members
 from data_modules.storage import list_files
 
@@ -181,8 +182,7 @@ def _encode_all(corpus: CorpusDataModule, manifest: Manifest) -> Iterator[Encode
 def _encode(corpus: CorpusDataModule, cut: MonoCut) -> Encoded:
     try:
         audio = corpus.read_audio(cut)
-        if not np.isfinite(audio).all():
-            raise ValueError("samples that are not numbers")
+        check_samples(audio)
         # Not by lhotse's writer: libsndfile scales floats by 32,767, and loud samples would come back one smaller.
         samples = np.clip(np.round(audio * 32_768.0), -32_768, 32_767).astype(np.int16)
         file = io.BytesIO()

@@ -30,10 +30,11 @@ from lhotse import MonoCut
 from lhotse.serialization import deserialize_item
 from tqdm import tqdm
 
+from asr_lightning.audio.reading import Header
 from asr_lightning.errors import InputError
 from data_modules import dataset, storage
 from data_modules.corpus import CorpusDataModule
-from data_modules.manifest import BadFile, Found, Header
+from data_modules.manifest import BadFile, Found
 from data_modules.storage import Entry
 
 
@@ -138,9 +139,8 @@ class ShardsDataModule(CorpusDataModule):
         """Read an utterance from its place in a tar file: (S,) in [-1, 1], channels mixed down.
 
         Raises:
-            ValueError: It is not as long as the manifest says, or the file ends before.
+            ValueError: It cannot be decoded, is not as long as the manifest says, or the file ends before.
             OSError: The file cannot be read, or the storage does not give it.
-            soundfile.LibsndfileError: The audio cannot be decoded.
         """
         path, offset, size = parse_place(str(cut.recording.sources[0].source))
         content = storage.read_range(path, offset, size)

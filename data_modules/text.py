@@ -155,6 +155,7 @@ class TextDataModule(lightning.LightningDataModule):
             *rank_of(self.trainer),
             seed=self.seed,
             progress=lambda: progress_of(self.trainer),
+            identity={"texts": lines.digest},
         )
 
     def val_dataloader(self) -> EvaluationBatches | list:
@@ -226,6 +227,7 @@ class TextTrainBatches(TrainBatches):
             "batch_characters": self.batch_seconds,
             "seed": self.seed,
             "processes": self.world_size,
+            **self.identity,
         }
 
 

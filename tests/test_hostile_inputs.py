@@ -10,13 +10,13 @@ import pytest
 from hostile import Refusing, in_the_place_of_a_file
 
 from asr_lightning import cli
+from asr_lightning.audio.reading import read_audio
 from asr_lightning.errors import InputError
 from asr_lightning.files import load_yaml, regular
 from asr_lightning.hmm.slf import read_slf
 from asr_lightning.models.experiment import read_part
 from asr_lightning.text.lexicon import read_lexicon
 from asr_lightning.tools.search import read_space
-from asr_lightning.tools.transcribe import read_audio
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.text import TextDataModule
 
@@ -65,7 +65,7 @@ def test_a_pipe_is_no_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "read",
-    [read_part, read_space, lambda path: read_audio(str(path), 16_000), lambda path: read_slf(path, 0.01)],
+    [read_part, read_space, lambda path: read_audio(str(path)), lambda path: read_slf(path, 0.01)],
     ids=["experiment", "space", "audio", "lattice"],
 )
 def test_a_pipe_is_no_file(read: Callable[[Path], object], tmp_path: Path) -> None:

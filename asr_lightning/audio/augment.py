@@ -9,6 +9,7 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
+from asr_lightning.audio.reading import UNKNOWN, check_samples, open_sound
 from asr_lightning.errors import InputError
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
@@ -127,7 +128,8 @@ class AddNoise:
         self.sample_rate = sample_rate
         self.paths: list[Path] | None = None
         if root is not None:
-            self.paths = sorted(path for path in Path(root).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+            names = (path for path in Path(root).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+            self.paths = sorted(path for path in names if not path.is_dir())
             if not self.paths:
                 found = "holds none" if Path(root).is_dir() else "does not exist"
                 raise InputError(f"AddNoise needs a folder with {sorted(AUDIO_SUFFIXES)} files; {root} {found}")
@@ -150,12 +152,17 @@ class AddNoise:
         assert self.paths
         path = self.paths[_integer(len(self.paths), generator)]
         try:
-            with soundfile.SoundFile(path) as file:
-                wanted = math.ceil(samples * file.samplerate / self.sample_rate)
-                file.seek(_integer(max(1, file.frames - wanted + 1), generator))
+            with open_sound(str(path)) as file:
+                rate, frames = file.samplerate, file.frames
+                if frames >= UNKNOWN:
+                    raise InputError("its header gives no length")
+                wanted = math.ceil(samples * rate / self.sample_rate)
+                file.seek(_integer(max(1, frames - wanted + 1), generator))
                 audio = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)  # the mean of the channels
-                rate = file.samplerate
-        except soundfile.LibsndfileError as error:
+                if frames and len(audio) < min(wanted, frames):
+                    raise InputError("cut off: it ends before its header says")
+                check_samples(audio)
+        except (InputError, soundfile.LibsndfileError) as error:
             raise InputError(f"cannot read the noise file {path}: {error}; remove or replace it") from error
         if len(audio) == 0:
             raise InputError(f"the noise file {path} holds no samples; remove or replace it")

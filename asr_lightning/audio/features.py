@@ -17,6 +17,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.nn.masks import real_frames
 
 MOST_WEIGHTS = 10_000_000  # of a filter bank: those of speech have some 20,000
+LOUDEST = 1e6  # of a sample: powers of louder ones may be more than float32 holds; files have to keep to [-1, 1]
 POWER_FLOOR = 1e-10  # of a spectrum of audio in [-1, 1]; digital silence becomes log(1e-10) = -23.03
 
 
@@ -84,12 +85,16 @@ class Features(nn.Module, ABC):
 
         Args:
             audio: (B, S) in [-1, 1]. What it holds beyond the lengths is ignored.
-            lengths: (B,) real samples of each row; fewer than a window's are filled up with zeros to one window.
+            lengths: (B,) real samples of each row; fewer than a window's are filled up with zeros to one window. A row
+                whose samples are not possible, as `possible_audio` says, counts as one window of silence: nothing
+                that learns from features, as running statistics, is spoiled by it.
 
         Returns:
             features (B, T, D) float32, and how many frames of each row are real, (B,).
         """
         with torch.autocast(device_type=audio.device.type, enabled=False):
+            possible = possible_audio(audio, lengths)  # (B,)
+            lengths = lengths * possible
             audio = audio.float().masked_fill(~real_frames(lengths, audio.shape[1]), 0.0)
             audio = functional.pad(audio, (0, max(0, self.window_samples - audio.shape[1])))
             features = self.from_frames(audio.unfold(1, self.window_samples, self.hop_samples))  # (B, T, D)
@@ -97,6 +102,14 @@ class Features(nn.Module, ABC):
             if self.normalization is not None:
                 features = self.normalization(features, lengths)
             return features.masked_fill(~real_frames(lengths, features.shape[1]).unsqueeze(2), 0.0), lengths
+
+
+def possible_audio(audio: Tensor, lengths: Tensor) -> Tensor:
+    """Return which rows of audio (B, S) of the given lengths (B,) have numbers of a possible size only: (B,) bools.
+
+    Files with other samples are not read; this is for audio that comes from elsewhere. Nothing waits for the device.
+    """
+    return ((audio.abs() <= LOUDEST) | ~real_frames(lengths, audio.shape[1])).all(dim=1)  # no comparison holds for NaN
 
 
 class PowerSpectrogram(Features):

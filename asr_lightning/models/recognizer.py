@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric, SumMetric
 
 from asr_lightning.audio.augment import SpecAugment
-from asr_lightning.audio.features import Features
+from asr_lightning.audio.features import Features, possible_audio
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
@@ -119,6 +119,10 @@ class Recognizer(lightning.LightningModule, ABC):
         aligned = self.ctc.loss(encoded, lengths, targets, target_lengths)
         return (1.0 - self.ctc_weight) * losses + self.ctc_weight * aligned
 
+    def _losses(self, batch: Batch) -> Tensor:
+        """Return the loss of each utterance, (B,), as `loss`; infinite where the audio has impossible samples."""
+        return self.loss(batch).masked_fill(~possible_audio(batch.audio, batch.audio_lengths), torch.inf)
+
     def transcribe(self, batch: Batch) -> list[str]:
         """Return what was said in each of the B utterances."""
         return [self.tokenizer.decode(hypotheses[0].tokens) for hypotheses in self.recognize(batch)]
@@ -163,7 +167,7 @@ class Recognizer(lightning.LightningModule, ABC):
         """Return this rank's share of the mean loss of the global batch's usable utterances."""
         if len(batch):
             self._check_rate(batch)
-            losses = self.loss(batch)
+            losses = self._losses(batch)
             usable = losses.isfinite()
             total = losses.masked_fill(~usable, 0.0).sum()
         else:  # every rank takes part in every step, also one that has run out of utterances
@@ -219,7 +223,8 @@ class Recognizer(lightning.LightningModule, ABC):
         if skipped:
             rank_zero_warn(
                 f"{len(skipped)} utterances were skipped, their loss is not finite (more tokens than frames can carry, "
-                f"or numbers that overflowed): {', '.join(skipped[:20])}{' …' if len(skipped) > 20 else ''}"
+                "impossible samples, or numbers that overflowed): "
+                f"{', '.join(skipped[:20])}{' …' if len(skipped) > 20 else ''}"
             )
         if (lost := int(self._lost_batches)) >= LOST_BATCHES_IN_A_ROW:
             raise InputError(
@@ -280,7 +285,7 @@ class Recognizer(lightning.LightningModule, ABC):
         recognized = self._recognize(batch)
         seconds = time.perf_counter() - before  # texts are on the CPU: nothing is left in a queue
         if len(batch):
-            losses = self.loss(batch)
+            losses = self._losses(batch)
             everything, *subsets = self._evaluations
             for evaluation in [everything, *subsets[dataloader_idx : dataloader_idx + 1]]:
                 evaluation.error_rates.update(batch.texts, [best.text for best, *_ in recognized])

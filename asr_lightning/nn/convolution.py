@@ -110,11 +110,15 @@ class Follower(Protocol):
 
 @torch.no_grad()
 def follow(norm: Follower, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-    """Move running statistics towards those of a batch; nothing is learned from one without frames."""
+    """Move running statistics towards those of a batch.
+
+    Nothing is learned from a batch without frames, nor about a channel whose numbers overflowed: statistics that are
+    not finite once would never be again.
+    """
     unbiased = variance * (count / (count - 1).clamp(min=1))
-    momentum = norm.momentum * (count > 0)
-    norm.running_mean.lerp_(mean, momentum)
-    norm.running_variance.lerp_(unbiased, momentum)
+    learned = (count > 0) & mean.isfinite() & unbiased.isfinite()  # (D,)
+    norm.running_mean.lerp_(torch.where(learned, mean, norm.running_mean), norm.momentum)
+    norm.running_variance.lerp_(torch.where(learned, unbiased, norm.running_variance), norm.momentum)
 
 
 class DepthwiseConvolution(nn.Module):

@@ -7,29 +7,31 @@ import argparse
 import io
 import os
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-import soundfile
 import torch
 import torchaudio
 from torch import Tensor
 from tqdm import tqdm
 
+from asr_lightning.audio import reading
 from asr_lightning.batch import Batch, Utterance, is_memory_error
 from asr_lightning.errors import InputError
-from asr_lightning.files import regular
 from asr_lightning.models.checkpoints import load_recognizer
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.tools.arguments import above_zero, whole_number
 
-BLOCK_FRAMES = 1 << 20  # decoded at a time: of a file with many channels, only the mix is held whole
-WINDOW_BATCHES = 4  # so many batches of audio are held, to find files of similar length in them
+WINDOW_BATCHES = 4  # so many batches of audio are held, to find pieces of similar length in them
 LARGEST_RATIO = 1_000  # of resampling; its filters grow with it
+RATES = (1_000, 1_000_000)  # lowest and highest number of samples per second that may be speech
+PIECE_SECONDS = (20.0, 40.0)  # a longer file is cut where it is quietest between so many seconds
+PAUSE_SECONDS = 0.2  # of the stretch whose power is compared to find that place
 
 
 @dataclass(frozen=True)
@@ -41,39 +43,87 @@ class Transcript:
     problem: str = ""
 
 
-def read_audio(path: str, sample_rate: int) -> Tensor:
+@dataclass(eq=False)
+class _File:
+    """A file whose pieces are being recognized.
+
+    Attributes:
+        path: Where it is.
+        texts: Of the pieces read so far; None where a piece is not recognized yet.
+        complete: Whether all pieces are read.
+        problem: Why there is no transcript.
+    """
+
+    path: str
+    texts: list[str | None] = field(default_factory=list)
+    complete: bool = False
+    problem: str = ""
+
+    def transcript(self) -> Transcript | None:
+        """Return what was heard in it; None where pieces are missing."""
+        if self.problem:
+            return Transcript(self.path, problem=self.problem)
+        if not self.complete or None in self.texts:
+            return None
+        return Transcript(self.path, " ".join(text for text in self.texts if text))
+
+
+Piece = tuple[_File, int, Utterance]
+"""A file, the number of a piece in it, and the piece."""
+
+
+def read_pieces(path: str, sample_rate: int) -> Iterator[Tensor]:
     """Read a file of any format, sample rate and number of channels that libsndfile knows.
+
+    A file of at most 40 s is one piece. A longer one is cut at its pauses, and pieces without any sound are left out,
+    so that what is in memory does not depend on its length.
 
     Args:
         path: Where it is.
         sample_rate: Samples per second of the result.
 
     Returns:
-        (S,) float32 in [-1, 1], the mean of the channels.
+        Pieces (S,) float32 in [-1, 1], the mean of the channels.
 
     Raises:
-        InputError: It is missing, unreadable, empty, or holds samples that are not finite.
+        InputError: It is missing, unreadable, empty, cut off, or holds impossible samples; perhaps after some pieces.
     """
-    try:
-        with regular(Path(path)).open("rb") as file:
-            if file.seekable() and not file.seek(0, os.SEEK_END):
-                raise InputError("the file is empty")
-            file.seek(0)
-            with soundfile.SoundFile(file) as sound:
-                rate = sound.samplerate
-                blocks = sound.blocks(BLOCK_FRAMES, dtype="float32", always_2d=True)
-                mixed = [block.mean(axis=1) for block in blocks]
-    except OSError as error:
-        raise InputError(error.strerror or str(error)) from error
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: named .raw, and so without a header
-        detail = " ".join(getattr(error, "error_string", str(error)).split())
-        raise InputError(f"expected a sound file that libsndfile reads, as WAV, FLAC, OGG or MP3: {detail}") from error
-    audio = torch.from_numpy(np.concatenate(mixed or [np.zeros(0, np.float32)]))
-    if not len(audio):
+    with reading.open_sound(path) as sound:
+        rate = sound.samplerate
+        if not RATES[0] <= rate <= RATES[1]:
+            raise InputError(f"expected {RATES[0]:,} to {RATES[1]:,} samples per second, its header says {rate:,}")
+        samples = 0
+        for piece in cut_at_pauses(reading.read_blocks(sound), rate):
+            reading.check_samples(piece)
+            if piece.any() or not samples:
+                yield change_rate(torch.from_numpy(piece), rate, sample_rate)
+            samples += len(piece)
+    if not samples:
         raise InputError("there is no audio in the file")
-    if not audio.isfinite().all():
-        raise InputError("the audio has samples that are infinite or not a number")
-    return change_rate(audio, rate, sample_rate)
+
+
+def cut_at_pauses(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[np.ndarray]:
+    """Put blocks of audio (S,) together to pieces (S,) that begin and end in pauses, where there is more than one."""
+    shortest, longest = (round(seconds * sample_rate) for seconds in PIECE_SECONDS)
+    held, samples = [], 0
+    for block in blocks:
+        held.append(block)
+        samples += len(block)
+        while samples > longest:
+            audio = np.concatenate(held)
+            end = shortest + quietest(audio[shortest:longest], sample_rate)
+            yield audio[:end]
+            held, samples = [audio[end:]], samples - end
+    if samples:
+        yield np.concatenate(held)
+
+
+def quietest(audio: np.ndarray, sample_rate: int) -> int:
+    """Return the middle of the stretch of 0.2 s with the least power in audio (S,); the first of several."""
+    hop, frames = sample_rate // 100, round(100 * PAUSE_SECONDS)
+    powers = np.square(audio[: len(audio) // hop * hop].reshape(-1, hop), dtype=np.float64).sum(axis=1)  # (T,)
+    sums = np.concatenate([[0.0], np.cumsum(powers)])
+    return (int(np.argmin(sums[frames:] - sums[:-frames])) + frames // 2) * hop
 
 
 def change_rate(audio: Tensor, before: int, after: int) -> Tensor:
@@ -88,48 +138,65 @@ def transcribe(recognizer: Recognizer, paths: Iterable[str], batch_seconds: floa
 
     Args:
         recognizer: In evaluation mode, on its device.
-        paths: Read one after another; about four batches of audio are held, or one file if it is longer.
-        batch_seconds: Seconds of audio, padding included, of a batch of several files.
+        paths: Read one after another; about four batches of audio are held.
+        batch_seconds: Seconds of audio, padding included, of a batch of several pieces.
     """
     rate = recognizer.features.sample_rate
-    window: list[Utterance] = []
+    files: deque[_File] = deque()  # whose transcripts are to come
+    window: list[Piece] = []
     held = 0.0  # seconds
     for path in paths:
+        file = _File(path)
+        files.append(file)
         try:
-            audio = read_audio(path, rate)
+            for audio in read_pieces(path, rate):
+                window.append((file, len(file.texts), Utterance(path, audio, rate)))
+                file.texts.append(None)
+                held += len(audio) / rate
+                if held >= WINDOW_BATCHES * batch_seconds:
+                    yield from _transcribe_window(recognizer, window, files, batch_seconds)
+                    window, held = [], 0.0
+                if file.problem:
+                    break
+            file.complete = True
         except InputError as error:
-            yield Transcript(path, problem=str(error))
-            continue
-        window.append(Utterance(path, audio, rate))
-        held += len(audio) / rate
-        if held >= WINDOW_BATCHES * batch_seconds:
-            yield from _transcribe_window(recognizer, window, batch_seconds)
-            window, held = [], 0.0
-    yield from _transcribe_window(recognizer, window, batch_seconds)
+            file.problem = str(error)
+            window = [piece for piece in window if piece[0] is not file]
+            held = sum(len(one.audio) / rate for _, _, one in window)
+        yield from _take_ready(files)
+    yield from _transcribe_window(recognizer, window, files, batch_seconds)
 
 
 def _transcribe_window(
-    recognizer: Recognizer, window: Sequence[Utterance], batch_seconds: float
+    recognizer: Recognizer, window: Sequence[Piece], files: deque[_File], batch_seconds: float
 ) -> Iterator[Transcript]:
-    done: dict[int, Transcript] = {}
-    following = 0
-    for numbers in plan_batches([len(one.audio) / one.sample_rate for one in window], batch_seconds):
-        texts = _recognize(recognizer, [window[number] for number in numbers])
-        done |= dict(zip(numbers, texts, strict=True))
-        while following in done:
-            yield done.pop(following)
-            following += 1
+    for numbers in plan_batches([len(one.audio) / one.sample_rate for *_, one in window], batch_seconds):
+        for number, heard in zip(numbers, _recognize(recognizer, [window[n][2] for n in numbers]), strict=True):
+            file, place, _ = window[number]
+            file.texts[place] = heard.text
+            file.problem = file.problem or heard.problem
+        yield from _take_ready(files)
+
+
+def _take_ready(files: deque[_File]) -> Iterator[Transcript]:
+    """Take out the files with a problem, and of the others those that are ready up to the first that is not."""
+    for file in [file for file in files if file.problem]:
+        files.remove(file)
+        yield Transcript(file.path, problem=file.problem)
+    while files and (ready := files[0].transcript()) is not None:
+        files.popleft()
+        yield ready
 
 
 def plan_batches(seconds: Sequence[float], batch_seconds: float) -> list[list[int]]:
-    """Put files of similar length together.
+    """Put pieces of similar length together.
 
     Args:
-        seconds: Lengths of files.
-        batch_seconds: Most seconds of a batch of several files, with every file padded to the longest.
+        seconds: Lengths of pieces.
+        batch_seconds: Most seconds of a batch of several pieces, with every piece padded to the longest.
 
     Returns:
-        The numbers of the files of each batch; the batch of the first file comes first.
+        The numbers of the pieces of each batch; the batch of the first piece comes first.
     """
     batches: list[list[int]] = []
     for number in sorted(range(len(seconds)), key=lambda one: seconds[one]):
@@ -202,8 +269,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m asr_lightning.tools.transcribe",
         description="Transcribe audio files: one line `path<TAB>text` per file, in the order given.",
-        epilog="A file that cannot be used is named on stderr, and the rest goes on. Exit status: 0, 1 if any file was "
-        "bad, 2 if the checkpoint or an option cannot be used.",
+        epilog="A file that cannot be used, or is cut off, has no line: it is named on stderr with the reason, and the "
+        "rest goes on. A file of more than 40 s is recognized in pieces of 20 to 40 s, cut at pauses. Exit status: "
+        "0, 1 if any file was bad, 2 if the checkpoint or an option cannot be used.",
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="a .ckpt file that `lightning fit` has written")
     parser.add_argument(
@@ -215,7 +283,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--batch-seconds", type=above_zero(float), default=100.0, metavar="S",
-        help="seconds of audio that are recognised at once; a longer file goes alone (default: 100)",
+        help="seconds of audio that are recognised at once; a longer piece goes alone (default: 100)",
     )  # fmt: skip
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU where there is one"

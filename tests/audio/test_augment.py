@@ -131,6 +131,16 @@ def test_unusable_noise_is_named(tmp_path) -> None:
     (tmp_path / "broken.wav").write_bytes(b"no audio")
     with pytest.raises(InputError, match=r"broken\.wav"):
         AddNoise(str(tmp_path), probability=1.0)(torch.ones(10), generator())
+    (tmp_path / "broken.wav").unlink()
+    loud = tmp_path / "loud.wav"
+    for value in (np.nan, np.inf, 1e19):
+        soundfile.write(loud, np.array([0.1, value] * 500, np.float32), 16_000, subtype="FLOAT")
+        with pytest.raises(InputError, match=r"loud\.wav: the audio has samples"):
+            AddNoise(str(tmp_path), probability=1.0)(torch.ones(10), generator())
+    soundfile.write(loud, np.full(1_000, 0.1), 16_000)
+    loud.write_bytes(loud.read_bytes()[:1_000])
+    with pytest.raises(InputError, match=r"loud\.wav: cut off"):
+        AddNoise(str(tmp_path), probability=1.0)(torch.ones(10), generator())
     with pytest.raises(InputError, match="probability=2"):
         AddNoise(probability=2.0)
     with pytest.raises(InputError, match="snr_db"):

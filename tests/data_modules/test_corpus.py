@@ -18,7 +18,7 @@ import pytest
 import soundfile
 import torch
 from lhotse import MonoCut
-from made_corpora import make_subset
+from made_corpora import make_subset, write_chapter
 
 from asr_lightning.batch import Utterance
 from asr_lightning.errors import InputError
@@ -135,7 +135,14 @@ def test_two_processes_share_an_epoch(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"batch_seconds": 4.0}, {"seed": 2}, {"max_seconds": 0.7}, {"speed_factors": [0.8]}]
+    "change",
+    [
+        {"batch_seconds": 4.0},
+        {"seed": 2},
+        {"max_seconds": 0.7},
+        {"speed_factors": [0.8]},
+        {"speed_factors": [1.0, 1.1]},
+    ],
 )
 def test_other_batches_are_not_resumed(root: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     saving = {"dirpath": str(tmp_path), "every_n_train_steps": 2}
@@ -144,6 +151,24 @@ def test_other_batches_are_not_resumed(root: Path, tmp_path: Path, change: dict[
     with pytest.raises(InputError, match="in the checkpoint") as refusal:
         collecting_run.run(str(tmp_path / "log"), arguments(root, **change), {"max_epochs": 2}, resume=str(checkpoint))
     assert any(name in str(refusal.value) for name in (*change, "audio seconds"))
+
+
+def test_another_order_of_the_same_durations_is_not_resumed(tmp_path: Path) -> None:
+    """Of 80 utterances 20 would never be seen and 20 twice: numbers and seconds are the same."""
+    texts = [f"u{number:02d}" for number in range(8)]
+    seconds = [0.5] * 8
+    for speaker, names in (("1", texts), ("2", texts[::-1])):  # the walk goes from folder to folder
+        for part, some in (("a", names[:4]), ("b", names[4:])):
+            write_chapter(tmp_path / speaker / "train" / part / "1", {name: "A" for name in some}, seconds[:4])
+    data = {"train_subsets": ["train"], "batch_seconds": 1.0, "workers": 0}
+    saving = {"dirpath": str(tmp_path / "ckpt"), "every_n_train_steps": 2}
+    collecting_run.run(str(tmp_path / "log"), {"root": str(tmp_path / "1"), **data}, {"max_steps": 2}, saving)
+    (checkpoint,) = (tmp_path / "ckpt").glob("*.ckpt")
+    with pytest.raises(InputError, match="order of utterances: .* in the checkpoint") as refusal:
+        collecting_run.run(
+            str(tmp_path / "log"), {"root": str(tmp_path / "2"), **data}, {"max_epochs": 2}, resume=str(checkpoint)
+        )
+    assert "audio seconds" not in str(refusal.value)
 
 
 def ready(**given: Any) -> LibriSpeechDataModule:

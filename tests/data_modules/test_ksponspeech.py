@@ -205,6 +205,40 @@ def test_a_name_in_a_list_twice_is_reported(root: Path) -> None:
         texts(root)
 
 
+def write_equal_names(root: Path, lines: str, *folders: str) -> None:
+    """Files 0001.pcm in several folders, as long as the place of the folder says, and a list."""
+    for number, folder in enumerate(folders, start=1):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "0001.pcm").write_bytes(np.full(1_000 * number, number, "<i2").tobytes())
+    (root / "train.trn").write_text(lines, "utf-8")
+
+
+def lengths(root: Path, **more: Any) -> dict[str, int]:
+    return {id: len(audio) for id, (_, audio) in read(root, **more).items()}
+
+
+def test_the_longest_equal_end_of_a_listed_path_decides(tmp_path: Path) -> None:
+    write_equal_names(tmp_path, "B/0001.pcm :: 가\n", "A", "B", "C/B")
+    with pytest.raises(InputError, match=r"1 ambiguous path(.|\n)*B/0001.pcm may be B/0001.pcm and C/B/0001.pcm"):
+        texts(tmp_path)
+    (tmp_path / "train.trn").write_text("corpus/C/B/0001.pcm :: 가\n", "utf-8")
+    assert lengths(tmp_path) == {"0001": 3_000}
+    (tmp_path / "train.trn").write_text("corpus\\A\\0001.pcm :: 가\nC/B/0001.pcm :: 나\n", "utf-8")
+    assert lengths(tmp_path) == {"A-0001": 1_000, "C-B-0001": 3_000}
+    (tmp_path / "train.trn").write_text("D/0001.pcm :: 가\n", "utf-8")
+    with pytest.raises(InputError, match="1 ambiguous path"):
+        texts(tmp_path)
+
+
+def test_a_file_of_another_folder_is_not_taken_where_names_come_twice(tmp_path: Path) -> None:
+    write_equal_names(tmp_path, "B/0001.pcm :: 가\nA/0002.pcm :: 나\n", "A", "B")
+    (tmp_path / "B" / "0001.pcm").rename(tmp_path / "B" / "0002.pcm")
+    (tmp_path / "A" / "0003.pcm").write_bytes(bytes(2_000))
+    (tmp_path / "B" / "0003.pcm").write_bytes(bytes(4_000))
+    with pytest.raises(InputError, match="2 transcript without audio"):
+        texts(tmp_path)
+
+
 def test_a_missing_subset_is_explained(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="(?s)has no train2.*Lists there: dev, eval_clean, train.*aihub"):
         texts(root, "train2")

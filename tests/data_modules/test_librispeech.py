@@ -102,10 +102,43 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "abcde",
     ),
     "same id in two formats": (lambda folder: write_audio(folder / "a.wav", 16_000), "duplicate id", "abcde"),
-    "same id in two folders": (
-        lambda folder: write_chapter(folder.parent / "2", {"a": "OTHER"}, [0.4]),
-        "duplicate id",
-        "abcde",
+    "a broken link": (
+        lambda folder: (folder / "a.flac").unlink() or (folder / "a.flac").symlink_to("nowhere"),
+        "unreadable audio",
+        "bcde",
+    ),
+    "a link to itself": (
+        lambda folder: (folder / "a.flac").unlink() or (folder / "a.flac").symlink_to("a.flac"),
+        "unreadable audio",
+        "bcde",
+    ),
+    "cut off by a quarter": (
+        lambda folder: (
+            write_audio(folder / "a.wav", 4_000) or (folder / "a.flac").unlink() or os.truncate(folder / "a.wav", 6_000)
+        ),
+        "unreadable audio",
+        "bcde",
+    ),
+    "a folder in the place of audio": (
+        lambda folder: (folder / "a.flac").unlink() or (folder / "a.flac").mkdir(),
+        "transcript without audio",
+        "bcde",
+    ),
+    "a name with a tab": (
+        lambda folder: (
+            (folder / "a.flac").rename(folder / "a\tb.flac")
+            and replace_line(folder / "7-1.trans.txt", b"a TEXT A", b"")
+        ),
+        "audio without transcript",
+        "bcde",
+    ),
+    "a name that is no UTF-8": (
+        lambda folder: (
+            (folder / "a.flac").rename(folder / os.fsdecode(b"\xe9.flac"))
+            and replace_line(folder / "7-1.trans.txt", b"a TEXT", b"\xe9 TEXT")
+        ),
+        "unusable id",
+        "bcde",
     ),
 }
 
@@ -123,6 +156,44 @@ def test_what_is_wrong_is_named_and_can_be_left_out(tmp_path: Path, name: str) -
         items = read(module(tmp_path, on_bad="skip"))
     assert "".join(sorted(items)) == left
     assert "a" not in items or items["a"][1] == "TEXT A"  # the first is kept
+
+
+def test_files_of_one_name_in_several_folders_are_called_by_their_paths(tmp_path: Path) -> None:
+    for speaker, chapter in (("7", "1"), ("7", "2"), ("8", "1")):
+        texts = {"0001": f"SPOKEN BY {speaker} IN {chapter}", f"own{speaker}{chapter}": "OWN"}
+        write_chapter(tmp_path / "dev-clean" / speaker / chapter, texts, [0.4, 0.3])
+    items = read(module(tmp_path, normalize=False))
+    assert sorted(items) == ["7-1-0001", "7-2-0001", "8-1-0001", "own71", "own72", "own81"]
+    for speaker, chapter in (("7", "1"), ("7", "2"), ("8", "1")):
+        assert items[f"{speaker}-{chapter}-0001"][1:3] == (f"SPOKEN BY {speaker} IN {chapter}", speaker)
+
+
+def test_loops_of_links_come_to_an_end(tmp_path: Path) -> None:
+    folder = tmp_path / "dev-clean" / "7" / "1"
+    write_chapter(folder, {"a": "A", "b": "B"}, [0.4, 0.3])
+    (folder / "up").symlink_to(tmp_path / "dev-clean")
+    (folder / "self").symlink_to("self")
+    (tmp_path / "dev-clean" / "over").symlink_to("..")
+    assert sorted(read(module(tmp_path))) == ["a", "b"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_chapter(tmp_path / "dev-clean" / "7" / "1", {"a": "A"}, [0.4])
+    write_chapter(tmp_path / "dev-clean" / "8" / "1", {"b": "B"}, [0.4])
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("/8"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"1 unreadable folder\n.*/8: unreadable folder \(Permission denied\)"):
+        module(tmp_path).prepare_data()
+    with pytest.warns(UserWarning, match="unreadable folder"):
+        assert sorted(read(module(tmp_path, on_bad="skip"))) == ["a"]
+    monkeypatch.setattr(os, "scandir", scan)
+    assert sorted(read(module(tmp_path))) == ["a", "b"]  # the manifest knows that this is another corpus
 
 
 def test_one_report_for_all(tmp_path: Path) -> None:

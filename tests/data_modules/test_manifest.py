@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import platform
+import subprocess
 import tracemalloc
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -13,7 +15,7 @@ from made_corpora import make_subset
 
 from asr_lightning.errors import InputError
 from data_modules.librispeech import LibriSpeechDataModule
-from data_modules.manifest import BadFile, Found, Header, Manifest, index_path, make_cut, write_manifest
+from data_modules.manifest import BadFile, Found, Header, Manifest, hash_id, index_path, make_cut, write_manifest
 
 
 def write(path: Path, count: int, text: str = "한국어 TEXT") -> Manifest:
@@ -97,6 +99,70 @@ def test_a_damaged_manifest_is_rebuilt(data: LibriSpeechDataModule, damage: str)
         Manifest(path)
     assert read_ids(data.build_manifest("train")) == whole
     assert not [name for name in os.listdir(path.parent) if name.startswith(".")]  # no temporary file is left
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["train.cuts.jsonl", "train.index.npz", "train.bad.tsv"])
+def test_a_flipped_bit_is_never_believed(data: LibriSpeechDataModule, name: str) -> None:
+    next(data.root.glob("**/*.flac")).unlink()  # so that there is a bad file
+    whole = data.build_manifest("train")
+    cuts, bad, durations = [whole[n] for n in range(5)], whole.bad_files(), whole.durations
+    assert len(bad) == 1
+    path = data.manifest_folder / name
+    content = path.read_bytes()
+    for bit in range(0, 8 * len(content), 1 + len(content) * 8 // 12):
+        flip(path, bit)
+        made = data.build_manifest("train")
+        assert [made[n] for n in range(len(made))] == cuts and made.bad_files() == bad, bit
+        np.testing.assert_array_equal(made.durations, durations)
+        if name != "train.index.npz":  # of an archive, some bits mean nothing
+            assert path.read_bytes() == content
+        path.write_bytes(content)
+        data.build_manifest("train")
+
+
+def test_that_a_manifest_is_made_anew_is_said_in_a_sentence(
+    data: LibriSpeechDataModule, caplog: pytest.LogCaptureFixture
+) -> None:
+    data.build_manifest("train")
+    flip(data.manifest_folder / "train.cuts.jsonl", 1000)
+    with caplog.at_level("INFO"):
+        data.build_manifest("train")
+    assert "The manifest is made anew" in caplog.text and "is not as it was written" in caplog.text
+
+
+def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    here, path = platform.node(), tmp_path / "dev.cuts.jsonl"
+    abandoned = [
+        f".{path.name}.{here}.{dead.pid}",
+        f".dev.index.npz.{here}.{dead.pid}.0123abcd",
+        ".dev.bad.tsv.other.7",
+    ]
+    kept = [
+        f".{path.name}.{here}.{os.getppid()}",  # of a process that lives
+        f".{path.name}.other.{dead.pid}",  # of another machine, a moment ago
+        f".test.cuts.jsonl.{here}.{dead.pid}",  # of another file
+        ".dev.cuts.jsonl.lock",
+        ".dev.cuts.jsonl.swp",
+    ]
+    for name in abandoned + kept:
+        (tmp_path / name).write_text("half")
+    for name in (".dev.bad.tsv.other.7", ".dev.cuts.jsonl.lock", ".dev.cuts.jsonl.swp"):
+        os.utime(tmp_path / name, (1e9, 1e9))
+    write(path, 3)
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "dev.bad.tsv", "dev.cuts.jsonl", "dev.index.npz"])
+
+
+def test_ids_are_hashed_alike_everywhere() -> None:
+    assert hash_id("19-198-0000") == 1170986127
+    assert len({hash_id(f"id{number}") for number in range(1_000)}) == 1_000
 
 
 def change_text(root: Path) -> None:

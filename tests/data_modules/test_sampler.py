@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from asr_lightning.errors import InputError
-from data_modules.sampler import TrainBatches, plan_batches
+from data_modules.sampler import TrainBatches, digest_of, plan_batches
 
 
 def like_librispeech(count: int) -> np.ndarray:
@@ -115,6 +115,27 @@ def test_a_checkpoint_of_other_batches_is_refused(change: dict[str, object], nam
     batches_of().load_state_dict(state)
     with pytest.raises(InputError, match=name):
         batches_of(**change).load_state_dict(state)
+
+
+def test_a_checkpoint_of_an_older_version_is_compared_in_what_it_has() -> None:
+    state = batches_of().state_dict()
+    now = batches_of(identity={"subsets": "a", "order of utterances": "1234", "speed_factors": [0.9]})
+    now.load_state_dict(state)
+    with pytest.raises(InputError, match="order of utterances: 1234 in the checkpoint, 5678 now"):
+        batches_of(identity={"subsets": "a", "order of utterances": "5678"}).load_state_dict(now.state_dict())
+
+
+def test_the_digest_of_an_order_tells_it_from_others_and_is_cheap() -> None:
+    ids, durations = np.arange(281_241, dtype=np.uint32), like_librispeech(281_241)
+    begin = time.process_time()
+    digest = digest_of(ids, durations)
+    assert time.process_time() - begin < 0.5
+    swapped = ids.copy()
+    swapped[[3, 4]] = swapped[[4, 3]]
+    other = durations.copy()
+    other[[3, 4]] = other[[4, 3]]
+    assert len({digest, digest_of(swapped, durations), digest_of(ids, other)}) == 3
+    assert digest_of(np.arange(3, dtype=np.uint32), np.ones(3)) == "d222eb309a1f3457"
 
 
 def test_the_progress_is_asked_at_the_first_batch_only() -> None:

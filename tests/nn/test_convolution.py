@@ -48,6 +48,21 @@ def test_training_is_batch_norm_of_the_real_frames(norms: tuple[MaskedBatchNorm,
     torch.testing.assert_close(ours.bias.grad, theirs.bias.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_a_channel_that_overflows_leaves_the_running_statistics_finite(value: float) -> None:
+    torch.manual_seed(0)
+    spoiled, clean = MaskedBatchNorm(3), MaskedBatchNorm(3)
+    x = torch.randn(4, 7, 3)
+    clean(x, LENGTHS)
+    x[0, 2, 1] = value
+    spoiled(x, LENGTHS)
+    for name in ("running_mean", "running_variance"):
+        learned, before = getattr(spoiled, name), getattr(MaskedBatchNorm(3), name)
+        assert learned.isfinite().all()
+        torch.testing.assert_close(learned[[0, 2]], getattr(clean, name)[[0, 2]])
+        assert learned[1] == before[1]
+
+
 def test_evaluation_is_batch_norm_of_the_running_statistics(norms: tuple[MaskedBatchNorm, nn.BatchNorm1d]) -> None:
     ours, theirs = norms
     for _ in range(2):

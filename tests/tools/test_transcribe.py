@@ -2,6 +2,7 @@ import io
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import soundfile
 import torch
 import torchaudio
 
+from asr_lightning.audio import reading
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.tools import transcribe
-from asr_lightning.tools.transcribe import Transcript, plan_batches, read_audio
+from asr_lightning.tools.transcribe import Transcript, plan_batches, read_pieces
 
 Recordings = dict[str, Path]
 
@@ -175,19 +177,115 @@ def test_bad_files_are_named_with_the_reason_and_the_rest_goes_on(
 def test_audio_is_mixed_and_resampled(recordings: Recordings, tmp_path: Path) -> None:
     audio, _ = soundfile.read(recordings["stereo.wav"], dtype="float32")
     expected = torchaudio.functional.resample(torch.from_numpy(audio.mean(axis=1)), 44_100, 16_000)
-    torch.testing.assert_close(read_audio(str(recordings["stereo.wav"]), 16_000), expected)
+    torch.testing.assert_close(next(read_pieces(str(recordings["stereo.wav"]), 16_000)), expected)
     tone = np.sin(2 * np.pi * 440 * np.arange(22_254) / 22_254)
     soundfile.write(tmp_path / "tone.wav", tone, 22_254, subtype="FLOAT")
-    resampled = read_audio(str(tmp_path / "tone.wav"), 16_000).numpy()
+    [resampled] = read_pieces(str(tmp_path / "tone.wav"), 16_000)
     assert abs(len(resampled) - 16_000) <= 1
     expected_tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
-    np.testing.assert_allclose(resampled[500:15_500], expected_tone[500:15_500], atol=5e-3)
+    np.testing.assert_allclose(resampled.numpy()[500:15_500], expected_tone[500:15_500], atol=5e-3)
 
 
 def test_long_files_are_read_in_blocks_without_a_seam(recordings: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = read_audio(str(recordings["song.mp3"]), 16_000)
-    monkeypatch.setattr(transcribe, "BLOCK_FRAMES", 1_000)
-    torch.testing.assert_close(read_audio(str(recordings["song.mp3"]), 16_000), whole)
+    [whole] = read_pieces(str(recordings["song.mp3"]), 16_000)
+    monkeypatch.setattr(reading, "BLOCK_SAMPLES", 1_000)
+    [in_blocks] = read_pieces(str(recordings["song.mp3"]), 16_000)
+    torch.testing.assert_close(in_blocks, whole)
+
+
+def spoken(seconds: list[float], pause: float = 0.5) -> np.ndarray:
+    """Noise (S,) of so many seconds each, with pauses of a little noise between."""
+    random = np.random.default_rng(3)
+    parts = [part for length in seconds for part in ((length, 0.3), (pause, 1e-3))]
+    return np.concatenate([level * random.standard_normal(round(16_000 * length)) for length, level in parts])
+
+
+def test_a_long_file_is_cut_at_its_pauses(tmp_path: Path) -> None:
+    lengths = [15.0, 14.0, 12.0, 16.0, 15.0, 5.0]
+    audio = spoken(lengths).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", audio, 16_000, subtype="FLOAT")
+    pieces = list(read_pieces(str(tmp_path / "long.wav"), 16_000))
+    np.testing.assert_array_equal(torch.cat(pieces).numpy(), audio)  # nothing is lost, nothing comes twice
+    assert len(pieces) == 3
+    pauses = np.cumsum([length + 0.5 for length in lengths]) - 0.25
+    for end in np.cumsum([len(piece) for piece in pieces])[:-1] / 16_000:
+        assert np.abs(pauses - end).min() < 0.16  # within the pause
+    soundfile.write(tmp_path / "short.wav", audio[: 40 * 16_000], 16_000, subtype="FLOAT")
+    assert len(list(read_pieces(str(tmp_path / "short.wav"), 16_000))) == 1
+
+
+def test_the_transcript_of_a_long_file_is_that_of_its_pieces_in_order(
+    recognizer: Recognizer,
+    recordings: Recordings,
+    heard: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transcribe, "PIECE_SECONDS", (0.5, 2.0))
+    long = tmp_path / "long.wav"
+    soundfile.write(long, np.concatenate([sweep(0.7, 16_000, seed) for seed in range(6)]), 16_000)
+    texts = [
+        recognizer.transcribe(Batch.collate([Utterance("", piece, 16_000)]))[0]
+        for piece in read_pieces(str(long), 16_000)
+    ]
+    assert len(texts) > 1 and len(set(texts)) == len(texts)
+    paths = [str(recordings["read.flac"]), str(long), str(recordings["talk.ogg"]), str(long)]
+    results = list(transcribe.transcribe(recognizer, paths, 2.0))
+    assert [one.path for one in results] == paths and not any(one.problem for one in results)
+    assert [one.text for one in results] == [heard["read.flac"], " ".join(texts), heard["talk.ogg"], " ".join(texts)]
+
+
+def test_long_silence_is_read_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with soundfile.SoundFile(tmp_path / "silence.flac", "w", 8_000, 1) as file:
+        for _ in range(20):
+            file.write(np.zeros(8_000 * 60, np.int16))  # hours take as much memory, and longer
+    tracemalloc.start()
+    pieces = list(read_pieces(str(tmp_path / "silence.flac"), 16_000))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(pieces) == 1 and most < 12e6  # all of it would be 38 MB, and 77 MB at 16 kHz
+
+
+@pytest.mark.parametrize("name", ["song.mp3", "talk.ogg", "read.flac", "telephone.wav"])
+def test_a_file_that_is_cut_off_is_named_and_has_no_transcript(
+    recognizer: Recognizer, recordings: Recordings, heard: dict[str, str], tmp_path: Path, name: str
+) -> None:
+    cut = tmp_path / name
+    cut.write_bytes(recordings[name].read_bytes()[: recordings[name].stat().st_size * 8 // 10])
+    good = str(recordings["read.flac"])
+    results = list(transcribe.transcribe(recognizer, [good, str(cut), good], 100.0))
+    bad, *others = sorted(results, key=lambda one: not one.problem)
+
+    assert [one.text for one in others] == [heard["read.flac"]] * 2
+    assert bad.path == str(cut) and "cut off" in bad.problem and not bad.text
+
+
+def test_a_long_file_that_breaks_in_its_middle_does_not_end_the_others(
+    recognizer: Recognizer,
+    recordings: Recordings,
+    heard: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transcribe, "PIECE_SECONDS", (0.5, 1.0))
+    audio = sweep(5.0, 16_000, 1).astype(np.float32)
+    audio[4 * 16_000] = 1e19
+    soundfile.write(tmp_path / "loud.wav", audio, 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "cut.flac", audio.clip(-1, 1), 16_000)
+    content = (tmp_path / "cut.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(content[: len(content) * 9 // 10])
+    good = str(recordings["read.flac"])
+    paths = [good, str(tmp_path / "loud.wav"), good, str(tmp_path / "cut.flac"), good]
+    results = list(transcribe.transcribe(recognizer, paths, 0.5))
+    assert [one.text for one in results if not one.problem] == [heard["read.flac"]] * 3
+    problems = {Path(one.path).name: one.problem for one in results if one.problem}
+    assert "samples of up to 1e+19" in problems["loud.wav"] and "cut off" in problems["cut.flac"]
+
+
+def test_a_rate_that_is_none_is_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "slow.wav", np.zeros(100), 20)
+    with pytest.raises(InputError, match="samples per second, its header says 20"):
+        list(read_pieces(str(tmp_path / "slow.wav"), 16_000))
 
 
 def test_the_beam_is_replaced_where_there_is_one(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,228 @@
+"""Reading of audio files: what a header promises, what the file delivers, and whether its samples can be used."""
+
+import os
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import soundfile
+
+from asr_lightning.errors import InputError
+from asr_lightning.files import regular
+
+BLOCK_SAMPLES = 1 << 16  # decoded at a time, of all channels together
+TOLERANCE = 0.025  # seconds between what is promised and what is delivered; some MP3 encoders are off by a frame
+LOUDEST = 100.0  # of a sample, where full scale is 1: no recording is 40 dB above full scale
+UNKNOWN = 1 << 62  # samples; libsndfile gives more than that where a header gives no number, as in a FLAC stream
+# Sizes in bytes that programs write before they know the true one, as when a WAV file goes into a pipe.
+PLACEHOLDERS = (range(0x7FFF_0000, 0x8000_0001), range(0xFFFF_0000, 0x1_0000_0000))
+SLACK = 4096  # bytes behind the end that a header gives: tags, or a frame that was not counted
+OGG_PAGE = 65_307  # bytes of the longest page
+
+# In the log of libsndfile: what the header of a WAV, AIFF, W64 or AU file promises, and what is there.
+_SHORTER = re.compile(r"^ *(?:data|SSND|riff|Data Size) *: *(\d+) \(should be (\d+)\)", re.MULTILINE)
+_SHORTER_RF64 = re.compile(r"from 'ds64' chunk of (\d+)")  # in samples
+_BEHIND_WAV = re.compile(r"Unknown chunk marker .* at position (\d+)")
+
+
+class Header(NamedTuple):
+    """What an audio file says of itself; `samples` are those of one channel."""
+
+    sample_rate: int
+    samples: int
+    channels: int
+
+
+class Sound(soundfile.SoundFile):
+    """An audio file that is read from its beginning to its end."""
+
+    def seekable(self) -> bool:
+        """Return False: soundfile would seek after every block, and fail at the end of a FLAC of unknown length."""
+        return False
+
+
+@contextmanager
+def open_sound(source: str | BinaryIO) -> Iterator[Sound]:
+    """Open an audio file of any format that libsndfile knows.
+
+    Args:
+        source: A path, or an open file.
+
+    Raises:
+        InputError: It is missing, unreadable, empty, no audio, or not of the length that its header promises.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(regular(Path(source)).open("rb")) if isinstance(source, str) else source
+            if file.seekable() and not file.seek(0, os.SEEK_END):
+                raise InputError("the file is empty")
+            file.seek(0)
+            sound = stack.enter_context(Sound(file))
+            _check_length(sound, file)
+            if sound.format == "MP3":
+                sound.seek(0)  # else its decoder begins a little otherwise, and rounds other samples
+        except OSError as error:
+            raise InputError(error.strerror or str(error)) from error
+        except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: named .raw, and so without a header
+            raise InputError(
+                f"expected a sound file that libsndfile reads, as WAV, FLAC, OGG or MP3: {_detail(error)}"
+            ) from error
+        yield sound
+
+
+def read_header(source: str | BinaryIO) -> Header:
+    """Read the header of an audio file; one that gives no length is decoded to count its samples.
+
+    A FLAC file is also asked for its last sample, which one that is cut off does not have: 0.1 ms.
+
+    Raises:
+        InputError: The file cannot be used.
+    """
+    with open_sound(source) as sound:
+        samples = sound.frames
+        if samples >= UNKNOWN:
+            samples = sum(len(block) for block in read_blocks(sound))
+        elif sound.format == "FLAC" and samples:
+            try:
+                sound.seek(samples - 1)
+                last = len(sound.read(1))
+            except soundfile.LibsndfileError:
+                last = 0
+            if not last:
+                raise InputError(f"cut off: it ends before the {samples / sound.samplerate:.2f} s of its header")
+        return Header(sound.samplerate, samples, sound.channels)
+
+
+def read_audio(source: str | BinaryIO) -> tuple[np.ndarray, int]:
+    """Read a whole audio file: (S,) float32 in [-1, 1], channels mixed down, and samples per second.
+
+    Raises:
+        InputError: The file cannot be used, delivers less than its header promises, or has impossible samples.
+    """
+    with open_sound(source) as sound:
+        audio = np.concatenate([np.zeros(0, np.float32), *read_blocks(sound)])
+        check_samples(audio)
+        return audio, sound.samplerate
+
+
+def read_blocks(sound: Sound) -> Iterator[np.ndarray]:
+    """Decode a file block by block: (S,) float32 each, channels mixed down.
+
+    Raises:
+        InputError: It cannot be decoded to its end, or the end comes before the header says.
+    """
+    buffer = np.empty((max(1, BLOCK_SAMPLES // sound.channels), sound.channels), np.float32)
+    rate, delivered = sound.samplerate, 0
+    promised = "" if sound.frames >= UNKNOWN else f" of {sound.frames / rate:.2f} s"
+    while True:
+        try:
+            block = sound.read(out=buffer)  # a view of what was delivered: the rest of the buffer is old
+        except soundfile.LibsndfileError as error:
+            raise InputError(
+                f"damaged or cut off: decoding ends after {delivered / rate:.2f} s{promised}: {_detail(error)}"
+            ) from error
+        if not len(block):
+            break
+        delivered += len(block)
+        yield block[:, 0].copy() if sound.channels == 1 else block.mean(axis=1)
+    if promised and sound.frames - delivered > TOLERANCE * rate:
+        raise InputError(f"cut off: it delivers {delivered / rate:.2f} s{promised}")
+
+
+def check_samples(audio: np.ndarray) -> None:
+    """Check that samples are numbers of a possible size.
+
+    Raises:
+        InputError: Some are infinite, not a number, or far outside [-1, 1].
+    """
+    loudest = np.abs(audio).max(initial=0.0)
+    if not np.isfinite(loudest):
+        raise InputError("the audio has samples that are infinite or not a number")
+    if loudest > LOUDEST:
+        raise InputError(
+            f"the audio has samples of up to {loudest:.3g}, expected [-1, 1]: divide floats that were scaled as 16-bit "
+            "integers by 32,768"
+        )
+
+
+def _detail(error: Exception) -> str:
+    return " ".join(getattr(error, "error_string", str(error)).split()) or "no reason is given"
+
+
+def _check_length(sound: Sound, file: BinaryIO) -> None:
+    """Compare the length that the header promises with that of the file, as far as formats tell without decoding."""
+    log, there = sound.extra_info, sound.frames
+    position, size = file.tell(), file.seek(0, os.SEEK_END)
+    promised: float = there
+    if shorter := _SHORTER.search(log):
+        promised_bytes, bytes_there = int(shorter[1]), int(shorter[2])
+        if not any(promised_bytes in sizes for sizes in PLACEHOLDERS):
+            promised = there * promised_bytes / max(1, bytes_there)
+    elif shorter := _SHORTER_RF64.search(log):
+        promised = int(shorter[1])
+    elif sound.format == "NIST":  # of which libsndfile logs nothing
+        file.seek(0)
+        count = re.search(rb"sample_count -i (\d+)", file.read(1024))
+        promised = int(count[1]) if count else there
+    if promised - there > TOLERANCE * sound.samplerate:
+        seconds = f"{there / sound.samplerate:.2f} s of {promised / sound.samplerate:.2f} s"
+        raise InputError(f"cut off: {seconds} that its header promises are there")
+    behind = _BEHIND_WAV.search(log) if sound.format in ("WAV", "WAVEX") else None
+    if behind and size - int(behind[1]) > SLACK:
+        raise InputError(
+            f"its header promises {there / sound.samplerate:.2f} s, but the file goes on behind them: a recording that "
+            "was not closed? Write the header anew, as with `sox --ignore-length OLD.wav NEW.wav`"
+        )
+    if sound.format == "OGG":
+        _check_ogg(file, size)
+    elif sound.format == "MP3":
+        _check_mp3(file, size)
+    file.seek(position)
+
+
+def _check_ogg(file: BinaryIO, size: int) -> None:
+    """See that the last page of an Ogg stream is there, which is marked as such, and that it is of the first stream."""
+    head, tail = _read(file, 0, SLACK), _read(file, max(0, size - OGG_PAGE), OGG_PAGE)
+    page = tail[tail.rfind(b"OggS") :]
+    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    if not segments or len(page) < 27 + len(segments) + sum(segments) or not page[5] & 4:
+        raise InputError("cut off: the end of the Ogg stream is missing")
+    streams = {head[place.start() + 14 : place.start() + 18] for place in re.finditer(b"OggS", head)}
+    if page[14:18] not in streams:
+        raise InputError("its Ogg stream is followed by another one: joined files? Encode it anew as one")
+
+
+def _check_mp3(file: BinaryIO, size: int) -> None:
+    """Compare the number of bytes that a Xing or VBRI header gives with those of the file."""
+    start, head = 0, _read(file, 0, 10)
+    while head[:3] == b"ID3":  # a tag; seven bits of each byte are its size
+        start += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))
+        head = _read(file, start, 10)
+    head = _read(file, start, 64)
+    if len(head) < 64 or head[0] != 0xFF or head[1] < 0xE0:
+        return
+    mono, first_version = head[3] >> 6 == 3, head[1] & 0x18 == 0x18
+    place = 4 + ((17 if mono else 32) if first_version else (9 if mono else 17))  # behind what describes the frame
+    flags = struct.unpack_from(">I", head, place + 4)[0]
+    if head[place : place + 4] in (b"Xing", b"Info") and flags & 2:
+        promised = struct.unpack_from(">I", head, place + (12 if flags & 1 else 8))[0]
+    elif head[36:40] == b"VBRI":
+        promised = struct.unpack_from(">I", head, 46)[0]
+    else:
+        return
+    if start + promised - size > promised // 100:  # tags may be counted or not
+        raise InputError(f"cut off: {size - start:,} bytes of {promised:,} that its header promises are there")
+    if size - start - promised > SLACK + promised // 100 and _read(file, start + promised, 2) == head[:2]:
+        raise InputError(
+            f"its header promises {promised:,} bytes, but the audio goes on to {size - start:,}: joined files? "
+            "Encode it anew as one"
+        )
+
+
+def _read(file: BinaryIO, place: int, size: int) -> bytes:
+    file.seek(place)
+    return file.read(size)
