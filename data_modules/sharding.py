@@ -21,7 +21,7 @@ from lhotse.shar.writers.tar import TarWriter
 from tqdm import tqdm
 
 from asr_lightning.errors import InputError
-from asr_lightning.files import locked, write_atomically
+from asr_lightning.files import locked, remove, write_atomically
 from data_modules.corpus import CorpusDataModule
 from data_modules.manifest import Found, Header, Manifest, make_cut
 from data_modules.shards import check_sizes, read_members
@@ -72,7 +72,7 @@ def write_subset(
                 return there
             _check_space(corpus, manifest, output, subset)
             partial = output / f".{subset}.partial"
-            shutil.rmtree(partial, ignore_errors=True)  # of a writer that was killed: we hold the lock
+            remove(partial)  # of a writer that was killed: we hold the lock
             try:
                 partial.mkdir()
                 seconds, utterances = _write(corpus, subset, partial, utterances_per_shard)

@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.files import name_of_run, write_atomically
+from asr_lightning.files import append_to, name_of_run, write_atomically
 from asr_lightning.scoring.error_rates import RATES
 
 COLUMNS = ("run", "seed", "epoch", "subset", *RATES)
@@ -118,7 +118,7 @@ class Transcripts(Callback):
             lines.setdefault(subset, []).append(as_json_line(line))
         for subset, of_subset in lines.items():
             name = f".predict-{subset}.jsonl" if subset else ".predict.jsonl"
-            with (folder / f"{name}.rank{trainer.global_rank:05}").open("a", encoding="utf-8") as file:
+            with append_to(folder / f"{name}.rank{trainer.global_rank:05}") as file:
                 file.writelines(of_subset)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -130,10 +130,10 @@ class Transcripts(Callback):
         for part in sorted((Path(trainer.default_root_dir) / "transcripts").glob(".predict*.jsonl.rank*")):
             parts.setdefault(part.with_name(part.stem.removeprefix(".")), []).append(part)
         for whole, (first, *others) in parts.items():
-            with first.open("ab") as target:
+            with append_to(first) as target:
                 for other in others:
                     with other.open("rb") as source:
-                        shutil.copyfileobj(source, target)
+                        shutil.copyfileobj(source, target.buffer)
                     other.unlink()
             os.replace(first, whole)
             pl_module.print(f"Written to {whole.absolute()}")

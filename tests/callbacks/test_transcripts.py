@@ -308,6 +308,17 @@ def test_a_broken_prediction_leaves_the_earlier_one(tmp_path: Path) -> None:
     assert [line["id"] for line in json_lines(tmp_path / "transcripts" / "predict-clean.jsonl")] == ["e"]
 
 
+def test_a_prediction_is_not_written_through_a_planted_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "transcripts").mkdir()
+    part = tmp_path / "transcripts" / ".predict-clean.jsonl.rank00000"
+    part.symlink_to(tmp_path / "victim")
+    trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
+    trainer.predict(Predicts(), loader([of_subsets("a", ["clean"])]), return_predictions=False)
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert len(json_lines(tmp_path / "transcripts" / "predict-clean.jsonl")) == 1
+
+
 def test_a_test_writes_valid_lines_of_awkward_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Awkward(Corpus):
         def test_dataloader(self) -> Any:
