@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from tqdm import tqdm
 from asr_lightning.errors import SAID, InputError, reason, shown
 from asr_lightning.files import regular, replacing
 
-FORMAT = 1  # of the files below; raise it when they change, and old ones are rebuilt
+FORMAT = 2  # of the files below; raise it when they change, and old ones are rebuilt
 HEADER_THREADS = 8  # waiting for a disk or a file server, not computing
 
 
@@ -149,6 +151,8 @@ class Manifest:
     Attributes:
         durations: (N,) float32 seconds.
         fingerprint: Of the files it was made from.
+        empty: (N,) whether the transcript has no words.
+        characters: How often each character comes in the transcripts, in Unicode's composed form (NFC).
         bad: Number of files that were left out.
         bad_path: Where they are listed, one a line: kind, path and reason, separated by tabs.
 
@@ -165,6 +169,9 @@ class Manifest:
                 self.durations: np.ndarray = index["durations"]
                 self.fingerprint = str(index["fingerprint"])
                 self.bad = int(index["bad"])
+                self.empty: np.ndarray = index["empty"]
+                counted = zip(index["characters"].tolist(), index["character_counts"].tolist(), strict=True)
+                self.characters = Counter({chr(code): count for code, count in counted})
         except OSError:
             raise
         except Exception as error:  # zipfile, KeyError, EOFError: whatever a damaged archive gives
@@ -172,7 +179,7 @@ class Manifest:
         self.bad_path = bad_path(self.path)
         self._file: BinaryIO = self.path.open("rb")
         size = os.fstat(self._file.fileno()).st_size
-        if size != self._offsets[-1] or len(self._offsets) != len(self.durations) + 1:
+        if size != self._offsets[-1] or len(self._offsets) != len(self.durations) + 1 != len(self.empty) + 1:
             raise ValueError(f"{self.path} has {size} bytes, expected {self._offsets[-1]}")
 
     def __len__(self) -> int:
@@ -188,6 +195,11 @@ class Manifest:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._file = self.path.open("rb")
+
+    def empty_transcripts(self) -> list[BadFile]:
+        """The utterances without words, which can be scored but not be learned from."""
+        cuts = (self[int(number)] for number in np.flatnonzero(self.empty))
+        return [BadFile(str(cut.recording.sources[0].source), "empty transcript", cut.id) for cut in cuts]
 
     def bad_files(self) -> list[BadFile]:
         """The files that were left out."""
@@ -220,7 +232,7 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        offsets, durations, bad = [0], [], 0
+        offsets, durations, bad, empty, characters = [0], [], 0, [], Counter[str]()
         with (
             replacing(path) as half, half.open("wb") as lines,
             replacing(bad_path(path)) as bad_half, bad_half.open("wb") as bad_lines,
@@ -235,6 +247,9 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
                     lines.write(line)
                     offsets.append(offsets[-1] + len(line))
                     durations.append(entry.duration)
+                    text = unicodedata.normalize("NFC", entry.supervisions[0].text or "")
+                    empty.append(not text.strip())
+                    characters.update(text)
         with replacing(index_path(path)) as half, half.open("wb") as index:
             np.savez(
                 index,
@@ -242,6 +257,9 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
                 durations=np.array(durations, dtype=np.float32),
                 fingerprint=np.array(fingerprint),
                 bad=np.array(bad),
+                empty=np.array(empty, dtype=bool),
+                characters=np.array([ord(one) for one in characters], dtype=np.int64),
+                character_counts=np.array(list(characters.values()), dtype=np.int64),
             )
     except OSError as error:
         raise InputError(

@@ -33,6 +33,8 @@ class ErrorRate:
         epoch: 1 is the first finished one, 0 is before training.
         subset: Part of the corpus, as `test-clean`.
         wer, cer, ser, swer, unspaced_cer: Of `asr_lightning.scoring.error_rates`. Fractions: 0.1 is 10 %.
+        utterances: That the rates are of; None in files from before they were counted, as all that follow.
+        words: Of their references.
     """
 
     run: str
@@ -44,6 +46,8 @@ class ErrorRate:
     ser: float
     swer: float
     unspaced_cer: float
+    utterances: int | None = None
+    words: int | None = None
 
 
 def curves(rows: Iterable[ErrorRate], metric: Metric = "wer") -> dict[str, dict[str, dict[str, dict[int, float]]]]:

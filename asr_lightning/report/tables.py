@@ -12,8 +12,11 @@ Table = list[list[str]]  # its first line is the head
 
 
 def summarise(rates: Sequence[float]) -> str:
-    """Write the mean of some seeds in per cent, with their sample standard deviation where there are several."""
-    if not rates:
+    """Write the mean of some seeds in per cent, with their sample standard deviation where there are several.
+
+    A rate that is no number, of nothing that was scored, makes the mean unknown.
+    """
+    if not rates or any(map(math.isnan, rates)):
         return MISSING
     percent = [100 * rate for rate in rates]
     if len(percent) == 1 or math.inf in percent:
@@ -22,8 +25,16 @@ def summarise(rates: Sequence[float]) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """Write a number, as `number(0.5, ".3f")`, or that it is missing."""
-    return MISSING if value is None else format(value, form)
+    """Write a number, as `number(0.5, ".3f")`, or that it is missing or none."""
+    return MISSING if value is None or math.isnan(value) else format(value, form)
+
+
+def count(values: Sequence[int | None]) -> str:
+    """Write how many there are, the same in all seeds or from the least to the most."""
+    known = sorted({value for value in values if value is not None})
+    if not known or None in values:
+        return MISSING
+    return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}"
 
 
 def as_text(table: Table) -> str:

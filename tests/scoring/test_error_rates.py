@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_lightning.scoring.error_rates import ErrorRates, space_free_errors
+from asr_lightning.scoring.error_rates import RATES, ErrorRates, space_free_errors
 
 REFERENCES = ["THE CAT SAT ON THE MAT", "HELLO", "A B", "I HAVE A PEN"]
 HYPOTHESES = ["THE CAT SIT ON MAT", "HELLO", "A X B Y Z", "HAVE A PENCIL"]
@@ -76,6 +76,18 @@ def test_no_reference_words_at_all() -> None:
     assert rates(metric) == {"wer": 0.0, "cer": 0.0, "ser": 0.0}
     metric.update(["  "], ["X"])
     assert rates(metric) == {"wer": float("inf"), "cer": float("inf"), "ser": 0.5}
+
+
+def test_nothing_scored_is_no_rate_and_counts_tell() -> None:
+    metric = ErrorRates()
+    metric.update([], [])
+    computed = metric.compute()
+    assert all(computed[name].isnan() for name in RATES)
+    assert (int(computed["utterances"]), int(computed["words"])) == (0, 0)
+    metric.update(["A B", "", "C"], ["A B", "X", "C"])
+    computed = metric.compute()
+    assert (int(computed["utterances"]), int(computed["words"])) == (3, 3)
+    assert float(computed["wer"]) == pytest.approx(1 / 3)
 
 
 def test_white_space_is_squeezed() -> None:
