@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from asr_lightning.batch import Batch
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, printable
 from asr_lightning.files import cache_folder
 from data_modules import dataset, manifest
 from data_modules.dataset import Noise, SpeechDataset
@@ -288,7 +288,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         for id, reason in lost:
             self.lost_utterances[id] += 1
             if self.lost_utterances[id] == 1:
-                warnings.warn(f"Left out, because it cannot be read: {reason}", stacklevel=2)
+                warnings.warn(printable(f"Left out, because it cannot be read: {reason}"), stacklevel=2)
         if self._lost_in_a_row >= LOST_IN_A_ROW:
             raise InputError(
                 f"The last {self._lost_in_a_row} utterances could not be read. Is {self.source} still there? "

@@ -17,7 +17,7 @@ from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.serialization import deserialize_item
 from tqdm import tqdm
 
-from asr_lightning.errors import SAID, InputError, reason, shown
+from asr_lightning.errors import SAID, InputError, printable, reason, shown
 from asr_lightning.files import regular, replacing
 
 FORMAT = 2  # of the files below; raise it when they change, and old ones are rebuilt
@@ -42,7 +42,7 @@ class BadFile(NamedTuple):
     detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.kind}" + (f" ({self.detail})" if self.detail else "")
+        return printable(f"{self.path}: {self.kind}" + (f" ({self.detail})" if self.detail else ""))
 
 
 class Header(NamedTuple):
@@ -114,7 +114,10 @@ def measure(
 
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
         yield from tqdm(
-            pool.map(check, utterances), total=len(utterances), desc=f"Reading headers of {title}", unit=" files"
+            pool.map(check, utterances),
+            total=len(utterances),
+            desc=printable(f"Reading headers of {title}"),
+            unit=" files",
         )
 
 
@@ -240,7 +243,8 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
             for entry in entries:
                 if isinstance(entry, BadFile):
                     bad += 1
-                    row = "\t".join((entry.kind, entry.path, shown(entry.detail, SAID))).replace("\n", " ") + "\n"
+                    place = entry.path.replace("\t", r"\t").replace("\n", r"\n")
+                    row = "\t".join((entry.kind, place, shown(entry.detail, SAID))).replace("\n", " ") + "\n"
                     bad_lines.write(row.encode("utf-8", errors="surrogateescape"))
                 else:
                     line = json.dumps(entry.to_dict(), ensure_ascii=True).encode() + b"\n"

@@ -20,7 +20,7 @@ from lhotse.shar.writers.cut import JsonlShardWriter
 from lhotse.shar.writers.tar import TarWriter
 from tqdm import tqdm
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, printable
 from asr_lightning.files import locked, remove, write_atomically
 from data_modules.corpus import CorpusDataModule
 from data_modules.manifest import Found, Header, Manifest, make_cut
@@ -151,7 +151,7 @@ def _write(corpus: CorpusDataModule, subset: str, folder: Path, utterances_per_s
                 message = f"{cut.recording.sources[0].source} cannot be read: {content}"
                 if corpus.on_bad == "error":
                     raise InputError(f"{message}.\nMend or remove it, or leave it out: on_bad: skip in the experiment.")
-                warnings.warn(f"Left out: {message}", stacklevel=2)
+                warnings.warn(printable(f"Left out: {message}"), stacklevel=2)
                 continue
             recordings.write(f"{cut.id}.flac", io.BytesIO(content))
             description = json.dumps(cut.recording.to_dict()).encode() + b"\n"

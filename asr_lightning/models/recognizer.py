@@ -19,7 +19,7 @@ from asr_lightning.audio.augment import SpecAugment
 from asr_lightning.audio.features import Features
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, printable
 from asr_lightning.models.sharding import make_shared, make_whole, share
 from asr_lightning.models.useless_steps import REVIEW_STEPS, GradientGuard, clip_gradients
 from asr_lightning.nn.ctc import CTCOutput
@@ -250,7 +250,7 @@ class Recognizer(lightning.LightningModule, ABC):
         if skipped:
             rank_zero_warn(
                 f"{len(skipped)} utterances were skipped, their loss is not finite (more tokens than frames can carry, "
-                f"or numbers that overflowed): {', '.join(skipped[:20])}{' …' if len(skipped) > 20 else ''}"
+                f"or numbers that overflowed): {printable(', '.join(skipped[:20]))}{' …' if len(skipped) > 20 else ''}"
             )
         if (lost := int(self._lost_batches)) >= LOST_BATCHES_IN_A_ROW:
             raise InputError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asr_lightning.files import replacing
+
+matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a run is a $
 
 Metric = Literal["wer", "cer", "ser", "swer", "unspaced_cer"]
 

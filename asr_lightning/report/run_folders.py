@@ -94,12 +94,12 @@ def read_rates(path: Path) -> list[ErrorRate]:
         rows = []
         for line in reader:
             try:
-                if len(line) != len(head):
+                if len(line) not in (len(COLUMNS), len(COLUMNS) - COUNTED):
                     raise ValueError("another number of columns")
                 run, seed, epoch, subset, *rates = line[: len(COLUMNS) - COUNTED]
-                counts = [int(count) if count else None for count in line[len(COLUMNS) - COUNTED :]]
-                values = [float(rate) for rate in rates]
-                if min(count or 0 for count in [*counts, 0]) < 0:
+                counts = [int(count) if count else None for count in line[len(COLUMNS) - COUNTED :]] or [None] * COUNTED
+                wer, cer, ser, swer, unspaced_cer = values = [float(rate) for rate in rates]
+                if min(count or 0 for count in counts) < 0:
                     raise ValueError("negative")
                 if not min(values) >= 0 or math.isnan(sum(values)) or int(epoch) < 0:
                     raise ValueError("negative, or not a number")
@@ -108,20 +108,20 @@ def read_rates(path: Path) -> list[ErrorRate]:
                     f"{path}, line {reader.line_num}: expected {','.join(COLUMNS)} with a whole epoch and rates as"
                     f" fractions of 0 or more, got {shown(','.join(line))!r}"
                 ) from error
-            rows.append(ErrorRate(run, seed, int(epoch), subset, *values, *counts))
+            rows.append(ErrorRate(run, seed, int(epoch), subset, wer, cer, ser, swer, unspaced_cer, *counts))
     return rows
 
 
-def scored_on(rates: Iterable[ErrorRate]) -> list[str]:
+def scored_on(rates: Iterable[ErrorRate], differing_only: bool = False) -> list[str]:
     """Say for each subset how many utterances and words its rates are of, and where runs were scored on others."""
     by_subset: dict[str, dict[tuple[int | None, int | None], dict[str, None]]] = {}
-    for rate in sorted(rates):
+    for rate in sorted(rates, key=lambda rate: (rate.subset, rate.run, len(rate.seed), rate.seed)):
         runs = by_subset.setdefault(rate.subset, {}).setdefault((rate.utterances, rate.words), {})
         runs[f"{rate.run}, seed {rate.seed}" if rate.seed else rate.run] = None
     lines = []
     for subset, by_counts in by_subset.items():
         if len(by_counts) == 1:
-            lines.append(f"{subset}: {_counted(*next(iter(by_counts)))}.")
+            lines += [] if differing_only else [f"{subset}: {_counted(*next(iter(by_counts)))}."]
             continue
         of = "; ".join(f"{_counted(*counts)} in {_several(list(runs))}" for counts, runs in by_counts.items())
         lines.append(f"{subset}: NOT all on the same utterances, so that rates say little beside each other: {of}.")
