@@ -303,7 +303,7 @@ def as_csv(lines: list[Line]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: printable(value) for name, value in line.items()} for line in lines)
     return file.getvalue()
 
 

@@ -70,6 +70,12 @@ def test_empty_texts_count() -> None:
     assert rates(metric) == pytest.approx({"wer": 4 / 3, "cer": 6 / 4, "ser": 2 / 3})
 
 
+def test_an_empty_reference_is_scored_as_nists_sclite_does() -> None:
+    metric = ErrorRates()
+    metric.update(["", "the cat sat"], ["hello there", "the cat sat"])
+    assert rates(metric) == pytest.approx({"wer": 2 / 3, "cer": 1.0, "ser": 1 / 2})  # sclite: Ins 66.7, Err 66.7
+
+
 def test_no_reference_words_at_all() -> None:
     metric = ErrorRates()
     metric.update([""], [""])
