@@ -1,5 +1,6 @@
 """What comes from files is shown, never obeyed: by a terminal, a table, a page or a spreadsheet."""
 
+import csv
 import json
 from pathlib import Path
 from unicodedata import category
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from asr_lightning.errors import InputError, printable, reason
 from asr_lightning.report.figures import ErrorRate, plot_error_rates
 from asr_lightning.report.page import fill
-from asr_lightning.report.tables import as_csv, as_markdown, as_text, escape_markdown
+from asr_lightning.report.tables import as_csv, as_markdown, as_text, escape_markdown, from_csv
 from asr_lightning.text.phones import Segment
 from asr_lightning.tools.align import ctm_rows
 from asr_lightning.tools.transcribe import as_column
@@ -64,6 +65,13 @@ def test_names_stay_within_their_cells() -> None:
     assert as_csv([['=HYPERLINK("http://a")', "@SUM(A1)", "+lm", "-x"], ["-0.5", "+1.2", -0.5, "–"]]) == (
         '"\'=HYPERLINK(""http://a"")",\'@SUM(A1),\'+lm,\'-x\n-0.5,+1.2,-0.500000,–\n'
     )
+
+
+def test_what_is_no_formula_any_more_is_read_as_it_was() -> None:
+    texts = ["=1", "-x", "-", "+", "'", "-0.5", "it's", "A"]
+    [written] = csv.reader(as_csv([texts]).splitlines())
+    assert written == ["'=1", "'-x", "-", "+", "'", "-0.5", "it's", "A"]  # a sign alone is a token
+    assert [from_csv(cell) for cell in written] == texts
 
 
 def test_a_page_holds_names_as_texts() -> None:

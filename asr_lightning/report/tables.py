@@ -78,4 +78,13 @@ def _cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = printable(value)
-    return f"'{text}" if text.startswith(FORMULA) and not NUMBER.fullmatch(text) else text
+    return f"'{text}" if _is_formula(text) else text
+
+
+def from_csv(cell: str) -> str:
+    """Return a text that `as_csv` has written, without what keeps it from being a formula."""
+    return cell[1:] if cell.startswith("'") and _is_formula(cell[1:]) else cell
+
+
+def _is_formula(text: str) -> bool:
+    return len(text) > 1 and text.startswith(FORMULA) and not NUMBER.fullmatch(text)
