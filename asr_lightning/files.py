@@ -6,15 +6,19 @@ import math
 import os
 import platform
 import re
+import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
+
+from asr_lightning.errors import InputError, printable
 
 STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # what a shell gives for `<(…)`: somebody writes to them
 ABANDONED_SECONDS = 24 * 3600  # without a change: nobody writes a file for that long
@@ -26,7 +30,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a file to write to, and put it in the place of `path` when it is complete: nobody reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, path.name)
-    half = path.with_name(f".{path.name}.{_writer()}")
+    half = path.with_name(f".{path.name}.{_writer()}.{secrets.token_hex(4)}")
+    os.close(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))  # new, and no link
     try:
         yield half
         os.replace(half, path)
@@ -39,8 +44,7 @@ def replacing_files(folder: Path) -> Iterator[Path]:
     """Give a folder to write files to, and move them into `folder` when all are complete: none without the others."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_abandoned(folder)
-    half = folder / f".{_writer()}"
-    half.mkdir(exist_ok=True)
+    half = Path(tempfile.mkdtemp(prefix=f".{_writer()}.", dir=folder))
     try:
         yield half
         for path in half.iterdir():
@@ -51,11 +55,57 @@ def replacing_files(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold `.NAME.lock` beside a path; the system drops the lock when its process dies. The empty file stays."""
+    """Hold `.NAME.lock` beside a path; the system drops the lock when its process dies. The empty file stays.
+
+    Raises:
+        InputError: Something else than a file has the name of the lock, as a link.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as file:
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        file = _open_beside(lock, os.O_RDWR)
+    except PermissionError:  # of another user, who shares the folder
+        file = _open_beside(lock, os.O_RDONLY)
+    try:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(file)
+
+
+def append_to(path: Path) -> TextIO:
+    """Open a file for text at its end, which is made where it is not there; never what a link leads to.
+
+    Raises:
+        InputError: Something else than a file is there, as a link.
+    """
+    return os.fdopen(_open_beside(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8")
+
+
+def _open_beside(path: Path, flags: int) -> int:
+    """Open a file with a name that others can guess: in a shared folder it may be their link to another file."""
+    try:
+        file = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link, a pipe without a reader, a folder
+            raise
+        file = -1
+    if file < 0 or not stat.S_ISREG(os.fstat(file).st_mode):
+        if file >= 0:
+            os.close(file)
+        raise InputError(
+            f"{printable(str(path))}: expected a file of ours or nothing, found a link or something else. Remove it, "
+            "and see who else writes into this folder"
+        )
+    return file
+
+
+def remove(path: Path) -> None:
+    """Remove what has a name: a folder with all in it, a file, or a link, but never what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def half_name(path: Path) -> str:

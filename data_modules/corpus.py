@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from asr_lightning.audio import reading
 from asr_lightning.audio.reading import Header
 from asr_lightning.batch import Batch
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, printable
 from asr_lightning.files import cache_folder
 from data_modules import dataset, manifest
 from data_modules.dataset import Noise, SpeechDataset
@@ -162,16 +162,21 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         subsets = list(dict.fromkeys(subset for role in roles for subset in self.subsets[role]))
         self.require(subsets)
         manifests = {subset: self.build_manifest(subset) for subset in subsets}
-        self._report_bad(manifests)
+        self._report_bad(manifests, self.subsets["train"] if "train" in roles else [])
         empty = [subset for subset, part in manifests.items() if len(part) == 0]
         if empty:
             raise InputError(f"No utterance can be used in {', '.join(empty)} of {self.source}.")
 
-    def _report_bad(self, manifests: dict[str, Manifest]) -> None:
-        bad = [file for part in manifests.values() for file in part.bad_files()]
+    def _report_bad(self, manifests: dict[str, Manifest], trained: list[str]) -> None:
+        """Name what cannot be used. A transcript may be empty where it is scored, but not where it is to be learned."""
+        unusable = {subset: part.bad_files() for subset, part in manifests.items()}
+        for subset in trained:
+            unusable[subset] += manifests[subset].empty_transcripts()
+        bad = [file for files in unusable.values() for file in files]
         if not bad:
             return
-        spoiled = [(subset, part) for subset, part in manifests.items() if part.bad]
+        spoiled = [(subset, manifests[subset]) for subset, files in unusable.items() if files]
+        lists = [str(part.bad_path) for _, part in spoiled if part.bad]
         kinds = Counter(file.kind for file in bad).most_common()
         more = len(bad) - BAD_FILES_SHOWN
         lines = [
@@ -179,12 +184,18 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             *(f"  {count} {kind}" for kind, count in kinds),
             *map(str, bad[:BAD_FILES_SHOWN]),
             *([f"... and {more} more"] if more > 0 else []),
-            f"The complete list: {', '.join(str(part.bad_path) for _, part in spoiled)}",
+            *([f"The complete list: {', '.join(lists)}"] if lists else []),
         ]
         if self.on_bad == "error":
             advice = "Mend or remove them, or leave them out with --data.init_args.on_bad skip"
             raise InputError("\n".join([*lines, advice]))
         rank_zero_warn("\n".join([*lines, "They are left out."]))
+
+    def characters(self, stage: str) -> dict[str, Counter[str]]:
+        """How often each character comes in the transcripts of the subsets of a stage that has any."""
+        roles = [role for role in STAGES[stage] if role != "predict"]
+        subsets = dict.fromkeys(subset for role in roles for subset in self.subsets[role])
+        return {subset: self.manifests[subset].characters for subset in subsets}
 
     def setup(self, stage: str) -> None:
         """Open the manifests that `prepare_data` made."""
@@ -254,11 +265,14 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
                 f"Left out of training: {short.sum()} utterances shorter than {self.min_seconds} s and {long.sum()} "
                 f"longer than {self.max_seconds} s ({durations[long].sum() / 3600:.2f} h), of {len(durations)}."
             )
-        chosen = np.flatnonzero(~short & ~long)
+        parts = [self.manifests[subset].empty for subset in self.subsets["train"]]
+        empty = np.concatenate([np.zeros(0, dtype=bool), *parts])  # of which `prepare_data` has told
+        chosen = np.flatnonzero(~short & ~long & ~empty)
         if len(chosen) < (self.train_utterances or 1):
             raise InputError(
                 f"Expected {self.train_utterances or 'some'} utterances to train on, got {len(chosen)} of "
-                f"{self.min_seconds} to {self.max_seconds} s in {', '.join(self.subsets['train']) or 'no subset'}."
+                f"{self.min_seconds} to {self.max_seconds} s with a transcript in "
+                f"{', '.join(self.subsets['train']) or 'no subset'}."
             )
         if self.train_utterances is not None:
             chosen = np.sort(np.random.default_rng(self.seed).permutation(chosen)[: self.train_utterances])
@@ -285,7 +299,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         for id, reason in lost:
             self.lost_utterances[id] += 1
             if self.lost_utterances[id] == 1:
-                warnings.warn(f"Left out, because it cannot be read: {reason}", stacklevel=2)
+                warnings.warn(printable(f"Left out, because it cannot be read: {reason}"), stacklevel=2)
         if self._lost_in_a_row >= LOST_IN_A_ROW:
             raise InputError(
                 f"The last {self._lost_in_a_row} utterances could not be read. Is {self.source} still there? "

@@ -127,14 +127,10 @@ class KsponSpeechDataModule(CorpusDataModule):
     def _normalized(self, line: str, id: str, place: str, bad: list[BadFile]) -> str | None:
         percent = "프로" if id.rpartition("_")[2] in PRO_FILES else "퍼센트"
         try:
-            text = normalize(line, self.side, percent)
+            return normalize(line, self.side, percent)
         except AnnotationError as error:
             bad.append(BadFile(place, "malformed annotation", str(error)))
             return None
-        if not text:
-            bad.append(BadFile(place, "empty transcript", f"no word is left of {line.strip()!r}"))
-            return None
-        return text
 
     def _listed(self, path: Path, bad: list[BadFile]) -> Iterator[tuple[str, str, bytes]]:
         """Place, audio file and undecoded text of every line of a list whose audio is there."""

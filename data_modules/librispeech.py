@@ -84,10 +84,7 @@ class LibriSpeechDataModule(CorpusDataModule):
     def find_utterances(self, subset: str) -> tuple[list[Found], list[BadFile]]:
         """The subset's utterances, and the files without a partner."""
         found, bad = find_utterances(self.root, subset)
-        if self.normalize:
-            found = [replace(one, text=transcript(one.text)) for one in found]
-            bad += [BadFile(one.path, "empty transcript", "no word is left of it") for one in found if not one.text]
-        return [one for one in found if one.text], bad
+        return [replace(one, text=transcript(one.text)) for one in found] if self.normalize else found, bad
 
     def _folder(self, subset: str) -> Path:
         folder = find_subset(self.root, subset)
@@ -123,9 +120,9 @@ def find_utterances(root: Path, subset: str) -> tuple[list[Found], list[BadFile]
         for name in audio:
             path, id = str(directory / name), _stem(name)
             text = lines.get(id)
-            if text:
+            if text is not None:
                 found.append(Found(id, path, text, speaker=parts[0] if parts else ""))
-            elif text is None:
+            elif id not in lines:
                 bad.append(BadFile(path, "audio without transcript", f"{id} is in no *{TRANSCRIPT_SUFFIX} beside it"))
         without_audio = lines.keys() - {_stem(name) for name in audio}
         bad += [BadFile(f"{directory}/{shown(id)}.*", "transcript without audio") for id in sorted(without_audio)]
@@ -145,9 +142,9 @@ def _directories(folder: Path, bad: list[BadFile]) -> Iterator[tuple[Path, list[
             yield directory, audio, transcripts
 
 
-def _read_transcripts(directory: Path, names: list[str], bad: list[BadFile]) -> dict[str, str]:
-    """The texts by id. Lines that cannot be used are added to `bad`, and their text is empty."""
-    texts: dict[str, str] = {}
+def _read_transcripts(directory: Path, names: list[str], bad: list[BadFile]) -> dict[str, str | None]:
+    """The texts by id, maybe empty. Lines that cannot be used are added to `bad`, and their text is None."""
+    texts: dict[str, str | None] = {}
     for name in names:
         path = directory / name
         try:
@@ -160,14 +157,11 @@ def _read_transcripts(directory: Path, names: list[str], bad: list[BadFile]) -> 
             if not raw_id:
                 continue
             id, place = raw_id.decode("utf-8", errors="surrogateescape"), f"{path}:{number}"
+            text: str | None = None
             try:
                 text = raw_text.decode("utf-8").strip()
             except UnicodeDecodeError as error:
-                text = ""
                 bad.append(BadFile(place, "transcript not UTF-8", f"{error.reason} in {id}"))
-            else:
-                if not text:
-                    bad.append(BadFile(place, "empty transcript", id))
             if id in texts:
                 bad.append(BadFile(place, "duplicate id", f"{id} was transcribed before; the first is kept"))
             texts.setdefault(id, text)

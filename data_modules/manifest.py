@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from lhotse.serialization import deserialize_item
 from tqdm import tqdm
 
 from asr_lightning.audio.reading import Header, read_header
-from asr_lightning.errors import SAID, InputError, reason, shown
+from asr_lightning.errors import SAID, InputError, printable, reason, shown
 from asr_lightning.files import replacing
 
-FORMAT = 1  # of the files below; raise it when they change, and old ones are rebuilt
+FORMAT = 2  # of the files below; raise it when they change, and old ones are rebuilt
 HEADER_THREADS = 8  # waiting for a disk or a file server, not computing
 
 
@@ -42,7 +43,7 @@ class BadFile(NamedTuple):
     detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.kind}" + (f" ({self.detail})" if self.detail else "")
+        return printable(f"{self.path}: {self.kind}" + (f" ({self.detail})" if self.detail else ""))
 
 
 ReadHeader = Callable[[str], Header]
@@ -100,7 +101,10 @@ def measure(
 
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
         yield from tqdm(
-            pool.map(check, utterances), total=len(utterances), desc=f"Reading headers of {title}", unit=" files"
+            pool.map(check, utterances),
+            total=len(utterances),
+            desc=printable(f"Reading headers of {title}"),
+            unit=" files",
         )
 
 
@@ -117,6 +121,8 @@ class Manifest:
         durations: (N,) float32 seconds.
         ids: (N,) uint32, a hash of the id of each utterance.
         fingerprint: Of the files it was made from.
+        empty: (N,) whether the transcript has no words.
+        characters: How often each character comes in the transcripts, in Unicode's composed form (NFC).
         bad: Number of files that were left out.
         bad_path: Where they are listed, one a line: kind, path and reason, separated by tabs.
 
@@ -135,6 +141,9 @@ class Manifest:
                 self.fingerprint = str(index["fingerprint"])
                 self.bad = int(index["bad"])
                 digest = str(index["digest"])
+                self.empty: np.ndarray = index["empty"]
+                counted = zip(index["characters"].tolist(), index["character_counts"].tolist(), strict=True)
+                self.characters = Counter({chr(code): count for code, count in counted})
         except OSError:
             raise
         except Exception as error:  # zipfile, KeyError, EOFError: whatever a damaged archive gives
@@ -144,6 +153,9 @@ class Manifest:
         with self.bad_path.open("rb") as bad_lines:
             if _digest(self._file, bad_lines) != digest:
                 raise ValueError(f"{self.path} is not as it was written")
+        size = os.fstat(self._file.fileno()).st_size
+        if size != self._offsets[-1] or len(self._offsets) != len(self.durations) + 1 != len(self.empty) + 1:
+            raise ValueError(f"{self.path} has {size} bytes, expected {self._offsets[-1]}")
 
     def __len__(self) -> int:
         return len(self.durations)
@@ -161,6 +173,11 @@ class Manifest:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._file = self.path.open("rb")
+
+    def empty_transcripts(self) -> list[BadFile]:
+        """The utterances without words, which can be scored but not be learned from."""
+        cuts = (self[int(number)] for number in np.flatnonzero(self.empty))
+        return [BadFile(str(cut.recording.sources[0].source), "empty transcript", cut.id) for cut in cuts]
 
     def bad_files(self) -> list[BadFile]:
         """The files that were left out."""
@@ -207,7 +224,7 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        offsets, durations, ids, bad = [0], [], [], 0
+        offsets, durations, ids, bad, empty, characters = [0], [], [], 0, [], Counter[str]()
         with (
             replacing(path) as half, half.open("w+b") as lines,
             replacing(bad_path(path)) as bad_half, bad_half.open("w+b") as bad_lines,
@@ -215,8 +232,8 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
             for entry in entries:
                 if isinstance(entry, BadFile):
                     bad += 1
-                    fields = (entry.kind, entry.path.replace("\t", " "), shown(entry.detail, SAID))
-                    row = "\t".join(fields).replace("\n", " ") + "\n"
+                    place = entry.path.replace("\t", r"\t").replace("\n", r"\n")
+                    row = "\t".join((entry.kind, place, shown(entry.detail, SAID))).replace("\n", " ") + "\n"
                     bad_lines.write(row.encode("utf-8", errors="surrogateescape"))
                 else:
                     line = json.dumps(entry.to_dict(), ensure_ascii=True).encode() + b"\n"
@@ -224,6 +241,9 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
                     offsets.append(offsets[-1] + len(line))
                     durations.append(entry.duration)
                     ids.append(hash_id(entry.id))
+                    text = unicodedata.normalize("NFC", entry.supervisions[0].text or "")
+                    empty.append(not text.strip())
+                    characters.update(text)
             digest = _digest(lines, bad_lines)
         with replacing(index_path(path)) as half, half.open("wb") as index:
             np.savez(
@@ -234,6 +254,9 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
                 bad=np.array(bad),
                 ids=np.array(ids, dtype=np.uint32),
                 digest=np.array(digest),
+                empty=np.array(empty, dtype=bool),
+                characters=np.array([ord(one) for one in characters], dtype=np.int64),
+                character_counts=np.array(list(characters.values()), dtype=np.int64),
             )
     except OSError as error:
         raise InputError(

@@ -21,8 +21,8 @@ from lhotse.shar.writers.tar import TarWriter
 from tqdm import tqdm
 
 from asr_lightning.audio.reading import Header, check_samples
-from asr_lightning.errors import InputError
-from asr_lightning.files import locked, write_atomically
+from asr_lightning.errors import InputError, printable
+from asr_lightning.files import locked, remove, write_atomically
 from data_modules.corpus import CorpusDataModule
 from data_modules.manifest import Found, Manifest, make_cut
 from data_modules.shards import check_sizes, read_members
@@ -73,7 +73,7 @@ def write_subset(
                 return there
             _check_space(corpus, manifest, output, subset)
             partial = output / f".{subset}.partial"
-            shutil.rmtree(partial, ignore_errors=True)  # of a writer that was killed: we hold the lock
+            remove(partial)  # of a writer that was killed: we hold the lock
             try:
                 partial.mkdir()
                 seconds, utterances = _write(corpus, subset, partial, utterances_per_shard)
@@ -152,7 +152,7 @@ def _write(corpus: CorpusDataModule, subset: str, folder: Path, utterances_per_s
                 message = f"{cut.recording.sources[0].source} cannot be read: {content}"
                 if corpus.on_bad == "error":
                     raise InputError(f"{message}.\nMend or remove it, or leave it out: on_bad: skip in the experiment.")
-                warnings.warn(f"Left out: {message}", stacklevel=2)
+                warnings.warn(printable(f"Left out: {message}"), stacklevel=2)
                 continue
             recordings.write(f"{cut.id}.flac", io.BytesIO(content))
             description = json.dumps(cut.recording.to_dict()).encode() + b"\n"

@@ -119,8 +119,6 @@ class ShardsDataModule(CorpusDataModule):
                         bad.append(BadFile(one.path, "duplicate id", f"{one.id} is also {found[one.id].path}"))
                     elif not header.samples:
                         bad.append(BadFile(one.path, "empty audio", one.id))
-                    elif not one.text:
-                        bad.append(BadFile(one.path, "empty transcript", one.id))
                     else:
                         found[one.id] = one
                         self._headers[one.path] = header

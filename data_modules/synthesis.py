@@ -18,7 +18,7 @@ import torchaudio
 from tqdm import tqdm
 
 from asr_lightning.errors import InputError
-from asr_lightning.files import locked
+from asr_lightning.files import locked, remove
 from data_modules import espeak
 
 SAMPLE_RATE = 16_000  # Hz
@@ -85,7 +85,7 @@ def make_once(root: Path, parameters: Mapping[str, float], write: Callable[[Path
     Args:
         root: The folder to be.
         parameters: What it follows from, `minutes` and `evaluation_minutes` among them; kept in its `corpus.json`.
-        write: Writes the corpus into a folder that does not exist yet.
+        write: Writes the corpus into an empty folder.
 
     Raises:
         InputError: `root` holds something else, or cannot be written, or some minutes are not positive.
@@ -101,7 +101,8 @@ def make_once(root: Path, parameters: Mapping[str, float], write: Callable[[Path
             if _is_made(root, parameters):  # by the process that held the lock
                 return
             partial = root.with_name(f".{root.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed: we hold the lock
+            remove(partial)  # of a run that was killed: we hold the lock
+            partial.mkdir()
             try:
                 write(partial)
                 (partial / "corpus.json").write_text(json.dumps(parameters, indent=2) + "\n")

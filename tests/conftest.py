@@ -10,7 +10,7 @@ import torch
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from asr_lightning.scoring.error_rates import ErrorRates
+from asr_lightning.scoring.error_rates import COUNTS, RATES, ErrorRates
 
 # As readers have, and runs that are started: what is compared to the bit is rounded otherwise by more threads.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -52,12 +52,13 @@ def transcribed_run(tmp_path: Path) -> Callable[..., Path]:
         for subset, said in subsets.items():
             rates = ErrorRates()
             rates.update([one[2] for one in said], [one[3] for one in said])
-            values = [f"{float(rate):.6f}" for rate in rates.compute().values()]
+            found = rates.compute()
+            values = [*(f"{float(found[name]):.6f}" for name in RATES), *(str(int(found[name])) for name in COUNTS)]
             lines.append(",".join([name, str(seed), str(epoch), subset, *values]))
             keys = ("id", "speaker", "reference", "hypothesis")
             text = "".join(json.dumps(dict(zip(keys, one, strict=True))) + "\n" for one in said)
             (folder / "transcripts" / f"validation-epoch{epoch}-{subset}.jsonl").write_text(text)
-        head = "run,seed,epoch,subset,wer,cer,ser,swer,unspaced_cer"
+        head = ",".join(["run", "seed", "epoch", "subset", *RATES, *COUNTS])
         (folder / "error_rates.csv").write_text("\n".join([head, *lines]) + "\n")
         return tmp_path / "runs"
 

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from asr_lightning.errors import InputError, reason
-from asr_lightning.files import write_atomically
+from asr_lightning.files import remove, write_atomically
 
 Unit = Literal["frame", "token"]
 COLUMNS = ("utterance", "speaker", "index", "start", "end", "character", "phone")
@@ -111,7 +111,7 @@ class Part:
 
     def __init__(self, folder: Path) -> None:
         """Begin anew in a folder of its own."""
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         folder.mkdir(parents=True)
         self.folder = folder
 
@@ -150,7 +150,7 @@ def merge(parts: Sequence[Path], folder: Path, about: dict[str, Any], limit: int
         chosen = {name: one for name, one in chosen.items() if one[1]["speaker"] in kept}
     chosen = dict(list(chosen.items())[:limit])
     new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
+    remove(new)
     new.mkdir(parents=True)
     with (new / "utterances.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, UTTERANCE_COLUMNS, lineterminator="\n", extrasaction="ignore")
@@ -159,7 +159,7 @@ def merge(parts: Sequence[Path], folder: Path, about: dict[str, Any], limit: int
     modules = dict.fromkeys(name for _, line in chosen.values() for name in line["modules"])
     described = {module: _write_module(new, module, list(chosen.values())) for module in modules}
     write_atomically(new / DESCRIPTION, json.dumps({**about, "modules": described}, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     new.rename(folder)
     for part in parts:
         shutil.rmtree(part)

@@ -117,7 +117,7 @@ def quality(recognizer: Recognizer, batches: Sequence[Batch], recognize: bool = 
         total += float(losses[usable].double().sum())
         count += int(usable.sum())
         if recognize:
-            rates.update(batch.texts, recognizer.transcribe(here))
+            rates.update([recognizer.tokenizer.fold(text) for text in batch.texts], recognizer.transcribe(here))
     found = {name: float(value) for name, value in rates.compute().items()} if recognize else {}
     return Quality(total / count if count else math.nan, count, found)
 

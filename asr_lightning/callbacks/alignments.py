@@ -14,7 +14,7 @@ from asr_lightning.batch import Batch
 from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers
 from asr_lightning.callbacks.observation import Observation, observe
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.files import write_atomically
+from asr_lightning.files import append_to, write_atomically
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.rnn_transducer import RNNTransducer
 from asr_lightning.nn.mechanisms import Attention
@@ -55,7 +55,7 @@ class Alignments(Looking):
                 path.unlink()
         trainer.strategy.barrier()
         folder.mkdir(parents=True, exist_ok=True)
-        self._part(trainer).write_text("")
+        self._part(trainer).unlink(missing_ok=True)
 
     def _part(self, trainer: Trainer) -> Path:
         return self._folder(trainer) / f".figures.rank{trainer.global_rank:05}"
@@ -69,7 +69,7 @@ class Alignments(Looking):
         for row in chosen:
             one = alignment(recognizer, batch, best[row], seen, row)
             lines = [[one.utterance, name, *_figures(weights)] for name, weights in one.attention.items()]
-            with self._part(trainer).open("a", encoding="utf-8") as file:
+            with append_to(self._part(trainer)) as file:
                 file.write(as_csv(lines))
             self._draw(one, batch, row, self._folder(trainer))
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +19,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.files import name_of_run, write_atomically
-from asr_lightning.scoring.error_rates import RATES
+from asr_lightning.errors import printable
+from asr_lightning.files import append_to, name_of_run, write_atomically
+from asr_lightning.scoring.error_rates import COUNTS, RATES
 
-COLUMNS = ("run", "seed", "epoch", "subset", *RATES)
+COLUMNS = ("run", "seed", "epoch", "subset", *RATES, *COUNTS)
 EXAMPLE_LENGTH = 100  # characters of a printed transcript
 
 Line = dict[str, str]  # one line of error_rates.csv by column
@@ -33,11 +35,11 @@ class Transcripts(Callback):
 
     The run folder, `trainer.default_root_dir`, gets
 
-    * `error_rates.csv`: one line per subset and validation, with the columns `run,seed,epoch,subset` and the rates of
-      `asr_lightning.scoring.error_rates`, as fractions. Epoch 1 is the first finished epoch; a
-      validation inside an epoch is replaced by the next. Epoch 0 is there where the same trainer validated before it
-      was fitted. Training from the start replaces the file, resumed training replaces the lines of the epochs that it
-      repeats.
+    * `error_rates.csv`: one line per subset and validation, with the columns `run,seed,epoch,subset`, the rates of
+      `asr_lightning.scoring.error_rates` as fractions, and the `utterances` and `words` that they are of. Epoch 1 is
+      the first finished epoch; a validation inside an epoch is replaced by the next. Epoch 0 is there where the same
+      trainer validated before it was fitted. Training from the start replaces the file, resumed training replaces the
+      lines of the epochs that it repeats.
     * `test_error_rates.csv`: the same for `lightning test`, where the epoch is that of the checkpoint. Testing an
       epoch again replaces its lines.
     * `transcripts/<stage>-epoch<N>-<subset>.jsonl`: one utterance a line, sorted by id, from all ranks; `stage` is
@@ -90,7 +92,8 @@ class Transcripts(Callback):
     ) -> None:
         """Collect a batch."""
         if not trainer.sanity_checking:
-            self._collect(batch, outputs["hypotheses"], dataloader_idx)
+            scored = replace(batch, texts=outputs.get("references", batch.texts))  # as the recogniser has scored them
+            self._collect(scored, outputs["hypotheses"], dataloader_idx)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -121,7 +124,7 @@ class Transcripts(Callback):
             lines.setdefault(subset, []).append(as_json_line(line))
         for subset, of_subset in lines.items():
             name = f".predict-{subset}.jsonl" if subset else ".predict.jsonl"
-            with (folder / f"{name}.rank{trainer.global_rank:05}").open("a", encoding="utf-8") as file:
+            with append_to(folder / f"{name}.rank{trainer.global_rank:05}") as file:
                 file.writelines(of_subset)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -133,10 +136,10 @@ class Transcripts(Callback):
         for part in sorted((Path(trainer.default_root_dir) / "transcripts").glob(".predict*.jsonl.rank*")):
             parts.setdefault(part.with_name(part.stem.removeprefix(".")), []).append(part)
         for whole, (first, *others) in parts.items():
-            with first.open("ab") as target:
+            with append_to(first) as target:
                 for other in others:
                     with other.open("rb") as source:
-                        shutil.copyfileobj(source, target)
+                        shutil.copyfileobj(source, target.buffer)
                     other.unlink()
             os.replace(first, whole)
             pl_module.print(f"Written to {whole.absolute()}")
@@ -195,12 +198,18 @@ class Transcripts(Callback):
         seed = os.environ.get("PL_GLOBAL_SEED", seed)
         lines = []
         for subset in self._transcripts:
-            missing = [rate for rate in RATES if f"{subset}/{rate}" not in trainer.callback_metrics]
+            logged_here = {
+                name: float(trainer.callback_metrics[f"{subset}/{name}"])
+                for name in (*RATES, *COUNTS)
+                if f"{subset}/{name}" in trainer.callback_metrics
+            }
+            missing = [name for name in (*RATES, *COUNTS) if name not in logged_here]
             if missing:
                 logged = sorted(trainer.callback_metrics)
                 raise ValueError(f"expected the recogniser to log {subset}/{missing[0]}, but it logged {logged}")
-            rates = {rate: f"{float(trainer.callback_metrics[f'{subset}/{rate}']):.6f}" for rate in RATES}
-            lines.append({"run": self.run or run, "seed": seed, "epoch": str(epoch), "subset": subset, **rates})
+            line = {"run": self.run or run, "seed": seed, "epoch": str(epoch), "subset": subset}
+            line |= {name: f"{logged_here[name]:.6f}" for name in RATES}
+            lines.append(line | {name: f"{logged_here[name]:.0f}" for name in COUNTS})
         return lines
 
     def _progress(self, trainer: Trainer, epoch: int) -> str:
@@ -230,10 +239,11 @@ class Transcripts(Callback):
     def _print(self, pl_module: LightningModule, title: str, lines: list[Line]) -> None:
         for line in lines:
             rates = "  ".join(f"{rate.upper()} {float(line[rate]):7.2%}" for rate in RATES[:3])
-            pl_module.print(f"{title}  {line['subset']}  {rates}")
+            counts = f"{int(line['utterances']):,} utterances, {int(line['words']):,} words"
+            pl_module.print(f"{title}  {printable(line['subset'])}  {rates}  of {counts}")
             for transcript in self._transcripts[line["subset"]][: self.examples]:
                 reference, hypothesis = shorten(transcript["reference"]), shorten(transcript["hypothesis"])
-                pl_module.print(f"    {reference}  →  {hypothesis or '(nothing)'}")
+                pl_module.print(f"    {reference or '(nothing)'}  →  {hypothesis or '(nothing)'}")
 
     def _write(self, trainer: Trainer, stage: Literal["validation", "test"], epoch: int, lines: list[Line]) -> None:
         root = Path(trainer.default_root_dir)
@@ -315,11 +325,10 @@ def as_csv(lines: list[Line]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: printable(value) for name, value in line.items()} for line in lines)
     return file.getvalue()
 
 
 def shorten(text: str) -> str:
-    """Cut a long transcript for the terminal, which cannot show halves of characters."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return text if len(text) <= EXAMPLE_LENGTH else text[: EXAMPLE_LENGTH - 1] + "…"
+    """Cut a long transcript for the terminal."""
+    return printable(text if len(text) <= EXAMPLE_LENGTH else text[: EXAMPLE_LENGTH - 1] + "…")

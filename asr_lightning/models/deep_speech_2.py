@@ -105,7 +105,9 @@ class RecurrentLayer(nn.Module):
     def __init__(self, kind: Kind, read: Axis, hidden: int, batch_norm: bool) -> None:
         super().__init__()
         self.read = read
-        make = {"vanilla": ClippedRNN, "gru": partial(nn.GRU, batch_first=True), "lstm": LSTM}[kind]
+        kinds: dict[Kind, Callable[[int, int], Any]]
+        kinds = {"vanilla": ClippedRNN, "gru": partial(nn.GRU, batch_first=True), "lstm": LSTM}
+        make = kinds[kind]
         self.forward_rnn, self.backward_rnn = (make(axis_size(read), hidden) for _ in range(2))
         self.gates = axis(Fixed(self.forward_rnn.weight_ih_l0.shape[0] // hidden, "gates"), Units(hidden))
         self.forward_norm = InputNorm(self.gates) if batch_norm else None

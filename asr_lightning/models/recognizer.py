@@ -19,16 +19,18 @@ from asr_lightning.audio.augment import SpecAugment
 from asr_lightning.audio.features import Features, possible_audio
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, printable
 from asr_lightning.models.sharding import make_shared, make_whole, share
 from asr_lightning.models.useless_steps import REVIEW_STEPS, GradientGuard, clip_gradients
 from asr_lightning.nn.ctc import CTCOutput
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.scoring.error_rates import ErrorRates
+from asr_lightning.text.coverage import check_coverage
 from asr_lightning.text.tokenizers import Tokenizer
 
 Recognized = list[list[Hypothesis]]  # of each utterance, the best first
 
+NOTHING_READ = "expected audio that can be read. The warnings above name the files and say what is wrong with them."
 LOST_BATCHES_IN_A_ROW = 100  # without one usable loss: training has diverged, or the corpus does not fit the model
 
 
@@ -84,6 +86,7 @@ class Recognizer(lightning.LightningModule, ABC):
         self.make_scheduler = scheduler
         self._evaluations: list[_Evaluation] = []
         self._pending: list[tuple[list[str], Tensor]] = []
+        self._read: int | None = None  # utterances of this epoch and rank; unknown where one goes on in mid-epoch
         self._guard = GradientGuard()
         self.register_buffer("_lost_batches", torch.zeros((), dtype=torch.int64), persistent=False)  # in a row
         self.register_buffer("_usable", torch.zeros((), dtype=torch.int64), persistent=False)  # since the last step
@@ -141,6 +144,19 @@ class Recognizer(lightning.LightningModule, ABC):
         targets = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.blank_id)
         return targets.to(self.device, non_blocking=True), lengths.to(self.device, non_blocking=True)
 
+    def setup(self, stage: str) -> None:
+        """Say what of the transcripts the vocabulary cannot write, where the data module counts their characters.
+
+        Raises:
+            InputError: That is so much that nothing could be learned or scored.
+        """
+        characters = getattr(self.trainer.datamodule, "characters", None)  # type: ignore[attr-defined]
+        if characters is None:
+            return
+        for subset, counts in characters(stage).items():
+            if message := check_coverage(self.tokenizer, counts, subset):
+                rank_zero_warn(message)
+
     # Training.
 
     def configure_model(self) -> None:
@@ -159,12 +175,17 @@ class Recognizer(lightning.LightningModule, ABC):
                 "--trainer.strategy.init_args.save_distributed_checkpoint false"
             )
 
+    def on_train_epoch_start(self) -> None:
+        """Begin counting what is read."""
+        self._read = 0
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the step, so that dropout and masks do not depend on where a run was resumed."""
         seed_step(self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return this rank's share of the mean loss of the global batch's usable utterances."""
+        self._read = None if self._read is None else self._read + len(batch)
         if len(batch):
             self._check_rate(batch)
             losses = self._losses(batch)
@@ -210,9 +231,19 @@ class Recognizer(lightning.LightningModule, ABC):
     configure_gradient_clipping = clip_gradients
 
     def on_train_epoch_end(self) -> None:
-        """Name what was skipped since the last look."""
+        """Name what was skipped since the last look.
+
+        Raises:
+            InputError: No rank has read any utterance.
+        """
         self._guard.review(LOST_BATCHES_IN_A_ROW)
         self._review_pending()
+        read, self._read = self._read, None
+        if read is not None and not self.trainer.strategy.reduce_boolean_decision(read > 0, all=False):
+            raise InputError(
+                f"epoch {self.trainer.current_epoch + 1} has read no utterance: {NOTHING_READ} Nothing was learned; "
+                "the last checkpoint is whole."
+            )
 
     def _review_pending(self) -> None:
         # Looked at in bulk, since asking for a value stalls an accelerator.
@@ -224,7 +255,7 @@ class Recognizer(lightning.LightningModule, ABC):
             rank_zero_warn(
                 f"{len(skipped)} utterances were skipped, their loss is not finite (more tokens than frames can carry, "
                 "impossible samples, or numbers that overflowed): "
-                f"{', '.join(skipped[:20])}{' …' if len(skipped) > 20 else ''}"
+                f"{printable(', '.join(skipped[:20]))}{' …' if len(skipped) > 20 else ''}"
             )
         if (lost := int(self._lost_batches)) >= LOST_BATCHES_IN_A_ROW:
             raise InputError(
@@ -251,24 +282,35 @@ class Recognizer(lightning.LightningModule, ABC):
         """Let every rank recognise on its own."""
         make_whole(self)
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Recognized]:
-        """Recognise a batch freely, without its transcripts, and count the errors."""
-        return {"hypotheses": self._evaluate(batch, dataloader_idx)}
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Recognise a batch freely, without its transcripts, and count the errors.
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Recognized]:
-        """Recognise a batch and count the errors."""
-        return {"hypotheses": self._evaluate(batch, dataloader_idx)}
+        Returns:
+            `hypotheses`, and the transcripts as they are scored, `references`.
+        """
+        references = [self.tokenizer.fold(text) for text in batch.texts]
+        return {"hypotheses": self._evaluate(batch, references, dataloader_idx), "references": references}
+
+    test_step = validation_step
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Recognized]:
         """Recognise a batch."""
         return {"hypotheses": self._recognize(batch)}
 
     def on_validation_epoch_end(self) -> None:
-        """Log the error rates of every subset and of all together."""
+        """Log the error rates of every subset and of all together.
+
+        Raises:
+            InputError: No utterance of a subset could be read; looking at the first batches only is no evaluation.
+        """
         self._log_evaluation()
 
     def on_test_epoch_end(self) -> None:
-        """Log the error rates of every subset and of all together."""
+        """Log the error rates of every subset and of all together.
+
+        Raises:
+            InputError: No utterance of a subset could be read.
+        """
         self._log_evaluation()
 
     def on_predict_epoch_end(self) -> None:
@@ -280,18 +322,17 @@ class Recognizer(lightning.LightningModule, ABC):
         self._evaluations = [_Evaluation(name, self.device) for name in [stage, *names]]
         make_whole(self)
 
-    def _evaluate(self, batch: Batch, dataloader_idx: int) -> Recognized:
+    def _evaluate(self, batch: Batch, references: list[str], dataloader_idx: int) -> Recognized:
         before = time.perf_counter()
         recognized = self._recognize(batch)
         seconds = time.perf_counter() - before  # texts are on the CPU: nothing is left in a queue
         if len(batch):
+            texts = [best.text for best, *_ in recognized]
+            spelled = [self.tokenizer.decode(self.tokenizer.encode(text)) for text in references]
             losses = self._losses(batch)
             everything, *subsets = self._evaluations
             for evaluation in [everything, *subsets[dataloader_idx : dataloader_idx + 1]]:
-                evaluation.error_rates.update(batch.texts, [best.text for best, *_ in recognized])
-                evaluation.loss.update(losses[losses.isfinite()])
-                evaluation.search_seconds.update(seconds)
-                evaluation.audio_seconds.update(batch.seconds)
+                evaluation.update(references, texts, spelled, losses, seconds, batch.seconds)
         return recognized
 
     def _recognize(self, batch: Batch) -> Recognized:
@@ -307,11 +348,24 @@ class Recognizer(lightning.LightningModule, ABC):
         make_shared(self)
         everything, *subsets = self._evaluations
         pooled = [] if everything.name in [subset.name for subset in subsets] else [everything]
-        for evaluation in [*pooled, *subsets]:
-            values = evaluation.compute()
+        found = {evaluation.name: evaluation.compute() for evaluation in [*pooled, *subsets]}
+        self._check_evaluation(found, [subset.name for subset in subsets] or [everything.name])
+        for name, values in found.items():
             for key, value in values.items():
-                shown = evaluation is everything and key == "wer"
-                self.log(f"{evaluation.name}/{key}", value.float(), prog_bar=shown, sync_dist=True)
+                shown = name == everything.name and key == "wer"
+                self.log(f"{name}/{key}", value.float(), prog_bar=shown, sync_dist=True)
+
+    def _check_evaluation(self, found: dict[str, dict[str, Tensor]], subsets: list[str]) -> None:
+        """Stop, on all ranks, where a subset has no rate; say where no rate could be 0."""
+        empty = [name for name in subsets if not found[name]["utterances"]]
+        if empty and not self.trainer.sanity_checking:
+            raise InputError(f"no utterance of {', '.join(empty)} was read, so there is no error rate: {NOTHING_READ}")
+        for name in subsets:
+            if (floor := float(found[name]["wer_floor"])) > 0:
+                rank_zero_warn(
+                    f"{name}: {floor:.2%} of WER is of words that the {type(self.tokenizer).__name__} cannot write; no "
+                    "recogniser with it can do better"
+                )
 
     def _check_rate(self, batch: Batch) -> None:
         if batch.sample_rate != self.features.sample_rate:
@@ -327,14 +381,41 @@ class _Evaluation:
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
         self.error_rates = ErrorRates().to(device)
+        self.floor = ErrorRates().to(device)  # of what the vocabulary makes of the references
         self.loss = MeanMetric(nan_strategy="disable").to(device)
         self.search_seconds = SumMetric().to(device)
         self.audio_seconds = SumMetric().to(device)
+        self.update([], [], [], torch.zeros(0, device=device), 0.0, 0.0)  # else metrics warn that nothing came
+
+    def update(
+        self, references: list[str], texts: list[str], spelled: list[str], losses: Tensor, search: float, audio: float
+    ) -> None:
+        """Count a batch.
+
+        Args:
+            references: Transcripts as they are scored.
+            texts: What was recognised.
+            spelled: What the vocabulary makes of the references.
+            losses: (B,).
+            search: Seconds.
+            audio: Seconds.
+        """
+        self.error_rates.update(references, texts)
+        self.floor.update(references, spelled)
+        self.loss.update(losses[losses.isfinite()])
+        self.search_seconds.update(search)
+        self.audio_seconds.update(audio)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return what is logged, of all ranks; the real time factor is seconds of search per second of audio."""
+        """Return what is logged, of all ranks.
+
+        The real time factor is seconds of search per second of audio; `wer_floor` is the error rate of a recogniser
+        without any error, which is above 0 where the vocabulary cannot write a word.
+        """
         factor = self.search_seconds.compute() / self.audio_seconds.compute()
-        return {**self.error_rates.compute(), "loss": self.loss.compute(), "real_time_factor": factor}
+        floor = self.floor.compute()["wer"]
+        rates = {**self.error_rates.compute(), "wer_floor": floor}
+        return {**rates, "loss": self.loss.compute(), "real_time_factor": factor}
 
 
 def seed_step(trainer: lightning.Trainer) -> None:

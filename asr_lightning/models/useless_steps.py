@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Adam, Optimizer
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, printable
 from asr_lightning.models.sharding import whole
 
 REVIEW_STEPS = 50  # how often a GPU is asked what was left out
@@ -59,7 +59,7 @@ class GradientGuard:
             self._lost = self._lost + 1 if this else 0
             if not this:
                 continue
-            named = ", ".join(ids[:20])
+            named = printable(", ".join(ids[:20]))
             rank_zero_warn(f"the gradient is not finite: step {step} is skipped; learned from {named}")
             if self._lost >= most:
                 raise InputError(

@@ -55,7 +55,7 @@ class LSTM(nn.LSTM):
     def __init__(self, input_dimension: int, hidden: int) -> None:
         super().__init__(input_dimension, hidden, batch_first=True)
 
-    def forward(  # type: ignore[override]  # no packed sequences
+    def forward(  # no packed sequences
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Read x (B, T, D) from a state (1, B, hidden) twice; return (B, T, hidden) and the state after it."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asr_lightning.files import replacing
+
+matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a run is a $
 
 Metric = Literal["wer", "cer", "ser", "swer", "unspaced_cer"]
 
@@ -33,6 +36,8 @@ class ErrorRate:
         epoch: 1 is the first finished one, 0 is before training.
         subset: Part of the corpus, as `test-clean`.
         wer, cer, ser, swer, unspaced_cer: Of `asr_lightning.scoring.error_rates`. Fractions: 0.1 is 10 %.
+        utterances: That the rates are of; None in files from before they were counted, as all that follow.
+        words: Of their references.
     """
 
     run: str
@@ -44,6 +49,8 @@ class ErrorRate:
     ser: float
     swer: float
     unspaced_cer: float
+    utterances: int | None = None
+    words: int | None = None
 
 
 def curves(rows: Iterable[ErrorRate], metric: Metric = "wer") -> dict[str, dict[str, dict[str, dict[int, float]]]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from asr_lightning.errors import printable
 from asr_lightning.files import write_atomically
 
 
@@ -31,12 +32,23 @@ def fill(name: str, data: Any, **texts: str) -> str:  # noqa: ANN401 - whatever 
         **texts,
         "STYLE": read("style.css"),
         # Nothing in the data can end the element that it stands in.
-        "DATA": json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        "DATA": json.dumps(_shown(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace(
+            "<", "\\u003c"
+        ),
         "SCRIPT": read("common.js") + read(f"{name}.js"),
     }
     parts = read(f"{name}.html").split("@@")  # text, name, text, name, ...
     return "".join(content[part] if place % 2 else part for place, part in enumerate(parts))
 
 
+def _shown(data: Any) -> Any:  # noqa: ANN401
+    """Return the same data whose texts turn no lines around, and can be written in UTF-8."""
+    if isinstance(data, str):
+        return printable(data)
+    if isinstance(data, dict):
+        return {_shown(key): _shown(value) for key, value in data.items()}
+    return [_shown(value) for value in data] if isinstance(data, list | tuple) else data
+
+
 def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -14,6 +14,7 @@ from asr_lightning.errors import InputError, reason
 from asr_lightning.report.figures import ErrorRate
 from asr_lightning.report.figures import curves as rate_curves
 from asr_lightning.report.layer_figures import phone_colours
+from asr_lightning.report.tables import from_csv
 
 METRICS = ("wer", "cer", "ser", "swer", "unspaced_cer")
 CHARACTERS = 10_000  # of each network's neighbours
@@ -244,6 +245,6 @@ def _read(path: Path, columns: set[str]) -> list[dict[str, str]]:
             missing = columns - set(reader.fieldnames or [])
             if missing:
                 raise InputError(f"{path}: expected the columns {', '.join(sorted(missing))} too")
-            return list(reader)
+            return [{name: from_csv(row[name] or "") for name in reader.fieldnames or []} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {path}: {error}; let the callbacks write it again") from error

@@ -14,6 +14,7 @@ from asr_lightning.files import regular
 from asr_lightning.report.figures import ErrorRate
 
 COLUMNS = [field.name for field in fields(ErrorRate)]
+COUNTED = 2  # of the columns, the last ones: old files are without them
 RATES = {"test": "test_error_rates.csv", "validation": "error_rates.csv"}  # by stage; the first that is there
 
 SECONDS, SPEED = "train/seconds", "train/audio_seconds_per_second_epoch"  # what is read of metrics.csv
@@ -88,15 +89,18 @@ def read_rates(path: Path) -> list[ErrorRate]:
     with _reading(path), regular(path).open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         head = next(reader, [])
-        if head != COLUMNS:
+        if head not in (COLUMNS, COLUMNS[:-COUNTED]):
             raise InputError(f"{path}, line 1: expected the columns {','.join(COLUMNS)}, got {shown(','.join(head))!r}")
         rows = []
         for line in reader:
             try:
-                run, seed, epoch, subset, *rates = line
-                if len(line) != len(COLUMNS):
+                if len(line) not in (len(COLUMNS), len(COLUMNS) - COUNTED):
                     raise ValueError("another number of columns")
-                values = [float(rate) for rate in rates]
+                run, seed, epoch, subset, *rates = line[: len(COLUMNS) - COUNTED]
+                counts = [int(count) if count else None for count in line[len(COLUMNS) - COUNTED :]] or [None] * COUNTED
+                wer, cer, ser, swer, unspaced_cer = values = [float(rate) for rate in rates]
+                if min(count or 0 for count in counts) < 0:
+                    raise ValueError("negative")
                 if not min(values) >= 0 or math.isnan(sum(values)) or int(epoch) < 0:
                     raise ValueError("negative, or not a number")
             except ValueError as error:
@@ -104,8 +108,35 @@ def read_rates(path: Path) -> list[ErrorRate]:
                     f"{path}, line {reader.line_num}: expected {','.join(COLUMNS)} with a whole epoch and rates as"
                     f" fractions of 0 or more, got {shown(','.join(line))!r}"
                 ) from error
-            rows.append(ErrorRate(run, seed, int(epoch), subset, *values))
+            rows.append(ErrorRate(run, seed, int(epoch), subset, wer, cer, ser, swer, unspaced_cer, *counts))
     return rows
+
+
+def scored_on(rates: Iterable[ErrorRate], differing_only: bool = False) -> list[str]:
+    """Say for each subset how many utterances and words its rates are of, and where runs were scored on others."""
+    by_subset: dict[str, dict[tuple[int | None, int | None], dict[str, None]]] = {}
+    for rate in sorted(rates, key=lambda rate: (rate.subset, rate.run, len(rate.seed), rate.seed)):
+        runs = by_subset.setdefault(rate.subset, {}).setdefault((rate.utterances, rate.words), {})
+        runs[f"{rate.run}, seed {rate.seed}" if rate.seed else rate.run] = None
+    lines = []
+    for subset, by_counts in by_subset.items():
+        if len(by_counts) == 1:
+            lines += [] if differing_only else [f"{subset}: {_counted(*next(iter(by_counts)))}."]
+            continue
+        of = "; ".join(f"{_counted(*counts)} in {_several(list(runs))}" for counts, runs in by_counts.items())
+        lines.append(f"{subset}: NOT all on the same utterances, so that rates say little beside each other: {of}.")
+    return lines
+
+
+def _counted(utterances: int | None, words: int | None) -> str:
+    if utterances is None or words is None:
+        return "a number of utterances that was not written down"
+    return f"{utterances:,} utterances, {words:,} words"
+
+
+def _several(names: Sequence[str], most: int = 5) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager

@@ -3,17 +3,25 @@
 import csv
 import io
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 
+from asr_lightning.errors import printable
+
 MISSING = "–"
+FORMULA = ("=", "+", "-", "@")  # begin one in a spreadsheet
+NUMBER = re.compile(r"[+-](\d[\d,]*(\.\d*)?(e[+-]?\d+)?|inf|nan)( ± [\d.]+)?")
 
 Table = list[list[str]]  # its first line is the head
 
 
 def summarise(rates: Sequence[float]) -> str:
-    """Write the mean of some seeds in per cent, with their sample standard deviation where there are several."""
-    if not rates:
+    """Write the mean of some seeds in per cent, with their sample standard deviation where there are several.
+
+    A rate that is no number, of nothing that was scored, makes the mean unknown.
+    """
+    if not rates or any(map(math.isnan, rates)):
         return MISSING
     percent = [100 * rate for rate in rates]
     if len(percent) == 1 or math.inf in percent:
@@ -22,25 +30,61 @@ def summarise(rates: Sequence[float]) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """Write a number, as `number(0.5, ".3f")`, or that it is missing."""
-    return MISSING if value is None else format(value, form)
+    """Write a number, as `number(0.5, ".3f")`, or that it is missing or none."""
+    return MISSING if value is None or math.isnan(value) else format(value, form)
+
+
+def count(values: Sequence[int | None]) -> str:
+    """Write how many there are, the same in all seeds or from the least to the most."""
+    known = sorted({value for value in values if value is not None})
+    if not known or None in values:
+        return MISSING
+    return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}"
 
 
 def as_text(table: Table) -> str:
     """Align a table for the terminal."""
+    table = [list(map(printable, line)) for line in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in table)
 
 
 def as_markdown(table: Table) -> str:
     """Write a table in Markdown."""
-    lines = [" | ".join(cell.replace("|", r"\|") for cell in line) for line in table]
+    lines = [" | ".join(map(escape_markdown, line)) for line in table]
     return "\n".join(f"| {line} |" for line in [lines[0], " | ".join(["---:"] * len(table[0])), *lines[1:]])
 
 
+def escape_markdown(text: str) -> str:
+    """Write a name or transcript so that it is text in Markdown: no end of a cell, no link, no element of HTML."""
+    return re.sub(r"[|<`\[]", r"\\\g<0>", printable(text))
+
+
 def as_csv(rows: Iterable[Sequence[object]]) -> str:
-    """Write rows as CSV, fractions with 6 decimals."""
+    """Write rows as CSV, fractions with 6 decimals.
+
+    Texts are written as they may be printed. One that a spreadsheet would take for a formula, as a name that begins
+    with `=`, gets an apostrophe before it, which spreadsheets do not show.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([f"{value:.6f}" if isinstance(value, float) else value for value in row] for row in rows)
+    writer.writerows(map(_cell, row) for row in rows)
     return file.getvalue()
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if _is_formula(text) else text
+
+
+def from_csv(cell: str) -> str:
+    """Return a text that `as_csv` has written, without what keeps it from being a formula."""
+    return cell[1:] if cell.startswith("'") and _is_formula(cell[1:]) else cell
+
+
+def _is_formula(text: str) -> bool:
+    return len(text) > 1 and text.startswith(FORMULA) and not NUMBER.fullmatch(text)

@@ -7,6 +7,7 @@ from torchmetrics import Metric
 
 UNITS = ("word", "character", "letter")
 RATES = ("wer", "cer", "ser", "swer", "unspaced_cer")
+COUNTS = ("utterances", "words")  # that the rates are of
 ERRORS = ("substitutions", "deletions", "insertions")
 
 
@@ -70,22 +71,26 @@ class ErrorRates(Metric):
         setattr(self, f"{unit}_total", getattr(self, f"{unit}_total") + total)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the rates so far, as fractions: 0.1 is 10 %; more than 1 is possible.
+        """Return the rates so far, as fractions (0.1 is 10 %; more than 1 is possible), and what they are of.
 
         Returns:
             Float32 scalars: `wer`, `cer` and `ser` of words, characters and sentences; `swer`, the word error rate with
             spaces where they help most, and `unspaced_cer`, the character error rate without spaces, as Korean is
             scored, whose writers set spaces as they like. Where the references hold nothing at all, a rate is 0
-            without errors and infinite with some; never NaN.
+            without errors and infinite with some. NaN where nothing was scored, not even an empty reference.
+            Int64 scalars: `utterances`, and `words` of their references.
         """
         words, characters, letters = (sum(getattr(self, f"{unit}_{error}") for error in ERRORS) for unit in UNITS)
-        return {
+        rates = {
             "wer": _rate(words, self.word_total),
             "cer": _rate(characters, self.character_total),
             "ser": _rate(self.wrong_sentences, self.sentence_total),
             "swer": _rate(self.spaced_errors, self.word_total),
             "unspaced_cer": _rate(letters, self.letter_total),
         }
+        scored = self.sentence_total > 0
+        rates = {name: rate.where(scored, torch.nan) for name, rate in rates.items()}
+        return {**rates, "utterances": self.sentence_total.clone(), "words": self.word_total.clone()}
 
 
 def space_free_errors(reference: str, hypothesis: str) -> int:

@@ -50,16 +50,17 @@ class Bootstrap:
     Attributes:
         difference: Word error rate of the first system minus that of the second; a fraction, negative where the first
             is better.
-        low, high: The 95 % interval of it.
-        improvement: Share of the resamples in which the first system has the lower rate; draws count half.
+        low, high: The 95 % interval of it; None with a single speaker or utterance, which all resamples are alike of.
+        improvement: Share of the resamples in which the first system has the lower rate; draws count half. None
+            likewise.
         units: How many speakers or utterances were drawn.
         by_speaker: Which of the two.
     """
 
     difference: float
-    low: float
-    high: float
-    improvement: float
+    low: float | None
+    high: float | None
+    improvement: float | None
     units: int
     by_speaker: bool
 
@@ -162,14 +163,17 @@ def bootstrap(
     by_speaker = bool(speakers) and all(speakers) and len(set(speakers)) >= FEWEST_SPEAKERS
     counts: Counts = np.array([differences, words], dtype=np.float64)  # (2, N)
     counts = _sum_by_speaker(counts, speakers) if by_speaker else counts
+    difference, units = float(counts[0].sum() / counts[1].sum()), counts.shape[1]
+    if units < 2:
+        return Bootstrap(difference, None, None, None, units, by_speaker)
     drawn = _resample(counts, resamples, np.random.default_rng(seed))
     low, high = map(float, np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     return Bootstrap(
-        difference=float(counts[0].sum() / counts[1].sum()),
+        difference=difference,
         low=low,
         high=high,
         improvement=float(np.mean(drawn < -ROUNDING) + np.mean(np.abs(drawn) <= ROUNDING) / 2),
-        units=counts.shape[1],
+        units=units,
         by_speaker=by_speaker,
     )
 

@@ -4,6 +4,7 @@ import base64
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,27 @@ class Tokenizer(ABC):
         if wrong:
             raise ValueError(f"token ids must be 0 to {len(self) - 1}, got {wrong[:10]}")
         return self._decode([int(number) for number in ids if number not in (self.blank_id, self.eos_id)])
+
+    def loses(self, character: str) -> bool:
+        """Whether a character cannot be written: it is `<unk>`, or nothing although it is a letter or a digit."""
+        ids = self.encode(character)
+        return self.unk_id in ids or (not ids and unicodedata.category(character)[0] in "LN")
+
+    def fold(self, text: str) -> str:
+        """Return a transcript as this vocabulary writes it, so that reference and hypothesis are spelled alike.
+
+        Without É in the vocabulary, CAFÉ is CAFE, and marks that it drops are dropped. What it cannot write stays as it
+        is, and counts as an error.
+        """
+        text = unicodedata.normalize("NFC", text)
+        lost = {character for character in set(text) if self.loses(character)}
+        if not lost and self.unk_id not in (ids := self.encode(text)):
+            return self._decode(ids)
+        return " ".join(filter(None, (self._fold_word(word, lost) for word in text.split())))
+
+    def _fold_word(self, word: str, lost: set[str]) -> str:
+        parts = ((stays, "".join(part)) for stays, part in groupby(word, lost.__contains__))
+        return "".join(part if stays else self._decode(self.encode(part)) for stays, part in parts)
 
     @abstractmethod
     def init_args(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from asr_lightning.analysis.alignment import forced_alignment
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.observation import observe
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, printable
 from asr_lightning.files import replacing
 from asr_lightning.hmm import gmm
 from asr_lightning.hmm.alignment import in_seconds, phone_runs, word_runs
@@ -139,9 +139,10 @@ def write_subset(timed: Iterable[Timed], tiers: Sequence[str], subset: str, outp
 
 
 def ctm_rows(id: str, segments: Sequence[Segment]) -> Iterator[str]:
-    """Give lines `UTTERANCE CHANNEL START DURATION LABEL`, in seconds."""
+    """Give lines `UTTERANCE CHANNEL START DURATION LABEL`, in seconds; a space within a name would part columns."""
+    name = printable(id).replace(" ", "_")
     for segment in segments:
-        yield f"{id} 1 {segment.start:.7f} {segment.end - segment.start:.7f} {segment.label}\n"
+        yield f"{name} 1 {segment.start:.7f} {segment.end - segment.start:.7f} {printable(segment.label)}\n"
 
 
 def write_textgrid(path: Path, one: Timed) -> None:
@@ -230,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     print(f"Written to {options.output.absolute()}")
     for problem in problems:
-        print(problem, file=sys.stderr)
+        print(printable(problem), file=sys.stderr)
     return 1 if problems else 0
 
 

@@ -15,11 +15,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from asr_lightning.analysis.boundaries import BoundaryErrors, measure
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, printable
 from asr_lightning.files import replacing, write_atomically
 from asr_lightning.hmm.alignment import word_runs
 from asr_lightning.report.figures import COLOURS
-from asr_lightning.report.tables import as_csv, as_markdown, as_text
+from asr_lightning.report.tables import as_csv, as_markdown, as_text, number
 from asr_lightning.text.lexicon import Lexicon, read_lexicon
 from asr_lightning.text.phones import SILENCE, Segment
 from data_modules.phone_labels import CTMLabels
@@ -32,8 +32,8 @@ def table(errors: Mapping[str, BoundaryErrors]) -> list[list[str]]:
     """Return a line for every alignment."""
     rows = [HEAD]
     for name, one in errors.items():
-        times = [f"{1000 * one.percentile(percent):.1f}" for percent in (50, 90)]
-        shares = [f"{100 * one.within(seconds):.1f}" for seconds in (0.020, 0.050)]
+        times = [number(1000 * one.percentile(percent), ".1f") for percent in (50, 90)]
+        shares = [number(100 * one.within(seconds), ".1f") for seconds in (0.020, 0.050)]
         rows.append([name, str(one.expected), f"{100 * one.matched:.1f}", *times, *shares])
     return rows
 
@@ -98,7 +98,7 @@ def compare(truth: Path, found: Sequence[Path], names: Sequence[str], lexicon: P
     write_atomically(output / "boundaries.md", as_markdown(rows) + "\n")
     plot(errors, output / "boundaries.png")
     for one, why in left_out.items():
-        print(f"left out: {one}: {why}", file=sys.stderr)
+        print(printable(f"left out: {one}: {why}"), file=sys.stderr)
     return f"{as_text(rows)}\n\nWritten to {output.absolute()}: boundaries.csv, boundaries.md, boundaries.png"
 
 

@@ -12,11 +12,11 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import get_args
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, printable, printable_lines
 from asr_lightning.files import write_atomically
 from asr_lightning.report.figures import ErrorRate, Metric, curves, plot_error_rates
-from asr_lightning.report.run_folders import COLUMNS, read_rates
-from asr_lightning.report.tables import Table, as_csv, as_markdown, as_text, summarise
+from asr_lightning.report.run_folders import COLUMNS, read_rates, scored_on
+from asr_lightning.report.tables import Table, as_csv, as_markdown, as_text, escape_markdown, summarise
 from asr_lightning.tools.compare_final import compare_final
 
 
@@ -142,7 +142,7 @@ def notes(rows: Sequence[ErrorRate], metric: Metric, reference: str | None) -> l
             lines[-1] += ", after its last epoch " + ", ".join(
                 f"{name} {summarise(rates)}" for name, rates in last.items()
             )
-    return lines
+    return lines + scored_on(rows)
 
 
 def compare(
@@ -175,7 +175,7 @@ def compare(
     remarks = notes(rows, metric, reference)
     speeds = speed_lines(rows, metric, baseline, reference) if baseline else []
     stem = f"{metric}_per_epoch"
-    bullets = [line if line.startswith(" ") else f"* {line}" for line in remarks + speeds]
+    bullets = [line if line.startswith(" ") else f"* {line}" for line in map(escape_markdown, remarks + speeds)]
     markdown = "\n".join([as_markdown(table), "", *bullets]) + "\n"
     for suffix, text in ((".csv", as_csv([COLUMNS, *map(astuple, rows)])), (".md", markdown)):
         write_atomically(output / f"{stem}{suffix}", text)
@@ -183,7 +183,7 @@ def compare(
     last, files = compare_final(runs, output, metric, reference, baseline)
     names = [*(f"{stem}.{suffix}" for suffix in ("csv", "md", "png")), *files]
     lies = f"Written to {output.absolute()}: {', '.join(names)}"
-    return "\n".join([as_text(table), "", *remarks, *speeds, "", *last, "", lies])
+    return printable_lines("\n".join([as_text(table), "", *map(printable, remarks + speeds), "", *last, "", lies]))
 
 
 def _check_names(names: Sequence[str], reference: str | None, baseline: str | None) -> None:

@@ -4,11 +4,23 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from asr_lightning.errors import printable_lines
 from asr_lightning.files import write_atomically
 from asr_lightning.report.figures import Metric
-from asr_lightning.report.run_folders import Experiment, find_runs, read_experiments, read_runs
+from asr_lightning.report.run_folders import Experiment, find_runs, read_experiments, read_runs, scored_on
 from asr_lightning.report.run_pairs import Example, PairComparison, Skipped, compare_pairs
-from asr_lightning.report.tables import Table, as_csv, as_markdown, as_text, number, summarise
+from asr_lightning.report.tables import (
+    MISSING,
+    Table,
+    as_csv,
+    as_markdown,
+    as_text,
+    count,
+    escape_markdown,
+    number,
+    summarise,
+)
+from asr_lightning.scoring.error_rates import COUNTS
 from asr_lightning.scoring.significance import RESAMPLES
 from asr_lightning.scoring.word_alignment import align, show_alignments
 
@@ -22,19 +34,32 @@ SIGNIFICANCE_NOTES = (
     " utterance are means over the seeds of a run: tests are about these networks on other utterances, not"
     " about other seeds.",
     f"Interval: 95 %, and P(better): the share of {RESAMPLES:,} bootstrap resamples of the speakers or"
-    " utterances where the run has the lower rate.",
+    " utterances where the run has the lower rate; of a single one there is neither.",
     "p: two-tailed, of MAPSSWE, NIST's matched-pairs test of segments; not corrected for the number of comparisons.",
 )
-SIGNIFICANCE_HEAD = ["subset", "run", "baseline", "ΔWER", "95 % interval", "P(better)", "drawn", "p", "z", "segments"]
+SIGNIFICANCE_HEAD = [
+    "subset",
+    "run",
+    "baseline",
+    "ΔWER",
+    "95 % interval",
+    "P(better)",
+    "drawn",
+    "p",
+    "z",
+    "segments",
+    *COUNTS,
+]
 SIGNIFICANCE_COLUMNS = [
     *("subset", "run", "baseline", "wer_difference", "low", "high", "probability_of_improvement", "units", "unit"),
-    *("segments", "mean_difference", "deviation", "z", "p"),
+    *("segments", "mean_difference", "deviation", "z", "p", *COUNTS),
 ]
 
 
 def final_table(experiments: Sequence[Experiment], metric: Metric) -> Table:
     """Make the table of final rates: a line per subset and run."""
-    head = ["subset", "run", "seeds", metric.upper().replace("_", " "), "parameters", "training s/s", "search s/s"]
+    rate = metric.upper().replace("_", " ")
+    head = ["subset", "run", "seeds", rate, *COUNTS, "parameters", "training s/s", "search s/s"]
     subsets = sorted({subset for experiment in experiments for run in experiment.runs for subset in run.rates})
     return [
         head,
@@ -44,6 +69,7 @@ def final_table(experiments: Sequence[Experiment], metric: Metric) -> Table:
                 experiment.name,
                 str(len(rates)),
                 summarise([getattr(rate, metric) for rate in rates]),
+                *(count([getattr(rate, name) for rate in rates]) for name in COUNTS),
                 number(experiment.parameters, ","),
                 number(experiment.audio_seconds_per_second, ".1f"),
                 number(experiment.real_time_factors.get(subset), ".3f"),
@@ -63,12 +89,13 @@ def significance_line(pair: PairComparison) -> list[str]:
         pair.run,
         pair.baseline,
         f"{100 * drawn.difference:+.2f}",
-        f"{100 * drawn.low:+.2f} … {100 * drawn.high:+.2f}",
-        f"{drawn.improvement:.3f}",
+        MISSING if drawn.low is None or drawn.high is None else f"{100 * drawn.low:+.2f} … {100 * drawn.high:+.2f}",
+        number(drawn.improvement, ".3f"),
         f"{drawn.units} {'speakers' if drawn.by_speaker else 'utterances'}",
         number(test.p, ".3g"),
         number(test.z, "+.2f"),
         str(test.segments),
+        *(f"{counted:,}" for counted in _counts(pair)),
     ]
 
 
@@ -78,7 +105,11 @@ def significance_row(pair: PairComparison) -> list[object]:
     unit = "speaker" if drawn.by_speaker else "utterance"
     sampled = [drawn.difference, drawn.low, drawn.high, drawn.improvement, drawn.units, unit]
     tested = [test.segments, test.mean, test.deviation, test.z, "" if test.p is None else f"{test.p:.6g}"]
-    return [pair.subset, pair.run, pair.baseline, *sampled, *tested]
+    return [pair.subset, pair.run, pair.baseline, *sampled, *tested, *_counts(pair)]
+
+
+def _counts(pair: PairComparison) -> tuple[int, int]:
+    return len(pair.utterances), sum(one.words for one in pair.utterances)
 
 
 def utterance_table(pair: PairComparison) -> list[list[object]]:
@@ -92,10 +123,11 @@ def utterance_table(pair: PairComparison) -> list[list[object]]:
 def sentences(pair: PairComparison) -> str:
     """Write the most improved and the most harmed sentences in Markdown."""
     lines = [
-        f"# {pair.run} against {pair.baseline} on {pair.subset}",
+        escape_markdown(f"# {pair.run} against {pair.baseline} on {pair.subset}"),
         "",
-        f"Word errors of {pair.baseline} → {pair.run}, means over seeds; the texts are of the seeds that differ"
-        " most there. A wrong or inserted word stands between asterisks, asterisks alone are a missing word.",
+        f"Word errors of {escape_markdown(f'{pair.baseline} → {pair.run}')}, means over seeds; the texts are of"
+        " the seeds that differ most there. A wrong or inserted word stands between asterisks, asterisks alone are a"
+        " missing word.",
     ]
     for title, examples in (("Most improved", pair.improved), ("Most harmed", pair.harmed)):
         lines += ["", f"## {title}", *([] if examples else ["", "None."])]
@@ -113,7 +145,8 @@ def _sentence(pair: PairComparison, example: Example) -> list[str]:
     ]
     rows = [(label, align(example.reference, hypothesis)) for label, hypothesis in shown]
     counts = f"{errors.baseline_errors:.3g} → {errors.errors:.3g} errors in {errors.words} words"
-    return [f"{errors.id}{speaker}: {counts}", "", "```text", show_alignments(rows), "```"]
+    alignments = printable_lines(show_alignments(rows)).replace("```", r"\`\`\`")  # which would end the block
+    return [f"{escape_markdown(errors.id + speaker)}: {counts}", "", "```text", alignments, "```"]
 
 
 def _label(run: str, seeds: Sequence[str], seed: str) -> str:
@@ -146,10 +179,16 @@ def compare_final(
     names = [experiment.name for experiment in experiments]
     first = baseline or next((name for name in names if name != reference), names[0])
     tables, files = _write_final(experiments, first, metric, output, problems)
-    remarks = [*NOTES, *(SIGNIFICANCE_NOTES if len(tables) > 1 else ()), *(f"Left out: {one}" for one in problems)]
-    markdown = [*map(as_markdown, tables), "\n".join(f"* {remark}" for remark in remarks)]
+    ours = [*NOTES, *(SIGNIFICANCE_NOTES if len(tables) > 1 else ())]  # with code between backticks
+    theirs = scored_on((rate for run in runs for rate in run.rates.values()), differing_only=True)
+    theirs += [f"Left out: {one}" for one in problems]
+    remarks = [*ours, *map(printable_lines, theirs)]
+    markdown = [*map(as_markdown, tables), "\n".join(f"* {line}" for line in [*ours, *map(escape_markdown, theirs)])]
     write_atomically(output / "final.md", "\n\n".join(markdown) + "\n")
-    return [*(line for one in tables for line in (as_text(one), "")), *remarks], ["final.md", *files]
+    return [*(line for one in tables for line in (as_text(one), "")), *remarks], [
+        "final.md",
+        *files,
+    ]
 
 
 def _write_final(

@@ -4,7 +4,6 @@ Example: python -m asr_lightning.tools.convergence runs/demo/rnnt_random runs/de
 """
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Sequence
@@ -14,11 +13,11 @@ from typing import get_args
 import numpy as np
 
 from asr_lightning.analysis.convergence import PARAMETERS, backcast, fit
-from asr_lightning.errors import InputError
-from asr_lightning.files import replacing, write_atomically
+from asr_lightning.errors import InputError, printable_lines
+from asr_lightning.files import write_atomically
 from asr_lightning.report.figures import ErrorRate, Metric, curves
 from asr_lightning.report.path_figures import Convergence, plot_convergence
-from asr_lightning.report.tables import MISSING, Table, as_markdown, as_text
+from asr_lightning.report.tables import MISSING, Table, as_csv, as_markdown, as_text, escape_markdown
 from asr_lightning.tools.compare import find_files, merge
 
 DRAWN = 120  # points of a curve
@@ -144,15 +143,14 @@ def report(
     stem = f"{metric}_convergence"
     table = tabulate(found, level)
     remarks = notes(found, metric, level)
-    markdown = "\n".join([as_markdown(table), "", *(f"* {line}" for line in remarks)]) + "\n"
+    markdown = "\n".join([as_markdown(table), "", *(f"* {escape_markdown(line)}" for line in remarks)]) + "\n"
     write_atomically(output / f"{stem}.md", markdown)
     for name, lines in ((stem, table), (f"{stem}_curves", [list(CURVE_COLUMNS), *curve_rows(found)])):
-        with replacing(output / f"{name}.csv") as half, half.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(lines)
+        write_atomically(output / f"{name}.csv", as_csv(lines))
     drawn = [one for one in found if one.measured]
     plot_convergence(drawn, f"{metric.upper().replace('_', ' ')} (%)", level, output / f"{stem}.png")
     lies = f"Written to {output.absolute()}: {stem}.md, {stem}.csv, {stem}_curves.csv, {stem}.png"
-    return "\n".join([as_text(table), "", *remarks, "", lies])
+    return printable_lines("\n".join([as_text(table), "", *remarks, "", lies]))
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -209,7 +209,10 @@ def tune(options: argparse.Namespace) -> str:
         for text, scores in zip(batch.texts, likelihoods(recognizer, batch), strict=True):
             for scale, rate in rates.items():
                 search = GraphSearch(scale, recognizer.search.beam, recognizer.search.max_active)
-                rate.update([text], [" ".join(search(scores, recognizer.states, graph)[0].words)])
+                heard = " ".join(search(scores, recognizer.states, graph)[0].words)
+                rate.update(*([recognizer.tokenizer.fold(one)] for one in (text, heard)))
+    if not all(rate.sentence_total for rate in rates.values()):
+        raise InputError(f"{', '.join(subsets)}: expected utterances to choose a scale by, but none could be read")
     found = {scale: float(rate.compute()["wer"]) for scale, rate in rates.items()}
     best = min(found, key=lambda scale: found[scale])
     part = {
@@ -217,8 +220,10 @@ def tune(options: argparse.Namespace) -> str:
         "init_args": {**vars(recognizer.search), "acoustic_scale": best},
     }
     write_atomically(options.output, yaml.safe_dump({"model": {"init_args": {"search": part}}}))
+    of = next(iter(rates.values()))
     lines = [f"acoustic scale {scale:g} (language model weight {1 / scale:.1f}): WER {100 * rate:.2f} %"
              for scale, rate in found.items()]  # fmt: skip
+    lines.append(f"Of {int(of.sentence_total):,} utterances, {int(of.word_total):,} words.")
     return "\n".join([*lines, f"The best, {best:g}, is in {options.output.absolute()}: give it as a second --config"])
 
 

@@ -5,7 +5,6 @@ Example: python -m asr_lightning.tools.path --output reports/ws \
 """
 
 import argparse
-import csv
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +18,10 @@ from tqdm import tqdm
 from asr_lightning.analysis.line import Quality, along_line, barrier, places, quality
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
-from asr_lightning.files import name_of_run, replacing
+from asr_lightning.files import name_of_run, write_atomically
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.report.path_figures import plot_lines
-from asr_lightning.report.tables import MISSING, as_text
+from asr_lightning.report.tables import MISSING, as_csv, as_text
 from asr_lightning.tools.subsets import open_corpus, read_corpus
 from asr_lightning.tools.transcribe import prepare
 from data_modules.sampler import plan_batches
@@ -83,7 +82,10 @@ def read_batches(config: Path, subset: str | None, utterances: int, seed: int) -
     if utterances:
         numbers = np.sort(np.random.default_rng(seed).permutation(numbers)[:utterances])
     [plan] = plan_batches(loader.durations[numbers], loader.batch_seconds)
-    return chosen, list(loader.load([[int(numbers[place]) for place in batch] for batch in plan], 0))
+    batches = list(loader.load([[int(numbers[place]) for place in batch] for batch in plan], 0))
+    if not any(map(len, batches)):
+        raise InputError(f"{chosen}: expected utterances to measure with, but none could be read")
+    return chosen, batches
 
 
 def load_pair(first: Path, second: Path, device: str) -> tuple[Recognizer, Recognizer]:
@@ -152,8 +154,7 @@ def rows(lines: Sequence[Line]) -> Iterator[list[str]]:
 
 def write(lines: Sequence[Line], output: Path) -> str:
     """Write `path.csv` and `path.png`, and return what to tell the user."""
-    with replacing(output / "path.csv") as half, half.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([list(COLUMNS), *rows(lines)])
+    write_atomically(output / "path.csv", as_csv([list(COLUMNS), *rows(lines)]))
     subset = lines[0].subset
     names = {f"{line.first} to {line.second}": line for line in lines}
     panels = {f"loss on {subset} (nats)": {

@@ -13,11 +13,11 @@ from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
-from asr_lightning.errors import InputError, reason
+from asr_lightning.errors import InputError, printable, printable_lines, reason
 from asr_lightning.files import name_of_run
 from asr_lightning.report.page import write_page
 from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_layers, gather_neighbours
-from asr_lightning.report.run_folders import find_runs, read_experiments, read_runs
+from asr_lightning.report.run_folders import find_runs, read_experiments, read_runs, scored_on
 from asr_lightning.report.run_pairs import Skipped, compare_pairs
 from asr_lightning.report.tables import Table
 from asr_lightning.tools.compare import find_files, merge
@@ -87,7 +87,9 @@ def _tables(found: Sequence[Path], baseline: str | None, problems: list[str]) ->
         raise InputError(f"--baseline: expected one of the runs found, {', '.join(names)}; got {baseline!r}")
     if not experiments:
         return []
-    tables = [_table("Final error rates", final_table(experiments, "wer"), NOTES)]
+    rates = (rate for one in experiments for run in one.runs for rate in run.rates.values())
+    notes = [*NOTES, *scored_on(rates, differing_only=True)]
+    tables = [_table("Final error rates", final_table(experiments, "wer"), notes)]
     lines = [SIGNIFICANCE_HEAD]
     for pair in compare_pairs({one.name: one.runs for one in experiments}, baseline or names[0]):
         if isinstance(pair, Skipped):
@@ -129,9 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"cannot write {options.output}: {error.strerror}", file=sys.stderr)
         return 2
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        print(f"left out: {printable_lines(problem)}", file=sys.stderr)
     shown = ", ".join(f"{part} of {len(data[part])} runs" for part in GATHERERS if data[part])
-    print(f"Written to {options.output.absolute()}{': ' + shown if shown else ''}")
+    print(f"Written to {printable(str(options.output.absolute()))}{': ' + shown if shown else ''}")
     return 0
 
 

@@ -10,7 +10,6 @@ A space is a YAML of dotted keys of the experiment, as on the command line of `l
 """
 
 import argparse
-import csv
 import signal
 import subprocess
 import sys
@@ -25,10 +24,10 @@ import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from asr_lightning.errors import InputError, reason, shown
-from asr_lightning.files import load_yaml, regular, replacing, write_atomically
+from asr_lightning.files import load_yaml, regular, write_atomically
 from asr_lightning.report.run_folders import read_rates
 from asr_lightning.report.search_figure import plot_search, short_name
-from asr_lightning.report.tables import MISSING, Table, as_markdown, as_text
+from asr_lightning.report.tables import MISSING, Table, as_csv, as_markdown, as_text
 
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 60.0  # for a pruned run to save and end
@@ -224,8 +223,7 @@ class Search:
         done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         table = tabulate(trials, list(self.space), f"{self.subset}/{self.rate}")
         write_atomically(self.folder / "trials.md", as_markdown(table) + "\n")
-        with replacing(self.folder / "trials.csv") as half, half.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(table)
+        write_atomically(self.folder / "trials.csv", as_csv(table))
         lines = [as_text(table), "", f"{len(done)} of {len(trials)} trials were finished."]
         if done:
             plot_search(done, list(self.space), f"{self.subset} {self.rate.upper()} (%)", self.folder / "trials.png")

@@ -9,18 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, printable
 from asr_lightning.files import write_atomically
 from asr_lightning.report.figures import Metric
-from asr_lightning.report.run_folders import Experiment, find_runs, read_experiments, read_run
-from asr_lightning.report.tables import MISSING, Table, as_csv, as_markdown, as_text, number, summarise
+from asr_lightning.report.run_folders import Experiment, find_runs, read_experiments, read_run, scored_on
+from asr_lightning.report.tables import (
+    MISSING,
+    Table,
+    as_csv,
+    as_markdown,
+    as_text,
+    count,
+    escape_markdown,
+    number,
+    summarise,
+)
+from asr_lightning.scoring.error_rates import COUNTS
 
 
 def tabulate(experiments: Sequence[Experiment], metrics: Sequence[Metric] = ("wer", "ser")) -> Table:
     """Make the table: one line per experiment, the mean and spread over its seeds."""
     subsets = sorted({subset for experiment in experiments for run in experiment.runs for subset in run.rates})
     head = ["experiment", "seeds", "parameters", "training s"]
-    names = [*(metric.upper().replace("_", " ") for metric in metrics), "× real time"]
+    names = [*(metric.upper().replace("_", " ") for metric in metrics), *COUNTS, "× real time"]
     table = [[*head, *(f"{subset} {name}" for subset in subsets for name in names)]]
     for experiment in experiments:
         line = [
@@ -32,6 +43,7 @@ def tabulate(experiments: Sequence[Experiment], metrics: Sequence[Metric] = ("we
         for subset in subsets:
             rates = experiment.rates(subset)
             line += [summarise([getattr(rate, metric) for rate in rates]) for metric in metrics]
+            line += [count([getattr(rate, name) for rate in rates]) for name in COUNTS]
             line.append(number(experiment.real_time_factors.get(subset), ".3f"))
         table.append(line)
     return table
@@ -43,15 +55,19 @@ def summarize(folders: Sequence[Path], output: Path, metrics: Sequence[Metric] =
     Raises:
         InputError: No run is found, or a file of one is missing or malformed.
     """
-    table = tabulate(read_experiments(map(read_run, find_runs(folders))), metrics)
+    runs = [read_run(folder) for folder in find_runs(folders)]
+    table = tabulate(read_experiments(runs), metrics)
     note = (
         "Error rates in % after the last epoch, mean ± sample standard deviation over seeds; training s: wall time of "
         f"training without validation ({MISSING}: another run's network); × real time: seconds of search per second of "
         "audio."
     )
-    write_atomically(output / "summary.md", f"{as_markdown(table)}\n\n{note}\n")
+    note = " ".join([*scored_on((rate for run in runs for rate in run.rates.values()), differing_only=True), note])
+    write_atomically(output / "summary.md", f"{as_markdown(table)}\n\n{escape_markdown(note)}\n")
     write_atomically(output / "summary.csv", as_csv(table))
-    return "\n".join([as_text(table), "", note, "", f"Written to {output.absolute()}: summary.md, summary.csv"])
+    return "\n".join(
+        [as_text(table), "", printable(note), "", f"Written to {output.absolute()}: summary.md, summary.csv"]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

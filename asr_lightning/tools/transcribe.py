@@ -6,6 +6,7 @@ Example: python -m asr_lightning.tools.transcribe --checkpoint runs/rnnt/checkpo
 import argparse
 import io
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from asr_lightning.audio import reading
 from asr_lightning.batch import Batch, Utterance, is_memory_error
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, printable
 from asr_lightning.models.checkpoints import load_recognizer
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.tools.arguments import above_zero, whole_number
@@ -258,17 +259,24 @@ def write_transcripts(recognizer: Recognizer, paths: Sequence[str], batch_second
             with bar.external_write_mode():
                 if transcript.problem:
                     good = False
-                    print(f"{transcript.path}: {transcript.problem}", file=sys.stderr, flush=True)
+                    print(printable(f"{transcript.path}: {transcript.problem}"), file=sys.stderr, flush=True)
                 else:
-                    print(f"{transcript.path}\t{transcript.text}", file=output, flush=True)
+                    name = printable(transcript.path) if output.isatty() else as_column(transcript.path)
+                    print(f"{name}\t{printable(transcript.text)}", file=output, flush=True)
     return good
+
+
+def as_column(path: str) -> str:
+    """Write a path for other programs: what would end a column or line is escaped, bytes that are no UTF-8 stay."""
+    return re.sub("[^\udc80-\udcff]+", lambda match: printable(match[0]), path)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m asr_lightning.tools.transcribe",
-        description="Transcribe audio files: one line `path<TAB>text` per file, in the order given.",
+        description="Transcribe audio files: one line `path<TAB>text` per file, in the order given. Tabs, ends of "
+        r"lines and controls in a path are written as \t, \n and \x1b.",
         epilog="A file that cannot be used, or is cut off, has no line: it is named on stderr with the reason, and the "
         "rest goes on. A file of more than 40 s is recognized in pieces of 20 to 40 s, cut at pauses. Exit status: "
         "0, 1 if any file was bad, 2 if the checkpoint or an option cannot be used.",

@@ -16,6 +16,7 @@ from transcribing_run import Corpus, HalfDeaf, Heard, batch_of, heard, loader, m
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.transcripts import Transcripts, as_json_line, readable_time, transcripts
 from asr_lightning.files import name_of_run
+from asr_lightning.scoring.error_rates import COUNTS, RATES
 
 SUBSETS = ["test-clean", "test-other"]
 
@@ -43,9 +44,9 @@ def test_error_rates_hold_one_line_per_subset_and_epoch(tmp_path: Path, monkeypa
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     fit(tmp_path / "rnnt_ws" / "seed3", 2, num_sanity_val_steps=2)
     text = (tmp_path / "rnnt_ws" / "seed3" / "error_rates.csv").read_text()
-    assert text.splitlines()[0] == "run,seed,epoch,subset,wer,cer,ser,swer,unspaced_cer"
+    assert text.splitlines()[0] == "run,seed,epoch,subset,wer,cer,ser,swer,unspaced_cer,utterances,words"
     assert text.splitlines()[1].startswith("rnnt_ws,7,1,test-clean,0.500000,")  # `say x`: one word of two is wrong
-    assert text.splitlines()[4] == "rnnt_ws,7,2,test-other,0.000000,0.000000,0.000000,0.000000,0.000000"
+    assert text.splitlines()[4] == "rnnt_ws,7,2,test-other,0.000000,0.000000,0.000000,0.000000,0.000000,2,4"
     assert len(text.splitlines()) == 5
     assert not list(tmp_path.rglob(".*")), "a temporary file was left"
 
@@ -162,7 +163,9 @@ def test_a_test_after_training_is_of_the_last_epoch(tmp_path: Path) -> None:
 def test_examples_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, 1, transcripts={"examples": 1})
     printed = capsys.readouterr().out
-    assert f"{tmp_path.name}, epoch 1 of 1  test-clean  WER  50.00%" in printed
+    assert (
+        f"{tmp_path.name}, epoch 1 of 1  test-clean  WER  50.00%" in printed and "of 5 utterances, 10 words" in printed
+    )
     assert "say a  →  say deaf" in printed
     assert "say b" not in printed
 
@@ -202,7 +205,7 @@ def test_dataloaders_without_names_are_one_subset(tmp_path: Path) -> None:
             return heard(batch.texts)
 
         def on_validation_epoch_end(self) -> None:
-            self.log_dict({"val/wer": 0.0, "val/cer": 0.0, "val/ser": 0.0, "val/swer": 0.0, "val/unspaced_cer": 0.0})
+            self.log_dict({f"val/{name}": 0.0 for name in (*RATES, *COUNTS)})
 
     trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
     trainer.fit(Pooled(), loader([batch_of("a")]), [loader([batch_of("b")]), loader([batch_of("c")])])
@@ -322,6 +325,17 @@ def test_a_broken_prediction_leaves_the_earlier_one(tmp_path: Path) -> None:
     assert [line["id"] for line in json_lines(tmp_path / "transcripts" / "predict-clean.jsonl")] == ["e"]
 
 
+def test_a_prediction_is_not_written_through_a_planted_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "transcripts").mkdir()
+    part = tmp_path / "transcripts" / ".predict-clean.jsonl.rank00000"
+    part.symlink_to(tmp_path / "victim")
+    trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
+    trainer.predict(Predicts(), loader([of_subsets("a", ["clean"])]), return_predictions=False)
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert len(json_lines(tmp_path / "transcripts" / "predict-clean.jsonl")) == 1
+
+
 def test_a_test_writes_valid_lines_of_awkward_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Awkward(Corpus):
         def test_dataloader(self) -> Any:
@@ -334,5 +348,5 @@ def test_a_test_writes_valid_lines_of_awkward_texts(tmp_path: Path, capsys: pyte
     assert [row["id"] for row in rows] == [AWKWARD, "b"]
     assert rows[0]["reference"] == rows[0]["hypothesis"] == rows[0]["speaker"] == AWKWARD
     assert (rows[0]["word_errors"], rows[0]["words"]) == (0, len(AWKWARD.split()))
-    shown = AWKWARD.replace("\udcc7", "?")  # no terminal takes half a character
-    assert f"{shown}  →  {shown}" in capsys.readouterr().out
+    shown = 'a "b"\\n\\t\\ \\u2028 \\x85 한국어 \\udcc7'  # as it may be printed, in one line
+    assert f"    {shown}  →  {shown}\n" in capsys.readouterr().out

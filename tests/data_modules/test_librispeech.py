@@ -86,11 +86,6 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "rate": (lambda folder: write_audio(folder / "a.flac", 4_000, 8_000), "wrong sample rate", "bcde"),
     "more audio": (lambda folder: write_audio(folder / "z.flac", 4_000), "audio without transcript", "abcde"),
     "less audio": (lambda folder: (folder / "a.flac").unlink(), "transcript without audio", "bcde"),
-    "no text": (
-        lambda folder: replace_line(folder / "7-1.trans.txt", b"a TEXT A", b"a  "),
-        "empty transcript",
-        "bcde",
-    ),
     "cp949": (
         lambda folder: replace_line(folder / "7-1.trans.txt", b"a TEXT A", "a 한국".encode("cp949")),
         "transcript not UTF-8",
@@ -278,7 +273,25 @@ def test_a_strangers_transcripts_are_written_in_librispeechs_alphabet(tmp_path: 
     assert kept["a"] == "Well, it's 3 o'clock."
 
 
-def test_a_transcript_of_marks_only_is_a_bad_file(tmp_path: Path) -> None:
-    write_chapter(tmp_path / "dev-clean/7/1", {"a": "...", "b": "B"}, [0.5, 0.5])
-    with pytest.raises(InputError, match=r"empty transcript(.|\n)*a\.flac"):
-        module(tmp_path).prepare_data()
+def test_an_empty_transcript_is_scored_but_not_learned_from(tmp_path: Path) -> None:
+    write_chapter(tmp_path / "dev-clean/7/1", {"a": "...", "b": "B", "c": "—", "d": ""}, [0.5, 0.5, 0.5, 0.5])
+    assert {id: item[1] for id, item in read(module(tmp_path)).items()} == {"a": "", "b": "B", "c": "", "d": ""}
+    training = {"root": str(tmp_path), "train_subsets": ["dev-clean"], "workers": 0}
+    with pytest.raises(InputError, match=r"3 empty transcript\n.*a\.flac: empty transcript(.|\n)*on_bad skip"):
+        LibriSpeechDataModule(**training).prepare_data()
+    data = LibriSpeechDataModule(**training, on_bad="skip")
+    with pytest.warns(UserWarning, match="3 empty transcript"):
+        data.prepare_data()
+    data.setup("fit")
+    assert [id for batch in data.train_dataloader() for id in batch.ids] == ["b"]
+
+
+def test_the_characters_of_transcripts_are_counted_once(tmp_path: Path) -> None:
+    write_chapter(tmp_path / "dev-clean/7/1", {"a": "CAFE\u0301 A", "b": "가"}, [0.5, 0.5])
+    data = module(tmp_path)
+    for _ in range(2):  # made, and from the cache
+        data.prepare_data()
+        data.setup("validate")
+        counts = data.characters("validate")
+        assert counts == {"dev-clean": {"C": 1, "A": 2, "F": 1, "É": 1, " ": 1, "가": 1}}
+    assert data.characters("predict") == {}

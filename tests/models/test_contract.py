@@ -335,6 +335,14 @@ def test_hardly_anything_to_hear_is_heard_without_nan(trained: Recognizer, audio
     assert isinstance(heard, str)
 
 
+def test_an_empty_transcript_can_be_scored(config: dict[str, Any]) -> None:
+    recognizer = build_recognizer(config).eval()
+    for texts in (["", ""], ["", "BED"]):
+        batch = replace(batch_of(["BED", "BED"]), texts=texts)
+        with torch.no_grad():
+            assert not recognizer.loss(batch).isnan().any()
+
+
 def test_every_parameter_gets_a_gradient(config: dict[str, Any]) -> None:
     recognizer = build_recognizer(config).train()
     recognizer.loss(batch_of()).mean().backward()

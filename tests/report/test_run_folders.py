@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,13 @@ def test_what_the_callback_writes_can_be_read(tmp_path: Path) -> None:
     line |= {"swer": "0.3", "unspaced_cer": "0.4"}
     path = tmp_path / "error_rates.csv"
     write_atomically(path, transcripts.as_csv([line]))
-    assert run_folders.read_rates(path) == [ErrorRate('a "b", c', "", 3, "clean", 0.1, 0.2, math.inf, 0.3, 0.4)]
+    expected = ErrorRate('a "b", c', "", 3, "clean", 0.1, 0.2, math.inf, 0.3, 0.4)
+    assert run_folders.read_rates(path) == [expected]  # of before utterances were counted
+    write_atomically(path, transcripts.as_csv([line | {"utterances": "5", "words": "20"}]))
+    assert run_folders.read_rates(path) == [replace(expected, utterances=5, words=20)]
+    old = ["run,seed,epoch,subset,wer,cer,ser,swer,unspaced_cer", 'a "b"; c,,3,clean,0.1,0.2,inf,0.3,0.4']
+    write_atomically(path, "\n".join(old))
+    assert run_folders.read_rates(path) == [replace(expected, run='a "b"; c')]
 
 
 @pytest.mark.parametrize(
@@ -37,6 +44,8 @@ def test_what_the_callback_writes_can_be_read(tmp_path: Path) -> None:
         "ws,1,2,clean,10 %,0.1,0.1,0.1,0.1",
         "ws,1,2,clean,0.1,-0.1,0.1,0.1,0.1",
         "ws,1,2,clean,0.1,0.1,nan,0.1,0.1",
+        "ws,1,2,clean,0.1,0.1,0.1,0.1,0.1,3,-1",
+        "ws,1,2,clean,0.1,0.1,0.1,0.1,0.1,3,some",
         "",
     ],
 )

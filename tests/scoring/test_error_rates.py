@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_lightning.scoring.error_rates import ErrorRates, space_free_errors
+from asr_lightning.scoring.error_rates import RATES, ErrorRates, space_free_errors
 
 REFERENCES = ["THE CAT SAT ON THE MAT", "HELLO", "A B", "I HAVE A PEN"]
 HYPOTHESES = ["THE CAT SIT ON MAT", "HELLO", "A X B Y Z", "HAVE A PENCIL"]
@@ -70,12 +70,30 @@ def test_empty_texts_count() -> None:
     assert rates(metric) == pytest.approx({"wer": 4 / 3, "cer": 6 / 4, "ser": 2 / 3})
 
 
+def test_an_empty_reference_is_scored_as_nists_sclite_does() -> None:
+    metric = ErrorRates()
+    metric.update(["", "the cat sat"], ["hello there", "the cat sat"])
+    assert rates(metric) == pytest.approx({"wer": 2 / 3, "cer": 1.0, "ser": 1 / 2})  # sclite: Ins 66.7, Err 66.7
+
+
 def test_no_reference_words_at_all() -> None:
     metric = ErrorRates()
     metric.update([""], [""])
     assert rates(metric) == {"wer": 0.0, "cer": 0.0, "ser": 0.0}
     metric.update(["  "], ["X"])
     assert rates(metric) == {"wer": float("inf"), "cer": float("inf"), "ser": 0.5}
+
+
+def test_nothing_scored_is_no_rate_and_counts_tell() -> None:
+    metric = ErrorRates()
+    metric.update([], [])
+    computed = metric.compute()
+    assert all(computed[name].isnan() for name in RATES)
+    assert (int(computed["utterances"]), int(computed["words"])) == (0, 0)
+    metric.update(["A B", "", "C"], ["A B", "X", "C"])
+    computed = metric.compute()
+    assert (int(computed["utterances"]), int(computed["words"])) == (3, 3)
+    assert float(computed["wer"]) == pytest.approx(1 / 3)
 
 
 def test_white_space_is_squeezed() -> None:

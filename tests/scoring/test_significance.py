@@ -248,6 +248,9 @@ def test_intervals_hold_what_was_planted() -> None:
 
 def test_systems_that_do_not_differ_are_a_draw() -> None:
     assert bootstrap([0] * 7, [3] * 7).improvement == 0.5
+    single = bootstrap([-2], [10])
+    assert (single.difference, single.units) == (-0.2, 1)
+    assert (single.low, single.high, single.improvement) == (None, None, None)
     assert bootstrap([1, 0, 0], [0, 1, 0]).difference == 1  # with empty references
 
 

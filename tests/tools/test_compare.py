@@ -62,13 +62,27 @@ def test_the_command_writes_table_figure_and_rates(runs: Path, tmp_path: Path) -
     ]
     merged = (output / "wer_per_epoch.csv").read_text().splitlines()
     assert merged[:3] == [
-        HEAD,
-        "random,1,1,test-clean,0.420000,0.210000,1.000000,0.500000,0.500000",
-        "random,1,1,test-other,0.840000,0.210000,1.000000,0.500000,0.500000",
+        f"{HEAD},utterances,words",  # which old files are without
+        "random,1,1,test-clean,0.420000,0.210000,1.000000,0.500000,0.500000,,",
+        "random,1,1,test-other,0.840000,0.210000,1.000000,0.500000,0.500000,,",
     ]
     assert len(merged) == 1 + 2 * (4 * 4 + 3 + 2)
     table = (output / "wer_per_epoch.md").read_text().splitlines()
     assert table[0].count("|") == table[1].count("|") == table[2].count("|") == 8
+
+
+def test_rates_of_other_utterances_are_said_to_be(tmp_path: Path) -> None:
+    for run, utterances in (("las", 3), ("rnnt", 5)):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "error_rates.csv").write_text(
+            f"{HEAD},utterances,words\n{run},1,1,clean,0.1,0.1,0.1,0.1,0.1,{utterances},{4 * utterances}\n"
+            f"{run},1,1,other,0.1,0.1,0.1,0.1,0.1,1000,20000\n"
+        )
+    text = compare.compare([tmp_path], tmp_path / "out")
+    assert "clean: NOT all on the same utterances" in text
+    assert "3 utterances, 12 words in las, seed 1; 5 utterances, 20 words in rnnt, seed 1." in text
+    assert "other: 1,000 utterances, 20,000 words." in text
+    assert "NOT all on the same" in (tmp_path / "out" / "wer_per_epoch.md").read_text()
 
 
 def test_other_rates_can_be_compared(runs: Path, tmp_path: Path) -> None:

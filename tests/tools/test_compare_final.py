@@ -46,12 +46,12 @@ def test_final_rates_significance_and_sentences_are_written(
     }
     assert set(printed.splitlines()[-1].removeprefix(f"Written to {output}: ").split(", ")) == written
     assert rows(output / "final_rates.csv") == [
-        ["subset", "run", "seeds", "WER", "parameters", "training s/s", "search s/s"],
-        ["clean", "base", "2", "13.89 ± 3.93", "–", "–", "–"],
-        ["clean", "odd", "1", "11.11", "–", "–", "–"],
-        ["clean", "wide", "1", "0.00", "–", "–", "–"],
-        ["other", "base", "2", "8.33 ± 11.79", "–", "–", "–"],
-        ["other", "wide", "1", "0.00", "–", "–", "–"],
+        ["subset", "run", "seeds", "WER", "utterances", "words", "parameters", "training s/s", "search s/s"],
+        ["clean", "base", "2", "13.89 ± 3.93", "3", "18", "–", "–", "–"],
+        ["clean", "odd", "1", "11.11", "3", "18", "–", "–", "–"],
+        ["clean", "wide", "1", "0.00", "3", "18", "–", "–", "–"],
+        ["other", "base", "2", "8.33 ± 11.79", "1", "6", "–", "–", "–"],
+        ["other", "wide", "1", "0.00", "1", "6", "–", "–", "–"],
     ]
     head, *lines = rows(output / "significance.csv")
     assert [line[:4] for line in lines] == [
@@ -65,7 +65,8 @@ def test_final_rates_significance_and_sentences_are_written(
     assert float(wide["p"]) == pytest.approx(5.733e-7, rel=1e-3)  # two-tailed, of |z| = 5
     markdown = (output / "final.md").read_text()
     assert "| clean | wide | base | -13.89 | -25.00 … +0.00 |" in markdown
-    assert "| 3 utterances | 5.73e-07 | -5.00 | 2 |" in markdown
+    assert "| 3 utterances | 5.73e-07 | -5.00 | 2 | 3 | 18 |" in markdown
+    assert "| other | wide | base | -8.33 | – | – | 1 utterances |" in markdown  # nothing to be drawn from
     assert "Left out" in printed and "logs/version_<n>/metrics.csv" in printed
 
 
@@ -141,5 +142,15 @@ def test_parameters_and_speeds_are_in_the_table(transcribed_run: Write, tmp_path
         (logs / "metrics.csv").write_text(f"{head}\n{20 * seed},0.{seed}\n")
     text = compare.compare([folder], tmp_path, "cer")
     size = f"{sum(parameter.numel() for parameter in build_recognizer(config).parameters()):,}"
-    assert rows(tmp_path / "final_rates.csv")[1] == ["clean", "base", "2", "5.00 ± 0.00", size, "30.0", "0.150"]
+    assert rows(tmp_path / "final_rates.csv")[1] == [
+        "clean",
+        "base",
+        "2",
+        "5.00 ± 0.00",
+        "1",
+        "6",
+        size,
+        "30.0",
+        "0.150",
+    ]
     assert "Left out" not in text

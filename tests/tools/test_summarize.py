@@ -54,17 +54,21 @@ def cells(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+SHOWN = ("WER", "SER", "utterances", "words", "× real time")
+LAS = ["15.00 ± 7.07", "30.00 ± 14.14", "–", "–", "0.300", "30.00 ± 0.00", "60.00 ± 0.00", "–", "–", "0.400"]
+
+
 def test_each_experiment_is_a_line_over_its_seeds(
     runs: Path, tmp_path: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "report"
     assert summarize.main([str(runs / "las"), str(runs / "fusion"), "--output", str(output)]) == 0
     size = f"{sum(parameter.numel() for parameter in build_recognizer(config).parameters()):,}"
-    subsets = [f"{subset} {what}" for subset in ("test-clean", "test-other") for what in ("WER", "SER", "× real time")]
+    subsets = [f"{subset} {what}" for subset in ("test-clean", "test-other") for what in SHOWN]
     assert cells(output / "summary.csv") == [
         ["experiment", "seeds", "parameters", "training s", *subsets],
-        ["las", "2", size, "40", "15.00 ± 7.07", "30.00 ± 14.14", "0.300", "30.00 ± 0.00", "60.00 ± 0.00", "0.400"],
-        ["fusion", "1", size, "–", "5.00", "10.00", "1.500", "–", "–", "–"],
+        ["las", "2", size, "40", *LAS],
+        ["fusion", "1", size, "–", "5.00", "10.00", "–", "–", "1.500", *"–––––"],
     ]
     assert (output / "summary.md").read_text().startswith("| experiment | seeds | parameters |")
     assert f"Written to {output}: summary.md, summary.csv" in capsys.readouterr().out
