@@ -65,8 +65,8 @@ class CTCPrefixScorer:
         peak = before.max(dim=1, keepdim=True).values.clamp(min=-1e30)
         weights = (before - peak).exp().unflatten(0, (len(log_probs), -1))  # (B, K, T)
         following = (weights @ probs).flatten(0, 1).log() + peak  # (N, V)
-        # A token after itself needs a blank between.
-        chosen = log_probs[utterance, :, last]
+        # A token after itself needs a blank between. Padding has no probability here, as in the product.
+        chosen = probs[utterance, :, last].log()
         repeated = (self._entries(by_blank, last) + chosen).logsumexp(dim=1)
         following.scatter_(1, last.unsqueeze(1), repeated.unsqueeze(1))
         following[:, self.eos_id] = torch.logaddexp(by_token[:, -1], by_blank[:, -1])
