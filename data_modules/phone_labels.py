@@ -13,6 +13,8 @@ from asr_lightning.files import regular
 from asr_lightning.text.phones import SILENCE, PhoneLabels, Segment
 
 OVERLAP = 0.021  # seconds between segments of two files: times may be rounded to hundredths
+QUIET = {SILENCE.lower(), "sil", "sp"}  # what aligners call silence
+TOLERANCE = 1e-6  # seconds: rounding of times in files
 
 
 class CTMLabels(PhoneLabels):
@@ -93,8 +95,8 @@ class TextGridLabels(PhoneLabels):
 
     Args:
         folder: Where they lie.
-        tier: Name of the tier of phones; that of the Montreal Forced Aligner is `phones`. What ends in ` - phones` is
-            taken too.
+        tier: Name of the tier of phones; that of the Montreal Forced Aligner is `phones`. What ends in ` - phones`, of
+            a speaker, is taken too, and of several speakers all that they say.
 
     Raises:
         InputError: There is no such folder, or no file in it.
@@ -139,11 +141,14 @@ class TextGridLabels(PhoneLabels):
                 raise InputError(
                     f"{path}: expected a tier {self.tier!r}, found {shown(', '.join(grid.tierNames)) or 'none'}"
                 )
-            entries = grid.getTier(names[0]).entries
-            segments = [Segment(float(one.start), float(one.end), one.label.strip() or SILENCE) for one in entries]
+            tiers = [
+                [Segment(float(one.start), float(one.end), one.label.strip() or SILENCE) for one in tier.entries]
+                for tier in map(grid.getTier, names)
+            ]
+            segments = [one for tier in tiers for one in tier]
             if wrong := [one for one in segments if not 0.0 <= one.start <= one.end < math.inf]:
                 raise ValueError(f"an interval from {wrong[0].start:g} to {wrong[0].end:g} s")
-            return segments
+            return segments if len(tiers) == 1 else _merged(segments, path, names)
         except InputError:
             raise
         # praatio reads by counting lines: what is no TextGrid ends in any error that indexing can have
@@ -160,3 +165,27 @@ class TextGridLabels(PhoneLabels):
             raise InputError(
                 f"{path} is no TextGrid that can be read ({type(error).__name__}: {shown(str(error))})"
             ) from error
+
+
+def _merged(segments: list[Segment], path: Path, names: list[str]) -> list[Segment]:
+    """Return what is spoken in any tier, in the order of time, with silence between.
+
+    Raises:
+        InputError: Tiers speak at once.
+    """
+    spoken = sorted((one for one in segments if one.label.lower() not in QUIET), key=lambda one: (one.start, one.end))
+    merged: list[Segment] = []
+    for one in spoken:
+        before = merged[-1].end if merged else 0.0
+        if one.start < before - TOLERANCE:
+            raise InputError(
+                f"{path}: expected one phone at a time, found {shown(merged[-1].label)} and {shown(one.label)} at "
+                f"{one.start:g} s in the tiers {shown(', '.join(names))}: give one of these names as the tier"
+            )
+        if one.start > before + TOLERANCE:
+            merged.append(Segment(before, one.start, SILENCE))
+        merged.append(one)
+    end = max((one.end for one in segments), default=0.0)
+    if end > (before := merged[-1].end if merged else 0.0) + TOLERANCE:
+        merged.append(Segment(before, end, SILENCE))
+    return merged

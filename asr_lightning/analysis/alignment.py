@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torchaudio
 from torch import Tensor
 
+from asr_lightning.decoding.ctc import forced_alignments
 from asr_lightning.losses.transducer import occupancies
 from asr_lightning.text.phones import Segment
 
@@ -21,28 +21,10 @@ def forced_alignment(log_probs: Tensor, tokens: Sequence[int], blank_id: int) ->
         blank_id: The blank's token id.
 
     Returns:
-        None where the tokens do not fit into T frames.
+        U spans; None where the tokens do not fit into T frames.
     """
-    repeats = sum(one == other for one, other in zip(tokens, tokens[1:], strict=False))
-    if not tokens:
-        return []
-    if len(tokens) + repeats > len(log_probs):
-        return None
-    targets = torch.tensor([list(tokens)], dtype=torch.int32)
-    path, _ = torchaudio.functional.forced_align(log_probs.float().cpu().unsqueeze(0), targets, blank=blank_id)
-    return _runs(path[0].tolist(), blank_id)
-
-
-def _runs(path: Sequence[int], blank_id: int) -> list[tuple[int, int]]:
-    spans: list[tuple[int, int]] = []
-    before = blank_id
-    for frame, token in enumerate(path):
-        if token == before != blank_id:
-            spans[-1] = (spans[-1][0], frame)
-        elif token != blank_id:
-            spans.append((frame, frame))
-        before = token
-    return spans
+    size = torch.tensor([len(log_probs)], device=log_probs.device)
+    return forced_alignments(log_probs.unsqueeze(0), size, [0], [tokens], blank_id)[0]
 
 
 def segments_from_onsets(onsets: Sequence[float], labels: Sequence[str], end: float) -> list[Segment]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 QUERIES = 1024  # of a block
 CANDIDATES = 16_384  # of a block: with 1,024 queries 64 MiB of distances
+PRECISE_QUERIES = 128  # of a block in double precision: as much memory
 SPARE = 8  # candidates that are measured again in double precision, besides those asked for
 
 
@@ -16,6 +16,9 @@ def nearest(
     states: np.ndarray, groups: np.ndarray, k: int = 5, queries: np.ndarray | None = None, device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the k nearest states by Euclidean distance, of other groups only; exactly, and in bounded memory.
+
+    Candidates are found in single precision. Where its rounding could hide a nearer state, as among states that are
+    nearly the same, all distances are computed in double precision. Of equal distances the lower place comes first.
 
     Args:
         states: (N, D); may lie on disk.
@@ -30,13 +33,16 @@ def nearest(
     queries = np.arange(len(states)) if queries is None else np.asarray(queries)
     places = np.full((len(queries), k), -1, dtype=np.int64)
     distances = np.full((len(queries), k), np.inf)
-    centre = np.zeros(states.shape[1])
-    for begin in range(0, len(states), CANDIDATES):
-        centre += states[begin : begin + CANDIDATES].sum(axis=0, dtype=np.float64) / len(states)
+    centre, longest = _extent(states)
     for begin in range(0, len(queries), QUERIES):
         rows = queries[begin : begin + QUERIES]
-        found = _candidates(states, groups, rows, centre, k + SPARE, device)
+        found, farthest = _candidates(states, groups, rows, centre, k + SPARE, device)
         exact = _measured(states, rows, found)
+        unsure = np.flatnonzero(~_sure(states[rows] - centre, np.sort(exact, axis=1)[:, :k], farthest, longest))
+        for first in range(0, len(unsure), PRECISE_QUERIES):
+            some = unsure[first : first + PRECISE_QUERIES]
+            found[some] = _precise_candidates(states, groups, rows[some], found.shape[1], device)
+            exact[some] = _measured(states, rows[some], found[some])
         order = np.argsort(exact, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(exact, order, axis=1)
         distances[begin : begin + len(rows), : best.shape[1]] = best
@@ -46,28 +52,79 @@ def nearest(
     return places, distances
 
 
+def _extent(states: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the mean (D,) of all states, and how far from it the farthest is."""
+    centre, longest = np.zeros(states.shape[1]), 0.0
+    for begin in range(0, len(states), CANDIDATES):
+        centre += states[begin : begin + CANDIDATES].sum(axis=0, dtype=np.float64) / len(states)
+    for begin in range(0, len(states), CANDIDATES):
+        between = states[begin : begin + CANDIDATES] - centre
+        longest = max(longest, float(np.sqrt(np.einsum("nd,nd->n", between, between).max())))
+    return centre, longest
+
+
+def _sure(query: np.ndarray, nearest: np.ndarray, farthest: np.ndarray, longest: float) -> np.ndarray:
+    """Return where (Q,) no state that is no candidate can be as near as the last of the nearest.
+
+    Args:
+        query: (Q, D) from the centre.
+        nearest: (Q, k) exact distances, the last one the greatest.
+        farthest: (Q,) squares of the last candidates' distances in single precision, without those of the queries;
+            infinite where all states are candidates.
+        longest: Of all states, from the centre.
+
+    The error of a sum of D products is at most D roundings of the sum of their sizes [Higham 2002, section 3.1]; there
+    are a few more of the states themselves and of what is added up.
+    """
+    rounding = 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
+    squares = np.einsum("qd,qd->q", query, query)
+    errors = 1.1 * (query.shape[1] + 6) * rounding * longest * (longest + 2 * np.sqrt(squares))
+    return np.isinf(farthest) | (nearest[:, -1] ** 2 < farthest + squares - errors)
+
+
 def _candidates(
     states: np.ndarray, groups: np.ndarray, rows: np.ndarray, centre: np.ndarray, count: int, device: str
-) -> np.ndarray:
-    """Places (Q, count) of the nearest by single precision, in the order of place; -1 where there are none."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest by single precision, and the last ones' squares without those of the queries.
+
+    Places (Q, count) come in the order of place; -1 where there are none. Squares (Q,) are then infinite.
+    """
     query = torch.from_numpy((states[rows] - centre).astype(np.float32)).to(device)
     own = torch.from_numpy(groups[rows].astype(np.int64)).to(device).unsqueeze(1)
-    best = torch.full((len(rows), 0), float("inf"), device=device)
-    where = torch.full((len(rows), 0), -1, dtype=torch.int64, device=device)
+    best = torch.full((len(rows), count), float("inf"), device=device)
+    where = torch.full((len(rows), count), -1, dtype=torch.int64, device=device)
     for begin in range(0, len(states), CANDIDATES):
         block = torch.from_numpy((states[begin : begin + CANDIDATES] - centre).astype(np.float32)).to(device)
         theirs = torch.from_numpy(groups[begin : begin + CANDIDATES].astype(np.int64)).to(device)
         squares = torch.addmm(block.square().sum(dim=1), query, block.T, alpha=-2.0)  # without the same |query|²
         squares.masked_fill_(own == theirs, float("inf"))
         near, place = squares.topk(min(count, len(block)), dim=1, largest=False)
-        best, order = _least(torch.cat([best, near], dim=1), count)
+        best, order = torch.cat([best, near], dim=1).topk(count, dim=1, largest=False)
         where = torch.cat([where, place + begin], dim=1).gather(1, order)
     found = torch.where(best.isinf(), -1, where)
-    return found.sort(dim=1).values.cpu().numpy()
+    return found.sort(dim=1).values.cpu().numpy(), best.amax(dim=1).double().cpu().numpy()
 
 
-def _least(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    return values.topk(min(count, values.shape[1]), dim=1, largest=False)
+def _precise_candidates(
+    states: np.ndarray, groups: np.ndarray, rows: np.ndarray, count: int, device: str
+) -> np.ndarray:
+    """Return the places (Q, count) of the nearest by double precision, in the order of place; -1 where there are none.
+
+    Of equally near ones the lower places.
+    """
+    query = torch.from_numpy(states[rows].astype(np.float64)).to(device)
+    own = torch.from_numpy(groups[rows].astype(np.int64)).to(device).unsqueeze(1)
+    best = torch.full((len(rows), count), float("inf"), dtype=torch.float64, device=device)
+    where = torch.full((len(rows), count), -1, dtype=torch.int64, device=device)
+    for begin in range(0, len(states), CANDIDATES):
+        block = torch.from_numpy(states[begin : begin + CANDIDATES].astype(np.float64)).to(device)
+        theirs = torch.from_numpy(groups[begin : begin + CANDIDATES].astype(np.int64)).to(device)
+        distances = torch.cdist(query, block, compute_mode="donot_use_mm_for_euclid_dist")
+        distances.masked_fill_(own == theirs, float("inf"))
+        near, place = (part[:, :count] for part in distances.sort(dim=1, stable=True))
+        best, order = (part[:, :count] for part in torch.cat([best, near], dim=1).sort(dim=1, stable=True))
+        where = torch.cat([where, place + begin], dim=1).gather(1, order)
+    return torch.where(best.isinf(), -1, where).sort(dim=1).values.cpu().numpy()
 
 
 def _measured(states: np.ndarray, rows: np.ndarray, found: np.ndarray) -> np.ndarray:

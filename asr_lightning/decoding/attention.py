@@ -36,8 +36,10 @@ class AttentionSearch:
 
         (1 - ctc_weight) log P_attention + ctc_weight log P_ctc + language_model_weight log P_LM,
 
-    [Hori et al. 2017, §3.2, one pass]. An utterance is done when no other can come among its `beam` best complete
-    hypotheses, or when all others are far behind the best of these.
+    [Hori et al. 2017, §3.2, one pass]; at the most tokens it ends at its score of `<eos>`, like any other. An utterance
+    is done when no other can come among its `beam` best complete hypotheses by these scores, or when all others are far
+    behind the best of these. Where none can end, as in a word that the language model excludes, the best unfinished one
+    is returned with a score of minus infinity.
 
     Args:
         beam: Hypotheses kept; 1 is greedy.
@@ -208,14 +210,16 @@ class _Search:
             start=torch.zeros_like(opinions[0]),
         )
         log_probs[:, :, self.blank_id] = -math.inf
+        ends = log_probs[:, :, self.eos_id].clone()
         if self.end_threshold is not None:
             others = opinions[0].index_fill(2, self.no_words, -math.inf)
             early = opinions[0][:, :, self.eos_id] <= self.end_threshold * others.amax(dim=2)
+            early &= log_probs.index_fill(2, self.no_words[1:], -math.inf).amax(dim=2) > -math.inf  # else it must end
             log_probs[:, :, self.eos_id].masked_fill_(early, -math.inf)
         last = [row for row, one in enumerate(self.utterances) if self.tokens.shape[2] > self.limits[one]]
-        if last:  # there only the end may follow now, at any price
+        if last:  # there only the end may follow, at its own score
             log_probs[last] = -math.inf
-            log_probs[last, :, self.eos_id] = opinions[0][last, :, self.eos_id]
+            log_probs[last, :, self.eos_id] = ends[last]
         return log_probs, torch.stack(opinions, dim=3)
 
     def _grow(self, log_probs: Tensor, opinions: Tensor) -> None:
@@ -228,6 +232,7 @@ class _Search:
         self._collect((ends & scores.isfinite())[:, :beam], scores, parents, opinions)
         order = ends.int().sort(dim=1, stable=True).indices
         scores, parents, tokens = (one.gather(1, order[:, :beam]) for one in (scores, parents, tokens))
+        self._keep_unfinished(scores[:, 0], opinions)
         self.scores = scores
         rows = (torch.arange(count, device=parents.device).unsqueeze(1) * beam + parents).flatten()
         chosen = opinions.flatten(0, 1)[rows, tokens.flatten()].view(count, beam, -1)  # (A, K, scorers)
@@ -241,14 +246,24 @@ class _Search:
 
     def _collect(self, ended: Tensor, scores: Tensor, parents: Tensor, opinions: Tensor) -> None:
         for row, place in ended.nonzero().tolist():
-            parent = int(parents[row, place])
-            parts = self.parts[row, parent] + opinions[row, parent, self.eos_id]
-            hypothesis = Hypothesis(
+            self._complete(row, int(parents[row, place]), float(scores[row, place]), opinions)
+
+    def _keep_unfinished(self, best: Tensor, opinions: Tensor) -> None:
+        """Take the best hypothesis as it is, without a probability, where none could end and none (A,) can go on."""
+        for row in (~best.isfinite()).nonzero().flatten().tolist():
+            if not self.complete[self.utterances[row]]:
+                self._complete(row, 0, -math.inf, opinions)
+
+    def _complete(self, row: int, parent: int, score: float, opinions: Tensor) -> None:
+        parts = self.parts[row, parent] + opinions[row, parent, self.eos_id]
+        names = [scorer.name for scorer in self.scorers]
+        self.complete[self.utterances[row]].append(
+            Hypothesis(
                 tokens=tuple(self.tokens[row, parent, 1:].tolist()),
-                score=float(scores[row, place]),
-                parts=dict(zip([scorer.name for scorer in self.scorers], parts.tolist(), strict=True)),
+                score=score,
+                parts=dict(zip(names, parts.tolist(), strict=True)),
             )
-            self.complete[self.utterances[row]].append(hypothesis)
+        )
 
     def _drop_finished(self) -> None:
         """Search on only where a hypothesis is left that may matter."""
@@ -269,11 +284,8 @@ class _Search:
             scorer.memory = tuple(part.index_select(0, keep) for part in scorer.memory)
 
     def _goes_on(self, utterance: int, best: float) -> bool:
-        complete = self.complete[utterance]
-        if self.tokens.shape[2] > self.limits[utterance] + 1:
-            if not complete:  # numbers have overflowed: there is nothing to rank
-                complete.append(Hypothesis((), -math.inf))
-            return False
-        scores = sorted((one.score for one in complete), reverse=True)
+        scores = sorted((one.score for one in self.complete[utterance]), reverse=True)
+        if not scores:
+            return True
         beaten = len(scores) >= self.beam and best <= scores[self.beam - 1]  # scores only fall
-        return not scores or not (beaten or best <= scores[0] - HOPELESS)
+        return math.isfinite(best) and not (beaten or best <= scores[0] - HOPELESS)

@@ -1,5 +1,8 @@
-"""What a CTC output says about texts."""
+"""What a CTC output says about texts: their probability, token by token, and when their tokens are spoken."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -62,8 +65,8 @@ class CTCPrefixScorer:
         peak = before.max(dim=1, keepdim=True).values.clamp(min=-1e30)
         weights = (before - peak).exp().unflatten(0, (len(log_probs), -1))  # (B, K, T)
         following = (weights @ probs).flatten(0, 1).log() + peak  # (N, V)
-        # A token after itself needs a blank between.
-        chosen = log_probs[utterance, :, last]
+        # A token after itself needs a blank between. Padding has no probability here, as in the product.
+        chosen = probs[utterance, :, last].log()
         repeated = (self._entries(by_blank, last) + chosen).logsumexp(dim=1)
         following.scatter_(1, last.unsqueeze(1), repeated.unsqueeze(1))
         following[:, self.eos_id] = torch.logaddexp(by_token[:, -1], by_blank[:, -1])
@@ -96,3 +99,63 @@ def _accumulate(entries: Tensor, stays: Tensor) -> Tensor:
     """Return r with r_t = log(exp(r_{t-1}) + exp(entries_t)) + stays_t, all (N, T)."""
     total = stays.cumsum(dim=1)
     return total + (entries - (total - stays)).logcumsumexp(dim=1)
+
+
+def forced_alignments(
+    log_probs: Tensor, lengths: Tensor, rows: Sequence[int], sequences: Sequence[Sequence[int]], blank_id: int
+) -> list[list[tuple[int, int]] | None]:
+    """Return first and last frame of every token on the most probable CTC path of its sequence [Viterbi 1967].
+
+    Of equally probable paths it is the one that is further along, compared from the last frame backwards.
+
+    Args:
+        log_probs: (B, T, V).
+        lengths: (B,) real frames.
+        rows: N utterances, one for each sequence.
+        sequences: N times U token ids, without blanks.
+        blank_id: The blank's token id.
+
+    Returns:
+        N lists of U spans; None where no path of finite log probability spells the tokens, as where they are more than
+        the frames.
+    """
+    if not sequences:
+        return []
+    device = log_probs.device
+    sizes = torch.tensor([len(tokens) for tokens in sequences], device=device)
+    states = 2 * max(1, *map(len, sequences)) + 1  # S: blanks around each token
+    labels = torch.full((len(sequences), states), blank_id)
+    for row, tokens in zip(labels, sequences, strict=True):
+        row[1 : 2 * len(tokens) : 2] = torch.tensor(tokens, dtype=torch.int64)
+    labels = labels.to(device)
+    changes = functional.pad(labels[:, 2:] != labels[:, :-2], (2, 0), value=False)  # where a blank may be left out
+    utterance = torch.tensor(rows, device=device)
+    scores = torch.full(labels.shape, float("-inf"), dtype=torch.float64, device=device)
+    scores[:, 0] = 0.0
+    steps = []  # (T, N, S): by how many states the best path into each has moved
+    for frame in range(log_probs.shape[1]):
+        one, two = (functional.pad(scores, (back, 0), value=float("-inf"))[:, :-back] for back in (1, 2))
+        best, moved = torch.stack([scores, one, two.masked_fill(~changes, float("-inf"))]).max(dim=0)
+        real = (frame < lengths[utterance]).unsqueeze(1)
+        scores = torch.where(real, best + log_probs[utterance.unsqueeze(1), frame, labels], scores)
+        steps.append((moved * real).to(torch.uint8))
+    ends = torch.stack([2 * sizes, (2 * sizes - 1).clamp(min=0)], dim=1)  # (N, 2): a blank, or the last token
+    totals, last = scores.gather(1, ends).max(dim=1)
+    state = ends.gather(1, last.unsqueeze(1))
+    visited = [state]
+    for step in reversed(steps):
+        state = state - step.gather(1, state)
+        visited.append(state)
+    paths = torch.cat(visited[:-1][::-1] or [state[:, :0]], dim=1).cpu().numpy()  # (N, T)
+    possible = (totals > float("-inf")).tolist()
+    return [
+        _spans(path[: int(lengths[row])], len(tokens)) if fits else None
+        for row, path, tokens, fits in zip(rows, paths, sequences, possible, strict=True)
+    ]
+
+
+def _spans(states: np.ndarray, tokens: int) -> list[tuple[int, int]]:
+    """Return the first and the last frame of every token, from the state of every frame, which never falls."""
+    places = np.arange(1, 2 * tokens, 2)
+    firsts, behind = (np.searchsorted(states, places, side=side).tolist() for side in ("left", "right"))
+    return [(first, end - 1) for first, end in zip(firsts, behind, strict=True)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from asr_lightning.decoding.ctc import forced_alignments
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.language_model import LanguageModel
 from asr_lightning.errors import InputError
@@ -69,8 +70,8 @@ class CTCSearch:
             tokenizer: The vocabulary.
 
         Returns:
-            For each utterance at most `beam` hypotheses, the best first; each token with the frame in which the
-            likeliest found path names it first.
+            For each utterance at most `beam` hypotheses, the best first; each token with the first frame in which the
+            most probable path of the hypothesis names it.
 
         Raises:
             InputError: The language model cannot be used.
@@ -83,7 +84,7 @@ class CTCSearch:
         beams = _Beams(self, log_probs, tokenizer)
         for frame in range(int(lengths.max()) if len(lengths) else 0):
             beams.read(frame, frame < lengths)
-        return beams.hypotheses()
+        return beams.hypotheses(lengths)
 
 
 def best_paths(log_probs: Tensor, lengths: Tensor, blank_id: int) -> list[Hypothesis]:
@@ -107,7 +108,7 @@ def best_paths(log_probs: Tensor, lengths: Tensor, blank_id: int) -> list[Hypoth
 
 @dataclass
 class _Prefixes:
-    """K prefixes of each of B utterances: everything is (B, K), tokens and frames are (B, K, U)."""
+    """K prefixes of each of B utterances: everything is (B, K), the tokens are (B, K, U)."""
 
     by_blank: Tensor  # log probability of the paths that end with a blank
     by_token: Tensor  # and of those that end with the last token
@@ -115,7 +116,6 @@ class _Prefixes:
     sizes: Tensor
     hashes: Tensor
     tokens: Tensor
-    frames: Tensor
     language: Tensor  # log probability of the language model, without the end
 
     def chosen(self, rows: Tensor) -> "_Prefixes":
@@ -145,9 +145,9 @@ class _Beams:
         sizes = torch.full_like(numbers, NOBODY)
         by_blank = nothing.clone()
         by_blank[:, 0], sizes[:, 0] = 0.0, 0  # the empty prefix
-        none = numbers.unsqueeze(2)[:, :, :0]
+        tokens = numbers.unsqueeze(2)  # room for the first
         self.prefixes = _Prefixes(
-            by_blank, nothing, numbers + self.blank_id, sizes, numbers, none, none, torch.zeros_like(nothing)
+            by_blank, nothing, numbers + self.blank_id, sizes, numbers, tokens, torch.zeros_like(nothing)
         )
         self.following: Tensor | None = None  # (B, K, V) of the language model
         self.state: State = ()  # (B · K, ...)
@@ -178,7 +178,6 @@ class _Beams:
         pairs &= old.sizes.unsqueeze(2) + 1 == old.sizes.unsqueeze(1)  # (B, K, K)
         last = old.last.unsqueeze(1).expand(-1, beam, -1)
         shared = grown.gather(2, last).masked_fill(~pairs, -math.inf)
-        self._date_anew(frame, *shared.max(dim=1), by_token, real)
         by_token = torch.logaddexp(by_token, shared.logsumexp(dim=1))
         taken = torch.zeros_like(grown, dtype=torch.uint8).scatter_reduce(2, last, pairs.byte(), "amax")
         grown = grown.masked_fill(taken.bool(), -math.inf)
@@ -201,22 +200,11 @@ class _Beams:
         )
         stayed = torch.where(real.unsqueeze(1), by_token, old.by_token).gather(1, parents)
         new.by_token = torch.where(extends, grown.flatten(1).gather(1, parents * vocabulary + added), stayed)
-        self._extend(new, extends, added, frame, parents)
+        self._extend(new, extends, added, parents)
         new.sizes = new.sizes.masked_fill(real.unsqueeze(1) & scores.isneginf(), NOBODY)
         self.prefixes = new
 
-    def _date_anew(self, frame: int, best: Tensor, parents: Tensor, by_token: Tensor, real: Tensor) -> None:
-        """Say that the last tokens begin in this frame where that is likelier than all before; all are (B, K)."""
-        old = self.prefixes
-        size = old.frames.shape[2]
-        if not size:
-            return
-        anew = old.frames.gather(1, parents.unsqueeze(2).expand(-1, -1, size))
-        anew = anew.scatter(2, (old.sizes - 1).clamp(min=0).unsqueeze(2), frame)
-        likelier = (best > by_token) & real.unsqueeze(1)
-        old.frames = torch.where(likelier.unsqueeze(2), anew, old.frames)
-
-    def _extend(self, new: _Prefixes, extends: Tensor, added: Tensor, frame: int, parents: Tensor) -> None:
+    def _extend(self, new: _Prefixes, extends: Tensor, added: Tensor, parents: Tensor) -> None:
         """Append tokens to the prefixes that take one."""
         if not bool(extends.any()):
             self._follow(parents, None, added)
@@ -228,12 +216,10 @@ class _Beams:
         new.last = torch.where(extends, added, new.last)
         places = new.sizes.clamp(min=0).unsqueeze(2)
         if int((new.sizes + extends).max()) > new.tokens.shape[2]:
-            room = torch.zeros_like(places)
-            new.tokens, new.frames = torch.cat([new.tokens, room], dim=2), torch.cat([new.frames, room], dim=2)
+            new.tokens = torch.cat([new.tokens, torch.zeros_like(places)], dim=2)
         places = places.clamp(max=new.tokens.shape[2] - 1)
-        for rows, values in ((new.tokens, added), (new.frames, torch.full_like(added, frame))):
-            kept = rows.gather(2, places).squeeze(2)
-            rows.scatter_(2, places, torch.where(extends, values, kept).unsqueeze(2))
+        kept = new.tokens.gather(2, places).squeeze(2)
+        new.tokens.scatter_(2, places, torch.where(extends, added, kept).unsqueeze(2))
         new.sizes = new.sizes + extends
         self._follow(parents, extends, added)
 
@@ -253,16 +239,16 @@ class _Beams:
             state = tuple(part.index_copy(0, changed, new) for part, new in zip(state, after, strict=True))
         self.following, self.state = following.view(count, beam, -1), state
 
-    def hypotheses(self) -> list[list[Hypothesis]]:
-        """Return the hypotheses of each utterance, the best first."""
+    def hypotheses(self, lengths: Tensor) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each utterance of so many frames (B,), the best first."""
         found = self.prefixes
         if self.following is not None:
             found.language = found.language + self.following[:, :, self.eos_id]
         acoustic = found.acoustic
         scores = acoustic + self._bonus(found.language, found.sizes)
-        results = []
+        results: list[list[Hypothesis]] = []
         for row in range(len(scores)):
-            hypotheses = []
+            results.append([])
             for place in scores[row].argsort(descending=True, stable=True).tolist():
                 size = int(found.sizes[row, place])
                 if size < 0:
@@ -270,10 +256,18 @@ class _Beams:
                 parts = {"ctc": float(acoustic[row, place])}
                 if self.following is not None:
                     parts["language_model"] = float(found.language[row, place])
-                tokens, frames = (tuple(part[row, place, :size].tolist()) for part in (found.tokens, found.frames))
-                hypotheses.append(Hypothesis(tokens, float(scores[row, place]), frames, parts=parts))
-            results.append(hypotheses)
+                tokens = tuple(found.tokens[row, place, :size].tolist())
+                results[-1].append(Hypothesis(tokens, float(scores[row, place]), parts=parts))
+        self._date(results, lengths)
         return results
+
+    def _date(self, results: list[list[Hypothesis]], lengths: Tensor) -> None:
+        """Give hypotheses the frames of their tokens."""
+        rows = [row for row, hypotheses in enumerate(results) for _ in hypotheses]
+        dated = [one for hypotheses in results for one in hypotheses]
+        aligned = forced_alignments(self.log_probs, lengths, rows, [one.tokens for one in dated], self.blank_id)
+        for one, spans in zip(dated, aligned, strict=True):
+            one.frames = tuple(first for first, _ in spans or ())
 
     def _bonus(self, language: Tensor, sizes: Tensor) -> Tensor:
         weight = self.settings.language_model_weight

@@ -1,4 +1,4 @@
-"""What a decoder says was said."""
+"""A hypothesis: tokens, score, frame of each token."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,10 @@ class Hypothesis:
     Attributes:
         tokens: Token ids, without blanks or marks of start and end.
         score: What hypotheses are ranked by; the natural log probability, unless the search says otherwise.
-        frames: Encoder frame at which each token was emitted; empty where the decoder does not know.
+        frames: Encoder frame of each token; empty where there are no tokens, or the decoder does not know, as that of
+            attention. By CTC it is the first frame that names the token on the most probable of all paths that spell
+            the hypothesis (forced alignment); by a transducer, the frame in which the most probable of the alignments
+            that the search found emits the token.
         text: What the tokens spell; empty until a recogniser has written it.
         parts: Natural log probabilities by who gave them, as `attention`, `ctc` and `language_model`.
     """

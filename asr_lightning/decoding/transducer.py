@@ -8,7 +8,7 @@ frame. The score of an alignment is the log probability of all that it emits, bl
 import heapq
 import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,33 @@ WINDOW = 8  # frames that greedy search looks ahead at once; 4 to 8 was fastest 
 
 State = tuple[Tensor, ...]  # each with the batch first
 Tokens = tuple[int, ...]
-Beam = dict[Tokens, tuple[float, Tokens]]  # tokens -> natural log probability, and the frame of each token
+
+
+class Walks(NamedTuple):
+    """The alignments found of a token sequence.
+
+    Attributes:
+        score: Natural log of their summed probability.
+        best: That of the most probable one; of equal ones, that whose last tokens come earlier.
+        frames: In which it emits each token.
+    """
+
+    score: float
+    best: float
+    frames: Tokens
+
+    def longer(self, log_prob: float, frame: int | None = None) -> "Walks":
+        """Return all of them one symbol longer: by a token in a frame, or by a blank."""
+        frames = self.frames if frame is None else (*self.frames, frame)
+        return Walks(self.score + log_prob, self.best + log_prob, frames)
+
+    def joined(self, other: "Walks") -> "Walks":
+        """Return them together with others of the same tokens."""
+        leader = self if self.best >= other.best else other
+        return Walks(_log_add(self.score, other.score), leader.best, leader.frames)
+
+
+Beam = dict[Tokens, Walks]
 
 
 class PredictionNetwork(Protocol):
@@ -180,7 +206,8 @@ def beam_search(
 
     Returns:
         For each of B utterances at most `beam` hypotheses with different tokens, best first. A score sums all
-        alignments found, so it is at most the negative transducer loss; the frames are those of one likely alignment.
+        alignments found, so it is at most the negative transducer loss; the frames are those of the most probable of
+        these alignments.
 
     Raises:
         ValueError: `beam` or `max_symbols` is less than 1.
@@ -189,7 +216,7 @@ def beam_search(
         raise ValueError(f"beam and max_symbols must be at least 1, got beam {beam} and max_symbols {max_symbols}")
     lengths = encoder_lengths.tolist()
     histories = _Histories(predictor, blank_id, encoder_outputs.device)
-    beams: list[Beam] = [{(): (0.0, ())} for _ in lengths]
+    beams: list[Beam] = [{(): Walks(0.0, 0.0, ())} for _ in lengths]
     for frame in range(max(lengths, default=0)):
         rows = [row for row, length in enumerate(lengths) if frame < length]
         encoded = encoder_outputs[rows, frame]  # (B, D) of the rows that have this frame
@@ -200,7 +227,7 @@ def beam_search(
             beams[row] = survivors
         histories.forget_all_but(tokens for row in rows for tokens in beams[row])
     return [
-        [Hypothesis(tokens, score, frames) for tokens, (score, frames) in _best(hypotheses.items(), beam)]
+        [Hypothesis(tokens, walks.score, walks.frames) for tokens, walks in _best(hypotheses.items(), beam)]
         for hypotheses in beams
     ]
 
@@ -267,25 +294,22 @@ def _step(
 
     The choices of each hypothesis are the blank's log probability, then the best tokens' and their ids.
     """
-    for (tokens, (score, frames)), (blank, _, _) in zip(hypotheses.items(), choices, strict=True):
-        other, other_frames = passed.get(tokens, (-math.inf, frames))
-        frames = frames if score + blank >= other else other_frames
-        passed[tokens] = (_log_add(score + blank, other), frames)
-    leaders = heapq.nlargest(beam, (score for score, _ in passed.values()))
+    for (tokens, walks), (blank, _, _) in zip(hypotheses.items(), choices, strict=True):
+        gone = walks.longer(blank)
+        passed[tokens] = passed[tokens].joined(gone) if tokens in passed else gone
+    leaders = heapq.nlargest(beam, (walks.score for walks in passed.values()))
     bar = leaders[-1] if len(leaders) == beam else -math.inf
     longer = [
-        ((*tokens, token), (score + log_prob, (*frames, frame)))
-        for (tokens, (score, frames)), (_, log_probs, ids) in zip(hypotheses.items(), choices, strict=True)
+        ((*tokens, token), walks.longer(log_prob, frame))
+        for (tokens, walks), (_, log_probs, ids) in zip(hypotheses.items(), choices, strict=True)
         for log_prob, token in zip(log_probs, ids, strict=True)
-        if score + log_prob > bar
+        if walks.score + log_prob > bar
     ]
     return dict(_best(longer, beam))
 
 
-def _best(
-    hypotheses: Iterable[tuple[Tokens, tuple[float, Tokens]]], beam: int
-) -> list[tuple[Tokens, tuple[float, Tokens]]]:
-    return heapq.nlargest(beam, hypotheses, key=lambda item: item[1][0])
+def _best(hypotheses: Iterable[tuple[Tokens, Walks]], beam: int) -> list[tuple[Tokens, Walks]]:
+    return heapq.nlargest(beam, hypotheses, key=lambda item: item[1].score)
 
 
 def _log_add(a: float, b: float) -> float:

@@ -38,7 +38,8 @@ class WordNGramLanguageModel(ArpaLanguageModel):
         """Read the model, and learn which of a recogniser's tokens begin a word.
 
         Raises:
-            InputError: The model cannot be read, or is one of the recogniser's tokens.
+            InputError: The model cannot be read, is one of the recogniser's tokens, or has words that these cannot
+                write, as of another case.
         """
         if self._model is None:
             self._model = read_arpa(self.arpa)
@@ -54,8 +55,20 @@ class WordNGramLanguageModel(ArpaLanguageModel):
                     f"{self.arpa}: expected a language model of words, found {', '.join(map(repr, parts[:3]))} in it, "
                     "as in one of the recogniser's tokens; if it is one, use NGramLanguageModel"
                 )
+            self._check_words([word for word in self._model.tokens if word not in special], tokenizer)
             self._begins = beginnings(tokenizer)
             self._tokenizer = tokenizer
+
+    def _check_words(self, words: Sequence[str], tokenizer: Tokenizer) -> None:
+        """See that the recognizer's tokens can write at least some of a thousand words as the model has them."""
+        some = words[:: max(1, len(words) // 1000)]
+        if some and not any(tokenizer.decode(tokenizer.encode(word)) == word for word in some):
+            written = tokenizer.decode(tokenizer.encode(some[0]))
+            raise InputError(
+                f"{self.arpa}: expected words that the recognizer's tokens can write, found {some[0]!r}, written "
+                f"{written!r}, and no other: each would be unknown; estimate the model from texts in the recognizer's "
+                "case and letters"
+            )
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state before any token."""

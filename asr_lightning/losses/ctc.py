@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+IMPOSSIBLE = -1e30  # log probability of what has none: sums of it stay finite, and it drowns in no gradient
+
 
 def ctc_loss(logits: Tensor, targets: Tensor, encoder_lengths: Tensor, target_lengths: Tensor, blank_id: int) -> Tensor:
     """Return the negative log likelihood of each utterance.
@@ -17,13 +19,14 @@ def ctc_loss(logits: Tensor, targets: Tensor, encoder_lengths: Tensor, target_le
 
     Returns:
         (B,) losses; infinite, with a gradient of zero, where an utterance has fewer frames than its tokens and their
-        repeats need (`T < U + repeats`).
+        repeats need (`T < U + repeats`), or logits of minus infinity leave no path.
     """
     repeated = targets[:, 1:] == targets[:, :-1]
     places = torch.arange(targets.shape[1], device=targets.device)[1:]
     repeats = (repeated & (places < target_lengths.unsqueeze(1))).sum(dim=1)
     losses = functional.ctc_loss(
-        logits.float().log_softmax(dim=2).transpose(0, 1),
+        # torch's gradient of a token of minus infinity is NaN
+        logits.float().log_softmax(dim=2).clamp(min=IMPOSSIBLE).transpose(0, 1),
         targets,
         encoder_lengths,
         target_lengths,
@@ -31,4 +34,5 @@ def ctc_loss(logits: Tensor, targets: Tensor, encoder_lengths: Tensor, target_le
         reduction="none",
         zero_infinity=True,  # the gradient of an impossible utterance would be NaN
     )
-    return losses.masked_fill(encoder_lengths < target_lengths + repeats, float("inf"))
+    impossible = (encoder_lengths < target_lengths + repeats) | (losses >= -IMPOSSIBLE)
+    return losses.masked_fill(impossible, float("inf"))

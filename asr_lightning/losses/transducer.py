@@ -9,6 +9,7 @@ blank probabilities, the probability of being at (t, u) is
 and the loss is -log(alpha(T - 1, U) b(T - 1, U)).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch.nn.functional import pad
 from torchaudio.functional import rnnt_loss
 
 from asr_lightning.nn.masks import real_frames
+
+IMPOSSIBLE = -1e30  # below the highest logit, to torchaudio: sums of it stay finite
 
 
 def transducer_loss(
@@ -36,7 +39,8 @@ def transducer_loss(
         blank_id: The blank's token id.
 
     Returns:
-        (B,) losses, float32 or that of float64 logits; infinite, with a gradient of zero, where there is no frame.
+        (B,) losses, float32 or that of float64 logits; infinite, with a gradient of zero, where there is no frame or
+        where logits of minus infinity leave no alignment.
 
     Raises:
         ValueError: The logits or targets are shorter than the lengths say.
@@ -50,14 +54,26 @@ def torchaudio_loss(
 ) -> Tensor:
     """Return the same from torchaudio's kernel, in float32. Arguments and errors are those of `transducer_loss`."""
     possible = encoder_lengths > 0  # torchaudio's recursion has no place to end where there is no frame
-    if not bool(possible.all()):
-        losses = logits.new_full((len(logits),), float("inf"), dtype=torch.float32)
-        rows = possible.nonzero().squeeze(1)
-        if not len(rows):
+    lengths = encoder_lengths, target_lengths
+    if bool(possible.all()):
+        logits, targets = _cut(logits, targets, *lengths, blank_id)
+        if bool(logits.isneginf().any()):  # torchaudio's recursion can make NaN of it
+            logits = logits.float().maximum(logits.detach().float().amax(dim=3, keepdim=True) + IMPOSSIBLE)
+        losses = _rnnt_loss(logits, targets, *lengths, blank_id)
+        possible = ~(losses >= -IMPOSSIBLE)
+        if bool(possible.all()):
             return losses
+    losses = logits.new_full((len(logits),), math.inf, dtype=torch.float32)
+    rows = possible.nonzero().squeeze(1)
+    sound = logits[rows].float().sum(dim=(1, 2, 3))  # of no row, with a gradient
+    if len(rows):
         sound = torchaudio_loss(logits[rows], targets[rows], encoder_lengths[rows], target_lengths[rows], blank_id)
-        return losses.index_copy(0, rows, sound)
-    logits, targets = _cut(logits, targets, encoder_lengths, target_lengths, blank_id)
+    return losses.index_copy(0, rows, sound)
+
+
+def _rnnt_loss(
+    logits: Tensor, targets: Tensor, encoder_lengths: Tensor, target_lengths: Tensor, blank_id: int
+) -> Tensor:
     return rnnt_loss(
         logits.float().contiguous(),
         targets.int().contiguous(),
@@ -86,7 +102,7 @@ def occupancies(
     batch, frames, places = blank.shape
     if not blank.numel():  # no row has a frame
         nothing = torch.zeros_like(blank, dtype=torch.float64)
-        return nothing.new_full((batch,), float("inf")), nothing, nothing.clone()
+        return nothing.new_full((batch,), math.inf), nothing, nothing.clone()
     real = real_frames(encoder_lengths, frames).unsqueeze(2) & real_frames(target_lengths + 1, places).unsqueeze(1)
     blank = blank.double().masked_fill(~real, 0.0)
     label = label.double().masked_fill(~pad(real[:, :, 1:], (0, 1)), 0.0)
@@ -97,32 +113,46 @@ def occupancies(
         (target_lengths.unsqueeze(1) - torch.arange(places, device=blank.device)).clamp(min=0).unsqueeze(1),
     )
     moves = torch.cat([pad(blank[:, :-1], (0, 0, 1, 0)), blank[index]])
-    emitted = torch.cat([pad(label[:, :, :-1], (1, 0)), pad(label[index][:, :, 1:], (1, 0))]).cumsum(dim=2)
-    alpha, turned = _scan(moves, emitted).chunk(2)
-    beta = pad(turned[index].masked_fill(~real, float("-inf")), (0, 0, 0, 1), value=float("-inf"))  # (B, T + 1, U + 1)
+    emits = torch.cat([label.roll(1, dims=2), label[index]])
+    alpha, turned = _walk(moves, emits).chunk(2)
+    beta = pad(turned[index].masked_fill(~real, -math.inf), (0, 0, 0, 1), value=-math.inf)  # (B, T + 1, U + 1)
     beta[rows, encoder_lengths, target_lengths] = 0.0  # the end: behind the last frame, with all tokens emitted
-    losses = torch.where(encoder_lengths > 0, -beta[:, 0, 0], float("inf"))
-    left = (alpha + losses[:, None, None]).masked_fill(~real, float("-inf"))
+    losses = torch.where(encoder_lengths > 0, -beta[:, 0, 0], math.inf)
+    left = alpha + losses.masked_fill(losses == math.inf, -math.inf)[:, None, None]  # an impossible row takes nothing
+    left = left.masked_fill(~real, -math.inf)
     by_blank = (left + blank + beta[:, 1:]).exp()
     by_label = pad((left[:, :, :-1] + label[:, :, :-1] + beta[:, :-1, 1:]).exp(), (0, 1))
     return losses, by_blank, by_label
 
 
-def _scan(moves: Tensor, emitted: Tensor) -> Tensor:
-    """Return log alpha (B, T, U + 1).
+def _walk(moves: Tensor, emits: Tensor) -> Tensor:
+    """Return log alpha (B, T, U + 1), one anti-diagonal t + u after the other; it may hold minus infinity.
 
     Args:
-        moves: (B, T, U + 1) log probability of the blank that leads into each place; of the first frame, of its start.
-        emitted: (B, T, U + 1) what it costs to have emitted all tokens before each place in that frame.
-
-    Within a frame, alpha(t, u) sums over the place u' ≤ u where the frame was entered; relative to `emitted` this sum
-    is a cumulative one. So a frame takes two operations, and what is carried is alpha relative to it.
+        moves: (B, T, U + 1) log probability of the blank that leads into each place; at (0, 0), of the start.
+        emits: (B, T, U + 1) log probability of the token that leads into each place; of place 0 it is not read.
     """
-    changes = (moves[:, 1:] + emitted[:, :-1] - emitted[:, 1:]).transpose(0, 1).contiguous()
-    carried = [moves[:, 0, :1].expand_as(emitted[:, 0])]
-    for change in changes:
-        carried.append(torch.logcumsumexp(carried[-1] + change, dim=1))
-    return torch.stack(carried, dim=1) + emitted
+    batch, frames, places = moves.shape
+    start = moves[:, 0, 0].clone()
+    moves[:, 0] = emits[:, :, 0] = -math.inf
+    by_blank, by_label = _skew(moves), _skew(emits)
+    walks = torch.empty_like(by_blank)
+    walks[0] = -math.inf
+    walks[0, :, 0] = start
+    moved, emitted = (torch.full_like(walks[0], -math.inf) for _ in range(2))
+    for step in range(1, len(walks)):
+        torch.add(walks[step - 1], by_blank[step], out=moved)
+        torch.add(walks[step - 1, :, :-1], by_label[step, :, 1:], out=emitted[:, 1:])
+        torch.logaddexp(moved, emitted, out=walks[step])
+    flat = pad(walks.permute(1, 2, 0).flatten(1), (0, places))
+    return flat.view(batch, places, frames + places)[:, :, :frames].transpose(1, 2)
+
+
+def _skew(lattice: Tensor) -> Tensor:
+    """Return the anti-diagonals (T + U, B, U + 1) of (B, T, U + 1), minus infinity where they leave it."""
+    batch, frames, places = lattice.shape
+    flat = pad(lattice.transpose(1, 2), (0, places), value=-math.inf).flatten(1)[:, :-places]
+    return flat.view(batch, places, frames + places - 1).permute(2, 0, 1).contiguous()
 
 
 def _cut(
@@ -157,6 +187,7 @@ class _Lattice(Function):
     ) -> Tensor:
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
         normaliser = precise.logsumexp(dim=3)  # (B, T, U + 1)
+        normaliser = normaliser.masked_fill(normaliser == -math.inf, 0.0)  # where nothing is possible
         tokens = pad(targets, (0, 1), value=blank_id)[:, None, :, None].expand(-1, logits.shape[1], -1, 1)
         blank = precise[..., blank_id] - normaliser
         label = precise.gather(3, tokens).squeeze(3) - normaliser

@@ -1,5 +1,7 @@
 """What is done to a block of the transducer's lattice, in plain PyTorch. On a GPU, `transducer_kernels` does it."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -52,8 +54,11 @@ def score(
     """
     normaliser, blank, label = into
     scores = logits.log_softmax(dim=3, dtype=normaliser.dtype)  # on a CPU in half the time of `logsumexp`
-    blank[block], label[block] = scores[..., blank_id], scores.gather(3, _tokens(targets, block)).squeeze(3)
-    normaliser[block] = logits.amax(dim=3) - scores.amax(dim=3)
+    highest = logits.amax(dim=3)
+    nothing = highest == -math.inf  # is possible there
+    blank[block] = scores[..., blank_id].masked_fill(nothing, -math.inf)
+    label[block] = scores.gather(3, _tokens(targets, block)).squeeze(3).masked_fill(nothing, -math.inf)
+    normaliser[block] = (highest - scores.amax(dim=3)).masked_fill(nothing, 0.0)
 
 
 def errors(

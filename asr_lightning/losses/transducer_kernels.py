@@ -66,7 +66,7 @@ def _score_kernel(
         shift = tl.where(top == float("-inf"), 0.0, top)  # a chunk may hold nothing but minus infinity
         total = total * tl.exp(largest - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
         largest = top
-    denominator = tl.log(total) + largest
+    denominator = tl.where(largest == float("-inf"), 0.0, tl.log(total) + largest)  # 0 where nothing is possible
     target = tl.load(targets + row * places + place, mask=real, other=0)
     known = real & (target >= 0) & (target < vocabulary)  # an unknown token costs what nobody overlooks
     of_blank = tl.load(scores + blank_id, mask=real, other=0.0).to(tl.float32)

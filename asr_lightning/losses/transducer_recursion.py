@@ -91,7 +91,8 @@ def _occupancy_kernel(
     real = inside & (frame < length) & (place <= tokens)
     last, full = frame >= tl.minimum(length, frames) - 1, place >= tl.minimum(tokens, places - 1)
     alpha = tl.load(walks + index, mask=real, other=float("-inf"))
-    left = alpha + tl.load(losses + row, mask=real, other=0.0)
+    loss = tl.load(losses + row, mask=real, other=0.0)
+    left = alpha + tl.where(loss == float("inf"), float("-inf"), loss)  # of an impossible row nothing is taken
     onward = tl.load(walks + count + index + places, mask=real & ~last, other=float("-inf"))
     onward = tl.where(last & full, 0.0, onward)  # the end is behind the last frame, with all tokens emitted
     upward = tl.load(walks + count + index + 1, mask=real & ~full, other=float("-inf"))

@@ -23,7 +23,7 @@ LETTERS = 44  # that stand side by side below a panel
 SPACE = "_"  # as the tokenizers write it
 GREY = "0.55"
 TITLES = {
-    "purity": "phone purity of 5 neighbours",
+    "purity": "phone purity of neighbours",
     "chance": "purity by chance",
     "order": "order correlation",
     "silence": "spread of silence",

@@ -133,7 +133,7 @@ function layers(runs) {
   place.append(element("div", { class: "controls" }, run.part, speaker.part, sentence.part, layer.part, kind.part, element("label", {}, rest, "all sentences behind")), strip, plot);
   const numbers = element("div", { class: "plots" });
   place.append(element("h2", {}, "Numbers along the layers"), element("p", { class: "note" },
-    "Purity: share of the 5 nearest frames of other sentences with the same phone. Order: rank correlation of distance in time and in space, within sentences. Silence: its spread by that of all frames. Probe: accuracy of a linear classifier on sentences it has not seen. Mean over speakers with 95 % interval."), numbers);
+    "Purity: share of the nearest frames of other sentences with the same phone. Order: rank correlation of distance in time and in space, within sentences. Silence: its spread by that of all frames. Probe: accuracy of a linear classifier on sentences it has not seen. Mean over speakers with 95 % interval."), numbers);
   const current = () => runs[run.select.value];
   function fill() {
     speaker.fill(Object.keys(current().speakers).map((one) => [one, one]));

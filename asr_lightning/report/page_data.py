@@ -129,13 +129,14 @@ def gather_neighbours(name: str, folder: Path) -> Data | None:
         head, *rows = csv.reader(file)
     if not rows:
         raise InputError(f"{folder / 'table.csv'}: expected a line of each layer, found none")
-    layers = []
+    layers, most = [], 0
     for row in rows:
         lines = _read(folder / f"{row[0]}.csv", {"utterance", "index", "character", "neighbour_1"})
         kept = _whole_sentences(lines)
         place = {(line["utterance"], line["index"]): number for number, line in enumerate(kept)}
         ranks = sum(key.startswith("neighbour_") for key in lines[0]) if lines else 0
         layers.append({"name": row[0], **_nearest(kept, place, ranks)})
+        most = max(most, ranks)
     utterances = list(dict.fromkeys(line["utterance"] for line in kept))
     characters = [line["character"] for line in kept]
     number = {utterance: place for place, utterance in enumerate(utterances)}
@@ -156,8 +157,8 @@ def gather_neighbours(name: str, folder: Path) -> Data | None:
             "head": head,
             "rows": rows,
             "notes": [
-                "Total and mean over the five neighbours of all characters; means for shuffled states, and for "
-                "neighbours drawn by their last one, two or three characters."
+                f"Total and mean over {most} neighbour{'s' * (most != 1)} of each character; means for shuffled "
+                "states, and for neighbours drawn by their last one, two or three characters."
             ],
         },
     }

@@ -109,7 +109,8 @@ class _Reader:
                 self._check_vocabulary()
         if self.line != b"\\end\\":
             raise self._error("the line \\end\\")
-        while len(sections) > 1 and not len(sections[-1].lines):
+        # An empty section says that the n-grams below are never lengthened; their back-off weights count all the same.
+        while len(sections) > 1 and not len(sections[-1].lines) and not sections[-2].backoffs.any():
             sections.pop()
         return self.tokens, sections
 

@@ -74,7 +74,8 @@ class NGram:
 
     Args:
         tokens: The V tokens; a token's place is its id. `<s>` and `</s>` are among them, and `<unk>` may be.
-        levels: For the lengths 1 to `order`; none is empty, and the first has all tokens.
+        levels: For the lengths 1 to `order`; the first has all tokens, others may be empty: the back-off weights below
+            an empty one count.
     """
 
     def __init__(self, tokens: Sequence[str], levels: Sequence[Level]) -> None:
@@ -156,7 +157,9 @@ class NGram:
             context = self.find(rows[:, -length:-1])
             place = _children(level, context, token, len(self.tokens))
             backoff = np.where(context == ABSENT, 0.0, below.backoffs[context])
-            result = np.where(place == ABSENT, result + backoff, level.log_probs[place])
+            result = result + backoff
+            there = place != ABSENT
+            result[there] = level.log_probs[place[there]]
         return result
 
     def find(self, rows: Integers) -> Integers:
@@ -213,6 +216,8 @@ def find(levels: Sequence[Level], rows: Integers, vocabulary: int) -> Integers:
 def _children(level: Level, contexts: Integers, tokens: Integers, vocabulary: int) -> Integers:
     """Return the places (M,) of the n-grams that lengthen contexts by a token."""
     keys = contexts * vocabulary + tokens  # negative where the context is absent, as no key is
+    if not len(level.keys):
+        return np.full(len(keys), ABSENT)
     places = level.keys.searchsorted(keys)
     places[places == len(level.keys)] = 0
     there = (tokens != ABSENT) & (level.keys[places] == keys)

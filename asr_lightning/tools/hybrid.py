@@ -43,7 +43,7 @@ from asr_lightning.tools.state_alignment import (
     of_network,
     prepare_hybrid,
 )
-from asr_lightning.tools.subsets import every, subsets_of, training_texts
+from asr_lightning.tools.subsets import development_subsets, every, subsets_of, training_texts
 
 SHOWN = 10  # utterances that could not be aligned
 
@@ -199,12 +199,10 @@ def in_one_go(run: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Na
 
 def tune(options: argparse.Namespace) -> str:
     """Find the acoustic scale with the fewest word errors; return a table."""
+    subsets = development_subsets(options.config, options.subsets)
     recognizer = prepare_hybrid(options.checkpoint, options.device)
     graph = read_graph(recognizer.folder / DECODING_GRAPH)
     rates = {scale: ErrorRates() for scale in options.scales}
-    subsets = options.subsets or subsets_of(options.config)[1]
-    if not subsets:
-        raise InputError(f"{options.config}: expected data with validation_subsets, found none: give --subsets")
     for batch in every(options.config, subsets, "search"):
         for text, scores in zip(batch.texts, likelihoods(recognizer, batch), strict=True):
             for scale, rate in rates.items():
@@ -273,7 +271,11 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where everything goes")
     one.set_defaults(run=in_one_go(realign))
     one = commands.add_parser("tune", parents=[shared, network], help="find the best weight of the language model")
-    one.add_argument("--subsets", nargs="+", help="default: those that the experiment validates on")
+    one.add_argument(
+        "--subsets",
+        nargs="+",
+        help="development sets (default: those that the experiment validates on; never what it tests on)",
+    )
     one.add_argument(
         "--scales", nargs="+", type=above_zero(float), default=[0.05, 0.07, 0.1, 0.14, 0.2, 0.3],
         help="of log likelihoods (default: 0.05 0.07 0.1 0.14 0.2 0.3)",

@@ -1,6 +1,7 @@
-"""Searches values of an experiment's YAML that lower an error rate, with Optuna [seed 003's proposal].
+"""Searches values of an experiment's YAML that lower an error rate, with Optuna; never one of a test set.
 
-Example: python -m asr_lightning.tools.search --config experiments/demo/ds2.yaml --metric eval_clean/cer --space s.yaml
+Example: python -m asr_lightning.tools.search --config experiments/demo/ds2.yaml --subsets dev --metric dev/cer \
+    --space s.yaml
 
 A space is a YAML of dotted keys of the experiment, as on the command line of `lightning fit`:
 
@@ -77,6 +78,45 @@ def _is_range(values: Mapping[str, Any]) -> bool:
     return type(log) is bool and bool(least) and bool(values["low"] < values["high"])
 
 
+def check_subsets(config: Path, metric: str, subsets: Sequence[str]) -> None:
+    """See that nothing is chosen by what an experiment tests on.
+
+    Args:
+        config: The experiment.
+        metric: As `dev/cer`.
+        subsets: Those that the trials are evaluated on in place of the experiment's own, if any.
+
+    Raises:
+        InputError: The experiment cannot be read, or the metric's subset is one of its test sets or of no trial.
+    """
+    data = _read(config).get("data")
+    arguments = data.get("init_args", data) if isinstance(data, dict) else {}
+    tested, validated = ((arguments or {}).get(name) or [] for name in ("test_subsets", "validation_subsets"))
+    evaluated = list(subsets) or validated
+    chosen = metric.rpartition("/")[0]
+    if chosen in tested:
+        raise InputError(
+            f"{config}: expected a metric of a subset that the experiment does not test on, found {chosen} among its "
+            "test_subsets: what is chosen by it cannot be tested on it; give a development set of the corpus, as "
+            "--subsets dev --metric dev/cer"
+        )
+    if chosen not in evaluated:
+        raise InputError(
+            f"{config}: expected a metric of a subset that is evaluated while training, one of "
+            f"{', '.join(map(str, evaluated)) or 'none'}, found {shown(chosen)}: give --subsets {shown(chosen)} too"
+        )
+
+
+def _read(config: Path) -> dict[str, Any]:
+    if not config.is_file():
+        raise InputError(f"no experiment at {config} (looked for {config.absolute()})")
+    try:
+        content = load_yaml(regular(config).read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"cannot read the experiment {config}: {reason(error)}") from error
+    return content if isinstance(content, dict) else {}
+
+
 def suggest(trial: Trial, space: Space) -> dict[str, Any]:
     """Draw a value of every key; lists and mappings among the values are written as YAML."""
     chosen: dict[str, Any] = {}
@@ -108,7 +148,7 @@ class Search:
         config: The experiment.
         space: See above.
         folder: Gets `trials.db`, a run folder for every trial, and the results.
-        metric: Subset and rate to minimise, as `eval_clean/cer`.
+        metric: Subset and rate to minimise, as `dev/cer`.
         sampler: `tpe`, `random` or `grid`.
         seed: Of the sampler.
         prune: Stop trials that are worse than the median of the others after as many epochs.
@@ -131,8 +171,6 @@ class Search:
     ) -> None:
         self.config, self.space, self.folder, self.more = config, space, folder, list(more)
         self.subset, _, self.rate = metric.rpartition("/")
-        if not config.is_file():
-            raise InputError(f"no experiment at {config} (looked for {config.absolute()})")
         ranges = [key for key, values in space.items() if not isinstance(values, list)]
         if sampler == "grid" and ranges:
             raise InputError(f"a grid needs a list of values for each key, got a range for {', '.join(ranges)}")
@@ -289,7 +327,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--space", type=Path, required=True, metavar="YAML", help="keys, with lists of values or ranges"
     )
-    parser.add_argument("--metric", required=True, metavar="SUBSET/RATE", help="what to minimise, as eval_clean/cer")
+    parser.add_argument("--metric", required=True, metavar="SUBSET/RATE", help="what to minimise, as dev/cer")
+    parser.add_argument(
+        "--subsets", nargs="+", default=[], metavar="NAME",
+        help="development sets that trials are evaluated on (default: the validation_subsets of the experiment)",
+    )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, default=Path("runs/search"), metavar="FOLDER", help="(default: runs/search)"
     )
@@ -306,8 +348,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if min(options.trials, options.workers) < 1:
             raise InputError(f"expected 1 or more trials and workers, got {options.trials} and {options.workers}")
         if "/" not in options.metric:
-            raise InputError(f"expected a --metric as eval_clean/cer, got {options.metric}")
+            raise InputError(f"expected a --metric as dev/cer, got {options.metric}")
         space = read_space(options.space)
+        check_subsets(options.config, options.metric, options.subsets)
+        if options.subsets:
+            options.more = ["--data.init_args.validation_subsets", f"[{', '.join(options.subsets)}]", *options.more]
         search = Search(
             options.config, space, options.output, options.metric, options.sampler, options.seed,
             not options.no_pruning, options.more,

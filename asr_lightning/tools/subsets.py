@@ -41,6 +41,29 @@ def subsets_of(config: Path) -> tuple[list[str], list[str]]:
     return module.subsets["train"], [one for one in module.subsets["validation"] if one not in module.subsets["train"]]
 
 
+def development_subsets(config: Path, wanted: Sequence[str] | None) -> list[str]:
+    """Return the subsets by which something may be chosen: the wanted ones, or those that an experiment validates on.
+
+    Raises:
+        InputError: The experiment tests on one that is wanted, or validates on none that it neither trains nor tests
+            on.
+    """
+    module = read_corpus(config)
+    tested = module.subsets["test"]
+    if refused := [one for one in wanted or () if one in tested]:
+        raise InputError(
+            f"{config}: expected subsets that the experiment does not test on, found {', '.join(refused)} among its "
+            "test_subsets: what is chosen by them cannot be tested on them; give others, as dev-clean dev-other"
+        )
+    chosen = wanted or [one for one in module.subsets["validation"] if one not in (*module.subsets["train"], *tested)]
+    if not chosen:
+        raise InputError(
+            f"{config}: expected validation_subsets that the experiment neither trains nor tests on, found "
+            f"{', '.join(module.subsets['validation']) or 'none'}: give --subsets, as dev-clean dev-other"
+        )
+    return list(chosen)
+
+
 def every(config: Path, subsets: Sequence[str], title: str) -> Iterator[Batch]:
     """Give the batches of subsets, with a progress bar."""
     for subset, batches in open_corpus(config, subsets).items():

@@ -41,6 +41,42 @@ def test_equal_states_are_taken_in_the_order_of_their_places() -> None:
     assert not distances.any()
 
 
+def by_force(states: np.ndarray, groups: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    precise = states.astype(np.float64)
+    every = np.stack([np.sqrt(np.square(precise - one).sum(axis=1)) for one in precise])
+    every[groups[:, None] == groups[None]] = np.inf
+    order = np.argsort(every, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(every, order, axis=1)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_states_that_are_nearly_the_same_are_told_apart(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    monkeypatch.setattr(neighbours, "CANDIDATES", 171)
+    random = np.random.default_rng(7)
+    base = 3 * random.normal(size=(2, 256))
+    states = base[random.integers(0, 2, 400)] + 0.02 / 16 * random.normal(size=(400, 256))
+    states = states.astype(np.float32)
+    states[-1] *= 30  # far from all others: the rounding of single precision is large
+    groups = np.arange(400) // 10
+    places, distances = nearest(states, groups, k)
+    expected, exact = by_force(states, groups, k)
+    np.testing.assert_array_equal(places, expected)
+    np.testing.assert_allclose(distances, exact, rtol=1e-12)
+
+
+def test_many_equal_states_far_from_the_centre_come_in_the_order_of_their_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(neighbours, "CANDIDATES", 17)
+    random = np.random.default_rng(8)
+    states = random.normal(size=(3, 40))[np.arange(90) % 3].astype(np.float32)
+    groups = np.arange(90) // 6
+    places, distances = nearest(states, groups, 4)
+    expected, exact = by_force(states, groups, 4)
+    np.testing.assert_array_equal(places, expected)
+    assert (places[0] == [6, 9, 12, 15]).all() and not distances.any() and not exact.any()
+
+
 def test_there_may_be_fewer_neighbours_than_wanted() -> None:
     places, distances = nearest(np.arange(3, dtype=np.float32)[:, None], np.array([0, 0, 1]), 2)
     assert places.tolist() == [[2, -1], [2, -1], [1, 0]]

@@ -102,3 +102,26 @@ def test_broken_files_end_in_a_message(tmp_path: Path, content: bytes, kept: flo
         assert isinstance(CTMLabels(str(tmp_path)).segments("u"), list)
     except InputError as error:
         assert "u.ctm" in str(error)
+
+
+def two_speakers(folder: Path, second: list[tuple[float, float, str]]) -> TextGridLabels:
+    grid = textgrid.Textgrid()
+    grid.addTier(textgrid.IntervalTier("anna - phones", [(0.1, 0.3, "HH"), (0.3, 0.4, "AY1"), (0.4, 0.5, "sil")], 0, 1))
+    grid.addTier(textgrid.IntervalTier("ben - phones", second, 0, 1))
+    grid.save(str(folder / "u.TextGrid"), "long_textgrid", includeBlankSpaces=True)
+    return TextGridLabels(str(folder))
+
+
+def test_phones_of_all_speakers_are_kept(tmp_path: Path) -> None:
+    assert two_speakers(tmp_path, [(0.4, 0.6, "B"), (0.8, 1.0, "AY1")]).segments("u") == [
+        Segment(0.0, 0.1, "SIL"), Segment(0.1, 0.3, "HH"), Segment(0.3, 0.4, "AY1"), Segment(0.4, 0.6, "B"),
+        Segment(0.6, 0.8, "SIL"), Segment(0.8, 1.0, "AY1"),
+    ]  # fmt: skip
+    only = TextGridLabels(str(tmp_path), "ben - phones").segments("u")
+    assert [one.label for one in only] == ["SIL", "B", "SIL", "AY1"]
+
+
+def test_speakers_at_once_are_asked_about(tmp_path: Path) -> None:
+    labels = two_speakers(tmp_path, [(0.2, 0.6, "B")])
+    with pytest.raises(InputError, match=r"found HH and B at 0.2 s in the tiers anna - phones, ben - phones: give one"):
+        labels.segments("u")

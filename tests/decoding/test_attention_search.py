@@ -151,32 +151,89 @@ def test_numbers_that_overflowed_end_too() -> None:
     assert whole == find(Table(2, seed=1), AttentionSearch(beam=2, tokens_per_frame=1.0))[1]
 
 
-def test_one_search_with_all_three_opinions_finds_the_best_of_all() -> None:
+def ctc_of(logits: Tensor, text: Sequence[int]) -> float:
+    """The log probability of a text by CTC logits (T, V)."""
+    return -float(
+        torch.nn.functional.ctc_loss(
+            logits.log_softmax(dim=1),
+            torch.tensor(text, dtype=torch.int64),
+            torch.tensor(len(logits)),
+            torch.tensor(len(text)),
+            reduction="sum",
+        )
+    )
+
+
+@pytest.mark.parametrize(("ctc_weight", "language_weight"), [(0.4, 0.7), (0.0, 0.7), (0.4, 0.0), (1.0, 0.0)])
+@pytest.mark.parametrize("limit", [LIMIT, 2])
+def test_one_search_with_all_opinions_ranks_all_texts(ctc_weight: float, language_weight: float, limit: int) -> None:
     table, model = Table(2, seed=5), Pairs()
     ctc_logits = torch.randn(2, LIMIT, 5, generator=torch.Generator().manual_seed(7))
     ctc_logits[:, :, END] = -20.0
-    search = AttentionSearch(WIDE, 0.4, model, 0.7, tokens_per_frame=1.0)
+    search = AttentionSearch(
+        WIDE, ctc_weight, model if language_weight else None, language_weight, tokens_per_frame=limit / LIMIT
+    )
     for utterance, found in enumerate(find(table, search, ctc_logits)):
+        parts = {
+            text: {
+                "attention": table.log_prob(utterance, text),
+                **({"ctc": ctc_of(ctc_logits[utterance], text)} if ctc_weight else {}),
+                **({"language_model": model.log_prob(text)} if language_weight else {}),
+            }
+            for text in everything()
+            if len(text) <= limit
+        }
+        weights = {"attention": 1 - ctc_weight, "ctc": ctc_weight, "language_model": language_weight}
+        totals = {text: sum(weights[name] * one for name, one in of.items()) for text, of in parts.items()}
+        ranked = sorted((text for text in totals if totals[text] > -math.inf), key=lambda text: -totals[text])
+        assert [one.tokens for one in found[:10]] == ranked[:10]
+        assert any(len(one.tokens) == limit for one in found)
+        for one in found:
+            assert one.score == pytest.approx(totals[one.tokens], abs=1e-3)
+            assert one.parts == pytest.approx(parts[one.tokens], abs=1e-3)
 
-        def ctc(text: tuple[int, ...], utterance: int = utterance) -> float:
-            return -float(
-                torch.nn.functional.ctc_loss(
-                    ctc_logits[utterance].log_softmax(dim=1),
-                    torch.tensor(text, dtype=torch.int64),
-                    torch.tensor(LIMIT),
-                    torch.tensor(len(text)),
-                    reduction="sum",
-                )
-            )
 
-        parts = {text: (table.log_prob(utterance, text), ctc(text), model.log_prob(text)) for text in everything()}
-        totals = {text: 0.6 * one + 0.4 * two + 0.7 * three for text, (one, two, three) in parts.items()}
-        best = max(totals, key=lambda text: totals[text])
-        assert found[0].tokens == best
-        assert found[0].score == pytest.approx(totals[best], abs=1e-3)
-        for one in found[:10]:
-            assert tuple(one.parts.values()) == pytest.approx(parts[one.tokens], abs=1e-3)
-    assert model.prepared == (5, torch.device("cpu"))
+def test_an_end_that_is_forced_costs_what_every_end_costs() -> None:
+    table = Table(1, seed=1)
+    table.logits[..., END] = -6.0
+    search = AttentionSearch(3, language_model=(model := Pairs()), language_model_weight=2.0, tokens_per_frame=0.5)
+    [found] = find(table, search)
+    for one in found:
+        assert len(one.tokens) == 2
+        expected = table.log_prob(0, one.tokens) + 2.0 * model.log_prob(one.tokens)
+        assert one.score == pytest.approx(expected, abs=1e-4)
+
+
+class NoEnd(Pairs):
+    """Gives the end no probability."""
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        logits, state = super().step(tokens, state)
+        return logits.index_fill(1, torch.tensor([END]), -math.inf), state
+
+
+def test_what_can_never_end_is_returned_unfinished_and_without_a_probability() -> None:
+    table = Table(2, seed=1)
+    search = AttentionSearch(2, language_model=NoEnd(), language_model_weight=0.5, tokens_per_frame=1.0)
+    for [one] in find(table, search):
+        assert len(one.tokens) == LIMIT and one.score == -math.inf
+        assert math.isfinite(one.parts["attention"]) and one.parts["language_model"] == -math.inf
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_no_more_tokens_than_frames_with_ctc_alone_and_in_company(beam: int) -> None:
+    table = Table(2, seed=1)
+    table.logits[..., END] = -9.0  # attention does not want to end, and CTC has a single frame
+    table.logits[..., 3] = 9.0
+    ctc_logits = torch.zeros(2, 3, 5)
+    search = AttentionSearch(beam, ctc_weight=0.5, end_threshold=1.5)
+    together = search(table, (torch.arange(2),), torch.tensor([3, 1]), Letters(), ctc_logits)
+    [alone] = search(table, (torch.tensor([1]),), torch.tensor([1]), Letters(), ctc_logits[1:, :1])
+    for found in (together[1], alone):
+        assert found[0].tokens == (3,)
+        expected = 0.5 * table.log_prob(1, (3,)) + 0.5 * ctc_of(ctc_logits[1, :1], (3,))
+        assert found[0].score == pytest.approx(expected, abs=1e-3)
+    assert [one.tokens for one in together[1]] == [one.tokens for one in alone]
 
 
 def test_rescoring_ranks_by_the_formula_of_the_paper() -> None:

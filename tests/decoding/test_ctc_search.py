@@ -161,6 +161,45 @@ def test_frames_name_where_tokens_begin() -> None:
         assert best.frames == (1, 4, 5)
 
 
+PEAKED = torch.tensor([[0.41, 0.24, 0.35], [0.17, 0.67, 0.16], [0.13, 0.40, 0.47], [0.23, 0.62, 0.15]])  # blank, 3, 4
+
+
+def test_the_frames_of_a_beam_are_those_of_the_best_path_of_its_tokens() -> None:
+    logits = torch.full((1, 4, 5), -float("inf"))
+    logits[0][:, [BLANK, 3, 4]] = PEAKED.log()
+    frames = {one.tokens: one.frames for one in find(logits, beam=5)[0]}
+    assert frames[4, 3] == (0, 1)
+    assert frames[3, 4] == (1, 2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("with_model", [False, True])
+def test_frames_of_every_hypothesis_are_those_of_the_best_of_all_paths(seed: int, with_model: bool) -> None:
+    logits = table(2, 5, seed, scale=4.0)
+    settings: dict[str, Any] = {"language_model": Pairs(), "language_model_weight": 0.5} if with_model else {}
+    for row, found in enumerate(find(logits, [5, 4], beam=40, **settings)):
+        log_probs = logits[row, : 5 - row].double().log_softmax(dim=1).tolist()
+        best: dict[tuple[int, ...], tuple[float, list[int]]] = {}
+        for path in itertools.product(range(5), repeat=len(log_probs)):
+            starts = [t for t, token in enumerate(path) if token != BLANK and (t == 0 or path[t - 1] != token)]
+            score = sum(frame[token] for frame, token in zip(log_probs, path, strict=True))
+            best[spelled(path)] = max(best.get(spelled(path), (-math.inf, [])), (score, starts))
+        assert len(found) == 40
+        for one in found:
+            assert list(one.frames) == best[one.tokens][1]
+
+
+@pytest.mark.parametrize("beam", [2, 30])
+def test_a_vocabulary_of_one_token_and_a_single_frame(beam: int) -> None:
+    logits = torch.full((1, 1, 5), -float("inf"))
+    logits[0, 0, [BLANK, 3]] = torch.tensor([0.25, 0.75]).log()
+    [found] = find(logits, beam=beam)
+    assert [(one.tokens, one.frames) for one in found] == [((3,), (0,)), ((), ())]
+    assert [one.score for one in found] == pytest.approx([math.log(0.75), math.log(0.25)])
+    logits[0, 0, 3] = -float("inf")
+    assert [one.tokens for one in find(logits, beam=beam)[0]] == [()]
+
+
 def test_the_language_model_is_asked_for_new_prefixes_only() -> None:
     model, logits = Pairs(), torch.full((1, 400, 5), 0.0)
     logits[:, :, BLANK] = 30.0

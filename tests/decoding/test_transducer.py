@@ -168,8 +168,8 @@ def test_a_network_that_never_stops_is_stopped_in_every_frame(most: int) -> None
 @torch.no_grad()
 def exhaustive(
     encoded: Tensor, predictor: SmallPredictor, joint: SmallJoint, blank: int, most: int
-) -> dict[tuple[int, ...], float]:
-    """The log of the summed probability of all alignments of every token sequence that fits (T, D)."""
+) -> dict[tuple[int, ...], tuple[float, tuple[int, ...]]]:
+    """The log of the summed probability of all alignments of every token sequence that fits (T, D), and the best's."""
     vocabulary = [token for token in range(3) if token != blank]
     totals = {}
     for count in range(most * len(encoded) + 1):
@@ -181,7 +181,9 @@ def exhaustive(
         for tokens in product(vocabulary, repeat=count):
             predicted, _ = predictor(torch.tensor([[blank, *tokens]]), predictor.initial_state(1, encoded.device))
             log_probs = joint(encoded.unsqueeze(1), predicted).double().log_softmax(-1).tolist()  # (T, U + 1, V)
-            totals[tokens] = math.log(sum(math.exp(alignment(log_probs, tokens, places, blank)) for places in spread))
+            scores = {places: alignment(log_probs, tokens, places, blank) for places in spread}
+            total = math.log(sum(math.exp(score) for score in scores.values()))
+            totals[tokens] = total, max(scores, key=lambda places: scores[places])
     return totals
 
 
@@ -199,9 +201,29 @@ def test_a_wide_beam_finds_everything_with_its_exact_probability(seed: int, blan
     [found] = beam_search(encoded, torch.tensor([3]), predictor, joint, blank, beam=1000, max_symbols=2)
     expected = exhaustive(encoded[0], predictor, joint, blank, 2)
     assert len(expected) == 127
-    assert {h.tokens: h.score for h in found} == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert found[0].tokens == max(expected, key=lambda tokens: expected[tokens])
-    assert all(h.frames == tuple(sorted(h.frames)) and len(h.frames) == len(h.tokens) for h in found)
+    totals = {tokens: total for tokens, (total, _) in expected.items()}
+    assert {h.tokens: h.score for h in found} == pytest.approx(totals, rel=1e-4, abs=1e-4)
+    assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
+    assert found[0].tokens == max(totals, key=lambda tokens: totals[tokens])
+    assert {h.tokens: h.frames for h in found} == {tokens: frames for tokens, (_, frames) in expected.items()}
+
+
+def test_of_equally_probable_alignments_the_tokens_come_early() -> None:
+    def joint(encoded: Tensor, predicted: Tensor) -> Tensor:
+        return torch.zeros(*(encoded + predicted).shape[:-1], 2)
+
+    [found] = beam_search(torch.zeros(1, 3, 1), torch.tensor([3]), ScriptedPredictor(), joint, 0, 1000, max_symbols=1)
+    assert {h.tokens: h.frames for h in found} == {(1,) * count: tuple(range(count)) for count in range(4)}
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_vocabulary_of_the_blank_alone(frames: int) -> None:
+    arguments = (torch.zeros(1, frames, 1), torch.tensor([frames]), ScriptedPredictor())
+
+    def joint(encoded: Tensor, predicted: Tensor) -> Tensor:
+        return torch.zeros(*(encoded + predicted).shape[:-1], 1)
+
+    assert beam_search(*arguments, joint, 0) == [[Hypothesis((), 0.0)]] == [greedy_search(*arguments, joint, 0)]
 
 
 def test_a_wide_beam_is_the_transducer_loss_where_the_limit_does_not_bind() -> None:

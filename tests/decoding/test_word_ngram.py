@@ -7,6 +7,7 @@ import torch
 
 from asr_lightning.decoding.ctc_search import CTCSearch
 from asr_lightning.decoding.word_ngram import WordNGramLanguageModel, beginnings
+from asr_lightning.errors import InputError
 from asr_lightning.text.arpa import read_arpa, write_arpa
 from asr_lightning.text.hangul import JamoTokenizer, SyllableTokenizer
 from asr_lightning.text.smoothing import kneser_ney
@@ -87,3 +88,10 @@ def test_a_search_prefers_what_the_words_prefer(tmp_path: Path) -> None:
     assert found[0].tokens == max(scores, key=lambda tokens: scores[tokens])
     for one in found[:50]:
         assert one.score == pytest.approx(scores[one.tokens], abs=1e-4)
+
+
+def test_words_of_another_case_are_refused(tmp_path: Path) -> None:
+    write_arpa(kneser_ney([text.lower().split() for text in TEXTS], 2), tmp_path / "words.arpa")
+    model = WordNGramLanguageModel(str(tmp_path / "words.arpa"))
+    with pytest.raises(InputError, match=r"words.arpa: expected words that the recognizer's tokens can write, found"):
+        model.prepare(CharacterTokenizer(), CPU)

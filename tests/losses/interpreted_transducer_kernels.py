@@ -129,6 +129,28 @@ def test_occupancies_are_those_of_plain_operations(places: int) -> None:
     close(ours[2], expected[2])
 
 
+def test_impossible_blanks_and_tokens_have_no_part() -> None:
+    blank, label = random(*LATTICE).sigmoid().log(), random(*LATTICE, seed=2).sigmoid().log()
+    blank[0, 1, 0] = label[0, 0, 0] = label[1, 2, 1] = label[3, :, 0] = blank[4, 2, 0] = -math.inf  # 3 and 4: no way
+    expected = transducer.occupancies(blank, label, *LENGTHS)
+    ours = transducer_kernels.occupancies(blank, label, *LENGTHS)
+    assert ours[0].isinf().tolist() == expected[0].isinf().tolist() == [False, False, True, True, True]
+    torch.testing.assert_close(ours[0], expected[0], rtol=1e-12, atol=0)
+    for one, other in zip(ours[1:], expected[1:], strict=True):
+        close(one, other)
+        assert (one[2:] == 0).all()
+
+
+def test_scores_where_nothing_is_possible(tiles: None) -> None:
+    logits, targets = random(5, 5, 5, 37), torch.zeros(5, 5, dtype=torch.int64)
+    logits[0, 0, 0] = -math.inf
+    into, plain = ([torch.zeros(LATTICE) for _ in range(3)] for _ in range(2))
+    whole = (slice(0, 5),) * 3
+    transducer_kernels.score(logits, targets, LENGTHS, 1, whole, into)  # type: ignore[arg-type]
+    transducer_blocks.score(logits, targets, LENGTHS, 1, whole, plain)  # type: ignore[arg-type]
+    assert [float(x[0, 0, 0]) for x in into] == [float(x[0, 0, 0]) for x in plain] == [0.0, -math.inf, -math.inf]
+
+
 def test_lengths_beyond_the_lattice_give_no_number() -> None:
     blank, label = random(2, 4, 3), random(2, 4, 3, seed=2)
     losses, *both = transducer_kernels.occupancies(blank, label, torch.tensor([5, 4]), torch.tensor([2, 3]))

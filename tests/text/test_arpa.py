@@ -99,6 +99,22 @@ def test_other_ways_to_write_the_same(path: Path, change: Callable[[str], str]) 
     assert_same(read(path, change(GOOD)), read(path, GOOD))
 
 
+def test_weights_below_an_empty_section_count(path: Path) -> None:
+    text = (
+        "\\data\\\nngram 1=4\nngram 2=0\n\n\\1-grams:\n-1\t<s>\t-0.5\n-0.3\ta\t-0.25\n-0.6\tb\n-0.9\t</s>\n\n"
+        "\\2-grams:\n\n\\end\\\n"
+    )
+    model = read(path, text)
+    assert model.log_prob("a", ["<s>"]) == pytest.approx(-0.8 * LN10)
+    assert model.log_prob("b", ["a"]) == pytest.approx(-0.85 * LN10)
+    assert model.log_prob("a", ["b"]) == pytest.approx(-0.3 * LN10)
+    assert model.score(["a", "b"]) == pytest.approx(-2.55 * LN10)
+    after_a = [model.log_prob(token, ["a"]) for token in model.tokens]
+    assert model.distribution([model.id_of("a")]) == pytest.approx(after_a)
+    write_arpa(model, path)
+    assert read_arpa(path).score(["a", "b"]) == pytest.approx(-2.55 * LN10)
+
+
 def test_the_order_of_lines_does_not_matter(path: Path) -> None:
     head, *sections = GOOD.split("-grams:\n")
     mixed = []

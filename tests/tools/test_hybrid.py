@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from small_hybrid import DEVELOPMENT, FEW, TRAINING, Made, experiment
+from small_hybrid import DEVELOPMENT, FEW, TEST, TRAINING, Made, experiment
 
 from asr_lightning import cli
 from asr_lightning.errors import InputError
@@ -123,7 +123,15 @@ def test_without_subsets_the_best_scale_is_looked_for_where_the_experiment_valid
     (tmp_path / "none.yaml").write_text(yaml.safe_dump(content))
     options = ["--checkpoint", made.checkpoint, "--output", tmp_path / "tuned.yaml", "--scales", 0.1]
     assert run("tune", "--config", tmp_path / "none.yaml", *options) == 2
-    assert "expected data with validation_subsets, found none: give --subsets" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"neither trains nor tests on, found {TRAINING}: give --subsets" in said
+    content["data"]["init_args"]["validation_subsets"] = [TEST]
+    (tmp_path / "none.yaml").write_text(yaml.safe_dump(content))
+    assert run("tune", "--config", tmp_path / "none.yaml", *options) == 2
+    assert f"neither trains nor tests on, found {TEST}: give --subsets" in capsys.readouterr().err
+    assert run("tune", "--config", made.config, *options, "--subsets", DEVELOPMENT, TEST) == 2
+    assert f"does not test on, found {TEST} among its test_subsets" in capsys.readouterr().err
+    assert not (tmp_path / "tuned.yaml").exists()
     seen = []
     real = hybrid.every
     with pytest.MonkeyPatch.context() as patch:

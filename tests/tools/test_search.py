@@ -183,11 +183,43 @@ def test_other_input_that_cannot_be_used_is_named(tmp_path: Path, capsys: pytest
         (base, "no experiment at no.yaml"),
         ([*base[:3], "no", *base[4:]], "cannot read the space"),
         ([*base, "--trials", "0"], "1 or more trials"),
-        ([*base[:5], "cer"], "--metric as eval_clean/cer"),
+        ([*base[:5], "cer"], "--metric as dev/cer"),
         ([*base, "--sampler", "grid"], "no experiment"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
-    Path("no.yaml").touch()
+    Path("no.yaml").write_text("data: {validation_subsets: [dev]}")
     assert main([*base, "--sampler", "grid"]) == 2
     assert "a grid needs a list of values" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("metric", "subsets", "message"),
+    [
+        ("test-clean/wer", [], "found test-clean among its test_subsets"),
+        ("test-clean/wer", ["test-clean"], "found test-clean among its test_subsets"),
+        ("dev-clean/wer", [], "evaluated while training, one of test-clean, found dev-clean: give --subsets dev-clean"),
+        ("dev-clean/wer", ["dev-other"], "one of dev-other, found dev-clean"),
+    ],
+)
+def test_nothing_is_chosen_by_what_is_tested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str, subsets: list[str], message: str
+) -> None:
+    data = {"init_args": {"validation_subsets": ["test-clean"], "test_subsets": ["test-clean", "test-other"]}}
+    Path("experiment.yaml").write_text(yaml.safe_dump({"data": data}))
+    space = str(write_space(tmp_path / "space.yaml", {"a": [1, 2]}))
+    base = ["--config", "experiment.yaml", "--space", space, "--metric", metric]
+    assert main([*base, *(["--subsets", *subsets] if subsets else [])]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_trials_are_evaluated_on_the_given_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"init_args": {"validation_subsets": ["test"], "test_subsets": ["test"]}}
+    Path("experiment.yaml").write_text(yaml.safe_dump({"data": data}))
+    space = str(write_space(tmp_path / "space.yaml", {"a": [1, 2]}))
+    given: list[dict[str, str]] = []
+    made_up(monkeypatch, lambda values: given.append(values) or [0.5])
+    base = ["--config", "experiment.yaml", "--space", space, "--metric", "dev/cer", "--trials", "1"]
+    assert main([*base, "--subsets", "dev", "dev-other"]) == 0
+    assert given[0]["data.init_args.validation_subsets"] == "[dev, dev-other]"
