@@ -7,7 +7,6 @@ from typing import Any
 import lightning
 import pytest
 import torch
-import yaml
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     ModelCheckpoint,
@@ -100,8 +99,10 @@ CASES: dict[str, tuple[Any, int, float | None]] = {
 }
 
 
-@pytest.mark.parametrize("averaging_first", [True, False])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "averaging_first"),
+    [(case, True) for case in CASES] + [("from the first step", False), ("from a later step", False)],
+)
 def test_what_is_validated_and_saved_begins_with_the_selected_weights(
     tmp_path: Path, case: str, averaging_first: bool
 ) -> None:
@@ -157,7 +158,3 @@ def test_stochastic_weight_averaging_ends_with_weights_of_the_run(tmp_path: Path
         expected = {name: (parts[0][name] + parts[1][name]) / 2 for name in last if "normalization" not in name}
         expected |= {name: value for name, value in last.items() if "normalization" in name}
     assert_same(student.state_dict(), expected)
-
-
-def test_an_experiment_with_both_tests_the_averaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tones import TEXTS, write_corpus
