@@ -59,7 +59,7 @@ class StepMean:
         return torch.where(self.count == 0, torch.nan, total / self.count.clamp(min=1))
 
     def rescale(self, module: LightningModule) -> None:
-        """Make the gradient of all batches of the step that of their mean; nothing changes where a step is one batch."""
+        """Make the gradient of all batches of the step that of their mean; nothing changes where there is only one."""
         parts = module.trainer.accumulate_grad_batches
         if parts == 1:
             return

@@ -136,7 +136,9 @@ def test_a_resumed_run_goes_on_as_an_undisturbed_one(tmp_path: Path, case: str) 
     make = CASES[case][0]
     whole, seen = fit(tmp_path / "whole", [make(), Initialization("he")], max_steps=6)
     for steps in (3, 6):  # the end of the first epoch
-        saving = ModelCheckpoint(tmp_path / "parts", filename="last", every_n_train_steps=1, enable_version_counter=False)
+        saving = ModelCheckpoint(
+            tmp_path / "parts", filename="last", every_n_train_steps=1, enable_version_counter=False
+        )
         options = {"max_steps": steps, "ckpt_path": None if steps == 3 else str(tmp_path / "parts" / "last.ckpt")}
         resumed, parts = fit(tmp_path / "parts", [make(), Initialization("he"), saving], **options)
     assert_same(parts.trained[-1], seen.trained[-1])

@@ -55,9 +55,7 @@ class Corpus(lightning.LightningDataModule):
         return {"clean": loader(self.share(VALIDATION)), "other": loader(self.share(VALIDATION[:1]))}
 
 
-def run(
-    folder: str, ranks: int, strategy: str = "ddp", encoder: dict[str, Any] | None = None, parts: int = 1
-) -> None:
+def run(folder: str, ranks: int, strategy: str = "ddp", encoder: dict[str, Any] | None = None, parts: int = 1) -> None:
     """Train with steps of so many parts, write down the weights and what was logged, and save a checkpoint."""
     torch.manual_seed(3)
     optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05}}

@@ -9,8 +9,8 @@ since a unit is then written in one place and read in another.
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,10 +26,10 @@ from asr_lightning.models import speech_transformer
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.nn.axes import Units, module_axes
 
-Models = dict[str, dict[str, Any] | None]  # None: a language model
+Triple = tuple[nn.Module, nn.Module, nn.Module]
 SCALED_DOT = attention_decoder(encoder=lstm_encoder(20), decoder=speller("ScaledDotAttention"))
 BIDIRECTIONAL = deep_speech_2("VGG", directions="concatenate", attention=frame_attention("HeadAttention", heads=4))
-MODELS: Models = {
+MODELS: dict[str, dict[str, Any]] = {  # without a class path: of a language model
     **ARCHITECTURES,
     "scaled dot products": SCALED_DOT,
     "Deep Speech 2 with both directions joined": ctc(BIDIRECTIONAL),
@@ -54,6 +54,8 @@ def wider(config: Any, heads: bool = True) -> Any:
         elif name in ("prologue", "epilogue"):
             more[name] = [value[0] * 3 // 2, *value[1:]]
         elif name == "heads" and heads:
+            more[name] = value * 3 // 2
+        elif name == "head_dimension" and not heads:
             more[name] = value * 3 // 2
         else:
             more[name] = wider(value, heads and not str(config.get("class_path")).endswith("HeadAttention"))
@@ -95,10 +97,23 @@ def _silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nn.LayerNorm, "forward", lambda norm, x: x * norm.weight + norm.bias)
 
 
-def wrong_axes(config: dict[str, Any]) -> list[str]:
+@pytest.fixture(scope="module")
+def triple(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Triple]:
+    """A student and two teachers of a model, made once."""
+
+    @cache
+    def make(name: str) -> Triple:
+        config = MODELS[name]
+        if "class_path" in config:
+            config = with_states(config, tmp_path_factory.mktemp("states"))
+        return build(config), build(wider(config)), build(wider(config, heads=False))
+
+    return make
+
+
+def wrong_axes(student: nn.Module, teacher: nn.Module, other: nn.Module) -> list[str]:
     """Return what is wrong with the axes of a model; nothing if they are right."""
     torch.manual_seed(6)
-    student, teacher, other = build(config), build(wider(config)), build(wider(config, heads=False))
     found = list(never_larger(student, teacher, other))
     for name, tensor in student.state_dict().items():
         if tensor.is_floating_point() and not name.startswith("features.") and name != "log_priors":
@@ -138,17 +153,12 @@ def never_larger(student: nn.Module, *teachers: nn.Module) -> Iterator[str]:
                         yield f"axis {place} of {name} has {factor.size} units in every teacher"
 
 
-def config_of(name: str, folder: Path) -> dict[str, Any]:
-    config = MODELS[name]
-    assert config is not None
-    return with_states(config, folder) if "class_path" in config else config
-
-
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_selected_is_a_network(name: str, tmp_path: Path) -> None:
-    assert not wrong_axes(config_of(name, tmp_path))
+def test_what_is_selected_is_a_network(name: str, triple: Callable[[str], Triple]) -> None:
+    assert not wrong_axes(*triple(name))
 
 
+@cache
 def declaring() -> dict[str, type[nn.Module]]:
     """Every class of the project that says what its axes mean."""
     classes = {}
@@ -161,14 +171,11 @@ def declaring() -> dict[str, type[nn.Module]]:
 
 
 @pytest.mark.parametrize("path", declaring())
-def test_no_class_can_do_without_its_axes(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_class_can_do_without_its_axes(
+    path: str, triple: Callable[[str], Triple], monkeypatch: pytest.MonkeyPatch
+) -> None:
     declares = declaring()[path]
-    for number, name in enumerate(MODELS):
-        (folder := tmp_path / str(number)).mkdir()
-        config = config_of(name, folder)
-        if any(isinstance(part, declares) for part in build(config).modules()):
-            break
-    else:
-        pytest.fail(f"no model in MODELS has a {path}: add one to ARCHITECTURES of test_contract.py")
+    name = next((name for name in MODELS if any(isinstance(part, declares) for part in triple(name)[0].modules())), "")
+    assert name, f"no model in MODELS has a {path}: add one to ARCHITECTURES of test_contract.py"
     monkeypatch.setattr(declares, "parameter_axes", lambda part: {})
-    assert wrong_axes(config), "it is not seen that they are missing"
+    assert wrong_axes(*triple(name)), "it is not seen that they are missing"

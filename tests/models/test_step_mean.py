@@ -17,7 +17,6 @@ from sentences import TEXTS
 from shared_run import IMPOSSIBLE, batch_of
 from tones import loader, make, make_trainer
 
-from asr_lightning.batch import Batch
 from asr_lightning.callbacks.gradients import GradientNorms
 from asr_lightning.errors import InputError
 from asr_lightning.models import recognizer as recognizer_module
