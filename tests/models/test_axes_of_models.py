@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import asr_lightning
 from asr_lightning.callbacks.weight_selection import ElementRule, select_weights
+from asr_lightning.errors import InputError
 from asr_lightning.models import speech_transformer
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.nn.axes import Units, module_axes
@@ -179,3 +180,15 @@ def test_no_class_can_do_without_its_axes(
     assert name, f"no model in MODELS has a {path}: add one to ARCHITECTURES of test_contract.py"
     monkeypatch.setattr(declares, "parameter_axes", lambda part: {})
     assert wrong_axes(*triple(name)), "it is not seen that they are missing"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_teacher_of_the_students_size_is_taken_whole_and_a_smaller_one_refused(
+    name: str, triple: Callable[[str], Triple]
+) -> None:
+    student, teacher, _ = triple(name)
+    for layers in ("first", "uniform", "last"):
+        weights, _ = select_weights(student, student, layers=layers, elements="uniform")
+        assert all(torch.equal(weights[part], value) for part, value in student.state_dict().items())
+    with pytest.raises(InputError, match=r"this teacher cannot be used: axis \d of \S+ has \d+ entries, but only \d+"):
+        select_weights(teacher, student)
