@@ -95,8 +95,10 @@ def refresh_copies(trainer: Trainer, module: nn.Module) -> None:
 
 
 def _copy(averaging: Averaging) -> nn.Module | None:
-    averaged = averaging._average_model  # Lightning offers no other way to it
-    return averaged.module if isinstance(averaging, WeightAveraging) and averaged is not None else averaged
+    if isinstance(averaging, StochasticWeightAveraging):
+        return averaging._average_model  # Lightning offers no other way to it
+    averaged = averaging._average_model
+    return None if averaged is None else averaged.module
 
 
 def _followed(module: nn.Module, averaging: Averaging) -> list[Tensor]:
@@ -105,7 +107,8 @@ def _followed(module: nn.Module, averaging: Averaging) -> list[Tensor]:
         return list(chain(module.parameters(), module.buffers()))
     if isinstance(averaging, StochasticWeightAveraging) or not averaging._use_buffers:
         return list(module.buffers())
-    saved, followed = module.state_dict().keys(), []
+    saved = module.state_dict().keys()
+    followed: list[Tensor] = []
     for prefix, part in module.named_modules():
         buffers = dict(part.named_buffers(prefix, recurse=False))
         counts = any(map(_is_counter, buffers.values()))
