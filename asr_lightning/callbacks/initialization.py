@@ -12,6 +12,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Fixed, module_axes
 from asr_lightning.nn.convolution import MaskedBatchNorm
 
+PACKED = ("gates", "value and gate")  # axes of several matrices, one above the other
 Scheme = Literal["default", "xavier", "he", "uniform"]
 
 
@@ -94,7 +95,7 @@ def initialize(module: nn.Module, scheme: Scheme, generator: torch.Generator | N
             if not kernel or isinstance(owner, nn.Embedding):
                 continue
             first = axes[name][0][0][0]
-            packed = first.size if isinstance(first, Fixed) and first.name != "directions" else 1
+            packed = first.size if isinstance(first, Fixed) and first.name in PACKED else 1
             for part in parameter.chunk(getattr(owner, "groups", packed)):
                 part.copy_(_draw(part.shape, scheme, generator))
 

@@ -1,10 +1,12 @@
 """Phones as hidden Markov models of three states, whose distributions are tied by a tree."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from tokenize import TokenError
 from zipfile import BadZipFile
 
@@ -130,6 +132,13 @@ class HiddenMarkovModel:
     def with_counts(self, counts: np.ndarray) -> "HiddenMarkovModel":
         """Return the same model after its transitions were counted."""
         return HiddenMarkovModel(self.lexicon, self.phones, self.tree, counts)
+
+    def checksum(self) -> int:
+        """Return a number (CRC-32) that differs where phones, tree or counts do, and so what the pdfs stand for."""
+        with TemporaryDirectory() as folder:
+            self.tree.write(True, str(Path(folder) / "tree"))
+            parts = [_phone_table(self.phones).encode(), (Path(folder) / "tree").read_bytes()]
+        return zlib.crc32(b"".join([*parts, self.transition_counts.astype("<f8").tobytes()]))
 
     def write(self, folder: Path) -> None:
         """Write `lexicon.txt`, `phones.txt`, `tree` (Kaldi's binary form) and `transitions.npy`."""

@@ -20,18 +20,20 @@ from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
 from asr_lightning.files import regular
 from asr_lightning.hmm.graph import as_graph, expand, numerator
-from asr_lightning.hmm.model import read_model
+from asr_lightning.hmm.model import HiddenMarkovModel, read_model
 from asr_lightning.hmm.openfst import check_fst
 from asr_lightning.hmm.search import GraphSearch
 from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.losses.graphs import Graph, GraphBatch
 from asr_lightning.losses.lattice_free_mmi import lattice_free_mmi_loss
 from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.nn.axes import Axis, Fixed, axis
 from asr_lightning.nn.masks import real_frames
 from asr_lightning.text.lexicon import capitals
 
 ALIGNMENTS, PHONE_GRAMMAR, DECODING_GRAPH = "alignments.sqlite", "phone_grammar.fst", "HCLG.fst"
 UNALIGNED = -1  # in the place of a pdf
+PRIOR_TOLERANCE = 1e-3  # of log priors, which computers round differently
 
 
 class BLSTMHMM(Recognizer):
@@ -77,12 +79,23 @@ class BLSTMHMM(Recognizer):
         self._compared = False  # alignments with features
         self.states = read_model(self.folder)
         self.output = nn.Linear(self.encoder.dimension, self.states.pdfs)
-        counts = torch.zeros(self.states.pdfs).index_add(
-            0, torch.from_numpy(self.states.pdf_of[1:]), torch.from_numpy(self.states.transition_counts[1:]).float()
-        )
         self.log_priors: Tensor
-        priors = torch.where(counts > 0, counts / counts.sum(), 1.0)  # what was never seen is not to gain by being rare
-        self.register_buffer("log_priors", priors.log())
+        self.register_buffer("log_priors", log_priors(self.states))
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say that the output has a row per tied state, and what the encoder's output means.
+
+        States are the same where phones, tree and counts are, so that no teacher of other states is selected from. A
+        checkpoint's priors tell whether the folder of its states was made anew since.
+        """
+        same = torch.allclose(self.log_priors.cpu(), log_priors(self.states), atol=PRIOR_TOLERANCE)
+        since = "" if same else ", made anew after training"
+        states = axis(Fixed(self.states.pdfs, f"tied states (checksum {self.states.checksum():08x}{since})"))
+        return {
+            "output.weight": (states, self.encoder.output_axis()),
+            "output.bias": (states,),
+            "log_priors": (states,),
+        }
 
     def forward(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode audio (B, S) as (B, T, D), and say how many frames of each row are real, (B,).
@@ -193,6 +206,14 @@ class BLSTMHMM(Recognizer):
     @cached_property
     def _decoding_graph(self) -> kaldifst.StdVectorFst:
         return read_graph(self.folder / DECODING_GRAPH)
+
+
+def log_priors(states: HiddenMarkovModel) -> Tensor:
+    """Return the log probability (pdfs,) of each tied state, as often as it was seen in the alignments."""
+    counts = torch.zeros(states.pdfs).index_add(
+        0, torch.from_numpy(states.pdf_of[1:]), torch.from_numpy(states.transition_counts[1:]).float()
+    )
+    return torch.where(counts > 0, counts / counts.sum(), 1.0).log()  # what was never seen is not to gain by being rare
 
 
 def read_graph(path: Path) -> kaldifst.StdVectorFst:

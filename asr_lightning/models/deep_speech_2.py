@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from asr_lightning.nn.axes import Axis, Fixed, Units, axis, axis_size, units
+from asr_lightning.nn.axes import Axis, Fixed, Product, Units, axis, axis_size, units
 from asr_lightning.nn.convolution import MaskedBatchNorm, follow
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.extractors import clipped_relu
 from asr_lightning.nn.frame_attention import FrameAttention
 from asr_lightning.nn.masks import silence_padding
+from asr_lightning.nn.positions import sinusoid_axis
 from asr_lightning.nn.recurrent import LSTM, reverse
 
 Kind = Literal["vanilla", "gru", "lstm"]
@@ -66,6 +67,19 @@ class DeepSpeech2Encoder(Encoder):
         self.norm = MaskedBatchNorm(fully_connected) if fully_connected and batch_norm else None
         self.layer_norm = None if fully_connected else nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
+        if any(one.positions for one in self.attentions):
+            self._name_sinusoids(hidden)
+
+    def _name_sinusoids(self, hidden: int) -> None:
+        """Let axes say that attention adds sinusoids to the units: a sine stays beside its cosine."""
+        pairs = sinusoid_axis(hidden)[0] if hidden % 2 == 0 else (Fixed(hidden, "units with sinusoids"),)
+        self.recurrent_axis = axis(*pairs) if self.directions == "sum" else axis(Fixed(2, "directions"), *pairs)
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, RecurrentLayer)
+            layer.name_units(layer.read if number == 0 else self.recurrent_axis, pairs)
+        for attention in self.attentions:
+            assert isinstance(attention, FrameAttention)
+            attention.read = self.recurrent_axis
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say what the last layer reads."""
@@ -104,18 +118,29 @@ class RecurrentLayer(nn.Module):
 
     def __init__(self, kind: Kind, read: Axis, hidden: int, batch_norm: bool) -> None:
         super().__init__()
-        self.read = read
         kinds: dict[Kind, Callable[[int, int], Any]]
         kinds = {"vanilla": ClippedRNN, "gru": partial(nn.GRU, batch_first=True), "lstm": LSTM}
         make = kinds[kind]
         self.forward_rnn, self.backward_rnn = (make(axis_size(read), hidden) for _ in range(2))
-        self.gates = axis(Fixed(self.forward_rnn.weight_ih_l0.shape[0] // hidden, "gates"), Units(hidden))
-        self.forward_norm = InputNorm(self.gates) if batch_norm else None
-        self.backward_norm = InputNorm(self.gates) if batch_norm else None
+        self.forward_norm = InputNorm(self.forward_rnn.weight_ih_l0.shape[0]) if batch_norm else None
+        self.backward_norm = InputNorm(self.backward_rnn.weight_ih_l0.shape[0]) if batch_norm else None
+        self.name_units(read, (Units(hidden),))
+
+    def name_units(self, read: Axis, hidden: Product) -> None:
+        """Note what the dimensions of the input and of each direction mean."""
+        self.read = read
+        self.hidden_axis = axis(*hidden)
+        rows = self.forward_rnn.weight_ih_l0.shape[0]
+        self.gates = axis(Fixed(rows // axis_size(self.hidden_axis), "gates"), *hidden)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say what both directions read."""
-        return {f"{name}.weight_ih_l0": (self.gates, self.read) for name in ("forward_rnn", "backward_rnn")}
+        """Say what both directions read, and that gates are packed, also in their BatchNorm."""
+        axes: dict[str, tuple[Axis, ...]] = {}
+        for name, _ in [*self.named_parameters(), *self.named_buffers()]:
+            axes[name] = (self.gates,)
+            if name.endswith(("weight_ih_l0", "weight_hh_l0")):
+                axes[name] += (self.read if "ih" in name else self.hidden_axis,)
+        return axes
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Read x (B, T, D), return what each direction says, (B, T, hidden)."""
@@ -142,7 +167,7 @@ class InputNorm(nn.Module):
     term is again a matrix times x plus a bias, and the libraries' fastest recurrent kernels apply.
 
     Args:
-        gates: What the rows of W are.
+        rows: Of W.
         momentum: Weight of a batch in the running statistics.
         epsilon: Added to the variance.
     """
@@ -150,18 +175,13 @@ class InputNorm(nn.Module):
     running_mean: Tensor
     running_variance: Tensor
 
-    def __init__(self, gates: Axis, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
+    def __init__(self, rows: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
         super().__init__()
-        self.gates = gates
         self.momentum = momentum
         self.epsilon = epsilon
-        self.weight = nn.Parameter(torch.ones(axis_size(gates)))
-        self.register_buffer("running_mean", torch.zeros(axis_size(gates)))
-        self.register_buffer("running_variance", torch.ones(axis_size(gates)))
-
-    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that there is one for every row."""
-        return {name: (self.gates,) for name in ("weight", "running_mean", "running_variance")}
+        self.weight = nn.Parameter(torch.ones(rows))
+        self.register_buffer("running_mean", torch.zeros(rows))
+        self.register_buffer("running_variance", torch.ones(rows))
 
     def forward(self, weight: Tensor, bias: Tensor, term: Term | None) -> tuple[Tensor, Tensor]:
         """Return matrix and bias with the normalisation in them; without a term's statistics by the running ones."""

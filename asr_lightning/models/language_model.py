@@ -13,8 +13,10 @@ from asr_lightning.batch import TextBatch
 from asr_lightning.decoding.language_model import LanguageModel, State
 from asr_lightning.errors import InputError
 from asr_lightning.losses.cross_entropy import cross_entropy_loss
+from asr_lightning.models.averaging import averaged_copies, save_averages
 from asr_lightning.models.checkpoints import load_model
 from asr_lightning.models.recognizer import LOST_BATCHES_IN_A_ROW, optimizer_and_schedule, seed_step
+from asr_lightning.models.step_mean import StepMean, step_with_mean
 from asr_lightning.models.useless_steps import GradientGuard, clip_gradients
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
@@ -28,8 +30,9 @@ class LSTMLanguageModel(lightning.LightningModule):
     """Unidirectional LSTM layers over the tokens of a sentence [Mikolov et al. 2010; Sundermeyer et al. 2012].
 
     Sentences are independent: `eos_id` stands before the first token, and is what follows the last one. Training
-    minimises the mean cross-entropy of the tokens of the global batch, ends included. All randomness of a step follows
-    from the seed, the step and the rank, so a resumed run goes on exactly as an undisturbed one.
+    minimises the mean cross-entropy of the tokens of the global batch, ends included, which is that of all ranks and of
+    all batches that `accumulate_grad_batches` puts into a step. All randomness of a step follows from the seed, the
+    step and the rank, so a resumed run goes on exactly as an undisturbed one.
 
     Logs, in natural logarithms, `train/loss` per token; and of the whole corpus `val/loss` and `val/perplexity` per
     token, `val/word_perplexity` per word. Ends count as tokens and as words. The same with `test`.
@@ -85,7 +88,7 @@ class LSTMLanguageModel(lightning.LightningModule):
         if tied:
             self.output.weight = self.embedding.weight
             nn.init.normal_(self.embedding.weight, std=hidden**-0.5)  # or the first logits would be huge
-        self._batch_ids: list[str] = []
+        self.step_mean = StepMean(self.device)
         self._guard = GradientGuard()
         self._totals = torch.zeros(3, dtype=torch.float64)  # summed loss, tokens and words of an evaluation
 
@@ -162,34 +165,34 @@ class LSTMLanguageModel(lightning.LightningModule):
     def on_train_batch_start(self, batch: TextBatch, batch_idx: int) -> None:
         """Seed the step, so that dropout does not depend on where a run was resumed."""
         seed_step(self.trainer)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:  # where Lightning sets gradients to zero
+            self.step_mean = StepMean(self.device)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union of eleven types
         """Make the optimiser and its schedule."""
         return optimizer_and_schedule(self.make_optimizer(self.parameters()), self.make_scheduler)
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        """Return this rank's share of the mean loss of the global batch's tokens."""
+        """Return this rank's part of the mean loss of the step's tokens, before it is rescaled."""
         losses, lengths = self.losses(batch.texts or [""])  # every rank takes part in every step, also without lines
         real = int(len(batch) > 0)
-        count = lengths.sum() * real
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(count)
-        # DistributedDataParallel averages gradients over ranks; what is wanted is the mean over all tokens.
-        loss = losses.sum() * real * self.trainer.world_size / count.clamp(min=1)
-        self._batch_ids = batch.ids
-        self.log("train/loss", loss, batch_size=max(1, len(batch)))
+        loss, _ = self.step_mean.add(self, losses.sum() * real, lengths.sum() * real, batch.ids)
         return loss
+
+    optimizer_step = step_with_mean
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave the weights alone where the gradient is not finite, and stop when that does not end."""
-        usable = torch.ones((), dtype=torch.bool, device=self.device)
-        self._guard.guard(self, optimizer, usable, self._batch_ids, LOST_BATCHES_IN_A_ROW)
+        self.log("train/loss", self.step_mean.mean(self), batch_size=1)
+        self._guard.guard(self, optimizer, self.step_mean.count > 0, self.step_mean.ids, LOST_BATCHES_IN_A_ROW)
 
     def on_train_epoch_end(self) -> None:
         """Name what was skipped since the last look."""
         self._guard.review(LOST_BATCHES_IN_A_ROW)
 
     configure_gradient_clipping = clip_gradients
+    configure_callbacks = averaged_copies
+    on_save_checkpoint = save_averages
 
     # Evaluation.
 

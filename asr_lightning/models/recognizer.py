@@ -20,7 +20,9 @@ from asr_lightning.audio.features import Features, possible_audio
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError, printable
+from asr_lightning.models.averaging import averaged_copies, save_averages
 from asr_lightning.models.sharding import make_shared, make_whole, share
+from asr_lightning.models.step_mean import StepMean, step_with_mean
 from asr_lightning.models.useless_steps import REVIEW_STEPS, GradientGuard, clip_gradients
 from asr_lightning.nn.ctc import CTCOutput
 from asr_lightning.nn.encoder import Encoder
@@ -37,10 +39,10 @@ LOST_BATCHES_IN_A_ROW = 100  # without one usable loss: training has diverged, o
 class Recognizer(lightning.LightningModule, ABC):
     """Base class of all architectures, which give `decoder_loss` and `recognize`.
 
-    Training minimises the mean loss of the usable utterances of the global batch (with `accumulate_grad_batches`, the
-    mean of these means): an utterance whose loss is not
-    finite is left out, named and counted; a batch without any leaves the weights untouched. All randomness of a step
-    follows from the seed, the step and the rank, so a resumed run goes on exactly as an undisturbed one.
+    Training minimises the mean loss of the usable utterances of the global batch, which are those of all ranks and of
+    all batches that `accumulate_grad_batches` puts into a step: an utterance whose loss is not finite is left out,
+    named and counted; a step without any leaves the weights untouched. All randomness of a step follows from the seed,
+    the step and the rank, so a resumed run goes on exactly as an undisturbed one.
 
     Args:
         tokenizer: The vocabulary.
@@ -88,10 +90,9 @@ class Recognizer(lightning.LightningModule, ABC):
         self._pending: list[tuple[list[str], Tensor]] = []
         self._read: int | None = None  # utterances of this epoch and rank; unknown where one goes on in mid-epoch
         self._guard = GradientGuard()
+        self.step_mean = StepMean(self.device)
         self.register_buffer("_lost_batches", torch.zeros((), dtype=torch.int64), persistent=False)  # in a row
-        self.register_buffer("_usable", torch.zeros((), dtype=torch.int64), persistent=False)  # since the last step
         self._lost_batches: Tensor
-        self._usable: Tensor
 
     @abstractmethod
     def decoder_loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
@@ -182,9 +183,11 @@ class Recognizer(lightning.LightningModule, ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the step, so that dropout and masks do not depend on where a run was resumed."""
         seed_step(self.trainer)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:  # where Lightning sets gradients to zero
+            self.step_mean = StepMean(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return this rank's share of the mean loss of the global batch's usable utterances."""
+        """Return this rank's part of the mean loss of the step's usable utterances, before it is rescaled."""
         self._read = None if self._read is None else self._read + len(batch)
         if len(batch):
             self._check_rate(batch)
@@ -194,15 +197,9 @@ class Recognizer(lightning.LightningModule, ABC):
         else:  # every rank takes part in every step, also one that has run out of utterances
             usable = torch.zeros(0, dtype=torch.bool, device=self.device)
             total = self._nothing()
-        count = usable.sum()
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(count)
-        # DistributedDataParallel averages gradients over ranks; what is wanted is the mean over all utterances.
-        loss = total * self.trainer.world_size / count.clamp(min=1)
-        self._usable = self._usable + count
+        loss, count = self.step_mean.add(self, total, usable.sum(), batch.ids)
         self._lost_batches = torch.where(count == 0, self._lost_batches + 1, torch.zeros_like(self._lost_batches))
         self._pending.append((batch.ids, usable))
-        self.log("train/loss", loss, batch_size=max(1, len(batch)))
         self.log(
             "train/skipped_utterances", (~usable).sum().float(), on_step=False, on_epoch=True, reduce_fx="sum",
             batch_size=max(1, len(batch)), sync_dist=True,
@@ -219,16 +216,19 @@ class Recognizer(lightning.LightningModule, ABC):
         whole = (parameter for parameter in self.parameters() if not isinstance(parameter, DTensor))
         return sum((parameter.sum() for parameter in whole), start=zero) * 0
 
+    optimizer_step = step_with_mean
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave the weights alone when no utterance was usable or the gradient is not finite."""
-        ids = self._pending[-1][0] if self._pending else []
-        self._guard.guard(self, optimizer, self._usable > 0, ids, LOST_BATCHES_IN_A_ROW)
-        self._usable = torch.zeros_like(self._usable)
+        self.log("train/loss", self.step_mean.mean(self), batch_size=1)
+        self._guard.guard(self, optimizer, self.step_mean.count > 0, self.step_mean.ids, LOST_BATCHES_IN_A_ROW)
         many = len(self._pending) >= REVIEW_STEPS
         if many or (self.device.type == "cpu" and int(self._lost_batches) >= LOST_BATCHES_IN_A_ROW):
             self._review_pending()
 
     configure_gradient_clipping = clip_gradients
+    configure_callbacks = averaged_copies
+    on_save_checkpoint = save_averages
 
     def on_train_epoch_end(self) -> None:
         """Name what was skipped since the last look.

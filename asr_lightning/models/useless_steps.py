@@ -15,6 +15,7 @@ from torch.optim import Adam, Optimizer
 from asr_lightning.errors import InputError, printable
 from asr_lightning.models.sharding import whole
 
+NAMED = 20  # utterances of a step in a message
 REVIEW_STEPS = 50  # how often a GPU is asked what was left out
 Step = tuple[int, list[str], Tensor]  # its number, what it learned from, and whether its gradient was not finite
 
@@ -33,7 +34,7 @@ class GradientGuard:
             module: Whose gradients are complete.
             optimizer: Of the module.
             usable: A boolean scalar on the module's device: whether there was any loss to learn from.
-            ids: What the step learned from.
+            ids: Utterances or lines of this rank in the step, of all its batches.
             most: Steps in a row without a finite gradient that end the run.
 
         Raises:
@@ -48,7 +49,7 @@ class GradientGuard:
             self.review(most)
 
     def review(self, most: int) -> None:
-        """Name the steps that were left out since the last time, for want of a finite gradient.
+        """Name the steps that were left out since the last time, for want of a finite gradient; all ranks take part.
 
         Raises:
             InputError: There were `most` in a row.
@@ -59,7 +60,7 @@ class GradientGuard:
             self._lost = self._lost + 1 if this else 0
             if not this:
                 continue
-            named = printable(", ".join(ids[:20]))
+            named = _named(ids)
             rank_zero_warn(f"the gradient is not finite: step {step} is skipped; learned from {named}")
             if self._lost >= most:
                 raise InputError(
@@ -67,6 +68,15 @@ class GradientGuard:
                     "Lower the learning rate, or set trainer.gradient_clip_val; the weights were left untouched since, "
                     "and the last checkpoint is whole."
                 )
+
+
+def _named(ids: list[str]) -> str:
+    """Return the first names of those of all ranks, which all ask for them."""
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        shares: list[list[str]] = [[]] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(shares, ids)
+        ids = [name for share in shares for name in share]
+    return printable(", ".join(ids[:NAMED])) + (f" … ({len(ids)} in all)" if len(ids) > NAMED else "")
 
 
 def leave_out(optimizer: Optimizer, useless: Tensor, told_by_scaler: bool = False) -> None:

@@ -30,6 +30,8 @@ class FrameAttention(nn.Module, ABC):
         read: What the dimensions of x mean; their number is D.
     """
 
+    positions = False  # whether sinusoids are added to x
+
     def __init__(self, read: Axis) -> None:
         super().__init__()
         self.read = read

@@ -111,7 +111,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
         deep_speech_2("Convolutions1d", attention=frame_attention("AdditiveTimeAttention", hidden=16))
     ),
     "Deep Speech 2 with location-aware attention": ctc(
-        deep_speech_2(attention=frame_attention("AdditiveTimeAttention", hidden=16, location=True, filter_frames=5))
+        deep_speech_2(
+            attention=frame_attention("AdditiveTimeAttention", hidden=16, location=True, channels=10, filter_frames=5)
+        )
     ),
     "Deep Speech 2 with cross-attention": attention_decoder(
         encoder=deep_speech_2(),

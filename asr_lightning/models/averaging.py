@@ -1,0 +1,128 @@
+"""Averages of weights by Lightning's callbacks, that begin after the first weights are set.
+
+`WeightAveraging`, `EMAWeightAveraging` and `StochasticWeightAveraging` copy the network before training. Lightning
+validates and saves this copy, also before it averages anything, while the network has got other weights since.
+"""
+
+from itertools import chain
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
+
+from asr_lightning.errors import InputError
+
+Averaging = WeightAveraging | StochasticWeightAveraging
+
+
+class AveragedCopies(Callback):
+    """Keeps the copies of averaging callbacks right, wherever these stand in the list of callbacks.
+
+    * Until a callback averages for the first time, its copy is the current network. So a run with a late start
+      validates and saves its current weights, and an average never holds weights from before `WeightSelection` or
+      `Initialization`.
+    * Buffers that cannot be averaged are those of the current network: counters, which are integers, and what is
+      counted by them, as the sums of `GlobalNormalization`; constants, which no checkpoint holds; all buffers if the
+      callback has `use_buffers: false`.
+
+    `averaged_copies` adds it to a run.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse averages of weights that processes share.
+
+        Raises:
+            InputError: Each process has only a part of the weights.
+        """
+        if isinstance(pl_module, FSDPModule):
+            raise InputError(
+                f"{type(averagings(trainer)[0]).__name__}: expected whole weights, got those that processes share by "
+                f"{type(trainer.strategy).__name__}. Train with --trainer.strategy ddp, or take the averaging out"
+            )
+        for averaging in averagings(trainer):
+            averaged = averaging._average_model
+            if isinstance(averaged, AveragedModel) and averaged.avg_fn is None and averaged.multi_avg_fn is None:
+                averaged.avg_fn = get_swa_avg_fn()  # the same mean; torch's faster one fails on integers of a GPU
+
+    # A copy is read in validations, when a checkpoint is saved, and at the end of training.
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the copies up to date before they are validated."""
+        refresh_copies(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the copies up to date before they become the trained network."""
+        refresh_copies(trainer, pl_module)
+
+
+def averagings(trainer: Trainer) -> list[Averaging]:
+    """Return the averaging callbacks of a run."""
+    return [one for one in trainer.callbacks if isinstance(one, Averaging)]  # type: ignore[attr-defined]
+
+
+def averaged_copies(module: LightningModule) -> list[Callback]:
+    """Return what a run with averaging callbacks needs besides; this is a module's `configure_callbacks`."""
+    return [AveragedCopies()] if averagings(module.trainer) else []
+
+
+def save_averages(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Let a checkpoint hold the averaged weights that were validated; this is a module's `on_save_checkpoint`.
+
+    Lightning calls no callback for a checkpoint of weights alone (`save_weights_only`), so it would hold the current
+    ones.
+    """
+    refresh_copies(module.trainer, module)
+    for averaging in averagings(module.trainer):
+        copy = _copy(averaging)
+        if isinstance(averaging, WeightAveraging) and copy is not None and "averaging_state" not in checkpoint:
+            checkpoint["state_dict"] = copy.state_dict()
+
+
+@torch.no_grad()
+def refresh_copies(trainer: Trainer, module: nn.Module) -> None:
+    """Copy from the network in training what its averages do not average, or not yet."""
+    for averaging in averagings(trainer):
+        copy = _copy(averaging)
+        if copy is None:
+            continue
+        pairs = zip(_followed(copy, averaging), _followed(module, averaging), strict=True)
+        for old, new in pairs:
+            old.copy_(new)
+
+
+def _copy(averaging: Averaging) -> nn.Module | None:
+    if isinstance(averaging, StochasticWeightAveraging):
+        return averaging._average_model  # Lightning offers no other way to it
+    averaged = averaging._average_model
+    return None if averaged is None else averaged.module
+
+
+def _followed(module: nn.Module, averaging: Averaging) -> list[Tensor]:
+    """Return the tensors of a network that are to be those of the network in training."""
+    if not _begun(averaging):
+        return list(chain(module.parameters(), module.buffers()))
+    if isinstance(averaging, StochasticWeightAveraging) or not averaging._use_buffers:
+        return list(module.buffers())
+    saved = module.state_dict().keys()
+    followed: list[Tensor] = []
+    for prefix, part in module.named_modules():
+        buffers = dict(part.named_buffers(prefix, recurse=False))
+        counts = any(map(_is_counter, buffers.values()))
+        followed += [buffer for name, buffer in buffers.items() if counts or name not in saved]
+    return followed
+
+
+def _begun(averaging: Averaging) -> bool:
+    """Say whether anything was averaged."""
+    if isinstance(averaging, StochasticWeightAveraging):
+        counted = averaging.n_averaged  # None until the first epoch of averaging, also in a run that is resumed
+        return (averaging._init_n_averaged if counted is None else int(counted)) > 0
+    return averaging._average_model is not None and int(averaging._average_model.n_averaged) > 0
+
+
+def _is_counter(buffer: Tensor) -> bool:
+    return not buffer.is_floating_point() and not buffer.is_complex()
