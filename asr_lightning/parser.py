@@ -1,0 +1,63 @@
+"""Reads the command line and experiments, and says in a few lines what is wrong with them."""
+
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from asr_lightning.errors import reason
+from asr_lightning.files import check_aliases, regular
+
+LONG = 200  # characters of a line in a message
+
+
+class CommandLineParser(LightningArgumentParser):
+    """Says what is wrong with an experiment, and leaves out what else could have stood there."""
+
+    def parse_path(self, path: str | os.PathLike, *arguments: Any, **named: Any) -> Namespace:
+        """Read an experiment from a file; not from what might never end."""
+        try:
+            regular(Path(path))
+        except OSError as error:
+            self.error(f"{path}: {error.strerror}")
+        return super().parse_path(path, *arguments, **named)
+
+    def parse_string(self, content: str, path: str | os.PathLike = "", *arguments: Any, **named: Any) -> Namespace:
+        """Read an experiment, unless it is none, or is small only because of its aliases."""
+        try:
+            check_aliases(content)
+            top = yaml.compose(content, Loader=yaml.SafeLoader)
+        except (yaml.YAMLError, RecursionError) as error:
+            self.error(f"{path}: this is no YAML to be read: {reason(error)}")
+        if not isinstance(top, yaml.MappingNode):
+            found = "nothing" if top is None else f"only {content.strip()[:LONG]!r}"
+            self.error(f"{path}: expected an experiment, with keys such as model, data and trainer, found {found}")
+        return super().parse_string(content, path, *arguments, **named)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with the part of a message that helps."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        command = parser.prog.replace(" [options]", "")
+        self.exit(2, f"error: {brief(message)}\n`{command} --help` says what there is.\n")
+
+
+def brief(message: str) -> str:
+    """Shorten what jsonargparse says of a value that is none of several types, of which only one was meant."""
+    noise = (
+        "Does not validate against any",
+        "Subtypes: ",
+        "Errors:",
+        "- Expected a <class 'NoneType'>",
+        "Given value type:",
+    )
+    lines = [
+        line
+        for line in message.splitlines()
+        if not line.strip().startswith(noise) and not (line.strip().startswith("Given value:") and len(line) > LONG)
+    ]
+    return "\n".join(line[:LONG] for line in lines).strip(" -")
