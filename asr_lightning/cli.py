@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,13 +24,14 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from asr_lightning.batch import is_memory_error
 from asr_lightning.callbacks.progress import ProgressBar
 from asr_lightning.callbacks.results import RemoveResults, refuse_results, reserve_logs
 from asr_lightning.callbacks.stopping import FinishEpoch, SaveLastEpoch, SaveWhenStopped
-from asr_lightning.errors import InputError
-from asr_lightning.files import held
+from asr_lightning.errors import SAID, InputError, shown
+from asr_lightning.files import held, write_atomically
 from asr_lightning.models.checkpoint_files import CheckpointFiles
 from asr_lightning.models.checkpoints import (
     input_error,
@@ -38,10 +40,12 @@ from asr_lightning.models.checkpoints import (
     remember_configuration,
     within_memory,
 )
-from asr_lightning.parser import LONG, CommandLineParser, brief
+from asr_lightning.parser import LONG, CommandLineParser, brief, experiments_first
+from asr_lightning.report.tables import as_text, metrics_by_subset
 
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TRACE = "ASR_LIGHTNING_TRACE"  # set, errors are shown with their whole trace
 PARENT_SECONDS = 5.0  # between looks at whether the first rank is alive
 
 
@@ -69,6 +73,9 @@ class CommandLine(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Add what only training has."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for action in parser._actions:  # where a number may be both, 1 is a number of batches, and 1.0 all of them
+            if action.dest.startswith("trainer.limit_"):
+                action._typehint = int | float | None
         if subcommand == "fit":
             parser.add_argument(
                 "--overwrite",
@@ -91,14 +98,13 @@ class CommandLine(LightningCLI):
         Raises:
             InputError: A class refuses its arguments.
         """
-        try:
-            with within_memory():
-                super().instantiate_classes()
-        except ValueError as error:
-            raise input_error(error) or InputError(brief(str(error))) from error
+        with within_memory():
+            super().instantiate_classes()
         self._dump_config()
         remember_configuration(self.model, self.config_dump["model"])
         self.trainer.strategy.checkpoint_io = CheckpointFiles()
+        # Lightning would round audio to the precision of the weights; features are computed of it in float32.
+        self.trainer.precision_plugin.convert_input = lambda batch: batch
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
         """Make the trainer, which logs and saves into the run's folder unless the experiment names other places.
@@ -162,7 +168,27 @@ class CommandLine(LightningCLI):
             reach_wandb(self.trainer.loggers)
             if config.get("ckpt_path") == "last":
                 config.ckpt_path = self._last_checkpoint()
-            super()._run_subcommand(subcommand)
+            with trace_kept(root, self.trainer.global_rank):
+                super()._run_subcommand(subcommand)
+
+    def validate(self, verbose: bool = True, **arguments: Any) -> None:
+        """Validate, and print one table of all subsets instead of Lightning's."""
+        self.trainer.validate(verbose=False, **arguments)
+        self._print_metrics(verbose)
+
+    def test(self, verbose: bool = True, **arguments: Any) -> None:
+        """Test, and print likewise."""
+        self.trainer.test(verbose=False, **arguments)
+        self._print_metrics(verbose)
+
+    def _print_metrics(self, verbose: bool) -> None:
+        metrics = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
+        if verbose and metrics and self.trainer.is_global_zero:
+            print(as_text(metrics_by_subset(metrics)))
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
+        """Read experiments first, wherever they stand, so that all other options go before what they say."""
+        super().parse_arguments(parser, experiments_first(sys.argv[1:] if args is None else args))
 
     def _last_checkpoint(self) -> str | None:
         """Find what Lightning would take, or the one before where that is damaged; None to begin from nothing."""
@@ -177,7 +203,7 @@ def keep_wandb_offline() -> None:
     try:
         keys = netrc.netrc()
         known = any(keys.authenticators(host) is not None for host in WANDB_HOSTS)
-    except (FileNotFoundError, netrc.NetrcParseError):
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
         known = False
     if not known and "WANDB_API_KEY" not in os.environ:
         os.environ.setdefault("WANDB_MODE", "offline")
@@ -241,14 +267,39 @@ def main(arguments: list[str] | None = None) -> None:
             parser_class=CommandLineParser,
             args=arguments,
         )
-    except ValueError as error:
-        said = input_error(error)
-        if said is None:
-            raise
-        sys.exit(f"error: {said}")
     except SIGTERMException:  # in validation or test: to Lightning this is no failure
         sys.exit(128 + signal.SIGTERM)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except Exception as error:
+        if os.environ.get(TRACE):
             raise
-        sys.exit(f"error: {error}. Make room on the disk, and go on with --ckpt_path last: checkpoints are whole.")
+        sys.exit(f"error: {explain(error)}")
+
+
+def explain(error: Exception) -> str:
+    """Return what the user is told of an error: what to do, or what a library says and where the whole trace is."""
+    if (ours := input_error(error)) is not None:
+        return str(ours)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return f"{error}. Make room on the disk, and go on with --ckpt_path last: checkpoints are whole."
+    said = brief(shown(str(error).strip(), SAID)) or "no message"
+    if not isinstance(error, MisconfigurationException):
+        said = f"{type(error).__name__}: {said}"
+    if is_memory_error(error):
+        said += "\nExpected batches that fit into the memory: lower --data.init_args.batch_seconds"
+    trace = "\n".join(getattr(error, "__notes__", [])) or f"{TRACE}=1 before the command shows the whole trace."
+    return f"{said}\n{trace} If the options are right, this is a fault of asr_lightning: please report it."
+
+
+@contextmanager
+def trace_kept(root: Path, rank: int) -> Iterator[None]:
+    """Write the trace of an error into the run's folder, unless its message says all that there is to do."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in DISK_FULL
+        if input_error(error) is None and not full:
+            path = root / (f"trace-rank{rank}.txt" if rank else "trace.txt")
+            with suppress(OSError):
+                write_atomically(path, traceback.format_exc())
+                error.add_note(f"The whole trace is in {path}.")
+        raise

@@ -1,6 +1,7 @@
 """Reads the command line and experiments, and says in a few lines what is wrong with them."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,6 +45,20 @@ class CommandLineParser(LightningArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         command = parser.prog.replace(" [options]", "")
         self.exit(2, f"error: {brief(message)}\n`{command} --help` says what there is.\n")
+
+
+def experiments_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the command and `--config FILE` before all others, each in their order."""
+    command, rest = list(arguments[:1]), list(arguments[1:])
+    first: list[str] = []
+    others: list[str] = []
+    while rest:
+        one = rest.pop(0)
+        if one in ("-c", "--config") and rest:
+            first += [one, rest.pop(0)]
+        else:
+            (first if one.startswith("--config=") else others).append(one)
+    return [*command, *first, *others]
 
 
 def brief(message: str) -> str:
