@@ -1,6 +1,5 @@
 """The command line: `lightning fit|validate|test|predict --config experiments/….yaml`."""
 
-import errno
 import logging
 import netrc
 import os
@@ -8,44 +7,48 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning
 import wandb
-from lightning import Trainer
-from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelCheckpoint
+from jsonargparse import Namespace
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    DeviceStatsMonitor,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+)
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from asr_lightning.batch import is_memory_error
 from asr_lightning.callbacks.progress import ProgressBar
 from asr_lightning.callbacks.results import RemoveResults, refuse_results, reserve_logs
 from asr_lightning.callbacks.stopping import FinishEpoch, SaveLastEpoch, SaveWhenStopped
-from asr_lightning.errors import SAID, InputError, shown
-from asr_lightning.files import held, write_atomically
+from asr_lightning.errors import InputError
+from asr_lightning.faults import TRACE, explain, trace_kept
+from asr_lightning.files import held
 from asr_lightning.models.checkpoint_files import CheckpointFiles
 from asr_lightning.models.checkpoints import (
-    input_error,
     newest_whole_checkpoint,
     read_checkpoint,
     remember_configuration,
     within_memory,
 )
-from asr_lightning.parser import LONG, CommandLineParser, brief, experiments_first
+from asr_lightning.parser import LONG, CommandLineParser, experiments_first
 from asr_lightning.report.tables import as_text, metrics_by_subset
 
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-TRACE = "ASR_LIGHTNING_TRACE"  # set, errors are shown with their whole trace
 PARENT_SECONDS = 5.0  # between looks at whether the first rank is alive
 
 
@@ -120,6 +123,7 @@ class CommandLine(LightningCLI):
         root = Path(trainer.default_root_dir or ".")
         callbacks = trainer.callbacks or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        refuse_options(trainer, callbacks)
         if trainer.logger is None and not trainer.barebones:
             kwargs["logger"] = self._loggers(root)
         if trainer.logger is False:
@@ -183,12 +187,23 @@ class CommandLine(LightningCLI):
 
     def _print_metrics(self, verbose: bool) -> None:
         metrics = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
-        if verbose and metrics and self.trainer.is_global_zero:
+        if not metrics:
+            raise InputError(
+                f"nothing was measured: expected subsets to {self.subcommand}, got none. Name some in data"
+            )
+        if verbose and self.trainer.is_global_zero:
             print(as_text(metrics_by_subset(metrics)))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
         """Read experiments first, wherever they stand, so that all other options go before what they say."""
         super().parse_arguments(parser, experiments_first(sys.argv[1:] if args is None else args))
+
+    def _set_seed(self) -> None:
+        """Seed, with a number that all generators take."""
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything: expected a number from 0 to {2**32 - 1:,}, got {seed}")
+        super()._set_seed()
 
     def _last_checkpoint(self) -> str | None:
         """Find what Lightning would take, or the one before where that is damaged; None to begin from nothing."""
@@ -196,6 +211,29 @@ class CommandLine(LightningCLI):
         folders = {Path(str(saving.dirpath)) for saving in savings}
         path = newest_whole_checkpoint(path for folder in folders for path in folder.glob("last*.ckpt"))
         return str(path) if path else None
+
+
+def refuse_options(trainer: Namespace, callbacks: Iterable[Callback]) -> None:
+    """Refuse what Lightning takes, and fails at later.
+
+    Raises:
+        InputError: An interval is not positive, or a callback looks for what these models do not have.
+    """
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+        value = trainer.get(name)
+        if isinstance(value, int | float) and not value > 0:
+            raise InputError(f"trainer.{name}: expected more than 0, got {value}")
+    for callback in callbacks:
+        if isinstance(callback, LearningRateFinder):
+            raise InputError(
+                "LearningRateFinder sets an attribute of the model, but the learning rate is that of "
+                "model.init_args.optimizer, with its schedule: search it with `python -m asr_lightning.tools.search`"
+            )
+        if isinstance(callback, BatchSizeFinder):
+            raise InputError(
+                "BatchSizeFinder counts utterances, but batches are as long as data.init_args.batch_seconds says: the "
+                "callback asr_lightning.callbacks.largest_batch.LargestBatch tries whether the largest fits"
+            )
 
 
 def keep_wandb_offline() -> None:
@@ -273,33 +311,3 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get(TRACE):
             raise
         sys.exit(f"error: {explain(error)}")
-
-
-def explain(error: Exception) -> str:
-    """Return what the user is told of an error: what to do, or what a library says and where the whole trace is."""
-    if (ours := input_error(error)) is not None:
-        return str(ours)
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return f"{error}. Make room on the disk, and go on with --ckpt_path last: checkpoints are whole."
-    said = brief(shown(str(error).strip(), SAID)) or "no message"
-    if not isinstance(error, MisconfigurationException):
-        said = f"{type(error).__name__}: {said}"
-    if is_memory_error(error):
-        said += "\nExpected batches that fit into the memory: lower --data.init_args.batch_seconds"
-    trace = "\n".join(getattr(error, "__notes__", [])) or f"{TRACE}=1 before the command shows the whole trace."
-    return f"{said}\n{trace} If the options are right, this is a fault of asr_lightning: please report it."
-
-
-@contextmanager
-def trace_kept(root: Path, rank: int) -> Iterator[None]:
-    """Write the trace of an error into the run's folder, unless its message says all that there is to do."""
-    try:
-        yield
-    except Exception as error:
-        full = isinstance(error, OSError) and error.errno in DISK_FULL
-        if input_error(error) is None and not full:
-            path = root / (f"trace-rank{rank}.txt" if rank else "trace.txt")
-            with suppress(OSError):
-                write_atomically(path, traceback.format_exc())
-                error.add_note(f"The whole trace is in {path}.")
-        raise

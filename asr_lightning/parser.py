@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +14,11 @@ from asr_lightning.errors import reason
 from asr_lightning.files import check_aliases, regular
 
 LONG = 200  # characters of a line in a message
+MOST_LINES = 12  # of a message
+NAMED = ("Problem with given class_path", "has no attribute", "Import path", "Option ")  # what tells of a slip
+
+# Some defaults of Lightning's callbacks, as of its Timer, are enumerations, which YAML does not know.
+yaml.representer.SafeRepresenter.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 
 
 class CommandLineParser(LightningArgumentParser):
@@ -75,4 +81,6 @@ def brief(message: str) -> str:
         for line in message.splitlines()
         if not line.strip().startswith(noise) and not (line.strip().startswith("Given value:") and len(line) > LONG)
     ]
-    return "\n".join(line[:LONG] for line in lines).strip(" -")
+    if any(mark in line for line in lines for mark in NAMED):  # a slip in a name; what else could stand there says less
+        lines = [line for line in lines if not line.strip().startswith(("- Expected a ", "- Not a valid subclass"))]
+    return "\n".join(line[:LONG] for line in lines[:MOST_LINES]).strip(" -")
