@@ -78,7 +78,7 @@ class CommandLine(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         for action in parser._actions:  # where a number may be both, 1 is a number of batches, and 1.0 all of them
             if action.dest.startswith("trainer.limit_"):
-                action._typehint = int | float | None
+                action._typehint = int | float | None  # type: ignore[attr-defined] # jsonargparse's own
         if subcommand == "fit":
             parser.add_argument(
                 "--overwrite",
@@ -107,7 +107,7 @@ class CommandLine(LightningCLI):
         remember_configuration(self.model, self.config_dump["model"])
         self.trainer.strategy.checkpoint_io = CheckpointFiles()
         # Lightning would round audio to the precision of the weights; features are computed of it in float32.
-        self.trainer.precision_plugin.convert_input = lambda batch: batch
+        self.trainer.precision_plugin.convert_input = lambda data: data  # type: ignore[method-assign]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
         """Make the trainer, which logs and saves into the run's folder unless the experiment names other places.
