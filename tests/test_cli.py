@@ -33,9 +33,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    """The demo's student on seconds of speech."""
-    synthesize(tmp_path / "speech", minutes=0.1, evaluation_minutes=0.05, workers=1, progress=False)
+def unread(tmp_path: Path) -> Path:
+    """The demo's student on seconds of speech that nobody has made: for what ends before it is read."""
     experiment = yaml.safe_load((EXPERIMENTS / "demo/rnnt_random.yaml").read_text())
     experiment["data"]["init_args"] |= {
         "root": str(tmp_path / "speech"), "minutes": 0.1, "evaluation_minutes": 0.05, "workers": 0,
@@ -50,6 +49,13 @@ def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(experiment))
     return path
+
+
+@pytest.fixture
+def tiny(unread: Path, tmp_path: Path) -> Path:
+    """The same with its speech."""
+    synthesize(tmp_path / "speech", minutes=0.1, evaluation_minutes=0.05, workers=1, progress=False)
+    return unread
 
 
 def said(*arguments: str) -> str:
@@ -245,7 +251,7 @@ def test_results_are_overwritten_only_when_told_so(tiny: Path, tmp_path: Path) -
     )
 
 
-def test_two_runs_in_one_folder_are_refused(tiny: Path, tmp_path: Path) -> None:
+def test_two_runs_in_one_folder_are_refused(unread: Path, tmp_path: Path) -> None:
     lock = tmp_path / "runs/tiny/.fit.lock"
     told, tell = os.pipe()
     if (holder := os.fork()) == 0:
@@ -254,7 +260,7 @@ def test_two_runs_in_one_folder_are_refused(tiny: Path, tmp_path: Path) -> None:
             time.sleep(60)
     os.read(told, 1)
     for command in ("fit", "validate"):
-        message = said(command, "-c", str(tiny))
+        message = said(command, "-c", str(unread))
         assert message.startswith(f"error: runs/tiny is in use: process {holder} on ") and "since 20" in message
         assert "--trainer.default_root_dir" in message
     assert not (tmp_path / "runs/tiny/logs").exists()

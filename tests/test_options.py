@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import elsewhere, said, tiny  # noqa: F401 - fixtures
+from test_cli import elsewhere, said, tiny, unread  # noqa: F401 - fixtures
 
 from asr_lightning import cli
 from asr_lightning.audio.features import LogMel
@@ -19,15 +19,15 @@ from data_modules.sampler import cut_batches
 from data_modules.spoken import SpokenDataModule
 
 
-def test_numbers_of_batches_and_overrides_mean_what_they_say(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_numbers_of_batches_and_overrides_mean_what_they_say(unread: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     made: list[Any] = []
     monkeypatch.setattr(cli.CommandLine, "_run_subcommand", lambda self, _: made.append(self.trainer))
-    tiny.write_text(tiny.read_text() + "  limit_test_batches: 1\n  limit_predict_batches: 1.0\n  overfit_batches: 1\n")
+    unread.write_text(unread.read_text() + "  limit_test_batches: 1\n  limit_predict_batches: 1.0\n")
     options = ["--trainer.limit_train_batches", "1", "--trainer.max_epochs", "7"]
-    cli.main(["fit", *options, "-c", str(tiny), "--trainer.limit_val_batches", "0.5"])
+    cli.main(["fit", *options, "-c", str(unread), "--trainer.limit_val_batches", "0.5"])
     limits = [getattr(made[0], f"limit_{stage}_batches") for stage in ("train", "val", "test", "predict")]
     assert limits == [1, 0.5, 1, 1.0] and [type(limit) for limit in limits] == [int, float, int, float]
-    assert type(made[0].overfit_batches) is int and made[0].max_epochs == 7
+    assert made[0].max_epochs == 7
 
 
 def test_experiments_are_read_before_what_overrides_them() -> None:
@@ -55,12 +55,12 @@ def test_experiments_are_read_before_what_overrides_them() -> None:
     ids=str,
 )
 def test_what_cannot_work_is_refused_in_a_sentence(
-    tiny: Path,  # noqa: F811
+    unread: Path,  # noqa: F811
     options: list[str],
     expected: str,
     tmp_path: Path,
 ) -> None:
-    message = said("fit", "-c", str(tiny), *options)
+    message = said("fit", "-c", str(unread), *options)
     assert message.startswith("error: ") and expected in message and len(message.splitlines()) <= 3
     assert not (tmp_path / "runs/tiny/logs").exists()
 
