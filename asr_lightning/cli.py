@@ -1,6 +1,5 @@
 """The command line: `lightning fit|validate|test|predict --config experiments/….yaml`."""
 
-import errno
 import logging
 import netrc
 import os
@@ -10,38 +9,47 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import lightning
 import wandb
-import yaml
 from jsonargparse import Namespace
-from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    DeviceStatsMonitor,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+)
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from asr_lightning.callbacks.progress import ProgressBar
-from asr_lightning.callbacks.stopping import FinishEpoch, SaveWhenStopped
-from asr_lightning.errors import InputError, reason
-from asr_lightning.files import check_aliases, regular
+from asr_lightning.callbacks.results import RemoveResults, refuse_results, reserve_logs
+from asr_lightning.callbacks.stopping import FinishEpoch, SaveLastEpoch, SaveWhenStopped
+from asr_lightning.errors import InputError
+from asr_lightning.faults import TRACE, explain, trace_kept
+from asr_lightning.files import held
 from asr_lightning.models.checkpoint_files import CheckpointFiles
 from asr_lightning.models.checkpoints import (
-    input_error,
     newest_whole_checkpoint,
     read_checkpoint,
     remember_configuration,
     within_memory,
 )
+from asr_lightning.parser import LONG, CommandLineParser, experiments_first
+from asr_lightning.report.tables import as_text, metrics_by_subset
 
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PARENT_SECONDS = 5.0  # between looks at whether the first rank is alive
-LONG = 200  # characters of a line in a message
 
 
 class CommandLine(LightningCLI):
@@ -65,35 +73,27 @@ class CommandLine(LightningCLI):
         if search is not None:
             self.config[self.config.subcommand].model.init_args.search = search
 
-    def before_instantiate_classes(self) -> None:
-        """Log and save into the run's folder, unless the experiment names other places.
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Add what only training has."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for action in parser._actions:  # where a number may be both, 1 is a number of batches, and 1.0 all of them
+            if action.dest.startswith("trainer.limit_"):
+                action._typehint = int | float | None  # type: ignore[attr-defined] # jsonargparse's own
+        if subcommand == "fit":
+            parser.add_argument(
+                "--overwrite",
+                action="store_true",
+                help="Begin anew in a folder that holds the results of an earlier run, and remove them: checkpoints, "
+                "error rates, transcripts and logs. They are there until the corpus is read and training begins.",
+            )
+        return parser
 
-        Every start has a `logs/version_<n>` of its own, so that nothing is overwritten by resuming or testing a run.
-        """
-        trainer = self.config[self.subcommand].trainer
-        root = Path(trainer.default_root_dir or ".")
-        if trainer.logger is None:
-            trainer.logger = [
-                _part("lightning.pytorch.loggers.CSVLogger", save_dir=str(root), name="logs"),
-                _part(
-                    "lightning.pytorch.loggers.WandbLogger",
-                    save_dir=str(root),
-                    project="asr_lightning",
-                    name="/".join(root.parts[-3:]),
-                    group="/".join(root.parts[-3:-1]) or None,
-                    job_type=self.subcommand,  # a test is no point of the curves over epochs
-                ),
-            ]
-        callbacks = trainer.callbacks or []
-        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-            if not callback.class_path.endswith(".ModelCheckpoint"):
-                continue
-            if callback.init_args.dirpath is None:
-                callback.init_args.dirpath = str(root / "checkpoints")
-            if trainer.limit_val_batches == 0 and callback.init_args.save_on_train_epoch_end is None:
-                callback.init_args.save_on_train_epoch_end = True  # Lightning might wait for a validation
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            root.mkdir(parents=True, exist_ok=True)
+    def before_instantiate_classes(self) -> None:
+        """Take `--overwrite` out: an experiment that is saved, and used again, is not to overwrite anything."""
+        config = self.config[self.subcommand]
+        self.overwrite = bool(config.pop("overwrite", False))
+        if self.overwrite and config.get("ckpt_path") == "last":
+            raise InputError("--overwrite begins anew, and --ckpt_path last goes on: expected one of them")
 
     def instantiate_classes(self) -> None:
         """Make everything, and let checkpoints remember how the model was made.
@@ -101,26 +101,109 @@ class CommandLine(LightningCLI):
         Raises:
             InputError: A class refuses its arguments.
         """
-        try:
-            with within_memory():
-                super().instantiate_classes()
-        except ValueError as error:
-            raise input_error(error) or InputError(brief(str(error))) from error
+        with within_memory():
+            super().instantiate_classes()
         self._dump_config()
         remember_configuration(self.model, self.config_dump["model"])
         self.trainer.strategy.checkpoint_io = CheckpointFiles()
-        reach_wandb(self.trainer.loggers)
-        config = self.config_init[self.subcommand]
-        if config.get("ckpt_path") == "last":
-            config.ckpt_path = self._last_checkpoint()
+        # Lightning would round audio to the precision of the weights; features are computed of it in float32.
+        self.trainer.precision_plugin.convert_input = lambda data: data  # type: ignore[method-assign]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
-        """Make the trainer, with a progress bar that no GPU is waited for unless the experiment says otherwise."""
+        """Make the trainer, which logs and saves into the run's folder unless the experiment names other places.
+
+        The places are not written into the configuration, which is saved as it was given: used again with another
+        `default_root_dir`, it writes there. Without loggers, callbacks that only write to them are left out; without
+        checkpoints, those that save them. `fast_dev_run` leaves nothing behind. The progress bar waits for no GPU.
+        """
         trainer = self.config_init[self.subcommand].trainer
-        bars = [one for one in trainer.callbacks or [] if isinstance(one, LightningProgressBar)]
-        if trainer.enable_progress_bar is not False and not bars:
-            self.trainer_defaults["callbacks"] = [*self.trainer_defaults["callbacks"], ProgressBar()]
+        if trainer.fast_dev_run:
+            self._rehearsal = TemporaryDirectory(prefix="fast_dev_run-")  # removed at the end of the process
+            trainer.default_root_dir = self._rehearsal.name
+        root = Path(trainer.default_root_dir or ".")
+        callbacks = trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        refuse_options(trainer, callbacks)
+        if trainer.logger is None and not trainer.barebones:
+            kwargs["logger"] = self._loggers(root)
+        if trainer.logger is False:
+            callbacks = [one for one in callbacks if not isinstance(one, LearningRateMonitor | DeviceStatsMonitor)]
+        if trainer.enable_checkpointing is False:
+            callbacks = [one for one in callbacks if not isinstance(one, Checkpoint)]
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str((root / "checkpoints").resolve())  # as Lightning writes it into checkpoints
+        if self.overwrite:
+            callbacks.append(RemoveResults())
+        bars = [one for one in callbacks if isinstance(one, LightningProgressBar)]
+        if trainer.enable_progress_bar is not False and not trainer.barebones and not bars:
+            callbacks.append(ProgressBar())
+        trainer.callbacks = callbacks
         return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self, root: Path) -> list[Logger]:
+        """Make the loggers that a run has by default."""
+        wandb_logger = WandbLogger(
+            save_dir=str(root),
+            project="asr_lightning",
+            name="/".join(root.parts[-3:]),
+            group="/".join(root.parts[-3:-1]) or None,
+            job_type=self.subcommand,  # a test is no point of the curves over epochs
+        )
+        return [CSVLogger(save_dir=str(root), name="logs"), wandb_logger]
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command, in a folder that no other process writes the same files to.
+
+        The first rank decides for all: under torchrun and SLURM the others are there already, and wait for it.
+        Training and validation write the same files, as may a test and a prediction of their own each. So a checkpoint
+        may be tested while training goes on.
+
+        Raises:
+            InputError: The folder is in use, or holds results that would be lost.
+        """
+        root, config = Path(self.trainer.default_root_dir), self.config_init[subcommand]
+        lock = root / f".{'fit' if subcommand == 'validate' else subcommand}.lock"
+        with held(lock, f"{root} is in use") if self.trainer.is_global_zero else nullcontext():
+            if self.trainer.is_global_zero and subcommand == "fit":
+                refuse_results(self.trainer, config.get("ckpt_path"), self.overwrite)
+            if self.trainer.is_global_zero:
+                reserve_logs(self.trainer.loggers)
+            reach_wandb(self.trainer.loggers)
+            if config.get("ckpt_path") == "last":
+                config.ckpt_path = self._last_checkpoint()
+            with trace_kept(root, self.trainer.global_rank):
+                super()._run_subcommand(subcommand)
+
+    def validate(self, verbose: bool = True, **arguments: Any) -> None:
+        """Validate, and print one table of all subsets instead of Lightning's."""
+        self.trainer.validate(verbose=False, **arguments)
+        self._print_metrics(verbose)
+
+    def test(self, verbose: bool = True, **arguments: Any) -> None:
+        """Test, and print likewise."""
+        self.trainer.test(verbose=False, **arguments)
+        self._print_metrics(verbose)
+
+    def _print_metrics(self, verbose: bool) -> None:
+        metrics = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
+        if not metrics:
+            raise InputError(
+                f"nothing was measured: expected subsets to {self.subcommand}, got none. Name some in data"
+            )
+        if verbose and self.trainer.is_global_zero:
+            print(as_text(metrics_by_subset(metrics)))
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
+        """Read experiments first, wherever they stand, so that all other options go before what they say."""
+        super().parse_arguments(parser, experiments_first(sys.argv[1:] if args is None else args))
+
+    def _set_seed(self) -> None:
+        """Seed, with a number that all generators take."""
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything: expected a number from 0 to {2**32 - 1:,}, got {seed}")
+        super()._set_seed()
 
     def _last_checkpoint(self) -> str | None:
         """Find what Lightning would take, or the one before where that is damaged; None to begin from nothing."""
@@ -130,57 +213,27 @@ class CommandLine(LightningCLI):
         return str(path) if path else None
 
 
-class CommandLineParser(LightningArgumentParser):
-    """Says what is wrong with an experiment, and leaves out what else could have stood there."""
+def refuse_options(trainer: Namespace, callbacks: Iterable[Callback]) -> None:
+    """Refuse what Lightning takes, and fails at later.
 
-    def parse_path(self, path: str | os.PathLike, *arguments: Any, **named: Any) -> Namespace:
-        """Read an experiment from a file; not from what might never end."""
-        try:
-            regular(Path(path))
-        except OSError as error:
-            self.error(f"{path}: {error.strerror}")
-        return super().parse_path(path, *arguments, **named)
-
-    def parse_string(self, content: str, path: str | os.PathLike = "", *arguments: Any, **named: Any) -> Namespace:
-        """Read an experiment, unless it is none, or is small only because of its aliases."""
-        try:
-            check_aliases(content)
-            top = yaml.compose(content, Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, RecursionError) as error:
-            self.error(f"{path}: this is no YAML to be read: {reason(error)}")
-        if not isinstance(top, yaml.MappingNode):
-            found = "nothing" if top is None else f"only {content.strip()[:LONG]!r}"
-            self.error(f"{path}: expected an experiment, with keys such as model, data and trainer, found {found}")
-        return super().parse_string(content, path, *arguments, **named)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exit with the part of a message that helps."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        parser = getattr(ex, "subcommand_parser", None) or self
-        command = parser.prog.replace(" [options]", "")
-        self.exit(2, f"error: {brief(message)}\n`{command} --help` says what there is.\n")
-
-
-def brief(message: str) -> str:
-    """Shorten what jsonargparse says of a value that is none of several types, of which only one was meant."""
-    noise = (
-        "Does not validate against any",
-        "Subtypes: ",
-        "Errors:",
-        "- Expected a <class 'NoneType'>",
-        "Given value type:",
-    )
-    lines = [
-        line
-        for line in message.splitlines()
-        if not line.strip().startswith(noise) and not (line.strip().startswith("Given value:") and len(line) > LONG)
-    ]
-    return "\n".join(line[:LONG] for line in lines).strip(" -")
-
-
-def _part(class_path: str, **arguments: str | None) -> Namespace:
-    return Namespace(class_path=class_path, init_args=Namespace(**arguments))
+    Raises:
+        InputError: An interval is not positive, or a callback looks for what these models do not have.
+    """
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+        value = trainer.get(name)
+        if isinstance(value, int | float) and not value > 0:
+            raise InputError(f"trainer.{name}: expected more than 0, got {value}")
+    for callback in callbacks:
+        if isinstance(callback, LearningRateFinder):
+            raise InputError(
+                "LearningRateFinder sets an attribute of the model, but the learning rate is that of "
+                "model.init_args.optimizer, with its schedule: search it with `python -m asr_lightning.tools.search`"
+            )
+        if isinstance(callback, BatchSizeFinder):
+            raise InputError(
+                "BatchSizeFinder counts utterances, but batches are as long as data.init_args.batch_seconds says: the "
+                "callback asr_lightning.callbacks.largest_batch.LargestBatch tries whether the largest fits"
+            )
 
 
 def keep_wandb_offline() -> None:
@@ -188,7 +241,7 @@ def keep_wandb_offline() -> None:
     try:
         keys = netrc.netrc()
         known = any(keys.authenticators(host) is not None for host in WANDB_HOSTS)
-    except (FileNotFoundError, netrc.NetrcParseError):
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
         known = False
     if not known and "WANDB_API_KEY" not in os.environ:
         os.environ.setdefault("WANDB_MODE", "offline")
@@ -245,18 +298,16 @@ def main(arguments: list[str] | None = None) -> None:
             auto_configure_optimizers=False,
             seed_everything_default=1,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"use_distributed_sampler": False, "callbacks": [SaveWhenStopped(), FinishEpoch()]},
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "callbacks": [SaveWhenStopped(), FinishEpoch(), SaveLastEpoch()],
+            },
             parser_class=CommandLineParser,
             args=arguments,
         )
-    except ValueError as error:
-        said = input_error(error)
-        if said is None:
-            raise
-        sys.exit(f"error: {said}")
     except SIGTERMException:  # in validation or test: to Lightning this is no failure
         sys.exit(128 + signal.SIGTERM)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except Exception as error:
+        if os.environ.get(TRACE):
             raise
-        sys.exit(f"error: {error}. Make room on the disk, and go on with --ckpt_path last: checkpoints are whole.")
+        sys.exit(f"error: {explain(error)}")

@@ -11,6 +11,7 @@ import shutil
 import stat
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,6 +144,43 @@ def _runs(process: int) -> bool:
     except PermissionError:  # another user's
         pass
     return True
+
+
+@contextmanager
+def held(path: Path, busy: str) -> Iterator[None]:
+    """Hold a file for this process alone.
+
+    The system ends the hold when the process ends, however it ends; its children do not share it. The file stays, and
+    says who held it last. On a disk that has no locks, as some of a network, there is a warning and no hold.
+
+    Args:
+        path: The file, which is made with its folder.
+        busy: The beginning of the message where another process holds it.
+
+    Raises:
+        InputError: Another process holds it; the message says which, and since when.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(_open_beside(path, os.O_RDWR), "r+", encoding="utf-8", errors="replace") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                holder = printable(file.read(200)) or "another process"
+                raise InputError(
+                    f"{busy}: {holder} writes there. Expected one process at a time, since each would overwrite the "
+                    "other's files. Wait for its end, stop it, or name another folder with --trainer.default_root_dir"
+                ) from error
+            warnings.warn(
+                f"{path} cannot be locked ({error.strerror}): this disk has no locks. See to it yourself that no other "
+                "process writes to this folder",
+                stacklevel=3,
+            )
+        else:
+            file.truncate()
+            file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S %z')},")
+            file.flush()
+        yield
 
 
 def _writer() -> str:

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import itertools
+import math
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -309,8 +310,8 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
     def _check_arguments(self) -> None:
         limit = self.train_utterances
         checks = {
-            "batch_seconds": (self.batch_seconds > 0, "more than 0"),
-            "evaluation_batch_seconds": (self.evaluation_batch_seconds > 0, "more than 0"),
+            "batch_seconds": (0 < self.batch_seconds < math.inf, "more than 0, and a number"),
+            "evaluation_batch_seconds": (0 < self.evaluation_batch_seconds < math.inf, "more than 0, and a number"),
             "max_seconds": (self.max_seconds > self.min_seconds, f"more than min_seconds, which is {self.min_seconds}"),
             "train_utterances": (limit is None or limit > 0, "more than 0"),
             "speed_factors": (all(0.1 <= factor <= 10 for factor in self.speed_factors), "each from 0.1 to 10"),

@@ -72,7 +72,7 @@ def cut_batches(
     buckets = np.zeros(len(durations), dtype=np.int64)
     first = bucket = 0
     while first < len(durations):
-        size = max(1, int(batch_seconds / durations[first] + 1e-9))
+        size = max(1, int(min(batch_seconds / durations[first] + 1e-9, len(durations))))
         alike = int(np.searchsorted(rising, rising[first] / spread, side="right")) - first
         last = min(first + size * max(alike // size, batches_per_bucket), len(durations))
         starts.append(np.arange(first, last, size))

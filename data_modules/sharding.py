@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from data_modules.storage import list_files
 FORMAT = 1  # of what is written; raise it when it changes, and old shards are no longer taken for the same
 PROBES = 20  # utterances that are compressed to guess how much space all of them take
 SPARE = 1.1  # of that guess
+SHARD = re.compile(r"(cuts|recording)\.\d+\.(jsonl\.gz|tar)")  # what a folder of shards holds
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,9 @@ def _find_written(output: Path, subset: str, identity: str, replace: bool) -> Wr
     if not replace or not folder.is_dir():
         what = "damaged shards" if same else "something else than these utterances in shards of this size"
         raise InputError(f"{folder} holds {what}: give another --output, delete it, or say --replace.")
+    strangers = sorted(path.name for path in folder.iterdir() if not SHARD.fullmatch(path.name))
+    if strangers:
+        raise InputError(f"{folder} holds what is no shard, as {strangers[0]}: give another --output, or delete it.")
     return None
 
 

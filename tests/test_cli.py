@@ -15,6 +15,7 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from asr_lightning import cli
+from asr_lightning.files import held
 from data_modules.spoken import synthesize
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -32,9 +33,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    """The demo's student on seconds of speech."""
-    synthesize(tmp_path / "speech", minutes=0.1, evaluation_minutes=0.05, workers=1, progress=False)
+def unread(tmp_path: Path) -> Path:
+    """The demo's student on seconds of speech that nobody has made: for what ends before it is read."""
     experiment = yaml.safe_load((EXPERIMENTS / "demo/rnnt_random.yaml").read_text())
     experiment["data"]["init_args"] |= {
         "root": str(tmp_path / "speech"), "minutes": 0.1, "evaluation_minutes": 0.05, "workers": 0,
@@ -49,6 +49,13 @@ def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(experiment))
     return path
+
+
+@pytest.fixture
+def tiny(unread: Path, tmp_path: Path) -> Path:
+    """The same with its speech."""
+    synthesize(tmp_path / "speech", minutes=0.1, evaluation_minutes=0.05, workers=1, progress=False)
+    return unread
 
 
 def said(*arguments: str) -> str:
@@ -194,6 +201,78 @@ def test_a_language_model_is_trained_resumed_and_tested(tmp_path: Path, capsys: 
     [first], [second] = perplexities(0, "val"), perplexities(1, "val")
     assert second < first and perplexities(2, "val") == perplexities(3, "test") == pytest.approx([second])
     assert "not to predict: use `lightning test`" in said("predict", "-c", experiment, *short)
+    assert "holds the results of an earlier run" in said("fit", "-c", experiment, *short)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What lies in a folder, without the file that says who writes there."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def test_results_are_overwritten_only_when_told_so(tiny: Path, tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "runs/tiny", tmp_path / "elsewhere.ckpt"
+    cli.main(["fit", "-c", str(tiny), "--trainer.max_steps", "1"])
+    (run / "notes.txt").write_text("mine")
+    (run / "transcripts/notes.txt").write_text("mine")
+    elsewhere.write_bytes((run / "checkpoints/last.ckpt").read_bytes())
+    before = files(run)
+    for options in ([], ["--ckpt_path", str(elsewhere)]):
+        message = said("fit", "-c", str(tiny), *options)
+        assert message.startswith("error: runs/tiny holds the results of an earlier run") and "last.ckpt" in message
+        for way in ("--ckpt_path last", "--trainer.default_root_dir", "--overwrite"):
+            assert way in message
+    assert "expected one of them" in said("fit", "-c", str(tiny), "--overwrite", "--ckpt_path", "last")
+    own = str(run / "checkpoints/last.ckpt")
+    assert "--overwrite would remove" in said("fit", "-c", str(tiny), "--overwrite", "--ckpt_path", own)
+    assert files(run) == before
+    assert "no-such" in said("fit", "-c", str(tiny), "--overwrite", "--data.init_args.root", "/no-such/corpus")
+    assert before.items() <= files(run).items(), "what cannot begin removes nothing"
+
+    cli.main(
+        ["fit", "-c", str(tiny), "--trainer.max_steps", "1", "--model.init_args.joint_dimension", "8", "--overwrite"]
+    )
+    after = files(run)
+    [log] = (run / "logs").iterdir()
+    assert after["notes.txt"] == after["transcripts/notes.txt"] == b"mine" and len(list(run.glob("wandb/*run-*"))) == 1
+    assert len(after["checkpoints/last.ckpt"]) < len(before["checkpoints/last.ckpt"])
+    assert before["logs/version_0/config.yaml"] not in after.values()
+
+    # Its own configuration, used for another folder, is the same experiment and leaves the first folder alone.
+    other = tmp_path / "other"
+    cli.main(["fit", "-c", str(log / "config.yaml"), "--trainer.default_root_dir", str(other)])
+    assert files(run) == after and {"checkpoints/last.ckpt", "error_rates.csv"} <= files(other).keys()
+    saved = yaml.safe_load((log / "config.yaml").read_text())
+    saved["trainer"]["default_root_dir"] = str(other)
+    assert yaml.safe_load((other / "logs/version_0/config.yaml").read_text()) == saved
+    assert (
+        files(other)["error_rates.csv"].partition(b"\n")[2].replace(b"other", b"tiny")
+        == after["error_rates.csv"].partition(b"\n")[2]
+    )
+
+
+def test_two_runs_in_one_folder_are_refused(unread: Path, tmp_path: Path) -> None:
+    lock = tmp_path / "runs/tiny/.fit.lock"
+    told, tell = os.pipe()
+    if (holder := os.fork()) == 0:
+        with held(lock, ""):
+            os.write(tell, b".")
+            time.sleep(60)
+    os.read(told, 1)
+    for command in ("fit", "validate"):
+        message = said(command, "-c", str(unread))
+        assert message.startswith(f"error: runs/tiny is in use: process {holder} on ") and "since 20" in message
+        assert "--trainer.default_root_dir" in message
+    assert not (tmp_path / "runs/tiny/logs").exists()
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    with held(lock, ""):
+        pass
+
+
+def test_a_rehearsal_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+    cli.main(["fit", "-c", str(tiny), "--trainer.fast_dev_run", "true"])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_only_models_of_ours_are_trained(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def merge(parts: Sequence[Path], folder: Path, about: dict[str, Any], limit: int
 
     Args:
         parts: Folders of `Part`, which are removed.
-        folder: What to write; replaced if there.
+        folder: What to write. What an earlier call wrote there is replaced; other files stay.
         about: Anything that is to stand in `activations.json` too.
         limit: Utterances to keep, the first by name.
         speakers: Speakers to keep, the first by name.
@@ -159,11 +159,25 @@ def merge(parts: Sequence[Path], folder: Path, about: dict[str, Any], limit: int
     modules = dict.fromkeys(name for _, line in chosen.values() for name in line["modules"])
     described = {module: _write_module(new, module, list(chosen.values())) for module in modules}
     write_atomically(new / DESCRIPTION, json.dumps({**about, "modules": described}, indent=1))
-    remove(folder)
-    new.rename(folder)
+    for name in _written(folder):
+        (folder / name).unlink(missing_ok=True)
+    folder.mkdir(exist_ok=True)
+    for path in sorted(new.iterdir(), key=lambda path: path.name == DESCRIPTION):  # the description last
+        path.replace(folder / path.name)
+    new.rmdir()
     for part in parts:
         shutil.rmtree(part)
     return len(chosen)
+
+
+def _written(folder: Path) -> list[str]:
+    """Return the names of the files that an earlier call wrote, the description first."""
+    try:
+        modules = list(json.loads((folder / DESCRIPTION).read_text("utf-8"))["modules"])
+    except (OSError, ValueError, KeyError, TypeError):
+        modules = []
+    names = [f"{module}{suffix}" for module in modules for suffix in (".npy", ".csv")]
+    return [DESCRIPTION, "utterances.csv", *(name for name in names if Path(name).name == name)]
 
 
 def _lines(parts: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -6,6 +6,7 @@ there is no centring, so frame t covers samples `t * hop` to `t * hop + window`,
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 import torchaudio
@@ -71,6 +72,16 @@ class Features(nn.Module, ABC):
         self.normalization = normalization
         if normalization is not None:
             normalization.allocate(dimension)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Features":
+        """Move to a device, but stay in float32 where a network computes in half or double precision."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            if (now := self.get_buffer(name)).dtype != buffer.dtype:
+                owner, _, leaf = name.rpartition(".")
+                self.get_submodule(owner)._buffers[leaf] = buffer.to(now.device)
+        return self
 
     @abstractmethod
     def from_frames(self, frames: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Pictures and numbers of how a recogniser moves along utterances."""
 
+import json
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class Alignments(Looking):
       `<utterance>.npz` and `.flac` hold the same numbers, and the audio.
     * `figures.csv`: how monotonic, covering and sharp these weights are, by utterance and attention.
 
+    The next test replaces these files, which `<run folder>/alignments/.<stage>.drawn` lists, and no others.
+
     Args:
         utterances: How many are drawn, the first by name of those seen. All are measured.
         subsets: Only utterances of these; all if None.
@@ -50,9 +53,12 @@ class Alignments(Looking):
     def begin(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
         """Begin anew."""
         self._drawn = []
-        if trainer.is_global_zero and folder.exists():
-            for path in folder.iterdir():
-                path.unlink()
+        if trainer.is_global_zero:
+            for name in _listed(folder, ".drawn*"):
+                _remove(folder, name)
+            old = [folder / "figures.csv", *folder.glob(".figures.rank*"), *_lists(folder, ".drawn*")]
+            for path in old:
+                path.unlink(missing_ok=True)
         trainer.strategy.barrier()
         folder.mkdir(parents=True, exist_ok=True)
         self._part(trainer).unlink(missing_ok=True)
@@ -71,14 +77,16 @@ class Alignments(Looking):
             lines = [[one.utterance, name, *_figures(weights)] for name, weights in one.attention.items()]
             with append_to(self._part(trainer)) as file:
                 file.write(as_csv(lines))
-            self._draw(one, batch, row, self._folder(trainer))
+            self._draw(one, batch, row, self._folder(trainer), trainer.global_rank)
 
-    def _draw(self, one: Alignment, batch: Batch, row: int, folder: Path) -> None:
+    def _draw(self, one: Alignment, batch: Batch, row: int, folder: Path, rank: int) -> None:
         """Draw it if it is among the first by name, and forget one that no longer is."""
         if self.utterances < 1 or (len(self._drawn) >= self.utterances and one.utterance >= max(self._drawn)):
             return
         if not one.attention and one.posteriors is None:
             return
+        with folder.with_name(f".{folder.name}.drawn.rank{rank:05}").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(one.utterance) + "\n")  # before it is drawn: a test may be killed
         plot_alignment(one, folder / f"{one.utterance}.png")
         kept: dict[str, Any] = {f"attention/{name}": weights for name, weights in one.attention.items()}
         if one.posteriors is not None:
@@ -103,12 +111,16 @@ class Alignments(Looking):
         for part in parts:
             part.unlink()
         write_atomically(folder / "figures.csv", "".join(f"{line}\n" for line in [",".join(COLUMNS), *lines]))
-        pictures = sorted(folder.glob("*.png"))
-        for path in pictures[self.utterances :]:
-            _remove(folder, path.stem)
+        drawn = _listed(folder, ".drawn.rank*")
+        for name in drawn[self.utterances :]:
+            _remove(folder, name)
+        del drawn[self.utterances :]
+        write_atomically(folder.with_name(f".{folder.name}.drawn"), "".join(f"{json.dumps(name)}\n" for name in drawn))
+        for path in _lists(folder, ".drawn.rank*"):
+            path.unlink()
         for logger in wandb_loggers(trainer):
-            logger.log_image("alignments", [str(path) for path in pictures[: self.utterances]])
-        recognizer.print(f"Alignments of {len(pictures[: self.utterances])} utterances are in {folder.absolute()}")
+            logger.log_image("alignments", [str(folder / f"{name}.png") for name in drawn])
+        recognizer.print(f"Alignments of {len(drawn)} utterances are in {folder.absolute()}")
 
 
 def attention_paths(recognizer: Recognizer) -> dict[str, str]:
@@ -157,6 +169,25 @@ def _figures(weights: np.ndarray) -> list[str]:
     return [f"{value:.4f}" for value in astuple(attention_figures(even))]
 
 
+def _lists(folder: Path, pattern: str) -> list[Path]:
+    """The lists of what was drawn, beside their folder; those of ranks are put together at the end."""
+    return sorted(folder.parent.glob(f".{folder.name}{pattern}"))
+
+
+def _listed(folder: Path, pattern: str) -> list[str]:
+    """Return the names of the utterances that lists hold; a line that was broken off names nothing."""
+    names = set()
+    for path in _lists(folder, pattern):
+        for line in path.read_text("utf-8", errors="replace").splitlines():
+            try:
+                names.add(str(json.loads(line)))
+            except json.JSONDecodeError:
+                continue
+    return sorted(names)
+
+
 def _remove(folder: Path, utterance: str) -> None:
     for suffix in (".png", ".npz", ".flac"):
-        (folder / f"{utterance}{suffix}").unlink(missing_ok=True)
+        path = folder / f"{utterance}{suffix}"
+        if path.resolve().is_relative_to(folder.resolve()):
+            path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # of pre-emption and of Ctrl-C
@@ -87,3 +88,36 @@ class FinishEpoch(Callback):
         for span in ("total", "current"):
             batches[span]["completed"] = batches[span]["processed"]
             validation[span] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+
+
+class SaveLastEpoch(Callback):
+    """Lets checkpoints of every epoch be written at its end too, not only after a validation.
+
+    Lightning writes them after a validation wherever not every epoch ends with one: with `check_val_every_n_epoch`,
+    `val_check_interval`, or where `max_steps` or `max_time` end training. What was trained since would be lost.
+
+    Checkpoints that are chosen by a metric wait for it. Their `save_last` is written when training has ended.
+    """
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is due, and the last epoch whatever it is; Lightning saves nothing twice after the same step."""
+        loop, epochs = trainer.fit_loop, trainer.current_epoch + 1
+        ends = trainer.should_stop or epochs == loop.max_epochs or trainer.global_step == loop.max_steps
+        for saving in _savings(trainer):
+            if saving.monitor is None and saving._every_n_epochs > 0 and (ends or epochs % saving._every_n_epochs == 0):
+                metrics = saving._monitor_candidates(trainer)  # maybe a part of the file's name
+                saving._save_topk_checkpoint(trainer, metrics)
+                if saving.save_last:
+                    saving._save_last_checkpoint(trainer, metrics)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the `save_last` of those that are chosen by a metric."""
+        for saving in _savings(trainer):
+            if saving.save_last is True:
+                saving._save_last_checkpoint(trainer, saving._monitor_candidates(trainer))
+
+
+def _savings(trainer: Trainer) -> list[ModelCheckpoint]:
+    """Return what has not saved the step that was made last."""
+    savings = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+    return [one for one in savings if not one._should_skip_saving_checkpoint(trainer)]

@@ -136,7 +136,7 @@ class Recognizer(lightning.LightningModule, ABC):
         features, lengths = self.features(audio, audio_lengths)
         if self.augment is not None and self.training:
             features = self.augment(features, lengths)
-        return features, lengths
+        return features.to(self.dtype), lengths  # float32, unless the weights are in half or double precision
 
     def targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the token ids (B, U) of the transcripts, padded with blanks, and their lengths (B,)."""

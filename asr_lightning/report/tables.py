@@ -5,9 +5,10 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from asr_lightning.errors import printable
+from asr_lightning.scoring.error_rates import RATES
 
 MISSING = "–"
 FORMULA = ("=", "+", "-", "@")  # begin one in a spreadsheet
@@ -40,6 +41,21 @@ def count(values: Sequence[int | None]) -> str:
     if not known or None in values:
         return MISSING
     return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}"
+
+
+def metrics_by_subset(metrics: Mapping[str, float]) -> Table:
+    """Return what was logged as `<subset>/<metric>`, a line per subset: error rates in per cent, counts as whole."""
+    values: dict[str, dict[str, str]] = {}
+    for key, value in metrics.items():
+        subset, _, metric = key.rpartition("/")
+        rate = metric in RATES
+        form = ".2f" if rate else ",.0f" if float(value).is_integer() else ".4g" if abs(value) < 1 else ",.3f"
+        values.setdefault(subset, {})[f"{metric.upper()} %" if rate else metric] = format(
+            100 * value if rate else value, form
+        )
+    columns = list(dict.fromkeys(column for line in values.values() for column in line))
+    lines = [[subset, *(line.get(column, MISSING) for column in columns)] for subset, line in values.items()]
+    return [["subset", *(column.replace("_", " ") for column in columns)], *lines]
 
 
 def as_text(table: Table) -> str:

@@ -83,3 +83,24 @@ def test_another_test_replaces_the_pictures(tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path, callbacks=[Alignments(utterances=count)])
         trainer.test(build_recognizer(config), datamodule=Corpus(), verbose=False)
     assert [path.name for path in (tmp_path / "alignments" / "test").glob("*.png")] == ["tone-0.png"]
+
+
+def test_only_what_it_has_written_is_removed(tmp_path: Path) -> None:
+    config, _, _ = MODELS["with CTC"]
+    folder = tmp_path / "alignments" / "test"
+    mine = [folder / "notes.txt", folder / "mine.png", folder / "tone-0.txt", folder / "kept" / "deep.txt"]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    outside = tmp_path / "outside.png"
+    outside.write_text("mine")
+    (folder.parent / ".test.drawn").write_text('"../../outside"\n"tone-7"\nhalf a li')
+    (folder / "tone-7.png").write_text("of an earlier test")
+    for _ in range(2):
+        trainer = make_trainer(tmp_path, callbacks=[Alignments(utterances=1)])
+        trainer.test(build_recognizer(config), datamodule=Corpus(), verbose=False)
+        assert [path.read_text() for path in [*mine, outside]] == ["mine"] * 5
+        assert {path.name for path in folder.glob("tone-*")} == {
+            f"tone-0{end}" for end in (".png", ".npz", ".flac", ".txt")
+        }
+    assert [path.name for path in folder.parent.glob(".*")] == [".test.drawn"]

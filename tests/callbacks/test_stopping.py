@@ -13,7 +13,7 @@ from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from asr_lightning.callbacks.stopping import NAME, FinishEpoch, SaveWhenStopped
+from asr_lightning.callbacks.stopping import NAME, FinishEpoch, SaveLastEpoch, SaveWhenStopped
 
 STEPS_AN_EPOCH = 8
 
@@ -80,14 +80,21 @@ class Kill(Callback):
 
 
 def run(
-    folder: Path, *callbacks: Callback, resume: Path | None = None, accumulate: int = 1, validate: bool = True
+    folder: Path,
+    *callbacks: Callback,
+    resume: Path | None = None,
+    accumulate: int = 1,
+    validate: bool = True,
+    saves: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Line:
     module, numbers = Line(), Numbers()
-    saving = ModelCheckpoint(folder, "last", every_n_epochs=1, enable_version_counter=False)
+    saving = ModelCheckpoint(folder, enable_version_counter=False, **(saves or {"filename": "last"}))
+    options = {"max_epochs": 2, "limit_val_batches": 1.0 if validate else 0} | options
     trainer = lightning.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=2,
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, accumulate_grad_batches=accumulate, callbacks=[*callbacks, saving],
-        use_distributed_sampler=False, limit_val_batches=1.0 if validate else 0,
+        use_distributed_sampler=False, **options,
     )  # fmt: skip
     numbers.trainer = trainer
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -141,3 +148,57 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGINT
     assert not (tmp_path / NAME).exists()
+
+
+@pytest.mark.parametrize(
+    ("ends", "goes_on"),
+    [
+        ({"max_epochs": 3, "check_val_every_n_epoch": 2}, {"max_epochs": 5}),
+        ({"max_epochs": 3, "val_check_interval": 0.4}, {"max_epochs": 5}),
+        ({"max_epochs": 3, "val_check_interval": 100, "check_val_every_n_epoch": None}, {"max_epochs": 5}),
+        ({"max_epochs": 3, "limit_val_batches": 0, "check_val_every_n_epoch": 2}, {"max_epochs": 5}),
+        ({"max_epochs": 3, "saves": {"filename": "last", "every_n_epochs": 2}}, {"max_epochs": 5}),
+        ({"max_epochs": -1, "max_steps": 13}, {"max_steps": 30}),
+        ({"max_epochs": -1, "max_steps": 13, "check_val_every_n_epoch": 2}, {"max_steps": 30}),
+        ({"max_epochs": -1, "max_steps": 13, "val_check_interval": 3}, {"max_steps": 30}),
+    ],
+    ids=str,
+)
+def test_the_last_step_of_a_run_is_in_its_last_checkpoint(
+    tmp_path: Path, ends: dict[str, Any], goes_on: dict[str, Any]
+) -> None:
+    first = run(tmp_path / "cut", SaveLastEpoch(), **ends)
+    saved = torch.load(tmp_path / "cut/last.ckpt", weights_only=True)
+    assert saved["global_step"] == len(first.given) and saved["state_dict"]["weight"] == first.weight
+    resumed = run(tmp_path / "cut", FinishEpoch(), SaveLastEpoch(), resume=tmp_path / "cut/last.ckpt", **ends | goes_on)
+    expected = run(tmp_path / "whole", SaveLastEpoch(), **ends | goes_on)
+    assert first.given + resumed.given == expected.given and torch.equal(resumed.weight, expected.weight)
+    assert first.validated + resumed.validated == expected.validated
+
+
+class StopAt(Callback):
+    """Ends training after a step, as a `Timer` or `EarlyStopping` does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == self.step
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_what_is_stopped_from_inside_is_saved(tmp_path: Path, every: int) -> None:
+    module = run(tmp_path, StopAt(11), SaveLastEpoch(), check_val_every_n_epoch=every, max_epochs=3)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == len(module.given) == 11 and saved["state_dict"]["weight"] == module.weight
+
+
+def test_the_last_of_checkpoints_that_a_metric_chooses_is_that_of_the_last_step(tmp_path: Path) -> None:
+    class Worse(Callback):
+        def on_validation_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+            module.log("worse", float(trainer.current_epoch))
+
+    saves = {"monitor": "worse", "save_last": True, "filename": "best"}
+    module = run(tmp_path, Worse(), SaveLastEpoch(), saves=saves, max_epochs=3)
+    steps = {path.stem: torch.load(path, weights_only=True)["global_step"] for path in tmp_path.glob("*.ckpt")}
+    assert steps == {"best": 8, "last": 24} and len(module.given) == 24

@@ -273,6 +273,10 @@ def test_a_second_writer_leaves_them_or_replaces_them(
     assert write(experiment)[0] == 2 and "damaged shards" in capsys.readouterr().err
     assert write(experiment, "--replace")[0] == 0
     assert len(rows(ShardsDataModule(**arguments(shards)), 0)) > 1
+    (shards / "dev" / "mine.wav").write_text("mine")
+    next(experiment.parent.glob("corpus/dev/**/*.flac")).touch()
+    assert write(experiment, "--replace")[0] == 2 and "no shard, as mine.wav" in capsys.readouterr().err
+    assert (shards / "dev" / "mine.wav").read_text() == "mine"
 
 
 def test_a_killed_writer_leaves_nothing(experiment: Path) -> None:

@@ -1,0 +1,86 @@
+"""Reads the command line and experiments, and says in a few lines what is wrong with them."""
+
+import os
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from asr_lightning.errors import reason
+from asr_lightning.files import check_aliases, regular
+
+LONG = 200  # characters of a line in a message
+MOST_LINES = 12  # of a message
+NAMED = ("Problem with given class_path", "has no attribute", "Import path", "Option ")  # what tells of a slip
+
+# Some defaults of Lightning's callbacks, as of its Timer, are enumerations, which YAML does not know.
+yaml.representer.SafeRepresenter.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
+
+
+class CommandLineParser(LightningArgumentParser):
+    """Says what is wrong with an experiment, and leaves out what else could have stood there."""
+
+    def parse_path(self, path: str | os.PathLike, *arguments: Any, **named: Any) -> Namespace:
+        """Read an experiment from a file; not from what might never end."""
+        try:
+            regular(Path(path))
+        except OSError as error:
+            self.error(f"{path}: {error.strerror}")
+        return super().parse_path(path, *arguments, **named)
+
+    def parse_string(self, content: str, path: str | os.PathLike = "", *arguments: Any, **named: Any) -> Namespace:
+        """Read an experiment, unless it is none, or is small only because of its aliases."""
+        try:
+            check_aliases(content)
+            top = yaml.compose(content, Loader=yaml.SafeLoader)
+        except (yaml.YAMLError, RecursionError) as error:
+            self.error(f"{path}: this is no YAML to be read: {reason(error)}")
+        if not isinstance(top, yaml.MappingNode):
+            found = "nothing" if top is None else f"only {content.strip()[:LONG]!r}"
+            self.error(f"{path}: expected an experiment, with keys such as model, data and trainer, found {found}")
+        return super().parse_string(content, path, *arguments, **named)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with the part of a message that helps."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        command = parser.prog.replace(" [options]", "")
+        self.exit(2, f"error: {brief(message)}\n`{command} --help` says what there is.\n")
+
+
+def experiments_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the command and `--config FILE` before all others, each in their order."""
+    command, rest = list(arguments[:1]), list(arguments[1:])
+    first: list[str] = []
+    others: list[str] = []
+    while rest:
+        one = rest.pop(0)
+        if one in ("-c", "--config") and rest:
+            first += [one, rest.pop(0)]
+        else:
+            (first if one.startswith("--config=") else others).append(one)
+    return [*command, *first, *others]
+
+
+def brief(message: str) -> str:
+    """Shorten what jsonargparse says of a value that is none of several types, of which only one was meant."""
+    noise = (
+        "Does not validate against any",
+        "Subtypes: ",
+        "Errors:",
+        "- Expected a <class 'NoneType'>",
+        "Given value type:",
+    )
+    lines = [
+        line
+        for line in message.splitlines()
+        if not line.strip().startswith(noise) and not (line.strip().startswith("Given value:") and len(line) > LONG)
+    ]
+    if any(mark in line for line in lines for mark in NAMED):  # a slip in a name; what else could stand there says less
+        lines = [line for line in lines if not line.strip().startswith(("- Expected a ", "- Not a valid subclass"))]
+    return "\n".join(line[:LONG] for line in lines[:MOST_LINES]).strip(" -")

@@ -1,0 +1,148 @@
+"""Options of the trainer and of the corpus: each works, or is refused in a few lines."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_cli import elsewhere, said, tiny, unread  # noqa: F401 - fixtures
+
+from asr_lightning import cli
+from asr_lightning.audio.features import LogMel
+from asr_lightning.audio.normalization import UtteranceNormalization
+from asr_lightning.errors import InputError
+from asr_lightning.faults import TRACE, explain, trace_kept
+from asr_lightning.parser import brief, experiments_first
+from asr_lightning.report.tables import as_text, metrics_by_subset
+from data_modules.sampler import cut_batches
+from data_modules.spoken import SpokenDataModule
+
+
+def test_numbers_of_batches_and_overrides_mean_what_they_say(unread: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    made: list[Any] = []
+    monkeypatch.setattr(cli.CommandLine, "_run_subcommand", lambda self, _: made.append(self.trainer))
+    unread.write_text(unread.read_text() + "  limit_test_batches: 1\n  limit_predict_batches: 1.0\n")
+    options = ["--trainer.limit_train_batches", "1", "--trainer.max_epochs", "7"]
+    cli.main(["fit", *options, "-c", str(unread), "--trainer.limit_val_batches", "0.5"])
+    limits = [getattr(made[0], f"limit_{stage}_batches") for stage in ("train", "val", "test", "predict")]
+    assert limits == [1, 0.5, 1, 1.0] and [type(limit) for limit in limits] == [int, float, int, float]
+    assert made[0].max_epochs == 7
+
+
+def test_experiments_are_read_before_what_overrides_them() -> None:
+    given = ["fit", "--a", "1", "-c", "x.yaml", "--b=2", "--config=y.yaml", "--config", "z.yaml", "--c"]
+    assert experiments_first(given) == [
+        "fit", "-c", "x.yaml", "--config=y.yaml", "--config", "z.yaml", "--a", "1", "--b=2", "--c"
+    ]  # fmt: skip
+    assert experiments_first(["-c"]) == ["-c"] and experiments_first([]) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--trainer.accelerator", "gpu"], "gpu"),
+        (["--trainer.strategy", "nonsense"], "nonsense"),
+        (["--trainer.devices", "0"], "devices"),
+        (["--trainer.max_epochs", "-5"], "-5"),
+        (["--trainer.accumulate_grad_batches", "0"], "expected more than 0, got 0"),
+        (["--trainer.check_val_every_n_epoch", "0"], "expected more than 0, got 0"),
+        (["--seed_everything", "-1"], "expected a number from 0"),
+        (["--trainer.callbacks+=LearningRateFinder"], "asr_lightning.tools.search"),
+        (["--trainer.callbacks+=BatchSizeFinder"], "batch_seconds"),
+        (["--data.init_args.batch_seconds", ".inf"], "got inf"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_in_a_sentence(
+    unread: Path,  # noqa: F811
+    options: list[str],
+    expected: str,
+    tmp_path: Path,
+) -> None:
+    message = said("fit", "-c", str(unread), *options)
+    assert message.startswith("error: ") and expected in message and len(message.splitlines()) <= 3
+    assert not (tmp_path / "runs/tiny/logs").exists()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="half precision without oneDNN")
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_weights_of_any_precision_are_trained_without_loggers(tiny: Path, tmp_path: Path, precision: str) -> None:  # noqa: F811
+    options = ["--trainer.logger", "false", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "1"]
+    cli.main(["fit", "-c", str(tiny), "--trainer.precision", precision, *options])
+    saved = torch.load(tmp_path / "runs/tiny/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    kinds = {value.dtype for name, value in saved.items() if value.is_floating_point() and "features" not in name}
+    assert kinds == {torch.bfloat16 if precision == "bf16-true" else torch.float64}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_features_are_computed_in_float32_whatever_the_weights_are(dtype: torch.dtype) -> None:
+    audio, lengths = torch.randn(2, 4_000), torch.tensor([4_000, 3_000])
+    features = LogMel(normalization=UtteranceNormalization())
+    expected, _ = features(audio, lengths)
+    found, _ = torch.nn.ModuleDict({"features": features, "layer": torch.nn.Linear(2, 2)}).to(dtype)["features"](
+        audio, lengths
+    )
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+def test_one_table_of_a_test() -> None:
+    metrics = {"a/wer": 0.123456, "a/words": 1234.0, "a/loss": 2.5, "a/real_time_factor": 0.04321, "b/wer": 1.0}
+    assert metrics_by_subset(metrics) == [
+        ["subset", "WER %", "words", "loss", "real time factor"],
+        ["a", "12.35", "1,234", "2.500", "0.04321"],
+        ["b", "100.00", "–", "–", "–"],
+    ]
+    assert len(as_text(metrics_by_subset(metrics)).splitlines()) == 3
+
+
+def test_batches_of_any_length_are_cut() -> None:
+    durations = np.array([3.0, 2.0, 1.0])
+    for seconds in (1e300, 1e12):
+        starts, _ = cut_batches(durations, seconds, 2.0, 1)
+        assert len(starts) and starts[0] == 0
+    with pytest.raises(InputError, match="evaluation_batch_seconds must be more than 0, and a number, got inf"):
+        SpokenDataModule(evaluation_batch_seconds=float("inf"))
+
+
+def test_keys_of_wandb_that_cannot_be_read_keep_it_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.delenv("WANDB_MODE")
+    for make in (lambda path: path.mkdir(), lambda path: (path.rmdir(), path.write_bytes(b"\xff\xfe machine"))):
+        make(tmp_path / ".netrc")
+        cli.keep_wandb_offline()
+        assert cli.os.environ.pop("WANDB_MODE") == "offline"
+
+
+def test_an_error_of_a_library_is_a_sentence_and_leaves_its_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError) as failed, trace_kept(tmp_path, 1):
+        raise RuntimeError("the power failed")
+    path = tmp_path / "trace-rank1.txt"
+    assert explain(failed.value).startswith(f"RuntimeError: the power failed\nThe whole trace is in {path}. ")
+    assert path.read_text().startswith("Traceback") and 'raise RuntimeError("the power failed")' in path.read_text()
+    with pytest.raises(InputError), trace_kept(tmp_path, 0):
+        raise InputError("expected this, found that")
+    assert not (tmp_path / "trace.txt").exists()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr(cli, "CommandLine", fail)
+    assert "KeyError: 'a fault of ours'" in said("fit") and TRACE in said("fit")
+    monkeypatch.setenv(TRACE, "1")
+    with pytest.raises(KeyError):
+        cli.main(["fit"])
+
+
+def test_a_misspelt_class_is_named_without_what_else_could_stand_there() -> None:
+    wanted = "\n".join(f"  - Expected a typing.Union[{'int, ' * 40}]" for _ in range(40))
+    message = brief(
+        f"Parser key \"model\":\n{wanted}\n  - Problem with given class_path 'a.B':\n    a has no attribute 'B'"
+    )
+    assert message.splitlines() == [
+        'Parser key "model":', "  - Problem with given class_path 'a.B':", "    a has no attribute 'B'"
+    ]  # fmt: skip
