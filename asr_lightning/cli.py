@@ -25,18 +25,20 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from asr_lightning.callbacks.changed_optimizer import ChangedOptimizer
 from asr_lightning.callbacks.progress import ProgressBar
 from asr_lightning.callbacks.stopping import FinishEpoch, SaveWhenStopped
 from asr_lightning.errors import InputError, reason
 from asr_lightning.files import check_aliases, regular
 from asr_lightning.models.checkpoint_files import CheckpointFiles
 from asr_lightning.models.checkpoints import (
-    input_error,
+    checkpoint_model,
     newest_whole_checkpoint,
     read_checkpoint,
     remember_configuration,
-    within_memory,
 )
+from asr_lightning.models.instantiation import input_error, within_memory
+from asr_lightning.models.same_network import check_same_network, check_training_state
 
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -51,19 +53,21 @@ class CommandLine(LightningCLI):
     """
 
     def _parse_ckpt_path(self) -> None:
-        """Say what is wrong with a checkpoint before Lightning stumbles over it.
+        """Take the model of a checkpoint where the experiment has none; `models/checkpoints.py` has the rule.
 
-        How a network is made is said by its checkpoint, which goes before the experiment; how it is to search, as with
-        which beam or language model, is said by the experiment at hand.
+        Lightning's own method would merge the two key by key, and import whatever the checkpoint names.
         """
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if path not in (None, "best", "last", "hpc"):
-            read_checkpoint(path)
-        model = self.config[self.config.subcommand].get("model")
-        search = model.get("init_args.search") if model else None
-        super()._parse_ckpt_path()
-        if search is not None:
-            self.config[self.config.subcommand].model.init_args.search = search
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if path not in (None, "last"):
+            checkpoint = read_checkpoint(path)
+            if config.get("model") is None:
+                config.model = checkpoint_model(checkpoint, path)
+        if config.get("model") is None:
+            raise InputError(
+                "expected a model, found none: give --config EXPERIMENT.yaml, or --ckpt_path with the path of a "
+                "checkpoint, whose model is taken then"
+            )
 
     def before_instantiate_classes(self) -> None:
         """Log and save into the run's folder, unless the experiment names other places.
@@ -111,8 +115,8 @@ class CommandLine(LightningCLI):
         self.trainer.strategy.checkpoint_io = CheckpointFiles()
         reach_wandb(self.trainer.loggers)
         config = self.config_init[self.subcommand]
-        if config.get("ckpt_path") == "last":
-            config.ckpt_path = self._last_checkpoint()
+        if config.get("ckpt_path") is not None:
+            config.ckpt_path = self._compared_checkpoint(config.ckpt_path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
         """Make the trainer, with a progress bar that no GPU is waited for unless the experiment says otherwise."""
@@ -121,6 +125,25 @@ class CommandLine(LightningCLI):
         if trainer.enable_progress_bar is not False and not bars:
             self.trainer_defaults["callbacks"] = [*self.trainer_defaults["callbacks"], ProgressBar()]
         return super().instantiate_trainer(**kwargs)
+
+    def _compared_checkpoint(self, path: str) -> str | None:
+        """Return the path of the checkpoint to load, if it is of the experiment's network; None to begin anew."""
+        if path == "last":
+            last = self._last_checkpoint()
+            if last is None and self.subcommand != "fit":
+                raise InputError(
+                    f"--ckpt_path last: found no checkpoint of the run in {self.trainer.default_root_dir}: train it "
+                    "with `lightning fit`, or give a path"
+                )
+            if last is None:
+                return None
+            path = last
+        checkpoint = read_checkpoint(path)
+        check_same_network(self.model, checkpoint, path)
+        if self.subcommand == "fit":
+            changed = check_training_state(self.model, checkpoint, path, self.trainer.max_epochs)
+            self.trainer.callbacks[:0] = [ChangedOptimizer(changed)] if changed else []  # type: ignore[attr-defined]
+        return path
 
     def _last_checkpoint(self) -> str | None:
         """Find what Lightning would take, or the one before where that is damaged; None to begin from nothing."""
@@ -132,6 +155,12 @@ class CommandLine(LightningCLI):
 
 class CommandLineParser(LightningArgumentParser):
     """Says what is wrong with an experiment, and leaves out what else could have stood there."""
+
+    def add_lightning_class_args(self, lightning_class: Any, nested_key: str, **options: Any) -> list[str]:  # noqa: ANN401
+        """Let a checkpoint stand in the place of an experiment's model, see `CommandLine._parse_ckpt_path`."""
+        if nested_key == "model":
+            options["required"] = False
+        return super().add_lightning_class_args(lightning_class, nested_key, **options)
 
     def parse_path(self, path: str | os.PathLike, *arguments: Any, **named: Any) -> Namespace:
         """Read an experiment from a file; not from what might never end."""
