@@ -58,16 +58,15 @@ class CommandLine(LightningCLI):
         Lightning's own method would merge the two key by key, and import whatever the checkpoint names.
         """
         config = self.config[self.config.subcommand]
+        if config.get("model") is not None:
+            return
         path = config.get("ckpt_path")
-        if path not in (None, "last"):
-            checkpoint = read_checkpoint(path)
-            if config.get("model") is None:
-                config.model = checkpoint_model(checkpoint, path)
-        if config.get("model") is None:
+        if path in (None, "last"):
             raise InputError(
                 "expected a model, found none: give --config EXPERIMENT.yaml, or --ckpt_path with the path of a "
                 "checkpoint, whose model is taken then"
             )
+        config.model = checkpoint_model(path)
 
     def before_instantiate_classes(self) -> None:
         """Log and save into the run's folder, unless the experiment names other places.
@@ -113,10 +112,10 @@ class CommandLine(LightningCLI):
         self._dump_config()
         remember_configuration(self.model, self.config_dump["model"])
         self.trainer.strategy.checkpoint_io = CheckpointFiles()
-        reach_wandb(self.trainer.loggers)
         config = self.config_init[self.subcommand]
         if config.get("ckpt_path") is not None:
             config.ckpt_path = self._compared_checkpoint(config.ckpt_path)
+        reach_wandb(self.trainer.loggers)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401
         """Make the trainer, with a progress bar that no GPU is waited for unless the experiment says otherwise."""

@@ -125,17 +125,13 @@ def load_model(path: str | Path, kind: type[Model], experiment: dict[str, Any] |
     return model.eval()
 
 
-def checkpoint_model(checkpoint: Mapping[str, Any], path: str | Path) -> Namespace:
+def checkpoint_model(path: str | Path) -> Namespace:
     """Return the model of a checkpoint as Lightning's command line has that of an experiment.
 
-    Args:
-        checkpoint: Whole.
-        path: Of the checkpoint, for messages.
-
     Raises:
-        InputError: It does not say how its model is made, or names what it may not.
+        InputError: As `read_checkpoint`; or it does not say how its model is made, or names what it may not.
     """
-    allowed = (*TRUSTED, *allowed_by_user())
+    checkpoint, allowed = read_checkpoint(path), (*TRUSTED, *allowed_by_user())
     with _naming(path):
         return parsed_strictly(configuration(checkpoint), LightningModule, "a model", allowed)
 

@@ -109,7 +109,7 @@ def check_classes(parsed: Any, key: str = "") -> None:  # noqa: ANN401 - jsonarg
     """
     if isinstance(parsed, Namespace | Mapping):
         items = vars(parsed).items() if isinstance(parsed, Namespace) else parsed.items()
-        if isinstance(path := dict(items).get("class_path"), str) and not is_class(path):
+        if isinstance(path := dict(items).get("class_path"), str) and not inspect.isclass(_named(path)):
             raise InputError(f"{key}: expected a class, found {shown(path)}, which is none")
         for name, value in items:
             check_classes(value, f"{key}.{name}".strip("."))
@@ -120,9 +120,9 @@ def check_classes(parsed: Any, key: str = "") -> None:  # noqa: ANN401 - jsonarg
         raise InputError(f"{key}: expected a class or a plain value, found {shown(repr(parsed))}")
 
 
-def is_class(path: str) -> bool:
-    """Whether a class path, which the parser has imported to check it, names a class."""
-    return inspect.isclass(_named(path))
+def is_no_class(path: str) -> bool:
+    """Whether a class path, which the parser has imported to check it, names a function or an object."""
+    return (found := _named(path)) is not None and not inspect.isclass(found)
 
 
 def _named(path: str) -> Any:  # noqa: ANN401 - whatever it is

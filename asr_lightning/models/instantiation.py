@@ -17,7 +17,7 @@ from asr_lightning.models.class_paths import (
     check_classes,
     denied_name,
     imports_only,
-    is_class,
+    is_no_class,
     refusal,
 )
 
@@ -84,7 +84,7 @@ def _parse(parser: ArgumentParser, config: dict[str, Any], wanted: str, allowed:
     if allowed is not None:
         check_class_paths(config, allowed)
     parsed = parser.parse_object({"made": config})
-    if not is_class(parsed.made.class_path):
+    if is_no_class(parsed.made.class_path):
         raise InputError(f"this is no configuration of {wanted}: {parsed.made.class_path} is no class")
     if allowed is not None:
         check_classes(parsed.made)

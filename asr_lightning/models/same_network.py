@@ -122,7 +122,8 @@ def check_training_state(
     Raises:
         InputError: The checkpoint has no state of a training, or the state does not fit the experiment.
     """
-    if not all(isinstance(checkpoint.get(key), list) for key in ("optimizer_states", "lr_schedulers")):
+    state = checkpoint.get("optimizer_states")
+    if not isinstance(state, list) or not state or not isinstance(checkpoint.get("lr_schedulers"), list):
         raise InputError(
             f"{path}: expected the state of a training to go on with, found weights only; take another checkpoint, "
             f"or {_new_run(path)}"

@@ -21,7 +21,7 @@ def parts(lr: float, schedule: str | None, decay: float = 0.0, **arguments: Any)
 
 
 def fit(folder: Path, steps: int, ckpt_path: Path | None = None, changed: bool = False, **config: Any) -> Any:
-    """Train for some steps, save `last.ckpt`, and return the optimizer and the rate that a next step would have."""
+    """Train for some steps, save `last.ckpt`, and return the optimizer."""
     model = make(**config)
     callbacks = [ChangedOptimizer(["optimizer.lr"])] if changed else []
     trainer = make_trainer(folder, max_steps=steps, max_epochs=-1, callbacks=callbacks)
@@ -58,9 +58,7 @@ def test_changed_arguments_hold_as_if_they_had_from_the_beginning(what: str, tmp
     resumed = fit(tmp_path, 5, tmp_path / "last.ckpt", changed=True, **after)
     anew = fit(tmp_path / "new", 5, **after)
     [found], [expected] = resumed.param_groups, anew.param_groups
-    assert {key: found[key] for key in found if key != "params"} == pytest.approx(
-        {key: expected[key] for key in expected if key != "params"}
-    )
+    assert {**found, "params": None} == {**expected, "params": None}
     assert {float(state["step"]) for state in resumed.state.values()} == {5.0}  # what was gathered is kept
 
 

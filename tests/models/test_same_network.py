@@ -27,7 +27,7 @@ DEMO = Path(__file__).parents[2] / "experiments/demo"
 def checkpoint_of(config: dict[str, Any]) -> dict[str, Any]:
     """A whole checkpoint, of a network that no step has changed."""
     model = build_model(config, LightningModule)
-    training = {"optimizer_states": [], "lr_schedulers": [], "epoch": 1}
+    training = {"optimizer_states": [{}], "lr_schedulers": [], "epoch": 1}
     return {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), **training}
 
 
