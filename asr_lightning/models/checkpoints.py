@@ -17,8 +17,7 @@ An experiment is code by its author, a checkpoint is not: `class_paths.py` says 
 may also name files, as the folder of a hybrid or the checkpoint of a language model; their readers run nothing either.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +30,7 @@ from asr_lightning.errors import InputError, shown
 from asr_lightning.models.class_paths import TRUSTED, allowed_by_user
 from asr_lightning.models.instantiation import SAID, instantiate, parsed_strictly
 from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.models.same_network import check_fingerprints, check_same_network, configuration
+from asr_lightning.models.same_network import check_fingerprints, check_same_network, configuration, naming
 from asr_lightning.text.tokenizers import Tokenizer
 
 Model = TypeVar("Model", bound=LightningModule)
@@ -113,7 +112,7 @@ def load_model(path: str | Path, kind: type[Model], experiment: dict[str, Any] |
         model = build_model(experiment, kind)
         check_same_network(model, checkpoint, path)
     else:
-        with _naming(path):
+        with naming(path):
             model = build_model(configuration(checkpoint), kind, allowed=(*TRUSTED, *allowed_by_user()))
         check_fingerprints(model, checkpoint, path)
     try:
@@ -132,17 +131,8 @@ def checkpoint_model(path: str | Path) -> Namespace:
         InputError: As `read_checkpoint`; or it does not say how its model is made, or names what it may not.
     """
     checkpoint, allowed = read_checkpoint(path), (*TRUSTED, *allowed_by_user())
-    with _naming(path):
+    with naming(path):
         return parsed_strictly(configuration(checkpoint), LightningModule, "a model", allowed)
-
-
-@contextmanager
-def _naming(path: str | Path) -> Iterator[None]:
-    """Let a message begin with the path of the checkpoint that it is about."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

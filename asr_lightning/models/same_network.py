@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ CHANGEABLE = ("lr", "weight_decay", "betas", "eps", "momentum", "dampening", "ne
 DEFAULT_OPTIMIZER = {"class_path": "torch.optim.AdamW"}  # of `Recognizer`
 BYTES = "model_base64"  # holds the path that a SentencePiece model was trained at; its pieces are compared instead
 SHOWN = 20  # differences in a message
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let a message begin with the path of the checkpoint that it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def configuration(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,10 +67,8 @@ def check_same_network(model: LightningModule, checkpoint: Mapping[str, Any], pa
         InputError: They differ in something that may not differ; the message names it.
     """
     mine = configuration({"hyper_parameters": model.hparams})
-    try:
+    with naming(path):
         found = list(_differences(model, mine, configuration(checkpoint)))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
     _refuse(
         found, f"{path} is a checkpoint of another network than the experiment's",
         "Give the experiment what the checkpoint has, or leave its `model` out, and the checkpoint's own is taken; "
@@ -145,7 +153,8 @@ def check_training_state(
         classes, f"{path}: the state of the training is of other classes than the experiment's",
         f"Keep the classes, or {_new_run(path)}",
     )  # fmt: skip
-    both = (_whole(model, one, mine) for one in (only, mine))
+    with naming(path):
+        both = [_whole(model, one, mine) for one in (only, mine)]
     changed = [one for one in _unequal(*both) if one[0].startswith(STATE)]
     _refuse(
         [one for one in changed if not _takes_effect(*one)],
@@ -177,7 +186,7 @@ def _new_run(path: str | Path) -> str:
 def _differences(model: LightningModule, mine: dict[str, Any], theirs: dict[str, Any]) -> Iterator[Difference]:
     """Give what differs and may not; classes first, since arguments of different classes cannot be compared."""
     if theirs["class_path"] != mine["class_path"]:
-        yield "model", theirs["class_path"], mine["class_path"]
+        yield "model", _ClassPath(theirs["class_path"]), _ClassPath(mine["class_path"])
         return
     theirs = _network_only(theirs, mine)
     classes = list(_class_differences(_flat(theirs["init_args"]), _flat(mine["init_args"])))
