@@ -110,7 +110,7 @@ e2e-figures: $(foreach run,$(INSIDE),$(DEMO)/$(run)/seed1/inside) ## seed 000's 
 
 HYBRID := $(DEMO)/hybrid
 HYBRID_TOOL := $(BIN)/python -m asr_lightning.tools.hybrid
-ALIGN := $(BIN)/python -m asr_lightning.tools.align --config experiments/demo/hybrid.yaml --subsets test-clean
+ALIGN = $(BIN)/python -m asr_lightning.tools.align --config experiments/demo/$(1).yaml --subsets test-clean
 
 hybrid: $(addsuffix /tuned,$(call SEEDED,hybrid hybrid_mmi)) $(HYBRID)/boundaries ## the BLSTM-HMM hybrid, and how well it aligns
 	$(call SUMMARIZE,$(call SEEDED,hybrid hybrid_mmi))
@@ -128,10 +128,11 @@ $(DEMO)/hybrid_mmi/%/finished: $(HYBRID)/%/finished $(DEMO)/hybrid_mmi/states/HC
 	@touch $@
 
 # The weight of the language model is chosen on dev-clean and dev-other.
+HYBRID_EXPERIMENT = experiments/demo/$(notdir $(patsubst %/,%,$(dir $(@D)))).yaml
 $(DEMO)/hybrid%/tuned: $(DEMO)/hybrid%/finished
-	$(HYBRID_TOOL) tune --config experiments/demo/hybrid.yaml --subsets dev-clean dev-other \
+	$(HYBRID_TOOL) tune --config $(HYBRID_EXPERIMENT) --subsets dev-clean dev-other \
 		--checkpoint $(@D)/checkpoints/last.ckpt --output $(@D)/search.yaml > $(@D)/tuning.txt
-	$(LIGHTNING) test --config experiments/demo/hybrid.yaml --config $(@D)/search.yaml \
+	$(LIGHTNING) test --config $(HYBRID_EXPERIMENT) --config $(@D)/search.yaml \
 		--seed_everything $(subst seed,,$(notdir $(@D))) --ckpt_path $(@D)/checkpoints/last.ckpt --trainer.default_root_dir $(@D)
 	@touch $@
 
@@ -140,10 +141,10 @@ BOUNDARIES = $(BIN)/python -m asr_lightning.tools.boundaries \
 	$(foreach one,$(1),$(HYBRID)/alignments/$(one)/test-clean.$(2).ctm) --names $(1) \
 	--truth data/spoken/test-clean --output $(DEMO)/tables/boundaries_$(2)
 $(HYBRID)/boundaries: $(HYBRID)/seed1/finished $(DEMO)/hybrid_mmi/seed1/finished $(DEMO)/e2e_a/seed1/finished
-	$(ALIGN) --states $(HYBRID)/states --output $(@D)/alignments/mixtures
-	$(ALIGN) --checkpoint $(HYBRID)/seed1/checkpoints/last.ckpt --output $(@D)/alignments/blstm
-	$(ALIGN) --checkpoint $(DEMO)/hybrid_mmi/seed1/checkpoints/last.ckpt --output $(@D)/alignments/blstm_mmi
-	$(ALIGN) --checkpoint $(DEMO)/e2e_a/seed1/checkpoints/last.ckpt --output $(@D)/alignments/ctc
+	$(call ALIGN,hybrid) --states $(HYBRID)/states --output $(@D)/alignments/mixtures
+	$(call ALIGN,hybrid) --checkpoint $(HYBRID)/seed1/checkpoints/last.ckpt --output $(@D)/alignments/blstm
+	$(call ALIGN,hybrid_mmi) --checkpoint $(DEMO)/hybrid_mmi/seed1/checkpoints/last.ckpt --output $(@D)/alignments/blstm_mmi
+	$(call ALIGN,e2e_a) --checkpoint $(DEMO)/e2e_a/seed1/checkpoints/last.ckpt --output $(@D)/alignments/ctc
 	$(call BOUNDARIES,$(ALIGNED),phones)
 	$(call BOUNDARIES,$(ALIGNED) ctc,words) --lexicon data/spoken/lexicon.txt
 	@touch $@

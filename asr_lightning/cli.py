@@ -32,6 +32,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from asr_lightning.callbacks.changed_optimizer import ChangedOptimizer
 from asr_lightning.callbacks.progress import ProgressBar
 from asr_lightning.callbacks.results import RemoveResults, refuse_results, reserve_logs
 from asr_lightning.callbacks.stopping import FinishEpoch, SaveLastEpoch, SaveWhenStopped
@@ -40,11 +41,13 @@ from asr_lightning.faults import TRACE, explain, trace_kept
 from asr_lightning.files import held
 from asr_lightning.models.checkpoint_files import CheckpointFiles
 from asr_lightning.models.checkpoints import (
+    checkpoint_model,
     newest_whole_checkpoint,
     read_checkpoint,
     remember_configuration,
-    within_memory,
 )
+from asr_lightning.models.instantiation import within_memory
+from asr_lightning.models.same_network import check_same_network, check_training_state
 from asr_lightning.parser import LONG, CommandLineParser, experiments_first
 from asr_lightning.report.tables import as_text, metrics_by_subset
 
@@ -59,19 +62,20 @@ class CommandLine(LightningCLI):
     """
 
     def _parse_ckpt_path(self) -> None:
-        """Say what is wrong with a checkpoint before Lightning stumbles over it.
+        """Take the model of a checkpoint where the experiment has none; `models/checkpoints.py` has the rule.
 
-        How a network is made is said by its checkpoint, which goes before the experiment; how it is to search, as with
-        which beam or language model, is said by the experiment at hand.
+        Lightning's own method would merge the two key by key, and import whatever the checkpoint names.
         """
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if path not in (None, "best", "last", "hpc"):
-            read_checkpoint(path)
-        model = self.config[self.config.subcommand].get("model")
-        search = model.get("init_args.search") if model else None
-        super()._parse_ckpt_path()
-        if search is not None:
-            self.config[self.config.subcommand].model.init_args.search = search
+        config = self.config[self.config.subcommand]
+        if config.get("model") is not None:
+            return
+        path = config.get("ckpt_path")
+        if path in (None, "last"):
+            raise InputError(
+                "expected a model, found none: give --config EXPERIMENT.yaml, or --ckpt_path with the path of a "
+                "checkpoint, whose model is taken then"
+            )
+        config.model = checkpoint_model(path)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Add what only training has."""
@@ -169,9 +173,9 @@ class CommandLine(LightningCLI):
                 refuse_results(self.trainer, config.get("ckpt_path"), self.overwrite)
             if self.trainer.is_global_zero:
                 reserve_logs(self.trainer.loggers)
+            if config.get("ckpt_path") is not None:
+                config.ckpt_path = self._compared_checkpoint(config.ckpt_path)
             reach_wandb(self.trainer.loggers)
-            if config.get("ckpt_path") == "last":
-                config.ckpt_path = self._last_checkpoint()
             with trace_kept(root, self.trainer.global_rank):
                 super()._run_subcommand(subcommand)
 
@@ -204,6 +208,25 @@ class CommandLine(LightningCLI):
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise InputError(f"seed_everything: expected a number from 0 to {2**32 - 1:,}, got {seed}")
         super()._set_seed()
+
+    def _compared_checkpoint(self, path: str) -> str | None:
+        """Return the path of the checkpoint to load, if it is of the experiment's network; None to begin anew."""
+        if path == "last":
+            last = self._last_checkpoint()
+            if last is None and self.subcommand != "fit":
+                raise InputError(
+                    f"--ckpt_path last: found no checkpoint of the run in {self.trainer.default_root_dir}: train it "
+                    "with `lightning fit`, or give a path"
+                )
+            if last is None:
+                return None
+            path = last
+        checkpoint = read_checkpoint(path)
+        check_same_network(self.model, checkpoint, path)
+        if self.subcommand == "fit":
+            changed = check_training_state(self.model, checkpoint, path, self.trainer.max_epochs)
+            self.trainer.callbacks[:0] = [ChangedOptimizer(changed)] if changed else []  # type: ignore[attr-defined]
+        return path
 
     def _last_checkpoint(self) -> str | None:
         """Find what Lightning would take, or the one before where that is damaged; None to begin from nothing."""

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from asr_lightning.batch import is_memory_error
 from asr_lightning.errors import SAID, shown
 from asr_lightning.files import write_atomically
-from asr_lightning.models.checkpoints import input_error
+from asr_lightning.models.instantiation import input_error
 from asr_lightning.parser import brief
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -24,6 +24,17 @@ yaml.representer.SafeRepresenter.add_multi_representer(Enum, lambda dumper, valu
 class CommandLineParser(LightningArgumentParser):
     """Says what is wrong with an experiment, and leaves out what else could have stood there."""
 
+    def add_lightning_class_args(
+        self,
+        lightning_class: Any,  # noqa: ANN401 - Lightning's own signature
+        nested_key: str,
+        subclass_mode: bool = False,
+        required: bool = True,
+    ) -> list[str]:
+        """Let a checkpoint stand in the place of an experiment's model, see `CommandLine._parse_ckpt_path`."""
+        required = required and nested_key != "model"
+        return super().add_lightning_class_args(lightning_class, nested_key, subclass_mode, required)
+
     def parse_path(self, path: str | os.PathLike, *arguments: Any, **named: Any) -> Namespace:
         """Read an experiment from a file; not from what might never end."""
         try:

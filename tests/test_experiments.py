@@ -11,8 +11,9 @@ from jsonargparse import ArgumentParser
 from asr_lightning.callbacks.observation import check_paths
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.model import HiddenMarkovModel
-from asr_lightning.models.checkpoints import build_model, build_recognizer, instantiate
+from asr_lightning.models.checkpoints import build_model, build_recognizer
 from asr_lightning.models.experiment import parameters_without_memory
+from asr_lightning.models.instantiation import instantiate
 from asr_lightning.text.hangul import write_characters
 from asr_lightning.text.lexicon import Lexicon
 

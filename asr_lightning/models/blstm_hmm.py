@@ -4,6 +4,7 @@ The network says of every frame how probable each tied state is. It learns from 
 sentences by lattice-free MMI. `python -m asr_lightning.tools.hybrid` makes what it needs besides.
 """
 
+import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,12 @@ class BLSTMHMM(Recognizer):
             "output.bias": (states,),
             "log_priors": (states,),
         }
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return what the tied states are, which may be made anew in the same folder."""
+        digest = hashlib.sha256("\n".join(self.states.phones).encode())
+        digest.update(regular(self.folder / "tree").read_bytes())
+        return {"tied states": digest.hexdigest()[:16]}
 
     def forward(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode audio (B, S) as (B, T, D), and say how many frames of each row are real, (B,).

@@ -9,6 +9,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing
+from asr_lightning.models.checkpoints import read_checkpoint
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -37,3 +38,11 @@ class CheckpointFiles(TorchCheckpointIO):
                 f"the checkpoint {path} cannot be written: {error}. Expected room for it on the disk, and leave to "
                 "write there. Make room, and go on from the last whole checkpoint with --ckpt_path last."
             ) from error
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:  # noqa: ANN401 - as above
+        """Read a checkpoint to the CPU without running any code that it may hold, whatever Lightning asks for.
+
+        Raises:
+            InputError: It is no whole checkpoint.
+        """
+        return read_checkpoint(path)

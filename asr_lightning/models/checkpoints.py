@@ -1,34 +1,39 @@
-"""Recognisers and language models from configurations and from checkpoints."""
+"""Recognizers and language models from configurations and from checkpoints.
 
-import inspect
-import json
-import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+A checkpoint beside an experiment, in `lightning fit|validate|test|predict --ckpt_path` and in every tool that takes a
+checkpoint and `--config`:
+
+* The experiment decides everything, and the checkpoint gives the weights; in `fit` also the state of the training.
+  Nothing is merged. Where no experiment gives a `model`, the checkpoint's configuration is taken as a whole.
+* What makes a network compute something else must be equal in both, and is refused by its name where it is not, before
+  any weights are loaded: the class of the model, the tokens and their order, features, every argument of encoder and
+  decoder, whether there is a CTC output, the tied states of a hybrid (`same_network.py`, which lists what may differ).
+* `search`, `augment`, `optimizer`, `scheduler`, rates of dropout and scheduled sampling, and the weights of losses may
+  differ: the experiment's hold. `search` left out is the default search, not the checkpoint's.
+* `fit` goes on with an optimizer and a schedule of the same class, otherwise it refuses; their changed arguments hold
+  from the first step on, as if they had held from the beginning (`callbacks/changed_optimizer.py`).
+
+An experiment is code by its author, a checkpoint is not: `class_paths.py` says which classes a checkpoint may name. It
+may also name files, as the folder of a hybrid or the checkpoint of a language model; their readers run nothing either.
+"""
+
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import Namespace
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from asr_lightning.errors import InputError, shown
+from asr_lightning.models.class_paths import TRUSTED, allowed_by_user
+from asr_lightning.models.instantiation import SAID, instantiate, parsed_strictly
 from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.models.same_network import check_fingerprints, check_same_network, configuration, naming
 from asr_lightning.text.tokenizers import Tokenizer
 
-# Class paths come with checkpoints of strangers. None that an experiment needs is Python's own; and where a parameter
-# has no type, as those of some optimisers, a class path would be called without a look at what it names.
-set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylist=sorted(sys.stdlib_module_names))
-
 Model = TypeVar("Model", bound=LightningModule)
-Made = TypeVar("Made")
-
-MOST_PARAMETERS = 10_000  # tensors; a Transformer of 100 blocks has some 2,000
-SAID = 2_000  # characters of what is told of a configuration: what matters stands last
 
 
 def build_recognizer(config: dict[str, Any]) -> Recognizer:
@@ -40,86 +45,21 @@ def build_recognizer(config: dict[str, Any]) -> Recognizer:
     return build_model(config, Recognizer)  # type: ignore[type-abstract]
 
 
-def build_model(config: dict[str, Any], kind: type[Model]) -> Model:
+def build_model(config: dict[str, Any], kind: type[Model], allowed: Iterable[str] | None = None) -> Model:
     """Make a model from `{"class_path": …, "init_args": {…}}`, the `model` part of an experiment.
 
     Args:
         config: What to make.
         kind: The class that it must be of, or a base class of it.
+        allowed: For the configuration of a checkpoint, names that it may import; None for that of an experiment.
 
     Raises:
         InputError: The configuration names what does not exist or is of another kind, or arguments that do not fit.
     """
-    model, whole = instantiate(
-        config, kind, "a recogniser" if kind is Recognizer else f"a model of class {kind.__name__}"
-    )
+    wanted = "a recogniser" if kind is Recognizer else f"a model of class {kind.__name__}"
+    model, whole = instantiate(config, kind, wanted, allowed)
     remember_configuration(model, whole)
     return model
-
-
-def instantiate(config: dict[str, Any], kind: type[Made], wanted: str) -> tuple[Made, dict[str, Any]]:
-    """Make an object of `{"class_path": …, "init_args": {…}}`, and return this with all its defaults too.
-
-    Args:
-        config: What to make.
-        kind: The class that it must be of, or a base class of it.
-        wanted: What users call it.
-
-    Raises:
-        InputError: The configuration names what does not exist or is of another kind, or arguments that do not fit.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(kind, "made", required=True)
-    try:
-        parsed = parser.parse_object({"made": config})
-        _require_class(parsed.made, wanted)
-        with within_memory():
-            made: Made = parser.instantiate(parsed).made
-    except (ArgumentError, TypeError, ValueError, ImportError, AttributeError, RuntimeError, MemoryError) as error:
-        said = shown(str(error), SAID)
-        raise input_error(error) or InputError(f"this is no configuration of {wanted}: {said}") from error
-    return made, json.loads(parser.dump(parsed, format="json", skip_unset=False))["made"]
-
-
-@contextmanager
-def within_memory() -> Iterator[None]:
-    """Refuse modules that no machine could hold, before they are filled: a mistaken number would take hours to end."""
-    tensors, bytes_ = 0, 0
-    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal tensors, bytes_
-        if parameter is None:
-            return
-        tensors += 1
-        bytes_ += 0 if parameter.is_meta else parameter.nbytes
-        if tensors > MOST_PARAMETERS or bytes_ > most:
-            raise InputError(
-                f"the model has more than {MOST_PARAMETERS:,} weights and biases, or they take more than the "
-                f"{most / 2**30:.0f} GB of this machine; {type(module).__name__}.{name} has {parameter.numel():,} "
-                "numbers: expected fewer layers, or smaller ones"
-            )
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _require_class(parsed: Any, wanted: str) -> None:  # noqa: ANN401 - jsonargparse's namespace
-    """See that a class path, which was imported to check it, is of a class: jsonargparse takes functions too."""
-    module, _, name = str(parsed.class_path).rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    if found is not None and not inspect.isclass(found):
-        raise InputError(f"this is no configuration of {wanted}: {parsed.class_path} is no class")
-
-
-def input_error(error: BaseException | None) -> InputError | None:
-    """Return what a constructor said to the user, if that is what jsonargparse's own error wraps."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__
-    return error
 
 
 def remember_configuration(model: LightningModule, config: dict[str, Any]) -> None:
@@ -139,38 +79,42 @@ def remember_configuration(model: LightningModule, config: dict[str, Any]) -> No
         )
     tokenizer = {**config["init_args"]["tokenizer"], "init_args": own.init_args()}
     arguments = {**config["init_args"], "tokenizer": tokenizer}
+    fingerprints = model.fingerprints() if isinstance(model, Recognizer) else {}
+    if fingerprints:
+        arguments["_fingerprints"] = fingerprints
     model.save_hyperparameters({"_class_path": config["class_path"], **arguments}, logger=False)
 
 
-def load_recognizer(path: str | Path) -> Recognizer:
-    """Return the recogniser of a checkpoint, on the CPU, in evaluation mode.
+def load_recognizer(path: str | Path, experiment: dict[str, Any] | None = None) -> Recognizer:
+    """Return the recognizer of a checkpoint, on the CPU, in evaluation mode; arguments as of `load_model`.
 
     Raises:
-        InputError: No such file, a file that is no whole checkpoint, or one of something else.
+        InputError: As `load_model`.
     """
-    return load_model(path, Recognizer)  # type: ignore[type-abstract]
+    return load_model(path, Recognizer, experiment)  # type: ignore[type-abstract]
 
 
-def load_model(path: str | Path, kind: type[Model]) -> Model:
+def load_model(path: str | Path, kind: type[Model], experiment: dict[str, Any] | None = None) -> Model:
     """Return the model of a checkpoint, on the CPU, in evaluation mode.
 
     Args:
         path: Of the checkpoint.
         kind: The class that the model must be of, or a base class of it.
+        experiment: The `model` part of an experiment, which decides everything but the weights. None: the checkpoint's
+            configuration is taken.
 
     Raises:
-        InputError: No such file, a file that is no whole checkpoint, or one of something else.
+        InputError: No such file, a file that is no whole checkpoint, one of something else than `kind`, or of another
+            network than the experiment's.
     """
     checkpoint = read_checkpoint(path)
-    arguments = dict(checkpoint.get("hyper_parameters", {}))
-    class_path = arguments.pop("_class_path", None)
-    if not isinstance(class_path, str):
-        raise InputError(f"{path}: expected a checkpoint that names its model's class, found none; train it with "
-                         "`lightning fit`, or build it with `build_recognizer`")  # fmt: skip
-    try:
-        model = build_model({"class_path": class_path, "init_args": arguments}, kind)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    if experiment is not None:
+        model = build_model(experiment, kind)
+        check_same_network(model, checkpoint, path)
+    else:
+        with naming(path):
+            model = build_model(configuration(checkpoint), kind, allowed=(*TRUSTED, *allowed_by_user()))
+        check_fingerprints(model, checkpoint, path)
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:  # the latter of what are no tensors
@@ -178,6 +122,17 @@ def load_model(path: str | Path, kind: type[Model]) -> Model:
             f"{path}: the weights do not fit the configuration beside them: {shown(str(error), SAID)}"
         ) from error
     return model.eval()
+
+
+def checkpoint_model(path: str | Path) -> Namespace:
+    """Return the model of a checkpoint as Lightning's command line has that of an experiment.
+
+    Raises:
+        InputError: As `read_checkpoint`; or it does not say how its model is made, or names what it may not.
+    """
+    checkpoint, allowed = read_checkpoint(path), (*TRUSTED, *allowed_by_user())
+    with naming(path):
+        return parsed_strictly(configuration(checkpoint), LightningModule, "a model", allowed)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

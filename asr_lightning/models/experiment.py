@@ -17,11 +17,11 @@ from asr_lightning.files import load_yaml, regular
 from asr_lightning.models.checkpoints import build_model
 
 
-def read_part(path: Path, name: str = "model") -> dict[str, Any]:
-    """Return the `model` part of an experiment, or another one.
+def read_experiment(path: Path) -> dict[str, Any]:
+    """Return all that an experiment's file says, or nothing where it says something else.
 
     Raises:
-        InputError: The file cannot be read, is no YAML, or has no such part.
+        InputError: The file cannot be read, or is no YAML.
     """
     try:
         experiment = load_yaml(regular(path).read_text(encoding="utf-8"))
@@ -29,12 +29,32 @@ def read_part(path: Path, name: str = "model") -> dict[str, Any]:
         raise InputError(error.strerror or str(error)) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date without such a day
         raise InputError(f"this is no YAML: {reason(error)}") from error
-    part = experiment.get(name) if isinstance(experiment, dict) else None
+    return experiment if isinstance(experiment, dict) else {}
+
+
+def read_part(path: Path, name: str = "model") -> dict[str, Any]:
+    """Return the `model` part of an experiment, or another one.
+
+    Raises:
+        InputError: The file cannot be read, is no YAML, or has no such part.
+    """
+    part = read_experiment(path).get(name)
     if not isinstance(part, dict):
         raise InputError(
             f"expected an experiment with a part `{name}:` that has a class_path and init_args, found none"
         )
     return part
+
+
+def read_model(path: Path | None) -> dict[str, Any] | None:
+    """Return the `model` part of an experiment, for `load_recognizer`; None where there is none.
+
+    Raises:
+        InputError: The file cannot be read, or is no YAML.
+    """
+    if path is None or read_experiment(path).get("model") is None:
+        return None
+    return read_part(path)
 
 
 @contextmanager

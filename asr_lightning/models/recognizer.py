@@ -109,6 +109,13 @@ class Recognizer(lightning.LightningModule, ABC):
     def recognize(self, batch: Batch) -> Recognized:
         """Return the hypotheses of each of the B utterances, at least one each, the best first."""
 
+    def fingerprints(self) -> dict[str, str]:
+        """Return by name what the outputs mean that neither the configuration nor the weights say: nothing.
+
+        A checkpoint keeps them, and is refused beside a model that has others.
+        """
+        return {}
+
     def forward(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode audio (B, S) as (B, T, D), and say how many frames of each row are real, (B,)."""
         return self.encoder(*self.featurize(audio, audio_lengths))

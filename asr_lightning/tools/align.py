@@ -165,7 +165,7 @@ def aligner_of(options: argparse.Namespace) -> tuple[Callable[[Iterable[Batch]],
         store, model = AlignmentStore(options.states / ALIGNMENTS), read_model(options.states)
         frames = gmm.HOP_SECONDS, gmm.WINDOW_SECONDS
         return lambda batches: by_states(model, stored(store, batches), *frames), BY_STATES
-    recognizer = prepare(options.checkpoint, options.device, None)
+    recognizer = prepare(options.checkpoint, options.device, None, options.config)
     if not isinstance(recognizer, BLSTMHMM):
         if not any(isinstance(child, CTCOutput) for child in recognizer.children()):
             found = type(recognizer).__name__
@@ -200,7 +200,10 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="of `tools.hybrid`: the alignments that it has written, as they are",
     )
-    parser.add_argument("--config", type=Path, required=True, help="an experiment whose `data` is the corpus")
+    parser.add_argument(
+        "--config", type=Path, required=True,
+        help="an experiment, whose `data` is the corpus, and whose `model`, if it has one, is that of the checkpoint",
+    )  # fmt: skip
     parser.add_argument("--subsets", nargs="+", help="of the corpus (default: those that the experiment tests on)")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
     parser.add_argument(

@@ -176,7 +176,7 @@ def finish(output: Path, before: HiddenMarkovModel, tied: HiddenMarkovModel, ali
 
 def realign(options: argparse.Namespace) -> str:
     """Align everything by a network, with the states that it knows; return what to tell the user."""
-    recognizer = prepare_hybrid(options.checkpoint, options.device)
+    recognizer = prepare_hybrid(options.checkpoint, options.device, options.config)
     train, validation = subsets_of(options.config)
     model = recognizer.states
     batches = every(options.config, [*train, *validation], "alignment")
@@ -200,7 +200,7 @@ def in_one_go(run: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Na
 def tune(options: argparse.Namespace) -> str:
     """Find the acoustic scale with the fewest word errors; return a table."""
     subsets = development_subsets(options.config, options.subsets)
-    recognizer = prepare_hybrid(options.checkpoint, options.device)
+    recognizer = prepare_hybrid(options.checkpoint, options.device, options.config)
     graph = read_graph(recognizer.folder / DECODING_GRAPH)
     rates = {scale: ErrorRates() for scale in options.scales}
     for batch in every(options.config, subsets, "search"):
@@ -233,8 +233,9 @@ def make_parser() -> argparse.ArgumentParser:
     shared.add_argument("--config", type=Path, required=True, help="an experiment; its `data` is the corpus")
     network = argparse.ArgumentParser(add_help=False)
     network.add_argument(
-        "--checkpoint", type=Path, required=True, help="of a BLSTMHMM that `lightning fit` has trained"
-    )
+        "--checkpoint", type=Path, required=True,
+        help="of a BLSTMHMM that `lightning fit` has trained; a `model` in the experiment is of this network",
+    )  # fmt: skip
     network.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU where there is one"
     )

@@ -15,8 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import instantiate
 from asr_lightning.models.experiment import read_part
+from asr_lightning.models.instantiation import instantiate
 from asr_lightning.text.arpa import open_text, read_arpa, write_arpa
 from asr_lightning.text.ngram import SENTENCE_END, SENTENCE_START, UNKNOWN
 from asr_lightning.text.pruning import prune

@@ -5,12 +5,10 @@ Example: python -m asr_lightning.tools.path --output reports/ws \
 """
 
 import argparse
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -20,15 +18,14 @@ from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
 from asr_lightning.files import name_of_run, write_atomically
 from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.models.same_network import unequal_networks
 from asr_lightning.report.path_figures import plot_lines
-from asr_lightning.report.tables import MISSING, as_csv, as_text
+from asr_lightning.report.tables import as_csv, as_text
 from asr_lightning.tools.subsets import open_corpus, read_corpus
 from asr_lightning.tools.transcribe import prepare
 from data_modules.sampler import plan_batches
 
 COLUMNS = ("first", "second", "subset", "alpha", "loss", "utterances", "wer", "cer")
-IN_TRAINING_ONLY = ("optimizer", "scheduler", "augment", "search")
-DROPOUT = re.compile(r"(^|\.)\w*dropout$")
 
 
 @dataclass(frozen=True)
@@ -88,46 +85,42 @@ def read_batches(config: Path, subset: str | None, utterances: int, seed: int) -
     return chosen, batches
 
 
-def load_pair(first: Path, second: Path, device: str) -> tuple[Recognizer, Recognizer]:
+def load_pair(first: Path, second: Path, device: str, config: Path | None = None) -> tuple[Recognizer, Recognizer]:
     """Return the recognisers of two checkpoints.
+
+    Args:
+        first: The first one.
+        second: The second one.
+        device: Of the first; the second stays on the CPU.
+        config: An experiment that decides everything but the weights, see `prepare`.
 
     Raises:
         InputError: One cannot be used, or they do not compute the same from the same weights.
     """
-    one, other = prepare(first, device, None), prepare(second, "cpu", None)
+    one, other = prepare(first, device, None, config), prepare(second, "cpu", None, config)
     if one.tokenizer.tokens != other.tokenizer.tokens:
         raise InputError(f"{first} and {second}: expected the same tokens in the same order")
-    mine, theirs = _computes(one.hparams), _computes(other.hparams)
-    apart = [
-        f"  {key}: {mine.get(key, MISSING)} and {theirs.get(key, MISSING)}"
-        for key in sorted({*mine, *theirs})
-        if mine.get(key, MISSING) != theirs.get(key, MISSING)
-    ]
+    apart = [f"  {key}: {mine} and {theirs}" for key, mine, theirs in unequal_networks(one.hparams, other.hparams)]
     if apart:
         raise InputError("\n".join([f"{first} and {second}: expected the same architecture, got", *apart]))
     return one, other
 
 
-def _computes(configuration: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return by dotted keys what decides on what a trained recogniser computes."""
-    found: dict[str, Any] = {}
-    for key, value in configuration.items():
-        name = f"{prefix}{key}".replace(".init_args", "")
-        if name in IN_TRAINING_ONLY or DROPOUT.search(name):
-            continue
-        found |= _computes(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
-
-
 def measure(
-    pair: tuple[Path, Path], subset: str, batches: Sequence[Batch], where: Sequence[float], recognize: bool, device: str
+    pair: tuple[Path, Path],
+    subset: str,
+    batches: Sequence[Batch],
+    where: Sequence[float],
+    recognize: bool,
+    device: str,
+    config: Path | None = None,
 ) -> Line:
     """Measure the networks on the line between two checkpoints.
 
     Raises:
         InputError: They cannot be used, or are not of the same architecture.
     """
-    recognizer, other = load_pair(*pair, device)
+    recognizer, other = load_pair(*pair, device, config)
     line = along_line(recognizer, other.state_dict(), where, lambda: quality(recognizer, batches, recognize))
     first, second = map(name_of, pair)
     shown = tqdm(line, f"{first} to {second}", total=len(where), unit="place", disable=not sys.stderr.isatty())
@@ -199,7 +192,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--config", type=Path, metavar="YAML",
-        help="experiment whose `data` is read (default: config.yaml in the logs of the first checkpoint's run)",
+        help="experiment whose `data` is read, and whose `model`, if it has one, those of the checkpoints (default: "
+        "data of config.yaml in the logs of the first checkpoint's run, models as in the checkpoints)",
     )  # fmt: skip
     parser.add_argument("--subset", help="any subset of these data (default: the first one of validation)")
     parser.add_argument(
@@ -232,7 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pairs = [(first, second) for first, second in options.between]
         config = options.config or find_config(pairs[0][0])
         subset, batches = read_batches(config, options.subset, options.utterances, options.seed)
-        lines = [measure(pair, subset, batches, where, options.error_rates, options.device) for pair in pairs]
+        lines = [
+            measure(pair, subset, batches, where, options.error_rates, options.device, options.config) for pair in pairs
+        ]
         print(write(lines, options.output))
     except InputError as error:
         print(error, file=sys.stderr)

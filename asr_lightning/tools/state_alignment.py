@@ -139,13 +139,13 @@ def stored(store: AlignmentStore, batches: Iterable[Batch]) -> Iterator[Aligned]
                 yield Aligned(id, tuple(capitals(text).split()), tuple(ids.tolist()), samples / batch.sample_rate)
 
 
-def prepare_hybrid(checkpoint: Path, device: str) -> BLSTMHMM:
-    """Return the hybrid of a checkpoint.
+def prepare_hybrid(checkpoint: Path, device: str, config: Path) -> BLSTMHMM:
+    """Return the hybrid of a checkpoint, as an experiment has it, see `prepare`.
 
     Raises:
         InputError: It holds no hybrid, or cannot be used.
     """
-    recognizer = prepare(checkpoint, device, None)
+    recognizer = prepare(checkpoint, device, None, config)
     if not isinstance(recognizer, BLSTMHMM):
         raise InputError(f"{checkpoint}: expected a BLSTMHMM, found a {type(recognizer).__name__}")
     return recognizer

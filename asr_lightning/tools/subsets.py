@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import instantiate
 from asr_lightning.models.experiment import read_part
+from asr_lightning.models.instantiation import instantiate
 from data_modules.corpus import CorpusDataModule
 from data_modules.sampler import EvaluationBatches
 

@@ -25,6 +25,7 @@ from asr_lightning.audio import reading
 from asr_lightning.batch import Batch, Utterance, is_memory_error
 from asr_lightning.errors import InputError, printable
 from asr_lightning.models.checkpoints import load_recognizer
+from asr_lightning.models.experiment import read_model
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.tools.arguments import above_zero, whole_number
 
@@ -224,22 +225,29 @@ def _recognize(recognizer: Recognizer, utterances: Sequence[Utterance]) -> list[
     return [Transcript(utterances[0].id, problem=f"{seconds:.0f} s are too long for the memory; cut the file")]
 
 
-def prepare(checkpoint: Path, device: str, beam: int | None) -> Recognizer:
+def prepare(checkpoint: Path, device: str, beam: int | None, config: Path | None = None) -> Recognizer:
     """Return the recogniser of a checkpoint, ready to transcribe.
 
     Args:
         checkpoint: As `lightning fit` saves it.
         device: `auto`, `cpu` or `cuda`.
         beam: Replaces its beam, where it has one.
+        config: An experiment, which decides everything but the weights, as in `lightning test`. None, or one without a
+            model: the checkpoint's own configuration is taken.
 
     Raises:
-        InputError: The checkpoint cannot be used, there is no such device, or the recogniser has no beam.
+        InputError: The checkpoint or the experiment cannot be used, they are of different networks, there is no such
+            device, or the recogniser has no beam.
     """
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise InputError("--device cuda: torch finds no GPU here; use --device cpu")
     try:
-        recognizer = load_recognizer(checkpoint)
+        experiment = read_model(config)
+    except InputError as error:
+        raise InputError(f"{config}: {error}") from error
+    try:
+        recognizer = load_recognizer(checkpoint, experiment)
     except ValueError as error:  # its parts have their own
         raise InputError(str(error)) from error
     if beam is not None:
@@ -283,11 +291,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="a .ckpt file that `lightning fit` has written")
     parser.add_argument(
+        "--config", type=Path, metavar="YAML",
+        help="an experiment of the same network, whose model holds, as its search (default: what is in the checkpoint)",
+    )  # fmt: skip
+    parser.add_argument(
         "audio", nargs="+", metavar="AUDIO", help="WAV, FLAC, OGG, MP3, …; any sample rate, channels are mixed to one"
     )
     parser.add_argument(
         "--beam", type=whole_number(1), metavar="N",
-        help="hypotheses kept in decoding (default: as the recogniser was trained)",
+        help="hypotheses kept in decoding (default: as experiment or checkpoint say)",
     )  # fmt: skip
     parser.add_argument(
         "--batch-seconds", type=above_zero(float), default=100.0, metavar="S",
@@ -306,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # file names may be in any encoding
             stream.reconfigure(errors="surrogateescape")
     try:
-        recognizer = prepare(options.checkpoint, options.device, options.beam)
+        recognizer = prepare(options.checkpoint, options.device, options.beam, options.config)
         return 0 if write_transcripts(recognizer, options.audio, options.batch_seconds, sys.stdout) else 1
     except InputError as error:  # also of a language model that the search needs
         print(f"error: {error}", file=sys.stderr)

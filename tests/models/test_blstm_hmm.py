@@ -256,6 +256,19 @@ def test_a_checkpoint_brings_the_weights_and_priors_and_the_folder_the_rest(own:
         load_recognizer(path)
 
 
+def test_states_are_compared_by_what_they_are_and_not_by_their_folder(tmp_path: Path) -> None:
+    folder, path = write_states(tmp_path / "states"), tmp_path / "last.ckpt"
+    recognizer = make(folder)
+    torch.save({"state_dict": recognizer.state_dict(), "hyper_parameters": dict(recognizer.hparams)}, path)
+    elsewhere = write_states(tmp_path / "copy", spoken={"some": "BED"})  # aligned anew
+    assert load_recognizer(path, hybrid(elsewhere)).folder == elsewhere  # type: ignore[attr-defined]
+    others = [text.replace("H", "I") for text in TEXTS]
+    write_states(folder, others, spoken={"some": "BED"})  # as many states, of other phones, in the same folder
+    for experiment in (None, hybrid(folder)):
+        with pytest.raises(InputError, match=r"last.ckpt: the network was made from other files .*:\n  tied states: "):
+            load_recognizer(path, experiment)
+
+
 def test_training_brings_the_loss_down_and_the_words_right(states: Path) -> None:
     recognizer, batch = make(states, mmi_weight=0.3), batch_of()
     optimizer = recognizer.configure_optimizers()

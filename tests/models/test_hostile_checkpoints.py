@@ -1,7 +1,10 @@
 """Checkpoints and experiments of strangers: nothing in them runs, and what is damaged is refused."""
 
+import importlib
 import os
 import pickle
+import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,14 +14,16 @@ import torch
 import yaml
 from hostile import FUZZED, RANDOM, Refusing, mutated
 from hypothesis import given
+from jsonargparse._common import parsing_settings
 from tones import RATE, make, transducer
 
 from asr_lightning import cli
 from asr_lightning.callbacks.weight_selection import WeightSelection
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
+from asr_lightning.models.checkpoints import build_recognizer, checkpoint_model, load_recognizer, read_checkpoint
 from asr_lightning.models.experiment import read_part
 from asr_lightning.models.language_model import PretrainedLanguageModel
+from asr_lightning.models.same_network import check_same_network, check_training_state
 from asr_lightning.text.tokenizers import CharacterTokenizer
 from asr_lightning.tools import align, path, transcribe
 
@@ -161,6 +166,128 @@ def test_nothing_is_called_where_any_value_may_stand(named: str, tmp_path: Path)
     except InputError as error:
         assert "some.ckpt" in str(error)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Code that leaves a file behind when it is imported (`planted.py`) or read by torch.hub (`hubconf.py`)."""
+    code = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
+    classes = "import torch\nclass Adam(torch.optim.Adam): pass\ndef make(*_, **__): return None\n"
+    for name in ("planted.py", "hubconf.py"):
+        (tmp_path / name).write_text(code + classes)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path / "ran"
+
+
+def test_the_planted_code_would_run(planted: Path) -> None:
+    torch.hub.load(str(planted.parent), "make", source="local")
+    assert planted.exists()
+    planted.unlink()
+    importlib.import_module("planted")
+    del sys.modules["planted"]
+    assert planted.exists()
+
+
+HUB = {"class_path": "torch.hub.load", "init_args": {"repo_or_dir": ".", "model": "make", "source": "local"}}
+SPELLINGS: dict[str, dict[str, Any]] = {
+    "a function as the optimizer": {"optimizer": HUB},
+    "a function by its name alone": {"optimizer": "torch.hub.load"},
+    "a function as the schedule": {"scheduler": HUB},
+    "a class path in text": {"optimizer": '{"class_path": "planted.Adam"}'},
+    "a class of elsewhere": {"optimizer": {"class_path": "planted.Adam"}},
+    "a class of elsewhere by its name alone": {"optimizer": "planted.Adam"},
+    "a function of elsewhere": {"scheduler": "planted.make"},
+    "the model": {"_class_path": "planted.Adam"},
+    "a function of ours": {"optimizer": "asr_lightning.models.checkpoints.load_recognizer"},
+    "the command line": {"optimizer": "asr_lightning.cli.main"},
+    "in an argument": {
+        "scheduler": {"class_path": "torch.optim.lr_scheduler.LambdaLR", "init_args": {"lr_lambda": "planted.make"}}
+    },
+    "in arguments that no class has": {
+        "optimizer": {"class_path": "torch.optim.Adam", "dict_kwargs": {"more": {"class_path": "planted.Adam"}}}
+    },
+    "in a list": {"encoder": [{"class_path": "planted.Adam"}]},
+    "a part of the network": {"encoder": {"class_path": "planted.Adam", "init_args": {"input_dimension": 20}}},
+    "the search": {"search": {"class_path": "planted.Adam"}},
+    "a file with a configuration": {"encoder": "planted.yaml"},
+    "what makes it": {"_instantiator": "planted.make"},
+}
+
+
+def with_hyperparameters(path: Path, changes: dict[str, Any]) -> Path:
+    recognizer = make()
+    hyperparameters = {**recognizer.hparams, **changes}
+    state = {"optimizer_states": [{}], "lr_schedulers": [], "epoch": 0, "pytorch-lightning_version": "2.6.6"}
+    torch.save({"state_dict": recognizer.state_dict(), "hyper_parameters": hyperparameters, **state}, path)
+    return path
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_no_code_is_imported_however_a_checkpoint_names_it(
+    spelling: str, planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "planted.yaml").write_text("class_path: planted.Adam\n")
+    path = with_hyperparameters(tmp_path / "evil.ckpt", SPELLINGS[spelling])
+    with pytest.raises(InputError, match="evil.ckpt"):
+        load_recognizer(path)
+    with pytest.raises(InputError, match="evil.ckpt"):
+        checkpoint_model(path)
+    own = build_recognizer(transducer(ctc_weight=0.3))
+    with suppress(InputError):  # where the experiment's own value holds
+        check_same_network(own, read_checkpoint(path), path)
+    with pytest.raises(InputError, match="evil.ckpt") if "search" not in spelling else nullcontext():
+        check_same_network(own, read_checkpoint(path), path)
+        check_training_state(own, read_checkpoint(path), path)
+    assert not planted.exists() and "planted" not in sys.modules
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "predict", "fit", "without a model"])
+def test_no_code_is_imported_by_the_command_line(
+    command: str, planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lightning"])
+    evil = str(with_hyperparameters(tmp_path / "evil.ckpt", {"optimizer": HUB, "encoder": "planted.Adam"}))
+    config = tmp_path / "x.yaml"
+    options = _of_ours(config)
+    if command == "without a model":
+        config.write_text(yaml.safe_dump({"data": yaml.safe_load(config.read_text())["data"]}))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["test" if " " in command else command, *options, "--ckpt_path", evil])
+    assert "evil.ckpt" in str(ended.value.code)
+    assert not planted.exists() and "planted" not in sys.modules
+
+
+def test_a_user_may_allow_a_package(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = with_hyperparameters(tmp_path / "some.ckpt", {"optimizer": {"class_path": "planted.Adam"}})
+    with pytest.raises(
+        InputError, match="optimizer: .*planted.Adam, .*allow the package by ASR_LIGHTNING_ALLOW=planted"
+    ):
+        load_recognizer(path)
+    assert not planted.exists()
+    monkeypatch.setenv("ASR_LIGHTNING_ALLOW", "other.package, planted")
+    assert load_recognizer(path).hparams["optimizer"]["class_path"] == "planted.Adam"
+    assert planted.exists()
+    monkeypatch.setenv("ASR_LIGHTNING_ALLOW", "planted.*")
+    with pytest.raises(InputError, match="ASR_LIGHTNING_ALLOW: expected names of packages or classes .* 'planted"):
+        load_recognizer(path)
+    del sys.modules["planted"]
+
+
+def test_a_checkpoint_may_name_what_the_experiment_beside_it_names(planted: Path, tmp_path: Path) -> None:
+    named = {"class_path": "planted.Adam"}
+    path = with_hyperparameters(tmp_path / "some.ckpt", {"optimizer": named})
+    load_recognizer(path, transducer(ctc_weight=0.3, optimizer=named))
+    assert planted.exists()  # by the experiment
+    del sys.modules["planted"]
+
+
+def test_what_may_be_imported_is_afterwards_as_it_was(tmp_path: Path) -> None:
+    before = dict(parsing_settings["import_path_verdicts"])
+    with pytest.raises(InputError):
+        load_recognizer(with_hyperparameters(tmp_path / "evil.ckpt", {"optimizer": "torch.hub.load"}))
+    assert parsing_settings["import_path_verdicts"] == before and "*" not in before
 
 
 @FUZZED

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+import yaml
 from lightning import Trainer
 from small_hybrid import TEST, Made
 
@@ -60,12 +61,19 @@ def test_a_word_lasts_from_its_first_frame_to_its_last(ctc: dict[str, Any], monk
     assert short.problem == "too short: 2 frames for 10 tokens" and empty.problem == "an empty transcript"
 
 
-def test_the_command_writes_words_only(made: Made, ctc: dict[str, Any], tmp_path: Path) -> None:
+def test_the_command_writes_words_only(
+    made: Made, ctc: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recognizer = build_recognizer(ctc)
     trainer = Trainer(accelerator="cpu", logger=False, barebones=True)
     trainer.strategy.connect(recognizer)
     trainer.save_checkpoint(tmp_path / "ctc.ckpt", weights_only=True)
     options = ["--config", str(made.config), "--subsets", TEST, "--output", str(tmp_path / "out")]
+    assert align.main(["--checkpoint", str(tmp_path / "ctc.ckpt"), *options]) == 2  # the experiment is of a hybrid
+    assert "BLSTMHMM in the experiment" in capsys.readouterr().err
+    data = {"data": yaml.safe_load(made.config.read_text())["data"]}
+    options[1] = str(tmp_path / "data.yaml")
+    Path(options[1]).write_text(yaml.safe_dump(data))
     assert align.main(["--checkpoint", str(tmp_path / "ctc.ckpt"), *options]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["TextGrid", f"{TEST}.words.ctm"]
     labels = CTMLabels(str(tmp_path / "out" / f"{TEST}.words.ctm"))

@@ -299,8 +299,8 @@ def test_the_beam_is_replaced_where_there_is_one(checkpoint: Path, capsys: pytes
 def test_what_the_recogniser_cannot_do_is_an_error(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def load_without_beam(path: Path) -> Recognizer:
-        recognizer = load_recognizer(path)
+    def load_without_beam(path: Path, experiment: dict[str, Any] | None) -> Recognizer:
+        recognizer = load_recognizer(path, experiment)
         del recognizer.search
         return recognizer
 
