@@ -177,7 +177,7 @@ def adam(**arguments: Any) -> dict[str, Any]:
         ({"scheduler": schedule(total_steps=20)}, {"scheduler.total_steps"}),
         ({"search": {"class_path": "asr_lightning.decoding.transducer.TransducerSearch"}}, set()),
     ],
-    ids=str,
+    ids=["nothing", "lr and decay", "betas", "steps", "search"],
 )
 def test_changed_arguments_of_optimizer_and_schedule_are_found(mine: dict[str, Any], changed: set[str]) -> None:
     checkpoint = checkpoint_of(transducer(scheduler=schedule()))
