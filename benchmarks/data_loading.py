@@ -1,6 +1,6 @@
 """Reading a corpus from FLAC files and from shards, beside lhotse's own loader in one run, and padding.
 
-    python benchmarks/data_loading.py --root data/spoken --subset train-clean-100 [--durations data/LibriSpeech]
+    python benchmarks/data_loading.py --root data/spoken_small --subset train-clean-100 [--durations data/LibriSpeech]
 
 All are read in turns: ours through the data module as training reads it, lhotse's by its `DynamicBucketingSampler` of
 ten buckets and `collate_audio` in as many workers. The first passes are not counted, so the files are in memory if
@@ -123,7 +123,7 @@ def paddings(options: argparse.Namespace) -> Iterator[str]:
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("data/spoken"), help="a corpus in LibriSpeech's layout")
+    parser.add_argument("--root", type=Path, default=Path("data/spoken_small"), help="a corpus in LibriSpeech's layout")
     parser.add_argument("--subset", default="train-clean-100")
     parser.add_argument("--durations", type=Path, help="another corpus, of which only the padding is computed")
     parser.add_argument("--batch-seconds", type=float, default=200.0)

@@ -168,7 +168,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint", type=Path, default=Path("runs/demo/rnnt_ws/seed1/checkpoints/last.ckpt"), help="of a transducer"
     )
-    parser.add_argument("--speech", type=Path, default=Path("data/spoken/test-clean"), help="that it hears")
+    parser.add_argument("--speech", type=Path, default=Path("data/spoken_small/test-clean"), help="that it hears")
     parser.add_argument("--utterances", type=int, default=8)
     parser.add_argument("--transducer-beams", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--attention-beams", type=int, nargs="+", default=[1, 8])

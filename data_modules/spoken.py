@@ -56,7 +56,7 @@ def synthesize(
         minutes: Of audio in train-clean-100, within a few percent.
         evaluation_minutes: Of audio in each of dev-clean, dev-other, test-clean and test-other.
         seed: Of sentences, order and sound.
-        words_per_class: Only the first words of each class of the grammar are used: 6 make an easier corpus of some
+        words_per_class: Only the first words of each class of the grammar are used: 4 make an easier corpus of some
             130 words; all if None.
         workers: Threads, each with a process of espeak-ng; one per processor by default.
         progress: Draw a progress bar.
@@ -140,7 +140,7 @@ class SpokenDataModule(LibriSpeechDataModule):
         minutes: Of audio in train-clean-100.
         evaluation_minutes: Of audio in each of dev-clean, dev-other, test-clean and test-other.
         synthesis_seed: Of sentences and voices.
-        words_per_class: Only the first words of each class of the grammar are used: 6 make an easier corpus of some
+        words_per_class: Only the first words of each class of the grammar are used: 4 make an easier corpus of some
             130 words; all if None.
         **corpus: Arguments of `CorpusDataModule`.
     """
