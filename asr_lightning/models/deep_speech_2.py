@@ -74,8 +74,10 @@ class DeepSpeech2Encoder(Encoder):
         pairs = sinusoid_axis(hidden)[0] if hidden % 2 == 0 else (Fixed(hidden, "units with sinusoids"),)
         self.recurrent_axis = axis(*pairs) if self.directions == "sum" else axis(Fixed(2, "directions"), *pairs)
         for number, layer in enumerate(self.layers):
+            assert isinstance(layer, RecurrentLayer)
             layer.name_units(layer.read if number == 0 else self.recurrent_axis, pairs)
         for attention in self.attentions:
+            assert isinstance(attention, FrameAttention)
             attention.read = self.recurrent_axis
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
