@@ -18,7 +18,9 @@ LAYERS = [  # each imports itself and those before
     {"cli", "__main__"},
 ]
 RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
-SHARED_BY_ARCHITECTURES = {"recognizer", "checkpoints", "schedules", "sharding", "useless_steps"}
+SHARED_BY_ARCHITECTURES = {
+    "averaging", "checkpoints", "recognizer", "schedules", "sharding", "step_mean", "useless_steps",
+}  # fmt: skip
 OURS = ("asr_lightning", "data_modules")
 FILES = sorted(path.relative_to(ROOT) for package in OURS for path in (ROOT / package).rglob("*.py"))
 
