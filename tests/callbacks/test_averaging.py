@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     ModelCheckpoint,
@@ -14,14 +15,16 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from test_weight_selection_run import configuration, save_teacher
+from tones import RATE, TEXTS, write_corpus
 from torch import Tensor
 from transcribing_run import loader, make_trainer
 
+from asr_lightning import cli
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.callbacks.initialization import Initialization
 from asr_lightning.callbacks.movement import DistanceFromStart
 from asr_lightning.callbacks.weight_selection import WeightSelection, select_weights
-from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
+from asr_lightning.models.checkpoints import build_recognizer, load_recognizer, read_checkpoint
 
 DECAY = 0.6
 NORMALIZED = {"normalization": "asr_lightning.audio.normalization.GlobalNormalization"}
@@ -160,3 +163,48 @@ def test_stochastic_weight_averaging_ends_with_weights_of_the_run(tmp_path: Path
         expected = {name: (parts[0][name] + parts[1][name]) / 2 for name in last if "normalization" not in name}
         expected |= {name: value for name, value in last.items() if "normalization" in name}
     assert_same(student.state_dict(), expected)
+
+
+def test_an_experiment_with_both_saves_and_tests_the_averaged_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr("sys.argv", ["lightning"])
+    for subset in ("train", "dev"):
+        write_corpus(tmp_path / "corpus", subset, TEXTS[:2])
+    path, teacher = save_teacher(tmp_path)
+    data = {"root": "corpus", "train_subsets": ["train"], "validation_subsets": ["dev"], "test_subsets": ["dev"]}
+    data |= {"batch_seconds": 1.0, "workers": 0, "sample_rate": RATE}
+    callbacks = "lightning.pytorch.callbacks"
+    experiment = {
+        "model": configuration(3),
+        "data": {"class_path": "data_modules.librispeech.LibriSpeechDataModule", "init_args": data},
+        "trainer": {
+            "default_root_dir": "run", "max_epochs": 2, "enable_progress_bar": False, "accelerator": "cpu",
+            "enable_model_summary": False, "logger": False,
+            "callbacks": [
+                {"class_path": f"{callbacks}.EMAWeightAveraging", "init_args": {"update_starting_at_epoch": 99,
+                                                                                "update_starting_at_step": 99}},
+                {"class_path": f"{callbacks}.ModelCheckpoint", "init_args": {"save_last": True}},
+                {"class_path": "asr_lightning.callbacks.movement.DistanceFromStart"},
+                {"class_path": "asr_lightning.callbacks.weight_selection.WeightSelection",
+                 "init_args": {"teacher": str(path)}},
+            ],
+        },
+    }  # fmt: skip
+    Path("experiment.yaml").write_text(yaml.safe_dump(experiment))
+    cli.main(["fit", "--config", "experiment.yaml"])
+    last = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    checkpoint = read_checkpoint(last)
+    assert_same(checkpoint["state_dict"], checkpoint["current_model_state"])
+    selected, _ = select_weights(build_recognizer(configuration(3)), teacher)
+    assert_same(read_checkpoint("run/checkpoints/initial.ckpt")["state_dict"], selected)
+    moved = (load_recognizer(last).state_dict()["joint.output.bias"] - selected["joint.output.bias"]).abs().max()
+    assert float(moved) > 1e-4, "it was trained"
+    cli.main(["test", "--config", "experiment.yaml", "--ckpt_path", last])
+    cli.main(["fit", "--config", "experiment.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3"])
+    further = read_checkpoint(last)
+    assert further["global_step"] > checkpoint["global_step"]
+    assert_same(further["state_dict"], further["current_model_state"])
