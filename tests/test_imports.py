@@ -19,7 +19,7 @@ LAYERS = [  # each imports itself and those before
 ]
 RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 SHARED_BY_ARCHITECTURES = {
-    "averaging", "checkpoints", "recognizer", "schedules", "sharding", "step_mean", "useless_steps",
+    "averaging", "checkpoints", "recognizer", "schedules", "sharding", "global_batch", "useless_steps",
 }  # fmt: skip
 OURS = ("asr_lightning", "data_modules")
 FILES = sorted(path.relative_to(ROOT) for package in OURS for path in (ROOT / package).rglob("*.py"))
