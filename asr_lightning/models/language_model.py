@@ -15,8 +15,8 @@ from asr_lightning.errors import InputError
 from asr_lightning.losses.cross_entropy import cross_entropy_loss
 from asr_lightning.models.averaging import averaged_copies, save_averages
 from asr_lightning.models.checkpoints import load_model
+from asr_lightning.models.global_batch import GlobalBatch, step_with_global_batch
 from asr_lightning.models.recognizer import LOST_BATCHES_IN_A_ROW, optimizer_and_schedule, seed_step
-from asr_lightning.models.step_mean import StepMean, step_with_mean
 from asr_lightning.models.useless_steps import GradientGuard, clip_gradients
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
@@ -88,7 +88,7 @@ class LSTMLanguageModel(lightning.LightningModule):
         if tied:
             self.output.weight = self.embedding.weight
             nn.init.normal_(self.embedding.weight, std=hidden**-0.5)  # or the first logits would be huge
-        self.step_mean = StepMean(self.device)
+        self.global_batch = GlobalBatch(self.device)
         self._guard = GradientGuard()
         self._totals = torch.zeros(3, dtype=torch.float64)  # summed loss, tokens and words of an evaluation
 
@@ -166,7 +166,7 @@ class LSTMLanguageModel(lightning.LightningModule):
         """Seed the step, so that dropout does not depend on where a run was resumed."""
         seed_step(self.trainer)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # where Lightning sets gradients to zero
-            self.step_mean = StepMean(self.device)
+            self.global_batch = GlobalBatch(self.device)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union of eleven types
         """Make the optimiser and its schedule."""
@@ -176,15 +176,15 @@ class LSTMLanguageModel(lightning.LightningModule):
         """Return this rank's part of the mean loss of the step's tokens, before it is rescaled."""
         losses, lengths = self.losses(batch.texts or [""])  # every rank takes part in every step, also without lines
         real = int(len(batch) > 0)
-        loss, _ = self.step_mean.add(self, losses.sum() * real, lengths.sum() * real, batch.ids)
+        loss, _ = self.global_batch.add(self, losses.sum() * real, lengths.sum() * real, batch.ids)
         return loss
 
-    optimizer_step = step_with_mean
+    optimizer_step = step_with_global_batch
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave the weights alone where the gradient is not finite, and stop when that does not end."""
-        self.log("train/loss", self.step_mean.mean(self), batch_size=1)
-        self._guard.guard(self, optimizer, self.step_mean.count > 0, self.step_mean.ids, LOST_BATCHES_IN_A_ROW)
+        self.log("train/loss", self.global_batch.mean(self), batch_size=1)
+        self._guard.guard(self, optimizer, self.global_batch.count > 0, self.global_batch.ids, LOST_BATCHES_IN_A_ROW)
 
     def on_train_epoch_end(self) -> None:
         """Name what was skipped since the last look."""

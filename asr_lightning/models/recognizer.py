@@ -21,8 +21,8 @@ from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError, printable
 from asr_lightning.models.averaging import averaged_copies, save_averages
+from asr_lightning.models.global_batch import GlobalBatch, step_with_global_batch
 from asr_lightning.models.sharding import make_shared, make_whole, share
-from asr_lightning.models.step_mean import StepMean, step_with_mean
 from asr_lightning.models.useless_steps import REVIEW_STEPS, GradientGuard, clip_gradients
 from asr_lightning.nn.ctc import CTCOutput
 from asr_lightning.nn.encoder import Encoder
@@ -90,7 +90,7 @@ class Recognizer(lightning.LightningModule, ABC):
         self._pending: list[tuple[list[str], Tensor]] = []
         self._read: int | None = None  # utterances of this epoch and rank; unknown where one goes on in mid-epoch
         self._guard = GradientGuard()
-        self.step_mean = StepMean(self.device)
+        self.global_batch = GlobalBatch(self.device)
         self.register_buffer("_lost_batches", torch.zeros((), dtype=torch.int64), persistent=False)  # in a row
         self._lost_batches: Tensor
 
@@ -191,7 +191,7 @@ class Recognizer(lightning.LightningModule, ABC):
         """Seed the step, so that dropout and masks do not depend on where a run was resumed."""
         seed_step(self.trainer)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # where Lightning sets gradients to zero
-            self.step_mean = StepMean(self.device)
+            self.global_batch = GlobalBatch(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return this rank's part of the mean loss of the step's usable utterances, before it is rescaled."""
@@ -204,7 +204,7 @@ class Recognizer(lightning.LightningModule, ABC):
         else:  # every rank takes part in every step, also one that has run out of utterances
             usable = torch.zeros(0, dtype=torch.bool, device=self.device)
             total = self._nothing()
-        loss, count = self.step_mean.add(self, total, usable.sum(), batch.ids)
+        loss, count = self.global_batch.add(self, total, usable.sum(), batch.ids)
         self._lost_batches = torch.where(count == 0, self._lost_batches + 1, torch.zeros_like(self._lost_batches))
         self._pending.append((batch.ids, usable))
         self.log(
@@ -223,12 +223,12 @@ class Recognizer(lightning.LightningModule, ABC):
         whole = (parameter for parameter in self.parameters() if not isinstance(parameter, DTensor))
         return sum((parameter.sum() for parameter in whole), start=zero) * 0
 
-    optimizer_step = step_with_mean
+    optimizer_step = step_with_global_batch
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave the weights alone when no utterance was usable or the gradient is not finite."""
-        self.log("train/loss", self.step_mean.mean(self), batch_size=1)
-        self._guard.guard(self, optimizer, self.step_mean.count > 0, self.step_mean.ids, LOST_BATCHES_IN_A_ROW)
+        self.log("train/loss", self.global_batch.mean(self), batch_size=1)
+        self._guard.guard(self, optimizer, self.global_batch.count > 0, self.global_batch.ids, LOST_BATCHES_IN_A_ROW)
         many = len(self._pending) >= REVIEW_STEPS
         if many or (self.device.type == "cpu" and int(self._lost_batches) >= LOST_BATCHES_IN_A_ROW):
             self._review_pending()

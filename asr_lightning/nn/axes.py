@@ -6,7 +6,8 @@ a projection after convolutions has channels × frequencies. A module says so in
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]
 
 by the names of the parameters and buffers below it; a module's word goes before that of the modules inside it. What
-nobody names is known from torch (gates of recurrent layers, taps of convolutions) or plain hidden units.
+nobody names is known from torch (gates of recurrent layers, taps and groups of convolutions) or plain hidden units.
+Modules of torch that pack other things into one axis, as `nn.MultiheadAttention`, have to be named.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,13 @@ from dataclasses import dataclass
 from math import prod
 
 from torch import nn
+
+from asr_lightning.errors import InputError
+
+PLAIN = (  # modules of torch that pack nothing
+    nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d,
+    nn.BatchNorm2d, nn.PReLU, nn.ParameterList, nn.ParameterDict,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,14 +74,18 @@ def units(size: int) -> Axis:
 
 
 def module_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
-    """Return the axes of every parameter and buffer of a module, by its name in the state_dict."""
+    """Return the axes of every parameter and buffer of a module, by its name in the state_dict.
+
+    Raises:
+        InputError: A module of torch has axes that are not known.
+    """
     axes = dict(_declared(module))
     modules = dict(module.named_modules(remove_duplicate=False))
     tensors = module.state_dict()
     assert not (unknown := axes.keys() - tensors.keys()), f"axes are declared of what is not there: {unknown}"
     for name, tensor in tensors.items():
         if name not in axes:
-            axes[name] = _plain(tensor.shape, modules[name.rpartition(".")[0]])
+            axes[name] = _plain(name, tensor.shape, modules[name.rpartition(".")[0]])
         sizes = tuple(axis_size(one) for one in axes[name])
         assert sizes == tuple(tensor.shape), f"{name}: declared axes have sizes {sizes}, it is {tuple(tensor.shape)}"
     return axes
@@ -121,8 +133,15 @@ def _cell_axes(part: nn.RNNCellBase) -> dict[str, tuple[Axis, ...]]:
     return {**weights, **{name: (gates,) for name in ("bias_ih", "bias_hh") if part.bias}}
 
 
-def _plain(shape: tuple[int, ...], owner: nn.Module) -> tuple[Axis, ...]:
+def _plain(name: str, shape: tuple[int, ...], owner: nn.Module) -> tuple[Axis, ...]:
+    if type(owner).__module__.startswith("torch.nn.") and not isinstance(owner, PLAIN):
+        raise InputError(
+            f"{name} is of torch's {type(owner).__name__}, which may pack several parts into one axis: expected "
+            "`parameter_axes` of a module around it that names them"
+        )
     axes = [units(size) for size in shape]
+    if isinstance(owner, nn.Conv1d | nn.Conv2d) and 1 < owner.groups < owner.out_channels:
+        axes[0] = axis(Units(owner.groups), Units(owner.out_channels // owner.groups))
     if isinstance(owner, nn.Conv1d | nn.Conv2d) and len(shape) > 1:
         for place, size in enumerate(shape[2:]):
             centred = owner.padding == "same" or owner.padding[place] * 2 == owner.dilation[place] * (size - 1)

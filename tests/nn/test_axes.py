@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Axis, Fixed, Taps, Units, axis, axis_size, module_axes, units
 
 
@@ -45,6 +46,24 @@ def test_only_a_centred_convolution_has_a_centre() -> None:
     assert axes["causal.weight"][2] == axis(Fixed(5, "taps"))
     assert axes["flat.weight"][2:] == (axis(Taps(3)), axis(Fixed(5, "taps")))
     assert axes["flat.bias"] == (units(3),)
+
+
+def test_a_grouped_convolution_writes_its_groups_one_behind_the_other() -> None:
+    axes = module_axes(
+        nn.ModuleDict({"grouped": nn.Conv1d(6, 9, 1, groups=3), "depthwise": nn.Conv1d(6, 6, 1, groups=6)})
+    )
+    grouped = axis(Units(3), Units(3))
+    assert axes["grouped.weight"][:2] == (grouped, units(2))
+    assert axes["grouped.bias"] == (grouped,)
+    assert axes["depthwise.weight"][:2] == (units(6), units(1))
+
+
+def test_what_torch_packs_is_not_taken_for_plain_units() -> None:
+    attention = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
+    with pytest.raises(
+        InputError, match=r"attention\.in_proj_weight is of torch's MultiheadAttention, .* `parameter_axes`"
+    ):
+        module_axes(attention)
 
 
 class Inner(nn.Module):

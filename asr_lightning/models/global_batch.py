@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 
-class StepMean:
-    """Mean of the losses of one optimizer step: of utterances for recognizers, of tokens for language models.
+class GlobalBatch:
+    """The losses of one optimizer step and their mean: of utterances for recognizers, of tokens for language models.
 
     The gradient is that of the sum of all losses divided by their number, as if all ranks and all batches of
     `accumulate_grad_batches` were one batch. This number is known only after the last of these batches. So each batch
@@ -70,14 +70,14 @@ class StepMean:
                 (gradient.to_local() if isinstance(gradient, DTensor) else gradient).mul_(factor)
 
 
-def step_with_mean(
+def step_with_global_batch(
     module: LightningModule,
     epoch: int,
     batch_idx: int,
     optimizer: Optimizer | LightningOptimizer,
     optimizer_closure: Callable[[], Any] | None = None,
 ) -> None:
-    """Make an optimizer step with the gradient of its `step_mean`, complete before it is measured and clipped.
+    """Make an optimizer step with the gradient of its `global_batch`, complete before it is measured and clipped.
 
     This is a module's `optimizer_step`.
     """
@@ -85,7 +85,7 @@ def step_with_mean(
     def closure() -> Any:  # noqa: ANN401 - whatever Lightning's returns
         assert optimizer_closure is not None
         result = optimizer_closure()  # the last batch of the step: its loss and its gradient
-        module.step_mean.rescale(module)  # type: ignore[operator,union-attr] # of recognizers and language models
+        module.global_batch.rescale(module)  # type: ignore[operator,union-attr] # of recognizers and language models
         return result
 
     optimizer.step(closure=closure)
