@@ -38,7 +38,8 @@ def train_and_test(folder: Path) -> None:
     synthesize(folder / "speech", minutes=0.1, evaluation_minutes=0.05, workers=1, progress=False)
     experiment = yaml.safe_load(EXPERIMENT.read_text())
     experiment["data"]["init_args"] |= {
-        "root": str(folder / "speech"), "minutes": 0.1, "evaluation_minutes": 0.05, "workers": 0,
+        "root": str(folder / "speech"), "minutes": 0.1, "evaluation_minutes": 0.05, "words_per_class": None,
+        "workers": 0,
     }  # fmt: skip
     experiment["model"]["init_args"]["encoder"]["init_args"] |= {"hidden": 8, "layers": 1, "channels": 2}
     experiment["trainer"] |= {"max_epochs": 1, "log_every_n_steps": 1, "enable_progress_bar": False}
