@@ -75,6 +75,8 @@ def save_averages(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     Lightning calls no callback for a checkpoint of weights alone (`save_weights_only`), so it would hold the current
     ones.
     """
+    if module._trainer is None:  # a module that was connected to a strategy alone
+        return
     refresh_copies(module.trainer, module)
     for averaging in averagings(module.trainer):
         copy = _copy(averaging)

@@ -24,7 +24,7 @@ FUSED = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "fused": T
 # torch's CTC reads lengths from the GPU, in both passes, and copies them back: there is no other way to call it.
 CTC = {
     "_ctc_loss with lengths on the device in losses/ctc.py:ctc_loss": 1,
-    "_ctc_loss_backward with lengths on the device in core/module.py:backward": 1,
+    "_ctc_loss_backward with lengths on the device in models/global_batch.py:closure": 1,
 }
 # Its graphs are put together on the CPU, and its recursions end where utterances do, which the host has to know.
 LATTICE_FREE_MMI = "hybrid with hidden Markov models and lattice-free MMI"
