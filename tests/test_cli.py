@@ -227,7 +227,8 @@ def test_results_are_overwritten_only_when_told_so(tiny: Path, tmp_path: Path) -
     own = str(run / "checkpoints/last.ckpt")
     assert "--overwrite would remove" in said("fit", "-c", str(tiny), "--overwrite", "--ckpt_path", own)
     assert files(run) == before
-    assert "no-such" in said("fit", "-c", str(tiny), "--overwrite", "--data.init_args.root", "/no-such/corpus")
+    below_a_file = str(tiny / "no-such")
+    assert "no-such" in said("fit", "-c", str(tiny), "--overwrite", "--data.init_args.root", below_a_file)
     assert before.items() <= files(run).items(), "what cannot begin removes nothing"
 
     cli.main(

@@ -223,7 +223,7 @@ def test_all_ranks_transcripts_are_written_once(tmp_path: Path) -> None:
     assert len(lines(tmp_path / "error_rates.csv")) == 4
     rows = (tmp_path / "transcripts" / "validation-epoch2-test-clean.jsonl").read_text().splitlines()
     assert [json.loads(row)["id"] for row in rows] == list("abcde")
-    assert result.stdout.count("epoch 2  test-clean") == 1
+    assert result.stdout.count("epoch 2 of 2  test-clean") == 1
 
 
 AWKWARD = 'a "b"\n\t\\ \u2028 \x85 한국어 \udcc7'  # quotes, every kind of line end, another script, half a character
