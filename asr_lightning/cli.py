@@ -46,9 +46,9 @@ from asr_lightning.models.checkpoints import (
     read_checkpoint,
     remember_configuration,
 )
-from asr_lightning.models.instantiation import within_memory
+from asr_lightning.models.instantiation import LONG, within_memory
 from asr_lightning.models.same_network import check_same_network, check_training_state
-from asr_lightning.parser import LONG, CommandLineParser, experiments_first
+from asr_lightning.parser import CommandLineParser, experiments_first
 from asr_lightning.report.tables import as_text, metrics_by_subset
 
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it

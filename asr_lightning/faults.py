@@ -11,8 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from asr_lightning.batch import is_memory_error
 from asr_lightning.errors import SAID, shown
 from asr_lightning.files import write_atomically
-from asr_lightning.models.instantiation import input_error
-from asr_lightning.parser import brief
+from asr_lightning.models.instantiation import brief, input_error
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TRACE = "ASR_LIGHTNING_TRACE"  # set, errors are shown with their whole trace

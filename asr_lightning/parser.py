@@ -12,10 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from asr_lightning.errors import reason
 from asr_lightning.files import check_aliases, regular
-
-LONG = 200  # characters of a line in a message
-MOST_LINES = 12  # of a message
-NAMED = ("Problem with given class_path", "has no attribute", "Import path", "Option ")  # what tells of a slip
+from asr_lightning.models.instantiation import LONG, brief
 
 # Some defaults of Lightning's callbacks, as of its Timer, are enumerations, which YAML does not know.
 yaml.representer.SafeRepresenter.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
@@ -76,22 +73,3 @@ def experiments_first(arguments: Sequence[str]) -> list[str]:
         else:
             (first if one.startswith("--config=") else others).append(one)
     return [*command, *first, *others]
-
-
-def brief(message: str) -> str:
-    """Shorten what jsonargparse says of a value that is none of several types, of which only one was meant."""
-    noise = (
-        "Does not validate against any",
-        "Subtypes: ",
-        "Errors:",
-        "- Expected a <class 'NoneType'>",
-        "Given value type:",
-    )
-    lines = [
-        line
-        for line in message.splitlines()
-        if not line.strip().startswith(noise) and not (line.strip().startswith("Given value:") and len(line) > LONG)
-    ]
-    if any(mark in line for line in lines for mark in NAMED):  # a slip in a name; what else could stand there says less
-        lines = [line for line in lines if not line.strip().startswith(("- Expected a ", "- Not a valid subclass"))]
-    return "\n".join(line[:LONG] for line in lines[:MOST_LINES]).strip(" -")

@@ -40,7 +40,7 @@ def write(name: str, model: dict[str, Any] | None, **trainer: Any) -> list[str]:
         },
         "trainer": {
             "default_root_dir": "run", "max_epochs": 1, "accelerator": "cpu", "logger": False,
-            "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0,
+            "enable_progress_bar": False, "enable_model_summary": False,
             "callbacks": [
                 {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saving},
                 {"class_path": "asr_lightning.callbacks.transcripts.Transcripts"},

@@ -13,7 +13,8 @@ from asr_lightning.audio.features import LogMel
 from asr_lightning.audio.normalization import UtteranceNormalization
 from asr_lightning.errors import InputError
 from asr_lightning.faults import TRACE, explain, trace_kept
-from asr_lightning.parser import brief, experiments_first
+from asr_lightning.models.instantiation import brief
+from asr_lightning.parser import experiments_first
 from asr_lightning.report.tables import as_text, metrics_by_subset
 from data_modules.sampler import cut_batches
 from data_modules.spoken import SpokenDataModule

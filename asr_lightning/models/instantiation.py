@@ -28,6 +28,9 @@ set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylis
 Made = TypeVar("Made")
 
 MOST_PARAMETERS = 10_000  # tensors; a Transformer of 100 blocks has some 2,000
+LONG = 200  # characters of a line in a message
+MOST_LINES = 12  # of a message
+NAMED = ("Problem with given class_path", "has no attribute", "Import path", "Option ")  # what tells of a slip
 SAID = 2_000  # characters of what is told of a configuration: what matters stands last
 
 
@@ -112,7 +115,7 @@ def _refusing(wanted: str) -> Iterator[None]:
             raise said from error
         if (name := denied_name(error)) is not None and "'*'" in str(error):
             raise refusal(name) from error
-        raise InputError(f"this is no configuration of {wanted}: {shown(str(error), SAID)}") from error
+        raise InputError(f"this is no configuration of {wanted}: {shown(brief(str(error)), SAID)}") from error
 
 
 @contextmanager
@@ -146,3 +149,22 @@ def input_error(error: BaseException | None) -> InputError | None:
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
+
+
+def brief(message: str) -> str:
+    """Shorten what jsonargparse says of a value that is none of several types, of which only one was meant."""
+    noise = (
+        "Does not validate against any",
+        "Subtypes: ",
+        "Errors:",
+        "- Expected a <class 'NoneType'>",
+        "Given value type:",
+    )
+    lines = [
+        line
+        for line in message.splitlines()
+        if not line.strip().startswith(noise) and not (line.strip().startswith("Given value:") and len(line) > LONG)
+    ]
+    if any(mark in line for line in lines for mark in NAMED):  # a slip in a name; what else could stand there says less
+        lines = [line for line in lines if not line.strip().startswith(("- Expected a ", "- Not a valid subclass"))]
+    return "\n".join(line[:LONG] for line in lines[:MOST_LINES]).strip(" -")

@@ -173,7 +173,7 @@ def test_what_is_stopped_leaves_no_half_files(
     ("more", "expected"),
     [
         (["--checkpoint", "no.ckpt"], "no checkpoint at no.ckpt"),
-        (["--checkpoint", "{other}"], "expected a BLSTMHMM or what has a CTC output, found a RNNTransducer"),
+        (["--checkpoint", "{other}"], "is a checkpoint of another network than the experiment"),
         (["--checkpoint", "{lexicon}"], "lexicon.txt"),
         (["--config", "none.yaml"], "none.yaml: No such file"),
         (["--config", "{lexicon}"], "lexicon.txt: "),

@@ -111,8 +111,8 @@ def test_the_best_scale_is_found_and_taken_by_lightning_test(
     for scale, more in ((best, ["-c", str(tuned)]), (0.1, [])):  # 0.1 is the default
         data = ["--data.init_args.test_subsets", f"[{DEVELOPMENT}]"]
         cli.main(["test", "-c", str(made.config), *more, *data, "--ckpt_path", str(made.checkpoint)])
-        [heard] = re.findall(rf"{DEVELOPMENT}/wer\s+(\S+)", capsys.readouterr().out)
-        assert 100 * float(heard) == pytest.approx(rates[scale], abs=0.01)
+        [heard] = re.findall(rf"(?m)^ *{DEVELOPMENT} +(\S+)", capsys.readouterr().out)
+        assert float(heard) == pytest.approx(rates[scale], abs=0.01)
 
 
 def test_without_subsets_the_best_scale_is_looked_for_where_the_experiment_validates(
