@@ -32,6 +32,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def seconds_of_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded corpus with 0.1 minutes for training and 0.05 of each other subset, to be copied: it takes long."""
+    folder = tmp_path_factory.mktemp("speech") / "speech"
+    synthesize(folder, minutes=0.1, evaluation_minutes=0.05, workers=1, progress=False)
+    return folder
+
+
 @pytest.fixture
 def mesh() -> Iterator[DeviceMesh]:
     """Of this process alone."""

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import select
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,7 +18,6 @@ from lightning.pytorch.loggers import WandbLogger
 
 from asr_lightning import cli
 from asr_lightning.files import held
-from data_modules.spoken import synthesize
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -54,9 +54,9 @@ def unread(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny(unread: Path, tmp_path: Path) -> Path:
+def tiny(unread: Path, tmp_path: Path, seconds_of_speech: Path) -> Path:
     """The same with its speech."""
-    synthesize(tmp_path / "speech", minutes=0.1, evaluation_minutes=0.05, workers=1, progress=False)
+    shutil.copytree(seconds_of_speech, tmp_path / "speech")
     return unread
 
 
