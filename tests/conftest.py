@@ -11,6 +11,7 @@ from torch.distributed import HashStore, destroy_process_group, init_process_gro
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from asr_lightning.scoring.error_rates import COUNTS, RATES, ErrorRates
+from data_modules.spoken import synthesize
 
 # As readers have, and runs that are started: what is compared to the bit is rounded otherwise by more threads.
 os.environ["OMP_NUM_THREADS"] = "1"
