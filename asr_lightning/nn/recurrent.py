@@ -17,15 +17,20 @@ from asr_lightning.nn.subsampling import ConvolutionalSubsampling
 
 @cache
 def computes_lstm(dtype: torch.dtype) -> bool:
-    """Whether this processor has an LSTM in a type, as bfloat16; oneDNN has none where AVX-512 is missing."""
-    x, state, weight, bias = torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(4, 1), torch.zeros(4)
-    has_biases, layers, dropout, training, bidirectional, batch_first = True, 1, 0.0, False, False, True
+    """Whether this processor computes an LSTM in a type, as bfloat16, and its gradient.
+
+    oneDNN has none in half precision where AVX-512 is missing, and on some processors with AVX-512 one in float16 that
+    cannot be trained.
+    """
+    has_biases, layers, dropout, training, bidirectional, batch_first = True, 1, 0.0, True, False, True
     try:
-        with torch.no_grad(), torch.autocast("cpu", dtype):
-            torch.lstm(
-                x, (state, state), [weight, weight, bias, bias],
-                has_biases, layers, dropout, training, bidirectional, batch_first,
-            )  # fmt: skip
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", dtype):
+            x, state = torch.zeros(1, 1, 1), torch.zeros(1, 1, 1)
+            weights = [torch.zeros(shape, requires_grad=True) for shape in ((4, 1), (4, 1), (4,), (4,))]
+            output, _, _ = torch.lstm(
+                x, (state, state), weights, has_biases, layers, dropout, training, bidirectional, batch_first
+            )
+            torch.autograd.grad(output.float().sum(), weights)
     except RuntimeError:
         return False
     return True

@@ -253,11 +253,13 @@ def test_half_precision_computes_on_every_processor(trained: Recognizer, dtype: 
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses, expected, rtol=0.1, atol=0.2)
     torch.testing.assert_close(alone, losses, rtol=0.1, atol=0.2)
-    with torch.autocast("cpu", dtype):
-        trained.train().loss(batch).mean().backward()
-    gradients = {name: parameter.grad for name, parameter in trained.named_parameters()}
-    trained.eval().zero_grad()
-    trained.load_state_dict(weights)  # running statistics have moved
+    try:
+        with torch.autocast("cpu", dtype):
+            trained.train().loss(batch).mean().backward()
+        gradients = {name: parameter.grad for name, parameter in trained.named_parameters()}
+    finally:  # other tests have the same network, whose running statistics have moved
+        trained.eval().zero_grad()
+        trained.load_state_dict(weights)
     for name, gradient in gradients.items():
         assert gradient is not None and gradient.dtype == torch.float32 and gradient.isfinite().all(), name
 
