@@ -32,6 +32,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from asr_lightning.ablations import PARENT
 from asr_lightning.callbacks.changed_optimizer import ChangedOptimizer
 from asr_lightning.callbacks.progress import ProgressBar
 from asr_lightning.callbacks.results import RemoveResults, refuse_results, reserve_logs
@@ -146,12 +147,14 @@ class CommandLine(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self, root: Path) -> list[Logger]:
-        """Make the loggers that a run has by default."""
+        """Make the loggers that a run has by default; its name at W&B is its folder below `runs`."""
+        below = root.parts[::-1].index("runs") if "runs" in root.parts else 0
+        names = root.parts[-below:] if below else root.parts[-3:]
         wandb_logger = WandbLogger(
             save_dir=str(root),
             project="asr_lightning",
-            name="/".join(root.parts[-3:]),
-            group="/".join(root.parts[-3:-1]) or None,
+            name="/".join(names),
+            group="/".join(names[:-1]) or None,
             job_type=self.subcommand,  # a test is no point of the curves over epochs
         )
         return [CSVLogger(save_dir=str(root), name="logs"), wandb_logger]
@@ -299,7 +302,7 @@ def end_with(parent: int) -> None:
     """End this process when the one that started it is gone; to be run in a thread.
 
     Lightning's first rank looks after the others. When it is killed itself, they would wait for it, and hold their
-    GPUs.
+    GPUs. A run of an ablation would go on beside the one that takes its place.
     """
     while os.getppid() == parent:
         time.sleep(PARENT_SECONDS)
@@ -310,7 +313,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command; what the user can mend is said in one message, without a stack trace."""
     keep_wandb_offline()
     quieten()
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    of_ablation = os.environ.pop(PARENT, "") == str(os.getppid())
+    if of_ablation or os.environ.get("LOCAL_RANK", "0") != "0":
         threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     try:
         CommandLine(

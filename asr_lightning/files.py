@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from asr_lightning.errors import InputError, printable
+from asr_lightning.errors import InputError, printable, reason
 
 STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # what a shell gives for `<(…)`: somebody writes to them
 ABANDONED_SECONDS = 24 * 3600  # without a change: nobody writes a file for that long
@@ -221,6 +221,21 @@ def load_yaml(text: str) -> Any:
     """
     check_aliases(text)
     return yaml.safe_load(text)
+
+
+def read_experiment(path: Path) -> dict[str, Any]:
+    """Return all that an experiment's file says, or nothing where it says something else.
+
+    Raises:
+        InputError: The file cannot be read, or is no YAML.
+    """
+    try:
+        experiment = load_yaml(regular(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(error.strerror or str(error)) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date without such a day
+        raise InputError(f"this is no YAML: {reason(error)}") from error
+    return experiment if isinstance(experiment, dict) else {}
 
 
 def check_aliases(text: str) -> None:

@@ -166,7 +166,10 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", type=Path, default=Path("runs/demo/rnnt_ws/seed1/checkpoints/last.ckpt"), help="of a transducer"
+        "--checkpoint",
+        type=Path,
+        help="of a transducer",
+        default=Path("runs/demo/weight_selection/selected/seed1/checkpoints/last.ckpt"),
     )
     parser.add_argument("--speech", type=Path, default=Path("data/spoken_small/test-clean"), help="that it hears")
     parser.add_argument("--utterances", type=int, default=8)

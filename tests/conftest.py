@@ -10,7 +10,8 @@ import torch
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from asr_lightning.scoring.error_rates import COUNTS, RATES, ErrorRates
+from asr_lightning.scoring import COUNTS, RATES
+from asr_lightning.scoring.error_rates import ErrorRates
 from data_modules.spoken import synthesize
 
 # As readers have, and runs that are started: what is compared to the bit is rounded otherwise by more threads.

@@ -18,7 +18,7 @@ from asr_lightning.text.hangul import write_characters
 from asr_lightning.text.lexicon import Lexicon
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-PATHS = sorted(EXPERIMENTS.rglob("*.yaml"))
+PATHS = sorted([*EXPERIMENTS.glob("*.yaml"), *EXPERIMENTS.glob("demo/*.yaml")])
 MODELS = [yaml.safe_load(path.read_text("utf-8"))["model"]["init_args"] for path in PATHS]
 STATES = {model["folder"] for model in MODELS if "folder" in model}  # of hybrids
 

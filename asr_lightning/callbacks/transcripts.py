@@ -21,7 +21,7 @@ from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import printable
 from asr_lightning.files import append_to, name_of_run, write_atomically
-from asr_lightning.scoring.error_rates import COUNTS, RATES
+from asr_lightning.scoring import COUNTS, RATES
 
 COLUMNS = ("run", "seed", "epoch", "subset", *RATES, *COUNTS)
 EXAMPLE_LENGTH = 100  # characters of a printed transcript

@@ -7,29 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning import LightningModule
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from asr_lightning.errors import InputError, reason
-from asr_lightning.files import load_yaml, regular
+from asr_lightning.errors import InputError
+from asr_lightning.files import read_experiment
 from asr_lightning.models.checkpoints import build_model
-
-
-def read_experiment(path: Path) -> dict[str, Any]:
-    """Return all that an experiment's file says, or nothing where it says something else.
-
-    Raises:
-        InputError: The file cannot be read, or is no YAML.
-    """
-    try:
-        experiment = load_yaml(regular(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(error.strerror or str(error)) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date without such a day
-        raise InputError(f"this is no YAML: {reason(error)}") from error
-    return experiment if isinstance(experiment, dict) else {}
 
 
 def read_part(path: Path, name: str = "model") -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -13,10 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asr_lightning.files import replacing
+from asr_lightning.scoring import Metric
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a run is a $
-
-Metric = Literal["wer", "cer", "ser", "swer", "unspaced_cer"]
 
 # Okabe and Ito: told apart with every kind of colour vision, and in grey by their markers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000")

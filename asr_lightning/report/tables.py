@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from asr_lightning.errors import printable
-from asr_lightning.scoring.error_rates import RATES
+from asr_lightning.scoring import RATES
 
 MISSING = "–"
 FORMULA = ("=", "+", "-", "@")  # begin one in a spreadsheet

@@ -6,8 +6,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 UNITS = ("word", "character", "letter")
-RATES = ("wer", "cer", "ser", "swer", "unspaced_cer")
-COUNTS = ("utterances", "words")  # that the rates are of
 ERRORS = ("substitutions", "deletions", "insertions")
 
 

@@ -14,9 +14,10 @@ from typing import get_args
 
 from asr_lightning.errors import InputError, printable, printable_lines
 from asr_lightning.files import write_atomically
-from asr_lightning.report.figures import ErrorRate, Metric, curves, plot_error_rates
+from asr_lightning.report.figures import ErrorRate, curves, plot_error_rates
 from asr_lightning.report.run_folders import COLUMNS, read_rates, scored_on
 from asr_lightning.report.tables import Table, as_csv, as_markdown, as_text, escape_markdown, summarise
+from asr_lightning.scoring import Metric
 from asr_lightning.tools.compare_final import compare_final
 
 

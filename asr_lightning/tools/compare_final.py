@@ -6,7 +6,6 @@ from pathlib import Path
 
 from asr_lightning.errors import printable_lines
 from asr_lightning.files import write_atomically
-from asr_lightning.report.figures import Metric
 from asr_lightning.report.run_folders import Experiment, find_runs, read_experiments, read_runs, scored_on
 from asr_lightning.report.run_pairs import Example, PairComparison, Skipped, compare_pairs
 from asr_lightning.report.tables import (
@@ -20,7 +19,7 @@ from asr_lightning.report.tables import (
     number,
     summarise,
 )
-from asr_lightning.scoring.error_rates import COUNTS
+from asr_lightning.scoring import COUNTS, Metric
 from asr_lightning.scoring.significance import RESAMPLES
 from asr_lightning.scoring.word_alignment import align, show_alignments
 

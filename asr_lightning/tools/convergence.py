@@ -15,9 +15,10 @@ import numpy as np
 from asr_lightning.analysis.convergence import PARAMETERS, backcast, fit
 from asr_lightning.errors import InputError, printable_lines
 from asr_lightning.files import write_atomically
-from asr_lightning.report.figures import ErrorRate, Metric, curves
+from asr_lightning.report.figures import ErrorRate, curves
 from asr_lightning.report.path_figures import Convergence, plot_convergence
 from asr_lightning.report.tables import MISSING, Table, as_csv, as_markdown, as_text, escape_markdown
+from asr_lightning.scoring import Metric
 from asr_lightning.tools.compare import find_files, merge
 
 DRAWN = 120  # points of a curve

@@ -11,7 +11,6 @@ from typing import get_args
 
 from asr_lightning.errors import InputError, printable
 from asr_lightning.files import write_atomically
-from asr_lightning.report.figures import Metric
 from asr_lightning.report.run_folders import Experiment, find_runs, read_experiments, read_run, scored_on
 from asr_lightning.report.tables import (
     MISSING,
@@ -24,7 +23,7 @@ from asr_lightning.report.tables import (
     number,
     summarise,
 )
-from asr_lightning.scoring.error_rates import COUNTS
+from asr_lightning.scoring import COUNTS, Metric
 
 
 def tabulate(experiments: Sequence[Experiment], metrics: Sequence[Metric] = ("wer", "ser")) -> Table:

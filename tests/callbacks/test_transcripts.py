@@ -16,7 +16,7 @@ from transcribing_run import Corpus, HalfDeaf, Heard, batch_of, heard, loader, m
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.transcripts import Transcripts, as_json_line, readable_time, transcripts
 from asr_lightning.files import name_of_run
-from asr_lightning.scoring.error_rates import COUNTS, RATES
+from asr_lightning.scoring import COUNTS, RATES
 
 SUBSETS = ["test-clean", "test-other"]
 

@@ -238,10 +238,6 @@ def test_a_loaded_model_is_the_experiment_s_but_for_its_weights(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("trained", "beside"),
     [
-        ("las_sampling", "las_beam"),
-        ("las_sampling", "las_joint_ctc"),
-        ("las_sampling", "las_fusion"),
-        ("las_sampling", "las_rescoring"),
         ("rnnt_ws", "rnnt_ws_inside"),
         ("rnnt_ws", "rnnt_random"),
         ("e2e_a", "e2e_a_inside"),
@@ -249,7 +245,7 @@ def test_a_loaded_model_is_the_experiment_s_but_for_its_weights(tmp_path: Path) 
     ],
 )
 def test_experiments_that_are_tested_on_a_checkpoint_of_another_one(trained: str, beside: str) -> None:
-    """As the Makefile does; without the weights, which would take memory."""
+    """As ablations do; without the weights, which would take memory."""
     with parameters_without_memory():
         theirs, mine = (yaml.safe_load((DEMO / f"{name}.yaml").read_text())["model"] for name in (trained, beside))
         compare(theirs, mine)

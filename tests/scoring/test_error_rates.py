@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_lightning.scoring.error_rates import RATES, ErrorRates, space_free_errors
+from asr_lightning.scoring import RATES
+from asr_lightning.scoring.error_rates import ErrorRates, space_free_errors
 
 REFERENCES = ["THE CAT SAT ON THE MAT", "HELLO", "A B", "I HAVE A PEN"]
 HYPOTHESES = ["THE CAT SIT ON MAT", "HELLO", "A X B Y Z", "HAVE A PENCIL"]

@@ -1,0 +1,261 @@
+"""Run what is planned: several runs at a time, each where it was stopped, finished ones left alone."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from asr_lightning.ablations import PARENT
+from asr_lightning.ablations.overrides import differences
+from asr_lightning.ablations.plan import INSIDE, PlannedRun, write_experiments
+from asr_lightning.errors import InputError, printable
+from asr_lightning.files import held, read_experiment, write_atomically
+
+FINISHED = "finished.json"  # the commands of a run that have ended well
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 120.0  # for a run to save a checkpoint and end
+LOCK_SECONDS = 15.0  # for a run to notice that its parent was killed
+SHOWN = re.compile(r"\S+ seed \d+, epoch ")  # lines of runs that are shown while they run
+
+
+class StoppedError(Exception):
+    """A signal asked this process to end.
+
+    Attributes:
+        status: Exit status of the process.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def finished_commands(run: PlannedRun) -> list[list[str]]:
+    """Return the commands of a run that have ended well."""
+    try:
+        commands = json.loads((run.folder / FINISHED).read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return commands if isinstance(commands, list) else []
+
+
+def state(run: PlannedRun) -> str:
+    """Return `finished`, `begun` or `new`."""
+    done = finished_commands(run)
+    if all(list(command) in done for command in run.commands):
+        return "finished"
+    return "begun" if done or any(run.folder.glob("checkpoints/*.ckpt")) else "new"
+
+
+def changed_values(run: PlannedRun) -> list[str]:
+    """Return what a run that was begun has otherwise than it is planned now, a line each."""
+    if state(run) == "new":
+        return []
+    changed = []
+    for name, experiment in run.experiments.items():
+        if name != INSIDE and (run.folder / name).exists():
+            changed += differences(read_experiment(run.folder / name), experiment)
+    return changed
+
+
+def check_unchanged(runs: Sequence[PlannedRun], overwrite: bool) -> None:
+    """See that no run was begun with other values; with `overwrite`, remove those that were.
+
+    Raises:
+        InputError: A run was.
+    """
+    changed = {run: lines for run in runs if (lines := changed_values(run))}
+    if not overwrite and changed:
+        told = [f"{run.folder}:\n  " + "\n  ".join(lines) for run, lines in changed.items()]
+        raise InputError(
+            "\n".join(["these runs were begun with other values than the ablation has now:", *told])
+            + "\nGive --overwrite to remove them and begin anew, or another --output"
+        )
+    for run in changed:
+        shutil.rmtree(run.folder)
+
+
+@dataclass
+class _Running:
+    """A command that is running."""
+
+    run: PlannedRun
+    command: tuple[str, ...]
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    read: int = 0
+    rest: bytes = field(default=b"")
+
+
+class Execution:
+    """Runs commands of planned runs.
+
+    Args:
+        runs: In an order in which each comes after what it needs.
+        jobs: How many run at a time.
+        verbose: Show all lines of runs, not only those of epochs.
+    """
+
+    def __init__(self, runs: Sequence[PlannedRun], jobs: int = 1, verbose: bool = False) -> None:
+        needed = [folder for run in runs for folder in run.needs]
+        self.waiting = [run for run in runs if state(run) != "finished"]
+        self.waiting.sort(key=lambda run: -needed.count(run.folder))  # what most runs wait for comes first
+        self.unfinished = {run.folder for run in self.waiting}
+        self.jobs, self.verbose = jobs, verbose
+        self.running: list[_Running] = []
+        self.failed: dict[Path, str] = {}
+
+    def run(self) -> dict[Path, str]:
+        """Run everything that can be run; return why runs failed, by folder.
+
+        Raises:
+            StoppedError: After Ctrl-C or SIGTERM; runs have saved and ended.
+        """
+        before = signal.signal(signal.SIGTERM, _stop)
+        try:
+            while self.waiting or self.running:
+                self._skip()
+                self._start()
+                self._look()
+                if self.running:
+                    time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt as error:
+            raise StoppedError(128 + signal.SIGINT) from error
+        finally:
+            self._end()
+            signal.signal(signal.SIGTERM, before)
+        return self.failed
+
+    def _skip(self) -> None:
+        """Leave out what needs a run that failed."""
+        for run in list(self.waiting):
+            missing = [folder for folder in run.needs if folder in self.failed]
+            if missing:
+                self.waiting.remove(run)
+                self.failed[run.folder] = f"it needs {missing[0]}"
+
+    def _start(self) -> None:
+        for run in list(self.waiting):
+            if len(self.running) >= self.jobs:
+                return
+            if not self.unfinished.intersection(run.needs):
+                self.waiting.remove(run)
+                self._next(run)
+
+    def _next(self, run: PlannedRun) -> None:
+        """Start the next command of a run, or note that it is finished."""
+        done = finished_commands(run)
+        left = [command for command in run.commands if list(command) not in done]
+        if not left:
+            self.unfinished.discard(run.folder)
+            self._say(run, "finished")
+            return
+        run.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _wait_for_lock(run.folder)
+        except InputError as error:
+            self.failed[run.folder] = str(error)
+            return
+        write_experiments(run)
+        log = (run.folder / "output.log").open("ab")
+        self._say(run, " ".join(("python", *left[0])))
+        process = subprocess.Popen(
+            [sys.executable, *left[0]],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, PARENT: str(os.getpid())},
+        )
+        self.running.append(_Running(run, left[0], process, log, read=log.tell()))
+
+    def _look(self) -> None:
+        """Show what runs have written, and note which have ended."""
+        for one in list(self.running):
+            ended = one.process.poll() is not None
+            self._show(one)
+            if not ended:
+                continue
+            self.running.remove(one)
+            one.log.close()
+            if one.process.returncode == 0:
+                done = [*finished_commands(one.run), list(one.command)]
+                write_atomically(one.run.folder / FINISHED, json.dumps(done, indent=1) + "\n")
+                self._next(one.run)
+            else:
+                path = one.run.folder / "output.log"
+                status = one.process.returncode
+                self.failed[one.run.folder] = f"status {status}; the end of {path}:\n{_tail(path)}"
+                self._say(one.run, f"failed with status {status}, see {path}")
+
+    def _show(self, one: _Running) -> None:
+        with (one.run.folder / "output.log").open("rb") as file:
+            file.seek(one.read)
+            new = file.read()
+        one.read += len(new)
+        *lines, one.rest = (one.rest + new).replace(b"\r", b"\n").split(b"\n")
+        for line in lines:
+            text = line.decode("utf-8", errors="replace")
+            if self.verbose or SHOWN.match(text):
+                print(printable(text) if SHOWN.match(text) else f"{one.run.label}: {printable(text)}", flush=True)
+
+    def _say(self, run: PlannedRun, what: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {run.folder}: {what}", flush=True)
+
+    def _end(self) -> None:
+        """End what still runs; training saves a checkpoint first."""
+        for one in self.running:
+            if one.process.poll() is None:
+                one.process.send_signal(signal.SIGTERM)
+        for one in self.running:
+            try:
+                one.process.wait(GRACE_SECONDS)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt, StoppedError):
+                one.process.kill()
+                one.process.wait()
+            one.log.close()
+
+
+def run_outputs(commands: Sequence[Sequence[str]]) -> list[str]:
+    """Run the commands at the end of an ablation; return what failed, a message each."""
+    failed = []
+    for command in commands:
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            failed.append(f"python {' '.join(command)}\n{(done.stderr or done.stdout).strip()}")
+        elif done.stdout.strip():
+            print(done.stdout.strip().splitlines()[-1], flush=True)
+    return failed
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise StoppedError(128 + number)
+
+
+def _wait_for_lock(folder: Path) -> None:
+    """Wait for a run that goes on for a moment after its parent was killed.
+
+    Raises:
+        InputError: It still runs.
+    """
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            with held(folder / ".fit.lock", f"{folder} is in use"):
+                return
+        except InputError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
+
+
+def _tail(path: Path, lines: int = 8) -> str:
+    return "\n".join(path.read_text("utf-8", errors="replace").replace("\r", "\n").splitlines()[-lines:])

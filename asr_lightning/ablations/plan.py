@@ -1,0 +1,290 @@
+"""Plan the runs of an ablation: folder, experiment, commands and what must be finished before."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asr_lightning.ablations.definition import PLACEHOLDER, Ablation, Variant, at_scale, read_ablation
+from asr_lightning.ablations.overrides import Experiment, as_yaml, override
+from asr_lightning.errors import InputError
+from asr_lightning.files import read_experiment, write_atomically
+
+EXPERIMENT, INSIDE = "experiment.yaml", "inside.yaml"
+REHEARSED_SECONDS = 16.0  # of a training batch in a rehearsal
+REHEARSED_EVALUATION_SECONDS = 40.0  # some four utterances
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run with one seed.
+
+    Attributes:
+        name: Of the variant, or of what is needed.
+        seed: Of all its generators.
+        folder: Of everything that it writes.
+        experiments: Content by file name; they are written into the folder before the first command.
+        commands: What Python is called with, in this order.
+        needs: Folders of the runs that must be finished before.
+        level: 0 for runs that need no other, 1 for those that need them, and so on.
+    """
+
+    name: str
+    seed: int
+    folder: Path
+    experiments: Mapping[str, Experiment]
+    commands: tuple[tuple[str, ...], ...]
+    needs: tuple[Path, ...]
+    level: int
+
+    @property
+    def label(self) -> str:
+        """As in messages and for `--only`: `random/seed1`."""
+        return f"{self.name}/seed{self.seed}"
+
+    @property
+    def experiment(self) -> Path:
+        """Path of the experiment that it trains or tests."""
+        return self.folder / EXPERIMENT
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of an ablation at one scale.
+
+    Attributes:
+        ablation: What is planned.
+        scale: `demo` or `full`.
+        folder: Of the results; runs lie below it, those of other ablations beside it.
+        runs: In an order in which each comes after what it needs.
+        compared: Those of the variants, which are rows of the table.
+        variants: Names of the variants that are compared, the baseline first.
+        outputs: Commands after all runs.
+        reference: A run that tables and pictures show too, as the teacher.
+    """
+
+    ablation: Ablation
+    scale: str
+    folder: Path
+    runs: tuple[PlannedRun, ...]
+    compared: tuple[PlannedRun, ...]
+    variants: tuple[str, ...]
+    outputs: tuple[tuple[str, ...], ...]
+
+    reference: PlannedRun | None
+
+
+def plan_ablation(
+    path: Path,
+    scale: str,
+    output: Path = Path("runs"),
+    seeds: Sequence[int] = (),
+    variants: Sequence[str] = (),
+    changes: Mapping[str, Any] | None = None,
+    rehearsal: bool = False,
+) -> Plan:
+    """Plan all runs of an ablation.
+
+    Args:
+        path: YAML of the ablation.
+        scale: `demo` or `full`.
+        output: Folder of runs; these lie in `<output>/<scale>/<ablation>/<variant>/seed<k>`.
+        seeds: In place of those of the ablation.
+        variants: Some of them; all of the scale if empty.
+        changes: New values of every experiment by dotted key, where it has the part that they belong to.
+        rehearsal: Two steps and a tiny evaluation of every run, with one seed.
+
+    Raises:
+        InputError: The ablation, an experiment or a reference is wrong.
+    """
+    planner = _Planner(scale, output / "rehearsal" if rehearsal else output, dict(changes or {}), rehearsal)
+    ablation = read_ablation(path)
+    there = [name for name, one in ablation.variants.items() if isinstance(one, str) or scale in one.scales]
+    if unknown := [name for name in variants if name not in there]:
+        raise InputError(
+            f"{path}: no variant {', '.join(unknown)} at the scale {scale}; expected some of {', '.join(there)}"
+        )
+    chosen = [name for name in there if not variants or name in variants]
+    if not chosen:
+        raise InputError(f"{path}: it has no variants at the scale {scale}")
+    planner.seeds = list(seeds) or list(ablation.seeds)
+    planner.seeds = planner.seeds[:1] if rehearsal else planner.seeds
+    compared = tuple(planner.add(path, ablation, name, seed) for name in chosen for seed in planner.seeds)
+    folder = planner.folder(ablation)
+    outputs = [_output(planner, path, ablation, compared, text) for text in at_scale(list(ablation.outputs), scale)]
+    wanted = [command for command in outputs if command]
+    reference = planner.add(path, ablation, ablation.reference, 1) if ablation.reference else None
+    return Plan(
+        ablation, scale, folder, tuple(planner.runs.values()), compared, tuple(chosen), tuple(wanted), reference
+    )
+
+
+class _Planner:
+    """Collects runs, each after what it needs."""
+
+    def __init__(self, scale: str, output: Path, changes: dict[str, Any], rehearsal: bool) -> None:
+        self.scale, self.output, self.changes, self.rehearsal = scale, output, changes, rehearsal
+        self.seeds: list[int] = []
+        self.runs: dict[Path, PlannedRun] = {}
+        self.pending: list[Path] = []
+
+    def folder(self, ablation: Ablation) -> Path:
+        """Of an ablation's results."""
+        return self.output / self.scale / ablation.name
+
+    def add(self, path: Path, ablation: Ablation, name: str, seed: int) -> PlannedRun:
+        """Plan a run and what it needs, unless it is planned already."""
+        need = ablation.needs.get(name)
+        chosen = need or ablation.variants.get(name)
+        if isinstance(chosen, str):
+            other, _, variant = chosen.partition("/")
+            elsewhere = path.with_name(f"{other}.yaml")
+            return self.add(elsewhere, read_ablation(elsewhere), variant, 1 if need else seed)
+        if chosen is None or self.scale not in chosen.scales:
+            raise InputError(f"{path}: there is no {name or 'variant without a name'} at the scale {self.scale}")
+        seed = 1 if need else seed
+        folder = self.folder(ablation) / name / f"seed{seed}"
+        if folder in self.runs:
+            return self.runs[folder]
+        if folder in self.pending:
+            raise InputError(f"{path}: {name} needs itself, by way of {', '.join(f.parent.name for f in self.pending)}")
+        self.pending.append(folder)
+        needed = {other: self.add(path, ablation, other, seed) for other in chosen.names(self.scale)}
+        self.pending.remove(folder)
+        run = self._run(chosen, seed, folder, needed)
+        self.runs[folder] = run
+        return run
+
+    def _run(self, variant: Variant, seed: int, folder: Path, needed: Mapping[str, PlannedRun]) -> PlannedRun:
+        places = {
+            **{name: str(run.folder) for name, run in needed.items()},
+            "folder": str(folder),
+            "experiment": str(folder / EXPERIMENT),
+            "inside": str(folder / INSIDE),
+            "checkpoint": str(
+                (needed[variant.network].folder if variant.network else folder) / "checkpoints/last.ckpt"
+            ),
+            "seed": str(seed),
+            "scale": self.scale,
+        }
+        experiments = self._experiments(variant, seed, folder, places)
+        places["root"] = _root(experiments)
+        level = 1 + max((run.level for run in needed.values()), default=-1)
+        needs = tuple(run.folder for run in needed.values())
+        commands = tuple(_command(text, places) for text in self._texts(variant, seed, experiments))
+        return PlannedRun(variant.name, seed, folder, experiments, commands, needs, level)
+
+    def _experiments(
+        self, variant: Variant, seed: int, folder: Path, places: Mapping[str, str]
+    ) -> dict[str, Experiment]:
+        """Compose what a run trains or tests, and what looks into it."""
+        values = _filled(at_scale(variant.values, self.scale), places)
+        within = {key.removeprefix("inside."): value for key, value in values.items() if key.startswith("inside.")}
+        values = {key: value for key, value in values.items() if not key.startswith("inside.")}
+        experiment = override(_read(variant.base[self.scale]), values)
+        experiment = self._changed(experiment, seed, folder)
+        if self.scale not in variant.inside:
+            return {EXPERIMENT: experiment}
+        looking = override(_read(variant.inside[self.scale]), within)
+        inside = override(experiment, {"trainer.callbacks": looking.get("trainer", {}).get("callbacks", [])})
+        return {EXPERIMENT: experiment, INSIDE: inside}
+
+    def _changed(self, experiment: Experiment, seed: int, folder: Path) -> Experiment:
+        """Put seed and folder in, the user's changes, and what makes a rehearsal short."""
+        data = (experiment.get("data") or {}).get("init_args") or {}
+        values: dict[str, Any] = {"seed_everything": seed, "trainer.default_root_dir": str(folder)}
+        if self.rehearsal:
+            limits = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
+            values |= {f"trainer.{name}": 2 if "train" in name else 1 for name in limits}
+            values |= {"trainer.max_epochs": 1, "trainer.log_every_n_steps": 1}
+            if "batch_seconds" in data:
+                values["data.init_args.batch_seconds"] = min(data["batch_seconds"], REHEARSED_SECONDS)
+                values["data.init_args.evaluation_batch_seconds"] = REHEARSED_EVALUATION_SECONDS
+                values["data.init_args.workers"] = 1
+        return override(experiment, {**values, **self.changes})
+
+    def _texts(self, variant: Variant, seed: int, experiments: Mapping[str, Experiment]) -> Iterable[str]:
+        """Return the commands of a run; a network is looked into once, that of the first seed."""
+        command, after = at_scale([variant.command, list(variant.after)], self.scale)
+        if command:
+            yield command
+        elif variant.network:
+            yield "lightning test --config {experiment} --ckpt_path {checkpoint}"
+        else:
+            yield "lightning fit --config {experiment} --ckpt_path last"
+        first = seed == (self.seeds or [1])[0]
+        own = [text for text in after if first or "{inside}" not in text]
+        yield from own
+        if first and INSIDE in experiments and not any("{inside}" in text for text in own):
+            yield "lightning test --config {inside} --ckpt_path {checkpoint}"
+
+
+def _read(path: str) -> Experiment:
+    try:
+        experiment = read_experiment(Path(path))
+    except InputError as error:
+        raise InputError(f"cannot read the experiment {path}: {error}") from error
+    if not experiment:
+        raise InputError(f"{path}: expected an experiment with model, data and trainer, found nothing")
+    return experiment
+
+
+def _root(experiments: Mapping[str, Experiment]) -> str:
+    """Return the folder of the corpus."""
+    data = experiments[EXPERIMENT].get("data") or {}
+    return str((data.get("init_args") or {}).get("root", ""))
+
+
+def _command(text: str, places: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what Python is called with for `lightning …` or `TOOL …`."""
+    tool, *arguments = [word for part in shlex.split(text) for word in _words(part, places)]
+    return ("-m", "asr_lightning" if tool == "lightning" else f"asr_lightning.tools.{tool}", *arguments)
+
+
+def _words(part: str, places: Mapping[str, str]) -> list[str]:
+    """Fill a word; the runs become a word each."""
+    return places["runs"].split("\n") if part == "{runs}" and "runs" in places else [_fill(part, places)]
+
+
+def _filled(value: Any, places: Mapping[str, str]) -> Any:  # noqa: ANN401 - any value of a YAML
+    if isinstance(value, str):
+        return _fill(value, places)
+    if isinstance(value, Mapping):
+        return {key: _filled(member, places) for key, member in value.items()}
+    return [_filled(member, places) for member in value] if isinstance(value, list) else value
+
+
+def _fill(text: str, places: Mapping[str, str]) -> str:
+    return PLACEHOLDER.sub(lambda match: places.get(match[1], match[0]), text)
+
+
+def _output(
+    planner: _Planner, path: Path, ablation: Ablation, compared: Sequence[PlannedRun], text: str | Mapping[str, str]
+) -> tuple[str, ...]:
+    """Return a command over all runs, with `each_seed` for each seed; empty where a variant in it is not chosen."""
+    if not text:
+        return ()
+    spec = {"command": text} if isinstance(text, str) else dict(text)
+    if set(spec) - {"command", "each_seed"} or "command" not in spec:
+        raise InputError(f"{ablation.name}: outputs: expected commands, or command and each_seed, found {text!r}")
+    named = [name for part in spec.values() for name in PLACEHOLDER.findall(part)]
+    folders = {run.name: run.folder.parent for run in compared}
+    if any(name in ablation.variants and name not in folders for name in named):
+        return ()
+    folder = planner.folder(ablation)
+    needs = {name: str(planner.add(path, ablation, name, 1).folder) for name in named if name in ablation.needs}
+    places = {"output": str(folder), "runs": "\n".join(str(run.folder) for run in compared), "scale": planner.scale}
+    places["root"] = _root(compared[0].experiments)
+    whole = {**places, **needs, **{name: str(there) for name, there in folders.items()}}
+    words = list(_command(spec["command"], whole))
+    for seed in planner.seeds if "each_seed" in spec else ():
+        of_seed = {**whole, **{name: str(there / f"seed{seed}") for name, there in folders.items()}}
+        words += [_fill(word, of_seed) for word in shlex.split(spec["each_seed"])]
+    return tuple(words)
+
+
+def write_experiments(run: PlannedRun) -> None:
+    """Write the experiments of a run into its folder."""
+    for name, experiment in run.experiments.items():
+        write_atomically(run.folder / name, as_yaml(experiment))

@@ -1,0 +1,188 @@
+"""Put the finished runs of an ablation in one table, beside the paper's numbers; picture and page."""
+
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from asr_lightning.ablations.definition import Variant
+from asr_lightning.ablations.plan import Plan, PlannedRun
+from asr_lightning.errors import InputError
+from asr_lightning.files import write_atomically
+from asr_lightning.report.page import write_page
+from asr_lightning.report.run_folders import RATES, Experiment, Run, read_experiments, read_runs, scored_on
+from asr_lightning.report.run_pairs import PairComparison, compare_pairs
+from asr_lightning.report.tables import MISSING, Table, as_csv, as_markdown, as_text, escape_markdown, number, summarise
+from asr_lightning.tools.compare import compare, find_files, merge
+from asr_lightning.tools.report import gather
+
+Pairs = dict[tuple[str, str], PairComparison]  # by variant and subset
+
+
+def write_results(plan: Plan) -> str:
+    """Write `table.md`, `table.csv`, curves and `page.html` of what is finished, and return what to tell the user.
+
+    Raises:
+        InputError: No run has rates, or a file of one is malformed.
+    """
+    runs = [run for run in [plan.reference, *plan.compared] if run is not None and _has_rates(run.folder)]
+    if not any(run.name in plan.variants for run in runs):
+        raise InputError(f"{plan.folder}: no variant has error rates yet")
+    problems: list[str] = []
+    read = read_runs([run.folder for run in runs], problems)
+    experiments = read_experiments(read, problems)
+    pairs = _pairs(experiments, plan.ablation.baseline)
+    table = results_table(plan, experiments, pairs)
+    epochs = epochs_table(plan, runs)
+    notes = [*_notes(plan), *scored_on((rate for run in read for rate in run.rates.values()), differing_only=True)]
+    parts = [f"# {plan.ablation.question}", as_markdown(table)]
+    parts += ["## By epoch", as_markdown(epochs)] if epochs else []
+    write_atomically(plan.folder / "table.md", "\n\n".join([*parts, *map(escape_markdown, notes)]) + "\n")
+    write_atomically(plan.folder / "table.csv", as_csv(table))
+    _write_curves(plan, runs)
+    page, left_out = gather([run.folder for run in runs], plan.ablation.question, _baseline(plan, experiments), "test")
+    title = {"title": f"{plan.ablation.question} ({plan.ablation.source})", "head": table[0], "rows": table[1:]}
+    page["tables"] = [{**title, "notes": notes}, *page["tables"]]
+    write_page(plan.folder / "page.html", page)
+    told = [
+        as_text(table),
+        *([as_text(epochs)] if epochs else []),
+        *notes,
+        *(f"left out: {one}" for one in problems + left_out),
+    ]
+    files = ", ".join(
+        sorted(file.name for file in plan.folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    )
+    return "\n\n".join([plan.ablation.question, *told, f"Written to {plan.folder.absolute()}: {files}"])
+
+
+def _has_rates(folder: Path) -> bool:
+    return any((folder / name).exists() for name in RATES.values())
+
+
+def _baseline(plan: Plan, experiments: Sequence[Experiment]) -> str | None:
+    names = [experiment.name for experiment in experiments]
+    return plan.ablation.baseline if plan.ablation.baseline in names else None
+
+
+def _pairs(experiments: Sequence[Experiment], baseline: str) -> Pairs:
+    """Compare each variant with the baseline, where both kept transcripts."""
+    runs: dict[str, list[Run]] = {experiment.name: experiment.runs for experiment in experiments}
+    if baseline not in runs:
+        return {}
+    return {(pair.run, pair.subset): pair for pair in compare_pairs(runs, baseline) if isinstance(pair, PairComparison)}
+
+
+def results_table(plan: Plan, experiments: Sequence[Experiment], pairs: Pairs) -> Table:
+    """Make the table: a line per variant; rates of ours beside those of the paper."""
+    by_name = {experiment.name: experiment for experiment in experiments}
+    names = [*([plan.reference.name] if plan.reference else []), *plan.variants]
+    subsets = sorted({subset for experiment in experiments for run in experiment.runs for subset in run.rates})
+    columns = [(subset, metric) for subset in subsets for metric in plan.ablation.metrics]
+    paper = {column: rates for column, rates in plan.ablation.paper.items() if ", epoch" not in column}
+    ours = [_title(subset, metric) for subset, metric in columns]
+    only_paper = [column for column in paper if column not in ours]
+    head = ["variant", "seeds", "parameters"]
+    for title in ours:
+        head += [f"{title} %", *([f"paper's {title} %"] if title in paper else [])]
+    head += [f"paper's {column} %" for column in only_paper]
+    head += (
+        [text for subset in subsets for text in (f"ΔWER {subset}", f"95 % interval {subset}", f"p {subset}")]
+        if pairs
+        else []
+    )
+    table = [head]
+    for name in names:
+        experiment = by_name.get(name)
+        line = [name, str(len(experiment.runs)) if experiment else "0"]
+        line.append(number(experiment.parameters, ",") if experiment else MISSING)
+        for (subset, metric), title in zip(columns, ours, strict=True):
+            line.append(
+                summarise([getattr(rate, metric) for rate in experiment.rates(subset)]) if experiment else MISSING
+            )
+            line += [_paper(paper[title], name)] if title in paper else []
+        line += [_paper(paper[column], name) for column in only_paper]
+        for subset in subsets if pairs else ():
+            line += _difference(pairs.get((name, subset)))
+        table.append(line)
+    return table
+
+
+def epochs_table(plan: Plan, runs: Sequence[PlannedRun]) -> Table:
+    """Make the table of the epochs that the paper has rates of; empty where it has none."""
+    columns: dict[str, dict[int, dict[str, float]]] = {}
+    for column, rates in plan.ablation.paper.items():
+        title, _, after = column.partition(", epoch ")
+        if after:
+            columns.setdefault(title, {})[int(after)] = dict(rates)
+    rows = (
+        merge(find_files([run.folder for run in runs if (run.folder / RATES["validation"]).exists()]))
+        if columns
+        else []
+    )
+    names = list(dict.fromkeys(name for by_epoch in columns.values() for rates in by_epoch.values() for name in rates))
+    table = [
+        ["epoch", *(f"{title} {name} {whose}" for title in columns for name in names for whose in ("ours", "paper"))]
+    ]
+    for epoch in sorted({epoch for by_epoch in columns.values() for epoch in by_epoch}):
+        line = [str(epoch)]
+        for title, by_epoch in columns.items():
+            subset, _, rate = title.rpartition(" ")
+            for name in names:
+                of = [row for row in rows if (row.run, row.subset, row.epoch) == (name, subset, epoch)]
+                line += [summarise([getattr(row, rate.lower()) for row in of]), _paper(by_epoch.get(epoch, {}), name)]
+        table.append(line)
+    return table if columns else []
+
+
+def _title(subset: str, metric: str) -> str:
+    return f"{subset} {metric.upper().replace('_', ' ')}"
+
+
+def _paper(rates: dict[str, float] | object, name: str) -> str:
+    value = rates.get(name) if isinstance(rates, dict) else None
+    return MISSING if value is None else f"{value:g}"
+
+
+def _difference(pair: PairComparison | None) -> list[str]:
+    if pair is None:
+        return [MISSING] * 3
+    drawn, p = pair.bootstrap, pair.matched_pairs.p
+    interval = (
+        MISSING if drawn.low is None or drawn.high is None else f"{100 * drawn.low:+.2f} … {100 * drawn.high:+.2f}"
+    )
+    return [
+        f"{100 * drawn.difference:+.2f}",
+        interval,
+        MISSING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+    ]
+
+
+def _notes(plan: Plan) -> list[str]:
+    """Say what the numbers are, and how they were made."""
+    ablation = plan.ablation
+    notes = [
+        f"Source: {ablation.source}. Error rates in %: of `lightning test` where a run was tested, else of its last "
+        f"epoch; mean ± sample standard deviation over seeds. ΔWER: points against {ablation.baseline}, with the 95 % "
+        "bootstrap interval over speakers or utterances, and p of the matched-pairs test (MAPSSWE), not corrected for "
+        "the number of comparisons.",
+    ]
+    variants = ((name, ablation.variants[name]) for name in plan.variants)
+    notes += [f"{name}: {one.note}" for name, one in variants if isinstance(one, Variant) and one.note]
+    where = f"Commit {_commit()}, {time.strftime('%Y-%m-%d')}: python -m asr_lightning.tools.ablate {ablation.name}"
+    return [*notes, f"{where} --scale {plan.scale}"]
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _write_curves(plan: Plan, runs: Sequence[PlannedRun]) -> None:
+    """Write curves and sentences of the runs that were trained."""
+    trained = [run for run in runs if (run.folder / RATES["validation"]).exists()]
+    names = {run.name for run in trained}
+    reference = plan.reference.name if plan.reference and plan.reference.name in names else None
+    if names - {reference}:
+        baseline = plan.ablation.baseline if plan.ablation.baseline in names else None
+        compare([run.folder for run in trained], plan.folder, plan.ablation.metrics[0], reference, baseline)

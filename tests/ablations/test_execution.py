@@ -1,0 +1,211 @@
+"""A small ablation with real runs: stopped, killed, resumed, changed; and its table."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from asr_lightning.ablations.overrides import as_yaml, override
+from asr_lightning.files import read_experiment
+from asr_lightning.tools.ablate import main
+
+PROJECT = Path(__file__).parents[2]
+NETWORK = {
+    "model.init_args.encoder.init_args.hidden": 8,
+    "model.init_args.encoder.init_args.channels": 2,
+    "model.init_args.encoder.init_args.layers": 1,
+    "model.init_args.predictor.init_args.dimension": 8,
+    "model.init_args.joint_dimension": 8,
+    "data.init_args.minutes": 0.1,
+    "data.init_args.evaluation_minutes": 0.05,
+    "trainer.max_epochs": 2,
+    "trainer.accelerator": "cpu",
+    "trainer.enable_progress_bar": False,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, seconds_of_speech: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with two experiments and an ablation of them."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(seconds_of_speech, "data/spoken_small")
+    for name, units in (("rnnt_random", 8), ("rnnt_ws", 8), ("rnnt_teacher", 12)):
+        experiment = read_experiment(PROJECT / f"experiments/demo/{name}.yaml")
+        sizes = {key: units if value == 8 else value for key, value in NETWORK.items()}
+        experiment["data"]["init_args"].pop("words_per_class")
+        Path(f"{name}.yaml").write_text(as_yaml(override(experiment, sizes)), "utf-8")
+    ablation = {
+        "question": "Does it help?",
+        "source": "Us 2026, Table 1",
+        "base": "rnnt_random.yaml",
+        "seeds": [1, 2],
+        "needs": {"teacher": {"base": "rnnt_teacher.yaml"}},
+        "reference": "teacher",
+        "variants": {
+            "random": {},
+            "selected": {
+                "base": "rnnt_ws.yaml",
+                "values": {"trainer.callbacks.WeightSelection.init_args.teacher": "{teacher}/checkpoints/last.ckpt"},
+                "note": "first layers",
+            },
+            "greedy": {"network": "random", "values": {"trainer.max_epochs": 1}},
+        },
+        "outputs": ["convergence {random} {selected} --output {output}/convergence"],
+        "paper": {
+            "test-clean WER": {"random": 3.5, "selected": 3.25},
+            "test-clean WER, epoch 1": {"random": 8.5},
+            "dev WER": {"random": 4.0},
+        },
+    }
+    Path("small.yaml").write_text(yaml.safe_dump(ablation, sort_keys=False), "utf-8")
+    return tmp_path
+
+
+def ablate(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "asr_lightning.tools.ablate", "small.yaml", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
+    said, complained = process.communicate(timeout=400)
+    assert process.returncode == status, said + complained
+    return said, complained
+
+
+def wait_for(path: str, process: subprocess.Popen[str]) -> None:
+    for _ in range(2400):
+        if Path(path).exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError(f"{path} was not written")
+
+
+@pytest.mark.timeout(900)  # several real runs after each other
+def test_it_is_run_through_kills_and_gives_a_table(folder: Path) -> None:
+    runs = "runs/demo/small"
+    said, _ = finish(ablate("--dry-run"))
+    assert "7 runs, 7 of them not finished" in said and not Path("runs").exists()
+    said, _ = finish(ablate("--print-commands"))
+    assert [line[:7] if line.startswith("#") else line.split()[-1] for line in said.splitlines()] == [
+        *("# level", f"{runs}/random/seed1", f"{runs}/random/seed2", f"{runs}/teacher/seed1"),
+        *("# level", f"{runs}/selected/seed1", f"{runs}/selected/seed2"),
+        *(f"{runs}/greedy/seed1", f"{runs}/greedy/seed2"),
+    ]
+    _, complained = finish(ablate("--only", f"{runs}/selected/seed1"), 2)
+    assert f"needs {runs}/teacher/seed1, expected to be finished" in complained
+
+    process = ablate("--seeds", "1", "--jobs", "2")  # what is needed comes first, and is killed with its parent
+    wait_for(f"{runs}/teacher/seed1/checkpoints/last.ckpt", process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    process = ablate("--seeds", "1", "--jobs", "2")
+    wait_for(f"{runs}/selected/seed1/error_rates.csv", process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, complained = finish(process, 130)
+    assert "the same command goes on from here" in complained
+
+    said, _ = finish(ablate("--seeds", "1", "--jobs", "2"))
+    assert "random seed" not in said, "a finished run is left alone"
+    assert "Does it help?" in said and "paper's test-clean WER %" in said
+    finished = json.loads(Path(f"{runs}/selected/seed1/finished.json").read_text("utf-8"))
+    assert [command[:3] for command in finished] == [["-m", "asr_lightning", "fit"]]
+    check_results(Path(runs))
+
+    said, _ = finish(ablate("--seeds", "1"))
+    assert "fit" not in said, "nothing is left to do"
+    change_epochs(3)
+    _, complained = finish(ablate("--seeds", "1"), 2)
+    assert "trainer.max_epochs: 2 before, 3 now" in complained and "--overwrite" in complained
+    assert Path(f"{runs}/random/seed1/checkpoints/last.ckpt").exists()
+
+
+def check_results(runs: Path) -> None:
+    with (runs / "table.csv").open(newline="", encoding="utf-8") as file:
+        rows = {row["variant"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["teacher", "random", "selected", "greedy"]
+    assert {name: row["paper's test-clean WER %"] for name, row in rows.items()} == {
+        "teacher": "–", "random": "3.5", "selected": "3.25", "greedy": "–"
+    }  # fmt: skip
+    assert rows["random"]["paper's dev WER %"] == "4" and rows["random"]["seeds"] == "1"
+    assert rows["random"]["test-clean WER %"] == rows["greedy"]["test-clean WER %"], "the same network, tested"
+    assert rows["random"]["parameters"] == rows["selected"]["parameters"] < rows["teacher"]["parameters"]
+    assert rows["selected"]["p test-clean"] and rows["random"]["p test-clean"] == "–"
+    text = (runs / "table.md").read_text("utf-8")
+    assert "| 1 |" in text and "8.5" in text and "selected: first layers" in text and "Us 2026, Table 1" in text
+    for name in ("page.html", "wer_per_epoch.png", "convergence/wer_convergence.csv"):
+        assert (runs / name).stat().st_size > 0, name
+
+
+def change_epochs(epochs: int) -> None:
+    experiment: dict[str, Any] = read_experiment(Path("rnnt_random.yaml"))
+    Path("rnnt_random.yaml").write_text(as_yaml(override(experiment, {"trainer.max_epochs": epochs})), "utf-8")
+
+
+def test_a_run_that_fails_is_told_and_what_needs_it_is_left_out(folder: Path) -> None:
+    experiment = read_experiment(Path("rnnt_teacher.yaml"))
+    Path("rnnt_teacher.yaml").write_text(as_yaml(override(experiment, {"trainer.precision": "9-bit"})), "utf-8")
+    _, complained = finish(ablate("--seeds", "1", "--variants", "selected"), 1)
+    assert "runs/demo/small/teacher/seed1: status" in complained and "9-bit" in complained
+    assert "runs/demo/small/selected/seed1: it needs runs/demo/small/teacher/seed1" in complained
+
+
+SBATCH = """#!/bin/bash
+# Runs the jobs of an array at once, on this machine.
+while [ $# -gt 1 ]; do
+    case $1 in --array=1-*) runs=${1#--array=1-} ;; --dependency=*) echo "after ${1#*:}" >> queue.txt ;; esac
+    shift
+done
+for ((task = 1; task <= ${runs:-1}; task++)); do
+    SLURM_ARRAY_TASK_ID=$task bash -ec "$1" >> jobs.log 2>&1 || exit 1
+done
+echo $RANDOM | tee -a queue.txt
+"""
+
+
+@pytest.mark.timeout(900)
+def test_the_script_for_slurm_rehearses_every_run_after_what_it_needs(folder: Path) -> None:
+    Path("bin").mkdir()
+    Path("bin/sbatch").write_text(SBATCH, "utf-8")
+    Path("bin/sbatch").chmod(0o755)
+    Path("bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', "utf-8")
+    Path("bin/python").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{Path('bin').absolute()}:{os.environ['PATH']}", "BIN": "bin"}
+    command = ["bash", str(PROJECT / "experiments/cluster/ablation.sh"), "small.yaml", "--rehearse"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr + Path("jobs.log").read_text("utf-8")
+    first, after, second, last = Path("queue.txt").read_text("utf-8").splitlines()[:4]
+    assert after == f"after {first}" and last == f"after {second}", "a level after the other, then the results"
+    runs = Path("runs/rehearsal/demo/small")
+    assert sorted(str(path.parent.relative_to(runs)) for path in runs.glob("*/*/finished.json")) == [
+        *("greedy/seed1", "random/seed1", "selected/seed1", "teacher/seed1"),
+    ]
+    assert (runs / "page.html").exists() and (runs / "convergence").is_dir() and "2 runs of runs/slurm/" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "trainer.max_epochs"], "--set: expected KEY=VALUE"),
+        (["--set", "trainer.epochs.x=1"], "trainer.epochs.x: expected a key of the experiment"),
+        (["--variants", "selcted"], "no variant selcted at the scale demo; expected some of random, selected, greedy"),
+        (["--only", "runs/x"], "--only: expected one of runs/demo/small/random/seed1"),
+        (["--results"], "no variant has error rates yet"),
+    ],
+)
+def test_wrong_options_are_told(
+    folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["small.yaml", *arguments]) == 2
+    assert message in capsys.readouterr().err
