@@ -83,3 +83,16 @@ def test_what_looks_inside_looks_at_the_same_network(path: Path) -> None:
         model = build_recognizer(inside["model"])
     [looked] = [one for one in inside["trainer"]["callbacks"] if one["class_path"].endswith("Activations")]
     check_paths(model, looked["init_args"]["modules"])
+
+
+@pytest.mark.parametrize("name", ["e2e_a", "e2e_b", "demo/e2e_a", "demo/e2e_b"])
+def test_one_key_gives_models_a_and_b_the_order_of_las(name: str) -> None:
+    config = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text("utf-8"))["model"]
+    shapes = []
+    for query_state in ("previous", "current"):
+        config["init_args"]["decoder"]["init_args"]["query_state"] = query_state
+        with parameters_without_memory():
+            weights = build_recognizer(config).state_dict()
+        shapes.append({part: tuple(weight.shape) for part, weight in weights.items()})
+    assert {part for part, shape in shapes[0].items() if shapes[1].pop(part) != shape} == {"decoder.output.weight"}
+    assert not shapes[1]

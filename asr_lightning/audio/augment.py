@@ -16,10 +16,10 @@ AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
 
 
 class SpecAugment(nn.Module):
-    """Zeroes random stretches of time and bands of frequency, in training mode only (Park et al. 2019).
+    """Zeroes random stretches of time and bands of frequency, in training mode only [Park et al. 2019].
 
     Widths are uniform from zero to their maximum, places uniform within the real frames. Zero is the mean of
-    normalised features, so give it those. Drawn on the features' device; nothing waits for the device.
+    normalized features, so give it those. Drawn on the features' device; nothing waits for the device.
 
     Args:
         time_masks: Masks over time of each utterance.
@@ -29,6 +29,12 @@ class SpecAugment(nn.Module):
             at most `time_masks * time_mask_fraction` of the utterance.
         frequency_masks: Masks over frequency of each utterance.
         frequency_mask_bands: Dimensions of the widest mask.
+        warmup_epochs: Epochs in which masks grow: in epoch e, counted from 0, the longest and widest ones are
+            e / warmup_epochs of those above, and all of them from epoch `warmup_epochs` on. Attention decoders align
+            late, or not at all, where masks are wide from the first step. 0 for full masks at once.
+
+    Attributes:
+        epoch: The epoch in training, set by the recognizer at every step.
 
     Raises:
         InputError: A negative number, or a fraction that is not in [0, 1].
@@ -41,13 +47,14 @@ class SpecAugment(nn.Module):
         time_mask_fraction: float = 0.05,
         frequency_masks: int = 2,
         frequency_mask_bands: int = 27,
+        warmup_epochs: int = 0,
     ) -> None:
         super().__init__()
-        sizes = (time_masks, time_mask_frames, frequency_masks, frequency_mask_bands)
+        sizes = (time_masks, time_mask_frames, frequency_masks, frequency_mask_bands, warmup_epochs)
         if min(sizes) < 0 or not 0.0 <= time_mask_fraction <= 1.0:
             raise InputError(
-                "SpecAugment needs masks and sizes >= 0 and 0 <= time_mask_fraction <= 1, got "
-                f"(time_masks, time_mask_frames, frequency_masks, frequency_mask_bands)={sizes} "
+                "SpecAugment needs masks, sizes and epochs >= 0 and 0 <= time_mask_fraction <= 1, got "
+                f"(time_masks, time_mask_frames, frequency_masks, frequency_mask_bands, warmup_epochs)={sizes} "
                 f"and time_mask_fraction={time_mask_fraction}"
             )
         self.time_masks = time_masks
@@ -55,6 +62,8 @@ class SpecAugment(nn.Module):
         self.time_mask_fraction = time_mask_fraction
         self.frequency_masks = frequency_masks
         self.frequency_mask_bands = frequency_mask_bands
+        self.warmup_epochs = warmup_epochs
+        self.epoch = 0
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Mask features.
@@ -77,10 +86,13 @@ class SpecAugment(nn.Module):
                 f"frequency_mask_bands={self.frequency_mask_bands} is wider than the features, which have "
                 f"{dimension} dimensions; choose about a third of them"
             )
+        epochs = self.warmup_epochs or 1
+        grown = min(self.epoch, epochs) if self.warmup_epochs else epochs  # epochs of growth that are over
         longest = (lengths * self.time_mask_fraction).long().clamp(max=self.time_mask_frames)  # (B,)
+        longest = longest * grown // epochs
         time = _random_masks(self.time_masks, longest, lengths, frames)  # (B, T)
         bands = torch.full_like(lengths, dimension)  # (B,)
-        widest = torch.full_like(lengths, self.frequency_mask_bands)  # (B,)
+        widest = torch.full_like(lengths, self.frequency_mask_bands * grown // epochs)  # (B,)
         frequency = _random_masks(self.frequency_masks, widest, bands, dimension)  # (B, D)
         return features.masked_fill(time.unsqueeze(2) | frequency.unsqueeze(1), 0.0)
 

@@ -1,9 +1,10 @@
-"""The speller of Listen, Attend and Spell [seed 001; Chan et al. 2016], and of the end-to-end models of seed 000.
+"""The attention decoder of Listen, Attend and Spell [Chan et al. 2016] and of models A and B of Lim et al. 2019.
 
-Their listeners are `PyramidalLSTMEncoder` and `ProjectedLSTMEncoder` of `asr_lightning.nn.recurrent`.
+Their encoders are `PyramidalLSTMEncoder` and `ProjectedLSTMEncoder` of `asr_lightning.nn.recurrent`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +18,33 @@ from asr_lightning.nn.stepwise import StepLinear, StepLSTMCell, gathered
 
 
 class Speller(Decoder):
-    """LSTM layers that look along the encoded utterance after every token.
+    """LSTM layers with an attention over the encoded utterance, in one of two orders.
+
+    `query_state: current`: the layers read the last token and the last context, the attention is asked with the new
+    state of the last layer, and the output reads state and context [Chan et al. 2016, 3.2]:
 
         s_i = RNN(s_{i-1}, y_{i-1}, c_{i-1})        c_i, α_i = attention(s_i, α_{i-1})        y_i ~ linear(s_i, c_i)
 
+    `query_state: previous`: the attention is asked first, with the state in which the first layer was left; the layers
+    read its context together with the last token, and the output reads the last layer's state alone:
+
+        c_i, α_i = attention(s¹_{i-1}, α_{i-1})     s_i = RNN(s_{i-1}, y_{i-1}, c_i)          y_i ~ linear(s_i)
+
+    So the states of a character have read the frames that it is spoken in, which in the other order they have not. This
+    is the order of Bahdanau et al. 2015 (A.1.2) and, with this output, of ESPnet, which Lim et al. 2019 used: class
+    `Decoder` in `src/nets/e2e_asr_attctc_th.py` of 2018 (Shinji Watanabe), later in
+    `espnet/nets/pytorch_backend/rnn/decoders.py`. ESPnet begins with even weights α_0 over the frames, here they are 0.
+
     Args:
-        vocabulary: The V tokens; given by the recogniser.
-        memory: What the encoder's output means; given by the recogniser.
+        vocabulary: The V tokens; given by the recognizer.
+        memory: The axis of the encoder's output; given by the recognizer.
         attention: A class of `asr_lightning.nn.mechanisms`.
         hidden: Units of each layer, and dimension of the embeddings.
         layers: LSTM layers.
         dropout: Of what each layer reads.
-        sampling: In training, the chance of each token to be the decoder's own draw instead of the transcript's, when
-            it is read [Bengio et al. 2015, "Scheduled sampling"; 0.1 in Chan et al. 2016, §4.1].
+        sampling: In training, the probability of each token to be drawn from the decoder's own output instead of taken
+            from the transcript, when it is read [Bengio et al. 2015; 0.1 in Chan et al. 2016, 4.1].
+        query_state: The state that the attention is asked with, `current` or `previous`: see above.
 
     Raises:
         InputError: `sampling` is no probability.
@@ -44,12 +59,14 @@ class Speller(Decoder):
         layers: int = 2,
         dropout: float = 0.0,
         sampling: float = 0.0,
+        query_state: Literal["current", "previous"] = "current",
     ) -> None:
         super().__init__(vocabulary)
         if not 0.0 <= sampling <= 1.0:
             raise InputError(f"Speller needs 0 <= sampling <= 1, got {sampling}")
         self.hidden = hidden
         self.sampling = sampling
+        self.query_state = query_state
         self.attention = attention(units(hidden), memory)
         self.context_axis = self.attention.output_axis()
         self.context_dimension = axis_size(self.context_axis)
@@ -57,15 +74,19 @@ class Speller(Decoder):
         inputs = [hidden + self.context_dimension] + [hidden] * (layers - 1)
         self.cells = nn.ModuleList(StepLSTMCell(size, hidden) for size in inputs)
         self.dropout = Dropout(dropout)
-        self.output = StepLinear(hidden + self.context_dimension, len(vocabulary))
+        self.output = StepLinear(axis_size(self._known_axis()), len(vocabulary))
+
+    def _known_axis(self) -> Axis:
+        """Return the axis of what the output layer reads."""
+        return units(self.hidden) + (self.context_axis if self.query_state == "current" else ())
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that the first layer reads embedding and context, and the output state and context."""
-        tokens, both = axis(Tokens(self.vocabulary)), units(self.hidden) + self.context_axis
+        """Axes of the first layer, which reads embedding and context, and of embedding and output."""
+        tokens = axis(Tokens(self.vocabulary))
         return {
             "embedding.weight": (tokens, units(self.hidden)),
-            "cells.0.weight_ih": (axis(Fixed(4, "gates"), Units(self.hidden)), both),
-            "output.weight": (tokens, both),
+            "cells.0.weight_ih": (axis(Fixed(4, "gates"), Units(self.hidden)), units(self.hidden) + self.context_axis),
+            "output.weight": (tokens, self._known_axis()),
             "output.bias": (tokens,),
         }
 
@@ -74,10 +95,14 @@ class Speller(Decoder):
         return self.attention.remember(encoded, lengths)
 
     def initial_state(self, memory: State) -> State:
-        """Return (B, hidden) twice for every layer, the context (B, D), and the attention's weights (B, H, T)."""
+        """Return zeros: (B, hidden) twice for every layer, the attention's weights (B, H, T).
+
+        Between them stands the context (B, D) where the next step reads it.
+        """
         weights = self.attention.initial_weights(memory)
-        cells = [weights.new_zeros(len(weights), self.hidden) for _ in range(2 * len(self.cells))]
-        return (*cells, weights.new_zeros(len(weights), self.context_dimension), weights)
+        sizes = [self.hidden] * (2 * len(self.cells))
+        sizes += [self.context_dimension] if self.query_state == "current" else []
+        return (*(weights.new_zeros(len(weights), size) for size in sizes), weights)
 
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
         """Read one token id of each hypothesis (N,), return logits of the next (N, V) and the state behind it."""
@@ -108,12 +133,21 @@ class Speller(Decoder):
         return torch.stack(logits, dim=1)
 
     def _read(self, embedded: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        """Read embeddings (N, D); return what is known of the next token, state and context, (N, D)."""
+        """Read embeddings (N, D); return what the output layer reads, (N, D), and the state after it."""
+        if self.query_state == "previous":
+            *cells, weights = state
+            context, weights = self.attention(cells[0], weights, memory)
+            x, after = self._read_layers(torch.cat([embedded, context], dim=1), cells)
+            return x, (*after, weights)
         *cells, context, weights = state
+        x, after = self._read_layers(torch.cat([embedded, context], dim=1), cells)
+        context, weights = self.attention(x, weights, memory)
+        return torch.cat([x, context], dim=1), (*after, context, weights)
+
+    def _read_layers(self, x: Tensor, cells: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Read x (N, D); return the last layer's state (N, hidden), and state and cell of all layers."""
         after: list[Tensor] = []
-        x = torch.cat([embedded, context], dim=1)
         for cell, hidden, memory_cell in zip(self.cells, cells[::2], cells[1::2], strict=True):
             x, memory_cell = cell(self.dropout(x), (hidden, memory_cell))
             after += [x, memory_cell]
-        context, weights = self.attention(x, weights, memory)
-        return torch.cat([x, context], dim=1), (*after, context, weights)
+        return x, after

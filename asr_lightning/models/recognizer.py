@@ -190,6 +190,8 @@ class Recognizer(lightning.LightningModule, ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the step, so that dropout and masks do not depend on where a run was resumed."""
         seed_step(self.trainer)
+        if self.augment is not None:
+            self.augment.epoch = self.trainer.current_epoch
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # where Lightning sets gradients to zero
             self.global_batch = GlobalBatch(self.device)
 

@@ -1,4 +1,4 @@
-"""Attention mechanisms: how a decoder's state finds what to listen to. Each can stand in the place of another.
+"""Attention mechanisms: weights of the frames for a decoder's state. Each can be used in the place of another.
 
     attention: {class_path: asr_lightning.nn.mechanisms.LocationAwareAttention, init_args: {dimension: 320}}
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from asr_lightning.errors import InputError
 from asr_lightning.nn.attention import split_heads
 from asr_lightning.nn.axes import Axis, Units, axis, axis_size, units
 from asr_lightning.nn.masks import visible_frames
@@ -28,13 +29,21 @@ class Attention(nn.Module, ABC):
         query: What the query's dimensions mean; its size is their number.
         memory: The same of the encoded frames.
         heads: H, how many places can be looked at independently.
+        sharpening: β in softmax(β · energies), the inverse temperature [Chorowski et al. 2015, 2.3]: above 1, the
+            weights concentrate on fewer frames; 1 leaves the energies. The toolkit of Lim et al. 2019 has 2.
+
+    Raises:
+        InputError: `sharpening` is not above 0.
     """
 
-    def __init__(self, query: Axis, memory: Axis, heads: int = 1) -> None:
+    def __init__(self, query: Axis, memory: Axis, heads: int = 1, sharpening: float = 1.0) -> None:
         super().__init__()
+        if not sharpening > 0.0:
+            raise InputError(f"{type(self).__name__} needs sharpening > 0, got {sharpening}")
         self.query_axis = query
         self.memory_axis = memory
         self.heads = heads
+        self.sharpening = sharpening
         self.mean = StepMean()
 
     def output_axis(self) -> Axis:
@@ -85,22 +94,25 @@ class Attention(nn.Module, ABC):
         keys, values, real = memory
         per_utterance = (len(keys), -1)
         energies = self.energies(query.unflatten(0, per_utterance), keys, previous.unflatten(0, per_utterance))
+        if self.sharpening != 1.0:
+            energies = energies * self.sharpening
         weights = energies.masked_fill(~real[:, None, None, :], float("-inf")).softmax(dim=3)  # (B, K, H, T)
         context = self.mean(weights.transpose(1, 2), values).transpose(1, 2)  # (B, H, K, D) -> (B, K, H, D)
         return context.flatten(2).flatten(0, 1), weights.flatten(0, 1)
 
 
 class DotAttention(Attention):
-    """Inner product of φ(query) and ψ(frame), each a small network of its own [seed 001; Chan et al. 2016, §3.2].
+    """Inner product of φ(query) and ψ(frame), two networks with one hidden layer each [Chan et al. 2016, 3.2].
 
     Args:
         query: See `Attention`.
         memory: See `Attention`.
         dimension: Hidden and output units of φ and of ψ.
+        sharpening: See `Attention`.
     """
 
-    def __init__(self, query: Axis, memory: Axis, dimension: int) -> None:
-        super().__init__(query, memory)
+    def __init__(self, query: Axis, memory: Axis, dimension: int, sharpening: float = 1.0) -> None:
+        super().__init__(query, memory, sharpening=sharpening)
         self.dimension = dimension
         self.phi = nn.Sequential(StepLinear(axis_size(query), dimension), nn.Tanh(), StepLinear(dimension, dimension))
         self.psi = nn.Sequential(nn.Linear(axis_size(memory), dimension), nn.Tanh(), nn.Linear(dimension, dimension))
@@ -120,16 +132,17 @@ class DotAttention(Attention):
 
 
 class AdditiveAttention(Attention):
-    """v · tanh(W query + V frame + b) [Bahdanau et al. 2015, §A.1.2].
+    """v · tanh(W query + V frame + b) [Bahdanau et al. 2015, A.1.2].
 
     Args:
         query: See `Attention`.
         memory: See `Attention`.
         dimension: Units under the tanh.
+        sharpening: See `Attention`.
     """
 
-    def __init__(self, query: Axis, memory: Axis, dimension: int) -> None:
-        super().__init__(query, memory)
+    def __init__(self, query: Axis, memory: Axis, dimension: int, sharpening: float = 1.0) -> None:
+        super().__init__(query, memory, sharpening=sharpening)
         self.dimension = dimension
         self.key = nn.Linear(axis_size(memory), dimension)
         self.query = StepLinear(axis_size(query), dimension, bias=False)
@@ -151,11 +164,11 @@ class AdditiveAttention(Attention):
 
 
 class LocationAwareAttention(AdditiveAttention):
-    """Additive attention that also sees where the last query looked [Chorowski et al. 2015, §2.2; seed 000 §2.3].
+    """Additive attention over frames and the weights before [Chorowski et al. 2015, 2.2; Lim et al. 2019, 2.3].
 
-    The paper's toolkit counts the filter's frames to each side, and so do we: 100 makes a kernel of 201 frames. The
-    window of 5 frames that the paper lists too is a parameter of that toolkit which its location-aware attention does
-    not read; here it is the windowing of Chorowski et al. (§2.3), and off unless given.
+    The toolkit of Lim et al. counts the filter's frames to each side, and so do we: 100 makes a kernel of 201 frames.
+    The window of 5 frames that they list too is a parameter of that toolkit which its location-aware attention does
+    not read; here it is the windowing of Chorowski et al. (2.3), and off unless given.
 
     Args:
         query: See `Attention`.
@@ -165,6 +178,7 @@ class LocationAwareAttention(AdditiveAttention):
         filter_frames: Frames that a filter sees to each side.
         window: Frames to each side of the median of the previous weights that can be looked at; None for all. The
             first query sees all.
+        sharpening: See `Attention`.
     """
 
     def __init__(
@@ -175,8 +189,9 @@ class LocationAwareAttention(AdditiveAttention):
         channels: int = 10,
         filter_frames: int = 100,
         window: int | None = None,
+        sharpening: float = 1.0,
     ) -> None:
-        super().__init__(query, memory, dimension)
+        super().__init__(query, memory, dimension, sharpening)
         self.window = window
         self.convolution = nn.Conv1d(1, channels, 2 * filter_frames + 1, padding=filter_frames, bias=False)
         self.location = nn.Linear(channels, dimension, bias=False)
@@ -201,20 +216,21 @@ class LocationAwareAttention(AdditiveAttention):
 
 
 class MultiHeadAttention(Attention):
-    """Scaled dot products of projections, head by head [Vaswani et al. 2017, §3.2].
+    """Scaled dot products of projections, head by head [Vaswani et al. 2017, 3.2].
 
     Args:
         query: See `Attention`.
         memory: See `Attention`.
         dimension: Of all heads together, and of the context.
         heads: H.
+        sharpening: See `Attention`.
 
     Raises:
         ValueError: The heads do not divide the dimension.
     """
 
-    def __init__(self, query: Axis, memory: Axis, dimension: int, heads: int = 4) -> None:
-        super().__init__(query, memory, heads)
+    def __init__(self, query: Axis, memory: Axis, dimension: int, heads: int = 4, sharpening: float = 1.0) -> None:
+        super().__init__(query, memory, heads, sharpening)
         if dimension % heads:
             raise ValueError(f"attention needs a dimension that its heads divide, got {dimension} and {heads} heads")
         self.dimension = dimension
@@ -254,7 +270,28 @@ class ScaledDotAttention(MultiHeadAttention):
         query: See `Attention`.
         memory: See `Attention`.
         dimension: Of query, key and context.
+        sharpening: See `Attention`.
     """
 
-    def __init__(self, query: Axis, memory: Axis, dimension: int) -> None:
-        super().__init__(query, memory, dimension, heads=1)
+    def __init__(self, query: Axis, memory: Axis, dimension: int, sharpening: float = 1.0) -> None:
+        super().__init__(query, memory, dimension, heads=1, sharpening=sharpening)
+
+
+class FixedContext(Attention):
+    """The mean of all frames whatever the query is: a decoder without attention, for comparison.
+
+    Args:
+        query: See `Attention`.
+        memory: See `Attention`.
+    """
+
+    def __init__(self, query: Axis, memory: Axis) -> None:
+        super().__init__(query, memory)
+
+    def keys(self, encoded: Tensor) -> Tensor:
+        """Return the frames, (B, 1, T, D), of which only the number is read."""
+        return encoded.unsqueeze(1)
+
+    def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
+        """Return the same energy for every frame, (B, K, 1, T)."""
+        return torch.zeros_like(previous)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.encoder import Encoder
@@ -176,9 +177,10 @@ class LSTMEncoder(Encoder):
 
 
 class PyramidalLSTMEncoder(Encoder):
-    """Bidirectional LSTM layers that each read pairs of frames: the listener of LAS [seed 001; Chan et al. 2016, §3.1].
+    """Bidirectional LSTM layers that each read pairs of frames: the listener of LAS [Chan et al. 2016, 3.1].
 
-    An utterance of T frames leaves each layer with T / 2, rounded up.
+    An utterance of T frames leaves each layer with T / 2, rounded up. Without a pyramid, the encoder of Chan et al. is
+    `layers: 0, plain_layers: 4`.
 
     Args:
         input_dimension: Dimension of the features.
@@ -186,11 +188,18 @@ class PyramidalLSTMEncoder(Encoder):
         layers: Layers that read pairs: 3 make 8 times fewer frames.
         plain_layers: Layers below that read single frames; Chan et al. have one.
         dropout: After every layer.
+
+    Raises:
+        InputError: There is no layer.
     """
 
     def __init__(
         self, input_dimension: int, hidden: int, layers: int = 3, plain_layers: int = 0, dropout: float = 0.0
     ) -> None:
+        if min(layers, plain_layers) < 0 or layers + plain_layers < 1:
+            raise InputError(
+                f"PyramidalLSTMEncoder needs at least one of layers and plain_layers, got {layers=}, {plain_layers=}"
+            )
         super().__init__(input_dimension, 2 * hidden)
         self.hidden = hidden
         sizes = [input_dimension] + [2 * hidden] * (layers + plain_layers)
@@ -228,15 +237,21 @@ class PyramidalLSTMEncoder(Encoder):
 
 
 class ProjectedLSTMEncoder(Encoder):
-    """Bidirectional LSTM layers, each with a projection and tanh behind it: BLSTMP [seed 000 §2.3].
+    """Bidirectional LSTM layers, each with a projection and tanh behind it: BLSTMP [Lim et al. 2019, 2.3].
+
+    As the class of this name in ESPnet, which Lim et al. used (`src/nets/e2e_asr_attctc_th.py` of 2018). There the
+    recipe of LibriSpeech has `subsample=1_2_2_1_1`, whose first number is of the features: layers 1 and 2 pass on every
+    second frame, which is [2, 2] here. Tanh behind the last projection was removed in October 2019 (pull request 1323),
+    since WER fell without it on the Wall Street Journal.
 
     Args:
         input_dimension: Dimension of the features.
         hidden: Units of each direction.
         layers: LSTM layers.
         projection: D, of every layer's output.
-        subsampling: For the first layers, of how many frames each passes one on; [1, 2, 2] makes 4 times fewer.
+        subsampling: For the first layers, of how many frames each passes one on; [2, 2] makes 4 times fewer.
         dropout: After every layer.
+        last_tanh: Whether tanh stands behind the last projection too.
 
     Raises:
         ValueError: There are more numbers than layers in `subsampling`, or one below 1.
@@ -248,13 +263,15 @@ class ProjectedLSTMEncoder(Encoder):
         hidden: int,
         layers: int,
         projection: int,
-        subsampling: Sequence[int] = (1, 2, 2),
+        subsampling: Sequence[int] = (2, 2),
         dropout: float = 0.0,
+        last_tanh: bool = True,
     ) -> None:
         super().__init__(input_dimension, projection)
         if len(subsampling) > layers or any(step < 1 for step in subsampling):
             raise ValueError(f"subsampling needs at most {layers} numbers, one per layer, from 1, got {subsampling}")
         self.hidden = hidden
+        self.last_tanh = last_tanh
         self.steps = [*subsampling, *[1] * (layers - len(subsampling))]
         inputs = [input_dimension] + [projection] * (layers - 1)
         self.layers = nn.ModuleList(BidirectionalLSTM(size, hidden) for size in inputs)
@@ -276,8 +293,10 @@ class ProjectedLSTMEncoder(Encoder):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode features x (B, T, input_dimension) as (B, T / all steps, projection)."""
-        for layer, projection, step in zip(self.layers, self.projections, self.steps, strict=True):
-            x = layer(x, lengths)[:, ::step]
+        last = len(self.layers) - 1
+        for number, (layer, projection) in enumerate(zip(self.layers, self.projections, strict=True)):
+            step = self.steps[number]
+            x = projection(layer(x, lengths)[:, ::step])
             lengths = (lengths + step - 1) // step
-            x = self.dropout(torch.tanh(projection(x)))
+            x = self.dropout(torch.tanh(x) if number < last or self.last_tanh else x)
         return x, lengths

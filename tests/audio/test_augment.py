@@ -45,6 +45,23 @@ def test_specaugment_widths_are_uniform() -> None:
     assert ((widths - 1_000).abs() < 150).all()  # 5 standard deviations are 141
 
 
+def test_specaugment_masks_grow_over_the_first_epochs() -> None:
+    sizes = {"time_masks": 1, "time_mask_frames": 20, "time_mask_fraction": 0.2, "frequency_masks": 1}
+    growing = SpecAugment(**sizes, frequency_mask_bands=9, warmup_epochs=4)  # type: ignore[arg-type]
+    full = SpecAugment(**sizes, frequency_mask_bands=9)  # type: ignore[arg-type]
+    features, lengths = torch.ones(400, 60, 20), torch.tensor([60, 50] * 200)
+    widest = []
+    for growing.epoch in range(6):
+        torch.manual_seed(growing.epoch)
+        masked = growing(features, lengths) == 0.0
+        frames, bands = masked.all(dim=2).sum(dim=1), masked.all(dim=1).sum(dim=1)
+        widest.append((int(frames[::2].max()), int(frames[1::2].max()), int(bands.max())))
+        torch.manual_seed(growing.epoch)
+        assert torch.equal(masked, full(features, lengths) == 0.0) == (growing.epoch >= 4)
+    # Fifths of 60 and 50 frames are 12 and 10; in quarters, rounded down.
+    assert widest == [(0, 0, 0), (3, 2, 2), (6, 5, 4), (9, 7, 6), (12, 10, 9), (12, 10, 9)]
+
+
 def test_specaugment_does_nothing_in_evaluation_mode_or_without_masks() -> None:
     features, lengths = torch.ones(2, 50, 30), torch.tensor([50, 20])
     assert SpecAugment().eval()(features, lengths) is features
@@ -56,6 +73,8 @@ def test_specaugment_refuses_masks_wider_than_the_features() -> None:
         SpecAugment()(torch.ones(1, 50, 13), torch.tensor([50]))
     with pytest.raises(InputError, match="-1"):
         SpecAugment(time_masks=-1)
+    with pytest.raises(InputError, match=r"warmup_epochs\)=\(2, 100, 2, 27, -3\)"):
+        SpecAugment(warmup_epochs=-3)
 
 
 def test_noise_has_the_wanted_ratio_and_is_repeatable() -> None:

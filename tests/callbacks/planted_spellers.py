@@ -67,8 +67,9 @@ SPELLER: Copies = [
     (r"cells\.0\.weight_ih", "4 x state", "state + context"),
     (r"cells\.\d\.weight_[ih]h", "4 x state", "state"),
     (r"cells\.\d\.bias_[ih]h", "4 x state", ""),
-    (r"output\.(weight|bias)", "tokens", "state + context"),
+    (r"output\.(weight|bias)", "tokens", "known"),
 ]
+KNOWN = {"current": "state + context", "previous": "state"}  # what the output layer reads, by the decoder's order
 
 
 @dataclass(frozen=True)
@@ -183,12 +184,18 @@ class Planting:
     """A student and a teacher of one kind; the teacher's tokens may be others."""
 
     def __init__(
-        self, listener: str, mechanism: str = "additive", widths: Widths = UNEVEN, tokenizer: Tokenizer | None = None
+        self,
+        listener: str,
+        mechanism: str = "additive",
+        widths: Widths = UNEVEN,
+        tokenizer: Tokenizer | None = None,
+        query_state: str = "current",
     ) -> None:
         self.listener = LISTENERS[listener]
         self.mechanism = MECHANISMS[mechanism]
         self.widths = widths
         self.tokenizer = tokenizer or CharacterTokenizer()
+        self.query_state = query_state
 
     def recognizer(self, teacher: bool, layers: int = 3, cells: int = 2, seed: int = 0) -> EncoderDecoder:
         """A network of random weights, also where torch begins with zeros."""
@@ -198,7 +205,7 @@ class Planting:
 
         attention = self.mechanism.make(width)
         model = EncoderDecoder(
-            partial(Speller, attention=attention, hidden=width("state"), layers=cells),
+            partial(Speller, attention=attention, hidden=width("state"), layers=cells, query_state=self.query_state),
             encoder=self.listener.make(width, layers),
             ctc_weight=0.3,
             tokenizer=self.tokenizer if teacher else CharacterTokenizer(),
@@ -216,6 +223,7 @@ class Planting:
         part = next(part for part in parts if name.startswith(f"{part}."))
         rest = name.removeprefix(f"{part}.")
         written, read = next((written, read) for pattern, written, read in parts[part] if re.fullmatch(pattern, rest))
+        read = read.replace("known", KNOWN[self.query_state])
         read = read.replace("context", self.mechanism.context).replace("memory", self.listener.output)
         return written, "" if "bias" in name else read
 

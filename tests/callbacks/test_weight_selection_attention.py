@@ -54,6 +54,30 @@ def test_the_student_inside_a_teacher_is_found(listener: str, mechanism: str, ce
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("cells", [1, 3])
+@pytest.mark.parametrize("mechanism", ["location-aware", "multi-head"])
+def test_a_decoder_whose_output_reads_no_context_is_found(mechanism: str, cells: int) -> None:
+    planting = Planting("projected", mechanism, UNEVEN, Reordered(), query_state="previous")
+    student = planting.recognizer(teacher=False, cells=cells)
+    teacher = planting.recognizer(teacher=True, cells=cells, seed=1)
+    planting.plant(student, teacher)
+    expected = outputs(student)
+    assert same(outputs(teacher)[1:], expected[1:]), "the expansion is wrong"
+    other = planting.recognizer(teacher=False, cells=cells, seed=2)
+    found = planting.restored(select_weights(other, teacher)[0])
+    assert torn(student.state_dict(), found) == set()
+    other.load_state_dict(found)
+    assert same(outputs(other), expected)
+
+
+def test_a_teacher_of_the_other_order_is_refused() -> None:
+    student = Planting("projected", query_state="previous").recognizer(teacher=False)
+    teacher = Planting("projected").recognizer(teacher=True)
+    with pytest.raises(InputError, match=r"axis 1 of decoder\.output\.weight joins 1 parts, but 2 in the teacher"):
+        select_weights(student, teacher)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("listener", LISTENERS)
 def test_selection_by_size_alone_tears_packed_and_joined_axes(listener: str, mechanism: str) -> None:

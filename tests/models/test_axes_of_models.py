@@ -29,6 +29,8 @@ from asr_lightning.nn.axes import Units, module_axes
 
 Triple = tuple[nn.Module, nn.Module, nn.Module]
 SCALED_DOT = attention_decoder(encoder=lstm_encoder(20), decoder=speller("ScaledDotAttention"))
+NO_ATTENTION = speller("FixedContext")
+NO_ATTENTION["init_args"]["attention"].pop("init_args")  # it has no dimension
 JOINED = {"directions": "concatenate"}
 HEADS = frame_attention("HeadAttention", heads=4)
 PLACED = frame_attention("TimeAttention", heads=2, positions=True)
@@ -36,6 +38,7 @@ ADDITIVE = frame_attention("AdditiveTimeAttention", hidden=16)
 MODELS: dict[str, dict[str, Any]] = {  # without a class path: of a language model
     **ARCHITECTURES,
     "scaled dot products": SCALED_DOT,
+    "LAS without attention": attention_decoder(encoder=lstm_encoder(20), decoder=NO_ATTENTION),
     "joined directions": ctc(deep_speech_2("VGG", attention=HEADS, **JOINED)),
     "joined directions with positions": ctc(deep_speech_2(attention=PLACED, **JOINED)),
     "joined directions with additive attention": ctc(deep_speech_2(attention=ADDITIVE, **JOINED)),

@@ -77,6 +77,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
         label_smoothing=0.05,
         optimizer={"class_path": "torch.optim.Adam", "init_args": {"lr": 6e-3}},
     ),
+    "end-to-end of projected LSTMs, attention asked with the previous state": attention_decoder(
+        encoder=recurrent("ProjectedLSTMEncoder", layers=2, projection=48, subsampling=[2, 2], last_tanh=False),
+        decoder=speller(
+            "LocationAwareAttention", channels=4, filter_frames=10, sharpening=2.0, layers=2, query_state="previous"
+        ),
+        ctc_weight=0.5,
+        search=searching(beam=2),
+    ),
     "joint CTC-attention": attention_decoder(
         encoder=lstm_encoder(20), decoder=speller("AdditiveAttention"), ctc_weight=0.3, search=searching(ctc_weight=0.3)
     ),

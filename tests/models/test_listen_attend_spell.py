@@ -1,28 +1,42 @@
+import itertools
+import math
+from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from attention_orders import ORDERS, Spelling
+from torch import Tensor
 
+from asr_lightning.decoding.attention import AttentionSearch, State
+from asr_lightning.decoding.language_model import LanguageModel
 from asr_lightning.errors import InputError
 from asr_lightning.models.listen_attend_spell import Speller
 from asr_lightning.nn.axes import module_axes, units
-from asr_lightning.nn.mechanisms import AdditiveAttention, LocationAwareAttention, MultiHeadAttention
+from asr_lightning.nn.mechanisms import AdditiveAttention, FixedContext, LocationAwareAttention, MultiHeadAttention
+from asr_lightning.text.tokenizers import CharacterTokenizer, Tokenizer
 
 VOCABULARY = ("<blank>", "<unk>", "<eos>", "A", "B", "C", "D")
 ATTENTIONS = {
     "additive": partial(AdditiveAttention, dimension=6),
     "location": partial(LocationAwareAttention, dimension=6, channels=2, filter_frames=3),
+    "sharpened": partial(LocationAwareAttention, dimension=6, channels=2, filter_frames=3, sharpening=2.0),
     "multi-head": partial(MultiHeadAttention, dimension=8, heads=2),
+    "fixed": FixedContext,
 }
+every_order = pytest.mark.parametrize("query_state", ORDERS)
+every_attention = pytest.mark.parametrize("attention", ATTENTIONS)
 
 
-def speller(attention: str = "location", **changes: float) -> Speller:
-    return Speller(VOCABULARY, units(10), ATTENTIONS[attention], hidden=5, **changes)  # type: ignore[arg-type]
+def speller(attention: str = "location", vocabulary: tuple[str, ...] = VOCABULARY, **changes: object) -> Speller:
+    return Speller(vocabulary, units(10), ATTENTIONS[attention], hidden=5, **changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_token_by_token_is_as_all_at_once(attention: str) -> None:
-    decoder, tokens = speller(attention, layers=2), torch.randint(7, (3, 8))
+@every_order
+@every_attention
+def test_token_by_token_is_as_all_at_once(attention: str, query_state: str) -> None:
+    decoder, tokens = speller(attention, layers=2, query_state=query_state), torch.randint(7, (3, 8))
     memory = decoder.remember(torch.randn(3, 9, 10), torch.tensor([9, 4, 6]))
     logits = decoder(tokens, memory)
     state = decoder.initial_state(memory)
@@ -31,25 +45,132 @@ def test_token_by_token_is_as_all_at_once(attention: str) -> None:
         torch.testing.assert_close(one, logits[:, place])
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_it_computes_what_the_paper_says(attention: str) -> None:
-    decoder, tokens = speller(attention, layers=2).eval(), torch.tensor([[2, 4, 5]])
-    memory = decoder.remember(torch.randn(1, 9, 10), torch.tensor([9]))
-    cells = [(torch.zeros(1, 5), torch.zeros(1, 5)) for _ in range(2)]
-    context, weights = torch.zeros(1, decoder.context_dimension), decoder.attention.initial_weights(memory)
-    expected = []
-    for token in tokens[0]:
-        x = torch.cat([decoder.embedding.weight[token].unsqueeze(0), context], dim=1)
-        for layer, cell in enumerate(decoder.cells):
-            cells[layer] = cell(x, cells[layer])
-            x = cells[layer][0]
-        context, weights = decoder.attention(x, weights, memory)
-        expected.append(decoder.output(torch.cat([x, context], dim=1)))
-    torch.testing.assert_close(decoder(tokens, memory), torch.stack(expected, dim=1))
+def spelled(decoder: Speller, frames: Tensor, tokens: Sequence[int]) -> Spelling:
+    """By the second implementation."""
+    weights = {name: value.double().numpy() for name, value in decoder.state_dict().items()}
+    return ORDERS[decoder.query_state](weights, frames.double().numpy(), tokens, decoder.attention.sharpening)
 
 
-def test_hypotheses_of_an_utterance_follow_their_parents() -> None:
-    decoder = speller()
+def distinct(decoder: Speller, seed: int = 0) -> Speller:
+    """Larger weights than torch's own, so that every part of the decoder matters."""
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in decoder.state_dict().values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    return decoder.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["location", "sharpened"])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@every_order
+def test_a_second_implementation_computes_the_same(query_state: str, layers: int, attention: str) -> None:
+    decoder = distinct(speller(attention, layers=layers, query_state=query_state)).double()
+    encoded, lengths = torch.randn(3, 9, 10, dtype=torch.float64), torch.tensor([9, 4, 1])
+    tokens = torch.randint(7, (3, 6))
+    states: list[list[Tensor]] = [[] for _ in range(layers)]
+    for layer, cell in enumerate(decoder.cells):
+        cell.register_forward_hook(lambda _, given, output, layer=layer: states[layer].append(output[0]))
+    looked: list[Tensor] = []
+    decoder.attention.register_forward_hook(lambda _, given, output: looked.append(output[1]))
+    logits = decoder(tokens, decoder.remember(encoded, lengths))
+    for row, length in enumerate(lengths.tolist()):
+        expected = spelled(decoder, encoded[row, :length], tokens[row].tolist())
+        np.testing.assert_allclose(logits[row].numpy(), np.stack(expected.logits), rtol=1e-9, atol=1e-9)
+        for layer in range(layers):
+            found = torch.stack([one[row] for one in states[layer]]).numpy()
+            np.testing.assert_allclose(found, np.stack(expected.states)[:, layer], rtol=1e-9, atol=1e-9)
+        weights = torch.stack([one[row, 0, :length] for one in looked]).numpy()
+        np.testing.assert_allclose(weights, np.stack(expected.attention), rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+@every_order
+def test_only_states_of_the_previous_order_have_read_the_frames_of_their_own_character(query_state: str) -> None:
+    decoder = distinct(speller(layers=2, query_state=query_state))
+    states: list[Tensor] = []
+    decoder.cells[1].register_forward_hook(lambda _, given, output: states.append(output[0]))
+    for encoded in (torch.randn(1, 9, 10), torch.randn(1, 9, 10)):
+        decoder(torch.tensor([[2, 4]]), decoder.remember(encoded, torch.tensor([9])))
+    first, second = (states[step] - states[step + 2] for step in (0, 1))  # of one utterance and of the other
+    assert (first.abs().amax() > 1e-3) == (query_state == "previous")
+    assert second.abs().amax() > 1e-3
+
+
+class Letters(CharacterTokenizer):
+    """Five tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = self.tokens[:5]
+
+
+class Pairs(LanguageModel):
+    """The next token depends on the last one."""
+
+    def __init__(self) -> None:
+        logits = torch.randn(5, 5, generator=torch.Generator().manual_seed(9))
+        self.log_probs = logits.log_softmax(dim=1)
+
+    def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
+        pass
+
+    def initial_state(self, batch_size: int) -> State:
+        return (torch.zeros(batch_size, 1),)
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.log_probs[tokens], state
+
+    def score(self, texts: Sequence[str]) -> list[float]:
+        raise NotImplementedError
+
+    def log_prob(self, text: Sequence[int]) -> float:
+        return sum(float(self.log_probs[one, two]) for one, two in itertools.pairwise([*text, text[0]]))
+
+
+def attention_log_prob(decoder: Speller, frames: Tensor, text: Sequence[int], eos: int) -> float:
+    """Of a text and its end, by the second implementation."""
+    total = 0.0
+    for logits, token in zip(spelled(decoder, frames, [eos, *text]).logits, [*text, eos], strict=True):
+        total += float(logits[token] - logits.max() - math.log(np.exp(logits - logits.max()).sum()))
+    return total
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("ctc_weight", "language_model_weight"), [(0.0, 0.0), (0.3, 0.6)])
+@every_order
+def test_a_wide_beam_finds_the_best_of_all_texts(
+    query_state: str, ctc_weight: float, language_model_weight: float
+) -> None:
+    tokenizer, model = Letters(), Pairs()
+    decoder = distinct(speller(vocabulary=tokenizer.tokens, layers=2, query_state=query_state))
+    encoded, lengths = torch.randn(2, 3, 10), torch.tensor([3, 2])
+    ctc_logits = torch.randn(2, 3, 5).index_fill(2, torch.tensor([tokenizer.eos_id]), -20.0)
+    fused = {"language_model": model, "language_model_weight": language_model_weight} if language_model_weight else {}
+    search = AttentionSearch(beam=60, ctc_weight=ctc_weight, tokens_per_frame=1.0, **fused)  # type: ignore[arg-type]
+    found = search(decoder, decoder.remember(encoded, lengths), lengths, tokenizer, ctc_logits)
+    letters = [token for token in range(5) if token not in (tokenizer.blank_id, tokenizer.eos_id)]
+    for row, length in enumerate(lengths.tolist()):
+        scores = {}
+        for text in itertools.chain(*(itertools.product(letters, repeat=count) for count in range(length + 1))):
+            scores[text] = (1 - ctc_weight) * attention_log_prob(decoder, encoded[row, :length], text, tokenizer.eos_id)
+            scores[text] += language_model_weight * model.log_prob([tokenizer.eos_id, *text])
+            if ctc_weight:
+                log_probs = ctc_logits[row, :length].log_softmax(dim=1)
+                sizes = torch.tensor(length), torch.tensor(len(text))
+                target = torch.tensor(text, dtype=torch.int64)
+                scores[text] -= ctc_weight * float(
+                    torch.nn.functional.ctc_loss(log_probs, target, *sizes, reduction="sum")
+                )
+        ranked = sorted(scores, key=lambda text: -scores[text])
+        near = [text for text in ranked if scores[text] > scores[ranked[0]] - 9.9]  # the search stops 10 nats behind
+        assert len(near) > 3 and [one.tokens for one in found[row]][: len(near)] == near
+        for one in found[row]:
+            assert one.score == pytest.approx(scores[one.tokens], abs=1e-3)
+
+
+@every_order
+def test_hypotheses_of_an_utterance_follow_their_parents(query_state: str) -> None:
+    decoder = speller(query_state=query_state)
     memory = decoder.remember(torch.randn(2, 9, 10), torch.tensor([9, 4]))
     state = tuple(part.repeat_interleave(2, dim=0) for part in decoder.initial_state(memory))
     _, state = decoder.step(torch.tensor([2, 2, 2, 2]), state, memory)
@@ -61,11 +182,12 @@ def test_hypotheses_of_an_utterance_follow_their_parents() -> None:
         torch.testing.assert_close(logits[row], decoder(torch.tensor([tokens]), one)[0, -1])
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@every_order
+@every_attention
 def test_the_frames_are_prepared_once_however_many_tokens_follow(
-    attention: str, monkeypatch: pytest.MonkeyPatch
+    attention: str, query_state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder, prepared = speller(attention), []
+    decoder, prepared = speller(attention, query_state=query_state), []
     keys = decoder.attention.keys
     monkeypatch.setattr(decoder.attention, "keys", lambda encoded: prepared.append(len(encoded)) or keys(encoded))
     memory = decoder.remember(torch.randn(2, 9, 10), torch.tensor([9, 4]))
@@ -76,8 +198,9 @@ def test_the_frames_are_prepared_once_however_many_tokens_follow(
     assert prepared == [2]
 
 
-def test_no_sampling_is_the_transcript_and_evaluation_never_samples() -> None:
-    decoder, tokens = speller(sampling=1.0), torch.randint(7, (3, 8))
+@every_order
+def test_no_sampling_is_the_transcript_and_evaluation_never_samples(query_state: str) -> None:
+    decoder, tokens = speller(sampling=1.0, query_state=query_state), torch.randint(7, (3, 8))
     memory = decoder.remember(torch.randn(3, 9, 10), torch.tensor([9, 4, 6]))
     sampled, expected = decoder.train()(tokens, memory), decoder.eval()(tokens, memory)
     torch.testing.assert_close(sampled[:, 0], expected[:, 0])  # the first token is never replaced
@@ -86,9 +209,10 @@ def test_no_sampling_is_the_transcript_and_evaluation_never_samples() -> None:
     torch.testing.assert_close(decoder.train()(tokens, memory), expected)
 
 
-def test_tokens_are_replaced_one_by_one_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+@every_order
+def test_tokens_are_replaced_one_by_one_as_often_as_asked(query_state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    decoder, tokens = speller(sampling=0.3).train(), torch.full((200, 20), 3)
+    decoder, tokens = speller(sampling=0.3, query_state=query_state).train(), torch.full((200, 20), 3)
     torch.nn.init.zeros_(decoder.output.weight)
     with torch.no_grad():
         decoder.output.bias.copy_(torch.tensor([0.0, 0.0, 0.0, -50.0, 0.0, 0.0, 0.0]))  # it never says what is true
@@ -105,16 +229,18 @@ def test_tokens_are_replaced_one_by_one_as_often_as_asked(monkeypatch: pytest.Mo
     assert shares[3] == 0 and shares[[0, 1, 2, 4, 5, 6]].tolist() == pytest.approx([1 / 6] * 6, abs=0.04)
 
 
-def test_sampling_learns_from_the_truth_not_from_the_draw() -> None:
-    decoder = speller(sampling=1.0).train()
+@every_order
+def test_sampling_learns_from_the_truth_not_from_the_draw(query_state: str) -> None:
+    decoder = speller(sampling=1.0, query_state=query_state).train()
     memory = decoder.remember(torch.randn(2, 9, 10, requires_grad=True), torch.tensor([9, 4]))
     decoder(torch.randint(7, (2, 5)), memory).sum().backward()  # the draw has no gradient, and needs none
     assert all(parameter.grad is not None for parameter in decoder.cells.parameters())
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_every_axis_is_known(attention: str) -> None:
-    decoder = speller(attention)
+@every_order
+@every_attention
+def test_every_axis_is_known(attention: str, query_state: str) -> None:
+    decoder = speller(attention, query_state=query_state)
     assert set(module_axes(decoder)) == set(decoder.state_dict())
 
 

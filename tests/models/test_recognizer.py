@@ -299,7 +299,7 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> Non
         ctc_weight=0.3,
         augment={
             "class_path": "asr_lightning.audio.augment.SpecAugment",
-            "init_args": {"time_mask_fraction": 0.2, "frequency_mask_bands": 6},
+            "init_args": {"time_mask_fraction": 0.2, "frequency_mask_bands": 6, "warmup_epochs": 2},
         },
         scheduler={
             "class_path": "asr_lightning.models.schedules.WarmupCosine",

@@ -113,6 +113,28 @@ def units(path: Path, letters: str) -> dict[str, Any]:
     return {"class_path": SYLLABLES, "init_args": {"characters": str(path)}}
 
 
+def test_checkpoints_of_attention_decoders_from_before_their_orders_are_in_the_order_of_las() -> None:
+    mine = {
+        state: attention_decoder(
+            encoder={
+                "class_path": "asr_lightning.nn.recurrent.ProjectedLSTMEncoder",
+                "init_args": {"input_dimension": 20, "hidden": 8, "layers": 2, "projection": 8, "subsampling": [2]},
+            },
+            decoder=speller("AdditiveAttention", query_state=state),
+        )
+        for state in ("current", "previous")
+    }
+    checkpoint = checkpoint_of(mine["current"])
+    arguments = checkpoint["hyper_parameters"]
+    del arguments["encoder"]["init_args"]["last_tanh"]
+    del arguments["decoder"]["init_args"]["query_state"]
+    del arguments["decoder"]["init_args"]["attention"]["init_args"]["sharpening"]
+    check_same_network(build_model(mine["current"], LightningModule), checkpoint, "some.ckpt")
+    message = r"decoder.query_state: 'current' in the checkpoint, 'previous' in the experiment"
+    with pytest.raises(InputError, match=message):
+        check_same_network(build_model(mine["previous"], LightningModule), checkpoint, "some.ckpt")
+
+
 def test_units_are_compared_by_what_a_list_holds_not_by_its_path(tmp_path: Path) -> None:
     theirs = transducer(tokenizer=units(tmp_path / "units", "가나다"))
     checkpoint = checkpoint_of(theirs)

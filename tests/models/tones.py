@@ -123,12 +123,15 @@ def frame_attention(name: str, **sizes: Any) -> dict[str, Any]:
     return {"class_path": f"asr_lightning.nn.frame_attention.{name}", "init_args": {"dropout": 0.0, **sizes}}
 
 
-def speller(attention: str, sampling: float = 0.0, **sizes: Any) -> dict[str, Any]:
+def speller(
+    attention: str, sampling: float = 0.0, layers: int = 1, query_state: str = "current", **sizes: Any
+) -> dict[str, Any]:
     """By the attention's class name."""
     mechanism = {"class_path": f"asr_lightning.nn.mechanisms.{attention}", "init_args": {"dimension": 32, **sizes}}
+    arguments = {"hidden": 48, "layers": layers, "sampling": sampling, "query_state": query_state}
     return {
         "class_path": "asr_lightning.models.listen_attend_spell.Speller",
-        "init_args": {"attention": mechanism, "hidden": 48, "layers": 1, "sampling": sampling},
+        "init_args": {"attention": mechanism, **arguments},
     }
 
 

@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import module_axes, units
 from asr_lightning.nn.mechanisms import (
     AdditiveAttention,
     Attention,
     DotAttention,
+    FixedContext,
     LocationAwareAttention,
     MultiHeadAttention,
     ScaledDotAttention,
@@ -23,6 +25,17 @@ MECHANISMS: dict[str, Callable[[], Attention]] = {
     "window": lambda: LocationAwareAttention(QUERY, MEMORY, 7, channels=3, filter_frames=2, window=2),
     "multi-head": lambda: MultiHeadAttention(QUERY, MEMORY, 8, heads=2),
     "scaled dot": lambda: ScaledDotAttention(QUERY, MEMORY, 7),
+    "fixed": lambda: FixedContext(QUERY, MEMORY),
+    "sharpened": lambda: LocationAwareAttention(QUERY, MEMORY, 7, channels=3, filter_frames=2, sharpening=2.0),
+}
+SHARPENED: dict[str, Callable[[float], Attention]] = {
+    "dot": lambda sharpening: DotAttention(QUERY, MEMORY, 7, sharpening=sharpening),
+    "additive": lambda sharpening: AdditiveAttention(QUERY, MEMORY, 7, sharpening=sharpening),
+    "location": lambda sharpening: LocationAwareAttention(
+        QUERY, MEMORY, 7, channels=3, filter_frames=2, sharpening=sharpening
+    ),
+    "multi-head": lambda sharpening: MultiHeadAttention(QUERY, MEMORY, 8, heads=2, sharpening=sharpening),
+    "scaled dot": lambda sharpening: ScaledDotAttention(QUERY, MEMORY, 7, sharpening=sharpening),
 }
 
 
@@ -144,3 +157,33 @@ def test_the_window_lies_around_the_median() -> None:
 def test_heads_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="got 7 and 2 heads"):
         MultiHeadAttention(QUERY, MEMORY, 7, heads=2)
+
+
+@pytest.mark.parametrize("name", SHARPENED)
+def test_sharpening_raises_weights_to_a_power(name: str) -> None:
+    plain, sharp = SHARPENED[name](1.0), SHARPENED[name](2.5)
+    sharp.load_state_dict(plain.state_dict())
+    encoded, query = torch.randn(2, 5, 10), torch.randn(2, 6)
+    memory = plain.remember(encoded, torch.tensor([5, 3]))
+    _, weights = plain(query, plain.initial_weights(memory), memory)
+    _, found = sharp(query, sharp.initial_weights(memory), memory)
+    powers = weights**2.5  # softmax(β e) is softmax(e) to the power β, normalized again
+    torch.testing.assert_close(found, powers / powers.sum(dim=2, keepdim=True))
+    assert (found.amax(dim=2) > weights.amax(dim=2) + 1e-4).all()
+
+
+@pytest.mark.parametrize("sharpening", [0.0, -1.0, math.nan])
+def test_a_sharpening_that_turns_weights_round_is_refused(sharpening: float) -> None:
+    with pytest.raises(InputError, match="AdditiveAttention needs sharpening > 0, got"):
+        SHARPENED["additive"](sharpening)
+
+
+def test_a_fixed_context_is_the_mean_of_the_real_frames_at_every_step() -> None:
+    attention = FixedContext(QUERY, MEMORY)
+    encoded, lengths = torch.randn(2, 9, 10), torch.tensor([9, 4])
+    first, weights, second, later = look_twice(attention, encoded, lengths, torch.randn(2, 4, 6))
+    expected = torch.stack([encoded[0].mean(dim=0)] * 2 + [encoded[1, :4].mean(dim=0)] * 2)
+    torch.testing.assert_close(first, expected)
+    torch.testing.assert_close(second, expected)
+    torch.testing.assert_close(weights, later)
+    assert not list(attention.parameters())

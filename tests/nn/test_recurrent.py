@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from asr_lightning.errors import InputError
 from asr_lightning.nn import recurrent
 from asr_lightning.nn.axes import module_axes
 from asr_lightning.nn.recurrent import LSTM, BidirectionalLSTM, ProjectedLSTMEncoder, PyramidalLSTMEncoder
@@ -87,17 +88,40 @@ def test_three_pyramidal_layers_make_eight_times_fewer_frames(frames: int) -> No
     assert lengths.tolist() == [-(-frames // 8), 1] and encoded.shape[1] == lengths[0]
 
 
-def test_projected_layers_pass_every_few_frames_on() -> None:
-    encoder = ProjectedLSTMEncoder(3, hidden=4, layers=3, projection=5, subsampling=[2, 3]).eval()
+@pytest.mark.parametrize("last_tanh", [True, False])
+def test_projected_layers_pass_every_few_frames_on(last_tanh: bool) -> None:
+    encoder = ProjectedLSTMEncoder(3, hidden=4, layers=3, projection=5, subsampling=[2, 3], last_tanh=last_tanh).eval()
     x, below, count = torch.randn(1, 11, 3), None, 11
     below = x
     for layer, projection, step in zip(encoder.layers, encoder.projections, (2, 3, 1), strict=True):
         out = layer(below, torch.tensor([count]))
-        kept = [out[0, frame] for frame in range(0, count, step)]
-        below, count = torch.tanh(projection(torch.stack(kept))).unsqueeze(0), len(kept)
+        projected = [projection(out[0, frame]) for frame in range(0, count, step)]
+        linear = layer is encoder.layers[2] and not last_tanh
+        below, count = torch.stack(projected if linear else [one.tanh() for one in projected])[None], len(projected)
     encoded, lengths = encoder(x, torch.tensor([11]))
     assert lengths.tolist() == [2] == [count]
     torch.testing.assert_close(encoded, below)
+
+
+def test_layers_1_and_2_halve_the_frames_where_nothing_else_is_said() -> None:
+    encoder, seen = ProjectedLSTMEncoder(3, hidden=4, layers=4, projection=5), []
+    for projection in encoder.projections:
+        projection.register_forward_hook(lambda _, given, output: seen.append(output.shape[1]))
+    encoder(torch.randn(1, 11, 3), torch.tensor([11]))
+    assert seen == [6, 3, 3, 3]
+
+
+def test_without_a_pyramid_all_frames_are_left() -> None:
+    encoder, x = PyramidalLSTMEncoder(3, hidden=4, layers=0, plain_layers=2).eval(), torch.randn(1, 7, 3)
+    encoded, lengths = encoder(x, torch.tensor([7]))
+    assert lengths.tolist() == [7]
+    torch.testing.assert_close(encoded, encoder.plain[1](encoder.plain[0](x, lengths), lengths))
+    assert set(module_axes(encoder)) == set(encoder.state_dict())
+
+
+def test_an_encoder_without_layers_is_refused() -> None:
+    with pytest.raises(InputError, match="at least one of layers and plain_layers, got layers=0, plain_layers=0"):
+        PyramidalLSTMEncoder(3, hidden=4, layers=0)
 
 
 @pytest.mark.parametrize("subsampling", [[1, 2, 2], [2, 0]])
