@@ -68,11 +68,11 @@ class Neighbours(Looking):
         layers = layers_of(activations, "token", self.layers)
         found = find_histories(activations, layers, self.k, self.seed, str(recognizer.device), self.sentences)
         if not found:
-            about = read_description(activations)
+            seen = read_description(activations)
             without_result(
                 trainer,
                 f"no neighbours: expected at least two sentences with characters in {activations}, but the network "
-                f"recognised less in {about.get('utterances')} utterances after {about.get('step')} steps; train it "
+                f"recognised less in {seen.get('utterances')} utterances after {seen.get('step')} steps; train it "
                 "longer, or leave Neighbours out",
             )
             return

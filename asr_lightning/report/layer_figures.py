@@ -21,6 +21,7 @@ RED_TO_VIOLET = ("#e6194b", "#f58231", "#ffd700", "#3cb44b", "#00bcd4", "#3f51f5
 RAINBOW = LinearSegmentedColormap.from_list("rainbow", RED_TO_VIOLET)
 PANEL = 4.6  # inches, at 100 dots per inch
 LETTERS = 44  # that stand side by side below a panel
+TITLE_LETTERS = 8  # capitals of a title that stand side by side on an inch
 SPACE = "_"  # as the tokenizers write it
 GREY = "0.55"
 TITLES = {
@@ -220,7 +221,7 @@ def _trace(panel: Axes, places: np.ndarray) -> None:
 
 
 def _save(figure: Figure, title: str, path: Path) -> None:
-    figure.suptitle(textwrap.fill(title, width=round(figure.get_figwidth() * 11)), fontsize=12)
+    figure.suptitle(textwrap.fill(title, width=round(figure.get_figwidth() * TITLE_LETTERS)), fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as half:
         figure.savefig(half, format="png")
