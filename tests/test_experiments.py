@@ -8,8 +8,6 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from asr_lightning.analysis.histories import Published
-from asr_lightning.callbacks.neighbours import Neighbours
 from asr_lightning.callbacks.observation import check_paths
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.model import HiddenMarkovModel
@@ -18,7 +16,6 @@ from asr_lightning.models.experiment import parameters_without_memory
 from asr_lightning.models.instantiation import instantiate
 from asr_lightning.text.hangul import write_characters
 from asr_lightning.text.lexicon import Lexicon
-from asr_lightning.text.phones import PhoneLabels
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 PATHS = sorted(EXPERIMENTS.rglob("*.yaml"))
@@ -86,23 +83,3 @@ def test_what_looks_inside_looks_at_the_same_network(path: Path) -> None:
         model = build_recognizer(inside["model"])
     [looked] = [one for one in inside["trainer"]["callbacks"] if one["class_path"].endswith("Activations")]
     check_paths(model, looked["init_args"]["modules"])
-    assert looked["init_args"]["labels"], "without labels, pictures by phone are blank"
-    labels, _ = instantiate(looked["init_args"]["labels"], PhoneLabels, "labels")  # type: ignore[type-abstract]
-    with pytest.raises(InputError, match=r"no phone labels at .*make them with `python -m asr_lightning.tools.align"):
-        labels.require()
-
-
-PAPER = ["oh that made him so angry", "at last the little mice stayed away also and the tree sighed after all it was"]
-
-
-@pytest.mark.parametrize("name", ["e2e_a", "e2e_b", "hybrid"])
-def test_full_size_looks_at_the_paper_s_sentences_and_prints_its_table(name: str) -> None:
-    config = yaml.safe_load((EXPERIMENTS / f"{name}_inside.yaml").read_text("utf-8"))
-    callbacks = {one["class_path"].rpartition(".")[2]: one.get("init_args") for one in config["trainer"]["callbacks"]}
-    assert all(map(str.startswith, callbacks["TSNE"]["sentences"], PAPER))
-    if name == "e2e_b":
-        neighbours, _ = instantiate(config["trainer"]["callbacks"][3], lightning.Callback, "a callback")
-        assert isinstance(neighbours, Neighbours) and neighbours.sentences == 79
-        assert isinstance(neighbours.published, Published)
-        means = [neighbours.published.mean(layer, 5) for layer in range(6)]
-        assert means == ["1.84", "1.94", "1.99", "1.96", "1.93", "1.93"]  # as Table 2 prints them
