@@ -15,21 +15,29 @@ from asr_lightning.text.phones import SILENCE, PhoneLabels, Segment
 OVERLAP = 0.021  # seconds between segments of two files: times may be rounded to hundredths
 QUIET = {SILENCE.lower(), "sil", "sp"}  # what aligners call silence
 TOLERANCE = 1e-6  # seconds: rounding of times in files
+ALIGN = "python -m asr_lightning.tools.align"
 
 
 class CTMLabels(PhoneLabels):
     """Lines `UTTERANCE CHANNEL START DURATION PHONE` [NIST; Kaldi], in any number of files; `;;` begins a comment.
 
     Args:
-        path: A file, or a folder with `*.ctm` at any depth.
+        path: A file; or a folder with `*.phones.ctm` at any depth, as `tools.align` writes them beside those of words,
+            or with `*.ctm` where there are none of these.
+        made_by: The command that makes the files, which an error names where there are none.
 
     Raises:
         InputError: There is none, or one cannot be read.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, made_by: str = ALIGN) -> None:
         self.path = Path(path)
+        self.made_by = made_by
         self._places: dict[str, list[tuple[Path, int]]] | None = None  # of the lines of every utterance, file by file
+
+    def require(self) -> None:
+        """See that there is a file with labels."""
+        self._known()
 
     def segments(self, utterance: str) -> list[Segment]:
         """Return the segments of an utterance in the order of time; none where no file names it."""
@@ -58,9 +66,13 @@ class CTMLabels(PhoneLabels):
         return self._places
 
     def _find(self) -> dict[str, list[tuple[Path, int]]]:
-        paths = [self.path] if self.path.is_file() else sorted(self.path.rglob("*.ctm"))
+        below = (sorted(self.path.rglob(pattern)) for pattern in ("*.phones.ctm", "*.ctm"))
+        paths = [self.path] if self.path.is_file() else next(filter(None, below), [])
         if not paths:
-            raise InputError(f"no phone labels at {self.path} (looked for {self.path.absolute()} and *.ctm below it)")
+            raise InputError(
+                f"no phone labels at {self.path} (looked for {self.path.absolute()} and *.ctm below it); make them "
+                f"with `{self.made_by}`"
+            )
         places: dict[str, list[tuple[Path, int]]] = {}
         for path in paths:
             before, place = "", 0
@@ -97,23 +109,43 @@ class TextGridLabels(PhoneLabels):
         folder: Where they lie.
         tier: Name of the tier of phones; that of the Montreal Forced Aligner is `phones`. What ends in ` - phones`, of
             a speaker, is taken too, and of several speakers all that they say.
+        made_by: The command that makes the files, which an error names where there are none.
 
     Raises:
         InputError: There is no such folder, or no file in it.
     """
 
-    def __init__(self, folder: str, tier: str = "phones") -> None:
+    def __init__(self, folder: str, tier: str = "phones", made_by: str = ALIGN) -> None:
         self.folder = Path(folder)
         self.tier = tier
+        self.made_by = made_by
         self._paths: dict[str, list[Path]] | None = None  # by stem
+
+    def require(self) -> None:
+        """See that there is a file with labels."""
+        self._known()
+
+    def _known(self) -> dict[str, list[Path]]:
+        """Return all files by their stems."""
+        if self._paths is None:
+            paths = defaultdict(list)
+            for found in sorted(self.folder.rglob("*.TextGrid")):
+                paths[found.stem].append(found)
+            if not paths:
+                raise InputError(
+                    f"no *.TextGrid in {self.folder} (looked in {self.folder.absolute()}); make them with "
+                    f"`{self.made_by}`"
+                )
+            self._paths = paths
+        return self._paths
 
     def _find(self, utterance: str) -> list[Path]:
         """Return the files that are called as an utterance, or as the end of it where it is called by its path."""
-        assert self._paths is not None
-        found = self._paths.get(utterance, [])
+        known = self._known()
+        found = known.get(utterance, [])
         parts = utterance.split("-")
         for number in range(1, len(parts) if not found else 0):
-            for path in self._paths.get("-".join(parts[number:]), []):
+            for path in known.get("-".join(parts[number:]), []):
                 folders = path.relative_to(self.folder).parts[:-1]
                 if any("-".join([*folders[first:], path.stem]) == utterance for first in range(len(folders))):
                     found = [*found, path]
@@ -121,12 +153,6 @@ class TextGridLabels(PhoneLabels):
 
     def segments(self, utterance: str) -> list[Segment]:
         """Return the segments of an utterance in the order of time, nameless ones as SIL; none where it has no file."""
-        if self._paths is None:
-            self._paths = defaultdict(list)
-            for found in sorted(self.folder.rglob("*.TextGrid")):
-                self._paths[found.stem].append(found)
-            if not self._paths:
-                raise InputError(f"no *.TextGrid in {self.folder} (looked in {self.folder.absolute()})")
         if not (paths := self._find(utterance)):
             return []
         if len(paths) > 1:

@@ -1,7 +1,8 @@
 """What layers said, on disk, for numpy and pandas.
 
 ```
-FOLDER/activations.json        of every module: what a row is (frame or token), their number and dimension; and epoch
+FOLDER/activations.json        of every module: what a row is (frame or token), their number and dimension; epoch;
+                               how many utterances there are, and how many of them have phones
 FOLDER/utterances.csv          utterance,subset,speaker,seconds,reference,hypothesis
 FOLDER/<module>.npy            (N, D) float32
 FOLDER/<module>.csv            one line per row: utterance,speaker,index,start,end,character,phone
@@ -158,7 +159,8 @@ def merge(parts: Sequence[Path], folder: Path, about: dict[str, Any], limit: int
         writer.writerows(line for _, line in chosen.values())
     modules = dict.fromkeys(name for _, line in chosen.values() for name in line["modules"])
     described = {module: _write_module(new, module, list(chosen.values())) for module in modules}
-    write_atomically(new / DESCRIPTION, json.dumps({**about, "modules": described}, indent=1))
+    counts = {"utterances": len(chosen), "with_phones": sum(_has_phones(line) for _, line in chosen.values())}
+    write_atomically(new / DESCRIPTION, json.dumps({**about, **counts, "modules": described}, indent=1))
     for name in _written(folder):
         (folder / name).unlink(missing_ok=True)
     folder.mkdir(exist_ok=True)
@@ -168,6 +170,10 @@ def merge(parts: Sequence[Path], folder: Path, about: dict[str, Any], limit: int
     for part in parts:
         shutil.rmtree(part)
     return len(chosen)
+
+
+def _has_phones(line: dict[str, Any]) -> bool:
+    return any(any(rows["phones"]) for rows in line["modules"].values())
 
 
 def _written(folder: Path) -> list[str]:

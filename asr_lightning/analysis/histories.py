@@ -1,4 +1,4 @@
-"""Decoder states and the characters before them: neighbours of every character, and Table 2 [seed 000 §3.4, §3.5]."""
+"""Decoder states and the characters before them: neighbours and Table 2 [Lim et al. 2019, 3.4 and 3.5]."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_lightning.analysis.activations import read_layer
+from asr_lightning.analysis.activations import Layer, read_layer
 from asr_lightning.analysis.neighbours import (
     Matches,
     in_context,
@@ -19,6 +19,32 @@ from asr_lightning.analysis.neighbours import (
 )
 
 ORDERS = (1, 2, 3)  # of the character n-grams that states are compared with
+SENTENCES = 79  # of Table 2; more candidates make longer matches
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A table of matching characters that a paper has.
+
+    Attributes:
+        sentences: That it is of.
+        tokens: Of these sentences.
+        totals: Matching characters of each layer, the lowest first.
+    """
+
+    sentences: int
+    tokens: int
+    totals: list[int]
+
+    def mean(self, layer: int, k: int) -> str:
+        """Return the mean of one of k neighbours, cut off behind two decimals as Lim et al. 2019 print it."""
+        return f"{100 * self.totals[layer] // (self.tokens * k) / 100:.2f}"
+
+    def columns(self, layer: int, k: int) -> list[str]:
+        """Return total and mean of a layer by its number from 0; dashes where the paper has no such layer."""
+        known = layer < len(self.totals)
+        return [str(self.totals[layer]), self.mean(layer, k)] if known else [MISSING, MISSING]
 
 
 @dataclass(frozen=True)
@@ -52,6 +78,11 @@ class Histories:
         """The layer's line of Table 2."""
         return summarise_matches(self.counts)
 
+    @property
+    def sentences(self) -> int:
+        """How many sentences there are."""
+        return len(np.unique(self.utterances))
+
     @cached_property
     def _begins(self) -> np.ndarray:
         """Where sentences begin, and the end of the last one."""
@@ -67,7 +98,7 @@ class Histories:
 
 
 def find_histories(
-    folder: Path, layers: Sequence[str], k: int = 5, seed: int = 1, device: str = "cpu"
+    folder: Path, layers: Sequence[str], k: int = 5, seed: int = 1, device: str = "cpu", sentences: int | None = None
 ) -> list[Histories]:
     """Find the neighbours of every recognised character, layer by layer.
 
@@ -75,8 +106,10 @@ def find_histories(
         folder: Of activations.
         layers: Of its modules those of tokens.
         k: Neighbours.
-        seed: Of the baselines.
+        seed: Of the sentences and of the baselines.
         device: Where states are compared.
+        sentences: How many are compared with each other, drawn by lot from those with characters; all if None, or
+            where there are no more. The paper does not say which its 79 are.
 
     Returns:
         Nothing where there are fewer than two sentences.
@@ -86,8 +119,7 @@ def find_histories(
     """
     found: list[Histories] = []
     for layer in layers:
-        everything = read_layer(folder, layer)
-        states = everything.where(np.flatnonzero(everything.characters != "<eos>"))
+        states = _of_sentences(read_layer(folder, layer), sentences, seed)
         groups = np.unique(states.utterances, return_inverse=True)[1]
         if len(np.unique(groups)) < 2:
             return []
@@ -106,15 +138,42 @@ def find_histories(
     return found
 
 
-def table(found: list[Histories]) -> list[list[str]]:
-    """Return Table 2: for every layer, total and mean matching characters, and the baselines' means."""
-    head = ["layer", "characters", "total", "mean", "shuffled states", *(f"{order}-gram" for order in ORDERS)]
-    rows = [head]
-    for one in found:
-        mine = one.matches
-        others = [one.shuffled, *one.ngrams]
+def _of_sentences(layer: Layer, count: int | None, seed: int) -> Layer:
+    """Return the states of characters, without those of sentences' ends, of so many sentences drawn by lot."""
+    rows = layer.characters != "<eos>"
+    names = np.unique(layer.utterances[rows])
+    if count is not None and count < len(names):
+        rows &= np.isin(layer.utterances, np.random.default_rng(seed).permutation(names)[:count])
+    return layer.where(np.flatnonzero(rows))
+
+
+def table(found: list[Histories], published: Published | None = None) -> list[list[str]]:
+    """Return Table 2: for every layer, total and mean matching characters, the paper's, and the baselines' means.
+
+    Args:
+        found: The layers, the lowest first.
+        published: A paper's table, whose columns stand beside ours.
+    """
+    paper = ["published total", "published mean"] if published else []
+    head = ["layer", "sentences", "tokens", "total", "mean", *paper, "shuffled states"]
+    rows = [head + [f"{order}-gram" for order in ORDERS]]
+    for number, one in enumerate(found):
+        mine, k = one.matches, one.places.shape[1]
         rows.append(
-            [one.layer, str(len(one.characters)), f"{mine.total:.0f}", f"{mine.mean:.2f}"]
-            + [f"{other.mean:.2f}" for other in others]
+            [one.layer, str(one.sentences), str(len(one.characters)), f"{mine.total:.0f}", f"{mine.mean:.2f}"]
+            + (published.columns(number, k) if published else [])
+            + [f"{other.mean:.2f}" for other in (one.shuffled, *one.ngrams)]
         )
     return rows
+
+
+def caption(found: list[Histories], seed: int, published: Published | None = None) -> str:
+    """Say what the table is of."""
+    one = found[0]
+    ours = (
+        f"{one.places.shape[1]} neighbours of each of {len(one.characters):,} tokens of {one.sentences} sentences "
+        f"(drawn with seed {seed} where there were more), which are candidates too: total and mean of the characters "
+        "that match right before."
+    )
+    theirs = f" The paper has {published.sentences} sentences and {published.tokens:,} tokens." if published else ""
+    return ours + theirs

@@ -1,4 +1,4 @@
-"""Nearest neighbours of states in other sentences, and what these have in common [seed 000 §3.4, §3.5]."""
+"""Nearest neighbours of states in other sentences, and what these have in common [Lim et al. 2019, 3.4 and 3.5]."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,7 +163,7 @@ def matching_before(characters: np.ndarray, groups: np.ndarray, places: np.ndarr
 
 @dataclass(frozen=True)
 class Matches:
-    """A line of Table 2 of seed 000.
+    """A line of Table 2 of Lim et al. 2019.
 
     Attributes:
         total: Matching preceding characters, of all neighbours of all queries.
@@ -249,15 +249,17 @@ def _members(keys: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def in_context(characters: Sequence[str], place: int, before: int = 20, after: int = 10) -> str:
-    """Show a character where it stands, as the paper does: `SO THEY <<S>>AID`.
+    """Show a character where it stands, as the paper does: `SO THEY <<S>>AID`, `SO<<_>>THEY SAID`.
 
     Args:
-        characters: Of the sentence.
+        characters: Of the sentence, `_` for a space.
         place: Of the character.
         before: Characters shown before it.
         after: And after it.
     """
     start = max(0, place - before)
-    ahead, behind = "".join(characters[start:place]), "".join(characters[place + 1 : place + 1 + after])
-    marked = f"{ahead}<<{characters[place]}>>{behind}".replace("_", " ")
-    return f"{'…' if start else ''}{marked}{'…' if place + 1 + after < len(characters) else ''}".strip()
+    ahead, behind = (
+        "".join(part).replace("_", " ") for part in (characters[start:place], characters[place + 1 : place + 1 + after])
+    )
+    more = "…" if place + 1 + after < len(characters) else ""
+    return f"{'…' if start else ''}{ahead}<<{characters[place]}>>{behind}{more}".strip()

@@ -1,4 +1,4 @@
-"""Points of many dimensions in two: PCA, then t-SNE [van der Maaten and Hinton 2008], as in seed 000 §2.4."""
+"""Points of many dimensions in two: PCA, then t-SNE [van der Maaten and Hinton 2008], as in Lim et al. 2019, 2.4."""
 
 import numpy as np
 from openTSNE import TSNE

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from lightning import Trainer
 
-from asr_lightning.analysis.activations import Part, Rows, Spoken, merge
+from asr_lightning.analysis.activations import Part, Rows, Spoken, merge, read_description
 from asr_lightning.analysis.alignment import segments_from_onsets
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.looking import Looking, Stage
-from asr_lightning.callbacks.observation import Observation, check_paths, observe
+from asr_lightning.callbacks.observation import Observation, check_paths, has_ctc, observe
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
 from asr_lightning.models.recognizer import Recognizer
@@ -30,7 +30,7 @@ class Activations(Looking):
             top: encoder, decoder1: decoder.cells.0}`. `encoder.layers.1:input` is what a module reads.
         stages: When: `validate`, `test`, `predict`.
         labels: Who knows the phones. Without, they are the characters of the transcript, as the recogniser's own CTC
-            output aligns them; nothing where it has none.
+            output aligns them; nothing where it has none, and then `TSNE` has nothing to colour by.
         subsets: Only utterances of these; all if None.
         speakers: Names of speakers, or how many of them to keep, the first by name; all if None.
         utterances: How many to keep, the first by name of those seen; all if None. Each process looks at as many.
@@ -61,10 +61,20 @@ class Activations(Looking):
         self._seen = 0
 
     def begin(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
-        """Begin anew."""
+        """Begin anew.
+
+        Raises:
+            InputError: A module does not exist, or the labels do not.
+        """
         check_paths(recognizer, self.modules)
+        if self.labels is not None:
+            self.labels.require()
         self._part = Part(folder.with_name(f".{folder.name}.rank{trainer.global_rank:05}"))
         self._seen = 0
+
+    def knows_phones(self, recognizer: Recognizer) -> bool:
+        """Whether frames get a phone, or a character in its place."""
+        return self.labels is not None or has_ctc(recognizer)
 
     def look(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
         """Write down what the modules say of a batch."""
@@ -127,8 +137,22 @@ class Activations(Looking):
                     f"no utterance was looked at: none in {folder.name} is of the subsets {self.subsets} and the "
                     f"speakers {self.speakers}; correct them in Activations"
                 )
-            recognizer.print(f"Activations of {count} utterances are in {folder.absolute()}")
+            labelled = read_description(folder)["with_phones"]
+            if self.labels is not None and not labelled:
+                raise InputError(
+                    f"expected phones of the {count} utterances that were looked at, found none in "
+                    f"{describe(self.labels)}: its labels are of other utterances; make those of these with "
+                    "`python -m asr_lightning.tools.align`, and name them in Activations"
+                )
+            phones = f", {labelled} of them with phones" if labelled < count else ""
+            recognizer.print(f"Activations of {count} utterances{phones} are in {folder.absolute()}")
         trainer.strategy.barrier()
+
+
+def describe(labels: PhoneLabels) -> str:
+    """Return the class of labels and where they lie."""
+    place = getattr(labels, "path", None) or getattr(labels, "folder", None)
+    return f"{type(labels).__name__}({place or ''})"
 
 
 def _characters(

@@ -12,9 +12,10 @@ from lightning import Trainer
 
 from asr_lightning.analysis.alignment import AttentionFigures, attention_figures, emission_probabilities
 from asr_lightning.batch import Batch
-from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers
-from asr_lightning.callbacks.observation import Observation, observe
+from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers, without_result
+from asr_lightning.callbacks.observation import Observation, has_ctc, observe
 from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.errors import InputError
 from asr_lightning.files import append_to, write_atomically
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.rnn_transducer import RNNTransducer
@@ -34,7 +35,10 @@ class Alignments(Looking):
     * `<utterance>.png`: the weights of every attention over the encoded frames, or, for a transducer, how probable it
       is that each token is emitted at each frame; and the posteriors of a CTC output, with the tokens in place.
       `<utterance>.npz` and `.flac` hold the same numbers, and the audio.
-    * `figures.csv`: how monotonic, covering and sharp these weights are, by utterance and attention.
+    * `figures.csv`: how monotonic, covering and sharp these weights are, by utterance and attention; not of a network
+      that has only a CTC output, which has no such weights.
+
+    Where there is nothing to draw, the test ends with an error.
 
     The next test replaces these files, which `<run folder>/alignments/.<stage>.drawn` lists, and no others.
 
@@ -51,7 +55,17 @@ class Alignments(Looking):
         self._drawn: list[str] = []
 
     def begin(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
-        """Begin anew."""
+        """Begin anew.
+
+        Raises:
+            InputError: The network has nothing that shows where it is.
+        """
+        if not attention_paths(recognizer) and not has_ctc(recognizer):
+            raise InputError(
+                f"Alignments: expected a network with attention, a transducer or a CTC output, got a "
+                f"{type(recognizer).__name__}, which has none: leave Alignments out; when a hybrid's phones are spoken "
+                "says `python -m asr_lightning.tools.align`"
+            )
         self._drawn = []
         if trainer.is_global_zero:
             for name in _listed(folder, ".drawn*"):
@@ -102,7 +116,11 @@ class Alignments(Looking):
             self._drawn.remove(name)
 
     def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
-        """Put together what the processes have seen."""
+        """Put together what the processes have seen.
+
+        Raises:
+            InputError: Nothing was looked at, or there is nothing to draw.
+        """
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
@@ -110,7 +128,8 @@ class Alignments(Looking):
         lines = sorted(line for part in parts for line in part.read_text("utf-8").splitlines())
         for part in parts:
             part.unlink()
-        write_atomically(folder / "figures.csv", "".join(f"{line}\n" for line in [",".join(COLUMNS), *lines]))
+        if lines:
+            write_atomically(folder / "figures.csv", "".join(f"{line}\n" for line in [",".join(COLUMNS), *lines]))
         drawn = _listed(folder, ".drawn.rank*")
         for name in drawn[self.utterances :]:
             _remove(folder, name)
@@ -118,6 +137,14 @@ class Alignments(Looking):
         write_atomically(folder.with_name(f".{folder.name}.drawn"), "".join(f"{json.dumps(name)}\n" for name in drawn))
         for path in _lists(folder, ".drawn.rank*"):
             path.unlink()
+        if not lines and not drawn:
+            subsets = f" of the subsets {', '.join(self.subsets)}" if self.subsets is not None else ""
+            without_result(
+                trainer,
+                f"no alignments: nothing was recognised in any utterance{subsets} of this {folder.name}; correct "
+                "Alignments.subsets, or train the network longer",
+            )
+            return
         for logger in wandb_loggers(trainer):
             logger.log_image("alignments", [str(folder / f"{name}.png") for name in drawn])
         recognizer.print(f"Alignments of {len(drawn)} utterances are in {folder.absolute()}")

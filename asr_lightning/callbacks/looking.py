@@ -6,9 +6,12 @@ from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.errors import InputError
 from asr_lightning.models.recognizer import Recognizer
 
 Stage = Literal["validate", "test", "predict"]
@@ -18,6 +21,21 @@ STAGES = ("validate", "test", "predict")
 def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
     """Return the loggers that take pictures and tables."""
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
+def without_result(trainer: Trainer, message: str) -> None:
+    """Refuse to end without a result; in a validation while training, only warn: the network may not know words yet.
+
+    Args:
+        trainer: Of the test, prediction or validation that ends.
+        message: What is missing, and what makes it.
+
+    Raises:
+        InputError: It is no validation while training.
+    """
+    if trainer.state.fn != TrainerFn.FITTING:
+        raise InputError(message)
+    rank_zero_warn(message)
 
 
 class Looking(Callback):

@@ -1,13 +1,12 @@
-"""What decoder states have in common: nearest neighbours in other sentences [seed 000 §3.4, §3.5]."""
+"""What decoder states have in common: nearest neighbours in other sentences [Lim et al. 2019, 3.4 and 3.5]."""
 
 from pathlib import Path
 
 from lightning import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
-from asr_lightning.analysis.activations import layers_of
-from asr_lightning.analysis.histories import Histories, find_histories, table
-from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers
+from asr_lightning.analysis.activations import layers_of, read_description
+from asr_lightning.analysis.histories import SENTENCES, Histories, Published, caption, find_histories, table
+from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers, without_result
 from asr_lightning.files import write_atomically
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.report.tables import as_csv, as_markdown
@@ -25,45 +24,70 @@ class Neighbours(Looking):
     the table `neighbours`.
 
     Args:
-        layers: Names of `Activations.modules`; all that have tokens if None.
+        layers: Names of `Activations.modules`, the lowest first; all that have tokens if None.
         k: Neighbours of each character.
-        seed: Of the baselines.
+        sentences: How many are compared with each other, drawn by lot; as many as there are where these are fewer, all
+            if None. The paper has 79, and more candidates make longer matches.
+        published: The paper's table, which is printed beside ours.
+        seed: Of the sentences and of the baselines.
         stage: Of the activations.
+
+    Raises:
+        ValueError: There are fewer than two sentences to compare.
     """
 
     def __init__(
         self,
         layers: list[str] | None = None,
         k: int = 5,
+        sentences: int | None = SENTENCES,
+        published: Published | None = None,
         seed: int = 1,
         stage: Stage = "test",
     ) -> None:
         super().__init__([stage])
+        if sentences is not None and sentences < 2:
+            raise ValueError(f"Neighbours: sentences must be at least 2, one has no other: got {sentences}")
         self.layers = layers
         self.k = k
+        self.sentences = sentences
+        self.published = published
         self.seed = seed
 
     def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
-        """Find and write."""
+        """Find and write.
+
+        Raises:
+            InputError: The network has recognised no characters in two sentences.
+        """
         if not trainer.is_global_zero:
             return
+        for name in ("table.csv", "table.md"):  # of an earlier test: without them there is no result
+            (folder / name).unlink(missing_ok=True)
         activations = folder.parents[1] / "activations" / folder.name
         layers = layers_of(activations, "token", self.layers)
-        found = find_histories(activations, layers, self.k, self.seed, str(recognizer.device))
-        if not found:  # a network that says nothing yet is no reason to stop
-            rank_zero_warn(f"no neighbours: expected at least two sentences with characters in {activations}")
+        found = find_histories(activations, layers, self.k, self.seed, str(recognizer.device), self.sentences)
+        if not found:
+            seen = read_description(activations)
+            without_result(
+                trainer,
+                f"no neighbours: expected at least two sentences with characters in {activations}, but the network "
+                f"recognised less in {seen.get('utterances')} utterances after {seen.get('step')} steps; train it "
+                "longer, or leave Neighbours out",
+            )
             return
         said = {one.layer: lines(one) for one in found}
         for layer, of_layer in said.items():
             write_atomically(folder / f"{layer}.csv", as_csv([header(self.k), *of_layer]))
-        rows = table(found)
+        rows = table(found, self.published)
         write_atomically(folder / "table.csv", as_csv(rows))
-        write_atomically(folder / "table.md", as_markdown(rows) + "\n")
+        about = caption(found, self.seed, self.published)
+        write_atomically(folder / "table.md", f"{as_markdown(rows)}\n\n{about}\n")
         columns = ["layer", "utterance", "position", "sentence", *(f"neighbour_{n + 1}" for n in range(self.k))]
         for logger in wandb_loggers(trainer):
             data = [[layer, *sent(line, self.k)] for layer, of_layer in said.items() for line in of_layer[:SENT]]
             logger.log_table("neighbours", columns=columns, data=data)
-        recognizer.print(f"Neighbours of {len(found[0].characters)} characters are in {folder.absolute()}")
+        recognizer.print(f"{about}\nWritten to {folder.absolute()}")
 
 
 def header(k: int) -> list[str]:

@@ -123,7 +123,7 @@ def observe(
         InputError: A module was not used, or gives nothing that has a row per frame or per token.
     """
     recorder = _Recorder()
-    head = next((child for child in recognizer.children() if isinstance(child, CTCOutput)), None)
+    head = _ctc_output(recognizer)
     with ExitStack() as stack:
         for handle in _hooks(recognizer, paths, recorder):
             stack.callback(handle.remove)
@@ -145,6 +145,15 @@ def observe(
         recognizer.features.hop_seconds,
         recognizer.features.window_samples / recognizer.features.sample_rate,
     )
+
+
+def has_ctc(recognizer: nn.Module) -> bool:
+    """Whether a recogniser has a CTC output, which can say when characters are spoken."""
+    return _ctc_output(recognizer) is not None
+
+
+def _ctc_output(recognizer: nn.Module) -> CTCOutput | None:
+    return next((child for child in recognizer.children() if isinstance(child, CTCOutput)), None)
 
 
 @contextmanager

@@ -1,15 +1,17 @@
-"""Pictures of layers by t-SNE, and the numbers behind them [seed 000 §2.4, §3]."""
+"""Pictures of layers by t-SNE, and the numbers behind them [Lim et al. 2019, 2.4 and 3]."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from asr_lightning.analysis.activations import Layer, read_utterances
+from asr_lightning.analysis.activations import Layer, read_description, read_utterances
 from asr_lightning.analysis.layers import Projected, curves, measure, project_layers, read_layers, table_of
-from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers
+from asr_lightning.analysis.sentences import Chosen, choose_sentences, find_sentences, text_of
+from asr_lightning.callbacks.activations import Activations
+from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers, without_result
 from asr_lightning.errors import InputError
 from asr_lightning.files import write_atomically
 from asr_lightning.models.recognizer import Recognizer
@@ -17,6 +19,13 @@ from asr_lightning.report.layer_figures import plot_curves, plot_order, plot_pho
 from asr_lightning.report.tables import as_csv
 
 COLUMNS = ("utterance", "speaker", "index", "start", "end", "character", "phone", "x", "y")
+SENTENCES = "sentences.csv"
+SENTENCE_COLUMNS = ("speaker", "utterance", "text", "note")
+LABELS = (
+    "name those of the utterances in Activations.labels, as data_modules.phone_labels.CTMLabels reads what "
+    "`python -m asr_lightning.tools.align --config experiments/hybrid.yaml --checkpoint "
+    "runs/hybrid/checkpoints/last.ckpt --output runs/hybrid/alignments` writes"
+)
 
 
 class TSNE(Looking):
@@ -28,12 +37,17 @@ class TSNE(Looking):
     * `<speaker>/<layer>.csv`: places of all frames, with the columns of the activations and `x,y`;
     * `<speaker>/<utterance>-order.png`, `-phone.png`: the layers side by side; one for each layer below `<utterance>/`,
       which W&B gets as `tsne/<layer>/order` and `tsne/<layer>/phone`;
+    * `sentences.csv`: which sentences these are, and whether one stands in for another that the corpus lacks;
     * `figures.csv`, `figures.png`: what `asr_lightning.analysis.probes` measures, by layer, speaker and space.
+
+    Frames without phones cannot be coloured or measured: where no utterance has any, the test ends with an error.
 
     Args:
         layers: Names of `Activations.modules`, the lowest first; all that have frames if None.
-        speakers: Whose frames: names, or how many, those with most frames first.
-        sentences: Which of each speaker are drawn: names, or how many, those of the most typical length first.
+        speakers: Whose frames: names, or how many. The speakers of `sentences` come first, then those with most frames.
+        sentences: What is drawn. A number: so many of each speaker, those of the most typical length first. A list of
+            names or texts: these; where the corpus lacks one, the longest sentence of the first speaker stands in for
+            it, and caption and log say so.
         components: Principal components that t-SNE sees.
         perplexity: About how many neighbours a frame has.
         iterations: Of the optimisation.
@@ -62,14 +76,41 @@ class TSNE(Looking):
         self.neighbours = neighbours
         self.seed = seed
 
+    def begin(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
+        """See that there will be activations with phones, before hours of recognition.
+
+        Raises:
+            InputError: There will be none.
+        """
+        before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
+        makers = [one for one in before if isinstance(one, Activations) and folder.name in one.stages]
+        if not makers:
+            read_description(_activations(folder))
+        elif not makers[-1].knows_phones(recognizer):
+            raise InputError(
+                f"expected phones to colour and measure frames by, found none: Activations has no labels, and a "
+                f"{type(recognizer).__name__} without CTC cannot say when characters are spoken; {LABELS}"
+            )
+
     def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
-        """Draw and measure."""
+        """Draw and measure.
+
+        Raises:
+            InputError: There is nothing to draw or to measure.
+        """
         if not trainer.is_global_zero:
             return
-        activations = folder.parents[1] / "activations" / folder.name
-        layers, texts = read_layers(activations, self.layers), read_utterances(activations)
-        measured = []
-        for speaker in self._chosen_speakers(layers[0]):
+        for name in ("figures.csv", "figures.png", SENTENCES):  # of an earlier test: without them there is no result
+            (folder / name).unlink(missing_ok=True)
+        activations = _activations(folder)
+        layers, utterances = read_layers(activations, self.layers), read_utterances(activations)
+        sizes = _labelled(layers[0])
+        if not sizes:
+            without_result(trainer, f"expected phones of frames in {activations}, found none; {LABELS}")
+            return
+        measured, drawn = [], []
+        speakers = self._chosen_speakers(layers[0], utterances)
+        for speaker in speakers:
             try:
                 projected = project_layers(layers, speaker, self.seed, **self.options)
             except ValueError as error:  # hardly a frame, or numbers that overflowed: the other speakers go on
@@ -78,40 +119,69 @@ class TSNE(Looking):
             measured += measure(projected, self.neighbours)
             for one in projected:
                 write_atomically(folder / speaker / f"{one.layer.name}.csv", places_as_csv(one))
-            for utterance in self._chosen_sentences(projected[0]):
-                title = texts[utterance]["reference"] or texts[utterance]["hypothesis"]
-                self._draw_sentence(trainer, projected, utterance, title, folder / speaker)
+            for chosen in self._chosen_sentences(speaker, utterances, sizes, first=speaker == speakers[0]):
+                if chosen.note:
+                    rank_zero_warn(f"{chosen.utterance} is drawn: {chosen.note}")
+                self._draw_sentence(trainer, projected, chosen, folder / speaker)
+                drawn.append(chosen)
         if not measured:
+            without_result(trainer, f"no t-SNE: none of the speakers {', '.join(speakers)} has frames to be projected")
             return
+        if self.sentences and not drawn:
+            raise InputError(
+                f"TSNE: expected sentences of the speakers {', '.join(speakers)}, got {self.sentences}; give a number "
+                "of speakers: those of the sentences come first"
+            )
+        rows = [[one.speaker, one.utterance, one.text, one.note] for one in drawn]
+        write_atomically(folder / SENTENCES, as_csv([SENTENCE_COLUMNS, *rows]))
         write_atomically(folder / "figures.csv", as_csv(table_of(measured)))
         plot_curves(curves(measured), folder / "figures.png")
         recognizer.print(f"t-SNE of {len(layers)} layers is in {folder.absolute()}")
 
-    def _draw_sentence(
-        self, trainer: Trainer, projected: Sequence[Projected], utterance: str, title: str, folder: Path
-    ) -> None:
+    def _draw_sentence(self, trainer: Trainer, projected: Sequence[Projected], chosen: Chosen, folder: Path) -> None:
+        utterance, caption = chosen.utterance, chosen.caption
         for kind, plot in (("order", plot_order), ("phone", plot_phones)):
-            plot(projected, utterance, title, folder / f"{utterance}-{kind}.png")
+            plot(projected, utterance, caption, folder / f"{utterance}-{kind}.png")
             for one in projected:
                 path = folder / utterance / f"{one.layer.name}-{kind}.png"
-                plot([one], utterance, title, path)
+                plot([one], utterance, caption, path)
                 for logger in wandb_loggers(trainer):
-                    logger.log_image(f"tsne/{one.layer.name}/{kind}", [str(path)], caption=[f"{utterance}: {title}"])
+                    logger.log_image(f"tsne/{one.layer.name}/{kind}", [str(path)], caption=[f"{utterance}: {caption}"])
 
-    def _chosen_speakers(self, layer: Layer) -> list[str]:
+    def _chosen_speakers(self, layer: Layer, utterances: Mapping[str, Mapping[str, str]]) -> list[str]:
         names, counts = np.unique(layer.speakers, return_counts=True)
         if isinstance(self.speakers, int):
-            return [str(name) for name in names[np.argsort(-counts, kind="stable")][: self.speakers]]
+            by_frames = [str(name) for name in names[np.argsort(-counts, kind="stable")]]
+            wanted = [] if isinstance(self.sentences, int) else self.sentences
+            first = [utterances[name]["speaker"] for name in find_sentences(wanted, utterances).values() if name]
+            return list(dict.fromkeys([*first, *by_frames]))[: self.speakers]
         if missing := [speaker for speaker in self.speakers if speaker not in names]:
             raise InputError(f"TSNE: expected speakers among {', '.join(names)}, got {', '.join(missing)}")
         return self.speakers
 
-    def _chosen_sentences(self, projected: Projected) -> list[str]:
-        names, counts = np.unique(projected.layer.utterances, return_counts=True)
+    def _chosen_sentences(
+        self, speaker: str, utterances: Mapping[str, Mapping[str, str]], sizes: Mapping[str, int], first: bool
+    ) -> list[Chosen]:
+        """Return the sentences of a speaker that are drawn; of the first speaker also those that stand in."""
+        mine = {name: size for name, size in sizes.items() if utterances[name]["speaker"] == speaker}
         if isinstance(self.sentences, int):
-            by_typical_length = np.argsort(np.abs(counts - np.median(counts)), kind="stable")
-            return [str(name) for name in names[by_typical_length][: self.sentences]]
-        return [name for name in self.sentences if name in names]
+            typical = np.median(list(mine.values())) if mine else 0
+            names = sorted(mine, key=lambda name: abs(mine[name] - typical))[: self.sentences]
+            return [Chosen(name, speaker, text_of(utterances[name])) for name in names]
+        chosen = choose_sentences(self.sentences, utterances, sizes, speaker)
+        return [one for one in chosen if one.speaker == speaker and (first or not one.note)]
+
+
+def _activations(folder: Path) -> Path:
+    """Return where `Activations` writes, beside the folder of `TSNE`."""
+    return folder.parents[1] / "activations" / folder.name
+
+
+def _labelled(layer: Layer) -> dict[str, int]:
+    """Return the utterances that have phones, by name, and how many frames each has."""
+    names, numbers, counts = np.unique(layer.utterances, return_inverse=True, return_counts=True)
+    known = np.bincount(numbers, layer.phones != "", minlength=len(names)) > 0
+    return {str(name): int(count) for name, count, one in zip(names, counts, known, strict=True) if one}
 
 
 def places_as_csv(projected: Projected) -> str:

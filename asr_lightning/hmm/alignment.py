@@ -39,6 +39,29 @@ def phone_runs(model: HiddenMarkovModel, alignment: Sequence[int] | np.ndarray) 
     ]
 
 
+def subsample(lengths: Sequence[int], step: int) -> list[int]:
+    """Return how many frames phones have when every step-th frame is kept, the first among them.
+
+    Frame i that is kept is frame i * step of before, and of its phone. A phone that would lose all frames gets one of
+    its neighbours'.
+
+    Args:
+        lengths: Frames of each of N phones, one behind the other.
+        step: From one frame that is kept to the next.
+
+    Returns:
+        N lengths, each at least 1; none where fewer than N frames are kept.
+    """
+    total = -(-sum(lengths) // step)
+    if total < len(lengths):
+        return []
+    ends = -(-np.cumsum(lengths) // step)
+    places = np.arange(len(ends))
+    ends = np.maximum.accumulate(ends - places) + places  # one frame at least behind the phone before
+    ends = np.minimum(ends, total - places[::-1])  # and one for each that follows
+    return np.diff(ends, prepend=0).tolist()
+
+
 def in_seconds(runs: Sequence[Run], hop: float, window: float, seconds: float) -> list[Segment]:
     """Return segments that tile an utterance: the border of two frames is where the later one's share of time begins.
 

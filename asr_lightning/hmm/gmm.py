@@ -1,7 +1,7 @@
-"""Monophones with Gaussian mixtures, trained from a flat start [Young et al., "The HTK Book", §3], by Kaldi's code."""
+"""Gaussian mixtures of monophones, from a flat start, and of triphones [Young et al., "The HTK Book", §3], by Kaldi."""
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import kaldi_hmm_gmm as kaldi
@@ -70,16 +70,19 @@ class Pass:
 
 
 def train(
-    model: HiddenMarkovModel, examples: Sequence[Example], passes: int = 40, gaussians: int = 1000, seed: int = 1
-) -> Iterator[tuple[Pass, GaussianMixtures]]:
-    """Train mixtures, pass by pass: flat alignments first, then those of the pass before; mixtures grow till the 3/4.
+    model: HiddenMarkovModel, examples: Sequence[Example], passes: int = 40, gaussians: int = 1000, seed: int = 1,
+    begin: Mapping[str, list[int]] | None = None,
+) -> Iterator[tuple[Pass, GaussianMixtures]]:  # fmt: skip
+    """Train mixtures, pass by pass, by alignments of the passes before; mixtures grow till the 3/4.
 
     Args:
-        model: Of monophones.
+        model: Of monophones, or of tied triphones.
         examples: Held in memory.
-        passes: Over all examples; every second pass aligns anew, the first ten every time.
+        passes: Over all examples. After a flat start every second pass aligns anew, the first ten every time; after
+            other alignments, which are better from the start, every fifth.
         gaussians: In all mixtures together, in the end.
         seed: Of the flat alignments and of what splits Gaussians.
+        begin: Alignments to begin with, by the examples' names, empty where there are none; flat ones if None.
 
     Raises:
         InputError: There is nothing to learn from.
@@ -87,11 +90,12 @@ def train(
     if not examples:
         raise InputError("expected utterances to train Gaussian mixtures on, got none")
     states = GaussianMixtures(model, _flat(model.pdfs, examples))
-    alignments = {one.id: _equal(one, seed) for one in examples}
+    alignments = {one.id: _equal(one, seed) if begin is None else begin[one.id] for one in examples}
     random = np.random.default_rng(seed)
     growing = max(1, 3 * passes // 4)
     for number in range(1, passes + 1):
-        if number > 1 and (number <= 10 or number % 2 == 0):
+        anew = number <= 10 or number % 2 == 0 if begin is None else number % 5 == 0
+        if number > 1 and anew:
             decodables = ((one, states.decodable(one.features)) for one in examples)
             alignments = {one.id: align(decodable, one.graph) for one, decodable in decodables}
         failed = sum(not one for one in alignments.values())

@@ -1,9 +1,10 @@
-"""Phones as hidden Markov models of three states, whose distributions are tied by a tree."""
+"""Phones as hidden Markov models of some states, whose distributions are tied by a tree."""
 
+import json
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,8 +20,21 @@ from asr_lightning.hmm.kaldi_tree import read_tree
 from asr_lightning.text.lexicon import NOT_SPEECH, SPOKEN_NOISE, Lexicon, read_lexicon, write_lexicon
 from asr_lightning.text.phones import SILENCE
 
-DAMAGED = (OSError, ValueError, EOFError, MemoryError, RecursionError, BadZipFile, SyntaxError, TokenError)  # NumPy's
-STATES = 3  # of every phone: at least so many frames
+DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    MemoryError,
+    RecursionError,
+    BadZipFile,
+    SyntaxError,
+    TokenError,
+)  # NumPy's
+STATES = 3  # of every phone, where no other number is given: at least so many frames
+CHAIN_STATES, CHAIN_SUBSAMPLING = 1, 3  # as Kaldi's chain models: a phone may last for one frame of 30 ms
+TOPOLOGY = "topology.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,26 +48,32 @@ class HiddenMarkovModel:
         phones: SIL, SPN, then those of the lexicon; a phone's id is its place + 1.
         tree: From phones in context and the number of a state to pdfs.
         transition_counts: (transition ids + 1,) how often each was seen; the first is not used.
+        states: Of every phone, from left to right, none skipped: a phone lasts for as many frames at least.
+        subsampling: Feature frames from one frame of this model to the next; frame i is feature frame i * subsampling.
     """
 
     lexicon: Lexicon
     phones: tuple[str, ...]
     tree: kaldi.ContextDependency
     transition_counts: np.ndarray
+    states: int = STATES
+    subsampling: int = 1
 
     @classmethod
-    def monophone(cls, lexicon: Lexicon) -> "HiddenMarkovModel":
+    def monophone(cls, lexicon: Lexicon, states: int = STATES, subsampling: int = 1) -> "HiddenMarkovModel":
         """Return a model in which every state of every phone has its own pdf, and all transitions are alike."""
         lexicon = _with_capital_marks(lexicon)
         phones = (SILENCE, SPOKEN_NOISE, *lexicon.phones)
         ids = list(range(1, len(phones) + 1))
-        tree = kaldi.monophone_context_dependency(ids, topology(len(phones)).get_phone_to_num_pdf_classes())
-        return cls(lexicon, phones, tree, np.zeros(_transitions(tree, len(phones)).num_transition_ids + 1))
+        classes = topology(len(phones), states).get_phone_to_num_pdf_classes()
+        tree = kaldi.monophone_context_dependency(ids, classes)
+        count = _transitions(tree, len(phones), states).num_transition_ids + 1
+        return cls(lexicon, phones, tree, np.zeros(count), states, subsampling)
 
     @cached_property
     def transitions(self) -> kaldi.TransitionModel:
         """Kaldi's transition model, with the probabilities that follow from the counts."""
-        model = _transitions(self.tree, len(self.phones))
+        model = _transitions(self.tree, len(self.phones), self.states)
         model.mle_update(self.transition_counts, kaldi.MleTransitionUpdateConfig())
         return model
 
@@ -126,12 +146,12 @@ class HiddenMarkovModel:
 
     def with_tree(self, tree: kaldi.ContextDependency) -> "HiddenMarkovModel":
         """Return the same phones tied by another tree, nothing being known of its transitions."""
-        count = _transitions(tree, len(self.phones)).num_transition_ids + 1
-        return HiddenMarkovModel(self.lexicon, self.phones, tree, np.zeros(count))
+        count = _transitions(tree, len(self.phones), self.states).num_transition_ids + 1
+        return replace(self, tree=tree, transition_counts=np.zeros(count))
 
     def with_counts(self, counts: np.ndarray) -> "HiddenMarkovModel":
         """Return the same model after its transitions were counted."""
-        return HiddenMarkovModel(self.lexicon, self.phones, self.tree, counts)
+        return replace(self, transition_counts=counts)
 
     def checksum(self) -> int:
         """Return a number (CRC-32) that differs where phones, tree or counts do, and so what the pdfs stand for."""
@@ -141,9 +161,10 @@ class HiddenMarkovModel:
         return zlib.crc32(b"".join([*parts, self.transition_counts.astype("<f8").tobytes()]))
 
     def write(self, folder: Path) -> None:
-        """Write `lexicon.txt`, `phones.txt`, `tree` (Kaldi's binary form) and `transitions.npy`."""
+        """Write `lexicon.txt`, `phones.txt`, `topology.json`, `tree` (Kaldi's binary form) and `transitions.npy`."""
         write_lexicon(self.lexicon, folder / "lexicon.txt")
         write_atomically(folder / "phones.txt", _phone_table(self.phones))
+        write_atomically(folder / TOPOLOGY, json.dumps({"states": self.states, "subsampling": self.subsampling}))
         with replacing(folder / "tree") as half:
             self.tree.write(True, str(half))
         with replacing(folder / "transitions.npy") as half, half.open("wb") as file:
@@ -174,14 +195,27 @@ def read_model(folder: Path) -> HiddenMarkovModel:
         known = {SILENCE, SPOKEN_NOISE} | set(lexicon.phones)
         if text != _phone_table(phones) or len(set(phones)) < len(phones) or not known <= set(phones):
             raise ValueError("expected lines of a phone and its number, from 1, with all phones of the lexicon")
+    states, subsampling = _read_topology(folder / TOPOLOGY)
     with _reading(folder / "tree") as path:
-        tree = read_tree(regular(path).read_bytes(), len(phones), STATES)
+        tree = read_tree(regular(path).read_bytes(), len(phones), states)
     with _reading(folder / "transitions.npy") as path:
         counts = np.load(path, allow_pickle=False)
-        size = (_transitions(tree, len(phones)).num_transition_ids + 1,)
+        size = (_transitions(tree, len(phones), states).num_transition_ids + 1,)
         if counts.shape != size or counts.dtype.kind not in "fiu" or not np.all((counts >= 0) & (counts < np.inf)):
             raise ValueError(f"expected counts {size} for its tree, found an array {counts.shape} of {counts.dtype}")
-    return HiddenMarkovModel(lexicon, phones, tree, counts.astype(np.float64))
+    return HiddenMarkovModel(lexicon, phones, tree, counts.astype(np.float64), states, subsampling)
+
+
+def _read_topology(path: Path) -> tuple[int, int]:
+    """Return states of a phone and subsampling; folders from before they could be chosen have three and none."""
+    if not path.exists():
+        return STATES, 1
+    with _reading(path):
+        content = json.loads(regular(path).read_text("utf-8"))
+        states, subsampling = content["states"], content["subsampling"]
+        if not all(type(one) is int and 1 <= one <= 10 for one in (states, subsampling)):
+            raise ValueError(f"expected states and subsampling from 1 to 10, found {states} and {subsampling}")
+    return states, subsampling
 
 
 def _phone_table(phones: Sequence[str]) -> str:
@@ -198,17 +232,17 @@ def _reading(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def _transitions(tree: kaldi.ContextDependency, phones: int) -> kaldi.TransitionModel:
-    return kaldi.TransitionModel(tree, topology(phones))
+def _transitions(tree: kaldi.ContextDependency, phones: int, states: int) -> kaldi.TransitionModel:
+    return kaldi.TransitionModel(tree, topology(phones, states))
 
 
-def topology(phones: int) -> kaldi.HmmTopology:
+def topology(phones: int, states: int = STATES) -> kaldi.HmmTopology:
     """Return Kaldi's description of phones 1 to `phones`: states from left to right, none skipped."""
-    states = " ".join(
+    parts = " ".join(
         f"<State> {state} <PdfClass> {state} <Transition> {state} 0.75 <Transition> {state + 1} 0.25 </State>"
-        for state in range(STATES)
+        for state in range(states)
     )
-    entry = f"<ForPhones> {' '.join(map(str, range(1, phones + 1)))} </ForPhones> {states} <State> {STATES} </State>"
+    entry = f"<ForPhones> {' '.join(map(str, range(1, phones + 1)))} </ForPhones> {parts} <State> {states} </State>"
     described = kaldi.HmmTopology()
     described.read(f"<Topology> <TopologyEntry> {entry} </TopologyEntry> </Topology> ")
     return described

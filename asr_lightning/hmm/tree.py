@@ -12,7 +12,7 @@ from itertools import count
 import numpy as np
 
 from asr_lightning.errors import InputError
-from asr_lightning.hmm.alignment import phone_runs
+from asr_lightning.hmm.alignment import phone_runs, subsample
 from asr_lightning.hmm.kaldi_tree import EDGE, LEFT, RIGHT, Node, as_kaldi
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel
 
@@ -70,7 +70,7 @@ def triphones(model: HiddenMarkovModel, ids: np.ndarray) -> np.ndarray:
     lengths = [end - start for start, end, _ in runs]
     around = np.array([phones[number : number + 3] for number in range(len(runs))], dtype=np.int64).reshape(-1, 3)
     moved = np.concatenate([[0], np.cumsum(~model.stays[ids])[:-1]])  # transitions to another state before each frame
-    return np.concatenate([around.repeat(lengths, axis=0), (moved % STATES)[:, None]], axis=1)
+    return np.concatenate([around.repeat(lengths, axis=0), (moved % model.states)[:, None]], axis=1)
 
 
 def log_likelihood(sums: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ def clusters(statistics: Statistics, phones: int) -> list[frozenset[int]]:
         statistics: Whose middle states are compared.
         phones: How many there are.
     """
-    middle = statistics.contexts[:, 3] == STATES // 2
+    middle = statistics.contexts[:, 3] == (statistics.contexts[:, 3].max(initial=0) + 1) // 2
     sums = np.zeros((phones + 1, statistics.sums.shape[1]))
     np.add.at(sums, statistics.contexts[middle, 1], statistics.sums[middle])
     sets = {phone: frozenset([phone]) for phone in range(1, phones + 1)}
@@ -136,8 +136,9 @@ def best_split(
 
 
 def grow(
-    statistics: Statistics, phones: int, leaves: int, questions: Sequence[frozenset[int]], minimum: float = 100.0
-) -> dict[tuple[int, int], Node]:
+    statistics: Statistics, phones: int, leaves: int, questions: Sequence[frozenset[int]], minimum: float = 100.0,
+    states: int = STATES,
+) -> dict[tuple[int, int], Node]:  # fmt: skip
     """Split trees until there are so many leaves, or no split is left.
 
     Args:
@@ -146,6 +147,7 @@ def grow(
         leaves: Tied states wanted, in all trees together.
         questions: Sets of phone ids that neighbours are asked for.
         minimum: Frames that a leaf needs.
+        states: Of every phone.
 
     Returns:
         The root for every phone and number of a state; leaves carry their pdfs, which count from 0.
@@ -155,7 +157,7 @@ def grow(
     roots = {
         (phone, state): Node(np.flatnonzero((contexts[:, 1] == phone) & (contexts[:, 3] == state)))
         for phone in range(1, phones + 1)
-        for state in range(STATES)
+        for state in range(states)
     }
     order = count()  # of equal gains the earlier one is first
     waiting: list[tuple[float, int, Node, int, int]] = []
@@ -202,7 +204,28 @@ def tie(
     """
     phones = len(model.phones)
     questions = list(dict.fromkeys([*clusters(statistics, phones), *phonetic, frozenset([EDGE])]))
-    return model.with_tree(as_kaldi(grow(statistics, phones, leaves, questions, minimum), phones))
+    return model.with_tree(as_kaldi(grow(statistics, phones, leaves, questions, minimum, model.states), phones))
+
+
+def subsampled(model: HiddenMarkovModel, chain: HiddenMarkovModel, alignment: Sequence[int]) -> list[int]:
+    """Return an alignment in the frames and transition ids of a model of the same phones that sees fewer frames.
+
+    Args:
+        model: That the alignment is of.
+        chain: With one state a phone.
+        alignment: T transition ids.
+
+    Returns:
+        T / chain.subsampling ids, rounded up; none where there are more phones than that.
+    """
+    runs = phone_runs(model, alignment)
+    phones = [EDGE, *(model.phone_ids[phone] for *_, phone in runs), EDGE]
+    ids: list[int] = []
+    for number, length in enumerate(subsample([end - start for start, end, _ in runs], chain.subsampling)):
+        triphone = (*phones[number : number + 3], 0)
+        ids += [chain.transition_id(triphone, stays=True)] * (length - 1)
+        ids.append(chain.transition_id(triphone, stays=False))
+    return ids
 
 
 def convert(model: HiddenMarkovModel, tied: HiddenMarkovModel, alignment: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""The hybrid of a network and hidden Markov models: the baseline of seed 000 [§2.2; Bourlard and Morgan 1994].
+"""The hybrid of a network and hidden Markov models: the baseline of Lim et al. 2019, 2.3 [Bourlard and Morgan 1994].
 
 The network says of every frame how probable each tied state is. It learns from alignments, and then from whole
 sentences by lattice-free MMI. `python -m asr_lightning.tools.hybrid` makes what it needs besides.
@@ -47,7 +47,8 @@ class BLSTMHMM(Recognizer):
             graphs weight the transcript's pronunciations, and all that could have been said, by a phone grammar.
         mmi_scale: Of log likelihoods in lattice-free MMI.
         **recognizer: Arguments of `Recognizer`, but for `ctc_weight`. The encoder must give a frame for every frame of
-            the features, and these must have the window and hop of what the alignments were made from.
+            the alignments, which is every feature frame, or every third one of states that were made with
+            `--subsampling 3`; the features must have the window and hop of what the alignments were made from.
 
     Raises:
         InputError: The folder cannot be read, or a number is out of its range.
@@ -102,23 +103,32 @@ class BLSTMHMM(Recognizer):
         """Return what the tied states are, which may be made anew in the same folder."""
         digest = hashlib.sha256("\n".join(self.states.phones).encode())
         digest.update(regular(self.folder / "tree").read_bytes())
+        if self.states.subsampling > 1:
+            digest.update(str(self.states.subsampling).encode())
         return {"tied states": digest.hexdigest()[:16]}
 
     def forward(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode audio (B, S) as (B, T, D), and say how many frames of each row are real, (B,).
 
         Raises:
-            InputError: The encoder gives fewer frames than it reads.
+            InputError: The encoder gives other frames than the alignments have.
         """
         features, lengths = self.featurize(audio, audio_lengths)
         encoded, encoded_lengths = self.encoder(features, lengths)
-        if encoded.shape[1] != features.shape[1] and not torch.equal(encoded_lengths, lengths):
+        step = self.states.subsampling
+        expected = (lengths + step - 1) // step
+        if encoded.shape[1] != self._kept(features.shape[1]) and not torch.equal(encoded_lengths, expected):
+            each = "each feature frame" if step == 1 else f"{step} feature frames"
             raise InputError(
-                "a hybrid needs an encoder that gives a frame for every frame it reads, but the "
-                f"{type(self.encoder).__name__} made {encoded.shape[1]} of {features.shape[1]}: take one without "
-                "subsampling"
+                f"the states in {self.folder} have a frame for {each}, but the {type(self.encoder).__name__} made "
+                f"{encoded.shape[1]} of {features.shape[1]}: give it a subsampling of {step}, or make the states anew "
+                "with `python -m asr_lightning.tools.hybrid prepare --subsampling`"
             )
         return encoded, encoded_lengths
+
+    def _kept(self, frames: int) -> int:
+        """Return how many of so many feature frames have a state."""
+        return -(-frames // self.states.subsampling)
 
     def log_likelihoods(self, encoded: Tensor) -> Tensor:
         """Return the log likelihoods (B, T, pdfs) of frames, but for what all pdfs share, from (B, T, D)."""
@@ -142,10 +152,11 @@ class BLSTMHMM(Recognizer):
     def _compare(self, batch: Batch, known: list[np.ndarray | None]) -> None:
         frames = self.features.frame_lengths(batch.audio_lengths).tolist()
         for id, ids, count in zip(batch.ids, known, frames, strict=True):
-            if ids is not None and len(ids) != count:
+            if ids is not None and len(ids) != self._kept(count):
                 raise InputError(
-                    f"{id} was aligned with {len(ids)} frames, but its features have {count}: leave the features' "
-                    "window and hop as `tools.hybrid` has them and the data without `speed_factors`, or align anew"
+                    f"{id} was aligned with {len(ids)} frames, but its features have {self._kept(count)}: leave the "
+                    "features' window and hop as `tools.hybrid` has them and the data without `speed_factors`, or "
+                    "align anew"
                 )
         self._compared = True
 

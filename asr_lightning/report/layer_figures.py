@@ -1,4 +1,4 @@
-"""Pictures of layers: t-SNE by order and by phone [seed 000, Figures 3 to 8], and numbers along the layers."""
+"""Pictures of layers: t-SNE by order and by phone [Lim et al. 2019, Figures 3 to 8], and numbers along the layers."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 from asr_lightning.analysis.layers import Curve, Projected
+from asr_lightning.errors import InputError
 from asr_lightning.files import replacing
 from asr_lightning.report.figures import COLOURS
 from asr_lightning.text.phones import SILENCE
@@ -20,6 +21,7 @@ RED_TO_VIOLET = ("#e6194b", "#f58231", "#ffd700", "#3cb44b", "#00bcd4", "#3f51f5
 RAINBOW = LinearSegmentedColormap.from_list("rainbow", RED_TO_VIOLET)
 PANEL = 4.6  # inches, at 100 dots per inch
 LETTERS = 44  # that stand side by side below a panel
+TITLE_LETTERS = 8  # capitals of a title that stand side by side on an inch
 SPACE = "_"  # as the tokenizers write it
 GREY = "0.55"
 TITLES = {
@@ -111,10 +113,17 @@ def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: P
         utterance: Which.
         title: What was said.
         path: PNG.
+
+    Raises:
+        InputError: The sentence has no phones.
     """
-    figure, panels = _panels(len(layers), extra=0.9)
     said = [layers[0].layer.phones[row] for row in sentence_rows(layers[0], utterance)]
     phones = [one for one in dict.fromkeys(said) if one]
+    if not phones:
+        raise InputError(
+            f"expected phones of the frames of {utterance}, found none: choose a sentence that was aligned"
+        )
+    figure, panels = _panels(len(layers), extra=0.9)
     colours = phone_colours(phones)
     for panel, one in zip(panels, layers, strict=True):
         rows = sentence_rows(one, utterance)
@@ -131,6 +140,8 @@ def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: P
                 marker=marker,
                 label=phone,
             )
+        rest = rows[one.layer.phones[rows] == ""]  # beyond the labels, as at an utterance's end
+        panel.scatter(one.places[rest, 0], one.places[rest, 1], facecolors="none", edgecolors=GREY, s=18, zorder=2)
         panel.set_title(one.layer.name, fontsize=13)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(14, max(1, len(names))), fontsize=11,
@@ -150,11 +161,22 @@ def phone_colours(phones: Sequence[str]) -> dict[str, str]:
 
 
 def plot_curves(curves: Sequence[Curve], path: Path) -> None:
-    """Draw what was measured along the layers, in the original space and in two dimensions, with 95 % intervals."""
-    names = [name for name in TITLES if name != "chance"]
+    """Draw what was measured along the layers, in the original space and in two dimensions, with 95 % intervals.
+
+    What is known of no layer, as the spread of silence where none was labelled, has no panel.
+
+    Raises:
+        InputError: Nothing is known of any layer.
+    """
+    names = [name for name in TITLES if name != "chance" and is_known(curves, name)]
+    if not names:
+        raise InputError(
+            "expected layers of which something was measured, found none: their speakers have a single utterance each, "
+            "or their values are not finite; look into more utterances"
+        )
     figure = Figure((PANEL * len(names) * 0.9, 4.2), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    for panel, name in zip(figure.subplots(1, len(names)), names, strict=True):
+    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         chance = next(curve for curve in curves if curve.figure == "chance")
         if name == "purity":
             panel.plot(chance.layers, chance.means, color=GREY, linestyle=":", label="chance")
@@ -170,6 +192,11 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
         panel.legend(frameon=False, fontsize=10)
     with replacing(path) as half:
         figure.savefig(half, format="png")
+
+
+def is_known(curves: Sequence[Curve], name: str) -> bool:
+    """Whether a number is known of any layer."""
+    return any(np.isfinite(curve.means).any() for curve in curves if curve.figure == name)
 
 
 def _panels(count: int, extra: float) -> tuple[Figure, Sequence[Axes]]:
@@ -194,7 +221,7 @@ def _trace(panel: Axes, places: np.ndarray) -> None:
 
 
 def _save(figure: Figure, title: str, path: Path) -> None:
-    figure.suptitle(textwrap.fill(title, width=round(figure.get_figwidth() * 11)), fontsize=12)
+    figure.suptitle(textwrap.fill(title, width=round(figure.get_figwidth() * TITLE_LETTERS)), fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as half:
         figure.savefig(half, format="png")

@@ -132,7 +132,12 @@ function layers(runs) {
   const plot = element("div", { class: "plot", style: "height: 540px", role: "img", "aria-label": "t-SNE of a layer" });
   place.append(element("div", { class: "controls" }, run.part, speaker.part, sentence.part, layer.part, kind.part, element("label", {}, rest, "all sentences behind")), strip, plot);
   const numbers = element("div", { class: "plots" });
-  place.append(element("h2", {}, "Numbers along the layers"), element("p", { class: "note" },
+  const limits = element("p", { class: "note" });
+  for (const { labels, speakers } of runs)
+    for (const { layers } of Object.values(speakers))
+      for (const points of Object.values(layers))
+        for (const key of ["character", "phone"]) points[key] = points[key].map((number) => labels[number]);
+  place.append(limits, element("h2", {}, "Numbers along the layers"), element("p", { class: "note" },
     "Purity: share of the nearest frames of other sentences with the same phone. Order: rank correlation of distance in time and in space, within sentences. Silence: its spread by that of all frames. Probe: accuracy of a linear classifier on sentences it has not seen. Mean over speakers with 95 % interval."), numbers);
   const current = () => runs[run.select.value];
   function fill() {
@@ -141,13 +146,14 @@ function layers(runs) {
     sentence.fill(chosen.utterances.map((one, number) => [number, `${one.id}: ${one.text}`]));
     sentence.select.style.maxWidth = "min(100%, 420px)";
     layer.fill(current().layers);
+    limits.textContent = current().note;
     show();
   }
   function show() {
     const chosen = current().speakers[speaker.select.value], name = current().layers[layer.input.value];
     const points = chosen.layers[name], utterance = +sentence.select.value;
     const mine = points.utterance.map((one, row) => [one, row]).filter(([one]) => one === utterance).map(([, row]) => row);
-    const label = (row) => `${plain(chosen.utterances[points.utterance[row]].id)}<br>${points.start[row].toFixed(2)} to ${points.end[row].toFixed(2)} s<br>character ${plain(points.character[row] || "?")}<br>phone ${plain(points.phone[row] || "?")}`;
+    const label = (row) => `${plain(chosen.utterances[points.utterance[row]].id)}<br>${points.start[row].toFixed(2)} to ${(points.start[row] + points.length).toFixed(2)} s<br>character ${plain(points.character[row] || "?")}<br>phone ${plain(points.phone[row] || "?")}`;
     const pick = (rows) => ({ x: rows.map((row) => points.x[row]), y: rows.map((row) => points.y[row]), text: rows.map(label), hovertemplate: "%{text}<extra></extra>", mode: "markers", type: "scatter" });
     const traces = [];
     if (rest.checked) {
@@ -165,7 +171,7 @@ function layers(runs) {
     draw(plot, traces, { title: { text: plain(`${current().name}, ${name}`), font: { size: 15 } }, xaxis: { showticklabels: false }, yaxis: { showticklabels: false, scaleanchor: "x" }, margin: { l: 12, r: 12, t: 34, b: kind.value === "phone" || rest.checked ? 70 : 12 } });
     strip.replaceChildren(...mine.map((row, number) => element("span", { style: `background: ${kind.value === "order" ? rainbow(part(number)) : current().colours[points.phone[row]] ?? css("--line")}` },
       points.character[row] && (number === 0 || points.character[row] !== points.character[mine[number - 1]]) ? points.character[row] : "")));
-    numbers.replaceChildren(...["purity", "order", "silence", "probe"].map((figure) => {
+    numbers.replaceChildren(...current().figures.map((figure) => {
       const plot = element("div", { class: "plot", role: "img", "aria-label": figure });
       queueMicrotask(() => draw(plot, current().curves.filter((one) => one.figure === figure || (figure === "purity" && one.figure === "chance" && one.space === "original")).map((one) => ({
         x: one.layers, y: one.means, name: one.figure === "chance" ? "chance" : { original: "original space", tsne: "t-SNE" }[one.space], mode: "lines+markers",
@@ -188,13 +194,14 @@ function neighbours(runs) {
   const layer = slider("layer", show);
   const text = element("div", { class: "sentence", role: "toolbar", "aria-label": "characters of the sentence" });
   const list = element("ol", { class: "neighbours", "aria-live": "polite" });
-  const totals = element("div", {});
-  place.append(element("div", { class: "controls" }, run.part, sentence.part, layer.part), text, list, totals);
+  const totals = element("div", {}), limits = element("p", { class: "note" });
+  place.append(element("div", { class: "controls" }, run.part, sentence.part, layer.part), limits, text, list, totals);
   let chosen = 0;
   const current = () => runs[run.select.value];
   const first = () => Math.min(FIRST, current().begins[+sentence.select.value + 1] - current().begins[+sentence.select.value] - 1);
   function fill() {
-    sentence.fill(current().sentences.map((one, number) => [number, `${one.id}: ${one.text}`]));
+    limits.textContent = current().note;
+    sentence.fill(current().sentences.slice(0, current().asked).map((one, number) => [number, `${one.id}: ${one.text}`]));
     sentence.select.style.maxWidth = "min(100%, 420px)";
     layer.fill(current().layers.map((one) => one.name));
     totals.replaceChildren();
@@ -204,9 +211,9 @@ function neighbours(runs) {
   }
   function shown(row) {
     const all = current(), of = all.sentence[row], begin = all.begins[of], end = all.begins[of + 1], at = row - begin;
-    const letters = all.characters.slice(begin, end).map((one) => (one === "_" ? " " : one));
+    const characters = all.characters.slice(begin, end), letters = characters.map((one) => (one === "_" ? " " : one));
     const before = letters.slice(Math.max(0, at - 24), at).join(""), after = letters.slice(at + 1, at + 13).join("");
-    return [(at > 24 ? "…" : "") + before, letters[at], after + (at + 13 < letters.length ? "…" : ""), all.sentences[of].id];
+    return [(at > 24 ? "…" : "") + before, characters[at], after + (at + 13 < letters.length ? "…" : ""), all.sentences[of].id];
   }
   function show() {
     const all = current(), of = +sentence.select.value, begin = all.begins[of], end = all.begins[of + 1];
@@ -241,9 +248,11 @@ function alignments(runs) {
   const map = chooser("map", [], show);
   const player = element("audio", { controls: "", preload: "metadata" });
   const plot = element("div", { class: "plot", style: "height: 560px", role: "img", "aria-label": "alignment" });
-  place.append(element("div", { class: "controls" }, run.part, utterance.part, map.part), player, plot);
+  const limits = element("p", { class: "note" });
+  place.append(element("div", { class: "controls" }, run.part, utterance.part, map.part), limits, player, plot);
   const current = () => runs[run.select.value].utterances[utterance.select.value];
   function fill() {
+    limits.textContent = runs[run.select.value].note;
     utterance.fill(runs[run.select.value].utterances.map((one, number) => [number, `${one.id}: ${one.text}`]));
     utterance.select.style.maxWidth = "min(100%, 420px)";
     show();

@@ -1,4 +1,4 @@
-"""Gathers what runs have left in their folders, for the page."""
+"""Gathers what runs have left in their folders, for the page: error rates, neighbours, alignments."""
 
 import base64
 import csv
@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from asr_lightning.analysis.layers import FIGURES, Measured, curves
-from asr_lightning.analysis.probes import LayerFigures
 from asr_lightning.errors import InputError, reason
 from asr_lightning.report.figures import ErrorRate
 from asr_lightning.report.figures import curves as rate_curves
-from asr_lightning.report.layer_figures import phone_colours
-from asr_lightning.report.tables import from_csv
+from asr_lightning.report.tables import read_rows
 
 METRICS = ("wer", "cer", "ser", "swer", "unspaced_cer")
-CHARACTERS = 10_000  # of each network's neighbours
+CHARACTERS = 20_000  # of each network, that may be neighbours
+NEIGHBOURHOODS = 60_000  # of characters in layers, of the whole page: some 70 bytes each
+ALIGNMENT_BYTES = 5_000_000  # of the whole page
 POSTERIORS = 12  # tokens of each utterance, the most probable ones, besides the blank
 
 Data = dict[str, Any]
@@ -49,79 +48,19 @@ def _pairs(seeds: dict[str, dict[int, float]]) -> dict[str, list[list[float]]]:
     }
 
 
-def gather_layers(name: str, folder: Path) -> Data | None:
-    """Return what the callback `TSNE` wrote of a run; None where it wrote nothing.
-
-    Args:
-        name: Of the run.
-        folder: `<run folder>/tsne/<stage>`.
-
-    Raises:
-        InputError: A file cannot be read.
-    """
-    if not (folder / "figures.csv").exists():
-        return None
-    measured = [
-        Measured(row["layer"], row["speaker"], row["space"], LayerFigures(*(float(row[one]) for one in FIGURES)))
-        for row in _read(folder / "figures.csv", {"layer", "speaker", "space", *FIGURES})
-    ]
-    names = list(dict.fromkeys(one.layer for one in measured))
-    speakers = {
-        speaker: _speaker(folder / speaker, names, folder.parents[1] / "activations" / folder.name)
-        for speaker in dict.fromkeys(one.speaker for one in measured)
-    }
-    phones = sorted(
-        {phone for one in speakers.values() for layer in one["layers"].values() for phone in layer["phone"]}
-    )
-    return {
-        "name": name,
-        "layers": names,
-        "speakers": speakers,
-        "colours": phone_colours([phone for phone in phones if phone]),
-        "curves": [
-            {
-                "figure": one.figure,
-                "space": one.space,
-                "layers": one.layers,
-                "means": _finite(one.means),
-                "intervals": [_finite(pair) for pair in one.intervals],
-            }
-            for one in curves(measured)
-        ],
-    }
-
-
-def _speaker(folder: Path, layers: Sequence[str], activations: Path) -> Data:
-    texts = {row["utterance"]: row["reference"] or row["hypothesis"] for row in _read(activations / "utterances.csv",
-             {"utterance", "reference", "hypothesis"})}  # fmt: skip
-    columns = {"utterance", "start", "end", "character", "phone", "x", "y"}
-    tables = {layer: _read(folder / f"{layer}.csv", columns) for layer in layers}
-    names = sorted({row["utterance"] for rows in tables.values() for row in rows})
-    number = {name: place for place, name in enumerate(names)}
-    return {
-        "utterances": [{"id": name, "text": texts.get(name, "")} for name in names],
-        "layers": {
-            layer: {
-                "utterance": [number[row["utterance"]] for row in rows],
-                **{key: [round(float(row[key]), 3) for row in rows] for key in ("start", "end", "x", "y")},
-                **{key: [row[key] for row in rows] for key in ("character", "phone")},
-            }
-            for layer, rows in tables.items()
-        },
-    }
-
-
-def gather_neighbours(name: str, folder: Path) -> Data | None:
+def gather_neighbours(name: str, folder: Path, share: int = 1) -> Data | None:
     """Return what the callback `Neighbours` wrote of a run; None where it wrote nothing.
 
-    The first sentences with at most 10,000 characters are kept, and neighbours in others are left out.
+    The first sentences with at most 20,000 characters are kept, and neighbours in others are left out. Of fewer of
+    them, the first ones, the page holds the neighbours, if there is no room for more.
 
     Args:
         name: Of the run.
         folder: `<run folder>/neighbours/<stage>`.
+        share: Runs that share the page.
 
     Raises:
-        InputError: A file cannot be read.
+        InputError: A file cannot be read, or holds nothing.
     """
     if not (folder / "table.csv").exists():
         return None
@@ -131,11 +70,14 @@ def gather_neighbours(name: str, folder: Path) -> Data | None:
         raise InputError(f"{folder / 'table.csv'}: expected a line of each layer, found none")
     layers, most = [], 0
     for row in rows:
-        lines = _read(folder / f"{row[0]}.csv", {"utterance", "index", "character", "neighbour_1"})
-        kept = _whole_sentences(lines)
+        lines = read_rows(folder / f"{row[0]}.csv", {"utterance", "index", "character", "neighbour_1"})
+        if not lines:
+            raise InputError(f"{folder / row[0]}.csv: expected a line of each character, found none")
+        kept = _whole_sentences(lines, CHARACTERS)
+        asked = _whole_sentences(kept, NEIGHBOURHOODS // share // len(rows))
         place = {(line["utterance"], line["index"]): number for number, line in enumerate(kept)}
-        ranks = sum(key.startswith("neighbour_") for key in lines[0]) if lines else 0
-        layers.append({"name": row[0], **_nearest(kept, place, ranks)})
+        ranks = sum(key.startswith("neighbour_") for key in lines[0])
+        layers.append({"name": row[0], **_nearest(asked, place, ranks)})
         most = max(most, ranks)
     utterances = list(dict.fromkeys(line["utterance"] for line in kept))
     characters = [line["character"] for line in kept]
@@ -145,9 +87,16 @@ def gather_neighbours(name: str, folder: Path) -> Data | None:
     texts = [
         "".join(characters[one:two]).replace("_", " ").strip() for one, two in zip(begins, begins[1:], strict=False)
     ]
+    shown = sum(line["index"] == "0" for line in asked)
+    note = "" if shown == len(utterances) else (
+        f"This page holds the neighbours of the characters of {shown} of {len(utterances)} sentences, the first by "
+        "name; the files below neighbours/ hold all."
+    )  # fmt: skip
     return {
         "name": name,
         "layers": layers,
+        "asked": shown,
+        "note": note,
         "characters": characters,
         "sentence": sentence,
         "begins": begins,
@@ -157,18 +106,23 @@ def gather_neighbours(name: str, folder: Path) -> Data | None:
             "head": head,
             "rows": rows,
             "notes": [
+                *_caption(folder / "table.md"),
                 f"Total and mean over {most} neighbour{'s' * (most != 1)} of each character; means for shuffled "
-                "states, and for neighbours drawn by their last one, two or three characters."
+                "states, and for neighbours drawn by their last one, two or three characters.",
             ],
         },
     }
 
 
-def _whole_sentences(lines: list[dict[str, str]]) -> list[dict[str, str]]:
-    end = min(len(lines), CHARACTERS)
-    while 0 < end < len(lines) and lines[end]["index"] != "0":
-        end -= 1
-    return lines[:end]
+def _caption(path: Path) -> list[str]:
+    """Return what stands below a table in Markdown."""
+    return path.read_text("utf-8").strip().split("\n\n")[1:] if path.exists() else []
+
+
+def _whole_sentences(lines: list[dict[str, str]], most: int) -> list[dict[str, str]]:
+    """Return the first sentences with at most so many characters together, but one sentence at least."""
+    ends = [place for place, line in enumerate(lines) if line["index"] == "0"][1:] + [len(lines)]
+    return lines[: max([ends[0], *(end for end in ends if end <= most)])]
 
 
 def _nearest(lines: list[dict[str, str]], place: dict[tuple[str, str], int], ranks: int) -> Data:
@@ -181,15 +135,16 @@ def _nearest(lines: list[dict[str, str]], place: dict[tuple[str, str], int], ran
     return found
 
 
-def gather_alignments(name: str, folder: Path) -> Data | None:
+def gather_alignments(name: str, folder: Path, share: int = 1) -> Data | None:
     """Return what the callback `Alignments` wrote of a run; None where it wrote nothing.
 
     Args:
         name: Of the run.
         folder: `<run folder>/alignments/<stage>`.
+        share: Runs that share the page, which holds only as many utterances as there is room for.
 
     Raises:
-        InputError: A file cannot be read.
+        InputError: A file cannot be read, or shows nothing.
     """
     utterances = []
     for path in sorted(folder.glob("*.npz")):
@@ -207,6 +162,8 @@ def gather_alignments(name: str, folder: Path) -> Data | None:
                 maps.append(_posteriors(parts))
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path}: expected what the callback Alignments writes: {reason(error)}") from error
+        if not maps:
+            raise InputError(f"{path}: expected weights or posteriors, found none; let Alignments write it again")
         utterances.append(
             {
                 "id": path.stem,
@@ -216,7 +173,27 @@ def gather_alignments(name: str, folder: Path) -> Data | None:
                 "maps": maps,
             }
         )
-    return {"name": name, "utterances": utterances} if utterances else None
+    if not utterances:
+        return None
+    kept = _within(utterances, ALIGNMENT_BYTES // share)
+    note = "" if len(kept) == len(utterances) else (
+        f"This page holds {len(kept)} of {len(utterances)} utterances; the files below alignments/ hold all."
+    )  # fmt: skip
+    return {"name": name, "utterances": kept, "note": note}
+
+
+def _within(utterances: list[Data], most: int) -> list[Data]:
+    """Return those that fit into so many bytes one after the other; the smallest where none does."""
+    kept, left = [], most
+    for one in utterances:
+        if (size := _size(one)) <= left:
+            kept.append(one)
+            left -= size
+    return kept or [min(utterances, key=_size)]
+
+
+def _size(utterance: Data) -> int:
+    return len(utterance["audio"]) + sum(len(one["weights"]) for one in utterance["maps"])
 
 
 def _map(name: str, kind: str, weights: np.ndarray, labels: list[str]) -> Data:
@@ -233,19 +210,3 @@ def _posteriors(parts: dict[str, np.ndarray]) -> Data:
     others = [int(one) for one in np.argsort(-posteriors.max(axis=0)) if one != blank][:POSTERIORS]
     columns = [blank, *others]
     return _map("CTC posteriors", "posteriors", posteriors[:, columns].T, [vocabulary[one] for one in columns])
-
-
-def _finite(values: np.ndarray) -> list[float | None]:
-    return [round(float(one), 5) if np.isfinite(one) else None for one in values]
-
-
-def _read(path: Path, columns: set[str]) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = columns - set(reader.fieldnames or [])
-            if missing:
-                raise InputError(f"{path}: expected the columns {', '.join(sorted(missing))} too")
-            return [{name: from_csv(row[name] or "") for name in reader.fieldnames or []} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read {path}: {error}; let the callbacks write it again") from error

@@ -6,8 +6,9 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-from asr_lightning.errors import printable
+from asr_lightning.errors import InputError, printable
 from asr_lightning.scoring import RATES
 
 MISSING = "–"
@@ -100,6 +101,26 @@ def _cell(value: object) -> object:
 def from_csv(cell: str) -> str:
     """Return a text that `as_csv` has written, without what keeps it from being a formula."""
     return cell[1:] if cell.startswith("'") and _is_formula(cell[1:]) else cell
+
+
+def read_rows(path: Path, columns: set[str]) -> list[dict[str, str]]:
+    """Read what `as_csv` has written, with a head.
+
+    Args:
+        path: The file.
+        columns: That it must have.
+
+    Raises:
+        InputError: It cannot be read, or lacks a column.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if missing := columns - set(reader.fieldnames or []):
+                raise InputError(f"{path}: expected the columns {', '.join(sorted(missing))} too")
+            return [{name: from_csv(row[name] or "") for name in reader.fieldnames or []} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read {path}: {error}; let the callbacks write it again") from error
 
 
 def _is_formula(text: str) -> bool:

@@ -27,6 +27,13 @@ class Segment:
 class PhoneLabels(ABC):
     """Base class: knows the phones of utterances, as the classes of `data_modules.phone_labels`."""
 
+    def require(self) -> None:  # noqa: B027 - there may be nothing to look for
+        """See that there are labels at all, before anything is computed.
+
+        Raises:
+            InputError: There are none; it says how they are made.
+        """
+
     @abstractmethod
     def segments(self, utterance: str) -> list[Segment]:
         """Return the segments of an utterance in the order of time; none where nothing is known of it.

@@ -163,7 +163,7 @@ def aligner_of(options: argparse.Namespace) -> tuple[Callable[[Iterable[Batch]],
     """
     if options.states is not None:
         store, model = AlignmentStore(options.states / ALIGNMENTS), read_model(options.states)
-        frames = gmm.HOP_SECONDS, gmm.WINDOW_SECONDS
+        frames = gmm.HOP_SECONDS * model.subsampling, gmm.WINDOW_SECONDS
         return lambda batches: by_states(model, stored(store, batches), *frames), BY_STATES
     recognizer = prepare(options.checkpoint, options.device, None, options.config)
     if not isinstance(recognizer, BLSTMHMM):
@@ -172,7 +172,7 @@ def aligner_of(options: argparse.Namespace) -> tuple[Callable[[Iterable[Batch]],
             raise InputError(f"{options.checkpoint}: expected a BLSTMHMM or what has a CTC output, found a {found}")
         return functools.partial(by_ctc, recognizer), ("words",)
     features, states, decodables = recognizer.features, recognizer.states, of_network(recognizer)
-    frames = features.hop_seconds, features.window_samples / features.sample_rate
+    frames = features.hop_seconds * states.subsampling, features.window_samples / features.sample_rate
     return lambda batches: by_states(
         states, align_batches(states, batches, decodables, options.least_fit), *frames
     ), BY_STATES

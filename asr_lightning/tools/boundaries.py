@@ -75,7 +75,7 @@ def compare(truth: Path, found: Sequence[Path], names: Sequence[str], lexicon: P
         output: Folder.
 
     Raises:
-        InputError: A file cannot be read, or none of its utterances is known.
+        InputError: A file cannot be read, or there is no border to compare.
     """
     exact, words = CTMLabels(str(truth)), None if lexicon is None else read_lexicon(lexicon)
     errors, left_out = {}, dict[str, str]()
@@ -93,6 +93,15 @@ def compare(truth: Path, found: Sequence[Path], names: Sequence[str], lexicon: P
         if not errors[name].expected:
             found_ones = ", ".join(f"{one} ({left_out[one]})" if one in left_out else one for one in list(segments)[:3])
             raise InputError(f"{path}: expected utterances that {truth} knows, found {found_ones}")
+        if not len(errors[name].seconds):
+            of_truth, of_found = (
+                ", ".join(sorted({one.label for said in some.values() for one in said})[:10])
+                for some in (expected, segments)
+            )
+            raise InputError(
+                f"{path}: expected segments that are called as in {truth}, {of_truth}; found none behind another, only "
+                f"{of_found}"
+            )
     rows = table(errors)
     write_atomically(output / "boundaries.csv", as_csv(rows))
     write_atomically(output / "boundaries.md", as_markdown(rows) + "\n")

@@ -13,18 +13,15 @@ from pathlib import Path
 import kaldifst
 import numpy as np
 import yaml
-from tqdm import tqdm
 
-from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing, replacing_files, write_atomically
-from asr_lightning.hmm import gmm, tree
 from asr_lightning.hmm.alignment import phone_runs
-from asr_lightning.hmm.graph import decoding_graph, expand, phone_grammar, sentence
-from asr_lightning.hmm.model import HiddenMarkovModel
-from asr_lightning.hmm.questions import phonetic_questions
+from asr_lightning.hmm.graph import decoding_graph, phone_grammar
+from asr_lightning.hmm.model import CHAIN_STATES, CHAIN_SUBSAMPLING, HiddenMarkovModel
 from asr_lightning.hmm.search import GraphSearch
 from asr_lightning.hmm.store import AlignmentStore, write_alignments
+from asr_lightning.hmm.tree import subsampled
 from asr_lightning.models.blstm_hmm import ALIGNMENTS, DECODING_GRAPH, PHONE_GRAMMAR, read_graph
 from asr_lightning.scoring.error_rates import ErrorRates
 from asr_lightning.text.arpa import read_arpa
@@ -33,19 +30,13 @@ from asr_lightning.text.lexicon import Lexicon, capitals, cmudict, complete, rea
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney
 from asr_lightning.tools.arguments import above_zero, whole_number
+from asr_lightning.tools.mixture_training import Trained, of_mixtures, tie, train_mixtures
 from asr_lightning.tools.ngram import find_texts, read_sentences
-from asr_lightning.tools.state_alignment import (
-    Aligned,
-    Decodable,
-    Decodables,
-    align_batches,
-    likelihoods,
-    of_network,
-    prepare_hybrid,
-)
+from asr_lightning.tools.state_alignment import Aligned, align_batches, likelihoods, of_network, prepare_hybrid
 from asr_lightning.tools.subsets import development_subsets, every, subsets_of, training_texts
 
 SHOWN = 10  # utterances that could not be aligned
+SCALES = (0.05, 0.07, 0.1, 0.14, 0.2, 0.3)  # of log likelihoods of frames of 10 ms
 
 
 def prepare(options: argparse.Namespace) -> str:
@@ -58,16 +49,32 @@ def prepare(options: argparse.Namespace) -> str:
         options.output / "left_out.txt", "".join(f"{word} {count}\n" for word, count in report.most_common())
     )
     said = [f"{len(lexicon)} words in the lexicon; {len(report)} of the text are in none and left out (left_out.txt)."]
-    mixtures = train_mixtures(options, HiddenMarkovModel.monophone(lexicon), train)
-    tied = tie_states(options, mixtures, train)
-    said.append(f"{tied.pdfs} tied states.")
-    aligned = align_batches(
-        mixtures.model, every(options.config, [*train, *validation], "alignment"), of_mixtures(mixtures)
-    )
-    said += finish(options.output, mixtures.model, tied, aligned)
+    trained = train_mixtures(options, HiddenMarkovModel.monophone(lexicon), train)
+    states, convert = states_of_network(options, trained)
+    said.append(f"{states.pdfs} tied states, {states.states} of each phone, a frame every {states.subsampling}0 ms.")
+    batches = every(options.config, [*train, *validation], "alignment")
+    aligned = align_batches(trained.mixtures.model, batches, of_mixtures(trained.mixtures))
+    said += finish(options.output, states, aligned, convert)
     with replacing(options.output / DECODING_GRAPH) as half:
-        decoding_graph(tied, ngram).write(str(half))
+        decoding_graph(states, ngram).write(str(half))
     return "\n".join(said)
+
+
+def states_of_network(
+    options: argparse.Namespace, trained: Trained
+) -> tuple[HiddenMarkovModel, Callable[[Sequence[int]], Sequence[int]]]:
+    """Return the states that the network learns, and what makes their alignments of those of the mixtures.
+
+    They are those of the mixtures; with subsampling a phone has one state, and the states are tied anew by every third
+    frame, as for Kaldi's chain models [Povey et al. 2016].
+    """
+    model = trained.mixtures.model
+    if options.subsampling == 1:
+        return model, lambda ids: ids
+    single = HiddenMarkovModel.monophone(model.lexicon, CHAIN_STATES, options.subsampling)
+    kept = ((features, subsampled(model, single, ids)) for features, ids in trained.aligned(options.subsampling))
+    chain = tie(options, single, ((features, ids) for features, ids in kept if ids))
+    return chain, lambda ids: subsampled(model, chain, ids)
 
 
 def read_or_estimate(options: argparse.Namespace, transcripts: Sequence[str]) -> NGram:
@@ -89,71 +96,27 @@ def make_lexicon(options: argparse.Namespace, transcripts: Sequence[str], ngram:
     return Lexicon({**lexicon.pronunciations, **guessed.pronunciations}), left_out
 
 
-def train_mixtures(options: argparse.Namespace, model: HiddenMarkovModel, train: Sequence[str]) -> gmm.GaussianMixtures:
-    """Train Gaussian mixtures of monophones on the first minutes of the training data."""
-    examples: list[gmm.Example] = []
-    seconds = 0.0
-    for id, words, features in utterances(every(options.config, train, "features")):
-        if all(word in model.word_ids for word in words):
-            examples.append(gmm.Example(id, features, expand(model, sentence(model, words))))
-            seconds += len(features) * gmm.HOP_SECONDS
-        if seconds > 60 * options.gmm_minutes:
-            break
-    rows = ["pass,log_likelihood_per_frame,gaussians,not_aligned\n"]
-    with tqdm(total=options.passes, desc="Gaussian mixtures", unit="pass", disable=not sys.stderr.isatty()) as bar:
-        for one, trained in gmm.train(model, examples, options.passes, options.gaussians, options.seed):
-            mixtures = trained
-            rows.append(f"{one.number},{one.log_likelihood:.4f},{one.gaussians},{one.failed}\n")
-            bar.update()
-            bar.set_postfix(log_likelihood=f"{one.log_likelihood:.2f}")
-    write_atomically(options.output / "mixtures.csv", "".join(rows))
-    return mixtures
+def finish(
+    output: Path, tied: HiddenMarkovModel, aligned: Iterable[Aligned],
+    convert: Callable[[Sequence[int]], Sequence[int]] = lambda ids: ids,
+) -> list[str]:  # fmt: skip
+    """Write alignments in the states of a tied model, the phone grammar that follows, and the model with its counts.
 
-
-def utterances(batches: Iterable[Batch]) -> Iterator[tuple[str, list[str], np.ndarray]]:
-    """Give the name, the words and the features (T, D) of every utterance, as Gaussian mixtures read them."""
-    features = gmm.CepstralFeatures()
-    for batch in batches:
-        for id, text, audio, length in zip(batch.ids, batch.texts, batch.audio, batch.audio_lengths, strict=True):
-            yield id, capitals(text).split(), features(audio[:length])
-
-
-def of_mixtures(mixtures: gmm.GaussianMixtures) -> Decodables:
-    """Return what gives the log likelihoods of Gaussian mixtures."""
-
-    def decodables(batch: Batch) -> list[Decodable]:
-        return [Decodable(mixtures.decodable(features), len(features)) for _, _, features in utterances([batch])]
-
-    return decodables
-
-
-def tie_states(options: argparse.Namespace, mixtures: gmm.GaussianMixtures, train: Sequence[str]) -> HiddenMarkovModel:
-    """Return the model with triphones tied, by statistics of the training data."""
-    model = mixtures.model
-
-    def aligned() -> Iterator[tuple[np.ndarray, Sequence[int]]]:
-        for batch in every(options.config, train, "triphones"):
-            found = align_batches(model, [batch], of_mixtures(mixtures))
-            for one, (_, _, features) in zip(found, utterances([batch]), strict=True):
-                if not one.problem:
-                    yield features, one.transition_ids
-
-    return tree.tie(
-        model, tree.accumulate(model, aligned()), options.tied_states, phonetic_questions(model.phones),
-        options.least_frames,
-    )  # fmt: skip
-
-
-def finish(output: Path, before: HiddenMarkovModel, tied: HiddenMarkovModel, aligned: Iterable[Aligned]) -> list[str]:
-    """Write alignments in the states of a tied model, the phone grammar that follows, and the model with its counts."""
+    Args:
+        output: Folder that they go to.
+        tied: The model.
+        aligned: Utterances.
+        convert: Makes transition ids of the model of those of the alignments; none where that cannot be.
+    """
     problems: list[str] = []
 
     def converted() -> Iterator[tuple[str, Iterable[int]]]:
         for one in aligned:
-            if one.problem:
-                problems.append(f"{one.id}: {one.problem}")
+            ids = () if one.problem else convert(one.transition_ids)
+            if len(ids):
+                yield one.id, ids
             else:
-                yield one.id, one.transition_ids if before is tied else tree.convert(before, tied, one.transition_ids)
+                problems.append(f"{one.id}: {one.problem or 'it has more phones than frames are left'}")
 
     write_alignments(output / ALIGNMENTS, converted())
     store = AlignmentStore(output / ALIGNMENTS)
@@ -180,7 +143,7 @@ def realign(options: argparse.Namespace) -> str:
     train, validation = subsets_of(options.config)
     model = recognizer.states
     batches = every(options.config, [*train, *validation], "alignment")
-    said = finish(options.output, model, model, align_batches(model, batches, of_network(recognizer)))
+    said = finish(options.output, model, align_batches(model, batches, of_network(recognizer)))
     with replacing(options.output / DECODING_GRAPH) as half:
         read_graph(recognizer.folder / DECODING_GRAPH).write(str(half))
     return "\n".join(said)
@@ -202,7 +165,8 @@ def tune(options: argparse.Namespace) -> str:
     subsets = development_subsets(options.config, options.subsets)
     recognizer = prepare_hybrid(options.checkpoint, options.device, options.config)
     graph = read_graph(recognizer.folder / DECODING_GRAPH)
-    rates = {scale: ErrorRates() for scale in options.scales}
+    scales = options.scales or [scale * recognizer.states.subsampling for scale in SCALES]
+    rates = {scale: ErrorRates() for scale in scales}
     for batch in every(options.config, subsets, "search"):
         for text, scores in zip(batch.texts, likelihoods(recognizer, batch), strict=True):
             for scale, rate in rates.items():
@@ -258,15 +222,27 @@ def make_parser() -> argparse.ArgumentParser:
         help="words at the start of their lines that are no text",
     )  # fmt: skip
     one.add_argument("--order", type=above_zero(int), default=3, help="of the language model that is estimated")
-    one.add_argument("--passes", type=above_zero(int), default=40, help="over the data of the Gaussian mixtures")
-    one.add_argument("--gaussians", type=above_zero(int), default=1000, help="in all mixtures together")
+    one.add_argument("--passes", type=above_zero(int), default=40, help="over the data of monophones")
+    one.add_argument("--triphone-passes", type=above_zero(int), default=20, help="over the data of triphones")
+    one.add_argument(
+        "--frames-per-gaussian", type=above_zero(float), default=300.0,
+        help="of 10 ms that there are for each Gaussian in the end, which says how many there are",
+    )  # fmt: skip
     one.add_argument(
         "--gmm-minutes", type=above_zero(float), default=60.0,
-        help="of audio that the mixtures learn from, held in memory",
+        help="of the shortest utterances, which monophones learn from, held in memory",
     )  # fmt: skip
-    one.add_argument("--tied-states", type=above_zero(int), default=500, help="at most, but three a phone")
+    one.add_argument(
+        "--triphone-minutes", type=above_zero(float), default=300.0,
+        help="of utterances drawn by lot, which states are tied by and triphones learn from, held in memory",
+    )  # fmt: skip
+    one.add_argument("--tied-states", type=above_zero(int), default=500, help="at most, but one a state of phones")
+    one.add_argument(
+        "--subsampling", type=int, choices=(1, CHAIN_SUBSAMPLING), default=1,
+        help="feature frames from one of the network to the next; with 3 a phone has one state, as in chain models",
+    )  # fmt: skip
     one.add_argument("--least-frames", type=above_zero(float), default=100.0, help="that a tied state needs")
-    one.add_argument("--seed", type=int, default=1, help="of the first alignments")
+    one.add_argument("--seed", type=int, default=1, help="of the first alignments, and of what is drawn by lot")
     one.set_defaults(run=in_one_go(prepare))
     one = commands.add_parser("realign", parents=[shared, network], help="the same from a network's alignments")
     one.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where everything goes")
@@ -278,8 +254,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="development sets (default: those that the experiment validates on; never what it tests on)",
     )
     one.add_argument(
-        "--scales", nargs="+", type=above_zero(float), default=[0.05, 0.07, 0.1, 0.14, 0.2, 0.3],
-        help="of log likelihoods (default: 0.05 0.07 0.1 0.14 0.2 0.3)",
+        "--scales", nargs="+", type=above_zero(float),
+        help=f"of log likelihoods (default: {' '.join(map(str, SCALES))}; with subsampling as many times more)",
     )  # fmt: skip
     one.add_argument("--output", type=Path, required=True, metavar="YAML", help="where the best one goes")
     one.set_defaults(run=tune)

@@ -16,7 +16,8 @@ from zipfile import BadZipFile
 from asr_lightning.errors import InputError, printable, printable_lines, reason
 from asr_lightning.files import name_of_run
 from asr_lightning.report.page import write_page
-from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_layers, gather_neighbours
+from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_neighbours
+from asr_lightning.report.page_layers import gather_layers
 from asr_lightning.report.run_folders import find_runs, read_experiments, read_runs, scored_on
 from asr_lightning.report.run_pairs import Skipped, compare_pairs
 from asr_lightning.report.tables import Table
@@ -34,7 +35,8 @@ GATHERERS = {"layers": ("tsne", gather_layers), "neighbours": ("neighbours", gat
 # what numbers, columns and archives of damaged files give
 DAMAGED = (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, SyntaxError, TokenError, csv.Error,
            zlib.error, BadZipFile, RuntimeError)  # fmt: skip
-Gatherer = Callable[[str, Path], dict[str, Any] | None]
+Gatherer = Callable[[str, Path, int], dict[str, Any] | None]
+MEGABYTE = 1_000_000
 
 
 def gather(runs: Sequence[Path], title: str, baseline: str | None, stage: str) -> tuple[dict[str, Any], list[str]]:
@@ -50,14 +52,18 @@ def gather(runs: Sequence[Path], title: str, baseline: str | None, stage: str) -
         The data, and what could not be read.
 
     Raises:
-        InputError: There are no runs, or the baseline is none of them.
+        InputError: There are no runs, they have nothing to show, or the baseline is none of them.
     """
     problems: list[str] = []
     found = find_runs(runs)
     data: dict[str, Any] = {"title": title, "curves": _curves(runs, problems)}
     data["tables"] = _tables(found, baseline, problems)
     for part, (folder, gatherer) in GATHERERS.items():
-        data[part] = [one for run in found if (one := _try(gatherer, run, run / folder / stage, problems))]
+        share = max(1, sum((run / folder / stage).is_dir() for run in found))
+        data[part] = [one for run in found if (one := _try(gatherer, run, run / folder / stage, share, problems))]
+    if not any(data[part] for part in ("curves", "tables", *GATHERERS)):
+        missing = f": {'; '.join(problems)}" if problems else ""
+        raise InputError(f"expected runs with something to show in {', '.join(map(str, runs))}, found nothing{missing}")
     return data, problems
 
 
@@ -69,10 +75,10 @@ def _curves(runs: Sequence[Path], problems: list[str]) -> dict[str, Any] | None:
         return None
 
 
-def _try(gatherer: Gatherer, run: Path, folder: Path, problems: list[str]) -> dict[str, Any] | None:
+def _try(gatherer: Gatherer, run: Path, folder: Path, share: int, problems: list[str]) -> dict[str, Any] | None:
     name, seed = name_of_run(run)
     try:
-        return gatherer(f"{name}, seed {seed}" if seed else name, folder)
+        return gatherer(f"{name}, seed {seed}" if seed else name, folder, share)
     except InputError as error:
         problems.append(str(error))
     except DAMAGED as error:
@@ -133,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"left out: {printable_lines(problem)}", file=sys.stderr)
     shown = ", ".join(f"{part} of {len(data[part])} runs" for part in GATHERERS if data[part])
-    print(f"Written to {printable(str(options.output.absolute()))}{': ' + shown if shown else ''}")
+    size = options.output.stat().st_size / MEGABYTE
+    print(f"Written to {printable(str(options.output.absolute()))} ({size:.1f} MB){': ' + shown if shown else ''}")
     return 0
 
 

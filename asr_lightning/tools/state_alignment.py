@@ -13,7 +13,7 @@ from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.alignment import align
 from asr_lightning.hmm.graph import expand, sentence
-from asr_lightning.hmm.model import STATES, HiddenMarkovModel
+from asr_lightning.hmm.model import HiddenMarkovModel
 from asr_lightning.hmm.search import by_transition
 from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.blstm_hmm import BLSTMHMM
@@ -87,7 +87,7 @@ def _align(
     unknown = [word for word in words if word not in model.word_ids]
     if unknown or not words:
         return Aligned(id, problem=f"not in the lexicon: {', '.join(unknown)}" if unknown else "an empty transcript")
-    shortest = STATES * sum(min(map(len, model.lexicon.pronunciations[word])) for word in words)
+    shortest = model.states * sum(min(map(len, model.lexicon.pronunciations[word])) for word in words)
     if decodable.frames < shortest:
         return Aligned(id, problem=f"too short: {decodable.frames} frames, its words need {shortest}")
     ids = align(decodable.scores, expand(model, sentence(model, words)))

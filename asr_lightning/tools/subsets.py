@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from tqdm import tqdm
 
 from asr_lightning.batch import Batch
@@ -12,7 +13,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.models.experiment import read_part
 from asr_lightning.models.instantiation import instantiate
 from data_modules.corpus import CorpusDataModule
-from data_modules.sampler import EvaluationBatches
+from data_modules.sampler import EvaluationBatches, plan_batches
 
 
 def open_corpus(config: Path, subsets: Sequence[str] | None) -> dict[str, EvaluationBatches]:
@@ -71,6 +72,35 @@ def every(config: Path, subsets: Sequence[str], title: str) -> Iterator[Batch]:
             total=len(batches.durations), desc=f"{title}: {subset}", unit="utterance", disable=not sys.stderr.isatty()
         ) as bar:
             for batch in batches:
+                yield batch
+                bar.update(len(batch))
+
+
+def portion(config: Path, subsets: Sequence[str], seconds: float, title: str, seed: int | None) -> Iterator[Batch]:
+    """Give batches of utterances that last for so many seconds together, one utterance at least.
+
+    Args:
+        config: The experiment.
+        subsets: Of its data.
+        seconds: Of audio, as the manifests say; all utterances where there is less.
+        title: Of the progress bar.
+        seed: Of the lot that utterances are drawn by; None for the shortest ones.
+    """
+    corpus = open_corpus(config, subsets)
+    durations = np.concatenate([part.durations for part in corpus.values()])
+    order = np.argsort(durations, kind="stable") if seed is None else np.random.default_rng(seed).permutation(
+        len(durations)
+    )  # fmt: skip
+    count = max(1, int(np.searchsorted(np.cumsum(durations[order], dtype=np.float64), seconds, side="right")))
+    chosen = np.zeros(len(durations), dtype=bool)
+    chosen[order[:count]] = True
+    with tqdm(total=count, desc=title, unit="utterance", disable=not sys.stderr.isatty()) as bar:
+        begin = 0
+        for part in corpus.values():
+            mine = np.flatnonzero(chosen[begin : begin + len(part.durations)])
+            begin += len(part.durations)
+            [plan] = plan_batches(part.durations[mine], part.batch_seconds)
+            for batch in part.load([mine[batch].tolist() for batch in plan], 0) if len(mine) else ():
                 yield batch
                 bar.update(len(batch))
 

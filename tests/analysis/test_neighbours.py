@@ -154,4 +154,4 @@ def test_a_character_is_shown_where_it_stands() -> None:
     sentence = list("_SO_THEY_SAID")
     assert in_context(sentence, 9) == "SO THEY <<S>>AID"
     assert in_context(sentence, 9, before=3, after=2) == "…EY <<S>>AI…"
-    assert in_context(sentence, 0, after=2) == "<< >>SO…"
+    assert in_context(sentence, 0, after=2) == "<<_>>SO…"

@@ -7,9 +7,11 @@ import pytest
 import soundfile
 import torch
 from activations_run import Corpus
+from hybrids import hybrid, write_states
 from tones import RATE, TEXTS, attention_decoder, ctc, deep_speech_2, lstm_encoder, make_trainer, speller, transducer
 
 from asr_lightning.callbacks.alignments import Alignments
+from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer
 
 DECODER = {
@@ -46,8 +48,9 @@ def test_every_kind_of_recogniser_is_drawn_and_measured(tmp_path: Path, name: st
     trainer = make_trainer(tmp_path, callbacks=[Alignments(utterances=3)])
     trainer.test(recognizer, datamodule=Corpus(), verbose=False)
     folder = tmp_path / "alignments" / "test"
+    measured = ["figures.csv"] if maps else []
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["figures.csv", *(f"tone-{number}{suffix}" for number in range(3) for suffix in (".png", ".npz", ".flac"))]
+        [*measured, *(f"tone-{number}{suffix}" for number in range(3) for suffix in (".png", ".npz", ".flac"))]
     )
     with np.load(folder / "tone-1.npz") as kept:
         drawn = {key.removeprefix("attention/") for key in kept if key.startswith("attention/")}
@@ -61,6 +64,8 @@ def test_every_kind_of_recogniser_is_drawn_and_measured(tmp_path: Path, name: st
             np.testing.assert_allclose(kept["posteriors"].sum(axis=1), 1.0, atol=1e-4)
     audio, rate = soundfile.read(folder / "tone-1.flac")
     assert rate == RATE and len(audio) == 0.1 * RATE * len(TEXTS[1])
+    if not maps:
+        return
     with (folder / "figures.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert {line["utterance"] for line in lines} <= {f"tone-{number}" for number in range(8)}
@@ -70,11 +75,32 @@ def test_every_kind_of_recogniser_is_drawn_and_measured(tmp_path: Path, name: st
 
 
 def test_only_the_subsets_that_are_wanted(tmp_path: Path) -> None:
-    for subsets, count in ((["dev-clean"], 0), (["test-clean"], 8)):
-        trainer = make_trainer(tmp_path, callbacks=[Alignments(utterances=2, subsets=subsets)])
+    def test(subset: str) -> None:
+        trainer = make_trainer(tmp_path, callbacks=[Alignments(utterances=2, subsets=[subset])])
         trainer.test(build_recognizer(MODELS["with CTC"][0]), datamodule=Corpus(), verbose=False)
-        lines = (tmp_path / "alignments" / "test" / "figures.csv").read_text().splitlines()[1:]
-        assert len(lines) == 2 * count
+
+    test("test-clean")
+    figures = tmp_path / "alignments" / "test" / "figures.csv"
+    assert len(figures.read_text().splitlines()[1:]) == 2 * 8
+    with pytest.raises(InputError, match=r"no alignments: .* subsets dev-clean of this test"):
+        test("dev-clean")
+    assert not figures.exists()
+
+
+def test_a_network_without_attention_and_ctc_is_refused_before_it_recognises(tmp_path: Path) -> None:
+    recognizer = build_recognizer(hybrid(write_states(tmp_path / "states")))
+    trainer = make_trainer(tmp_path, callbacks=[Alignments()])
+    with pytest.raises(InputError, match=r"got a BLSTMHMM, which has none: .*tools.align"):
+        trainer.test(recognizer, datamodule=Corpus(), verbose=False)
+
+
+def test_a_transducer_that_emits_nothing_has_no_alignments(tmp_path: Path) -> None:
+    recognizer = build_recognizer(transducer())
+    with torch.no_grad():
+        recognizer.joint.output.bias[recognizer.tokenizer.blank_id] += 50.0
+    trainer = make_trainer(tmp_path, callbacks=[Alignments()])
+    with pytest.raises(InputError, match="no alignments: nothing was recognised .* train the network longer"):
+        trainer.test(recognizer, datamodule=Corpus(), verbose=False)
 
 
 def test_another_test_replaces_the_pictures(tmp_path: Path) -> None:

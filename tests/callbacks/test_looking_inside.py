@@ -2,24 +2,21 @@
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from activations_run import Corpus, recognizer
 from lightning.pytorch.loggers import WandbLogger
-from tones import make_trainer, transducer
+from tones import make_trainer
 
 from asr_lightning.analysis.activations import Part, Rows, Spoken, merge
-from asr_lightning.analysis.histories import find_histories, table
+from asr_lightning.analysis.histories import Published, caption, find_histories, table
 from asr_lightning.analysis.layers import curves, measure, project_layers, read_layers
 from asr_lightning.callbacks.activations import Activations
-from asr_lightning.callbacks.alignments import Alignments
 from asr_lightning.callbacks.neighbours import Neighbours
 from asr_lightning.callbacks.tsne import TSNE
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.report import layer_figures
 from asr_lightning.report.layer_figures import phone_colours, plot_order
 
@@ -77,18 +74,23 @@ def test_neighbours_are_in_other_sentences_and_are_shown(run: Path) -> None:
     lines = rows_of(folder / "state.csv")
     assert len(lines) > 10
     for line in lines:
-        assert f"<<{line['character']}>>".replace("_", " ") in line["sentence"]
+        assert f"<<{line['character']}>>" in line["sentence"]
         for rank in "123":
             assert line[f"utterance_{rank}"] != line["utterance"]
             assert "<<" in line[f"neighbour_{rank}"]
         distances = [float(line[f"distance_{rank}"]) for rank in "123"]
         assert distances == sorted(distances)
     totals = rows_of(folder / "table.csv")
+    assert {(row["sentences"], row["tokens"]) for row in totals} == {
+        (str(len({line["utterance"] for line in lines})), str(len(lines)))
+    }
     assert [row["layer"] for row in totals] == ["state", "context"]
     counted = sum(int(line[f"matching_{rank}"]) for line in lines for rank in "123")
     assert float(totals[0]["total"]) == counted
     assert float(totals[0]["mean"]) == pytest.approx(counted / (3 * len(lines)), abs=0.01)
-    assert (folder / "table.md").read_text().count("\n") == 4
+    table, about = (folder / "table.md").read_text().split("\n\n")
+    assert table.count("\n") == 3
+    assert about.startswith(f"3 neighbours of each of {len(lines)} tokens of {totals[0]['sentences']} sentences")
 
 
 def planted(folder: Path, seed: int = 0) -> Path:
@@ -120,7 +122,10 @@ def planted(folder: Path, seed: int = 0) -> Path:
 
 
 def test_planted_layers_are_told_apart_in_both_spaces(tmp_path: Path) -> None:
-    layers = read_layers(planted(tmp_path))
+    folder = planted(tmp_path)
+    with pytest.raises(InputError, match="expected layers of frames, history, found phones, time"):
+        read_layers(folder, ["history"])
+    layers = read_layers(folder)
     measured = []
     for speaker in ("s0", "s1"):
         projected = project_layers(layers, speaker, perplexity=20, iterations=300)
@@ -145,42 +150,32 @@ def test_states_of_two_characters_match_two_and_more(tmp_path: Path) -> None:
     assert found.shuffled.mean < 0.5
     assert found.ngrams[1].mean == pytest.approx(1 + chance, abs=0.15)
     head, line = table([found])
-    assert head[:4] == ["layer", "characters", "total", "mean"] and line[0] == "history"
+    assert head[:5] == ["layer", "sentences", "tokens", "total", "mean"] and line[:3] == ["history", "24", "720"]
     assert found.context(-1) == ""
     assert found.context(30).startswith("<<") and found.context(29).endswith(">>")
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    layers = planted(tmp_path)
-    with pytest.raises(InputError, match="expected layers of frames, history, found phones, time"):
-        read_layers(layers, ["history"])
-
-    def test(**callbacks: Any) -> None:
-        trainer = make_trainer(tmp_path / "run", callbacks=list(callbacks.values()))
-        trainer.test(recognizer(), datamodule=Corpus(), verbose=False)
-
-    with pytest.raises(InputError, match=r"expected activations in .* writes them"):
-        test(tsne=TSNE())
-    frames = Activations({"top": "encoder"})
-    with pytest.raises(InputError, match="expected speakers among speaker0, speaker1, speaker2, got nobody"):
-        test(activations=frames, tsne=TSNE(speakers=["nobody"], iterations=20))
-    with pytest.raises(InputError, match="expected layers of tokens"):
-        test(activations=frames, neighbours=Neighbours())
+def test_as_many_sentences_as_the_paper_has_are_compared_with_each_other(tmp_path: Path) -> None:
+    folder = planted(tmp_path)
+    [few] = find_histories(folder, ["history"], sentences=7)
+    assert few.sentences == 7 and len(few.characters) == 7 * 30
+    assert few.places.max() < 7 * 30  # no neighbour from others
+    [again], [other] = (find_histories(folder, ["history"], seed=seed, sentences=7) for seed in (1, 2))
+    assert set(again.utterances) == set(few.utterances) != set(other.utterances)
+    [every], [more] = (find_histories(folder, ["history"], sentences=count) for count in (24, 79))
+    assert every.sentences == more.sentences == 24 and every.matches == more.matches
+    assert few.matches.mean < every.matches.mean  # fewer candidates, shorter matches
 
 
-def test_a_network_that_says_nothing_or_overflows_does_not_stop_the_test(tmp_path: Path) -> None:
-    modules = {"top": "encoder", "state": "prediction"}
-    for place, bias in (("silent", 50.0), ("broken", float("nan"))):
-        model = build_recognizer(transducer())
-        with torch.no_grad():
-            model.joint.output.bias[model.tokenizer.blank_id] += bias
-            model.encoder.norms[0].bias += 0.0 if place == "silent" else bias
-        callbacks = [Activations(modules), TSNE(iterations=20), Neighbours(), Alignments(utterances=2)]
-        with pytest.warns(UserWarning, match="no neighbours: .*at least two sentences"):
-            make_trainer(tmp_path / place, callbacks=callbacks).test(model, datamodule=Corpus(), verbose=False)
-        assert (tmp_path / place / "activations" / "test" / "top.npy").exists()
-        assert (tmp_path / place / "tsne" / "test" / "figures.csv").exists() == (place == "silent")
-        assert not (tmp_path / place / "neighbours").exists()
+def test_the_papers_row_stands_beside_ours(tmp_path: Path) -> None:
+    [found] = find_histories(planted(tmp_path), ["history"])
+    published = Published(sentences=79, tokens=9566, totals=[88024])
+    head, one, another = table([found, found], published)
+    place = head.index("published total")
+    assert one[place : place + 2] == ["88024", "1.84"] and another[place : place + 2] == ["–", "–"]
+    assert caption([found], 1, published).endswith("The paper has 79 sentences and 9,566 tokens.")
+    with pytest.raises(ValueError, match="at least 2"):
+        Neighbours(sentences=1)
 
 
 def test_colours_of_phones_are_all_different_and_silence_is_grey() -> None:

@@ -24,6 +24,25 @@ def test_lines_of_a_ctm_wherever_they_are(tmp_path: Path) -> None:
     assert CTMLabels(str(tmp_path / "two.ctm")).segments("u2") == []
 
 
+def test_phones_are_taken_where_they_stand_beside_words(tmp_path: Path) -> None:
+    """As `tools.align` writes them."""
+    (tmp_path / "test-clean.phones.ctm").write_text("u 1 0 0.1 B\nu 1 0.1 0.1 IY\n")
+    (tmp_path / "test-clean.words.ctm").write_text("u 1 0 0.2 BE\n")
+    labels = CTMLabels(str(tmp_path))
+    labels.require()
+    assert labels.segments("u") == [Segment(0.0, 0.1, "B"), Segment(0.1, 0.2, "IY")]
+
+
+@pytest.mark.parametrize("labels", [CTMLabels, TextGridLabels])
+def test_the_command_that_makes_missing_labels_is_named(
+    tmp_path: Path, labels: type[CTMLabels | TextGridLabels]
+) -> None:
+    with pytest.raises(InputError, match=f"{tmp_path}.*make them with `python -m asr_lightning.tools.align`"):
+        labels(str(tmp_path)).require()
+    with pytest.raises(InputError, match="make them with `make labels`"):
+        labels(str(tmp_path), made_by="make labels").require()
+
+
 @pytest.mark.parametrize("line", ["u 1 0.5 0.1", "u 1 half 0.1 A", "u 1 0.5 -0.1 A", "u 1 nan 0.1 A"])
 def test_a_line_that_is_none_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "odd.ctm").write_text(line + "\n")

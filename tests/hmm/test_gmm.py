@@ -79,6 +79,41 @@ def test_every_pass_explains_the_data_better(result: Trained) -> None:
     assert mixtures.mixtures.num_gauss == gaussians[-1] and len(set(gaussians[8:])) == 1
 
 
+def test_given_alignments_are_where_training_begins(model: HiddenMarkovModel) -> None:
+    """After the first pass a pdf's Gaussian has mean and variance of the frames that were aligned with it."""
+    examples, truths = planted(model, 24)
+    begin = {}
+    right = GaussianMixtures(model, planted_mixtures(model))  # Kaldi's decodables do not hold what they read
+    for one, truth in zip(examples, truths, strict=True):
+        ids = align(right.decodable(one.features), one.graph)
+        assert [phone for *_, phone in phone_runs(model, ids)] == [phone for *_, phone in truth]
+        begin[one.id] = ids
+    [(first, states)] = list(train(model, examples, passes=1, gaussians=model.pdfs, begin=begin))
+    frames = np.concatenate([one.features for one in examples])
+    pdfs = np.concatenate([model.pdf_of[begin[one.id]] for one in examples])
+    compared = 0
+    for pdf in np.unique(pdfs):
+        mine, mixture = frames[pdfs == pdf], states.mixtures.get_pdf(int(pdf))
+        if len(mine) > 20:
+            compared += 1
+            assert np.allclose(mixture.means[0], mine.mean(axis=0), atol=1e-3)
+            assert np.allclose(mixture.vars[0], mine.var(axis=0), atol=1e-2)
+    assert compared > 8 and first.failed == 0
+    del begin["0"]
+    with pytest.raises(KeyError):
+        next(train(model, examples, begin=begin))
+
+
+def planted_mixtures(model: HiddenMarkovModel) -> kaldi.AmDiagGmm:
+    """The Gaussians that the features were made with."""
+    mixtures = kaldi.AmDiagGmm()
+    places = {int(model.pdf_of[model.transition_id((0, phone, 0, state), True)]): MEANS[phone][state]
+              for phone in range(1, len(model.phones) + 1) for state in range(STATES)}  # fmt: skip
+    for pdf in range(model.pdfs):
+        mixtures.add_pdf(_mixture(np.ones(1), places[pdf][None], np.ones((1, 6))))
+    return mixtures
+
+
 def test_planted_borders_are_found(model: HiddenMarkovModel, result: Trained) -> None:
     examples, truths = planted(model, 48)
     distances = []

@@ -12,7 +12,7 @@ from asr_lightning.hmm.model import STATES, HiddenMarkovModel, read_model
 from asr_lightning.text.lexicon import Lexicon
 
 both = pytest.mark.parametrize("make", [monophone, tied])
-FILES = ["lexicon.txt", "phones.txt", "transitions.npy", "tree"]
+FILES = ["lexicon.txt", "phones.txt", "topology.json", "transitions.npy", "tree"]
 
 
 def contexts(model: HiddenMarkovModel) -> product:
@@ -86,8 +86,27 @@ def test_a_missing_or_empty_file_is_named(make: Callable[[], HiddenMarkovModel],
     with pytest.raises(InputError, match=name):
         read_model(tmp_path)
     (tmp_path / name).unlink()
+    if name == "topology.json":  # of a folder from before it was written
+        assert (read_model(tmp_path).states, read_model(tmp_path).subsampling) == (3, 1)
+        return
     with pytest.raises(InputError, match=name):
         read_model(tmp_path)
+
+
+def test_a_chain_model_is_read_as_it_was_written(tmp_path: Path) -> None:
+    model = HiddenMarkovModel.monophone(LEXICON, states=1, subsampling=3)
+    model.write(tmp_path)
+    read = read_model(tmp_path)
+    assert (read.states, read.subsampling, read.pdfs) == (1, 3, 5)
+    assert np.array_equal(read.pdf_of, model.pdf_of)
+    assert np.array_equal(read.ends_phone[1:], ~read.stays[1:])  # its one state is the last one
+    (tmp_path / "topology.json").write_text('{"states": 3, "subsampling": 3}')
+    with pytest.raises(InputError, match="tree"):
+        read_model(tmp_path)
+    for content in ("[]", '{"states": 1}', '{"states": 0, "subsampling": 3}', '{"states": "1", "subsampling": 3}'):
+        (tmp_path / "topology.json").write_text(content)
+        with pytest.raises(InputError, match=r"topology\.json"):
+            read_model(tmp_path)
 
 
 @pytest.mark.parametrize(

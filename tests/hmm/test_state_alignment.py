@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from itertools import product
+from itertools import combinations, product
 
 import kaldi_hmm_gmm as kaldi
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_models import LEXICON, SIL, A, B, durations, monophone, tied, transition_ids, transition_log_probs
 
-from asr_lightning.hmm.alignment import align, in_seconds, phone_runs, word_runs
+from asr_lightning.hmm.alignment import align, in_seconds, phone_runs, subsample, word_runs
 from asr_lightning.hmm.graph import as_graph, expand, numerator, phone_grammar, sentence
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel
 from asr_lightning.hmm.search import by_transition
@@ -88,6 +88,49 @@ def test_phones_last_as_long_as_their_states(make: Callable[[], HiddenMarkovMode
         names = [model.phones[phone - 1] for phone in phones]
         expected = list(zip([0, *ends], ends, names, strict=False))
         assert phone_runs(model, transition_ids(model, phones, lengths.reshape(-1).tolist())) == expected
+
+
+def test_kept_frames_are_of_the_phones_that_they_were_of() -> None:
+    random = np.random.default_rng(0)
+    squeezed = 0
+    for _ in range(300):
+        step, lengths = int(random.integers(1, 5)), random.integers(1, 9, random.integers(1, 8)).tolist()
+        kept = np.repeat(np.arange(len(lengths)), lengths)[::step]
+        by_definition = np.bincount(kept, minlength=len(lengths)).tolist()
+        found = subsample(lengths, step)
+        if len(kept) < len(lengths):
+            assert found == []
+        elif min(by_definition) > 0:
+            assert found == by_definition
+        else:  # a phone that would lose all frames gets one, and borders move no farther than for that
+            squeezed += 1
+            assert sum(found) == len(kept) and min(found) == 1
+            ways = [ends for ends in combinations(range(1, len(kept)), len(lengths) - 1)]
+            wanted = np.cumsum(by_definition)[:-1]
+            moved = np.abs(np.cumsum(found)[:-1] - wanted).max(initial=0)
+            assert moved == min(np.abs(np.array(ends, dtype=int) - wanted).max(initial=0) for ends in ways)
+    assert squeezed > 20
+
+
+def test_phones_of_one_state_are_aligned_as_no_other_path_is_better() -> None:
+    model = HiddenMarkovModel.monophone(LEXICON, states=1, subsampling=3)
+    graph = expand(model, sentence(model, ["A"]), scale=1.0)
+    for seed in range(12):
+        frames = 2 + seed % 5
+        scores = 3 * np.random.default_rng(seed).standard_normal((frames, model.pdfs)).astype(np.float32)
+        best, weight = [], -np.inf
+        for phones in SAYS_A:
+            for lengths in durations(frames, len(phones)):
+                ids = [
+                    model.transition_id((0, phone, 0, 0), stays)
+                    for phone, length in zip(phones, lengths, strict=True)
+                    for stays in [True] * (length - 1) + [False]
+                ]
+                log_probs = np.log(np.where(model.stays[ids], 0.75, 0.25)).sum()
+                total = scores[range(frames), model.pdf_of[ids]].sum() + log_probs
+                best, weight = (ids, total) if total > weight else (best, weight)
+        assert align(decodable(model, scores), graph, beam=1000.0, retry_beam=2000.0) == best
+        assert len(phone_runs(model, best)) >= 1 and model.pdfs == len(model.phones)
 
 
 def runs_of(phones: list[str]) -> list[tuple[int, int, str]]:

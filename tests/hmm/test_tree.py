@@ -20,6 +20,7 @@ from asr_lightning.hmm.tree import (
     convert,
     grow,
     log_likelihood,
+    subsampled,
     tie,
     triphones,
 )
@@ -275,3 +276,44 @@ def test_what_context_does_is_found() -> None:
         if asked:
             expected = {frozenset(filter(asked, met)), frozenset(pair for pair in met if not asked(pair))}
         assert alike(phone, state) == expected
+
+
+def test_an_alignment_is_told_in_the_frames_and_states_of_a_chain_model() -> None:
+    model = tied()
+    chain = HiddenMarkovModel.monophone(model.lexicon, states=1, subsampling=3)
+    random = np.random.default_rng(3)
+    for _ in range(30):
+        phones = random.integers(1, 6, random.integers(1, 6)).tolist()
+        lengths = random.integers(1, 5, STATES * len(phones)).tolist()  # nine frames of 10 ms or more: three kept
+        before = transition_ids(model, phones, lengths)
+        ids = subsampled(model, chain, before)
+        assert len(ids) == -(-len(before) // 3)
+        assert [phone for *_, phone in phone_runs(chain, ids)] == [phone for *_, phone in phone_runs(model, before)]
+        kept = model.phone_of[before][::3]
+        if (
+            len(set(np.flatnonzero(np.diff(model.phone_of[before])) // 3)) == len(phones) - 1
+            and min(end - start for start, end, _ in phone_runs(model, before)) > 3
+        ):
+            assert np.array_equal(chain.phone_of[ids], kept)
+    short = transition_ids(model, [A, B], [1] * 6)
+    assert len(subsampled(model, chain, short)) == 2
+    every = HiddenMarkovModel.monophone(model.lexicon, states=1, subsampling=9)
+    assert subsampled(model, every, short) == []
+
+
+def test_phones_of_one_state_are_tied_by_that_state() -> None:
+    """The first of two neighbours decides on the mean: the tree asks for it."""
+    chain = HiddenMarkovModel.monophone(tied().lexicon, states=1, subsampling=3)
+    random = np.random.default_rng(1)
+    utterances = []
+    for _ in range(200):
+        phones = random.integers(3, 6, 6).tolist()
+        ids = [chain.transition_id((0, phone, 0, 0), stays) for phone in phones for stays in (True, False)]
+        means = [10.0 * (left == A) + phone for left, phone in zip([0, *phones], phones, strict=False)]
+        features = np.repeat(means, 2)[:, None] + 0.1 * random.standard_normal((12, 1))
+        utterances.append((features, ids))
+    found = tie(chain, accumulate(chain, utterances), leaves=5 + 3, minimum=20.0)
+    assert found.pdfs == 8 and (found.states, found.subsampling) == (1, 3)
+    for phone in (A, B, S):
+        pdf = {left: found.pdf_of[found.transition_id((left, phone, B, 0), True)] for left in (A, B, S)}
+        assert pdf[A] != pdf[B] == pdf[S]

@@ -178,7 +178,7 @@ def test_an_encoder_that_leaves_frames_out_is_refused(states: Path) -> None:
     batch = batch_of()
     recognizer = make(states, encoder=lstm_encoder(20, subsampling=2))
     for use in (recognizer.loss, recognizer.recognize):
-        with pytest.raises(InputError, match=r"LSTMEncoder made \d+ of \d+: take one without subsampling"):
+        with pytest.raises(InputError, match=r"each feature frame, but the LSTMEncoder made \d+ of \d+: .* of 1, or"):
             use(batch)
 
 

@@ -1,7 +1,6 @@
 """The page in a real browser."""
 
 import csv
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from asr_lightning.analysis.activations import Part, Rows, Spoken, merge
 from asr_lightning.analysis.histories import find_histories, table
@@ -21,9 +20,6 @@ from asr_lightning.report.run_folders import COLUMNS
 from asr_lightning.report.tables import as_csv
 from asr_lightning.tools.report import main
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
 
 
@@ -88,21 +84,20 @@ def page_file(runs: Path) -> Path:
     return runs / "page.html"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
-    with sync_playwright() as driver:
-        arguments = [
-            "--disable-quic",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-        ]
-        arguments += ["--no-sandbox"] if os.geteuid() == 0 else []  # which Chromium refuses to start without
-        launched = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield launched
-        launched.close()
+def test_layers_without_phones_are_left_out_with_the_command_that_makes_them(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that was looked into without labels: a picture of it would be blank."""
+    copy = tmp_path / "runs"
+    shutil.copytree(runs / "one", copy / "one")
+    for path in (copy / "one" / "seed1" / "tsne" / "test" / "me").glob("*.csv"):
+        with path.open() as file:
+            rows = [{**row, "phone": ""} for row in csv.DictReader(file)]
+        path.write_text(as_csv([list(rows[0]), *(list(row.values()) for row in rows)]))
+    assert main([str(copy), "--output", str(tmp_path / "page.html")]) == 0
+    printed = capsys.readouterr()
+    assert "expected frames with phones, found none" in printed.err and "tools.align" in printed.err
+    assert '"layers":[]' in (tmp_path / "page.html").read_text("utf-8")
 
 
 @pytest.fixture

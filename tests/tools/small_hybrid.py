@@ -14,7 +14,10 @@ DEMO = Path(__file__).parents[2] / "experiments/demo/hybrid.yaml"
 SIZES = {"minutes": 2.5, "evaluation_minutes": 0.15}
 TRAINING, DEVELOPMENT, TEST = "train-clean-100", "dev-clean", "test-clean"
 # One Gaussian for each state is enough for so little speech.
-FEW = ["--passes", "12", "--gaussians", "1", "--tied-states", "150", "--least-frames", "20"]
+FEW = [
+    *("--passes", "12", "--triphone-passes", "6", "--frames-per-gaussian", "1000000"),
+    *("--tied-states", "150", "--least-frames", "20"),
+]
 
 
 @dataclass(frozen=True)

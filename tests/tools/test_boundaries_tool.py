@@ -54,7 +54,7 @@ def test_utterances_whose_phones_do_not_say_the_words_are_left_out(
     with truth.open("a") as more:
         more.write("u2 1 0.0 0.1 SIL\nu2 1 0.1 0.1 g\nu2 1 0.2 0.1 ou\n")
     with found.open("a") as more:
-        more.write("u2 1 0.1 0.2 GO\n")
+        more.write("u2 1 0.0 0.1 SIL\nu2 1 0.1 0.2 GO\n")
     assert main(["--truth", str(truth), str(found), *options]) == 0
     said = capsys.readouterr()
     assert said.err == "left out: u1: expected phones that say 'GO', got 'n'\n" and " 1 " in said.out
@@ -66,6 +66,10 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path, capsys: pytest.Capture
     other.write_text("u9 1 0 1 A\n")
     assert main(["--truth", str(truth), str(other), "--output", str(tmp_path)]) == 2
     assert "u9" in capsys.readouterr().err
+    other.write_text("u1 1 0 1 x\nu1 1 1 1 y\n")
+    assert main(["--truth", str(truth), str(other), "--output", str(tmp_path)]) == 2
+    assert "expected segments that are called as in" in (said := capsys.readouterr().err)
+    assert "A, B, S; found none" in said and "only x, y" in said and not (tmp_path / "boundaries.png").exists()
     assert main(["--truth", str(tmp_path / "none.ctm"), str(truth), "--output", str(tmp_path)]) == 2
     assert "none.ctm" in capsys.readouterr().err
     with pytest.raises(SystemExit):

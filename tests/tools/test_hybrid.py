@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from small_hybrid import DEVELOPMENT, FEW, TEST, TRAINING, Made, experiment
 
 from asr_lightning import cli
 from asr_lightning.errors import InputError
+from asr_lightning.hmm import gmm
 from asr_lightning.hmm.alignment import in_seconds, phone_runs
-from asr_lightning.hmm.model import read_model
+from asr_lightning.hmm.model import HiddenMarkovModel, read_model
 from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.text.lexicon import read_lexicon
@@ -22,7 +24,7 @@ from data_modules.phone_labels import CTMLabels
 
 FILES = {
     "HCLG.fst", "alignments.sqlite", "left_out.txt", "lexicon.txt", "mixtures.csv", "phone_grammar.fst", "phones.txt",
-    "transitions.npy", "tree",
+    "topology.json", "transitions.npy", "tree",
 }  # fmt: skip
 HOP, WINDOW = 0.010, 0.025  # seconds
 
@@ -48,9 +50,10 @@ def right_phones(folder: Path, corpus: Path) -> float:
     right = []
     for id, ids in AlignmentStore(folder / "alignments.sqlite"):
         known = truth.segments(id)
-        starts = np.arange(len(ids)) * HOP + (WINDOW - HOP) / 2
-        segments = in_seconds(phone_runs(model, ids), HOP, WINDOW, known[-1].end)
-        pairs = zip(*(label_spans(one, starts, starts + HOP) for one in (segments, known)), strict=True)
+        hop = HOP * model.subsampling
+        starts = np.arange(len(ids)) * hop + (WINDOW - hop) / 2
+        segments = in_seconds(phone_runs(model, ids), hop, WINDOW, known[-1].end)
+        pairs = zip(*(label_spans(one, starts, starts + hop) for one in (segments, known)), strict=True)
         right += [found == wanted for found, wanted in pairs if wanted != "SIL"]
     return float(np.mean(right))
 
@@ -62,10 +65,65 @@ def test_states_are_made_and_phones_found_where_they_were_spoken(made: Made) -> 
     assert model.lexicon.pronunciations == read_lexicon(made.corpus / "lexicon.txt").pronunciations
     assert model.tree.context_width == 3
     rows = [row.split(",") for row in (made.states / "mixtures.csv").read_text().splitlines()]
-    assert rows[0] == ["pass", "log_likelihood_per_frame", "gaussians", "not_aligned"] and len(rows) == 13
-    assert float(rows[-1][1]) > float(rows[1][1]) and rows[-1][3] == "0"
+    assert rows[0] == ["model", "pass", "log_likelihood_per_frame", "gaussians", "not_aligned"]
+    assert [row[0] for row in rows[1:]] == ["monophones"] * 12 + ["triphones"] * 6
+    assert float(rows[12][2]) > float(rows[1][2]) and rows[12][4] == rows[18][4] == "0"
+    assert float(rows[18][2]) > float(rows[12][2])  # triphones explain more than monophones
     share = right_phones(made.states, made.corpus)
     assert share > 0.6, share
+
+
+def test_monophones_learn_from_the_shortest_utterances_and_triphones_from_any(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[str]] = {}
+    real = gmm.train
+
+    def watched(model: HiddenMarkovModel, examples: list[gmm.Example], *more: Any) -> Any:
+        seen["triphones" if "monophones" in seen else "monophones"] = [one.id for one in examples]
+        counts.append(more[1])
+        return real(model, examples, *more)
+
+    counts: list[int] = []
+    monkeypatch.setattr(gmm, "train", watched)
+    minutes = ["--gmm-minutes", 0.5, "--triphone-minutes", 1.5, "--frames-per-gaussian", 10]
+    assert prepare(made, tmp_path / "states", *minutes) == 0
+    lengths = {id: len(ids) for id, ids in AlignmentStore(made.states / "alignments.sqlite")}
+    training = sorted((lengths[id], id) for id in made.transcripts(TRAINING))
+    shortest = {id for _, id in training[: len(seen["monophones"])]}
+    assert set(seen["monophones"]) == shortest and 25 < sum(lengths[id] for id in shortest) / 100 <= 30
+    seconds = sum(lengths[id] for id in seen["triphones"]) / 100
+    assert 80 < seconds <= 90 and not shortest <= set(seen["triphones"])
+    assert counts == [pytest.approx(sum(lengths[id] for id in seen[kind]) / 10, abs=1) for kind in seen]
+
+
+def test_a_network_may_see_every_third_frame_with_one_state_a_phone(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Kaldi's chain models: from states to words, and back to times."""
+    states = tmp_path / "states"
+    assert prepare(made, states, "--subsampling", 3, "--tied-states", 80) == 0
+    assert "1 of each phone, a frame every 30 ms" in capsys.readouterr().out
+    model, before = read_model(states), AlignmentStore(made.states / "alignments.sqlite")
+    assert (model.states, model.subsampling, model.tree.context_width) == (1, 3, 3)
+    assert len(model.phones) < model.pdfs <= 80
+    aligned = dict(AlignmentStore(states / "alignments.sqlite"))
+    assert len(aligned) > 0.9 * len(before)
+    assert all(len(ids) == -(-len(before.get(id)) // 3) for id, ids in aligned.items())
+    assert right_phones(states, made.corpus) > right_phones(made.states, made.corpus) - 0.08
+    content = experiment(tmp_path, made.corpus)
+    encoder = content["model"]["init_args"]["encoder"]["init_args"]
+    torch.manual_seed(1)
+    with pytest.raises(InputError, match=r"a frame for 3 feature frames, but .* give it a subsampling of 3"):
+        build_recognizer(content["model"])(torch.zeros(1, 16_000), torch.tensor([16_000]))
+    encoder["subsampling"] = 3
+    content["model"]["init_args"]["mmi_weight"] = 0.5
+    recognizer = build_recognizer(content["model"])
+    [batch, *_] = every(made.config, [TRAINING], "training")
+    losses = recognizer.loss(batch)
+    assert losses.isfinite().all()
+    losses.mean().backward()
+    assert len(recognizer.transcribe(batch)) == len(batch)
 
 
 def test_twice_in_a_row_gives_the_same(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,85 @@
+"""The sentences of a corpus that pictures show: by name, by text, or the longest in their place."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Row = Mapping[str, str]  # a line of `utterances.csv`
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A sentence to draw.
+
+    Attributes:
+        utterance: Name.
+        speaker: Name.
+        text: The transcript, or what was recognised where there is none.
+        note: Why it stands in the place of another one; empty where it is the one that was asked for.
+    """
+
+    utterance: str
+    speaker: str
+    text: str
+    note: str = ""
+
+    @property
+    def caption(self) -> str:
+        """The text, and the note in brackets."""
+        return f"{self.text} ({self.note})" if self.note else self.text
+
+
+def find_sentences(wanted: Sequence[str], utterances: Mapping[str, Row]) -> dict[str, str | None]:
+    """Find utterances by their names or by their texts, of which only letters and digits count.
+
+    Args:
+        wanted: Names or texts.
+        utterances: Lines with `reference` and `hypothesis`, by name.
+
+    Returns:
+        The name of the utterance for each that is wanted, the first by name; None where there is none.
+    """
+    by_text: dict[str, str] = {}
+    for name in sorted(utterances):
+        by_text.setdefault(letters(text_of(utterances[name])), name)
+    return {one: one if one in utterances else by_text.get(letters(one)) for one in wanted}
+
+
+def letters(text: str) -> str:
+    """Return the letters and digits of a text, in capitals."""
+    return "".join(filter(str.isalnum, text.upper()))
+
+
+def text_of(row: Row) -> str:
+    """Return the transcript, or what was recognised where there is none."""
+    return row["reference"] or row["hypothesis"]
+
+
+def choose_sentences(
+    wanted: Sequence[str], utterances: Mapping[str, Row], sizes: Mapping[str, int], speaker: str
+) -> list[Chosen]:
+    """Choose the sentences that are wanted; where the corpus lacks one, the longest other one of a speaker.
+
+    Args:
+        wanted: Names or texts, as `find_sentences` takes them.
+        utterances: Lines of `utterances.csv`, by name.
+        sizes: Frames of the utterances that can be drawn, by name.
+        speaker: Whose longest sentences stand in for those that are missing.
+    """
+    known = {name: utterances[name] for name in sizes}
+    found = find_sentences(wanted, known)
+    taken = {name for name in found.values() if name}
+    longest = sorted(
+        (name for name, row in known.items() if row["speaker"] == speaker and name not in taken),
+        key=lambda name: (-sizes[name], name),
+    )
+    chosen = []
+    for one, found_name in found.items():
+        note = (
+            ""
+            if found_name
+            else f"the longest sentence of speaker {speaker}: there is no {one!r} with phones in these data"
+        )
+        name = found_name or (longest.pop(0) if longest else None)
+        if name:
+            chosen.append(Chosen(name, known[name]["speaker"], text_of(known[name]), note))
+    return chosen
