@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Checkpoint,
     DeviceStatsMonitor,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
@@ -34,8 +35,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from asr_lightning.ablations import PARENT
 from asr_lightning.callbacks.changed_optimizer import ChangedOptimizer
+from asr_lightning.callbacks.choosing import refuse_choice_by_tests
 from asr_lightning.callbacks.progress import ProgressBar
 from asr_lightning.callbacks.results import RemoveResults, refuse_results, reserve_logs
+from asr_lightning.callbacks.run_summary import RunSummary
 from asr_lightning.callbacks.stopping import FinishEpoch, SaveLastEpoch, SaveWhenStopped
 from asr_lightning.errors import InputError
 from asr_lightning.faults import TRACE, explain, trace_kept
@@ -129,6 +132,7 @@ class CommandLine(LightningCLI):
         callbacks = trainer.callbacks or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         refuse_options(trainer, callbacks)
+        refuse_choice_by_tests(callbacks, getattr(self.datamodule, "subsets", {}))
         if trainer.logger is None and not trainer.barebones:
             kwargs["logger"] = self._loggers(root)
         if trainer.logger is False:
@@ -258,7 +262,12 @@ def refuse_options(trainer: Namespace, callbacks: Iterable[Callback]) -> None:
         if isinstance(callback, BatchSizeFinder):
             raise InputError(
                 "BatchSizeFinder counts utterances, but batches are as long as data.init_args.batch_seconds says: the "
-                "callback asr_lightning.callbacks.largest_batch.LargestBatch tries whether the largest fits"
+                "callback asr_lightning.callbacks.largest_batch.LargestBatch finds into how many parts they must be cut"
+            )
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise InputError(
+                "GradientAccumulationScheduler makes steps larger in later epochs, but each has the seconds of "
+                "data.init_args.batch_seconds, in as many parts as --trainer.accumulate_grad_batches says"
             )
 
 
@@ -327,7 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 "use_distributed_sampler": False,
-                "callbacks": [SaveWhenStopped(), FinishEpoch(), SaveLastEpoch()],
+                "callbacks": [SaveWhenStopped(), FinishEpoch(), SaveLastEpoch(), RunSummary()],
             },
             parser_class=CommandLineParser,
             args=arguments,

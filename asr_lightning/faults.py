@@ -28,7 +28,10 @@ def explain(error: Exception) -> str:
         return said
     said = f"{type(error).__name__}: {said}"
     if is_memory_error(error):
-        said += "\nExpected batches that fit into the memory: lower --data.init_args.batch_seconds"
+        said += (
+            "\nExpected batches that fit into the memory: raise --trainer.accumulate_grad_batches, which cuts each "
+            "step into as many parts, or in evaluation lower --data.init_args.evaluation_batch_seconds"
+        )
     trace = "\n".join(getattr(error, "__notes__", [])) or f"{TRACE}=1 before the command shows the whole trace."
     return f"{said}\n{trace} If the options are right, this is a fault of asr_lightning: please report it."
 

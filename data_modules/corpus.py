@@ -26,7 +26,7 @@ from asr_lightning.files import cache_folder
 from data_modules import dataset, manifest
 from data_modules.dataset import Noise, SpeechDataset
 from data_modules.manifest import BadFile, Found, Manifest
-from data_modules.sampler import EvaluationBatches, TrainBatches, digest_of, progress_of, rank_of
+from data_modules.sampler import EvaluationBatches, TrainBatches, accumulation_of, digest_of, progress_of, rank_of
 from data_modules.workers import begin_worker
 
 BAD_FILES_SHOWN = 20
@@ -45,8 +45,11 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         validation_subsets: Subsets that are evaluated while training, each by itself.
         test_subsets: Subsets of `lightning test`.
         predict_subsets: Subsets of `lightning predict`.
-        batch_seconds: Seconds of audio, padding included, of a training batch of one process.
-        evaluation_batch_seconds: The same for validation, test and prediction; default `batch_seconds`.
+        batch_seconds: Seconds of audio, padding included, of an optimizer step. Its utterances are shared among all
+            processes and all batches of `trainer.accumulate_grad_batches`, so that an experiment has the same steps
+            whatever it runs on. Where the share of a process does not fit into its memory, accumulate.
+        evaluation_batch_seconds: Seconds of a batch of one process in validation, test and prediction; default as many
+            as it trains on at once.
         min_seconds: Shorter utterances are left out of training.
         max_seconds: Longer utterances are left out of training.
         train_utterances: Train on so many utterances only, drawn with `seed`; default all.
@@ -93,7 +96,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             "predict": list(predict_subsets or []),
         }
         self.batch_seconds = batch_seconds
-        self.evaluation_batch_seconds = batch_seconds if evaluation_batch_seconds is None else evaluation_batch_seconds
+        self.evaluation_batch_seconds = evaluation_batch_seconds
         self.min_seconds = min_seconds
         self.max_seconds = max_seconds
         self.train_utterances = train_utterances
@@ -218,6 +221,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             functools.partial(self._load, speech, chosen),
             self.batch_seconds,
             *rank_of(self.trainer),
+            accumulation=accumulation_of(self.trainer),
             seed=self.seed,
             progress=lambda: progress_of(self.trainer),
             sorted_epochs=self.sorted_epochs,
@@ -241,13 +245,13 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         return self._evaluation("predict")
 
     def _evaluation(self, role: str) -> dict[str, EvaluationBatches]:
+        rank, ranks = rank_of(self.trainer)
+        at_once = self.evaluation_batch_seconds or self.batch_seconds / (ranks * accumulation_of(self.trainer))
         loaders = {}
         for subset in self.subsets[role]:
             speech = self._dataset([subset])
             load = functools.partial(self._load, speech, np.arange(len(speech)))
-            loaders[subset] = EvaluationBatches(
-                speech.durations, load, self.evaluation_batch_seconds, *rank_of(self.trainer)
-            )
+            loaders[subset] = EvaluationBatches(speech.durations, load, at_once, rank, ranks)
         return loaders
 
     def _dataset(
@@ -308,10 +312,10 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             )
 
     def _check_arguments(self) -> None:
-        limit = self.train_utterances
+        limit, evaluated = self.train_utterances, self.evaluation_batch_seconds
         checks = {
             "batch_seconds": (0 < self.batch_seconds < math.inf, "more than 0, and a number"),
-            "evaluation_batch_seconds": (0 < self.evaluation_batch_seconds < math.inf, "more than 0, and a number"),
+            "evaluation_batch_seconds": (evaluated is None or 0 < evaluated < math.inf, "more than 0, and a number"),
             "max_seconds": (self.max_seconds > self.min_seconds, f"more than min_seconds, which is {self.min_seconds}"),
             "train_utterances": (limit is None or limit > 0, "more than 0"),
             "speed_factors": (all(0.1 <= factor <= 10 for factor in self.speed_factors), "each from 0.1 to 10"),

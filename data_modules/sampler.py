@@ -1,6 +1,7 @@
 """Which utterances make a batch, and in what order: a pure plan, and the iterables that follow it."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from asr_lightning.errors import InputError
 
 DURATION_SPREAD = 1.05  # longest over shortest utterance of a bucket: padding is at most 5 %, about 2.5 % in the mean
 BATCHES_PER_BUCKET = 2  # at least: more make small corpora meet more company, and pad more
+
+SHARES = "accumulate_grad_batches"  # in checkpoints
 
 Load = Callable[[list[list[int]], int], Iterable[Batch]]
 """Reads batches, given as the utterances' numbers, in an epoch."""
@@ -35,7 +38,7 @@ def plan_batches(
         durations: (N,) seconds of each utterance.
         batch_seconds: The longest duration times the number of utterances is at most this in every batch; an
             utterance longer than this makes a batch alone.
-        world_size: Number of processes that share the utterances.
+        world_size: Number of processes that share the batches.
         seed: Of the shuffling, together with `epoch`; without it the longest batches come first, always the same.
         epoch: Counts from 0.
         sorted_epochs: In so many first epochs the batches come from short to long [SortaGrad; seed 004].
@@ -61,6 +64,46 @@ def plan_batches(
         [positions[starts[i] : ends[i]] for i in (steps * world_size + rank).tolist()]  # neighbours in one step
         for rank in range(world_size)
     ]
+
+
+def plan_steps(
+    durations: np.ndarray,
+    batch_seconds: float,
+    ranks: int = 1,
+    accumulation: int = 1,
+    seed: int = 1,
+    epoch: int = 0,
+    sorted_epochs: int = 0,
+) -> list[list[list[int]]]:
+    """Put every utterance into one optimizer step, and cut the steps into parts that are trained on at once.
+
+    The steps are those of `plan_batches` for one process, so they are the same on any number of processes.
+
+    Args:
+        durations: (N,) seconds of each utterance.
+        batch_seconds: Most seconds of a step, padding included, of all its parts.
+        ranks: Number of processes that share each step.
+        accumulation: Parts of a step that every process trains on, one after the other.
+        seed: Of the shuffling.
+        epoch: Counts from 0.
+        sorted_epochs: In so many first epochs the steps come from short to long.
+
+    Returns:
+        For every rank a list of parts, `accumulation` for each step: lists of positions in `durations`. Where a step
+        has too few utterances, some of its parts are empty. The parts of all ranks at one time are alike in duration.
+    """
+    [steps] = plan_batches(durations, batch_seconds, 1, seed, epoch, sorted_epochs)
+    if ranks * accumulation == 1:
+        return [steps]
+    parts = [cut_evenly(step, durations, ranks * accumulation) for step in steps]
+    return [[step[number * ranks + rank] for step in parts for number in range(accumulation)] for rank in range(ranks)]
+
+
+def cut_evenly(step: list[int], durations: np.ndarray, parts: int) -> list[list[int]]:
+    """Cut the utterances of a step, the longest first, into parts that differ in number by at most one."""
+    ordered = sorted(step, key=lambda position: -durations[position])
+    ends = [len(ordered) * part // parts for part in range(parts + 1)]
+    return [ordered[first:last] for first, last in itertools.pairwise(ends)]
 
 
 def cut_batches(
@@ -104,6 +147,11 @@ def rank_of(trainer: lightning.Trainer | None) -> tuple[int, int]:
     return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
 
 
+def accumulation_of(trainer: lightning.Trainer | None) -> int:
+    """Return how many batches a process trains on for an optimizer step; 1 without a trainer."""
+    return trainer.accumulate_grad_batches if trainer else 1
+
+
 def progress_of(trainer: lightning.Trainer | None) -> tuple[int, int]:
     """Return the epoch, and how many of its batches are done; not 0 after a resume in mid-epoch."""
     if trainer is None:
@@ -145,7 +193,7 @@ class EvaluationBatches:
 
 
 class TrainBatches(EvaluationBatches):
-    """This rank's training batches, other ones each epoch; continues in mid-epoch where a checkpoint was written.
+    """This rank's share of each optimizer step, in other steps each epoch; continues in mid-epoch after a resume.
 
     Lightning does not fast-forward a loader, and it calls `iter` before it has restored its counters. But it fetches
     lazily from an iterable that has a length; so the generator below asks for the progress at its first `next`.
@@ -153,14 +201,18 @@ class TrainBatches(EvaluationBatches):
     Args:
         durations: (N,) seconds of each utterance.
         load: Reads the planned batches.
-        batch_seconds: Most seconds of a padded batch.
+        batch_seconds: Most seconds of an optimizer step, padding included, over all processes and all batches that are
+            accumulated.
         rank: Of this process.
         world_size: Number of processes.
+        accumulation: Batches of each process in a step.
         seed: Of the shuffling.
         progress: Gives the epoch and how many of its batches are done.
         sorted_epochs: First epochs that go from short to long utterances.
         identity: What else the plan depends on, by name; a checkpoint may only be resumed with the same.
     """
+
+    units = ("s of audio", "utterances")  # of `durations`, and what they are of
 
     def __init__(
         self,
@@ -170,11 +222,13 @@ class TrainBatches(EvaluationBatches):
         rank: int = 0,
         world_size: int = 1,
         *,
+        accumulation: int = 1,
         seed: int = 1,
         progress: Callable[[], tuple[int, int]] = lambda: (0, 0),
         sorted_epochs: int = 0,
         identity: dict[str, Any] | None = None,
     ) -> None:
+        self.accumulation = accumulation
         self.seed = seed
         self.sorted_epochs = sorted_epochs
         self.progress = progress
@@ -182,8 +236,10 @@ class TrainBatches(EvaluationBatches):
         super().__init__(durations, load, batch_seconds, rank, world_size)
 
     def plan(self, epoch: int = 0) -> list[list[list[int]]]:
-        """All ranks' batches of an epoch."""
-        return plan_batches(self.durations, self.batch_seconds, self.world_size, self.seed, epoch, self.sorted_epochs)
+        """All ranks' batches of an epoch, `accumulation` for each step."""
+        return plan_steps(
+            self.durations, self.batch_seconds, self.world_size, self.accumulation, self.seed, epoch, self.sorted_epochs
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, done = self.progress()
@@ -196,19 +252,30 @@ class TrainBatches(EvaluationBatches):
             "audio seconds": round(float(np.sum(self.durations, dtype=np.float64)), 2),
             "batch_seconds": self.batch_seconds,
             "seed": self.seed,
-            "processes": self.world_size,
+            **self._shares(),
             "sorted_epochs": self.sorted_epochs,
             **self.identity,
         }
 
+    def _shares(self) -> dict[str, int]:
+        """Into how many parts a step is cut."""
+        return {"processes": self.world_size, SHARES: self.accumulation}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Check that the checkpoint's order of batches is the one that is planned now.
 
-        A checkpoint of an older version is compared in what it has.
+        A checkpoint of an older version is compared in what it has. Its batches were those of one process, and not cut
+        from steps, which is the same only without accumulation on one process.
 
         Raises:
             InputError: It is another one, so that some utterances would be missed and others repeated.
         """
+        if SHARES not in state and (state.get("processes", 1) > 1 or self.accumulation > 1):
+            raise InputError(
+                f"This checkpoint cannot be resumed: it is of an older version, whose batches were each of one of "
+                f"{state.get('processes', 1)} processes, while those of this version are cut from optimizer steps. "
+                "Begin a new run (without --ckpt_path) from the checkpoint's weights."
+            )
         now = self.state_dict()
         changed = [
             f"  {name}: {state.get(name)} in the checkpoint, {now.get(name)} now"

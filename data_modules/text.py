@@ -21,10 +21,10 @@ from data_modules.sampler import (
     DURATION_SPREAD,
     EvaluationBatches,
     TrainBatches,
+    accumulation_of,
     cut_batches,
     progress_of,
     rank_of,
-    split_evenly,
 )
 from data_modules.workers import begin_worker
 
@@ -48,7 +48,9 @@ class TextDataModule(lightning.LightningDataModule):
         evaluation_skip_columns: The same for validation and test; default `skip_columns`.
         normalize: Write sentences in LibriSpeech's own alphabet of capitals and apostrophes, as
             `asr_lightning.text.english` says; those that are in it already stay as they are.
-        batch_characters: Characters of a batch of one process, padding and the ends of sentences included.
+        batch_characters: Characters of an optimizer step, padding and the ends of sentences included, over all
+            processes and all batches of `trainer.accumulate_grad_batches`. In evaluation those of a batch are as many
+            as one process trains on at once.
         max_characters: Longer lines are left out of training.
         workers: Processes that read, for each training process; 0 reads in the training process.
         seed: Of the order of lines; that of the whole run (`seed_everything`) if None.
@@ -153,6 +155,7 @@ class TextDataModule(lightning.LightningDataModule):
             functools.partial(self._load, Subset(lines, range(long, len(lines)))),
             self.batch_characters,
             *rank_of(self.trainer),
+            accumulation=accumulation_of(self.trainer),
             seed=self.seed,
             progress=lambda: progress_of(self.trainer),
             identity={"texts": lines.digest},
@@ -170,9 +173,9 @@ class TextDataModule(lightning.LightningDataModule):
         if role not in self.lines:
             return []
         lines = self.lines[role]
-        return EvaluationBatches(
-            _tokens(lines), functools.partial(self._load, lines), self.batch_characters, *rank_of(self.trainer)
-        )
+        rank, ranks = rank_of(self.trainer)
+        at_once = self.batch_characters / (ranks * accumulation_of(self.trainer))
+        return EvaluationBatches(_tokens(lines), functools.partial(self._load, lines), at_once, rank, ranks)
 
     def _load(self, lines: Dataset, batches: Sequence[list[int]], epoch: int) -> Iterator[Any]:
         yield from DataLoader(
@@ -196,28 +199,35 @@ def _collate(items: list[tuple[str, str]]) -> TextBatch:
 
 
 class TextTrainBatches(TrainBatches):
-    """Training batches of lines, drawn as `plan_batches` does, by a plan of four bytes a line.
+    """Training batches of lines, drawn as `plan_steps` does, by a plan of four bytes a line.
 
     A corpus of text has a hundred times as many lines as one of speech has utterances, too many for lists of numbers.
     The `durations` are characters, and must not rise.
     """
 
+    units = ("characters", "lines")
+
     @functools.cached_property
     def _cuts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where batches begin, and where buckets do except the first."""
+        """Where the parts of steps begin, and where buckets do except the first."""
         starts, buckets = cut_batches(self.durations, self.batch_seconds, DURATION_SPREAD, BATCHES_PER_BUCKET)
-        return split_evenly(starts, len(self.durations), self.world_size), np.flatnonzero(np.diff(buckets)) + 1
+        sizes, parts = np.diff(starts, append=len(self.durations)), self.world_size * self.accumulation
+        begins = starts[:, None] + sizes[:, None] * np.arange(parts) // parts  # (steps, parts)
+        return begins, np.flatnonzero(np.diff(buckets)) + 1
 
     def plan(self, epoch: int = 0) -> list[Any]:
-        """All ranks' batches of an epoch."""
-        starts, buckets = self._cuts
+        """All ranks' batches of an epoch, `accumulation` for each step."""
+        begins, buckets = self._cuts
         random = np.random.default_rng([self.seed, epoch])
         order = np.arange(len(self.durations), dtype=np.uint32)
         for bucket in np.split(order, buckets):
             random.shuffle(bucket)
-        steps = random.permutation(len(starts) // self.world_size)
-        bounds = np.append(starts, len(order))
-        return [_Share(order, bounds, steps * self.world_size + rank) for rank in range(self.world_size)]
+        steps, parts = random.permutation(len(begins)), begins.shape[1]
+        bounds = np.append(begins.ravel(), len(order))
+        return [
+            _Share(order, bounds, (steps[:, None] * parts + np.arange(rank, parts, self.world_size)).ravel())
+            for rank in range(self.world_size)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """What the order of batches depends on."""
@@ -226,7 +236,7 @@ class TextTrainBatches(TrainBatches):
             "characters": int(np.sum(self.durations, dtype=np.float64)),
             "batch_characters": self.batch_seconds,
             "seed": self.seed,
-            "processes": self.world_size,
+            **self._shares(),
             **self.identity,
         }
 

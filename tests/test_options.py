@@ -51,6 +51,11 @@ def test_experiments_are_read_before_what_overrides_them() -> None:
         (["--seed_everything", "-1"], "expected a number from 0"),
         (["--trainer.callbacks+=LearningRateFinder"], "asr_lightning.tools.search"),
         (["--trainer.callbacks+=BatchSizeFinder"], "batch_seconds"),
+        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "test-clean/wer"], "cannot be tested"),
+        (
+            ["--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling", "{4: 2}"],
+            "data.init_args.batch_seconds",
+        ),
         (["--data.init_args.batch_seconds", ".inf"], "got inf"),
     ],
     ids=str,

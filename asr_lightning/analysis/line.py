@@ -5,7 +5,7 @@ wonder. Where there is none, both lie in one valley, as networks may that began 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -100,7 +100,7 @@ def along_line(
 
 
 @torch.inference_mode()
-def quality(recognizer: Recognizer, batches: Sequence[Batch], recognize: bool = False) -> Quality:
+def quality(recognizer: Recognizer, batches: Iterable[Batch], recognize: bool = False) -> Quality:
     """Measure a recogniser, in evaluation mode and on its device.
 
     Args:

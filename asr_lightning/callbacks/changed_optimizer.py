@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.optim.lr_scheduler import LRScheduler
 
 from asr_lightning.errors import InputError
+from asr_lightning.models.schedules import begin_schedule
 
 
 class ChangedOptimizer(Callback):
@@ -34,6 +35,7 @@ class ChangedOptimizer(Callback):
         [optimizer] = trainer.optimizers
         schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
         fresh, moved = _made_anew(pl_module, optimizer.param_groups[0]["params"])
+        begin_schedule(moved, trainer)
         for schedule in schedules:
             self._move(moved, schedule.last_epoch)
             schedule.load_state_dict(moved.state_dict())

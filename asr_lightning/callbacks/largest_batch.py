@@ -1,6 +1,7 @@
-"""As many seconds of audio in a batch as the memory of the device holds, found before the run."""
+"""The parts of a step as large as the memory of the device holds, found before the run."""
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -14,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from asr_lightning.batch import Batch, is_memory_error
 from asr_lightning.errors import InputError
 
-FINE = 1.05  # the search ends where what fits and what does not are no farther apart
 OF_ADAMW = 2  # numbers that it keeps for each weight
 
 
@@ -29,18 +29,20 @@ class Batches(Protocol):
 
 
 class LargestBatch(Callback):
-    """Sets the `batch_seconds` of the data to what the memory of the device holds, and says what they are.
+    """Sets `accumulate_grad_batches` to the least with which each part of a step fits into the memory of its device.
 
-    Loss and gradients are computed of the batches that need most: the one with the longest utterance, the one with the
-    most seconds, the one with the most utterances. They are real ones, of the first epoch's plan. Seconds are doubled
-    while these fit, or halved until they do, and then found to 5 %. The optimiser's memory is set aside as for AdamW.
-    With several processes it has to fit for all. Weights, statistics and random numbers are as they were afterwards. A
-    resumed run keeps what its checkpoint has. Schedules count steps, which are fewer when batches are larger.
+    Steps stay as they are: `batch_seconds` is that of a step, and their parts become smaller. Loss and gradients are
+    computed of the parts that need most: the one with the longest utterance, the one with the most seconds, the one
+    with the most utterances. They are real ones, of the first epoch's plan. The number of parts is doubled until they
+    fit, and then the least such number is found. The optimizer's memory is set aside as for AdamW. With several
+    processes it has to fit for all. Weights, statistics and random numbers are as they were afterwards. A resumed run
+    keeps what its checkpoint has.
 
     Args:
-        margin: Share of the seconds that were found, for what else comes to lie in memory.
-        most: Seconds that are never exceeded. Where there is no accelerator it has to be given: computers do not end
-            when their memory does, but become slow.
+        margin: The number that was found is divided by it, for what else comes to lie in memory; where steps fit
+            uncut, they stay so.
+        most: Seconds, padding included, that no part of several utterances exceeds. Where there is no accelerator it
+            has to be given: computers do not end when their memory does, but become slow.
     """
 
     def __init__(self, margin: float = 0.9, most: float | None = None) -> None:
@@ -50,18 +52,18 @@ class LargestBatch(Callback):
             raise InputError(f"most must be more than 0 seconds, got {most}")
         self.margin = margin
         self.most = most
-        self.batch_seconds: float | None = None
+        self.accumulation: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run is not to search again."""
-        return {"batch_seconds": self.batch_seconds}
+        return {"accumulation": self.accumulation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it from a checkpoint."""
-        self.batch_seconds = state_dict["batch_seconds"]
+        """Take it from a checkpoint; those of older versions have none."""
+        self.accumulation = state_dict.get("accumulation")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the seconds, while the optimiser is there and the batches are not yet planned.
+        """Find the number of parts, while the optimizer is there and the batches are not yet planned.
 
         Raises:
             InputError: The data have no batches of seconds, weights are shared among processes, there is neither an
@@ -73,56 +75,64 @@ class LargestBatch(Callback):
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             name = type(trainer.strategy).__name__
             raise InputError(f"LargestBatch: expected one device or DDP, got {name}, whose processes need each other")
-        if self.batch_seconds is None:
+        if self.accumulation is None:
             device = trainer.strategy.root_device
             if device.type == "cpu" and self.most is None:
                 raise InputError("LargestBatch: expected an accelerator, found none: take it out, or give it `most`")
-            fits, fails = self._search(trainer, pl_module, data)
-            self.batch_seconds = round(self.margin * fits if fails < np.inf else fits, 1)
-            reason = f"{fails:.1f} s did not fit into the memory of {device}" if fails < np.inf else "all fit"
+            found = self._search(trainer, pl_module, data)
+            self.accumulation = found if found == 1 else math.ceil(found / self.margin)
             rank_zero_info(
-                f"Batches have up to {self.batch_seconds:g} s of audio: {fits:.1f} s fitted, {reason}. To begin so "
-                f"without a search: --data.init_args.batch_seconds {self.batch_seconds:g}, and without LargestBatch."
+                f"accumulate_grad_batches is {self.accumulation}: parts of {found} to a step of {data.batch_seconds:g} "
+                f"s fit into the memory of {device}. To begin so without a search: --trainer.accumulate_grad_batches "
+                f"{self.accumulation}, and without LargestBatch."
             )
-        data.batch_seconds = self.batch_seconds
+        trainer.accumulate_grad_batches = self.accumulation
 
-    def _search(self, trainer: Trainer, pl_module: LightningModule, data: Any) -> tuple[float, float]:  # noqa: ANN401
-        """Return the most seconds that were seen to fit, and the fewest that were seen not to: infinite if none."""
-        before, fits, fails = data.batch_seconds, 0.0, np.inf
-        most = self.most or np.inf
-        seconds = min(before, most)
+    def _search(self, trainer: Trainer, pl_module: LightningModule, data: Any) -> int:  # noqa: ANN401
+        """Return the least accumulation whose parts fit."""
+        before, fails, accumulation = trainer.accumulate_grad_batches, 0, 1
+        fits: int | None = None
         try:
-            while fails > FINE * fits:
-                data.batch_seconds = seconds
+            while fits is None or fits - fails > 1:
+                trainer.accumulate_grad_batches = accumulation
                 batches: Batches = data.train_dataloader()
-                fit = _fits(pl_module, batches, trainer.strategy.root_device, trainer.precision_plugin)
+                hardest = _hardest(batches)
+                fit = self._allowed(hardest, batches.durations) and _fits(
+                    pl_module, batches, hardest, trainer.strategy.root_device, trainer.precision_plugin
+                )
                 if trainer.strategy.reduce_boolean_decision(fit, all=True):
-                    fits = seconds
-                    if seconds >= min(most, float(batches.durations.sum())):
-                        break
+                    fits = accumulation
                 else:
-                    fails = seconds
-                    longest = float(batches.durations.max())
-                    if seconds < longest:
-                        raise InputError(
-                            f"LargestBatch: expected room for one utterance of {longest:.1f} s in the memory of "
-                            f"{trainer.strategy.root_device}, found less: lower data.max_seconds, take "
-                            "--trainer.precision bf16-mixed, or a smaller network"
-                        )
-                seconds = min(2 * fits, most) if fails == np.inf else (fits + fails) / 2
+                    fails = accumulation
+                    self._check_room(hardest, batches.durations, trainer.strategy.root_device)
+                accumulation = 2 * accumulation if fits is None else (fits + fails) // 2
         finally:
-            data.batch_seconds = before
-        return fits, fails
+            trainer.accumulate_grad_batches = before
+        return fits
+
+    def _allowed(self, parts: list[list[int]], durations: np.ndarray) -> bool:
+        most = self.most or math.inf
+        return all(len(part) == 1 or durations[part].max() * len(part) <= most for part in parts)
+
+    def _check_room(self, parts: list[list[int]], durations: np.ndarray, device: torch.device) -> None:
+        if all(len(part) == 1 for part in parts):
+            raise InputError(
+                f"LargestBatch: expected room for one utterance of {durations.max():.1f} s in the memory of "
+                f"{device}, found less: lower data.max_seconds, take --trainer.precision bf16-mixed, or a smaller "
+                "network"
+            )
 
 
-def _fits(pl_module: LightningModule, batches: Batches, device: torch.device, precision: Precision) -> bool:
-    """Whether there is memory for the batches that need most; the recogniser is afterwards as it was."""
+def _fits(
+    pl_module: LightningModule, batches: Batches, parts: list[list[int]], device: torch.device, precision: Precision
+) -> bool:
+    """Whether there is memory for some parts of steps; the recogniser is afterwards as it was."""
     buffers = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
     mode, gpus = pl_module.training, [device] if device.type == "cuda" else []
     pl_module.train()
     try:
         with torch.random.fork_rng(devices=gpus), precision.train_step_context():
-            _compute(pl_module, batches, device)
+            _compute(pl_module, batches, parts, device)
         return True
     except (RuntimeError, MemoryError) as error:
         if not is_memory_error(error):
@@ -138,17 +148,17 @@ def _fits(pl_module: LightningModule, batches: Batches, device: torch.device, pr
             torch.cuda.empty_cache()
 
 
-def _compute(pl_module: LightningModule, batches: Batches, device: torch.device) -> None:
+def _compute(pl_module: LightningModule, batches: Batches, parts: list[list[int]], device: torch.device) -> None:
     """Compute losses and gradients, and drop them, beside as much memory as AdamW takes."""
     weights = sum(one.numel() * one.element_size() for one in pl_module.parameters())
     _set_aside = torch.empty(OF_ADAMW * weights, dtype=torch.uint8, device=device)
-    for batch in batches.load(_hardest(batches), 0):
+    for batch in batches.load(parts, 0):
         pl_module.loss(batch.to(device)).mean().backward()  # type: ignore[operator]
         pl_module.zero_grad(set_to_none=True)
 
 
 def _hardest(batches: Batches) -> list[list[int]]:
-    """Return the batches of all ranks with the longest utterance, with the most seconds, and with most utterances."""
+    """Return the parts of all ranks with the longest utterance, with the most seconds, and with most utterances."""
     plan = [batch for rank in batches.plan() for batch in rank if batch]
     measures: Sequence[Callable[[list[int]], float]] = (
         lambda batch: batches.durations[batch].max(),

@@ -1,9 +1,10 @@
-"""Averages of weights by Lightning's callbacks, that begin after the first weights are set.
+"""Averages of weights: of checkpoints, and by Lightning's callbacks, that begin after the first weights are set.
 
 `WeightAveraging`, `EMAWeightAveraging` and `StochasticWeightAveraging` copy the network before training. Lightning
 validates and saves this copy, also before it averages anything, while the network has got other weights since.
 """
 
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -96,6 +97,27 @@ def refresh_copies(trainer: Trainer, module: nn.Module) -> None:
             old.copy_(new)
 
 
+@torch.no_grad()
+def mean_weights(module: nn.Module, states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of a network's weights at several steps [Vaswani et al. 2017, 6.1].
+
+    Parameters and running statistics are averaged, in float64. Counters, and what is counted by them as the sums of
+    `GlobalNormalization`, are those of the last state.
+
+    Args:
+        module: Of the network; its weights are not looked at.
+        states: State_dicts of it, one or more, from the first step to the last.
+    """
+    counted, number = _counted(module), 0
+    sums: dict[str, Tensor] = {}
+    last: Mapping[str, Tensor] = {}
+    for number, last in enumerate(states, 1):  # noqa: B007 - read behind the loop
+        for name, value in last.items():
+            if value.is_floating_point() and name not in counted:
+                sums[name] = sums[name] + value.double() if name in sums else value.double()
+    return {name: (sums[name] / number).to(value.dtype) if name in sums else value for name, value in last.items()}
+
+
 def _copy(averaging: Averaging) -> nn.Module | None:
     if isinstance(averaging, StochasticWeightAveraging):
         return averaging._average_model  # Lightning offers no other way to it
@@ -109,13 +131,18 @@ def _followed(module: nn.Module, averaging: Averaging) -> list[Tensor]:
         return list(chain(module.parameters(), module.buffers()))
     if isinstance(averaging, StochasticWeightAveraging) or not averaging._use_buffers:
         return list(module.buffers())
-    saved = module.state_dict().keys()
-    followed: list[Tensor] = []
+    saved, counted = module.state_dict().keys(), _counted(module)
+    return [buffer for name, buffer in module.named_buffers() if name in counted or name not in saved]
+
+
+def _counted(module: nn.Module) -> set[str]:
+    """Return the names of buffers that are counters, and of those beside them, which are counted by them."""
+    names: set[str] = set()
     for prefix, part in module.named_modules():
         buffers = dict(part.named_buffers(prefix, recurse=False))
-        counts = any(map(_is_counter, buffers.values()))
-        followed += [buffer for name, buffer in buffers.items() if counts or name not in saved]
-    return followed
+        if any(map(_is_counter, buffers.values())):
+            names |= buffers.keys()
+    return names
 
 
 def _begun(averaging: Averaging) -> bool:

@@ -17,6 +17,7 @@ from asr_lightning.models.averaging import averaged_copies, save_averages
 from asr_lightning.models.checkpoints import load_model
 from asr_lightning.models.global_batch import GlobalBatch, step_with_global_batch
 from asr_lightning.models.recognizer import LOST_BATCHES_IN_A_ROW, optimizer_and_schedule, seed_step
+from asr_lightning.models.schedules import begin_schedules
 from asr_lightning.models.useless_steps import GradientGuard, clip_gradients
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
@@ -161,6 +162,8 @@ class LSTMLanguageModel(lightning.LightningModule):
                 "ModelParallelStrategy: expected a recogniser, got a language model, which every process holds whole. "
                 "Use --trainer.strategy ddp"
             )
+
+    on_train_start = begin_schedules
 
     def on_train_batch_start(self, batch: TextBatch, batch_idx: int) -> None:
         """Seed the step, so that dropout does not depend on where a run was resumed."""

@@ -22,6 +22,7 @@ from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError, printable
 from asr_lightning.models.averaging import averaged_copies, save_averages
 from asr_lightning.models.global_batch import GlobalBatch, step_with_global_batch
+from asr_lightning.models.schedules import begin_schedules
 from asr_lightning.models.sharding import make_shared, make_whole, share
 from asr_lightning.models.useless_steps import REVIEW_STEPS, GradientGuard, clip_gradients
 from asr_lightning.nn.ctc import CTCOutput
@@ -182,6 +183,8 @@ class Recognizer(lightning.LightningModule, ABC):
                 "got save_distributed_checkpoint: true. Set "
                 "--trainer.strategy.init_args.save_distributed_checkpoint false"
             )
+
+    on_train_start = begin_schedules
 
     def on_train_epoch_start(self) -> None:
         """Begin counting what is read."""

@@ -1,73 +1,206 @@
-"""Learning rates over steps; the optimiser's own rate is the peak."""
+"""Learning rates over a run; the optimizer's own rate is the peak.
+
+Stages are given as shares of the run: of its optimizer steps, from the first to the last. So a schedule means the same
+with any corpus, batch, number of devices and number of epochs.
+"""
 
 import math
+from typing import Any
 
+from lightning import LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from asr_lightning.errors import InputError
 
-class WarmupCosine(LambdaLR):
-    """Rises linearly from 0 to the peak, then falls along half a cosine to a floor.
+
+class RunSchedule(LambdaLR):
+    """A learning rate that depends on the share of the run that is done.
+
+    The trainer knows the number of steps only when training begins, since it follows from the corpus, the batches, and
+    the limits of the run; `begin` takes it.
 
     Args:
         optimizer: Its learning rate is the peak.
-        warmup_steps: Steps to the peak.
-        total_steps: Steps to the floor; it stays there.
-        floor: Share of the peak that remains.
+        warmup_share: Share of the run to the peak, 0 to 1.
     """
 
-    def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float = 0.0) -> None:
-        def factor(step: int) -> float:
-            if step < warmup_steps:
-                return (step + 1) / warmup_steps
-            done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-            return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+    def __init__(self, optimizer: Optimizer, warmup_share: float) -> None:
+        self.warmup_share = warmup_share
+        self.total_steps = 0  # not known yet
+        super().__init__(optimizer, lambda step: self._known_factor(step))
 
-        super().__init__(optimizer, factor)
+    def factor(self, step: int) -> float:
+        """Return the share of the peak at a step, from 0 to `total_steps` and beyond."""
+        raise NotImplementedError
+
+    def begin(self, total_steps: int) -> None:
+        """Take the number of steps of the run, and set the rate of the step at hand."""
+        self.total_steps = total_steps
+        rates = [base * self.factor(self.last_epoch) for base in self.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self._last_lr = rates
+
+    def steps(self, share: float) -> int:
+        """Return a share of the run in whole steps."""
+        return round(share * self.total_steps)
+
+    def _known_factor(self, step: int) -> float:
+        if self.total_steps:
+            return self.factor(step)
+        if step:
+            raise InputError(
+                f"{type(self).__name__}: expected the number of steps of the run before the first one is made, found "
+                "none: let the model call asr_lightning.models.schedules.begin_schedules in on_train_start"
+            )
+        return 0.0
 
 
-class WarmupInverseRoot(LambdaLR):
-    """Rises linearly from 0 to the peak, then falls with the inverse root of the step [Vaswani et al. 2017, §5.3].
+class WarmupCosine(RunSchedule):
+    """Rises linearly from 0 to the peak, then falls along half a cosine to a floor at the end of the run.
 
     Args:
         optimizer: Its learning rate is the peak.
-        warmup_steps: Steps to the peak.
-    """
-
-    def __init__(self, optimizer: Optimizer, warmup_steps: int) -> None:
-        def factor(step: int) -> float:
-            return min((step + 1) / warmup_steps, math.sqrt(warmup_steps / (step + 1)))
-
-        super().__init__(optimizer, factor)
-
-
-class TriStage(LambdaLR):
-    """Rises linearly to the peak, stays there, then falls exponentially to a floor, where it stays [seed 003].
-
-    Seed 003 has a peak of 1e-4 (the optimiser's rate), 1e-6 before and after (a hundredth), and 400 steps of warm-up.
-
-    Args:
-        optimizer: Its learning rate is the peak.
-        warmup_steps: Steps to the peak.
-        hold_steps: Steps at the peak.
-        decay_steps: Steps to the floor.
-        start: Share of the peak that it begins with.
+        warmup_share: Share of the run to the peak, 0 to 1.
         floor: Share of the peak that remains.
+        warmup_steps: Of older versions; refused in training.
+        total_steps: Of older versions; refused in training.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
-        warmup_steps: int,
-        hold_steps: int,
-        decay_steps: int,
-        start: float = 0.01,
-        floor: float = 0.01,
+        warmup_share: float = 0.1,
+        floor: float = 0.0,
+        warmup_steps: int | None = None,
+        total_steps: int | None = None,
     ) -> None:
-        def factor(step: int) -> float:
-            if step < warmup_steps:
-                return start + (1.0 - start) * step / warmup_steps
-            done = min(1.0, max(0, step - warmup_steps - hold_steps) / max(1, decay_steps))
-            return floor**done
+        _refuse_steps(self, warmup_steps=warmup_steps, total_steps=total_steps)
+        _check_shares(self, warmup_share=warmup_share)
+        self.floor = floor
+        super().__init__(optimizer, warmup_share)
 
-        super().__init__(optimizer, factor)
+    def factor(self, step: int) -> float:
+        """Return the share of the peak at a step."""
+        warmup = self.steps(self.warmup_share)
+        if step < warmup:
+            return (step + 1) / warmup
+        done = min(1.0, (step - warmup) / max(1, self.total_steps - warmup))
+        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class WarmupInverseRoot(RunSchedule):
+    """Rises linearly from 0 to the peak, then falls with the inverse root of the step [Vaswani et al. 2017, 5.3].
+
+    Args:
+        optimizer: Its learning rate is the peak.
+        warmup_share: Share of the run to the peak, 0 to 1; at the end of the run its root remains of the peak.
+        warmup_steps: Of older versions; refused in training.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup_share: float = 0.1, warmup_steps: int | None = None) -> None:
+        _refuse_steps(self, warmup_steps=warmup_steps)
+        _check_shares(self, warmup_share=warmup_share)
+        super().__init__(optimizer, warmup_share)
+
+    def factor(self, step: int) -> float:
+        """Return the share of the peak at a step."""
+        warmup = max(1, self.steps(self.warmup_share))
+        return min((step + 1) / warmup, math.sqrt(warmup / (step + 1)))
+
+
+class TriStage(RunSchedule):
+    """Rises linearly to the peak, stays there, then falls exponentially to a floor at the end of the run.
+
+    As KoSpeech has it [Kim, Bae, Won 2021], which holds for half of the run, warm-up included, and ends at 5 % of the
+    peak (its `tri_stage_lr_scheduler.py`).
+
+    Args:
+        optimizer: Its learning rate is the peak.
+        warmup_share: Share of the run to the peak, 0 to 1.
+        hold_share: Share of the run at the peak; what then remains of the run is the fall.
+        start: Share of the peak that it begins with.
+        floor: Share of the peak that remains, more than 0.
+        warmup_steps: Of older versions; refused in training.
+        hold_steps: Of older versions; refused in training.
+        decay_steps: Of older versions; refused in training.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_share: float = 0.1,
+        hold_share: float = 0.4,
+        start: float = 0.01,
+        floor: float = 0.05,
+        warmup_steps: int | None = None,
+        hold_steps: int | None = None,
+        decay_steps: int | None = None,
+    ) -> None:
+        _refuse_steps(self, warmup_steps=warmup_steps, hold_steps=hold_steps, decay_steps=decay_steps)
+        _check_shares(self, warmup_share=warmup_share, hold_share=hold_share)
+        if not 0.0 < floor <= 1.0:
+            raise InputError(f"TriStage: expected a floor of more than 0 and at most 1, got {floor}")
+        self.hold_share = hold_share
+        self.start = start
+        self.floor = floor
+        super().__init__(optimizer, warmup_share)
+
+    def factor(self, step: int) -> float:
+        """Return the share of the peak at a step."""
+        warmup, falls = self.steps(self.warmup_share), self.steps(self.warmup_share + self.hold_share)
+        if step < warmup:
+            return self.start + (1.0 - self.start) * step / warmup
+        done = min(1.0, max(0, step - falls) / max(1, self.total_steps - falls))
+        return float(self.floor**done)
+
+
+def steps_per_epoch(trainer: Trainer) -> int:
+    """Return how many optimizer steps an epoch has; known from `on_train_start`."""
+    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+
+
+def steps_of_run(trainer: Trainer) -> int:
+    """Return how many optimizer steps the whole run has, those before a resume included.
+
+    Raises:
+        InputError: The run has no end.
+    """
+    steps = trainer.estimated_stepping_batches
+    if not 0 < steps < math.inf:
+        raise InputError(
+            "expected a run with an end, since the learning rate follows shares of it; found neither: set "
+            "--trainer.max_epochs or --trainer.max_steps"
+        )
+    return int(steps)
+
+
+def begin_schedules(module: LightningModule) -> None:
+    """Tell the schedules of a model how many steps the run has; this is a module's `on_train_start`."""
+    for config in module.trainer.lr_scheduler_configs:
+        begin_schedule(config.scheduler, module.trainer)
+
+
+def begin_schedule(schedule: Any, trainer: Trainer) -> None:  # noqa: ANN401 - of any class that Lightning takes
+    """Tell a schedule how many steps the run has, if it is one that asks."""
+    if isinstance(schedule, RunSchedule):
+        schedule.begin(steps_of_run(trainer))
+
+
+def _check_shares(schedule: RunSchedule, **shares: float) -> None:
+    if not (all(share >= 0.0 for share in shares.values()) and sum(shares.values()) <= 1.0 + 1e-9):
+        raise InputError(
+            f"{type(schedule).__name__}: expected shares of the run from 0 to 1, together at most 1, got "
+            + ", ".join(f"{name} {share}" for name, share in shares.items())
+        )
+
+
+def _refuse_steps(schedule: RunSchedule, **steps: int | None) -> None:
+    given = {name: count for name, count in steps.items() if count is not None}
+    if given:
+        raise InputError(
+            f"{type(schedule).__name__}: expected shares of the run, got "
+            f"{', '.join(f'{name} {count}' for name, count in given.items())}. Write warmup_share (and hold_share) "
+            "instead: steps divided by those of the run, which are printed when it begins"
+        )

@@ -27,7 +27,7 @@ class Measured:
         kind: `GPU`, `CPU`, or `unknown device` where neither log nor configuration tells.
         processes: That trained together, one per device.
         speeds: Seconds of audio per second of training, of each epoch and of all processes together.
-        batch_seconds: Of a batch of one process, as the configuration says it; empty where it does not.
+        batch_seconds: Of an optimizer step, as the configuration says it; empty where it does not.
         precision: As the configuration says it.
         model: Its configuration.
     """

@@ -17,7 +17,7 @@ from asr_lightning.tools.arguments import above_zero, whole_number
 def describe(runs: Sequence[Measured], costs: Costs) -> str:
     """Say what was measured, on what, and where the efficiency is from."""
     lines = [
-        f"{run.name}: {run.processes} × {run.kind}, {run.precision}, batches of {run.batch_seconds or '?'} s: "
+        f"{run.name}: {run.processes} × {run.kind}, {run.precision}, steps of {run.batch_seconds or '?'} s: "
         f"{run.speed:,.1f} audio seconds per second, median of {len(run.speeds)} epochs "
         f"({min(run.speeds):,.1f} to {max(run.speeds):,.1f})"
         for run in runs

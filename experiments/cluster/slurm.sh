@@ -38,9 +38,13 @@ requeue() {
 }
 trap requeue USR1
 
+# Steps are the same on any number of GPUs: `batch_seconds` is that of all processes together. So many of them need no
+# accumulation; where their shares do not fit into memory, set it again behind the script's name.
+#
 # In the background, because a shell looks at signals only while it waits.
 srun --kill-on-bad-exit=1 "$BIN/lightning" fit --config "$CONFIG" \
     --trainer.num_nodes "$SLURM_JOB_NUM_NODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" --trainer.strategy ddp \
+    --trainer.accumulate_grad_batches 1 \
     --trainer.plugins lightning.pytorch.plugins.environments.SLURMEnvironment \
     --trainer.plugins.init_args.auto_requeue false \
     --ckpt_path last "$@" &

@@ -19,11 +19,12 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 # `c10d` lets the machines come in any order, and gives them their ranks. When a process dies, all are started anew, up
 # to three times, and go on from the last checkpoint, which is also what `--ckpt_path last` does for a second call of
-# this script; where there is none yet, the run begins. `batch_seconds` is that of one process: the global batch grows
-# with the number of GPUs, and the loss is the mean over it, however unevenly its utterances are shared.
+# this script; where there is none yet, the run begins. `batch_seconds` is that of a step of all processes together, so
+# the run has the same steps on any number of GPUs. Many of them need no accumulation; set it again behind the script.
 exec "$BIN/torchrun" \
     --nnodes "$NODES" --nproc-per-node "$GPUS" --max-restarts 3 \
     --rdzv-backend c10d --rdzv-endpoint "$MAIN:$PORT" --rdzv-id "$(basename "$CONFIG" .yaml)" \
     -m asr_lightning fit --config "$CONFIG" \
     --trainer.num_nodes "$NODES" --trainer.devices "$GPUS" --trainer.strategy ddp \
+    --trainer.accumulate_grad_batches 1 \
     --ckpt_path last "$@"

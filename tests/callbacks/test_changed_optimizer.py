@@ -33,12 +33,12 @@ def fit(folder: Path, steps: int, ckpt_path: Path | None = None, changed: bool =
 BEFORE_AND_AFTER = {
     "no schedule": (parts(0.01, None), parts(0.002, None, decay=0.1)),
     "a rate": (
-        parts(0.01, COSINE, warmup_steps=2, total_steps=9),
-        parts(0.002, COSINE, decay=0.1, warmup_steps=2, total_steps=9),
+        parts(0.01, COSINE, warmup_share=0.4),
+        parts(0.002, COSINE, decay=0.1, warmup_share=0.4),
     ),
     "a schedule": (
-        parts(0.01, COSINE, warmup_steps=2, total_steps=9),
-        parts(0.01, COSINE, warmup_steps=5, total_steps=20),
+        parts(0.01, COSINE, warmup_share=0.4),
+        parts(0.01, COSINE, warmup_share=0.8, floor=0.1),
     ),
     "a recursive schedule": (
         parts(0.01, f"{RATES}.StepLR", step_size=2, gamma=0.5),

@@ -50,46 +50,62 @@ def narrow(room: float) -> Narrow:
 
 
 def fit(
-    model: Recognizer, root: Path, folder: Path, *callbacks: Callback, batch_seconds: float = 3.0, **more: Any
+    model: Recognizer,
+    root: Path,
+    folder: Path,
+    *callbacks: Callback,
+    batch_seconds: float = 3.0,
+    ckpt_path: str | None = None,
+    **options: Any,
 ) -> Any:
     data = LibriSpeechDataModule(
         str(root), train_subsets=["train"], validation_subsets=[], test_subsets=[], predict_subsets=[],
         batch_seconds=batch_seconds, sample_rate=RATE, workers=0, seed=1,
     )  # fmt: skip
-    trainer = make_trainer(folder, callbacks=list(callbacks), enable_checkpointing=True, limit_val_batches=0)
+    options = {"enable_checkpointing": True, "limit_val_batches": 0, **options}
+    trainer = make_trainer(folder, callbacks=list(callbacks), **options)
     torch.manual_seed(7)
-    trainer.fit(model, datamodule=data, **more)
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
     return data
 
 
 @pytest.mark.parametrize("room", [1.0, 2.7, 3.0, 8.0, 20.0])
-def test_the_most_that_fits_is_found(room: float, root: Path, tmp_path: Path) -> None:
+def test_the_least_accumulation_that_fits_is_found(room: float, root: Path, tmp_path: Path) -> None:
     model, found = narrow(room), LargestBatch(margin=1.0, most=200.0)
-    data = fit(model, root, tmp_path, found)
-    seconds = found.batch_seconds
-    assert seconds == data.batch_seconds
-    assert seconds is not None and max(model.tried) > room  # it was exceeded
-    trained = [one for one in model.tried if one <= room]
-    assert len(trained) > 3  # no step was lost
-    longest = float(data.train_dataloader().durations.max())
-    assert room - longest - 0.1 <= seconds <= room * 1.05 + longest  # batches are whole utterances
+    data = fit(model, root, tmp_path, found, batch_seconds=18.0)
+    accumulation = data.trainer.accumulate_grad_batches
+    assert found.accumulation == accumulation
+    largest = {}
+    for parts in (max(1, accumulation - 1), accumulation):
+        data.trainer.accumulate_grad_batches = parts
+        loader = data.train_dataloader()
+        largest[parts] = max(loader.durations[part].max() * len(part) for part in loader.plan()[0] if part)
+    assert largest[accumulation] <= room
+    assert accumulation == 1 or largest[accumulation - 1] > room
+    steps = len(data.train_dataloader()) // accumulation
+    assert data.trainer.global_step == steps > 1  # of 18 s, however they are cut
+    assert len([one for one in model.tried if one <= room]) > steps  # no part was lost
 
 
-def test_what_all_fits_is_taken_without_a_margin(root: Path, tmp_path: Path) -> None:
-    found = LargestBatch(most=12.0)
-    fit(narrow(1e9), root, tmp_path / "a", found)
-    assert found.batch_seconds == 12.0
-    everything = LargestBatch(most=1e9)
-    data = fit(narrow(1e9), root, tmp_path / "b", everything)
-    assert everything.batch_seconds and everything.batch_seconds >= data.train_dataloader().durations.sum()
+def test_steps_that_fit_stay_uncut(root: Path, tmp_path: Path) -> None:
+    found = LargestBatch(most=200.0)
+    data = fit(narrow(1e9), root, tmp_path, found)
+    assert found.accumulation == data.trainer.accumulate_grad_batches == 1
 
 
-def test_the_run_is_as_if_the_seconds_had_been_given(root: Path, tmp_path: Path) -> None:
+def test_no_part_has_more_seconds_than_allowed(root: Path, tmp_path: Path) -> None:
+    model, found = narrow(1e9), LargestBatch(margin=1.0, most=4.0)
+    fit(model, root, tmp_path, found, batch_seconds=18.0)
+    assert max(model.tried) <= 4.0
+    assert found.accumulation and found.accumulation > 3
+
+
+def test_the_run_is_as_if_the_accumulation_had_been_given(root: Path, tmp_path: Path) -> None:
     searched, found = narrow(8.0), LargestBatch(margin=0.8, most=100.0)
-    fit(searched, root, tmp_path / "a", found)
-    assert found.batch_seconds and found.batch_seconds < 8.0
+    fit(searched, root, tmp_path / "a", found, batch_seconds=18.0)
+    assert found.accumulation and found.accumulation > 3
     given = narrow(1e9)
-    fit(given, root, tmp_path / "b", batch_seconds=found.batch_seconds)
+    fit(given, root, tmp_path / "b", batch_seconds=18.0, accumulate_grad_batches=found.accumulation)
     for (name, one), (_, other) in zip(searched.state_dict().items(), given.state_dict().items(), strict=True):
         assert one.equal(other), name
     assert searched.tried[-len(given.tried) :] == given.tried
@@ -97,11 +113,10 @@ def test_the_run_is_as_if_the_seconds_had_been_given(root: Path, tmp_path: Path)
 
 def test_a_resumed_run_keeps_what_was_found(root: Path, tmp_path: Path) -> None:
     found = LargestBatch(most=100.0)
-    fit(narrow(8.0), root, tmp_path, found, ModelCheckpoint(tmp_path, "last"))
-    again, model = LargestBatch(most=100.0), narrow(4.0)  # other memory
-    model.room = 1e9
-    data = fit(model, root, tmp_path, again, ckpt_path=str(tmp_path / "last.ckpt"))
-    assert again.batch_seconds == data.batch_seconds == found.batch_seconds
+    fit(narrow(8.0), root, tmp_path, found, ModelCheckpoint(tmp_path, "last"), batch_seconds=18.0)
+    again, model = LargestBatch(most=100.0), narrow(1e9)  # other memory
+    data = fit(model, root, tmp_path, again, batch_seconds=18.0, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert again.accumulation == data.trainer.accumulate_grad_batches == found.accumulation != 1
     assert model.tried == []  # the epoch was done
 
 

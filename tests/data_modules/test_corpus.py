@@ -74,7 +74,8 @@ def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(root: Path, tmp_path:
     trained = [row for row in whole if row["kind"] == "train"]
     for epoch in range(3):
         assert len(ids(whole, epoch)) == len(set(ids(whole, epoch))) == UTTERANCES
-    assert len({row["sum"] for row in trained}) == len(trained)  # no batch comes again
+    if "accumulate_grad_batches" not in trainer:  # whose parts of one or two utterances may well come again
+        assert len({row["sum"] for row in trained}) == len(trained)  # no batch does
 
     checkpoints = sorted((tmp_path / "ckpt").glob("*.ckpt"), key=progress)
     assert checkpoints

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from asr_lightning.errors import InputError
-from data_modules.sampler import TrainBatches, digest_of, plan_batches
+from data_modules.sampler import TrainBatches, digest_of, plan_batches, plan_steps
 
 
 def like_librispeech(count: int) -> np.ndarray:
@@ -31,6 +31,48 @@ def test_every_utterance_once_on_any_number_of_ranks(count: int, world_size: int
         assert all(durations[batch].max() * len(batch) <= 100.0 for batch in batches if batch)
         if count >= world_size:
             assert all(batches)  # nothing is empty without need
+
+
+PARTS = [(1, 1), (2, 1), (8, 1), (1, 8), (2, 4), (3, 5)]  # ranks, and batches of each in a step
+
+
+def steps_of(plan: list[list[list[int]]], accumulation: int) -> list[list[int]]:
+    """The utterances of each optimizer step, of all ranks and parts."""
+    starts = range(0, len(plan[0]), accumulation)
+    return [
+        sorted(number for rank in plan for part in rank[start : start + accumulation] for number in part)
+        for start in starts
+    ]
+
+
+@pytest.mark.parametrize("count", [7, 300, 5000])
+def test_steps_are_the_same_on_any_number_of_processes(count: int) -> None:
+    durations = like_librispeech(count)
+    for epoch in range(3):
+        expected = steps_of(plan_steps(durations, 400.0, epoch=epoch, sorted_epochs=1), 1)
+        assert sorted(number for step in expected for number in step) == list(range(count))
+        for ranks, accumulation in PARTS:
+            plan = plan_steps(durations, 400.0, ranks, accumulation, epoch=epoch, sorted_epochs=1)
+            assert len(plan) == ranks and {len(rank) for rank in plan} == {len(expected) * accumulation}
+            assert steps_of(plan, accumulation) == expected
+    assert expected == steps_of(plan_batches(durations, 400.0, 1, seed=1, epoch=2), 1)
+
+
+@pytest.mark.parametrize(("ranks", "accumulation"), PARTS[1:])
+def test_parts_of_a_step_are_equally_large_and_little_padded(ranks: int, accumulation: int) -> None:
+    durations, parts = like_librispeech(20_000), ranks * accumulation
+    plan = plan_steps(durations, 1800.0, ranks, accumulation)
+    padded = 0.0
+    for start in range(0, len(plan[0]), accumulation):
+        step = [part for rank in plan for part in rank[start : start + accumulation]]
+        assert max(map(len, step)) - min(map(len, step)) <= 1
+        for part in step:
+            longest = float(durations[part].max(initial=0.0))
+            padded += longest * len(part)
+            assert longest * len(part) <= 1800.0 / parts + longest
+    assert 1 - durations.sum() / padded < 0.05
+    ends = np.array([[durations[part].max() for part in rank] for rank in plan])
+    assert np.median(ends.max(axis=0) / ends.min(axis=0)) < 1.05  # of the parts of all ranks at a time
 
 
 def test_an_utterance_beyond_the_limit_is_alone() -> None:
@@ -89,7 +131,7 @@ def test_evaluation_is_longest_first_and_always_the_same() -> None:
 def test_many_utterances_are_planned_fast() -> None:
     durations = like_librispeech(300_000)
     begin = time.process_time()
-    plan_batches(durations, 200.0, 8, seed=1, epoch=3)
+    plan_steps(durations, 1600.0, 8, epoch=3)
     assert time.process_time() - begin < 1.0
 
 
@@ -106,6 +148,7 @@ def batches_of(**change: object) -> TrainBatches:
         ({"batch_seconds": 4.0}, "batch_seconds: 3.0 in the checkpoint, 4.0 now"),
         ({"seed": 2}, "seed: 1 in the checkpoint, 2 now"),
         ({"world_size": 2}, "processes: 1 in the checkpoint, 2 now"),
+        ({"accumulation": 4}, "accumulate_grad_batches: 1 in the checkpoint, 4 now"),
         ({"sorted_epochs": 1}, "sorted_epochs: 0 in the checkpoint, 1 now"),
         ({"identity": {"subsets": "b"}}, "subsets: a in the checkpoint, b now"),
     ],
@@ -119,10 +162,22 @@ def test_a_checkpoint_of_other_batches_is_refused(change: dict[str, object], nam
 
 def test_a_checkpoint_of_an_older_version_is_compared_in_what_it_has() -> None:
     state = batches_of().state_dict()
+    del state["accumulate_grad_batches"]
     now = batches_of(identity={"subsets": "a", "order of utterances": "1234", "speed_factors": [0.9]})
     now.load_state_dict(state)
     with pytest.raises(InputError, match="order of utterances: 1234 in the checkpoint, 5678 now"):
         batches_of(identity={"subsets": "a", "order of utterances": "5678"}).load_state_dict(now.state_dict())
+
+
+def test_a_checkpoint_whose_batches_were_not_parts_of_steps_is_refused() -> None:
+    state = batches_of(world_size=2).state_dict()
+    del state["accumulate_grad_batches"]
+    with pytest.raises(InputError, match="of an older version, whose batches were each of one of 2 processes"):
+        batches_of(world_size=2).load_state_dict(state)
+    state["processes"] = 1
+    with pytest.raises(InputError, match="of an older version"):
+        batches_of(accumulation=2).load_state_dict(state)
+    batches_of().load_state_dict(state)
 
 
 def test_the_digest_of_an_order_tells_it_from_others_and_is_cheap() -> None:

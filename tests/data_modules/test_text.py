@@ -31,11 +31,18 @@ def module(folder: Path, **arguments: Any) -> TextDataModule:
     return data
 
 
-def rank_of(data: TextDataModule, rank: int, ranks: int, epoch: int = 0, done: int = 0) -> TextDataModule:
+def rank_of(
+    data: TextDataModule, rank: int, ranks: int, epoch: int = 0, done: int = 0, accumulation: int = 1
+) -> TextDataModule:
     progress = SimpleNamespace(current=SimpleNamespace(ready=done))
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        global_rank=rank, world_size=ranks, overfit_batches=0, current_epoch=epoch, fit_loop=loop
+        global_rank=rank,
+        world_size=ranks,
+        accumulate_grad_batches=accumulation,
+        overfit_batches=0,
+        current_epoch=epoch,
+        fit_loop=loop,
     )
     return data
 
@@ -51,12 +58,26 @@ def test_every_line_is_read_once_per_epoch_on_any_number_of_ranks(tmp_path: Path
         assert {len(share) for share in batches} == {len(data.train_dataloader())}
         everything = [batch for share in batches for batch in share]
         assert sorted(text for batch in everything for text in batch.texts) == sorted(texts)
-        assert all(len(batch) * (max(map(len, batch.texts)) + 1) <= 200 for batch in everything)
+        assert all(len(batch) * (max(map(len, batch.texts)) + 1) <= 200 for batch in everything if len(batch))
         companies.append({frozenset(batch.texts) for batch in everything})
     assert max(len(one & other) for one, other in zip(companies, companies[1:], strict=False)) < len(companies[0]) / 4
     evaluated = [list(rank_of(data, rank, ranks).val_dataloader()) for rank in range(ranks)]
     assert sorted(text for share in evaluated for batch in share for text in batch.texts) == sorted(texts[90:])
     assert len({len(share) for share in evaluated}) == 1
+
+
+def test_steps_are_the_same_on_any_number_of_ranks_and_parts(tmp_path: Path, texts: list[str]) -> None:
+    def steps(ranks: int, accumulation: int) -> list[list[str]]:
+        data = module(tmp_path)
+        shares = [list(rank_of(data, rank, ranks, 1, 0, accumulation).train_dataloader()) for rank in range(ranks)]
+        assert {len(share) % accumulation for share in shares} == {0}
+        groups = (range(first, first + accumulation) for first in range(0, len(shares[0]), accumulation))
+        return [sorted(text for share in shares for part in group for text in share[part].texts) for group in groups]
+
+    expected = steps(1, 1)
+    assert len(expected) > 10
+    for ranks, accumulation in ((2, 1), (8, 1), (1, 3), (2, 4)):
+        assert steps(ranks, accumulation) == expected
 
 
 def test_batches_are_full_and_little_padded() -> None:
@@ -104,7 +125,7 @@ def test_a_large_corpus_takes_little_memory_and_time() -> None:
     characters = np.sort(np.random.default_rng(0).integers(1, 400, count).astype(np.float32))[::-1]
     tracemalloc.start()
     begin = time.process_time()
-    batches = TextTrainBatches(characters, lambda planned, epoch: planned, 20_000, 1, 4)  # type: ignore[arg-type, return-value]
+    batches = TextTrainBatches(characters, lambda planned, epoch: planned, 80_000, 1, 4)  # type: ignore[arg-type, return-value]
     largest = max(len(batch) for batch in batches)
     seconds, (_, peak) = time.process_time() - begin, tracemalloc.get_traced_memory()
     tracemalloc.stop()

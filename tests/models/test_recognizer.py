@@ -303,7 +303,7 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> Non
         },
         scheduler={
             "class_path": "asr_lightning.models.schedules.WarmupCosine",
-            "init_args": {"warmup_steps": 3, "total_steps": 10},
+            "init_args": {"warmup_share": 0.3},
         },
     )
 

@@ -183,7 +183,7 @@ def test_weights_of_other_names_or_shapes_are_refused_before_they_are_loaded() -
 
 def schedule(**arguments: Any) -> dict[str, Any]:
     return {"class_path": "asr_lightning.models.schedules.WarmupCosine",
-            "init_args": {"warmup_steps": 3, "total_steps": 9, **arguments}}  # fmt: skip
+            "init_args": {"warmup_share": 0.3, **arguments}}  # fmt: skip
 
 
 def adam(**arguments: Any) -> dict[str, Any]:
@@ -196,10 +196,10 @@ def adam(**arguments: Any) -> dict[str, Any]:
         ({}, set()),
         ({"optimizer": adam(lr=1e-5, weight_decay=0.1)}, {"optimizer.lr", "optimizer.weight_decay"}),
         ({"optimizer": adam(betas=[0.9, 0.98])}, {"optimizer.betas"}),
-        ({"scheduler": schedule(total_steps=20)}, {"scheduler.total_steps"}),
+        ({"scheduler": schedule(warmup_share=0.5)}, {"scheduler.warmup_share"}),
         ({"search": {"class_path": "asr_lightning.decoding.transducer.TransducerSearch"}}, set()),
     ],
-    ids=["nothing", "lr and decay", "betas", "steps", "search"],
+    ids=["nothing", "lr and decay", "betas", "warm-up", "search"],
 )
 def test_changed_arguments_of_optimizer_and_schedule_are_found(mine: dict[str, Any], changed: set[str]) -> None:
     checkpoint = checkpoint_of(transducer(scheduler=schedule()))

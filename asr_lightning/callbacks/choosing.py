@@ -1,0 +1,94 @@
+"""Checkpoints that are chosen by a development subset, and no choice by a subset that is tested on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from asr_lightning.errors import InputError
+
+POOLED = "val"  # of all validation subsets together
+
+
+class BestCheckpoints(ModelCheckpoint):
+    """Keeps the checkpoints with the lowest error rates on a development subset, for testing and averaging.
+
+    They hold weights only, as `best-epoch=<epoch>-step=<step>.ckpt`. Ten are what public recipes average: ESPnet's
+    `keep_nbest_models: 10` (egs2/librispeech/asr1/conf), SpeechBrain's `avg_checkpoints: 10`
+    (recipes/LibriSpeech/ASR); `asr_lightning.tools.average` does.
+
+    Args:
+        keep: How many.
+        metric: An error rate, as `wer` or `cer`.
+        subset: Whose it is; the first one that the data validate on and neither train nor test on if None.
+    """
+
+    def __init__(self, keep: int = 10, metric: str = "wer", subset: str | None = None) -> None:
+        super().__init__(
+            filename="best-{epoch}-{step}",
+            monitor=metric,
+            mode="min",
+            save_top_k=keep,
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
+        self.metric = metric
+        self.subset = subset
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the subset.
+
+        Raises:
+            InputError: There is none, or the data do not validate on it, or they test on it.
+        """
+        if stage == "fit":
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            self.monitor = f"{self._chosen(getattr(data, 'subsets', {}))}/{self.metric}"
+        super().setup(trainer, pl_module, stage)
+
+    def _chosen(self, subsets: Mapping[str, Sequence[str]]) -> str:
+        validated = subsets.get("validation", ())
+        used = {*subsets.get("train", ()), *subsets.get("test", ())}
+        free = [one for one in validated if one not in used]
+        if self.subset is None and free:
+            return free[0]
+        if self.subset in free:
+            return self.subset
+        raise InputError(
+            f"BestCheckpoints: expected {self.subset or 'a subset'} among data.init_args.validation_subsets that is "
+            f"neither trained nor tested on, found {', '.join(validated) or 'none'}: validate on a development subset, "
+            "as dev-clean, or take BestCheckpoints out"
+        )
+
+
+def refuse_choice_by_tests(callbacks: Iterable[Callback], subsets: Mapping[str, Sequence[str]]) -> None:
+    """Refuse callbacks that keep checkpoints or end training by what the experiment tests on.
+
+    Args:
+        callbacks: Of the trainer.
+        subsets: Of the data, by what they are for: `validation` and `test`.
+
+    Raises:
+        InputError: One does; all checkpoints may be kept (`save_top_k: -1`), since nothing is chosen then.
+    """
+    tested, validated = list(subsets.get("test", ())), list(subsets.get("validation", ()))
+    for callback in callbacks:
+        monitor = _monitor(callback)
+        subset = (monitor or "").rpartition("/")[0]
+        pooled = subset == POOLED and POOLED not in validated
+        seen = [one for one in tested if (one in validated if pooled else one == subset)]
+        if seen:
+            advice = [one for one in validated if one not in tested]
+            raise InputError(
+                f"{type(callback).__name__}: expected a metric of a subset that the experiment does not test on, got "
+                f"{monitor}, which is of {', '.join(seen)} among data.init_args.test_subsets: what is chosen by it "
+                f"cannot be tested on it. Set monitor to one of {', '.join(advice) or 'a development subset'}, as "
+                f"{(advice or ['dev-clean'])[0]}/wer"
+            )
+
+
+def _monitor(callback: Callback) -> str | None:
+    """Return the metric by which a callback chooses."""
+    if isinstance(callback, ModelCheckpoint):
+        return None if callback.save_top_k == -1 else callback.monitor
+    return callback.monitor if isinstance(callback, EarlyStopping) else None
