@@ -47,7 +47,17 @@ KEYS = {
 RUN_KEYS = {"base", "values", "network", "command", "after", "inside", "scales", "note"}
 PLACEHOLDER = re.compile(r"\{([a-z]\w*)\}")
 NAME = re.compile(r"[a-z]\w*")
-OWN = ("folder", "experiment", "checkpoint", "seed", "scale", "output", "runs", "root")  # placeholders that are no runs
+OWN = (
+    "folder",
+    "experiment",
+    "inside",
+    "checkpoint",
+    "seed",
+    "scale",
+    "output",
+    "runs",
+    "root",
+)  # placeholders that are no runs
 
 
 @dataclass(frozen=True)

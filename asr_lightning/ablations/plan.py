@@ -169,7 +169,7 @@ class _Planner:
             "scale": self.scale,
         }
         experiments = self._experiments(variant, seed, folder, places)
-        places["root"] = _root(experiments)
+        places["root"] = _root(experiments[EXPERIMENT])
         level = 1 + max((run.level for run in needed.values()), default=-1)
         needs = tuple(run.folder for run in needed.values())
         commands = tuple(_command(text, places) for text in self._texts(variant, seed, experiments))
@@ -179,14 +179,14 @@ class _Planner:
         self, variant: Variant, seed: int, folder: Path, places: Mapping[str, str]
     ) -> dict[str, Experiment]:
         """Compose what a run trains or tests, and what looks into it."""
-        values = _filled(at_scale(variant.values, self.scale), places)
+        values = at_scale(variant.values, self.scale)
         within = {key.removeprefix("inside."): value for key, value in values.items() if key.startswith("inside.")}
         values = {key: value for key, value in values.items() if not key.startswith("inside.")}
-        experiment = override(_read(variant.base[self.scale]), values)
+        experiment = override(_read(variant.base[self.scale]), _filled(values, places))
         experiment = self._changed(experiment, seed, folder)
         if self.scale not in variant.inside:
             return {EXPERIMENT: experiment}
-        looking = override(_read(variant.inside[self.scale]), within)
+        looking = override(_read(variant.inside[self.scale]), _filled(within, {**places, "root": _root(experiment)}))
         inside = override(experiment, {"trainer.callbacks": looking.get("trainer", {}).get("callbacks", [])})
         return {EXPERIMENT: experiment, INSIDE: inside}
 
@@ -197,7 +197,7 @@ class _Planner:
         if self.rehearsal:
             limits = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
             values |= {f"trainer.{name}": 2 if "train" in name else 1 for name in limits}
-            values |= {"trainer.max_epochs": 1, "trainer.log_every_n_steps": 1}
+            values |= {"trainer.max_epochs": 1, "trainer.log_every_n_steps": 1, "trainer.accumulate_grad_batches": 1}
             if "batch_seconds" in data:
                 values["data.init_args.batch_seconds"] = min(data["batch_seconds"], REHEARSED_SECONDS)
                 values["data.init_args.evaluation_batch_seconds"] = REHEARSED_EVALUATION_SECONDS
@@ -230,9 +230,9 @@ def _read(path: str) -> Experiment:
     return experiment
 
 
-def _root(experiments: Mapping[str, Experiment]) -> str:
+def _root(experiment: Experiment) -> str:
     """Return the folder of the corpus."""
-    data = experiments[EXPERIMENT].get("data") or {}
+    data = experiment.get("data") or {}
     return str((data.get("init_args") or {}).get("root", ""))
 
 
@@ -275,7 +275,7 @@ def _output(
     folder = planner.folder(ablation)
     needs = {name: str(planner.add(path, ablation, name, 1).folder) for name in named if name in ablation.needs}
     places = {"output": str(folder), "runs": "\n".join(str(run.folder) for run in compared), "scale": planner.scale}
-    places["root"] = _root(compared[0].experiments)
+    places["root"] = _root(compared[0].experiments[EXPERIMENT])
     whole = {**places, **needs, **{name: str(there) for name, there in folders.items()}}
     words = list(_command(spec["command"], whole))
     for seed in planner.seeds if "each_seed" in spec else ():
