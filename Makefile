@@ -19,7 +19,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help install demo ws las e2e e2e-ws hybrid report dashboard rehearse test lint bench peers
+.PHONY: help install demo ws las las-search e2e e2e-ws hybrid report dashboard rehearse test lint bench peers
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -53,7 +53,9 @@ e2e-ws: $(INSTALLED) ## students of A, from random weights and from selected one
 	$(ABLATE) e2e_students $(OPTIONS)
 hybrid: $(INSTALLED) ## the BLSTM-HMM hybrid, and how well it aligns
 	$(ABLATE) hybrid $(OPTIONS)
-las: $(INSTALLED) ## LAS with sampling, language models, CTC; and the Transformer
+las: $(INSTALLED) ## Listen, Attend and Spell: sampling, language model, pyramid, attention, noise
+	$(ABLATE) las $(OPTIONS)
+las-search: $(INSTALLED) ## LAS beside CTC, searched with language models and CTC; and the Transformer
 	$(ABLATE) las_search $(OPTIONS)
 rehearse: $(INSTALLED) ## two steps and a tiny evaluation of every run of every comparison, at SCALE, on CORPUS
 	for ablation in experiments/ablations/*.yaml; do $(ABLATE) $$ablation --rehearse $(OPTIONS) || exit 1; done
