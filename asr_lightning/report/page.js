@@ -141,7 +141,7 @@ function layers(runs) {
     "Purity: share of the nearest frames of other sentences with the same phone. Order: rank correlation of distance in time and in space, within sentences. Silence: its spread by that of all frames. Probe: accuracy of a linear classifier on sentences it has not seen. Mean over speakers with 95 % interval."), numbers);
   const current = () => runs[run.select.value];
   function fill() {
-    speaker.fill(Object.keys(current().speakers).map((one) => [one, one]));
+    speaker.fill(current().order.map((one) => [one, one]));
     const chosen = current().speakers[speaker.select.value];
     sentence.fill(chosen.utterances.map((one, number) => [number, `${one.id}: ${one.text}`]));
     sentence.select.style.maxWidth = "min(100%, 420px)";

@@ -68,6 +68,7 @@ def gather_layers(name: str, folder: Path, share: int = 1) -> Data | None:
     return {
         "name": name,
         "layers": layers,
+        "order": kept,  # in a browser, keys that are numbers come in the order of numbers
         "speakers": speakers,
         "labels": names,
         "note": _note(shown, total, len(kept), len(everyone)),

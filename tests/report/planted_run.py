@@ -30,24 +30,24 @@ def places(rate: int, seconds: float, sentences: int) -> str:
 
 
 def write_layers(folder: Path, speakers: int, sentences: int, seconds: float) -> None:
-    """Write all frames of eight layers; those of all speakers are the same."""
+    """Write all frames of eight layers; those of all speakers are the same. Pictures are of the last speaker's."""
     (folder / "activations" / "test").mkdir(parents=True)
     texts = [["utterance", "reference", "hypothesis"], *([f"u{n:03}", "A SENTENCE", ""] for n in range(sentences))]
     (folder / "activations" / "test" / "utterances.csv").write_text(as_csv(texts))
     layers = {f"layer{number + 1}": places(rate, seconds, sentences) for number, rate in enumerate(RATES)}
     place = folder / "tsne" / "test"
     for speaker in range(speakers):
-        (place / f"s{speaker:02}").mkdir(parents=True)
+        (place / f"10{speaker}").mkdir(parents=True)
         for layer, content in layers.items():
-            path = place / f"s{speaker:02}" / f"{layer}.csv"
+            path = place / f"10{speaker}" / f"{layer}.csv"
             if speaker:
-                path.hardlink_to(place / "s00" / path.name)
+                path.hardlink_to(place / "100" / path.name)
             else:
                 path.write_text(content)
-    lines = [[layer, f"s{speaker:02}", space, *[0.5] * len(FIGURES)]
+    lines = [[layer, f"10{speaker}", space, *[0.5] * len(FIGURES)]
              for speaker in range(speakers) for layer in layers for space in ("original", "tsne")]  # fmt: skip
     (place / "figures.csv").write_text(as_csv([["layer", "speaker", "space", *FIGURES], *lines]))
-    drawn = [[f"s{speakers - 1:02}", f"u{number:03}", "A SENTENCE", "the longest"] for number in (5, 3)]
+    drawn = [[f"10{speakers - 1}", f"u{number:03}", "A SENTENCE", "the longest"] for number in (5, 3)]
     (place / "sentences.csv").write_text(as_csv([SENTENCE_COLUMNS, *drawn]))
 
 
@@ -91,7 +91,7 @@ def write_alignments(folder: Path, utterances: int, tokens: int, frames: int, ma
 
 def write_run(folder: Path) -> None:
     """Write everything of one network, and error rates without which a run is none."""
-    write_layers(folder, speakers=6, sentences=65, seconds=7.4)
+    write_layers(folder, speakers=6, sentences=40, seconds=7.4)
     write_neighbours(folder, layers=6, sentences=100, characters=110)
     write_alignments(folder, utterances=8, tokens=200, frames=375, maps=1)
     (folder / "activations" / "test" / "activations.json").write_text(json.dumps({}))

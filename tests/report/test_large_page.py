@@ -44,8 +44,10 @@ def test_three_networks_of_full_size_fit_into_a_page(large: Path) -> None:
     for run in data["layers"]:
         points = sum(len(layer["x"]) for one in run["speakers"].values() for layer in one["layers"].values())
         assert 0.8 * POINTS / 3 < points <= POINTS / 3
-        assert list(run["speakers"]) == ["s05", "s00", "s01", "s02"]  # that of the drawn sentences first
-        drawn = run["speakers"]["s05"]
+        assert (
+            run["order"] == list(run["speakers"]) == ["105", "100", "101", "102"]
+        )  # that of the drawn sentences first
+        drawn = run["speakers"]["105"]
         assert [one["id"] for one in drawn["utterances"][:2]] == ["u005", "u003"]
         assert drawn["utterances"][0]["text"] == "A SENTENCE (the longest)"
         frames = {layer: part["utterance"].count(0) for layer, part in drawn["layers"].items()}
@@ -71,6 +73,7 @@ def test_the_page_of_full_size_opens(browser: Browser, large: Path) -> None:
     page.on("pageerror", lambda error: failures.append(str(error)))
     page.goto(large.as_uri())
     section = page.locator("#layers")
+    assert section.get_by_label("speaker", exact=True).evaluate("(one) => one.value") == "105"
     section.get_by_label("phone").check()
     assert section.locator(".strip span").count() == FRAMES
     assert section.locator(".plot").first.locator(".point").count() == FRAMES
