@@ -24,6 +24,7 @@ FINISHED = "finished.json"  # the commands of a run that have ended well
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 120.0  # for a run to save a checkpoint and end
 LOCK_SECONDS = 15.0  # for a run to notice that its parent was killed
+CURSOR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # what progress bars tell a terminal
 SHOWN = re.compile(r"\S+ seed \d+, epoch ")  # lines of runs that are shown while they run
 
 
@@ -203,7 +204,7 @@ class Execution:
         one.read += len(new)
         *lines, one.rest = (one.rest + new).replace(b"\r", b"\n").split(b"\n")
         for line in lines:
-            text = line.decode("utf-8", errors="replace")
+            text = CURSOR.sub("", line.decode("utf-8", errors="replace"))
             if self.verbose or SHOWN.match(text):
                 print(printable(text) if SHOWN.match(text) else f"{one.run.label}: {printable(text)}", flush=True)
 
@@ -258,4 +259,5 @@ def _wait_for_lock(folder: Path) -> None:
 
 
 def _tail(path: Path, lines: int = 8) -> str:
-    return "\n".join(path.read_text("utf-8", errors="replace").replace("\r", "\n").splitlines()[-lines:])
+    text = CURSOR.sub("", path.read_text("utf-8", errors="replace").replace("\r", "\n"))
+    return "\n".join(text.splitlines()[-lines:])
