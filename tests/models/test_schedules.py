@@ -74,8 +74,11 @@ STEPS = {
     "las": (100, 1085), "e2e": (100, 1085), "hybrid": (100, 1085),
 }  # fmt: skip
 
+LATER = ("las_chan",)  # experiments that never had another schedule than that of their YAML
+PATHS = [path for path in sorted(DEMO.glob("*.yaml")) if path.stem not in LATER]
 
-@pytest.mark.parametrize("path", sorted(DEMO.glob("*.yaml")), ids=lambda path: path.stem)
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_the_demo_has_the_rates_that_its_figures_were_made_with(path: Path) -> None:
     scheduler = yaml.safe_load(path.read_text())["model"]["init_args"]["scheduler"]
     assert scheduler["class_path"] == f"{CLASSES}.WarmupCosine"
