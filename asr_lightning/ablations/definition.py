@@ -36,6 +36,7 @@ KEYS = {
     "values",
     "seeds",
     "metrics",
+    "subsets",
     "needs",
     "variants",
     "after",
@@ -103,6 +104,7 @@ class Ablation:
         source: Authors, year and table or section.
         seeds: Of every variant, unless others are asked for.
         metrics: Error rates of its table, as `wer`.
+        subsets: Those of its table; all that there are if empty.
         needs: What runs before the variants, with one seed, by name; a text is another ablation's `ablation/variant`.
         variants: By name, likewise; the first is the baseline.
         outputs: Commands at the end, over all runs; each a text, or `command` and `each_seed` (words that are added for
@@ -116,6 +118,7 @@ class Ablation:
     source: str
     seeds: tuple[int, ...]
     metrics: tuple[Metric, ...]
+    subsets: tuple[str, ...]
     needs: Mapping[str, "Variant | str"]
     variants: Mapping[str, "Variant | str"]
     outputs: tuple[str | Mapping[str, Any], ...]
@@ -173,6 +176,7 @@ def read_ablation(path: Path) -> Ablation:
         str(content["source"]),
         tuple(content.get("seeds") or (1, 2, 3)),
         tuple(content.get("metrics") or ("wer",)),
+        tuple(content.get("subsets") or ()),
         needs,
         variants,
         tuple(content.get("outputs") or ()),

@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from asr_lightning.ablations.definition import Variant
@@ -77,7 +77,8 @@ def results_table(plan: Plan, experiments: Sequence[Experiment], pairs: Pairs) -
     """Make the table: a line per variant; rates of ours beside those of the paper."""
     by_name = {experiment.name: experiment for experiment in experiments}
     names = [*([plan.reference.name] if plan.reference else []), *plan.variants]
-    subsets = sorted({subset for experiment in experiments for run in experiment.runs for subset in run.rates})
+    there = sorted({subset for experiment in experiments for run in experiment.runs for subset in run.rates})
+    subsets = [subset for subset in plan.ablation.subsets if subset in there] or there
     columns = [(subset, metric) for subset in subsets for metric in plan.ablation.metrics]
     paper = {column: rates for column, rates in plan.ablation.paper.items() if ", epoch" not in column}
     ours = [_title(subset, metric) for subset, metric in columns]
@@ -139,9 +140,11 @@ def _title(subset: str, metric: str) -> str:
     return f"{subset} {metric.upper().replace('_', ' ')}"
 
 
-def _paper(rates: dict[str, float] | object, name: str) -> str:
-    value = rates.get(name) if isinstance(rates, dict) else None
-    return MISSING if value is None else f"{value:g}"
+def _paper(rates: Mapping[str, float], name: str) -> str:
+    if name not in rates:
+        return MISSING
+    decimals = max(len(str(rate).partition(".")[2]) for rate in rates.values())  # as many as the paper prints
+    return f"{rates[name]:.{decimals}f}"
 
 
 def _difference(pair: PairComparison | None) -> list[str]:

@@ -136,9 +136,9 @@ def check_results(runs: Path) -> None:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["teacher", "random", "selected", "greedy"]
     assert {name: row["paper's test-clean WER %"] for name, row in rows.items()} == {
-        "teacher": "–", "random": "3.5", "selected": "3.25", "greedy": "–"
+        "teacher": "–", "random": "3.50", "selected": "3.25", "greedy": "–"
     }  # fmt: skip
-    assert rows["random"]["paper's dev WER %"] == "4" and rows["random"]["seeds"] == "1"
+    assert rows["random"]["paper's dev WER %"] == "4.0" and rows["random"]["seeds"] == "1"
     assert rows["random"]["test-clean WER %"] == rows["greedy"]["test-clean WER %"], "the same network, tested"
     assert rows["random"]["parameters"] == rows["selected"]["parameters"] < rows["teacher"]["parameters"]
     assert rows["selected"]["p test-clean"] and rows["random"]["p test-clean"] == "–"
