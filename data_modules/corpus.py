@@ -48,6 +48,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         batch_seconds: Seconds of audio, padding included, of an optimizer step. Its utterances are shared among all
             processes and all batches of `trainer.accumulate_grad_batches`, so that an experiment has the same steps
             whatever it runs on. Where the share of a process does not fit into its memory, accumulate.
+        batch_utterances: Most utterances of an optimizer step; None for as many as its seconds allow.
         evaluation_batch_seconds: Seconds of a batch of one process in validation, test and prediction; default as many
             as it trains on at once.
         min_seconds: Shorter utterances are left out of training.
@@ -76,6 +77,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         test_subsets: list[str] | None = None,
         predict_subsets: list[str] | None = None,
         batch_seconds: float = 200.0,
+        batch_utterances: int | None = None,
         evaluation_batch_seconds: float | None = None,
         min_seconds: float = 0.1,
         max_seconds: float = 35.0,
@@ -96,6 +98,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             "predict": list(predict_subsets or []),
         }
         self.batch_seconds = batch_seconds
+        self.batch_utterances = batch_utterances
         self.evaluation_batch_seconds = evaluation_batch_seconds
         self.min_seconds = min_seconds
         self.max_seconds = max_seconds
@@ -225,6 +228,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             seed=self.seed,
             progress=lambda: progress_of(self.trainer),
             sorted_epochs=self.sorted_epochs,
+            most=self.batch_utterances,
             identity={
                 "subsets": ", ".join(speech.subsets),
                 "speed_factors": list(self.speed_factors),
@@ -316,6 +320,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         checks = {
             "batch_seconds": (0 < self.batch_seconds < math.inf, "more than 0, and a number"),
             "evaluation_batch_seconds": (evaluated is None or 0 < evaluated < math.inf, "more than 0, and a number"),
+            "batch_utterances": (self.batch_utterances is None or self.batch_utterances > 0, "more than 0"),
             "max_seconds": (self.max_seconds > self.min_seconds, f"more than min_seconds, which is {self.min_seconds}"),
             "train_utterances": (limit is None or limit > 0, "more than 0"),
             "speed_factors": (all(0.1 <= factor <= 10 for factor in self.speed_factors), "each from 0.1 to 10"),

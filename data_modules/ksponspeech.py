@@ -10,7 +10,6 @@ ROOT/scripts/train.trn, dev.trn, eval_clean.trn, eval_other.trn     PATH :: the 
 
 import itertools
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
@@ -27,6 +26,7 @@ from asr_lightning.files import regular
 from asr_lightning.text.korean import AnnotationError, Side, normalize
 from data_modules import dataset
 from data_modules.corpus import CorpusDataModule
+from data_modules.excerpt import DIVIDED, Excerpt, folder_number
 from data_modules.manifest import BadFile, Found
 from data_modules.walk import fingerprint, name_apart, walk
 
@@ -48,13 +48,17 @@ class KsponSpeechDataModule(CorpusDataModule):
     Args:
         root: The folder that contains `KsponSpeech_01` and so on.
         side: Of dual transcriptions, `spelling` or `pronunciation`.
+        excerpt: Takes `train` and `dev` from some folders only; None takes the official ones.
         **arguments: Those of `CorpusDataModule`.
     """
 
-    def __init__(self, root: str, side: Side = "pronunciation", **arguments: Any) -> None:
+    def __init__(
+        self, root: str, side: Side = "pronunciation", excerpt: Excerpt | None = None, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
         self.root = Path(root).expanduser().absolute()
         self.side: Side = side
+        self.excerpt = excerpt
 
     @property
     def source(self) -> str:
@@ -65,7 +69,8 @@ class KsponSpeechDataModule(CorpusDataModule):
     def manifest_folder(self) -> Path:
         """Where this corpus' manifests are cached; transcripts are in them as they are trained on."""
         folder = super().manifest_folder
-        return folder.with_name(f"{folder.name}-{self.side}")
+        part = "" if self.excerpt is None else f"-{self.excerpt.folders}-folders-{self.excerpt.held_out}-held-out"
+        return folder.with_name(f"{folder.name}-{self.side}{part}")
 
     def require(self, subsets: list[str]) -> None:
         """See that the subsets are there.
@@ -103,6 +108,8 @@ class KsponSpeechDataModule(CorpusDataModule):
 
     def find_list(self, subset: str) -> Path | None:
         """The list of a subset, where there is one."""
+        if self.excerpt is not None and subset in DIVIDED:
+            return None
         candidates = [self.root / folder / f"{subset}.trn" for folder in LIST_FOLDERS]
         return next((path for path in candidates if path.is_file()), None)
 
@@ -174,8 +181,11 @@ class KsponSpeechDataModule(CorpusDataModule):
 
     def _in_folders(self, subset: str) -> list[str]:
         """The audio files of a subset that has no list, sorted."""
-        files = {(file.parent, file.stem): str(file) for some in self._audio.values() for file in reversed(some)}
-        return sorted(path for path in files.values() if _belongs(Path(path).relative_to(self.root).parts, subset))
+        files = {(file.parent, file.stem): file for some in self._audio.values() for file in reversed(some)}
+        below = {str(file): file.relative_to(self.root) for file in files.values()}
+        if self.excerpt is not None and subset in DIVIDED:
+            return self.excerpt.select(below, subset, self.root)
+        return sorted(file for file, path in below.items() if _belongs(path, subset))
 
     def _beside(self, subset: str, bad: list[BadFile]) -> Iterator[tuple[str, str, bytes]]:
         """The transcript, the audio and the undecoded text of every pair of files."""
@@ -246,10 +256,9 @@ def decode(content: bytes) -> str | None:
     return None
 
 
-def _belongs(parts: tuple[str, ...], subset: str) -> bool:
+def _belongs(path: Path, subset: str) -> bool:
     """Whether a path below the root is of a subset without a list."""
-    folders = parts[:-1]
-    if subset not in ("train", "dev"):
-        return subset in folders
-    numbers = [int(match[1]) for folder in folders if (match := re.fullmatch(r"(?:Kspon|Kai)Speech_(\d{4})", folder))]
-    return bool(numbers) and (numbers[-1] <= LAST_TRAINING_FOLDER) == (subset == "train")
+    if subset not in DIVIDED:
+        return subset in path.parts[:-1]
+    number = folder_number(path)
+    return number is not None and (number <= LAST_TRAINING_FOLDER) == (subset == "train")

@@ -16,6 +16,7 @@ from asr_lightning.models.experiment import parameters_without_memory
 from asr_lightning.models.instantiation import instantiate
 from asr_lightning.text.hangul import write_characters
 from asr_lightning.text.lexicon import Lexicon
+from asr_lightning.tools.search import read_space
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 PATHS = sorted([*EXPERIMENTS.glob("*.yaml"), *EXPERIMENTS.glob("demo/*.yaml")])
@@ -96,3 +97,25 @@ def test_one_key_gives_models_a_and_b_the_order_of_las(name: str) -> None:
         shapes.append({part: tuple(weight.shape) for part, weight in weights.items()})
     assert {part for part, shape in shapes[0].items() if shapes[1].pop(part) != shape} == {"decoder.output.weight"}
     assert not shapes[1]
+
+
+SPACES = sorted(EXPERIMENTS.glob("search_spaces/*.yaml"))
+DEEP_SPEECH_2 = ["ds2", "ds2_kspon", "ds2_kospeech", "demo/ds2"]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", DEEP_SPEECH_2)
+@pytest.mark.parametrize("end", [0, -1])
+def test_both_ends_of_a_search_space_can_be_built(space: Path, name: str, end: int) -> None:
+    config = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text("utf-8"))
+    for key, values in read_space(space).items():
+        *folders, last = key.split(".")
+        part = config
+        for folder in folders:
+            part = part[folder]  # an argument of a part that the experiment has
+        part[last] = values[end] if isinstance(values, list) else values["high" if end else "low"]
+    with parameters_without_memory():
+        assert build_recognizer(config["model"]).make_optimizer
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(lightning.LightningDataModule, "data", required=True)
+    parser.parse_object({"data": config["data"]})

@@ -1,4 +1,4 @@
-"""Deep Speech 2 [Amodei et al. 2016; seed 004], and with attention between its recurrent layers [seed 003].
+"""Deep Speech 2 [Amodei et al. 2016], as KoSpeech has it too [Kim, Bae, Won 2021], with attention between its layers.
 
 Trained with CTC it is an encoder of `asr_lightning.models.ctc`; beside a text decoder, one of `EncoderDecoder`.
 """
@@ -13,17 +13,18 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from asr_lightning.nn.axes import Axis, Fixed, Product, Units, axis, axis_size, units
-from asr_lightning.nn.convolution import MaskedBatchNorm, follow
+from asr_lightning.nn.convolution import MaskedBatchNorm
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.extractors import clipped_relu
 from asr_lightning.nn.frame_attention import FrameAttention
-from asr_lightning.nn.masks import silence_padding
+from asr_lightning.nn.input_norm import InputNorm, Term, term_statistics
 from asr_lightning.nn.positions import sinusoid_axis
 from asr_lightning.nn.recurrent import LSTM, reverse
 
 Kind = Literal["vanilla", "gru", "lstm"]
-Term = tuple[Tensor, Tensor, Tensor]  # mean (G,) and variance (G,) of W x over real frames, and their number
+BatchNorm = bool | Literal["input"]
+INPUT = ("weight_ih_l0", "bias_ih_l0")  # as torch calls the input-to-hidden matrix and its bias
 
 
 class DeepSpeech2Encoder(Encoder):
@@ -34,12 +35,15 @@ class DeepSpeech2Encoder(Encoder):
         hidden: Units of each direction.
         layers: Recurrent layers.
         kind: `vanilla` (with clipped rectification), `gru` or `lstm`.
-        directions: `sum` as in the paper, or `concatenate` as in seed 003.
-        batch_norm: Whether there is one on the input-to-hidden term of every recurrent layer, and in the fully
-            connected one.
+        directions: `sum` as in the paper, or `concatenate` as KoSpeech does.
+        batch_norm: `true` puts one on the input-to-hidden term of every recurrent layer, as in the paper; `input` puts
+            one with rectification in front of every recurrent layer, ReLU(BatchNorm(x)), as KoSpeech does. Both put one
+            in the fully connected layer; `false` leaves all of them out.
+        shared_input: One input-to-hidden matrix, with its bias and its BatchNorm, for both directions of a layer, as in
+            the paper [Amodei et al. 2016, 3.1 and 3.2]; otherwise each direction has its own, as in torch's layers.
         attention: Behind every recurrent layer, a class of `asr_lightning.nn.frame_attention`.
         fully_connected: Units of the layer behind the recurrent ones, D of the output; without it there is a LayerNorm
-            in its place, as in seed 003.
+            in its place, as in KoSpeech.
         dropout: Of what each layer gives to the next.
     """
 
@@ -50,10 +54,11 @@ class DeepSpeech2Encoder(Encoder):
         layers: int = 5,
         kind: Kind = "gru",
         directions: Literal["sum", "concatenate"] = "sum",
-        batch_norm: bool = True,
+        batch_norm: BatchNorm = True,
         attention: Callable[[Axis], FrameAttention] | None = None,
         fully_connected: int | None = None,
         dropout: float = 0.0,
+        shared_input: bool = False,
     ) -> None:
         width = hidden if directions == "sum" else 2 * hidden
         super().__init__(extractor.input_dimension, fully_connected or width)
@@ -61,7 +66,7 @@ class DeepSpeech2Encoder(Encoder):
         self.directions = directions
         self.recurrent_axis = units(hidden) if directions == "sum" else axis(Fixed(2, "directions"), Units(hidden))
         read = [extractor.output_axis()] + [self.recurrent_axis] * (layers - 1)
-        self.layers = nn.ModuleList(RecurrentLayer(kind, one, hidden, batch_norm) for one in read)
+        self.layers = nn.ModuleList(RecurrentLayer(kind, one, hidden, batch_norm, shared_input) for one in read)
         self.attentions = nn.ModuleList(attention(self.recurrent_axis) for _ in read if attention is not None)
         self.fully_connected = nn.Linear(width, fully_connected, bias=not batch_norm) if fully_connected else None
         self.norm = MaskedBatchNorm(fully_connected) if fully_connected and batch_norm else None
@@ -107,23 +112,32 @@ class DeepSpeech2Encoder(Encoder):
 
 
 class RecurrentLayer(nn.Module):
-    """Two directions over the frames, each with its own BatchNorm on the input-to-hidden term.
+    """Two directions over the frames, with BatchNorm on the input-to-hidden term or in front of it.
 
     Args:
         kind: Of the recurrent units.
         read: What the dimensions of the input mean.
         hidden: Units of each direction.
-        batch_norm: Whether there is one.
+        batch_norm: See `DeepSpeech2Encoder`.
+        shared_input: See `DeepSpeech2Encoder`; `forward_norm` is then that of both directions.
     """
 
-    def __init__(self, kind: Kind, read: Axis, hidden: int, batch_norm: bool) -> None:
+    def __init__(
+        self, kind: Kind, read: Axis, hidden: int, batch_norm: BatchNorm = True, shared_input: bool = False
+    ) -> None:
         super().__init__()
         kinds: dict[Kind, Callable[[int, int], Any]]
         kinds = {"vanilla": ClippedRNN, "gru": partial(nn.GRU, batch_first=True), "lstm": LSTM}
         make = kinds[kind]
         self.forward_rnn, self.backward_rnn = (make(axis_size(read), hidden) for _ in range(2))
-        self.forward_norm = InputNorm(self.forward_rnn.weight_ih_l0.shape[0]) if batch_norm else None
-        self.backward_norm = InputNorm(self.backward_rnn.weight_ih_l0.shape[0]) if batch_norm else None
+        if shared_input:
+            for name in INPUT:
+                setattr(self.backward_rnn, name, getattr(self.forward_rnn, name))
+        rows = self.forward_rnn.weight_ih_l0.shape[0]
+        on_term = batch_norm is True
+        self.input_norm = MaskedBatchNorm(axis_size(read)) if batch_norm == "input" else None
+        self.forward_norm = InputNorm(rows) if on_term else None
+        self.backward_norm = InputNorm(rows) if on_term and not shared_input else None
         self.name_units(read, (Units(hidden),))
 
     def name_units(self, read: Axis, hidden: Product) -> None:
@@ -136,109 +150,45 @@ class RecurrentLayer(nn.Module):
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say what both directions read, and that gates are packed, also in their BatchNorm."""
         axes: dict[str, tuple[Axis, ...]] = {}
-        for name, _ in [*self.named_parameters(), *self.named_buffers()]:
-            axes[name] = (self.gates,)
+        everything = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
+        for name, _ in everything:
+            axes[name] = (self.read if name.startswith("input_norm") else self.gates,)
             if name.endswith(("weight_ih_l0", "weight_hh_l0")):
                 axes[name] += (self.read if "ih" in name else self.hidden_axis,)
         return axes
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Read x (B, T, D), return what each direction says, (B, T, hidden)."""
-        rnns = self.forward_rnn, self.backward_rnn
-        terms: list[Term] | list[None] = [None, None]
-        if self.training and self.forward_norm is not None:
-            terms = term_statistics(x, lengths, [rnn.weight_ih_l0 for rnn in rnns])
-        ahead = self._run(self.forward_rnn, self.forward_norm, x, terms[0])
-        back = self._run(self.backward_rnn, self.backward_norm, reverse(x, lengths), terms[1])
+        if self.input_norm is not None:
+            x = functional.relu(self.input_norm(x, lengths))
+        ahead_input, back_input = self._normalized_inputs(x, lengths)
+        ahead = _run(self.forward_rnn, ahead_input, x)
+        back = _run(self.backward_rnn, back_input, reverse(x, lengths))
         return ahead, reverse(back, lengths)
 
-    @staticmethod
-    def _run(rnn: nn.Module, norm: "InputNorm | None", x: Tensor, term: Term | None) -> Tensor:
-        if norm is None:
-            return rnn(x)[0]
-        weight, bias = norm(rnn.weight_ih_l0, rnn.bias_ih_l0, term)
-        return functional_call(rnn, {"weight_ih_l0": weight, "bias_ih_l0": bias}, (x,))[0]
+    def _normalized_inputs(self, x: Tensor, lengths: Tensor) -> list[dict[str, Tensor]]:
+        """Return input matrix and bias of both directions with BatchNorm in them; nothing where there is none."""
+        both = (self.forward_norm, self.forward_rnn), (self.backward_norm, self.backward_rnn)
+        own = [(norm, rnn.weight_ih_l0, rnn.bias_ih_l0) for norm, rnn in both if norm is not None]
+        if not own:
+            return [{}, {}]
+        terms: list[Term] | list[None] = [None] * len(own)
+        if self.training:
+            terms = term_statistics(x, lengths, [weight for _, weight, _ in own])
+        inputs = [
+            dict(zip(INPUT, norm(weight, bias, term), strict=True))
+            for (norm, weight, bias), term in zip(own, terms, strict=True)
+        ]
+        return inputs if len(inputs) == 2 else inputs * 2  # one for both directions where they share it
 
 
-class InputNorm(nn.Module):
-    """BatchNorm of W x over all real frames [Amodei et al. 2016, §3.2], folded into W and the bias.
-
-    The mean of W x over frames is W μ, its variance diag(W Σ Wᵀ), with mean μ and covariance Σ of x. So the normalised
-    term is again a matrix times x plus a bias, and the libraries' fastest recurrent kernels apply.
-
-    Args:
-        rows: Of W.
-        momentum: Weight of a batch in the running statistics.
-        epsilon: Added to the variance.
-    """
-
-    running_mean: Tensor
-    running_variance: Tensor
-
-    def __init__(self, rows: int, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.epsilon = epsilon
-        self.weight = nn.Parameter(torch.ones(rows))
-        self.register_buffer("running_mean", torch.zeros(rows))
-        self.register_buffer("running_variance", torch.ones(rows))
-
-    def forward(self, weight: Tensor, bias: Tensor, term: Term | None) -> tuple[Tensor, Tensor]:
-        """Return matrix and bias with the normalisation in them; without a term's statistics by the running ones."""
-        with torch.autocast(device_type=weight.device.type, enabled=False):
-            if term is None:
-                mean, variance = self.running_mean, self.running_variance
-            else:
-                mean, variance, count = term
-                follow(self, mean, variance, count)
-            scale = self.weight * torch.rsqrt(variance + self.epsilon)
-            return weight * scale.unsqueeze(1), bias - mean * scale
-
-
-def term_statistics(x: Tensor, lengths: Tensor, weights: list[Tensor]) -> list[Term]:
-    """Return mean and variance (G,) of W x over the real frames of x (B, T, D), and their number, for every W."""
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        count = lengths.sum()
-        some = count.clamp(min=1)
-        mean = silence_padding(x.float(), lengths).sum(dim=(0, 1)) / some
-        centred = silence_padding(x.float() - mean, lengths).flatten(0, 1)
-        variances = _TermVariance.apply(torch.cat(weights), centred, some).chunk(len(weights))
-        return [(weight @ mean, variance, count) for weight, variance in zip(weights, variances, strict=True)]
-
-
-class _TermVariance(torch.autograd.Function):
-    """diag(W Σ Wᵀ) with the covariance Σ of frames, in half the products that autograd would need for its gradient."""
-
-    @staticmethod
-    def forward(context: Any, weight: Tensor, centred: Tensor, count: Tensor) -> Tensor:  # noqa: ANN401
-        """Return the variance (G,) of W x, for W (G, D) and centred frames x (N, D), zero where they are padding."""
-        terms = weight @ (symmetric_product(centred, centred) / count)
-        context.save_for_backward(weight, centred, count, terms)
-        return (terms * weight).sum(dim=1).clamp(min=0.0)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401
-        """Return the gradients of W and x."""
-        weight, centred, count, terms = context.saved_tensors
-        scaled = weight * gradient.unsqueeze(1)
-        of_frames = centred @ (symmetric_product(scaled, weight) * (2.0 / count))
-        return 2.0 * terms * gradient.unsqueeze(1), of_frames, None
-
-
-def symmetric_product(a: Tensor, b: Tensor, blocks: int = 4) -> Tensor:
-    """Return aᵀ b (D, D) of matrices (N, D) for which it is symmetric, from the blocks on its diagonal and above."""
-    size = max(1, -(-a.shape[1] // blocks))
-    product = a.new_empty(a.shape[1], a.shape[1])
-    for start in range(0, a.shape[1], size):
-        stop = start + size
-        rows = a[:, start:stop].T @ b[:, start:]
-        product[start:stop, start:] = rows
-        product[start:, start:stop] = rows.T
-    return product
+def _run(rnn: nn.Module, inputs: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Read x (B, T, D) with other input weights than its own, if there are any; return (B, T, hidden)."""
+    return functional_call(rnn, inputs, (x,))[0] if inputs else rnn(x)[0]
 
 
 class ClippedRNN(nn.Module):
-    """h_t = min(max(W x_t + U h_{t-1} + b, 0), 20) [seed 004], with the names that torch's RNN has.
+    """h_t = min(max(W x_t + U h_{t-1} + b, 0), 20) [Amodei et al. 2016, 3.1], with the names that torch's RNN has.
 
     Args:
         input_size: Dimension of x.

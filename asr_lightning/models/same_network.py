@@ -18,7 +18,7 @@ Difference = tuple[str, Any, Any]  # what differs, in the checkpoint, in the exp
 
 # Arguments of a model that change nothing in what its weights compute. Any other one does, also of others' classes.
 STATE = ("optimizer", "scheduler")  # of the training: in `fit` see `_check_state`
-FREE = (*STATE, "search", "augment", "label_smoothing", "mmi_weight", "mmi_scale", "transducer_loss")
+FREE = (*STATE, "search", "augment", "label_smoothing", "mmi_weight", "mmi_scale", "transducer_loss", "loss_per_token")
 FOLDER = "folder"  # of a hybrid: its states are compared by what they are, see `Recognizer.fingerprints`
 # At any depth: rates of dropout and scheduled sampling; how long GlobalNormalization gathers statistics.
 FREE_ANYWHERE = re.compile(r"(^|\.)(\w*dropouts?|sampling|normalization\.frames)$")

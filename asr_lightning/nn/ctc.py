@@ -13,10 +13,11 @@ class CTCOutput(nn.Linear):
         vocabulary: The V tokens.
         blank_id: The blank's token id.
         encoded: What the dimensions of the encoder's output mean.
+        bias: Whether every token has one.
     """
 
-    def __init__(self, vocabulary: tuple[str, ...], blank_id: int, encoded: Axis) -> None:
-        super().__init__(axis_size(encoded), len(vocabulary))
+    def __init__(self, vocabulary: tuple[str, ...], blank_id: int, encoded: Axis, bias: bool = True) -> None:
+        super().__init__(axis_size(encoded), len(vocabulary), bias)
         self.vocabulary = vocabulary
         self.blank_id = blank_id
         self.encoded = encoded
@@ -24,7 +25,8 @@ class CTCOutput(nn.Linear):
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say that there is a row per token."""
         tokens = axis(Tokens(self.vocabulary))
-        return {"weight": (tokens, self.encoded), "bias": (tokens,)}
+        axes: dict[str, tuple[Axis, ...]] = {"weight": (tokens, self.encoded)}
+        return axes if self.bias is None else {**axes, "bias": (tokens,)}
 
     def loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
         """Return the CTC loss (B,) of token ids (B, U), given encoded utterances (B, T, D)."""

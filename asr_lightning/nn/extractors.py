@@ -10,7 +10,7 @@ from asr_lightning.nn.convolution import MaskedBatchNorm, MaskedBatchNorm2d
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.masks import silence_padding
 
-CLIP = 20.0  # of the rectified units [Amodei et al. 2016, "Deep Speech 2", §3.1]
+CLIP = 20.0  # of the rectified units [Amodei et al. 2016, "Deep Speech 2", 3.1]
 
 
 def clipped_relu(x: Tensor) -> Tensor:
@@ -19,10 +19,10 @@ def clipped_relu(x: Tensor) -> Tensor:
 
 
 class Convolutions2d(Encoder):
-    """Convolutions over time and frequency, each with BatchNorm and clipped rectification [seed 004].
+    """Convolutions over time and frequency, each with BatchNorm and clipped rectification [Amodei et al. 2016, 3.5].
 
     The published filters, as (frequencies, frames): 41 x 11 and 21 x 11 with strides 2 x 2 and 2 x 1 and 32 channels
-    each, the default [also seed 003]; and these two with a third of 21 x 11, stride 2 x 1 and 96 channels.
+    each, the default, which KoSpeech has too; and these two with a third of 21 x 11, stride 2 x 1 and 96 channels.
 
     Args:
         input_dimension: Dimension of the features.
@@ -78,7 +78,7 @@ def _convolution2d(inputs: int, channels: int, kernel: Sequence[int], stride: Se
 
 
 class Convolutions1d(Encoder):
-    """Convolutions over time, each with BatchNorm and clipped rectification [Amodei et al. 2016, §3.5].
+    """Convolutions over time, each with BatchNorm and clipped rectification [Amodei et al. 2016, 3.5].
 
     Args:
         input_dimension: Dimension of the features.
@@ -133,7 +133,7 @@ class Convolutions1d(Encoder):
 class VGG(Encoder):
     """Pairs of 3 x 3 convolutions with BatchNorm and clipped rectification, and pooling that halves time and frequency.
 
-    Source: Simonyan and Zisserman 2015, as speech recognisers use it [Hori et al. 2017, §4; seed 003, table].
+    Source: Simonyan and Zisserman 2015, as speech recognisers use it [Hori et al. 2017, 4; Kim, Bae, Won 2021].
 
     Args:
         input_dimension: Dimension of the features.

@@ -1,9 +1,9 @@
-"""Attention among the frames of an utterance, to stand behind a recurrent layer [seed 003].
+"""Attention among the frames of an utterance, to stand behind a recurrent layer of Deep Speech 2.
 
     attention: {class_path: asr_lightning.nn.frame_attention.TimeAttention, init_args: {heads: 8, positions: true}}
 
-Seed 003 attends over the heads of each single frame by mistake (`HeadAttention`, kept to reproduce it). The others look
-along time, at real frames only, and add to what they read.
+A student's report on KoSpeech attends over the heads of each single frame by mistake (`HeadAttention`, kept
+to reproduce it). The others look along time, at real frames only, and add to what they read.
 """
 
 import math
@@ -43,7 +43,7 @@ class FrameAttention(nn.Module, ABC):
 
 
 class HeadAttention(FrameAttention):
-    """Attention over the heads of every single frame, without residual, as published in seed 003.
+    """Attention over the heads of every single frame, without residual, as that report has it.
 
     Queries, keys and values are (B, T, H, d) and multiplied as they are, so that each head of a frame attends over the
     heads of that same frame: no frame learns anything of another. `TimeAttention` is what was meant.
@@ -76,7 +76,7 @@ class HeadAttention(FrameAttention):
 
 
 class TimeAttention(FrameAttention):
-    """Attention over time with scaled dot products, padding masked, and a residual: seed 003's, corrected.
+    """Attention over time with scaled dot products, padding masked, and a residual: `HeadAttention` corrected.
 
     One head is its "scaled dot-product", several its "multi-head" attention. A LayerNorm stands before it.
 
@@ -141,8 +141,9 @@ class AdditiveTimeAttention(FrameAttention):
         read: See `FrameAttention`.
         hidden: Units of the energies.
         dropout: Of the attention weights and of the output.
-        location: Let the energies also see which frames the frame before looked at, through a convolution of its
-            weights [Chorowski et al. 2015]. All frames look at once, so its weights are those without this part.
+        location: Let the energies also see where the frame before looked, through a convolution of its weights
+            [Chorowski et al. 2015, 2.2]. The weights of a frame then wait for those of the frame before, so frames are
+            computed one after the other, which takes longer.
         channels: Of that convolution.
         filter_frames: On each side of it.
     """
@@ -162,7 +163,7 @@ class AdditiveTimeAttention(FrameAttention):
         self.key = nn.Linear(self.dimension, hidden, bias=False)
         self.energy = nn.Linear(hidden, 1, bias=False)
         self.value, self.output = nn.Linear(self.dimension, self.dimension), nn.Linear(self.dimension, self.dimension)
-        self.filters = (
+        self.convolution = (
             nn.Conv1d(1, channels, 2 * filter_frames + 1, padding=filter_frames, bias=False) if location else None
         )
         self.location = nn.Linear(channels, hidden, bias=False) if location else None
@@ -183,29 +184,31 @@ class AdditiveTimeAttention(FrameAttention):
         normed = self.norm(x)
         queries, keys, values = self.query(normed), self.key(normed), self.value(normed)
         seen = visible_frames(lengths, x.shape[1]).unsqueeze(1)  # (B, 1, T)
+        before = keys.new_zeros(seen.shape)  # (B, 1, T), where the frame before the first looked: nowhere
         rows = max(1, BLOCK // max(1, keys.numel()))
-        parts, last = [], None
+        parts = []
         for start in range(0, x.shape[1], rows):
             looking = queries[:, start : start + rows]
-            part, last = checkpoint(self._look, looking, keys, values, seen, last, use_reentrant=False)
+            part, before = checkpoint(self._look, looking, keys, values, seen, before, use_reentrant=False)
             parts.append(part)
         return x + self.dropout(self.output(torch.cat(parts, dim=1)))
 
     def _look(
-        self, queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor, last: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor, before: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return what some frames (B, Q, hidden) see, (B, Q, D), and the weights (B, 1, T) of the last of them."""
-        sums = queries.unsqueeze(2) + keys.unsqueeze(1)  # (B, Q, T, hidden)
-        weights = self._weights(sums, seen)
-        if self.location is not None and self.filters is not None:
-            before = torch.zeros_like(weights[:, :1]) if last is None else last
-            shifted = torch.cat([before, weights[:, :-1]], dim=1)  # (B, Q, T)
-            filtered = self.filters(shifted.flatten(0, 1).unsqueeze(1)).transpose(1, 2)  # (B · Q, T, channels)
-            last = weights[:, -1:]
-            weights = self._weights(sums + self.location(filtered).unflatten(0, shifted.shape[:2]), seen)
-        return self.dropout(weights) @ values, last
+        if self.location is None or self.convolution is None:
+            weights = self._weights(queries.unsqueeze(2) + keys.unsqueeze(1), seen)  # (B, Q, T)
+            return self.dropout(weights) @ values, weights[:, -1:]
+        rows = []
+        for query in queries.split(1, dim=1):  # (B, 1, hidden)
+            located = self.location(self.convolution(before).transpose(1, 2))  # (B, T, hidden)
+            before = self._weights((query + keys + located).unsqueeze(1), seen)  # (B, 1, T)
+            rows.append(before)
+        return self.dropout(torch.cat(rows, dim=1)) @ values, before
 
     def _weights(self, sums: Tensor, seen: Tensor) -> Tensor:
+        """Return weights (B, Q, T) of frames that may be seen, of what is below the tanh, (B, Q, T, hidden)."""
         return self.energy(torch.tanh(sums)).squeeze(3).masked_fill(~seen, -math.inf).softmax(dim=2)
 
 

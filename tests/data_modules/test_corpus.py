@@ -335,6 +335,7 @@ def test_training_takes_what_was_asked_for(root: Path, limits: dict[str, Any], e
         {"max_seconds": 0.05},
         {"speed_factors": [0.0]},
         {"workers": -1},
+        {"batch_utterances": 0},
         {"train_utterances": 0},
         {"on_bad": "ignore"},
     ],

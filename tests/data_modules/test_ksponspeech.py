@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from asr_lightning.errors import InputError
+from data_modules.excerpt import Excerpt
 from data_modules.ksponspeech import KsponSpeechDataModule
 
 LINES = {  # of our own, by number
@@ -133,6 +134,24 @@ def test_without_lists_the_parts_are_told_by_their_folders(root: Path) -> None:
     assert texts(root, "dev") == ["눈이 온다"]
     assert texts(root, "eval_clean") == list(EVALUATION.values())
     assert texts(root, "KsponSpeech_05") == [SAID[2], "눈이 온다"]
+
+
+def test_an_excerpt_is_the_first_folders_divided_by_names_alone(tmp_path: Path) -> None:
+    for number in range(40):
+        folder = tmp_path / f"KsponSpeech_0{1 + number // 30}/KsponSpeech_{1 + number // 10:04d}"
+        write_pair(folder, f"{number:06d}", f"{'가나다라'[number // 10]}{number}")
+    (tmp_path / "train.trn").write_text("KsponSpeech_000039.pcm :: a list of the whole corpus", "utf-8")
+    excerpt = Excerpt(folders=3, held_out=4)
+    dev, train = (read(tmp_path, subset, excerpt=excerpt, seed=7) for subset in ("dev", "train"))
+    assert len(dev) == 4 and len(train) == 26 and not dev.keys() & train.keys()
+    assert max(*dev, *train) == "000029" and all(text[0] in "가나다" for text, _ in train.values())
+    assert list(read(tmp_path, "dev", excerpt=excerpt, seed=8)) == list(dev)
+    assert len(read(tmp_path, "dev", excerpt=Excerpt(4, 5))) == 5  # and it is cached apart
+    assert list(read(tmp_path)) == ["000039"]
+    with pytest.raises(InputError, match=r"expected 5 folders .* more than 39 utterances, found 4 with 40.*null"):
+        texts(tmp_path, excerpt=Excerpt(5, 39))
+    with pytest.raises(InputError, match=r"one folder or more.*got Excerpt\(folders=0, held_out=1\)"):
+        Excerpt(0, 1)
 
 
 def test_transcripts_beside_the_audio_may_be_utf_8(root: Path) -> None:

@@ -102,6 +102,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
         search=searching(ctc_weight=0.3, beam=2),
     ),
     "Deep Speech 2": ctc(deep_speech_2(fully_connected=40)),
+    "Deep Speech 2 as KoSpeech has it": ctc(
+        deep_speech_2(directions="concatenate", batch_norm="input"), output_bias=False, loss_per_token=True
+    ),
+    "Deep Speech 2 with an input that both directions share": ctc(deep_speech_2(shared_input=True)),
     "Deep Speech 2 with vanilla units and without BatchNorm": ctc(
         deep_speech_2("Convolutions1d", kind="vanilla", batch_norm=False)
     ),

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asr_lightning.models.deep_speech_2 import ClippedRNN, DeepSpeech2Encoder, RecurrentLayer, symmetric_product
+from asr_lightning.models.deep_speech_2 import ClippedRNN, DeepSpeech2Encoder, RecurrentLayer
 from asr_lightning.models.jasper import Jasper
 from asr_lightning.nn.axes import units
 from asr_lightning.nn.extractors import Convolutions1d, Convolutions2d
 from asr_lightning.nn.frame_attention import HeadAttention, TimeAttention
+from asr_lightning.nn.input_norm import symmetric_product
 from asr_lightning.nn.recurrent import LSTM
 
 LENGTHS = torch.tensor([8, 5, 1])
@@ -24,9 +25,9 @@ def real(x: Tensor) -> Tensor:
     return torch.cat([row[:length] for row, length in zip(x, LENGTHS.tolist(), strict=True)])
 
 
-def make(kind: Any, batch_norm: bool = True) -> RecurrentLayer:
+def make(kind: Any, batch_norm: Any = True, shared_input: bool = False) -> RecurrentLayer:
     torch.manual_seed(1)
-    layer = RecurrentLayer(kind, units(6), 4, batch_norm)
+    layer = RecurrentLayer(kind, units(6), 4, batch_norm, shared_input)
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.5 + ("norm.weight" in name))
@@ -76,6 +77,97 @@ def test_batch_norm_is_on_the_input_term_of_all_real_frames(kind: str) -> None:
         torch.testing.assert_close(norm.running_variance, theirs.running_var, rtol=1e-4, atol=1e-4)
     layer.eval(), theirs.eval()
     torch.testing.assert_close(real(layer(frames(9), LENGTHS)[0]), expected(frames(9), rnn.weight_ih_l0))
+
+
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("shared_input", [False, True])
+def test_kospeech_rectifies_the_normalized_input_of_a_layer(kind: str, shared_input: bool) -> None:
+    """ReLU(BatchNorm(x)) by torch over the real frames, then both directions without any norm."""
+    layer = make(kind, "input", shared_input)
+    plain = make(kind, False, shared_input)
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    norm: Any = layer.input_norm
+    theirs = nn.BatchNorm1d(6)
+    with torch.no_grad():
+        norm.bias.normal_()
+        theirs.weight.copy_(norm.weight)
+        theirs.bias.copy_(norm.bias)
+
+    def expected(x: Tensor) -> Tensor:
+        parts = theirs(real(x)).relu().split(LENGTHS.tolist())
+        return torch.cat([torch.cat(plain(part[None], torch.tensor([len(part)])), dim=2)[0] for part in parts])
+
+    for step in range(2):
+        x, x_again = frames(step).requires_grad_(), frames(step).requires_grad_()
+        found, wanted = real(torch.cat(layer(x, LENGTHS), dim=2)), expected(x_again)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        cotangent = torch.randn_like(wanted)
+        layer.zero_grad(), plain.zero_grad()
+        found.backward(cotangent)
+        wanted.backward(cotangent)
+        torch.testing.assert_close(x.grad, x_again.grad, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(norm.running_mean, theirs.running_mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(norm.running_variance, theirs.running_var, rtol=1e-4, atol=1e-4)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(layer.get_parameter(name).grad, parameter.grad, rtol=1e-3, atol=1e-3)
+    layer.eval(), theirs.eval()
+    torch.testing.assert_close(real(torch.cat(layer(frames(9), LENGTHS), dim=2)), expected(frames(9)))
+
+
+def equations(layer: RecurrentLayer, x: Tensor, lengths: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Vanilla units of one W and one BatchNorm, by the paper's equations [Amodei et al. 2016, 3.1 and 3.2], row by row.
+
+    h_t = min(max(B(W x_t) + U h_{t-1}, 0), 20) in each direction, with its own U; B is over all real frames.
+    """
+    ahead, back, norm = layer.forward_rnn, layer.backward_rnn, layer.forward_norm
+    assert isinstance(norm, nn.Module)
+    terms = torch.cat([row[:length] for row, length in zip(x, lengths.tolist(), strict=True)]) @ ahead.weight_ih_l0.T
+    mean, variance = terms.mean(dim=0), terms.var(dim=0, unbiased=False)
+    normed = (terms - mean) / (variance + norm.epsilon).sqrt() * norm.weight + ahead.bias_ih_l0
+    outputs = []
+    for part in normed.split(lengths.tolist()):
+        states = []
+        for rnn, order in ((ahead, range(len(part))), (back, range(len(part) - 1, -1, -1))):
+            h, found = torch.zeros(part.shape[1]), [torch.zeros(0)] * len(part)
+            for t in order:
+                h = (part[t] + rnn.weight_hh_l0 @ h).clamp(0, 20)
+                found[t] = h
+            states.append(torch.stack(found))
+        outputs.append((states[0], states[1]))
+    return outputs
+
+
+def test_directions_may_share_their_input_as_in_the_paper() -> None:
+    layer = make("vanilla", shared_input=True)
+    x, x_again = frames().requires_grad_(), frames().requires_grad_()
+    found = torch.cat(layer(x, LENGTHS), dim=2)
+    wanted = torch.cat([torch.cat(pair, dim=1) for pair in equations(layer, x_again, LENGTHS)])
+    torch.testing.assert_close(real(found), wanted, rtol=1e-4, atol=1e-4)
+    cotangent = torch.randn_like(wanted)
+    ours = torch.autograd.grad(real(found), [x, *layer.parameters()], cotangent)
+    theirs = torch.autograd.grad(wanted, [x_again, *layer.parameters()], cotangent)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_a_shared_input_is_two_directions_with_equal_inputs(kind: str) -> None:
+    """Outputs, statistics after a step, and what each gives the shared matrix: the sum of both."""
+    shared, apart = make(kind, shared_input=True), make(kind)
+    state = shared.state_dict()
+    state |= {name.replace("forward", "backward"): value for name, value in state.items() if "forward_norm" in name}
+    apart.load_state_dict(state)
+    for layer in (shared, apart):
+        torch.cat(layer(frames(), LENGTHS), dim=2)[0].square().sum().backward()
+    torch.testing.assert_close(shared(frames(1), LENGTHS), apart(frames(1), LENGTHS))
+    both = [apart.get_parameter(f"{one}_rnn.weight_ih_l0").grad for one in ("forward", "backward")]
+    assert both[0] is not None and both[1] is not None
+    found = shared.get_parameter("forward_rnn.weight_ih_l0").grad
+    torch.testing.assert_close(found, both[0] + both[1], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(shared.forward_norm.state_dict(), apart.forward_norm.state_dict())  # type: ignore[union-attr]
+    count = [sum(parameter.numel() for parameter in layer.parameters()) for layer in (shared, apart)]
+    rows = GATES[kind] * 4
+    assert count[1] - count[0] == rows * 6 + 2 * rows  # W, its bias and the scale of BatchNorm
 
 
 @pytest.mark.parametrize("dimension", [1, 3, 4, 17])
@@ -149,6 +241,22 @@ def test_the_published_sizes_have_the_published_numbers_of_parameters() -> None:
         assert count(deep, dimension=2048) == pytest.approx(52.37, abs=0.02)
         assert count(Jasper(80, repeats=3, copies=1), dimension=1024) == pytest.approx(111.78, abs=0.01)
         assert count(Jasper(80), dimension=1024) == pytest.approx(334.70, abs=0.01)
+
+
+def test_kospeechs_network_has_its_parameters_to_the_last_one() -> None:
+    """Against the layers that the report on KoSpeech prints, in torch."""
+    with torch.device("meta"):
+        ours = DeepSpeech2Encoder(Convolutions2d(80), 1024, 3, directions="concatenate", batch_norm="input")
+        theirs = nn.ModuleList([
+            nn.Conv2d(1, 32, (41, 11), bias=False), nn.BatchNorm2d(32),
+            nn.Conv2d(32, 32, (21, 11), bias=False), nn.BatchNorm2d(32),
+            nn.BatchNorm1d(640), nn.GRU(640, 1024, bidirectional=True),
+            nn.BatchNorm1d(2048), nn.GRU(2048, 1024, bidirectional=True),
+            nn.BatchNorm1d(2048), nn.GRU(2048, 1024, bidirectional=True),
+            nn.LayerNorm(2048),
+        ])  # fmt: skip
+    assert count(ours, classes=0) == count(theirs, classes=0)
+    assert count(ours, classes=0) + 2048 * 2001 / 1e6 == pytest.approx(52.37, abs=0.005)
 
 
 def test_jasper_says_what_does_not_fit() -> None:

@@ -59,6 +59,8 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
                         "features.normalization: None in the checkpoint, .*UtteranceNormalization in the experiment"),
     "a CTC output": (transducer(), transducer(ctc_weight=0.3), "ctc_weight: 0.0 in the checkpoint, 0.3 in"),
     "no CTC output": (transducer(ctc_weight=0.3), transducer(), "ctc_weight: 0.3 in the checkpoint, 0.0 in"),
+    "no biases": (ctc(lstm_encoder(20)), ctc(lstm_encoder(20), output_bias=False),
+                  "output_bias: True in the checkpoint, False in the experiment"),
     "another tokenizer": (
         transducer(), transducer(tokenizer={"class_path": "asr_lightning.text.tokenizers.LetterTokenizer"}),
         "tokenizer: .*CharacterTokenizer in the checkpoint, .*LetterTokenizer in the experiment",
@@ -85,6 +87,7 @@ def test_another_network_is_refused_by_name(what: str) -> None:
         (transducer(), transducer(optimizer={"class_path": "torch.optim.SGD"}, transducer_loss="torchaudio")),
         (transducer(), transducer(encoder=lstm_encoder(20, dropout=0.3))),
         (transducer(ctc_weight=0.3), transducer(ctc_weight=0.5)),
+        (ctc(lstm_encoder(20)), ctc(lstm_encoder(20), loss_per_token=True)),
         (transducer(), transducer(encoder=lstm_encoder(20, subsampling=4))),  # the default, written
         (listener(), attention_decoder(
             encoder=lstm_encoder(20), decoder=speller("DotAttention", sampling=0.4), label_smoothing=0.1)),

@@ -112,7 +112,7 @@ def deep_speech_2(extractor: str = "Convolutions2d", **changes: Any) -> dict[str
         "VGG": {"channels": [4, 8]},
     }
     front = {"class_path": f"asr_lightning.nn.extractors.{extractor}"}
-    arguments = {"input_dimension": 20, **sizes[extractor], "batch_norm": changes.get("batch_norm", True)}
+    arguments = {"input_dimension": 20, **sizes[extractor], "batch_norm": bool(changes.get("batch_norm", True))}
     return {
         "class_path": "asr_lightning.models.deep_speech_2.DeepSpeech2Encoder",
         "init_args": {"extractor": {**front, "init_args": arguments}, "hidden": 32, "layers": 2, **changes},

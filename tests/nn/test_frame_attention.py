@@ -128,24 +128,31 @@ def written_out(attention: AdditiveTimeAttention, x: Tensor, length: int) -> Ten
     """One row (T, D), by loops."""
     normed = attention.norm(x)
     query, key, value = attention.query(normed), attention.key(normed), attention.value(normed)
-
-    def look(frame: int, extra: Tensor) -> Tensor:
-        energies = [attention.energy(torch.tanh(query[frame] + key[t] + extra[t])) for t in range(length)]
-        return torch.cat(energies).softmax(dim=0)
-
-    nothing = torch.zeros(length, key.shape[1])
-    plain = [look(frame, nothing) for frame in range(length)]
-    rows = []
+    weights, rows = torch.zeros(length), []
     for frame in range(length):
-        weights = plain[frame]
-        if attention.filters is not None and attention.location is not None:
-            before = plain[frame - 1] if frame else torch.zeros(length)
-            size = attention.filters.kernel_size[0] // 2
-            padded = functional.pad(before, (size, size))
+        extra = torch.zeros(length, key.shape[1])
+        if attention.convolution is not None and attention.location is not None:  # of the weights of the frame before
+            size = attention.convolution.kernel_size[0] // 2
+            padded = functional.pad(weights, (size, size))
             windows = torch.stack([padded[t : t + 2 * size + 1] for t in range(length)])  # (T, taps)
-            weights = look(frame, attention.location(windows @ attention.filters.weight[:, 0].T))
+            extra = attention.location(windows @ attention.convolution.weight[:, 0].T)
+        energies = [attention.energy(torch.tanh(query[frame] + key[t] + extra[t])) for t in range(length)]
+        weights = torch.cat(energies).softmax(dim=0)
         rows.append(x[frame] + attention.output(weights @ value[:length]))
     return torch.stack(rows)
+
+
+def test_location_follows_the_weights_of_all_frames_before() -> None:
+    """A change of the first frame's weights alone reaches the last frame's."""
+    torch.manual_seed(0)
+    attention = OVER_TIME["location"]()
+    assert isinstance(attention, AdditiveTimeAttention)
+    queries, keys, values = torch.randn(1, 6, 5), torch.randn(1, 9, 5), torch.eye(9).unsqueeze(0)
+    seen = torch.ones(1, 1, 9, dtype=torch.bool)
+    before = torch.zeros(1, 1, 9).requires_grad_()
+    weights, _ = attention.eval()._look(queries, keys, values, seen, before)
+    (reached,) = torch.autograd.grad(weights[0, -1, 0], before)
+    assert reached.abs().max() > 0
 
 
 @pytest.mark.parametrize("kind", ["additive", "location"])
