@@ -19,7 +19,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help install demo ws las las-search e2e e2e-ws hybrid report dashboard rehearse test lint bench peers
+.PHONY: help install demo ws las las-search las-attention e2e e2e-ws hybrid ds2 ds2-attention ds2-features ds2-extractors
+.PHONY: kospeech rehearse report dashboard test lint bench peers
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -45,18 +46,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED) ## teacher, student from random weights and from selected ones, table, picture and page
 	@$(ABLATE) weight_selection --seeds 1 --variants random selected --jobs 2
-ws: $(INSTALLED) ## weight selection against random weights, nine ways
-	$(ABLATE) weight_selection $(OPTIONS)
-e2e: $(INSTALLED) ## end-to-end models A and B and the hybrid, and what their layers hold
-	$(ABLATE) e2e $(OPTIONS)
-e2e-ws: $(INSTALLED) ## students of A, from random weights and from selected ones
-	$(ABLATE) e2e_students $(OPTIONS)
-hybrid: $(INSTALLED) ## the BLSTM-HMM hybrid, and how well it aligns
-	$(ABLATE) hybrid $(OPTIONS)
-las: $(INSTALLED) ## Listen, Attend and Spell: sampling, language model, pyramid, attention, noise
-	$(ABLATE) las $(OPTIONS)
-las-search: $(INSTALLED) ## LAS beside CTC, searched with language models and CTC; and the Transformer
-	$(ABLATE) las_search $(OPTIONS)
+ws: $(INSTALLED); $(ABLATE) weight_selection $(OPTIONS) ## weight selection against random weights, nine ways
+e2e: $(INSTALLED); $(ABLATE) e2e $(OPTIONS) ## end-to-end models A and B and the hybrid, and what their layers hold
+e2e-ws: $(INSTALLED); $(ABLATE) e2e_students $(OPTIONS) ## students of A, from random weights and from selected ones
+hybrid: $(INSTALLED); $(ABLATE) hybrid $(OPTIONS) ## the BLSTM-HMM hybrid, and how well it aligns
+las: $(INSTALLED); $(ABLATE) las $(OPTIONS) ## Listen, Attend and Spell: sampling, language model, pyramid, attention, noise
+las-search: $(INSTALLED); $(ABLATE) las_search $(OPTIONS) ## LAS beside CTC, searched with language models and CTC; and the Transformer
+las-attention: $(INSTALLED); $(ABLATE) las_attention $(OPTIONS) ## five mechanisms of attention in LAS
+ds2: $(INSTALLED) ## Deep Speech 2: convolutions, depth with BatchNorm, directions, place of BatchNorm, units, SortaGrad and noise
+	for part in ds2_convolutions ds2_depth ds2_directions ds2_norms ds2_units ds2_training; do $(ABLATE) $$part $(OPTIONS) || exit 1; done
+ds2-attention: $(INSTALLED); $(ABLATE) ds2_attention $(OPTIONS) ## attention among the frames of Deep Speech 2
+ds2-features: $(INSTALLED); $(ABLATE) ds2_features $(OPTIONS) ## four kinds of features
+ds2-extractors: $(INSTALLED); $(ABLATE) ds2_extractors $(OPTIONS) ## its convolutions and those of VGG
+kospeech: $(INSTALLED); $(ABLATE) kospeech $(OPTIONS) ## the report's training on ten folders of KsponSpeech, and its remedies; SCALE=full only
 rehearse: $(INSTALLED) ## two steps and a tiny evaluation of every run of every comparison, at SCALE, on CORPUS
 	for ablation in experiments/ablations/*.yaml; do $(ABLATE) $$ablation --rehearse $(OPTIONS) || exit 1; done
 report: $(INSTALLED) ## one HTML page of the runs in FOLDERS
