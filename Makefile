@@ -60,7 +60,7 @@ ds2-features: $(INSTALLED); $(ABLATE) ds2_features $(OPTIONS) ## four kinds of f
 ds2-extractors: $(INSTALLED); $(ABLATE) ds2_extractors $(OPTIONS) ## its convolutions and those of VGG
 kospeech: $(INSTALLED); $(ABLATE) kospeech $(OPTIONS) ## the report's training on ten folders of KsponSpeech, and its remedies; SCALE=full only
 rehearse: $(INSTALLED) ## two steps and a tiny evaluation of every run of every comparison, at SCALE, on CORPUS
-	for ablation in experiments/ablations/*.yaml; do $(ABLATE) $$ablation --rehearse $(OPTIONS) || exit 1; done
+	for ablation in $$(grep -l '$(SCALE):' experiments/ablations/*.yaml); do $(ABLATE) $$ablation --rehearse $(OPTIONS) || exit 1; done
 report: $(INSTALLED) ## one HTML page of the runs in FOLDERS
 	$(BIN)/python -m asr_lightning.tools.report $(FOLDERS) --output runs/report.html
 dashboard: $(INSTALLED) ## W&B workspace and report of GROUP, checked against the runs in FOLDERS; SAVE=1 publishes them
