@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m asr_lightning.tools.ablate",
         description="Run an ablation: what it needs, its variants over seeds, then table, picture and page with the "
         "paper's numbers beside ours. Called again it goes on where it was stopped; finished runs are left alone.",
-        epilog="An ablation is a YAML; asr_lightning/ablations/definition.py shows one. Runs lie in "
+        epilog="An ablation is a YAML, as docs/ablations.md tells. Runs lie in "
         "<output>/<scale>/<ablation>/<variant>/seed<k>.",
     )
     parser.add_argument("ablation", metavar="ABLATION", help=f"a YAML, or the name of one in {FOLDER}")
