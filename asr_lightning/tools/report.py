@@ -18,7 +18,7 @@ from asr_lightning.files import name_of_run
 from asr_lightning.report.page import write_page
 from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_neighbours
 from asr_lightning.report.page_layers import gather_layers
-from asr_lightning.report.run_folders import find_runs, read_experiments, read_runs, scored_on
+from asr_lightning.report.run_folders import RATES, find_runs, read_experiments, read_runs, scored_on
 from asr_lightning.report.run_pairs import Skipped, compare_pairs
 from asr_lightning.report.tables import Table
 from asr_lightning.tools.compare import find_files, merge
@@ -56,7 +56,8 @@ def gather(runs: Sequence[Path], title: str, baseline: str | None, stage: str) -
     """
     problems: list[str] = []
     found = find_runs(runs)
-    data: dict[str, Any] = {"title": title, "curves": _curves(runs, problems)}
+    trained = [run for run in found if (run / RATES["validation"]).exists()]
+    data: dict[str, Any] = {"title": title, "curves": _curves(trained or runs, problems)}
     data["tables"] = _tables(found, baseline, problems)
     for part, (folder, gatherer) in GATHERERS.items():
         share = max(1, sum((run / folder / stage).is_dir() for run in found))

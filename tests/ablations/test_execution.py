@@ -124,7 +124,7 @@ def test_it_is_run_through_kills_and_gives_a_table(folder: Path) -> None:
     check_results(Path(runs))
 
     said, _ = finish(ablate("--seeds", "1"))
-    assert "fit" not in said, "nothing is left to do"
+    assert "asr_lightning fit" not in said, "nothing is left to do"
     change_epochs(3)
     _, complained = finish(ablate("--seeds", "1"), 2)
     assert "trainer.max_epochs: 2 before, 3 now" in complained and "--overwrite" in complained

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 from playwright.sync_api import Browser, Page
-from test_page import browser  # noqa: F401 - a fixture
 
 from asr_lightning.report.costs import Costs, find_measured
 from asr_lightning.tools.costs import main
@@ -91,7 +90,7 @@ def test_what_cannot_be_used_is_said_in_one_line(
 
 
 @pytest.fixture
-def page(browser: Browser, on_gpu: Path, tmp_path: Path) -> Iterator[Page]:  # noqa: F811
+def page(browser: Browser, on_gpu: Path, tmp_path: Path) -> Iterator[Page]:
     assert main([str(on_gpu), "--output", str(tmp_path / "costs.html")]) == 0
     context = browser.new_context(viewport={"width": 400, "height": 800}, color_scheme="dark")
     opened = context.new_page()
