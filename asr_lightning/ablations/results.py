@@ -41,7 +41,7 @@ def write_results(plan: Plan) -> str:
     write_atomically(plan.folder / "table.csv", as_csv(table))
     _write_curves(plan, runs)
     page, left_out = gather([run.folder for run in runs], plan.ablation.question, _baseline(plan, experiments), "test")
-    title = {"title": f"{plan.ablation.question} ({plan.ablation.source})", "head": table[0], "rows": table[1:]}
+    title = {"title": f"Variants, beside {plan.ablation.source}", "head": table[0], "rows": table[1:]}
     page["tables"] = [{**title, "notes": notes}, *page["tables"]]
     write_page(plan.folder / "page.html", page)
     told = [
@@ -110,7 +110,7 @@ def results_table(plan: Plan, experiments: Sequence[Experiment], pairs: Pairs) -
 
 
 def epochs_table(plan: Plan, runs: Sequence[PlannedRun]) -> Table:
-    """Make the table of the epochs that the paper has rates of; empty where it has none."""
+    """Make the table of the epochs that the paper has rates of; empty where ours were not trained for any of them."""
     columns: dict[str, dict[int, dict[str, float]]] = {}
     for column, rates in plan.ablation.paper.items():
         title, _, after = column.partition(", epoch ")
@@ -133,7 +133,8 @@ def epochs_table(plan: Plan, runs: Sequence[PlannedRun]) -> Table:
                 of = [row for row in rows if (row.run, row.subset, row.epoch) == (name, subset, epoch)]
                 line += [summarise([getattr(row, rate.lower()) for row in of]), _paper(by_epoch.get(epoch, {}), name)]
         table.append(line)
-    return table if columns else []
+    trained = {row.epoch for row in rows}
+    return table if trained & {epoch for by_epoch in columns.values() for epoch in by_epoch} else []
 
 
 def _title(subset: str, metric: str) -> str:
