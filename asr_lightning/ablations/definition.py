@@ -17,7 +17,7 @@ The first variant is the one that the others are tested against. `docs/ablations
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -29,23 +29,16 @@ from asr_lightning.files import load_yaml, regular
 from asr_lightning.scoring import Metric
 
 SCALES = ("demo", "full")
+TEXT, TEXTS, BY_NAME, EITHER = (str,), (list,), (dict,), (str, dict)  # what the value of a key may be
 KEYS = {
-    "question",
-    "source",
-    "base",
-    "values",
-    "seeds",
-    "metrics",
-    "subsets",
-    "needs",
-    "variants",
-    "after",
-    "inside",
-    "outputs",
-    "paper",
-    "reference",
+    **{"question": TEXT, "source": TEXT, "base": EITHER, "values": BY_NAME, "seeds": TEXTS, "metrics": TEXTS},
+    **{"subsets": TEXTS, "needs": BY_NAME, "variants": BY_NAME, "after": TEXTS, "inside": EITHER, "outputs": TEXTS},
+    **{"paper": BY_NAME, "reference": TEXT},
 }
-RUN_KEYS = {"base", "values", "network", "command", "after", "inside", "scales", "note"}
+RUN_KEYS = {
+    **{"base": EITHER, "values": BY_NAME, "network": TEXT, "command": EITHER, "after": TEXTS, "inside": EITHER},
+    **{"scales": TEXTS, "note": TEXT},
+}
 PLACEHOLDER = re.compile(r"\{([a-z]\w*)\}")
 NAME = re.compile(r"[a-z]\w*")
 OWN = (
@@ -214,13 +207,20 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_keys(path: Path, where: str, content: object, known: set[str], needed: set[str]) -> None:
+def _check_keys(
+    path: Path, where: str, content: object, known: Mapping[str, tuple[type, ...]], needed: Set[str]
+) -> None:
     if not isinstance(content, dict):
         raise InputError(f"{path}: {where}: expected keys with values, found {shown(repr(content))}")
     if unknown := [str(key) for key in content if key not in known]:
         raise InputError(f"{path}: {where}: unknown {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
     if missing := sorted(needed - set(content)):
         raise InputError(f"{path}: {where}: {', '.join(missing)} is missing")
+    for key, value in content.items():
+        if value is not None and not isinstance(value, known[key]):
+            kinds: dict[type, str] = {str: "a text", list: "a list", dict: "names with values"}
+            expected = " or ".join(kinds[kind] for kind in known[key])
+            raise InputError(f"{path}: {where}: {key}: expected {expected}, found {shown(repr(value))}")
 
 
 def _variant(path: Path, name: str, content: object, shared: Mapping[str, Any]) -> Variant:
@@ -277,5 +277,7 @@ def _check(path: Path, ablation: Ablation) -> None:
     if unknown := [metric for metric in ablation.metrics if metric not in get_args(Metric)]:
         raise InputError(f"{path}: metrics: expected some of {', '.join(get_args(Metric))}, found {', '.join(unknown)}")
     for column, rates in ablation.paper.items():
+        if not isinstance(rates, dict) or not all(type(rate) in (int, float) for rate in rates.values()):
+            raise InputError(f"{path}: paper: {column}: expected a number by variant, found {shown(repr(rates))}")
         if unknown := [str(name) for name in rates if name not in known]:
             raise InputError(f"{path}: paper: {column}: {', '.join(unknown)} is no variant")

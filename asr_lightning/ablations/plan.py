@@ -238,7 +238,10 @@ def _root(experiment: Experiment) -> str:
 
 def _command(text: str, places: Mapping[str, str]) -> tuple[str, ...]:
     """Return what Python is called with for `lightning …` or `TOOL …`."""
-    tool, *arguments = [word for part in shlex.split(text) for word in _words(part, places)]
+    try:
+        tool, *arguments = [word for part in shlex.split(text) for word in _words(part, places)]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"expected a command as `lightning …` or `TOOL …`, found {text!r}: {error}") from error
     return ("-m", "asr_lightning" if tool == "lightning" else f"asr_lightning.tools.{tool}", *arguments)
 
 

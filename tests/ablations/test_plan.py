@@ -243,6 +243,13 @@ def test_a_variant_of_another_ablation_is_a_row_and_a_need(base: Path, tmp_path:
         ({"base": {"large": "base.yaml"}, "variants": {"a": {}}}, "expected the path of an experiment at the scales"),
         ({"base": "base.yaml", "variants": {"a": "other/b"}}, "expected the name that the variant other/b has"),
         ({"base": "base.yaml", "variants": {"a": "b"}}, "as ablation/variant, found b"),
+        ({"base": "base.yaml", "variants": {"a": {"values": [1]}}}, "a: values: expected names with values, found [1]"),
+        ({"base": "base.yaml", "variants": {"a": {}}, "seeds": 3}, "seeds: expected a list, found 3"),
+        ({"base": 3, "variants": {"a": {}}}, "base: expected a text or names with values, found 3"),
+        ({"base": "base.yaml", "variants": {"a": {"after": ["test 'x"]}}}, "expected a command as `lightning"),
+        ({"base": "base.yaml", "variants": {"a": {"after": [3]}}}, "expected a command as `lightning"),
+        ({"base": "base.yaml", "variants": {"a": {}}, "paper": {"x": {"a": "y"}}}, "expected a number by variant"),
+        ({"base": "base.yaml", "variants": {"a": {}}, "paper": {"x": 3}}, "expected a number by variant, found 3"),
     ],
 )
 def test_what_is_wrong_is_told(base: Path, content: dict[str, Any], message: str, tmp_path: Path) -> None:
