@@ -74,15 +74,15 @@ def check_unchanged(runs: Sequence[PlannedRun], overwrite: bool) -> None:
     Raises:
         InputError: A run was.
     """
-    changed = {run: lines for run in runs if (lines := changed_values(run))}
+    changed = {run.folder: lines for run in runs if (lines := changed_values(run))}
     if not overwrite and changed:
-        told = [f"{run.folder}:\n  " + "\n  ".join(lines) for run, lines in changed.items()]
+        told = [f"{folder}:\n  " + "\n  ".join(lines) for folder, lines in changed.items()]
         raise InputError(
             "\n".join(["these runs were begun with other values than the ablation has now:", *told])
             + "\nGive --overwrite to remove them and begin anew, or another --output"
         )
-    for run in changed:
-        shutil.rmtree(run.folder)
+    for folder in changed:
+        shutil.rmtree(folder)
 
 
 @dataclass

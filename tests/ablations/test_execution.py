@@ -128,7 +128,8 @@ def test_it_is_run_through_kills_and_gives_a_table(folder: Path) -> None:
     change_epochs(3)
     _, complained = finish(ablate("--seeds", "1"), 2)
     assert "trainer.max_epochs: 2 before, 3 now" in complained and "--overwrite" in complained
-    assert Path(f"{runs}/random/seed1/checkpoints/last.ckpt").exists()
+    said, _ = finish(ablate("--seeds", "1", "--variants", "random", "--overwrite", "--only", f"{runs}/random/seed1"))
+    assert f"{runs}/random/seed1: finished" in said and "epoch 3 of 3" in said
 
 
 def check_results(runs: Path) -> None:
