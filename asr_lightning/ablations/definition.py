@@ -41,17 +41,8 @@ RUN_KEYS = {
 }
 PLACEHOLDER = re.compile(r"\{([a-z]\w*)\}")
 NAME = re.compile(r"[a-z]\w*")
-OWN = (
-    "folder",
-    "experiment",
-    "inside",
-    "checkpoint",
-    "seed",
-    "scale",
-    "output",
-    "runs",
-    "root",
-)  # placeholders that are no runs
+# Placeholders that stand for no run.
+OWN = ("folder", "experiment", "inside", "checkpoint", "seed", "scale", "output", "runs", "root")
 
 
 @dataclass(frozen=True)
@@ -257,7 +248,7 @@ def _variant(path: Path, name: str, content: object, shared: Mapping[str, Any]) 
 
 
 def _check(path: Path, ablation: Ablation) -> None:
-    """See that names, seeds, metrics and the paper's columns are of something."""
+    """Check references between runs, seeds, metrics and the paper's columns."""
     if double := sorted(set(ablation.needs) & set(ablation.variants)):
         raise InputError(f"{path}: {', '.join(double)}: expected another name for what is needed than for a variant")
     if ablation.reference and ablation.reference not in ablation.needs:

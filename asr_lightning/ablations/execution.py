@@ -69,7 +69,7 @@ def changed_values(run: PlannedRun) -> list[str]:
 
 
 def check_unchanged(runs: Sequence[PlannedRun], overwrite: bool) -> None:
-    """See that no run was begun with other values; with `overwrite`, remove those that were.
+    """Refuse runs that were begun with other values; with `overwrite`, remove them.
 
     Raises:
         InputError: A run was.
@@ -194,7 +194,7 @@ class Execution:
             else:
                 path = one.run.folder / "output.log"
                 status = one.process.returncode
-                self.failed[one.run.folder] = f"status {status}; the end of {path}:\n{_tail(path)}"
+                self.failed[one.run.folder] = f"status {status}; the end of {path}:\n{tail(path)}"
                 self._say(one.run, f"failed with status {status}, see {path}")
 
     def _show(self, one: _Running) -> None:
@@ -258,6 +258,7 @@ def _wait_for_lock(folder: Path) -> None:
             time.sleep(1)
 
 
-def _tail(path: Path, lines: int = 8) -> str:
+def tail(path: Path, lines: int = 8) -> str:
+    """Return the last lines of a log, without what progress bars tell a terminal."""
     text = CURSOR.sub("", path.read_text("utf-8", errors="replace").replace("\r", "\n"))
     return "\n".join(text.splitlines()[-lines:])

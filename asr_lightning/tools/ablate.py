@@ -15,7 +15,7 @@ import yaml
 
 from asr_lightning.ablations.definition import SCALES
 from asr_lightning.ablations.execution import Execution, StoppedError, check_unchanged, run_outputs, state
-from asr_lightning.ablations.plan import Plan, PlannedRun, plan_ablation
+from asr_lightning.ablations.plan import EXPERIMENT, Plan, PlannedRun, plan_ablation
 from asr_lightning.errors import InputError, reason
 from asr_lightning.files import load_yaml
 from asr_lightning.report.tables import MISSING, as_text, number
@@ -30,7 +30,7 @@ def describe(plan: Plan) -> str:
     counts: dict[str, str] = {}
     table = [["level", "run", "parameters", "hours", "state"]]
     for run in sorted(plan.runs, key=lambda run: run.level):
-        key = str(run.experiments[next(iter(run.experiments))].get("model"))
+        key = str(run.experiments[EXPERIMENT].get("model"))
         if key not in counts:
             counts[key] = _parameters(run)
         of_variant = [taken for folder, taken in hours.items() if folder.parent == run.folder.parent and taken]
@@ -48,7 +48,7 @@ def describe(plan: Plan) -> str:
 
 
 def _parameters(run: PlannedRun) -> str:
-    model = run.experiments["experiment.yaml"].get("model")
+    model = run.experiments[EXPERIMENT].get("model")
     if not isinstance(model, dict):
         return MISSING
     # here, since it imports torch and Lightning, which nothing else of a plan needs

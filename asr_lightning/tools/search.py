@@ -24,6 +24,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from asr_lightning.ablations.execution import tail
 from asr_lightning.errors import InputError, reason, shown
 from asr_lightning.files import load_yaml, regular, write_atomically
 from asr_lightning.report.run_folders import read_rates
@@ -224,7 +225,7 @@ class Search:
         if process.returncode or not rates:
             raise InputError(
                 f"trial {trial.number} failed with status {process.returncode}; its values: {values}. The end of "
-                f"{folder / 'output.log'}:\n{_tail(folder / 'output.log')}"
+                f"{folder / 'output.log'}:\n{tail(folder / 'output.log')}"
             )
         last = rates[max(rates)]
         print(f"trial {trial.number}: {self.subset}/{self.rate} {last:.2%} with {values}", flush=True)
@@ -309,10 +310,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _tail(path: Path, lines: int = 8) -> str:
-    return "\n".join(path.read_text("utf-8", errors="replace").replace("\r", "\n").splitlines()[-lines:])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
