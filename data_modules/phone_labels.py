@@ -36,7 +36,7 @@ class CTMLabels(PhoneLabels):
         self._places: dict[str, list[tuple[Path, int]]] | None = None  # of the lines of every utterance, file by file
 
     def require(self) -> None:
-        """See that there is a file with labels."""
+        """Check that there is a file with labels."""
         self._known()
 
     def segments(self, utterance: str) -> list[Segment]:
@@ -122,7 +122,7 @@ class TextGridLabels(PhoneLabels):
         self._paths: dict[str, list[Path]] | None = None  # by stem
 
     def require(self) -> None:
-        """See that there is a file with labels."""
+        """Check that there is a file with labels."""
         self._known()
 
     def _known(self) -> dict[str, list[Path]]:

@@ -42,7 +42,7 @@ def plan_batches(
         world_size: Number of processes that share the batches.
         seed: Of the shuffling, together with `epoch`; without it the longest batches come first, always the same.
         epoch: Counts from 0.
-        sorted_epochs: In so many first epochs the batches come from short to long [SortaGrad; seed 004].
+        sorted_epochs: In so many first epochs the batches come from short to long [SortaGrad; Amodei et al. 2016].
         most: Utterances of a batch; None for as many as its seconds allow.
 
     Returns:

@@ -163,7 +163,7 @@ def _difference(pair: PairComparison | None) -> list[str]:
 
 
 def _notes(plan: Plan) -> list[str]:
-    """Say what the numbers are, and how they were made."""
+    """Return the notes below the table: source, measures, remarks, commit and command."""
     ablation = plan.ablation
     notes = [
         f"Source: {ablation.source}. Error rates in %: of `lightning test` where a run was tested, else of its last "

@@ -1,4 +1,4 @@
-"""How error rates fall from epoch to epoch, and what that says of later epochs [future work of seed 002].
+"""How error rates fall from epoch to epoch, and what that says of later epochs [future work of Han et al. 2024].
 
 The curve is r(e) = c + a·e^(-b): a power law that falls to an offset c, what more training cannot mend.
 

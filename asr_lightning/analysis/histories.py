@@ -80,7 +80,7 @@ class Histories:
 
     @property
     def sentences(self) -> int:
-        """How many sentences there are."""
+        """Number of sentences."""
         return len(np.unique(self.utterances))
 
     @cached_property
@@ -168,7 +168,7 @@ def table(found: list[Histories], published: Published | None = None) -> list[li
 
 
 def caption(found: list[Histories], seed: int, published: Published | None = None) -> str:
-    """Say what the table is of."""
+    """Return the caption of the table."""
     one = found[0]
     ours = (
         f"{one.places.shape[1]} neighbours of each of {len(one.characters):,} tokens of {one.sentences} sentences "

@@ -1,4 +1,4 @@
-"""The loss on the straight line between two networks of one architecture [Goodfellow et al. 2015; for seed 002].
+"""The loss on the straight line between two networks of one architecture [Goodfellow et al. 2015; for Han et al. 2024].
 
 Two networks that began with different random weights have their units in different orders, so a hill between them is no
 wonder. Where there is none, both lie in one valley, as networks may that began with units of the same teacher.

@@ -107,7 +107,7 @@ def _random_masks(masks: int, longest: Tensor, lengths: Tensor, size: int) -> Te
 
 
 class AddNoise:
-    """Adds noise to some utterances at a random signal-to-noise ratio [seed 001: noised training data].
+    """Adds noise to some utterances at a random signal-to-noise ratio [Chan et al. 2016: noised training data].
 
     The noise is a random excerpt of a random file below `root`, or, without a folder, coloured noise, from white
     (equal power at every frequency) to brown (power falling with the square of the frequency). All randomness is the

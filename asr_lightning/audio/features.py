@@ -124,7 +124,7 @@ def possible_audio(audio: Tensor, lengths: Tensor) -> Tensor:
 
 
 class PowerSpectrogram(Features):
-    """Natural logarithm of the power spectrum [seed 004], floored at 1e-10: log power, not log(1 + power).
+    """Natural logarithm of the power spectrum [Amodei et al. 2016], floored at 1e-10: log power, not log(1 + power).
 
     A Hann window of 20 ms, transformed without zero padding: 161 dimensions at 16 kHz, as Deep Speech 2 has.
 
@@ -154,7 +154,7 @@ class PowerSpectrogram(Features):
 
 
 class LogMel(Features):
-    """Natural logarithm of the energies in mel bands [seed 001], floored at 1e-10.
+    """Natural logarithm of the energies in mel bands [Chan et al. 2016], floored at 1e-10.
 
     Hann window, transform of the next power of two, Slaney's mel scale and area-normalised triangles.
 
@@ -205,7 +205,7 @@ class LogMel(Features):
 
 
 class MFCC(LogMel):
-    """Mel-frequency cepstral coefficients: the orthonormal cosine transform (type II) of `LogMel` [seed 003, table].
+    """Mel-frequency cepstral coefficients [KoSpeech report, table]: orthonormal cosine transform (type II) of `LogMel`.
 
     Args:
         coefficients: How many to keep, from the lowest; D.

@@ -1,4 +1,4 @@
-"""What a recogniser begins with: the shape of such callbacks, and baselines of weight selection [seed 002 §II.1]."""
+"""Initial weights: the interface of such callbacks, and baselines of weight selection [Han et al. 2024 §II.1]."""
 
 from abc import ABC, abstractmethod
 from typing import Literal
@@ -51,7 +51,7 @@ class Initialization(FirstWeights):
 
     Args:
         scheme: `default` (torch's own), `xavier`, `he` or `uniform`.
-        bound: Of `uniform`: all parameters are drawn from -bound to bound [0.1 in Chan et al. 2016, §4; seed 001].
+        bound: Of `uniform`: all parameters are drawn from -bound to bound [0.1 in Chan et al. 2016, §4].
     """
 
     def __init__(self, scheme: Scheme = "default", bound: float = 0.1) -> None:

@@ -1,4 +1,4 @@
-"""What decoder states have in common: nearest neighbours in other sentences [Lim et al. 2019, 3.4 and 3.5]."""
+"""Nearest neighbours of decoder states in other sentences [Lim et al. 2019, 3.4 and 3.5]."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a run is going to do, printed before its first step: steps, batches and learning rate."""
+"""Summary before the first step of a run: optimizer steps, batches and learning rate."""
 
 import math
 from typing import Any, Protocol

@@ -77,7 +77,7 @@ class TSNE(Looking):
         self.seed = seed
 
     def begin(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
-        """See that there will be activations with phones, before hours of recognition.
+        """Check before recognition that there will be activations with phones.
 
         Raises:
             InputError: There will be none.

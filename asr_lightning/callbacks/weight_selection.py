@@ -1,4 +1,4 @@
-"""Initialise a student from a larger teacher by selecting weights [seed 002 §II.2; Xu et al. 2024].
+"""Initialise a student from a larger teacher by selecting weights [Han et al. 2024 §II.2; Xu et al. 2024].
 
 The method stands on consistency: the unit that is kept where a hidden axis is written must be the unit that is kept
 wherever it is read. So weights are selected along the meaning of their axes (`asr_lightning.nn.axes`):

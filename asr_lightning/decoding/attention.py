@@ -47,7 +47,7 @@ class AttentionSearch:
         language_model: For `language_model_weight` and `rescoring_weight`.
         language_model_weight: Of every token's log probability, added in the search (shallow fusion).
         rescoring_weight: λ of `log P(y|x) / |y| + λ log P_LM(y)`, by which complete hypotheses are ranked, with |y| the
-            characters [seed 001; Chan et al. 2016, eq. 15]. None: they are ranked by their scores in the search.
+            characters [Chan et al. 2016, eq. 15]. None: they are ranked by their scores in the search.
         length_power: Without rescoring, scores are divided by (tokens + 1) to this power; 0 for not at all.
         end_threshold: γ; `<eos>` is only taken if log P(<eos>) > γ · log P(best other token), by the attention decoder
             [Hannun et al. 2019, "Time-depth separable convolutions", §3.3.2]. None: always.

@@ -1,4 +1,4 @@
-"""RNN transducer [Graves 2012, "Sequence transduction with recurrent neural networks"; seed 002]."""
+"""RNN transducer [Graves 2012, "Sequence transduction with recurrent neural networks"; Han et al. 2024]."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Literal

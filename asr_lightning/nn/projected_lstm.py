@@ -1,4 +1,4 @@
-"""LSTM layers whose recurrence goes through a projection: the BLSTMP layers of the hybrid of seed 000."""
+"""LSTM layers whose recurrence goes through a projection: the BLSTMP layers of the hybrid of Lim et al. 2019."""
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class BidirectionalRecurrentProjectionLSTM(nn.Module):
 
 
 class RecurrentProjectionEncoder(Encoder):
-    """Bidirectional LSTM layers with recurrent and other projections, BLSTMP: the hybrid's network [seed 000 §2.3].
+    """Bidirectional LSTM layers with recurrent and other projections, BLSTMP, of the hybrid [Lim et al. 2019 §2.3].
 
     The paper's layers put out 512 recurrent and 512 non-recurrent dimensions, 1,024 in all. That is a layer's output,
     of both directions: each has 256 + 256, as in the BLSTM recipe of Kaldi's chain models (three such layers of 1,024

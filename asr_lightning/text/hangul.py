@@ -11,7 +11,7 @@ from asr_lightning.files import regular
 from asr_lightning.text.tokenizers import BLANK, END, UNKNOWN, UNKNOWN_SURFACE, Tokenizer
 
 SPACE = "_"
-FULL_SIZE = 2_001  # tokens of the published recognisers of KsponSpeech [seed 003]
+FULL_SIZE = 2_001  # tokens of the published recognisers of KsponSpeech [KoSpeech report]
 JAMO = (  # initial, medial and final letters of a syllable, as Unicode's canonical decomposition has them
     *map(chr, range(0x1100, 0x1113)),
     *map(chr, range(0x1161, 0x1176)),

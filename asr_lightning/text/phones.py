@@ -28,7 +28,7 @@ class PhoneLabels(ABC):
     """Base class: knows the phones of utterances, as the classes of `data_modules.phone_labels`."""
 
     def require(self) -> None:  # noqa: B027 - there may be nothing to look for
-        """See that there are labels at all, before anything is computed.
+        """Check before anything is computed that there are labels.
 
         Raises:
             InputError: There are none; it says how they are made.

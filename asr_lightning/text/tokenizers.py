@@ -81,7 +81,7 @@ class Tokenizer(ABC):
 
 
 class CharacterTokenizer(Tokenizer):
-    """Letters A–Z, apostrophe, `<blank>`, `<unk>`, `<eos>` and `_` for a space [seed 000 §2.3].
+    """Letters A–Z, apostrophe, `<blank>`, `<unk>`, `<eos>` and `_` for a space [Lim et al. 2019 §2.3].
 
     The paper says that these are 30 tokens; its list holds 31, and the list is what we keep.
 
@@ -122,7 +122,7 @@ class CharacterTokenizer(Tokenizer):
 
 
 class LetterTokenizer(Tokenizer):
-    """The 29 characters of Deep Speech 2: a–z as capitals, apostrophe, `_` for a space, and blank [seed 004].
+    """The 29 characters of Deep Speech 2: a–z as capitals, apostrophe, `_` for a space, and blank [Amodei et al. 2016].
 
     Nothing else can be written: white space is one space, accents are dropped, and so is any other character. For CTC
     and transducers only, since there is no end; unknown and end are the blank.

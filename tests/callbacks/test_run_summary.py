@@ -1,4 +1,4 @@
-"""What is printed before a run: the same steps on any devices."""
+"""Summary before a run: the same steps on any number of devices."""
 
 from pathlib import Path
 from typing import Any
