@@ -39,7 +39,7 @@ def unread(tmp_path: Path) -> Path:
     experiment = yaml.safe_load((EXPERIMENTS / "demo/rnnt_random.yaml").read_text())
     experiment["data"]["init_args"] |= {
         "root": str(tmp_path / "speech"), "minutes": 0.1, "evaluation_minutes": 0.05, "words_per_class": None,
-        "workers": 0,
+        "workers": 0, "batch_seconds": 60,
     }  # fmt: skip
     experiment["model"]["init_args"]["encoder"]["init_args"] |= {"hidden": 8, "layers": 1, "channels": 2}
     experiment["trainer"] |= {
