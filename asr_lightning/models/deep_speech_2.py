@@ -20,7 +20,7 @@ from asr_lightning.nn.extractors import clipped_relu
 from asr_lightning.nn.frame_attention import FrameAttention
 from asr_lightning.nn.input_norm import InputNorm, Term, term_statistics
 from asr_lightning.nn.positions import sinusoid_axis
-from asr_lightning.nn.recurrent import LSTM, reverse
+from asr_lightning.nn.recurrent import LSTM, reverse, weights_cast_once
 
 Kind = Literal["vanilla", "gru", "lstm"]
 BatchNorm = bool | Literal["input"]
@@ -184,7 +184,8 @@ class RecurrentLayer(nn.Module):
 
 def _run(rnn: nn.Module, inputs: dict[str, Tensor], x: Tensor) -> Tensor:
     """Read x (B, T, D) with other input weights than its own, if there are any; return (B, T, hidden)."""
-    return functional_call(rnn, inputs, (x,))[0] if inputs else rnn(x)[0]
+    with weights_cast_once(x.device):
+        return functional_call(rnn, inputs, (x,))[0] if inputs else rnn(x)[0]
 
 
 class ClippedRNN(nn.Module):
@@ -206,8 +207,9 @@ class ClippedRNN(nn.Module):
         """Read x (B, T, D), return h of all frames (B, T, hidden) and of the last (B, hidden)."""
         inputs = functional.linear(x, self.weight_ih_l0, self.bias_ih_l0)
         hidden = inputs.new_zeros(len(x), inputs.shape[2])
+        weight = self.weight_hh_l0.to(inputs.dtype).T  # under autocast, cast once and not in every step
         states = []
-        for one in inputs.unbind(dim=1):
-            hidden = clipped_relu(torch.addmm(one, hidden, self.weight_hh_l0.T))
+        for frame in inputs.unbind(dim=1):
+            hidden = clipped_relu(torch.addmm(frame, hidden, weight))
             states.append(hidden)
         return torch.stack(states, dim=1), hidden

@@ -27,6 +27,7 @@ from asr_lightning.models.sharding import make_shared, make_whole, share
 from asr_lightning.models.useless_steps import REVIEW_STEPS, GradientGuard, clip_gradients
 from asr_lightning.nn.ctc import CTCOutput
 from asr_lightning.nn.encoder import Encoder
+from asr_lightning.nn.recurrent import weights_cast_once
 from asr_lightning.scoring.error_rates import ErrorRates
 from asr_lightning.text.coverage import check_coverage
 from asr_lightning.text.tokenizers import Tokenizer
@@ -351,9 +352,10 @@ class Recognizer(lightning.LightningModule, ABC):
         if not len(batch):
             return []
         self._check_rate(batch)
+        with weights_cast_once(self.device):
+            recognized = self.recognize(batch)
         return [
-            [replace(one, text=self.tokenizer.decode(one.tokens)) for one in hypotheses]
-            for hypotheses in self.recognize(batch)
+            [replace(one, text=self.tokenizer.decode(one.tokens)) for one in hypotheses] for hypotheses in recognized
         ]
 
     def _log_evaluation(self) -> None:
