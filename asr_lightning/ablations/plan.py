@@ -100,7 +100,7 @@ def plan_ablation(
     """
     planner = _Planner(scale, output / "rehearsal" if rehearsal else output, dict(changes or {}), rehearsal)
     ablation = read_ablation(path)
-    there = [name for name, one in ablation.variants.items() if isinstance(one, str) or scale in one.scales]
+    there = ablation.names(scale)
     if unknown := [name for name in variants if name not in there]:
         raise InputError(
             f"{path}: no variant {', '.join(unknown)} at the scale {scale}; expected some of {', '.join(there)}"

@@ -21,21 +21,15 @@ from asr_lightning.text.lexicon import Lexicon
 
 PROJECT = Path(__file__).parents[2]
 ABLATIONS = sorted((PROJECT / "experiments/ablations").glob("*.yaml"))
-CASES = [
-    (path, scale)
-    for path in ABLATIONS
-    for scale in SCALES
-    if any(isinstance(one, str) or scale in one.scales for one in read_ablation(path).variants.values())
-]
+CASES = [(path, scale) for path in ABLATIONS for scale in SCALES if read_ablation(path).names(scale)]
 IDS = [f"{path.stem}-{scale}" for path, scale in CASES]
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder without runs, where only those files are that users make first."""
+    """A folder without runs."""
     monkeypatch.chdir(tmp_path)
     Path("experiments").symlink_to(PROJECT / "experiments")
-    write_characters(["".join(map(chr, range(0xAC00, 0xAC00 + 1_997)))], Path("data/ksponspeech_characters.tsv"))
 
 
 def plan(path: Path, scale: str) -> Plan:
@@ -59,6 +53,8 @@ def test_every_model_corpus_and_callback_of_every_ablation_can_be_built(path: Pa
     for model in models.values():
         if "folder" in model["init_args"]:  # of a hybrid, whose states are made first
             HiddenMarkovModel.monophone(Lexicon({"A": (("a",),)})).write(Path(model["init_args"]["folder"]))
+        if characters := model["init_args"]["tokenizer"].get("init_args", {}).get("characters"):  # so are these
+            write_characters(["".join(map(chr, range(0xAC00, 0xAC00 + 1_997)))], Path(characters))
         search = model["init_args"].get("search", {}).get("init_args", {})
         if "language_model" in search:  # it is trained first
             assert search["language_model"]["init_args"]["checkpoint"].endswith("checkpoints/last.ckpt")
