@@ -15,7 +15,7 @@ from asr_lightning.batch import Batch
 from asr_lightning.callbacks.gradients import GradientNorms
 from asr_lightning.callbacks.movement import DistanceFromStart, UpdateSizes
 from asr_lightning.models.checkpoints import build_recognizer
-from asr_lightning.models.sharding import whole
+from asr_lightning.models.fsdp import whole
 
 IMPOSSIBLE = "ABC" * 40  # CTC cannot align that
 SPOKEN = {one.text: one for one in utterances(["CAB", "BED", "A DEAF BEE", "GAD", "HE FED", "EGG"])}

@@ -29,7 +29,7 @@ from asr_lightning.batch import Batch, Utterance
 from asr_lightning.callbacks.observation import observe
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
 from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.models.sharding import share, whole
+from asr_lightning.models.fsdp import share, whole
 
 STATELESS = {
     "class_path": "asr_lightning.models.rnn_transducer.StatelessPredictor",

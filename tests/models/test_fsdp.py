@@ -21,7 +21,7 @@ from asr_lightning.callbacks.gradients import gradient_norm
 from asr_lightning.callbacks.initialization import Initialization
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import load_recognizer
-from asr_lightning.models.sharding import make_shared, make_whole, share
+from asr_lightning.models.fsdp import make_shared, make_whole, share
 
 
 def start(folder: Path, **options: Any) -> subprocess.Popen[str]:
