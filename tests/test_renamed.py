@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tones import RATE, transducer, write_corpus
 
 from asr_lightning import cli
 from asr_lightning.files import load_yaml
@@ -14,6 +13,7 @@ from asr_lightning.models.checkpoints import build_recognizer, checkpoint_model,
 from asr_lightning.models.experiment import read_part
 from asr_lightning.models.rnn_transducer import LSTMPredictor, RNNTransducer
 from asr_lightning.renamed import RENAMED, current_class_paths, current_names, current_state_key
+from tests.support.tones import RATE, transducer, write_corpus
 
 OLD = {
     "asr_lightning.networks.transducers": "asr_lightning.models.rnn_transducer",  # a module
