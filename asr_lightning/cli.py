@@ -53,6 +53,7 @@ from asr_lightning.models.checkpoints import (
 from asr_lightning.models.instantiation import LONG, within_memory
 from asr_lightning.models.same_network import check_same_network, check_training_state
 from asr_lightning.parser import CommandLineParser, experiments_first
+from asr_lightning.renamed import current_names
 from asr_lightning.report.tables import as_text, metrics_by_subset
 
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it
@@ -207,7 +208,8 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
         """Read experiments first, wherever they stand, so that all other options go before what they say."""
-        super().parse_arguments(parser, experiments_first(sys.argv[1:] if args is None else args))
+        given = sys.argv[1:] if args is None else args
+        super().parse_arguments(parser, experiments_first([current_names(argument) for argument in given]))
 
     def _set_seed(self) -> None:
         """Seed, with a number that all generators take."""

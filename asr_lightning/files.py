@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import yaml
 
 from asr_lightning.errors import InputError, printable, reason
+from asr_lightning.renamed import current_names
 
 STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # what a shell gives for `<(…)`: somebody writes to them
 ABANDONED_SECONDS = 24 * 3600  # without a change: nobody writes a file for that long
@@ -212,7 +213,7 @@ def regular(path: Path) -> Path:
 
 
 def load_yaml(text: str) -> Any:
-    """Read a YAML that may be anybody's.
+    """Read a YAML that may be anybody's; renamed classes get their current names.
 
     Raises:
         yaml.YAMLError: It is none, or its aliases write out to more than anybody means.
@@ -220,7 +221,7 @@ def load_yaml(text: str) -> Any:
         RecursionError: It is nested too deeply.
     """
     check_aliases(text)
-    return yaml.safe_load(text)
+    return yaml.safe_load(current_names(text))
 
 
 def read_experiment(path: Path) -> dict[str, Any]:

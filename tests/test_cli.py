@@ -6,7 +6,6 @@ import os
 import re
 import resource
 import select
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -18,52 +17,12 @@ from lightning.pytorch.loggers import WandbLogger
 
 from asr_lightning import cli
 from asr_lightning.files import held
+from tests.support.commands import said
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is written into the project, nothing is sent, and no key of the user's is found."""
-    wandb.finish()  # of the test before: a process has one run at a time
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr("sys.argv", ["lightning"])
-
-
-@pytest.fixture
-def unread(tmp_path: Path) -> Path:
-    """The demo's student on seconds of speech that nobody has made: for what ends before it is read."""
-    experiment = yaml.safe_load((EXPERIMENTS / "demo/rnnt_random.yaml").read_text())
-    experiment["data"]["init_args"] |= {
-        "root": str(tmp_path / "speech"), "minutes": 0.1, "evaluation_minutes": 0.05, "words_per_class": None,
-        "workers": 0, "batch_seconds": 60,
-    }  # fmt: skip
-    experiment["model"]["init_args"]["encoder"]["init_args"] |= {"hidden": 8, "layers": 1, "channels": 2}
-    experiment["trainer"] |= {
-        "default_root_dir": "runs/tiny",
-        "max_epochs": 1,
-        "log_every_n_steps": 1,
-        "enable_progress_bar": False,
-    }
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(experiment))
-    return path
-
-
-@pytest.fixture
-def tiny(unread: Path, tmp_path: Path, seconds_of_speech: Path) -> Path:
-    """The same with its speech."""
-    shutil.copytree(seconds_of_speech, tmp_path / "speech")
-    return unread
-
-
-def said(*arguments: str) -> str:
-    with pytest.raises(SystemExit) as ending:
-        cli.main(list(arguments))
-    return str(ending.value.code)
+pytestmark = pytest.mark.usefixtures("outside_the_project")
 
 
 @pytest.mark.parametrize("experiment", ["rnnt_teacher", "rnnt_random", "rnnt_ws", "rnnt_lstm_ws"])

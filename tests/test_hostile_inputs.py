@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hostile import Refusing, in_the_place_of_a_file
 
 from asr_lightning import cli
 from asr_lightning.audio.reading import read_audio
@@ -19,6 +18,7 @@ from asr_lightning.text.lexicon import read_lexicon
 from asr_lightning.tools.search import read_space
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.text import TextDataModule
+from tests.support.mutations import Refusing, in_the_place_of_a_file
 
 NINE = range(1, 10)
 BOMBS = {

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # each imports itself and those before
-    {"batch", "errors", "files", "text", "audio", "nn", "losses"},
+    {"batch", "errors", "files", "renamed", "text", "audio", "nn", "losses"},
     {"decoding", "scoring", "hmm"},
     {"models"},
     {"analysis"},
@@ -19,8 +19,8 @@ LAYERS = [  # each imports itself and those before
 ]
 RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 SHARED_BY_ARCHITECTURES = {
-    *("recognizer", "checkpoints", "instantiation", "class_paths", "same_network", "schedules", "sharding"),
-    *("useless_steps", "averaging", "global_batch"),
+    *("recognizer", "checkpoints", "instantiation", "class_paths", "same_network", "schedules", "fsdp"),
+    *("skipped_steps", "averaging", "global_batch"),
 }
 OURS = ("asr_lightning", "data_modules")
 FILES = sorted(path.relative_to(ROOT) for package in OURS for path in (ROOT / package).rglob("*.py"))

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from asr_lightning.callbacks.measurement import Measurement
-from asr_lightning.models.sharding import whole
+from asr_lightning.models.fsdp import whole
 
 
 class GradientNorms(Measurement):

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from asr_lightning.callbacks.measurement import Measurement
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import read_checkpoint
-from asr_lightning.models.sharding import shared_like, whole
+from asr_lightning.models.fsdp import shared_like, whole
 
 Weights = dict[str, Tensor]  # by the names of parameters
 

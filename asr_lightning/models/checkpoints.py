@@ -31,6 +31,7 @@ from asr_lightning.models.class_paths import TRUSTED, allowed_by_user
 from asr_lightning.models.instantiation import SAID, instantiate, parsed_strictly
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.same_network import check_fingerprints, check_same_network, configuration, naming
+from asr_lightning.renamed import current_state_key
 from asr_lightning.text.tokenizers import Tokenizer
 
 Model = TypeVar("Model", bound=LightningModule)
@@ -155,6 +156,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     ):
         raise InputError(f"{path} holds no checkpoint of Lightning: expected names and values as `state_dict` and "
                          "`hyper_parameters`")  # fmt: skip
+    if isinstance(states := checkpoint.get("callbacks"), dict):
+        checkpoint["callbacks"] = {current_state_key(str(key)): state for key, state in states.items()}
     return checkpoint
 
 

@@ -3,7 +3,7 @@
 An experiment (YAML, command line) is code by its author and may name any class. A checkpoint is data that may come from
 anybody: it may name classes of torch.optim, of Lightning and of this project's models, those that the experiment beside
 it names too, and those that the user allows in the environment variable ASR_LIGHTNING_ALLOW. Names are checked before
-anything is imported, and whatever is no class is refused.
+anything is imported, and whatever is no class is refused. Renamed classes are listed in `asr_lightning/renamed.py`.
 """
 
 import inspect
@@ -18,13 +18,13 @@ from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse._common import parsing_settings
 
 from asr_lightning.errors import InputError, shown
+from asr_lightning.renamed import CLASS_KEYS
 
 TRUSTED = (
     *("torch.optim", "lightning.pytorch", "asr_lightning.text", "asr_lightning.audio", "asr_lightning.nn"),
     *("asr_lightning.losses", "asr_lightning.decoding", "asr_lightning.hmm", "asr_lightning.models"),
 )
 VARIABLE = "ASR_LIGHTNING_ALLOW"
-CLASS_KEYS = ("class_path", "_class_path")
 DENIED = re.compile(r"Importing '([^']*)' is not allowed")
 
 

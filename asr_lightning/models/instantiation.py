@@ -20,6 +20,7 @@ from asr_lightning.models.class_paths import (
     is_no_class,
     refusal,
 )
+from asr_lightning.renamed import current_class_paths
 
 # No class path that an experiment needs is Python's own; and where a parameter has no type, as those of some
 # optimizers, a class path would be called without a look at what it names.
@@ -84,6 +85,7 @@ def parsed_strictly(config: dict[str, Any], kind: type, wanted: str, allowed: It
 
 
 def _parse(parser: ArgumentParser, config: dict[str, Any], wanted: str, allowed: Iterable[str] | None) -> Namespace:
+    config = current_class_paths(config)
     if allowed is not None:
         check_class_paths(config, allowed)
     parsed = parser.parse_object({"made": config})

@@ -18,7 +18,7 @@ from asr_lightning.models.checkpoints import load_model
 from asr_lightning.models.global_batch import GlobalBatch, step_with_global_batch
 from asr_lightning.models.recognizer import LOST_BATCHES_IN_A_ROW, optimizer_and_schedule, seed_step
 from asr_lightning.models.schedules import begin_schedules
-from asr_lightning.models.useless_steps import GradientGuard, clip_gradients
+from asr_lightning.models.skipped_steps import GradientGuard, clip_gradients
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.recurrent import LSTM, read_on

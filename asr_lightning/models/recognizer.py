@@ -21,10 +21,10 @@ from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError, printable
 from asr_lightning.models.averaging import averaged_copies, save_averages
+from asr_lightning.models.fsdp import make_shared, make_whole, share
 from asr_lightning.models.global_batch import GlobalBatch, step_with_global_batch
 from asr_lightning.models.schedules import begin_schedules
-from asr_lightning.models.sharding import make_shared, make_whole, share
-from asr_lightning.models.useless_steps import REVIEW_STEPS, GradientGuard, clip_gradients
+from asr_lightning.models.skipped_steps import REVIEW_STEPS, GradientGuard, clip_gradients
 from asr_lightning.nn.ctc import CTCOutput
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.recurrent import weights_cast_once

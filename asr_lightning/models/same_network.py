@@ -12,6 +12,7 @@ from lightning import LightningModule
 from asr_lightning.errors import InputError, shown
 from asr_lightning.models.class_paths import allowed_beside
 from asr_lightning.models.instantiation import instantiate, with_defaults
+from asr_lightning.renamed import current_class_paths
 from asr_lightning.text.tokenizers import Tokenizer
 
 Difference = tuple[str, Any, Any]  # what differs, in the checkpoint, in the experiment
@@ -39,10 +40,10 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def configuration(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `{"class_path": …, "init_args": {…}}` of a checkpoint as it stands there; nothing in it is checked.
+    """Return `{"class_path": …, "init_args": {…}}` of a checkpoint, with the current names of classes, unchecked.
 
     Raises:
-        InputError: The checkpoint does not say how its model is made.
+        InputError: The checkpoint does not say how its model is made, or not in any readable depth.
     """
     arguments = dict(checkpoint.get("hyper_parameters", {}))
     class_path = arguments.pop("_class_path", None)
@@ -52,7 +53,10 @@ def configuration(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
             "expected a checkpoint that names its model's class, found none; train it with `lightning fit`, or build "
             "it with `build_recognizer`"
         )
-    return {"class_path": class_path, "init_args": arguments}
+    try:
+        return current_class_paths({"class_path": class_path, "init_args": arguments})
+    except RecursionError as error:
+        raise InputError("expected the configuration of a model, found one that is nested too deeply") from error
 
 
 def check_same_network(model: LightningModule, checkpoint: Mapping[str, Any], path: str | Path) -> None:

@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hybrids import hybrid, write_states
-from tones import TEXTS
 
 from asr_lightning.callbacks.initialization import initialize
 from asr_lightning.callbacks.weight_selection import select_weights, uniform_indices
@@ -15,6 +13,8 @@ from asr_lightning.errors import InputError
 from asr_lightning.hmm.model import read_model
 from asr_lightning.models.blstm_hmm import BLSTMHMM
 from asr_lightning.models.checkpoints import build_recognizer
+from tests.support.hybrids import hybrid, write_states
+from tests.support.tones import TEXTS
 
 OTHER_LETTERS = str.maketrans("ABCDEFGH", "IJKLMNOP")
 

@@ -9,10 +9,7 @@ from random import Random
 
 import kaldifst
 import pytest
-from hostile import FUZZED, NUMBERS, RANDOM, Refusing, mutated, spoiled
 from hypothesis import given
-from small_models import tied
-from test_slf import FOREIGN
 
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.graph import decoding_graph
@@ -22,6 +19,8 @@ from asr_lightning.hmm.openfst import check_fst
 from asr_lightning.hmm.slf import read_slf
 from asr_lightning.hmm.store import AlignmentStore, write_alignments
 from asr_lightning.text.smoothing import witten_bell
+from tests.support.mutations import FUZZED, NUMBERS, RANDOM, Refusing, mutated, spoiled
+from tests.support.small_models import FOREIGN, tied
 
 
 @pytest.fixture(scope="module")

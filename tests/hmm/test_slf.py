@@ -7,22 +7,7 @@ import pytest
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.lattice import best_sentences, compact, nothing
 from asr_lightning.hmm.slf import read_slf, write_slf
-
-# By hand: words on nodes, logs to base 10, scales, a penalty, nodes in no order, names in full, a comment.
-FOREIGN = r"""VERSION=1.0
-UTTERANCE="a \"b\" c"
-# a comment
-base=10.0 lmscale=2.0 wdpenalty=-0.5 acscale=0.1
-NODES=4 LINKS=4
-I=0 time=0.50 WORD=!NULL
-I=7 t=0.00 W=!NULL
-I=2 t=0.20 W="\"TIS"
-I=3 t=0.25 W=SO
-J=0 START=7 END=2 a=-30 l=-0.5
-J=1 S=7 E=3 acoustic=-40 language=-0.25
-J=2 S=2 E=3 a=-10 l=-1
-J=3 S=3 E=0 W=INDEED a=-20
-"""
+from tests.support.small_models import FOREIGN
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

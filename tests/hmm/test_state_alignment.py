@@ -5,7 +5,6 @@ import kaldi_hmm_gmm as kaldi
 import numpy as np
 import pytest
 import torch
-from small_models import LEXICON, SIL, A, B, durations, monophone, tied, transition_ids, transition_log_probs
 
 from asr_lightning.hmm.alignment import align, in_seconds, phone_runs, subsample, word_runs
 from asr_lightning.hmm.graph import as_graph, expand, numerator, phone_grammar, sentence
@@ -13,6 +12,17 @@ from asr_lightning.hmm.model import STATES, HiddenMarkovModel
 from asr_lightning.hmm.search import by_transition
 from asr_lightning.hmm.viterbi import best_path
 from asr_lightning.text.phones import Segment
+from tests.support.small_models import (
+    LEXICON,
+    SIL,
+    A,
+    B,
+    durations,
+    monophone,
+    tied,
+    transition_ids,
+    transition_log_probs,
+)
 
 both = pytest.mark.parametrize("make", [monophone, tied])
 SAYS_A = [(A,), (A, B), (SIL, A), (A, SIL), (SIL, A, B), (A, B, SIL), (SIL, A, SIL), (SIL, A, B, SIL)]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tones import lstm_encoder, make, make_trainer
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import load_recognizer, newest_whole_checkpoint
+from tests.support.tones import lstm_encoder, make, make_trainer
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tones import RATE, batch_of, loader, make, make_trainer, write_corpus
 
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.transcripts import Transcripts
@@ -18,6 +17,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.text.tokenizers import LetterTokenizer
 from data_modules.librispeech import LibriSpeechDataModule
+from tests.support.tones import RATE, batch_of, loader, make, make_trainer, write_corpus
 
 TEXTS = ["A CAB", "BED", "GAD", "FACE", "HE FED"]
 

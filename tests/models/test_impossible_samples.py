@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_contract import ARCHITECTURES
-from tones import batch_of, loader, make_trainer
 
 from asr_lightning.batch import Batch
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.recognizer import Recognizer
+from tests.support.architectures import ARCHITECTURES
+from tests.support.tones import batch_of, loader, make_trainer
 
 VALUES = [1e19, float("nan"), float("inf"), -1e30]
 WITH_STATISTICS = [  # BatchNorm in a Conformer, in Deep Speech 2 and in Jasper; and features that are normalized

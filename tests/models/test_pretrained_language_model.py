@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from sentences import TEXTS, direct_log_probability, make, save
 from torch import Tensor, nn
 
 from asr_lightning.errors import InputError
 from asr_lightning.models import language_model
 from asr_lightning.models.language_model import LSTMLanguageModel, PretrainedLanguageModel
 from asr_lightning.text.tokenizers import CharacterTokenizer, SentencePieceTokenizer, train_sentencepiece
+from tests.support.sentences import TEXTS, direct_log_probability, make, save
 
 
 def pretrained(folder: Path, **changes: Any) -> tuple[LSTMLanguageModel, PretrainedLanguageModel]:

@@ -9,8 +9,6 @@ import pytest
 import torch
 import yaml
 from lightning import LightningModule
-from sentences import configuration as language_model
-from tones import attention_decoder, ctc, features, lstm_encoder, speller, transducer
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_model, load_model, load_recognizer
@@ -18,6 +16,8 @@ from asr_lightning.models.experiment import parameters_without_memory
 from asr_lightning.models.language_model import LSTMLanguageModel
 from asr_lightning.models.same_network import check_same_network, check_training_state
 from asr_lightning.text.tokenizers import train_sentencepiece
+from tests.support.sentences import configuration as language_model
+from tests.support.tones import attention_decoder, ctc, features, lstm_encoder, speller, transducer
 
 SYLLABLES = "asr_lightning.text.hangul.SyllableTokenizer"
 PIECES = "asr_lightning.text.tokenizers.SentencePieceTokenizer"

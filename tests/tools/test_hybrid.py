@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small_hybrid import DEVELOPMENT, FEW, TEST, TRAINING, Made, experiment
 
 from asr_lightning import cli
 from asr_lightning.errors import InputError
@@ -21,6 +20,7 @@ from asr_lightning.text.phones import label_spans
 from asr_lightning.tools import hybrid
 from asr_lightning.tools.subsets import every
 from data_modules.phone_labels import CTMLabels
+from tests.support.small_hybrid import DEVELOPMENT, FEW, TEST, TRAINING, Made, experiment
 
 FILES = {
     "HCLG.fst", "alignments.sqlite", "left_out.txt", "lexicon.txt", "mixtures.csv", "phone_grammar.fst", "phones.txt",

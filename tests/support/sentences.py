@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tones import make_trainer
 from torch import nn
 
 from asr_lightning.batch import TextBatch
 from asr_lightning.models.checkpoints import build_model
 from asr_lightning.models.language_model import LSTMLanguageModel
 from asr_lightning.text.tokenizers import CharacterTokenizer
+from tests.support.tones import make_trainer
 
 TEXTS = ["A CAB", "", "DEAF BEE", "THE QUICK BROWN FOX JUMPS OVER A LAZY DOG", "BED"]
 

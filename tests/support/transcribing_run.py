@@ -135,6 +135,19 @@ class Corpus(lightning.LightningDataModule):
     test_dataloader = val_dataloader
 
 
+class KnownGradients(HalfDeaf):
+    """Gradients of 3 and 4 for the two weights of each of its parts, times the batch number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
+        if batch.ids == ["none"]:
+            return None
+        return (batch_idx + 1) * (3 * self.encoder.weight.sum() + 4 * self.joint.weight.sum())
+
+
 if __name__ == "__main__":
     arguments = json.loads(sys.argv[1])
     trainer = make_trainer(

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Adam, Optimizer
 
 from asr_lightning.errors import InputError, printable
-from asr_lightning.models.sharding import whole
+from asr_lightning.models.fsdp import whole
 
 NAMED = 20  # utterances of a step in a message
 REVIEW_STEPS = 50  # how often a GPU is asked what was left out

@@ -1,17 +1,14 @@
 """Weights that processes share."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sentences
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from tones import batch_of, conformer, make, make_trainer
 from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -21,17 +18,17 @@ from asr_lightning.callbacks.gradients import gradient_norm
 from asr_lightning.callbacks.initialization import Initialization
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import load_recognizer
-from asr_lightning.models.sharding import make_shared, make_whole, share
+from asr_lightning.models.fsdp import make_shared, make_whole, share
+from tests.support import SUPPORT, environment, sentences
+from tests.support.tones import batch_of, conformer, make, make_trainer
 
 
 def start(folder: Path, **options: Any) -> subprocess.Popen[str]:
     """Two processes, with uneven batches, one of them empty."""
     folder.mkdir()
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here}", "OMP_NUM_THREADS": "1"}
     told = json.dumps({"folder": str(folder), "ranks": 2, "encoder": conformer(20), **options})
-    script = [sys.executable, str(here / "shared_run.py"), told]
-    return subprocess.Popen(script, env=environment, cwd=folder, stderr=subprocess.PIPE, text=True)
+    script = [sys.executable, str(SUPPORT / "shared_run.py"), told]
+    return subprocess.Popen(script, env=environment(), cwd=folder, stderr=subprocess.PIPE, text=True)
 
 
 def test_processes_that_share_weights_train_and_validate_as_those_that_do_not(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import kaldifst
 import numpy as np
-from tones import RATE, TEXTS, attention_decoder, speak
 
 from asr_lightning.hmm.graph import decoding_graph, phone_grammar
 from asr_lightning.hmm.model import HiddenMarkovModel
@@ -15,6 +14,7 @@ from asr_lightning.models.blstm_hmm import ALIGNMENTS, DECODING_GRAPH, PHONE_GRA
 from asr_lightning.text.lexicon import Lexicon
 from asr_lightning.text.phones import SILENCE
 from asr_lightning.text.smoothing import witten_bell
+from tests.support.tones import RATE, TEXTS, attention_decoder, speak
 
 FRAMES = 10  # of a letter: the features' hop is 10 ms, a letter takes 100 ms
 WINDOW, HOP = RATE // 40, RATE // 100

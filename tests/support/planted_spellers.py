@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from planted_teachers import MELS, RATE, arranged, per_column, place, size
 from torch import Tensor
 
 from asr_lightning.audio.features import LogMel
@@ -36,6 +35,7 @@ from asr_lightning.nn.mechanisms import (
 )
 from asr_lightning.nn.recurrent import ProjectedLSTMEncoder, PyramidalLSTMEncoder
 from asr_lightning.text.tokenizers import CharacterTokenizer, Tokenizer
+from tests.support.planted_teachers import MELS, RATE, arranged, per_column, place, size
 
 # Units of the student, and for each unit of the teacher which of the student's it copies: such that evenly spread units
 # of the teacher are one copy of each, and that they are not where an axis of several such parts is spread over as one.

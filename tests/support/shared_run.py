@@ -9,13 +9,13 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from tones import RATE, loader, make_trainer, transducer, utterances
 
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.gradients import GradientNorms
 from asr_lightning.callbacks.movement import DistanceFromStart, UpdateSizes
 from asr_lightning.models.checkpoints import build_recognizer
-from asr_lightning.models.sharding import whole
+from asr_lightning.models.fsdp import whole
+from tests.support.tones import RATE, loader, make_trainer, transducer, utterances
 
 IMPOSSIBLE = "ABC" * 40  # CTC cannot align that
 SPOKEN = {one.text: one for one in utterances(["CAB", "BED", "A DEAF BEE", "GAD", "HE FED", "EGG"])}

@@ -5,11 +5,11 @@ import sys
 
 import lightning
 import torch
-from tones import TEXTS, attention_decoder, batch_of, loader, lstm_encoder, make_trainer, speller
 from torch.utils.data import DataLoader
 
 from asr_lightning.callbacks.activations import Activations
 from asr_lightning.models.checkpoints import build_recognizer
+from tests.support.tones import TEXTS, attention_decoder, batch_of, loader, lstm_encoder, make_trainer, speller
 
 MODULES = {"layer": "encoder.layers.0", "top": "encoder", "state": "decoder.cells.0"}
 
