@@ -58,7 +58,7 @@ class Rows:
 
 
 @dataclass
-class Spoken:
+class UtteranceActivations:
     """An utterance and what the modules said of it."""
 
     utterance: str
@@ -107,7 +107,7 @@ class Layer:
         return Layer(self.name, self.unit, **parts)
 
 
-class Part:
+class PartWriter:
     """What one process has seen: values as they come, and a line of JSON per utterance."""
 
     def __init__(self, folder: Path) -> None:
@@ -116,7 +116,7 @@ class Part:
         folder.mkdir(parents=True)
         self.folder = folder
 
-    def append(self, spoken: Spoken) -> None:
+    def append(self, spoken: UtteranceActivations) -> None:
         """Write what was said of an utterance."""
         line = {name: getattr(spoken, name) for name in UTTERANCE_COLUMNS} | {"modules": {}}
         for module, rows in spoken.modules.items():
@@ -130,12 +130,12 @@ class Part:
             file.write(json.dumps(line) + "\n")
 
 
-def merge(parts: Sequence[Path], folder: Path, about: dict[str, Any], limit: int | None = None,
+def merge_parts(parts: Sequence[Path], folder: Path, about: dict[str, Any], limit: int | None = None,
           speakers: int | None = None) -> int:  # fmt: skip
     """Put what processes have seen together; the result does not depend on how many they were.
 
     Args:
-        parts: Folders of `Part`, which are removed.
+        parts: Folders of `PartWriter`, which are removed.
         folder: What to write. What an earlier call wrote there is replaced; other files stay.
         about: Anything that is to stand in `activations.json` too.
         limit: Utterances to keep, the first by name.
@@ -236,7 +236,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def layers_of(folder: Path, unit: Unit, wanted: Sequence[str] | None = None) -> list[str]:
+def layers_of_unit(folder: Path, unit: Unit, wanted: Sequence[str] | None = None) -> list[str]:
     """Return the modules whose rows are frames, or tokens: the wanted ones, or all in their order.
 
     Raises:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asr_lightning.scoring.word_alignment import align
+from asr_lightning.scoring.word_edits import find_word_edits
 from asr_lightning.text.phones import Segment
 
 
@@ -47,7 +47,7 @@ def boundary_errors(truth: Sequence[Segment], found: Sequence[Segment]) -> np.nd
     Returns:
         (N,) seconds, without sign.
     """
-    aligned = align(" ".join(one.label for one in truth), " ".join(one.label for one in found))
+    aligned = find_word_edits(" ".join(one.label for one in truth), " ".join(one.label for one in found))
     errors: list[float] = []
     place = 0  # in `found`
     for number, (one, heard) in enumerate(zip(truth, aligned.heard, strict=True)):
@@ -59,7 +59,9 @@ def boundary_errors(truth: Sequence[Segment], found: Sequence[Segment]) -> np.nd
     return np.array(errors)
 
 
-def measure(truth: Mapping[str, Sequence[Segment]], found: Mapping[str, Sequence[Segment]]) -> BoundaryErrors:
+def corpus_boundary_errors(
+    truth: Mapping[str, Sequence[Segment]], found: Mapping[str, Sequence[Segment]]
+) -> BoundaryErrors:
     """Compare all utterances that were found and whose truth is known."""
     both = [name for name in found if truth.get(name)]
     errors = [boundary_errors(truth[name], found[name]) for name in both]

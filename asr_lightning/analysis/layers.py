@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_lightning.analysis.activations import Layer, layers_of, read_layer
-from asr_lightning.analysis.probes import LayerFigures, interval, measure_layer
+from asr_lightning.analysis.activations import Layer, layers_of_unit, read_layer
+from asr_lightning.analysis.probes import LayerFigures, measure_layer, speaker_interval
 from asr_lightning.analysis.projection import aligned, counterparts, project
 
 FIGURES = tuple(field.name for field in fields(LayerFigures))
@@ -27,7 +27,7 @@ class Projected:
 
 
 @dataclass(frozen=True)
-class Measured:
+class LayerMeasurement:
     """What was measured of one layer and one speaker.
 
     Attributes:
@@ -71,7 +71,7 @@ def _applied(places: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.nd
     return (places - before.mean(axis=0)) @ turn
 
 
-def measure(projected: Iterable[Projected], k: int = 5) -> list[Measured]:
+def measure_layers(projected: Iterable[Projected], k: int = 5) -> list[LayerMeasurement]:
     """Measure layers in their own space and where t-SNE has put them."""
     measured = []
     for one in projected:
@@ -80,12 +80,12 @@ def measure(projected: Iterable[Projected], k: int = 5) -> list[Measured]:
         centres = (layer.starts + layer.ends) / 2
         for space, values in (("original", layer.values), ("tsne", one.places)):
             figures = measure_layer(values, layer.phones, groups, centres, k)
-            measured.append(Measured(layer.name, str(layer.speakers[0]), space, figures))
+            measured.append(LayerMeasurement(layer.name, str(layer.speakers[0]), space, figures))
     return measured
 
 
 @dataclass(frozen=True)
-class Curve:
+class LayerCurve:
     """One number along the layers, over speakers.
 
     Attributes:
@@ -103,7 +103,7 @@ class Curve:
     intervals: np.ndarray
 
 
-def curves(measured: Sequence[Measured]) -> list[Curve]:
+def layer_curves(measured: Sequence[LayerMeasurement]) -> list[LayerCurve]:
     """Follow every number from layer to layer."""
     layers = list(dict.fromkeys(one.layer for one in measured))
     result = []
@@ -114,11 +114,11 @@ def curves(measured: Sequence[Measured]) -> list[Curve]:
                 for layer in layers
             ]
             means = np.array([np.nanmean(one) if not np.isnan(one).all() else np.nan for one in values])
-            result.append(Curve(figure, space, layers, means, np.array([interval(one) for one in values])))
+            result.append(LayerCurve(figure, space, layers, means, np.array([speaker_interval(one) for one in values])))
     return result
 
 
-def table_of(measured: Iterable[Measured]) -> list[list[object]]:
+def layer_table(measured: Iterable[LayerMeasurement]) -> list[list[object]]:
     """Return what was measured as lines, the first the head: layer, speaker, space and the numbers."""
     head: list[object] = ["layer", "speaker", "space", *FIGURES]
     return [head, *([one.layer, one.speaker, one.space, *astuple(one.figures)] for one in measured)]
@@ -126,4 +126,4 @@ def table_of(measured: Iterable[Measured]) -> list[list[object]]:
 
 def read_layers(folder: Path, wanted: Sequence[str] | None = None) -> list[Layer]:
     """Return the layers of frames in a folder of activations."""
-    return [read_layer(folder, name) for name in layers_of(folder, "frame", wanted)]
+    return [read_layer(folder, name) for name in layers_of_unit(folder, "frame", wanted)]

@@ -121,7 +121,7 @@ def _ridge(points: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.linalg.solve(known.T @ known + penalty, known.T @ targets), mean, scale
 
 
-def interval(values: np.ndarray, seed: int = 1, draws: int = 2000) -> tuple[float, float]:
+def speaker_interval(values: np.ndarray, seed: int = 1, draws: int = 2000) -> tuple[float, float]:
     """Return the 95 % confidence interval of a mean over speakers, by bootstrap; NaN twice for fewer than two."""
     known = np.asarray(values, dtype=np.float64)
     known = known[~np.isnan(known)]

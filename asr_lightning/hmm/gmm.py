@@ -14,7 +14,7 @@ from torchaudio.functional import compute_deltas
 from asr_lightning.audio.features import MFCC
 from asr_lightning.audio.normalization import UtteranceNormalization
 from asr_lightning.errors import InputError
-from asr_lightning.hmm.alignment import align
+from asr_lightning.hmm.frame_alignment import align_frames
 from asr_lightning.hmm.model import HiddenMarkovModel
 
 ACOUSTIC_SCALE = 0.1
@@ -26,7 +26,7 @@ GAUSSIANS_UPDATED = kaldi.str_to_gmm_flags("mvw")  # means, variances, weights
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainingUtterance:
     """An utterance to learn from or to align.
 
     Attributes:
@@ -70,9 +70,13 @@ class Pass:
 
 
 def train(
-    model: HiddenMarkovModel, examples: Sequence[Example], passes: int = 40, gaussians: int = 1000, seed: int = 1,
+    model: HiddenMarkovModel,
+    examples: Sequence[TrainingUtterance],
+    passes: int = 40,
+    gaussians: int = 1000,
+    seed: int = 1,
     begin: Mapping[str, list[int]] | None = None,
-) -> Iterator[tuple[Pass, GaussianMixtures]]:  # fmt: skip
+) -> Iterator[tuple[Pass, GaussianMixtures]]:
     """Train mixtures, pass by pass, by alignments of the passes before; mixtures grow till the 3/4.
 
     Args:
@@ -97,7 +101,7 @@ def train(
         anew = number <= 10 or number % 2 == 0 if begin is None else number % 5 == 0
         if number > 1 and anew:
             decodables = ((one, states.decodable(one.features)) for one in examples)
-            alignments = {one.id: align(decodable, one.graph) for one, decodable in decodables}
+            alignments = {one.id: align_frames(decodable, one.graph) for one, decodable in decodables}
         failed = sum(not one for one in alignments.values())
         if failed == len(examples):
             raise InputError(f"none of {failed} utterances could be aligned: do transcripts and audio belong together?")
@@ -106,7 +110,7 @@ def train(
         yield Pass(number, log_likelihood, states.mixtures.num_gauss, failed), states
 
 
-def _flat(pdfs: int, examples: Sequence[Example]) -> kaldi.AmDiagGmm:
+def _flat(pdfs: int, examples: Sequence[TrainingUtterance]) -> kaldi.AmDiagGmm:
     """Give every pdf the mean and variance of all frames."""
     everything = np.concatenate([one.features for one in examples])
     variance = np.maximum(everything.var(axis=0, dtype=np.float64), 1e-3)
@@ -125,14 +129,14 @@ def _mixture(weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> k
     return mixture
 
 
-def _equal(one: Example, seed: int) -> list[int]:
+def _equal(one: TrainingUtterance, seed: int) -> list[int]:
     ok, path = kaldifst.equal_align(one.graph, len(one.features), seed, 10)
     return list(kaldifst.get_linear_symbol_sequence(path)[1]) if ok else []
 
 
 def _update(
     states: GaussianMixtures,
-    examples: Sequence[Example],
+    examples: Sequence[TrainingUtterance],
     alignments: dict[str, list[int]],
     gaussians: int,
     random: np.random.Generator,

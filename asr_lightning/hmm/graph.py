@@ -20,7 +20,7 @@ SELF_LOOP_SCALE = 0.1  # of log probabilities of staying in a state or not, besi
 EPSILON = 0
 
 
-def sentence(model: HiddenMarkovModel, words: Sequence[str], phones: bool = False) -> kaldifst.StdVectorFst:
+def sentence_transducer(model: HiddenMarkovModel, words: Sequence[str], phones: bool = False) -> kaldifst.StdVectorFst:
     """Return a transducer from the phones of a sentence to its word ids; a pause may come before every word and behind.
 
     Args:
@@ -109,7 +109,7 @@ def lexicon_transducer(model: HiddenMarkovModel, words: Iterable[str]) -> tuple[
     return fst, list(range(first, pause + 1))
 
 
-def grammar(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVectorFst:
+def grammar_transducer(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVectorFst:
     """Return an n-gram as a transducer on word ids; backing off reads the id behind the last word's.
 
     Words that the lexicon lacks are left out. `<unk>` is one of them: what it stands for cannot be recognised.
@@ -159,16 +159,16 @@ def decoding_graph(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVector
     if not known:
         raise InputError("expected a language model with words of the lexicon, found none")
     spoken, symbols = lexicon_transducer(model, known)
-    said = grammar(model, ngram)
+    said = grammar_transducer(model, ngram)
     kaldifst.arcsort(spoken, sort_type="olabel")
     kaldifst.arcsort(said, sort_type="ilabel")
     both = kaldifst.compose(spoken, said)
     kaldifst.determinize_star(both, use_log=True)
     kaldifst.minimize_encoded(both)
-    return expand(model, both, symbols)
+    return expand_to_states(model, both, symbols)
 
 
-def expand(
+def expand_to_states(
     model: HiddenMarkovModel, phones: kaldifst.StdVectorFst, symbols: Sequence[int] = (), scale: float = SELF_LOOP_SCALE
 ) -> kaldifst.StdVectorFst:
     """Turn a transducer that reads phones into one that reads transition ids, one a frame.
@@ -217,19 +217,21 @@ def _replace(
         _arc(fst, state, target, reads, says, cost)
 
 
-def numerator(model: HiddenMarkovModel, words: Sequence[str], spoken: kaldifst.StdVectorFst) -> kaldifst.StdVectorFst:
+def numerator_transducer(
+    model: HiddenMarkovModel, words: Sequence[str], spoken: kaldifst.StdVectorFst
+) -> kaldifst.StdVectorFst:
     """Return the ways of saying a sentence, weighted as the phone grammar of the denominator weights them.
 
     Raises:
         InputError: A word is not in the lexicon, or the phone grammar has no way of saying the sentence.
     """
-    said = sentence(model, words, phones=True)
+    said = sentence_transducer(model, words, phones=True)
     kaldifst.arcsort(said, sort_type="olabel")
     both = kaldifst.compose(said, spoken)
     if not both.num_states:
         raise InputError(f"expected a sentence that the phone grammar can say, got {' '.join(words)!r}")
     kaldifst.rmepsilon(both)
-    return expand(model, both, scale=1.0)
+    return expand_to_states(model, both, scale=1.0)
 
 
 def phone_grammar(sequences: Iterable[Sequence[int]], order: int = 3) -> kaldifst.StdVectorFst:
@@ -269,7 +271,7 @@ def as_graph(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst) -> Graph:
 
     Args:
         model: Whose transition ids.
-        fst: Reads one of them with every arc, as what `expand` makes without disambiguation symbols.
+        fst: Reads one of them with every arc, as what `expand_to_states` makes without disambiguation symbols.
     """
     arcs = [
         (state, arc.nextstate, arc.ilabel, -arc.weight.value)

@@ -182,7 +182,7 @@ def _with_capital_marks(lexicon: Lexicon) -> Lexicon:
     )
 
 
-def read_model(folder: Path) -> HiddenMarkovModel:
+def read_hmm(folder: Path) -> HiddenMarkovModel:
     """Read what `HiddenMarkovModel.write` has written.
 
     Raises:

@@ -12,7 +12,7 @@ from itertools import count
 import numpy as np
 
 from asr_lightning.errors import InputError
-from asr_lightning.hmm.alignment import phone_runs, subsample
+from asr_lightning.hmm.frame_alignment import phone_runs, subsample
 from asr_lightning.hmm.kaldi_tree import EDGE, LEFT, RIGHT, Node, as_kaldi
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel
 
@@ -186,7 +186,7 @@ def _number(node: Node, pdfs: Iterator[int]) -> None:
         _number(child, pdfs)
 
 
-def tie(
+def tie_states(
     model: HiddenMarkovModel,
     statistics: Statistics,
     leaves: int,

@@ -16,7 +16,7 @@ WIDTH = 11.0  # inches, at 100 dots per inch
 
 
 @dataclass(frozen=True)
-class Alignment:
+class UtteranceAlignment:
     """What is known of one utterance.
 
     Attributes:
@@ -42,12 +42,12 @@ class Alignment:
     blank_id: int
 
 
-def shown(token: str) -> str:
+def display_token(token: str) -> str:
     """Return a token as it is drawn: matplotlib leaves names that begin with `_` out of legends."""
     return token.replace("_", "␣")
 
 
-def plot_alignment(one: Alignment, path: Path) -> None:
+def plot_alignment(one: UtteranceAlignment, path: Path) -> None:
     """Draw attention weights, tokens over seconds, and below them posteriors with the emitted tokens; write a PNG."""
     heights = [max(3.0, min(9.0, 0.16 * len(weights))) for weights in one.attention.values()]
     heights += [3.0] if one.posteriors is not None else []
@@ -59,7 +59,7 @@ def plot_alignment(one: Alignment, path: Path) -> None:
             weights, aspect="auto", origin="upper", cmap="Blues", vmin=0.0, interpolation="nearest",
             extent=(0.0, one.seconds, len(weights) - 0.5, -0.5),
         )  # fmt: skip
-        panel.set_yticks(range(len(weights)), [*map(shown, one.tokens), "end"][: len(weights)], fontsize=8)
+        panel.set_yticks(range(len(weights)), [*map(display_token, one.tokens), "end"][: len(weights)], fontsize=8)
         panel.set_title(name, fontsize=11)
     if one.posteriors is not None:
         panel, times = panels[-1], (np.arange(len(one.posteriors)) + 0.5) * one.seconds / len(one.posteriors)
@@ -68,9 +68,9 @@ def plot_alignment(one: Alignment, path: Path) -> None:
         columns = np.delete(np.arange(one.posteriors.shape[1]), one.blank_id)
         for number, column in enumerate(columns[np.argsort(-without_blank)[:MOST]]):
             panel.plot(times, one.posteriors[:, column], color=COLOURS[number % len(COLOURS)], linewidth=1.2,
-                       label=shown(one.vocabulary[column]))  # fmt: skip
+                       label=display_token(one.vocabulary[column]))  # fmt: skip
         for onset, token in zip(one.onsets, one.tokens, strict=False):
-            panel.annotate(shown(token), (times[onset], 1.03), fontsize=9, ha="center", annotation_clip=False)
+            panel.annotate(display_token(token), (times[onset], 1.03), fontsize=9, ha="center", annotation_clip=False)
         panel.set_ylim(0.0, 1.12)
         panel.set_ylabel("probability", fontsize=10)
         panel.legend(frameon=False, fontsize=8, ncols=MOST + 1, loc="upper center", bbox_to_anchor=(0.5, -0.12))

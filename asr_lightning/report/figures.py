@@ -51,8 +51,10 @@ class ErrorRate:
     words: int | None = None
 
 
-def curves(rows: Iterable[ErrorRate], metric: Metric = "wer") -> dict[str, dict[str, dict[str, dict[int, float]]]]:
-    """Sort rates by run, subset, seed and epoch: `curves(rows)["random"]["test-clean"]["1"][5]`."""
+def rates_by_run(
+    rows: Iterable[ErrorRate], metric: Metric = "wer"
+) -> dict[str, dict[str, dict[str, dict[int, float]]]]:
+    """Sort rates by run, subset, seed and epoch: `rates_by_run(rows)["random"]["test-clean"]["1"][5]`."""
     sorted_rates: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
     for row in sorted(rows):
         seeds = sorted_rates.setdefault(row.run, {}).setdefault(row.subset, {})
@@ -78,7 +80,7 @@ def plot_error_rates(
     Raises:
         ValueError: There is nothing to draw.
     """
-    by_run = curves(rows, metric)
+    by_run = rates_by_run(rows, metric)
     reference = by_run.pop(reference_run, {}) if reference_run else {}
     subsets = sorted({row.subset for row in rows if row.run != reference_run})
     if not subsets:

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
-from asr_lightning.analysis.layers import Curve, Projected
+from asr_lightning.analysis.layers import LayerCurve, Projected
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing
 from asr_lightning.report.figures import COLOURS
@@ -160,7 +160,7 @@ def phone_colours(phones: Sequence[str]) -> dict[str, str]:
     return {**colours, SILENCE: "#8c8c8c"}
 
 
-def plot_curves(curves: Sequence[Curve], path: Path) -> None:
+def plot_curves(curves: Sequence[LayerCurve], path: Path) -> None:
     """Draw what was measured along the layers, in the original space and in two dimensions, with 95 % intervals.
 
     What is known of no layer, as the spread of silence where none was labelled, has no panel.
@@ -194,7 +194,7 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
         figure.savefig(half, format="png")
 
 
-def is_known(curves: Sequence[Curve], name: str) -> bool:
+def is_known(curves: Sequence[LayerCurve], name: str) -> bool:
     """Whether a number is known of any layer."""
     return any(np.isfinite(curve.means).any() for curve in curves if curve.figure == name)
 

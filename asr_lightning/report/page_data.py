@@ -10,7 +10,7 @@ import numpy as np
 
 from asr_lightning.errors import InputError, reason
 from asr_lightning.report.figures import ErrorRate
-from asr_lightning.report.figures import curves as rate_curves
+from asr_lightning.report.figures import rates_by_run as rate_curves
 from asr_lightning.report.tables import read_rows
 
 METRICS = ("wer", "cer", "ser", "swer", "unspaced_cer")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from asr_lightning.analysis.layers import FIGURES, Curve, Measured, curves
+from asr_lightning.analysis.layers import FIGURES, LayerCurve, LayerMeasurement, layer_curves
 from asr_lightning.analysis.probes import LayerFigures
 from asr_lightning.errors import InputError, reason
 from asr_lightning.report.layer_figures import is_known, phone_colours
@@ -38,7 +38,9 @@ def gather_layers(name: str, folder: Path, share: int = 1) -> Data | None:
     if not (folder / "figures.csv").exists():
         return None
     measured = [
-        Measured(row["layer"], row["speaker"], row["space"], LayerFigures(*(float(row[one]) for one in FIGURES)))
+        LayerMeasurement(
+            row["layer"], row["speaker"], row["space"], LayerFigures(*(float(row[one]) for one in FIGURES))
+        )
         for row in read_rows(folder / "figures.csv", {"layer", "speaker", "space", *FIGURES})
     ]
     layers = list(dict.fromkeys(one.layer for one in measured))
@@ -58,7 +60,7 @@ def gather_layers(name: str, folder: Path, share: int = 1) -> Data | None:
         shown += sum(len(one["x"]) for one in speakers[speaker]["layers"].values())
         total += counted
     phones = {phone for one in speakers.values() for layer in one["layers"].values() for phone in layer["phone"]} - {0}
-    found = curves(measured)
+    found = layer_curves(measured)
     if not phones:
         raise InputError(
             f"{folder}: expected frames with phones, found none: look inside again with Activations.labels, which "
@@ -89,7 +91,7 @@ def _note(shown: int, total: int, kept: int, speakers: int) -> str:
     )
 
 
-def _curve(one: Curve) -> Data:
+def _curve(one: LayerCurve) -> Data:
     return {
         "figure": one.figure,
         "space": one.space,

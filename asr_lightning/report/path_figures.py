@@ -16,7 +16,7 @@ from asr_lightning.report.figures import COLOURS, MARKERS, PANEL, WIDE_RANGE
 
 
 @dataclass(frozen=True)
-class Convergence:
+class ConvergenceCurve:
     """How the error rate of a run on a subset fell, and what is made of that.
 
     Attributes:
@@ -66,7 +66,7 @@ def plot_lines(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
     _finish(figure, axes, path, columns=1)
 
 
-def plot_convergence(curves: Sequence[Convergence], label: str, level: float, path: Path) -> None:
+def plot_convergence(curves: Sequence[ConvergenceCurve], label: str, level: float, path: Path) -> None:
     """Draw measured rates with the curves fitted to them, one panel for each subset, and write a PNG.
 
     Args:
@@ -94,7 +94,7 @@ def plot_convergence(curves: Sequence[Convergence], label: str, level: float, pa
     _finish(figure, axes, path, columns=len(runs))
 
 
-def _draw(panel: Axes, curve: Convergence, colour: str, level: float) -> None:
+def _draw(panel: Axes, curve: ConvergenceCurve, colour: str, level: float) -> None:
     epochs, rates = zip(*curve.measured, strict=True)
     panel.plot(epochs, [100 * rate for rate in rates], "o", color=colour, markersize=5.0, label=curve.run)
     if curve.forecast is not None:

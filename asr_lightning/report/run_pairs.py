@@ -10,13 +10,13 @@ from pathlib import Path
 from asr_lightning.errors import InputError
 from asr_lightning.report.run_folders import Run
 from asr_lightning.scoring.significance import Bootstrap, MatchedPairs, bootstrap, matched_pairs, segment_errors
-from asr_lightning.scoring.word_alignment import align
+from asr_lightning.scoring.word_edits import find_word_edits
 
 EXAMPLES = 10  # sentences that improved most, and that were harmed most
 
 
 @dataclass(frozen=True)
-class Transcript:
+class TranscriptLine:
     """What a line of a transcript file says."""
 
     id: str
@@ -50,7 +50,7 @@ class UtteranceErrors:
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleSentence:
     """An utterance as a run and the baseline heard it.
 
     With several seeds, the hypotheses are of the two that differ most in the direction of the mean difference: the best
@@ -90,8 +90,8 @@ class PairComparison:
     utterances: list[UtteranceErrors]
     matched_pairs: MatchedPairs
     bootstrap: Bootstrap
-    improved: list[Example]
-    harmed: list[Example]
+    improved: list[ExampleSentence]
+    harmed: list[ExampleSentence]
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def compare_pair(run: Sequence[Run], baseline: Sequence[Run], subset: str) -> Pa
     )
 
 
-def read_transcripts(path: Path) -> Iterator[Transcript]:
+def read_transcripts(path: Path) -> Iterator[TranscriptLine]:
     """Read the lines of a transcript file.
 
     Raises:
@@ -195,7 +195,7 @@ def read_transcripts(path: Path) -> Iterator[Transcript]:
                         f"{path}, line {count}: expected JSON with the texts id, speaker, reference and hypothesis,"
                         f" got {line[:80]!r}"
                     ) from error
-                yield Transcript(*fields)
+                yield TranscriptLine(*fields)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected transcripts, as the callback Transcripts writes them: {error}") from error
 
@@ -237,14 +237,14 @@ def _usable(runs: Sequence[Run], subset: str, first: Path | None = None) -> tupl
     return usable, problems
 
 
-def _together(runs: Sequence[Run], subset: str) -> Iterator[tuple[Transcript, ...]]:
+def _together(runs: Sequence[Run], subset: str) -> Iterator[tuple[TranscriptLine, ...]]:
     """What all runs heard, utterance by utterance."""
     return zip(*(read_transcripts(run.transcripts(subset)) for run in runs), strict=True)
 
 
-def _score(said: Sequence[Transcript], seeds: int) -> tuple[UtteranceErrors, list[float]]:
+def _score(said: Sequence[TranscriptLine], seeds: int) -> tuple[UtteranceErrors, list[float]]:
     """The errors in an utterance, and their differences by segment; so many transcripts are of the run."""
-    alignments = [align(transcript.reference, transcript.hypothesis) for transcript in said]
+    alignments = [find_word_edits(transcript.reference, transcript.hypothesis) for transcript in said]
     first, second = alignments[:seeds], alignments[seeds:]
     errors = UtteranceErrors(
         id=said[-1].id,
@@ -258,16 +258,16 @@ def _score(said: Sequence[Transcript], seeds: int) -> tuple[UtteranceErrors, lis
 
 def _read_examples(
     run: Sequence[Run], baseline: Sequence[Run], subset: str, chosen: Mapping[int, UtteranceErrors]
-) -> dict[int, Example]:
+) -> dict[int, ExampleSentence]:
     """The transcripts of some utterances, by their places: read again, so that not all texts are held."""
     examples = {}
     for place, said in enumerate(_together([*run, *baseline], subset)):
         if place in chosen:
-            errors = [align(one.reference, one.hypothesis).errors for one in said]
+            errors = [find_word_edits(one.reference, one.hypothesis).errors for one in said]
             better, worse = (min, max) if chosen[place].difference < 0 else (max, min)
             one = errors.index(better(errors[: len(run)]))
             other = errors.index(worse(errors[len(run) :]), len(run))
-            examples[place] = Example(
+            examples[place] = ExampleSentence(
                 errors=chosen[place],
                 reference=said[0].reference,
                 hypothesis=said[one].hypothesis,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from asr_lightning.scoring.word_alignment import WordAlignment
+from asr_lightning.scoring.word_edits import WordEdits
 
 SEPARATING_WORDS = 2  # recognised by both systems, one after the other: NIST's default
 RESAMPLES = 10_000
@@ -65,7 +65,7 @@ class Bootstrap:
     by_speaker: bool
 
 
-def segment_errors(first: Sequence[WordAlignment], second: Sequence[WordAlignment]) -> list[tuple[float, float]]:
+def segment_errors(first: Sequence[WordEdits], second: Sequence[WordEdits]) -> list[tuple[float, float]]:
     """Cut an utterance into segments whose errors are independent of each other's [Gillick & Cox 1989].
 
     A segment holds errors of any transcript, and lies between two places without any: at least two successive words of
@@ -100,7 +100,7 @@ def segment_errors(first: Sequence[WordAlignment], second: Sequence[WordAlignmen
     return segments
 
 
-def _common_reference(first: Sequence[WordAlignment], second: Sequence[WordAlignment]) -> tuple[str, ...]:
+def _common_reference(first: Sequence[WordEdits], second: Sequence[WordEdits]) -> tuple[str, ...]:
     references = {alignment.reference for alignment in (*first, *second)}
     if not first or not second or len(references) != 1:
         raise ValueError(

@@ -1,6 +1,6 @@
 """English as it is scored: upper-case words, nothing else.
 
-The policy of `normalize`, which is applied to references and hypotheses alike:
+The policy of `normalize_english`, which is applied to references and hypotheses alike:
 
 * Unicode NFKC, upper case. Accents stay (CAFÉ); combining marks that belong to no letter are dropped.
 * Apostrophes, also typographic ones, stay inside a word (DON'T) and are dropped elsewhere (DOGS, TIS).
@@ -50,7 +50,7 @@ _STRAY_APOSTROPHE = re.compile(r"(?<![^\W\d_])'|'(?![^\W\d_])")  # not between t
 _ABBREVIATION = re.compile(r"\b[^\W\d_](?:\.[^\W\d_])+\b(?:\.(?!\w))?")
 
 
-def normalize(text: str) -> str:
+def normalize_english(text: str) -> str:
     """Bring English text into the form that is scored; see the policy above. Doing it twice changes nothing."""
     text = unicodedata.normalize("NFKC", _APOSTROPHES.sub("'", text)).upper()
     text = unicodedata.normalize("NFKC", _APOSTROPHES.sub("'", text))
@@ -68,12 +68,12 @@ def normalize(text: str) -> str:
     return unicodedata.normalize("NFKC", " ".join(text.split()))  # letters that only now are neighbours may compose
 
 
-def transcript(text: str) -> str:
+def english_transcript(text: str) -> str:
     """Return a transcript as it is trained on and scored: unchanged where it is capitals and apostrophes already.
 
     So LibriSpeech's own transcripts stay what they are (NOTHIN'), and any other text is normalised.
     """
-    return text if PLAIN.fullmatch(text) else normalize(text)
+    return text if PLAIN.fullmatch(text) else normalize_english(text)
 
 
 def cardinal_words(digits: str) -> str:

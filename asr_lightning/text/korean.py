@@ -48,7 +48,7 @@ class AnnotationError(ValueError):
     """A line that the annotation's grammar does not allow."""
 
 
-def normalize(line: str, side: Side = "pronunciation", percent: str = PERCENT) -> str:
+def normalize_korean(line: str, side: Side = "pronunciation", percent: str = PERCENT) -> str:
     """Bring an annotated line into the form that is trained on and scored; see the policy above.
 
     Args:

@@ -28,7 +28,7 @@ from itertools import chain, combinations, islice, pairwise, product
 
 from asr_lightning.errors import InputError
 from asr_lightning.text.hangul import FINALS, MEDIALS, compose, decompose
-from asr_lightning.text.korean_rules import CODAS, TENSE, Syllable, apply
+from asr_lightning.text.korean_rules import CODAS, TENSE, Syllable, pronounce_by_rules
 
 MOST = 12  # pronunciations of a word
 INITIAL_PHONES = dict(
@@ -92,7 +92,7 @@ def pronunciations(word: str) -> tuple[str, ...]:
     Raises:
         InputError: The word is empty or has another character than Hangul syllables.
     """
-    ways = [_ways(apply(spelling)) for spelling in _spellings(_checked(word))]
+    ways = [_ways(pronounce_by_rules(spelling)) for spelling in _spellings(_checked(word))]
     said = chain((next(way) for way in ways), *ways)
     return tuple(dict.fromkeys(islice(said, MOST)))
 

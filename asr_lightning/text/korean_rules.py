@@ -132,7 +132,7 @@ def _vowels(syllable: Syllable) -> None:
 RULES = (_palatalise, _aspirate, _link, _tense, _simplify, _nasalise, _lateralise)
 
 
-def apply(spelling: str) -> list[Syllable]:
+def pronounce_by_rules(spelling: str) -> list[Syllable]:
     """Say a word by `RULES`.
 
     Args:

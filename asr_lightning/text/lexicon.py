@@ -114,7 +114,7 @@ def write_lexicon(lexicon: Lexicon, path: str | Path) -> None:
         raise InputError(f"cannot write the lexicon {path} ({error.strerror or error})") from error
 
 
-def complete(
+def complete_lexicon(
     lexicon: Lexicon, words: Iterable[str], g2p: Callable[[str], tuple[Phones, ...]] | None = None
 ) -> tuple[Lexicon, Counter[str]]:
     """Make the lexicon of exactly these words, sorted.

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from asr_lightning.analysis.probes import (
-    interval,
     linear_probe,
     measure_layer,
     order_correlation,
     phone_purity,
     silence_spread,
+    speaker_interval,
 )
 
 PHONES = np.array(["SIL", "AA", "B", "S"])
@@ -90,7 +90,7 @@ def test_the_interval_of_a_mean_covers_it() -> None:
     random = np.random.default_rng(5)
     covered = 0
     for seed in range(200):
-        low, high = interval(random.normal(3.0, 1.0, size=30), seed, draws=300)
+        low, high = speaker_interval(random.normal(3.0, 1.0, size=30), seed, draws=300)
         covered += low <= 3.0 <= high
     assert 0.86 < covered / 200 < 0.99
-    assert all(map(math.isnan, interval(np.array([1.0, np.nan]))))
+    assert all(map(math.isnan, speaker_interval(np.array([1.0, np.nan]))))

@@ -17,7 +17,7 @@ from test_slf import FOREIGN
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.graph import decoding_graph
 from asr_lightning.hmm.lattice import best_sentences
-from asr_lightning.hmm.model import read_model
+from asr_lightning.hmm.model import read_hmm
 from asr_lightning.hmm.openfst import check_fst
 from asr_lightning.hmm.slf import read_slf
 from asr_lightning.hmm.store import AlignmentStore, write_alignments
@@ -89,7 +89,7 @@ def test_alignments_that_lead_in_a_circle(tmp_path: Path) -> None:
 @given(random=RANDOM)
 def test_models(random: Random, folder: Path, states: list[Path]) -> None:
     with spoiled(random.choice(states), random), Refusing("states"):
-        model = read_model(folder / "states")
+        model = read_hmm(folder / "states")
         assert len(model.pdf_of) == len(model.stays)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from asr_lightning.report.figures import COLOURS, ErrorRate, curves, plot_error_rates
+from asr_lightning.report.figures import COLOURS, ErrorRate, plot_error_rates, rates_by_run
 
 
 def rows_of(
@@ -85,5 +85,5 @@ def test_nothing_to_draw_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
 
 def test_curves_are_sorted_by_epoch_and_metric() -> None:
     rows = [ErrorRate("ws", "1", epoch, "clean", epoch / 100, epoch / 200, 1.0, 1.0, 1.0) for epoch in (10, 2, 1)]
-    assert list(curves(rows)["ws"]["clean"]["1"].items()) == [(1, 0.01), (2, 0.02), (10, 0.1)]
-    assert curves(rows, "cer")["ws"]["clean"]["1"][10] == 0.05
+    assert list(rates_by_run(rows)["ws"]["clean"]["1"].items()) == [(1, 0.01), (2, 0.02), (10, 0.1)]
+    assert rates_by_run(rows, "cer")["ws"]["clean"]["1"][10] == 0.05

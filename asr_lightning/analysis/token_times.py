@@ -12,7 +12,7 @@ from asr_lightning.losses.transducer import occupancies
 from asr_lightning.text.phones import Segment
 
 
-def forced_alignment(log_probs: Tensor, tokens: Sequence[int], blank_id: int) -> list[tuple[int, int]] | None:
+def token_spans(log_probs: Tensor, tokens: Sequence[int], blank_id: int) -> list[tuple[int, int]] | None:
     """Return first and last frame of every token on the most probable CTC path that says them.
 
     Args:

@@ -10,7 +10,7 @@ LINE_WIDTH = 110  # columns of a terminal
 
 
 @dataclass(frozen=True)
-class WordAlignment:
+class WordEdits:
     """A shortest edit from a reference of N words to a hypothesis.
 
     Attributes:
@@ -30,7 +30,7 @@ class WordAlignment:
         return wrong + sum(map(len, self.insertions))
 
 
-def align(reference: str, hypothesis: str) -> WordAlignment:
+def find_word_edits(reference: str, hypothesis: str) -> WordEdits:
     """Align two texts with the fewest word errors; of several such alignments it is jiwer's.
 
     Args:
@@ -40,7 +40,7 @@ def align(reference: str, hypothesis: str) -> WordAlignment:
     spoken, found = tuple(reference.split()), tuple(hypothesis.split())
     insertions: list[tuple[str, ...]] = [()] * (len(spoken) + 1)
     if spoken == found:
-        return WordAlignment(spoken, found, tuple(insertions))
+        return WordEdits(spoken, found, tuple(insertions))
     heard: list[str | None] = [None] * len(spoken)
     for part in jiwer.process_words(" ".join(spoken), " ".join(found)).alignments[0]:
         words = found[part.hyp_start_idx : part.hyp_end_idx]
@@ -48,7 +48,7 @@ def align(reference: str, hypothesis: str) -> WordAlignment:
             insertions[part.ref_start_idx] += words
         elif part.type != "delete":
             heard[part.ref_start_idx : part.ref_end_idx] = words
-    return WordAlignment(spoken, tuple(heard), tuple(insertions))
+    return WordEdits(spoken, tuple(heard), tuple(insertions))
 
 
 def display_width(text: str) -> int:
@@ -58,7 +58,7 @@ def display_width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in drawn)
 
 
-def show_alignments(rows: Sequence[tuple[str, WordAlignment]], line_width: int = LINE_WIDTH) -> str:
+def format_word_edits(rows: Sequence[tuple[str, WordEdits]], line_width: int = LINE_WIDTH) -> str:
     """Write a reference and what several recognisers heard under each other, word below word, in fixed width.
 
     A wrong or inserted word stands between asterisks; asterisks alone are a missing word, as in NIST's sclite, whose
@@ -87,7 +87,7 @@ def show_alignments(rows: Sequence[tuple[str, WordAlignment]], line_width: int =
     return "\n\n".join("\n".join(" ".join(cells).rstrip() for cells in zip(*block, strict=True)) for block in blocks)
 
 
-def _columns(alignments: Sequence[WordAlignment]) -> list[list[str | None]]:
+def _columns(alignments: Sequence[WordEdits]) -> list[list[str | None]]:
     """Cells of the reference and of each recogniser, where None is a missing word."""
     reference = alignments[0].reference
     columns: list[list[str | None]] = []

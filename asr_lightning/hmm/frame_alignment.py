@@ -14,7 +14,7 @@ Run = tuple[float, float, str]  # first frame, frame behind the last, phone; or 
 Runs = list[tuple[int, int, str]]
 
 
-def align(
+def align_frames(
     decodable: kaldi.DecodableInterface, graph: kaldifst.StdVectorFst, beam: float = 10.0, retry_beam: float = 40.0
 ) -> list[int]:
     """Return the most probable transition ids, one a frame; none where there is no way through within the beams.

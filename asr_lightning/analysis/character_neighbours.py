@@ -24,7 +24,7 @@ MISSING = "–"
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedTable:
     """A table of matching characters that a paper has.
 
     Attributes:
@@ -48,7 +48,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Histories:
+class CharacterNeighbours:
     """The characters of recognised sentences, each with its nearest neighbours in other sentences by one layer.
 
     Attributes:
@@ -97,9 +97,9 @@ class Histories:
         return in_context(self.characters[begin:end].tolist(), row - begin)
 
 
-def find_histories(
+def find_character_neighbours(
     folder: Path, layers: Sequence[str], k: int = 5, seed: int = 1, device: str = "cpu", sentences: int | None = None
-) -> list[Histories]:
+) -> list[CharacterNeighbours]:
     """Find the neighbours of every recognised character, layer by layer.
 
     Args:
@@ -117,7 +117,7 @@ def find_histories(
     Raises:
         InputError: There is no such layer.
     """
-    found: list[Histories] = []
+    found: list[CharacterNeighbours] = []
     for layer in layers:
         states = _of_sentences(read_layer(folder, layer), sentences, seed)
         groups = np.unique(states.utterances, return_inverse=True)[1]
@@ -129,7 +129,7 @@ def find_histories(
             ngram_baseline(states.characters, groups, queries, k, order, seed) for order in ORDERS
         )  # fmt: skip
         found.append(
-            Histories(
+            CharacterNeighbours(
                 layer, states.utterances, states.index, states.characters, places, distances,
                 matching_before(states.characters, groups, places, queries),
                 shuffled_baseline(states.values, states.characters, groups, queries, k, seed), ngrams,
@@ -147,7 +147,7 @@ def _of_sentences(layer: Layer, count: int | None, seed: int) -> Layer:
     return layer.where(np.flatnonzero(rows))
 
 
-def table(found: list[Histories], published: Published | None = None) -> list[list[str]]:
+def neighbour_table(found: list[CharacterNeighbours], published: PublishedTable | None = None) -> list[list[str]]:
     """Return Table 2: for every layer, total and mean matching characters, the paper's, and the baselines' means.
 
     Args:
@@ -167,7 +167,7 @@ def table(found: list[Histories], published: Published | None = None) -> list[li
     return rows
 
 
-def caption(found: list[Histories], seed: int, published: Published | None = None) -> str:
+def neighbour_caption(found: list[CharacterNeighbours], seed: int, published: PublishedTable | None = None) -> str:
     """Return the caption of the table."""
     one = found[0]
     ours = (

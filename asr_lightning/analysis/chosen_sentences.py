@@ -7,7 +7,7 @@ Row = Mapping[str, str]  # a line of `utterances.csv`
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenSentence:
     """A sentence to draw.
 
     Attributes:
@@ -56,7 +56,7 @@ def text_of(row: Row) -> str:
 
 def choose_sentences(
     wanted: Sequence[str], utterances: Mapping[str, Row], sizes: Mapping[str, int], speaker: str
-) -> list[Chosen]:
+) -> list[ChosenSentence]:
     """Choose the sentences that are wanted; where the corpus lacks one, the longest other one of a speaker.
 
     Args:
@@ -81,5 +81,5 @@ def choose_sentences(
         )
         name = found_name or (longest.pop(0) if longest else None)
         if name:
-            chosen.append(Chosen(name, known[name]["speaker"], text_of(known[name]), note))
+            chosen.append(ChosenSentence(name, known[name]["speaker"], text_of(known[name]), note))
     return chosen

@@ -34,7 +34,7 @@ class Quality:
     error_rates: dict[str, float]
 
 
-def places(first: float = -0.25, last: float = 1.25, count: int = 13) -> list[float]:
+def line_positions(first: float = -0.25, last: float = 1.25, count: int = 13) -> list[float]:
     """Return places on a line, evenly spread, and both ends, which are 0 and 1, exactly.
 
     Raises:
