@@ -35,34 +35,36 @@ class BoundaryErrors:
         return len(self.seconds) / self.expected if self.expected else float("nan")
 
 
-def boundary_errors(truth: Sequence[Segment], found: Sequence[Segment]) -> np.ndarray:
+def boundary_errors(truth: Sequence[Segment], estimate: Sequence[Segment]) -> np.ndarray:
     """Compare where segments begin that both have, as the alignment of their labels with the fewest errors pairs them.
 
     The beginning of the first segment is no border. Labels must not hold white space.
 
     Args:
         truth: Exact segments of an utterance in the order of time.
-        found: Segments to be judged.
+        estimate: Segments to be judged.
 
     Returns:
         (N,) seconds, without sign.
     """
-    aligned = find_word_edits(" ".join(one.label for one in truth), " ".join(one.label for one in found))
+    aligned = find_word_edits(
+        " ".join(segment.label for segment in truth), " ".join(segment.label for segment in estimate)
+    )
     errors: list[float] = []
-    place = 0  # in `found`
-    for number, (one, heard) in enumerate(zip(truth, aligned.heard, strict=True)):
-        place += len(aligned.insertions[number])
-        if heard is not None:
-            if heard == one.label and number and place:
-                errors.append(abs(found[place].start - one.start))
-            place += 1
+    row = 0  # in `estimate`
+    for number, (segment, label) in enumerate(zip(truth, aligned.heard, strict=True)):
+        row += len(aligned.insertions[number])
+        if label is not None:
+            if label == segment.label and number and row:
+                errors.append(abs(estimate[row].start - segment.start))
+            row += 1
     return np.array(errors)
 
 
 def corpus_boundary_errors(
-    truth: Mapping[str, Sequence[Segment]], found: Mapping[str, Sequence[Segment]]
+    truth: Mapping[str, Sequence[Segment]], estimates: Mapping[str, Sequence[Segment]]
 ) -> BoundaryErrors:
     """Compare all utterances that were found and whose truth is known."""
-    both = [name for name in found if truth.get(name)]
-    errors = [boundary_errors(truth[name], found[name]) for name in both]
+    both = [name for name in estimates if truth.get(name)]
+    errors = [boundary_errors(truth[name], estimates[name]) for name in both]
     return BoundaryErrors(np.concatenate([np.zeros(0), *errors]), sum(len(truth[name]) - 1 for name in both))

@@ -54,9 +54,9 @@ class CharacterNeighbours:
     Attributes:
         layer: Name.
         utterances: (N,) names.
-        index: (N,) places within a sentence.
+        index: (N,) positions within a sentence.
         characters: (N,).
-        places: (N, k) rows of the neighbours, the nearest first; -1 for none.
+        neighbours: (N, k) rows of the neighbours, the nearest first; -1 for none.
         distances: (N, k) Euclidean.
         counts: (N, k) matching characters right before.
         shuffled: What states of other characters share.
@@ -67,7 +67,7 @@ class CharacterNeighbours:
     utterances: np.ndarray
     index: np.ndarray
     characters: np.ndarray
-    places: np.ndarray
+    neighbours: np.ndarray
     distances: np.ndarray
     counts: np.ndarray
     shuffled: Matches
@@ -117,25 +117,25 @@ def find_character_neighbours(
     Raises:
         InputError: There is no such layer.
     """
-    found: list[CharacterNeighbours] = []
+    by_layer: list[CharacterNeighbours] = []
     for layer in layers:
         states = _of_sentences(read_layer(folder, layer), sentences, seed)
         groups = np.unique(states.utterances, return_inverse=True)[1]
         if len(np.unique(groups)) < 2:
             return []
         queries = np.arange(len(states))
-        places, distances = nearest(states.values, groups, k, device=device)
-        ngrams = found[0].ngrams if found else tuple(  # these look at characters only, the same in every layer
+        rows, distances = nearest(states.values, groups, k, device=device)
+        ngrams = by_layer[0].ngrams if by_layer else tuple(  # these look at characters only, the same in every layer
             ngram_baseline(states.characters, groups, queries, k, order, seed) for order in ORDERS
         )  # fmt: skip
-        found.append(
+        by_layer.append(
             CharacterNeighbours(
-                layer, states.utterances, states.index, states.characters, places, distances,
-                matching_before(states.characters, groups, places, queries),
+                layer, states.utterances, states.index, states.characters, rows, distances,
+                matching_before(states.characters, groups, rows, queries),
                 shuffled_baseline(states.values, states.characters, groups, queries, k, seed), ngrams,
             )
         )  # fmt: skip
-    return found
+    return by_layer
 
 
 def _of_sentences(layer: Layer, count: int | None, seed: int) -> Layer:
@@ -147,32 +147,32 @@ def _of_sentences(layer: Layer, count: int | None, seed: int) -> Layer:
     return layer.where(np.flatnonzero(rows))
 
 
-def neighbour_table(found: list[CharacterNeighbours], published: PublishedTable | None = None) -> list[list[str]]:
+def neighbour_table(layers: list[CharacterNeighbours], published: PublishedTable | None = None) -> list[list[str]]:
     """Return Table 2: for every layer, total and mean matching characters, the paper's, and the baselines' means.
 
     Args:
-        found: The layers, the lowest first.
+        layers: The layers, the lowest first.
         published: A paper's table, whose columns stand beside ours.
     """
     paper = ["published total", "published mean"] if published else []
     head = ["layer", "sentences", "tokens", "total", "mean", *paper, "shuffled states"]
     rows = [head + [f"{order}-gram" for order in ORDERS]]
-    for number, one in enumerate(found):
-        mine, k = one.matches, one.places.shape[1]
+    for number, layer in enumerate(layers):
+        mine, k = layer.matches, layer.neighbours.shape[1]
         rows.append(
-            [one.layer, str(one.sentences), str(len(one.characters)), f"{mine.total:.0f}", f"{mine.mean:.2f}"]
+            [layer.layer, str(layer.sentences), str(len(layer.characters)), f"{mine.total:.0f}", f"{mine.mean:.2f}"]
             + (published.columns(number, k) if published else [])
-            + [f"{other.mean:.2f}" for other in (one.shuffled, *one.ngrams)]
+            + [f"{other.mean:.2f}" for other in (layer.shuffled, *layer.ngrams)]
         )
     return rows
 
 
-def neighbour_caption(found: list[CharacterNeighbours], seed: int, published: PublishedTable | None = None) -> str:
+def neighbour_caption(layers: list[CharacterNeighbours], seed: int, published: PublishedTable | None = None) -> str:
     """Return the caption of the table."""
-    one = found[0]
+    first = layers[0]
     ours = (
-        f"{one.places.shape[1]} neighbours of each of {len(one.characters):,} tokens of {one.sentences} sentences "
-        f"(drawn with seed {seed} where there were more), which are candidates too: total and mean of the characters "
+        f"{first.neighbours.shape[1]} neighbours of each of {len(first.characters):,} tokens of {first.sentences} "
+        f"sentences (drawn with seed {seed} where there were more), which are candidates too: total and mean of the characters "
         "that match right before."
     )
     theirs = f" The paper has {published.sentences} sentences and {published.tokens:,} tokens." if published else ""

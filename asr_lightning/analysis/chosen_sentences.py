@@ -41,7 +41,7 @@ def find_sentences(wanted: Sequence[str], utterances: Mapping[str, Row]) -> dict
     by_text: dict[str, str] = {}
     for name in sorted(utterances):
         by_text.setdefault(letters(text_of(utterances[name])), name)
-    return {one: one if one in utterances else by_text.get(letters(one)) for one in wanted}
+    return {sentence: sentence if sentence in utterances else by_text.get(letters(sentence)) for sentence in wanted}
 
 
 def letters(text: str) -> str:
@@ -66,18 +66,18 @@ def choose_sentences(
         speaker: Whose longest sentences stand in for those that are missing.
     """
     known = {name: utterances[name] for name in sizes}
-    found = find_sentences(wanted, known)
-    taken = {name for name in found.values() if name}
+    names = find_sentences(wanted, known)
+    taken = {name for name in names.values() if name}
     longest = sorted(
         (name for name, row in known.items() if row["speaker"] == speaker and name not in taken),
         key=lambda name: (-sizes[name], name),
     )
     chosen = []
-    for one, found_name in found.items():
+    for sentence, found_name in names.items():
         note = (
             ""
             if found_name
-            else f"the longest sentence of speaker {speaker}: there is no {one!r} with phones in these data"
+            else f"the longest sentence of speaker {speaker}: there is no {sentence!r} with phones in these data"
         )
         name = found_name or (longest.pop(0) if longest else None)
         if name:

@@ -185,10 +185,10 @@ def _refine(epochs: Array, logs: Array, scale: float, exponent: float, offset: f
 
     limits = [-np.inf, EXPONENTS[0], 0.0], [np.inf, EXPONENTS[-1], OFFSETS[-1]]
     start = np.clip([scale, exponent, offset], *limits)
-    found = least_squares(
+    solution = least_squares(
         residuals, start, bounds=limits, x_scale=np.maximum(np.abs(start), 1e-3), xtol=1e-12, ftol=1e-12, gtol=1e-12
     )
-    chosen = found.x if 2 * found.cost < float(np.square(residuals(start)).sum()) else start
+    chosen = solution.x if 2 * solution.cost < float(np.square(residuals(start)).sum()) else start
     return float(chosen[0]), float(chosen[1]), float(chosen[2])
 
 

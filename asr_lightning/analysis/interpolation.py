@@ -43,29 +43,29 @@ def line_positions(first: float = -0.25, last: float = 1.25, count: int = 13) ->
     if not first <= 0 < 1 <= last or count < 2:
         raise ValueError(f"expected 2 or more places in a range that holds 0 and 1, got {count} from {first} to {last}")
     spread = [first + (last - first) * number / (count - 1) for number in range(count)]
-    between = [place for place in spread if min(abs(place), abs(place - 1)) > 1e-9]
+    between = [alpha for alpha in spread if min(abs(alpha), abs(alpha - 1)) > 1e-9]
     return sorted([0.0, 1.0, *between])
 
 
 def interpolate(
-    first: Mapping[str, Tensor], second: Mapping[str, Tensor], place: float, parameters: Collection[str]
+    first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: float, parameters: Collection[str]
 ) -> dict[str, Tensor]:
     """Return (1 - α) of one state_dict and α of another.
 
     Args:
         first: At α = 0, which gives it exactly.
         second: At α = 1, which gives it exactly; with the same names and shapes.
-        place: α; the line goes on beyond its ends.
+        alpha: α; the line goes on beyond its ends.
         parameters: Names of parameters. All other entries are buffers, such as the running statistics of BatchNorm;
             these stay as at the nearer end beyond the ends, where a variance could become negative. Whole numbers are
             rounded.
     """
-    between = min(max(place, 0.0), 1.0)
+    between = min(max(alpha, 0.0), 1.0)
     weights = {}
     for name, start in first.items():
         end = second[name]
         if start.is_floating_point():
-            weights[name] = torch.lerp(start, end, place if name in parameters else between)
+            weights[name] = torch.lerp(start, end, alpha if name in parameters else between)
         else:
             weights[name] = torch.lerp(start.double(), end.double(), between).round().to(start.dtype)
     return weights
@@ -92,9 +92,9 @@ def along_line(
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     other = {name: tensor.to(first[name].device) for name, tensor in second.items()}
     try:
-        for place in where:
-            network.load_state_dict(interpolate(first, other, place, parameters))
-            yield place, measure()
+        for alpha in where:
+            network.load_state_dict(interpolate(first, other, alpha, parameters))
+            yield alpha, measure()
     finally:
         network.load_state_dict(first)
 
@@ -118,8 +118,8 @@ def quality(recognizer: Recognizer, batches: Iterable[Batch], recognize: bool = 
         count += int(usable.sum())
         if recognize:
             rates.update([recognizer.tokenizer.fold(text) for text in batch.texts], recognizer.transcribe(here))
-    found = {name: float(value) for name, value in rates.compute().items()} if recognize else {}
-    return Quality(total / count if count else math.nan, count, found)
+    error_rates = {name: float(value) for name, value in rates.compute().items()} if recognize else {}
+    return Quality(total / count if count else math.nan, count, error_rates)
 
 
 def barrier(line: Sequence[tuple[float, float]]) -> float:
@@ -133,5 +133,5 @@ def barrier(line: Sequence[tuple[float, float]]) -> float:
     """
     losses = dict(line)
     first, last = losses[0.0], losses[1.0]
-    rises = [loss - (first + place * (last - first)) for place, loss in line if 0 <= place <= 1]  # 0 if all are alike
+    rises = [loss - (first + alpha * (last - first)) for alpha, loss in line if 0 <= alpha <= 1]  # 0 if all are alike
     return math.nan if any(math.isnan(rise) for rise in rises) else max(rises)

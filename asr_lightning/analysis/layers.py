@@ -15,15 +15,15 @@ FIGURES = tuple(field.name for field in fields(LayerFigures))
 
 @dataclass(frozen=True)
 class Projected:
-    """Frames of one layer and one speaker, and their places.
+    """Frames of one layer and one speaker, and their t-SNE coordinates.
 
     Attributes:
         layer: N frames.
-        places: (N, 2).
+        positions: (N, 2).
     """
 
     layer: Layer
-    places: np.ndarray
+    positions: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -55,30 +55,30 @@ def project_layers(layers: Sequence[Layer], speaker: str, seed: int = 1, **optio
     projected: list[Projected] = []
     for layer in layers:
         mine = layer.where(np.flatnonzero(layer.speakers == speaker))
-        places = project(mine.values, seed=seed, **options)  # type: ignore[arg-type]
+        points = project(mine.values, seed=seed, **options)  # type: ignore[arg-type]
         if projected:
             first = projected[0]
             rows = counterparts(mine.utterances, mine.starts, first.layer.utterances, first.layer.starts)
-            turn = aligned(places[rows >= 0], first.places[rows[rows >= 0]])
-            places = _applied(places, places[rows >= 0], turn)
-        projected.append(Projected(mine, places))
+            turn = aligned(points[rows >= 0], first.positions[rows[rows >= 0]])
+            points = _applied(points, points[rows >= 0], turn)
+        projected.append(Projected(mine, points))
     return projected
 
 
-def _applied(places: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def _applied(points: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Turn all places as some of them were turned."""
     turn = np.linalg.lstsq(before - before.mean(axis=0), after, rcond=None)[0]
-    return (places - before.mean(axis=0)) @ turn
+    return (points - before.mean(axis=0)) @ turn
 
 
 def measure_layers(projected: Iterable[Projected], k: int = 5) -> list[LayerMeasurement]:
     """Measure layers in their own space and where t-SNE has put them."""
     measured = []
-    for one in projected:
-        layer = one.layer
+    for layer_points in projected:
+        layer = layer_points.layer
         groups = np.unique(layer.utterances, return_inverse=True)[1]
         centres = (layer.starts + layer.ends) / 2
-        for space, values in (("original", layer.values), ("tsne", one.places)):
+        for space, values in (("original", layer.values), ("tsne", layer_points.positions)):
             figures = measure_layer(values, layer.phones, groups, centres, k)
             measured.append(LayerMeasurement(layer.name, str(layer.speakers[0]), space, figures))
     return measured
@@ -105,23 +105,41 @@ class LayerCurve:
 
 def layer_curves(measured: Sequence[LayerMeasurement]) -> list[LayerCurve]:
     """Follow every number from layer to layer."""
-    layers = list(dict.fromkeys(one.layer for one in measured))
+    layers = list(dict.fromkeys(measurement.layer for measurement in measured))
     result = []
-    for space in dict.fromkeys(one.space for one in measured):
+    for space in dict.fromkeys(measurement.space for measurement in measured):
         for figure in FIGURES:
             values = [
-                np.array([getattr(one.figures, figure) for one in measured if (one.layer, one.space) == (layer, space)])
+                np.array(
+                    [
+                        getattr(measurement.figures, figure)
+                        for measurement in measured
+                        if (measurement.layer, measurement.space) == (layer, space)
+                    ]
+                )
                 for layer in layers
             ]
-            means = np.array([np.nanmean(one) if not np.isnan(one).all() else np.nan for one in values])
-            result.append(LayerCurve(figure, space, layers, means, np.array([speaker_interval(one) for one in values])))
+            means = np.array(
+                [np.nanmean(by_speaker) if not np.isnan(by_speaker).all() else np.nan for by_speaker in values]
+            )
+            result.append(
+                LayerCurve(
+                    figure, space, layers, means, np.array([speaker_interval(by_speaker) for by_speaker in values])
+                )
+            )
     return result
 
 
 def layer_table(measured: Iterable[LayerMeasurement]) -> list[list[object]]:
     """Return what was measured as lines, the first the head: layer, speaker, space and the numbers."""
     head: list[object] = ["layer", "speaker", "space", *FIGURES]
-    return [head, *([one.layer, one.speaker, one.space, *astuple(one.figures)] for one in measured)]
+    return [
+        head,
+        *(
+            [measurement.layer, measurement.speaker, measurement.space, *astuple(measurement.figures)]
+            for measurement in measured
+        ),
+    ]
 
 
 def read_layers(folder: Path, wanted: Sequence[str] | None = None) -> list[Layer]:

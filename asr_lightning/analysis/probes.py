@@ -60,9 +60,9 @@ def phone_purity(values: np.ndarray, phones: np.ndarray, groups: np.ndarray, k: 
     """Return the mean share of the k nearest frames of other utterances with the same phone; NaN without any."""
     if len(np.unique(groups)) < 2:
         return float("nan")
-    places, _ = nearest(values, groups, k)
-    same = (phones[places.clip(min=0)] == phones[:, None]) & (places >= 0)
-    return float((same.sum(axis=1) / np.maximum(1, (places >= 0).sum(axis=1))).mean())
+    neighbours, _ = nearest(values, groups, k)
+    same = (phones[neighbours.clip(min=0)] == phones[:, None]) & (neighbours >= 0)
+    return float((same.sum(axis=1) / np.maximum(1, (neighbours >= 0).sum(axis=1))).mean())
 
 
 def order_correlation(values: np.ndarray, times: np.ndarray, groups: np.ndarray) -> float:
@@ -70,7 +70,7 @@ def order_correlation(values: np.ndarray, times: np.ndarray, groups: np.ndarray)
 
     Utterances of fewer than three frames, and those whose frames are all alike, are left out; NaN if none is left.
     """
-    found = []
+    correlations = []
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), LONGEST)).round().astype(int)]
@@ -78,8 +78,8 @@ def order_correlation(values: np.ndarray, times: np.ndarray, groups: np.ndarray)
             continue
         apart = pdist(values[rows].astype(np.float64))
         if np.ptp(apart) > 0:
-            found.append(spearmanr(pdist(times[rows, None]), apart).statistic)
-    return float(np.mean(found)) if found else float("nan")
+            correlations.append(spearmanr(pdist(times[rows, None]), apart).statistic)
+    return float(np.mean(correlations)) if correlations else float("nan")
 
 
 def silence_spread(values: np.ndarray, phones: np.ndarray) -> float:
@@ -88,8 +88,8 @@ def silence_spread(values: np.ndarray, phones: np.ndarray) -> float:
     if len(silent) < 2:
         return float("nan")
     everything = values.astype(np.float64)
-    own, whole = (np.sqrt(part.var(axis=0).sum()) for part in (silent, everything))
-    return float(own / whole) if whole > 0 else float("nan")
+    own, total = (np.sqrt(part.var(axis=0).sum()) for part in (silent, everything))
+    return float(own / total) if total > 0 else float("nan")
 
 
 def linear_probe(values: np.ndarray, phones: np.ndarray, groups: np.ndarray) -> float:

@@ -50,20 +50,20 @@ def project(
     return normalised(np.asarray(tsne.fit(reduced / scale)))
 
 
-def normalised(places: np.ndarray) -> np.ndarray:
+def normalised(points: np.ndarray) -> np.ndarray:
     """Return places (N, 2) with mean 0 and mean square 1."""
-    centred = places - places.mean(axis=0)
+    centred = points - points.mean(axis=0)
     size = np.sqrt(np.square(centred).sum(axis=1).mean())
     return centred / size if size > 0 else centred
 
 
-def aligned(places: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def aligned(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Turn and mirror places (N, 2) so that they come near to those of a reference, place by place.
 
     A projection has no up and no left; only turned alike are those of several layers to be compared.
     """
-    left, _, right = np.linalg.svd((places - places.mean(axis=0)).T @ (reference - reference.mean(axis=0)))
-    return (places - places.mean(axis=0)) @ left @ right
+    left, _, right = np.linalg.svd((points - points.mean(axis=0)).T @ (reference - reference.mean(axis=0)))
+    return (points - points.mean(axis=0)) @ left @ right
 
 
 def counterparts(names: np.ndarray, times: np.ndarray, other_names: np.ndarray, other_times: np.ndarray) -> np.ndarray:
@@ -75,9 +75,9 @@ def counterparts(names: np.ndarray, times: np.ndarray, other_names: np.ndarray, 
         other_names: (M,) utterances.
         other_times: (M,) seconds, rising within an utterance.
     """
-    found = np.full(len(names), -1, dtype=np.int64)
+    rows = np.full(len(names), -1, dtype=np.int64)
     for name in np.unique(names):
         mine, theirs = np.flatnonzero(names == name), np.flatnonzero(other_names == name)
         if len(theirs):
-            found[mine] = theirs[np.abs(times[mine][:, None] - other_times[theirs]).argmin(axis=1)]
-    return found
+            rows[mine] = theirs[np.abs(times[mine][:, None] - other_times[theirs]).argmin(axis=1)]
+    return rows

@@ -44,8 +44,8 @@ def emission_probabilities(logits: Tensor, tokens: Sequence[int], blank_id: int)
         blank_id: The blank's token id.
     """
     log_probs = logits.double().log_softmax(dim=2).unsqueeze(0)  # (1, T, U + 1, V)
-    said = torch.tensor([*tokens, blank_id], device=logits.device).expand(1, len(logits), -1).unsqueeze(3)
-    label = log_probs.gather(3, said).squeeze(3)  # (1, T, U + 1)
+    targets = torch.tensor([*tokens, blank_id], device=logits.device).expand(1, len(logits), -1).unsqueeze(3)
+    label = log_probs.gather(3, targets).squeeze(3)  # (1, T, U + 1)
     lengths = (torch.tensor([size], device=logits.device) for size in (len(logits), len(tokens)))
     _, _, by_label = occupancies(log_probs[..., blank_id], label, *lengths)
     return by_label[0, :, :-1].T.float()

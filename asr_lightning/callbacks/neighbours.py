@@ -111,7 +111,7 @@ def lines(found: CharacterNeighbours) -> list[list[str]]:
     """Return a line for every character."""
     shown = [found.context(row) for row in range(len(found.characters))]
     result = []
-    for row, places in enumerate(found.places):
+    for row, places in enumerate(found.neighbours):
         line = [str(found.utterances[row]), str(found.index[row]), str(found.characters[row]), shown[row]]
         for rank, place in enumerate(places):
             if place < 0:

@@ -198,7 +198,7 @@ def places_as_csv(projected: Projected) -> str:
     layer = projected.layer
     lines: list[list[object]] = [[*COLUMNS]]
     columns = (layer.utterances, layer.speakers, layer.index, layer.starts, layer.ends, layer.characters, layer.phones)
-    for row, (x, y) in zip(zip(*columns, strict=True), projected.places, strict=True):
+    for row, (x, y) in zip(zip(*columns, strict=True), projected.positions, strict=True):
         name, speaker, index, start, end, character, phone = row
         numbers = [f"{value:.4f}" for value in (start, end, x, y)]
         lines.append([name, speaker, index, *numbers[:2], character, phone, *numbers[2:]])

@@ -130,7 +130,7 @@ class BeamSearch:
             arrivals: (L,) costs up to their ends.
             limit: Of costs.
         """
-        best, places, silent = self._costs, self._places, self.graph.silent
+        best, columns, silent = self._costs, self._places, self.graph.silent
         np.minimum.at(best, into.targets, arrivals)
         new = np.unique(into.targets)
         reached = [new]
@@ -143,7 +143,7 @@ class BeamSearch:
             reached.append(new)
         states = np.unique(np.concatenate(reached))
         states = states[np.argsort(self.graph.depths[states], kind="stable")]
-        places[states] = np.arange(len(states))
+        columns[states] = np.arange(len(states))
         into = into.only(arrivals <= best[into.targets] + self.lattice_beam)
         sources, arcs = silent.out_of(states)
         within = _Links(sources, silent.targets[arcs], arcs, silent.costs[arcs])
@@ -154,8 +154,8 @@ class BeamSearch:
         return _Column(
             states,
             forward,
-            replace(into, targets=places[into.targets]),
-            replace(within, targets=places[within.targets]),
+            replace(into, targets=columns[into.targets]),
+            replace(within, targets=columns[within.targets]),
         )
 
     def _ends(self, column: _Column) -> np.ndarray:
@@ -180,9 +180,9 @@ class BeamSearch:
                         zip(graph.tolist(), (links.costs - graph).tolist(), strict=True), strict=True,
                     )  # fmt: skip
                 before, node = node, node + len(column.states)
-            for place, cost in enumerate(self._ends(columns[-1]).tolist(), before):
+            for state, cost in enumerate(self._ends(columns[-1]).tolist(), before):
                 if cost < np.inf:
-                    yield place, node, "", (cost, 0.0)
+                    yield state, node, "", (cost, 0.0)
 
         return [*frames, len(columns) - 1], arcs()
 
@@ -202,19 +202,19 @@ def _prune(columns: list[_Column], ends: np.ndarray, lattice_beam: float) -> lis
         column = columns[number]
         backward = _follow_back(column.within, backward)
         kept = column.forward + backward <= limit
-        places = np.cumsum(kept) - 1
+        renumbered = np.cumsum(kept) - 1
         within = column.within.only(column.within.through(column.forward, backward) <= limit)
-        within = replace(within, sources=places[within.sources], targets=places[within.targets])
+        within = replace(within, sources=renumbered[within.sources], targets=renumbered[within.targets])
         into = column.into.only(kept[column.into.targets])
         if number:
             before = columns[number - 1].forward
             into = column.into.only(column.into.through(before, backward) <= limit)
             after, backward = backward, np.full(len(before), np.inf)
             np.minimum.at(backward, into.sources, into.costs + after[into.targets])
-        into = replace(into, targets=places[into.targets])
+        into = replace(into, targets=renumbered[into.targets])
         if pruned:
             links = pruned[-1].into
-            pruned[-1] = replace(pruned[-1], into=replace(links, sources=places[links.sources]))
+            pruned[-1] = replace(pruned[-1], into=replace(links, sources=renumbered[links.sources]))
         pruned.append(_Column(column.states[kept], column.forward[kept], into, within))
     return pruned[::-1]
 

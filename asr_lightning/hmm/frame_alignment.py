@@ -56,9 +56,9 @@ def subsample(lengths: Sequence[int], step: int) -> list[int]:
     if total < len(lengths):
         return []
     ends = -(-np.cumsum(lengths) // step)
-    places = np.arange(len(ends))
-    ends = np.maximum.accumulate(ends - places) + places  # one frame at least behind the phone before
-    ends = np.minimum(ends, total - places[::-1])  # and one for each that follows
+    indices = np.arange(len(ends))
+    ends = np.maximum.accumulate(ends - indices) + indices  # one frame at least behind the phone before
+    ends = np.minimum(ends, total - indices[::-1])  # and one for each that follows
     return np.diff(ends, prepend=0).tolist()
 
 
@@ -91,25 +91,27 @@ def word_runs(lexicon: Lexicon, runs: Sequence[Run], words: Sequence[str]) -> li
     Raises:
         ValueError: The phones do not say the words.
     """
-    spoken = [number for number, (*_, phone) in enumerate(runs) if phone != SILENCE]
-    phones = [runs[number][2] for number in spoken]
+    speech = [number for number, (*_, phone) in enumerate(runs) if phone != SILENCE]
+    phones = [runs[number][2] for number in speech]
     # The number of words that may end before each phone, and how the last one came there.
     before: list[dict[int, int]] = [{} for _ in range(len(phones) + 1)]
     before[0][0] = 0
-    for place in range(len(phones)):
-        for count in before[place]:
+    for start_phone in range(len(phones)):
+        for count in before[start_phone]:
             for pronunciation in lexicon.pronunciations.get(words[count], ()) if count < len(words) else ():
-                end = place + len(pronunciation)
-                whole = tuple(phones[place:end]) == pronunciation
-                if whole and spoken[end - 1] - spoken[place] == end - 1 - place:  # words have no pauses in them
-                    before[end].setdefault(count + 1, place)
+                end = start_phone + len(pronunciation)
+                matches = tuple(phones[start_phone:end]) == pronunciation
+                if (
+                    matches and speech[end - 1] - speech[start_phone] == end - 1 - start_phone
+                ):  # words have no pauses in them
+                    before[end].setdefault(count + 1, start_phone)
     if len(words) not in before[-1]:
         raise ValueError(f"expected phones that say {' '.join(words)!r}, got {' '.join(phones)!r}")
-    found: list[Run] = []
+    words_in_time: list[Run] = []
     end = len(phones)
     for count in range(len(words), 0, -1):
         start = before[end][count]
-        found.insert(0, (runs[spoken[start]][0], runs[spoken[end - 1]][1], words[count - 1]))
+        words_in_time.insert(0, (runs[speech[start]][0], runs[speech[end - 1]][1], words[count - 1]))
         end = start
-    pauses = [one for one in runs if one[2] == SILENCE]
-    return sorted([*found, *pauses])
+    pauses = [run for run in runs if run[2] == SILENCE]
+    return sorted([*words_in_time, *pauses])

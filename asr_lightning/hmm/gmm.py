@@ -94,15 +94,15 @@ def train(
     if not examples:
         raise InputError("expected utterances to train Gaussian mixtures on, got none")
     states = GaussianMixtures(model, _flat(model.pdfs, examples))
-    alignments = {one.id: _equal(one, seed) if begin is None else begin[one.id] for one in examples}
+    alignments = {example.id: _equal(example, seed) if begin is None else begin[example.id] for example in examples}
     random = np.random.default_rng(seed)
     growing = max(1, 3 * passes // 4)
     for number in range(1, passes + 1):
         anew = number <= 10 or number % 2 == 0 if begin is None else number % 5 == 0
         if number > 1 and anew:
-            decodables = ((one, states.decodable(one.features)) for one in examples)
-            alignments = {one.id: align_frames(decodable, one.graph) for one, decodable in decodables}
-        failed = sum(not one for one in alignments.values())
+            decodables = ((example, states.decodable(example.features)) for example in examples)
+            alignments = {example.id: align_frames(decodable, example.graph) for example, decodable in decodables}
+        failed = sum(not alignment for alignment in alignments.values())
         if failed == len(examples):
             raise InputError(f"none of {failed} utterances could be aligned: do transcripts and audio belong together?")
         wanted = model.pdfs + (gaussians - model.pdfs) * min(number, growing) // growing
@@ -112,7 +112,7 @@ def train(
 
 def _flat(pdfs: int, examples: Sequence[TrainingUtterance]) -> kaldi.AmDiagGmm:
     """Give every pdf the mean and variance of all frames."""
-    everything = np.concatenate([one.features for one in examples])
+    everything = np.concatenate([example.features for example in examples])
     variance = np.maximum(everything.var(axis=0, dtype=np.float64), 1e-3)
     gaussian = _mixture(np.ones(1), everything.mean(axis=0, dtype=np.float64)[None], variance[None])
     mixtures = kaldi.AmDiagGmm()
@@ -129,8 +129,8 @@ def _mixture(weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> k
     return mixture
 
 
-def _equal(one: TrainingUtterance, seed: int) -> list[int]:
-    ok, path = kaldifst.equal_align(one.graph, len(one.features), seed, 10)
+def _equal(example: TrainingUtterance, seed: int) -> list[int]:
+    ok, path = kaldifst.equal_align(example.graph, len(example.features), seed, 10)
     return list(kaldifst.get_linear_symbol_sequence(path)[1]) if ok else []
 
 
@@ -147,10 +147,10 @@ def _update(
     statistics.init(mixtures, GAUSSIANS_UPDATED)
     counts = np.zeros(len(model.pdf_of))
     total = 0.0
-    for one in examples:
-        alignment = np.array(alignments[one.id], dtype=np.int64)
+    for example in examples:
+        alignment = np.array(alignments[example.id], dtype=np.int64)
         counts += np.bincount(alignment, minlength=len(counts))
-        for frame, pdf in zip(one.features, model.pdf_of[alignment].tolist(), strict=bool(len(alignment))):
+        for frame, pdf in zip(example.features, model.pdf_of[alignment].tolist(), strict=bool(len(alignment))):
             total += statistics.accumulate_for_gmm(mixtures, frame, pdf, 1.0)
     kaldi.mle_am_diag_gmm_update(kaldi.MleDiagGmmOptions(), statistics, GAUSSIANS_UPDATED, mixtures)
     if gaussians > mixtures.num_gauss:
@@ -190,7 +190,7 @@ def _split(
 def _halve(mixture: kaldi.DiagGmm, size: int, random: np.random.Generator) -> kaldi.DiagGmm:
     """Split the Gaussian of the greatest weight, until there are so many."""
     weights, means, variances = (
-        np.array(one, dtype=np.float64) for one in (mixture.weights, mixture.means, mixture.vars)
+        np.array(array, dtype=np.float64) for array in (mixture.weights, mixture.means, mixture.vars)
     )
     while len(weights) < size:
         heaviest = int(weights.argmax())

@@ -35,37 +35,37 @@ def sentence_transducer(model: HiddenMarkovModel, words: Sequence[str], phones: 
     if missing:
         raise InputError(f"expected words of the lexicon, got {', '.join(missing)}")
     fst = kaldifst.StdVectorFst()
-    place = fst.add_state()
-    fst.start = place
+    state = fst.add_state()
+    fst.start = state
     for word in words:
-        place = _maybe_pause(model, fst, place)
+        state = _maybe_pause(model, fst, state)
         after = fst.add_state()
         for pronunciation in model.lexicon.pronunciations[word]:
-            _say(model, fst, place, after, pronunciation, model.word_ids[word])
-        place = after
-    fst.set_final(_maybe_pause(model, fst, place), 0.0)
+            _say(model, fst, state, after, pronunciation, model.word_ids[word])
+        state = after
+    fst.set_final(_maybe_pause(model, fst, state), 0.0)
     if phones:
         for state in kaldifst.StateIterator(fst):
-            _replace(fst, state, lambda arc: (arc.ilabel, arc.ilabel, 0.0))
+            _replace_labels(fst, state, lambda arc: (arc.ilabel, arc.ilabel, 0.0))
         kaldifst.determinize_star(fst)
     return fst
 
 
-def _maybe_pause(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, place: int) -> int:
+def _maybe_pause(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, state: int) -> int:
     after = fst.add_state()
-    _arc(fst, place, after, EPSILON, EPSILON, NO_PAUSE_COST)
-    _arc(fst, place, after, model.phone_ids[SILENCE], EPSILON, PAUSE_COST)
+    _arc(fst, state, after, EPSILON, EPSILON, NO_PAUSE_COST)
+    _arc(fst, state, after, model.phone_ids[SILENCE], EPSILON, PAUSE_COST)
     return after
 
 
 def _say(
-    model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, place: int, after: int, phones: Sequence[str | int], word: int
+    model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, state: int, after: int, phones: Sequence[str | int], word: int
 ) -> None:
     for number, phone in enumerate(phones):
         following = after if number == len(phones) - 1 else fst.add_state()
         label = phone if isinstance(phone, int) else model.phone_ids[phone]
-        _arc(fst, place, following, label, EPSILON if number else word, 0.0)
-        place = following
+        _arc(fst, state, following, label, EPSILON if number else word, 0.0)
+        state = following
 
 
 def _arc(fst: kaldifst.StdVectorFst, source: int, target: int, reads: int, says: int, cost: float) -> None:
@@ -158,11 +158,11 @@ def decoding_graph(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVector
     known = [word for word in ngram.tokens if word in model.word_ids]
     if not known:
         raise InputError("expected a language model with words of the lexicon, found none")
-    spoken, symbols = lexicon_transducer(model, known)
-    said = grammar_transducer(model, ngram)
-    kaldifst.arcsort(spoken, sort_type="olabel")
-    kaldifst.arcsort(said, sort_type="ilabel")
-    both = kaldifst.compose(spoken, said)
+    lexicon, symbols = lexicon_transducer(model, known)
+    grammar = grammar_transducer(model, ngram)
+    kaldifst.arcsort(lexicon, sort_type="olabel")
+    kaldifst.arcsort(grammar, sort_type="ilabel")
+    both = kaldifst.compose(lexicon, grammar)
     kaldifst.determinize_star(both, use_log=True)
     kaldifst.minimize_encoded(both)
     return expand_to_states(model, both, symbols)
@@ -200,14 +200,14 @@ def _forget(fst: kaldifst.StdVectorFst, symbols: set[int]) -> None:
     """Read nothing where a disambiguation symbol was read."""
     for state in kaldifst.StateIterator(fst) if symbols else ():
         if any(arc.ilabel in symbols for arc in kaldifst.ArcIterator(fst, state)):
-            _replace(
+            _replace_labels(
                 fst,
                 state,
                 lambda arc: (EPSILON if arc.ilabel in symbols else arc.ilabel, arc.olabel, arc.weight.value),
             )
 
 
-def _replace(
+def _replace_labels(
     fst: kaldifst.StdVectorFst, state: int, changed: Callable[[kaldifst.StdArc], tuple[int, int, float]]
 ) -> None:
     """Give the arcs of a state other labels and costs."""
@@ -218,16 +218,16 @@ def _replace(
 
 
 def numerator_transducer(
-    model: HiddenMarkovModel, words: Sequence[str], spoken: kaldifst.StdVectorFst
+    model: HiddenMarkovModel, words: Sequence[str], phone_language_model: kaldifst.StdVectorFst
 ) -> kaldifst.StdVectorFst:
     """Return the ways of saying a sentence, weighted as the phone grammar of the denominator weights them.
 
     Raises:
         InputError: A word is not in the lexicon, or the phone grammar has no way of saying the sentence.
     """
-    said = sentence_transducer(model, words, phones=True)
-    kaldifst.arcsort(said, sort_type="olabel")
-    both = kaldifst.compose(said, spoken)
+    sentence = sentence_transducer(model, words, phones=True)
+    kaldifst.arcsort(sentence, sort_type="olabel")
+    both = kaldifst.compose(sentence, phone_language_model)
     if not both.num_states:
         raise InputError(f"expected a sentence that the phone grammar can say, got {' '.join(words)!r}")
     kaldifst.rmepsilon(both)
@@ -267,7 +267,7 @@ def phone_grammar(sequences: Iterable[Sequence[int]], order: int = 3) -> kaldifs
 
 
 def as_graph(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst) -> Graph:
-    """Return what the loss reads: arcs with pdfs in the place of transition ids.
+    """Return what the loss reads: arcs with pdfs instead of transition ids.
 
     Args:
         model: Whose transition ids.

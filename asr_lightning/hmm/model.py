@@ -213,7 +213,7 @@ def _read_topology(path: Path) -> tuple[int, int]:
     with _reading(path):
         content = json.loads(regular(path).read_text("utf-8"))
         states, subsampling = content["states"], content["subsampling"]
-        if not all(type(one) is int and 1 <= one <= 10 for one in (states, subsampling)):
+        if not all(type(count) is int and 1 <= count <= 10 for count in (states, subsampling)):
             raise ValueError(f"expected states and subsampling from 1 to 10, found {states} and {subsampling}")
     return states, subsampling
 

@@ -17,6 +17,35 @@ from asr_lightning.hmm.kaldi_tree import EDGE, LEFT, RIGHT, Node, as_kaldi
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel
 
 VARIANCE_FLOOR = 1e-2
+ARPABET = {
+    "vowel": "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW",
+    "front vowel": "AE EH EY IH IY",
+    "back vowel": "AA AO OW UH UW",
+    "high vowel": "IH IY UH UW",
+    "low vowel": "AA AE AO AW AY",
+    "rounded vowel": "AO OW OY UH UW",
+    "diphthong": "AW AY EY OW OY",
+    "plosive": "P B T D K G",
+    "voiceless plosive": "P T K",
+    "voiced plosive": "B D G",
+    "affricate": "CH JH",
+    "fricative": "F V TH DH S Z SH ZH HH",
+    "voiceless fricative": "F TH S SH HH",
+    "voiced fricative": "V DH Z ZH",
+    "sibilant": "S Z SH ZH CH JH",
+    "nasal": "M N NG",
+    "liquid or glide": "L R W Y",
+    "liquid": "L R ER",
+    "glide": "W Y",
+    "labial": "P B M F V W",
+    "dental or alveolar": "T D N S Z L TH DH",
+    "palatal": "SH ZH CH JH Y",
+    "velar": "K G NG",
+    "voiced consonant": "B D G JH V DH Z ZH M N NG L R W Y",
+    "voiceless": "P T K CH F TH S SH HH",
+}
+STRESSES = "012"
+
 NOT_SPLIT = 2  # phones with the lowest ids: silence and noise
 
 
@@ -43,7 +72,7 @@ def accumulate(model: HiddenMarkovModel, aligned: Iterable[tuple[np.ndarray, Seq
     Raises:
         InputError: There is nothing to add up.
     """
-    places: dict[tuple[int, ...], int] = {}
+    rows_of: dict[tuple[int, ...], int] = {}
     sums: list[np.ndarray] = []
     for features, alignment in aligned:
         ids = np.asarray(alignment, dtype=np.int64)
@@ -53,14 +82,14 @@ def accumulate(model: HiddenMarkovModel, aligned: Iterable[tuple[np.ndarray, Seq
         added = np.zeros((len(distinct), rows.shape[1]))
         np.add.at(added, inverse.reshape(-1), rows)
         for context, row in zip(map(tuple, distinct.tolist()), added, strict=True):
-            place = places.setdefault(context, len(sums))
-            if place == len(sums):
+            index = rows_of.setdefault(context, len(sums))
+            if index == len(sums):
                 sums.append(row)
             else:
-                sums[place] += row
+                sums[index] += row
     if not sums:
         raise InputError("expected aligned utterances to tie states by, got none")
-    return Statistics(np.array(list(places), dtype=np.int64), np.array(sums))
+    return Statistics(np.array(list(rows_of), dtype=np.int64), np.array(sums))
 
 
 def triphones(model: HiddenMarkovModel, ids: np.ndarray) -> np.ndarray:
@@ -97,18 +126,18 @@ def clusters(statistics: Statistics, phones: int) -> list[frozenset[int]]:
     sums = np.zeros((phones + 1, statistics.sums.shape[1]))
     np.add.at(sums, statistics.contexts[middle, 1], statistics.sums[middle])
     sets = {phone: frozenset([phone]) for phone in range(1, phones + 1)}
-    found = list(sets.values())
+    clusters = list(sets.values())
     while len(sets) > 1:
         ids = list(sets)
         alone = log_likelihood(sums[ids])
         joined = log_likelihood(sums[ids][:, None] + sums[ids][None])
         lost = alone[:, None] + alone[None] - joined
         lost[np.tril_indices(len(ids))] = np.inf
-        one, other = (ids[place] for place in np.unravel_index(lost.argmin(), lost.shape))
-        sets[one] |= sets.pop(other)
-        sums[one] += sums[other]
-        found.append(sets[one])
-    return found[:-1]
+        first, second = (ids[index] for index in np.unravel_index(lost.argmin(), lost.shape))
+        sets[first] |= sets.pop(second)
+        sums[first] += sums[second]
+        clusters.append(sets[first])
+    return clusters[:-1]
 
 
 def best_split(
@@ -184,6 +213,21 @@ def _number(node: Node, pdfs: Iterator[int]) -> None:
         node.pdf = next(pdfs)
     for child in node.children:
         _number(child, pdfs)
+
+
+def phonetic_questions(phones: Sequence[str]) -> list[frozenset[int]]:
+    """Return sets of phone ids: classes of ARPAbet, stresses, and vowels without regard to stress.
+
+    Of other alphabets only what is called as in ARPAbet is in them; there the data's own questions must do.
+
+    Args:
+        phones: Of a `HiddenMarkovModel`; ids count from 1.
+    """
+    bases = [phone.rstrip(STRESSES) for phone in phones]
+    classes = [members.split() for members in ARPABET.values()] + [[base] for base in sorted(set(bases))]
+    asked = [frozenset(id for id, base in enumerate(bases, 1) if base in members) for members in classes]
+    asked += [frozenset(id for id, phone in enumerate(phones, 1) if phone.endswith(stress)) for stress in STRESSES]
+    return list(dict.fromkeys(question for question in asked if question))
 
 
 def tie_states(

@@ -28,8 +28,7 @@ from asr_lightning.models.useless_steps import REVIEW_STEPS, GradientGuard, clip
 from asr_lightning.nn.ctc import CTCOutput
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.scoring.error_rates import ErrorRates
-from asr_lightning.text.coverage import check_coverage
-from asr_lightning.text.tokenizers import Tokenizer
+from asr_lightning.text.tokenizers import Tokenizer, check_coverage
 
 Recognized = list[list[Hypothesis]]  # of each utterance, the best first
 

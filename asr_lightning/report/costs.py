@@ -53,13 +53,13 @@ def find_measured_runs(folders: Sequence[Path]) -> list[MeasuredRun]:
     Raises:
         InputError: There is none, or one without speeds; or they are no runs of one model on one kind of device.
     """
-    found: dict[Path, None] = {}
+    folders_of_runs: dict[Path, None] = {}
     for folder in folders:
         runs = sorted({file.parents[2].resolve() for file in folder.rglob("logs/version_*/metrics.csv")})
         if not runs:
             raise InputError(f"expected logs/version_<n>/metrics.csv in {folder.absolute()} or under it, got none")
-        found |= dict.fromkeys(runs)
-    measured = [read_measured_run(folder) for folder in found]
+        folders_of_runs |= dict.fromkeys(runs)
+    measured = [read_measured_run(folder) for folder in folders_of_runs]
     first = measured[0]
     for other in measured[1:]:
         if other.kind != first.kind:

@@ -121,12 +121,17 @@ def _draw_run(panel: Axes, seeds: dict[str, dict[int, float]], run: str, number:
     )  # (seeds, epochs)
     rates[np.isinf(rates)] = np.nan  # errors in a subset without any words
     if len(seeds) > 1:
-        for one in rates:
-            panel.plot(epochs, one, color=colour, linewidth=0.8, alpha=0.5)
+        for seed_rates in rates:
+            panel.plot(epochs, seed_rates, color=colour, linewidth=0.8, alpha=0.5)
         known = ~np.isnan(rates).all(axis=0)
         low, high = np.nanmin(rates[:, known], axis=0), np.nanmax(rates[:, known], axis=0)
         panel.fill_between(np.array(epochs)[known], low, high, color=colour, alpha=0.15, linewidth=0)
-    mean = np.array([one[~np.isnan(one)].mean() if not np.isnan(one).all() else np.nan for one in rates.T])
+    mean = np.array(
+        [
+            epoch_rates[~np.isnan(epoch_rates)].mean() if not np.isnan(epoch_rates).all() else np.nan
+            for epoch_rates in rates.T
+        ]
+    )
     marker = MARKERS[number % len(MARKERS)] if len(epochs) <= FEW_EPOCHS else None
     style = "-" if number < len(COLOURS) else "-."
     label = run if len(seeds) == 1 else f"{run} ({len(seeds)} seeds)"

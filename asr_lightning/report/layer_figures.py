@@ -50,58 +50,60 @@ def plot_order(layers: Sequence[Projected], utterance: str, title: str, path: Pa
         path: PNG.
     """
     figure, panels = _panels(len(layers), extra=1.0)
-    for panel, one in zip(panels, layers, strict=True):
-        rows = sentence_rows(one, utterance)
-        _trace(panel, one.places[rows])
+    for panel, layer_points in zip(panels, layers, strict=True):
+        rows = sentence_rows(layer_points, utterance)
+        _trace(panel, layer_points.positions[rows])
         colours = np.linspace(0.0, 1.0, len(rows))
-        panel.scatter(one.places[rows, 0], one.places[rows, 1], c=colours, cmap=RAINBOW, s=26, zorder=2)
-        panel.set_title(one.layer.name, fontsize=13)
+        panel.scatter(
+            layer_points.positions[rows, 0], layer_points.positions[rows, 1], c=colours, cmap=RAINBOW, s=26, zorder=2
+        )
+        panel.set_title(layer_points.layer.name, fontsize=13)
     bar = figure.colorbar(
         matplotlib.cm.ScalarMappable(Normalize(0, 1), RAINBOW),
         ax=list(panels), orientation="horizontal", fraction=0.06, pad=0.02, aspect=60,
     )  # fmt: skip
     layer, rows, room = layers[0].layer, sentence_rows(layers[0], utterance), LETTERS * len(panels)
     if layer.characters[rows].astype(bool).any():
-        places, labels = _along(layer.characters[rows])
+        positions, labels = _along(layer.characters[rows])
         if len(labels) > room:
-            places, labels = _apart(*_words(places, labels), room)
+            positions, labels = _apart(*_words(positions, labels), room)
     else:
-        places, labels = _apart(*_along(layer.phones[rows]), room)
-    bar.set_ticks(places, labels=labels)
+        positions, labels = _apart(*_along(layer.phones[rows]), room)
+    bar.set_ticks(positions, labels=labels)
     bar.ax.tick_params(labelsize=11, length=0)
     _save(figure, title, path)
 
 
 def _along(labels: np.ndarray) -> tuple[list[float], list[str]]:
     """Return where along a sentence, 0 to 1, each label of its frames (N,) begins."""
-    begins = [place for place in range(len(labels)) if labels[place] and (
-        place == 0 or labels[place] != labels[place - 1]
+    begins = [index for index in range(len(labels)) if labels[index] and (
+        index == 0 or labels[index] != labels[index - 1]
     )]  # fmt: skip
     last = max(1, len(labels) - 1)
-    return [place / last for place in begins], [str(labels[place]) for place in begins]
+    return [index / last for index in begins], [str(labels[index]) for index in begins]
 
 
-def _words(places: Sequence[float], characters: Sequence[str]) -> tuple[list[float], list[str]]:
+def _words(positions: Sequence[float], characters: Sequence[str]) -> tuple[list[float], list[str]]:
     """Return where the middle of each word is, and the word."""
     middles, words, start = [], [], 0
-    for stop in [*(place for place, one in enumerate(characters) if one == SPACE), len(characters)]:
+    for stop in [*(index for index, character in enumerate(characters) if character == SPACE), len(characters)]:
         if word := "".join(characters[start:stop]):
-            middles.append((places[start] + places[stop - 1]) / 2)
+            middles.append((positions[start] + positions[stop - 1]) / 2)
             words.append(word)
         start = stop + 1
     return middles, words
 
 
-def _apart(places: Sequence[float], labels: Sequence[str], room: int) -> tuple[list[float], list[str]]:
+def _apart(positions: Sequence[float], labels: Sequence[str], room: int) -> tuple[list[float], list[str]]:
     """Return the labels that do not overlap those before them on a bar of so many letters."""
     kept: tuple[list[float], list[str]] = [], []
     end = -1.0
-    for place, label in zip(places, labels, strict=True):
+    for position, label in zip(positions, labels, strict=True):
         half = (len(label) + 1) / room / 2
-        if place - half >= end:
-            kept[0].append(place)
+        if position - half >= end:
+            kept[0].append(position)
             kept[1].append(label)
-            end = place + half
+            end = position + half
     return kept
 
 
@@ -117,32 +119,39 @@ def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: P
     Raises:
         InputError: The sentence has no phones.
     """
-    said = [layers[0].layer.phones[row] for row in sentence_rows(layers[0], utterance)]
-    phones = [one for one in dict.fromkeys(said) if one]
+    labels = [layers[0].layer.phones[row] for row in sentence_rows(layers[0], utterance)]
+    phones = [phone for phone in dict.fromkeys(labels) if phone]
     if not phones:
         raise InputError(
             f"expected phones of the frames of {utterance}, found none: choose a sentence that was aligned"
         )
     figure, panels = _panels(len(layers), extra=0.9)
     colours = phone_colours(phones)
-    for panel, one in zip(panels, layers, strict=True):
-        rows = sentence_rows(one, utterance)
-        _trace(panel, one.places[rows])
+    for panel, layer_points in zip(panels, layers, strict=True):
+        rows = sentence_rows(layer_points, utterance)
+        _trace(panel, layer_points.positions[rows])
         for phone in phones:
-            mine = rows[one.layer.phones[rows] == phone]
+            mine = rows[layer_points.layer.phones[rows] == phone]
             marker = "x" if phone == SILENCE else "o"
             panel.scatter(
-                one.places[mine, 0],
-                one.places[mine, 1],
+                layer_points.positions[mine, 0],
+                layer_points.positions[mine, 1],
                 color=colours[phone],
                 s=26,
                 zorder=2,
                 marker=marker,
                 label=phone,
             )
-        rest = rows[one.layer.phones[rows] == ""]  # beyond the labels, as at an utterance's end
-        panel.scatter(one.places[rest, 0], one.places[rest, 1], facecolors="none", edgecolors=GREY, s=18, zorder=2)
-        panel.set_title(one.layer.name, fontsize=13)
+        rest = rows[layer_points.layer.phones[rows] == ""]  # beyond the labels, as at an utterance's end
+        panel.scatter(
+            layer_points.positions[rest, 0],
+            layer_points.positions[rest, 1],
+            facecolors="none",
+            edgecolors=GREY,
+            s=18,
+            zorder=2,
+        )
+        panel.set_title(layer_points.layer.name, fontsize=13)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(14, max(1, len(names))), fontsize=11,
                   frameon=False, handletextpad=0.2, columnspacing=1.0)  # fmt: skip
@@ -180,7 +189,7 @@ def plot_curves(curves: Sequence[LayerCurve], path: Path) -> None:
         chance = next(curve for curve in curves if curve.figure == "chance")
         if name == "purity":
             panel.plot(chance.layers, chance.means, color=GREY, linestyle=":", label="chance")
-        for number, curve in enumerate(one for one in curves if one.figure == name):
+        for number, curve in enumerate(curve for curve in curves if curve.figure == name):
             errors = np.abs(np.nan_to_num(curve.intervals - curve.means[:, None])).T
             panel.errorbar(
                 curve.layers, curve.means, yerr=errors, color=COLOURS[number], marker="os"[number % 2], capsize=3,
@@ -210,14 +219,14 @@ def _panels(count: int, extra: float) -> tuple[Figure, Sequence[Axes]]:
     return figure, panels
 
 
-def _trace(panel: Axes, places: np.ndarray) -> None:
+def _trace(panel: Axes, points: np.ndarray) -> None:
     """Draw the path of a sentence, in the middle of a square."""
-    low, high = places.min(axis=0), places.max(axis=0)
+    low, high = points.min(axis=0), points.max(axis=0)
     half = 0.54 * max(float((high - low).max()), 1e-3)
     middle = (low + high) / 2
     panel.set_xlim(middle[0] - half, middle[0] + half)
     panel.set_ylim(middle[1] - half, middle[1] + half)
-    panel.plot(places[:, 0], places[:, 1], color="0.85", linewidth=0.8, zorder=1)
+    panel.plot(points[:, 0], points[:, 1], color="0.85", linewidth=0.8, zorder=1)
 
 
 def _save(figure: Figure, title: str, path: Path) -> None:

@@ -54,9 +54,9 @@ def plot_lines(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
         for end in (0.0, 1.0):
             panel.axvline(end, color="0.6", linewidth=1.0, linestyle="--")
         for number, (name, points) in enumerate(lines.items()):
-            places, values = zip(*points, strict=True)
+            alphas, values = zip(*points, strict=True)
             panel.plot(
-                places, values, color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
+                alphas, values, color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
                 linewidth=2.0, markersize=5.0, label=name,
             )  # fmt: skip
         panel.set_xlabel("α: first network at 0, second at 1", fontsize=14)

@@ -56,9 +56,9 @@ def _draw(panel: Axes, trials: Sequence[FrozenTrial], rates: np.ndarray, key: st
     with_key = [(trial, rate) for trial, rate in zip(trials, rates, strict=True) if key in trial.params]
     distributions = [trial.distributions[key] for trial, _ in with_key]
     values = [trial.params[key] for trial, _ in with_key]
-    if any(isinstance(one, CategoricalDistribution) for one in distributions):
+    if any(isinstance(distribution, CategoricalDistribution) for distribution in distributions):
         values = [str(value) for value in values]
-    elif any(getattr(one, "log", False) for one in distributions):
+    elif any(getattr(distribution, "log", False) for distribution in distributions):
         panel.set_xscale("log")
     panel.plot(values, [rate for _, rate in with_key], "o", color=COLOURS[0])
     panel.set_xlabel(short_name(key))

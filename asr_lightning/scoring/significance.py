@@ -87,14 +87,16 @@ def segment_errors(first: Sequence[WordEdits], second: Sequence[WordEdits]) -> l
     segments: list[tuple[float, float]] = []
     errors = [0, 0]  # since the last segment, of all transcripts of a system
     right = 0  # successive words
-    for place in range(len(reference) + 1):
-        inserted = [sum(len(one.insertions[place]) for one in system) for system in (first, second)]
+    for position in range(len(reference) + 1):
+        inserted = [sum(len(edits.insertions[position]) for edits in system) for system in (first, second)]
         wrong = [0, 0]
-        if place < len(reference):
-            wrong = [sum(one.heard[place] != reference[place] for one in system) for system in (first, second)]
+        if position < len(reference):
+            wrong = [
+                sum(edits.heard[position] != reference[position] for edits in system) for system in (first, second)
+            ]
         errors = [sum(counts) for counts in zip(errors, inserted, wrong, strict=True)]
         right = 0 if any(wrong) else 1 if any(inserted) else right + 1
-        if any(errors) and (right >= SEPARATING_WORDS or place == len(reference)):
+        if any(errors) and (right >= SEPARATING_WORDS or position == len(reference)):
             segments.append((errors[0] / len(first), errors[1] / len(second)))
             errors = [0, 0]
     return segments

@@ -26,7 +26,7 @@ class WordEdits:
     @property
     def errors(self) -> int:
         """Substitutions, deletions and insertions."""
-        wrong = sum(one != other for one, other in zip(self.reference, self.heard, strict=True))
+        wrong = sum(word != heard_word for word, heard_word in zip(self.reference, self.heard, strict=True))
         return wrong + sum(map(len, self.insertions))
 
 
@@ -34,21 +34,21 @@ def find_word_edits(reference: str, hypothesis: str) -> WordEdits:
     """Align two texts with the fewest word errors; of several such alignments it is jiwer's.
 
     Args:
-        reference: What was spoken. Words are what white space separates, and are compared as they are.
+        reference: What was reference_words. Words are what white space separates, and are compared as they are.
         hypothesis: What was heard.
     """
-    spoken, found = tuple(reference.split()), tuple(hypothesis.split())
-    insertions: list[tuple[str, ...]] = [()] * (len(spoken) + 1)
-    if spoken == found:
-        return WordEdits(spoken, found, tuple(insertions))
-    heard: list[str | None] = [None] * len(spoken)
-    for part in jiwer.process_words(" ".join(spoken), " ".join(found)).alignments[0]:
-        words = found[part.hyp_start_idx : part.hyp_end_idx]
+    reference_words, recognized = tuple(reference.split()), tuple(hypothesis.split())
+    insertions: list[tuple[str, ...]] = [()] * (len(reference_words) + 1)
+    if reference_words == recognized:
+        return WordEdits(reference_words, recognized, tuple(insertions))
+    heard: list[str | None] = [None] * len(reference_words)
+    for part in jiwer.process_words(" ".join(reference_words), " ".join(recognized)).alignments[0]:
+        words = recognized[part.hyp_start_idx : part.hyp_end_idx]
         if part.type == "insert":
             insertions[part.ref_start_idx] += words
         elif part.type != "delete":
             heard[part.ref_start_idx : part.ref_end_idx] = words
-    return WordEdits(spoken, tuple(heard), tuple(insertions))
+    return WordEdits(reference_words, tuple(heard), tuple(insertions))
 
 
 def display_width(text: str) -> int:
@@ -91,14 +91,16 @@ def _columns(alignments: Sequence[WordEdits]) -> list[list[str | None]]:
     """Cells of the reference and of each recogniser, where None is a missing word."""
     reference = alignments[0].reference
     columns: list[list[str | None]] = []
-    for place in range(len(reference) + 1):
-        inserted = [alignment.insertions[place] for alignment in alignments]
+    for position in range(len(reference) + 1):
+        inserted = [alignment.insertions[position] for alignment in alignments]
         for number in range(max(map(len, inserted))):
             columns.append([None, *(f"*{words[number]}*" if number < len(words) else "" for words in inserted)])
-        if place < len(reference):
-            word = reference[place]
-            heard = [alignment.heard[place] for alignment in alignments]
-            columns.append([word, *(one if one in (None, word) else f"*{one}*" for one in heard)])
+        if position < len(reference):
+            word = reference[position]
+            heard = [alignment.heard[position] for alignment in alignments]
+            columns.append(
+                [word, *(heard_word if heard_word in (None, word) else f"*{heard_word}*" for heard_word in heard)]
+            )
     return columns
 
 

@@ -99,10 +99,10 @@ class _Reader:
                 raise self._error(f"the line \\{length}-grams:")
             start = self.number
             sections.append(self._read_section(length))
-            found = len(sections[-1].lines)
-            if found != count:
+            size = len(sections[-1].lines)
+            if size != count:
                 raise InputError(
-                    f"{self.path}, line {start}: expected {count} {length}-grams, as line {line} says, found {found}; "
+                    f"{self.path}, line {start}: expected {count} {length}-grams, as line {line} says, found {size}; "
                     "the file is damaged, get or make it anew"
                 )
             if length == 1:
@@ -189,8 +189,8 @@ class _Reader:
             self.tokens[self.tokens.index(other)] = UNKNOWN
         missing = [token for token in (SENTENCE_START, SENTENCE_END) if token not in self.tokens]
         if missing:
-            found = " and no ".join(missing)
-            raise InputError(f"{self.path}: expected <s> and </s> among the 1-grams, found no {found}")
+            absent = " and no ".join(missing)
+            raise InputError(f"{self.path}: expected <s> and </s> among the 1-grams, found no {absent}")
 
     def _error(self, expected: str, found: str | None = None) -> InputError:
         if found is None:

@@ -106,18 +106,18 @@ def _digit_words(digits: str) -> str:
     return " ".join(ONES[int(digit)] for digit in digits)
 
 
-def _decimal_words(whole: str, decimals: str | None) -> str:
-    words = cardinal_words(whole.replace(",", ""))
+def _decimal_words(integer: str, decimals: str | None) -> str:
+    words = cardinal_words(integer.replace(",", ""))
     return f"{words} POINT {_digit_words(decimals)}" if decimals else words
 
 
-def _amount_words(sign: str, whole: str, decimals: str | None, scale: str | None) -> str:
-    one, several, one_hundredth, several_hundredths = CURRENCIES[sign]
+def _amount_words(sign: str, integer: str, decimals: str | None, scale: str | None) -> str:
+    singular, plural, one_hundredth, several_hundredths = CURRENCIES[sign]
     if scale is not None or (decimals is not None and len(decimals) != 2):
-        return " ".join(filter(None, (_decimal_words(whole, decimals), scale, several)))
-    whole, hundredths, parts = whole.replace(",", ""), int(decimals or 0), []
-    if whole.strip("0") or not hundredths:
-        parts.append(f"{cardinal_words(whole)} {one if whole == '1' else several}")
+        return " ".join(filter(None, (_decimal_words(integer, decimals), scale, plural)))
+    integer, hundredths, parts = integer.replace(",", ""), int(decimals or 0), []
+    if integer.strip("0") or not hundredths:
+        parts.append(f"{cardinal_words(integer)} {singular if integer == '1' else plural}")
     if hundredths:
         parts.append(f"{cardinal_words(str(hundredths))} {one_hundredth if hundredths == 1 else several_hundredths}")
     return " AND ".join(parts)

@@ -73,7 +73,7 @@ class JamoTokenizer(Tokenizer):
     def _decode(self, ids: list[int]) -> str:
         letters = "".join(UNKNOWN_SURFACE if number == self.unk_id else self.tokens[number] for number in ids)
         composed = unicodedata.normalize("NFC", letters)
-        return " ".join("".join(_ALONE.get(one, one) for one in composed).replace(SPACE, " ").split())
+        return " ".join("".join(_ALONE.get(character, character) for character in composed).replace(SPACE, " ").split())
 
     def init_args(self) -> dict[str, Any]:
         """Return no arguments: there are none."""
@@ -132,7 +132,11 @@ def write_characters(texts: Iterable[str], path: Path, tokens: int = FULL_SIZE, 
         InputError: There is no text, or no room for a character.
     """
     counts = Counter(character for text in texts for character in unicodedata.normalize("NFC", text))
-    kept = [(one, count) for one, count in counts.items() if count >= least and not one.isspace() and one != SPACE]
+    kept = [
+        (letter, count)
+        for letter, count in counts.items()
+        if count >= least and not letter.isspace() and letter != SPACE
+    ]
     kept = sorted(kept, key=lambda pair: (-pair[1], pair[0]))[: max(0, tokens - 4)]
     if not kept:
         raise InputError(f"a list of {tokens - 4} characters that come at least {least} times needs texts with some")

@@ -94,14 +94,14 @@ def _repaired(text: str, side: Side) -> str:
 
 def _resolved(text: str, side: Side) -> str:
     """Put one side in the place of each dual transcription, from the outside in."""
-    parts, place = [], 0
-    while (start := _EITHER.search(text, place)) is not None:
-        parts.append(text[place : start.start()])
+    parts, position = [], 0
+    while (start := _EITHER.search(text, position)) is not None:
+        parts.append(text[position : start.start()])
         if start[0] == ")":
             raise AnnotationError("a closing bracket without an opening one")
-        first, place = _bracket(text, start.start())
-        if (partner := _PARTNER.match(text, place)) is not None:
-            second, place = _bracket(text, partner.end() - 1)
+        first, position = _bracket(text, start.start())
+        if (partner := _PARTNER.match(text, position)) is not None:
+            second, position = _bracket(text, partner.end() - 1)
             chosen, other = (first, second) if side == "spelling" else (second, first)
             if not (chosen.strip() and other.strip()):
                 raise AnnotationError("a dual transcription with an empty side")
@@ -110,16 +110,16 @@ def _resolved(text: str, side: Side) -> str:
             parts.append(_resolved(first, side))
         else:
             raise AnnotationError("brackets without a second side")
-    return "".join([*parts, text[place:]])
+    return "".join([*parts, text[position:]])
 
 
 def _bracket(text: str, start: int) -> tuple[str, int]:
     """Return what a bracket that opens at `start` holds, and the place behind it."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
+    for position in range(start, len(text)):
+        depth += (text[position] == "(") - (text[position] == ")")
         if depth == 0:
-            return text[start + 1 : place], place + 1
+            return text[start + 1 : position], position + 1
     raise AnnotationError("an opening bracket without a closing one")
 
 

@@ -93,8 +93,8 @@ def pronunciations(word: str) -> tuple[str, ...]:
         InputError: The word is empty or has another character than Hangul syllables.
     """
     ways = [_ways(pronounce_by_rules(spelling)) for spelling in _spellings(_checked(word))]
-    said = chain((next(way) for way in ways), *ways)
-    return tuple(dict.fromkeys(islice(said, MOST)))
+    spelled = chain((next(way) for way in ways), *ways)
+    return tuple(dict.fromkeys(islice(spelled, MOST)))
 
 
 def phones(word: str) -> tuple[tuple[str, ...], ...]:
@@ -103,13 +103,13 @@ def phones(word: str) -> tuple[tuple[str, ...], ...]:
     Raises:
         InputError: The word is empty or has another character than Hangul syllables.
     """
-    return tuple(dict.fromkeys(_phones(said) for said in pronunciations(word)))
+    return tuple(dict.fromkeys(_phones(pronunciation) for pronunciation in pronunciations(word)))
 
 
-def _phones(said: str) -> tuple[str, ...]:
-    letters = [decompose(syllable) for syllable in said]
-    found = ((INITIAL_PHONES.get(i), VOWEL_PHONES[m], CODA_PHONES.get(f)) for i, m, f in letters)
-    return tuple(phone for phone in chain.from_iterable(found) if phone)
+def _phones(pronunciation: str) -> tuple[str, ...]:
+    letters = [decompose(syllable) for syllable in pronunciation]
+    triples = ((INITIAL_PHONES.get(i), VOWEL_PHONES[m], CODA_PHONES.get(f)) for i, m, f in letters)
+    return tuple(phone for phone in chain.from_iterable(triples) if phone)
 
 
 def _checked(word: str) -> str:
@@ -128,10 +128,13 @@ def _spellings(word: str) -> list[str]:
     spellings = [word]
     for beginning, instead in RESPELLED.items():
         if word.startswith(beginning):
-            spellings = [one + word[len(beginning) :] for one in instead]
-    spellings = [_EXISTENCE.sub(_parted, one) for one in spellings]
-    spellings = [_INSERTION.sub(lambda match: _changed(match[0], "ㄴ"), one) for one in spellings]
-    return [_ENDING.sub(lambda match: _changed(match[0], TENSE[decompose(match[0][0])[0]]), one) for one in spellings]
+            spellings = [spelling + word[len(beginning) :] for spelling in instead]
+    spellings = [_EXISTENCE.sub(_parted, spelling) for spelling in spellings]
+    spellings = [_INSERTION.sub(lambda match: _changed(match[0], "ㄴ"), spelling) for spelling in spellings]
+    return [
+        _ENDING.sub(lambda match: _changed(match[0], TENSE[decompose(match[0][0])[0]]), spelling)
+        for spelling in spellings
+    ]
 
 
 def _parted(match: re.Match[str]) -> str:
@@ -146,9 +149,9 @@ def _changed(text: str, initial: str) -> str:
 
 def _ways(syllables: list[Syllable]) -> Iterator[str]:
     """Spell what was said by the rules, then with one choice made otherwise, with two, and so on."""
-    places = [*_vowel_choices(syllables), *_consonant_choices(syllables)]
-    for number in range(len(places) + 1):
-        for chosen in combinations(places, number):
+    choices = [*_vowel_choices(syllables), *_consonant_choices(syllables)]
+    for number in range(len(choices) + 1):
+        for chosen in combinations(choices, number):
             for changes in product(*chosen):
                 letters = [[syllable.initial, syllable.medial, syllable.final] for syllable in syllables]
                 for where, slot, letter in chain.from_iterable(changes):

@@ -39,8 +39,8 @@ class Lexicon:
     @property
     def phones(self) -> tuple[str, ...]:
         """All phones, sorted; silence (SIL) and noise (SPN) are none."""
-        found = {phone for some in self.pronunciations.values() for one in some for phone in one}
-        return tuple(sorted(phone for phone in found if phone.upper() not in NOT_SPEECH))
+        phones = {phone for some in self.pronunciations.values() for pronunciation in some for phone in pronunciation}
+        return tuple(sorted(phone for phone in phones if phone.upper() not in NOT_SPEECH))
 
     def __len__(self) -> int:
         return len(self.pronunciations)
@@ -132,7 +132,7 @@ def complete_lexicon(
         The lexicon, and how often those words that were left out come in the text.
     """
     counts = Counter(map(capitals, words))
-    found: dict[str, tuple[Phones, ...]] = {}
+    pronunciations: dict[str, tuple[Phones, ...]] = {}
     left_out: Counter[str] = Counter()
     for word, count in sorted(counts.items()):
         some = lexicon.pronunciations.get(word, ())
@@ -142,10 +142,10 @@ def complete_lexicon(
             except InputError:
                 some = ()
         if some:
-            found[word] = tuple(dict.fromkeys(some))
+            pronunciations[word] = tuple(dict.fromkeys(some))
         else:
             left_out[word] = count
-    return Lexicon(found), left_out
+    return Lexicon(pronunciations), left_out
 
 
 def _is_read_as(line: str, word: str, phones: Phones) -> bool:
@@ -176,7 +176,7 @@ def _read(content: bytes, source: str) -> Lexicon:
         raise InputError(f"{source}: expected lines of a word and its phones, found none")
     return Lexicon(
         {
-            word: tuple(dict.fromkeys(phones for _, phones in sorted(some, key=lambda one: -one[0])))
+            word: tuple(dict.fromkeys(phones for _, phones in sorted(some, key=lambda entry: -entry[0])))
             for word, some in words.items()
         }
     )
@@ -203,9 +203,9 @@ def _parse(line: str) -> tuple[str, float, Phones]:
         ValueError: The line is malformed; says what was expected.
     """
     fields = unicodedata.normalize("NFC", line).split()
-    comment = next((place for place, field in enumerate(fields) if place and field.startswith("#")), len(fields))
+    comment = next((index for index, field in enumerate(fields) if index and field.startswith("#")), len(fields))
     word, *rest = fields[:comment]
-    columns = next((place for place, field in enumerate(rest) if not _NUMBER.fullmatch(field)), len(rest))
+    columns = next((index for index, field in enumerate(rest) if not _NUMBER.fullmatch(field)), len(rest))
     if "\t" in line and (before := len(line.rsplit("\t", 1)[0].split()) - 1):  # columns of their own
         columns = min(columns, before)
     phones = tuple(rest[columns:])

@@ -98,7 +98,7 @@ class NGram:
             context: The tokens before it, `<s>` first where they are the whole sentence so far. At most the last
                 `order - 1` matter.
         """
-        return float(self.log_probs(np.array([[self.id_of(one) for one in (*context, token)]]))[0])
+        return float(self.log_probs(np.array([[self.id_of(known) for known in (*context, token)]]))[0])
 
     def score(self, tokens: Sequence[str]) -> float:
         """Return the natural log probability of a whole sentence, its end included."""
@@ -128,15 +128,15 @@ class NGram:
     def _predict(self, sentences: Sequence[Sequence[str]]) -> tuple[Integers, Floats]:
         """Return the ids of all tokens and ends, one sentence after another, and their log probabilities."""
         flat: list[int] = []
-        places: list[int] = []  # in their sentences
+        positions: list[int] = []  # in their sentences
         for sentence in sentences:
             flat += [self.start_id, *map(self.id_of, sentence), self.end_id]
-            places += range(len(sentence) + 2)
-        ids, place = np.array(flat), np.array(places)
-        predicted = np.flatnonzero(place)
+            positions += range(len(sentence) + 2)
+        ids, position = np.array(flat), np.array(positions)
+        predicted = np.flatnonzero(position)
         rows = np.full((len(predicted), self.order), ABSENT)
         for back in range(self.order):
-            within = place[predicted] >= back
+            within = position[predicted] >= back
             rows[within, self.order - 1 - back] = ids[predicted[within] - back]
         return ids[predicted], self.log_probs(rows)
 
@@ -155,11 +155,11 @@ class NGram:
         for length in range(2, rows.shape[1] + 1):
             below, level = self.levels[length - 2 : length]
             context = self.find(rows[:, -length:-1])
-            place = _children(level, context, token, len(self.tokens))
+            row = _children(level, context, token, len(self.tokens))
             backoff = np.where(context == ABSENT, 0.0, below.backoffs[context])
             result = result + backoff
-            there = place != ABSENT
-            result[there] = level.log_probs[place[there]]
+            known = row != ABSENT
+            result[known] = level.log_probs[row[known]]
         return result
 
     def find(self, rows: Integers) -> Integers:
@@ -171,24 +171,24 @@ class NGram:
         vocabulary = len(self.tokens)
         row = self.levels[0].log_probs.copy()
         for length in range(1, min(len(context), self.order - 1) + 1):
-            place = self._place(context[-length:])
-            if place == ABSENT:
+            index = self._place(context[-length:])
+            if index == ABSENT:
                 continue  # longer ones may be there: pruning can have such gaps
-            row += self.levels[length - 1].backoffs[place]
+            row += self.levels[length - 1].backoffs[index]
             level = self.levels[length]
-            first, last = level.keys.searchsorted([place * vocabulary, (place + 1) * vocabulary])
-            row[level.keys[first:last] - place * vocabulary] = level.log_probs[first:last]
+            first, last = level.keys.searchsorted([index * vocabulary, (index + 1) * vocabulary])
+            row[level.keys[first:last] - index * vocabulary] = level.log_probs[first:last]
         return row
 
     def _place(self, ids: Sequence[int]) -> int:
         """Do as `find` for a single n-gram, which is ten times as fast."""
-        place = 0
+        index = 0
         for level, number in zip(self.levels, ids, strict=False):
-            key = place * len(self.tokens) + number
-            place = int(level.keys.searchsorted(key))
-            if number == ABSENT or place == len(level.keys) or level.keys[place] != key:
+            key = index * len(self.tokens) + number
+            index = int(level.keys.searchsorted(key))
+            if number == ABSENT or index == len(level.keys) or level.keys[index] != key:
                 return ABSENT
-        return place
+        return index
 
     def rows(self, length: int) -> Integers:
         """Return the n-grams (G, length) of a level as ids."""
@@ -207,10 +207,10 @@ def find(levels: Sequence[Level], rows: Integers, vocabulary: int) -> Integers:
         rows: (M, n) ids; `ABSENT` is part of no n-gram.
         vocabulary: V.
     """
-    places = np.zeros(len(rows), np.int64)
+    indices = np.zeros(len(rows), np.int64)
     for level, column in zip(levels, rows.T, strict=False):
-        places = _children(level, places, column, vocabulary)
-    return places
+        indices = _children(level, indices, column, vocabulary)
+    return indices
 
 
 def _children(level: Level, contexts: Integers, tokens: Integers, vocabulary: int) -> Integers:
@@ -218,7 +218,7 @@ def _children(level: Level, contexts: Integers, tokens: Integers, vocabulary: in
     keys = contexts * vocabulary + tokens  # negative where the context is absent, as no key is
     if not len(level.keys):
         return np.full(len(keys), ABSENT)
-    places = level.keys.searchsorted(keys)
-    places[places == len(level.keys)] = 0
-    there = (tokens != ABSENT) & (level.keys[places] == keys)
-    return np.where(there, places, ABSENT)
+    indices = level.keys.searchsorted(keys)
+    indices[indices == len(level.keys)] = 0
+    known = (tokens != ABSENT) & (level.keys[indices] == keys)
+    return np.where(known, indices, ABSENT)

@@ -55,7 +55,7 @@ def relative_entropies(model: NGram, length: int) -> Floats:
         after = np.log((left[contexts] + own) / (shorter_left[contexts] + shorter))
         lost = own * (np.log(own) - np.log(shorter) - after)
         moved = left[contexts] * (before[contexts] - after)
-    lost, moved = (np.where(mass > LEAST_MASS, one, 0.0) for mass, one in ((own, lost), (left[contexts], moved)))
+    lost, moved = (np.where(mass > LEAST_MASS, values, 0.0) for mass, values in ((own, lost), (left[contexts], moved)))
     return np.maximum(_context_probs(model, length - 1)[contexts] * (lost + moved), 0)
 
 
@@ -68,14 +68,14 @@ def _context_probs(model: NGram, length: int) -> Floats:
 
 def _left(own: Floats, shorter: Floats, contexts: Integers, size: int) -> tuple[Floats, Floats]:
     """Return what is left (C,) in each context for other tokens, by its own distribution and by the shorter one's."""
-    left, shorter_left = (1 - np.bincount(contexts, one, size) for one in (own, shorter))
+    left, shorter_left = (1 - np.bincount(contexts, probs, size) for probs in (own, shorter))
     return np.maximum(left, 0), np.maximum(shorter_left, LEAST_MASS)
 
 
-def _moved(level: Level, places: Integers, vocabulary: int) -> Level:
+def _moved(level: Level, renumbered: Integers, vocabulary: int) -> Level:
     """Return a level whose contexts have other places."""
     contexts, tokens = np.divmod(level.keys, vocabulary)
-    return Level(places[contexts] * vocabulary + tokens, level.log_probs, level.backoffs)
+    return Level(renumbered[contexts] * vocabulary + tokens, level.log_probs, level.backoffs)
 
 
 def _normalized(model: NGram) -> NGram:

@@ -18,7 +18,7 @@ from asr_lightning.hmm import gmm, tree
 from asr_lightning.hmm.frame_alignment import align_frames
 from asr_lightning.hmm.graph import expand_to_states, sentence_transducer
 from asr_lightning.hmm.model import HiddenMarkovModel
-from asr_lightning.hmm.questions import phonetic_questions
+from asr_lightning.hmm.tree import phonetic_questions
 from asr_lightning.text.lexicon import capitals
 from asr_lightning.tools.state_alignment import Decodable, Decodables
 from asr_lightning.tools.subsets import portion

@@ -136,7 +136,7 @@ def test_planted_layers_are_told_apart_in_both_spaces(tmp_path: Path) -> None:
     measured = []
     for speaker in ("s0", "s1"):
         projected = project_layers(layers, speaker, perplexity=20, iterations=300)
-        assert {len(one.places) for one in projected} == {12 * 36}
+        assert {len(one.positions) for one in projected} == {12 * 36}
         measured += measure_layers(projected)
     found = {(curve.figure, curve.space): curve for curve in layer_curves(measured)}
     for space in ("original", "tsne"):
@@ -166,7 +166,7 @@ def test_as_many_sentences_as_the_paper_has_are_compared_with_each_other(tmp_pat
     folder = planted(tmp_path)
     [few] = find_character_neighbours(folder, ["history"], sentences=7)
     assert few.sentences == 7 and len(few.characters) == 7 * 30
-    assert few.places.max() < 7 * 30  # no neighbour from others
+    assert few.neighbours.max() < 7 * 30  # no neighbour from others
     [again], [other] = (find_character_neighbours(folder, ["history"], seed=seed, sentences=7) for seed in (1, 2))
     assert set(again.utterances) == set(few.utterances) != set(other.utterances)
     [every], [more] = (find_character_neighbours(folder, ["history"], sentences=count) for count in (24, 79))
