@@ -1,17 +1,17 @@
-"""What layers said, on disk, for numpy and pandas.
+"""Activations of layers on disk, readable with NumPy and pandas.
 
 ```
-FOLDER/activations.json        of every module: what a row is (frame or token), their number and dimension; epoch;
-                               how many utterances there are, and how many of them have phones
+FOLDER/activations.json        per module: unit of a row (frame or token), rows, dimension; the epoch;
+                               the numbers of utterances and of utterances with phones
 FOLDER/utterances.csv          utterance,subset,speaker,seconds,reference,hypothesis
 FOLDER/<module>.npy            (N, D) float32
 FOLDER/<module>.csv            one line per row: utterance,speaker,index,start,end,character,phone
 ```
 
 Utterances are in the order of their names, their rows in that of time. Times are seconds from an utterance's beginning:
-a frame's span is as long as the distance of frames, around the centre of what the frame was computed from. Rows of a
+a frame's span is as long as the distance of frames, around the center of what the frame was computed from. Rows of a
 token (character) have no times; row 0 is the state that the first token is predicted from. `character` is the one that
-is being recognised, `phone` what the labels say; both are empty where nobody knows.
+is being recognized, `phone` is the label; both are empty if unknown.
 
     np.load("FOLDER/encoder.layers.0.npy", mmap_mode="r"), pandas.read_csv("FOLDER/encoder.layers.0.csv")
 """
@@ -38,11 +38,11 @@ DESCRIPTION = "activations.json"
 
 @dataclass
 class Rows:
-    """What one module said of one utterance.
+    """Activations of one module for one utterance.
 
     Attributes:
         values: (N, D) float32.
-        unit: What a row is.
+        unit: Unit of a row.
         starts: N seconds, of frames.
         ends: N seconds, of frames.
         characters: N, empty where unknown.
@@ -59,7 +59,7 @@ class Rows:
 
 @dataclass
 class UtteranceActivations:
-    """An utterance and what the modules said of it."""
+    """An utterance with the activations of its modules."""
 
     utterance: str
     subset: str
@@ -76,11 +76,11 @@ class Layer:
 
     Attributes:
         name: Of the module.
-        unit: What a row is.
+        unit: Unit of a row.
         values: (N, D) float32, on disk.
         utterances: (N,) names.
         speakers: (N,) names.
-        index: (N,) places within an utterance.
+        index: (N,) positions within an utterance.
         starts: (N,) seconds; NaN for tokens.
         ends: (N,) seconds; NaN for tokens.
         characters: (N,) strings.
@@ -108,16 +108,16 @@ class Layer:
 
 
 class PartWriter:
-    """What one process has seen: values as they come, and a line of JSON per utterance."""
+    """Writer of one process: values of each module, and a line of JSON per utterance."""
 
     def __init__(self, folder: Path) -> None:
-        """Begin anew in a folder of its own."""
+        """Create the folder; delete what an earlier run left in it."""
         remove(folder)
         folder.mkdir(parents=True)
         self.folder = folder
 
     def append(self, utterance: UtteranceActivations) -> None:
-        """Write what was said of an utterance."""
+        """Write the activations of an utterance."""
         line = {name: getattr(utterance, name) for name in UTTERANCE_COLUMNS} | {"modules": {}}
         for module, rows in utterance.modules.items():
             values = np.ascontiguousarray(rows.values, dtype=np.float32)
@@ -132,17 +132,17 @@ class PartWriter:
 
 def merge_parts(parts: Sequence[Path], folder: Path, about: dict[str, Any], limit: int | None = None,
           speakers: int | None = None) -> int:  # fmt: skip
-    """Put what processes have seen together; the result does not depend on how many they were.
+    """Merge the parts of all processes; the result does not depend on their number.
 
     Args:
         parts: Folders of `PartWriter`, which are removed.
-        folder: What to write. What an earlier call wrote there is replaced; other files stay.
-        about: Anything that is to stand in `activations.json` too.
+        folder: Output. Files of an earlier call are replaced; other files stay.
+        about: Further entries of `activations.json`.
         limit: Utterances to keep, the first by name.
         speakers: Speakers to keep, the first by name.
 
     Returns:
-        How many utterances there are.
+        The number of utterances.
     """
     lines = sorted(_lines(parts), key=lambda line: line[1]["utterance"])
     chosen: dict[str, tuple[Path, dict[str, Any]]] = {line["utterance"]: (part, line) for part, line in lines}
@@ -219,7 +219,7 @@ def _write_module(folder: Path, module: str, chosen: list[tuple[Path, dict[str, 
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return what stands in `activations.json`.
+    """Return the content of `activations.json`.
 
     Raises:
         InputError: There is none, or it cannot be read.
@@ -237,7 +237,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def layers_of_unit(folder: Path, unit: Unit, wanted: Sequence[str] | None = None) -> list[str]:
-    """Return the modules whose rows are frames, or tokens: the wanted ones, or all in their order.
+    """Return the modules whose rows are frames, or tokens: those in `wanted`, or all.
 
     Raises:
         InputError: There are none, or a wanted one is not among them.

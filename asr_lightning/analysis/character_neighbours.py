@@ -1,4 +1,4 @@
-"""Decoder states and the characters before them: neighbours and Table 2 [Lim et al. 2019, 3.4 and 3.5]."""
+"""Nearest neighbours of decoder states and the characters before them: Table 2 [Lim et al. 2019, §3.4, §3.5]."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from asr_lightning.analysis.neighbours import (
     nearest,
     ngram_baseline,
     shuffled_baseline,
-    summarise_matches,
+    summarize_matches,
 )
 
 ORDERS = (1, 2, 3)  # of the character n-grams that states are compared with
@@ -25,11 +25,11 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """A table of matching characters that a paper has.
+    """A published table of matching characters.
 
     Attributes:
-        sentences: That it is of.
-        tokens: Of these sentences.
+        sentences: Number of sentences.
+        tokens: Tokens in these sentences.
         totals: Matching characters of each layer, the lowest first.
     """
 
@@ -38,7 +38,7 @@ class PublishedTable:
     totals: list[int]
 
     def mean(self, layer: int, k: int) -> str:
-        """Return the mean of one of k neighbours, cut off behind two decimals as Lim et al. 2019 print it."""
+        """Return the mean of one of k neighbours, cut off after two decimals as Lim et al. 2019 print it."""
         return f"{100 * self.totals[layer] // (self.tokens * k) / 100:.2f}"
 
     def columns(self, layer: int, k: int) -> list[str]:
@@ -49,7 +49,7 @@ class PublishedTable:
 
 @dataclass(frozen=True)
 class CharacterNeighbours:
-    """The characters of recognised sentences, each with its nearest neighbours in other sentences by one layer.
+    """The characters of recognized sentences, each with its nearest neighbours in other sentences by one layer.
 
     Attributes:
         layer: Name.
@@ -59,8 +59,8 @@ class CharacterNeighbours:
         neighbours: (N, k) rows of the neighbours, the nearest first; -1 for none.
         distances: (N, k) Euclidean.
         counts: (N, k) matching characters right before.
-        shuffled: What states of other characters share.
-        ngrams: What neighbours share that are drawn by the last 1, 2, 3 characters only.
+        shuffled: Matches of states that were permuted among the characters.
+        ngrams: Matches of neighbours drawn at random that share the last 1, 2, 3 characters.
     """
 
     layer: str
@@ -76,7 +76,7 @@ class CharacterNeighbours:
     @property
     def matches(self) -> Matches:
         """The layer's line of Table 2."""
-        return summarise_matches(self.counts)
+        return summarize_matches(self.counts)
 
     @property
     def sentences(self) -> int:
@@ -100,7 +100,7 @@ class CharacterNeighbours:
 def find_character_neighbours(
     folder: Path, layers: Sequence[str], k: int = 5, seed: int = 1, device: str = "cpu", sentences: int | None = None
 ) -> list[CharacterNeighbours]:
-    """Find the neighbours of every recognised character, layer by layer.
+    """Find the neighbours of every recognized character, layer by layer.
 
     Args:
         folder: Of activations.
@@ -109,10 +109,10 @@ def find_character_neighbours(
         seed: Of the sentences and of the baselines.
         device: Where states are compared.
         sentences: How many are compared with each other, drawn by lot from those with characters; all if None, or
-            where there are no more. The paper does not say which its 79 are.
+            or if the data hold no more. The paper does not name its 79.
 
     Returns:
-        Nothing where there are fewer than two sentences.
+        An item per layer; an empty list with fewer than two sentences.
 
     Raises:
         InputError: There is no such layer.
@@ -172,8 +172,8 @@ def neighbour_caption(layers: list[CharacterNeighbours], seed: int, published: P
     first = layers[0]
     ours = (
         f"{first.neighbours.shape[1]} neighbours of each of {len(first.characters):,} tokens of {first.sentences} "
-        f"sentences (drawn with seed {seed} where there were more), which are candidates too: total and mean of the characters "
-        "that match right before."
+        f"sentences (drawn with seed {seed} if the data hold more); neighbours come from the same sentences. Total and "
+        "mean of the characters right before that match."
     )
     theirs = f" The paper has {published.sentences} sentences and {published.tokens:,} tokens." if published else ""
     return ours + theirs

@@ -1,4 +1,4 @@
-"""The sentences of a corpus that pictures show: by name, by text, or the longest in their place."""
+"""Sentences that figures show, chosen by name or by text; a long one replaces a missing one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ class ChosenSentence:
     Attributes:
         utterance: Name.
         speaker: Name.
-        text: The transcript, or what was recognised where there is none.
-        note: Why it stands in the place of another one; empty where it is the one that was asked for.
+        text: The transcript, or the hypothesis if there is no transcript.
+        note: Why it replaces another sentence; empty if it was asked for.
     """
 
     utterance: str
@@ -36,7 +36,7 @@ def find_sentences(wanted: Sequence[str], utterances: Mapping[str, Row]) -> dict
         utterances: Lines with `reference` and `hypothesis`, by name.
 
     Returns:
-        The name of the utterance for each that is wanted, the first by name; None where there is none.
+        The utterance for each wanted sentence, the first by name; None if there is no such utterance.
     """
     by_text: dict[str, str] = {}
     for name in sorted(utterances):
@@ -50,20 +50,20 @@ def letters(text: str) -> str:
 
 
 def text_of(row: Row) -> str:
-    """Return the transcript, or what was recognised where there is none."""
+    """Return the transcript, or the hypothesis if there is no transcript."""
     return row["reference"] or row["hypothesis"]
 
 
 def choose_sentences(
     wanted: Sequence[str], utterances: Mapping[str, Row], sizes: Mapping[str, int], speaker: str
 ) -> list[ChosenSentence]:
-    """Choose the sentences that are wanted; where the corpus lacks one, the longest other one of a speaker.
+    """Choose the wanted sentences; a missing one is replaced by the longest other sentence of a speaker.
 
     Args:
         wanted: Names or texts, as `find_sentences` takes them.
         utterances: Lines of `utterances.csv`, by name.
         sizes: Frames of the utterances that can be drawn, by name.
-        speaker: Whose longest sentences stand in for those that are missing.
+        speaker: Whose longest sentences replace missing ones.
     """
     known = {name: utterances[name] for name in sizes}
     names = find_sentences(wanted, known)

@@ -1,4 +1,4 @@
-"""How error rates fall from epoch to epoch, and what that says of later epochs [future work of Han et al. 2024].
+"""Power laws of error rates over epochs, and predictions for later epochs [future work of Han et al. 2024].
 
 The curve is r(e) = c + a·e^(-b): a power law that falls to an offset c, what more training cannot mend.
 
@@ -89,9 +89,9 @@ class PowerLaw:
             return Prediction(asked, self(asked), np.zeros(len(asked)), np.full(len(asked), np.inf))
         exponents, offsets, means, rooms = self._likely(level)
         widths = np.sqrt(rooms * (self.points + 1) / self.points)
-        centres = means + np.log(offsets + (asked[:, None] / self.epochs.min()) ** -exponents)  # (E, candidates)
+        centers = means + np.log(offsets + (asked[:, None] / self.epochs.min()) ** -exponents)  # (E, candidates)
         return Prediction(
-            asked, self(asked), np.exp((centres - widths).min(axis=1)), np.exp((centres + widths).max(axis=1))
+            asked, self(asked), np.exp((centers - widths).min(axis=1)), np.exp((centers + widths).max(axis=1))
         )
 
     def bounds(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
@@ -194,7 +194,7 @@ def _refine(epochs: Array, logs: Array, scale: float, exponent: float, offset: f
 
 @dataclass(frozen=True)
 class Backcast:
-    """What the first epochs of runs said of the later ones, and what came.
+    """Predictions from the first epochs, compared with the measurements that followed.
 
     Attributes:
         fitted_to: The last epoch that was seen.

@@ -1,7 +1,7 @@
 """The loss on the straight line between two networks of one architecture [Goodfellow et al. 2015; for Han et al. 2024].
 
-Two networks that began with different random weights have their units in different orders, so a hill between them is no
-wonder. Where there is none, both lie in one valley, as networks may that began with units of the same teacher.
+Two networks with different random initial weights have their units in different orders, so a barrier between them is
+expected. Networks without a barrier lie in one basin, as those may that were initialized from the same teacher.
 """
 
 import math
@@ -21,12 +21,12 @@ Measured = TypeVar("Measured")
 
 @dataclass(frozen=True)
 class Quality:
-    """How good a recogniser is.
+    """Loss and error rates of a recognizer.
 
     Attributes:
         loss: Mean over the utterances whose loss is finite, in nats; NaN if there is none.
         utterances: How many these are.
-        error_rates: As fractions, by name; empty where nothing was recognised.
+        error_rates: As fractions, by name; empty if nothing was recognized.
     """
 
     loss: float
@@ -35,13 +35,13 @@ class Quality:
 
 
 def line_positions(first: float = -0.25, last: float = 1.25, count: int = 13) -> list[float]:
-    """Return places on a line, evenly spread, and both ends, which are 0 and 1, exactly.
+    """Return evenly spaced values of α, with the ends 0 and 1 exactly.
 
     Raises:
-        ValueError: The range does not hold both ends, or there are fewer than two places.
+        ValueError: The range does not hold both ends, or there are fewer than two values.
     """
     if not first <= 0 < 1 <= last or count < 2:
-        raise ValueError(f"expected 2 or more places in a range that holds 0 and 1, got {count} from {first} to {last}")
+        raise ValueError(f"expected 2 or more values in a range that holds 0 and 1, got {count} from {first} to {last}")
     spread = [first + (last - first) * number / (count - 1) for number in range(count)]
     between = [alpha for alpha in spread if min(abs(alpha), abs(alpha - 1)) > 1e-9]
     return sorted([0.0, 1.0, *between])
@@ -55,7 +55,7 @@ def interpolate(
     Args:
         first: At α = 0, which gives it exactly.
         second: At α = 1, which gives it exactly; with the same names and shapes.
-        alpha: α; the line goes on beyond its ends.
+        alpha: α; below 0 and above 1 the line continues.
         parameters: Names of parameters. All other entries are buffers, such as the running statistics of BatchNorm;
             these stay as at the nearer end beyond the ends, where a variance could become negative. Whole numbers are
             rounded.
@@ -77,16 +77,16 @@ def along_line(
     where: Sequence[float],
     measure: Callable[[], Measured],
 ) -> Iterator[tuple[float, Measured]]:
-    """Move a network along the line from its own weights to others, and measure it at each place.
+    """Set a network to points on the line from its own weights to others, and measure it at each.
 
     Args:
         network: Has its own weights again at the end.
         second: The state_dict at α = 1.
         where: Values of α.
-        measure: Looks at the network.
+        measure: Called at each point.
 
     Yields:
-        α and what was measured there.
+        α and the result of `measure`.
     """
     first = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
@@ -101,7 +101,7 @@ def along_line(
 
 @torch.inference_mode()
 def quality(recognizer: Recognizer, batches: Iterable[Batch], recognize: bool = False) -> Quality:
-    """Measure a recogniser, in evaluation mode and on its device.
+    """Measure a recognizer, in evaluation mode and on its device.
 
     Args:
         recognizer: What to measure.

@@ -1,4 +1,4 @@
-"""Layers of a recogniser side by side: what is measured of them, and where t-SNE puts their frames."""
+"""Layers of a recognizer side by side: measurements and t-SNE coordinates of their frames."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -28,7 +28,7 @@ class Projected:
 
 @dataclass(frozen=True)
 class LayerMeasurement:
-    """What was measured of one layer and one speaker.
+    """Measurements of one layer and one speaker.
 
     Attributes:
         layer: Name.
@@ -44,7 +44,7 @@ class LayerMeasurement:
 
 
 def project_layers(layers: Sequence[Layer], speaker: str, seed: int = 1, **options: float) -> list[Projected]:
-    """Place the frames of one speaker, layer by layer, turned alike.
+    """Project the frames of one speaker, layer by layer, rotated alike.
 
     Args:
         layers: As `read_layer` gives them.
@@ -66,20 +66,20 @@ def project_layers(layers: Sequence[Layer], speaker: str, seed: int = 1, **optio
 
 
 def _applied(points: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Turn all places as some of them were turned."""
+    """Rotate all points as some of them were rotated."""
     turn = np.linalg.lstsq(before - before.mean(axis=0), after, rcond=None)[0]
     return (points - before.mean(axis=0)) @ turn
 
 
 def measure_layers(projected: Iterable[Projected], k: int = 5) -> list[LayerMeasurement]:
-    """Measure layers in their own space and where t-SNE has put them."""
+    """Measure layers in their own space and in the plane of t-SNE."""
     measured = []
     for layer_points in projected:
         layer = layer_points.layer
         groups = np.unique(layer.utterances, return_inverse=True)[1]
-        centres = (layer.starts + layer.ends) / 2
+        centers = (layer.starts + layer.ends) / 2
         for space, values in (("original", layer.values), ("tsne", layer_points.positions)):
-            figures = measure_layer(values, layer.phones, groups, centres, k)
+            figures = measure_layer(values, layer.phones, groups, centers, k)
             measured.append(LayerMeasurement(layer.name, str(layer.speakers[0]), space, figures))
     return measured
 
@@ -104,7 +104,7 @@ class LayerCurve:
 
 
 def layer_curves(measured: Sequence[LayerMeasurement]) -> list[LayerCurve]:
-    """Follow every number from layer to layer."""
+    """Return the mean over speakers of every number, layer by layer."""
     layers = list(dict.fromkeys(measurement.layer for measurement in measured))
     result = []
     for space in dict.fromkeys(measurement.space for measurement in measured):
@@ -131,7 +131,7 @@ def layer_curves(measured: Sequence[LayerMeasurement]) -> list[LayerCurve]:
 
 
 def layer_table(measured: Iterable[LayerMeasurement]) -> list[list[object]]:
-    """Return what was measured as lines, the first the head: layer, speaker, space and the numbers."""
+    """Return a table with head: layer, speaker, space and the numbers."""
     head: list[object] = ["layer", "speaker", "space", *FIGURES]
     return [
         head,

@@ -18,27 +18,27 @@ def nearest(
     """Find the k nearest states by Euclidean distance, of other groups only; exactly, and in bounded memory.
 
     Candidates are found in single precision. Where its rounding could hide a nearer state, as among states that are
-    nearly the same, all distances are computed in double precision. Of equal distances the lower place comes first.
+    nearly the same, all distances are computed in double precision. Of equal distances the lower index comes first.
 
     Args:
         states: (N, D); may lie on disk.
         groups: (N,) integers: states of one group, as a sentence, are no neighbours of each other.
         k: How many.
-        queries: (Q,) places of the states that neighbours are wanted of; all if None.
+        queries: (Q,) indices of the states whose neighbours are wanted; all if None.
         device: Where blocks are compared.
 
     Returns:
-        Places (Q, k) and distances (Q, k), the nearest first; -1 and infinity where there are no more than that.
+        Indices (Q, k) and distances (Q, k), the nearest first; -1 and infinity beyond the last neighbour.
     """
     queries = np.arange(len(states)) if queries is None else np.asarray(queries)
     neighbours = np.full((len(queries), k), -1, dtype=np.int64)
     distances = np.full((len(queries), k), np.inf)
-    centre, longest = _extent(states)
+    center, longest = _extent(states)
     for begin in range(0, len(queries), QUERIES):
         rows = queries[begin : begin + QUERIES]
-        candidates, farthest = _candidates(states, groups, rows, centre, k + SPARE, device)
+        candidates, farthest = _candidates(states, groups, rows, center, k + SPARE, device)
         exact = _measured(states, rows, candidates)
-        unsure = np.flatnonzero(~_sure(states[rows] - centre, np.sort(exact, axis=1)[:, :k], farthest, longest))
+        unsure = np.flatnonzero(~_sure(states[rows] - center, np.sort(exact, axis=1)[:, :k], farthest, longest))
         for first in range(0, len(unsure), PRECISE_QUERIES):
             some = unsure[first : first + PRECISE_QUERIES]
             candidates[some] = _precise_candidates(states, groups, rows[some], candidates.shape[1], device)
@@ -54,24 +54,24 @@ def nearest(
 
 def _extent(states: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the mean (D,) of all states, and how far from it the farthest is."""
-    centre, longest = np.zeros(states.shape[1]), 0.0
+    center, longest = np.zeros(states.shape[1]), 0.0
     for begin in range(0, len(states), CANDIDATES):
-        centre += states[begin : begin + CANDIDATES].sum(axis=0, dtype=np.float64) / len(states)
+        center += states[begin : begin + CANDIDATES].sum(axis=0, dtype=np.float64) / len(states)
     for begin in range(0, len(states), CANDIDATES):
-        between = states[begin : begin + CANDIDATES] - centre
+        between = states[begin : begin + CANDIDATES] - center
         longest = max(longest, float(np.sqrt(np.einsum("nd,nd->n", between, between).max())))
-    return centre, longest
+    return center, longest
 
 
 def _sure(query: np.ndarray, nearest: np.ndarray, farthest: np.ndarray, longest: float) -> np.ndarray:
     """Return where (Q,) no state that is no candidate can be as near as the last of the nearest.
 
     Args:
-        query: (Q, D) from the centre.
+        query: (Q, D) from the center.
         nearest: (Q, k) exact distances, the last one the greatest.
         farthest: (Q,) squares of the last candidates' distances in single precision, without those of the queries;
             infinite where all states are candidates.
-        longest: Of all states, from the centre.
+        longest: Of all states, from the center.
 
     The error of a sum of D products is at most D roundings of the sum of their sizes [Higham 2002, section 3.1]; there
     are a few more of the states themselves and of what is added up.
@@ -83,18 +83,18 @@ def _sure(query: np.ndarray, nearest: np.ndarray, farthest: np.ndarray, longest:
 
 
 def _candidates(
-    states: np.ndarray, groups: np.ndarray, rows: np.ndarray, centre: np.ndarray, count: int, device: str
+    states: np.ndarray, groups: np.ndarray, rows: np.ndarray, center: np.ndarray, count: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the nearest by single precision, and the last ones' squares without those of the queries.
 
-    Places (Q, count) come in the order of place; -1 where there are none. Squares (Q,) are then infinite.
+    Indices (Q, count) in ascending order, -1 for none; squares (Q,) are then infinite.
     """
-    query = torch.from_numpy((states[rows] - centre).astype(np.float32)).to(device)
+    query = torch.from_numpy((states[rows] - center).astype(np.float32)).to(device)
     own = torch.from_numpy(groups[rows].astype(np.int64)).to(device).unsqueeze(1)
     best = torch.full((len(rows), count), float("inf"), device=device)
     where = torch.full((len(rows), count), -1, dtype=torch.int64, device=device)
     for begin in range(0, len(states), CANDIDATES):
-        block = torch.from_numpy((states[begin : begin + CANDIDATES] - centre).astype(np.float32)).to(device)
+        block = torch.from_numpy((states[begin : begin + CANDIDATES] - center).astype(np.float32)).to(device)
         theirs = torch.from_numpy(groups[begin : begin + CANDIDATES].astype(np.int64)).to(device)
         squares = torch.addmm(block.square().sum(dim=1), query, block.T, alpha=-2.0)  # without the same |query|²
         squares.masked_fill_(own == theirs, float("inf"))
@@ -108,9 +108,9 @@ def _candidates(
 def _precise_candidates(
     states: np.ndarray, groups: np.ndarray, rows: np.ndarray, count: int, device: str
 ) -> np.ndarray:
-    """Return the places (Q, count) of the nearest by double precision, in the order of place; -1 where there are none.
+    """Return the indices (Q, count) of the nearest by double precision, in ascending order; -1 for none.
 
-    Of equally near ones the lower places.
+    Of equally near states the lower indices.
     """
     query = torch.from_numpy(states[rows].astype(np.float64)).to(device)
     own = torch.from_numpy(groups[rows].astype(np.int64)).to(device).unsqueeze(1)
@@ -128,7 +128,7 @@ def _precise_candidates(
 
 
 def _measured(states: np.ndarray, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Distances (Q, count) in double precision; infinite where there is no place."""
+    """Distances (Q, count) in double precision; infinite for index -1."""
     between = np.subtract(states[candidates.clip(min=0)], states[rows][:, None], dtype=np.float64)  # (Q, count, D)
     exact = np.sqrt(np.einsum("qcd,qcd->qc", between, between))
     return np.where(candidates >= 0, exact, np.inf)
@@ -143,7 +143,7 @@ def matching_before(
         characters: (N,) of every state, in the order of their sentences.
         groups: (N,) sentences, each in one piece.
         neighbours: (Q, k) neighbours of each query; -1 for none, which matches nothing.
-        queries: (Q,) places.
+        queries: (Q,) indices.
 
     Returns:
         (Q, k) counts: 0 where the character before differs, or a sentence has just begun.
@@ -178,7 +178,7 @@ class Matches:
     deviation: float = 0.0
 
 
-def summarise_matches(counts: np.ndarray) -> Matches:
+def summarize_matches(counts: np.ndarray) -> Matches:
     """Add up counts (Q, k)."""
     return Matches(float(counts.sum()), float(counts.mean()) if counts.size else 0.0)
 
@@ -187,7 +187,7 @@ def shuffled_baseline(
     states: np.ndarray, characters: np.ndarray, groups: np.ndarray, queries: np.ndarray, k: int, seed: int = 1,
     draws: int = 1,
 ) -> Matches:  # fmt: skip
-    """Say how many characters match when every state is some other character's: what neighbours share by chance."""
+    """Return the matches after permuting the states among the characters: matches by chance."""
     random = np.random.default_rng(seed)
     results = []
     for _ in range(draws):
@@ -199,7 +199,7 @@ def shuffled_baseline(
 def ngram_baseline(
     characters: np.ndarray, groups: np.ndarray, queries: np.ndarray, k: int, order: int, seed: int = 1, draws: int = 5
 ) -> Matches:
-    """Say how many characters match for neighbours that only share the last `order` characters, drawn at random.
+    """Return the matches of random neighbours that share the last `order` characters.
 
     The character itself is the last of them: order 1 draws any state of the same character in another sentence. Where
     there are fewer than k, the next shorter order fills up.

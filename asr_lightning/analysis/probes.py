@@ -1,4 +1,4 @@
-"""Numbers behind pictures of layers: do frames cluster by phone, by time, and what becomes of silence?"""
+"""Measurements of layers: clustering by phone and by time, spread of silence, linear probe of phones."""
 
 from dataclasses import dataclass
 
@@ -10,19 +10,19 @@ from asr_lightning.analysis.neighbours import nearest
 from asr_lightning.text.phones import SILENCE
 
 FOLDS = 5
-RIDGE = 1e-2  # of the mean square of a standardised dimension, per point
+RIDGE = 1e-2  # of the mean square of a standardized dimension, per point
 LONGEST = 1500  # frames of an utterance whose pairs are compared; longer ones are thinned evenly
 
 
 @dataclass(frozen=True)
 class LayerFigures:
-    """What is measured of the frames of one layer, of one speaker or of all.
+    """Measurements of the frames of one layer, of one speaker or of all.
 
     Attributes:
         purity: Mean share of the k nearest frames of other utterances that have the same phone.
         chance: The same for neighbours drawn at random: the sum of squared phone shares.
         order: Mean over utterances of Spearman's correlation between distance in time and distance in space.
-        silence: Root mean square distance of silence from its own centre, by that of all frames from theirs.
+        silence: Root mean square distance of silent frames from their center, divided by that of all frames.
         probe: Accuracy of a linear classifier of phones on utterances that it has not seen.
     """
 
@@ -83,7 +83,7 @@ def order_correlation(values: np.ndarray, times: np.ndarray, groups: np.ndarray)
 
 
 def silence_spread(values: np.ndarray, phones: np.ndarray) -> float:
-    """Return how far silence is scattered, by how far all frames are; NaN without silence."""
+    """Return the spread of silence relative to that of all frames; NaN without silence."""
     silent = values[phones == SILENCE].astype(np.float64)
     if len(silent) < 2:
         return float("nan")
@@ -95,7 +95,7 @@ def silence_spread(values: np.ndarray, phones: np.ndarray) -> float:
 def linear_probe(values: np.ndarray, phones: np.ndarray, groups: np.ndarray) -> float:
     """Return the accuracy of ridge regression on one-hot phones, utterances in five folds; NaN with fewer than two.
 
-    Every fold is classified by what the others have taught; dimensions are standardised by the others as well.
+    Every fold is classified by what the others have taught; dimensions are standardized by the others as well.
     """
     names = np.unique(groups)
     if len(names) < 2:

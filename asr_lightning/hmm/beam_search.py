@@ -1,7 +1,7 @@
-"""Beam search that keeps what comes close to the best path [Ortmanns, Ney and Aubert 1997; Povey et al. 2012].
+"""Beam search with lattices [Ortmanns, Ney and Aubert 1997; Povey et al. 2012].
 
-Kaldi's wheel shows Python the best path only. Here all active states of a frame are followed at once, in arrays, and
-pruned as Kaldi's decoder does.
+The Python wheel of Kaldi exposes the best path only. This search follows all active states of a frame at once, in
+arrays, and prunes them as Kaldi's decoder does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ class _Links:
     """Arcs of the graph between active states.
 
     Attributes:
-        sources: (L,) places among the active states.
+        sources: (L,) indices among the active states.
         targets: (L,) the same.
         arcs: (L,) numbers among the emitting or the silent arcs.
         costs: (L,) of the graph and of the frame.
@@ -43,7 +43,7 @@ class _Links:
 
 @dataclass(frozen=True, eq=False)
 class _Column:
-    """What is active between two frames.
+    """Active states between two frames.
 
     Attributes:
         states: (N,) of the graph, in an order in which silent arcs lead forwards.
@@ -59,7 +59,7 @@ class _Column:
 
 
 class BeamSearch:
-    """Looks for all paths whose costs are close to the best one's.
+    """Beam search for all paths with costs close to that of the best path.
 
     Args:
         graph: Where they lead through.
@@ -100,7 +100,7 @@ class BeamSearch:
         return compact(*self._spell(columns, ["", *words]))
 
     def _advance(self, before: _Column, row: np.ndarray) -> _Column:
-        """Return what is active behind a frame with log likelihoods (transition ids,)."""
+        """Return the active states after a frame with log likelihoods (transition ids,)."""
         emitting = self.graph.emitting
         width = self._width(before.forward)
         kept = np.flatnonzero(before.forward <= before.forward.min() + width)
@@ -113,7 +113,7 @@ class BeamSearch:
         return self._arrive(links, arrivals[good], limit)
 
     def _width(self, costs: np.ndarray) -> float:
-        """Return how far above the best the costs of active states may be."""
+        """Return the beam width: the largest cost of an active state above the best one."""
         if len(costs) > self.max_active:
             highest = np.partition(costs, self.max_active)[self.max_active] - costs.min()
             if highest < self.beam:

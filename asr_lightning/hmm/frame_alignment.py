@@ -1,4 +1,4 @@
-"""From transition ids, one a frame, to phones and words in time."""
+"""Frame alignments: transition ids per frame, and the phones and words in time that follow from them."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from asr_lightning.hmm.model import HiddenMarkovModel
 from asr_lightning.text.lexicon import Lexicon
 from asr_lightning.text.phones import SILENCE, Segment
 
-Run = tuple[float, float, str]  # first frame, frame behind the last, phone; or seconds in the place of frames
+Run = tuple[float, float, str]  # first frame, frame after the last, phone; or seconds instead of frames
 Runs = list[tuple[int, int, str]]
 
 
 def align_frames(
     decodable: kaldi.DecodableInterface, graph: kaldifst.StdVectorFst, beam: float = 10.0, retry_beam: float = 40.0
 ) -> list[int]:
-    """Return the most probable transition ids, one a frame; none where there is no way through within the beams.
+    """Return the most probable transition ids, one a frame; an empty list if no path survives the beams.
 
     Args:
         decodable: The log likelihoods of an utterance's frames.
@@ -31,7 +31,7 @@ def align_frames(
 
 
 def phone_runs(model: HiddenMarkovModel, alignment: Sequence[int] | np.ndarray) -> Runs:
-    """Return which frames belong to which phone."""
+    """Return first frame, end frame and label of each phone."""
     ids = np.asarray(alignment, dtype=np.int64)
     ends = (np.flatnonzero(model.ends_phone[ids]) + 1).tolist()
     return [
@@ -79,17 +79,17 @@ def in_seconds(runs: Sequence[Run], hop: float, window: float, seconds: float) -
 
 
 def word_runs(lexicon: Lexicon, runs: Sequence[Run], words: Sequence[str]) -> list[Run]:
-    """Return which frames, or seconds, belong to which word, and to pauses between them.
+    """Return start, end and label of each word and of the pauses between them.
 
-    Where phones can be parted among words in several ways, the later words are as long as possible.
+    If phones can be divided among words in several ways, the later words are as long as possible.
 
     Args:
-        lexicon: Says how words are said.
+        lexicon: Pronunciations.
         runs: Of phones.
         words: Of the transcript.
 
     Raises:
-        ValueError: The phones do not say the words.
+        ValueError: The phones are no pronunciation of the words.
     """
     speech = [number for number, (*_, phone) in enumerate(runs) if phone != SILENCE]
     phones = [runs[number][2] for number in speech]
@@ -106,7 +106,7 @@ def word_runs(lexicon: Lexicon, runs: Sequence[Run], words: Sequence[str]) -> li
                 ):  # words have no pauses in them
                     before[end].setdefault(count + 1, start_phone)
     if len(words) not in before[-1]:
-        raise ValueError(f"expected phones that say {' '.join(words)!r}, got {' '.join(phones)!r}")
+        raise ValueError(f"expected phones of {' '.join(words)!r}, got {' '.join(phones)!r}")
     words_in_time: list[Run] = []
     end = len(phones)
     for count in range(len(words), 0, -1):

@@ -54,7 +54,7 @@ class GaussianMixtures:
 
 @dataclass(frozen=True)
 class Pass:
-    """What came of a pass over the data.
+    """Result of a pass over the data.
 
     Attributes:
         number: From 1.
@@ -141,7 +141,7 @@ def _update(
     gaussians: int,
     random: np.random.Generator,
 ) -> tuple[float, GaussianMixtures]:
-    """Return the mean log likelihood of a frame, and what maximises that of all frames given the alignments."""
+    """Return the mean log likelihood of a frame, and what maximizes that of all frames given the alignments."""
     model, mixtures = states.model, states.mixtures
     statistics = kaldi.AccumAmDiagGmm()
     statistics.init(mixtures, GAUSSIANS_UPDATED)
@@ -162,7 +162,7 @@ def _update(
 def _split(
     mixtures: kaldi.AmDiagGmm, frames: np.ndarray, gaussians: int, random: np.random.Generator
 ) -> kaldi.AmDiagGmm:
-    """Split Gaussians in two; Kaldi's own code has random numbers that nobody can have again.
+    """Split Gaussians in two; Kaldi's own code is not reproducible.
 
     Args:
         mixtures: Of all pdfs.
@@ -204,7 +204,7 @@ def _halve(mixture: kaldi.DiagGmm, size: int, random: np.random.Generator) -> ka
 
 
 class CepstralFeatures:
-    """What Gaussian mixtures read: 13 cepstral coefficients, normalised in each utterance, and two differences of each.
+    """Features of Gaussian mixtures: 13 cepstral coefficients, normalized per utterance, with two differences of each.
 
     Args:
         sample_rate: Samples per second.

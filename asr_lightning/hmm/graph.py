@@ -1,4 +1,4 @@
-"""From words and phones to graphs of transition ids [Mohri, Pereira and Riley 2008], with Kaldi's transducers."""
+"""Graphs of transition ids from words and phones [Mohri, Pereira and Riley 2008], with Kaldi's transducers."""
 
 import math
 from collections import Counter
@@ -112,7 +112,7 @@ def lexicon_transducer(model: HiddenMarkovModel, words: Iterable[str]) -> tuple[
 def grammar_transducer(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVectorFst:
     """Return an n-gram as a transducer on word ids; backing off reads the id behind the last word's.
 
-    Words that the lexicon lacks are left out. `<unk>` is one of them: what it stands for cannot be recognised.
+    Words that the lexicon lacks are left out. `<unk>` is one of them: what it stands for cannot be recognized.
     A path may back off where an n-gram is there, too, as everywhere in Kaldi. The best path of a sentence weighs as
     much as `NGram.score` says, or more: backing off forgets words, and what comes next may be more probable without.
     """
@@ -220,7 +220,7 @@ def _replace_labels(
 def numerator_transducer(
     model: HiddenMarkovModel, words: Sequence[str], phone_language_model: kaldifst.StdVectorFst
 ) -> kaldifst.StdVectorFst:
-    """Return the ways of saying a sentence, weighted as the phone grammar of the denominator weights them.
+    """Return the pronunciations of a sentence, weighted as the phone grammar of the denominator weights them.
 
     Raises:
         InputError: A word is not in the lexicon, or the phone grammar has no way of saying the sentence.
@@ -229,13 +229,13 @@ def numerator_transducer(
     kaldifst.arcsort(sentence, sort_type="olabel")
     both = kaldifst.compose(sentence, phone_language_model)
     if not both.num_states:
-        raise InputError(f"expected a sentence that the phone grammar can say, got {' '.join(words)!r}")
+        raise InputError(f"expected a sentence that the phone grammar accepts, got {' '.join(words)!r}")
     kaldifst.rmepsilon(both)
     return expand_to_states(model, both, scale=1.0)
 
 
 def phone_grammar(sequences: Iterable[Sequence[int]], order: int = 3) -> kaldifst.StdVectorFst:
-    """Return what reads phone ids, with the relative frequencies of n-grams, not smoothed [Povey et al. 2016, §2.3].
+    """Return an acceptor of phone ids with the relative frequencies of n-grams, not smoothed [Povey et al. 2016, §2.3].
 
     Args:
         sequences: The phone ids of utterances.
@@ -267,7 +267,7 @@ def phone_grammar(sequences: Iterable[Sequence[int]], order: int = 3) -> kaldifs
 
 
 def as_graph(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst) -> Graph:
-    """Return what the loss reads: arcs with pdfs instead of transition ids.
+    """Return the graph for the loss: arcs with pdfs instead of transition ids.
 
     Args:
         model: Whose transition ids.

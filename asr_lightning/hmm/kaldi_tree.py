@@ -1,6 +1,6 @@
 """Decision trees in the binary form of Kaldi, which gives its code trees that were not made by it.
 
-    tree  = "ContextDependency " width centre "ToPdf " table of phones "EndContextDependency "
+    tree  = "ContextDependency " width center "ToPdf " table of phones "EndContextDependency "
     table = "TE " key size "( " an entry for each value of the key ") "
     leaf  = "CE " pdf
     split = "SE " key phones "{ " what follows if the key's value is among them, and if not "} "
@@ -67,9 +67,9 @@ def _int(number: int) -> bytes:
 
 
 def read_tree(data: bytes, phones: int, states: int) -> kaldi.ContextDependency:
-    """Return the tree of Kaldi's binary form, if it is whole.
+    """Return the tree in Kaldi's binary form after checking it.
 
-    Kaldi's reader would believe any number: that of a pdf that does not exist, or more phones than there are.
+    Kaldi's reader checks no number: neither those of pdfs nor those of phones.
 
     Args:
         data: Of a file.
@@ -87,7 +87,7 @@ def read_tree(data: bytes, phones: int, states: int) -> kaldi.ContextDependency:
 
 
 class _Reader:
-    """Goes through the bytes of a tree, up to the first that cannot be there."""
+    """Check of the bytes of a tree, up to the first invalid one."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -98,9 +98,9 @@ class _Reader:
         """Read everything."""
         self._token(b"ContextDependency ")
         width = self._integer(CONTEXTS)
-        centre = self._integer({CONTEXTS[width]})
+        center = self._integer({CONTEXTS[width]})
         self._token(b"ToPdf ")
-        self._table(centre, phones + 1)
+        self._table(center, phones + 1)
         self._token(b"NULL ")
         for _ in range(phones):
             self._table(STATE, states)

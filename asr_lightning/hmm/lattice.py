@@ -1,4 +1,4 @@
-"""Lattices: what may have been said, as arcs of words from node to node."""
+"""Word lattices."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ Arc = tuple[int, int, str, Cost]  # source, target, word, costs
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
-    """Ways from the first of N nodes to the last, of A arcs; nodes come in an order in which arcs lead forwards.
+    """A lattice of N nodes and A arcs, from the first node to the last; arcs lead to nodes of a higher index.
 
     A word's arc lies where the decoding graph names the word, which is within it or near it.
 
@@ -61,7 +61,7 @@ class Lattice:
 
 
 def nothing(frames: int) -> Lattice:
-    """Return the lattice of frames through which no way was found: two nodes and no arc."""
+    """Return the lattice without a path: two nodes and no arc."""
     none = np.zeros(0, dtype=np.int64)
     return Lattice(np.array([0, frames]), none, none, (), np.zeros(0), np.zeros(0))
 
@@ -139,7 +139,7 @@ def _bypass(out: list[dict[tuple[int, str], Cost]], into: list[dict[tuple[int, s
 def best_sentences(lattice: Lattice, count: int) -> list[tuple[tuple[str, ...], float]]:
     """Return the cheapest sentences, each once, with the cost of its cheapest way; cheapest first.
 
-    Exact: OpenFst removes what is silent, determinises so far as costs stay below a bound [Mohri 2002], which grows
+    Exact: OpenFst removes what is silent, determinizes so far as costs stay below a bound [Mohri 2002], which grows
     until there are enough sentences, and looks for the shortest paths.
 
     Args:

@@ -1,4 +1,4 @@
-"""Transducers in the binary form of OpenFst, whose reader believes any number in a file."""
+"""Check of transducers in the binary form of OpenFst, whose reader does not check numbers."""
 
 import struct
 
@@ -12,7 +12,7 @@ MOST = 2**31  # states
 
 
 def check_fst(data: bytes) -> None:
-    """See that all of a vector transducer of standard arcs is there, and that no arc leads out of it.
+    """Check that a vector transducer of standard arcs is complete, and that no arc leads out of it.
 
     OpenFst's reader would ask for memory for as many states as the header says, and a search would follow an arc into
     memory that is not its own.

@@ -16,7 +16,7 @@ from asr_lightning.hmm.search_graph import search_graph
 
 @dataclass(frozen=True)
 class FoundSentence:
-    """A sentence that was found.
+    """A hypothesis of the search.
 
     Attributes:
         words: As the lexicon writes them.
@@ -30,7 +30,7 @@ class FoundSentence:
 
 
 class GraphSearch:
-    """Looks for the most probable words.
+    """Search for the most probable words.
 
     Args:
         acoustic_scale: Of log likelihoods: a language model of weight w is one of 1 / w here. `tools.hybrid tune` finds

@@ -1,4 +1,4 @@
-"""Tying the states of phones in context: decision trees that split where data become most likely [Young et al. 1994].
+"""State tying by phonetic decision trees [Young et al. 1994], and their questions.
 
 Every state of every phone is the root of a tree of its own; silence and noise are not split. Leaves are split in the
 order of what is gained, until there are as many as wanted.
@@ -54,7 +54,7 @@ class Statistics:
     """Sums over frames, by triphone and state.
 
     Attributes:
-        contexts: (N, 4) left, centre and right phone, and number of the state; no row twice.
+        contexts: (N, 4) left, center and right phone, and number of the state; no row twice.
         sums: (N, 1 + 2 D) frames, features, and squares of features, added up.
     """
 
@@ -63,7 +63,7 @@ class Statistics:
 
 
 def accumulate(model: HiddenMarkovModel, aligned: Iterable[tuple[np.ndarray, Sequence[int]]]) -> Statistics:
-    """Add up features by the triphone and state that alignments say they belong to.
+    """Sum features by triphone and state of an alignment.
 
     Args:
         model: Of which the alignments are.
@@ -93,7 +93,7 @@ def accumulate(model: HiddenMarkovModel, aligned: Iterable[tuple[np.ndarray, Seq
 
 
 def triphones(model: HiddenMarkovModel, ids: np.ndarray) -> np.ndarray:
-    """Return left, centre and right phone and the number of the state of each of T transition ids, (T, 4)."""
+    """Return left, center and right phone and the number of the state of each of T transition ids, (T, 4)."""
     runs = phone_runs(model, ids.tolist())
     phones = [EDGE, *(model.phone_ids[phone] for *_, phone in runs), EDGE]
     lengths = [end - start for start, end, _ in runs]
@@ -116,7 +116,7 @@ def log_likelihood(sums: np.ndarray) -> np.ndarray:
 
 
 def clusters(statistics: Statistics, phones: int) -> list[frozenset[int]]:
-    """Return sets of phones that sound alike: all that come up when the closest two are joined again and again.
+    """Return sets of similar phones: all clusters of an agglomerative clustering.
 
     Args:
         statistics: Whose middle states are compared.

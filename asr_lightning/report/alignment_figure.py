@@ -1,4 +1,4 @@
-"""Pictures of how a recogniser moves along an utterance: attention weights, and posteriors with what was emitted."""
+"""Pictures of how a recognizer moves along an utterance: attention weights, and posteriors with what was emitted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from asr_lightning.files import replacing
-from asr_lightning.report.figures import COLOURS
+from asr_lightning.report.figures import COLORS
 
 MOST = 8  # tokens whose posteriors are drawn beside the blank
 WIDTH = 11.0  # inches, at 100 dots per inch
@@ -21,8 +21,8 @@ class UtteranceAlignment:
 
     Attributes:
         utterance: Name.
-        title: What was recognised.
-        tokens: U names of what was recognised.
+        title: What was recognized.
+        tokens: U names of what was recognized.
         seconds: Duration.
         attention: (U + 1, T) for every name of an attention; the last row is for the end of the sentence.
         posteriors: (T, V) probabilities of the CTC output or, of a transducer, of passing each frame with each token.
@@ -72,7 +72,7 @@ def plot_alignment(utterance: UtteranceAlignment, path: Path) -> None:
         without_blank = np.delete(utterance.posteriors.max(axis=0), utterance.blank_id)
         columns = np.delete(np.arange(utterance.posteriors.shape[1]), utterance.blank_id)
         for number, column in enumerate(columns[np.argsort(-without_blank)[:MOST]]):
-            panel.plot(times, utterance.posteriors[:, column], color=COLOURS[number % len(COLOURS)], linewidth=1.2,
+            panel.plot(times, utterance.posteriors[:, column], color=COLORS[number % len(COLORS)], linewidth=1.2,
                        label=display_token(utterance.vocabulary[column]))  # fmt: skip
         for onset, token in zip(utterance.onsets, utterance.tokens, strict=False):
             panel.annotate(display_token(token), (times[onset], 1.03), fontsize=9, ha="center", annotation_clip=False)

@@ -16,8 +16,8 @@ from asr_lightning.scoring import Metric
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a run is a $
 
-# Okabe and Ito: told apart with every kind of colour vision, and in grey by their markers
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000")
+# Okabe and Ito: told apart with every kind of color vision, and in grey by their markers
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000")
 MARKERS = "osD^vPX*"
 PANEL = (6.0, 5.0)  # inches, at 100 dots per inch: two panels are 1200 × 500 pixels
 FEW_EPOCHS = 25  # up to which each epoch gets a marker
@@ -65,7 +65,7 @@ def rates_by_run(
 def plot_error_rates(
     rows: Sequence[ErrorRate], path: str | Path, metric: Metric = "wer", reference_run: str | None = None
 ) -> None:
-    """Draw error rates per epoch: one panel per subset, one colour per run, with shared axes.
+    """Draw error rates per epoch: one panel per subset, one color per run, with shared axes.
 
     With several seeds, a run is a thin line per seed, their mean, and a band from the least to the greatest of them.
     Where rates differ widely (runs that start at 100 %), the axis is logarithmic; a rate of 0 then
@@ -114,7 +114,7 @@ def plot_error_rates(
 def _draw_run(panel: Axes, seeds: dict[str, dict[int, float]], run: str, number: int) -> None:
     if not seeds:
         return
-    colour = COLOURS[number % len(COLOURS)]
+    color = COLORS[number % len(COLORS)]
     epochs = sorted({epoch for rates in seeds.values() for epoch in rates})
     rates = np.array(
         [[100 * seed.get(epoch, np.nan) for epoch in epochs] for seed in seeds.values()]
@@ -122,10 +122,10 @@ def _draw_run(panel: Axes, seeds: dict[str, dict[int, float]], run: str, number:
     rates[np.isinf(rates)] = np.nan  # errors in a subset without any words
     if len(seeds) > 1:
         for seed_rates in rates:
-            panel.plot(epochs, seed_rates, color=colour, linewidth=0.8, alpha=0.5)
+            panel.plot(epochs, seed_rates, color=color, linewidth=0.8, alpha=0.5)
         known = ~np.isnan(rates).all(axis=0)
         low, high = np.nanmin(rates[:, known], axis=0), np.nanmax(rates[:, known], axis=0)
-        panel.fill_between(np.array(epochs)[known], low, high, color=colour, alpha=0.15, linewidth=0)
+        panel.fill_between(np.array(epochs)[known], low, high, color=color, alpha=0.15, linewidth=0)
     mean = np.array(
         [
             epoch_rates[~np.isnan(epoch_rates)].mean() if not np.isnan(epoch_rates).all() else np.nan
@@ -133,9 +133,9 @@ def _draw_run(panel: Axes, seeds: dict[str, dict[int, float]], run: str, number:
         ]
     )
     marker = MARKERS[number % len(MARKERS)] if len(epochs) <= FEW_EPOCHS else None
-    style = "-" if number < len(COLOURS) else "-."
+    style = "-" if number < len(COLORS) else "-."
     label = run if len(seeds) == 1 else f"{run} ({len(seeds)} seeds)"
-    panel.plot(epochs, mean, color=colour, linewidth=2.2, marker=marker, markersize=5.5, linestyle=style, label=label)
+    panel.plot(epochs, mean, color=color, linewidth=2.2, marker=marker, markersize=5.5, linestyle=style, label=label)
 
 
 def _scale_rates(panel: Axes, rates: Sequence[float], metric: Metric) -> None:

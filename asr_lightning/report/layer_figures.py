@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from asr_lightning.analysis.layers import LayerCurve, Projected
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing
-from asr_lightning.report.figures import COLOURS
+from asr_lightning.report.figures import COLORS
 from asr_lightning.text.phones import SILENCE
 
 RED_TO_VIOLET = ("#e6194b", "#f58231", "#ffd700", "#3cb44b", "#00bcd4", "#3f51f5", "#8a2be2")
@@ -39,7 +39,7 @@ def sentence_rows(projected: Projected, utterance: str) -> np.ndarray:
 
 
 def plot_order(layers: Sequence[Projected], utterance: str, title: str, path: Path) -> None:
-    """Draw a sentence's frames from red to violet in the order of time, with its characters along the colour bar.
+    """Draw a sentence's frames from red to violet in the order of time, with its characters along the color bar.
 
     Where nobody knows when its characters are said, as in a hybrid, its phones are there.
 
@@ -53,9 +53,9 @@ def plot_order(layers: Sequence[Projected], utterance: str, title: str, path: Pa
     for panel, layer_points in zip(panels, layers, strict=True):
         rows = sentence_rows(layer_points, utterance)
         _trace(panel, layer_points.positions[rows])
-        colours = np.linspace(0.0, 1.0, len(rows))
+        colors = np.linspace(0.0, 1.0, len(rows))
         panel.scatter(
-            layer_points.positions[rows, 0], layer_points.positions[rows, 1], c=colours, cmap=RAINBOW, s=26, zorder=2
+            layer_points.positions[rows, 0], layer_points.positions[rows, 1], c=colors, cmap=RAINBOW, s=26, zorder=2
         )
         panel.set_title(layer_points.layer.name, fontsize=13)
     bar = figure.colorbar(
@@ -108,7 +108,7 @@ def _apart(positions: Sequence[float], labels: Sequence[str], room: int) -> tupl
 
 
 def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: Path) -> None:
-    """Draw a sentence's frames with a colour for each of its phones, silence in grey.
+    """Draw a sentence's frames with a color for each of its phones, silence in grey.
 
     Args:
         layers: One panel each.
@@ -126,7 +126,7 @@ def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: P
             f"expected phones of the frames of {utterance}, found none: choose a sentence that was aligned"
         )
     figure, panels = _panels(len(layers), extra=0.9)
-    colours = phone_colours(phones)
+    colors = phone_colors(phones)
     for panel, layer_points in zip(panels, layers, strict=True):
         rows = sentence_rows(layer_points, utterance)
         _trace(panel, layer_points.positions[rows])
@@ -136,7 +136,7 @@ def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: P
             panel.scatter(
                 layer_points.positions[mine, 0],
                 layer_points.positions[mine, 1],
-                color=colours[phone],
+                color=colors[phone],
                 s=26,
                 zorder=2,
                 marker=marker,
@@ -158,21 +158,21 @@ def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: P
     _save(figure, title, path)
 
 
-def phone_colours(phones: Sequence[str]) -> dict[str, str]:
-    """Return a colour for every phone: hues apart, light and dark in turn, and grey for silence."""
+def phone_colors(phones: Sequence[str]) -> dict[str, str]:
+    """Return a color for every phone: hues apart, light and dark in turn, and grey for silence."""
     others = [phone for phone in phones if phone != SILENCE]
-    colours = {}
+    colors = {}
     for number, phone in enumerate(others):
         hue = number / max(1, len(others))
         red, green, blue = matplotlib.colors.hsv_to_rgb((hue, 0.95, 0.95 if number % 2 else 0.6))
-        colours[phone] = matplotlib.colors.to_hex((red, green, blue))
-    return {**colours, SILENCE: "#8c8c8c"}
+        colors[phone] = matplotlib.colors.to_hex((red, green, blue))
+    return {**colors, SILENCE: "#8c8c8c"}
 
 
 def plot_curves(curves: Sequence[LayerCurve], path: Path) -> None:
     """Draw what was measured along the layers, in the original space and in two dimensions, with 95 % intervals.
 
-    What is known of no layer, as the spread of silence where none was labelled, has no panel.
+    What is known of no layer, as the spread of silence where none was labeled, has no panel.
 
     Raises:
         InputError: Nothing is known of any layer.
@@ -192,7 +192,7 @@ def plot_curves(curves: Sequence[LayerCurve], path: Path) -> None:
         for number, curve in enumerate(curve for curve in curves if curve.figure == name):
             errors = np.abs(np.nan_to_num(curve.intervals - curve.means[:, None])).T
             panel.errorbar(
-                curve.layers, curve.means, yerr=errors, color=COLOURS[number], marker="os"[number % 2], capsize=3,
+                curve.layers, curve.means, yerr=errors, color=COLORS[number], marker="os"[number % 2], capsize=3,
                 label={"original": "original space", "tsne": "t-SNE, 2-D"}[curve.space],
             )  # fmt: skip
         panel.set_title(TITLES[name], fontsize=13)

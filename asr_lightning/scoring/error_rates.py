@@ -12,7 +12,7 @@ ERRORS = ("substitutions", "deletions", "insertions")
 class ErrorRates(Metric):
     """Errors and reference lengths summed over a corpus, and over ranks; rates only at the end.
 
-    Texts are compared as they are, apart from white space, which is squeezed: normalise them first. The errors of a
+    Texts are compared as they are, apart from white space, which is squeezed: normalize them first. The errors of a
     sentence are those of a shortest edit (jiwer); characters include the spaces between words, letters do not. An empty
     reference is a reference of no words: each word of its hypothesis is an insertion.
 

@@ -1,4 +1,4 @@
-"""Which words of a reference were recognised, which were not, and what was heard instead."""
+"""Word edits between a reference and a hypothesis."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class WordEdits:
 
     Attributes:
         reference: The N words.
-        heard: What stands in the place of each of them; None where it was deleted.
+        heard: The word recognized for each of them; None for a deletion.
         insertions: N + 1 groups of words, maybe empty: those before each word of the reference, and after its last.
     """
 
@@ -34,8 +34,8 @@ def find_word_edits(reference: str, hypothesis: str) -> WordEdits:
     """Align two texts with the fewest word errors; of several such alignments it is jiwer's.
 
     Args:
-        reference: What was reference_words. Words are what white space separates, and are compared as they are.
-        hypothesis: What was heard.
+        reference: Transcript. Words are separated by white space and compared as they are.
+        hypothesis: Recognized text.
     """
     reference_words, recognized = tuple(reference.split()), tuple(hypothesis.split())
     insertions: list[tuple[str, ...]] = [()] * (len(reference_words) + 1)
@@ -59,14 +59,14 @@ def display_width(text: str) -> int:
 
 
 def format_word_edits(rows: Sequence[tuple[str, WordEdits]], line_width: int = LINE_WIDTH) -> str:
-    """Write a reference and what several recognisers heard under each other, word below word, in fixed width.
+    """Format a reference and the hypotheses of several recognizers below each other, word below word, in fixed width.
 
     A wrong or inserted word stands between asterisks; asterisks alone are a missing word, as in NIST's sclite, whose
-    capitals other scripts do not have. Where one recogniser inserts a word, the others have a blank.
+    capitals other scripts do not have. If one recognizer inserts a word, the others have a blank.
 
     Args:
-        rows: A label and an alignment for each recogniser, all of the same reference.
-        line_width: Columns, from which lines are broken; all rows at the same place.
+        rows: A label and an alignment for each recognizer, all of the same reference.
+        line_width: Columns after which lines are broken; all rows at the same word.
 
     Raises:
         ValueError: The references differ, or there are no rows.
@@ -88,7 +88,7 @@ def format_word_edits(rows: Sequence[tuple[str, WordEdits]], line_width: int = L
 
 
 def _columns(alignments: Sequence[WordEdits]) -> list[list[str | None]]:
-    """Cells of the reference and of each recogniser, where None is a missing word."""
+    """Cells of the reference and of each recognizer, where None is a missing word."""
     reference = alignments[0].reference
     columns: list[list[str | None]] = []
     for position in range(len(reference) + 1):

@@ -81,7 +81,7 @@ def open_text(path: Path) -> Iterator[Iterable[bytes]]:
 
 
 class _Reader:
-    """Goes through a file once; `number` is that of the last line read, and `line` is what it holds."""
+    """Parser of one file; `number` and `line` are the last line read."""
 
     def __init__(self, path: Path, lines: Iterable[bytes]) -> None:
         self.path = path
@@ -115,7 +115,7 @@ class _Reader:
         return self.tokens, sections
 
     def _read_header(self) -> list[tuple[int, int]]:
-        """Return how many n-grams of each length there are, and in which line that stands."""
+        """Return the number of n-grams of each length, and the line that states it."""
         while self._next().removeprefix(codecs.BOM_UTF8) != b"\\data\\":
             if not self.line:
                 raise self._error(

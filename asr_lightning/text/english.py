@@ -1,4 +1,4 @@
-"""English as it is scored: upper-case words, nothing else.
+"""Normalization of English transcripts: upper-case words, nothing else.
 
 The policy of `normalize_english`, which is applied to references and hypotheses alike:
 
@@ -51,7 +51,7 @@ _ABBREVIATION = re.compile(r"\b[^\W\d_](?:\.[^\W\d_])+\b(?:\.(?!\w))?")
 
 
 def normalize_english(text: str) -> str:
-    """Bring English text into the form that is scored; see the policy above. Doing it twice changes nothing."""
+    """Normalize English text for scoring by the policy above. The function is idempotent."""
     text = unicodedata.normalize("NFKC", _APOSTROPHES.sub("'", text)).upper()
     text = unicodedata.normalize("NFKC", _APOSTROPHES.sub("'", text))
     text = "".join(character for character in text if not unicodedata.category(character).startswith("M"))
@@ -71,7 +71,7 @@ def normalize_english(text: str) -> str:
 def english_transcript(text: str) -> str:
     """Return a transcript as it is trained on and scored: unchanged where it is capitals and apostrophes already.
 
-    So LibriSpeech's own transcripts stay what they are (NOTHIN'), and any other text is normalised.
+    So LibriSpeech's own transcripts stay what they are (NOTHIN'), and any other text is normalized.
     """
     return text if PLAIN.fullmatch(text) else normalize_english(text)
 

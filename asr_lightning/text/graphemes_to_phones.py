@@ -1,4 +1,4 @@
-"""Pronunciations of words that no lexicon has: a joint-sequence model [Bisani and Ney 2008].
+"""Grapheme-to-phoneme conversion by a joint-sequence model [Bisani and Ney 2008].
 
 Words of a lexicon are cut into graphones, pieces of spelling with their pieces of pronunciation, in the most probable
 way (`graphones`). An n-gram model of these sequences says how probable a word and a pronunciation are together, and a
@@ -54,7 +54,7 @@ class Candidate:
 
 @dataclass
 class _Beam:
-    """H beginnings of pronunciations that have used the same letters.
+    """H partial pronunciations of the same letters.
 
     Attributes:
         phones: (H,) so far.
@@ -69,7 +69,7 @@ class _Beam:
 
 
 class JointSequenceModel:
-    """Finds pronunciations of words; called with a word it returns the most probable ones, as `complete` needs it.
+    """Joint-sequence model; a call with a word returns its most probable pronunciations, as `complete_lexicon` needs.
 
     Between two graphones with letters there is one without at most.
 
@@ -118,7 +118,7 @@ class JointSequenceModel:
             order: Graphones in the longest n-grams.
             letters: In a graphone at most.
             phones: In a graphone at most.
-            passes: Of expectation maximisation, before the lexicon is cut into graphones.
+            passes: Of expectation maximization, before the lexicon is cut into graphones.
             beam: As of the class.
             variants: As of the class.
 
@@ -222,7 +222,7 @@ class JointSequenceModel:
         return [_Beam(phones, contexts[rows, columns], scores[kept])]
 
     def _predict(self, places: Integers, tokens: Integers) -> tuple[Integers, Floats]:
-        """Return the places after tokens, and their natural log probabilities: `NGram.log_probs`, a token at a time.
+        """Return the contexts after tokens, and their natural log probabilities: `NGram.log_probs`, a token at a time.
 
         Args:
             places: (H, order - 1) as of `_Beam`.
@@ -247,7 +247,7 @@ class JointSequenceModel:
         return found[:, :, : len(levels) - 1], log_probs
 
     def _prune(self, beams: Sequence[_Beam]) -> _Beam:
-        """Add up what differs only in how it was cut, and keep the best."""
+        """Sum hypotheses that differ only in their segmentation, and keep the best."""
         contexts = np.concatenate([beam.contexts for beam in beams])
         scores = np.concatenate([beam.scores for beam in beams])
         phones = [beginning for beam in beams for beginning in beam.phones]
@@ -281,7 +281,7 @@ def _entries(lexicon: Lexicon) -> list[Entry]:
 
 
 def _single_letters(model: GraphoneModel) -> Iterator[Graphone]:
-    """Give every letter silent, and with the phone that it most probably is: so every word has a pronunciation."""
+    """Yield every letter as silent and with its most probable phone, so that every word has a pronunciation."""
     best: dict[str, tuple[float, Graphone]] = {}
     counts = model.expected_counts()[0]
     for graphone, count in model.graphones(counts):

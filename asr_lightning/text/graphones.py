@@ -1,7 +1,7 @@
 """Graphones: pieces of a spelling with the pieces of pronunciation that belong to them [Bisani and Ney 2008, §3].
 
 An entry is a word and one pronunciation of it. Graphones that follow each other make up both: PHONE, F OW1 N is
-PH:F O:OW1 N:N E: for example. Which graphones there are, and how probable, is found by expectation maximisation: all
+PH:F O:OW1 N:N E: for example. Which graphones there are, and how probable, is found by expectation maximization: all
 ways to cut all entries are weighed at once. Lattices of entries with equally many letters and phones are one array.
 """
 
@@ -40,7 +40,7 @@ class _Group:
 
 
 class GraphoneModel:
-    """How probable graphones are, each for itself: estimated from entries, which it cuts into them.
+    """Unigram probabilities of graphones, estimated from entries, and segmentations of these entries.
 
     At first all graphones are equally probable that are part of any way to cut any entry.
 
@@ -101,13 +101,13 @@ class GraphoneModel:
         return counts, log_likelihood
 
     def improve(self) -> float:
-        """Do a pass of expectation maximisation; return the natural log likelihood of all entries before it."""
+        """Run a pass of expectation maximization; return the natural log likelihood of all entries before it."""
         counts, log_likelihood = self.expected_counts()
         self.probabilities = counts / counts.sum()
         return log_likelihood
 
     def segmentations(self) -> list[list[Graphone]]:
-        """Cut every entry in the most probable way."""
+        """Return the most probable segmentation of every entry."""
         cuts: list[list[Graphone]] = [[] for _ in self.entries]
         for group in self._groups:
             last = _best(self._weights(group), self.sizes)

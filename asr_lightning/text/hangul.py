@@ -11,7 +11,7 @@ from asr_lightning.files import regular
 from asr_lightning.text.tokenizers import BLANK, END, UNKNOWN, UNKNOWN_SURFACE, Tokenizer
 
 SPACE = "_"
-FULL_SIZE = 2_001  # tokens of the published recognisers of KsponSpeech [KoSpeech report]
+FULL_SIZE = 2_001  # tokens of the published recognizers of KsponSpeech [KoSpeech report]
 JAMO = (  # initial, medial and final letters of a syllable, as Unicode's canonical decomposition has them
     *map(chr, range(0x1100, 0x1113)),
     *map(chr, range(0x1161, 0x1176)),
@@ -120,7 +120,7 @@ def write_characters(texts: Iterable[str], path: Path, tokens: int = FULL_SIZE, 
     """Write the most frequent characters of some texts, each with its count, as `SyllableTokenizer` reads them.
 
     Args:
-        texts: Transcripts, normalised.
+        texts: Transcripts, normalized.
         path: Of the list; its folder is made.
         tokens: V of the tokenizer, its four other tokens among them; the list may have fewer.
         least: Characters that come less often are left out.

@@ -1,4 +1,4 @@
-"""How Korean words are said, for a recogniser's lexicon: `korean_rules`, with alternatives where they do not decide.
+"""Pronunciations of Korean words for a lexicon: `korean_rules`, with alternatives where spelling is ambiguous.
 
 The source is the Standard Pronunciation (표준 발음법); numbers in brackets are its articles. Alternatives are of two
 kinds. Those that it allows:
@@ -72,7 +72,7 @@ _Choices = list[tuple[tuple[int, int, str], ...]]  # each some changes: the syll
 
 
 def pronounce(word: str) -> str:
-    """Say a word by the rules.
+    """Return the pronunciation of a word by the rules.
 
     Args:
         word: Hangul syllables without spaces.
@@ -124,7 +124,7 @@ def _checked(word: str) -> str:
 
 
 def _spellings(word: str) -> list[str]:
-    """Write a word as the rules read it right, where they would not."""
+    """Respell a word so that the rules give its pronunciation."""
     spellings = [word]
     for beginning, instead in RESPELLED.items():
         if word.startswith(beginning):
@@ -138,7 +138,7 @@ def _spellings(word: str) -> list[str]:
 
 
 def _parted(match: re.Match[str]) -> str:
-    """Say a coda before it is linked to 있 or 없, which begin no particle or ending: 끝없 becomes 끄덦 [15]."""
+    """Neutralize a coda before it is linked to 있 or 없, which begin no particle or ending: 끝없 becomes 끄덦 [15]."""
     initial, medial, final = decompose(match[0][0])
     return match[0] if final == "ㅇ" else compose(initial, medial) + _changed(match[0][1], CODAS[final])
 
@@ -148,7 +148,7 @@ def _changed(text: str, initial: str) -> str:
 
 
 def _ways(syllables: list[Syllable]) -> Iterator[str]:
-    """Spell what was said by the rules, then with one choice made otherwise, with two, and so on."""
+    """Yield the pronunciation by the rules, then with one choice changed, with two, and so on."""
     choices = [*_vowel_choices(syllables), *_consonant_choices(syllables)]
     for number in range(len(choices) + 1):
         for chosen in combinations(choices, number):

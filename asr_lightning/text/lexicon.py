@@ -1,4 +1,4 @@
-"""Lexicons: how words are pronounced, in phones."""
+"""Pronunciation lexicons."""
 
 import codecs
 import re
@@ -28,7 +28,7 @@ _MARK = re.compile(r"[^'\w]|'([A-Z-]*QUOTE|APOSTROPHE)$")  # how CMUdict lists t
 
 @dataclass(frozen=True)
 class Lexicon:
-    """How words are pronounced.
+    """A pronunciation lexicon.
 
     Attributes:
         pronunciations: Of words in capitals: one or more each, the most usual first, none twice.
@@ -117,7 +117,7 @@ def write_lexicon(lexicon: Lexicon, path: str | Path) -> None:
 def complete_lexicon(
     lexicon: Lexicon, words: Iterable[str], g2p: Callable[[str], tuple[Phones, ...]] | None = None
 ) -> tuple[Lexicon, Counter[str]]:
-    """Make the lexicon of exactly these words, sorted.
+    """Return the lexicon of exactly these words, sorted.
 
     Words that are known keep their pronunciations. The others are left to `g2p`. What it gives no pronunciation of,
     or refuses, is left out; without a `g2p` that is all of them.
@@ -156,7 +156,7 @@ def _is_read_as(line: str, word: str, phones: Phones) -> bool:
 
 
 def capitals(word: str) -> str:
-    """Bring a word to NFC and capitals, as the words of lexicons are."""
+    """Return a word in NFC and capitals, as lexicons write it."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", word).upper())
 
 

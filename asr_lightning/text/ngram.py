@@ -11,7 +11,7 @@ import numpy.typing as npt
 from asr_lightning.errors import InputError
 
 SENTENCE_START, SENTENCE_END, UNKNOWN = "<s>", "</s>", "<unk>"
-ABSENT = -1  # the id of a token that the model does not have, and the place of an n-gram that it does not have
+ABSENT = -1  # the id of a token that the model does not have, and the index of an n-gram that it does not have
 CHUNK = 4096  # sentences that are scored at once
 
 Floats = npt.NDArray[np.float64]
@@ -23,7 +23,7 @@ class Level:
     """The G n-grams of one length n: a trie, as every n-gram points to its first n - 1 tokens in the level below.
 
     Attributes:
-        keys: (G,) sorted, each once; the place of the first n - 1 tokens in the level below · V + the id of the last
+        keys: (G,) sorted, each once; the index of the first n - 1 tokens in the level below · V + the id of the last
             token. The keys of the first level are the V ids.
         log_probs: (G,) natural log probabilities of the last token, given those before.
         backoffs: (G,) natural logs of the weights for tokens that follow in no n-gram of the level above; 0 where none
@@ -37,7 +37,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """How well a model predicts a text; the ends of sentences are predicted too, their starts are not.
+    """Log probabilities of a text. The ends of sentences are predicted, their starts are not.
 
     Attributes:
         sentences: How many.
@@ -73,7 +73,7 @@ class NGram:
     impossible, and in a context it hides what is before it. `arpa` reads models from files, `smoothing` estimates.
 
     Args:
-        tokens: The V tokens; a token's place is its id. `<s>` and `</s>` are among them, and `<unk>` may be.
+        tokens: The V tokens; the index of a token is its id. `<s>` and `</s>` are among them, and `<unk>` may be.
         levels: For the lengths 1 to `order`; the first has all tokens, others may be empty: the back-off weights below
             an empty one count.
     """
@@ -163,7 +163,7 @@ class NGram:
         return result
 
     def find(self, rows: Integers) -> Integers:
-        """Return the places (M,) of n-grams (M, n) in their level, `ABSENT` where the model does not have them."""
+        """Return the indices (M,) of n-grams (M, n) in their level, `ABSENT` where the model does not have them."""
         return find(self.levels, rows, len(self.tokens))
 
     def distribution(self, context: Sequence[int]) -> Floats:
@@ -181,7 +181,7 @@ class NGram:
         return row
 
     def _place(self, ids: Sequence[int]) -> int:
-        """Do as `find` for a single n-gram, which is ten times as fast."""
+        """`find` for a single n-gram, ten times as fast."""
         index = 0
         for level, number in zip(self.levels, ids, strict=False):
             key = index * len(self.tokens) + number
@@ -200,7 +200,7 @@ class NGram:
 
 
 def find(levels: Sequence[Level], rows: Integers, vocabulary: int) -> Integers:
-    """Return the places (M,) of n-grams in level n, `ABSENT` where there are none.
+    """Return the indices (M,) of n-grams in level n, `ABSENT` for those that do not exist.
 
     Args:
         levels: For the lengths 1 to n, at least.
@@ -214,7 +214,7 @@ def find(levels: Sequence[Level], rows: Integers, vocabulary: int) -> Integers:
 
 
 def _children(level: Level, contexts: Integers, tokens: Integers, vocabulary: int) -> Integers:
-    """Return the places (M,) of the n-grams that lengthen contexts by a token."""
+    """Return the indices (M,) of the n-grams that extend contexts by a token."""
     keys = contexts * vocabulary + tokens  # negative where the context is absent, as no key is
     if not len(level.keys):
         return np.full(len(keys), ABSENT)

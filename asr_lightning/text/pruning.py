@@ -1,4 +1,4 @@
-"""Smaller n-gram models: n-grams go that change the distribution least."""
+"""Pruning of n-gram models by relative entropy."""
 
 from itertools import pairwise
 
@@ -10,12 +10,12 @@ LEAST_MASS = 1e-12  # of probability: less than this is rounding
 
 
 def prune(model: NGram, threshold: float) -> NGram:
-    """Leave out n-grams without which the perplexity rises by less than a share [Stolcke 1998].
+    """Remove n-grams whose removal raises the perplexity by less than a relative threshold [Stolcke 1998].
 
     Each n-gram is judged alone, by the relative entropy between the model with and without it, weighted with the
     probability of its context; an n-gram that is the context of a longer one that stays, stays, as single tokens do.
     The weights for backing off are computed anew. Contexts are weighted with the model's own probabilities of shorter
-    n-grams, which after Kneser-Ney smoothing are not how often these are said: such models lose more than others
+    n-grams, which after Kneser-Ney smoothing are not their frequencies: such models lose more than others
     [Chelba et al. 2010].
 
     Args:
@@ -67,13 +67,13 @@ def _context_probs(model: NGram, length: int) -> Floats:
 
 
 def _left(own: Floats, shorter: Floats, contexts: Integers, size: int) -> tuple[Floats, Floats]:
-    """Return what is left (C,) in each context for other tokens, by its own distribution and by the shorter one's."""
+    """Return the probability mass (C,) left for other tokens in each context, and that of the shorter context."""
     left, shorter_left = (1 - np.bincount(contexts, probs, size) for probs in (own, shorter))
     return np.maximum(left, 0), np.maximum(shorter_left, LEAST_MASS)
 
 
 def _moved(level: Level, renumbered: Integers, vocabulary: int) -> Level:
-    """Return a level whose contexts have other places."""
+    """Return a level with renumbered contexts."""
     contexts, tokens = np.divmod(level.keys, vocabulary)
     return Level(renumbered[contexts] * vocabulary + tokens, level.log_probs, level.backoffs)
 

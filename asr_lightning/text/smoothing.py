@@ -1,4 +1,4 @@
-"""N-gram models from texts: every probability is interpolated with that of a shorter context.
+"""Estimation of n-gram models: Kneser-Ney and Witten-Bell smoothing, interpolated.
 
 Conventions are those of KenLM. A sentence is `<s>`, its tokens, `</s>`; `<s>` is context only, its probability is 0.
 Single tokens are interpolated with a uniform distribution over the whole vocabulary, `</s>` and `<unk>` included: that
@@ -59,7 +59,7 @@ def kneser_ney(sentences: Iterable[Sequence[str]], order: int, vocabulary: Itera
 
 
 def discounts(counts: Integers) -> tuple[tuple[float, float, float], bool]:
-    """Return the discounts of n-grams that are found once, twice, and more often [Chen and Goodman 1998, eq. 17].
+    """Return the discounts of n-grams that occur once, twice, and more often [Chen and Goodman 1998, eq. 17].
 
     Args:
         counts: (G,) of the n-grams of one length.
@@ -105,9 +105,9 @@ class _Grams:
 
     Attributes:
         keys: (G,) as of `Level`.
-        counts: (G,) how often each is found; 0 for tokens that are never predicted.
-        contexts: (G,) place of the first n - 1 tokens in the level below.
-        suffixes: (G,) place of the last n - 1 tokens there.
+        counts: (G,) number of occurrences; 0 for tokens that are never predicted.
+        contexts: (G,) index of the first n - 1 tokens in the level below.
+        suffixes: (G,) index of the last n - 1 tokens in the level below.
         starts: (G,) whether the first token is `<s>`.
         size: C.
     """
@@ -147,7 +147,7 @@ def _interpolate(tokens: Sequence[str], grams: Sequence[_Grams], shares: Sequenc
 
 
 class _Vocabulary(dict[str, int]):
-    """Numbers tokens as they come, or reads new ones as `<unk>`."""
+    """Token ids in the order of appearance; unknown tokens of a closed vocabulary are `<unk>`."""
 
     def __init__(self, vocabulary: Iterable[str] | None) -> None:
         self.tokens = [UNKNOWN, SENTENCE_START, SENTENCE_END]

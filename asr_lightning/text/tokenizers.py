@@ -1,4 +1,4 @@
-"""From transcripts to token numbers and back."""
+"""Tokenizers: transcripts to token ids and back, and the characters that a vocabulary lacks."""
 
 import base64
 import unicodedata
@@ -26,7 +26,7 @@ class Tokenizer(ABC):
     """A vocabulary, and the way from text to numbers in it and back.
 
     Attributes:
-        tokens: The V tokens; a token's place is its id.
+        tokens: The V tokens; the index of a token is its id.
         blank_id: The token of "nothing here" of CTC and transducers.
         unk_id: The token that stands for what the vocabulary cannot write.
         eos_id: The token that ends a sentence of an attention decoder.
@@ -88,7 +88,7 @@ class Tokenizer(ABC):
 class CharacterTokenizer(Tokenizer):
     """Letters A–Z, apostrophe, `<blank>`, `<unk>`, `<eos>` and `_` for a space [Lim et al. 2019 §2.3].
 
-    The paper says that these are 30 tokens; its list holds 31, and the list is what we keep.
+    The paper counts 30 tokens; its list has 31, which are used here.
 
     A sentence begins with `_`; letters become upper case, white space `_`, and every mark but the apostrophe is
     dropped: `I have a pen.` → `_I_HAVE_A_PEN`. Latin letters lose their accents (É → E), the typographic apostrophe
@@ -155,7 +155,7 @@ class LetterTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """The pieces of a SentencePiece model, be it of `train_sentencepiece` or of somebody else.
+    """The pieces of a SentencePiece model, trained here or elsewhere.
 
     The model's padding piece is the blank and its end piece the end; a model without one of them gets it appended.
 
@@ -214,10 +214,10 @@ def train_sentencepiece(
 ) -> Path:
     """Train a SentencePiece model with `<blank>` 0, `<unk>` 1 and `<eos>` 2.
 
-    The model normalises nothing but white space: Unicode's tables would make it, and every checkpoint, 240 kB larger.
+    The model normalizes nothing but white space: Unicode's tables would make it, and every checkpoint, 240 kB larger.
 
     Args:
-        texts: Transcripts, normalised.
+        texts: Transcripts, normalized.
         vocabulary_size: V, the three tokens above among them.
         prefix: Where to write `{prefix}.model` and `{prefix}.vocab`.
         model_type: `unigram` or `bpe`.
@@ -251,7 +251,7 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).rpartition("] ")[2]  # behind the place in the C++ source
+        reason = str(error).rpartition("] ")[2]  # after the position in the C++ source
         raise InputError(
             f"cannot train a SentencePiece model of {vocabulary_size} tokens on {len(lines)} texts: {reason}"
         ) from error
@@ -259,7 +259,7 @@ def train_sentencepiece(
 
 
 def lost_characters(tokenizer: Tokenizer, characters: Mapping[str, int]) -> Counter[str]:
-    """Return how often each character comes that a vocabulary cannot write.
+    """Return the counts of the characters that a vocabulary cannot write.
 
     Args:
         tokenizer: The vocabulary.
@@ -275,7 +275,7 @@ def lost_characters(tokenizer: Tokenizer, characters: Mapping[str, int]) -> Coun
 
 
 def check_coverage(tokenizer: Tokenizer, characters: Mapping[str, int], name: str) -> str:
-    """Say which share of a text a vocabulary cannot write, and what that is; nothing where it can write all.
+    """Return a message with the share of a text that a vocabulary cannot write; empty if it can write all.
 
     Args:
         tokenizer: The vocabulary.

@@ -18,7 +18,7 @@ from asr_lightning.analysis.boundaries import BoundaryErrors, corpus_boundary_er
 from asr_lightning.errors import InputError, printable
 from asr_lightning.files import replacing, write_atomically
 from asr_lightning.hmm.frame_alignment import word_runs
-from asr_lightning.report.figures import COLOURS
+from asr_lightning.report.figures import COLORS
 from asr_lightning.report.tables import as_csv, as_markdown, as_text, number
 from asr_lightning.text.lexicon import Lexicon, read_lexicon
 from asr_lightning.text.phones import SILENCE, Segment
@@ -43,7 +43,7 @@ def plot(errors: Mapping[str, BoundaryErrors], path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for (name, one), colour in zip(errors.items(), COLOURS * len(errors), strict=False):
+    for (name, one), colour in zip(errors.items(), COLORS * len(errors), strict=False):
         off = np.sort(one.seconds) * 1000
         axes.step(off, 100 * np.arange(1, len(off) + 1) / max(1, len(off)), where="post", label=name, color=colour)
     axes.axvline(20, color="0.7", linewidth=1, zorder=0)

@@ -23,8 +23,8 @@ def frames(kind: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray
     times = np.tile(np.arange(40) * 0.04, 8)
     noise = 0.1 * random.normal(size=(320, 10))
     if kind == "phone":
-        centres = random.normal(size=(4, 10))
-        noise += centres[[PHONES.tolist().index(one) for one in phones]]
+        centers = random.normal(size=(4, 10))
+        noise += centers[[PHONES.tolist().index(one) for one in phones]]
     elif kind == "time":
         noise *= 0.01
         noise[:, 0] += times

@@ -23,7 +23,7 @@ from asr_lightning.callbacks.neighbours import Neighbours
 from asr_lightning.callbacks.tsne import TSNE
 from asr_lightning.errors import InputError
 from asr_lightning.report import layer_figures
-from asr_lightning.report.layer_figures import phone_colours, plot_order
+from asr_lightning.report.layer_figures import phone_colors, plot_order
 
 MODULES = {"low": "encoder.layers.0", "top": "encoder", "state": "decoder.cells.0", "context": "decoder.attention"}
 PHONES = ["SIL", "AA", "B", "S"]
@@ -187,7 +187,7 @@ def test_the_papers_row_stands_beside_ours(tmp_path: Path) -> None:
 
 def test_colours_of_phones_are_all_different_and_silence_is_grey() -> None:
     phones = [*PHONES, *(f"P{number}" for number in range(40))]
-    colours = phone_colours(phones)
+    colours = phone_colors(phones)
     assert len(set(colours.values())) == len(phones)
     assert colours["SIL"] == "#8c8c8c"
 

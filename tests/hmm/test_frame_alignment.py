@@ -185,7 +185,7 @@ def test_words_of_all_ways_to_say_a_sentence_are_pronunciations() -> None:
 
 @pytest.mark.parametrize(("words", "phones"), [("A", "b"), ("A", ""), ("A BE", "a"), ("BE", "b b"), ("BEE", "b SIL b")])
 def test_phones_that_do_not_say_the_words_are_refused(words: str, phones: str) -> None:
-    with pytest.raises(ValueError, match=f"expected phones that say '{words}', got '"):
+    with pytest.raises(ValueError, match=f"expected phones of '{words}', got '"):
         word_runs(LEXICON, runs_of(phones.split()), words.split())
 
 

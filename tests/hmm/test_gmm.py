@@ -208,8 +208,8 @@ def test_cepstral_features_are_normalised_coefficients_and_differences_twice() -
     audio = 0.1 * torch.randn(16_000)
     features = CepstralFeatures()(audio)
     coefficients, lengths = MFCC(13, mels=40)(audio[None], torch.tensor([16_000]))
-    centred = coefficients - coefficients.mean(dim=1, keepdim=True)
-    static = (centred / coefficients.std(dim=1, keepdim=True, unbiased=False)).transpose(1, 2)
+    centered = coefficients - coefficients.mean(dim=1, keepdim=True)
+    static = (centered / coefficients.std(dim=1, keepdim=True, unbiased=False)).transpose(1, 2)
     expected = torch.cat([static, compute_deltas(static), compute_deltas(compute_deltas(static))], dim=1)[0].T
     assert features.shape == (int(lengths[0]), 39) and features.dtype == np.float32
     assert features.flags.c_contiguous

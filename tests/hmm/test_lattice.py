@@ -72,7 +72,7 @@ def test_costs_are_exact_where_sums_are_large() -> None:
 
 
 def test_many_alternatives_in_a_row_take_no_time() -> None:
-    """There are 3 ** 60 sentences, none of which shares a state with another in a determinised lattice."""
+    """There are 3 ** 60 sentences, none of which shares a state with another in a determinized lattice."""
     arcs: list[Arc] = []
     generator = np.random.default_rng(0)
     for place in range(60):

@@ -259,8 +259,8 @@ def test_what_context_does_is_found() -> None:
     def alike(phone: int, state: int) -> set[frozenset[tuple[int, int]]]:
         """The neighbours that were met, by pdf."""
         by_pdf: dict[int, set[tuple[int, int]]] = {}
-        for left, centre, right, number in statistics.contexts.tolist():
-            if (centre, number) == (phone, state):
+        for left, center, right, number in statistics.contexts.tolist():
+            if (center, number) == (phone, state):
                 pdf = int(found.pdf_of[found.transition_id((left, phone, right, state), True)])
                 by_pdf.setdefault(pdf, set()).add((left, right))
         return {frozenset(one) for one in by_pdf.values()}

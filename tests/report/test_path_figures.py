@@ -3,7 +3,7 @@ from pathlib import Path
 from test_figures import count, pixels
 
 from asr_lightning.analysis.convergence import backcast, fit
-from asr_lightning.report.figures import COLOURS
+from asr_lightning.report.figures import COLORS
 from asr_lightning.report.path_figures import ConvergenceCurve, plot_convergence, plot_lines
 
 
@@ -15,8 +15,8 @@ def test_each_measure_has_a_panel_and_each_line_its_colour(tmp_path: Path) -> No
     image = pixels(tmp_path / "path.png")
     assert image.shape == (500, 1200, 3)
     left, right = image[:420, :600], image[:420, 600:]  # above the legend
-    assert [count(left, colour) > 200 for colour in COLOURS[:3]] == [True, True, False]
-    assert [count(right, colour) > 200 for colour in COLOURS[:3]] == [True, False, False]
+    assert [count(left, color) > 200 for color in COLORS[:3]] == [True, True, False]
+    assert [count(right, color) > 200 for color in COLORS[:3]] == [True, False, False]
 
 
 def convergence(run: str, rates: list[float], ahead: bool) -> ConvergenceCurve:
@@ -45,4 +45,4 @@ def test_widely_differing_rates_and_infinite_bands_can_be_drawn(tmp_path: Path) 
     short = fit([1, 2, 3], [0.9, 0.2, 0.05])
     one = ConvergenceCurve("run", "clean", 1, [(1, 0.9), (2, 0.2), (3, 0.05)], short, short.predict([1, 2, 3, 4, 5]))
     plot_convergence([one, ConvergenceCurve("none", "clean", 1, [(1, 0.0)])], "WER (%)", 0.9, tmp_path / "wer.png")
-    assert count(pixels(tmp_path / "wer.png"), COLOURS[1]) > 0, "dots without a curve"
+    assert count(pixels(tmp_path / "wer.png"), COLORS[1]) > 0, "dots without a curve"
