@@ -29,8 +29,7 @@ from asr_lightning.nn.ctc import CTCOutput
 from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.recurrent import weights_cast_once
 from asr_lightning.scoring.error_rates import ErrorRates
-from asr_lightning.text.coverage import check_coverage
-from asr_lightning.text.tokenizers import Tokenizer
+from asr_lightning.text.tokenizers import Tokenizer, check_coverage
 
 Recognized = list[list[Hypothesis]]  # of each utterance, the best first
 

@@ -16,7 +16,7 @@ import yaml
 
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing, replacing_files, write_atomically
-from asr_lightning.hmm.alignment import phone_runs
+from asr_lightning.hmm.frame_alignment import phone_runs
 from asr_lightning.hmm.graph import decoding_graph, phone_grammar
 from asr_lightning.hmm.model import CHAIN_STATES, CHAIN_SUBSAMPLING, HiddenMarkovModel
 from asr_lightning.hmm.search import GraphSearch
@@ -26,7 +26,7 @@ from asr_lightning.models.blstm_hmm import ALIGNMENTS, DECODING_GRAPH, PHONE_GRA
 from asr_lightning.scoring.error_rates import ErrorRates
 from asr_lightning.text.arpa import read_arpa
 from asr_lightning.text.graphemes_to_phones import JointSequenceModel
-from asr_lightning.text.lexicon import Lexicon, capitals, cmudict, complete, read_lexicon
+from asr_lightning.text.lexicon import Lexicon, capitals, cmudict, complete_lexicon, read_lexicon
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney
 from asr_lightning.tools.arguments import above_zero, whole_number
@@ -92,7 +92,7 @@ def make_lexicon(options: argparse.Namespace, transcripts: Sequence[str], ngram:
     wanted = [word for word in wanted if not word.startswith("<")]
     unknown = [word for word in wanted if word not in lexicon]
     g2p = JointSequenceModel.train(lexicon) if options.unknown_words == "guess" and unknown else None
-    guessed, left_out = complete(lexicon, unknown, g2p)
+    guessed, left_out = complete_lexicon(lexicon, unknown, g2p)
     return Lexicon({**lexicon.pronunciations, **guessed.pronunciations}), left_out
 
 
