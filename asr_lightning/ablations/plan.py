@@ -168,9 +168,10 @@ class _Planner:
             ),
             "seed": str(seed),
             "scale": self.scale,
+            "root": next((root for run in needed.values() if (root := _root(run.experiments[EXPERIMENT]))), ""),
         }
         experiments = self._experiments(variant, seed, folder, places)
-        places["root"] = _root(experiments[EXPERIMENT])
+        places["root"] = _root(experiments[EXPERIMENT]) or places["root"]
         level = 1 + max((run.level for run in needed.values()), default=-1)
         needs = tuple(run.folder for run in needed.values())
         commands = tuple(self._command(text, places) for text in self._texts(variant, seed, experiments))
@@ -208,7 +209,9 @@ class _Planner:
                 values["data.init_args.batch_seconds"] = min(data["batch_seconds"], REHEARSED_SECONDS)
                 values["data.init_args.evaluation_batch_seconds"] = REHEARSED_EVALUATION_SECONDS
                 values["data.init_args.workers"] = 1
-        return override(experiment, {**values, **self.changes})
+        # Texts of a language model are no corpus: they have none of its keys.
+        changes = {key: value for key, value in self.changes.items() if "root" in data or not key.startswith("data.")}
+        return override(experiment, {**values, **changes})
 
     def _texts(self, variant: Variant, seed: int, experiments: Mapping[str, Experiment]) -> Iterable[str]:
         """Return the commands of a run; a network is looked into once, that of the first seed."""
