@@ -29,7 +29,7 @@ from asr_lightning.losses.graphs import Graph, GraphBatch
 from asr_lightning.losses.lattice_free_mmi import lattice_free_mmi_loss
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis, Fixed, axis
-from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.sequences import real_frames
 from asr_lightning.text.lexicon import capitals
 
 ALIGNMENTS, PHONE_GRAMMAR, DECODING_GRAPH = "alignments.sqlite", "phone_grammar.fst", "HCLG.fst"

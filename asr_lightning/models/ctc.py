@@ -7,8 +7,7 @@ from torch import Tensor
 
 from asr_lightning.decoding.ctc_search import CTCSearch
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.nn.ctc import CTCOutput
+from asr_lightning.models.recognizer import CTCOutput, Recognizer
 
 
 class CTCRecognizer(Recognizer):

@@ -15,7 +15,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.losses.cross_entropy import cross_entropy_loss
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis
-from asr_lightning.nn.decoder import Decoder
+from asr_lightning.nn.sequences import Decoder
 
 
 class EncoderDecoder(Recognizer):

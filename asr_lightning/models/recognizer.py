@@ -10,7 +10,7 @@ import lightning
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric, SumMetric
@@ -20,14 +20,15 @@ from asr_lightning.audio.features import Features, possible_audio
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError, printable
+from asr_lightning.losses.ctc import ctc_loss
 from asr_lightning.models.averaging import averaged_copies, save_averages
 from asr_lightning.models.fsdp import make_shared, make_whole, share
 from asr_lightning.models.global_batch import GlobalBatch, step_with_global_batch
 from asr_lightning.models.schedules import begin_schedules
 from asr_lightning.models.skipped_steps import REVIEW_STEPS, GradientGuard, clip_gradients
-from asr_lightning.nn.ctc import CTCOutput
-from asr_lightning.nn.encoder import Encoder
+from asr_lightning.nn.axes import Axis, Tokens, axis, axis_size
 from asr_lightning.nn.recurrent import weights_cast_once
+from asr_lightning.nn.sequences import Encoder
 from asr_lightning.scoring.error_rates import ErrorRates
 from asr_lightning.text.coverage import check_coverage
 from asr_lightning.text.tokenizers import Tokenizer
@@ -407,6 +408,33 @@ class Recognizer(lightning.LightningModule, ABC):
                 f"the features are made for audio of {self.features.sample_rate} Hz, got {batch.sample_rate} Hz: set "
                 "`sample_rate` of the features and of the data to the same number, or resample the audio"
             )
+
+
+class CTCOutput(nn.Linear):
+    """Scores every token for every encoder frame.
+
+    Args:
+        vocabulary: The V tokens.
+        blank_id: The blank's token id.
+        encoded: What the dimensions of the encoder's output mean.
+        bias: Whether every token has one.
+    """
+
+    def __init__(self, vocabulary: tuple[str, ...], blank_id: int, encoded: Axis, bias: bool = True) -> None:
+        super().__init__(axis_size(encoded), len(vocabulary), bias)
+        self.vocabulary = vocabulary
+        self.blank_id = blank_id
+        self.encoded = encoded
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say that there is a row per token."""
+        tokens = axis(Tokens(self.vocabulary))
+        axes: dict[str, tuple[Axis, ...]] = {"weight": (tokens, self.encoded)}
+        return axes if self.bias is None else {**axes, "bias": (tokens,)}
+
+    def loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+        """Return the CTC loss (B,) of token ids (B, U), given encoded utterances (B, T, D)."""
+        return ctc_loss(self(encoded), targets, lengths, target_lengths, self.blank_id)
 
 
 class _Evaluation:
