@@ -6,7 +6,7 @@ import lightning
 import pytest
 import yaml
 
-from asr_lightning.analysis.histories import Published
+from asr_lightning.analysis.character_neighbours import PublishedTable
 from asr_lightning.callbacks.neighbours import Neighbours
 from asr_lightning.errors import InputError
 from asr_lightning.models.instantiation import instantiate
@@ -38,6 +38,6 @@ def test_full_size_looks_at_the_paper_s_sentences_and_prints_its_table(name: str
     if name == "e2e_b":
         neighbours, _ = instantiate(config["trainer"]["callbacks"][3], lightning.Callback, "a callback")
         assert isinstance(neighbours, Neighbours) and neighbours.sentences == 79
-        assert isinstance(neighbours.published, Published)
+        assert isinstance(neighbours.published, PublishedTable)
         means = [neighbours.published.mean(layer, 5) for layer in range(6)]
         assert means == ["1.84", "1.94", "1.99", "1.96", "1.93", "1.93"]  # as Table 2 prints them

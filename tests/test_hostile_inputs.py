@@ -12,7 +12,6 @@ from asr_lightning import cli
 from asr_lightning.audio.reading import read_audio
 from asr_lightning.errors import InputError
 from asr_lightning.files import load_yaml, regular
-from asr_lightning.hmm.slf import read_slf
 from asr_lightning.models.experiment import read_part
 from asr_lightning.text.lexicon import read_lexicon
 from asr_lightning.tools.search import read_space
@@ -65,8 +64,8 @@ def test_a_pipe_is_no_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "read",
-    [read_part, read_space, lambda path: read_audio(str(path)), lambda path: read_slf(path, 0.01)],
-    ids=["experiment", "space", "audio", "lattice"],
+    [read_part, read_space, lambda path: read_audio(str(path))],
+    ids=["experiment", "space", "audio"],
 )
 def test_a_pipe_is_no_file(read: Callable[[Path], object], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "given")

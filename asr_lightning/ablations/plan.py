@@ -14,6 +14,7 @@ from asr_lightning.files import read_experiment, write_atomically
 EXPERIMENT, INSIDE = "experiment.yaml", "inside.yaml"
 REHEARSED_SECONDS = 16.0  # of a training batch in a rehearsal
 REHEARSED_EVALUATION_SECONDS = 140.0  # four of the longest utterances
+REHEARSED_OPTIONS = {"align": ("--least-fit=-inf",)}  # what tools do with networks of two steps, by tool
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,13 @@ class _Planner:
         places["root"] = _root(experiments[EXPERIMENT])
         level = 1 + max((run.level for run in needed.values()), default=-1)
         needs = tuple(run.folder for run in needed.values())
-        commands = tuple(_command(text, places) for text in self._texts(variant, seed, experiments))
+        commands = tuple(self._command(text, places) for text in self._texts(variant, seed, experiments))
         return PlannedRun(variant.name, seed, folder, experiments, commands, needs, level)
+
+    def _command(self, text: str, places: Mapping[str, str]) -> tuple[str, ...]:
+        command = _command(text, places)
+        tool = command[1].rpartition(".")[2]
+        return (*command, *(REHEARSED_OPTIONS.get(tool, ()) if self.rehearsal else ()))
 
     def _experiments(
         self, variant: Variant, seed: int, folder: Path, places: Mapping[str, str]

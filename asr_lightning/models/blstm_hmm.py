@@ -20,8 +20,8 @@ from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
 from asr_lightning.files import regular
-from asr_lightning.hmm.graph import as_graph, expand, numerator
-from asr_lightning.hmm.model import HiddenMarkovModel, read_model
+from asr_lightning.hmm.graph import as_graph, expand_to_states, numerator_transducer
+from asr_lightning.hmm.model import HiddenMarkovModel, read_hmm
 from asr_lightning.hmm.openfst import check_fst
 from asr_lightning.hmm.search import GraphSearch
 from asr_lightning.hmm.store import AlignmentStore
@@ -79,7 +79,7 @@ class BLSTMHMM(Recognizer):
         self.mmi_weight = mmi_weight
         self.mmi_scale = mmi_scale
         self._compared = False  # alignments with features
-        self.states = read_model(self.folder)
+        self.states = read_hmm(self.folder)
         self.output = nn.Linear(self.encoder.dimension, self.states.pdfs)
         self.log_priors: Tensor
         self.register_buffer("log_priors", log_priors(self.states))
@@ -188,7 +188,7 @@ class BLSTMHMM(Recognizer):
 
     def _numerator(self, text: str) -> Graph:
         try:
-            return as_graph(self.states, numerator(self.states, capitals(text).split(), self._phone_grammar))
+            return as_graph(self.states, numerator_transducer(self.states, capitals(text).split(), self._phone_grammar))
         except InputError:  # the loss of a graph that says nothing is infinite: the utterance is left out and named
             nothing = torch.zeros(0, dtype=torch.int64)
             return Graph(nothing, nothing, nothing, torch.zeros(0), torch.zeros(1), torch.full((1,), -torch.inf))
@@ -217,7 +217,9 @@ class BLSTMHMM(Recognizer):
 
     @cached_property
     def _denominator(self) -> GraphBatch:
-        return GraphBatch.collate([as_graph(self.states, expand(self.states, self._phone_grammar, scale=1.0))])
+        return GraphBatch.collate(
+            [as_graph(self.states, expand_to_states(self.states, self._phone_grammar, scale=1.0))]
+        )
 
     @cached_property
     def _decoding_graph(self) -> kaldifst.StdVectorFst:

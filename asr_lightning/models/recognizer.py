@@ -30,8 +30,7 @@ from asr_lightning.nn.axes import Axis, Tokens, axis, axis_size
 from asr_lightning.nn.recurrent import weights_cast_once
 from asr_lightning.nn.sequences import Encoder
 from asr_lightning.scoring.error_rates import ErrorRates
-from asr_lightning.text.coverage import check_coverage
-from asr_lightning.text.tokenizers import Tokenizer
+from asr_lightning.text.tokenizers import Tokenizer, check_coverage
 
 Recognized = list[list[Hypothesis]]  # of each utterance, the best first
 

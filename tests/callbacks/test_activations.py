@@ -10,7 +10,15 @@ import pandas
 import pytest
 import torch
 
-from asr_lightning.analysis.activations import Part, Rows, Spoken, merge, read_description, read_layer, read_utterances
+from asr_lightning.analysis.activations import (
+    PartWriter,
+    Rows,
+    UtteranceActivations,
+    merge_parts,
+    read_description,
+    read_layer,
+    read_utterances,
+)
 from asr_lightning.callbacks.activations import Activations
 from asr_lightning.callbacks.observation import observe
 from asr_lightning.errors import InputError
@@ -175,10 +183,10 @@ def test_what_a_module_reads_and_where_an_attention_looks() -> None:
 def test_files_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected activations in"):
         read_description(tmp_path)
-    part = Part(tmp_path / ".part")
+    part = PartWriter(tmp_path / ".part")
     rows = Rows(np.ones((2, 3)), "frame", [0.0, 0.1], [0.1, 0.2], ["A", "_"], ["AA", "SIL"])
-    part.append(Spoken("one", "test", "me", 0.2, "A", "A", {"top": rows}))
-    assert merge([part.folder], tmp_path / "all", {}) == 1
+    part.append(UtteranceActivations("one", "test", "me", 0.2, "A", "A", {"top": rows}))
+    assert merge_parts([part.folder], tmp_path / "all", {}) == 1
     layer = read_layer(tmp_path / "all", "top")
     assert layer.phones.tolist() == ["AA", "SIL"] and layer.ends.tolist() == [0.1, 0.2]
     with pytest.raises(InputError, match="expected one of the modules in .*, top; got 'bottom'"):

@@ -10,7 +10,7 @@ import torch
 from asr_lightning.callbacks.initialization import initialize
 from asr_lightning.callbacks.weight_selection import select_weights, uniform_indices
 from asr_lightning.errors import InputError
-from asr_lightning.hmm.model import read_model
+from asr_lightning.hmm.model import read_hmm
 from asr_lightning.models.blstm_hmm import BLSTMHMM
 from asr_lightning.models.checkpoints import build_recognizer
 from tests.support.hybrids import hybrid, write_states
@@ -72,7 +72,7 @@ def test_a_teacher_whose_folder_was_made_anew_is_refused(states: Path) -> None:
 
 
 def test_the_same_states_have_one_checksum(states: Path, tmp_path: Path) -> None:
-    assert read_model(states).checksum() == read_model(write_states(tmp_path / "again")).checksum()
+    assert read_hmm(states).checksum() == read_hmm(write_states(tmp_path / "again")).checksum()
 
 
 def test_the_rows_of_the_output_are_drawn_as_one_matrix(states: Path) -> None:

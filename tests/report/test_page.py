@@ -153,11 +153,11 @@ def test_light_and_dark(page: Page) -> None:
         return sum(int(part) for part in rgb.split("(")[1].split(")")[0].split(",")[:3]) / 3
 
     assert brightness("body") > 200
-    page.get_by_role("button", name="use dark colours").click()
+    page.get_by_role("button", name="use dark colors").click()
     assert brightness("body") < 60
     fill = page.locator("#curves .main-svg").first.evaluate("(one) => one.style.background")
     assert "22, 24, 27" in fill
-    page.get_by_role("button", name="use light colours").click()
+    page.get_by_role("button", name="use light colors").click()
     assert brightness("body") > 200
 
 

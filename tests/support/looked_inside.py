@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from asr_lightning.analysis.activations import Part, Rows, Spoken, merge
-from asr_lightning.analysis.histories import find_histories, table
-from asr_lightning.analysis.layers import measure, project_layers, read_layers, table_of
+from asr_lightning.analysis.activations import PartWriter, Rows, UtteranceActivations, merge_parts
+from asr_lightning.analysis.character_neighbours import find_character_neighbours, neighbour_table
+from asr_lightning.analysis.layers import layer_table, measure_layers, project_layers, read_layers
 from asr_lightning.callbacks.neighbours import header, lines
 from asr_lightning.callbacks.tsne import places_as_csv
 from asr_lightning.report.tables import as_csv
@@ -18,7 +18,7 @@ HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
 def inside(folder: Path) -> None:
     """What the callbacks leave, of a network that nobody trained."""
     random = np.random.default_rng(0)
-    part = Part(folder / "activations" / ".part")
+    part = PartWriter(folder / "activations" / ".part")
     for number in range(6):
         text = list("_I_SAW_A_CAT") if number else list("_가_나무_") + [HOSTILE]
         starts = (np.arange(20) * 0.04).tolist()
@@ -30,17 +30,17 @@ def inside(folder: Path) -> None:
             "state": Rows(random.normal(size=(len(text) + 1, 6)), "token", characters=[*text, "<eos>"]),
         }
         spoken = "".join(text)
-        part.append(Spoken(f"u{number}", "test", "me", 0.8, spoken, spoken, modules))
-    merge([part.folder], folder / "activations" / "test", {})
+        part.append(UtteranceActivations(f"u{number}", "test", "me", 0.8, spoken, spoken, modules))
+    merge_parts([part.folder], folder / "activations" / "test", {})
     projected = project_layers(read_layers(folder / "activations" / "test"), "me", iterations=50, perplexity=5)
     (folder / "tsne" / "test" / "me").mkdir(parents=True)
     for one in projected:
         (folder / "tsne" / "test" / "me" / f"{one.layer.name}.csv").write_text(places_as_csv(one))
-    (folder / "tsne" / "test" / "figures.csv").write_text(as_csv(table_of(measure(projected))))
-    [found] = find_histories(folder / "activations" / "test", ["state"])
+    (folder / "tsne" / "test" / "figures.csv").write_text(as_csv(layer_table(measure_layers(projected))))
+    [found] = find_character_neighbours(folder / "activations" / "test", ["state"])
     (folder / "neighbours" / "test").mkdir(parents=True)
     (folder / "neighbours" / "test" / "state.csv").write_text(as_csv([header(5), *lines(found)]))
-    (folder / "neighbours" / "test" / "table.csv").write_text(as_csv(table([found])))
+    (folder / "neighbours" / "test" / "table.csv").write_text(as_csv(neighbour_table([found])))
     (folder / "alignments" / "test").mkdir(parents=True)
     weights = np.eye(5, 20)
     posteriors = random.dirichlet(np.ones(8), 20)

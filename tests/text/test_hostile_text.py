@@ -11,7 +11,7 @@ from hypothesis import given
 from asr_lightning.errors import InputError
 from asr_lightning.text.arpa import read_arpa, write_arpa
 from asr_lightning.text.hangul import SyllableTokenizer, write_characters
-from asr_lightning.text.korean import AnnotationError, normalize
+from asr_lightning.text.korean import AnnotationError, normalize_korean
 from asr_lightning.text.lexicon import read_lexicon
 from asr_lightning.text.smoothing import witten_bell
 from asr_lightning.text.tokenizers import SentencePieceTokenizer, train_sentencepiece
@@ -89,10 +89,10 @@ def test_annotated_lines(random: Random) -> None:
     line = mutated(LINE, random).decode(errors="replace")
     for side in ("spelling", "pronunciation"):
         try:
-            text = normalize(line, side)  # type: ignore[arg-type]
+            text = normalize_korean(line, side)  # type: ignore[arg-type]
         except AnnotationError:
             continue
-        assert normalize(text, side) == text  # type: ignore[arg-type]
+        assert normalize_korean(text, side) == text  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

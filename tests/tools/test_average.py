@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 
-from asr_lightning.analysis.line import quality
+from asr_lightning.analysis.interpolation import quality
 from asr_lightning.models.averaging import mean_weights
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer, read_checkpoint
 from asr_lightning.nn.batch_norm import MaskedBatchNorm

@@ -1,4 +1,4 @@
-"""The sentences of a corpus that pictures show: by name, by text, or the longest in their place."""
+"""Sentences that figures show, chosen by name or by text; a long one replaces a missing one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ Row = Mapping[str, str]  # a line of `utterances.csv`
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenSentence:
     """A sentence to draw.
 
     Attributes:
         utterance: Name.
         speaker: Name.
-        text: The transcript, or what was recognised where there is none.
-        note: Why it stands in the place of another one; empty where it is the one that was asked for.
+        text: The transcript, or the hypothesis if there is no transcript.
+        note: Why it replaces another sentence; empty if it was asked for.
     """
 
     utterance: str
@@ -36,12 +36,12 @@ def find_sentences(wanted: Sequence[str], utterances: Mapping[str, Row]) -> dict
         utterances: Lines with `reference` and `hypothesis`, by name.
 
     Returns:
-        The name of the utterance for each that is wanted, the first by name; None where there is none.
+        The utterance for each wanted sentence, the first by name; None if there is no such utterance.
     """
     by_text: dict[str, str] = {}
     for name in sorted(utterances):
         by_text.setdefault(letters(text_of(utterances[name])), name)
-    return {one: one if one in utterances else by_text.get(letters(one)) for one in wanted}
+    return {sentence: sentence if sentence in utterances else by_text.get(letters(sentence)) for sentence in wanted}
 
 
 def letters(text: str) -> str:
@@ -50,36 +50,36 @@ def letters(text: str) -> str:
 
 
 def text_of(row: Row) -> str:
-    """Return the transcript, or what was recognised where there is none."""
+    """Return the transcript, or the hypothesis if there is no transcript."""
     return row["reference"] or row["hypothesis"]
 
 
 def choose_sentences(
     wanted: Sequence[str], utterances: Mapping[str, Row], sizes: Mapping[str, int], speaker: str
-) -> list[Chosen]:
-    """Choose the sentences that are wanted; where the corpus lacks one, the longest other one of a speaker.
+) -> list[ChosenSentence]:
+    """Choose the wanted sentences; a missing one is replaced by the longest other sentence of a speaker.
 
     Args:
         wanted: Names or texts, as `find_sentences` takes them.
         utterances: Lines of `utterances.csv`, by name.
         sizes: Frames of the utterances that can be drawn, by name.
-        speaker: Whose longest sentences stand in for those that are missing.
+        speaker: Whose longest sentences replace missing ones.
     """
     known = {name: utterances[name] for name in sizes}
-    found = find_sentences(wanted, known)
-    taken = {name for name in found.values() if name}
+    names = find_sentences(wanted, known)
+    taken = {name for name in names.values() if name}
     longest = sorted(
         (name for name, row in known.items() if row["speaker"] == speaker and name not in taken),
         key=lambda name: (-sizes[name], name),
     )
     chosen = []
-    for one, found_name in found.items():
+    for sentence, found_name in names.items():
         note = (
             ""
             if found_name
-            else f"the longest sentence of speaker {speaker}: there is no {one!r} with phones in these data"
+            else f"the longest sentence of speaker {speaker}: there is no {sentence!r} with phones in these data"
         )
         name = found_name or (longest.pop(0) if longest else None)
         if name:
-            chosen.append(Chosen(name, known[name]["speaker"], text_of(known[name]), note))
+            chosen.append(ChosenSentence(name, known[name]["speaker"], text_of(known[name]), note))
     return chosen

@@ -1,4 +1,4 @@
-"""Which words of a reference were recognised, which were not, and what was heard instead."""
+"""Word edits between a reference and a hypothesis."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ LINE_WIDTH = 110  # columns of a terminal
 
 
 @dataclass(frozen=True)
-class WordAlignment:
+class WordEdits:
     """A shortest edit from a reference of N words to a hypothesis.
 
     Attributes:
         reference: The N words.
-        heard: What stands in the place of each of them; None where it was deleted.
+        heard: The word recognized for each of them; None for a deletion.
         insertions: N + 1 groups of words, maybe empty: those before each word of the reference, and after its last.
     """
 
@@ -26,29 +26,29 @@ class WordAlignment:
     @property
     def errors(self) -> int:
         """Substitutions, deletions and insertions."""
-        wrong = sum(one != other for one, other in zip(self.reference, self.heard, strict=True))
+        wrong = sum(word != heard_word for word, heard_word in zip(self.reference, self.heard, strict=True))
         return wrong + sum(map(len, self.insertions))
 
 
-def align(reference: str, hypothesis: str) -> WordAlignment:
+def find_word_edits(reference: str, hypothesis: str) -> WordEdits:
     """Align two texts with the fewest word errors; of several such alignments it is jiwer's.
 
     Args:
-        reference: What was spoken. Words are what white space separates, and are compared as they are.
-        hypothesis: What was heard.
+        reference: Transcript. Words are separated by white space and compared as they are.
+        hypothesis: Recognized text.
     """
-    spoken, found = tuple(reference.split()), tuple(hypothesis.split())
-    insertions: list[tuple[str, ...]] = [()] * (len(spoken) + 1)
-    if spoken == found:
-        return WordAlignment(spoken, found, tuple(insertions))
-    heard: list[str | None] = [None] * len(spoken)
-    for part in jiwer.process_words(" ".join(spoken), " ".join(found)).alignments[0]:
-        words = found[part.hyp_start_idx : part.hyp_end_idx]
+    reference_words, recognized = tuple(reference.split()), tuple(hypothesis.split())
+    insertions: list[tuple[str, ...]] = [()] * (len(reference_words) + 1)
+    if reference_words == recognized:
+        return WordEdits(reference_words, recognized, tuple(insertions))
+    heard: list[str | None] = [None] * len(reference_words)
+    for part in jiwer.process_words(" ".join(reference_words), " ".join(recognized)).alignments[0]:
+        words = recognized[part.hyp_start_idx : part.hyp_end_idx]
         if part.type == "insert":
             insertions[part.ref_start_idx] += words
         elif part.type != "delete":
             heard[part.ref_start_idx : part.ref_end_idx] = words
-    return WordAlignment(spoken, tuple(heard), tuple(insertions))
+    return WordEdits(reference_words, tuple(heard), tuple(insertions))
 
 
 def display_width(text: str) -> int:
@@ -58,15 +58,15 @@ def display_width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in drawn)
 
 
-def show_alignments(rows: Sequence[tuple[str, WordAlignment]], line_width: int = LINE_WIDTH) -> str:
-    """Write a reference and what several recognisers heard under each other, word below word, in fixed width.
+def format_word_edits(rows: Sequence[tuple[str, WordEdits]], line_width: int = LINE_WIDTH) -> str:
+    """Format a reference and the hypotheses of several recognizers below each other, word below word, in fixed width.
 
     A wrong or inserted word stands between asterisks; asterisks alone are a missing word, as in NIST's sclite, whose
-    capitals other scripts do not have. Where one recogniser inserts a word, the others have a blank.
+    capitals other scripts do not have. If one recognizer inserts a word, the others have a blank.
 
     Args:
-        rows: A label and an alignment for each recogniser, all of the same reference.
-        line_width: Columns, from which lines are broken; all rows at the same place.
+        rows: A label and an alignment for each recognizer, all of the same reference.
+        line_width: Columns after which lines are broken; all rows at the same word.
 
     Raises:
         ValueError: The references differ, or there are no rows.
@@ -87,18 +87,20 @@ def show_alignments(rows: Sequence[tuple[str, WordAlignment]], line_width: int =
     return "\n\n".join("\n".join(" ".join(cells).rstrip() for cells in zip(*block, strict=True)) for block in blocks)
 
 
-def _columns(alignments: Sequence[WordAlignment]) -> list[list[str | None]]:
-    """Cells of the reference and of each recogniser, where None is a missing word."""
+def _columns(alignments: Sequence[WordEdits]) -> list[list[str | None]]:
+    """Cells of the reference and of each recognizer, where None is a missing word."""
     reference = alignments[0].reference
     columns: list[list[str | None]] = []
-    for place in range(len(reference) + 1):
-        inserted = [alignment.insertions[place] for alignment in alignments]
+    for position in range(len(reference) + 1):
+        inserted = [alignment.insertions[position] for alignment in alignments]
         for number in range(max(map(len, inserted))):
             columns.append([None, *(f"*{words[number]}*" if number < len(words) else "" for words in inserted)])
-        if place < len(reference):
-            word = reference[place]
-            heard = [alignment.heard[place] for alignment in alignments]
-            columns.append([word, *(one if one in (None, word) else f"*{one}*" for one in heard)])
+        if position < len(reference):
+            word = reference[position]
+            heard = [alignment.heard[position] for alignment in alignments]
+            columns.append(
+                [word, *(heard_word if heard_word in (None, word) else f"*{heard_word}*" for heard_word in heard)]
+            )
     return columns
 
 

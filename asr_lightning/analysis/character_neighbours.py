@@ -1,4 +1,4 @@
-"""Decoder states and the characters before them: neighbours and Table 2 [Lim et al. 2019, 3.4 and 3.5]."""
+"""Nearest neighbours of decoder states and the characters before them: Table 2 [Lim et al. 2019, §3.4, §3.5]."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from asr_lightning.analysis.neighbours import (
     nearest,
     ngram_baseline,
     shuffled_baseline,
-    summarise_matches,
+    summarize_matches,
 )
 
 ORDERS = (1, 2, 3)  # of the character n-grams that states are compared with
@@ -24,12 +24,12 @@ MISSING = "–"
 
 
 @dataclass(frozen=True)
-class Published:
-    """A table of matching characters that a paper has.
+class PublishedTable:
+    """A published table of matching characters.
 
     Attributes:
-        sentences: That it is of.
-        tokens: Of these sentences.
+        sentences: Number of sentences.
+        tokens: Tokens in these sentences.
         totals: Matching characters of each layer, the lowest first.
     """
 
@@ -38,7 +38,7 @@ class Published:
     totals: list[int]
 
     def mean(self, layer: int, k: int) -> str:
-        """Return the mean of one of k neighbours, cut off behind two decimals as Lim et al. 2019 print it."""
+        """Return the mean of one of k neighbours, cut off after two decimals as Lim et al. 2019 print it."""
         return f"{100 * self.totals[layer] // (self.tokens * k) / 100:.2f}"
 
     def columns(self, layer: int, k: int) -> list[str]:
@@ -48,26 +48,26 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Histories:
-    """The characters of recognised sentences, each with its nearest neighbours in other sentences by one layer.
+class CharacterNeighbours:
+    """The characters of recognized sentences, each with its nearest neighbours in other sentences by one layer.
 
     Attributes:
         layer: Name.
         utterances: (N,) names.
-        index: (N,) places within a sentence.
+        index: (N,) positions within a sentence.
         characters: (N,).
-        places: (N, k) rows of the neighbours, the nearest first; -1 for none.
+        neighbours: (N, k) rows of the neighbours, the nearest first; -1 for none.
         distances: (N, k) Euclidean.
         counts: (N, k) matching characters right before.
-        shuffled: What states of other characters share.
-        ngrams: What neighbours share that are drawn by the last 1, 2, 3 characters only.
+        shuffled: Matches of states that were permuted among the characters.
+        ngrams: Matches of neighbours drawn at random that share the last 1, 2, 3 characters.
     """
 
     layer: str
     utterances: np.ndarray
     index: np.ndarray
     characters: np.ndarray
-    places: np.ndarray
+    neighbours: np.ndarray
     distances: np.ndarray
     counts: np.ndarray
     shuffled: Matches
@@ -76,7 +76,7 @@ class Histories:
     @property
     def matches(self) -> Matches:
         """The layer's line of Table 2."""
-        return summarise_matches(self.counts)
+        return summarize_matches(self.counts)
 
     @property
     def sentences(self) -> int:
@@ -97,10 +97,10 @@ class Histories:
         return in_context(self.characters[begin:end].tolist(), row - begin)
 
 
-def find_histories(
+def find_character_neighbours(
     folder: Path, layers: Sequence[str], k: int = 5, seed: int = 1, device: str = "cpu", sentences: int | None = None
-) -> list[Histories]:
-    """Find the neighbours of every recognised character, layer by layer.
+) -> list[CharacterNeighbours]:
+    """Find the neighbours of every recognized character, layer by layer.
 
     Args:
         folder: Of activations.
@@ -109,33 +109,33 @@ def find_histories(
         seed: Of the sentences and of the baselines.
         device: Where states are compared.
         sentences: How many are compared with each other, drawn by lot from those with characters; all if None, or
-            where there are no more. The paper does not say which its 79 are.
+            or if the data hold no more. The paper does not name its 79.
 
     Returns:
-        Nothing where there are fewer than two sentences.
+        An item per layer; an empty list with fewer than two sentences.
 
     Raises:
         InputError: There is no such layer.
     """
-    found: list[Histories] = []
+    by_layer: list[CharacterNeighbours] = []
     for layer in layers:
         states = _of_sentences(read_layer(folder, layer), sentences, seed)
         groups = np.unique(states.utterances, return_inverse=True)[1]
         if len(np.unique(groups)) < 2:
             return []
         queries = np.arange(len(states))
-        places, distances = nearest(states.values, groups, k, device=device)
-        ngrams = found[0].ngrams if found else tuple(  # these look at characters only, the same in every layer
+        rows, distances = nearest(states.values, groups, k, device=device)
+        ngrams = by_layer[0].ngrams if by_layer else tuple(  # these look at characters only, the same in every layer
             ngram_baseline(states.characters, groups, queries, k, order, seed) for order in ORDERS
         )  # fmt: skip
-        found.append(
-            Histories(
-                layer, states.utterances, states.index, states.characters, places, distances,
-                matching_before(states.characters, groups, places, queries),
+        by_layer.append(
+            CharacterNeighbours(
+                layer, states.utterances, states.index, states.characters, rows, distances,
+                matching_before(states.characters, groups, rows, queries),
                 shuffled_baseline(states.values, states.characters, groups, queries, k, seed), ngrams,
             )
         )  # fmt: skip
-    return found
+    return by_layer
 
 
 def _of_sentences(layer: Layer, count: int | None, seed: int) -> Layer:
@@ -147,33 +147,33 @@ def _of_sentences(layer: Layer, count: int | None, seed: int) -> Layer:
     return layer.where(np.flatnonzero(rows))
 
 
-def table(found: list[Histories], published: Published | None = None) -> list[list[str]]:
+def neighbour_table(layers: list[CharacterNeighbours], published: PublishedTable | None = None) -> list[list[str]]:
     """Return Table 2: for every layer, total and mean matching characters, the paper's, and the baselines' means.
 
     Args:
-        found: The layers, the lowest first.
+        layers: The layers, the lowest first.
         published: A paper's table, whose columns stand beside ours.
     """
     paper = ["published total", "published mean"] if published else []
     head = ["layer", "sentences", "tokens", "total", "mean", *paper, "shuffled states"]
     rows = [head + [f"{order}-gram" for order in ORDERS]]
-    for number, one in enumerate(found):
-        mine, k = one.matches, one.places.shape[1]
+    for number, layer in enumerate(layers):
+        mine, k = layer.matches, layer.neighbours.shape[1]
         rows.append(
-            [one.layer, str(one.sentences), str(len(one.characters)), f"{mine.total:.0f}", f"{mine.mean:.2f}"]
+            [layer.layer, str(layer.sentences), str(len(layer.characters)), f"{mine.total:.0f}", f"{mine.mean:.2f}"]
             + (published.columns(number, k) if published else [])
-            + [f"{other.mean:.2f}" for other in (one.shuffled, *one.ngrams)]
+            + [f"{other.mean:.2f}" for other in (layer.shuffled, *layer.ngrams)]
         )
     return rows
 
 
-def caption(found: list[Histories], seed: int, published: Published | None = None) -> str:
+def neighbour_caption(layers: list[CharacterNeighbours], seed: int, published: PublishedTable | None = None) -> str:
     """Return the caption of the table."""
-    one = found[0]
+    first = layers[0]
     ours = (
-        f"{one.places.shape[1]} neighbours of each of {len(one.characters):,} tokens of {one.sentences} sentences "
-        f"(drawn with seed {seed} where there were more), which are candidates too: total and mean of the characters "
-        "that match right before."
+        f"{first.neighbours.shape[1]} neighbours of each of {len(first.characters):,} tokens of {first.sentences} "
+        f"sentences (drawn with seed {seed} if the data hold more); neighbours come from the same sentences. Total and "
+        "mean of the characters right before that match."
     )
     theirs = f" The paper has {published.sentences} sentences and {published.tokens:,} tokens." if published else ""
     return ours + theirs

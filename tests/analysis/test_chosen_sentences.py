@@ -1,6 +1,6 @@
 """Sentences by name, by text, and the longest in their place."""
 
-from asr_lightning.analysis.sentences import choose_sentences, find_sentences
+from asr_lightning.analysis.chosen_sentences import choose_sentences, find_sentences
 
 ROWS = {
     "672-1": {"speaker": "672", "reference": "OH THAT MADE HIM SO ANGRY", "hypothesis": "OH"},

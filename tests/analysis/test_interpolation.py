@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asr_lightning.analysis.line import Quality, along_line, barrier, interpolate, places, quality
+from asr_lightning.analysis.interpolation import Quality, along_line, barrier, interpolate, line_positions, quality
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.recognizer import Recognizer
@@ -32,7 +32,7 @@ def test_a_planted_quadratic_is_the_parabola_that_algebra_gives() -> None:
         row = network.weight.detach()[0]
         return float(row @ curvature @ row)
 
-    line = dict(along_line(network, other, places(), loss))
+    line = dict(along_line(network, other, line_positions(), loss))
     ends, mixed = [float(one @ curvature @ one) for one in (first, second)], float(first @ curvature @ second)
     for place, loss in line.items():
         rest = 1 - place
@@ -87,15 +87,15 @@ def test_running_statistics_are_interpolated_too() -> None:
 
 
 def test_places_hold_both_ends_exactly() -> None:
-    assert places() == [number / 8 for number in range(-2, 11)]
-    assert places(0.0, 1.0, 2) == [0.0, 1.0]
-    odd = places(-0.3, 1.1, 29)
+    assert line_positions() == [number / 8 for number in range(-2, 11)]
+    assert line_positions(0.0, 1.0, 2) == [0.0, 1.0]
+    odd = line_positions(-0.3, 1.1, 29)
     assert {0.0, 1.0} <= set(odd)
     assert len(odd) == 29
-    assert places(-0.3, 1.3, 4) == pytest.approx([-0.3, 0.0, 7 / 30, 23 / 30, 1.0, 1.3])
+    assert line_positions(-0.3, 1.3, 4) == pytest.approx([-0.3, 0.0, 7 / 30, 23 / 30, 1.0, 1.3])
     for wrong in ((0.1, 1.0, 5), (0.0, 0.9, 5), (0.0, 1.0, 1)):
         with pytest.raises(ValueError, match="holds 0 and 1"):
-            places(*wrong)
+            line_positions(*wrong)
 
 
 def test_the_barrier_is_above_the_chord_and_between_the_ends() -> None:

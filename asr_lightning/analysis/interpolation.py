@@ -1,7 +1,7 @@
 """The loss on the straight line between two networks of one architecture [Goodfellow et al. 2015; for Han et al. 2024].
 
-Two networks that began with different random weights have their units in different orders, so a hill between them is no
-wonder. Where there is none, both lie in one valley, as networks may that began with units of the same teacher.
+Two networks with different random initial weights have their units in different orders, so a barrier between them is
+expected. Networks without a barrier lie in one basin, as those may that were initialized from the same teacher.
 """
 
 import math
@@ -21,12 +21,12 @@ Measured = TypeVar("Measured")
 
 @dataclass(frozen=True)
 class Quality:
-    """How good a recogniser is.
+    """Loss and error rates of a recognizer.
 
     Attributes:
         loss: Mean over the utterances whose loss is finite, in nats; NaN if there is none.
         utterances: How many these are.
-        error_rates: As fractions, by name; empty where nothing was recognised.
+        error_rates: As fractions, by name; empty if nothing was recognized.
     """
 
     loss: float
@@ -34,38 +34,38 @@ class Quality:
     error_rates: dict[str, float]
 
 
-def places(first: float = -0.25, last: float = 1.25, count: int = 13) -> list[float]:
-    """Return places on a line, evenly spread, and both ends, which are 0 and 1, exactly.
+def line_positions(first: float = -0.25, last: float = 1.25, count: int = 13) -> list[float]:
+    """Return evenly spaced values of α, with the ends 0 and 1 exactly.
 
     Raises:
-        ValueError: The range does not hold both ends, or there are fewer than two places.
+        ValueError: The range does not hold both ends, or there are fewer than two values.
     """
     if not first <= 0 < 1 <= last or count < 2:
-        raise ValueError(f"expected 2 or more places in a range that holds 0 and 1, got {count} from {first} to {last}")
+        raise ValueError(f"expected 2 or more values in a range that holds 0 and 1, got {count} from {first} to {last}")
     spread = [first + (last - first) * number / (count - 1) for number in range(count)]
-    between = [place for place in spread if min(abs(place), abs(place - 1)) > 1e-9]
+    between = [alpha for alpha in spread if min(abs(alpha), abs(alpha - 1)) > 1e-9]
     return sorted([0.0, 1.0, *between])
 
 
 def interpolate(
-    first: Mapping[str, Tensor], second: Mapping[str, Tensor], place: float, parameters: Collection[str]
+    first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: float, parameters: Collection[str]
 ) -> dict[str, Tensor]:
     """Return (1 - α) of one state_dict and α of another.
 
     Args:
         first: At α = 0, which gives it exactly.
         second: At α = 1, which gives it exactly; with the same names and shapes.
-        place: α; the line goes on beyond its ends.
+        alpha: α; below 0 and above 1 the line continues.
         parameters: Names of parameters. All other entries are buffers, such as the running statistics of BatchNorm;
             these stay as at the nearer end beyond the ends, where a variance could become negative. Whole numbers are
             rounded.
     """
-    between = min(max(place, 0.0), 1.0)
+    between = min(max(alpha, 0.0), 1.0)
     weights = {}
     for name, start in first.items():
         end = second[name]
         if start.is_floating_point():
-            weights[name] = torch.lerp(start, end, place if name in parameters else between)
+            weights[name] = torch.lerp(start, end, alpha if name in parameters else between)
         else:
             weights[name] = torch.lerp(start.double(), end.double(), between).round().to(start.dtype)
     return weights
@@ -77,31 +77,31 @@ def along_line(
     where: Sequence[float],
     measure: Callable[[], Measured],
 ) -> Iterator[tuple[float, Measured]]:
-    """Move a network along the line from its own weights to others, and measure it at each place.
+    """Set a network to points on the line from its own weights to others, and measure it at each.
 
     Args:
         network: Has its own weights again at the end.
         second: The state_dict at α = 1.
         where: Values of α.
-        measure: Looks at the network.
+        measure: Called at each point.
 
     Yields:
-        α and what was measured there.
+        α and the result of `measure`.
     """
     first = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     other = {name: tensor.to(first[name].device) for name, tensor in second.items()}
     try:
-        for place in where:
-            network.load_state_dict(interpolate(first, other, place, parameters))
-            yield place, measure()
+        for alpha in where:
+            network.load_state_dict(interpolate(first, other, alpha, parameters))
+            yield alpha, measure()
     finally:
         network.load_state_dict(first)
 
 
 @torch.inference_mode()
 def quality(recognizer: Recognizer, batches: Iterable[Batch], recognize: bool = False) -> Quality:
-    """Measure a recogniser, in evaluation mode and on its device.
+    """Measure a recognizer, in evaluation mode and on its device.
 
     Args:
         recognizer: What to measure.
@@ -118,8 +118,8 @@ def quality(recognizer: Recognizer, batches: Iterable[Batch], recognize: bool = 
         count += int(usable.sum())
         if recognize:
             rates.update([recognizer.tokenizer.fold(text) for text in batch.texts], recognizer.transcribe(here))
-    found = {name: float(value) for name, value in rates.compute().items()} if recognize else {}
-    return Quality(total / count if count else math.nan, count, found)
+    error_rates = {name: float(value) for name, value in rates.compute().items()} if recognize else {}
+    return Quality(total / count if count else math.nan, count, error_rates)
 
 
 def barrier(line: Sequence[tuple[float, float]]) -> float:
@@ -133,5 +133,5 @@ def barrier(line: Sequence[tuple[float, float]]) -> float:
     """
     losses = dict(line)
     first, last = losses[0.0], losses[1.0]
-    rises = [loss - (first + place * (last - first)) for place, loss in line if 0 <= place <= 1]  # 0 if all are alike
+    rises = [loss - (first + alpha * (last - first)) for alpha, loss in line if 0 <= alpha <= 1]  # 0 if all are alike
     return math.nan if any(math.isnan(rise) for rise in rises) else max(rises)

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from asr_lightning.analysis.alignment import (
+from asr_lightning.analysis.token_times import (
     attention_figures,
     emission_probabilities,
-    forced_alignment,
     segments_from_onsets,
+    token_spans,
 )
 from asr_lightning.text.phones import Segment
 
@@ -24,7 +24,7 @@ def test_the_best_path_is_that_of_all(tokens: tuple[int, ...]) -> None:
 
     paths = [path for path in product(range(3), repeat=6) if said(path) == tokens]
     best = max(paths, key=lambda path: sum(float(log_probs[frame, one]) for frame, one in enumerate(path)))
-    spans = forced_alignment(log_probs, tokens, 0)
+    spans = token_spans(log_probs, tokens, 0)
     assert spans is not None
     rebuilt = [0] * 6
     for token, (first, last) in zip(tokens, spans, strict=True):
@@ -34,9 +34,9 @@ def test_the_best_path_is_that_of_all(tokens: tuple[int, ...]) -> None:
 
 def test_what_does_not_fit_has_no_alignment() -> None:
     log_probs = torch.randn(2, 3).log_softmax(dim=1)
-    assert forced_alignment(log_probs, (1, 1), 0) is None
-    assert forced_alignment(log_probs, (1, 2, 1), 0) is None
-    assert forced_alignment(log_probs, (), 0) == []
+    assert token_spans(log_probs, (1, 1), 0) is None
+    assert token_spans(log_probs, (1, 2, 1), 0) is None
+    assert token_spans(log_probs, (), 0) == []
 
 
 def test_labels_last_until_the_next() -> None:

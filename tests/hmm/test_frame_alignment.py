@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from asr_lightning.hmm.alignment import align, in_seconds, phone_runs, subsample, word_runs
-from asr_lightning.hmm.graph import as_graph, expand, numerator, phone_grammar, sentence
+from asr_lightning.hmm.frame_alignment import align_frames, in_seconds, phone_runs, subsample, word_runs
+from asr_lightning.hmm.graph import as_graph, expand_to_states, numerator_transducer, phone_grammar, sentence_transducer
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel
 from asr_lightning.hmm.search import by_transition
-from asr_lightning.hmm.viterbi import best_path
 from asr_lightning.text.phones import Segment
+from tests.oracles.exact_viterbi import best_path
 from tests.support.small_models import (
     LEXICON,
     SIL,
@@ -49,8 +49,10 @@ def best_of_all(model: HiddenMarkovModel, scores: np.ndarray, each: float) -> tu
 @pytest.mark.parametrize("frames", [3, 7, 10])
 def test_no_state_path_is_better(make: Callable[[], HiddenMarkovModel], frames: int) -> None:
     model = make()
-    with_words = expand(model, sentence(model, ["A"]), scale=1.0)
-    without = numerator(model, ["A"], phone_grammar([[SIL, A, B]], order=1))  # these and the end have 1/4 each
+    with_words = expand_to_states(model, sentence_transducer(model, ["A"]), scale=1.0)
+    without = numerator_transducer(
+        model, ["A"], phone_grammar([[SIL, A, B]], order=1)
+    )  # these and the end have 1/4 each
     arcs = as_graph(model, without)
     said = set()
     for seed in range(12):
@@ -58,9 +60,9 @@ def test_no_state_path_is_better(make: Callable[[], HiddenMarkovModel], frames: 
         ones = [decodable(model, scores) for _ in range(2)]
         np.full((frames, len(model.pdf_of)), 1e9, dtype=np.float32)
         best, _ = best_of_all(model, scores, 0.0)
-        assert align(ones[0], with_words, beam=1000.0, retry_beam=2000.0) == best
+        assert align_frames(ones[0], with_words, beam=1000.0, retry_beam=2000.0) == best
         best, weight = best_of_all(model, scores, np.log(0.25))
-        assert align(ones[1], without, beam=1000.0, retry_beam=2000.0) == best
+        assert align_frames(ones[1], without, beam=1000.0, retry_beam=2000.0) == best
         path, found = best_path(torch.from_numpy(scores), arcs)
         assert arcs.pdfs[path].tolist() == model.pdf_of[best].tolist()
         assert found == pytest.approx(weight, abs=0.01)
@@ -70,21 +72,21 @@ def test_no_state_path_is_better(make: Callable[[], HiddenMarkovModel], frames: 
 
 def test_too_few_frames_have_no_way_through() -> None:
     model = monophone()
-    graph = expand(model, sentence(model, ["A", "BE"]))
+    graph = expand_to_states(model, sentence_transducer(model, ["A", "BE"]))
     zeros = np.zeros((5, model.pdfs), dtype=np.float32)
-    assert align(decodable(model, zeros), graph) == []
-    assert len(align(decodable(model, np.concatenate([zeros, zeros[:1]])), graph)) == 6
+    assert align_frames(decodable(model, zeros), graph) == []
+    assert len(align_frames(decodable(model, np.concatenate([zeros, zeros[:1]])), graph)) == 6
 
 
 def test_what_looks_wrong_for_long_needs_the_wider_beam() -> None:
     # All frames look like a's first state, but there are so few that every state has one. (Kaldi keeps 20 paths.)
     model = monophone()
-    graph = expand(model, sentence(model, ["A", "BE"] * 8))
+    graph = expand_to_states(model, sentence_transducer(model, ["A", "BE"] * 8))
     scores = np.zeros((48, model.pdfs), dtype=np.float32)
     scores[:, model.pdf_of[transition_ids(model, [A], [1] * 3)[0]]] = 5.0
-    assert align(decodable(model, scores), graph, beam=1.0, retry_beam=2.0) == []
+    assert align_frames(decodable(model, scores), graph, beam=1.0, retry_beam=2.0) == []
     expected = transition_ids(model, [A, B] * 8, [1] * 48)
-    assert align(decodable(model, scores), graph, beam=1.0, retry_beam=500.0) == expected
+    assert align_frames(decodable(model, scores), graph, beam=1.0, retry_beam=500.0) == expected
 
 
 @both
@@ -124,7 +126,7 @@ def test_kept_frames_are_of_the_phones_that_they_were_of() -> None:
 
 def test_phones_of_one_state_are_aligned_as_no_other_path_is_better() -> None:
     model = HiddenMarkovModel.monophone(LEXICON, states=1, subsampling=3)
-    graph = expand(model, sentence(model, ["A"]), scale=1.0)
+    graph = expand_to_states(model, sentence_transducer(model, ["A"]), scale=1.0)
     for seed in range(12):
         frames = 2 + seed % 5
         scores = 3 * np.random.default_rng(seed).standard_normal((frames, model.pdfs)).astype(np.float32)
@@ -139,7 +141,7 @@ def test_phones_of_one_state_are_aligned_as_no_other_path_is_better() -> None:
                 log_probs = np.log(np.where(model.stays[ids], 0.75, 0.25)).sum()
                 total = scores[range(frames), model.pdf_of[ids]].sum() + log_probs
                 best, weight = (ids, total) if total > weight else (best, weight)
-        assert align(decodable(model, scores), graph, beam=1000.0, retry_beam=2000.0) == best
+        assert align_frames(decodable(model, scores), graph, beam=1000.0, retry_beam=2000.0) == best
         assert len(phone_runs(model, best)) >= 1 and model.pdfs == len(model.phones)
 
 
@@ -193,7 +195,7 @@ def test_words_of_all_ways_to_say_a_sentence_are_pronunciations() -> None:
 
 @pytest.mark.parametrize(("words", "phones"), [("A", "b"), ("A", ""), ("A BE", "a"), ("BE", "b b"), ("BEE", "b SIL b")])
 def test_phones_that_do_not_say_the_words_are_refused(words: str, phones: str) -> None:
-    with pytest.raises(ValueError, match=f"expected phones that say '{words}', got '"):
+    with pytest.raises(ValueError, match=f"expected phones of '{words}', got '"):
         word_runs(LEXICON, runs_of(phones.split()), words.split())
 
 

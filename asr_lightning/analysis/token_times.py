@@ -1,4 +1,4 @@
-"""Which frames belong to which character, by CTC; and how attention and posteriors move along an utterance."""
+"""Times of tokens: CTC alignments, transducer emission probabilities, movement of attention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from asr_lightning.losses.transducer import occupancies
 from asr_lightning.text.phones import Segment
 
 
-def forced_alignment(log_probs: Tensor, tokens: Sequence[int], blank_id: int) -> list[tuple[int, int]] | None:
-    """Return first and last frame of every token on the most probable CTC path that says them.
+def token_spans(log_probs: Tensor, tokens: Sequence[int], blank_id: int) -> list[tuple[int, int]] | None:
+    """Return first and last frame of every token on the most probable CTC path.
 
     Args:
         log_probs: (T, V).
@@ -39,13 +39,13 @@ def emission_probabilities(logits: Tensor, tokens: Sequence[int], blank_id: int)
     By the recursions of the loss, for one utterance.
 
     Args:
-        logits: (T, U + 1, V), not normalised.
+        logits: (T, U + 1, V), not normalized.
         tokens: U token ids.
         blank_id: The blank's token id.
     """
     log_probs = logits.double().log_softmax(dim=2).unsqueeze(0)  # (1, T, U + 1, V)
-    said = torch.tensor([*tokens, blank_id], device=logits.device).expand(1, len(logits), -1).unsqueeze(3)
-    label = log_probs.gather(3, said).squeeze(3)  # (1, T, U + 1)
+    targets = torch.tensor([*tokens, blank_id], device=logits.device).expand(1, len(logits), -1).unsqueeze(3)
+    label = log_probs.gather(3, targets).squeeze(3)  # (1, T, U + 1)
     lengths = (torch.tensor([size], device=logits.device) for size in (len(logits), len(tokens)))
     _, _, by_label = occupancies(log_probs[..., blank_id], label, *lengths)
     return by_label[0, :, :-1].T.float()
@@ -53,10 +53,10 @@ def emission_probabilities(logits: Tensor, tokens: Sequence[int], blank_id: int)
 
 @dataclass(frozen=True)
 class AttentionFigures:
-    """How attention moves along one utterance.
+    """Movement of attention along one utterance.
 
     Attributes:
-        monotonicity: Share of tokens whose centre of attention is not before that of the token before.
+        monotonicity: Share of tokens whose center of attention is not before that of the token before.
         coverage: Share of frames that get at least half of what every frame would get of even attention.
         sharpness: Mean of the greatest weight of every token.
         spread: Mean entropy of a token's weights, in nats.
@@ -76,8 +76,8 @@ def attention_figures(weights: np.ndarray) -> AttentionFigures:
     """
     if weights.ndim != 2 or 0 in weights.shape:
         raise ValueError(f"expected attention weights of tokens over frames, (U, T), got the shape {weights.shape}")
-    centres = weights @ np.arange(weights.shape[1])
-    steps = np.diff(centres)
+    centers = weights @ np.arange(weights.shape[1])
+    steps = np.diff(centers)
     received = weights.sum(axis=0)
     logs = np.log(np.where(weights > 0, weights, 1.0))
     return AttentionFigures(

@@ -1,4 +1,4 @@
-"""From transition ids, one a frame, to phones and words in time."""
+"""Frame alignments: transition ids per frame, and the phones and words in time that follow from them."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from asr_lightning.hmm.model import HiddenMarkovModel
 from asr_lightning.text.lexicon import Lexicon
 from asr_lightning.text.phones import SILENCE, Segment
 
-Run = tuple[float, float, str]  # first frame, frame behind the last, phone; or seconds in the place of frames
+Run = tuple[float, float, str]  # first frame, frame after the last, phone; or seconds instead of frames
 Runs = list[tuple[int, int, str]]
 
 
-def align(
+def align_frames(
     decodable: kaldi.DecodableInterface, graph: kaldifst.StdVectorFst, beam: float = 10.0, retry_beam: float = 40.0
 ) -> list[int]:
-    """Return the most probable transition ids, one a frame; none where there is no way through within the beams.
+    """Return the most probable transition ids, one a frame; an empty list if no path survives the beams.
 
     Args:
         decodable: The log likelihoods of an utterance's frames.
@@ -31,7 +31,7 @@ def align(
 
 
 def phone_runs(model: HiddenMarkovModel, alignment: Sequence[int] | np.ndarray) -> Runs:
-    """Return which frames belong to which phone."""
+    """Return first frame, end frame and label of each phone."""
     ids = np.asarray(alignment, dtype=np.int64)
     ends = (np.flatnonzero(model.ends_phone[ids]) + 1).tolist()
     return [
@@ -56,9 +56,9 @@ def subsample(lengths: Sequence[int], step: int) -> list[int]:
     if total < len(lengths):
         return []
     ends = -(-np.cumsum(lengths) // step)
-    places = np.arange(len(ends))
-    ends = np.maximum.accumulate(ends - places) + places  # one frame at least behind the phone before
-    ends = np.minimum(ends, total - places[::-1])  # and one for each that follows
+    indices = np.arange(len(ends))
+    ends = np.maximum.accumulate(ends - indices) + indices  # one frame at least behind the phone before
+    ends = np.minimum(ends, total - indices[::-1])  # and one for each that follows
     return np.diff(ends, prepend=0).tolist()
 
 
@@ -79,37 +79,39 @@ def in_seconds(runs: Sequence[Run], hop: float, window: float, seconds: float) -
 
 
 def word_runs(lexicon: Lexicon, runs: Sequence[Run], words: Sequence[str]) -> list[Run]:
-    """Return which frames, or seconds, belong to which word, and to pauses between them.
+    """Return start, end and label of each word and of the pauses between them.
 
-    Where phones can be parted among words in several ways, the later words are as long as possible.
+    If phones can be divided among words in several ways, the later words are as long as possible.
 
     Args:
-        lexicon: Says how words are said.
+        lexicon: Pronunciations.
         runs: Of phones.
         words: Of the transcript.
 
     Raises:
-        ValueError: The phones do not say the words.
+        ValueError: The phones are no pronunciation of the words.
     """
-    spoken = [number for number, (*_, phone) in enumerate(runs) if phone != SILENCE]
-    phones = [runs[number][2] for number in spoken]
+    speech = [number for number, (*_, phone) in enumerate(runs) if phone != SILENCE]
+    phones = [runs[number][2] for number in speech]
     # The number of words that may end before each phone, and how the last one came there.
     before: list[dict[int, int]] = [{} for _ in range(len(phones) + 1)]
     before[0][0] = 0
-    for place in range(len(phones)):
-        for count in before[place]:
+    for start_phone in range(len(phones)):
+        for count in before[start_phone]:
             for pronunciation in lexicon.pronunciations.get(words[count], ()) if count < len(words) else ():
-                end = place + len(pronunciation)
-                whole = tuple(phones[place:end]) == pronunciation
-                if whole and spoken[end - 1] - spoken[place] == end - 1 - place:  # words have no pauses in them
-                    before[end].setdefault(count + 1, place)
+                end = start_phone + len(pronunciation)
+                matches = tuple(phones[start_phone:end]) == pronunciation
+                if (
+                    matches and speech[end - 1] - speech[start_phone] == end - 1 - start_phone
+                ):  # words have no pauses in them
+                    before[end].setdefault(count + 1, start_phone)
     if len(words) not in before[-1]:
-        raise ValueError(f"expected phones that say {' '.join(words)!r}, got {' '.join(phones)!r}")
-    found: list[Run] = []
+        raise ValueError(f"expected phones of {' '.join(words)!r}, got {' '.join(phones)!r}")
+    words_in_time: list[Run] = []
     end = len(phones)
     for count in range(len(words), 0, -1):
         start = before[end][count]
-        found.insert(0, (runs[spoken[start]][0], runs[spoken[end - 1]][1], words[count - 1]))
+        words_in_time.insert(0, (runs[speech[start]][0], runs[speech[end - 1]][1], words[count - 1]))
         end = start
-    pauses = [one for one in runs if one[2] == SILENCE]
-    return sorted([*found, *pauses])
+    pauses = [run for run in runs if run[2] == SILENCE]
+    return sorted([*words_in_time, *pauses])
