@@ -21,7 +21,7 @@ from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.text.tokenizers import LetterTokenizer
 from data_modules.librispeech import LibriSpeechDataModule
-from tests.support.architectures import ARCHITECTURES, with_states
+from tests.support.architectures import ARCHITECTURES, UNSEEN, with_states
 from tests.support.hybrids import hybrid
 from tests.support.tones import RATE, batch_of, loader, make, make_trainer, write_corpus
 
@@ -170,7 +170,7 @@ def test_a_batch_is_encoded_once_and_its_numbers_are_those_of_encoding_it_twice(
     [config] = [config for known, config in ARCHITECTURES.items() if known == name] or [hybrid(mmi_weight=0.5)]
     torch.manual_seed(1)
     recognizer = build_recognizer(with_states(config, tmp_path / "states")).eval()
-    batches = [batch_of(TEXTS[:3]), batch_of(TEXTS[3:])]
+    batches = [batch_of(), batch_of(UNSEEN, "unseen")]
     with torch.inference_mode():
         texts = [recognizer.transcribe(batch) for batch in batches]
         losses = torch.cat([recognizer.loss(batch) for batch in batches])
