@@ -59,7 +59,7 @@ def test_imports_go_one_way(path: Path) -> None:
 @pytest.mark.parametrize(
     ("importer", "imported"),
     [
-        ("asr_lightning.nn.masks", "import asr_lightning.models.recognizer"),
+        ("asr_lightning.nn.sequences", "import asr_lightning.models.recognizer"),
         ("asr_lightning.losses.ctc", "from asr_lightning import decoding"),
         ("asr_lightning.models.ctc", "from asr_lightning.models.rnn_transducer import Joint"),
         ("asr_lightning.models.ctc", "from asr_lightning.callbacks.throughput import Throughput"),

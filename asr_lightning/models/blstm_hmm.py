@@ -29,7 +29,7 @@ from asr_lightning.losses.graphs import Graph, GraphBatch
 from asr_lightning.losses.lattice_free_mmi import lattice_free_mmi_loss
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis, Fixed, axis
-from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.sequences import real_frames
 from asr_lightning.text.lexicon import capitals
 
 ALIGNMENTS, PHONE_GRAMMAR, DECODING_GRAPH = "alignments.sqlite", "phone_grammar.fst", "HCLG.fst"
@@ -170,9 +170,8 @@ class BLSTMHMM(Recognizer):
         means = (losses * real_frames(lengths, frames)).sum(dim=1) / lengths
         return means.masked_fill(target_lengths != lengths, torch.inf)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the loss of each utterance per frame, (B,)."""
-        encoded, lengths = self(batch.audio, batch.audio_lengths)
+    def encoded_loss(self, encoded: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of each utterance per frame, (B,), of encoded utterances (B, T, D)."""
         losses = torch.zeros(len(batch), device=self.device)
         if self.mmi_weight < 1.0:
             losses = (1.0 - self.mmi_weight) * self.decoder_loss(encoded, lengths, *self.targets(batch))
@@ -195,9 +194,8 @@ class BLSTMHMM(Recognizer):
             return Graph(nothing, nothing, nothing, torch.zeros(0), torch.zeros(1), torch.full((1,), -torch.inf))
 
     @torch.no_grad()
-    def recognize(self, batch: Batch) -> list[list[Hypothesis]]:
-        """Return the best sentences of each of the B utterances, the best one first; `search` says how many."""
-        encoded, lengths = self(batch.audio, batch.audio_lengths)
+    def decode(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
+        """Return the best sentences of each encoded utterance (B, T, D), the best first; `search` says how many."""
         scores = self.log_likelihoods(encoded).cpu().numpy()
         hypotheses = []
         for row, length in zip(scores, lengths.tolist(), strict=True):

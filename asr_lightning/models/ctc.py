@@ -5,11 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asr_lightning.batch import Batch
 from asr_lightning.decoding.ctc_search import CTCSearch
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.nn.ctc import CTCOutput
+from asr_lightning.models.recognizer import CTCOutput, Recognizer
 
 
 class CTCRecognizer(Recognizer):
@@ -42,7 +40,6 @@ class CTCRecognizer(Recognizer):
         return losses / target_lengths.clamp(min=1) if self.loss_per_token else losses
 
     @torch.no_grad()
-    def recognize(self, batch: Batch) -> list[list[Hypothesis]]:
-        """Return the hypotheses of each of the B utterances, the best first."""
-        encoded, lengths = self(batch.audio, batch.audio_lengths)
+    def decode(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each encoded utterance (B, T, D), the best first."""
         return self.search(self.output(encoded), lengths, self.tokenizer)

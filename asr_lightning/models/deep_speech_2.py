@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from asr_lightning.nn.attention import sinusoid_axis
 from asr_lightning.nn.axes import Axis, Fixed, Product, Units, axis, axis_size, units
-from asr_lightning.nn.convolution import MaskedBatchNorm
+from asr_lightning.nn.batch_norm import InputNorm, MaskedBatchNorm, Term, term_statistics
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.extractors import clipped_relu
 from asr_lightning.nn.frame_attention import FrameAttention
-from asr_lightning.nn.input_norm import InputNorm, Term, term_statistics
-from asr_lightning.nn.positions import sinusoid_axis
 from asr_lightning.nn.recurrent import LSTM, reverse, weights_cast_once
+from asr_lightning.nn.sequences import Encoder
 
 Kind = Literal["vanilla", "gru", "lstm"]
 BatchNorm = bool | Literal["input"]

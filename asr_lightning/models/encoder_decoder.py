@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asr_lightning.batch import Batch
 from asr_lightning.decoding.attention import AttentionSearch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
 from asr_lightning.losses.cross_entropy import cross_entropy_loss
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis
-from asr_lightning.nn.decoder import Decoder
+from asr_lightning.nn.sequences import Decoder
 
 
 class EncoderDecoder(Recognizer):
@@ -60,8 +59,7 @@ class EncoderDecoder(Recognizer):
         return cross_entropy_loss(logits, following, target_lengths + 1, self.label_smoothing)
 
     @torch.no_grad()
-    def recognize(self, batch: Batch) -> list[list[Hypothesis]]:
-        """Return the hypotheses of each of the B utterances, best first."""
-        encoded, lengths = self(batch.audio, batch.audio_lengths)
+    def decode(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each encoded utterance (B, T, D), the best first."""
         ctc_logits = None if self.ctc is None else self.ctc(encoded)
         return self.search(self.decoder, self.decoder.remember(encoded, lengths), lengths, self.tokenizer, ctc_logits)

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from asr_lightning.nn.axes import Axis, Fixed, Taps, axis, units
-from asr_lightning.nn.convolution import MaskedBatchNorm
+from asr_lightning.nn.batch_norm import MaskedBatchNorm
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.encoder import Encoder
-from asr_lightning.nn.masks import silence_padding
+from asr_lightning.nn.sequences import Encoder, silence_padding
 
 
 class Jasper(Encoder):

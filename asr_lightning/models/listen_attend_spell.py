@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Axis, Fixed, Tokens, Units, axis, axis_size, units
-from asr_lightning.nn.decoder import Decoder, State
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.mechanisms import Attention
+from asr_lightning.nn.sequences import Decoder, State
 from asr_lightning.nn.stepwise import StepLinear, StepLSTMCell, gathered
 
 

@@ -10,7 +10,7 @@ import lightning
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MeanMetric, SumMetric
@@ -20,14 +20,15 @@ from asr_lightning.audio.features import Features, possible_audio
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError, printable
+from asr_lightning.losses.ctc import ctc_loss
 from asr_lightning.models.averaging import averaged_copies, save_averages
 from asr_lightning.models.fsdp import make_shared, make_whole, share
 from asr_lightning.models.global_batch import GlobalBatch, step_with_global_batch
 from asr_lightning.models.schedules import begin_schedules
 from asr_lightning.models.skipped_steps import REVIEW_STEPS, GradientGuard, clip_gradients
-from asr_lightning.nn.ctc import CTCOutput
-from asr_lightning.nn.encoder import Encoder
+from asr_lightning.nn.axes import Axis, Tokens, axis, axis_size
 from asr_lightning.nn.recurrent import weights_cast_once
+from asr_lightning.nn.sequences import Encoder
 from asr_lightning.scoring.error_rates import ErrorRates
 from asr_lightning.text.tokenizers import Tokenizer, check_coverage
 
@@ -38,7 +39,7 @@ LOST_BATCHES_IN_A_ROW = 100  # without one usable loss: training has diverged, o
 
 
 class Recognizer(lightning.LightningModule, ABC):
-    """Base class of all architectures, which give `decoder_loss` and `recognize`.
+    """Base class of all architectures, which give `decoder_loss` and `decode`.
 
     Training minimises the mean loss of the usable utterances of the global batch, which are those of all ranks and of
     all batches that `accumulate_grad_batches` puts into a step: an utterance whose loss is not finite is left out,
@@ -107,8 +108,13 @@ class Recognizer(lightning.LightningModule, ABC):
         """
 
     @abstractmethod
-    def recognize(self, batch: Batch) -> Recognized:
-        """Return the hypotheses of each of the B utterances, at least one each, the best first."""
+    def decode(self, encoded: Tensor, lengths: Tensor) -> Recognized:
+        """Return the hypotheses of each utterance, at least one each, the best first.
+
+        Args:
+            encoded: (B, T, D).
+            lengths: (B,) real frames.
+        """
 
     def fingerprints(self) -> dict[str, str]:
         """Return by name what the outputs mean that neither the configuration nor the weights say: nothing.
@@ -121,19 +127,29 @@ class Recognizer(lightning.LightningModule, ABC):
         """Encode audio (B, S) as (B, T, D), and say how many frames of each row are real, (B,)."""
         return self.encoder(*self.featurize(audio, audio_lengths))
 
+    @torch.no_grad()
+    def recognize(self, batch: Batch) -> Recognized:
+        """Return the hypotheses of each of the B utterances, at least one each, the best first."""
+        return self.decode(*self(batch.audio, batch.audio_lengths))
+
     def loss(self, batch: Batch) -> Tensor:
-        """Return the loss of each utterance, the decoder's mixed with that of CTC, (B,); infinite as that of either."""
-        encoded, lengths = self(batch.audio, batch.audio_lengths)  # (B, T, D)
+        """Return the loss of each utterance, (B,); infinite where its tokens cannot be aligned to its frames."""
+        return self.encoded_loss(*self(batch.audio, batch.audio_lengths), batch)
+
+    def encoded_loss(self, encoded: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of each utterance, the decoder's mixed with that of CTC, (B,); infinite as that of either.
+
+        Args:
+            encoded: (B, T, D), the batch as `forward` encodes it.
+            lengths: (B,) real frames.
+            batch: Its transcripts are the targets.
+        """
         targets, target_lengths = self.targets(batch)  # (B, U)
         losses = self.decoder_loss(encoded, lengths, targets, target_lengths)
         if self.ctc is None:
             return losses
         aligned = self.ctc.loss(encoded, lengths, targets, target_lengths)
         return (1.0 - self.ctc_weight) * losses + self.ctc_weight * aligned
-
-    def _losses(self, batch: Batch) -> Tensor:
-        """Return the loss of each utterance, (B,), as `loss`; infinite where the audio has impossible samples."""
-        return self.loss(batch).masked_fill(~possible_audio(batch.audio, batch.audio_lengths), torch.inf)
 
     def transcribe(self, batch: Batch) -> list[str]:
         """Return what was said in each of the B utterances."""
@@ -203,7 +219,7 @@ class Recognizer(lightning.LightningModule, ABC):
         self._read = None if self._read is None else self._read + len(batch)
         if len(batch):
             self._check_rate(batch)
-            losses = self._losses(batch)
+            losses = infinite_without_audio(self.loss(batch), batch)
             usable = losses.isfinite()
             total = losses.masked_fill(~usable, 0.0).sum()
         else:  # every rank takes part in every step, also one that has run out of utterances
@@ -306,8 +322,12 @@ class Recognizer(lightning.LightningModule, ABC):
     test_step = validation_step
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Recognized]:
-        """Recognise a batch."""
-        return {"hypotheses": self._recognize(batch)}
+        """Recognize a batch."""
+        if not len(batch):
+            return {"hypotheses": []}
+        self._check_rate(batch)
+        with weights_cast_once(self.device):
+            return {"hypotheses": self._with_texts(self.recognize(batch))}
 
     def on_validation_epoch_end(self) -> None:
         """Log the error rates of every subset and of all together.
@@ -335,26 +355,27 @@ class Recognizer(lightning.LightningModule, ABC):
         make_whole(self)
 
     def _evaluate(self, batch: Batch, references: list[str], dataloader_idx: int) -> Recognized:
-        before = time.perf_counter()
-        recognized = self._recognize(batch)
-        seconds = time.perf_counter() - before  # texts are on the CPU: nothing is left in a queue
-        if len(batch):
-            texts = [best.text for best, *_ in recognized]
-            spelled = [self.tokenizer.decode(self.tokenizer.encode(text)) for text in references]
-            losses = self._losses(batch)
-            everything, *subsets = self._evaluations
-            for evaluation in [everything, *subsets[dataloader_idx : dataloader_idx + 1]]:
-                evaluation.update(references, texts, spelled, losses, seconds, batch.seconds)
-        return recognized
-
-    def _recognize(self, batch: Batch) -> Recognized:
+        """Encode a batch once, for its hypotheses and its losses, and count its errors."""
         if not len(batch):
             return []
         self._check_rate(batch)
+        before = time.perf_counter()
         with weights_cast_once(self.device):
-            recognized = self.recognize(batch)
+            encoded, lengths = self(batch.audio, batch.audio_lengths)
+            recognized = self._with_texts(self.decode(encoded, lengths))
+        seconds = time.perf_counter() - before  # texts are on the CPU: nothing is left in a queue
+        losses = infinite_without_audio(self.encoded_loss(encoded, lengths, batch), batch)
+        texts = [best.text for best, *_ in recognized]
+        spelled = [self.tokenizer.decode(self.tokenizer.encode(text)) for text in references]
+        everything, *subsets = self._evaluations
+        for evaluation in [everything, *subsets[dataloader_idx : dataloader_idx + 1]]:
+            evaluation.update(references, texts, spelled, losses, seconds, batch.seconds)
+        return recognized
+
+    def _with_texts(self, recognized: Recognized) -> Recognized:
         return [
-            [replace(one, text=self.tokenizer.decode(one.tokens)) for one in hypotheses] for hypotheses in recognized
+            [replace(hypothesis, text=self.tokenizer.decode(hypothesis.tokens)) for hypothesis in hypotheses]
+            for hypotheses in recognized
         ]
 
     def _log_evaluation(self) -> None:
@@ -386,6 +407,33 @@ class Recognizer(lightning.LightningModule, ABC):
                 f"the features are made for audio of {self.features.sample_rate} Hz, got {batch.sample_rate} Hz: set "
                 "`sample_rate` of the features and of the data to the same number, or resample the audio"
             )
+
+
+class CTCOutput(nn.Linear):
+    """Scores every token for every encoder frame.
+
+    Args:
+        vocabulary: The V tokens.
+        blank_id: The blank's token id.
+        encoded: What the dimensions of the encoder's output mean.
+        bias: Whether every token has one.
+    """
+
+    def __init__(self, vocabulary: tuple[str, ...], blank_id: int, encoded: Axis, bias: bool = True) -> None:
+        super().__init__(axis_size(encoded), len(vocabulary), bias)
+        self.vocabulary = vocabulary
+        self.blank_id = blank_id
+        self.encoded = encoded
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Say that there is a row per token."""
+        tokens = axis(Tokens(self.vocabulary))
+        axes: dict[str, tuple[Axis, ...]] = {"weight": (tokens, self.encoded)}
+        return axes if self.bias is None else {**axes, "bias": (tokens,)}
+
+    def loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+        """Return the CTC loss (B,) of token ids (B, U), given encoded utterances (B, T, D)."""
+        return ctc_loss(self(encoded), targets, lengths, target_lengths, self.blank_id)
 
 
 class _Evaluation:
@@ -429,6 +477,11 @@ class _Evaluation:
         floor = self.floor.compute()["wer"]
         rates = {**self.error_rates.compute(), "wer_floor": floor}
         return {**rates, "loss": self.loss.compute(), "real_time_factor": factor}
+
+
+def infinite_without_audio(losses: Tensor, batch: Batch) -> Tensor:
+    """Return losses (B,) of a batch with infinity where the audio of an utterance has impossible samples."""
+    return losses.masked_fill(~possible_audio(batch.audio, batch.audio_lengths), torch.inf)
 
 
 def seed_step(trainer: lightning.Trainer) -> None:

@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.transducer import TransducerSearch
 from asr_lightning.errors import InputError
@@ -185,8 +184,7 @@ class RNNTransducer(Recognizer):
         )
 
     @torch.no_grad()
-    def recognize(self, batch: Batch) -> list[list[Hypothesis]]:
-        """Return the hypotheses of each of the B utterances, the best first."""
-        encoded, lengths = self(batch.audio, batch.audio_lengths)
+    def decode(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each encoded utterance (B, T, D), the best first."""
         frames = self.encoder_projection(encoded)
         return self.search(frames, lengths, self.prediction, self.joint, self.tokenizer.blank_id)

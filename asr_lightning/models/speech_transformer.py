@@ -10,14 +10,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from asr_lightning.nn.attention import attend, attention_weights, split_heads
+from asr_lightning.nn.attention import attend, attention_weights, sinusoid_axis, sinusoids, split_heads
 from asr_lightning.nn.axes import Axis, Tokens, Units, axis, axis_size, units
-from asr_lightning.nn.decoder import Decoder, State
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.encoder import Encoder
-from asr_lightning.nn.masks import visible_frames
-from asr_lightning.nn.positions import sinusoid_axis, sinusoids
-from asr_lightning.nn.subsampling import ConvolutionalSubsampling
+from asr_lightning.nn.extractors import ConvolutionalSubsampling
+from asr_lightning.nn.sequences import Decoder, Encoder, State, visible_frames
 
 
 class TransformerEncoder(Encoder):

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from asr_lightning.nn.attention import attend, split_heads
+from asr_lightning.nn.attention import attend, sinusoids, split_heads
 from asr_lightning.nn.axes import Axis, Units, axis, axis_size, units
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.masks import visible_frames
-from asr_lightning.nn.positions import sinusoids
+from asr_lightning.nn.sequences import visible_frames
 
 BLOCK = 1 << 22  # energies of additive attention that are held at once: 16 MiB
 

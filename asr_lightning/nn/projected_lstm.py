@@ -6,9 +6,8 @@ from torch.nn import functional
 
 from asr_lightning.nn.axes import Axis, Fixed, Units, axis
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.encoder import Encoder
-from asr_lightning.nn.masks import silence_padding
 from asr_lightning.nn.recurrent import lstm_autocast, reverse
+from asr_lightning.nn.sequences import Encoder, silence_padding
 
 
 class RecurrentProjectionLSTM(nn.Module):

@@ -11,9 +11,8 @@ from torch.nn import functional
 from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.encoder import Encoder
-from asr_lightning.nn.masks import silence_padding
-from asr_lightning.nn.subsampling import ConvolutionalSubsampling
+from asr_lightning.nn.extractors import ConvolutionalSubsampling
+from asr_lightning.nn.sequences import Encoder, silence_padding
 
 
 @cache

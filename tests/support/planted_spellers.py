@@ -24,7 +24,6 @@ from asr_lightning.audio.features import LogMel
 from asr_lightning.audio.normalization import UtteranceNormalization
 from asr_lightning.models.encoder_decoder import EncoderDecoder
 from asr_lightning.models.listen_attend_spell import Speller
-from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.mechanisms import (
     AdditiveAttention,
     Attention,
@@ -34,6 +33,7 @@ from asr_lightning.nn.mechanisms import (
     ScaledDotAttention,
 )
 from asr_lightning.nn.recurrent import ProjectedLSTMEncoder, PyramidalLSTMEncoder
+from asr_lightning.nn.sequences import Encoder
 from asr_lightning.text.tokenizers import CharacterTokenizer, Tokenizer
 from tests.support.planted_teachers import MELS, RATE, arranged, per_column, place, size
 

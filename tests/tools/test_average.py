@@ -12,7 +12,7 @@ from torch import nn
 from asr_lightning.analysis.interpolation import quality
 from asr_lightning.models.averaging import mean_weights
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer, read_checkpoint
-from asr_lightning.nn.convolution import MaskedBatchNorm
+from asr_lightning.nn.batch_norm import MaskedBatchNorm
 from asr_lightning.tools.average import main
 from data_modules.librispeech import LibriSpeechDataModule
 from tests.support.tones import RATE, TEXTS, features, make_trainer, transducer, write_corpus

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asr_lightning.nn.convolution import DepthwiseConvolution, MaskedBatchNorm
+from asr_lightning.nn.batch_norm import MaskedBatchNorm
+from asr_lightning.nn.conformer import DepthwiseConvolution
 
 LENGTHS = torch.tensor([5, 2, 0, 7])
 
