@@ -194,8 +194,10 @@ class _Planner:
         if self.scale not in variant.inside:
             return {EXPERIMENT: experiment}
         looking = override(_read(variant.inside[self.scale]), _filled(within, {**places, "root": _root(experiment)}))
-        inside = override(experiment, {"trainer.callbacks": looking.get("trainer", {}).get("callbacks", [])})
-        return {EXPERIMENT: experiment, INSIDE: inside}
+        return {
+            EXPERIMENT: experiment,
+            INSIDE: override(experiment, {"trainer.callbacks": _callbacks(experiment, looking)}),
+        }
 
     def _changed(self, experiment: Experiment, seed: int, folder: Path) -> Experiment:
         """Put seed and folder in, the user's changes, and what makes a rehearsal short."""
@@ -237,6 +239,14 @@ def _read(path: str) -> Experiment:
     if not experiment:
         raise InputError(f"{path}: expected an experiment with model, data and trainer, found nothing")
     return experiment
+
+
+def _callbacks(experiment: Experiment, inside: Experiment) -> list[Any]:
+    """Return the callbacks that look inside: those of `trainer.callbacks+` are added, a whole list replaces them."""
+    own, added = (part.get("trainer") or {} for part in (experiment, inside))
+    if "callbacks+" in added:
+        return [*(own.get("callbacks") or []), *added["callbacks+"]]
+    return list(added.get("callbacks") or [])
 
 
 def _root(experiment: Experiment) -> str:
