@@ -15,7 +15,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.nn.attention import attend, split_heads
 from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.masks import silence_padding
+from asr_lightning.nn.sequences import silence_padding
 from asr_lightning.nn.streaming import State, StreamingEncoder
 
 
@@ -67,7 +67,9 @@ class Emformer(StreamingEncoder):
                 f"{projection=}, {subsampling=}, {layers=}, {heads=}, {segment=}, {left_context=}, {right_context=}"
             )
         if dimension % heads:
-            raise InputError(f"Emformer: expected heads that divide projection * subsampling = {dimension}, got {heads}")
+            raise InputError(
+                f"Emformer: expected heads that divide projection * subsampling = {dimension}, got {heads}"
+            )
         super().__init__(input_dimension, dimension)
         self.projection = nn.Linear(input_dimension, projection, bias=False)
         self.subsampling = subsampling
@@ -81,11 +83,12 @@ class Emformer(StreamingEncoder):
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Say that everything between the layers is frames of a group × units of the projection."""
         inner, group = self.projection.out_features, self.output_axis()
-        axes = {"projection.weight": (units(inner), axis(Fixed(self.input_dimension, "features")))}
+        features = axis(Fixed(self.input_dimension, "features"))
+        axes: dict[str, tuple[Axis, ...]] = {"projection.weight": (units(inner), features)}
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, EmformerLayer)
             for name, of_layer in layer.axes(group).items():
-                axes[f"layers.{number}.{name}"] = of_layer  # type: ignore[assignment]
+                axes[f"layers.{number}.{name}"] = of_layer
         return axes
 
     def output_axis(self) -> Axis:
@@ -255,7 +258,8 @@ class EmformerLayer(nn.Module):
         windows = known.unfold(1, left.shape[1] + segment, segment)  # (B, N, 2 D, L + S)
         windows = windows.transpose(2, 3).flatten(0, 1)  # (B N, L + S, 2 D)
         key, value = torch.cat([windows, own_right], dim=1).chunk(2, dim=2)
-        attended = attend(*(split_heads(part, self.heads) for part in (query, key, value)), mask, self.dropout)
+        query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
+        attended = attend(query, key, value, mask, self.dropout)
         together = together + self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
         hidden = self.dropout(self.activation(self.expansion(self.feed_forward_norm(together))))
         together = self.norm(together + self.dropout(self.contraction(hidden)))

@@ -5,7 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from asr_lightning.nn.encoder import Encoder
+from asr_lightning.nn.sequences import Encoder
 
 State = tuple[Tensor, ...]  # each with the batch first
 
