@@ -134,7 +134,8 @@ class Recognizer(lightning.LightningModule, ABC):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss of each utterance, (B,); infinite where its tokens cannot be aligned to its frames."""
-        return self.encoded_loss(*self(batch.audio, batch.audio_lengths), batch)
+        encoded, lengths = self(batch.audio, batch.audio_lengths)
+        return self.encoded_loss(encoded, lengths, batch)
 
     def encoded_loss(self, encoded: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
         """Return the loss of each utterance, the decoder's mixed with that of CTC, (B,); infinite as that of either.

@@ -168,13 +168,19 @@ class RNNTransducer(Recognizer):
         inner = units(self.encoder_projection.out_features)
         return {"encoder_projection.weight": (inner, self.encoder.output_axis())}
 
+    def project(self, encoded: Tensor) -> Tensor:
+        """Return what the joint network adds of frames (..., D): (..., joint_dimension)."""
+        return self.encoder_projection(encoded)
+
+    def predict(self, targets: Tensor) -> Tensor:
+        """Return what the joint network adds of the histories of targets (B, U): (B, U + 1, joint_dimension)."""
+        start = targets.new_full((len(targets), 1), self.tokenizer.blank_id)
+        state = self.prediction.initial_state(len(targets), targets.device)
+        return self.prediction(torch.cat([start, targets], dim=1), state)[0]
+
     def decoder_loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
         """Return the transducer loss of each utterance, (B,)."""
-        start = targets.new_full((len(targets), 1), self.tokenizer.blank_id)
-        predicted, _ = self.prediction(
-            torch.cat([start, targets], dim=1), self.prediction.initial_state(len(targets), targets.device)
-        )  # (B, U + 1, D)
-        frames, blank_id = self.encoder_projection(encoded), self.tokenizer.blank_id
+        frames, predicted, blank_id = self.project(encoded), self.predict(targets), self.tokenizer.blank_id
         if self.transducer_loss == "torchaudio":
             logits = self.joint(frames.unsqueeze(2), predicted.unsqueeze(1))  # (B, T, U + 1, V)
             return torchaudio_loss(logits, targets, lengths, target_lengths, blank_id)
@@ -186,5 +192,4 @@ class RNNTransducer(Recognizer):
     @torch.no_grad()
     def decode(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
         """Return the hypotheses of each encoded utterance (B, T, D), the best first."""
-        frames = self.encoder_projection(encoded)
-        return self.search(frames, lengths, self.prediction, self.joint, self.tokenizer.blank_id)
+        return self.search(self.project(encoded), lengths, self.prediction, self.joint, self.tokenizer.blank_id)
