@@ -179,7 +179,7 @@ class BLSTMHMM(Recognizer):
         return losses
 
     def mmi_loss(self, encoded: Tensor, lengths: Tensor, texts: list[str]) -> Tensor:
-        """Return the lattice-free MMI loss of each utterance per frame, (B,); infinite with a word without pronunciation."""
+        """Return the lattice-free MMI loss of each utterance per frame, (B,); infinite with an unknown word."""
         graphs = [self._numerator(text) for text in texts]
         scores = self.mmi_scale * self.log_likelihoods(encoded)
         losses = lattice_free_mmi_loss(scores, lengths, GraphBatch.collate(graphs), self._denominator)
