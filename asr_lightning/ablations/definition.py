@@ -9,7 +9,7 @@
       random: {}
       selected:
         base: {demo: experiments/demo/rnnt_ws.yaml, full: experiments/rnnt_ws.yaml}
-        values: {trainer.callbacks.WeightSelection.init_args.teacher: "{teacher}/checkpoints/last.ckpt"}
+        values: {weight_selection.teacher: "{teacher}/checkpoints/last.ckpt"}
     paper:
       test-clean WER: {random: 3.52, selected: 3.53}
 
@@ -56,7 +56,7 @@ class Variant:
         network: Name of the variant or need whose network is tested in place of training one; empty to train.
         command: A tool that makes what is needed, in place of training, maybe by scale; empty to train.
         after: Commands after training, as `hybrid tune --config {experiment} …`, maybe by scale.
-        inside: Experiment whose callbacks look into the first seed's network after training, by scale; may be empty.
+        inside: YAML whose callbacks look into the first seed's network after training, by scale; may be empty.
         scales: Those that it exists at.
         note: What a reader of the table should know.
     """

@@ -168,9 +168,10 @@ class _Planner:
             ),
             "seed": str(seed),
             "scale": self.scale,
+            "root": next((root for run in needed.values() if (root := _root(run.experiments[EXPERIMENT]))), ""),
         }
         experiments = self._experiments(variant, seed, folder, places)
-        places["root"] = _root(experiments[EXPERIMENT])
+        places["root"] = _root(experiments[EXPERIMENT]) or places["root"]
         level = 1 + max((run.level for run in needed.values()), default=-1)
         needs = tuple(run.folder for run in needed.values())
         commands = tuple(self._command(text, places) for text in self._texts(variant, seed, experiments))
@@ -193,8 +194,10 @@ class _Planner:
         if self.scale not in variant.inside:
             return {EXPERIMENT: experiment}
         looking = override(_read(variant.inside[self.scale]), _filled(within, {**places, "root": _root(experiment)}))
-        inside = override(experiment, {"trainer.callbacks": looking.get("trainer", {}).get("callbacks", [])})
-        return {EXPERIMENT: experiment, INSIDE: inside}
+        return {
+            EXPERIMENT: experiment,
+            INSIDE: override(experiment, {"trainer.callbacks": _callbacks(experiment, looking)}),
+        }
 
     def _changed(self, experiment: Experiment, seed: int, folder: Path) -> Experiment:
         """Put seed and folder in, the user's changes, and what makes a rehearsal short."""
@@ -208,7 +211,9 @@ class _Planner:
                 values["data.init_args.batch_seconds"] = min(data["batch_seconds"], REHEARSED_SECONDS)
                 values["data.init_args.evaluation_batch_seconds"] = REHEARSED_EVALUATION_SECONDS
                 values["data.init_args.workers"] = 1
-        return override(experiment, {**values, **self.changes})
+        # Texts of a language model are no corpus: they have none of its keys.
+        changes = {key: value for key, value in self.changes.items() if "root" in data or not key.startswith("data.")}
+        return override(experiment, {**values, **changes})
 
     def _texts(self, variant: Variant, seed: int, experiments: Mapping[str, Experiment]) -> Iterable[str]:
         """Return the commands of a run; a network is looked into once, that of the first seed."""
@@ -234,6 +239,14 @@ def _read(path: str) -> Experiment:
     if not experiment:
         raise InputError(f"{path}: expected an experiment with model, data and trainer, found nothing")
     return experiment
+
+
+def _callbacks(experiment: Experiment, inside: Experiment) -> list[Any]:
+    """Return the callbacks that look inside: those of `trainer.callbacks+` are added, a whole list replaces them."""
+    own, added = (part.get("trainer") or {} for part in (experiment, inside))
+    if "callbacks+" in added:
+        return [*(own.get("callbacks") or []), *added["callbacks+"]]
+    return list(added.get("callbacks") or [])
 
 
 def _root(experiment: Experiment) -> str:

@@ -35,8 +35,8 @@ class UpdateSizes(Measurement):
         """Choose how often.
 
         Args:
-            every_n_steps: Optimiser steps between two measurements; by default `trainer.log_every_n_steps`, which it
-                must divide.
+            every_n_steps: Optimizer steps between two measurements; by default `trainer.log_every_n_steps`, which it
+                must divide. 0 measures nothing.
         """
         super().__init__(every_n_steps)
         self._before: Weights | None = None
@@ -77,8 +77,8 @@ class DistanceFromStart(Measurement):
         """Choose how often.
 
         Args:
-            every_n_steps: Optimiser steps between two measurements; by default `trainer.log_every_n_steps`, which it
-                must divide.
+            every_n_steps: Optimizer steps between two measurements; by default `trainer.log_every_n_steps`, which it
+                must divide. 0 measures nothing.
         """
         super().__init__(every_n_steps)
         self._start: Weights | None = None
@@ -96,6 +96,8 @@ class DistanceFromStart(Measurement):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights and write them, or read them where training goes on."""
         super().on_train_start(trainer, pl_module)
+        if self.every_n_steps == 0:
+            return
         path = Path(trainer.default_root_dir) / "checkpoints" / "initial.ckpt"
         if trainer.global_step == 0:
             self._start = copy_weights(pl_module)

@@ -237,10 +237,10 @@ def _plain_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
 
 
 class WeightSelection(FirstWeights):
-    """Initialises the recogniser from a teacher's checkpoint when training begins; never when it is resumed.
+    """Initializes the recognizer from a teacher's checkpoint when training begins; never when it is resumed.
 
     Args:
-        teacher: Path of the teacher's checkpoint.
+        teacher: Path of the teacher's checkpoint; None leaves the weights as they are.
         made_by: The command that makes this checkpoint, for the message when it is missing.
         layers: Which layers: `first` (the paper's rule), `uniform` or `last`.
         elements: Which units: `uniform` (the paper's rule), `consecutive`, `random_consistent`, `random_inconsistent`.
@@ -254,7 +254,7 @@ class WeightSelection(FirstWeights):
 
     def __init__(
         self,
-        teacher: str,
+        teacher: str | None = None,
         made_by: str = "",
         layers: LayerRule = "first",
         elements: ElementRule = "uniform",
@@ -271,6 +271,8 @@ class WeightSelection(FirstWeights):
 
     def set_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Select the weights, and print what each of them is; all ranks read the same file."""
+        if self.teacher is None:
+            return
         if not Path(self.teacher).is_file():
             advice = f"; make it with `{self.made_by}`" if self.made_by else ""
             raise InputError(f"no teacher's checkpoint at {self.teacher} ({Path(self.teacher).absolute()}){advice}")

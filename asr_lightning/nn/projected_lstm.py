@@ -99,8 +99,8 @@ class RecurrentProjectionEncoder(Encoder):
     """Bidirectional LSTM layers with recurrent and other projections, BLSTMP, of the hybrid [Lim et al. 2019 §2.3].
 
     The output of the paper's layers has 512 recurrent and 512 non-recurrent dimensions, 1,024 in all. This is the
-    output of both directions: each has 256 + 256, as in the BLSTM recipe of Kaldi's chain models (three such layers of 1,024
-    cells, `egs/swbd/s5c/local/chain/run_blstm_6h.sh`); the paper names Kaldi, but not its number of cells. So the
+    output of both directions: each has 256 + 256, as in the BLSTM recipe of Kaldi's chain models (three such layers of
+    1,024 cells, `egs/swbd/s5c/local/chain/run_blstm_6h.sh`); the paper names Kaldi, but not its number of cells. So the
     paper's network is hidden=1024, layers=3, recurrent_projection=256, projection=256.
 
     The recipe also stacks two neighboring frames on each side, and computes every third frame, from the state three

@@ -263,10 +263,8 @@ def test_a_loaded_model_is_the_experiment_s_but_for_its_weights(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("trained", "beside"),
     [
-        ("rnnt_ws", "rnnt_ws_inside"),
         ("rnnt_ws", "rnnt_random"),
-        ("e2e_a", "e2e_a_inside"),
-        ("e2e_b", "e2e_b_inside"),
+        ("e2e_ws", "e2e_random"),
     ],
 )
 def test_experiments_that_are_tested_on_a_checkpoint_of_another_one(trained: str, beside: str) -> None:
