@@ -111,7 +111,7 @@ def mean_weights(module: nn.Module, states: Iterable[Mapping[str, Tensor]]) -> d
     counted, number = _counted(module), 0
     sums: dict[str, Tensor] = {}
     last: Mapping[str, Tensor] = {}
-    for number, last in enumerate(states, 1):  # noqa: B007 - used behind the loop
+    for number, last in enumerate(states, 1):  # noqa: B007 - used after the loop
         for name, value in last.items():
             if value.is_floating_point() and name not in counted:
                 sums[name] = sums[name] + value.double() if name in sums else value.double()

@@ -126,7 +126,7 @@ class JasperBlock(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Convolution over time and BatchNorm, with zeros behind the end of an utterance."""
+    """Convolution over time and BatchNorm, with zeros after the end of an utterance."""
 
     def __init__(self, inputs: int, channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ SCORED_AT_ONCE = 8192  # tokens, padding included, which bounds the memory of `s
 class LSTMLanguageModel(lightning.LightningModule):
     """Unidirectional LSTM layers over the tokens of a sentence [Mikolov et al. 2010; Sundermeyer et al. 2012].
 
-    Sentences are independent: `eos_id` stands before the first token and behind the last one. Training minimizes the
+    Sentences are independent: `eos_id` stands before the first token and after the last one. Training minimizes the
     mean cross-entropy of the tokens of the global batch, ends of sentences included, which is that of all ranks and of
     all batches that `accumulate_grad_batches` puts into a step. All randomness of a step follows from the seed, the
     step and the rank, so a resumed run continues exactly as an uninterrupted one.
@@ -108,7 +108,7 @@ class LSTMLanguageModel(lightning.LightningModule):
         return tuple(weight.new_zeros(batch_size, self.hidden) for _ in range(2 * len(self.layers)))
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return logits (B, U, V) of the token behind each of the token ids (B, U), and the state after the last."""
+        """Return logits (B, U, V) of the token after each of the token ids (B, U), and the state after the last."""
         x = self.embedding(tokens)  # (B, U, D)
         x, state = read_on(self.layers, x, state, self.dropout)
         return self.output(self.dropout(x)), state
@@ -282,7 +282,7 @@ class PretrainedLanguageModel(LanguageModel):
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return log probabilities (N, V) of the token behind each hypothesis's last token (N,), and the next state."""
+        """Return log probabilities (N, V) of the token after each hypothesis's last token (N,), and the next state."""
         with torch.autocast(tokens.device.type, enabled=False):
             logits, state = self._model()(tokens.unsqueeze(1), state)
         return logits.squeeze(1).float().log_softmax(dim=1), state

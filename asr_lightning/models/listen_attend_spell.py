@@ -105,12 +105,12 @@ class Speller(Decoder):
         return (*(weights.new_zeros(len(weights), size) for size in sizes), weights)
 
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        """Return logits (N, V) of the token behind the last token id of each hypothesis (N,), and the next state."""
+        """Return logits (N, V) of the token after the last token id of each hypothesis (N,), and the next state."""
         x, state = self._read(self.embedding(tokens), state, memory)
         return self.output(x), state
 
     def forward(self, tokens: Tensor, memory: State) -> Tensor:
-        """Return logits (B, U, V) of the token behind each of the token ids (B, U); some are replaced in training."""
+        """Return logits (B, U, V) of the token after each of the token ids (B, U); some are replaced in training."""
         with gathered(self):
             if self.training and self.sampling > 0.0:
                 return self._sample(tokens, memory)

@@ -139,12 +139,12 @@ class TransformerDecoder(Decoder):
         return tuple(part[:, :0] for part in memory[1:])
 
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        """Return logits (N, V) of the token behind the last token id of each hypothesis (N,), and the next state."""
+        """Return logits (N, V) of the token after the last token id of each hypothesis (N,), and the next state."""
         logits, state = self._read(tokens.unsqueeze(1), state, memory)
         return logits.squeeze(1), state
 
     def forward(self, tokens: Tensor, memory: State) -> Tensor:
-        """Return logits (B, U, V) of the token behind each of the token ids (B, U)."""
+        """Return logits (B, U, V) of the token after each of the token ids (B, U)."""
         logits, _ = self._read(tokens, self.initial_state(memory), memory)
         return logits
 

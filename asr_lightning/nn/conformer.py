@@ -125,7 +125,7 @@ class ConvolutionPart(nn.Module):
 
 
 class DepthwiseConvolution(nn.Module):
-    """One centered filter per channel along time, with zeros behind the end of an utterance.
+    """One centered filter per channel along time, with zeros after the end of an utterance.
 
     Args:
         channels: D.

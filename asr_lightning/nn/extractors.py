@@ -166,7 +166,7 @@ class VGG(Encoder):
             x = convolution(x)
             x = clipped_relu(self.norms[layer](x, lengths) if self.norms else x)
             x = silence_padding(x.transpose(1, 2), lengths).transpose(1, 2)
-            if layer % 2:  # values are not negative, so zeros behind the end do not change the maximum
+            if layer % 2:  # values are not negative, so zeros after the end do not change the maximum
                 x = functional.max_pool2d(x, 2, ceil_mode=True)
                 lengths = (lengths + 1) // 2
         return x.transpose(1, 2).flatten(2), lengths

@@ -116,7 +116,7 @@ class BidirectionalLSTM(nn.Module):
 
 
 def reverse(x: Tensor, lengths: Tensor) -> Tensor:
-    """Reverse the real frames of x (B, T, D); padding stays behind them."""
+    """Reverse the real frames of x (B, T, D); padding stays after them."""
     frames = torch.arange(x.shape[1], device=x.device)
     order = torch.where(frames < lengths.unsqueeze(1), lengths.unsqueeze(1) - 1 - frames, frames)
     return x[torch.arange(len(x), device=x.device).unsqueeze(1), order]  # copies frame by frame, unlike a gather

@@ -75,8 +75,8 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        """Return logits (N, V) of the token behind the last token id of each hypothesis (N,), and the next state."""
+        """Return logits (N, V) of the token after the last token id of each hypothesis (N,), and the next state."""
 
     @abstractmethod
     def forward(self, tokens: Tensor, memory: State) -> Tensor:
-        """Return logits (B, U, V) of the token behind each of the token ids (B, U)."""
+        """Return logits (B, U, V) of the token after each of the token ids (B, U)."""
