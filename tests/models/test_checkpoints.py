@@ -97,7 +97,7 @@ def test_weights_of_another_size_are_refused(checkpoint: Path) -> None:
     ids=str,
 )
 def test_a_configuration_that_does_not_fit_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="configuration of a recogniser"):
+    with pytest.raises(InputError, match="configuration of a recognizer"):
         make(**changes)
 
 
