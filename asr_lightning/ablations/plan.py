@@ -207,6 +207,8 @@ class _Planner:
             limits = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
             values |= {f"trainer.{name}": 2 if "train" in name else 1 for name in limits}
             values |= {"trainer.max_epochs": 1, "trainer.log_every_n_steps": 1, "trainer.accumulate_grad_batches": 1}
+            if "val_check_interval" in experiment.get("trainer", {}):
+                values["trainer.val_check_interval"] = 1.0
             if "batch_seconds" in data:
                 values["data.init_args.batch_seconds"] = min(data["batch_seconds"], REHEARSED_SECONDS)
                 values["data.init_args.evaluation_batch_seconds"] = REHEARSED_EVALUATION_SECONDS
