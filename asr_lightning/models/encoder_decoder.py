@@ -15,7 +15,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.losses.cross_entropy import cross_entropy_loss
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis
-from asr_lightning.nn.sequences import Decoder
+from asr_lightning.nn.sequences import AttentionDecoder
 
 
 class EncoderDecoder(Recognizer):
@@ -34,7 +34,7 @@ class EncoderDecoder(Recognizer):
 
     def __init__(
         self,
-        decoder: Callable[[tuple[str, ...], Axis], Decoder],
+        decoder: Callable[[tuple[str, ...], Axis], AttentionDecoder],
         label_smoothing: float = 0.0,
         search: AttentionSearch | None = None,
         **recognizer: Any,  # noqa: ANN401

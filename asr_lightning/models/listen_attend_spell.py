@@ -13,11 +13,11 @@ from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Axis, Fixed, Tokens, Units, axis, axis_size, units
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.mechanisms import Attention
-from asr_lightning.nn.sequences import Decoder, State
+from asr_lightning.nn.sequences import AttentionDecoder, State
 from asr_lightning.nn.stepwise import StepLinear, StepLSTMCell, gathered
 
 
-class Speller(Decoder):
+class Speller(AttentionDecoder):
     """LSTM layers with an attention over the encoded utterance, in one of two orders.
 
     `query_state: current`: the layers read the last token and the last context, the new state of the last layer is the

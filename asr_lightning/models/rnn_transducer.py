@@ -15,8 +15,7 @@ from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.recurrent import LSTM, read_on
-
-State = tuple[Tensor, ...]  # each with the batch first
+from asr_lightning.nn.sequences import State
 
 
 class Predictor(nn.Module, ABC):

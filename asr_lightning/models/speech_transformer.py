@@ -14,7 +14,7 @@ from asr_lightning.nn.attention import attend, attention_weights, sinusoid_axis,
 from asr_lightning.nn.axes import Axis, Tokens, Units, axis, axis_size, units
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.extractors import ConvolutionalSubsampling
-from asr_lightning.nn.sequences import Decoder, Encoder, State, visible_frames
+from asr_lightning.nn.sequences import AttentionDecoder, Encoder, State, visible_frames
 
 
 class TransformerEncoder(Encoder):
@@ -77,7 +77,7 @@ class TransformerEncoder(Encoder):
         return self.norm(x), lengths
 
 
-class TransformerDecoder(Decoder):
+class TransformerDecoder(AttentionDecoder):
     """Embedding, sinusoidal positions, blocks of self-attention, cross-attention and feed-forward, and a LayerNorm.
 
     The memory is the mask of real frames of each utterance, and keys and values of every layer's cross-attention. The
@@ -169,7 +169,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.attention_norm = StreamNorm(dimension)
         self.attention = TransformerAttention(dimension, sinusoid_axis(dimension), heads, head_dimension, dropout)
-        self.feed_forward = FeedForward(dimension, feed_forward, dropout)
+        self.feed_forward = TransformerFeedForward(dimension, feed_forward, dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class DecoderBlock(nn.Module):
         self.self_attention = TransformerAttention(dimension, sinusoid_axis(dimension), heads, head_dimension, dropout)
         self.cross_norm = StreamNorm(dimension)
         self.cross_attention = TransformerAttention(dimension, memory, heads, head_dimension, dropout)
-        self.feed_forward = FeedForward(dimension, feed_forward, dropout)
+        self.feed_forward = TransformerFeedForward(dimension, feed_forward, dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, state: State, past: Tensor, cross: State, real: Tensor) -> tuple[Tensor, State]:
@@ -272,7 +272,7 @@ class TransformerAttention(nn.Module):
         return attention_weights(query, split_heads(keys, self.heads), mask.unsqueeze(-3))
 
 
-class FeedForward(nn.Sequential):
+class TransformerFeedForward(nn.Sequential):
     """LayerNorm, expansion, ReLU, contraction."""
 
     def __init__(self, dimension: int, hidden: int, dropout: float) -> None:

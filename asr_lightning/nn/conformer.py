@@ -68,11 +68,11 @@ class ConformerBlock(nn.Module):
         self, dimension: int, heads: int, feed_forward: int, kernel: int, head_dimension: int | None, dropout: float
     ) -> None:
         super().__init__()
-        self.first_feed_forward = FeedForward(dimension, feed_forward, dropout)
+        self.first_feed_forward = ConformerFeedForward(dimension, feed_forward, dropout)
         self.attention_norm = nn.LayerNorm(dimension)
         self.attention = RelativeSelfAttention(dimension, heads, head_dimension, dropout)
         self.convolution = ConvolutionPart(dimension, kernel, dropout)
-        self.second_feed_forward = FeedForward(dimension, feed_forward, dropout)
+        self.second_feed_forward = ConformerFeedForward(dimension, feed_forward, dropout)
         self.norm = nn.LayerNorm(dimension)
         self.dropout = Dropout(dropout)
 
@@ -85,7 +85,7 @@ class ConformerBlock(nn.Module):
         return self.norm(x)
 
 
-class FeedForward(nn.Sequential):
+class ConformerFeedForward(nn.Sequential):
     """LayerNorm, expansion, Swish, contraction."""
 
     def __init__(self, dimension: int, hidden: int, dropout: float) -> None:

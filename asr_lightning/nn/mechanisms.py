@@ -16,10 +16,8 @@ from torch.nn.functional import pad
 from asr_lightning.errors import InputError
 from asr_lightning.nn.attention import split_heads
 from asr_lightning.nn.axes import Axis, Units, axis, axis_size, units
-from asr_lightning.nn.sequences import visible_frames
+from asr_lightning.nn.sequences import State, visible_frames
 from asr_lightning.nn.stepwise import StepLinear, StepMean
-
-State = tuple[Tensor, ...]
 
 
 class Attention(nn.Module, ABC):

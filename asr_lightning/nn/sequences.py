@@ -51,7 +51,7 @@ class Encoder(nn.Module, ABC):
         """Encode features x (B, T, F) of the given lengths (B,)."""
 
 
-class Decoder(nn.Module, ABC):
+class AttentionDecoder(nn.Module, ABC):
     """Base class: predicts every token of a transcript from the tokens before it and from an encoded utterance.
 
     The `memory` of the utterances (B rows) is computed once; the `state` of the hypotheses (N = B · K rows, those of an
