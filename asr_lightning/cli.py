@@ -47,13 +47,13 @@ from asr_lightning.callbacks.stopping import FinishEpoch, SaveLastEpoch, SaveWhe
 from asr_lightning.callbacks.throughput import Throughput
 from asr_lightning.callbacks.transcripts import Transcripts
 from asr_lightning.callbacks.weight_selection import WeightSelection
+from asr_lightning.error_messages import TRACE, explain, trace_kept
 from asr_lightning.errors import InputError
-from asr_lightning.faults import TRACE, explain, trace_kept
 from asr_lightning.files import held
-from asr_lightning.models.checkpoint_files import CheckpointFiles
 from asr_lightning.models.checkpoints import (
+    CheckpointFiles,
     checkpoint_model,
-    newest_whole_checkpoint,
+    newest_readable_checkpoint,
     read_checkpoint,
     remember_configuration,
 )
@@ -290,7 +290,7 @@ class CommandLine(LightningCLI):
         """Find what Lightning would take, or the one before where that is damaged; None to begin from nothing."""
         savings = [one for one in self.trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.dirpath]
         folders = {Path(str(saving.dirpath)) for saving in savings}
-        path = newest_whole_checkpoint(path for folder in folders for path in folder.glob("last*.ckpt"))
+        path = newest_readable_checkpoint(path for folder in folders for path in folder.glob("last*.ckpt"))
         return str(path) if path else None
 
 

@@ -88,7 +88,7 @@ def test_a_missing_teacher_says_how_to_make_it(tmp_path: Path) -> None:
 def test_a_truncated_teacher_is_refused(tmp_path: Path) -> None:
     path, _ = save_teacher(tmp_path)
     path.write_bytes(path.read_bytes()[:5_000])
-    with pytest.raises(InputError, match="no whole checkpoint"):
+    with pytest.raises(InputError, match="not a complete checkpoint"):
         fit(tmp_path, WeightSelection(str(path)))
 
 
