@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from asr_lightning.analysis.training_curves import NormSpan, early_and_late
 from asr_lightning.errors import InputError
@@ -18,7 +19,7 @@ from asr_lightning.report.tables import Table
 PREFIX = "grad_norm/"
 HEADER = ["module", "run", "seeds", *(f"{span} {what}" for what in ("norm", "change", "relative change")
                                       for span in ("early", "late"))]  # fmt: skip
-POINTS = 200  # of a line in the figure
+POINTS = 100  # of a line in the figure
 
 Series = tuple[np.ndarray, np.ndarray]  # (N,) optimizer steps and (N,) gradient norms
 
@@ -92,7 +93,7 @@ def plot_gradients(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
     """Draw gradient norms, and their changes from one logged step to the next, and write a PNG.
 
     A column for each module; norms above, the mean of |ln(next / norm)| below. Lines are means over seeds in at most
-    200 spans of the training, with a band from the least to the greatest seed.
+    100 spans of the training, with a band from the least to the greatest seed.
 
     Args:
         runs: As of `gradient_table`.
@@ -116,6 +117,9 @@ def plot_gradients(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
                 panel.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
         axes[0][column].set_title(module, fontsize=14)
         axes[0][column].set_yscale("log")
+        axes[0][column].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes[0][column].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes[0][column].yaxis.set_minor_locator(NullLocator())
         axes[1][column].set_xlabel("optimizer step", fontsize=13)
         for panel in axes[:, column]:
             panel.grid(color="0.9")
