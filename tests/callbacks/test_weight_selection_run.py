@@ -98,7 +98,7 @@ NORMALIZED = {"normalization": "asr_lightning.audio.normalization.UtteranceNorma
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (("MFCC", {}), "teacher .* MFCC of 8 dimensions.*student.* LogMel of 8"),
+        (("MFCC", {}), "teacher .* MFCC of 8 dimensions.*model.* LogMel of 8"),
         (("KaldiFilterBank", {}), "KaldiFilterBank"),
         (("LogMel", {"mels": 10}), "LogMel of 10 dimensions.*LogMel of 8 dimensions"),
         (("LogMel", {"sample_rate": 16_000}), "at 16000 Hz.*at 8000 Hz"),
