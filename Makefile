@@ -20,7 +20,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
 .PHONY: help install demo ws ws-lstm las las-search las-attention e2e e2e-ws hybrid ds2 ds2-attention ds2-features ds2-extractors
-.PHONY: kospeech kspon architectures rehearse report dashboard test lint bench peers
+.PHONY: kospeech kspon architectures rehearse report dashboard docs test lint bench peers
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -68,6 +68,11 @@ report: $(INSTALLED) ## one HTML page of the runs in FOLDERS
 	$(BIN)/python -m asr_lightning.tools.report $(FOLDERS) --output runs/report.html
 dashboard: $(INSTALLED) ## W&B workspace and report of GROUP, checked against the runs in FOLDERS; SAVE=1 publishes them
 	$(BIN)/python -m asr_lightning.tools.dashboard --group $(GROUP) --runs $(FOLDERS) $(if $(SUBSETS),--subsets $(SUBSETS)) $(if $(SAVE),--save)
+docs: .venv/docs ## the documentation as a site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+.venv/docs: $(INSTALLED)
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 test: $(INSTALLED) ## the whole test suite, or TESTS
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) --numprocesses $(TEST_JOBS) --dist loadfile
 lint: $(INSTALLED) ## style and types
