@@ -33,7 +33,7 @@ def labels_along(one: Projected, panels: int, monkeypatch: pytest.MonkeyPatch) -
 def test_characters_begin_where_they_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     one = projected(["_", "_", "A", "", "B", "B", "_"], ["SIL", "SIL", "a", "a", "b", "b", "SIL"])
     labels, places = labels_along(one, 1, monkeypatch)
-    assert labels == ["_", "A", "B", "_"]
+    assert labels == ["␣", "A", "B", "␣"]
     assert places == pytest.approx([0, 2 / 6, 4 / 6, 1])
 
 
