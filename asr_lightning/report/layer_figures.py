@@ -22,6 +22,7 @@ RED_TO_VIOLET = ("#e6194b", "#f58231", "#ffd700", "#3cb44b", "#00bcd4", "#3f51f5
 RAINBOW = LinearSegmentedColormap.from_list("rainbow", RED_TO_VIOLET)
 PANEL = 2.4  # inches
 COLUMNS = 4  # panels side by side
+LEGEND_ENTRY = 0.78  # inches of a phone in the legend
 LETTERS = 26  # that fit below a panel side by side
 TITLE_LETTERS = 13  # of a title that fit on an inch
 SPACE = "_"  # as the tokenizers write it
@@ -51,7 +52,7 @@ def plot_order(layers: Sequence[Projected], utterance: str, title: str, path: Pa
         title: The transcript.
         path: PNG; an SVG is written beside it.
     """
-    figure, panels = _panels(len(layers), extra=0.9)
+    figure, panels = _panels(len(layers), extra=0.6)
     choose_font(title)
     for panel, layer_points in zip(panels, layers, strict=True):
         points = layer_points.positions[sentence_rows(layer_points, utterance)]
@@ -132,8 +133,9 @@ def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: P
             f"expected phones of the frames of {utterance}, found none: choose a sentence that was aligned"
         )
     choose_font(title)
-    figure, panels = _panels(len(layers), extra=1.0)
     styles = phone_styles(layers[0].layer.phones[layers[0].layer.phones != ""].tolist())
+    columns = int(PANEL * min(COLUMNS, len(layers)) / LEGEND_ENTRY)
+    figure, panels = _panels(len(layers), extra=0.3 + 0.18 * -(-len(phones) // columns))
     for panel, layer_points in zip(panels, layers, strict=True):
         rows = sentence_rows(layer_points, utterance)
         _trace(panel, layer_points.positions[rows])
@@ -158,9 +160,8 @@ def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: P
         for phone, look in styles.items()
         if phone in phones
     ]  # fmt: skip
-    columns = min(len(handles), 5 * min(COLUMNS, len(layers)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False,
-                  handletextpad=0.1, columnspacing=0.9)  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns), fontsize=8,
+                  frameon=False, handletextpad=0.1, columnspacing=0.9)  # fmt: skip
     _save(figure, title, path)
 
 
@@ -187,12 +188,13 @@ def plot_curves(curves: Sequence[LayerCurve], path: Path) -> None:
     chance = next(curve for curve in curves if curve.figure == "chance")
     for panel, name in zip(panels, names, strict=False):
         if name == "purity":
-            panel.plot(chance.layers, chance.means, color=GREY, linestyle=":", label="chance")
+            panel.plot(short_names(chance.layers), chance.means, color=GREY, linestyle=":", label="chance")
         for number, curve in enumerate(curve for curve in curves if curve.figure == name):
             errors = np.abs(np.nan_to_num(curve.intervals - curve.means[:, None])).T
             panel.errorbar(
-                curve.layers, curve.means, yerr=errors if errors.any() else None, color=("black", GREY)[number % 2],
-                linestyle=("-", "--")[number % 2], marker="os"[number % 2], markersize=4, capsize=3, linewidth=1.2,
+                short_names(curve.layers), curve.means, yerr=errors if errors.any() else None,
+                color=("black", GREY)[number % 2], linestyle=("-", "--")[number % 2],
+                marker="os"[number % 2], markersize=4, capsize=3, linewidth=1.2,
                 label={"original": "the layer's own space", "tsne": "plane of t-SNE"}[curve.space],
             )  # fmt: skip
         panel.set_title(TITLES[name], fontsize=10)
@@ -212,6 +214,15 @@ def plot_curves(curves: Sequence[LayerCurve], path: Path) -> None:
         title="means over speakers with 95 % intervals" if bounded else "one speaker: no intervals", title_fontsize=8,
     )  # fmt: skip
     save_figure(figure, path)
+
+
+def short_names(layers: Sequence[str]) -> list[str]:
+    """Return the names of layers without the modules that all of them are in: `layers.0` of `encoder.layers.0`."""
+    parts = [layer.split(".") for layer in layers]
+    shared = 0
+    while len(parts) > 1 and all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
+        shared += 1
+    return [".".join(part[shared:]) for part in parts]
 
 
 def is_known(curves: Sequence[LayerCurve], name: str) -> bool:

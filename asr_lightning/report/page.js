@@ -399,7 +399,7 @@ function figures(runs) {
   function short(names) {
     const parts = names[0].split(".");
     let shared = 0;
-    while (shared < parts.length - 1 && names.every((name) => name.split(".").length > shared + 1 && name.split(".")[shared] === parts[shared])) shared++;
+    while (names.length > 1 && shared < parts.length - 1 && names.every((name) => name.split(".").length > shared + 1 && name.split(".")[shared] === parts[shared])) shared++;
     return names.map((name) => name.split(".").slice(shared).join("."));
   }
   function show() {
