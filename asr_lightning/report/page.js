@@ -485,7 +485,7 @@ function alignments(runs) {
   const run = chooser("network", runs.map((one, number) => [number, one.name]), fill, true);
   const utterance = chooser("utterance", [], show, true);
   const map = chooser("map", [], show);
-  const player = element("audio", { controls: "", preload: "metadata", "aria-label": "audio of the utterance" });
+  const player = element("audio", { controls: "", preload: "metadata", "aria-label": "recording" });
   const plot = element("div", { class: "plot", role: "img" });
   const legend = element("div", { class: "legend" }), limits = element("p", { class: "note" });
   place.append(element("div", { class: "controls" }, run.part, utterance.part, map.part), limits, player, legend, plot);

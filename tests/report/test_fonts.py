@@ -10,13 +10,14 @@ from asr_lightning.report import fonts
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    fonts.east_asian_family.cache_clear()
-    fonts._warn.cache_clear()
+def fresh() -> Iterator[None]:
+    cached = (fonts.east_asian_family, fonts._warn)
+    for function in cached:
+        function.cache_clear()
     with matplotlib.rc_context():
         yield
-    fonts.east_asian_family.cache_clear()
-    fonts._warn.cache_clear()
+    for function in cached:
+        function.cache_clear()
 
 
 def test_english_needs_no_font(monkeypatch: pytest.MonkeyPatch) -> None:

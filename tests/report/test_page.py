@@ -65,8 +65,8 @@ def write_transcripts(path: Path, right: bool) -> None:
     """Twelve sentences of six speakers, each with a substitution, a deletion and an insertion, or mostly right."""
     path.parent.mkdir(exist_ok=True)
     rows = [
-        {"id": f"u{number:02}", "speaker": f"s{number % 6}", "reference": "I SAW A BIG CAT",
-         "hypothesis": "I SAW A BIG CAT" if right and number % 4 else "I SEE A CAT THERE"}
+        {"id": f"u{number:02}", "speaker": f"s{number % 6}", "reference": "I SAW A BIG CAT TODAY",
+         "hypothesis": "I SAW A BIG CAT TODAY" if right and number % 4 else "I SEE A CAT TODAY THERE"}
         for number in range(12)
     ]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -117,7 +117,7 @@ def test_layers_without_phones_are_left_out_with_the_command_that_makes_them(
 @pytest.fixture
 def page(browser: Browser, page_file: Path) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     opened = context.new_page()
     failures: list[str] = []
     opened.on("pageerror", lambda error: failures.append(str(error)))
@@ -152,7 +152,7 @@ def test_layers_stand_side_by_side_or_are_gone_through_and_recolored(page: Page)
     assert section.locator("output").inner_text() == "top" == section.locator("figcaption").inner_text()
     assert slider.get_attribute("aria-valuetext") == "top"
     section.get_by_label("phone", exact=True).check()
-    assert section.locator(".legend .phone").all_inner_texts() == ["●ɑ (AA)", "●b (B)", "✕SIL"]
+    assert section.locator(".legend .phone").all_text_contents() == ["●ɑ (AA)", "●b (B)", "✕SIL"]
     assert section.locator(".legend b").all_inner_texts() == ["vowel", "plosive", "silence"]
     assert "ɑ" in section.locator(".strip span").all_inner_texts()
     points = section.locator(".trace.scatter .point")
@@ -256,7 +256,7 @@ def test_sentences_show_their_edits_and_are_filtered(page: Page) -> None:
     section = page.locator("#sentences")
     assert section.locator("p[role=status]").inner_text() == "8 of 12 sentences"
     first = section.locator(".edits").first
-    assert first.inner_text().startswith("3 → 0 errors in 5 words; u01, speaker s1")
+    assert first.inner_text().startswith("3 → 0 errors in 6 words; u01, speaker s1")
     assert first.locator("mark").all_inner_texts() == ["SEE"]
     assert first.locator("del").all_inner_texts() == ["BIG"]
     assert first.locator("ins").all_inner_texts() == ["THERE"]

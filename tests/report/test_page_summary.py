@@ -20,7 +20,7 @@ from asr_lightning.report.run_folders import COLUMNS, Experiment, read_experimen
 from asr_lightning.report.run_pairs import PairComparison, compare_pairs
 from asr_lightning.report.tables import as_csv, p_value
 
-WORDS = "the cat sat on a mat".split()
+WORDS = "the cat sat on a mat today".split()
 
 
 def write_run(folder: Path, name: str, seed: int, wrong: float, config: dict[str, object] | None = None) -> Path:
@@ -29,13 +29,13 @@ def write_run(folder: Path, name: str, seed: int, wrong: float, config: dict[str
     count = round(60 * wrong)
     rows = [
         {"id": f"u{number:02}", "speaker": f"s{number % 8}", "reference": " ".join(WORDS),
-         "hypothesis": "a cat sat on mat too" if number < count else " ".join(WORDS)}
+         "hypothesis": "a cat sat on mat today too" if number < count else " ".join(WORDS)}
         for number in range(60)
     ]  # fmt: skip
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "transcripts" / "validation-epoch4-clean.jsonl").write_text(text)
-    wer = 3 * count / 360
-    rates = [[name, str(seed), epoch, "clean", *[wer * 4 / epoch] * 5, 60, 360] for epoch in (1, 2, 4)]
+    wer = 3 * count / 420
+    rates = [[name, str(seed), epoch, "clean", *[wer * 4 / epoch] * 5, 60, 420] for epoch in (1, 2, 4)]
     (folder / "error_rates.csv").write_text(as_csv([COLUMNS, *rates]))
     logs = folder / "logs" / "version_0"
     logs.mkdir(parents=True)
@@ -67,10 +67,10 @@ def test_a_planted_difference_is_the_verdict(tmp_path: Path) -> None:
     assert verdict["lead"] == "new makes fewer word errors than base on clean."
     text = verdict["text"]
     assert text is not None
-    assert text.startswith("10.00 % against 45.00 % WER after 4 epochs: −35.00 points, 95 % interval −")
+    assert text.startswith("8.57 % against 38.57 % WER after 4 epochs: −30.00 points, 95 % interval −")
     assert text.endswith(", p < 0.001.")
     [reverse] = verdicts(found, pairs_of(found, "new"), "new")
-    assert reverse["kind"] == "worse" and "+35.00 points" in str(reverse["text"])
+    assert reverse["kind"] == "worse" and "+30.00 points" in str(reverse["text"])
 
 
 def test_an_interval_with_zero_is_no_difference(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_single_run_has_its_rate_and_seeds_their_range(tmp_path: Path) -> None
     found = experiments(*(write_run(tmp_path / f"seed{n}", "only", n, share) for n, share in ((1, 0.4), (2, 0.6))))
     [verdict] = verdicts(found, [], "only")
     assert verdict["lead"] == "only on clean"
-    assert verdict["text"] == "25.00 % WER after 4 epochs, mean of 2 seeds (20.00 to 30.00)."
+    assert verdict["text"] == "21.43 % WER after 4 epochs, mean of 2 seeds (17.14 to 25.71)."
 
 
 def test_only_keys_that_differ_are_listed() -> None:
@@ -149,7 +149,7 @@ def test_sentences_are_sent_with_their_edits_and_fewer_where_there_is_no_room(
     [section] = gather_sentences(runs, pairs)
     assert len(section["sentences"]) == 60 and section["note"] == "" and section["seeds"] is None
     assert section["sentences"][20] == [
-        "u20", "s4", "the cat sat on a mat", [[[0, "a"], [4, None]], [[6, "too"]]], [[], []], 3.0, 0.0,
+        "u20", "s4", "the cat sat on a mat today", [[[0, "a"], [4, None]], [[7, "too"]]], [[], []], 3.0, 0.0,
     ]  # fmt: skip
     monkeypatch.setattr("asr_lightning.report.page_sentences.SENTENCE_BYTES", 1000)
     [section] = gather_sentences(runs, pairs)
