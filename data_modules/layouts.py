@@ -255,10 +255,12 @@ def _contents(root: Path) -> str:
         path.with_suffix("") for path in files if path.suffix == ".txt"
     }
     if pairs:
+        find = "find . -name '*.txt' | sort | while read -r f"
+        audio = "a=$(ls \"${f%.txt}\".* | grep -v '\\.txt$')"
+        row = "printf '%s\\t%s\\n' \"$a\" \"$(tr '\\n\\t' '  ' < \"$f\")\""
         listed += (
             ". Transcripts lie beside the audio as .txt: write a table with the columns path and text, as with\n"
-            f"  cd {shlex.quote(str(root))} && (printf 'path\\ttext\\n'; find . -name '*.txt' | sort | "
-            "while read -r f; do a=$(ls \"${f%.txt}\".* | grep -v '\\.txt$'); "
-            "printf '%s\\t%s\\n' \"$a\" \"$(tr '\\n\\t' '  ' < \"$f\")\"; done) > transcripts.tsv\nand use data_modules.table.TableDataModule"
+            f"  cd {shlex.quote(str(root))} && (printf 'path\\ttext\\n'; {find}; do {audio}; {row}; done) > "
+            "transcripts.tsv\nand use data_modules.table.TableDataModule"
         )
     return listed
