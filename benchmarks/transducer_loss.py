@@ -33,9 +33,9 @@ import torch
 from timing import Row, peak_memory, print_table
 from torch import Tensor
 
-from asr_lightning.losses import joint_transducer, transducer_blocks
-from asr_lightning.losses.joint_transducer import joint_transducer_loss
-from asr_lightning.losses.transducer import torchaudio_loss, transducer_loss
+from asr_lightning.losses.transducer import joint, lattice
+from asr_lightning.losses.transducer.joint import joint_transducer_loss
+from asr_lightning.losses.transducer.logits import torchaudio_loss, transducer_loss
 
 KINDS = ("fused", "plain", "logits", "torchaudio")
 DECILES = [1.6, 4.1, 7.9, 11.3, 12.8, 13.7, 14.3, 14.7, 15.2, 15.7, 17.2]  # s, of utterances, the least and most too
@@ -82,7 +82,7 @@ def measure(kind: str, vocabulary: int, options: argparse.Namespace) -> dict[str
     torch.manual_seed(1)
     device, dimension = options.device, options.shape[3]
     if kind == "plain":
-        joint_transducer.parts_for = lambda _: transducer_blocks
+        joint.operations_for = lambda _: lattice
     elif kind == "fused" and device == "cuda":
         warnings.simplefilter("error", RuntimeWarning)  # kernels that do not work are not to be measured as if they did
     warm = [torch.ones(size, device=device).requires_grad_() for size in ((2, 9, 64), (2, 4, 64), (32, 64), (32,))]

@@ -10,8 +10,8 @@ from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.transducer import TransducerSearch
 from asr_lightning.errors import InputError
-from asr_lightning.losses.joint_transducer import joint_transducer_loss
-from asr_lightning.losses.transducer import torchaudio_loss
+from asr_lightning.losses.transducer.joint import ExactLoss, TransducerLoss
+from asr_lightning.losses.transducer.logits import TorchaudioLoss
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
@@ -138,8 +138,8 @@ class RNNTransducer(Recognizer):
         predictor: `LSTMPredictor` or `StatelessPredictor`.
         joint_dimension: Hidden units of the joint network.
         search: How to decode; greedily if None.
-        transducer_loss: `fused` computes the loss together with the joint network, a block at a time; `torchaudio`
-            holds the logits of all frames and tokens, and gives them to torchaudio's kernel.
+        transducer_loss: `ExactLoss`, `PrunedLoss` or `TorchaudioLoss`; `fused` and `torchaudio` are short for the first
+            and the last without arguments.
         **recognizer: Arguments of `Recognizer`.
 
     Raises:
@@ -151,12 +151,17 @@ class RNNTransducer(Recognizer):
         predictor: Predictor,
         joint_dimension: int,
         search: TransducerSearch | None = None,
-        transducer_loss: Literal["fused", "torchaudio"] = "fused",
+        transducer_loss: TransducerLoss | Literal["fused", "torchaudio"] = "fused",
         **recognizer: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**recognizer)
-        if transducer_loss not in ("fused", "torchaudio"):
-            raise InputError(f"expected the transducer_loss to be fused or torchaudio, got {transducer_loss}")
+        short = {"fused": ExactLoss, "torchaudio": TorchaudioLoss}
+        if not isinstance(transducer_loss, TransducerLoss):
+            if transducer_loss not in short:
+                raise InputError(
+                    f"expected the transducer_loss to be fused, torchaudio or a TransducerLoss, got {transducer_loss}"
+                )
+            transducer_loss = short[transducer_loss]()
         vocabulary = self.tokenizer.tokens
         self.encoder_projection = nn.Linear(self.encoder.dimension, joint_dimension)
         self.prediction = PredictionNetwork(vocabulary, predictor, joint_dimension)
@@ -175,13 +180,9 @@ class RNNTransducer(Recognizer):
         predicted, _ = self.prediction(
             torch.cat([start, targets], dim=1), self.prediction.initial_state(len(targets), targets.device)
         )  # (B, U + 1, D)
-        frames, blank_id = self.encoder_projection(encoded), self.tokenizer.blank_id
-        if self.transducer_loss == "torchaudio":
-            logits = self.joint(frames.unsqueeze(2), predicted.unsqueeze(1))  # (B, T, U + 1, V)
-            return torchaudio_loss(logits, targets, lengths, target_lengths, blank_id)
-        output = self.joint.output
-        return joint_transducer_loss(
-            frames, predicted, output.weight, output.bias, targets, lengths, target_lengths, blank_id
+        frames = self.encoder_projection(encoded)
+        return self.transducer_loss(
+            frames, predicted, self.joint.output, targets, lengths, target_lengths, self.tokenizer.blank_id
         )
 
     @torch.no_grad()

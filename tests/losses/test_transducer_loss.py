@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asr_lightning.losses.transducer import transducer_loss
+from asr_lightning.losses.transducer.logits import transducer_loss
 
 
 def all_paths(log_probs: Tensor, target: list[int], blank: int) -> float:
