@@ -25,6 +25,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, pad
 
+from asr_lightning.errors import InputError
 from asr_lightning.losses.transducer.joint import LOGITS, TransducerLoss, check_lengths, check_shapes, operations_for
 from asr_lightning.losses.transducer.lattice import delayed, negligible, real_targets, tanh_
 from asr_lightning.nn.masks import real_frames, silence_padding
@@ -42,14 +43,14 @@ class PrunedLoss(TransducerLoss):
         delay_penalty: Weight of the delay of tokens, see `lattice.delayed`.
 
     Raises:
-        ValueError: `width` is below 2, or `left_out` is not between 0 and 1.
+        InputError: `width` is below 2, or `left_out` is not between 0 and 1.
     """
 
     def __init__(self, width: int = 5, left_out: float | None = None, delay_penalty: float = 0.0) -> None:
         if width < 2:
-            raise ValueError(f"expected a width of at least 2 positions, got {width}")
+            raise InputError(f"expected a width of at least 2 positions, got {width}")
         if left_out is not None and not 0 < left_out < 1:
-            raise ValueError(f"expected left_out to be a probability between 0 and 1, got {left_out}")
+            raise InputError(f"expected left_out to be a probability between 0 and 1, got {left_out}")
         self.width, self.left_out, self.delay_penalty = width, left_out, delay_penalty
 
     def __call__(
