@@ -23,7 +23,7 @@ from asr_lightning.audio import reading
 from asr_lightning.audio.reading import Header
 from asr_lightning.errors import InputError
 from asr_lightning.files import regular
-from asr_lightning.text.korean import AnnotationError, Side, normalize
+from asr_lightning.text.korean import AnnotationError, Side, normalize_korean
 from data_modules import dataset
 from data_modules.corpus import CorpusDataModule
 from data_modules.excerpt import DIVIDED, Excerpt, folder_number
@@ -134,7 +134,7 @@ class KsponSpeechDataModule(CorpusDataModule):
     def _normalized(self, line: str, id: str, place: str, bad: list[BadFile]) -> str | None:
         percent = "프로" if id.rpartition("_")[2] in PRO_FILES else "퍼센트"
         try:
-            return normalize(line, self.side, percent)
+            return normalize_korean(line, self.side, percent)
         except AnnotationError as error:
             bad.append(BadFile(place, "malformed annotation", str(error)))
             return None

@@ -11,7 +11,7 @@ from lhotse.recipes import download_librispeech
 
 from asr_lightning.errors import InputError, shown
 from asr_lightning.files import regular
-from asr_lightning.text.english import transcript
+from asr_lightning.text.english import english_transcript
 from data_modules.corpus import CorpusDataModule
 from data_modules.manifest import BadFile, Found
 from data_modules.walk import fingerprint, name_apart, walk
@@ -84,7 +84,7 @@ class LibriSpeechDataModule(CorpusDataModule):
     def find_utterances(self, subset: str) -> tuple[list[Found], list[BadFile]]:
         """The subset's utterances, and the files without a partner."""
         found, bad = find_utterances(self.root, subset)
-        return [replace(one, text=transcript(one.text)) for one in found] if self.normalize else found, bad
+        return [replace(one, text=english_transcript(one.text)) for one in found] if self.normalize else found, bad
 
     def _folder(self, subset: str) -> Path:
         folder = find_subset(self.root, subset)

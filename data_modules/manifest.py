@@ -18,7 +18,7 @@ from lhotse.serialization import deserialize_item
 from tqdm import tqdm
 
 from asr_lightning.audio.reading import Header, read_header
-from asr_lightning.errors import SAID, InputError, printable, reason, shown
+from asr_lightning.errors import REASON, InputError, printable, reason, shown
 from asr_lightning.files import replacing
 
 FORMAT = 2  # of the files below; raise it when they change, and old ones are rebuilt
@@ -233,7 +233,7 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
                 if isinstance(entry, BadFile):
                     bad += 1
                     place = entry.path.replace("\t", r"\t").replace("\n", r"\n")
-                    row = "\t".join((entry.kind, place, shown(entry.detail, SAID))).replace("\n", " ") + "\n"
+                    row = "\t".join((entry.kind, place, shown(entry.detail, REASON))).replace("\n", " ") + "\n"
                     bad_lines.write(row.encode("utf-8", errors="surrogateescape"))
                 else:
                     line = json.dumps(entry.to_dict(), ensure_ascii=True).encode() + b"\n"

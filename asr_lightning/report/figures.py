@@ -16,8 +16,8 @@ from asr_lightning.scoring import Metric
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a run is a $
 
-# Okabe and Ito: told apart with every kind of colour vision, and in grey by their markers
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000")
+# Okabe and Ito: told apart with every kind of color vision, and in grey by their markers
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000")
 MARKERS = "osD^vPX*"
 PANEL = (6.0, 5.0)  # inches, at 100 dots per inch: two panels are 1200 × 500 pixels
 FEW_EPOCHS = 25  # up to which each epoch gets a marker
@@ -51,8 +51,10 @@ class ErrorRate:
     words: int | None = None
 
 
-def curves(rows: Iterable[ErrorRate], metric: Metric = "wer") -> dict[str, dict[str, dict[str, dict[int, float]]]]:
-    """Sort rates by run, subset, seed and epoch: `curves(rows)["random"]["test-clean"]["1"][5]`."""
+def rates_by_run(
+    rows: Iterable[ErrorRate], metric: Metric = "wer"
+) -> dict[str, dict[str, dict[str, dict[int, float]]]]:
+    """Sort rates by run, subset, seed and epoch: `rates_by_run(rows)["random"]["test-clean"]["1"][5]`."""
     sorted_rates: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
     for row in sorted(rows):
         seeds = sorted_rates.setdefault(row.run, {}).setdefault(row.subset, {})
@@ -63,7 +65,7 @@ def curves(rows: Iterable[ErrorRate], metric: Metric = "wer") -> dict[str, dict[
 def plot_error_rates(
     rows: Sequence[ErrorRate], path: str | Path, metric: Metric = "wer", reference_run: str | None = None
 ) -> None:
-    """Draw error rates per epoch: one panel per subset, one colour per run, with shared axes.
+    """Draw error rates per epoch: one panel per subset, one color per run, with shared axes.
 
     With several seeds, a run is a thin line per seed, their mean, and a band from the least to the greatest of them.
     Where rates differ widely (runs that start at 100 %), the axis is logarithmic; a rate of 0 then
@@ -78,7 +80,7 @@ def plot_error_rates(
     Raises:
         ValueError: There is nothing to draw.
     """
-    by_run = curves(rows, metric)
+    by_run = rates_by_run(rows, metric)
     reference = by_run.pop(reference_run, {}) if reference_run else {}
     subsets = sorted({row.subset for row in rows if row.run != reference_run})
     if not subsets:
@@ -112,23 +114,28 @@ def plot_error_rates(
 def _draw_run(panel: Axes, seeds: dict[str, dict[int, float]], run: str, number: int) -> None:
     if not seeds:
         return
-    colour = COLOURS[number % len(COLOURS)]
+    color = COLORS[number % len(COLORS)]
     epochs = sorted({epoch for rates in seeds.values() for epoch in rates})
     rates = np.array(
         [[100 * seed.get(epoch, np.nan) for epoch in epochs] for seed in seeds.values()]
     )  # (seeds, epochs)
     rates[np.isinf(rates)] = np.nan  # errors in a subset without any words
     if len(seeds) > 1:
-        for one in rates:
-            panel.plot(epochs, one, color=colour, linewidth=0.8, alpha=0.5)
+        for seed_rates in rates:
+            panel.plot(epochs, seed_rates, color=color, linewidth=0.8, alpha=0.5)
         known = ~np.isnan(rates).all(axis=0)
         low, high = np.nanmin(rates[:, known], axis=0), np.nanmax(rates[:, known], axis=0)
-        panel.fill_between(np.array(epochs)[known], low, high, color=colour, alpha=0.15, linewidth=0)
-    mean = np.array([one[~np.isnan(one)].mean() if not np.isnan(one).all() else np.nan for one in rates.T])
+        panel.fill_between(np.array(epochs)[known], low, high, color=color, alpha=0.15, linewidth=0)
+    mean = np.array(
+        [
+            epoch_rates[~np.isnan(epoch_rates)].mean() if not np.isnan(epoch_rates).all() else np.nan
+            for epoch_rates in rates.T
+        ]
+    )
     marker = MARKERS[number % len(MARKERS)] if len(epochs) <= FEW_EPOCHS else None
-    style = "-" if number < len(COLOURS) else "-."
+    style = "-" if number < len(COLORS) else "-."
     label = run if len(seeds) == 1 else f"{run} ({len(seeds)} seeds)"
-    panel.plot(epochs, mean, color=colour, linewidth=2.2, marker=marker, markersize=5.5, linestyle=style, label=label)
+    panel.plot(epochs, mean, color=color, linewidth=2.2, marker=marker, markersize=5.5, linestyle=style, label=label)
 
 
 def _scale_rates(panel: Axes, rates: Sequence[float], metric: Metric) -> None:

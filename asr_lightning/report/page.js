@@ -1,4 +1,4 @@
-const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B8000", "#7f7f7f"];
+const COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B8000", "#7f7f7f"];
 const RAINBOW = ["#e6194b", "#f58231", "#ffd700", "#3cb44b", "#00bcd4", "#3f51f5", "#8a2be2"];
 const LOGARITHMIC = [0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 70, 100, 200, 300, 500, 1000];
 const FIRST = 8;  // the character whose neighbours are shown first: at a sentence's begin all states are one
@@ -72,7 +72,7 @@ function draw(place, traces, more, toolbar = "hover") {
 
 function rainbow(part) {
   const at = Math.min(Math.max(part, 0), 1) * (RAINBOW.length - 1), low = Math.min(Math.floor(at), RAINBOW.length - 2);
-  const channel = (colour, number) => parseInt(colour.slice(1 + 2 * number, 3 + 2 * number), 16);
+  const channel = (color, number) => parseInt(color.slice(1 + 2 * number, 3 + 2 * number), 16);
   const mixed = [0, 1, 2].map((number) => Math.round(channel(RAINBOW[low], number) * (low + 1 - at) + channel(RAINBOW[low + 1], number) * (at - low)));
   return `rgb(${mixed.join(",")})`;
 }
@@ -103,11 +103,11 @@ function curves(all) {
         const epochs = [...new Set(Object.values(seeds).flatMap((one) => one.map(([epoch]) => epoch)))].sort((a, b) => a - b);
         if (!epochs.length) return;
         const at = epochs.map((epoch) => Object.values(seeds).flatMap((one) => one.filter(([other]) => other === epoch).map(([, rate]) => 100 * rate)));
-        const colour = COLOURS[place % COLOURS.length];
+        const color = COLORS[place % COLORS.length];
         if (Object.keys(seeds).length > 1)
           traces.push({ x: [...epochs, ...[...epochs].reverse()], y: [...at.map((one) => Math.max(...one)), ...[...at].reverse().map((one) => Math.min(...one))],
-            fill: "toself", fillcolor: colour + "33", line: { width: 0 }, hoverinfo: "skip", showlegend: false, type: "scatter", mode: "lines" });
-        traces.push({ x: epochs, y: at.map(mean), name: plain(run.name), mode: "lines+markers", line: { color: colour },
+            fill: "toself", fillcolor: color + "33", line: { width: 0 }, hoverinfo: "skip", showlegend: false, type: "scatter", mode: "lines" });
+        traces.push({ x: epochs, y: at.map(mean), name: plain(run.name), mode: "lines+markers", line: { color: color },
           hovertemplate: `${plain(run.name)}, epoch %{x}: %{y:.2f} %<extra></extra>` });
       });
       draw(panels[number], traces, { title: { text: plain(subset), font: { size: 15 } }, xaxis: { title: { text: "epoch" }, dtick: all.epochs > 20 ? undefined : 1 },
@@ -126,7 +126,7 @@ function layers(runs) {
   const speaker = chooser("speaker", [], fill);
   const sentence = chooser("sentence", [], show);
   const layer = slider("layer", show);
-  const kind = radios("colours", "labels", [["order", "order"], ["phone", "phone"]], show);
+  const kind = radios("colors", "labels", [["order", "order"], ["phone", "phone"]], show);
   const rest = element("input", { type: "checkbox", onchange: show });
   const strip = element("div", { class: "strip", tabindex: 0, role: "img", "aria-label": "characters along the sentence" });
   const plot = element("div", { class: "plot", style: "height: 540px", role: "img", "aria-label": "t-SNE of a layer" });
@@ -166,16 +166,16 @@ function layers(runs) {
       traces.push({ ...pick(mine), marker: { color: mine.map((_, number) => rainbow(part(number))), size: 9 }, name: "frames", showlegend: false });
     } else {
       for (const phone of [...new Set(mine.map((row) => points.phone[row]))])
-        traces.push({ ...pick(mine.filter((row) => points.phone[row] === phone)), name: plain(phone || "?"), marker: { color: current().colours[phone] ?? css("--faint"), size: 9, symbol: phone === "SIL" ? "x" : "circle" } });
+        traces.push({ ...pick(mine.filter((row) => points.phone[row] === phone)), name: plain(phone || "?"), marker: { color: current().colors[phone] ?? css("--faint"), size: 9, symbol: phone === "SIL" ? "x" : "circle" } });
     }
     draw(plot, traces, { title: { text: plain(`${current().name}, ${name}`), font: { size: 15 } }, xaxis: { showticklabels: false }, yaxis: { showticklabels: false, scaleanchor: "x" }, margin: { l: 12, r: 12, t: 34, b: kind.value === "phone" || rest.checked ? 70 : 12 } });
-    strip.replaceChildren(...mine.map((row, number) => element("span", { style: `background: ${kind.value === "order" ? rainbow(part(number)) : current().colours[points.phone[row]] ?? css("--line")}` },
+    strip.replaceChildren(...mine.map((row, number) => element("span", { style: `background: ${kind.value === "order" ? rainbow(part(number)) : current().colors[points.phone[row]] ?? css("--line")}` },
       points.character[row] && (number === 0 || points.character[row] !== points.character[mine[number - 1]]) ? points.character[row] : "")));
     numbers.replaceChildren(...current().figures.map((figure) => {
       const plot = element("div", { class: "plot", role: "img", "aria-label": figure });
       queueMicrotask(() => draw(plot, current().curves.filter((one) => one.figure === figure || (figure === "purity" && one.figure === "chance" && one.space === "original")).map((one) => ({
         x: one.layers, y: one.means, name: one.figure === "chance" ? "chance" : { original: "original space", tsne: "t-SNE" }[one.space], mode: "lines+markers",
-        line: one.figure === "chance" ? { color: css("--faint"), dash: "dot" } : { color: COLOURS[one.space === "tsne" ? 1 : 0] },
+        line: one.figure === "chance" ? { color: css("--faint"), dash: "dot" } : { color: COLORS[one.space === "tsne" ? 1 : 0] },
         error_y: one.intervals[0][0] === null ? undefined : { type: "data", symmetric: false, array: one.intervals.map((pair, place) => pair[1] - one.means[place]), arrayminus: one.intervals.map((pair, place) => one.means[place] - pair[0]) },
       })), { title: { text: figure, font: { size: 15 } } }, false)); // small: a toolbar would lie over the title
       return plot;
@@ -269,7 +269,7 @@ function alignments(runs) {
     const more = { xaxis: { title: { text: "seconds" }, range: [0, one.seconds] }, shapes: cursor(player.currentTime || 0) };
     const labels = chosen.labels.map((label) => (label === "_" ? "␣" : plain(label)));
     if (chosen.kind === "posteriors") {
-      draw(plot, values.map((y, row) => ({ x, y, name: labels[row], mode: "lines", line: { color: row ? COLOURS[(row - 1) % COLOURS.length] : css("--faint") } })), { ...more, yaxis: { title: { text: "probability" }, range: [0, 1.02] } });
+      draw(plot, values.map((y, row) => ({ x, y, name: labels[row], mode: "lines", line: { color: row ? COLORS[(row - 1) % COLORS.length] : css("--faint") } })), { ...more, yaxis: { title: { text: "probability" }, range: [0, 1.02] } });
     } else {
       draw(plot, [{ type: "heatmap", x, y: labels.map((_, row) => row), z: values, colorscale: document.documentElement.dataset.theme === "dark" ? [[0, "#16181b"], [0.5, "#b0532f"], [1, "#ffe08a"]] : [[0, "#ffffff"], [0.5, "#5b8fd0"], [1, "#08204a"]],
         customdata: labels.map((label) => Array(columns).fill(label)), hovertemplate: "%{customdata} at %{x:.2f} s: %{z:.2f}<extra></extra>", showscale: false }],

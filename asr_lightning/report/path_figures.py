@@ -12,11 +12,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from asr_lightning.analysis.convergence import Backcast, PowerLaw, Prediction
 from asr_lightning.files import replacing
-from asr_lightning.report.figures import COLOURS, MARKERS, PANEL, WIDE_RANGE
+from asr_lightning.report.figures import COLORS, MARKERS, PANEL, WIDE_RANGE
 
 
 @dataclass(frozen=True)
-class Convergence:
+class ConvergenceCurve:
     """How the error rate of a run on a subset fell, and what is made of that.
 
     Attributes:
@@ -54,9 +54,9 @@ def plot_lines(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
         for end in (0.0, 1.0):
             panel.axvline(end, color="0.6", linewidth=1.0, linestyle="--")
         for number, (name, points) in enumerate(lines.items()):
-            places, values = zip(*points, strict=True)
+            alphas, values = zip(*points, strict=True)
             panel.plot(
-                places, values, color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
+                alphas, values, color=COLORS[number % len(COLORS)], marker=MARKERS[number % len(MARKERS)],
                 linewidth=2.0, markersize=5.0, label=name,
             )  # fmt: skip
         panel.set_xlabel("α: first network at 0, second at 1", fontsize=14)
@@ -66,7 +66,7 @@ def plot_lines(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
     _finish(figure, axes, path, columns=1)
 
 
-def plot_convergence(curves: Sequence[Convergence], label: str, level: float, path: Path) -> None:
+def plot_convergence(curves: Sequence[ConvergenceCurve], label: str, level: float, path: Path) -> None:
     """Draw measured rates with the curves fitted to them, one panel for each subset, and write a PNG.
 
     Args:
@@ -82,7 +82,7 @@ def plot_convergence(curves: Sequence[Convergence], label: str, level: float, pa
     for panel, subset in zip(axes, subsets, strict=True):
         own = [curve for curve in curves if curve.subset == subset]
         for curve in own:
-            _draw(panel, curve, COLOURS[runs.index(curve.run) % len(COLOURS)], level)
+            _draw(panel, curve, COLORS[runs.index(curve.run) % len(COLORS)], level)
         panel.set_title(subset, fontsize=15)
         panel.set_xlabel("epoch", fontsize=14)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -94,19 +94,19 @@ def plot_convergence(curves: Sequence[Convergence], label: str, level: float, pa
     _finish(figure, axes, path, columns=len(runs))
 
 
-def _draw(panel: Axes, curve: Convergence, colour: str, level: float) -> None:
+def _draw(panel: Axes, curve: ConvergenceCurve, color: str, level: float) -> None:
     epochs, rates = zip(*curve.measured, strict=True)
-    panel.plot(epochs, [100 * rate for rate in rates], "o", color=colour, markersize=5.0, label=curve.run)
+    panel.plot(epochs, [100 * rate for rate in rates], "o", color=color, markersize=5.0, label=curve.run)
     if curve.forecast is not None:
         ahead = curve.forecast
-        panel.plot(ahead.epochs, 100 * ahead.rates, color=colour, linewidth=2.0, label=f"{curve.run}, fitted")
+        panel.plot(ahead.epochs, 100 * ahead.rates, color=color, linewidth=2.0, label=f"{curve.run}, fitted")
         panel.fill_between(
-            ahead.epochs, 100 * ahead.lower, 100 * np.minimum(ahead.upper, 1e3), color=colour, alpha=0.15, linewidth=0,
+            ahead.epochs, 100 * ahead.lower, 100 * np.minimum(ahead.upper, 1e3), color=color, alpha=0.15, linewidth=0,
             label=f"{curve.run}, {level:.0%} of measurements",
         )  # fmt: skip
     if curve.early is not None:
         early = curve.early
-        panel.plot(early.epochs, 100 * early.rates, ":", color=colour, linewidth=2.0,
+        panel.plot(early.epochs, 100 * early.rates, ":", color=color, linewidth=2.0,
                    label=f"{curve.run}, from its first epochs")  # fmt: skip
 
 

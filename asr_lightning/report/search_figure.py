@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from asr_lightning.files import replacing
-from asr_lightning.report.figures import COLOURS
+from asr_lightning.report.figures import COLORS
 
 COLUMNS = 3
 PANEL = (5.0, 3.8)  # inches, at 100 dots per inch
@@ -35,8 +35,8 @@ def plot_search(trials: Sequence[FrozenTrial], keys: Sequence[str], label: str, 
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     numbers = [trial.number for trial in ordered]
-    panels[0].plot(numbers, rates, "o", color=COLOURS[0], label="a trial")
-    panels[0].step(numbers, np.minimum.accumulate(rates), where="post", color=COLOURS[1], label="best so far")
+    panels[0].plot(numbers, rates, "o", color=COLORS[0], label="a trial")
+    panels[0].step(numbers, np.minimum.accumulate(rates), where="post", color=COLORS[1], label="best so far")
     panels[0].set_xlabel("trial")
     panels[0].xaxis.get_major_locator().set_params(integer=True)
     panels[0].legend(frameon=False)
@@ -56,11 +56,11 @@ def _draw(panel: Axes, trials: Sequence[FrozenTrial], rates: np.ndarray, key: st
     with_key = [(trial, rate) for trial, rate in zip(trials, rates, strict=True) if key in trial.params]
     distributions = [trial.distributions[key] for trial, _ in with_key]
     values = [trial.params[key] for trial, _ in with_key]
-    if any(isinstance(one, CategoricalDistribution) for one in distributions):
+    if any(isinstance(distribution, CategoricalDistribution) for distribution in distributions):
         values = [str(value) for value in values]
-    elif any(getattr(one, "log", False) for one in distributions):
+    elif any(getattr(distribution, "log", False) for distribution in distributions):
         panel.set_xscale("log")
-    panel.plot(values, [rate for _, rate in with_key], "o", color=COLOURS[0])
+    panel.plot(values, [rate for _, rate in with_key], "o", color=COLORS[0])
     panel.set_xlabel(short_name(key))
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from asr_lightning.analysis.boundaries import BoundaryErrors, measure
+from asr_lightning.analysis.boundaries import BoundaryErrors, corpus_boundary_errors
 from asr_lightning.errors import InputError, printable
 from asr_lightning.files import replacing, write_atomically
-from asr_lightning.hmm.alignment import word_runs
-from asr_lightning.report.figures import COLOURS
+from asr_lightning.hmm.frame_alignment import word_runs
+from asr_lightning.report.figures import COLORS
 from asr_lightning.report.tables import as_csv, as_markdown, as_text, number
 from asr_lightning.text.lexicon import Lexicon, read_lexicon
 from asr_lightning.text.phones import SILENCE, Segment
@@ -43,7 +43,7 @@ def plot(errors: Mapping[str, BoundaryErrors], path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for (name, one), colour in zip(errors.items(), COLOURS * len(errors), strict=False):
+    for (name, one), colour in zip(errors.items(), COLORS * len(errors), strict=False):
         off = np.sort(one.seconds) * 1000
         axes.step(off, 100 * np.arange(1, len(off) + 1) / max(1, len(off)), where="post", label=name, color=colour)
     axes.axvline(20, color="0.7", linewidth=1, zorder=0)
@@ -89,7 +89,7 @@ def compare(truth: Path, found: Sequence[Path], names: Sequence[str], lexicon: P
                 expected[one] = exact_words(phones, said, words) if phones and words is not None else phones
             except ValueError as error:  # the lexicon cannot say it
                 left_out[one] = str(error)
-        errors[name] = measure(expected, segments)
+        errors[name] = corpus_boundary_errors(expected, segments)
         if not errors[name].expected:
             found_ones = ", ".join(f"{one} ({left_out[one]})" if one in left_out else one for one in list(segments)[:3])
             raise InputError(f"{path}: expected utterances that {truth} knows, found {found_ones}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from asr_lightning.errors import printable_lines
 from asr_lightning.files import write_atomically
 from asr_lightning.report.run_folders import Experiment, find_runs, read_experiments, read_runs, scored_on
-from asr_lightning.report.run_pairs import Example, PairComparison, Skipped, compare_pairs
+from asr_lightning.report.run_pairs import ExampleSentence, PairComparison, Skipped, compare_pairs
 from asr_lightning.report.tables import (
     MISSING,
     Table,
@@ -21,7 +21,7 @@ from asr_lightning.report.tables import (
 )
 from asr_lightning.scoring import COUNTS, Metric
 from asr_lightning.scoring.significance import RESAMPLES
-from asr_lightning.scoring.word_alignment import align, show_alignments
+from asr_lightning.scoring.word_edits import find_word_edits, format_word_edits
 
 NOTES = (
     "Final rates are those of `lightning test` where a run was tested, else of its last epoch; in %, mean ± sample"
@@ -135,16 +135,16 @@ def sentences(pair: PairComparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sentence(pair: PairComparison, example: Example) -> list[str]:
+def _sentence(pair: PairComparison, example: ExampleSentence) -> list[str]:
     errors = example.errors
     speaker = f", speaker {errors.speaker}" if errors.speaker else ""
     shown = [
         (_label(pair.baseline, pair.baseline_seeds, example.baseline_seed), example.baseline_hypothesis),
         (_label(pair.run, pair.seeds, example.seed), example.hypothesis),
     ]
-    rows = [(label, align(example.reference, hypothesis)) for label, hypothesis in shown]
+    rows = [(label, find_word_edits(example.reference, hypothesis)) for label, hypothesis in shown]
     counts = f"{errors.baseline_errors:.3g} → {errors.errors:.3g} errors in {errors.words} words"
-    alignments = printable_lines(show_alignments(rows)).replace("```", r"\`\`\`")  # which would end the block
+    alignments = printable_lines(format_word_edits(rows)).replace("```", r"\`\`\`")  # which would end the block
     return [f"{escape_markdown(errors.id + speaker)}: {counts}", "", "```text", alignments, "```"]
 
 

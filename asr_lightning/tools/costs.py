@@ -9,12 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asr_lightning.errors import InputError
-from asr_lightning.report.costs import ASSUMED_EFFICIENCY, Costs, Measured, find_measured, table_of, write_costs
+from asr_lightning.report.costs import (
+    ASSUMED_EFFICIENCY,
+    Costs,
+    MeasuredRun,
+    cost_table,
+    find_measured_runs,
+    write_costs,
+)
 from asr_lightning.report.tables import as_text
 from asr_lightning.tools.arguments import above_zero, whole_number
 
 
-def describe(runs: Sequence[Measured], costs: Costs) -> str:
+def describe(runs: Sequence[MeasuredRun], costs: Costs) -> str:
     """Say what was measured, on what, and where the efficiency is from."""
     lines = [
         f"{run.name}: {run.processes} × {run.kind}, {run.precision}, steps of {run.batch_seconds or '?'} s: "
@@ -55,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        runs = find_measured(options.runs)
+        runs = find_measured_runs(options.runs)
         costs = Costs.of(runs, options.efficiency)
         inputs = {name: getattr(options, name) for name in ("hours", "epochs", "devices", "price")}
-        print(describe(runs, costs), "", as_text(table_of(costs, **inputs)), sep="\n")
+        print(describe(runs, costs), "", as_text(cost_table(costs, **inputs)), sep="\n")
         if options.output:
             write_costs(options.output, runs, costs, inputs)
             print(f"\nWritten to {options.output.absolute()}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from asr_lightning.analysis.line import Quality, along_line, barrier, places, quality
+from asr_lightning.analysis.interpolation import Quality, along_line, barrier, line_positions, quality
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
 from asr_lightning.files import name_of_run, write_atomically
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         try:
-            where = places(options.start, options.stop, options.points)
+            where = line_positions(options.start, options.stop, options.points)
         except ValueError as error:
             raise InputError(f"--from, --to and --points: {error}") from error
         if options.utterances < 0:

@@ -5,9 +5,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hostile import FUZZED, RANDOM, Refusing, mutated, spoiled
 from hypothesis import given, settings
-from made_corpora import make_subset
 from praatio import textgrid
 from praatio.utilities.constants import Interval
 
@@ -18,6 +16,8 @@ from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.lines import open_lines
 from data_modules.manifest import BadFile, Found, Header, measure
 from data_modules.phone_labels import CTMLabels, TextGridLabels
+from tests.support.mutations import FUZZED, RANDOM, Refusing, mutated, spoiled
+from tests.support.small_corpora import make_subset
 
 CTM = "u0 1 0.0 0.1 AA\nu1 1 0.5 0.2 B\n;; c\nu1 1 0.7 0.2 가\nü 1 1 2 SIL\n".encode()
 SLOW = settings(FUZZED, max_examples=25)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from made_corpora import make_subset, write_chapter
 
 from asr_lightning.errors import InputError
 from data_modules.librispeech import LibriSpeechDataModule
+from tests.support.small_corpora import make_subset, write_chapter
 
 
 def module(root: Path, subset: str = "dev-clean", **more: Any) -> LibriSpeechDataModule:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_corpora import make_subset
 
 from asr_lightning.errors import InputError
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.manifest import BadFile, Found, Header, Manifest, hash_id, index_path, make_cut, write_manifest
+from tests.support.small_corpora import make_subset
 
 
 def write(path: Path, count: int, text: str = "한국어 TEXT") -> Manifest:

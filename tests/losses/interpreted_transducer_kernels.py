@@ -17,7 +17,7 @@ from asr_lightning.losses.transducer import joint, kernels, lattice
 from asr_lightning.losses.transducer.joint import joint_transducer_loss, whole_blocks
 from asr_lightning.losses.transducer.lattice import Block
 from asr_lightning.losses.transducer.logits import transducer_loss
-from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.sequences import real_frames
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -1,4 +1,4 @@
-"""What stands along the colour bar of a sentence."""
+"""What stands along the color bar of a sentence."""
 
 from pathlib import Path
 

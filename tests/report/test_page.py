@@ -6,58 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pytest
-import soundfile
 from playwright.sync_api import Browser, Page
 
-from asr_lightning.analysis.activations import Part, Rows, Spoken, merge
-from asr_lightning.analysis.histories import find_histories, table
-from asr_lightning.analysis.layers import measure, project_layers, read_layers, table_of
-from asr_lightning.callbacks.neighbours import header, lines
-from asr_lightning.callbacks.tsne import places_as_csv
 from asr_lightning.report.run_folders import COLUMNS
 from asr_lightning.report.tables import as_csv
 from asr_lightning.tools.report import main
-
-HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
-
-
-def inside(folder: Path) -> None:
-    """What the callbacks leave, of a network that nobody trained."""
-    random = np.random.default_rng(0)
-    part = Part(folder / "activations" / ".part")
-    for number in range(6):
-        text = list("_I_SAW_A_CAT") if number else list("_가_나무_") + [HOSTILE]
-        starts = (np.arange(20) * 0.04).tolist()
-        frames = [starts, [one + 0.04 for one in starts], [text[at % len(text)] for at in range(20)],
-                  [("SIL", "AA", "B")[at % 3] for at in range(20)]]  # fmt: skip
-        modules = {
-            "low": Rows(random.normal(size=(20, 6)), "frame", *frames),
-            "top": Rows(random.normal(size=(20, 6)), "frame", *frames),
-            "state": Rows(random.normal(size=(len(text) + 1, 6)), "token", characters=[*text, "<eos>"]),
-        }
-        spoken = "".join(text)
-        part.append(Spoken(f"u{number}", "test", "me", 0.8, spoken, spoken, modules))
-    merge([part.folder], folder / "activations" / "test", {})
-    projected = project_layers(read_layers(folder / "activations" / "test"), "me", iterations=50, perplexity=5)
-    (folder / "tsne" / "test" / "me").mkdir(parents=True)
-    for one in projected:
-        (folder / "tsne" / "test" / "me" / f"{one.layer.name}.csv").write_text(places_as_csv(one))
-    (folder / "tsne" / "test" / "figures.csv").write_text(as_csv(table_of(measure(projected))))
-    [found] = find_histories(folder / "activations" / "test", ["state"])
-    (folder / "neighbours" / "test").mkdir(parents=True)
-    (folder / "neighbours" / "test" / "state.csv").write_text(as_csv([header(5), *lines(found)]))
-    (folder / "neighbours" / "test" / "table.csv").write_text(as_csv(table([found])))
-    (folder / "alignments" / "test").mkdir(parents=True)
-    weights = np.eye(5, 20)
-    posteriors = random.dirichlet(np.ones(8), 20)
-    for name in ("u1", "u2"):
-        np.savez_compressed(
-            folder / "alignments" / "test" / f"{name}.npz", tokens=list("_CAT"), seconds=0.8, onsets=[], blank_id=0,
-            vocabulary=list("-ABCDEFG"), posteriors=posteriors, **{"attention/decoder.attention": weights},
-        )  # fmt: skip
-        soundfile.write(folder / "alignments" / "test" / f"{name}.flac", 0.1 * random.normal(size=12_800), 16_000)
+from tests.support.looked_inside import HOSTILE, inside
 
 
 @pytest.fixture(scope="module")
@@ -198,11 +153,11 @@ def test_light_and_dark(page: Page) -> None:
         return sum(int(part) for part in rgb.split("(")[1].split(")")[0].split(",")[:3]) / 3
 
     assert brightness("body") > 200
-    page.get_by_role("button", name="use dark colours").click()
+    page.get_by_role("button", name="use dark colors").click()
     assert brightness("body") < 60
     fill = page.locator("#curves .main-svg").first.evaluate("(one) => one.style.background")
     assert "22, 24, 27" in fill
-    page.get_by_role("button", name="use light colours").click()
+    page.get_by_role("button", name="use light colors").click()
     assert brightness("body") > 200
 
 

@@ -18,7 +18,7 @@ from torch.nn.functional import linear, pad
 from asr_lightning.losses.transducer import lattice
 from asr_lightning.losses.transducer.check import kernels_work
 from asr_lightning.losses.transducer.lattice import Block, delayed, negligible, real_targets
-from asr_lightning.nn.masks import silence_padding
+from asr_lightning.nn.sequences import silence_padding
 
 LOGITS = {"cpu": 2**20, "cuda": 2**26}  # of a block: on a CPU they stay in its cache
 NARROW = 32  # frames of a block of the backward pass on a CPU: over more, the visited positions move too far

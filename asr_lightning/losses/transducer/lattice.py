@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.sequences import real_frames
 
 Block = tuple[slice, slice, slice]  # utterances, frames and positions of the lattice
 

@@ -28,7 +28,7 @@ from torch.nn.functional import linear, pad
 from asr_lightning.errors import InputError
 from asr_lightning.losses.transducer.joint import LOGITS, TransducerLoss, check_lengths, check_shapes, operations_for
 from asr_lightning.losses.transducer.lattice import delayed, negligible, real_targets, tanh_
-from asr_lightning.nn.masks import real_frames, silence_padding
+from asr_lightning.nn.sequences import real_frames, silence_padding
 
 NARROWER = 8.0  # divides the probability that a range may leave out on each side, from one widening to the next
 
