@@ -173,10 +173,10 @@ def test_errors(tiles: None, vocabulary: int, dtype: torch.dtype) -> None:
     targets, gradient = torch.arange(25).view(5, 5) % vocabulary, torch.tensor(2.0).expand(5)
     visits = [random(*LATTICE, seed=seed).sigmoid().masked_fill(~REAL, 0.0) for seed in (2, 3)]
     visits[0][0, 1, 1] = visits[1][0, 1, 1] = 0.4 * lattice.negligible(visits[0])
-    normaliser = random(*LATTICE, seed=4) + math.log(vocabulary)
-    known = targets, 1, normaliser, visits[0], visits[1], gradient
+    normalizer = random(*LATTICE, seed=4) + math.log(vocabulary)
+    known = targets, 1, normalizer, visits[0], visits[1], gradient
     for block in BLOCKS:
-        logits = random(*normaliser[block].shape, vocabulary, dtype=dtype)
+        logits = random(*normalizer[block].shape, vocabulary, dtype=dtype)
         expected, of_bias = lattice.errors(logits.float().clone(), *known, block)
         ours, of_our_bias = kernels.errors(logits, *known, block)
         assert ours.data_ptr() == logits.data_ptr() and ours.dtype == dtype
