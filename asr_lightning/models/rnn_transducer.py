@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.transducer import TransducerSearch
 from asr_lightning.errors import InputError
-from asr_lightning.losses.joint_transducer import joint_transducer_loss
-from asr_lightning.losses.transducer import torchaudio_loss, transducer_loss
+from asr_lightning.losses.transducer.joint import ExactLoss, TransducerLoss
+from asr_lightning.losses.transducer.logits import TorchaudioLoss, transducer_loss
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
@@ -138,8 +138,8 @@ class RNNTransducer(Recognizer):
         predictor: `LSTMPredictor` or `StatelessPredictor`.
         joint_dimension: Hidden units of the joint network.
         search: Beam search; greedy if None.
-        transducer_loss: `fused` computes the loss together with the joint network, block by block; `torchaudio`
-            computes the logits of all frames and tokens, for torchaudio's kernel.
+        transducer_loss: `ExactLoss`, `PrunedLoss` or `TorchaudioLoss`; `fused` and `torchaudio` are short for the first
+            and the last without arguments.
         **recognizer: Arguments of `Recognizer`.
 
     Raises:
@@ -151,18 +151,23 @@ class RNNTransducer(Recognizer):
         predictor: Predictor,
         joint_dimension: int,
         search: TransducerSearch | None = None,
-        transducer_loss: Literal["fused", "torchaudio"] = "fused",
+        transducer_loss: TransducerLoss | Literal["fused", "torchaudio"] = "fused",
         **recognizer: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**recognizer)
-        if transducer_loss not in ("fused", "torchaudio"):
-            raise InputError(f"expected the transducer_loss to be fused or torchaudio, got {transducer_loss}")
+        short = {"fused": ExactLoss, "torchaudio": TorchaudioLoss}
+        if not isinstance(transducer_loss, TransducerLoss):
+            if transducer_loss not in short:
+                raise InputError(
+                    f"expected the transducer_loss to be fused, torchaudio or a TransducerLoss, got {transducer_loss}"
+                )
+            transducer_loss = short[transducer_loss]()
         vocabulary = self.tokenizer.tokens
         self.encoder_projection = nn.Linear(self.encoder.dimension, joint_dimension)
         self.prediction = PredictionNetwork(vocabulary, predictor, joint_dimension)
         self.joint = Joint(vocabulary, joint_dimension)
         self.search = search or TransducerSearch()
-        self.transducer_loss = transducer_loss
+        self.transducer_loss: TransducerLoss = transducer_loss
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Axes of the projection of the encoder's output."""
@@ -181,14 +186,10 @@ class RNNTransducer(Recognizer):
 
     def decoder_loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
         """Return the transducer loss of each utterance, (B,)."""
-        frames, predicted, blank_id = self.project(encoded), self.predict(targets), self.tokenizer.blank_id
-        if self.transducer_loss == "torchaudio":
-            logits = self.joint(frames.unsqueeze(2), predicted.unsqueeze(1))  # (B, T, U + 1, V)
-            return torchaudio_loss(logits, targets, lengths, target_lengths, blank_id)
-        output = self.joint.output
-        return joint_transducer_loss(
-            frames, predicted, output.weight, output.bias, targets, lengths, target_lengths, blank_id
-        )
+        return self.transducer_loss(
+            self.project(encoded), self.predict(targets), self.joint.output,
+            targets, lengths, target_lengths, self.tokenizer.blank_id,
+        )  # fmt: skip
 
     @torch.no_grad()
     def decode(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:

@@ -53,6 +53,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
         features=features("PowerSpectrogram", "GlobalNormalization"),
         ctc_weight=0.3,
     ),
+    "RNN-T of LSTMs with the pruned loss": transducer(
+        transducer_loss={
+            "class_path": "asr_lightning.losses.transducer.pruned.PrunedLoss",
+            "init_args": {"width": 4, "left_out": 0.001},
+        },
+    ),
     "RNN-T with a Conformer": transducer(
         encoder=conformer(20), features=features("KaldiFilterBank", "GlobalNormalization", mels=20)
     ),
