@@ -155,19 +155,20 @@ class RNNTransducer(Recognizer):
         **recognizer: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**recognizer)
-        short = {"fused": ExactLoss, "torchaudio": TorchaudioLoss}
-        if not isinstance(transducer_loss, TransducerLoss):
-            if transducer_loss not in short:
-                raise InputError(
-                    f"expected the transducer_loss to be fused, torchaudio or a TransducerLoss, got {transducer_loss}"
-                )
-            transducer_loss = short[transducer_loss]()
+        if transducer_loss == "fused":
+            transducer_loss = ExactLoss()
+        elif transducer_loss == "torchaudio":
+            transducer_loss = TorchaudioLoss()
+        elif not isinstance(transducer_loss, TransducerLoss):
+            raise InputError(
+                f"expected the transducer_loss to be fused, torchaudio or a TransducerLoss, got {transducer_loss}"
+            )
         vocabulary = self.tokenizer.tokens
         self.encoder_projection = nn.Linear(self.encoder.dimension, joint_dimension)
         self.prediction = PredictionNetwork(vocabulary, predictor, joint_dimension)
         self.joint = Joint(vocabulary, joint_dimension)
         self.search = search or TransducerSearch()
-        self.transducer_loss: TransducerLoss = transducer_loss
+        self.transducer_loss = transducer_loss
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Axes of the projection of the encoder's output."""
