@@ -8,6 +8,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
+from asr_lightning.ablations.tuning import read_space
 from asr_lightning.callbacks.observation import check_paths
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.model import HiddenMarkovModel
@@ -16,7 +17,6 @@ from asr_lightning.models.experiment import parameters_without_memory
 from asr_lightning.models.instantiation import instantiate
 from asr_lightning.text.hangul import write_characters
 from asr_lightning.text.lexicon import Lexicon
-from asr_lightning.tools.search import read_space
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 PATHS = sorted([*EXPERIMENTS.glob("*.yaml"), *EXPERIMENTS.glob("demo/*.yaml")])

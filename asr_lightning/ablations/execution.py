@@ -11,12 +11,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from asr_lightning.ablations import PARENT
 from asr_lightning.ablations.overrides import differences
-from asr_lightning.ablations.plan import INSIDE, PlannedRun, write_experiments
+from asr_lightning.ablations.plan import INSIDE, PlannedRun, as_typed, write_experiments
 from asr_lightning.errors import InputError, printable
 from asr_lightning.files import held, read_experiment, write_atomically
 
@@ -26,18 +25,6 @@ GRACE_SECONDS = 120.0  # for a run to save a checkpoint and end
 LOCK_SECONDS = 15.0  # for a run to notice that its parent was killed
 CURSOR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # what progress bars tell a terminal
 SHOWN = re.compile(r"\S+ seed \d+, epoch ")  # lines of runs that are shown while they run
-
-
-class StoppedError(Exception):
-    """A signal asked this process to end.
-
-    Attributes:
-        status: Exit status of the process.
-    """
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
 
 
 def finished_commands(run: PlannedRun) -> list[list[str]]:
@@ -118,10 +105,8 @@ class Execution:
     def run(self) -> dict[Path, str]:
         """Run everything that can be run; return why runs failed, by folder.
 
-        Raises:
-            StoppedError: After Ctrl-C or SIGTERM; runs have saved and ended.
+        After an exception, as of Ctrl-C, runs have saved and ended.
         """
-        before = signal.signal(signal.SIGTERM, _stop)
         try:
             while self.waiting or self.running:
                 self._skip()
@@ -129,11 +114,8 @@ class Execution:
                 self._look()
                 if self.running:
                     time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt as error:
-            raise StoppedError(128 + signal.SIGINT) from error
         finally:
             self._end()
-            signal.signal(signal.SIGTERM, before)
         return self.failed
 
     def _skip(self) -> None:
@@ -168,7 +150,7 @@ class Execution:
             return
         write_experiments(run)
         log = (run.folder / "output.log").open("ab")
-        self._say(run, " ".join(("python", *left[0])))
+        self._say(run, as_typed(left[0]))
         process = subprocess.Popen(
             [sys.executable, *left[0]],
             stdout=log,
@@ -219,7 +201,7 @@ class Execution:
         for one in self.running:
             try:
                 one.process.wait(GRACE_SECONDS)
-            except (subprocess.TimeoutExpired, KeyboardInterrupt, StoppedError):
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 one.process.kill()
                 one.process.wait()
             one.log.close()
@@ -231,14 +213,10 @@ def run_outputs(commands: Sequence[Sequence[str]]) -> list[str]:
     for command in commands:
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, errors="replace", check=False)
         if done.returncode:
-            failed.append(f"python {' '.join(command)}\n{(done.stderr or done.stdout).strip()}")
+            failed.append(f"{as_typed(command)}\n{(done.stderr or done.stdout).strip()}")
         elif done.stdout.strip():
             print(done.stdout.strip().splitlines()[-1], flush=True)
     return failed
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise StoppedError(128 + number)
 
 
 def _wait_for_lock(folder: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from asr_lightning.ablations.definition import PLACEHOLDER, Ablation, Variant, at_scale, read_ablation
 from asr_lightning.ablations.overrides import Experiment, as_yaml, override
+from asr_lightning.asr import NAMES, RENAMED
 from asr_lightning.errors import InputError
-from asr_lightning.files import read_experiment, write_atomically
+from asr_lightning.files import read_yaml, write_atomically
 
 EXPERIMENT, INSIDE = "experiment.yaml", "inside.yaml"
 REHEARSED_SECONDS = 16.0  # of a training batch in a rehearsal
@@ -182,11 +183,14 @@ class _Planner:
         values = at_scale(variant.values, self.scale)
         within = {key.removeprefix("inside."): value for key, value in values.items() if key.startswith("inside.")}
         values = {key: value for key, value in values.items() if not key.startswith("inside.")}
-        experiment = override(_read(variant.base[self.scale]), _filled(values, places))
+        experiment = override(read_yaml(Path(variant.base[self.scale]), "the experiment"), _filled(values, places))
         experiment = self._changed(experiment, seed, folder)
         if self.scale not in variant.inside:
             return {EXPERIMENT: experiment}
-        looking = override(_read(variant.inside[self.scale]), _filled(within, {**places, "root": _root(experiment)}))
+        looking = override(
+            read_yaml(Path(variant.inside[self.scale]), "the experiment"),
+            _filled(within, {**places, "root": _root(experiment)}),
+        )
         inside = override(experiment, {"trainer.callbacks": looking.get("trainer", {}).get("callbacks", [])})
         return {EXPERIMENT: experiment, INSIDE: inside}
 
@@ -220,16 +224,6 @@ class _Planner:
             yield "lightning test --config {inside} --ckpt_path {checkpoint}"
 
 
-def _read(path: str) -> Experiment:
-    try:
-        experiment = read_experiment(Path(path))
-    except InputError as error:
-        raise InputError(f"cannot read the experiment {path}: {error}") from error
-    if not experiment:
-        raise InputError(f"{path}: expected an experiment with model, data and trainer, found nothing")
-    return experiment
-
-
 def _root(experiment: Experiment) -> str:
     """Return the folder of the corpus."""
     data = experiment.get("data") or {}
@@ -242,7 +236,16 @@ def _command(text: str, places: Mapping[str, str]) -> tuple[str, ...]:
         tool, *arguments = [word for part in shlex.split(text) for word in _words(part, places)]
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"expected a command as `lightning …` or `TOOL …`, found {text!r}: {error}") from error
+    if tool not in ("lightning", *NAMES, *RENAMED):
+        raise InputError(f"{text!r}: expected `lightning` or a command of `asr`, {', '.join(NAMES)}; found {tool!r}")
     return ("-m", "asr_lightning" if tool == "lightning" else f"asr_lightning.tools.{tool}", *arguments)
+
+
+def as_typed(command: Sequence[str]) -> str:
+    """Write what Python is called with as a user would type it."""
+    _, module, *arguments = command
+    words = ["lightning"] if module == "asr_lightning" else ["asr", module.rpartition(".")[2]]
+    return shlex.join([*words, *arguments])
 
 
 def _words(part: str, places: Mapping[str, str]) -> list[str]:

@@ -1,10 +1,15 @@
-"""Runs an ablation: everything that it needs, its variants over seeds, and the table beside the paper's numbers.
+"""Run a comparison ("ablation"): what it needs, its variants over seeds, then table, picture and page.
 
-Example: python -m asr_lightning.tools.ablate experiments/ablations/weight_selection.yaml --jobs 2
+Example:
+    asr ablate weight_selection --jobs 2
+    asr ablate weight_selection --scale full --dry-run
+
+A comparison is a YAML, as docs/ablations.md tells; the paper's numbers are printed beside ours. Called again the
+command goes on where it was stopped; finished runs are left alone. Runs lie in
+<output>/<scale>/<ablation>/<variant>/seed<k>. The exit status is 1 where a run failed.
 """
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,14 +19,69 @@ from typing import Any
 import yaml
 
 from asr_lightning.ablations.definition import SCALES
-from asr_lightning.ablations.execution import Execution, StoppedError, check_unchanged, run_outputs, state
-from asr_lightning.ablations.plan import EXPERIMENT, Plan, PlannedRun, plan_ablation
+from asr_lightning.ablations.execution import Execution, check_unchanged, run_outputs, state
+from asr_lightning.ablations.plan import EXPERIMENT, Plan, PlannedRun, as_typed, plan_ablation
+from asr_lightning.asr import main
 from asr_lightning.errors import InputError, reason
 from asr_lightning.files import load_yaml
 from asr_lightning.report.tables import MISSING, as_text, number
 from asr_lightning.tools.arguments import whole_number
 
 FOLDER = Path("experiments/ablations")  # of names without a path
+STOPPED = "stopped; the same command goes on from here"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("ablation", metavar="ABLATION", help=f"a YAML, or the name of one in {FOLDER}")
+    parser.add_argument("--scale", choices=SCALES, default="demo", help="size of experiments (default: demo)")
+    parser.add_argument("--seeds", type=whole_number(0), nargs="+", default=[], metavar="N",
+                        help="default: those of the ablation, mostly 1 2 3")  # fmt: skip
+    parser.add_argument("--variants", nargs="+", default=[], metavar="NAME", help="some of them (default: all)")
+    parser.add_argument("--jobs", type=whole_number(1), default=1, metavar="N", help="runs at a time (default: 1)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs (default: runs)"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
+                        help="another value for every experiment, as data.init_args.root=/corpora/LibriSpeech; "
+                        "repeatable")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="remove runs that were begun with other values")
+    parser.add_argument("--verbose", action="store_true", help="show all lines of runs (default: one per epoch)")
+    parser.add_argument("--only", metavar="FOLDER", type=Path,
+                        help="run this one of --print-commands, without what it needs and without results")  # fmt: skip
+    parser.add_argument("--rehearse", action="store_true",
+                        help="two steps and a tiny evaluation of every run of one seed, and all results, in "
+                        "<output>/rehearsal")  # fmt: skip
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--dry-run", action="store_true", help="say what would run, in which order, and run nothing")
+    way.add_argument("--print-commands", action="store_true",
+                     help="print a command per run, for a cluster: those of a level may run together")  # fmt: skip
+    way.add_argument("--results", action="store_true", help="write the results of what is finished, and run nothing")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Plan the ablation, and do what the options ask for; return the exit status."""
+    path = Path(options.ablation)
+    path = path if path.suffix == ".yaml" else FOLDER / f"{path}.yaml"
+    changes, seeds, names = _changes(options.changes), options.seeds, options.variants
+    plan = plan_ablation(path, options.scale, options.output, seeds, names, changes, options.rehearse)
+    if options.dry_run or options.print_commands:
+        print(describe(plan) if options.dry_run else commands(plan, options.typed))
+        return 0
+    if options.results:
+        print(_results(plan))
+        return 0
+    runs = list(plan.runs) if options.only is None else [_only(plan, options.only)]
+    check_unchanged(runs, options.overwrite)
+    failed = Execution(runs, options.jobs, options.verbose).run()
+    if options.only is None and not failed:
+        broken = run_outputs(plan.outputs)
+        failed = {plan.folder: "\n".join(broken)} if broken else {}
+    for folder, why in failed.items():
+        print(f"{folder}: {why}", file=sys.stderr)
+    if options.only is None and (not failed or any(state(run) == "finished" for run in plan.compared)):
+        print(_results(plan))
+    return 1 if failed else 0
 
 
 def describe(plan: Plan) -> str:
@@ -41,8 +101,8 @@ def describe(plan: Plan) -> str:
         f"{plan.ablation.question} [{plan.ablation.source}]",
         as_text(table),
         f"{len(plan.runs)} runs, {len(left)} of them not finished. Hours: of training, as measured; {MISSING} where no "
-        "seed of the variant has been trained; `python -m asr_lightning.tools.costs RUN` has other machines.",
-        *(f"at the end: python {shlex.join(command)}" for command in plan.outputs),
+        "seed of the variant has been trained; `asr compare RUN --costs` has other machines.",
+        *(f"at the end: {as_typed(command)}" for command in plan.outputs),
         f"results: {plan.folder}",
     ])  # fmt: skip
 
@@ -74,50 +134,14 @@ def _hours(run: PlannedRun) -> float | None:
 
 def commands(plan: Plan, arguments: Sequence[str]) -> str:
     """Return a line for each run that is not finished, by level: those of a level may run at the same time."""
+    arguments = [argument for argument in arguments if argument != "--print-commands"]
     lines = []
     for level in sorted({run.level for run in plan.runs}):
         lines.append(f"# level {level}")
         for run in plan.runs:
             if run.level == level and state(run) != "finished":
-                lines.append(
-                    shlex.join(["python", "-m", "asr_lightning.tools.ablate", *arguments, "--only", str(run.folder)])
-                )
+                lines.append(shlex.join(["asr", "ablate", *arguments, "--only", str(run.folder)]))
     return "\n".join(lines)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m asr_lightning.tools.ablate",
-        description="Run an ablation: what it needs, its variants over seeds, then table, picture and page with the "
-        "paper's numbers beside ours. Called again it goes on where it was stopped; finished runs are left alone.",
-        epilog="An ablation is a YAML, as docs/ablations.md tells. Runs lie in "
-        "<output>/<scale>/<ablation>/<variant>/seed<k>.",
-    )
-    parser.add_argument("ablation", metavar="ABLATION", help=f"a YAML, or the name of one in {FOLDER}")
-    parser.add_argument("--scale", choices=SCALES, default="demo", help="size of experiments (default: demo)")
-    parser.add_argument("--seeds", type=whole_number(0), nargs="+", default=[], metavar="N",
-                        help="(default: those of the ablation, mostly 1 2 3)")  # fmt: skip
-    parser.add_argument("--variants", nargs="+", default=[], metavar="NAME", help="some of them (default: all)")
-    parser.add_argument("--jobs", type=whole_number(1), default=1, metavar="N", help="runs at a time (default: 1)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs (default: runs)"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
-                        help="another value for every experiment, as data.init_args.root=/corpora/LibriSpeech; "
-                        "repeatable")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="remove runs that were begun with other values")
-    parser.add_argument("--verbose", action="store_true", help="show all lines of runs (default: one per epoch)")
-    parser.add_argument("--only", metavar="FOLDER", type=Path,
-                        help="run this one of --print-commands, without what it needs and without results")  # fmt: skip
-    parser.add_argument("--rehearse", action="store_true",
-                        help="two steps and a tiny evaluation of every run of one seed, and all results, in "
-                        "<output>/rehearsal")  # fmt: skip
-    way = parser.add_mutually_exclusive_group()
-    way.add_argument("--dry-run", action="store_true", help="say what would run, in which order, and run nothing")
-    way.add_argument("--print-commands", action="store_true",
-                     help="print a command per run, for a cluster: those of a level may run together")  # fmt: skip
-    way.add_argument("--results", action="store_true", help="write the results of what is finished, and run nothing")
-    return parser
 
 
 def _changes(texts: Sequence[str]) -> dict[str, Any]:
@@ -153,51 +177,5 @@ def _only(plan: Plan, folder: Path) -> PlannedRun:
     return runs[folder]
 
 
-def ablate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Do what the options say; return the exit status.
-
-    Raises:
-        InputError: The ablation cannot be planned, or a run was begun with other values.
-    """
-    path = Path(options.ablation)
-    path = path if path.suffix == ".yaml" else FOLDER / f"{path}.yaml"
-    changes, seeds, names = _changes(options.changes), options.seeds, options.variants
-    plan = plan_ablation(path, options.scale, options.output, seeds, names, changes, options.rehearse)
-    if options.dry_run or options.print_commands:
-        print(describe(plan) if options.dry_run else commands(plan, arguments))
-        return 0
-    if options.results:
-        print(_results(plan))
-        return 0
-    runs = list(plan.runs) if options.only is None else [_only(plan, options.only)]
-    check_unchanged(runs, options.overwrite)
-    failed = Execution(runs, options.jobs, options.verbose).run()
-    if options.only is None and not failed:
-        broken = run_outputs(plan.outputs)
-        failed = {plan.folder: "\n".join(broken)} if broken else {}
-    for folder, why in failed.items():
-        print(f"{folder}: {why}", file=sys.stderr)
-    if options.only is None and (not failed or any(state(run) == "finished" for run in plan.compared)):
-        print(_results(plan))
-    return 1 if failed else 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its status: 0, 1 where a run failed, 2 where the input cannot be used, 130, 143."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
-    try:
-        return ablate(options, [argument for argument in given if argument != "--print-commands"])
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # as by `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except StoppedError as error:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return error.status
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["ablate", *sys.argv[1:]]))

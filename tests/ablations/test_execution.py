@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from asr_lightning.ablations.overrides import as_yaml, override
+from asr_lightning.asr import main
 from asr_lightning.files import read_experiment
-from asr_lightning.tools.ablate import main
 
 PROJECT = Path(__file__).parents[2]
 NETWORK = {
@@ -208,5 +208,5 @@ def test_the_script_for_slurm_rehearses_every_run_after_what_it_needs(folder: Pa
 def test_wrong_options_are_told(
     folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["small.yaml", *arguments]) == 2
+    assert main(["ablate", "small.yaml", *arguments]) == 2
     assert message in capsys.readouterr().err

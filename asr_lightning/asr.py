@@ -1,0 +1,144 @@
+"""The command `asr`: everything around training, which is `lightning`.
+
+    asr transcribe --checkpoint runs/rnnt/checkpoints/last.ckpt speech.wav
+
+Each command is a file of `asr_lightning.tools` with two functions, `add_arguments(parser)` and `run(options)`. What is
+slow to import, as torch and matplotlib, is imported by `run` only, so that `--help` and wrong options answer at once.
+
+Exit statuses: 0; 1 where something failed, and the rest was done; 2 where the input cannot be used; 130 after Ctrl-C
+and 143 after SIGTERM.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import shutil
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from asr_lightning.errors import InputError, printable
+
+COMMANDS = {
+    "Use a trained network": {
+        "transcribe": "write what is said in audio files",
+        "align": "write when the words and phones of a corpus are spoken",
+    },
+    "Prepare a training": {
+        "units": "make the tokens of a recognizer from transcripts",
+        "ngram": "estimate n-gram language models, and measure their perplexity",
+        "hybrid": "make the states, alignments and graphs of a BLSTM-HMM hybrid; tune its language model",
+        "shards": "write a corpus as tar files",
+        "parameters": "count the parameters of experiments",
+    },
+    "Run many trainings": {
+        "ablate": "run a comparison: its variants over seeds, and the table beside the paper's numbers",
+        "tune": "tune values of an experiment by a development set",
+    },
+    "Look at finished runs": {
+        "compare": "compare runs: error rates, significance, convergence, costs",
+        "report": "write one HTML page of runs",
+        "dashboard": "make a W&B workspace and report of runs",
+        "average": "average checkpoints, and measure what that gains",
+        "path": "measure the loss on straight lines between networks",
+        "boundaries": "measure how far the borders of alignments are off",
+    },
+}
+NAMES = [name for commands in COMMANDS.values() for name in commands]
+# What commands were called before, and what they are now.
+RENAMED = {
+    "search": ["tune"],
+    "summarize": ["compare", "--rates"],
+    "convergence": ["compare", "--convergence"],
+    "costs": ["compare", "--costs"],
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The name of the command and its arguments; `sys.argv` if None.
+
+    Returns:
+        The exit status.
+    """
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    name, *first = RENAMED.get(name, [name])
+    if name not in NAMES:
+        print(f"error: no command {printable(name)!r}; {_nearest(name)}`asr --help` lists them", file=sys.stderr)
+        return 2
+    command = importlib.import_module(f"asr_lightning.tools.{name}")
+    about, _, more = str(command.__doc__).partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog=f"asr {name}",
+        description=_wrap(about),
+        epilog=_wrap(more),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    options = parser.parse_args([*first, *rest], argparse.Namespace(typed=rest))
+    try:
+        with _terminable():
+            return int(command.run(options))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a full disk, or a folder that cannot be written
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(getattr(command, "STOPPED", "stopped"), file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+
+
+def overview() -> str:
+    """Return the list of commands, by purpose."""
+    lines = ["usage: asr COMMAND ...; `asr COMMAND --help` has its options. `lightning` trains and tests."]
+    for purpose, commands in COMMANDS.items():
+        lines += ["", f"{purpose}:", *(f"  {name:<12}{about}" for name, about in commands.items())]
+    return "\n".join(lines)
+
+
+def _wrap(text: str) -> str:
+    """Wrap paragraphs to the width of the terminal; those with indented lines, as examples, stay as they are."""
+    width = shutil.get_terminal_size().columns - 2
+    paragraphs = text.strip("\n").split("\n\n")
+    return "\n\n".join(each if "    " in each else textwrap.fill(each, width) for each in paragraphs)
+
+
+def _nearest(name: str) -> str:
+    nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)
+    return f"the nearest is {nearest[0]!r}; " if nearest else ""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `Terminated` at SIGTERM, so that half-written files are removed and child processes are ended."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
