@@ -72,26 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if name in ("-h", "--help"):
-        print(overview())
-        return 0
     name, *first = RENAMED.get(name, [name])
-    if name not in NAMES:
-        print(f"error: no command {printable(name)!r}; {_nearest(name)}`asr --help` lists them", file=sys.stderr)
-        return 2
-    command = importlib.import_module(f"asr_lightning.tools.{name}")
-    about, _, more = str(command.__doc__).partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog=f"asr {name}",
-        description=_wrap(about),
-        epilog=_wrap(more),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_arguments(parser)
-    options = parser.parse_args([*first, *rest], argparse.Namespace(typed=rest))
     try:
         with _terminable():
-            return int(command.run(options))
+            try:
+                return _run(name, [*first, *rest])
+            finally:
+                sys.stdout.flush()  # so that a closed pipe is noticed here
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -102,8 +89,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
+        command = sys.modules.get(f"asr_lightning.tools.{name}")
         print(getattr(command, "STOPPED", "stopped"), file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name not in NAMES:
+        nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
+        raise InputError(f"no command {name!r}; the nearest is {nearest!r}; `asr --help` lists them")
+    parser = make_parser(name)
+    options = parser.parse_args(arguments, argparse.Namespace(typed=arguments))
+    return int(sys.modules[f"asr_lightning.tools.{name}"].run(options))
+
+
+def make_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of a command; its help has what the documentation of the command's file says."""
+    command = importlib.import_module(f"asr_lightning.tools.{name}")
+    about, _, more = str(command.__doc__).partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog=f"asr {name}",
+        description=_wrap(about),
+        epilog=_wrap(more),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    return parser
 
 
 def overview() -> str:
@@ -119,11 +133,6 @@ def _wrap(text: str) -> str:
     width = shutil.get_terminal_size().columns - 2
     paragraphs = text.strip("\n").split("\n\n")
     return "\n\n".join(each if "    " in each else textwrap.fill(each, width) for each in paragraphs)
-
-
-def _nearest(name: str) -> str:
-    nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)
-    return f"the nearest is {nearest[0]!r}; " if nearest else ""
 
 
 @contextmanager

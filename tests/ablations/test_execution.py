@@ -181,7 +181,9 @@ def test_the_script_for_slurm_rehearses_every_run_after_what_it_needs(folder: Pa
     Path("bin/sbatch").write_text(SBATCH, "utf-8")
     Path("bin/sbatch").chmod(0o755)
     Path("bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', "utf-8")
-    Path("bin/python").chmod(0o755)
+    Path("bin/asr").write_text(f'#!/bin/sh\nexec {sys.executable} -m asr_lightning.asr "$@"\n', "utf-8")
+    for name in ("python", "asr"):
+        Path("bin", name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{Path('bin').absolute()}:{os.environ['PATH']}", "BIN": "bin"}
     command = ["bash", str(PROJECT / "experiments/cluster/ablation.sh"), "small.yaml", "--rehearse"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
