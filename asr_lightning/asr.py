@@ -71,7 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if arguments is None:
+        add_current_folder()
+        arguments = sys.argv[1:]
+    name, *rest = list(arguments) or ["--help"]
     name, *first = RENAMED.get(name, [name])
     try:
         with _terminable():
@@ -104,6 +107,12 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     parser = make_parser(name)
     options = parser.parse_args(arguments, argparse.Namespace(typed=arguments))
     return int(sys.modules[f"asr_lightning.tools.{name}"].run(options))
+
+
+def add_current_folder() -> None:
+    """Let experiments name classes in modules of the current folder, as `python -m` does and a script does not."""
+    if not sys.flags.safe_path and os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def make_parser(name: str) -> argparse.ArgumentParser:

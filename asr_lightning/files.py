@@ -251,9 +251,9 @@ def read_yaml(path: Path, kind: str) -> dict[str, Any]:
     try:
         content = read_experiment(path)
     except InputError as error:
-        raise InputError(f"cannot read {kind} {path.absolute()}: {error}") from error
+        raise InputError(f"cannot read {kind} {path}: {error}") from error
     if not content:
-        raise InputError(f"{path.absolute()}: expected {kind}, keys with values, found none")
+        raise InputError(f"{path}: expected {kind}, keys with values, found none")
     return content
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from asr_lightning.ablations.costs import costs_section
 from asr_lightning.ablations.definition import Variant
 from asr_lightning.ablations.plan import Plan, PlannedRun
 from asr_lightning.errors import InputError
@@ -21,7 +22,7 @@ Pairs = dict[tuple[str, str], PairComparison]  # by variant and subset
 
 
 def write_results(plan: Plan) -> str:
-    """Write `table.md`, `table.csv`, curves and `page.html` of what is finished, and return what to tell the user.
+    """Write table, page, costs and the sections of `asr compare` of what is finished; return what to tell the user.
 
     Raises:
         InputError: No run has rates, or a file of one is malformed.
@@ -184,7 +185,7 @@ def _commit() -> str:
 
 
 def _write_sections(plan: Plan, runs: Sequence[PlannedRun], experiments: Sequence[Experiment]) -> None:
-    """Write curves of the runs that were trained, final rates, significance and sentences."""
+    """Write curves of the runs that were trained, final rates, significance, sentences and costs."""
     metrics = plan.ablation.metrics
     trained = [run for run in runs if (run.folder / RATES["validation"]).exists()]
     names = {run.name for run in trained}
@@ -196,3 +197,5 @@ def _write_sections(plan: Plan, runs: Sequence[PlannedRun], experiments: Sequenc
     final_section(experiments, metrics).write(plan.folder)
     if _baseline(plan, experiments) and (tests := significance_section(experiments, plan.ablation.baseline, [])):
         tests.write(plan.folder)
+    if costs := costs_section(plan.runs):
+        costs.write(plan.folder)

@@ -10,6 +10,7 @@ command goes on where it was stopped; finished runs are left alone. Runs lie in
 """
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from asr_lightning.ablations.costs import read_costs, total
 from asr_lightning.ablations.definition import SCALES
 from asr_lightning.ablations.execution import Execution, check_unchanged, run_outputs, state
 from asr_lightning.ablations.plan import EXPERIMENT, Plan, PlannedRun, as_typed, plan_ablation
@@ -86,22 +88,24 @@ def run(options: argparse.Namespace) -> int:
 
 def describe(plan: Plan) -> str:
     """Return the plan as a table: a line per run, in the order in which they can run."""
-    hours = {run.folder: _hours(run) for run in plan.runs}
+    known = {run.folder: costs for run in plan.runs if (costs := _costs(run))}
     counts: dict[str, str] = {}
-    table = [["level", "run", "parameters", "hours", "state"]]
+    table = [["level", "run", "parameters", "hours", "GB", "state"]]
     for run in sorted(plan.runs, key=lambda run: run.level):
         key = str(run.experiments[EXPERIMENT].get("model"))
         if key not in counts:
             counts[key] = _parameters(run)
-        of_variant = [taken for folder, taken in hours.items() if folder.parent == run.folder.parent and taken]
-        taken = hours[run.folder] or (sum(of_variant) / len(of_variant) if of_variant else None)
-        table.append([str(run.level), str(run.folder), counts[key], number(taken, ".2f"), state(run)])
+        of_variant = [costs for folder, costs in known.items() if folder.parent == run.folder.parent]
+        hours, gigabytes = known.get(run.folder) or _mean(of_variant)
+        measured = [number(hours, ".2f"), number(gigabytes, ".2f")]
+        table.append([str(run.level), str(run.folder), counts[key], *measured, state(run)])
     left = [run for run in plan.runs if state(run) != "finished"]
     return "\n".join([
         f"{plan.ablation.question} [{plan.ablation.source}]",
         as_text(table),
-        f"{len(plan.runs)} runs, {len(left)} of them not finished. Hours: of training, as measured; {MISSING} where no "
-        "seed of the variant has been trained; `asr compare RUN --costs` has other machines.",
+        f"{len(plan.runs)} runs, {len(left)} of them not finished. Hours and GB: wall time and peak memory of a run's "
+        f"commands, as measured, else of other seeds of the variant; {MISSING} where there are none. "
+        "`asr compare RUN --costs` has other machines.",
         *(f"at the end: {as_typed(command)}" for command in plan.outputs),
         f"results: {plan.folder}",
     ])  # fmt: skip
@@ -120,8 +124,10 @@ def _parameters(run: PlannedRun) -> str:
         return "known later"
 
 
-def _hours(run: PlannedRun) -> float | None:
-    """Return the hours that a run has been trained."""
+def _costs(run: PlannedRun) -> tuple[float, float] | None:
+    """Return the hours that a run has taken, and its peak memory in gigabytes, nan if not known; None if it is new."""
+    if (costs := total(read_costs(run.folder))) is not None:
+        return costs
     # here, since it imports matplotlib
     from asr_lightning.report.run_folders import SECONDS, numbers, read_metrics, versions
 
@@ -129,7 +135,14 @@ def _hours(run: PlannedRun) -> float | None:
         logged = [value for start in versions(run.folder) for value in numbers(read_metrics(start), SECONDS)]
     except InputError:
         return None
-    return logged[-1] / 3600 if logged else None
+    return (logged[-1] / 3600, math.nan) if logged else None
+
+
+def _mean(costs: Sequence[tuple[float, float]]) -> tuple[float | None, float | None]:
+    """Return mean hours, and the most gigabytes, of some runs."""
+    if not costs:
+        return None, None
+    return sum(hours for hours, _ in costs) / len(costs), max(gigabytes for _, gigabytes in costs)
 
 
 def commands(plan: Plan, arguments: Sequence[str]) -> str:

@@ -131,7 +131,6 @@ def test_networks_that_compute_something_else_are_refused(tmp_path: Path, experi
     [
         (["--points", "1"], "--from, --to and --points: expected 2 or more places"),
         (["--from", "0.5"], "range that holds 0 and 1"),
-        (["--utterances", "-1"], "--utterances: expected 0 or more"),
         (["--subset", "nowhere"], "nowhere"),
         (["--config", "missing.yaml"], "missing.yaml: No such file"),
     ],
