@@ -1,4 +1,10 @@
-"""The command `lightning`, also as `python -m asr_lightning`."""
+"""The command `lightning`, also as `python -m asr_lightning`.
+
+What it imports takes 13 s of processor time, measured on two cores beside other work: torch 2.9, torch._dynamo 4.1 (by
+lightning.fabric.wrappers), scipy.signal 1.9 and matplotlib 1.3 (both by torchmetrics), torchmetrics and Lightning 1.0,
+wandb 0.9, numpy 0.2, jsonargparse 0.1, this project 0.3; the options of all commands take 0.3. Nearly all of it is
+imported by Lightning before any option is read; the list of commands needs none of it.
+"""
 
 import sys
 

@@ -44,7 +44,7 @@ def note_cost(run: PlannedRun, command: Sequence[str], seconds: float, usage: st
         status: Exit status.
     """
     cost = Cost(as_typed(command), round(seconds, 1), round(RSS_UNIT * usage.ru_maxrss / 1e9, 3), status)
-    costs = [asdict(one) for one in [*read_costs(run.folder), cost]]
+    costs = [asdict(each) for each in [*read_costs(run.folder), cost]]
     write_atomically(run.folder / COSTS, json.dumps(costs, indent=1) + "\n")
 
 

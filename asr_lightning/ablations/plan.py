@@ -101,7 +101,7 @@ def plan_ablation(
     """
     planner = _Planner(scale, output / "rehearsal" if rehearsal else output, dict(changes or {}), rehearsal)
     ablation = read_ablation(path)
-    there = [name for name, one in ablation.variants.items() if isinstance(one, str) or scale in one.scales]
+    there = [name for name, variant in ablation.variants.items() if isinstance(variant, str) or scale in variant.scales]
     if unknown := [name for name in variants if name not in there]:
         raise InputError(
             f"{path}: no variant {', '.join(unknown)} at the scale {scale}; expected some of {', '.join(there)}"
@@ -158,7 +158,7 @@ class _Planner:
         return run
 
     def _run(self, variant: Variant, seed: int, folder: Path, needed: Mapping[str, PlannedRun]) -> PlannedRun:
-        places = {
+        fields = {
             **{name: str(run.folder) for name, run in needed.items()},
             "folder": str(folder),
             "experiment": str(folder / EXPERIMENT),
@@ -169,27 +169,27 @@ class _Planner:
             "seed": str(seed),
             "scale": self.scale,
         }
-        experiments = self._experiments(variant, seed, folder, places)
-        places["root"] = _root(experiments[EXPERIMENT])
+        experiments = self._experiments(variant, seed, folder, fields)
+        fields["root"] = _root(experiments[EXPERIMENT])
         level = 1 + max((run.level for run in needed.values()), default=-1)
         needs = tuple(run.folder for run in needed.values())
-        commands = tuple(_command(text, places) for text in self._texts(variant, seed, experiments))
+        commands = tuple(_command(text, fields) for text in self._texts(variant, seed, experiments))
         return PlannedRun(variant.name, seed, folder, experiments, commands, needs, level)
 
     def _experiments(
-        self, variant: Variant, seed: int, folder: Path, places: Mapping[str, str]
+        self, variant: Variant, seed: int, folder: Path, fields: Mapping[str, str]
     ) -> dict[str, Experiment]:
         """Compose what a run trains or tests, and what looks into it."""
         values = at_scale(variant.values, self.scale)
         within = {key.removeprefix("inside."): value for key, value in values.items() if key.startswith("inside.")}
         values = {key: value for key, value in values.items() if not key.startswith("inside.")}
-        experiment = override(read_yaml(Path(variant.base[self.scale]), "the experiment"), _filled(values, places))
+        experiment = override(read_yaml(Path(variant.base[self.scale]), "the experiment"), _filled(values, fields))
         experiment = self._changed(experiment, seed, folder)
         if self.scale not in variant.inside:
             return {EXPERIMENT: experiment}
         looking = override(
             read_yaml(Path(variant.inside[self.scale]), "the experiment"),
-            _filled(within, {**places, "root": _root(experiment)}),
+            _filled(within, {**fields, "root": _root(experiment)}),
         )
         inside = override(experiment, {"trainer.callbacks": looking.get("trainer", {}).get("callbacks", [])})
         return {EXPERIMENT: experiment, INSIDE: inside}
@@ -230,10 +230,10 @@ def _root(experiment: Experiment) -> str:
     return str((data.get("init_args") or {}).get("root", ""))
 
 
-def _command(text: str, places: Mapping[str, str]) -> tuple[str, ...]:
+def _command(text: str, fields: Mapping[str, str]) -> tuple[str, ...]:
     """Return what Python is called with for `lightning …` or `TOOL …`."""
     try:
-        tool, *arguments = [word for part in shlex.split(text) for word in _words(part, places)]
+        tool, *arguments = [word for part in shlex.split(text) for word in _words(part, fields)]
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"expected a command as `lightning …` or `TOOL …`, found {text!r}: {error}") from error
     if tool not in ("lightning", *NAMES, *RENAMED):
@@ -248,21 +248,21 @@ def as_typed(command: Sequence[str]) -> str:
     return shlex.join([*words, *arguments])
 
 
-def _words(part: str, places: Mapping[str, str]) -> list[str]:
+def _words(part: str, fields: Mapping[str, str]) -> list[str]:
     """Fill a word; the runs become a word each."""
-    return places["runs"].split("\n") if part == "{runs}" and "runs" in places else [_fill(part, places)]
+    return fields["runs"].split("\n") if part == "{runs}" and "runs" in fields else [_fill(part, fields)]
 
 
-def _filled(value: Any, places: Mapping[str, str]) -> Any:  # noqa: ANN401 - any value of a YAML
+def _filled(value: Any, fields: Mapping[str, str]) -> Any:  # noqa: ANN401 - any value of a YAML
     if isinstance(value, str):
-        return _fill(value, places)
+        return _fill(value, fields)
     if isinstance(value, Mapping):
-        return {key: _filled(member, places) for key, member in value.items()}
-    return [_filled(member, places) for member in value] if isinstance(value, list) else value
+        return {key: _filled(member, fields) for key, member in value.items()}
+    return [_filled(member, fields) for member in value] if isinstance(value, list) else value
 
 
-def _fill(text: str, places: Mapping[str, str]) -> str:
-    return PLACEHOLDER.sub(lambda match: places.get(match[1], match[0]), text)
+def _fill(text: str, fields: Mapping[str, str]) -> str:
+    return PLACEHOLDER.sub(lambda match: fields.get(match[1], match[0]), text)
 
 
 def _output(
@@ -280,9 +280,13 @@ def _output(
         return ()
     folder = planner.folder(ablation)
     needs = {name: str(planner.add(path, ablation, name, 1).folder) for name in named if name in ablation.needs}
-    places = {"output": str(folder), "runs": "\n".join(str(run.folder) for run in compared), "scale": planner.scale}
-    places["root"] = _root(compared[0].experiments[EXPERIMENT])
-    whole = {**places, **needs, **{name: str(there) for name, there in folders.items()}}
+    fields = {
+        "output": str(folder),
+        "runs": "\n".join(str(run.folder) for run in compared),
+        "scale": planner.scale,
+    }
+    fields["root"] = _root(compared[0].experiments[EXPERIMENT])
+    whole = {**fields, **needs, **{name: str(there) for name, there in folders.items()}}
     words = list(_command(spec["command"], whole))
     for seed in planner.seeds if "each_seed" in spec else ():
         of_seed = {**whole, **{name: str(there / f"seed{seed}") for name, there in folders.items()}}

@@ -50,7 +50,7 @@ def write_results(plan: Plan) -> str:
         as_text(table),
         *([as_text(epochs)] if epochs else []),
         *notes,
-        *(f"left out: {one}" for one in problems + left_out),
+        *(f"left out: {problem}" for problem in problems + left_out),
     ]
     files = ", ".join(
         sorted(file.name for file in plan.folder.iterdir() if file.is_file() and not file.name.startswith("."))
@@ -174,7 +174,7 @@ def _notes(plan: Plan) -> list[str]:
         "the number of comparisons.",
     ]
     variants = ((name, ablation.variants[name]) for name in plan.variants)
-    notes += [f"{name}: {one.note}" for name, one in variants if isinstance(one, Variant) and one.note]
+    notes += [f"{name}: {variant.note}" for name, variant in variants if isinstance(variant, Variant) and variant.note]
     where = f"Commit {_commit()}, {time.strftime('%Y-%m-%d')}: asr ablate {ablation.name}"
     return [*notes, f"{where} --scale {plan.scale}"]
 

@@ -34,7 +34,7 @@ SPACE, PIECE = "_", "▁"  # a character token of its own; what begins a sentenc
 
 @dataclass(frozen=True)
 class Timed:
-    """An utterance and when its words, and maybe phones, are spoken; or why nobody knows."""
+    """An utterance and the times of its words, and maybe phones; or why there are none."""
 
     id: str
     seconds: float = 0.0
@@ -43,7 +43,7 @@ class Timed:
 
 
 def by_states(model: HiddenMarkovModel, aligned: Iterable[Aligned], hop: float, window: float) -> Iterator[Timed]:
-    """Say when words and phones are spoken whose states are known.
+    """Give the times of words and phones whose states are known.
 
     Args:
         model: Whose transition ids.
@@ -51,20 +51,24 @@ def by_states(model: HiddenMarkovModel, aligned: Iterable[Aligned], hop: float, 
         hop: Seconds from frame to frame.
         window: Seconds of a frame.
     """
-    for one in aligned:
-        if one.problem:
-            yield Timed(one.id, problem=one.problem)
+    for utterance in aligned:
+        if utterance.problem:
+            yield Timed(utterance.id, problem=utterance.problem)
             continue
-        runs = phone_runs(model, one.transition_ids)
-        words = in_seconds(word_runs(model.lexicon, runs, one.words), hop, window, one.seconds)
-        yield Timed(one.id, one.seconds, {"words": words, "phones": in_seconds(runs, hop, window, one.seconds)})
+        runs = phone_runs(model, utterance.transition_ids)
+        words = in_seconds(word_runs(model.lexicon, runs, utterance.words), hop, window, utterance.seconds)
+        yield Timed(
+            utterance.id,
+            utterance.seconds,
+            {"words": words, "phones": in_seconds(runs, hop, window, utterance.seconds)},
+        )
 
 
 def by_ctc(recognizer: Recognizer, batches: Iterable[Batch]) -> Iterator[Timed]:
-    """Say when words are spoken by the most probable path of a CTC output that says the transcript.
+    """Give the times of words, by the most probable path of a CTC output for the transcript.
 
     A word begins with the first frame of its first token, and ends with the last one of its last: such an output peaks
-    where it is sure of a token, and does not say how long it lasts.
+    where it is sure of a token, and does not tell how long it lasts.
     """
     tokenizer = recognizer.tokenizer
     for batch in batches:
@@ -74,16 +78,16 @@ def by_ctc(recognizer: Recognizer, batches: Iterable[Batch]) -> Iterator[Timed]:
         seen = observe(recognizer, batch.to(recognizer.device), {}, tokens)
         assert seen.log_probs is not None, "no CTC output"
         begins, ends = seen.spans(seen.lengths)
-        for row, (id, said) in enumerate(zip(batch.ids, tokens, strict=True)):
+        for row, (id, sequence) in enumerate(zip(batch.ids, tokens, strict=True)):
             seconds, frames = int(batch.audio_lengths[row]) / batch.sample_rate, int(seen.lengths[row])
-            places = forced_alignment(seen.log_probs[row, :frames], said, tokenizer.blank_id) if said else []
-            if not places:
-                reason = f"too short: {frames} frames for {len(said)} tokens" if said else "an empty transcript"
+            positions = forced_alignment(seen.log_probs[row, :frames], sequence, tokenizer.blank_id) if sequence else []
+            if not positions:
+                reason = f"too short: {frames} frames for {len(sequence)} tokens" if sequence else "an empty transcript"
                 yield Timed(id, problem=reason)
                 continue
             words = [
-                Segment(max(0.0, begins[places[first][0]]), min(seconds, ends[places[last][1]]), word)
-                for first, last, word in word_spans([tokenizer.tokens[token] for token in said])
+                Segment(max(0.0, begins[positions[first][0]]), min(seconds, ends[positions[last][1]]), word)
+                for first, last, word in word_spans([tokenizer.tokens[token] for token in sequence])
             ]
             yield Timed(id, seconds, {"words": words})
 
@@ -92,15 +96,15 @@ def word_spans(tokens: Sequence[str]) -> list[tuple[int, int, str]]:
     """Return the first and the last token of every word, and the word."""
     spans: list[tuple[int, int, str]] = []
     inside = False
-    for place, token in enumerate(tokens):
+    for index, token in enumerate(tokens):
         text = token.removeprefix(PIECE)
         if token == SPACE or not text:
             inside = False
         elif inside and not token.startswith(PIECE):
             first, _, word = spans[-1]
-            spans[-1] = (first, place, word + text)
+            spans[-1] = (first, index, word + text)
         else:
-            spans.append((place, place, text))
+            spans.append((index, index, text))
             inside = True
     return spans
 
@@ -123,13 +127,13 @@ def write_subset(timed: Iterable[Timed], tiers: Sequence[str], subset: str, outp
         for tier in tiers:
             path = stack.enter_context(replacing(output / f"{subset}.{tier}.ctm"))
             files[tier] = stack.enter_context(path.open("w", encoding="utf-8"))
-        for one in tqdm(timed, desc=subset, unit="utterance", disable=not sys.stderr.isatty()):
-            if one.problem:
-                problems.append(f"{one.id}: {one.problem}")
+        for utterance in tqdm(timed, desc=subset, unit="utterance", disable=not sys.stderr.isatty()):
+            if utterance.problem:
+                problems.append(f"{utterance.id}: {utterance.problem}")
                 continue
             for tier, file in files.items():
-                file.writelines(ctm_rows(one.id, one.tiers[tier]))
-            write_textgrid(output / "TextGrid" / subset / f"{one.id}.TextGrid", one)
+                file.writelines(ctm_rows(utterance.id, utterance.tiers[tier]))
+            write_textgrid(output / "TextGrid" / subset / f"{utterance.id}.TextGrid", utterance)
     return problems
 
 
@@ -140,12 +144,12 @@ def ctm_rows(id: str, segments: Sequence[Segment]) -> Iterator[str]:
         yield f"{name} 1 {segment.start:.7f} {segment.end - segment.start:.7f} {printable(segment.label)}\n"
 
 
-def write_textgrid(path: Path, one: Timed) -> None:
+def write_textgrid(path: Path, utterance: Timed) -> None:
     """Write Praat's TextGrid with a tier for each, called as the Montreal Forced Aligner does: `words`, `phones`."""
     grid = textgrid.Textgrid()
-    for name, segments in one.tiers.items():
+    for name, segments in utterance.tiers.items():
         entries = [Interval(each.start, each.end, each.label) for each in segments if each.end > each.start]
-        grid.addTier(textgrid.IntervalTier(name, entries, 0.0, one.seconds))
+        grid.addTier(textgrid.IntervalTier(name, entries, 0.0, utterance.seconds))
     with replacing(path) as half:
         grid.save(str(half), format="long_textgrid", includeBlankSpaces=True)
 
@@ -163,8 +167,8 @@ def aligner_of(options: argparse.Namespace) -> tuple[Callable[[Iterable[Batch]],
     recognizer = prepare(options.checkpoint, options.device, None, options.config)
     if not isinstance(recognizer, BLSTMHMM):
         if not any(isinstance(child, CTCOutput) for child in recognizer.children()):
-            found = type(recognizer).__name__
-            raise InputError(f"{options.checkpoint}: expected a BLSTMHMM or what has a CTC output, found a {found}")
+            kind = type(recognizer).__name__
+            raise InputError(f"{options.checkpoint}: expected a BLSTMHMM or what has a CTC output, found a {kind}")
         return functools.partial(by_ctc, recognizer), ("words",)
     features, states, decodables = recognizer.features, recognizer.states, of_network(recognizer)
     frames = features.hop_seconds * states.subsampling, features.window_samples / features.sample_rate

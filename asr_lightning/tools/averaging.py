@@ -69,30 +69,30 @@ def weights_of(path: Path) -> Iterator[Weights]:
 
 def measure(recognizer: Recognizer, candidates: Sequence[Weights], config: Path, subsets: Sequence[str]) -> list[Row]:
     """Return how good the network is with each of some weights, on each subset."""
-    found = []
+    rows = []
     for weights in candidates:
         recognizer.load_state_dict(weights.state)
         by_subset = {
             subset: quality(recognizer, every(config, [subset], weights.name), recognize=True) for subset in subsets
         }
-        found.append((weights.name, by_subset))
-    return found
+        rows.append((weights.name, by_subset))
+    return rows
 
 
-def write(found: Sequence[Row], output: Path, averaged: int) -> str:
+def write(measured: Sequence[Row], output: Path, averaged: int) -> str:
     """Write `average.md` and `average.csv`, and return what to tell the user."""
-    subsets = list(found[0][1])
+    subsets = list(measured[0][1])
     table = [["weights", *(f"{subset} {rate.upper()} %" for subset in subsets for rate in RATES)]]
     rows: list[list[object]] = [["weights", "subset", "utterances", "loss", *RATES]]
-    for name, by_subset in found:
+    for name, by_subset in measured:
         table.append(
             [name, *(summarise([by_subset[subset].error_rates[rate]]) for subset in subsets for rate in RATES)]
         )
-        for subset, one in by_subset.items():
-            rows.append([name, subset, one.utterances, one.loss, *(one.error_rates[rate] for rate in RATES)])
-    counts = ", ".join(f"{found[0][1][subset].utterances:,} of {subset}" for subset in subsets)
+        for subset, result in by_subset.items():
+            rows.append([name, subset, result.utterances, result.loss, *(result.error_rates[rate] for rate in RATES)])
+    counts = ", ".join(f"{measured[0][1][subset].utterances:,} of {subset}" for subset in subsets)
     note = f"Averaged: the weights of {averaged} checkpoints. Utterances with a finite loss: {counts}."
     write_atomically(output / "average.md", f"{as_markdown(table)}\n\n{escape_markdown(note)}\n")
     write_atomically(output / "average.csv", as_csv(rows))
-    lies = f"Written to {output.absolute()}: average.ckpt, average.md, average.csv"
-    return "\n".join([as_text(table), "", printable(note), "", lies])
+    written = f"Written to {output.absolute()}: average.ckpt, average.md, average.csv"
+    return "\n".join([as_text(table), "", printable(note), "", written])

@@ -26,10 +26,10 @@ FARTHEST = 0.1  # seconds in the picture
 def table(errors: Mapping[str, BoundaryErrors]) -> list[list[str]]:
     """Return a line for every alignment."""
     rows = [HEAD]
-    for name, one in errors.items():
-        times = [number(1000 * one.percentile(percent), ".1f") for percent in (50, 90)]
-        shares = [number(100 * one.within(seconds), ".1f") for seconds in (0.020, 0.050)]
-        rows.append([name, str(one.expected), f"{100 * one.matched:.1f}", *times, *shares])
+    for name, error in errors.items():
+        times = [number(1000 * error.percentile(percent), ".1f") for percent in (50, 90)]
+        shares = [number(100 * error.within(seconds), ".1f") for seconds in (0.020, 0.050)]
+        rows.append([name, str(error.expected), f"{100 * error.matched:.1f}", *times, *shares])
     return rows
 
 
@@ -38,9 +38,9 @@ def plot(errors: Mapping[str, BoundaryErrors], path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for (name, one), colour in zip(errors.items(), COLOURS * len(errors), strict=False):
-        off = np.sort(one.seconds) * 1000
-        axes.step(off, 100 * np.arange(1, len(off) + 1) / max(1, len(off)), where="post", label=name, color=colour)
+    for (name, error), color in zip(errors.items(), COLOURS * len(errors), strict=False):
+        off = np.sort(error.seconds) * 1000
+        axes.step(off, 100 * np.arange(1, len(off) + 1) / max(1, len(off)), where="post", label=name, color=color)
     axes.axvline(20, color="0.7", linewidth=1, zorder=0)
     axes.set(xlim=(0, 1000 * FARTHEST), ylim=(0, 100), xlabel="off by at most, ms", ylabel="borders, %")
     axes.grid(alpha=0.3)
@@ -53,20 +53,20 @@ def exact_words(phones: Sequence[Segment], words: Sequence[Segment], lexicon: Le
     """Return when words are spoken, from when their phones are.
 
     Raises:
-        ValueError: The phones do not say the words.
+        ValueError: The phones are not those of the words.
     """
-    said = [one.label for one in words if one.label != SILENCE]
-    return [Segment(*run) for run in word_runs(lexicon, [astuple(one) for one in phones], said)]
+    spoken = [word.label for word in words if word.label != SILENCE]
+    return [Segment(*run) for run in word_runs(lexicon, [astuple(phone) for phone in phones], spoken)]
 
 
-def compare(truth: Path, found: Sequence[Path], names: Sequence[str], lexicon: Path | None, output: Path) -> str:
+def compare(truth: Path, alignments: Sequence[Path], names: Sequence[str], lexicon: Path | None, output: Path) -> str:
     """Write `boundaries.csv`, `.md` and `.png`, and return what to tell the user.
 
     Args:
         truth: Exact phones.
-        found: Alignments of phones; of words if there is a lexicon.
+        alignments: Of phones; of words if there is a lexicon.
         names: Of the alignments.
-        lexicon: Says how words are said, which exact words are put together by; what it cannot say is left out.
+        lexicon: Pronunciations, by which exact words are put together; utterances with other words are left out.
         output: Folder.
 
     Raises:
@@ -74,23 +74,23 @@ def compare(truth: Path, found: Sequence[Path], names: Sequence[str], lexicon: P
     """
     exact, words = CTMLabels(str(truth)), None if lexicon is None else read_lexicon(lexicon)
     errors, left_out = {}, dict[str, str]()
-    for name, path in zip(names, found, strict=True):
+    for name, path in zip(names, alignments, strict=True):
         labels = CTMLabels(str(path))
-        segments = {one: labels.segments(one) for one in labels.utterances()}
+        segments = {id: labels.segments(id) for id in labels.utterances()}
         expected = {}
-        for one, said in segments.items():
-            phones = exact.segments(one)
+        for id, labeled in segments.items():
+            phones = exact.segments(id)
             try:
-                expected[one] = exact_words(phones, said, words) if phones and words is not None else phones
-            except ValueError as error:  # the lexicon cannot say it
-                left_out[one] = str(error)
+                expected[id] = exact_words(phones, labeled, words) if phones and words is not None else phones
+            except ValueError as error:  # a word is not in the lexicon
+                left_out[id] = str(error)
         errors[name] = measure(expected, segments)
         if not errors[name].expected:
-            found_ones = ", ".join(f"{one} ({left_out[one]})" if one in left_out else one for one in list(segments)[:3])
-            raise InputError(f"{path}: expected utterances that {truth} knows, found {found_ones}")
+            first = ", ".join(f"{id} ({left_out[id]})" if id in left_out else id for id in list(segments)[:3])
+            raise InputError(f"{path}: expected utterances that {truth} knows, found {first}")
         if not len(errors[name].seconds):
             of_truth, of_found = (
-                ", ".join(sorted({one.label for said in some.values() for one in said})[:10])
+                ", ".join(sorted({segment.label for labeled in some.values() for segment in labeled})[:10])
                 for some in (expected, segments)
             )
             raise InputError(
@@ -101,6 +101,6 @@ def compare(truth: Path, found: Sequence[Path], names: Sequence[str], lexicon: P
     write_atomically(output / "boundaries.csv", as_csv(rows))
     write_atomically(output / "boundaries.md", as_markdown(rows) + "\n")
     plot(errors, output / "boundaries.png")
-    for one, why in left_out.items():
-        print(printable(f"left out: {one}: {why}"), file=sys.stderr)
+    for id, why in left_out.items():
+        print(printable(f"left out: {id}: {why}"), file=sys.stderr)
     return f"{as_text(rows)}\n\nWritten to {output.absolute()}: boundaries.csv, boundaries.md, boundaries.png"

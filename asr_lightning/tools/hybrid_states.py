@@ -42,16 +42,16 @@ def prepare(options: argparse.Namespace) -> str:
     write_atomically(
         options.output / "left_out.txt", "".join(f"{word} {count}\n" for word, count in report.most_common())
     )
-    said = [f"{len(lexicon)} words in the lexicon; {len(report)} of the text are in none and left out (left_out.txt)."]
+    notes = [f"{len(lexicon)} words in the lexicon; {len(report)} of the text are in none and left out (left_out.txt)."]
     trained = train_mixtures(options, HiddenMarkovModel.monophone(lexicon), train)
     states, convert = states_of_network(options, trained)
-    said.append(f"{states.pdfs} tied states, {states.states} of each phone, a frame every {states.subsampling}0 ms.")
+    notes.append(f"{states.pdfs} tied states, {states.states} of each phone, a frame every {states.subsampling}0 ms.")
     batches = every(options.config, [*train, *validation], "alignment")
     aligned = align_batches(trained.mixtures.model, batches, of_mixtures(trained.mixtures))
-    said += finish(options.output, states, aligned, convert)
+    notes += finish(options.output, states, aligned, convert)
     with replacing(options.output / DECODING_GRAPH) as half:
         decoding_graph(states, ngram).write(str(half))
-    return "\n".join(said)
+    return "\n".join(notes)
 
 
 def states_of_network(
@@ -105,12 +105,12 @@ def finish(
     problems: list[str] = []
 
     def converted() -> Iterator[tuple[str, Iterable[int]]]:
-        for one in aligned:
-            ids = () if one.problem else convert(one.transition_ids)
+        for utterance in aligned:
+            ids = () if utterance.problem else convert(utterance.transition_ids)
             if len(ids):
-                yield one.id, ids
+                yield utterance.id, ids
             else:
-                problems.append(f"{one.id}: {one.problem or 'it has more phones than frames are left'}")
+                problems.append(f"{utterance.id}: {utterance.problem or 'it has more phones than frames are left'}")
 
     write_alignments(output / ALIGNMENTS, converted())
     store = AlignmentStore(output / ALIGNMENTS)
@@ -137,10 +137,10 @@ def realign(options: argparse.Namespace) -> str:
     train, validation = subsets_of(options.config)
     model = recognizer.states
     batches = every(options.config, [*train, *validation], "alignment")
-    said = finish(options.output, model, align_batches(model, batches, of_network(recognizer)))
+    notes = finish(options.output, model, align_batches(model, batches, of_network(recognizer)))
     with replacing(options.output / DECODING_GRAPH) as half:
         read_graph(recognizer.folder / DECODING_GRAPH).write(str(half))
-    return "\n".join(said)
+    return "\n".join(notes)
 
 
 def write_together(make: Callable[[argparse.Namespace], str], options: argparse.Namespace) -> str:
@@ -162,11 +162,11 @@ def tune(options: argparse.Namespace) -> str:
             for scale, rate in rates.items():
                 search = GraphSearch(scale, recognizer.search.beam, recognizer.search.max_active)
                 heard = " ".join(search(scores, recognizer.states, graph)[0].words)
-                rate.update(*([recognizer.tokenizer.fold(one)] for one in (text, heard)))
+                rate.update(*([recognizer.tokenizer.fold(words)] for words in (text, heard)))
     if not all(rate.sentence_total for rate in rates.values()):
         raise InputError(f"{', '.join(subsets)}: expected utterances to choose a scale by, but none could be read")
-    found = {scale: float(rate.compute()["wer"]) for scale, rate in rates.items()}
-    best = min(found, key=lambda scale: found[scale])
+    rates_by_scale = {scale: float(rate.compute()["wer"]) for scale, rate in rates.items()}
+    best = min(rates_by_scale, key=lambda scale: rates_by_scale[scale])
     part = {
         "class_path": "asr_lightning.hmm.search.GraphSearch",
         "init_args": {**vars(recognizer.search), "acoustic_scale": best},
@@ -174,6 +174,6 @@ def tune(options: argparse.Namespace) -> str:
     write_atomically(options.output, yaml.safe_dump({"model": {"init_args": {"search": part}}}))
     of = next(iter(rates.values()))
     lines = [f"acoustic scale {scale:g} (language model weight {1 / scale:.1f}): WER {100 * rate:.2f} %"
-             for scale, rate in found.items()]  # fmt: skip
+             for scale, rate in rates_by_scale.items()]  # fmt: skip
     lines.append(f"Of {int(of.sentence_total):,} utterances, {int(of.word_total):,} words.")
     return "\n".join([*lines, f"The best, {best:g}, is in {options.output.absolute()}: give it as a second --config"])

@@ -35,7 +35,7 @@ class Line:
     @property
     def barrier(self) -> float:
         """How far the loss rises above the chord between its ends, in nats."""
-        return barrier([(place, found.loss) for place, found in self.points])
+        return barrier([(alpha, result.loss) for alpha, result in self.points])
 
 
 def find_config(checkpoint: Path) -> Path:
@@ -45,10 +45,10 @@ def find_config(checkpoint: Path) -> Path:
         InputError: There is none.
     """
     logs = checkpoint.absolute().parent.parent / "logs"
-    found = sorted(logs.glob("version_*/config.yaml"), key=lambda file: int(file.parent.name.split("_")[1]))
-    if not found:
+    configs = sorted(logs.glob("version_*/config.yaml"), key=lambda file: int(file.parent.name.split("_")[1]))
+    if not configs:
         raise InputError(f"expected the run's {logs}/version_<n>/config.yaml, got none: give --config experiment.yaml")
-    return found[-1]
+    return configs[-1]
 
 
 def read_batches(config: Path, subset: str | None, utterances: int, seed: int) -> tuple[str, list[Batch]]:
@@ -74,7 +74,7 @@ def read_batches(config: Path, subset: str | None, utterances: int, seed: int) -
     if utterances:
         numbers = np.sort(np.random.default_rng(seed).permutation(numbers)[:utterances])
     [plan] = plan_batches(loader.durations[numbers], loader.batch_seconds)
-    batches = list(loader.load([[int(numbers[place]) for place in batch] for batch in plan], 0))
+    batches = list(loader.load([[int(numbers[index]) for index in batch] for batch in plan], 0))
     if not any(map(len, batches)):
         raise InputError(f"{chosen}: expected utterances to measure with, but none could be read")
     return chosen, batches
@@ -92,13 +92,13 @@ def load_pair(first: Path, second: Path, device: str, config: Path | None = None
     Raises:
         InputError: One cannot be used, or they do not compute the same from the same weights.
     """
-    one, other = prepare(first, device, None, config), prepare(second, "cpu", None, config)
-    if one.tokenizer.tokens != other.tokenizer.tokens:
+    left, right = prepare(first, device, None, config), prepare(second, "cpu", None, config)
+    if left.tokenizer.tokens != right.tokenizer.tokens:
         raise InputError(f"{first} and {second}: expected the same tokens in the same order")
-    apart = [f"  {key}: {mine} and {theirs}" for key, mine, theirs in unequal_networks(one.hparams, other.hparams)]
+    apart = [f"  {key}: {mine} and {theirs}" for key, mine, theirs in unequal_networks(left.hparams, right.hparams)]
     if apart:
         raise InputError("\n".join([f"{first} and {second}: expected the same architecture, got", *apart]))
-    return one, other
+    return left, right
 
 
 def measure(
@@ -118,7 +118,7 @@ def measure(
     recognizer, other = load_pair(*pair, device, config)
     line = along_line(recognizer, other.state_dict(), where, lambda: quality(recognizer, batches, recognize))
     first, second = map(name_of, pair)
-    shown = tqdm(line, f"{first} to {second}", total=len(where), unit="place", disable=not sys.stderr.isatty())
+    shown = tqdm(line, f"{first} to {second}", total=len(where), unit="network", disable=not sys.stderr.isatty())
     return Line(first, second, subset, list(shown))
 
 
@@ -134,10 +134,10 @@ def name_of(checkpoint: Path) -> str:
 def rows(lines: Sequence[Line]) -> Iterator[list[str]]:
     """Give the lines of a CSV with `COLUMNS`: loss in nats for each utterance, rates as fractions."""
     for line in lines:
-        for place, found in line.points:
-            rates = [f"{found.error_rates[rate]:.6f}" if found.error_rates else "" for rate in ("wer", "cer")]
-            loss = f"{found.loss:.6f}"
-            yield [line.first, line.second, line.subset, f"{place:.6g}", loss, str(found.utterances), *rates]
+        for alpha, result in line.points:
+            rates = [f"{result.error_rates[rate]:.6f}" if result.error_rates else "" for rate in ("wer", "cer")]
+            loss = f"{result.loss:.6f}"
+            yield [line.first, line.second, line.subset, f"{alpha:.6g}", loss, str(result.utterances), *rates]
 
 
 def write(lines: Sequence[Line], output: Path) -> str:
@@ -146,17 +146,17 @@ def write(lines: Sequence[Line], output: Path) -> str:
     subset = lines[0].subset
     names = {f"{line.first} to {line.second}": line for line in lines}
     panels = {f"loss on {subset} (nats)": {
-        name: [(place, found.loss) for place, found in line.points] for name, line in names.items()}}  # fmt: skip
+        name: [(alpha, result.loss) for alpha, result in line.points] for name, line in names.items()}}  # fmt: skip
     if lines[0].points[0][1].error_rates:
         panels[f"WER on {subset} (%)"] = {
-            name: [(place, 100 * found.error_rates["wer"]) for place, found in line.points]
+            name: [(alpha, 100 * result.error_rates["wer"]) for alpha, result in line.points]
             for name, line in names.items()
         }
     plot_lines(panels, output / "path.png")
     table = [["first", "second", "subset", "loss at first", "highest between", "loss at second", "barrier"]]
     for line in lines:
-        losses = {place: found.loss for place, found in line.points}
-        highest = max(losses[place] for place in losses if 0 <= place <= 1)
+        losses = {alpha: result.loss for alpha, result in line.points}
+        highest = max(losses[alpha] for alpha in losses if 0 <= alpha <= 1)
         numbers = [losses[0.0], highest, losses[1.0], line.barrier]
         table.append([line.first, line.second, line.subset, *(f"{number:.3f}" for number in numbers)])
     note = (
@@ -164,5 +164,5 @@ def write(lines: Sequence[Line], output: Path) -> str:
         "statistics of BatchNorm and of features are interpolated as the weights are, not measured anew, and beyond "
         "the ends they stay those of the nearer end."
     )
-    lies = f"Written to {output.absolute()}: path.csv, path.png"
-    return "\n".join([as_text(table), "", note, "", lies])
+    written = f"Written to {output.absolute()}: path.csv, path.png"
+    return "\n".join([as_text(table), "", note, "", written])
