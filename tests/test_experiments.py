@@ -67,7 +67,7 @@ def test_callbacks_can_be_built(path: Path) -> None:
 def test_a_hybrid_without_its_states_says_how_to_make_them() -> None:
     model = yaml.safe_load((EXPERIMENTS / "demo/hybrid.yaml").read_text("utf-8"))["model"]
     shutil.rmtree(model["init_args"]["folder"])
-    with pytest.raises(InputError, match=r"runs/demo/hybrid/states.*python -m asr_lightning.tools.hybrid"):
+    with pytest.raises(InputError, match=r"runs/demo/hybrid/states.*asr hybrid"):
         build_recognizer(model)
 
 

@@ -1,7 +1,7 @@
 """The hybrid of a network and hidden Markov models: the baseline of Lim et al. 2019, 2.3 [Bourlard and Morgan 1994].
 
 The network says of every frame how probable each tied state is. It learns from alignments, and then from whole
-sentences by lattice-free MMI. `python -m asr_lightning.tools.hybrid` makes what it needs besides.
+sentences by lattice-free MMI. `asr hybrid` makes what it needs besides.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class BLSTMHMM(Recognizer):
     """Names a tied state for every frame; words are found in a graph of states, lexicon and grammar.
 
     Args:
-        folder: What `tools.hybrid` has written: states, lexicon, alignments, graphs.
+        folder: What `asr hybrid` has written: states, lexicon, alignments, graphs.
         search: How words are found.
         mmi_weight: Share in the loss of lattice-free MMI, from 0 to 1; the rest is the cross-entropy of frames. Its
             graphs weight the transcript's pronunciations, and all that could have been said, by a phone grammar.
@@ -73,7 +73,7 @@ class BLSTMHMM(Recognizer):
         if not self.folder.is_dir():
             raise InputError(
                 f"no states of a hybrid at {folder} (looked for {self.folder.absolute()}); make them with "
-                "`python -m asr_lightning.tools.hybrid prepare`"
+                "`asr hybrid prepare`"
             )
         self.search = search or GraphSearch()
         self.mmi_weight = mmi_weight
@@ -122,7 +122,7 @@ class BLSTMHMM(Recognizer):
             raise InputError(
                 f"the states in {self.folder} have a frame for {each}, but the {type(self.encoder).__name__} made "
                 f"{encoded.shape[1]} of {features.shape[1]}: give it a subsampling of {step}, or make the states anew "
-                "with `python -m asr_lightning.tools.hybrid prepare --subsampling`"
+                "with `asr hybrid prepare --subsampling`"
             )
         return encoded, encoded_lengths
 
@@ -155,7 +155,7 @@ class BLSTMHMM(Recognizer):
             if ids is not None and len(ids) != self._kept(count):
                 raise InputError(
                     f"{id} was aligned with {len(ids)} frames, but its features have {self._kept(count)}: leave the "
-                    "features' window and hop as `tools.hybrid` has them and the data without `speed_factors`, or "
+                    "features' window and hop as `asr hybrid` has them and the data without `speed_factors`, or "
                     "align anew"
                 )
         self._compared = True
@@ -241,14 +241,12 @@ def read_graph(path: Path) -> kaldifst.StdVectorFst:
         InputError: It is missing or damaged.
     """
     if not path.is_file():
-        raise InputError(f"no graph at {path.absolute()}; make it with `python -m asr_lightning.tools.hybrid`")
+        raise InputError(f"no graph at {path.absolute()}; make it with `asr hybrid`")
     try:
         check_fst(regular(path).read_bytes())
         fst = kaldifst.StdVectorFst.read(str(path))
         if fst is None:
             raise ValueError("what OpenFst does not read")
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise InputError(
-            f"{path} is no graph that can be read ({error}); make it anew with `python -m asr_lightning.tools.hybrid`"
-        ) from error
+        raise InputError(f"{path} is no graph that can be read ({error}); make it anew with `asr hybrid`") from error
     return fst

@@ -247,7 +247,7 @@ def test_damaged_audio_costs_itself_only(shards: Path) -> None:
 
 
 def test_a_missing_subset_is_named_with_the_way_on(shards: Path) -> None:
-    with pytest.raises(InputError, match="No shards of test: .*found subsets dev, train.*tools.shards"):
+    with pytest.raises(InputError, match="No shards of test: .*found subsets dev, train.*asr shards"):
         ShardsDataModule(root=str(shards), test_subsets=["test"]).prepare_data()
 
 

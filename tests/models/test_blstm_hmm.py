@@ -21,7 +21,7 @@ from asr_lightning.losses.lattice_free_mmi import lattice_free_mmi_loss
 from asr_lightning.models.blstm_hmm import ALIGNMENTS, BLSTMHMM, DECODING_GRAPH, PHONE_GRAMMAR, read_graph
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
 
-COMMAND = "python -m asr_lightning.tools.hybrid"
+COMMAND = "asr hybrid"
 
 
 @pytest.fixture(scope="module")

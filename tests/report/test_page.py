@@ -96,7 +96,7 @@ def test_layers_without_phones_are_left_out_with_the_command_that_makes_them(
         path.write_text(as_csv([list(rows[0]), *(list(row.values()) for row in rows)]))
     assert main(["report", str(copy), "--output", str(tmp_path / "page.html")]) == 0
     printed = capsys.readouterr()
-    assert "expected frames with phones, found none" in printed.err and "tools.align" in printed.err
+    assert "expected frames with phones, found none" in printed.err and "asr align" in printed.err
     assert '"layers":[]' in (tmp_path / "page.html").read_text("utf-8")
 
 

@@ -344,5 +344,5 @@ def test_a_slip_in_an_option_is_named(more: list[str], expected: str, capsys: py
 
 def test_a_training_without_the_states_is_refused_with_the_command(made: Made, tmp_path: Path) -> None:
     content = experiment(tmp_path, made.corpus)
-    with pytest.raises(InputError, match=rf"{tmp_path / 'states'}.*python -m asr_lightning.tools.hybrid"):
+    with pytest.raises(InputError, match=rf"{tmp_path / 'states'}.*asr hybrid"):
         build_recognizer(content["model"])
