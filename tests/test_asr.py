@@ -155,8 +155,8 @@ def test_a_closed_pipe_ends_a_command_quietly(arguments: str, printed: list[str]
 
 def examples(text: str) -> list[list[str]]:
     """The words of all lines that begin with `asr`, those that go on behind a backslash put together."""
-    lines = text.replace("\\\n", " ").splitlines()
-    return [shlex.split(line.partition(" > ")[0]) for line in lines if line.strip().startswith("asr ")]
+    lines = (line.strip().removeprefix(".venv/bin/") for line in text.replace("\\\n", " ").splitlines())
+    return [shlex.split(line.partition(" > ")[0], comments=True) for line in lines if line.startswith("asr ")]
 
 
 def page() -> str:
@@ -182,7 +182,9 @@ def test_the_page_of_commands_is_what_their_files_say() -> None:
     assert PAGE.read_text("utf-8") == page(), "write it anew: python tests/test_asr.py"
 
 
-@pytest.mark.parametrize("path", sorted(PROJECT.glob("docs/*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [PROJECT / "README.md", *sorted(PROJECT.glob("docs/*.md"))], ids=lambda path: path.name
+)
 def test_examples_are_understood(path: Path) -> None:
     for _, name, *arguments in examples(path.read_text("utf-8")):
         asr.make_parser(name).parse_args(arguments)

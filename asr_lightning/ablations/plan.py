@@ -15,6 +15,7 @@ from asr_lightning.files import read_yaml, write_atomically
 EXPERIMENT, INSIDE = "experiment.yaml", "inside.yaml"
 REHEARSED_SECONDS = 16.0  # of a training batch in a rehearsal
 REHEARSED_EVALUATION_SECONDS = 140.0  # four of the longest utterances
+REHEARSED_OPTIONS = {"align": ("--least-fit=-inf",)}  # what tools do with networks of two steps, by tool
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def plan_ablation(
     """
     planner = _Planner(scale, output / "rehearsal" if rehearsal else output, dict(changes or {}), rehearsal)
     ablation = read_ablation(path)
-    there = [name for name, variant in ablation.variants.items() if isinstance(variant, str) or scale in variant.scales]
+    there = ablation.names(scale)
     if unknown := [name for name in variants if name not in there]:
         raise InputError(
             f"{path}: no variant {', '.join(unknown)} at the scale {scale}; expected some of {', '.join(there)}"
@@ -168,13 +169,19 @@ class _Planner:
             ),
             "seed": str(seed),
             "scale": self.scale,
+            "root": next((root for run in needed.values() if (root := _root(run.experiments[EXPERIMENT]))), ""),
         }
         experiments = self._experiments(variant, seed, folder, fields)
-        fields["root"] = _root(experiments[EXPERIMENT])
+        fields["root"] = _root(experiments[EXPERIMENT]) or fields["root"]
         level = 1 + max((run.level for run in needed.values()), default=-1)
         needs = tuple(run.folder for run in needed.values())
-        commands = tuple(_command(text, fields) for text in self._texts(variant, seed, experiments))
+        commands = tuple(self._command(text, fields) for text in self._texts(variant, seed, experiments))
         return PlannedRun(variant.name, seed, folder, experiments, commands, needs, level)
+
+    def _command(self, text: str, fields: Mapping[str, str]) -> tuple[str, ...]:
+        command = _command(text, fields)
+        tool = command[1].rpartition(".")[2]
+        return (*command, *(REHEARSED_OPTIONS.get(tool, ()) if self.rehearsal else ()))
 
     def _experiments(
         self, variant: Variant, seed: int, folder: Path, fields: Mapping[str, str]
@@ -191,8 +198,10 @@ class _Planner:
             read_yaml(Path(variant.inside[self.scale]), "the experiment"),
             _filled(within, {**fields, "root": _root(experiment)}),
         )
-        inside = override(experiment, {"trainer.callbacks": looking.get("trainer", {}).get("callbacks", [])})
-        return {EXPERIMENT: experiment, INSIDE: inside}
+        return {
+            EXPERIMENT: experiment,
+            INSIDE: override(experiment, {"trainer.callbacks": _callbacks(experiment, looking)}),
+        }
 
     def _changed(self, experiment: Experiment, seed: int, folder: Path) -> Experiment:
         """Put seed and folder in, the user's changes, and what makes a rehearsal short."""
@@ -202,11 +211,15 @@ class _Planner:
             limits = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
             values |= {f"trainer.{name}": 2 if "train" in name else 1 for name in limits}
             values |= {"trainer.max_epochs": 1, "trainer.log_every_n_steps": 1, "trainer.accumulate_grad_batches": 1}
+            if "val_check_interval" in experiment.get("trainer", {}):
+                values["trainer.val_check_interval"] = 1.0
             if "batch_seconds" in data:
                 values["data.init_args.batch_seconds"] = min(data["batch_seconds"], REHEARSED_SECONDS)
                 values["data.init_args.evaluation_batch_seconds"] = REHEARSED_EVALUATION_SECONDS
                 values["data.init_args.workers"] = 1
-        return override(experiment, {**values, **self.changes})
+        # Texts of a language model are no corpus: they have none of its keys.
+        changes = {key: value for key, value in self.changes.items() if "root" in data or not key.startswith("data.")}
+        return override(experiment, {**values, **changes})
 
     def _texts(self, variant: Variant, seed: int, experiments: Mapping[str, Experiment]) -> Iterable[str]:
         """Return the commands of a run; a network is looked into once, that of the first seed."""
@@ -222,6 +235,14 @@ class _Planner:
         yield from own
         if first and INSIDE in experiments and not any("{inside}" in text for text in own):
             yield "lightning test --config {inside} --ckpt_path {checkpoint}"
+
+
+def _callbacks(experiment: Experiment, inside: Experiment) -> list[Any]:
+    """Return the callbacks that look inside: those of `trainer.callbacks+` are added, a whole list replaces them."""
+    own, added = (part.get("trainer") or {} for part in (experiment, inside))
+    if "callbacks+" in added:
+        return [*(own.get("callbacks") or []), *added["callbacks+"]]
+    return list(added.get("callbacks") or [])
 
 
 def _root(experiment: Experiment) -> str:

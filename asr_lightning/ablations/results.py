@@ -11,7 +11,7 @@ from asr_lightning.ablations.plan import Plan, PlannedRun
 from asr_lightning.errors import InputError
 from asr_lightning.files import write_atomically
 from asr_lightning.report.epoch_rates import epoch_section, find_files, merge
-from asr_lightning.report.final_rates import final_section, significance_section
+from asr_lightning.report.final_rates import comparisons, final_section, significance_section
 from asr_lightning.report.page import write_page
 from asr_lightning.report.page_contents import gather
 from asr_lightning.report.run_folders import RATES, Experiment, Run, read_experiments, read_runs, scored_on
@@ -195,7 +195,8 @@ def _write_sections(plan: Plan, runs: Sequence[PlannedRun], experiments: Sequenc
         rows = merge(find_files([run.folder for run in trained]))
         epoch_section(rows, metrics[0], reference, baseline).write(plan.folder)
     final_section(experiments, metrics).write(plan.folder)
-    if _baseline(plan, experiments) and (tests := significance_section(experiments, plan.ablation.baseline, [])):
-        tests.write(plan.folder)
+    baseline = _baseline(plan, experiments)
+    if baseline and (pairs := comparisons(experiments, baseline, [])):
+        significance_section(pairs).write(plan.folder)
     if costs := costs_section(plan.runs):
         costs.write(plan.folder)

@@ -7,8 +7,8 @@ import numpy as np
 
 from asr_lightning.analysis.convergence import PARAMETERS, backcast, fit
 from asr_lightning.errors import InputError
-from asr_lightning.report.figures import ErrorRate, curves
-from asr_lightning.report.path_figures import Convergence, plot_convergence
+from asr_lightning.report.figures import ErrorRate, rates_by_run
+from asr_lightning.report.path_figures import ConvergenceCurve, plot_convergence
 from asr_lightning.report.tables import MISSING, Section, Table, as_csv
 from asr_lightning.scoring import Metric
 
@@ -22,7 +22,7 @@ def converge(
     horizon: int | None = None,
     early: int | None = None,
     level: float = 0.9,
-) -> list[Convergence]:
+) -> list[ConvergenceCurve]:
     """Fit the rates of runs; the measurements of all seeds of a run join in one fit.
 
     Args:
@@ -36,7 +36,7 @@ def converge(
         One for each run and subset, in their order.
     """
     fits = []
-    for run, by_subset in curves(rows, metric).items():
+    for run, by_subset in rates_by_run(rows, metric).items():
         for subset, seeds in by_subset.items():
             fits.append(_converge(run, subset, list(seeds.values()), horizon, early, level))
     return fits
@@ -44,24 +44,24 @@ def converge(
 
 def _converge(
     run: str, subset: str, seeds: list[dict[int, float]], horizon: int | None, early: int | None, level: float
-) -> Convergence:
+) -> ConvergenceCurve:
     measured = sorted((epoch, rate) for seed in seeds for epoch, rate in seed.items() if epoch >= 1)
     epochs = sorted({epoch for epoch, _ in measured})
     try:
         law = fit([epoch for epoch, _ in measured], [rate for _, rate in measured])
     except ValueError as error:
-        return Convergence(run, subset, len(seeds), measured, problem=str(error))
+        return ConvergenceCurve(run, subset, len(seeds), measured, problem=str(error))
     ahead = np.linspace(epochs[0], max(horizon or math.ceil(1.5 * epochs[-1]), epochs[-1]), DRAWN)
     forecast = law.predict(ahead, level)
     seen = early or epochs[max(PARAMETERS, math.ceil(len(epochs) / 2)) - 1]
     try:
         past = backcast(seeds, seen, level)
     except ValueError:  # too few epochs, before or after
-        return Convergence(run, subset, len(seeds), measured, law, forecast)
-    return Convergence(run, subset, len(seeds), measured, law, forecast, past, past.curve.predict(ahead, level))
+        return ConvergenceCurve(run, subset, len(seeds), measured, law, forecast)
+    return ConvergenceCurve(run, subset, len(seeds), measured, law, forecast, past, past.curve.predict(ahead, level))
 
 
-def tabulate(fits: Sequence[Convergence], level: float) -> Table:
+def tabulate(fits: Sequence[ConvergenceCurve], level: float) -> Table:
     """Make the table: one line for each run and subset, rates in per cent."""
     table = [
         ["run", "subset", "seeds", "epochs", "a %", "b", "c %", "spread %", "at epoch", "predicted %",
@@ -94,7 +94,7 @@ def _within(value: float, bounds: tuple[float, float], factor: float) -> str:
     return f"{factor * value:.2f} ({factor * bounds[0]:.2f} to {high})"
 
 
-def curve_rows(fits: Sequence[Convergence]) -> list[list[str]]:
+def curve_rows(fits: Sequence[ConvergenceCurve]) -> list[list[str]]:
     """Return the curves that are drawn, as the lines of a CSV with `CURVE_COLUMNS`; rates are fractions."""
     lines = []
     for fitted in fits:
@@ -107,7 +107,7 @@ def curve_rows(fits: Sequence[Convergence]) -> list[list[str]]:
     return lines
 
 
-def notes(fits: Sequence[Convergence], metric: Metric, level: float) -> list[str]:
+def notes(fits: Sequence[ConvergenceCurve], metric: Metric, level: float) -> list[str]:
     """Return notes on what the table's numbers are."""
     return [
         f"{metric.upper()} at epoch e is taken for c + a·e^(-b), fitted to logarithms of the rates of all seeds "

@@ -16,7 +16,7 @@ ASSUMED_EFFICIENCY = 0.9  # of more devices than were measured; nobody has measu
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """How fast one run trained.
 
     Attributes:
@@ -45,19 +45,19 @@ class Measured:
         return statistics.median(self.speeds)
 
 
-def find_measured(folders: Sequence[Path]) -> list[Measured]:
+def find_measured_runs(folders: Sequence[Path]) -> list[MeasuredRun]:
     """Read the runs in some folders, at any depth.
 
     Raises:
         InputError: There is none, or one without speeds; or they are no runs of one model on one kind of device.
     """
-    found: dict[Path, None] = {}
+    folders_of_runs: dict[Path, None] = {}
     for folder in folders:
         runs = sorted({file.parents[2].resolve() for file in folder.rglob("logs/version_*/metrics.csv")})
         if not runs:
             raise InputError(f"expected logs/version_<n>/metrics.csv in {folder.absolute()} or under it, got none")
-        found |= dict.fromkeys(runs)
-    measured = [read_measured(folder) for folder in found]
+        folders_of_runs |= dict.fromkeys(runs)
+    measured = [read_measured_run(folder) for folder in folders_of_runs]
     first = measured[0]
     for other in measured[1:]:
         if other.kind != first.kind:
@@ -70,7 +70,7 @@ def find_measured(folders: Sequence[Path]) -> list[Measured]:
     return measured
 
 
-def read_measured(folder: Path) -> Measured:
+def read_measured_run(folder: Path) -> MeasuredRun:
     """Read the speed of one run, and how it was measured.
 
     Raises:
@@ -90,7 +90,7 @@ def read_measured(folder: Path) -> Measured:
         raise InputError(f"{folder}: its starts were on {sorted(kinds)} with {sorted(counts)} processes, expected one")
     name, seed = name_of_run(folder)
     data, trainer = configs[-1].get("data") or {}, configs[-1].get("trainer") or {}
-    return Measured(
+    return MeasuredRun(
         name=f"{name}, seed {seed}" if seed else name,
         folder=folder,
         kind=kinds.pop(),
@@ -136,7 +136,7 @@ class Costs:
     measured: bool
 
     @classmethod
-    def of(cls, runs: Sequence[Measured], efficiency: float | None = None) -> "Costs":
+    def of(cls, runs: Sequence[MeasuredRun], efficiency: float | None = None) -> "Costs":
         """Take what was measured; the efficiency too, where runs had several numbers of devices and none is given."""
         by_count: dict[int, list[float]] = {}
         for run in runs:
@@ -154,7 +154,7 @@ class Costs:
         return self.speeds.get(devices, devices * self.speeds[least] / least * share)
 
 
-def table_of(costs: Costs, hours: float, epochs: float, devices: Sequence[int], price: float | None) -> Table:
+def cost_table(costs: Costs, hours: float, epochs: float, devices: Sequence[int], price: float | None) -> Table:
     """Make the table of the terminal: a line for each number of devices."""
     head = ["devices", "from", "audio s/s", "hours", "days", "device-hours"]
     table = [[*head, "money"] if price is not None else head]
@@ -166,7 +166,7 @@ def table_of(costs: Costs, hours: float, epochs: float, devices: Sequence[int], 
     return table
 
 
-def write_costs(path: Path, runs: Sequence[Measured], costs: Costs, inputs: dict[str, Any]) -> None:
+def write_costs(path: Path, runs: Sequence[MeasuredRun], costs: Costs, inputs: dict[str, Any]) -> None:
     """Write the page: one file, whose inputs can be changed in it.
 
     Args:
@@ -207,18 +207,18 @@ def costs_section(
     Raises:
         InputError: The runs tell no speed, or are not comparable.
     """
-    runs = find_measured(folders)
+    runs = find_measured_runs(folders)
     costs = Costs.of(runs, efficiency)
     inputs = {"hours": hours, "epochs": epochs, "devices": list(devices), "price": price}
     return Section(
         "costs",
-        table_of(costs, hours, epochs, devices, price),
+        cost_table(costs, hours, epochs, devices, price),
         describe(runs, costs),
         files={"costs.html": lambda path: write_costs(path, runs, costs, inputs)},
     )
 
 
-def describe(runs: Sequence[Measured], costs: Costs) -> list[str]:
+def describe(runs: Sequence[MeasuredRun], costs: Costs) -> list[str]:
     """Return notes on what was measured, on what, and where the efficiency is from."""
     lines = [
         f"{run.name}: {run.processes} × {run.kind}, {run.precision}, steps of {run.batch_seconds or '?'} s: "

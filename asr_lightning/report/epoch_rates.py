@@ -7,7 +7,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from asr_lightning.errors import InputError
-from asr_lightning.report.figures import ErrorRate, curves, plot_error_rates
+from asr_lightning.report.figures import ErrorRate, plot_error_rates, rates_by_run
 from asr_lightning.report.run_folders import COLUMNS, read_rates, scored_on
 from asr_lightning.report.tables import Section, Table, summarise
 from asr_lightning.scoring import Metric
@@ -58,7 +58,7 @@ def _order(row: ErrorRate) -> tuple[str, int, str, int, str]:
 
 def tabulate(rows: Sequence[ErrorRate], metric: Metric, reference: str | None = None) -> Table:
     """Make the table: one line per epoch, one column per subset and run, the reference left out."""
-    by_run = curves((row for row in rows if row.run != reference), metric)
+    by_run = rates_by_run((row for row in rows if row.run != reference), metric)
     subsets = sorted({subset for by_subset in by_run.values() for subset in by_subset})
     columns = [(subset, run) for subset in subsets for run in by_run]
     table = [["epoch", *(f"{subset} {run}" for subset, run in columns)]]
@@ -104,7 +104,7 @@ def half_way(seeds: Iterable[dict[int, float]]) -> tuple[int, float]:
 
 def speed_lines(rows: Sequence[ErrorRate], metric: Metric, baseline: str, reference: str | None) -> list[str]:
     """Return notes on how soon each run is as good as the baseline half-way."""
-    by_run = curves((row for row in rows if row.run != reference), metric)
+    by_run = rates_by_run((row for row in rows if row.run != reference), metric)
     lines = []
     for subset, baseline_seeds in by_run[baseline].items():
         epoch, target = half_way(baseline_seeds.values())
@@ -127,7 +127,7 @@ def speed_lines(rows: Sequence[ErrorRate], metric: Metric, baseline: str, refere
 def notes(rows: Sequence[ErrorRate], metric: Metric, reference: str | None) -> list[str]:
     """Return notes on what the table's numbers are of, and the last rates of the reference."""
     lines = [f"{metric.upper()} in %; mean ± sample standard deviation where a run has several seeds."]
-    for run, by_subset in curves(rows, metric).items():
+    for run, by_subset in rates_by_run(rows, metric).items():
         seeds = sorted({seed for by_seed in by_subset.values() for seed in by_seed}, key=lambda seed: (len(seed), seed))
         lines.append(f"{run}: {len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(seed or '?' for seed in seeds)})")
         if run == reference:

@@ -5,17 +5,27 @@ from collections.abc import Mapping, Sequence
 
 from asr_lightning.errors import printable_lines
 from asr_lightning.report.run_folders import Experiment, scored_on
-from asr_lightning.report.run_pairs import Example, PairComparison, Skipped, compare_pairs
-from asr_lightning.report.tables import MISSING, Section, Table, as_csv, count, escape_markdown, number, summarise
+from asr_lightning.report.run_pairs import ExampleSentence, PairComparison, Skipped, compare_pairs
+from asr_lightning.report.tables import (
+    MISSING,
+    Section,
+    Table,
+    as_csv,
+    count,
+    escape_markdown,
+    number,
+    p_value,
+    summarise,
+)
 from asr_lightning.scoring import COUNTS, Metric
 from asr_lightning.scoring.significance import RESAMPLES
-from asr_lightning.scoring.word_alignment import align, show_alignments
+from asr_lightning.scoring.word_edits import find_word_edits, format_word_edits
 
 NOTES = (
     "Final rates are those of lightning test where a run was tested, else of its last epoch; in %, mean ± sample"
     " standard deviation over seeds.",
-    "Training: wall time in seconds, and seconds of audio per second, over all epochs; means over seeds. Search:"
-    " seconds per second of audio.",
+    "Training s: wall time, mean over seeds. Speeds of training (over all epochs) and search: seconds of audio per"
+    " second.",
 )
 SIGNIFICANCE_NOTES = (
     "ΔWER: word error rate minus that of the baseline, in points of per cent; negative is better. Errors of an"
@@ -61,13 +71,18 @@ def final_table(experiments: Sequence[Experiment], metrics: Sequence[Metric]) ->
                 number(experiment.parameters, ","),
                 number(experiment.training_seconds, ".0f"),
                 number(experiment.audio_seconds_per_second, ".1f"),
-                number(experiment.real_time_factors.get(subset), ".3f"),
+                number(_speed(experiment.real_time_factors.get(subset)), ".1f"),
             ]
             for subset in subsets
             for experiment in experiments
             if (rates := experiment.rates(subset))
         ),
     ]
+
+
+def _speed(real_time_factor: float | None) -> float | None:
+    """Return seconds of audio per second, the unit of the speed of training."""
+    return 1 / real_time_factor if real_time_factor else None
 
 
 def significance_line(pair: PairComparison) -> list[str]:
@@ -81,7 +96,7 @@ def significance_line(pair: PairComparison) -> list[str]:
         MISSING if drawn.low is None or drawn.high is None else f"{100 * drawn.low:+.2f} … {100 * drawn.high:+.2f}",
         number(drawn.improvement, ".3f"),
         f"{drawn.units} {'speakers' if drawn.by_speaker else 'utterances'}",
-        number(test.p, ".3g"),
+        p_value(test.p),
         number(test.z, "+.2f"),
         str(test.segments),
         *(f"{counted:,}" for counted in _counts(pair)),
@@ -128,16 +143,16 @@ def sentences(pair: PairComparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sentence(pair: PairComparison, example: Example) -> list[str]:
+def _sentence(pair: PairComparison, example: ExampleSentence) -> list[str]:
     errors = example.errors
     speaker = f", speaker {errors.speaker}" if errors.speaker else ""
     shown = [
         (_label(pair.baseline, pair.baseline_seeds, example.baseline_seed), example.baseline_hypothesis),
         (_label(pair.run, pair.seeds, example.seed), example.hypothesis),
     ]
-    rows = [(label, align(example.reference, hypothesis)) for label, hypothesis in shown]
+    rows = [(label, find_word_edits(example.reference, hypothesis)) for label, hypothesis in shown]
     counts = f"{errors.baseline_errors:.3g} → {errors.errors:.3g} errors in {errors.words} words"
-    alignments = printable_lines(show_alignments(rows)).replace("```", r"\`\`\`")  # which would end the block
+    alignments = printable_lines(format_word_edits(rows)).replace("```", r"\`\`\`")  # which would end the block
     return [f"{escape_markdown(errors.id + speaker)}: {counts}", "", "```text", alignments, "```"]
 
 
@@ -156,16 +171,13 @@ def differently_scored(experiments: Sequence[Experiment]) -> list[str]:
     return scored_on(rates, differing_only=True)
 
 
-def significance_section(experiments: Sequence[Experiment], baseline: str, problems: list[str]) -> Section | None:
+def comparisons(experiments: Sequence[Experiment], baseline: str, problems: list[str]) -> list[PairComparison]:
     """Compare experiments with a baseline, utterance by utterance.
 
     Args:
         experiments: With the baseline.
         baseline: Name of the one that the others are compared with.
         problems: Gets why pairs cannot be compared.
-
-    Returns:
-        Tests, and files of utterances and sentences for each pair and subset; None where nothing can be compared.
     """
     pairs = []
     for pair in compare_pairs({experiment.name: experiment.runs for experiment in experiments}, baseline):
@@ -173,8 +185,11 @@ def significance_section(experiments: Sequence[Experiment], baseline: str, probl
             problems.append(str(pair))
         else:
             pairs.append(pair)
-    if not pairs:
-        return None
+    return pairs
+
+
+def significance_section(pairs: Sequence[PairComparison]) -> Section:
+    """Return tests of some comparisons, and files of utterances and sentences for each of them."""
     return Section(
         "significance",
         [SIGNIFICANCE_HEAD, *map(significance_line, pairs)],

@@ -11,10 +11,13 @@ from zipfile import BadZipFile
 from asr_lightning.errors import InputError, reason
 from asr_lightning.files import name_of_run
 from asr_lightning.report.epoch_rates import find_files, merge
-from asr_lightning.report.final_rates import final_section, significance_section
+from asr_lightning.report.final_rates import comparisons, final_section, significance_section
 from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_neighbours
 from asr_lightning.report.page_layers import gather_layers
-from asr_lightning.report.run_folders import RATES, find_runs, read_experiments, read_runs
+from asr_lightning.report.page_sentences import gather_sentences
+from asr_lightning.report.page_summary import gather_summary, gather_training
+from asr_lightning.report.run_folders import RATES, Experiment, find_runs, read_experiments, read_runs
+from asr_lightning.report.run_pairs import PairComparison
 
 GATHERERS = {"layers": ("tsne", gather_layers), "neighbours": ("neighbours", gather_neighbours),
              "alignments": ("alignments", gather_alignments)}  # fmt: skip
@@ -43,8 +46,17 @@ def gather(runs: Sequence[Path], title: str, baseline: str | None, stage: str) -
     problems: list[str] = []
     found = find_runs(runs)
     trained = [run for run in found if (run / RATES["validation"]).exists()]
-    data: dict[str, Any] = {"title": title, "curves": _curves(trained or runs, problems)}
-    data["tables"] = _tables(found, baseline, problems)
+    experiments = read_experiments(read_runs(found, problems), problems)
+    names = [experiment.name for experiment in experiments]
+    if baseline is not None and baseline not in names:
+        raise InputError(f"--baseline: expected one of the runs found, {', '.join(names)}; got {baseline!r}")
+    data: dict[str, Any] = {"title": title, "curves": _curves(trained or runs, problems), "summary": None}
+    data |= {"training": gather_training(experiments), "tables": [], "sentences": []}
+    if experiments:
+        pairs = comparisons(experiments, baseline or names[0], problems)
+        data["summary"] = gather_summary(experiments, pairs, baseline or names[0])
+        data["tables"] = _tables(experiments, pairs)
+        data["sentences"] = gather_sentences({one.name: one.runs for one in experiments}, pairs)
     for part, (folder, gatherer) in GATHERERS.items():
         share = max(1, sum((run / folder / stage).is_dir() for run in found))
         data[part] = [one for run in found if (one := _try(gatherer, run, run / folder / stage, share, problems))]
@@ -73,19 +85,11 @@ def _try(gatherer: Gatherer, run: Path, folder: Path, share: int, problems: list
     return None
 
 
-def _tables(found: Sequence[Path], baseline: str | None, problems: list[str]) -> list[dict[str, Any]]:
-    experiments = read_experiments(read_runs(found, problems), problems)
-    names = [experiment.name for experiment in experiments]
-    if baseline is not None and baseline not in names:
-        raise InputError(f"--baseline: expected one of the runs found, {', '.join(names)}; got {baseline!r}")
-    if not experiments:
-        return []
-    sections = {
-        "Final error rates": final_section(experiments, ["wer"]),
-        "Significance": significance_section(experiments, baseline or names[0], problems),
-    }
+def _tables(experiments: Sequence[Experiment], pairs: Sequence[PairComparison]) -> list[dict[str, Any]]:
+    sections = {"Final error rates": final_section(experiments, ["wer"])}
+    if pairs:
+        sections["Significance"] = significance_section(pairs)
     return [
         {"title": title, "head": section.table[0], "rows": section.table[1:], "notes": list(section.notes)}
         for title, section in sections.items()
-        if section is not None
     ]

@@ -46,12 +46,16 @@ class Section:
         notes = [note if note.startswith(" ") else f"* {note}" for note in map(escape_markdown, self.notes)]
         markdown = "\n".join([as_markdown(self.table), "", *notes]) + "\n"
         files = {f"{self.stem}.csv": as_csv(self.rows or self.table), f"{self.stem}.md": markdown, **self.files}
+        names = []
         for name, content in files.items():
+            path = folder / name
             if isinstance(content, str):
-                write_atomically(folder / name, content)
+                write_atomically(path, content)
             else:
-                content(folder / name)
-        return list(files)
+                content(path)
+            vector = path.with_suffix(".svg")  # figures for print are written beside those for the screen
+            names += [name, vector.name] if path.suffix == ".png" and vector.exists() else [name]
+        return names
 
 
 def summarise(rates: Sequence[float]) -> str:
@@ -70,6 +74,11 @@ def summarise(rates: Sequence[float]) -> str:
 def number(value: float | None, form: str) -> str:
     """Write a number, as `number(0.5, ".3f")`, or that it is missing or none."""
     return MISSING if value is None or math.isnan(value) else format(value, form)
+
+
+def p_value(p: float | None) -> str:
+    """Write a p-value with three decimals; below 0.001 as `< 0.001`."""
+    return MISSING if p is None or math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def count(values: Sequence[int | None]) -> str:

@@ -12,18 +12,17 @@ from praatio import textgrid
 from praatio.utilities.constants import Interval
 from tqdm import tqdm
 
-from asr_lightning.analysis.alignment import forced_alignment
+from asr_lightning.analysis.token_times import token_spans
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.observation import observe
 from asr_lightning.errors import InputError, printable
 from asr_lightning.files import replacing
 from asr_lightning.hmm import gmm
-from asr_lightning.hmm.alignment import in_seconds, phone_runs, word_runs
-from asr_lightning.hmm.model import HiddenMarkovModel, read_model
+from asr_lightning.hmm.frame_alignment import in_seconds, phone_runs, word_runs
+from asr_lightning.hmm.model import HiddenMarkovModel, read_hmm
 from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.blstm_hmm import ALIGNMENTS, BLSTMHMM
-from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.nn.ctc import CTCOutput
+from asr_lightning.models.recognizer import CTCOutput, Recognizer
 from asr_lightning.text.phones import Segment
 from asr_lightning.tools.state_alignment import Aligned, align_batches, of_network, stored
 from asr_lightning.tools.transcription import prepare
@@ -80,7 +79,7 @@ def by_ctc(recognizer: Recognizer, batches: Iterable[Batch]) -> Iterator[Timed]:
         begins, ends = seen.spans(seen.lengths)
         for row, (id, sequence) in enumerate(zip(batch.ids, tokens, strict=True)):
             seconds, frames = int(batch.audio_lengths[row]) / batch.sample_rate, int(seen.lengths[row])
-            positions = forced_alignment(seen.log_probs[row, :frames], sequence, tokenizer.blank_id) if sequence else []
+            positions = token_spans(seen.log_probs[row, :frames], sequence, tokenizer.blank_id) if sequence else []
             if not positions:
                 reason = f"too short: {frames} frames for {len(sequence)} tokens" if sequence else "an empty transcript"
                 yield Timed(id, problem=reason)
@@ -161,7 +160,7 @@ def aligner_of(options: argparse.Namespace) -> tuple[Callable[[Iterable[Batch]],
         InputError: The checkpoint or the states cannot be used.
     """
     if options.states is not None:
-        store, model = AlignmentStore(options.states / ALIGNMENTS), read_model(options.states)
+        store, model = AlignmentStore(options.states / ALIGNMENTS), read_hmm(options.states)
         frames = gmm.HOP_SECONDS * model.subsampling, gmm.WINDOW_SECONDS
         return lambda batches: by_states(model, stored(store, batches), *frames), BY_STATES
     recognizer = prepare(options.checkpoint, options.device, None, options.config)

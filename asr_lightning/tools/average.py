@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     """Average the checkpoints, and measure; return the exit status."""
     if len(options.checkpoints) < 2:
         raise InputError(f"expected two or more checkpoints to average, got {options.checkpoints[0]} only")
-    from asr_lightning.models.checkpoint_files import CheckpointFiles
+    from asr_lightning.models.checkpoints import CheckpointFiles
     from asr_lightning.tools.averaging import Weights, average, measure, weights_of, write
     from asr_lightning.tools.subsets import development_subsets
     from asr_lightning.tools.transcription import prepare

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from asr_lightning.analysis.line import Quality, quality
+from asr_lightning.analysis.interpolation import Quality, quality
 from asr_lightning.errors import InputError, printable
 from asr_lightning.files import write_atomically
 from asr_lightning.models.averaging import mean_weights

@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from asr_lightning.analysis.boundaries import BoundaryErrors, measure
+from asr_lightning.analysis.boundaries import BoundaryErrors, corpus_boundary_errors
 from asr_lightning.errors import InputError, printable
 from asr_lightning.files import replacing, write_atomically
-from asr_lightning.hmm.alignment import word_runs
-from asr_lightning.report.figures import COLOURS
+from asr_lightning.hmm.frame_alignment import word_runs
+from asr_lightning.report.figures import COLORS
 from asr_lightning.report.tables import as_csv, as_markdown, as_text, number
 from asr_lightning.text.lexicon import Lexicon, read_lexicon
 from asr_lightning.text.phones import SILENCE, Segment
@@ -38,7 +38,7 @@ def plot(errors: Mapping[str, BoundaryErrors], path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for (name, error), color in zip(errors.items(), COLOURS * len(errors), strict=False):
+    for (name, error), color in zip(errors.items(), COLORS * len(errors), strict=False):
         off = np.sort(error.seconds) * 1000
         axes.step(off, 100 * np.arange(1, len(off) + 1) / max(1, len(off)), where="post", label=name, color=color)
     axes.axvline(20, color="0.7", linewidth=1, zorder=0)
@@ -84,7 +84,7 @@ def compare(truth: Path, alignments: Sequence[Path], names: Sequence[str], lexic
                 expected[id] = exact_words(phones, labeled, words) if phones and words is not None else phones
             except ValueError as error:  # a word is not in the lexicon
                 left_out[id] = str(error)
-        errors[name] = measure(expected, segments)
+        errors[name] = corpus_boundary_errors(expected, segments)
         if not errors[name].expected:
             first = ", ".join(f"{id} ({left_out[id]})" if id in left_out else id for id in list(segments)[:3])
             raise InputError(f"{path}: expected utterances that {truth} knows, found {first}")

@@ -121,7 +121,7 @@ def compare(options: argparse.Namespace, chosen: Sequence[str], problems: list[s
     from asr_lightning.report.convergence import convergence_section
     from asr_lightning.report.costs import costs_section
     from asr_lightning.report.epoch_rates import epoch_section, find_files, merge
-    from asr_lightning.report.final_rates import final_section, significance_section
+    from asr_lightning.report.final_rates import comparisons, final_section, significance_section
     from asr_lightning.report.run_folders import find_runs, read_experiments, read_runs
 
     metric = options.metrics[0]
@@ -140,9 +140,8 @@ def compare(options: argparse.Namespace, chosen: Sequence[str], problems: list[s
         yield final_section(experiments, options.metrics)
     if "significance" in chosen:
         first = next((name for name in names if name != options.reference), names[0])
-        tests = significance_section(experiments, options.baseline or first, problems)
-        if tests is not None:
-            yield tests
+        if pairs := comparisons(experiments, options.baseline or first, problems):
+            yield significance_section(pairs)
         elif len(names) > 1:
             problems.append("significance: no two runs have transcripts of their last epoch")
     if "convergence" in chosen:

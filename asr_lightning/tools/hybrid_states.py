@@ -11,7 +11,7 @@ import yaml
 
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing, replacing_files, write_atomically
-from asr_lightning.hmm.alignment import phone_runs
+from asr_lightning.hmm.frame_alignment import phone_runs
 from asr_lightning.hmm.graph import decoding_graph, phone_grammar
 from asr_lightning.hmm.model import CHAIN_STATES, HiddenMarkovModel
 from asr_lightning.hmm.search import GraphSearch
@@ -21,14 +21,14 @@ from asr_lightning.models.blstm_hmm import ALIGNMENTS, DECODING_GRAPH, PHONE_GRA
 from asr_lightning.scoring.error_rates import ErrorRates
 from asr_lightning.text.arpa import read_arpa
 from asr_lightning.text.graphemes_to_phones import JointSequenceModel
-from asr_lightning.text.lexicon import Lexicon, capitals, cmudict, complete, read_lexicon
+from asr_lightning.text.lexicon import Lexicon, capitals, cmudict, complete_lexicon, read_lexicon
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney
 from asr_lightning.tools.hybrid import SCALES
 from asr_lightning.tools.mixture_training import Trained, of_mixtures, tie, train_mixtures
 from asr_lightning.tools.ngram import find_texts, read_sentences
 from asr_lightning.tools.state_alignment import Aligned, align_batches, likelihoods, of_network, prepare_hybrid
-from asr_lightning.tools.subsets import development_subsets, every, subsets_of, training_texts
+from asr_lightning.tools.subsets import development_subsets, evaluation_texts, every, subsets_of, training_texts
 
 SHOWN = 10  # utterances that could not be aligned
 
@@ -38,7 +38,8 @@ def prepare(options: argparse.Namespace) -> str:
     train, validation = subsets_of(options.config)
     transcripts = list(training_texts(options.config))
     ngram = read_or_estimate(options, transcripts)
-    lexicon, report = make_lexicon(options, transcripts, ngram)
+    # Words of evaluation subsets are pronounced too, since these are aligned. What is decoded are words of the n-gram.
+    lexicon, report = make_lexicon(options, [*transcripts, *evaluation_texts(options.config)], ngram)
     write_atomically(
         options.output / "left_out.txt", "".join(f"{word} {count}\n" for word, count in report.most_common())
     )
@@ -86,7 +87,7 @@ def make_lexicon(options: argparse.Namespace, transcripts: Sequence[str], ngram:
     wanted = [word for word in wanted if not word.startswith("<")]
     unknown = [word for word in wanted if word not in lexicon]
     g2p = JointSequenceModel.train(lexicon) if options.unknown_words == "guess" and unknown else None
-    guessed, left_out = complete(lexicon, unknown, g2p)
+    guessed, left_out = complete_lexicon(lexicon, unknown, g2p)
     return Lexicon({**lexicon.pronunciations, **guessed.pronunciations}), left_out
 
 

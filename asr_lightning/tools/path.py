@@ -48,11 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and draw; return the exit status."""
-    from asr_lightning.analysis.line import places
+    from asr_lightning.analysis.interpolation import line_positions
     from asr_lightning.tools.weight_lines import find_config, measure, read_batches, write
 
     try:
-        where = places(options.start, options.stop, options.points)
+        where = line_positions(options.start, options.stop, options.points)
     except ValueError as error:
         raise InputError(f"--from, --to and --points: {error}") from error
     pairs = [(first, second) for first, second in options.between]

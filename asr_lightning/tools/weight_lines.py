@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from asr_lightning.analysis.line import Quality, along_line, barrier, quality
+from asr_lightning.analysis.interpolation import Quality, along_line, barrier, quality
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
 from asr_lightning.files import name_of_run, write_atomically

@@ -5,9 +5,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hostile import FUZZED, RANDOM, Refusing, mutated, spoiled
 from hypothesis import given, settings
-from test_page import inside
 
 from asr_lightning.ablations.tuning import read_space
 from asr_lightning.analysis.activations import read_utterances
@@ -17,6 +15,8 @@ from asr_lightning.errors import InputError
 from asr_lightning.report.page_contents import gather
 from asr_lightning.report.run_folders import COLUMNS, read_experiments, read_rates, read_run
 from asr_lightning.report.run_pairs import read_transcripts
+from tests.support.looked_inside import inside
+from tests.support.mutations import FUZZED, RANDOM, Refusing, mutated, spoiled
 
 SPACE = b"a.lr: {low: 1.0e-4, high: 1.0e-2, log: true}\na.layers: {low: 2, high: 5}\na.hidden: [128, 160]\n"
 METRICS = "epoch,train/seconds,s/real_time_factor,train/audio_seconds_per_second_epoch\n0,12,0.1,30\n1,13,,31\n"

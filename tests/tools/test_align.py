@@ -10,12 +10,12 @@ import pytest
 import soundfile
 import yaml
 from praatio import textgrid
-from small_hybrid import DEVELOPMENT, TEST, TRAINING, Made, experiment, transcripts_of
 
 from asr_lightning.asr import main
 from asr_lightning.text.lexicon import read_lexicon
 from asr_lightning.text.phones import Segment
 from data_modules.phone_labels import CTMLabels, TextGridLabels
+from tests.support.small_hybrid import DEVELOPMENT, TEST, TRAINING, Made, experiment, transcripts_of
 
 SAMPLE = 1 / 16_000  # second
 

@@ -8,7 +8,6 @@ import soundfile
 import torch
 import yaml
 from lightning import Trainer
-from small_hybrid import TEST, Made
 
 from asr_lightning.asr import main
 from asr_lightning.batch import Batch, Utterance
@@ -18,6 +17,7 @@ from asr_lightning.text.phones import Segment
 from asr_lightning.tools import alignment_files
 from asr_lightning.tools.alignment_files import by_ctc, word_spans
 from data_modules.phone_labels import CTMLabels, TextGridLabels
+from tests.support.small_hybrid import TEST, Made
 
 
 @pytest.fixture

@@ -50,14 +50,14 @@ def test_utterances_whose_phones_do_not_say_the_words_are_left_out(
     found.write_text("u1 1 0.1 0.1 GO\n")
     options = ["--lexicon", str(tmp_path / "lexicon.txt"), "--output", str(tmp_path)]
     assert main(["boundaries", "--truth", str(truth), str(found), *options]) == 2
-    assert "u1 (expected phones that say 'GO', got 'n')" in capsys.readouterr().err
+    assert "u1 (expected phones of 'GO', got 'n')" in capsys.readouterr().err
     with truth.open("a") as more:
         more.write("u2 1 0.0 0.1 SIL\nu2 1 0.1 0.1 g\nu2 1 0.2 0.1 ou\n")
     with found.open("a") as more:
         more.write("u2 1 0.0 0.1 SIL\nu2 1 0.1 0.2 GO\n")
     assert main(["boundaries", "--truth", str(truth), str(found), *options]) == 0
     said = capsys.readouterr()
-    assert said.err == "left out: u1: expected phones that say 'GO', got 'n'\n" and " 1 " in said.out
+    assert said.err == "left out: u1: expected phones of 'GO', got 'n'\n" and " 1 " in said.out
 
 
 def test_what_cannot_be_compared_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,11 @@ def test_the_command_writes_table_figure_and_rates(runs: Path, tmp_path: Path) -
     assert "teacher: 1 seed (1), after its last epoch test-clean 5.00, test-other 10.00" in lines
     start = lines.index("Epochs to reach 20.00 % WER on test-clean (random after epoch 2):")
     assert lines[start + 1 : start + 3] == ["* worse: > 3 (0 of 1 seeds got there)", "* ws: 1.4"]  # 1.35
-    files = ["wer_per_epoch.csv", "wer_per_epoch.md", "wer_per_epoch.png", "final_rates.csv", "final_rates.md"]
+    files = [
+        *(f"wer_per_epoch.{suffix}" for suffix in ("csv", "md", "png", "svg")),
+        "final_rates.csv",
+        "final_rates.md",
+    ]
     assert lines[-1] == f"Written to {output}: {', '.join(files)}"
     assert {path.name for path in output.iterdir()} == set(files)
     assert "Left out: significance: no two runs have transcripts of their last epoch" in lines

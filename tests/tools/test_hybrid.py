@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small_hybrid import DEVELOPMENT, FEW, TEST, TRAINING, Made, experiment
 
 from asr_lightning import cli
 from asr_lightning.asr import main
 from asr_lightning.errors import InputError
 from asr_lightning.hmm import gmm
-from asr_lightning.hmm.alignment import in_seconds, phone_runs
-from asr_lightning.hmm.model import HiddenMarkovModel, read_model
+from asr_lightning.hmm.frame_alignment import in_seconds, phone_runs
+from asr_lightning.hmm.model import HiddenMarkovModel, read_hmm
 from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.text.lexicon import read_lexicon
@@ -22,6 +21,7 @@ from asr_lightning.text.phones import label_spans
 from asr_lightning.tools import hybrid_states
 from asr_lightning.tools.subsets import every
 from data_modules.phone_labels import CTMLabels
+from tests.support.small_hybrid import DEVELOPMENT, FEW, TEST, TRAINING, Made, experiment
 
 FILES = {
     "HCLG.fst", "alignments.sqlite", "left_out.txt", "lexicon.txt", "mixtures.csv", "phone_grammar.fst", "phones.txt",
@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[str, Any]:
 
 def right_phones(folder: Path, corpus: Path) -> float:
     """The share of frames whose aligned phone is the one that the corpus knows, pauses left out."""
-    model, truth = read_model(folder), CTMLabels(str(corpus))
+    model, truth = read_hmm(folder), CTMLabels(str(corpus))
     right = []
     for id, ids in AlignmentStore(folder / "alignments.sqlite"):
         known = truth.segments(id)
@@ -62,7 +62,7 @@ def right_phones(folder: Path, corpus: Path) -> float:
 def test_states_are_made_and_phones_found_where_they_were_spoken(made: Made) -> None:
     assert {path.name for path in made.states.iterdir()} == FILES
     assert contents(made.states)["alignments"].keys() == {*made.transcripts(TRAINING), *made.transcripts(DEVELOPMENT)}
-    model = read_model(made.states)
+    model = read_hmm(made.states)
     assert model.lexicon.pronunciations == read_lexicon(made.corpus / "lexicon.txt").pronunciations
     assert model.tree.context_width == 3
     rows = [row.split(",") for row in (made.states / "mixtures.csv").read_text().splitlines()]
@@ -80,7 +80,7 @@ def test_monophones_learn_from_the_shortest_utterances_and_triphones_from_any(
     seen: dict[str, list[str]] = {}
     real = gmm.train
 
-    def watched(model: HiddenMarkovModel, examples: list[gmm.Example], *more: Any) -> Any:
+    def watched(model: HiddenMarkovModel, examples: list[gmm.TrainingUtterance], *more: Any) -> Any:
         seen["triphones" if "monophones" in seen else "monophones"] = [one.id for one in examples]
         counts.append(more[1])
         return real(model, examples, *more)
@@ -105,7 +105,7 @@ def test_a_network_may_see_every_third_frame_with_one_state_a_phone(
     states = tmp_path / "states"
     assert prepare(made, states, "--subsampling", 3, "--tied-states", 80) == 0
     assert "1 of each phone, a frame every 30 ms" in capsys.readouterr().out
-    model, before = read_model(states), AlignmentStore(made.states / "alignments.sqlite")
+    model, before = read_hmm(states), AlignmentStore(made.states / "alignments.sqlite")
     assert (model.states, model.subsampling, model.tree.context_width) == (1, 3, 3)
     assert len(model.phones) < model.pdfs <= 80
     aligned = dict(AlignmentStore(states / "alignments.sqlite"))
@@ -144,8 +144,8 @@ def test_a_network_aligns_anew_with_the_same_states(made: Made, tmp_path: Path) 
         assert after[name] == before[name]
     assert after["alignments"].keys() == before["alignments"].keys()
     assert after["alignments"] != before["alignments"]
-    counts = np.bincount(np.concatenate(list(after["alignments"].values())), minlength=len(read_model(output).pdf_of))
-    np.testing.assert_array_equal(read_model(output).transition_counts, counts)
+    counts = np.bincount(np.concatenate(list(after["alignments"].values())), minlength=len(read_hmm(output).pdf_of))
+    np.testing.assert_array_equal(read_hmm(output).transition_counts, counts)
     assert right_phones(output, made.corpus) > 0.6
     content = experiment(made.root, made.corpus)
     content["model"]["init_args"]["folder"] = str(output)
@@ -218,14 +218,15 @@ def test_utterances_with_unknown_words_are_left_out_and_named(
     assert prepare(made, output, "--lexicon", lexicon, "--unknown-words", "leave") == 0
     texts = {**made.transcripts(TRAINING), **made.transcripts(DEVELOPMENT)}
     without = {id for id, text in texts.items() if word in text.split()}
-    count = sum(text.split().count(word) for text in made.transcripts(TRAINING).values())
+    everything = {subset: made.transcripts(subset).values() for subset in (TRAINING, DEVELOPMENT, TEST)}
+    count = sum(text.split().count(word) for texts_of in everything.values() for text in texts_of)
     said = capsys.readouterr().out
     assert f"{len(texts) - len(without)} utterances aligned, {len(without)} not." in said
     for id in without:
         assert f"{id}: not in the lexicon: {word}\n" in said
     assert contents(output)["alignments"].keys() == texts.keys() - without
     assert (output / "left_out.txt").read_text() == f"{word} {count + 1}\n"  # also in the language model
-    assert word not in read_model(output).lexicon
+    assert word not in read_hmm(output).lexicon
 
 
 def test_unknown_words_are_said_as_others_are_spelt(made: Made, smaller: tuple[Path, str], tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_unknown_words_are_said_as_others_are_spelt(made: Made, smaller: tuple[P
     output = tmp_path / "states"
     assert prepare(made, output, "--lexicon", lexicon) == 0
     assert (output / "left_out.txt").read_text() == ""
-    [guessed, *_] = read_model(output).lexicon.pronunciations[word]
+    [guessed, *_] = read_hmm(output).lexicon.pronunciations[word]
     known = read_lexicon(lexicon)
     assert set(guessed) <= set(known.phones) and 0.5 * len(word) <= len(guessed) <= 1.5 * len(word)
     assert contents(output)["alignments"].keys() == contents(made.states)["alignments"].keys()
