@@ -14,7 +14,7 @@ LAYERS = [  # each imports itself and those before
     {"analysis"},
     {"report"},
     {"callbacks"},
-    {"tools", "ablations"},
+    {"asr", "tools", "ablations"},
     {"cli", "error_messages", "parser", "__main__"},
 ]
 RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
