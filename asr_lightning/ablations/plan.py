@@ -199,10 +199,11 @@ class _Planner:
             read_yaml(Path(variant.inside[self.scale]), "the experiment"),
             _filled(within, {**fields, "root": _root(experiment)}),
         )
-        return {
-            EXPERIMENT: experiment,
-            INSIDE: override(experiment, {"trainer.callbacks": _callbacks(experiment, looking)}),
-        }
+        callbacks = _callbacks(experiment, looking)
+        for callback in callbacks if self.rehearsal else ():  # the network knows no words yet
+            if str(callback.get("class_path")).endswith(".Neighbours"):
+                callback["init_args"] = {**callback.get("init_args", {}), "silence": "warn"}
+        return {EXPERIMENT: experiment, INSIDE: override(experiment, {"trainer.callbacks": callbacks})}
 
     def _changed(self, experiment: Experiment, seed: int, folder: Path) -> Experiment:
         """Put seed and folder in, the user's changes, and what makes a rehearsal short."""

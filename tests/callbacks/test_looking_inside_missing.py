@@ -51,7 +51,11 @@ def test_a_network_that_says_nothing_has_no_neighbours(tmp_path: Path) -> None:
     old = tmp_path / "neighbours" / "test" / "table.csv"
     old.parent.mkdir(parents=True)
     old.write_text("of another test")
-    with pytest.raises(InputError, match=r"no neighbours: .*at least two sentences.* 8 utterances after 0 steps"):
+    message = r"no neighbours: .*at least two sentences.* 8 utterances"
+    with pytest.raises(InputError, match=message):
+        make_trainer(tmp_path, callbacks=callbacks).test(biased(50.0), datamodule=Corpus(), verbose=False)
+    callbacks[1] = Neighbours(silence="warn")  # as in a rehearsal
+    with pytest.warns(UserWarning, match=message):
         make_trainer(tmp_path, callbacks=callbacks).test(biased(50.0), datamodule=Corpus(), verbose=False)
     assert (tmp_path / "activations" / "test" / "top.npy").exists() and not old.exists()
 
