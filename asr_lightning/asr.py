@@ -29,6 +29,7 @@ COMMANDS = {
         "align": "write when the words and phones of a corpus are spoken",
     },
     "Prepare a training": {
+        "import": "make a checkpoint from weights that others have published",
         "units": "make the tokens of a recognizer from transcripts",
         "ngram": "estimate n-gram language models, and measure their perplexity",
         "hybrid": "make the states, alignments and graphs of a BLSTM-HMM hybrid; tune its language model",

@@ -15,7 +15,8 @@ from asr_lightning.files import read_yaml, write_atomically
 EXPERIMENT, INSIDE = "experiment.yaml", "inside.yaml"
 REHEARSED_SECONDS = 16.0  # of a training batch in a rehearsal
 REHEARSED_EVALUATION_SECONDS = 140.0  # four of the longest utterances
-REHEARSED_OPTIONS = {"align": ("--least-fit=-inf",)}  # what tools do with networks of two steps, by tool
+# Of commands, after two steps of training.
+REHEARSED_OPTIONS = {"align": ("--least-fit=-inf", "--least-share=0.1")}
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"transcript do not match (default: {LEAST_FIT:g}, between right and wrong transcripts of the embedded corpus; "
         "--least-fit=-inf takes all)",
     )  # fmt: skip
+    parser.add_argument(
+        "--least-share", type=float, default=1.0, metavar="S",
+        help="of the utterances: with fewer the exit status is 1 (default: 1, all of them)",
+    )  # fmt: skip
     add_device(parser)
 
 
@@ -52,13 +56,19 @@ def run(options: argparse.Namespace) -> int:
     from asr_lightning.tools.subsets import open_corpus
 
     aligner, tiers = aligner_of(options)
-    problems = []
+    problems, aligned = [], 0
     for subset, batches in open_corpus(options.config, options.subsets).items():
-        problems += write_subset(aligner(batches), tiers, subset, options.output)
+        of_subset, count = write_subset(aligner(batches), tiers, subset, options.output)
+        problems += of_subset
+        aligned += count
     print(f"Written to {options.output.absolute()}")
     for problem in problems:
         print(printable(problem), file=sys.stderr)
-    return 1 if problems else 0
+    if aligned < options.least_share * (aligned + len(problems)):
+        share = f"{aligned:,} of {aligned + len(problems):,} utterances are aligned"
+        print(f"{share}, expected a share of {options.least_share:g} or more (--least-share)", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def word_spans(tokens: Sequence[str]) -> list[tuple[int, int, str]]:
     return spans
 
 
-def write_subset(timed: Iterable[Timed], tiers: Sequence[str], subset: str, output: Path) -> list[str]:
+def write_subset(timed: Iterable[Timed], tiers: Sequence[str], subset: str, output: Path) -> tuple[list[str], int]:
     """Write `SUBSET.TIER.ctm` for every tier, and a TextGrid per utterance.
 
     Args:
@@ -118,9 +118,9 @@ def write_subset(timed: Iterable[Timed], tiers: Sequence[str], subset: str, outp
         output: Folder that they go to.
 
     Returns:
-        Which utterances could not be aligned, and why.
+        Which utterances could not be aligned, and why; and how many were.
     """
-    problems = []
+    problems, aligned = [], 0
     with ExitStack() as stack:
         files = {}
         for tier in tiers:
@@ -130,10 +130,11 @@ def write_subset(timed: Iterable[Timed], tiers: Sequence[str], subset: str, outp
             if utterance.problem:
                 problems.append(f"{utterance.id}: {utterance.problem}")
                 continue
+            aligned += 1
             for tier, file in files.items():
                 file.writelines(ctm_rows(utterance.id, utterance.tiers[tier]))
             write_textgrid(output / "TextGrid" / subset / f"{utterance.id}.TextGrid", utterance)
-    return problems
+    return problems, aligned
 
 
 def ctm_rows(id: str, segments: Sequence[Segment]) -> Iterator[str]:

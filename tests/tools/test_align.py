@@ -115,6 +115,9 @@ def test_a_transcript_of_other_audio_is_named_and_left_out(
     assert named.keys() <= wrong.keys() and len(named) > 0.8 * len(wrong)
     assert all(re.fullmatch(r"a mean log posterior of -\S+ without pauses, expected -6 or more", one) for one in
                named.values())  # fmt: skip
+    share = (len(right) - len(named)) / len(right)
+    assert "expected a share of 1 or more (--least-share)" in printed.err
+    assert run(made, tmp_path / "some", *options, "--least-share", share) == 0
     written = {path.stem for path in (tmp_path / "out/TextGrid" / TRAINING).iterdir()}
     assert written == right.keys() - named.keys()
     assert run(made, tmp_path / "all", *options, "--least-fit=-inf") == 0  # Kaldi's search finds a way for any text
