@@ -49,6 +49,7 @@ from asr_lightning.callbacks.stopping import FinishEpoch, SaveLastEpoch, SaveWhe
 from asr_lightning.callbacks.throughput import Throughput
 from asr_lightning.callbacks.transcripts import Transcripts
 from asr_lightning.callbacks.transfer import InitializeFrom
+from asr_lightning.callbacks.wandb_run import RunLogger, WandbConfiguration
 from asr_lightning.callbacks.weight_selection import WeightSelection
 from asr_lightning.error_messages import TRACE, explain, trace_kept
 from asr_lightning.errors import InputError
@@ -142,6 +143,7 @@ class CommandLine(LightningCLI):
             super().instantiate_classes()
         self._dump_config()
         remember_configuration(self.model, self.config_dump["model"])
+        self.trainer.callbacks.append(WandbConfiguration(self.config_dump))  # type: ignore[attr-defined]
         self.trainer.strategy.checkpoint_io = CheckpointFiles()
         # Lightning would round audio to the precision of the weights; features are computed of it in float32.
         self.trainer.precision_plugin.convert_input = lambda data: data  # type: ignore[method-assign]
@@ -209,12 +211,12 @@ class CommandLine(LightningCLI):
         """Make the loggers that a run has by default; its name at W&B is its folder below `runs`."""
         below = root.parts[::-1].index("runs") if "runs" in root.parts else 0
         names = root.parts[-below:] if below else root.parts[-3:]
-        wandb_logger = WandbLogger(
+        wandb_logger = RunLogger(
             save_dir=str(root),
             project="asr_lightning",
             name="/".join(names),
             group="/".join(names[:-1]) or None,
-            job_type=self.subcommand,  # a test is no point of the curves over epochs
+            job_type=self.subcommand,
         )
         return [CSVLogger(save_dir=str(root), name="logs"), wandb_logger]
 
@@ -237,9 +239,18 @@ class CommandLine(LightningCLI):
                 reserve_logs(self.trainer.loggers)
             if config.get("ckpt_path") is not None:
                 config.ckpt_path = self._compared_checkpoint(config.ckpt_path)
+            self._join_wandb(root, goes_on=subcommand != "fit" or config.get("ckpt_path") is not None)
             reach_wandb(self.trainer.loggers)
             with trace_kept(root, self.trainer.global_rank):
                 super()._run_subcommand(subcommand)
+
+    def _join_wandb(self, root: Path, goes_on: bool) -> None:
+        """Let the training of a run folder be one run at W&B."""
+        for logger in self.trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.trainer = self.trainer
+                if self.trainer.is_global_zero:
+                    logger.keep_id(root, goes_on)
 
     def validate(self, verbose: bool = True, **arguments: Any) -> None:
         """Validate, and print one table of all subsets instead of Lightning's."""
