@@ -45,7 +45,7 @@ from asr_lightning.callbacks.movement import DistanceFromStart, UpdateSizes
 from asr_lightning.callbacks.progress import ProgressBar
 from asr_lightning.callbacks.results import RemoveResults, refuse_results, reserve_logs
 from asr_lightning.callbacks.run_summary import RunSummary
-from asr_lightning.callbacks.stopping import FinishEpoch, SaveLastEpoch, SaveWhenStopped
+from asr_lightning.callbacks.stopping import FinishEpoch, OtherParts, SaveLastEpoch, SaveWhenStopped
 from asr_lightning.callbacks.throughput import Throughput
 from asr_lightning.callbacks.transcripts import Transcripts
 from asr_lightning.callbacks.transfer import InitializeFrom
@@ -426,7 +426,7 @@ def main(arguments: list[str] | None = None) -> None:
             trainer_defaults={
                 "use_distributed_sampler": False,
                 "num_sanity_val_steps": 0,  # a corpus is checked when it is read
-                "callbacks": [SaveWhenStopped(), FinishEpoch(), SaveLastEpoch(), RunSummary()],
+                "callbacks": [SaveWhenStopped(), FinishEpoch(), OtherParts(), SaveLastEpoch(), RunSummary()],
             },
             parser_class=CommandLineParser,
             args=arguments,
