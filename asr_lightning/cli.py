@@ -1,8 +1,11 @@
 """The command line: `lightning fit|validate|test|predict --config experiments/….yaml`."""
 
+import importlib
+import inspect
 import logging
 import netrc
 import os
+import pkgutil
 import re
 import signal
 import sys
@@ -34,6 +37,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import data_modules
 from asr_lightning.ablations import PARENT
 from asr_lightning.callbacks.changed_optimizer import ChangedOptimizer
 from asr_lightning.callbacks.choosing import refuse_choice_by_tests, run_checkpoints
@@ -64,6 +68,7 @@ from asr_lightning.models.checkpoints import (
 from asr_lightning.models.instantiation import LONG, within_memory
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.same_network import check_same_network, check_training_state
+from asr_lightning.nn.sequences import Encoder
 from asr_lightning.parser import CommandLineParser, experiments_first
 from asr_lightning.renamed import current_names
 from asr_lightning.report.tables import as_text, metrics_by_subset
@@ -79,6 +84,7 @@ CALLBACKS: dict[str, type[Callback]] = {  # of every run, by the key that holds 
     "update_sizes": UpdateSizes,
     "distance_from_start": DistanceFromStart,
 }
+OF_CLASSES = ("text", "audio", "nn", "decoding", "hmm", "models", "callbacks")  # what an experiment may name
 OF_SPEECH = (Transcripts, Throughput)  # callbacks that a language model has no use for
 PARENT_SECONDS = 5.0  # between looks at whether the first rank is alive
 
@@ -277,6 +283,11 @@ class CommandLine(LightningCLI):
         `--initialize_from FILE` is short for `--initialize_from.checkpoint FILE`.
         """
         given = experiments_first([current_names(one) for one in (sys.argv[1:] if args is None else args)])
+        if any(one.partition("=")[0].endswith(".help") for one in given):
+            import_classes()
+        if given[1:] == ["--model.help"]:
+            print(known_models())
+            sys.exit(0)
         short = re.compile(r"--initialize_from(?==|$)")
         super().parse_arguments(parser, [short.sub("--initialize_from.checkpoint", one) for one in given])
 
@@ -358,6 +369,31 @@ def refuse_options(trainer: Namespace, callbacks: Iterable[Callback]) -> None:
                 "GradientAccumulationScheduler makes steps larger in later epochs, but each has the seconds of "
                 "data.init_args.batch_seconds, in as many parts as --trainer.accumulate_grad_batches says"
             )
+
+
+def import_classes() -> None:
+    """Import all modules whose classes an experiment may name, so that a help text lists every one of them."""
+    packages = [data_modules, *(importlib.import_module(f"asr_lightning.{name}") for name in OF_CLASSES)]
+    for package in packages:
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+
+
+def known_models() -> str:
+    """Return the models that an experiment may name, and the encoders that they read speech with."""
+    lines = []
+    for title, kind in (("models", lightning.LightningModule), ("encoders", Encoder)):
+        classes = [one for one in _subclasses(kind) if one.__module__.startswith("asr_lightning.")]
+        paths = sorted(f"{one.__module__}.{one.__name__}" for one in classes if not inspect.isabstract(one))
+        lines += [f"{title}:", *(f"  {path}" for path in paths)]
+    return "\n".join(
+        [*lines, "`lightning fit --model.help CLASS_PATH` has the arguments of a model, and what each may be."]
+    )
+
+
+def _subclasses(kind: type) -> set[type]:
+    direct: list[type] = kind.__subclasses__()
+    return {*direct, *(one for below in direct for one in _subclasses(below))}
 
 
 def keep_wandb_offline() -> None:

@@ -278,7 +278,7 @@ def test_a_network_is_searched_as_the_experiment_at_hand_says(tiny: Path, tmp_pa
     ("old", "new", "expected"),
     [
         ("hidden", "hiden", ["'hiden' is not accepted"]),
-        ("LSTMEncoder", "LSTMEncodr", ["has no attribute 'LSTMEncodr'"]),
+        ("LSTMEncoder", "LSTMEncodr", ["there is no LSTMEncodr in asr_lightning.nn.recurrent; there are LSTMEncoder"]),
         ("max_epochs: 1", "max_epochs: many", ["max_epochs", "many"]),
         ("channels: 2", "channels: 2\n        subsampling: 3", ["subsampling factor must be 2, 4 or 8, got 3"]),
         ("ctc_weight: 0.3", "ctc_weight: 3.0", ["0 <= ctc_weight < 1, got 3.0"]),

@@ -38,7 +38,7 @@ class RunLogger(WandbLogger):
     @property
     def experiment(self) -> Any:  # noqa: ANN401 - W&B's run, or what stands for it in other processes
         """W&B's run, which begins when it is first asked for."""
-        if rank_zero_only.rank == 0 and self._experiment is None and wandb.run is None:
+        if getattr(rank_zero_only, "rank", 0) == 0 and self._experiment is None and wandb.run is None:
             self._experiment = wandb.init(**self._wandb_init)
             self._experiment.define_metric(EPOCH)
             self._experiment.define_metric("*", step_metric=EPOCH, step_sync=True)
@@ -65,7 +65,8 @@ class RunLogger(WandbLogger):
         """Log numbers, pictures or tables of a step."""
         values = dict(metrics)
         if self.trainer is not None:
-            stage = {TrainerFn.TESTING: "test/", TrainerFn.VALIDATING: "validate/"}.get(self.trainer.state.fn, "")
+            function = self.trainer.state.fn
+            stage = f"{function.value}/" if function and function != TrainerFn.FITTING else ""
             values = {
                 f"{stage}{name}" if isinstance(value, int | float | Tensor) else name: value
                 for name, value in values.items()
