@@ -3,6 +3,7 @@
 import logging
 import netrc
 import os
+import re
 import signal
 import sys
 import threading
@@ -36,6 +37,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from asr_lightning.ablations import PARENT
 from asr_lightning.callbacks.changed_optimizer import ChangedOptimizer
 from asr_lightning.callbacks.choosing import refuse_choice_by_tests, run_checkpoints
+from asr_lightning.callbacks.freezing import Freezing
 from asr_lightning.callbacks.gradients import GradientNorms
 from asr_lightning.callbacks.initialization import Initialization
 from asr_lightning.callbacks.measurement import Measurement
@@ -46,14 +48,15 @@ from asr_lightning.callbacks.run_summary import RunSummary
 from asr_lightning.callbacks.stopping import FinishEpoch, SaveLastEpoch, SaveWhenStopped
 from asr_lightning.callbacks.throughput import Throughput
 from asr_lightning.callbacks.transcripts import Transcripts
+from asr_lightning.callbacks.transfer import InitializeFrom
 from asr_lightning.callbacks.weight_selection import WeightSelection
+from asr_lightning.error_messages import TRACE, explain, trace_kept
 from asr_lightning.errors import InputError
-from asr_lightning.faults import TRACE, explain, trace_kept
 from asr_lightning.files import held
-from asr_lightning.models.checkpoint_files import CheckpointFiles
 from asr_lightning.models.checkpoints import (
+    CheckpointFiles,
     checkpoint_model,
-    newest_whole_checkpoint,
+    newest_readable_checkpoint,
     read_checkpoint,
     remember_configuration,
 )
@@ -67,7 +70,9 @@ from asr_lightning.report.tables import as_text, metrics_by_subset
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it
 CALLBACKS: dict[str, type[Callback]] = {  # of every run, by the key that holds their arguments
     "initialization": Initialization,
+    "initialize_from": InitializeFrom,
     "weight_selection": WeightSelection,
+    "freeze": Freezing,
     "transcripts": Transcripts,
     "gradient_norms": GradientNorms,
     "update_sizes": UpdateSizes,
@@ -256,9 +261,13 @@ class CommandLine(LightningCLI):
             print(as_text(metrics_by_subset(metrics)))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
-        """Read experiments first, wherever they stand, so that all other options go before what they say."""
-        given = sys.argv[1:] if args is None else args
-        super().parse_arguments(parser, experiments_first([current_names(argument) for argument in given]))
+        """Read experiments first, wherever they stand, so that all other options go before what they say.
+
+        `--initialize_from FILE` is short for `--initialize_from.checkpoint FILE`.
+        """
+        given = experiments_first([current_names(one) for one in (sys.argv[1:] if args is None else args)])
+        short = re.compile(r"--initialize_from(?==|$)")
+        super().parse_arguments(parser, [short.sub("--initialize_from.checkpoint", one) for one in given])
 
     def _set_seed(self) -> None:
         """Seed, with a number that all generators take."""
@@ -290,7 +299,7 @@ class CommandLine(LightningCLI):
         """Find what Lightning would take, or the one before where that is damaged; None to begin from nothing."""
         savings = [one for one in self.trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.dirpath]
         folders = {Path(str(saving.dirpath)) for saving in savings}
-        path = newest_whole_checkpoint(path for folder in folders for path in folder.glob("last*.ckpt"))
+        path = newest_readable_checkpoint(path for folder in folders for path in folder.glob("last*.ckpt"))
         return str(path) if path else None
 
 
@@ -298,6 +307,10 @@ def is_off(callback: Callback) -> bool:
     """Whether a callback of every run has nothing to do, as a measurement at no step."""
     if isinstance(callback, WeightSelection):
         return callback.teacher is None
+    if isinstance(callback, InitializeFrom):
+        return callback.checkpoint is None
+    if isinstance(callback, Freezing):
+        return not callback.until
     return isinstance(callback, Measurement) and callback.every_n_steps == 0
 
 

@@ -72,7 +72,7 @@ def test_last_passes_over_a_damaged_checkpoint_and_names_it(tiny: Path, tmp_path
     half = folder / "last-step.ckpt"  # newer than the epoch's, as after a power cut
     half.write_bytes((folder / "last.ckpt").read_bytes()[:50_000])
     again = ["fit", "-c", str(tiny), "--trainer.max_epochs", "2", "--ckpt_path", "last"]
-    with pytest.warns(UserWarning, match=f"(?s){half} is no whole checkpoint.*one before is taken: {folder}/last.ckpt"):
+    with pytest.warns(UserWarning, match=f"(?s){half} is not a complete.*earlier one is used: {folder}/last.ckpt"):
         cli.main(again)
     epochs = [line.split(",")[2] for line in (tmp_path / "runs/tiny/error_rates.csv").read_text().splitlines()[1:]]
     assert epochs == ["1", "1", "2", "2"]  # gone on with, not begun anew
@@ -237,7 +237,7 @@ def test_a_rehearsal_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
 def test_only_models_of_ours_are_trained(tmp_path: Path) -> None:
     demos = "lightning.pytorch.demos.boring_classes"
     message = said("fit", "--model", f"{demos}.BoringModel", "--data", f"{demos}.BoringDataModule")
-    assert message.startswith("error: this is no configuration of a recogniser, nor of a language model")
+    assert message.startswith("error: this is no configuration of a recognizer, nor of a language model")
     assert message.endswith(f"{demos}.BoringModel")
 
 

@@ -8,12 +8,14 @@ import lightning
 import pytest
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_cli import elsewhere, said, unread  # noqa: F401 - fixtures
 
 from asr_lightning import cli
 from asr_lightning.ablations.overrides import CALLBACK_KEYS
 from asr_lightning.callbacks.choosing import BestCheckpoints
 from asr_lightning.callbacks.weight_selection import WeightSelection
+from tests.support.commands import said
+
+pytestmark = pytest.mark.usefixtures("outside_the_project")
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 OWN = "asr_lightning.callbacks"
@@ -65,7 +67,7 @@ def change(path: Path, key: str, value: Any) -> None:  # noqa: ANN401
     path.write_text(yaml.safe_dump(experiment))
 
 
-def test_every_run_writes_transcripts_measurements_and_checkpoints(unread: Path, trainer_of: Any) -> None:  # noqa: F811
+def test_every_run_writes_transcripts_measurements_and_checkpoints(unread: Path, trainer_of: Any) -> None:
     trainer = trainer_of("fit", "-c", str(unread), "--checkpoints.every_n_steps", "7")
     found = names(trainer)
     expected = [
@@ -79,7 +81,7 @@ def test_every_run_writes_transcripts_measurements_and_checkpoints(unread: Path,
     assert trainer.num_sanity_val_steps == 0
 
 
-def test_an_experiment_that_lists_them_itself_has_none_twice(unread: Path, trainer_of: Any) -> None:  # noqa: F811
+def test_an_experiment_that_lists_them_itself_has_none_twice(unread: Path, trainer_of: Any) -> None:
     change(unread, "data.init_args.test_subsets", ["test-other"])  # test-clean is to choose by
     change(unread, "weight_selection", {"teacher": "teacher.ckpt"})
     own = trainer_of("fit", "-c", str(unread))
@@ -95,14 +97,14 @@ def test_an_experiment_that_lists_them_itself_has_none_twice(unread: Path, train
     assert {type(one): one for one in own.callbacks}[BestCheckpoints].save_top_k == 10
 
 
-def test_arguments_of_a_key_and_of_a_list_are_not_both_taken(unread: Path) -> None:  # noqa: F811
+def test_arguments_of_a_key_and_of_a_list_are_not_both_taken(unread: Path) -> None:
     change(unread, "trainer.callbacks", LISTED[:1])
     message = said("fit", "-c", str(unread), "--transcripts.examples", "0")
     assert message.startswith("error: Transcripts is listed in trainer.callbacks, and transcripts has arguments")
 
 
 def test_a_measurement_is_left_out_by_zero_steps_and_a_choice_by_zero_checkpoints(
-    unread: Path,  # noqa: F811
+    unread: Path,
     trainer_of: Any,
 ) -> None:
     change(unread, "data.init_args.test_subsets", ["test-other"])
@@ -122,7 +124,7 @@ def test_a_language_model_has_no_transcripts(trainer_of: Any) -> None:
     assert found["GradientNorms"] == found["ModelCheckpoint last"] == 1
 
 
-def test_a_second_experiment_adds_what_looks_inside(unread: Path, trainer_of: Any) -> None:  # noqa: F811
+def test_a_second_experiment_adds_what_looks_inside(unread: Path, trainer_of: Any) -> None:
     inside = EXPERIMENTS / "demo/rnnt_ws_inside.yaml"
     trainer = trainer_of("test", "-c", str(unread), "-c", str(inside))
     kinds = [type(one).__name__ for one in trainer.callbacks]
@@ -133,7 +135,7 @@ def test_a_second_experiment_adds_what_looks_inside(unread: Path, trainer_of: An
     assert names(listed) == names(trainer)
 
 
-def test_a_saved_configuration_makes_the_same_callbacks(unread: Path, trainer_of: Any, capsys: Any) -> None:  # noqa: F811
+def test_a_saved_configuration_makes_the_same_callbacks(unread: Path, trainer_of: Any, capsys: Any) -> None:
     change(unread, "weight_selection", {"teacher": "teacher.ckpt", "layers": "uniform"})
     first = names(trainer_of("fit", "-c", str(unread)))
     capsys.readouterr()

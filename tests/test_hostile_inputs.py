@@ -50,7 +50,7 @@ def test_the_command_line_refuses_aliases_without_end(tmp_path: Path, capsys: py
         with pytest.raises(SystemExit) as ended, Refusing(megabytes=100, allowed=AssertionError):
             cli.main(["fit", "--config", str(tmp_path / "x.yaml")])
         said = capsys.readouterr().err.strip().splitlines()
-        assert ended.value.code == 2 and len(said) == 2 and "aliases stand for more than" in said[0]
+        assert ended.value.code == 2 and len(said) == 2 and "aliases expand to more than" in said[0]
 
 
 @pytest.mark.timeout(60)

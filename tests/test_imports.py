@@ -15,7 +15,7 @@ LAYERS = [  # each imports itself and those before
     {"report"},
     {"callbacks"},
     {"tools", "ablations"},
-    {"cli", "faults", "parser", "__main__"},
+    {"cli", "error_messages", "parser", "__main__"},
 ]
 RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 SHARED_BY_ARCHITECTURES = {

@@ -10,8 +10,8 @@ import torch
 from asr_lightning import cli
 from asr_lightning.audio.features import LogMel
 from asr_lightning.audio.normalization import UtteranceNormalization
+from asr_lightning.error_messages import TRACE, explain, trace_kept
 from asr_lightning.errors import InputError
-from asr_lightning.faults import TRACE, explain, trace_kept
 from asr_lightning.models.instantiation import brief
 from asr_lightning.parser import experiments_first
 from asr_lightning.report.tables import as_text, metrics_by_subset
@@ -130,7 +130,7 @@ def test_an_error_of_a_library_is_a_sentence_and_leaves_its_trace(
     with pytest.raises(RuntimeError) as failed, trace_kept(tmp_path, 1):
         raise RuntimeError("the power failed")
     path = tmp_path / "trace-rank1.txt"
-    assert explain(failed.value).startswith(f"RuntimeError: the power failed\nThe whole trace is in {path}. ")
+    assert explain(failed.value).startswith(f"RuntimeError: the power failed\nThe stack trace is in {path}. ")
     assert path.read_text().startswith("Traceback") and 'raise RuntimeError("the power failed")' in path.read_text()
     with pytest.raises(InputError), trace_kept(tmp_path, 0):
         raise InputError("expected this, found that")

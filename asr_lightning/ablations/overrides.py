@@ -10,7 +10,7 @@ from asr_lightning.errors import InputError, shown
 
 Experiment = dict[str, Any]  # the content of an experiment's YAML
 CALLBACK_KEYS = (  # what every run does, set up by the command line with a key each
-    *("initialization", "weight_selection", "transcripts", "checkpoints"),
+    *("initialization", "initialize_from", "weight_selection", "freeze", "transcripts", "checkpoints"),
     *("gradient_norms", "update_sizes", "distance_from_start"),
 )
 

@@ -216,7 +216,7 @@ def _listed(folder: Path, pattern: str) -> list[str]:
 
 
 def _remove(folder: Path, utterance: str) -> None:
-    for suffix in (".png", ".npz", ".flac"):
+    for suffix in (".png", ".svg", ".npz", ".flac"):
         path = folder / f"{utterance}{suffix}"
         if path.resolve().is_relative_to(folder.resolve()):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Encoders with a CTC output and nothing else [Graves et al. 2006]: Deep Speech 2, Jasper, Conformer-CTC and so on."""
+"""CTC recognizer: an encoder with a CTC output [Graves et al. 2006], as Deep Speech 2, Jasper and Conformer-CTC."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from asr_lightning.models.recognizer import CTCOutput, Recognizer
 
 
 class CTCRecognizer(Recognizer):
-    """Names a token or a blank for every frame.
+    """Predicts a token or a blank for every frame.
 
     Args:
-        search: How to decode; the best path if None.
+        search: Prefix beam search; the best path if None.
         output_bias: Whether every token has a bias in the output layer.
         loss_per_token: Divide the loss of each utterance by the number of its tokens, so that a long transcript has the
             weight of a short one; torch's `CTCLoss` does so with `reduction="mean"`, and KoSpeech with it.

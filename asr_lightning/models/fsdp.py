@@ -1,6 +1,6 @@
-"""Weights, gradients and optimiser state that processes share, each holding a part (FSDP; torch's `fully_shard`).
+"""Weights, gradients and optimizer state shared between processes: FSDP [Zhao et al. 2023, "PyTorch FSDP"].
 
-[Zhao et al. 2023, "PyTorch FSDP"]
+Each process holds a part of every parameter; torch's `fully_shard` does the work.
 """
 
 from collections.abc import Iterator
@@ -14,25 +14,25 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from asr_lightning.errors import InputError
 
 
-def share(module: nn.Module, encoder: nn.Module, mesh: DeviceMesh) -> None:
-    """Leave each process its part of every parameter of a module; nothing changes where this was done before.
+def share_weights(module: nn.Module, encoder: nn.Module, mesh: DeviceMesh) -> None:
+    """Leave each process its part of every parameter of a module; a second call changes nothing.
 
-    The layers of the encoder are whole one at a time, while they compute. What remains is whole from `forward` of the
-    module to the end of the backward pass: decoders read these weights outside of it.
+    The weights of one layer of the encoder at a time are gathered, while it computes. All other weights are gathered
+    from the module's `forward` to the end of the backward pass, since decoders use them outside of `forward`.
 
     Args:
         module: Changed in place.
-        encoder: The part of it that has layers.
+        encoder: The encoder of the module, whose layers are shared one by one.
         mesh: Lightning's, with the dimensions `data_parallel` and `tensor_parallel`.
 
     Raises:
-        InputError: The mesh has processes that would compute the same.
+        InputError: `tensor_parallel` is above 1: its processes would compute the same.
     """
     if isinstance(module, FSDPModule):
         return
-    if (same := mesh["tensor_parallel"].size()) > 1:
+    if (size := mesh["tensor_parallel"].size()) > 1:
         raise InputError(
-            f"ModelParallelStrategy: expected a tensor_parallel_size of 1, got {same}: no layer is split. Set "
+            f"ModelParallelStrategy: expected a tensor_parallel_size of 1, got {size}: no layer is split. Set "
             f"--trainer.strategy.init_args.data_parallel_size {mesh.size()} and "
             "--trainer.strategy.init_args.tensor_parallel_size 1"
         )
@@ -42,7 +42,7 @@ def share(module: nn.Module, encoder: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the entries of the outermost lists."""
+    """Yield the entries of the outermost `ModuleList`s."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -50,12 +50,12 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
             yield from _layers(child)
 
 
-def make_whole(module: nn.Module) -> None:
-    """Give every process all weights, and the buffers of the first one; nothing changes where none are shared.
+def gather_weights(module: nn.Module) -> None:
+    """Give every process all weights, and the buffers of the first process; nothing changes where none are shared.
 
-    Until `make_shared` processes compute without each other, as an evaluation does, where one may have more to do.
+    Until `release_weights`, processes compute independently: in an evaluation one of them may have more batches.
     """
-    with torch.inference_mode(False):  # the memory is that of training too
+    with torch.inference_mode(False):  # training uses the same memory
         for part in _shared_parts(module):
             part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
@@ -64,8 +64,8 @@ def make_whole(module: nn.Module) -> None:
             torch.distributed.broadcast(buffer, src=0)
 
 
-def make_shared(module: nn.Module) -> None:
-    """Take back what `make_whole` did."""
+def release_weights(module: nn.Module) -> None:
+    """Undo `gather_weights`."""
     for part in _shared_parts(module):
         part.set_reshard_after_forward(part is not module, recurse=False)
         part.reshard()
@@ -75,13 +75,13 @@ def _shared_parts(module: nn.Module) -> list[FSDPModule]:
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor, on every process; all have to ask for it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor with the parts of all processes, which all have to call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def shared_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Return this process's part of a tensor that is the same on all, if they share the other one; all of it if not."""
+def local_part(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return this process's part of a tensor that is the same on all, if `other` is shared; else the tensor itself."""
     if not isinstance(other, DTensor):
         return tensor
     return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)

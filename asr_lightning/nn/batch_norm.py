@@ -1,4 +1,4 @@
-"""BatchNorm over the real frames of a batch; and folded into the weights of a recurrent layer's input."""
+"""BatchNorm over the real frames of a batch, also folded into the input weights of recurrent layers."""
 
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ Term = tuple[Tensor, Tensor, Tensor]  # mean (G,) and variance (G,) of W x over 
 
 
 class MaskedBatchNorm(nn.Module):
-    """BatchNorm over the channels of sequences, with statistics of the real frames only.
+    """BatchNorm of the channels of sequences, with statistics of the real frames only.
 
     Args:
         channels: D.
@@ -32,27 +32,27 @@ class MaskedBatchNorm(nn.Module):
         self.register_buffer("running_variance", torch.ones(channels))
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Normalise x (B, T, D) of the given lengths (B,)."""
+        """Normalize x (B, T, D) of the given lengths (B,)."""
         real = real_frames(lengths, x.shape[1]).unsqueeze(2)  # (B, T, 1)
         return self._normalized(x, real, lengths.sum(), (0, 1))
 
     def _normalized(self, x: Tensor, real: Tensor, count: Tensor, dimensions: tuple[int, ...]) -> Tensor:
-        """Normalise x by its real places, `count` for each channel, over all dimensions but that of the channels."""
-        shape = [1 if place in dimensions else -1 for place in range(x.dim())]
+        """Normalize x over `dimensions`, with the statistics of its real entries, `count` for each channel."""
+        shape = [1 if dimension in dimensions else -1 for dimension in range(x.dim())]
         if self.training:
             y, mean, variance = _Normalization.apply(
                 x.float(), real.float(), count.clamp(min=1), self.weight, self.bias, self.epsilon, dimensions
             )
-            follow(self, mean, variance, count)
+            update_running_statistics(self, mean, variance, count)
             return y.to(x.dtype)
         scale = self.weight * torch.rsqrt(self.running_variance + self.epsilon)
         return x * scale.view(shape) + (self.bias - self.running_mean * scale).view(shape)
 
 
 class _Normalization(torch.autograd.Function):
-    """(x - mean) / deviation · weight + bias, with a gradient made in as few passes over x as there can be.
+    """(x - mean) / deviation · weight + bias, with a gradient in the fewest possible passes over x.
 
-    What is not real becomes the bias, and gets no gradient.
+    Padding becomes the bias, and gets no gradient.
     """
 
     @staticmethod
@@ -66,43 +66,43 @@ class _Normalization(torch.autograd.Function):
         epsilon: float,
         dimensions: tuple[int, ...],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the normalised x, and mean and variance of every channel."""
-        shape = [1 if place in dimensions else -1 for place in range(x.dim())]
+        """Return the normalized x, and mean and variance of every channel."""
+        shape = [1 if dimension in dimensions else -1 for dimension in range(x.dim())]
         mean = (x * real).sum(dim=dimensions) / count
-        centred = (x - mean.view(shape)).mul_(real)
-        variance = torch.linalg.vector_norm(centred, dim=dimensions).square() / count
+        centered = (x - mean.view(shape)).mul_(real)
+        variance = torch.linalg.vector_norm(centered, dim=dimensions).square() / count
         inverse = torch.rsqrt(variance + epsilon)
-        context.save_for_backward(centred, real, count, weight, inverse)
+        context.save_for_backward(centered, real, count, weight, inverse)
         context.dimensions, context.shape = dimensions, shape
         context.mark_non_differentiable(mean, variance)
-        return torch.addcmul(bias.view(shape), centred, (inverse * weight).view(shape)), mean, variance
+        return torch.addcmul(bias.view(shape), centered, (inverse * weight).view(shape)), mean, variance
 
     @staticmethod
     def backward(context: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         """Return the gradients of x, weight and bias."""
-        centred, real, count, weight, inverse = context.saved_tensors
+        centered, real, count, weight, inverse = context.saved_tensors
         dimensions, shape = context.dimensions, context.shape
         of_bias = gradient.sum(dim=dimensions)
         of_real = gradient * real
         total = of_real.sum(dim=dimensions)
-        along = (of_real * centred).sum(dim=dimensions)  # centred is zero where nothing is real
+        along = (of_real * centered).sum(dim=dimensions)  # centered is zero in padding
         slope = along * inverse.square() / count
-        of_x = of_real.sub_((total / count).view(shape)).addcmul_(centred, slope.view(shape), value=-1.0)
+        of_x = of_real.sub_((total / count).view(shape)).addcmul_(centered, slope.view(shape), value=-1.0)
         of_x = of_x.mul_((inverse * weight).view(shape)).mul_(real)
         return of_x, None, None, along * inverse, of_bias, None, None
 
 
 class MaskedBatchNorm2d(MaskedBatchNorm):
-    """The same for images of time and frequency."""
+    """BatchNorm of the channels of images over time and frequency, with statistics of the real frames only."""
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Normalise x (B, C, T, F) of the given lengths (B,)."""
+        """Normalize x (B, C, T, F) of the given lengths (B,)."""
         real = real_frames(lengths, x.shape[2])[:, None, :, None]
         return self._normalized(x, real, lengths.sum() * x.shape[3], (0, 2, 3))
 
 
-class Follower(Protocol):
-    """Has running statistics."""
+class RunningStatistics(Protocol):
+    """A module with running statistics."""
 
     momentum: float
     running_mean: Tensor
@@ -110,23 +110,23 @@ class Follower(Protocol):
 
 
 @torch.no_grad()
-def follow(norm: Follower, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+def update_running_statistics(norm: RunningStatistics, mean: Tensor, variance: Tensor, count: Tensor) -> None:
     """Move running statistics towards those of a batch.
 
-    Nothing is learned from a batch without frames, nor about a channel whose numbers overflowed: statistics that are
-    not finite once would never be again.
+    A batch without frames changes nothing, nor does a channel whose numbers overflowed: statistics that are not finite
+    once would stay so.
     """
     unbiased = variance * (count / (count - 1).clamp(min=1))
-    learned = (count > 0) & mean.isfinite() & unbiased.isfinite()  # (D,)
-    norm.running_mean.lerp_(torch.where(learned, mean, norm.running_mean), norm.momentum)
-    norm.running_variance.lerp_(torch.where(learned, unbiased, norm.running_variance), norm.momentum)
+    finite = (count > 0) & mean.isfinite() & unbiased.isfinite()  # (D,)
+    norm.running_mean.lerp_(torch.where(finite, mean, norm.running_mean), norm.momentum)
+    norm.running_variance.lerp_(torch.where(finite, unbiased, norm.running_variance), norm.momentum)
 
 
 class InputNorm(nn.Module):
     """BatchNorm of W x over all real frames [Amodei et al. 2016, §3.2], folded into W and the bias.
 
-    The mean of W x over frames is W μ, its variance diag(W Σ Wᵀ), with mean μ and covariance Σ of x. So the normalised
-    term is again a matrix times x plus a bias, and the libraries' fastest recurrent kernels apply.
+    The mean of W x over frames is W μ, its variance diag(W Σ Wᵀ), with mean μ and covariance Σ of x. So the normalized
+    term is again a matrix times x plus a bias, and the fastest recurrent kernels of torch can be used.
 
     Args:
         rows: Of W.
@@ -146,13 +146,13 @@ class InputNorm(nn.Module):
         self.register_buffer("running_variance", torch.ones(rows))
 
     def forward(self, weight: Tensor, bias: Tensor, term: Term | None) -> tuple[Tensor, Tensor]:
-        """Return matrix and bias with the normalisation in them; without a term's statistics by the running ones."""
+        """Return matrix and bias with the normalization folded in; `term` None stands for the running statistics."""
         with torch.autocast(device_type=weight.device.type, enabled=False):
             if term is None:
                 mean, variance = self.running_mean, self.running_variance
             else:
                 mean, variance, count = term
-                follow(self, mean, variance, count)
+                update_running_statistics(self, mean, variance, count)
             scale = self.weight * torch.rsqrt(variance + self.epsilon)
             return weight * scale.unsqueeze(1), bias - mean * scale
 
@@ -161,34 +161,34 @@ def term_statistics(x: Tensor, lengths: Tensor, weights: list[Tensor]) -> list[T
     """Return mean and variance (G,) of W x over the real frames of x (B, T, D), and their number, for every W."""
     with torch.autocast(device_type=x.device.type, enabled=False):
         count = lengths.sum()
-        some = count.clamp(min=1)
-        mean = silence_padding(x.float(), lengths).sum(dim=(0, 1)) / some
-        centred = silence_padding(x.float() - mean, lengths).flatten(0, 1)
-        variances = _TermVariance.apply(torch.cat(weights), centred, some).chunk(len(weights))
+        at_least_one = count.clamp(min=1)
+        mean = silence_padding(x.float(), lengths).sum(dim=(0, 1)) / at_least_one
+        centered = silence_padding(x.float() - mean, lengths).flatten(0, 1)
+        variances = _TermVariance.apply(torch.cat(weights), centered, at_least_one).chunk(len(weights))
         return [(weight @ mean, variance, count) for weight, variance in zip(weights, variances, strict=True)]
 
 
 class _TermVariance(torch.autograd.Function):
-    """diag(W Σ Wᵀ) with the covariance Σ of frames, in half the products that autograd would need for its gradient."""
+    """diag(W Σ Wᵀ) with the covariance Σ of frames, with half the products of autograd in its gradient."""
 
     @staticmethod
-    def forward(context: Any, weight: Tensor, centred: Tensor, count: Tensor) -> Tensor:  # noqa: ANN401
-        """Return the variance (G,) of W x, for W (G, D) and centred frames x (N, D), zero where they are padding."""
-        terms = weight @ (symmetric_product(centred, centred) / count)
-        context.save_for_backward(weight, centred, count, terms)
+    def forward(context: Any, weight: Tensor, centered: Tensor, count: Tensor) -> Tensor:  # noqa: ANN401
+        """Return the variance (G,) of W x, for W (G, D) and centered frames x (N, D), zero in padding."""
+        terms = weight @ (symmetric_product(centered, centered) / count)
+        context.save_for_backward(weight, centered, count, terms)
         return (terms * weight).sum(dim=1).clamp(min=0.0)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401
         """Return the gradients of W and x."""
-        weight, centred, count, terms = context.saved_tensors
+        weight, centered, count, terms = context.saved_tensors
         scaled = weight * gradient.unsqueeze(1)
-        of_frames = centred @ (symmetric_product(scaled, weight) * (2.0 / count))
+        of_frames = centered @ (symmetric_product(scaled, weight) * (2.0 / count))
         return 2.0 * terms * gradient.unsqueeze(1), of_frames, None
 
 
 def symmetric_product(a: Tensor, b: Tensor, blocks: int = 4) -> Tensor:
-    """Return aᵀ b (D, D) of matrices (N, D) for which it is symmetric, from the blocks on its diagonal and above."""
+    """Return aᵀ b (D, D) of matrices (N, D) for which it is symmetric, from its blocks on and above the diagonal."""
     size = max(1, -(-a.shape[1] // blocks))
     product = a.new_empty(a.shape[1], a.shape[1])
     for start in range(0, a.shape[1], size):

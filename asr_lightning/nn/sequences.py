@@ -1,4 +1,4 @@
-"""Sequences of a batch: masks of their padding, and the base classes of encoders and attention decoders."""
+"""Masks of padding, and the base classes of encoders and attention decoders."""
 
 from abc import ABC, abstractmethod
 
@@ -11,14 +11,14 @@ State = tuple[Tensor, ...]  # each with one row per hypothesis, or per utterance
 
 
 def real_frames(lengths: Tensor, size: int) -> Tensor:
-    """True (B, size) where a frame is real, False where it is padding, of rows of the given lengths (B,)."""
+    """Return a mask (B, size), True for real frames and False for padding, of rows of the given lengths (B,)."""
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
 
 
 def visible_frames(lengths: Tensor, size: int) -> Tensor:
-    """Return where attention can look in rows of the given lengths (B,), (B, size): at their real frames.
+    """Return the attention mask (B, size) of rows of the given lengths (B,): True for real frames.
 
-    A row without any frame would leave nothing to normalise: it sees its first, which is padding.
+    A row without frames attends to its first, which is padding, since the softmax needs at least one.
     """
     return real_frames(lengths.clamp(min=1), size)
 
@@ -33,7 +33,7 @@ class Encoder(nn.Module, ABC):
     """Base class: `(features (B, T, F), lengths (B,)) -> (encoded (B, T', D), lengths (B,))`.
 
     Args:
-        input_dimension: F, dimension of the features it reads.
+        input_dimension: F, dimension of the features.
         dimension: D of its output.
     """
 
@@ -44,18 +44,18 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def output_axis(self) -> Axis:
-        """Say what the output's dimensions mean."""
+        """Return the axis of the output."""
 
     @abstractmethod
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode features x (B, T, F) of the given lengths (B,)."""
 
 
-class Decoder(nn.Module, ABC):
-    """Base class: predicts every token of a transcript from those before it and from an encoded utterance.
+class AttentionDecoder(nn.Module, ABC):
+    """Base class: predicts every token of a transcript from the tokens before it and from an encoded utterance.
 
-    What belongs to the utterances (`memory`, B rows) is computed once; what belongs to hypotheses (`state`, N = B · K
-    rows, those of an utterance side by side) changes with every token. `eos_id` stands before the first token.
+    The `memory` of the utterances (B rows) is computed once; the `state` of the hypotheses (N = B · K rows, those of an
+    utterance adjacent) changes with every token. `eos_id` stands before the first token.
 
     Args:
         vocabulary: The V tokens.
@@ -67,7 +67,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def remember(self, encoded: Tensor, lengths: Tensor) -> State:
-        """Return what every step reads of encoded utterances (B, T, D) of the given lengths (B,)."""
+        """Return the memory of encoded utterances (B, T, D) of the given lengths (B,), which every step reads."""
 
     @abstractmethod
     def initial_state(self, memory: State) -> State:
@@ -75,8 +75,8 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        """Read one token id of each hypothesis (N,), return logits of the next (N, V) and the state behind it."""
+        """Return logits (N, V) of the token after the last token id of each hypothesis (N,), and the next state."""
 
     @abstractmethod
     def forward(self, tokens: Tensor, memory: State) -> Tensor:
-        """Read token ids (B, U), return logits (B, U, V) of what follows each of them."""
+        """Return logits (B, U, V) of the token after each of the token ids (B, U)."""

@@ -36,6 +36,11 @@ def number(value: float | None, form: str) -> str:
     return MISSING if value is None or math.isnan(value) else format(value, form)
 
 
+def p_value(p: float | None) -> str:
+    """Write a p-value with three decimals; below 0.001 as `< 0.001`."""
+    return MISSING if p is None or math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def count(values: Sequence[int | None]) -> str:
     """Write how many there are, the same in all seeds or from the least to the most."""
     known = sorted({value for value in values if value is not None})

@@ -157,7 +157,7 @@ def compare(
 
     Args:
         runs: Folders that hold an `error_rates.csv`, at any depth.
-        output: The folder to write `<metric>_per_epoch.csv`, `.md` and `.png` into, and the files of `compare_final`.
+        output: Folder for `<metric>_per_epoch.csv`, `.md`, `.png` and `.svg`, and the files of `compare_final`.
         metric: Which rate the tables and the figure show.
         reference: Name of the run that is shown by its last epoch only: the teacher of the others.
         baseline: Name of the run that the others are timed against and tested against; without it they are tested
@@ -182,7 +182,7 @@ def compare(
         write_atomically(output / f"{stem}{suffix}", text)
     plot_error_rates(rows, output / f"{stem}.png", metric, reference)
     last, files = compare_final(runs, output, metric, reference, baseline)
-    names = [*(f"{stem}.{suffix}" for suffix in ("csv", "md", "png")), *files]
+    names = [*(f"{stem}.{suffix}" for suffix in ("csv", "md", "png", "svg")), *files]
     lies = f"Written to {output.absolute()}: {', '.join(names)}"
     return printable_lines("\n".join([as_text(table), "", *map(printable, remarks + speeds), "", *last, "", lies]))
 
@@ -215,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="where <metric>_per_epoch.csv, .md and .png are written, final.md, final_rates.csv, significance.csv, and"
+        help="where <metric>_per_epoch.csv, .md, .png, .svg, final.md, final_rates.csv, significance.csv are put, and"
         " for each run and subset utterances_….csv and sentences_….md",
     )
     parser.add_argument(

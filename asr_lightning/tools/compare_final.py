@@ -17,6 +17,7 @@ from asr_lightning.report.tables import (
     count,
     escape_markdown,
     number,
+    p_value,
     summarise,
 )
 from asr_lightning.scoring import COUNTS, Metric
@@ -26,7 +27,7 @@ from asr_lightning.scoring.word_edits import find_word_edits, format_word_edits
 NOTES = (
     "Final rates are those of `lightning test` where a run was tested, else of its last epoch; in %, mean ± sample"
     " standard deviation over seeds.",
-    "Training: seconds of audio per second, over all epochs. Search: seconds per second of audio.",
+    "Speeds of training (over all epochs) and search: seconds of audio per second.",
 )
 SIGNIFICANCE_NOTES = (
     "ΔWER: word error rate minus that of the baseline, in points of per cent; negative is better. Errors of an"
@@ -71,13 +72,18 @@ def final_table(experiments: Sequence[Experiment], metric: Metric) -> Table:
                 *(count([getattr(rate, name) for rate in rates]) for name in COUNTS),
                 number(experiment.parameters, ","),
                 number(experiment.audio_seconds_per_second, ".1f"),
-                number(experiment.real_time_factors.get(subset), ".3f"),
+                number(_speed(experiment.real_time_factors.get(subset)), ".1f"),
             ]
             for subset in subsets
             for experiment in experiments
             if (rates := experiment.rates(subset))
         ),
     ]
+
+
+def _speed(real_time_factor: float | None) -> float | None:
+    """Return seconds of audio per second, the unit of the speed of training."""
+    return 1 / real_time_factor if real_time_factor else None
 
 
 def significance_line(pair: PairComparison) -> list[str]:
@@ -91,7 +97,7 @@ def significance_line(pair: PairComparison) -> list[str]:
         MISSING if drawn.low is None or drawn.high is None else f"{100 * drawn.low:+.2f} … {100 * drawn.high:+.2f}",
         number(drawn.improvement, ".3f"),
         f"{drawn.units} {'speakers' if drawn.by_speaker else 'utterances'}",
-        number(test.p, ".3g"),
+        p_value(test.p),
         number(test.z, "+.2f"),
         str(test.segments),
         *(f"{counted:,}" for counted in _counts(pair)),

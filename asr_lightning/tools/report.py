@@ -18,8 +18,10 @@ from asr_lightning.files import name_of_run
 from asr_lightning.report.page import write_page
 from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_neighbours
 from asr_lightning.report.page_layers import gather_layers
-from asr_lightning.report.run_folders import RATES, find_runs, read_experiments, read_runs, scored_on
-from asr_lightning.report.run_pairs import Skipped, compare_pairs
+from asr_lightning.report.page_sentences import gather_sentences
+from asr_lightning.report.page_summary import gather_summary, gather_training
+from asr_lightning.report.run_folders import RATES, Experiment, find_runs, read_experiments, read_runs, scored_on
+from asr_lightning.report.run_pairs import PairComparison, Skipped, compare_pairs
 from asr_lightning.report.tables import Table
 from asr_lightning.tools.compare import find_files, merge
 from asr_lightning.tools.compare_final import (
@@ -57,8 +59,17 @@ def gather(runs: Sequence[Path], title: str, baseline: str | None, stage: str) -
     problems: list[str] = []
     found = find_runs(runs)
     trained = [run for run in found if (run / RATES["validation"]).exists()]
-    data: dict[str, Any] = {"title": title, "curves": _curves(trained or runs, problems)}
-    data["tables"] = _tables(found, baseline, problems)
+    experiments = read_experiments(read_runs(found, problems), problems)
+    names = [experiment.name for experiment in experiments]
+    if baseline is not None and baseline not in names:
+        raise InputError(f"--baseline: expected one of the runs found, {', '.join(names)}; got {baseline!r}")
+    data: dict[str, Any] = {"title": title, "curves": _curves(trained or runs, problems), "summary": None}
+    data |= {"training": gather_training(experiments), "tables": [], "sentences": []}
+    if experiments:
+        pairs = _pairs(experiments, baseline or names[0], problems)
+        data["summary"] = gather_summary(experiments, pairs, baseline or names[0])
+        data["tables"] = _tables(experiments, pairs)
+        data["sentences"] = gather_sentences({one.name: one.runs for one in experiments}, pairs)
     for part, (folder, gatherer) in GATHERERS.items():
         share = max(1, sum((run / folder / stage).is_dir() for run in found))
         data[part] = [one for run in found if (one := _try(gatherer, run, run / folder / stage, share, problems))]
@@ -87,23 +98,22 @@ def _try(gatherer: Gatherer, run: Path, folder: Path, share: int, problems: list
     return None
 
 
-def _tables(found: Sequence[Path], baseline: str | None, problems: list[str]) -> list[dict[str, Any]]:
-    experiments = read_experiments(read_runs(found, problems), problems)
-    names = [one.name for one in experiments]
-    if baseline is not None and baseline not in names:
-        raise InputError(f"--baseline: expected one of the runs found, {', '.join(names)}; got {baseline!r}")
-    if not experiments:
-        return []
-    rates = (rate for one in experiments for run in one.runs for rate in run.rates.values())
-    notes = [*NOTES, *scored_on(rates, differing_only=True)]
-    tables = [_table("Final error rates", final_table(experiments, "wer"), notes)]
-    lines = [SIGNIFICANCE_HEAD]
-    for pair in compare_pairs({one.name: one.runs for one in experiments}, baseline or names[0]):
+def _pairs(experiments: Sequence[Experiment], baseline: str, problems: list[str]) -> list[PairComparison]:
+    pairs = []
+    for pair in compare_pairs({one.name: one.runs for one in experiments}, baseline):
         if isinstance(pair, Skipped):
             problems.append(str(pair))
         else:
-            lines.append(significance_line(pair))
-    return tables + ([_table("Significance", lines, SIGNIFICANCE_NOTES)] if len(lines) > 1 else [])
+            pairs.append(pair)
+    return pairs
+
+
+def _tables(experiments: Sequence[Experiment], pairs: Sequence[PairComparison]) -> list[dict[str, Any]]:
+    rates = (rate for one in experiments for run in one.runs for rate in run.rates.values())
+    notes = [*NOTES, *scored_on(rates, differing_only=True)]
+    tables = [_table("Final error rates", final_table(experiments, "wer"), notes)]
+    lines = [SIGNIFICANCE_HEAD, *map(significance_line, pairs)]
+    return tables + ([_table("Significance", lines, SIGNIFICANCE_NOTES)] if pairs else [])
 
 
 def _table(title: str, lines: Table, notes: Sequence[str]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_every_kind_of_recogniser_is_drawn_and_measured(tmp_path: Path, name: st
     folder = tmp_path / "alignments" / "test"
     measured = ["figures.csv"] if maps else []
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*measured, *(f"tone-{number}{suffix}" for number in range(3) for suffix in (".png", ".npz", ".flac"))]
+        [*measured, *(f"tone-{number}{suffix}" for number in range(3) for suffix in (".png", ".svg", ".npz", ".flac"))]
     )
     with np.load(folder / "tone-1.npz") as kept:
         drawn = {key.removeprefix("attention/") for key in kept if key.startswith("attention/")}
@@ -137,6 +137,6 @@ def test_only_what_it_has_written_is_removed(tmp_path: Path) -> None:
         trainer.test(build_recognizer(config), datamodule=Corpus(), verbose=False)
         assert [path.read_text() for path in [*mine, outside]] == ["mine"] * 5
         assert {path.name for path in folder.glob("tone-*")} == {
-            f"tone-0{end}" for end in (".png", ".npz", ".flac", ".txt")
+            f"tone-0{end}" for end in (".png", ".svg", ".npz", ".flac", ".txt")
         }
     assert [path.name for path in folder.parent.glob(".*")] == [".test.drawn"]

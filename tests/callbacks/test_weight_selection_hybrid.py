@@ -67,7 +67,7 @@ def test_a_teacher_whose_folder_was_made_anew_is_refused(states: Path) -> None:
     write_states(states, spoken={"one": TEXTS[0]})
     teacher = network(states)
     teacher.load_state_dict(weights)
-    with pytest.raises(InputError, match="made anew after training"):
+    with pytest.raises(InputError, match="changed after training"):
         select_weights(network(states), teacher)
 
 

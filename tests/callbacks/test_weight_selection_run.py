@@ -88,7 +88,7 @@ def test_a_missing_teacher_says_how_to_make_it(tmp_path: Path) -> None:
 def test_a_truncated_teacher_is_refused(tmp_path: Path) -> None:
     path, _ = save_teacher(tmp_path)
     path.write_bytes(path.read_bytes()[:5_000])
-    with pytest.raises(InputError, match="no whole checkpoint"):
+    with pytest.raises(InputError, match="not a complete checkpoint"):
         fit(tmp_path, WeightSelection(str(path)))
 
 
@@ -98,7 +98,7 @@ NORMALIZED = {"normalization": "asr_lightning.audio.normalization.UtteranceNorma
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (("MFCC", {}), "teacher .* MFCC of 8 dimensions.*student.* LogMel of 8"),
+        (("MFCC", {}), "teacher .* MFCC of 8 dimensions.*model.* LogMel of 8"),
         (("KaldiFilterBank", {}), "KaldiFilterBank"),
         (("LogMel", {"mels": 10}), "LogMel of 10 dimensions.*LogMel of 8 dimensions"),
         (("LogMel", {"sample_rate": 16_000}), "at 16000 Hz.*at 8000 Hz"),

@@ -187,7 +187,7 @@ def test_features_with_other_frames_than_the_alignments_are_refused(states: Path
     features = hybrid()["init_args"]["features"]
     features = {**features, "init_args": {**features["init_args"], **changes}}
     with pytest.raises(
-        InputError, match=r"tone-0 was aligned with 48 frames, but its features have \d+: .* align anew"
+        InputError, match=r"tone-0 was aligned with 48 frames, but its features have \d+: .* align again"
     ):
         make(states, features=features).loss(batch_of())
 

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.callbacks.observation import observe
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
-from asr_lightning.models.fsdp import share, whole
+from asr_lightning.models.fsdp import full_tensor, share_weights
 from asr_lightning.models.recognizer import Recognizer
 from tests.support.architectures import ARCHITECTURES, NAMED, UNSEEN, with_states
 from tests.support.hybrids import KOREAN
@@ -218,11 +218,11 @@ def test_processes_can_share_its_weights(config: dict[str, Any], mesh: DeviceMes
         torch.manual_seed(2)
         recognizer = build_recognizer(config).train()
         if sharing:
-            share(recognizer, recognizer.encoder, mesh)
+            share_weights(recognizer, recognizer.encoder, mesh)
         torch.manual_seed(3)
         recognizer.loss(batch_of()).mean().backward()
         named = [(name, parameter.grad) for name, parameter in recognizer.named_parameters()]
-        gradients.append({name: whole(gradient) for name, gradient in named if gradient is not None})
+        gradients.append({name: full_tensor(gradient) for name, gradient in named if gradient is not None})
     expected, found = gradients
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():

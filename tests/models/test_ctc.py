@@ -1,4 +1,4 @@
-"""What a recogniser with a CTC output alone adds: the loss per token, and an output without biases."""
+"""What a recognizer with a CTC output alone adds: the loss per token, and an output without biases."""
 
 import torch
 from torch import nn

@@ -18,7 +18,7 @@ from asr_lightning.callbacks.gradients import gradient_norm
 from asr_lightning.callbacks.initialization import Initialization
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import load_recognizer
-from asr_lightning.models.fsdp import make_shared, make_whole, share
+from asr_lightning.models.fsdp import gather_weights, release_weights, share_weights
 from tests.support import SUPPORT, environment, sentences
 from tests.support.tones import batch_of, conformer, make, make_trainer
 
@@ -59,15 +59,15 @@ def test_processes_that_share_weights_train_and_validate_as_those_that_do_not(tm
 
 def test_weights_are_whole_in_an_evaluation_and_shared_again_behind_it(mesh: DeviceMesh) -> None:
     shared, plain = make(encoder=conformer(20)), make(encoder=conformer(20))
-    share(shared, shared.encoder, mesh)
-    share(shared, shared.encoder, mesh)  # as Lightning asks for at a second run
+    share_weights(shared, shared.encoder, mesh)
+    share_weights(shared, shared.encoder, mesh)  # as Lightning asks for at a second run
     assert all(isinstance(parameter, DTensor) for parameter in shared.parameters())
     with torch.inference_mode():  # first of all, as Lightning's check before training is
-        make_whole(shared)
+        gather_weights(shared)
         assert not any(isinstance(parameter, DTensor) for parameter in shared.parameters())
         assert shared.eval().transcribe(batch_of()) == plain.eval().transcribe(batch_of())
         assert not any(isinstance(parameter, DTensor) for parameter in shared.parameters())
-        make_shared(shared)
+        release_weights(shared)
     assert all(isinstance(parameter, DTensor) for parameter in shared.parameters())
     for recognizer in (shared, plain):
         recognizer.train().loss(batch_of()).mean().backward()
@@ -77,8 +77,8 @@ def test_weights_are_whole_in_an_evaluation_and_shared_again_behind_it(mesh: Dev
 def test_an_unshared_recognizer_is_left_as_it_is() -> None:
     recognizer = make()
     recognizer.configure_model()
-    make_whole(recognizer)
-    make_shared(recognizer)
+    gather_weights(recognizer)
+    release_weights(recognizer)
     assert type(recognizer).__name__ == "RNNTransducer"
 
 
@@ -87,7 +87,7 @@ def test_processes_that_would_compute_the_same_are_refused() -> None:
     try:
         mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data_parallel", "tensor_parallel"))
         with pytest.raises(InputError, match="tensor_parallel_size of 1, got 2.*data_parallel_size 2"):
-            share(make(), make().encoder, mesh)
+            share_weights(make(), make().encoder, mesh)
     finally:
         destroy_process_group()
 
@@ -102,7 +102,7 @@ def test_checkpoints_in_folders_are_refused(mesh: DeviceMesh, tmp_path: Path) ->
 
 def test_initialisations_refuse_shared_weights(mesh: DeviceMesh, tmp_path: Path) -> None:
     recognizer = make()
-    share(recognizer, recognizer.encoder, mesh)
+    share_weights(recognizer, recognizer.encoder, mesh)
     with pytest.raises(InputError, match="Initialization: expected whole weights.*ddp"):
         Initialization("xavier").on_fit_start(make_trainer(tmp_path), recognizer)
 

@@ -201,7 +201,7 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path) -> None:
         InputError, match=r"speech\.ckpt: this is no configuration of a model of class LSTMLanguageModel"
     ):
         PretrainedLanguageModel(speech).score(["A"])
-    with pytest.raises(InputError, match=r"text\.ckpt: this is no configuration of a recogniser"):
+    with pytest.raises(InputError, match=r"text\.ckpt: this is no configuration of a recognizer"):
         load_recognizer(text)
 
 

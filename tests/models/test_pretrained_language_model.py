@@ -67,7 +67,7 @@ def test_a_recogniser_of_other_tokens_is_only_rescored(tmp_path: Path) -> None:
     expected = scorer.score(TEXTS)
     pieces = SentencePieceTokenizer(str(train_sentencepiece(["A CAB", "A BEE"] * 9, 9, tmp_path / "pieces")))
     scorer.prepare(pieces, torch.device("cpu"))
-    with pytest.raises(InputError, match="other tokens than the recogniser: 31, not 9"):
+    with pytest.raises(InputError, match="other tokens than the recognizer: 31, not 9"):
         scorer.initial_state(2)
     assert scorer.score(TEXTS) == expected
     turned = CharacterTokenizer()

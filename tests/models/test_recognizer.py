@@ -1,4 +1,4 @@
-"""What all recognisers share: which utterances teach, what is counted, and how a run comes back."""
+"""What all recognizers share: which utterances teach, what is counted, and how a run comes back."""
 
 import json
 import subprocess

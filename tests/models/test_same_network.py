@@ -239,10 +239,10 @@ def test_no_optimizer_is_the_default_one() -> None:
 def test_weights_without_the_state_of_a_training_are_not_gone_on_with() -> None:
     checkpoint = checkpoint_of(transducer())
     model = build_model(transducer(), LightningModule)
-    with pytest.raises(InputError, match="come to epoch 1, beyond trainer.max_epochs 0: set it higher"):
+    with pytest.raises(InputError, match="reached epoch 1, beyond trainer.max_epochs 0: increase it"):
         check_training_state(model, checkpoint, "some.ckpt", 0)
     del checkpoint["optimizer_states"]
-    with pytest.raises(InputError, match="expected the state of a training to go on with, found weights only"):
+    with pytest.raises(InputError, match="expected the state of a training to resume, found weights only"):
         check_training_state(model, checkpoint, "some.ckpt")
 
 

@@ -91,7 +91,7 @@ def test_an_optimiser_that_is_told_by_the_host_is_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     *_, last = fit(tmp_path, monkeypatch, ARCHITECTURES["RNN-T of LSTMs"], steps=2).steps
-    assert last == {"_local_scalar_dense in models/skipped_steps.py:leave_out": 1}
+    assert last == {"_local_scalar_dense in models/skipped_steps.py:skip_next_step": 1}
 
 
 def test_the_callbacks_of_experiments_wait_only_where_they_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A tiny recogniser that is looked at, started as one process or several."""
+"""A tiny recognizer that is looked at, started as one process or several."""
 
 import json
 import sys

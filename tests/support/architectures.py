@@ -23,6 +23,15 @@ STATELESS = {
 }
 
 
+EMFORMER = {
+    "class_path": "asr_lightning.nn.emformer.Emformer",
+    "init_args": {
+        "input_dimension": 20, "projection": 24, "subsampling": 2, "layers": 2, "heads": 4, "feed_forward": 96,
+        "segment": 3, "left_context": 6, "right_context": 2, "dropout": 0.0,
+    },
+}  # fmt: skip
+
+
 def recurrent(name: str, **sizes: Any) -> dict[str, Any]:
     arguments = {"input_dimension": 20, "hidden": 32, **sizes}
     return {"class_path": f"asr_lightning.nn.recurrent.{name}", "init_args": arguments}
@@ -53,6 +62,17 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
         predictor=STATELESS,
         ctc_weight=0.5,
     ),
+    "RNN-T with an Emformer": transducer(encoder=EMFORMER),
+    "RNN-T with an Emformer and layer norms": {
+        "class_path": "asr_lightning.models.normalized_transducer.NormalizedTransducer",
+        "init_args": transducer(
+            encoder=EMFORMER,
+            predictor={
+                "class_path": "asr_lightning.models.normalized_transducer.NormalizedLSTMPredictor",
+                "init_args": {"dimension": 32, "layers": 2, "dropout": 0.0},
+            },
+        )["init_args"],
+    },
     "LAS": attention_decoder(
         encoder=recurrent("PyramidalLSTMEncoder", layers=2, plain_layers=1),
         decoder=speller("DotAttention", sampling=0.1),

@@ -14,7 +14,7 @@ from asr_lightning.batch import Batch
 from asr_lightning.callbacks.gradients import GradientNorms
 from asr_lightning.callbacks.movement import DistanceFromStart, UpdateSizes
 from asr_lightning.models.checkpoints import build_recognizer
-from asr_lightning.models.fsdp import whole
+from asr_lightning.models.fsdp import full_tensor
 from tests.support.tones import RATE, loader, make_trainer, transducer, utterances
 
 IMPOSSIBLE = "ABC" * 40  # CTC cannot align that
@@ -71,7 +71,7 @@ def run(folder: str, ranks: int, strategy: str = "ddp", encoder: dict[str, Any] 
     trainer.fit(recognizer, datamodule=Corpus(parts))
     trainer.save_checkpoint(Path(folder) / "last.ckpt")
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    weights = {name: whole(value) for name, value in recognizer.state_dict().items()}
+    weights = {name: full_tensor(value) for name, value in recognizer.state_dict().items()}
     torch.save(
         {"start": start, "weights": weights, "logged": logged}, Path(folder) / f"{ranks}-{trainer.global_rank}.pt"
     )

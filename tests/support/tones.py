@@ -99,7 +99,7 @@ def attention_decoder(**changes: Any) -> dict[str, Any]:
 
 
 def ctc(encoder: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A recogniser with a CTC output only."""
+    """A recognizer with a CTC output only."""
     config = attention_decoder(encoder=encoder, **changes)
     return {**config, "class_path": "asr_lightning.models.ctc.CTCRecognizer"}
 

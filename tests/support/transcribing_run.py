@@ -1,4 +1,4 @@
-"""A tiny recogniser that hears every second word wrong: called by tests, and started by them as two processes."""
+"""A tiny recognizer that hears every second word wrong: called by tests, and started by them as two processes."""
 
 import json
 import sys

@@ -56,10 +56,9 @@ def test_the_command_writes_table_figure_and_rates(runs: Path, tmp_path: Path) -
     assert "teacher: 1 seed (1), after its last epoch test-clean 5.00, test-other 10.00" in lines
     start = lines.index("Epochs to reach 20.00 % WER on test-clean (random after epoch 2):")
     assert lines[start + 1 : start + 3] == ["* worse: > 3 (0 of 1 seeds got there)", "* ws: 1.4"]  # 1.35
-    assert lines[-1] == f"Written to {output}: wer_per_epoch.csv, wer_per_epoch.md, wer_per_epoch.png"
-    assert sorted(path.name for path in output.iterdir()) == [
-        f"wer_per_epoch.{suffix}" for suffix in ("csv", "md", "png")
-    ]
+    names = [f"wer_per_epoch.{suffix}" for suffix in ("csv", "md", "png", "svg")]
+    assert lines[-1] == f"Written to {output}: {', '.join(names)}"
+    assert sorted(path.name for path in output.iterdir()) == names
     merged = (output / "wer_per_epoch.csv").read_text().splitlines()
     assert merged[:3] == [
         f"{HEAD},utterances,words",  # which old files are without
