@@ -234,7 +234,8 @@ def _score(
         keep: Return what is computed, in chunks; otherwise nothing.
     """
     kept, (_, frames, positions) = [], chosen.shape
-    for nodes in chosen.flatten().nonzero().squeeze(1).split(max(1, LOGITS[blank.device.type] // len(weight))):
+    size = max(1, LOGITS["cpu" if blank.device.type == "cpu" else "cuda"] // len(weight))
+    for nodes in chosen.flatten().nonzero().squeeze(1).split(size):
         at = nodes // (frames * positions) * positions + nodes % positions  # row of `predicted` and of `targets`
         hidden = tanh_(encoded.flatten(0, 1)[nodes // positions] + predicted.flatten(0, 1)[at])
         logits = linear(hidden, weight, bias)
@@ -308,7 +309,7 @@ def best_ranges(by_blank: Tensor, encoder_lengths: Tensor, target_lengths: Tenso
     needed = (target_lengths + encoder_lengths.clamp(min=1) - 1) // encoder_lengths.clamp(min=1) + 1
     widths = needed.clamp(min=width).unsqueeze(1)  # (B, 1)
     last_start = (target_lengths.unsqueeze(1) + 1 - widths).clamp(min=0)
-    ended = by_blank.cumsum(dim=2)  # C(t, u)
+    ended = by_blank.double().cumsum(dim=2)  # C(t, u)
     end = (position + widths - 1).clamp(max=positions - 1).unsqueeze(1).expand(batch, frames, positions)
     began = pad(ended[:, :-1, :-1], (1, 0, 1, 0))  # C(t - 1, u - 1)
     began[:, 0, 1:] = 1.0
@@ -328,6 +329,6 @@ def quantile_ranges(by_blank: Tensor, share: float) -> Tensor:
         by_blank: (B, T, U + 1) probabilities that an alignment takes the blank there.
         share: Probability below 0.5.
     """
-    ended = by_blank.cumsum(dim=2)
+    ended = by_blank.double().cumsum(dim=2)
     entered = pad(ended[:, :-1], (0, 0, 1, 0), value=1.0)  # where the frame before ended: at first, at position 0
     return (entered > share) & (pad(ended[:, :, :-1], (1, 0)) < 1 - share)
