@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import made_listed
 import numpy as np
 import pytest
 import soundfile
@@ -21,6 +20,7 @@ from data_modules.layouts import advise
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.shards import ShardsDataModule
 from data_modules.table import TableDataModule
+from tests.support import made_listed
 
 LAYOUTS: dict[str, tuple[Callable[[Path], Path], type[CorpusDataModule]]] = {
     "flat folder and TSV": (made_listed.flat_folder, TableDataModule),
