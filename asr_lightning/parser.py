@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from asr_lightning.errors import reason
 from asr_lightning.files import check_aliases, regular
 from asr_lightning.models.instantiation import LONG, brief
+from asr_lightning.renamed import current_names
 
 # Some defaults of Lightning's callbacks, as of its Timer, are enumerations, which YAML does not know.
 yaml.representer.SafeRepresenter.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
@@ -41,7 +42,7 @@ class CommandLineParser(LightningArgumentParser):
         return super().parse_path(path, *arguments, **named)
 
     def parse_string(self, content: str, path: str | os.PathLike = "", *arguments: Any, **named: Any) -> Namespace:
-        """Read an experiment, unless it is none, or is small only because of its aliases."""
+        """Read an experiment with the current names of classes, unless it is small only because of its aliases."""
         try:
             check_aliases(content)
             top = yaml.compose(content, Loader=yaml.SafeLoader)
@@ -50,7 +51,7 @@ class CommandLineParser(LightningArgumentParser):
         if not isinstance(top, yaml.MappingNode):
             found = "nothing" if top is None else f"only {content.strip()[:LONG]!r}"
             self.error(f"{path}: expected an experiment, with keys such as model, data and trainer, found {found}")
-        return super().parse_string(content, path, *arguments, **named)
+        return super().parse_string(current_names(content), path, *arguments, **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with the part of a message that helps."""

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from asr_lightning.errors import InputError, reason
-from asr_lightning.files import cache_folder, half_name, regular, remove_abandoned
+from asr_lightning.files import cache_folder, regular, remove_abandoned, unfinished_prefix
 from asr_lightning.text.english import english_transcript
 
 FORMAT = 1  # of the index; raise it when that changes, and old ones are rebuilt
@@ -150,7 +150,7 @@ def _make_index(index: Path, files: list[Path], skip_columns: int, normalize: bo
     """Write an index, which appears whole or not at all, and remove those of the files as they were before."""
     index.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(index.parent, index.name)
-    with tempfile.TemporaryDirectory(dir=index.parent, prefix=f"{half_name(index)}.") as workplace:
+    with tempfile.TemporaryDirectory(dir=index.parent, prefix=f"{unfinished_prefix(index)}.") as workplace:
         made = Path(workplace) / "index"
         _write_index(made, files, skip_columns, normalize)
         try:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hostile import Refusing, in_the_place_of_a_file
 
 from asr_lightning import cli
 from asr_lightning.audio.reading import read_audio
@@ -18,6 +17,7 @@ from asr_lightning.text.lexicon import read_lexicon
 from asr_lightning.tools.search import read_space
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.text import TextDataModule
+from tests.support.mutations import Refusing, in_the_place_of_a_file
 
 NINE = range(1, 10)
 BOMBS = {
@@ -50,7 +50,7 @@ def test_the_command_line_refuses_aliases_without_end(tmp_path: Path, capsys: py
         with pytest.raises(SystemExit) as ended, Refusing(megabytes=100, allowed=AssertionError):
             cli.main(["fit", "--config", str(tmp_path / "x.yaml")])
         said = capsys.readouterr().err.strip().splitlines()
-        assert ended.value.code == 2 and len(said) == 2 and "aliases stand for more than" in said[0]
+        assert ended.value.code == 2 and len(said) == 2 and "aliases expand to more than" in said[0]
 
 
 @pytest.mark.timeout(60)

@@ -6,21 +6,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import elsewhere, said, tiny, unread  # noqa: F401 - fixtures
 
 from asr_lightning import cli
 from asr_lightning.audio.features import LogMel
 from asr_lightning.audio.normalization import UtteranceNormalization
+from asr_lightning.error_messages import TRACE, explain, trace_kept
 from asr_lightning.errors import InputError
-from asr_lightning.faults import TRACE, explain, trace_kept
 from asr_lightning.models.instantiation import brief
 from asr_lightning.parser import experiments_first
 from asr_lightning.report.tables import as_text, metrics_by_subset
 from data_modules.sampler import cut_batches
 from data_modules.spoken import SpokenDataModule
+from tests.support.commands import said
+
+pytestmark = pytest.mark.usefixtures("outside_the_project")
 
 
-def test_numbers_of_batches_and_overrides_mean_what_they_say(unread: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_numbers_of_batches_and_overrides_mean_what_they_say(unread: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     monkeypatch.setattr(cli.CommandLine, "_run_subcommand", lambda self, _: made.append(self.trainer))
     unread.write_text(unread.read_text() + "  limit_test_batches: 1\n  limit_predict_batches: 1.0\n")
@@ -61,7 +63,7 @@ def test_experiments_are_read_before_what_overrides_them() -> None:
     ids=str,
 )
 def test_what_cannot_work_is_refused_in_a_sentence(
-    unread: Path,  # noqa: F811
+    unread: Path,
     options: list[str],
     expected: str,
     tmp_path: Path,
@@ -73,7 +75,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="half precision without oneDNN")
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_weights_of_any_precision_are_trained_without_loggers(tiny: Path, tmp_path: Path, precision: str) -> None:  # noqa: F811
+def test_weights_of_any_precision_are_trained_without_loggers(tiny: Path, tmp_path: Path, precision: str) -> None:
     options = ["--trainer.logger", "false", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "1"]
     cli.main(["fit", "-c", str(tiny), "--trainer.precision", precision, *options])
     saved = torch.load(tmp_path / "runs/tiny/checkpoints/last.ckpt", weights_only=True)["state_dict"]
@@ -128,7 +130,7 @@ def test_an_error_of_a_library_is_a_sentence_and_leaves_its_trace(
     with pytest.raises(RuntimeError) as failed, trace_kept(tmp_path, 1):
         raise RuntimeError("the power failed")
     path = tmp_path / "trace-rank1.txt"
-    assert explain(failed.value).startswith(f"RuntimeError: the power failed\nThe whole trace is in {path}. ")
+    assert explain(failed.value).startswith(f"RuntimeError: the power failed\nThe stack trace is in {path}. ")
     assert path.read_text().startswith("Traceback") and 'raise RuntimeError("the power failed")' in path.read_text()
     with pytest.raises(InputError), trace_kept(tmp_path, 0):
         raise InputError("expected this, found that")

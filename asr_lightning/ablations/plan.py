@@ -14,6 +14,7 @@ from asr_lightning.files import read_experiment, write_atomically
 EXPERIMENT, INSIDE = "experiment.yaml", "inside.yaml"
 REHEARSED_SECONDS = 16.0  # of a training batch in a rehearsal
 REHEARSED_EVALUATION_SECONDS = 140.0  # four of the longest utterances
+REHEARSED_OPTIONS = {"align": ("--least-fit=-inf",)}  # what tools do with networks of two steps, by tool
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def plan_ablation(
     """
     planner = _Planner(scale, output / "rehearsal" if rehearsal else output, dict(changes or {}), rehearsal)
     ablation = read_ablation(path)
-    there = [name for name, one in ablation.variants.items() if isinstance(one, str) or scale in one.scales]
+    there = ablation.names(scale)
     if unknown := [name for name in variants if name not in there]:
         raise InputError(
             f"{path}: no variant {', '.join(unknown)} at the scale {scale}; expected some of {', '.join(there)}"
@@ -167,13 +168,19 @@ class _Planner:
             ),
             "seed": str(seed),
             "scale": self.scale,
+            "root": next((root for run in needed.values() if (root := _root(run.experiments[EXPERIMENT]))), ""),
         }
         experiments = self._experiments(variant, seed, folder, places)
-        places["root"] = _root(experiments[EXPERIMENT])
+        places["root"] = _root(experiments[EXPERIMENT]) or places["root"]
         level = 1 + max((run.level for run in needed.values()), default=-1)
         needs = tuple(run.folder for run in needed.values())
-        commands = tuple(_command(text, places) for text in self._texts(variant, seed, experiments))
+        commands = tuple(self._command(text, places) for text in self._texts(variant, seed, experiments))
         return PlannedRun(variant.name, seed, folder, experiments, commands, needs, level)
+
+    def _command(self, text: str, places: Mapping[str, str]) -> tuple[str, ...]:
+        command = _command(text, places)
+        tool = command[1].rpartition(".")[2]
+        return (*command, *(REHEARSED_OPTIONS.get(tool, ()) if self.rehearsal else ()))
 
     def _experiments(
         self, variant: Variant, seed: int, folder: Path, places: Mapping[str, str]
@@ -187,8 +194,10 @@ class _Planner:
         if self.scale not in variant.inside:
             return {EXPERIMENT: experiment}
         looking = override(_read(variant.inside[self.scale]), _filled(within, {**places, "root": _root(experiment)}))
-        inside = override(experiment, {"trainer.callbacks": looking.get("trainer", {}).get("callbacks", [])})
-        return {EXPERIMENT: experiment, INSIDE: inside}
+        return {
+            EXPERIMENT: experiment,
+            INSIDE: override(experiment, {"trainer.callbacks": _callbacks(experiment, looking)}),
+        }
 
     def _changed(self, experiment: Experiment, seed: int, folder: Path) -> Experiment:
         """Put seed and folder in, the user's changes, and what makes a rehearsal short."""
@@ -198,11 +207,15 @@ class _Planner:
             limits = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
             values |= {f"trainer.{name}": 2 if "train" in name else 1 for name in limits}
             values |= {"trainer.max_epochs": 1, "trainer.log_every_n_steps": 1, "trainer.accumulate_grad_batches": 1}
+            if "val_check_interval" in experiment.get("trainer", {}):
+                values["trainer.val_check_interval"] = 1.0
             if "batch_seconds" in data:
                 values["data.init_args.batch_seconds"] = min(data["batch_seconds"], REHEARSED_SECONDS)
                 values["data.init_args.evaluation_batch_seconds"] = REHEARSED_EVALUATION_SECONDS
                 values["data.init_args.workers"] = 1
-        return override(experiment, {**values, **self.changes})
+        # Texts of a language model are no corpus: they have none of its keys.
+        changes = {key: value for key, value in self.changes.items() if "root" in data or not key.startswith("data.")}
+        return override(experiment, {**values, **changes})
 
     def _texts(self, variant: Variant, seed: int, experiments: Mapping[str, Experiment]) -> Iterable[str]:
         """Return the commands of a run; a network is looked into once, that of the first seed."""
@@ -228,6 +241,14 @@ def _read(path: str) -> Experiment:
     if not experiment:
         raise InputError(f"{path}: expected an experiment with model, data and trainer, found nothing")
     return experiment
+
+
+def _callbacks(experiment: Experiment, inside: Experiment) -> list[Any]:
+    """Return the callbacks that look inside: those of `trainer.callbacks+` are added, a whole list replaces them."""
+    own, added = (part.get("trainer") or {} for part in (experiment, inside))
+    if "callbacks+" in added:
+        return [*(own.get("callbacks") or []), *added["callbacks+"]]
+    return list(added.get("callbacks") or [])
 
 
 def _root(experiment: Experiment) -> str:

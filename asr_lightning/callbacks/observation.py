@@ -18,8 +18,7 @@ from asr_lightning.analysis.activations import Unit
 from asr_lightning.analysis.token_times import token_spans
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
-from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.nn.ctc import CTCOutput
+from asr_lightning.models.recognizer import CTCOutput, Recognizer
 
 KINDS = ("output", "input", "weights")
 

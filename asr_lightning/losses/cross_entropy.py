@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from asr_lightning.nn.masks import silence_padding
+from asr_lightning.nn.sequences import silence_padding
 
 
 def cross_entropy_loss(logits: Tensor, targets: Tensor, target_lengths: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -22,7 +22,7 @@ from torch.nn.functional import linear, pad
 from asr_lightning.losses.transducer import real_targets
 from asr_lightning.losses.transducer_blocks import Block, negligible
 from asr_lightning.losses.transducer_check import parts_for
-from asr_lightning.nn.masks import silence_padding
+from asr_lightning.nn.sequences import silence_padding
 
 LOGITS = {"cpu": 2**20, "cuda": 2**26}  # of a block: those of a CPU stay in its cache
 NARROW = 32  # frames of a block of the backward pass on a CPU: over more, the places that matter move too far

@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from asr_lightning.losses.graphs import GraphBatch, product, summing
-from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.sequences import real_frames
 
 FLOOR = 1e-290  # smaller probabilities, relative to all paths up to a frame, count as zero; its reciprocal is finite
 

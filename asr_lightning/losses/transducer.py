@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 from torchaudio.functional import rnnt_loss
 
-from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.sequences import real_frames
 
 IMPOSSIBLE = -1e30  # below the highest logit, to torchaudio: sums of it stay finite
 

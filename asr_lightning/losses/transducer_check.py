@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from asr_lightning.losses import transducer_blocks
-from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.sequences import real_frames
 
 BLANK_ID = 3  # of the tiny case
 

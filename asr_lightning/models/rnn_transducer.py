@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.transducer import TransducerSearch
 from asr_lightning.errors import InputError
@@ -16,12 +15,11 @@ from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.recurrent import LSTM, read_on
-
-State = tuple[Tensor, ...]  # each with the batch first
+from asr_lightning.nn.sequences import State
 
 
 class Predictor(nn.Module, ABC):
-    """Base class: reads embeddings of the tokens emitted so far.
+    """Base class of networks over the embeddings of the tokens emitted so far.
 
     Args:
         dimension: D of the embeddings and of the output.
@@ -37,11 +35,11 @@ class Predictor(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read embeddings x (B, U, D), return (B, U, D) and the state behind them."""
+        """Return (B, U, D) of embeddings x (B, U, D), and the state after the last."""
 
 
 class LSTMPredictor(Predictor):
-    """Remembers all tokens.
+    """LSTM over all tokens.
 
     Args:
         dimension: D of the embeddings and the output.
@@ -55,20 +53,20 @@ class LSTMPredictor(Predictor):
         self.dropout = Dropout(dropout)
 
     def initial_state(self, batch_size: int, device: torch.device) -> State:
-        """Return zeros, (B, D) twice for every layer."""
+        """Return zeros (B, D), hidden state and cell of every layer."""
         return tuple(torch.zeros(batch_size, self.dimension, device=device) for _ in range(2 * len(self.layers)))
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read embeddings x (B, U, D)."""
+        """Return (B, U, D) of embeddings x (B, U, D), and the next state."""
         return read_on(self.layers, x, state, self.dropout)
 
 
 class StatelessPredictor(Predictor):
-    """Remembers the last few tokens only [Ghodsi et al. 2020, "RNN-transducer with stateless prediction network"].
+    """Convolution over the last few tokens [Ghodsi et al. 2020, "RNN-transducer with stateless prediction network"].
 
     Args:
         dimension: D of the embeddings and the output.
-        context: Tokens it sees, the newest included.
+        context: Number of tokens, the newest included.
         dropout: Of the embeddings.
     """
 
@@ -79,18 +77,18 @@ class StatelessPredictor(Predictor):
         self.dropout = Dropout(dropout)
 
     def initial_state(self, batch_size: int, device: torch.device) -> State:
-        """Return zeros (B, context - 1, D) in the place of embeddings before the first."""
+        """Return zeros (B, context - 1, D) as embeddings before the first token."""
         return (torch.zeros(batch_size, self.context - 1, self.dimension, device=device),)
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read embeddings x (B, U, D)."""
-        seen = torch.cat([state[0], x], dim=1)
-        mixed = self.mix(self.dropout(seen).transpose(1, 2)).transpose(1, 2)
-        return torch.relu(mixed), (seen[:, seen.shape[1] - (self.context - 1) :],)
+        """Return (B, U, D) of embeddings x (B, U, D), and the next state."""
+        tokens = torch.cat([state[0], x], dim=1)  # (B, context - 1 + U, D)
+        mixed = self.mix(self.dropout(tokens).transpose(1, 2)).transpose(1, 2)
+        return torch.relu(mixed), (tokens[:, tokens.shape[1] - (self.context - 1) :],)
 
 
 class PredictionNetwork(nn.Module):
-    """Embeds tokens, reads them, and projects what was read for the joint network."""
+    """Prediction network: embedding, predictor, projection for the joint network."""
 
     def __init__(self, vocabulary: tuple[str, ...], predictor: Predictor, joint_dimension: int) -> None:
         super().__init__()
@@ -100,7 +98,7 @@ class PredictionNetwork(nn.Module):
         self.projection = nn.Linear(predictor.dimension, joint_dimension)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that the embedding has a row per token."""
+        """Axes of the embedding, which has a row per token."""
         return {"embedding.weight": (axis(Tokens(self.vocabulary)), units(self.embedding.embedding_dim))}
 
     def initial_state(self, batch_size: int, device: torch.device) -> State:
@@ -108,13 +106,13 @@ class PredictionNetwork(nn.Module):
         return self.predictor.initial_state(batch_size, device)
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read token ids (B, U), return (B, U, joint_dimension) and the state behind them."""
+        """Return (B, U, joint_dimension) of token ids (B, U), and the state after the last."""
         outputs, state = self.predictor(self.embedding(tokens), state)
         return self.projection(outputs), state
 
 
 class Joint(nn.Module):
-    """Scores every token for a frame and a history: linear(tanh(frame + history))."""
+    """Joint network: scores of all tokens for a frame and a history, linear(tanh(frame + history))."""
 
     def __init__(self, vocabulary: tuple[str, ...], dimension: int) -> None:
         super().__init__()
@@ -122,7 +120,7 @@ class Joint(nn.Module):
         self.output = nn.Linear(dimension, len(vocabulary))
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that the output has a row per token."""
+        """Axes of the output, which has a row per token."""
         tokens = axis(Tokens(self.vocabulary))
         return {"output.weight": (tokens, units(self.output.in_features)), "output.bias": (tokens,)}
 
@@ -137,13 +135,13 @@ class RNNTransducer(Recognizer):
     Args:
         predictor: `LSTMPredictor` or `StatelessPredictor`.
         joint_dimension: Hidden units of the joint network.
-        search: How to decode; greedily if None.
-        transducer_loss: `fused` computes the loss together with the joint network, a block at a time; `torchaudio`
-            holds the logits of all frames and tokens, and gives them to torchaudio's kernel.
+        search: Beam search; greedy if None.
+        transducer_loss: `fused` computes the loss together with the joint network, block by block; `torchaudio`
+            computes the logits of all frames and tokens, for torchaudio's kernel.
         **recognizer: Arguments of `Recognizer`.
 
     Raises:
-        InputError: There is no such loss.
+        InputError: No loss has this name.
     """
 
     def __init__(
@@ -165,17 +163,23 @@ class RNNTransducer(Recognizer):
         self.transducer_loss = transducer_loss
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say what the encoder's output means."""
+        """Axes of the projection of the encoder's output."""
         inner = units(self.encoder_projection.out_features)
         return {"encoder_projection.weight": (inner, self.encoder.output_axis())}
 
+    def project(self, encoded: Tensor) -> Tensor:
+        """Return what the joint network adds of frames (..., D): (..., joint_dimension)."""
+        return self.encoder_projection(encoded)
+
+    def predict(self, targets: Tensor) -> Tensor:
+        """Return what the joint network adds of the histories of targets (B, U): (B, U + 1, joint_dimension)."""
+        start = targets.new_full((len(targets), 1), self.tokenizer.blank_id)
+        state = self.prediction.initial_state(len(targets), targets.device)
+        return self.prediction(torch.cat([start, targets], dim=1), state)[0]
+
     def decoder_loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
         """Return the transducer loss of each utterance, (B,)."""
-        start = targets.new_full((len(targets), 1), self.tokenizer.blank_id)
-        predicted, _ = self.prediction(
-            torch.cat([start, targets], dim=1), self.prediction.initial_state(len(targets), targets.device)
-        )  # (B, U + 1, D)
-        frames, blank_id = self.encoder_projection(encoded), self.tokenizer.blank_id
+        frames, predicted, blank_id = self.project(encoded), self.predict(targets), self.tokenizer.blank_id
         if self.transducer_loss == "torchaudio":
             logits = self.joint(frames.unsqueeze(2), predicted.unsqueeze(1))  # (B, T, U + 1, V)
             return torchaudio_loss(logits, targets, lengths, target_lengths, blank_id)
@@ -185,8 +189,6 @@ class RNNTransducer(Recognizer):
         )
 
     @torch.no_grad()
-    def recognize(self, batch: Batch) -> list[list[Hypothesis]]:
-        """Return the hypotheses of each of the B utterances, the best first."""
-        encoded, lengths = self(batch.audio, batch.audio_lengths)
-        frames = self.encoder_projection(encoded)
-        return self.search(frames, lengths, self.prediction, self.joint, self.tokenizer.blank_id)
+    def decode(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each encoded utterance (B, T, D), the best first."""
+        return self.search(self.project(encoded), lengths, self.prediction, self.joint, self.tokenizer.blank_id)

@@ -162,12 +162,14 @@ class SentencePieceTokenizer(Tokenizer):
     Args:
         model: Path of a `.model` file.
         model_base64: The content of such a file in base64, as checkpoints carry it.
+        lower_case: Whether its pieces are lower-case, as those of public models are, while transcripts are capitals.
 
     Raises:
         InputError: Not exactly one of the two is given, the file is missing, or it is no SentencePiece model.
     """
 
-    def __init__(self, model: str | None = None, model_base64: str | None = None) -> None:
+    def __init__(self, model: str | None = None, model_base64: str | None = None, lower_case: bool = False) -> None:
+        self.lower_case = lower_case
         if (model is None) == (model_base64 is None):
             raise InputError("SentencePieceTokenizer needs either model (a path) or model_base64, exactly one of them")
         source = "model_base64" if model is None else str(model)
@@ -198,15 +200,17 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Turn text into token ids. The case matters: write it as the model was trained."""
-        return self._processor.encode(text, out_type=int)
+        return self._processor.encode(text.lower() if self.lower_case else text, out_type=int)
 
     def _decode(self, ids: list[int]) -> str:
         text = self._processor.decode(ids)
+        text = text.upper() if self.lower_case else text
         return " ".join(text.replace(" \N{DOUBLE QUESTION MARK} ", UNKNOWN_SURFACE).split())
 
     def init_args(self) -> dict[str, Any]:
         """Return the whole model as text."""
-        return {"model_base64": base64.b64encode(self._content).decode("ascii")}
+        content = base64.b64encode(self._content).decode("ascii")
+        return {"model_base64": content, **({"lower_case": True} if self.lower_case else {})}
 
 
 def train_sentencepiece(

@@ -26,8 +26,7 @@ from asr_lightning.hmm.frame_alignment import in_seconds, phone_runs, word_runs
 from asr_lightning.hmm.model import HiddenMarkovModel, read_hmm
 from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.blstm_hmm import ALIGNMENTS, BLSTMHMM
-from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.nn.ctc import CTCOutput
+from asr_lightning.models.recognizer import CTCOutput, Recognizer
 from asr_lightning.text.phones import Segment
 from asr_lightning.tools.state_alignment import LEAST_FIT, Aligned, align_batches, of_network, stored
 from asr_lightning.tools.subsets import open_corpus

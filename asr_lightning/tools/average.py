@@ -20,8 +20,7 @@ from asr_lightning.analysis.interpolation import Quality, quality
 from asr_lightning.errors import InputError, printable
 from asr_lightning.files import write_atomically
 from asr_lightning.models.averaging import mean_weights
-from asr_lightning.models.checkpoint_files import CheckpointFiles
-from asr_lightning.models.checkpoints import read_checkpoint
+from asr_lightning.models.checkpoints import CheckpointFiles, read_checkpoint
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.same_network import check_same_network
 from asr_lightning.report.tables import as_csv, as_markdown, as_text, escape_markdown, summarise

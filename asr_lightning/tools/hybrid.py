@@ -33,7 +33,7 @@ from asr_lightning.tools.arguments import above_zero, whole_number
 from asr_lightning.tools.mixture_training import Trained, of_mixtures, tie, train_mixtures
 from asr_lightning.tools.ngram import find_texts, read_sentences
 from asr_lightning.tools.state_alignment import Aligned, align_batches, likelihoods, of_network, prepare_hybrid
-from asr_lightning.tools.subsets import development_subsets, every, subsets_of, training_texts
+from asr_lightning.tools.subsets import development_subsets, evaluation_texts, every, subsets_of, training_texts
 
 SHOWN = 10  # utterances that could not be aligned
 SCALES = (0.05, 0.07, 0.1, 0.14, 0.2, 0.3)  # of log likelihoods of frames of 10 ms
@@ -44,7 +44,8 @@ def prepare(options: argparse.Namespace) -> str:
     train, validation = subsets_of(options.config)
     transcripts = list(training_texts(options.config))
     ngram = read_or_estimate(options, transcripts)
-    lexicon, report = make_lexicon(options, transcripts, ngram)
+    # Words of evaluation subsets are pronounced too, since these are aligned. What is decoded are words of the n-gram.
+    lexicon, report = make_lexicon(options, [*transcripts, *evaluation_texts(options.config)], ngram)
     write_atomically(
         options.output / "left_out.txt", "".join(f"{word} {count}\n" for word, count in report.most_common())
     )

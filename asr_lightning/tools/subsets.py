@@ -113,6 +113,28 @@ def training_texts(config: Path) -> Iterator[str]:
     """
     module = read_corpus(config)
     set_up(module, "train", module.subsets["train"])
+    yield from _texts(module)
+
+
+def evaluation_texts(config: Path) -> Iterator[str]:
+    """Give the transcripts of the subsets that an experiment validates or tests on; no audio is read.
+
+    Subsets that cannot be used have none: a corpus may be there for training only.
+
+    Raises:
+        InputError: The experiment cannot be read.
+    """
+    module = read_corpus(config)
+    for subset in dict.fromkeys([*module.subsets["validation"], *module.subsets["test"]]):
+        module = read_corpus(config)
+        try:
+            set_up(module, "predict", [subset])
+        except InputError:
+            continue
+        yield from _texts(module)
+
+
+def _texts(module: CorpusDataModule) -> Iterator[str]:
     for manifest in module.manifests.values():
         for number in range(len(manifest)):
             yield manifest[number].supervisions[0].text or ""

@@ -11,17 +11,16 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import torch
-import torchaudio
 from torch import Tensor
 from tqdm import tqdm
 
 from asr_lightning.audio import reading
+from asr_lightning.audio.resampling import RATES, resample
 from asr_lightning.batch import Batch, Utterance, is_memory_error
 from asr_lightning.errors import InputError, printable
 from asr_lightning.models.checkpoints import load_recognizer
@@ -30,8 +29,6 @@ from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.tools.arguments import above_zero, whole_number
 
 WINDOW_BATCHES = 4  # so many batches of audio are held, to find pieces of similar length in them
-LARGEST_RATIO = 1_000  # of resampling; its filters grow with it
-RATES = (1_000, 1_000_000)  # lowest and highest number of samples per second that may be speech
 PIECE_SECONDS = (20.0, 40.0)  # a longer file is cut where it is quietest between so many seconds
 PAUSE_SECONDS = 0.2  # of the stretch whose power is compared to find that place
 
@@ -98,7 +95,7 @@ def read_pieces(path: str, sample_rate: int) -> Iterator[Tensor]:
         for piece in cut_at_pauses(reading.read_blocks(sound), rate):
             reading.check_samples(piece)
             if piece.any() or not samples:
-                yield change_rate(torch.from_numpy(piece), rate, sample_rate)
+                yield torch.from_numpy(resample(piece, rate, sample_rate))
             samples += len(piece)
     if not samples:
         raise InputError("there is no audio in the file")
@@ -126,13 +123,6 @@ def quietest(audio: np.ndarray, sample_rate: int) -> int:
     powers = np.square(audio[: len(audio) // hop * hop].reshape(-1, hop), dtype=np.float64).sum(axis=1)  # (T,)
     sums = np.concatenate([[0.0], np.cumsum(powers)])
     return (int(np.argmin(sums[frames:] - sums[:-frames])) + frames // 2) * hop
-
-
-def change_rate(audio: Tensor, before: int, after: int) -> Tensor:
-    """Resample audio (S,) from one rate in hertz to another; odd ratios to within a millionth."""
-    # The filters of 16,000 / 22,254 would fill gigabytes, those of 663 / 922 do not.
-    ratio = Fraction(before, after).limit_denominator(LARGEST_RATIO)
-    return torchaudio.functional.resample(audio, max(1, ratio.numerator), ratio.denominator)
 
 
 def transcribe(recognizer: Recognizer, paths: Iterable[str], batch_seconds: float) -> Iterator[Transcript]:

@@ -54,7 +54,7 @@ def folder(tmp_path: Path, seconds_of_speech: Path, monkeypatch: pytest.MonkeyPa
             "random": {},
             "selected": {
                 "base": "rnnt_ws.yaml",
-                "values": {"trainer.callbacks.WeightSelection.init_args.teacher": "{teacher}/checkpoints/last.ckpt"},
+                "values": {"weight_selection.teacher": "{teacher}/checkpoints/last.ckpt"},
                 "note": "first layers",
             },
             "greedy": {"network": "random", "values": {"trainer.max_epochs": 1}},

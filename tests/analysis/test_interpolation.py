@@ -9,7 +9,7 @@ from asr_lightning.analysis.interpolation import Quality, along_line, barrier, i
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.nn.convolution import MaskedBatchNorm
+from asr_lightning.nn.batch_norm import MaskedBatchNorm
 from asr_lightning.scoring.error_rates import ErrorRates
 
 RATE = 8_000

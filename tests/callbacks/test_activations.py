@@ -1,6 +1,5 @@
 import filecmp
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +9,6 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from activations_run import MODULES, Corpus, recognizer
-from tones import RATE, TEXTS, batch_of, make_trainer
 
 from asr_lightning.analysis.activations import (
     PartWriter,
@@ -26,6 +23,9 @@ from asr_lightning.callbacks.activations import Activations
 from asr_lightning.callbacks.observation import observe
 from asr_lightning.errors import InputError
 from asr_lightning.text.phones import PhoneLabels, Segment
+from tests.support import SUPPORT, environment
+from tests.support.activations_run import MODULES, Corpus, recognizer
+from tests.support.tones import RATE, TEXTS, batch_of, make_trainer
 
 
 def look(folder: Path, modules: dict[str, str] = MODULES, **options: Any) -> Path:
@@ -93,12 +93,9 @@ def test_states_of_a_decoder_are_those_that_led_to_what_it_said(tmp_path: Path) 
 
 def test_two_processes_write_the_same_as_one(tmp_path: Path) -> None:
     one = look(tmp_path / "one", utterances=None)
-    command = [sys.executable, str(Path(__file__).with_name("activations_run.py"))]
+    command = [sys.executable, str(SUPPORT / "activations_run.py")]
     arguments = json.dumps({"folder": str(tmp_path / "two"), "options": {}})
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "models"),
-    }  # fmt: skip
-    result = subprocess.run([*command, arguments], env=environment, capture_output=True, text=True, timeout=200)
+    result = subprocess.run([*command, arguments], env=environment(), capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr[-3000:]
     two = tmp_path / "two" / "activations" / "test"
     assert sorted(path.name for path in two.parent.iterdir()) == ["test"]

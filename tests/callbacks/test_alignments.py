@@ -6,13 +6,23 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from activations_run import Corpus
-from hybrids import hybrid, write_states
-from tones import RATE, TEXTS, attention_decoder, ctc, deep_speech_2, lstm_encoder, make_trainer, speller, transducer
 
 from asr_lightning.callbacks.alignments import Alignments
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer
+from tests.support.activations_run import Corpus
+from tests.support.hybrids import hybrid, write_states
+from tests.support.tones import (
+    RATE,
+    TEXTS,
+    attention_decoder,
+    ctc,
+    deep_speech_2,
+    lstm_encoder,
+    make_trainer,
+    speller,
+    transducer,
+)
 
 DECODER = {
     "class_path": "asr_lightning.models.speech_transformer.TransformerDecoder",

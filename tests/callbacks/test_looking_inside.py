@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from activations_run import Corpus, recognizer
 from lightning.pytorch.loggers import WandbLogger
-from tones import make_trainer
 
 from asr_lightning.analysis.activations import PartWriter, Rows, UtteranceActivations, merge_parts
 from asr_lightning.analysis.character_neighbours import (
@@ -24,6 +22,8 @@ from asr_lightning.callbacks.tsne import TSNE
 from asr_lightning.errors import InputError
 from asr_lightning.report import layer_figures
 from asr_lightning.report.layer_figures import plot_order
+from tests.support.activations_run import Corpus, recognizer
+from tests.support.tones import make_trainer
 
 MODULES = {"low": "encoder.layers.0", "top": "encoder", "state": "decoder.cells.0", "context": "decoder.attention"}
 PHONES = ["SIL", "AA", "B", "S"]

@@ -8,9 +8,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from activations_run import Corpus, recognizer
 from lightning.pytorch.trainer.states import TrainerFn
-from tones import attention_decoder, lstm_encoder, make_trainer, speller, transducer
 
 from asr_lightning.analysis.activations import read_description
 from asr_lightning.callbacks.activations import Activations
@@ -21,6 +19,8 @@ from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.text.phones import PhoneLabels, Segment
 from data_modules.phone_labels import CTMLabels
+from tests.support.activations_run import Corpus, recognizer
+from tests.support.tones import attention_decoder, lstm_encoder, make_trainer, speller, transducer
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -12,19 +12,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import collecting_run
 import numpy as np
 import pytest
 import soundfile
 import torch
 from lhotse import MonoCut
-from made_corpora import make_subset, write_chapter
 
 from asr_lightning.batch import Utterance
 from asr_lightning.errors import InputError
 from data_modules import dataset
 from data_modules.dataset import Lost
 from data_modules.librispeech import LibriSpeechDataModule
+from tests.support import collecting_run, environment
+from tests.support.small_corpora import make_subset, write_chapter
 
 UTTERANCES = 40
 
@@ -86,9 +86,8 @@ def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(root: Path, tmp_path:
 
 
 def start(**run: Any) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, collecting_run.__file__, json.dumps(run)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
 
 
 def test_a_killed_run_goes_on_where_its_last_checkpoint_was_written(root: Path, tmp_path: Path) -> None:

@@ -12,13 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import collecting_run
 import numpy as np
 import pytest
 import soundfile
 import yaml
 from lhotse import CutSet, MonoCut
-from made_corpora import make_subset, write_chapter
 
 from asr_lightning.errors import InputError
 from asr_lightning.tools import shards as tool
@@ -27,6 +25,8 @@ from data_modules.corpus import CorpusDataModule
 from data_modules.ksponspeech import KsponSpeechDataModule
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.shards import ShardsDataModule
+from tests.support import collecting_run, environment
+from tests.support.small_corpora import make_subset, write_chapter
 
 UTTERANCES = {"train": 40, "dev": 5}
 
@@ -146,9 +146,8 @@ def test_headerless_audio_is_kept_to_the_bit(tmp_path: Path) -> None:
 
 
 def start(**run: Any) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, collecting_run.__file__, json.dumps(run)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=250)
 
 
 def test_a_run_on_files_is_resumed_in_mid_epoch_on_shards(experiment: Path, shards: Path, tmp_path: Path) -> None:
@@ -294,8 +293,9 @@ def test_a_killed_writer_leaves_nothing(experiment: Path) -> None:
         "main(sys.argv[1:])\n"
     )
     options = ["--config", str(experiment), "--output", str(output), "--utterances-per-shard", "7"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    killed = subprocess.run([sys.executable, "-c", script, *options], env=environment, capture_output=True, timeout=250)
+    killed = subprocess.run(
+        [sys.executable, "-c", script, *options], env=environment(), capture_output=True, timeout=250
+    )
     assert killed.returncode == -signal.SIGKILL
     assert (output / ".train.partial").is_dir() and not (output / "train").exists()
     with pytest.raises(InputError, match="No shards of train"):

@@ -5,14 +5,24 @@ import kaldi_hmm_gmm as kaldi
 import numpy as np
 import pytest
 import torch
-from exact_viterbi import best_path
-from small_models import LEXICON, SIL, A, B, durations, monophone, tied, transition_ids, transition_log_probs
 
 from asr_lightning.hmm.frame_alignment import align_frames, in_seconds, phone_runs, subsample, word_runs
 from asr_lightning.hmm.graph import as_graph, expand_to_states, numerator_transducer, phone_grammar, sentence_transducer
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel
 from asr_lightning.hmm.search import by_transition
 from asr_lightning.text.phones import Segment
+from tests.oracles.exact_viterbi import best_path
+from tests.support.small_models import (
+    LEXICON,
+    SIL,
+    A,
+    B,
+    durations,
+    monophone,
+    tied,
+    transition_ids,
+    transition_log_probs,
+)
 
 both = pytest.mark.parametrize("make", [monophone, tied])
 SAYS_A = [(A,), (A, B), (SIL, A), (A, SIL), (SIL, A, B), (A, B, SIL), (SIL, A, SIL), (SIL, A, B, SIL)]

@@ -4,7 +4,6 @@ import kaldi_hmm_gmm as kaldi
 import numpy as np
 import pytest
 import torch
-from small_models import LEXICON, SIL, A, B, S
 from torchaudio.functional import compute_deltas
 
 from asr_lightning.audio.features import MFCC
@@ -22,6 +21,7 @@ from asr_lightning.hmm.gmm import (
 )
 from asr_lightning.hmm.graph import expand_to_states, sentence_transducer
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel
+from tests.support.small_models import LEXICON, SIL, A, B, S
 
 SAYINGS = {
     "A BE": [SIL, A, B],

@@ -8,22 +8,6 @@ import kaldifst
 import numpy as np
 import pytest
 import torch
-from small_models import (
-    LEXICON,
-    SIL,
-    TEXT,
-    A,
-    B,
-    S,
-    Transducer,
-    best_score,
-    durations,
-    monophone,
-    parses,
-    tied,
-    transition_ids,
-    transition_log_probs,
-)
 
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.graph import (
@@ -43,6 +27,22 @@ from asr_lightning.text.arpa import read_arpa
 from asr_lightning.text.lexicon import Lexicon
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney
+from tests.support.small_models import (
+    LEXICON,
+    SIL,
+    TEXT,
+    A,
+    B,
+    S,
+    Transducer,
+    best_score,
+    durations,
+    monophone,
+    parses,
+    tied,
+    transition_ids,
+    transition_log_probs,
+)
 
 ROUNDING = 0.01  # minimisation makes weights multiples of 1 / 1024
 PAUSE = math.log(0.5)  # of a pause as of none

@@ -4,7 +4,14 @@ from itertools import product
 import kaldifst
 import numpy as np
 import pytest
-from small_models import (
+
+from asr_lightning.errors import InputError
+from asr_lightning.hmm.graph import SELF_LOOP_SCALE, decoding_graph
+from asr_lightning.hmm.model import STATES, HiddenMarkovModel
+from asr_lightning.hmm.search import FoundSentence, GraphSearch, by_transition
+from asr_lightning.text.ngram import NGram
+from asr_lightning.text.smoothing import kneser_ney
+from tests.support.small_models import (
     LEXICON,
     SIL,
     TEXT,
@@ -19,13 +26,6 @@ from small_models import (
     transition_ids,
     transition_log_probs,
 )
-
-from asr_lightning.errors import InputError
-from asr_lightning.hmm.graph import SELF_LOOP_SCALE, decoding_graph
-from asr_lightning.hmm.model import STATES, HiddenMarkovModel
-from asr_lightning.hmm.search import FoundSentence, GraphSearch, by_transition
-from asr_lightning.text.ngram import NGram
-from asr_lightning.text.smoothing import kneser_ney
 
 PAUSE = np.log(0.5)
 

@@ -8,9 +8,7 @@ from random import Random
 
 import kaldifst
 import pytest
-from hostile import FUZZED, RANDOM, Refusing, mutated, spoiled
 from hypothesis import given
-from small_models import tied
 
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.graph import decoding_graph
@@ -18,6 +16,8 @@ from asr_lightning.hmm.model import read_hmm
 from asr_lightning.hmm.openfst import check_fst
 from asr_lightning.hmm.store import AlignmentStore, write_alignments
 from asr_lightning.text.smoothing import witten_bell
+from tests.support.mutations import FUZZED, RANDOM, Refusing, mutated, spoiled
+from tests.support.small_models import tied
 
 
 @pytest.fixture(scope="module")

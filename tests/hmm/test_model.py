@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import LEXICON, SIL, asking_trees, monophone, tied, transition_log_probs, walk
 
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel, read_hmm
 from asr_lightning.text.lexicon import Lexicon
+from tests.support.small_models import LEXICON, SIL, asking_trees, monophone, tied, transition_log_probs, walk
 
 both = pytest.mark.parametrize("make", [monophone, tied])
 FILES = ["lexicon.txt", "phones.txt", "topology.json", "transitions.npy", "tree"]

@@ -5,7 +5,6 @@ from itertools import product
 
 import numpy as np
 import pytest
-from small_models import SIL, SPN, A, B, S, Transducer, asking_trees, monophone, tied, transition_ids, walk
 
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.frame_alignment import phone_runs
@@ -25,6 +24,19 @@ from asr_lightning.hmm.tree import (
     triphones,
 )
 from asr_lightning.text.lexicon import Lexicon
+from tests.support.small_models import (
+    SIL,
+    SPN,
+    A,
+    B,
+    S,
+    Transducer,
+    asking_trees,
+    monophone,
+    tied,
+    transition_ids,
+    walk,
+)
 
 PHONES = 5
 QUESTIONS = [frozenset(one) for one in ([EDGE], [SIL], [A], [B, S], [A, B], [SIL, A, S], [SPN])]

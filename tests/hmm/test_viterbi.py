@@ -3,11 +3,11 @@ from itertools import product
 
 import pytest
 import torch
-from exact_viterbi import best_path
 from torch import Tensor
 
 from asr_lightning.losses.graphs import Graph, GraphBatch
 from asr_lightning.losses.lattice_free_mmi import total_log_probability
+from tests.oracles.exact_viterbi import best_path
 
 
 def random_graph(states: int, arcs: int, seed: int) -> Graph:

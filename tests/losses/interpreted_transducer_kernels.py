@@ -16,7 +16,7 @@ from torch import Tensor
 from asr_lightning.losses import joint_transducer, transducer, transducer_blocks, transducer_kernels
 from asr_lightning.losses.joint_transducer import joint_transducer_loss, whole_blocks
 from asr_lightning.losses.transducer_blocks import Block
-from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.sequences import real_frames
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hybrids import hybrid, phones_of, write_states
-from tones import RATE, TEXTS, batch_of, lstm_encoder, make_trainer, speak
 from torch import Tensor
 
 from asr_lightning.batch import Batch, Utterance
@@ -20,6 +18,8 @@ from asr_lightning.losses.graphs import GraphBatch
 from asr_lightning.losses.lattice_free_mmi import lattice_free_mmi_loss
 from asr_lightning.models.blstm_hmm import ALIGNMENTS, BLSTMHMM, DECODING_GRAPH, PHONE_GRAMMAR, read_graph
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
+from tests.support.hybrids import hybrid, phones_of, write_states
+from tests.support.tones import RATE, TEXTS, batch_of, lstm_encoder, make_trainer, speak
 
 COMMAND = "python -m asr_lightning.tools.hybrid"
 
@@ -187,7 +187,7 @@ def test_features_with_other_frames_than_the_alignments_are_refused(states: Path
     features = hybrid()["init_args"]["features"]
     features = {**features, "init_args": {**features["init_args"], **changes}}
     with pytest.raises(
-        InputError, match=r"tone-0 was aligned with 48 frames, but its features have \d+: .* align anew"
+        InputError, match=r"tone-0 was aligned with 48 frames, but its features have \d+: .* align again"
     ):
         make(states, features=features).loss(batch_of())
 

@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hostile import FUZZED, RANDOM, Refusing, mutated
 from hypothesis import given
 from jsonargparse._common import parsing_settings
-from tones import RATE, make, transducer
 
 from asr_lightning import cli
 from asr_lightning.callbacks.weight_selection import WeightSelection
@@ -26,6 +24,8 @@ from asr_lightning.models.language_model import PretrainedLanguageModel
 from asr_lightning.models.same_network import check_same_network, check_training_state
 from asr_lightning.text.tokenizers import CharacterTokenizer
 from asr_lightning.tools import align, path, transcribe
+from tests.support.mutations import FUZZED, RANDOM, Refusing, mutated
+from tests.support.tones import RATE, make, transducer
 
 ZERO = "torch.distributed.optim.ZeroRedundancyOptimizer"  # has a parameter of any type
 

@@ -3,13 +3,13 @@ from typing import Any
 
 import pytest
 import torch
-from tones import batch_of, lstm_encoder, transducer
 from torch import Tensor
 from torch.nn import functional
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.rnn_transducer import LSTMPredictor, Predictor, RNNTransducer, StatelessPredictor
+from tests.support.tones import batch_of, lstm_encoder, transducer
 
 PREDICTORS: dict[str, Predictor] = {
     "LSTM": LSTMPredictor(6),

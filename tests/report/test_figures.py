@@ -1,12 +1,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
 from asr_lightning.report.figures import COLORS, ErrorRate, plot_error_rates, rates_by_run
+from tests.support.pictures import count, pixels
 
 
 def rows_of(
@@ -23,14 +23,6 @@ def rows_of(
         for epoch in range(1, epochs + 1)
         for number, subset in enumerate(subsets)
     ]
-
-
-def pixels(path: Path) -> np.ndarray:
-    return matplotlib.image.imread(path)[..., :3]  # (height, width, 3), 0 to 1
-
-
-def count(image: np.ndarray, color: str) -> int:
-    return int((np.abs(image - to_rgb(color)).max(axis=2) < 0.02).sum())
 
 
 def test_two_panels_show_each_run_in_its_colour(tmp_path: Path) -> None:

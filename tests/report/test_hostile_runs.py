@@ -5,9 +5,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hostile import FUZZED, RANDOM, Refusing, mutated, spoiled
 from hypothesis import given, settings
-from test_page import inside
 
 from asr_lightning.analysis.activations import read_utterances
 from asr_lightning.analysis.layers import read_layers
@@ -16,6 +14,8 @@ from asr_lightning.report.run_folders import COLUMNS, read_experiments, read_rat
 from asr_lightning.report.run_pairs import read_transcripts
 from asr_lightning.tools import compare, report
 from asr_lightning.tools.search import read_space
+from tests.support.looked_inside import inside
+from tests.support.mutations import FUZZED, RANDOM, Refusing, mutated, spoiled
 
 SPACE = b"a.lr: {low: 1.0e-4, high: 1.0e-2, log: true}\na.layers: {low: 2, high: 5}\na.hidden: [128, 160]\n"
 METRICS = "epoch,train/seconds,s/real_time_factor,train/audio_seconds_per_second_epoch\n0,12,0.1,30\n1,13,,31\n"

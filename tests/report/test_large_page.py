@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_run import write_run
 from playwright.sync_api import Browser
 
 from asr_lightning.report.page_data import NEIGHBOURHOODS
@@ -15,6 +14,7 @@ from asr_lightning.report.page_layers import FRAMES, POINTS, choose
 from asr_lightning.report.run_folders import COLUMNS
 from asr_lightning.report.tables import as_csv
 from asr_lightning.tools.report import main
+from tests.support.planted_run import write_run
 
 
 @pytest.fixture(scope="module")

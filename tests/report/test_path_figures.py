@@ -1,10 +1,9 @@
 from pathlib import Path
 
-from test_figures import count, pixels
-
 from asr_lightning.analysis.convergence import backcast, fit
 from asr_lightning.report.figures import COLORS
 from asr_lightning.report.path_figures import ConvergenceCurve, plot_convergence, plot_lines
+from tests.support.pictures import count, pixels
 
 
 def test_each_measure_has_a_panel_and_each_line_its_colour(tmp_path: Path) -> None:

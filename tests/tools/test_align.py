@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from small_hybrid import DEVELOPMENT, TEST, TRAINING, Made, experiment, transcripts_of
 
 from asr_lightning.text.lexicon import read_lexicon
 from asr_lightning.text.phones import Segment
 from asr_lightning.tools import align
 from data_modules.phone_labels import CTMLabels, TextGridLabels
+from tests.support.small_hybrid import DEVELOPMENT, TEST, TRAINING, Made, experiment, transcripts_of
 
 SAMPLE = 1 / 16_000  # second
 

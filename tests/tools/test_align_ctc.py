@@ -8,7 +8,6 @@ import soundfile
 import torch
 import yaml
 from lightning import Trainer
-from small_hybrid import TEST, Made
 
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.callbacks.observation import Observation
@@ -17,6 +16,7 @@ from asr_lightning.text.phones import Segment
 from asr_lightning.tools import align
 from asr_lightning.tools.align import by_ctc, word_spans
 from data_modules.phone_labels import CTMLabels, TextGridLabels
+from tests.support.small_hybrid import TEST, Made
 
 
 @pytest.fixture

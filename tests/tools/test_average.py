@@ -7,15 +7,15 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from tones import RATE, TEXTS, features, make_trainer, transducer, write_corpus
 from torch import nn
 
 from asr_lightning.analysis.interpolation import quality
 from asr_lightning.models.averaging import mean_weights
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer, read_checkpoint
-from asr_lightning.nn.convolution import MaskedBatchNorm
+from asr_lightning.nn.batch_norm import MaskedBatchNorm
 from asr_lightning.tools.average import main
 from data_modules.librispeech import LibriSpeechDataModule
+from tests.support.tones import RATE, TEXTS, features, make_trainer, transducer, write_corpus
 
 DATA = {
     "train_subsets": ["train"], "validation_subsets": ["dev"], "test_subsets": ["test"], "batch_seconds": 3.0,

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small_hybrid import DEVELOPMENT, FEW, TEST, TRAINING, Made, experiment
 
 from asr_lightning import cli
 from asr_lightning.errors import InputError
@@ -21,6 +20,7 @@ from asr_lightning.text.phones import label_spans
 from asr_lightning.tools import hybrid
 from asr_lightning.tools.subsets import every
 from data_modules.phone_labels import CTMLabels
+from tests.support.small_hybrid import DEVELOPMENT, FEW, TEST, TRAINING, Made, experiment
 
 FILES = {
     "HCLG.fst", "alignments.sqlite", "left_out.txt", "lexicon.txt", "mixtures.csv", "phone_grammar.fst", "phones.txt",
@@ -217,7 +217,8 @@ def test_utterances_with_unknown_words_are_left_out_and_named(
     assert prepare(made, output, "--lexicon", lexicon, "--unknown-words", "leave") == 0
     texts = {**made.transcripts(TRAINING), **made.transcripts(DEVELOPMENT)}
     without = {id for id, text in texts.items() if word in text.split()}
-    count = sum(text.split().count(word) for text in made.transcripts(TRAINING).values())
+    everything = {subset: made.transcripts(subset).values() for subset in (TRAINING, DEVELOPMENT, TEST)}
+    count = sum(text.split().count(word) for texts_of in everything.values() for text in texts_of)
     said = capsys.readouterr().out
     assert f"{len(texts) - len(without)} utterances aligned, {len(without)} not." in said
     for id in without:

@@ -62,7 +62,7 @@ def test_good_experiments_exit_with_0(
         (b"- model", "expected an experiment with a part `model:`"),
         (b"", "expected an experiment with a part `model:`"),
         (b"model: {class_path: asr_lightning.models.nothing.Nothing}", "asr_lightning.models.nothing"),
-        (b"model: {}", "this is no configuration of a recogniser"),
+        (b"model: {}", "this is no configuration of a recognizer"),
     ],
 )
 def test_bad_experiments_are_named_and_the_rest_goes_on(
