@@ -145,7 +145,7 @@ class Costs:
 
     @classmethod
     def of(cls, runs: Sequence[MeasuredRun], efficiency: float | None = None) -> "Costs":
-        """Return the speeds of runs, and the efficiency: as given, measured with several numbers of devices, or assumed."""
+        """Return speeds and efficiency: given, measured with several numbers of devices, or assumed."""
         by_count: dict[int, list[float]] = {}
         for run in runs:
             by_count.setdefault(run.processes, []).extend(run.speeds)
