@@ -211,8 +211,8 @@ function curves(all, training) {
     const { unit, digits, panels } = chosen();
     const every = panels.flatMap((panel) => [...panel.runs.flatMap((run) => Object.values(run.seeds).flat()), ...panel.paper.flatMap((one) => one.points)]);
     const log = scale.value === "log", values = every.map(([, value]) => value).filter((value) => !log || value > 0);
-    const [low, high] = [Math.min(...values), Math.max(...values)];
-    const range = log ? [Math.log10(low) - 0.04, Math.log10(high) + 0.04] : [Math.min(0, low), high * 1.05];
+    const [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0.1, 1];  // all rates may be 0
+    const range = log ? [Math.log10(low) - 0.04, Math.log10(high) + 0.04] : [Math.min(0, low), high * 1.05 || 1];
     const last = Math.max(...every.map(([epoch]) => epoch)), first = Math.min(...every.map(([epoch]) => epoch));
     const several = panels.some((panel) => panel.runs.some((run) => Object.keys(run.seeds).length > 1));
     const papers = panels.some((panel) => panel.paper.length);
