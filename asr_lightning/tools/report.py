@@ -41,12 +41,14 @@ Gatherer = Callable[[str, Path, int], dict[str, Any] | None]
 MEGABYTE = 1_000_000
 
 
-def gather(runs: Sequence[Path], title: str, baseline: str | None, stage: str) -> tuple[dict[str, Any], list[str]]:
+def gather(
+    runs: Sequence[Path], title: str | None, baseline: str | None, stage: str
+) -> tuple[dict[str, Any], list[str]]:
     """Read what the page shows.
 
     Args:
         runs: Folders that hold runs, at any depth.
-        title: Of the page.
+        title: Of the page; the names of the experiments if None.
         baseline: Name of the run that the others are compared with; the first by name if None.
         stage: Whose activations, neighbours and alignments: `test`, `validate` or `predict`.
 
@@ -63,6 +65,7 @@ def gather(runs: Sequence[Path], title: str, baseline: str | None, stage: str) -
     names = [experiment.name for experiment in experiments]
     if baseline is not None and baseline not in names:
         raise InputError(f"--baseline: expected one of the runs found, {', '.join(names)}; got {baseline!r}")
+    title = title or _title(names or [name_of_run(run)[0] for run in found])
     data: dict[str, Any] = {"title": title, "curves": _curves(trained or runs, problems), "summary": None}
     data |= {"training": gather_training(experiments), "tables": [], "sentences": []}
     if experiments:
@@ -77,6 +80,12 @@ def gather(runs: Sequence[Path], title: str, baseline: str | None, stage: str) -
         missing = f": {'; '.join(problems)}" if problems else ""
         raise InputError(f"expected runs with something to show in {', '.join(map(str, runs))}, found nothing{missing}")
     return data, problems
+
+
+def _title(names: Sequence[str], most: int = 4) -> str:
+    distinct = list(dict.fromkeys(names))
+    more = f" and {len(distinct) - most} more" if len(distinct) > most else ""
+    return ", ".join(distinct[:most]) + more
 
 
 def _curves(runs: Sequence[Path], problems: list[str]) -> dict[str, Any] | None:
@@ -130,16 +139,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or with runs in it")
     parser.add_argument("--output", type=Path, required=True, metavar="HTML", help="the file to write")
-    parser.add_argument("--title", help="of the page (default: the names of the folders)")
+    parser.add_argument("--title", help="of the page (default: the names of the experiments)")
     parser.add_argument(
         "--baseline", metavar="RUNNAME", help="the run that others are compared with (default: the first)"
     )
     parser.add_argument("--stage", choices=("test", "validate", "predict"), default="test",
                         help="whose layers, neighbours and alignments (default: test)")  # fmt: skip
     options = parser.parse_args(arguments)
-    title = options.title or ", ".join(path.absolute().name for path in options.runs)
     try:
-        data, problems = gather(options.runs, title, options.baseline, options.stage)
+        data, problems = gather(options.runs, options.title, options.baseline, options.stage)
         write_page(options.output, data)
     except InputError as error:
         print(error, file=sys.stderr)
