@@ -1,4 +1,4 @@
-"""A W&B workspace and a report over the runs of some groups. Nothing here speaks to W&B before they are saved."""
+"""W&B workspace and report of groups of runs. W&B is contacted only when they are saved."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Sections = dict[str, list[Panel]]
 
 EPOCH = "epoch"  # 1 is the end of the first
 TRAINING = "fit"  # the job type of runs that train, as opposed to tests of a checkpoint of another folder
-PICTURES = ("order", "phone")  # of a layer: its frames colored by place in the utterance, and by phone
+PICTURES = ("order", "phone")  # of a layer: its frames colored by order in the utterance, and by phone
 OPTIONAL = ("update_norm/", "tsne/", "neighbours")  # of callbacks that an experiment may go without
 LINES = 100  # W&B draws ten otherwise
 KINDS = {wr.LinePlot: {"number"}, wr.MediaBrowser: {"image-file", "images/separated"}}
@@ -110,7 +110,7 @@ def make_report(entity: str, project: str, groups: Sequence[str], sections: Sect
 
 
 def make_title(groups: Sequence[str]) -> str:
-    """Return what workspace and report are called: a part of an address, of up to 128 characters."""
+    """Return the title of workspace and report: part of an address, at most 128 characters."""
     title = re.sub(r"[^\w., -]", "-", f"Recognition, {', '.join(groups)}")
     return title if len(title) <= 128 else f"{title[:125]}..."
 
@@ -123,7 +123,7 @@ def _filters(groups: Sequence[str]) -> And:
 
 
 def names_of(panel: Panel) -> list[str]:
-    """Return the names under which runs must log what a panel shows; the last may be a regular expression."""
+    """Return the logged names that a panel shows; the last may be a regular expression."""
     if isinstance(panel, wr.LinePlot):
         return [*(str(name) for name in panel.y), *([panel.metric_regex] if panel.metric_regex else [])]
     return list(panel.media_keys) if isinstance(panel, wr.MediaBrowser) else [panel.table_name]
@@ -142,7 +142,7 @@ def describe(sections: Sections) -> list[str]:
 
 
 def missing_names(panel: Panel, logged: Mapping[str, str]) -> list[str]:
-    """Return what a panel shows and a run has not logged, or not as what the panel can show.
+    """Return the names that a panel shows and a run has not logged, or logged as another kind.
 
     Args:
         panel: With its axis, which must be logged too.
@@ -160,5 +160,5 @@ def missing_names(panel: Panel, logged: Mapping[str, str]) -> list[str]:
 
 
 def is_optional(name: str) -> bool:
-    """Say whether a run may go without logging this."""
+    """Whether a run need not log this name."""
     return name.startswith(OPTIONAL)
