@@ -106,8 +106,12 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
         raise InputError(f"no command {name!r}; the nearest is {nearest!r}; `asr --help` lists them")
     parser = make_parser(name)
-    options = parser.parse_args(arguments, argparse.Namespace(typed=arguments))
-    return int(sys.modules[f"asr_lightning.tools.{name}"].run(options))
+    command = sys.modules[f"asr_lightning.tools.{name}"]
+    options, changes = parser.parse_known_args(arguments, argparse.Namespace(typed=arguments))
+    if changes and not changes[0].startswith(getattr(command, "CHANGES", "unrecognized")):
+        parser.error(f"unrecognized arguments: {' '.join(changes)}")
+    options.changes = changes
+    return int(command.run(options))
 
 
 def add_current_folder() -> None:

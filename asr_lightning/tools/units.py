@@ -2,6 +2,9 @@
 
 Example:
     asr units characters --config experiments/ds2_kspon.yaml --output units.tsv
+
+The data of the experiment can be changed as in `lightning fit`, with --data.init_args.root FOLDER or with --data CLASS
+and its --data.init_args.
 """
 
 import argparse
@@ -26,13 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--least", type=int, default=1, help="leave characters out that come less often (default: 1)")
 
 
+CHANGES = "--data"  # of the experiment, after the command's own options
+
+
 def run(options: argparse.Namespace) -> int:
     """Make the tokens; return the exit status."""
     from asr_lightning.text.hangul import write_characters
     from asr_lightning.text.tokenizers import train_sentencepiece
     from asr_lightning.tools.subsets import training_texts
 
-    texts = training_texts(options.config)
+    texts = training_texts(options.config, options.changes)
     if options.kind == "characters":
         count = write_characters(texts, options.output, options.tokens, options.least)
         print(f"{count} characters in {options.output}, so that SyllableTokenizer has {count + 4} tokens")

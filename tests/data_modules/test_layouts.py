@@ -13,7 +13,9 @@ import yaml
 from asr_lightning.asr import main
 from asr_lightning.audio.resampling import resample, sixteen_bits
 from asr_lightning.errors import InputError
+from data_modules.arrow import ArrowDataModule
 from data_modules.corpus import CorpusDataModule
+from data_modules.cuts import CutsDataModule
 from data_modules.kaldi import KaldiDataModule
 from data_modules.ksponspeech import KsponSpeechDataModule
 from data_modules.layouts import advise
@@ -29,6 +31,8 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], type[CorpusDataModule]]] = {
     "Kaldi": (made_listed.kaldi, KaldiDataModule),
     "Hugging Face audio folder": (made_listed.audio_folder, TableDataModule),
     "NeMo": (made_listed.nemo, TableDataModule),
+    "lhotse's cuts": (made_listed.cuts, CutsDataModule),
+    "Hugging Face on disk": (made_listed.arrow, ArrowDataModule),
 }
 
 

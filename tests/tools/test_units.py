@@ -2,7 +2,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 
 from asr_lightning.asr import main
@@ -69,3 +71,24 @@ def test_what_cannot_be_read_is_named(
     assert main(["units", "characters", "--config", str(path), "--output", str(tmp_path / "out")]) == 2
 
     assert re.search(message, capfd.readouterr().err)
+
+
+def test_the_data_of_an_experiment_can_be_changed(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("cat", "hat", "mat", "rat")
+    for word in words:
+        soundfile.write(tmp_path / f"{word}.flac", np.zeros(1_600), 16_000)
+    rows = "".join(f"{word}.flac\tthe {word} sat on a {word}\n" for word in words)
+    (tmp_path / "t.tsv").write_text(f"path\ttext\n{rows}")
+    output = tmp_path / "english.model"
+    changes = ["--data", "data_modules.table.TableDataModule", "--data.init_args.root", str(tmp_path)]
+    changes += ["--data.init_args.split", "null", "--data.init_args.train_subsets", "[train]"]
+    changes += ["--data.init_args.normalize", "true"]
+    assert main(["unigram", "--config", str(experiment), "--output", str(output), "--tokens", "22", *changes]) == 0
+    tokenizer = SentencePieceTokenizer(str(output))
+    assert tokenizer.decode(tokenizer.encode("THE CAT SAT")) == "THE CAT SAT"
+    assert main(["bpe", "--config", str(experiment), "--output", str(output), "--data.init_args.rot", "x"]) == 2
+    assert "rot" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["bpe", "--config", str(experiment), "--output", str(output), "--model.x", "3"])
