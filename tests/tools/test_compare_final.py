@@ -65,7 +65,7 @@ def test_final_rates_significance_and_sentences_are_written(
     assert float(wide["p"]) == pytest.approx(5.733e-7, rel=1e-3)  # two-tailed, of |z| = 5
     markdown = (output / "final.md").read_text()
     assert "| clean | wide | base | -13.89 | -25.00 … +0.00 |" in markdown
-    assert "| 3 utterances | 5.73e-07 | -5.00 | 2 | 3 | 18 |" in markdown
+    assert r"| 3 utterances | \< 0.001 | -5.00 | 2 | 3 | 18 |" in markdown
     assert "| other | wide | base | -8.33 | – | – | 1 utterances |" in markdown  # nothing to be drawn from
     assert "Left out" in printed and "logs/version_<n>/metrics.csv" in printed
 
@@ -121,8 +121,8 @@ def test_runs_without_transcripts_lose_only_what_needs_them(runs: Path, tmp_path
         path.unlink()
     text = compare.compare([runs], tmp_path, baseline="base")
     assert "No final rates and significance: the runs have no transcripts of their last epoch." in text
-    assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".csv", ".md", ".png"}
-    assert len([path for path in tmp_path.iterdir() if path.is_file()]) == 3
+    assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".csv", ".md", ".png", ".svg"}
+    assert len([path for path in tmp_path.iterdir() if path.is_file()]) == 4
 
 
 def test_names_of_runs_that_files_cannot_have(transcribed_run: Write, tmp_path: Path) -> None:
