@@ -1,4 +1,4 @@
-"""The LightningDataModule that all corpora share: manifests, batches, and what is said of files that are bad."""
+"""The LightningDataModule that all corpora share: manifests, batches, and the report of bad files."""
 
 import functools
 import hashlib

@@ -136,15 +136,15 @@ class SpeechDataset(Dataset):
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Utterance | Lost]:
         """Read a batch; this is what torch's `DataLoader` asks for."""
-        found = [self._find(number) for _, number in keys]
+        cuts = [self._find(number) for _, number in keys]
         if self.at_once == 1:
-            read = [self._read(cut) for _, cut in found]
+            read = [self._read(cut) for _, cut in cuts]
         else:
             with ThreadPoolExecutor(self.at_once) as pool:
-                read = list(pool.map(self._read, [cut for _, cut in found]))
+                read = list(pool.map(self._read, [cut for _, cut in cuts]))
         return [
             samples if isinstance(samples, Lost) else self._utterance(subset, cut, samples, epoch)
-            for (epoch, _), (subset, cut), samples in zip(keys, found, read, strict=True)
+            for (epoch, _), (subset, cut), samples in zip(keys, cuts, read, strict=True)
         ]
 
     def _find(self, number: int) -> tuple[str, MonoCut]:

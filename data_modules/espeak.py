@@ -94,7 +94,7 @@ class Espeak:
             pass
 
     def speak(self, text: str, voice: str, rate: int, pitch: int, pitch_range: int, seed: int) -> Speech:
-        """Synthesise one utterance.
+        """Synthesize one utterance.
 
         Args:
             text: Plain text; commas and question marks shape pauses and melody.

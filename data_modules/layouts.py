@@ -1,6 +1,7 @@
 """What lies in a folder: which data module reads it, and what to type for that."""
 
 import os
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ class Layout(NamedTuple):
 
 def role_of(subset: str) -> str | None:
     """What a subset is for, by its name: `train`, `validation` or `test`; None where the name does not tell."""
-    name = subset.lower().removeprefix("cuts_").removeprefix("cuts-")
+    name = re.split("cuts[_-]", subset.lower())[-1]  # as lhotse's recipes call them: librispeech_cuts_train-clean-5
     return next((role for role, beginnings in ROLES.items() if name.startswith(beginnings)), None)
 
 
@@ -141,11 +142,7 @@ def _shards(folders: list[Path], root: Path) -> Iterator[Layout]:
 
 
 def _cuts(root: Path) -> Iterator[Layout]:
-    names = [
-        path.name.partition(".jsonl")[0]
-        for path in sorted(root.glob("*cuts*.jsonl*"))
-        if path.is_file() and not path.name.startswith("cuts.0")
-    ]
+    names = [path.name.partition(".jsonl")[0] for path in find_cuts(root)]
     if names:
         yield Layout(
             f"{root} has lhotse's cuts {', '.join(names[:MOST_NAMES])}", "CutsDataModule", root, _subsets(names)
@@ -159,6 +156,12 @@ def _cuts(root: Path) -> Iterator[Layout]:
             f"{root} has lhotse's recordings and supervisions; make cuts of each with `{command}`, then",
             "CutsDataModule", root, {},
         )  # fmt: skip
+
+
+def find_cuts(root: Path) -> list[Path]:
+    """The files of lhotse's cuts in a folder that are not those of Shar."""
+    paths = sorted(path for path in root.glob("*cuts*.jsonl*") if path.is_file() and path.name[0] != ".")
+    return [path for path in paths if not re.fullmatch(r"cuts\.\d+\.jsonl(\.gz)?", path.name)]
 
 
 def _tables(paths: list[Path], root: Path) -> Iterator[Layout]:

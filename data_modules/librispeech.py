@@ -84,8 +84,10 @@ class LibriSpeechDataModule(CorpusDataModule):
 
     def find_utterances(self, subset: str) -> tuple[list[Listing], list[BadFile]]:
         """The subset's utterances, and the files without a partner."""
-        found, bad = find_utterances(self.root, subset)
-        return [replace(one, text=english_transcript(one.text)) for one in found] if self.normalize else found, bad
+        listings, bad = find_utterances(self.root, subset)
+        return [
+            replace(listing, text=english_transcript(listing.text)) for listing in listings
+        ] if self.normalize else listings, bad
 
     def _folder(self, subset: str) -> Path:
         folder = find_subset(self.root, subset)
@@ -113,7 +115,7 @@ def find_utterances(root: Path, subset: str) -> tuple[list[Listing], list[BadFil
     folder = find_subset(Path(root), subset)
     if folder is None:
         raise InputError(_missing_message(Path(root), [subset]))
-    found: list[Listing] = []
+    listings: list[Listing] = []
     bad: list[BadFile] = []
     for directory, audio, transcripts in _directories(folder, bad):
         parts = directory.relative_to(folder).parts
@@ -122,12 +124,12 @@ def find_utterances(root: Path, subset: str) -> tuple[list[Listing], list[BadFil
             path, id = str(directory / name), _stem(name)
             text = lines.get(id)
             if text is not None:
-                found.append(Listing(id, path, text, speaker=parts[0] if parts else ""))
+                listings.append(Listing(id, path, text, speaker=parts[0] if parts else ""))
             elif id not in lines:
                 bad.append(BadFile(path, "audio without transcript", f"{id} is in no *{TRANSCRIPT_SUFFIX} beside it"))
         without_audio = lines.keys() - {_stem(name) for name in audio}
         bad += [BadFile(f"{directory}/{shown(id)}.*", "transcript without audio") for id in sorted(without_audio)]
-    return name_apart(found, folder, bad), bad
+    return name_apart(listings, folder, bad), bad
 
 
 def _stem(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What is known of a corpus without decoding it: a line of JSON per utterance on disk, and an index in memory."""
+"""Manifests of corpora: a line of JSON per utterance on disk, and an index in memory; no audio is decoded for them."""
 
 import hashlib
 import json

@@ -39,7 +39,7 @@ from data_modules.storage import Entry
 
 
 class ShardsDataModule(CorpusDataModule):
-    """Shards that `python -m asr_lightning.tools.shards` or lhotse wrote, on a disk or in object storage.
+    """Shards that `asr shards` or lhotse wrote, on a disk or in object storage.
 
     A subset is a folder below `root` with pairs of `cuts.*.jsonl.gz` and `recording.*.tar`. Where `<subset>.json` is
     beside it, every file must have the size it had when it was written. A shard that is damaged is left out as a whole
@@ -78,7 +78,7 @@ class ShardsDataModule(CorpusDataModule):
             raise InputError(
                 f"No shards of {', '.join(missing)}: expected {listed}{self.root}/{missing[0]}/cuts.000000.jsonl.gz, "
                 f"recording.000000.tar and so on, found subsets {there}. "
-                "Write them with `python -m asr_lightning.tools.shards --config EXPERIMENT --output FOLDER`, or set "
+                "Write them with `asr shards --config EXPERIMENT --output FOLDER`, or set "
                 "--data.init_args.root."
             )
 

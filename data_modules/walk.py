@@ -24,19 +24,21 @@ def walk(
     """
     try:
         status = os.stat(folder)
-        with os.scandir(folder) as found:
-            entries = sorted((one for one in found if not one.name.startswith(".")), key=lambda one: one.name)
+        with os.scandir(folder) as scanned:
+            entries = sorted(
+                (entry for entry in scanned if not entry.name.startswith(".")), key=lambda entry: entry.name
+            )
     except OSError as error:
         problems.append(BadFile(str(folder), "unreadable folder", error.strerror or str(error)))
         return
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
-    folders = [one for one in entries if _is_folder(one)]
-    below = {one.name for one in folders}
-    yield folder, [one.name for one in entries if one.name not in below]
-    for one in folders:
-        yield from walk(folder / one.name, problems, (*above, here))
+    folders = [entry for entry in entries if _is_folder(entry)]
+    below = {entry.name for entry in folders}
+    yield folder, [entry.name for entry in entries if entry.name not in below]
+    for entry in folders:
+        yield from walk(folder / entry.name, problems, (*above, here))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -49,15 +51,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def fingerprint(folder: Path, suffixes: Iterable[str]) -> str:
     """Hash the relative paths, sizes and modification times of the files with these suffixes, in one walk."""
     wanted, problems = tuple(suffixes), list[BadFile]()
-    found = [
+    files = [
         (str((place / name).relative_to(folder)), *_size_and_time(place / name))
         for place, names in walk(folder, problems)
         for name in names
         if name.lower().endswith(wanted)
     ]
-    found += [(bad.path, bad.detail, "") for bad in problems]
+    files += [(bad.path, bad.detail, "") for bad in problems]
     digest = hashlib.sha256()
-    for path, size, modified in sorted(found):
+    for path, size, modified in sorted(files):
         digest.update(f"{path}\0{size}\0{modified}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -70,22 +72,24 @@ def _size_and_time(path: Path) -> tuple[str, str]:
     return str(status.st_size), str(status.st_mtime_ns)
 
 
-def name_apart(found: list[Listing], root: Path, bad: list[BadFile]) -> list[Listing]:
+def name_apart(listings: list[Listing], root: Path, bad: list[BadFile]) -> list[Listing]:
     """Make ids unique: files of one name in several folders are called by their paths, as `speaker1-chapter2-0001`.
 
     Args:
-        found: With the names of their files as ids.
+        listings: With the names of their files as ids.
         root: The folder that the paths begin in.
         bad: What still has the id of another one is added, as one file in two formats; the first is kept.
     """
     folders: dict[str, set[Path]] = defaultdict(set)
-    for one in found:
-        folders[one.id].add(Path(one.path).parent)
+    for listing in listings:
+        folders[listing.id].add(Path(listing.path).parent)
     unique: dict[str, Listing] = {}
-    for one in found:
-        if len(folders[one.id]) > 1:
-            one = replace(one, id="-".join([*Path(one.path).parent.relative_to(root).parts, one.id]))
-        if one.id in unique:
-            bad.append(BadFile(one.path, "duplicate id", f"{one.id} is also {unique[one.id].path}, which is kept"))
-        unique.setdefault(one.id, one)
+    for listing in listings:
+        if len(folders[listing.id]) > 1:
+            listing = replace(listing, id="-".join([*Path(listing.path).parent.relative_to(root).parts, listing.id]))
+        if listing.id in unique:
+            bad.append(
+                BadFile(listing.path, "duplicate id", f"{listing.id} is also {unique[listing.id].path}, which is kept")
+            )
+        unique.setdefault(listing.id, listing)
     return list(unique.values())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from asr_lightning.decoding.ctc import forced_alignments
-from asr_lightning.losses.transducer import occupancies
+from asr_lightning.losses.transducer.lattice import occupancies
 from asr_lightning.text.phones import Segment
 
 

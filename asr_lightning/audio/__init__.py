@@ -1,1 +1,1 @@
-"""Audio on its way into a recogniser: augmentation and features."""
+"""Audio on its way into a recognizer: augmentation and features."""

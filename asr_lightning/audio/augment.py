@@ -77,7 +77,7 @@ class SpecAugment(nn.Module):
         """Mask features.
 
         Args:
-            features: (B, T, D), normalised to zero mean.
+            features: (B, T, D), normalized to zero mean.
             lengths: (B,) real frames of each row.
 
         Returns:
@@ -117,12 +117,12 @@ def _random_masks(masks: int, longest: Tensor, lengths: Tensor, size: int) -> Te
 class AddNoise:
     """Adds noise to some utterances at a random signal-to-noise ratio [Chan et al. 2016: noised training data].
 
-    The noise is a random excerpt of a random file below `root`, or, without a folder, coloured noise, from white
+    The noise is a random excerpt of a random file below `root`, or, without a folder, colored noise, from white
     (equal power at every frequency) to brown (power falling with the square of the frequency). All randomness is the
     generator's: the same generator state gives the same result. A sum that leaves [-1, 1] is scaled to fit.
 
     Args:
-        root: Folder of WAV, FLAC, OGG or MP3 files, searched with its subfolders; None for coloured noise.
+        root: Folder of WAV, FLAC, OGG or MP3 files, searched with its subfolders; None for colored noise.
         snr_db: Lowest and highest ratio of the powers of speech and noise, in decibels; uniform between.
         probability: Of an utterance to be noised.
         sample_rate: Samples per second of the audio it will be given; noise files are resampled to it.
@@ -153,7 +153,7 @@ class AddNoise:
         low, high = self.snr_db
         snr_db = low + (high - low) * _uniform(generator)
         if self.paths is None:
-            noise = coloured_noise(len(waveform), generator)
+            noise = colored_noise(len(waveform), generator)
         else:
             path = self.paths[whole_number(len(self.paths), generator)]
             noise = read_excerpt(path, len(waveform), self.sample_rate, generator)
@@ -350,7 +350,7 @@ def check_probability(name: str, probability: float) -> None:
         raise InputError(f"{name} needs a probability from 0 to 1, got probability={probability}")
 
 
-def coloured_noise(samples: int, generator: torch.Generator) -> Tensor:
+def colored_noise(samples: int, generator: torch.Generator) -> Tensor:
     """Draw noise (S,) whose power falls as frequency to a random power between 0 (white) and 2 (brown)."""
     exponent = 2.0 * _uniform(generator)
     spectrum = torch.fft.rfft(torch.randn(samples, generator=generator))  # (samples // 2 + 1,)

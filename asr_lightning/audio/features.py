@@ -23,7 +23,7 @@ POWER_FLOOR = 1e-10  # of a spectrum of audio in [-1, 1]; digital silence become
 
 
 class Features(nn.Module, ABC):
-    """Base class: cuts audio into frames, calls `from_frames`, normalises, and silences what lies beyond the ends.
+    """Base class: cuts audio into frames, calls `from_frames`, normalizes, and silences what lies beyond the ends.
 
     Computed in float32, also under autocast. Durations that are no whole number of samples are cut, as Kaldi does.
 
@@ -156,7 +156,7 @@ class PowerSpectrogram(Features):
 class LogMel(Features):
     """Natural logarithm of the energies in mel bands [Chan et al. 2016], floored at 1e-10.
 
-    Hann window, transform of the next power of two, Slaney's mel scale and area-normalised triangles.
+    Hann window, transform of the next power of two, Slaney's mel scale and area-normalized triangles.
 
     Args:
         sample_rate: Samples per second.

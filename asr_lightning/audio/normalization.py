@@ -1,4 +1,4 @@
-"""What may happen to features last: normalisation by utterance, or by the training data."""
+"""Normalization of features, by utterance or by the training data."""
 
 from abc import ABC, abstractmethod
 
@@ -9,18 +9,18 @@ from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Axis, Fixed, axis
 from asr_lightning.nn.sequences import real_frames
 
-VARIANCE_FLOOR = 1e-5  # added to variances, so that a dimension that never changes is normalised to zero
+VARIANCE_FLOOR = 1e-5  # added to variances, so that a dimension that never changes is normalized to zero
 
 
 class Normalization(nn.Module, ABC):
-    """Base class of what may happen to features last: `(features (B, T, D), lengths (B,)) -> features`."""
+    """Base class of normalizations: `(features (B, T, D), lengths (B,)) -> features`."""
 
     def allocate(self, dimension: int) -> None:  # noqa: B027 - not all have statistics
         """Make room for statistics of D dimensions; a feature module calls it once, when it is built."""
 
     @abstractmethod
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Normalise features (B, T, D); what becomes of frames beyond the lengths does not matter."""
+        """Normalize features (B, T, D); what becomes of frames beyond the lengths does not matter."""
 
 
 class UtteranceNormalization(Normalization):
@@ -35,15 +35,15 @@ class UtteranceNormalization(Normalization):
         self.variance = variance
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Normalise features (B, T, D) of the given lengths (B,)."""
+        """Normalize features (B, T, D) of the given lengths (B,)."""
         real = real_frames(lengths, features.shape[1]).unsqueeze(2)  # (B, T, 1)
         count = lengths.clamp(min=1).view(-1, 1, 1)  # (B, 1, 1)
         mean = features.masked_fill(~real, 0.0).sum(dim=1, keepdim=True) / count  # (B, 1, D)
-        centred = features - mean
+        centered = features - mean
         if not self.variance:
-            return centred
-        variance = centred.masked_fill(~real, 0.0).square().sum(dim=1, keepdim=True) / count
-        return centred / torch.sqrt(variance + VARIANCE_FLOOR)
+            return centered
+        variance = centered.masked_fill(~real, 0.0).square().sum(dim=1, keepdim=True) / count
+        return centered / torch.sqrt(variance + VARIANCE_FLOOR)
 
 
 class GlobalNormalization(Normalization):
@@ -51,7 +51,7 @@ class GlobalNormalization(Normalization):
 
     Sums are gathered in float64 while training, until `frames` frames were seen; then they stand still. They are
     buffers and travel in the state_dict. Before any frame was seen (a sanity check before training) features pass
-    unchanged. On several ranks, DistributedDataParallel hands out the sums of rank 0, so all ranks normalise alike.
+    unchanged. On several ranks, DistributedDataParallel hands out the sums of rank 0, so all ranks normalize alike.
 
     Args:
         frames: Frames to see before the statistics are frozen; the batch that reaches the number counts wholly.
@@ -82,7 +82,7 @@ class GlobalNormalization(Normalization):
         return {name: (axis(Fixed(len(self.sums), "features")),) for name in ("sums", "squares")}
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Normalise features (B, T, D); in training mode, learn from them first."""
+        """Normalize features (B, T, D); in training mode, learn from them first."""
         if not hasattr(self, "sums"):
             self.allocate(features.shape[2])
         if self.training:

@@ -1,4 +1,4 @@
-"""Reading of audio files: what a header promises, what the file delivers, and whether its samples can be used."""
+"""Reading of audio files, and checks of headers, lengths, samples and channels."""
 
 import os
 import re
@@ -32,7 +32,7 @@ _BEHIND_WAV = re.compile(r"Unknown chunk marker .* at position (\d+)")
 
 
 class Header(NamedTuple):
-    """What an audio file says of itself; `samples` are those of one channel."""
+    """The header of an audio file; `samples` are those of one channel."""
 
     sample_rate: int
     samples: int

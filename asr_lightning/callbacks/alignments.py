@@ -64,7 +64,7 @@ class Alignments(Looking):
             raise InputError(
                 f"Alignments: expected a network with attention, a transducer or a CTC output, got a "
                 f"{type(recognizer).__name__}, which has none: leave Alignments out; when a hybrid's phones are spoken "
-                "says `python -m asr_lightning.tools.align`"
+                "says `asr align`"
             )
         self._drawn = []
         if trainer.is_global_zero:

@@ -66,7 +66,7 @@ def gather_layers(name: str, folder: Path, share: int = 1) -> Data | None:
     if not phones:
         raise InputError(
             f"{folder}: expected frames with phones, found none: look inside again with Activations.labels, which "
-            "`python -m asr_lightning.tools.align` makes"
+            "`asr align` makes"
         )
     names = list(labels)
     return {

@@ -1,17 +1,19 @@
-"""What tools read of the corpus of an experiment: whole subsets, utterance by utterance, and transcripts."""
+"""The corpus of an experiment as commands read it: batches of subsets, and transcripts."""
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
 from asr_lightning.models.experiment import read_part
-from asr_lightning.models.instantiation import instantiate
+from asr_lightning.models.instantiation import brief, instantiate
 from data_modules.corpus import CorpusDataModule
 from data_modules.sampler import EvaluationBatches, plan_batches
 
@@ -51,7 +53,7 @@ def development_subsets(config: Path, wanted: Sequence[str] | None) -> list[str]
     """
     module = read_corpus(config)
     tested = module.subsets["test"]
-    if refused := [one for one in wanted or () if one in tested]:
+    if refused := [subset for subset in wanted or () if subset in tested]:
         raise InputError(
             f"{config}: expected subsets that the experiment does not test on, found {', '.join(refused)} among its "
             "test_subsets: what is chosen by them cannot be tested on them; give others, as dev-clean dev-other"
@@ -105,13 +107,17 @@ def portion(config: Path, subsets: Sequence[str], seconds: float, title: str, se
                 bar.update(len(batch))
 
 
-def training_texts(config: Path) -> Iterator[str]:
+def training_texts(config: Path, changes: Sequence[str] = ()) -> Iterator[str]:
     """Give the transcripts that an experiment trains on, as it trains on them; no audio is read.
+
+    Args:
+        config: The experiment.
+        changes: Arguments of a command line that change its data, as of `lightning fit`.
 
     Raises:
         InputError: The experiment cannot be read, or its data cannot be used.
     """
-    module = read_corpus(config)
+    module = read_corpus(config, changes)
     set_up(module, "train", module.subsets["train"])
     yield from _texts(module)
 
@@ -146,19 +152,43 @@ def set_up(module: CorpusDataModule, role: Literal["train", "predict"], subsets:
     Raises:
         InputError: A subset cannot be used.
     """
-    module.subsets = {**{one: [] for one in module.subsets}, role: list(subsets)}
+    module.subsets = {**{role: [] for role in module.subsets}, role: list(subsets)}
     module.prepare_data()
     module.setup("fit" if role == "train" else role)
 
 
-def read_corpus(config: Path) -> CorpusDataModule:
+def read_corpus(config: Path, changes: Sequence[str] = ()) -> CorpusDataModule:
     """Return the data of an experiment.
+
+    Args:
+        config: The experiment.
+        changes: Arguments of a command line that change its data, as of `lightning fit`.
 
     Raises:
         InputError: There is no such experiment, or no corpus in it.
     """
     try:
-        module, _ = instantiate(read_part(config, "data"), CorpusDataModule, "a corpus")  # type: ignore[type-abstract]
+        part = change(read_part(config, "data"), changes)
+        module, _ = instantiate(part, CorpusDataModule, "a corpus")  # type: ignore[type-abstract]
     except InputError as error:
         raise InputError(f"{config}: {error}") from error
     return module
+
+
+def change(part: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Return the data of an experiment with what a command line says of it: `--data.init_args.root`, `--data CLASS`, ….
+
+    Raises:
+        InputError: There is no such argument, or its value does not fit.
+    """
+    if not changes:
+        return part
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(CorpusDataModule, "data", required=True)
+    try:
+        parsed = parser.parse_args(["--config", json.dumps({"data": part}), *changes])
+        changed: dict[str, Any] = json.loads(parser.dump(parsed, format="json"))["data"]
+    except (ArgumentError, TypeError, ValueError, ImportError, AttributeError) as error:
+        raise InputError(f"{' '.join(changes)}: {brief(str(error))}") from error
+    return changed

@@ -13,7 +13,7 @@ from asr_lightning.audio.augment import (
     InTurn,
     SpecAugment,
     Telephone,
-    coloured_noise,
+    colored_noise,
     read_excerpt,
 )
 from asr_lightning.errors import InputError
@@ -117,11 +117,11 @@ def test_noise_leaves_silence_alone_and_never_clips() -> None:
     assert add_noise(square_wave, generator()).abs().max() == pytest.approx(1.0)
 
 
-def test_coloured_noise_falls_between_white_and_brown() -> None:
+def test_colored_noise_falls_between_white_and_brown() -> None:
     slopes = []
     frequency = np.log(np.arange(1, 2_000))
     for seed in range(20):
-        power = torch.fft.rfft(coloured_noise(4_000, generator(seed))).abs().square().numpy()[1:2_000]
+        power = torch.fft.rfft(colored_noise(4_000, generator(seed))).abs().square().numpy()[1:2_000]
         slopes.append(np.polyfit(frequency, np.log(power), 1)[0])
     assert -2.2 < min(slopes) < -1.5
     assert -0.5 < max(slopes) < 0.2

@@ -100,7 +100,7 @@ def test_only_the_subsets_that_are_wanted(tmp_path: Path) -> None:
 def test_a_network_without_attention_and_ctc_is_refused_before_it_recognises(tmp_path: Path) -> None:
     recognizer = build_recognizer(hybrid(write_states(tmp_path / "states")))
     trainer = make_trainer(tmp_path, callbacks=[Alignments()])
-    with pytest.raises(InputError, match=r"got a BLSTMHMM, which has none: .*tools.align"):
+    with pytest.raises(InputError, match=r"got a BLSTMHMM, which has none: .*asr align"):
         trainer.test(recognizer, datamodule=Corpus(), verbose=False)
 
 

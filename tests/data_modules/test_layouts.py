@@ -5,22 +5,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import made_listed
 import numpy as np
 import pytest
 import soundfile
 import yaml
 
+from asr_lightning.asr import main
 from asr_lightning.audio.resampling import resample, sixteen_bits
 from asr_lightning.errors import InputError
-from asr_lightning.tools import shards as tool
+from data_modules.arrow import ArrowDataModule
 from data_modules.corpus import CorpusDataModule
+from data_modules.cuts import CutsDataModule
 from data_modules.kaldi import KaldiDataModule
 from data_modules.ksponspeech import KsponSpeechDataModule
 from data_modules.layouts import advise
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.shards import ShardsDataModule
 from data_modules.table import TableDataModule
+from tests.support import made_listed
 
 LAYOUTS: dict[str, tuple[Callable[[Path], Path], type[CorpusDataModule]]] = {
     "flat folder and TSV": (made_listed.flat_folder, TableDataModule),
@@ -29,6 +31,8 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], type[CorpusDataModule]]] = {
     "Kaldi": (made_listed.kaldi, KaldiDataModule),
     "Hugging Face audio folder": (made_listed.audio_folder, TableDataModule),
     "NeMo": (made_listed.nemo, TableDataModule),
+    "lhotse's cuts": (made_listed.cuts, CutsDataModule),
+    "Hugging Face on disk": (made_listed.arrow, ArrowDataModule),
 }
 
 
@@ -68,7 +72,7 @@ def test_a_class_and_a_root_are_enough_and_shards_give_the_same_batches(name: st
     experiment = {"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": {"root": str(root)}}
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump({"data": experiment}))
     output = tmp_path / "shards"
-    assert tool.main(["--config", str(tmp_path / "experiment.yaml"), "--output", str(output),
+    assert main(["shards", "--config", str(tmp_path / "experiment.yaml"), "--output", str(output),
                       "--utterances-per-shard", "5"]) == 0  # fmt: skip
     again = ShardsDataModule(str(output), batch_seconds=4.0, workers=0, speed_factors=[0.9, 1.0], **subsets)
     assert [batches(again, epoch) for epoch in (0, 1)] == before

@@ -44,14 +44,14 @@ def test_lines_are_what_is_written(tmp_path: Path, columns: int, mark: bytes) ->
     assert [len(read[number][1]) for number in range(len(read))] == read.characters.tolist()
 
 
-def test_english_is_normalised_where_that_is_wanted(tmp_path: Path) -> None:
+def test_english_is_normalized_where_that_is_wanted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("It's 5 o'clock.\n...\nNOTHIN' NEW\n")
     assert [open_lines([tmp_path / "a.txt"])[number][1] for number in range(3)] == [
         "It's 5 o'clock.", "NOTHIN' NEW", "...",
     ]  # fmt: skip
-    normalised = open_lines([tmp_path / "a.txt"], normalize=True)
-    assert [normalised[number][1] for number in range(2)] == ["IT'S FIVE O'CLOCK", "NOTHIN' NEW"]
-    assert normalised.characters.tolist() == [17, 11] and normalised.left_out == 1
+    normalized = open_lines([tmp_path / "a.txt"], normalize=True)
+    assert [normalized[number][1] for number in range(2)] == ["IT'S FIVE O'CLOCK", "NOTHIN' NEW"]
+    assert normalized.characters.tolist() == [17, 11] and normalized.left_out == 1
 
 
 def test_processes_share_the_index_instead_of_copying_it(tmp_path: Path) -> None:

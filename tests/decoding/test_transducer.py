@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.transducer import WINDOW, _Histories, beam_search, greedy_search
-from asr_lightning.losses.transducer import transducer_loss
+from asr_lightning.losses.transducer.logits import transducer_loss
 
 State = tuple[Tensor, ...]
 

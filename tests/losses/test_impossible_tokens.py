@@ -11,9 +11,9 @@ from torch import Tensor
 from asr_lightning.losses.cross_entropy import cross_entropy_loss
 from asr_lightning.losses.ctc import ctc_loss
 from asr_lightning.losses.graphs import Graph, GraphBatch
-from asr_lightning.losses.joint_transducer import joint_transducer_loss
 from asr_lightning.losses.lattice_free_mmi import lattice_free_mmi_loss
-from asr_lightning.losses.transducer import torchaudio_loss, transducer_loss
+from asr_lightning.losses.transducer.joint import joint_transducer_loss
+from asr_lightning.losses.transducer.logits import torchaudio_loss, transducer_loss
 from tests.oracles.ctc import all_paths as all_ctc_paths
 from tests.oracles.transducer import all_paths, forward_recursion
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asr_lightning.losses.transducer import transducer_loss
+from asr_lightning.losses.transducer.logits import transducer_loss
 from tests.oracles.transducer import all_paths, forward_recursion
 
 

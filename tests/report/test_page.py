@@ -10,9 +10,9 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Browser, Page
 
+from asr_lightning.asr import main
 from asr_lightning.report.run_folders import COLUMNS
 from asr_lightning.report.tables import as_csv
-from asr_lightning.tools.report import main
 from tests.support.looked_inside import HOSTILE, inside
 
 
@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page_file(runs: Path) -> Path:
-    assert main([str(runs), "--output", str(runs / "page.html"), "--title", f"A group & {HOSTILE}"]) == 0
+    assert main(["report", str(runs), "--output", str(runs / "page.html"), "--title", f"A group & {HOSTILE}"]) == 0
     return runs / "page.html"
 
 
@@ -69,9 +69,9 @@ def test_layers_without_phones_are_left_out_with_the_command_that_makes_them(
         with path.open() as file:
             rows = [{**row, "phone": ""} for row in csv.DictReader(file)]
         path.write_text(as_csv([list(rows[0]), *(list(row.values()) for row in rows)]))
-    assert main([str(copy), "--output", str(tmp_path / "page.html")]) == 0
+    assert main(["report", str(copy), "--output", str(tmp_path / "page.html")]) == 0
     printed = capsys.readouterr()
-    assert "expected frames with phones, found none" in printed.err and "tools.align" in printed.err
+    assert "expected frames with phones, found none" in printed.err and "asr align" in printed.err
     assert '"layers":[]' in (tmp_path / "page.html").read_text("utf-8")
 
 
@@ -297,7 +297,7 @@ def test_what_cannot_be_read_is_left_out_and_named(
     shutil.copytree(runs / "one", copy / "one")
     (copy / "one" / "seed1" / "tsne" / "test" / "me" / "top.csv").write_text("x,y\n")
     (copy / "one" / "seed1" / "alignments" / "test" / "u1.npz").write_bytes(b"cut")
-    assert main([str(copy), "--output", str(tmp_path / "page.html")]) == 0
+    assert main(["report", str(copy), "--output", str(tmp_path / "page.html")]) == 0
     printed = capsys.readouterr()
     assert (
         "top.csv: expected the columns" in printed.err
@@ -317,6 +317,6 @@ def test_wrong_arguments(
     runs: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(runs)
-    assert main([*arguments, "--output", "never.html"]) == 2
+    assert main(["report", *arguments, "--output", "never.html"]) == 2
     assert message in capsys.readouterr().err
     assert not (runs / "never.html").exists()

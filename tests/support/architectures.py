@@ -53,6 +53,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
         features=features("PowerSpectrogram", "GlobalNormalization"),
         ctc_weight=0.3,
     ),
+    "RNN-T of LSTMs with the pruned loss": transducer(
+        transducer_loss={
+            "class_path": "asr_lightning.losses.transducer.pruned.PrunedLoss",
+            "init_args": {"width": 4, "left_out": 0.001},
+        },
+    ),
     "RNN-T with a Conformer": transducer(
         encoder=conformer(20), features=features("KaldiFilterBank", "GlobalNormalization", mels=20)
     ),
@@ -64,11 +70,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
     ),
     "RNN-T with an Emformer": transducer(encoder=EMFORMER),
     "RNN-T with an Emformer and layer norms": {
-        "class_path": "asr_lightning.models.normalized_transducer.NormalizedTransducer",
+        "class_path": "asr_lightning.models.rnn_transducer.NormalizedTransducer",
         "init_args": transducer(
             encoder=EMFORMER,
             predictor={
-                "class_path": "asr_lightning.models.normalized_transducer.NormalizedLSTMPredictor",
+                "class_path": "asr_lightning.models.rnn_transducer.NormalizedLSTMPredictor",
                 "init_args": {"dimension": 32, "layers": 2, "dropout": 0.0},
             },
         )["init_args"],

@@ -5,7 +5,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.ipc
 import soundfile
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
 TEXTS = [f"sentence number {number} of some" for number in range(24)]
 RATES = (8_000, 16_000, 22_050, 44_100, 48_000)
@@ -100,6 +103,48 @@ def nemo(root: Path) -> Path:
             for n in range(8 * number, 8 * number + 8)
         ]
         (root / f"{subset}_manifest.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def cuts(root: Path) -> Path:
+    """Files of lhotse's cuts, as its recipes call them, over parts of recordings of 22,050 Hz."""
+    (root / "audio").mkdir(parents=True)
+    for number, subset in enumerate(("train", "dev", "test")):
+        numbers = range(8 * number, 8 * number + 8)
+        path = root / "audio" / f"call-{number}.flac"
+        soundfile.write(path, np.concatenate([chirp(n, 22_050, 0.6) for n in numbers]), 22_050)
+        recording = Recording.from_file(path)
+        made = []
+        for place, n in enumerate(numbers):
+            segment = SupervisionSegment(f"s{n}", recording.id, 0, 0.6, text=TEXTS[n], speaker=f"spk{n % 3}")
+            made.append(MonoCut(f"cut-{n}", 0.6 * place, 0.6, 0, supervisions=[segment], recording=recording))
+        CutSet.from_cuts(made).to_file(root / f"corpus_cuts_{subset}.jsonl.gz")
+    return root
+
+
+def arrow(root: Path) -> Path:
+    """A dataset dictionary of Hugging Face with the audio in it, two batches of rows in each file."""
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    for number, subset in enumerate(("train", "validation", "test")):
+        numbers = list(range(8 * number, 8 * number + 8))
+        paths = [write_audio(root.with_name("source"), n, f"u{n}") for n in numbers]
+        folder = root / subset
+        folder.mkdir(parents=True)
+        names = []
+        for part in (0, 1):
+            rows = slice(4 * part, 4 * part + 4)
+            audio = [{"bytes": path.read_bytes(), "path": path.name} for path in paths[rows]]
+            columns = {
+                "audio": pyarrow.array(audio, kind),
+                "sentence": [TEXTS[n] for n in numbers[rows]],
+                "speaker_id": [n % 3 for n in numbers[rows]],
+            }
+            table = pyarrow.table(columns)
+            names.append(f"data-0000{part}-of-00002.arrow")
+            with pyarrow.ipc.new_stream(folder / names[-1], table.schema) as writer:
+                writer.write_table(table, max_chunksize=2)
+        (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (root / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation", "test"]}))
     return root
 
 
