@@ -90,6 +90,8 @@ def _compared(run: Experiment, baseline: Experiment, pair: PairComparison) -> di
             "worse": f"{run.name} makes more word errors than {baseline.name} on {pair.subset}.",
             "same": f"No difference is shown between {run.name} and {baseline.name} on {pair.subset}.",
         }[kind]
+    else:
+        numbers_ += ", no interval from a single speaker or utterance"
     if p is not None:
         numbers_ += f", p {p_value(p) if p < 0.001 else f'= {p_value(p)}'}"
     return {"lead": lead, "text": f"{numbers_}.", "run": run.name, "subset": pair.subset, "kind": kind}
@@ -108,7 +110,8 @@ def _mean_rate(experiment: Experiment, subset: str) -> str:
 
 
 def _signed(rate: float) -> str:
-    return f"{100 * rate:+.2f}".replace("-", "−")
+    text = f"{100 * rate:+.2f}".replace("-", "−")
+    return "0.00" if text in ("+0.00", "−0.00") else text
 
 
 def _epochs(run: Experiment, baseline: Experiment, subset: str) -> str:

@@ -78,7 +78,7 @@ def test_layers_without_phones_are_left_out_with_the_command_that_makes_them(
 @pytest.fixture
 def page(browser: Browser, page_file: Path) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(180_000)  # on a loaded machine
     opened = context.new_page()
     failures: list[str] = []
     opened.on("pageerror", lambda error: failures.append(str(error)))

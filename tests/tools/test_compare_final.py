@@ -77,7 +77,7 @@ def test_final_rates_significance_and_sentences_are_written(
     assert float(wide["p"]) == pytest.approx(5.733e-7, rel=1e-3)  # two-tailed, of |z| = 5
     markdown = (output / "significance.md").read_text()
     assert "| clean | wide | base | -13.89 | -25.00 … +0.00 |" in markdown
-    assert "| 3 utterances | 5.73e-07 | -5.00 | 2 | 3 | 18 |" in markdown
+    assert r"| 3 utterances | \< 0.001 | -5.00 | 2 | 3 | 18 |" in markdown
     assert "| other | wide | base | -8.33 | – | – | 1 utterances |" in markdown  # nothing to be drawn from
     assert "Left out" in printed and "logs/version_<n>/metrics.csv" in printed
 
