@@ -10,7 +10,7 @@ FOLDERS ?= runs/demo/weight_selection
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
-ABLATE = $(BIN)/python -m asr_lightning.tools.ablate
+ABLATE = $(BIN)/asr ablate
 OPTIONS = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(CORPUS),--set data.init_args.root=$(CORPUS))
 # Networks as small as the demo's are fastest with one thread each, and when memory is kept for the next step. Threads
 # that wait actively for each other are very slow on a machine that does anything else besides.
@@ -65,9 +65,9 @@ architectures: $(INSTALLED); $(ABLATE) architectures $(OPTIONS) ## nine networks
 rehearse: $(INSTALLED) ## two steps and a tiny evaluation of every run of every comparison, at SCALE, on CORPUS
 	for ablation in $$(grep -l '$(SCALE):' experiments/ablations/*.yaml); do $(ABLATE) $$ablation --rehearse $(OPTIONS) || exit 1; done
 report: $(INSTALLED) ## one HTML page of the runs in FOLDERS
-	$(BIN)/python -m asr_lightning.tools.report $(FOLDERS) --output runs/report.html
+	$(BIN)/asr report $(FOLDERS) --output runs/report.html
 dashboard: $(INSTALLED) ## W&B workspace and report of GROUP, checked against the runs in FOLDERS; SAVE=1 publishes them
-	$(BIN)/python -m asr_lightning.tools.dashboard --group $(GROUP) --runs $(FOLDERS) $(if $(SUBSETS),--subsets $(SUBSETS)) $(if $(SAVE),--save)
+	$(BIN)/asr dashboard --group $(GROUP) --runs $(FOLDERS) $(if $(SUBSETS),--subsets $(SUBSETS)) $(if $(SAVE),--save)
 docs: .venv/docs ## the documentation as a site in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 .venv/docs: $(INSTALLED)

@@ -335,7 +335,7 @@ def refuse_options(trainer: Namespace, callbacks: Iterable[Callback]) -> None:
         if isinstance(callback, LearningRateFinder):
             raise InputError(
                 "LearningRateFinder sets an attribute of the model, but the learning rate is that of "
-                "model.init_args.optimizer, with its schedule: search it with `python -m asr_lightning.tools.search`"
+                "model.init_args.optimizer, with its schedule: search it with `asr tune`"
             )
         if isinstance(callback, BatchSizeFinder):
             raise InputError(

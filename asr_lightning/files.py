@@ -241,6 +241,25 @@ def read_experiment(path: Path) -> dict[str, Any]:
     return experiment if isinstance(experiment, dict) else {}
 
 
+def read_yaml(path: Path, kind: str) -> dict[str, Any]:
+    """Return the keys and values of a YAML file.
+
+    Args:
+        path: The file.
+        kind: What it is called in messages, as `the experiment`.
+
+    Raises:
+        InputError: It cannot be read, or holds no keys with values.
+    """
+    try:
+        content = read_experiment(path)
+    except InputError as error:
+        raise InputError(f"cannot read {kind} {path}: {error}") from error
+    if not content:
+        raise InputError(f"{path}: expected {kind}, keys with values, found none")
+    return content
+
+
 def check_aliases(text: str) -> None:
     """Refuse a YAML whose aliases expand to too many values.
 

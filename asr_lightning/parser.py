@@ -1,4 +1,4 @@
-"""Reads the command line and experiments, and says in a few lines what is wrong with them."""
+"""The parser of the command line and of experiments, with short messages of what is wrong in them."""
 
 import os
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ yaml.representer.SafeRepresenter.add_multi_representer(Enum, lambda dumper, valu
 
 
 class CommandLineParser(LightningArgumentParser):
-    """Says what is wrong with an experiment, and leaves out what else could have stood there."""
+    """Lightning's parser with messages that name the error only, not all other possibilities."""
 
     def add_lightning_class_args(
         self,
@@ -59,7 +59,7 @@ class CommandLineParser(LightningArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         command = parser.prog.replace(" [options]", "")
-        self.exit(2, f"error: {brief(message)}\n`{command} --help` says what there is.\n")
+        self.exit(2, f"error: {brief(message)}\n`{command} --help` lists its options.\n")
 
 
 def experiments_first(arguments: Sequence[str]) -> list[str]:
@@ -68,9 +68,9 @@ def experiments_first(arguments: Sequence[str]) -> list[str]:
     first: list[str] = []
     others: list[str] = []
     while rest:
-        one = rest.pop(0)
-        if one in ("-c", "--config") and rest:
-            first += [one, rest.pop(0)]
+        argument = rest.pop(0)
+        if argument in ("-c", "--config") and rest:
+            first += [argument, rest.pop(0)]
         else:
-            (first if one.startswith("--config=") else others).append(one)
+            (first if argument.startswith("--config=") else others).append(argument)
     return [*command, *first, *others]

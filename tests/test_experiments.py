@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from asr_lightning.ablations.overrides import CALLBACK_KEYS
+from asr_lightning.ablations.tuning import read_space
 from asr_lightning.callbacks.choosing import run_checkpoints
 from asr_lightning.callbacks.observation import check_paths
 from asr_lightning.cli import CommandLine
@@ -22,7 +23,6 @@ from asr_lightning.models.experiment import parameters_without_memory
 from asr_lightning.models.instantiation import instantiate
 from asr_lightning.text.hangul import write_characters
 from asr_lightning.text.lexicon import Lexicon
-from asr_lightning.tools.search import read_space
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 ALL = sorted([*EXPERIMENTS.glob("*.yaml"), *EXPERIMENTS.glob("demo/*.yaml")])
@@ -97,7 +97,7 @@ def test_a_student_s_experiment_is_the_one_without_selection_and_three_lines() -
 def test_a_hybrid_without_its_states_says_how_to_make_them() -> None:
     model = yaml.safe_load((EXPERIMENTS / "demo/hybrid.yaml").read_text("utf-8"))["model"]
     shutil.rmtree(model["init_args"]["folder"])
-    with pytest.raises(InputError, match=r"runs/demo/hybrid/states.*python -m asr_lightning.tools.hybrid"):
+    with pytest.raises(InputError, match=r"runs/demo/hybrid/states.*asr hybrid"):
         build_recognizer(model)
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from asr_lightning import cli
+from asr_lightning.ablations.tuning import read_space
 from asr_lightning.audio.reading import read_audio
 from asr_lightning.errors import InputError
 from asr_lightning.files import load_yaml, regular
 from asr_lightning.models.experiment import read_part
 from asr_lightning.text.lexicon import read_lexicon
-from asr_lightning.tools.search import read_space
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.text import TextDataModule
 from tests.support.mutations import Refusing, in_the_place_of_a_file

@@ -51,7 +51,7 @@ def test_experiments_are_read_before_what_overrides_them() -> None:
         (["--trainer.accumulate_grad_batches", "0"], "expected more than 0, got 0"),
         (["--trainer.check_val_every_n_epoch", "0"], "expected more than 0, got 0"),
         (["--seed_everything", "-1"], "expected a number from 0"),
-        (["--trainer.callbacks+=LearningRateFinder"], "asr_lightning.tools.search"),
+        (["--trainer.callbacks+=LearningRateFinder"], "asr tune"),
         (["--trainer.callbacks+=BatchSizeFinder"], "batch_seconds"),
         (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "test-clean/wer"], "cannot be tested"),
         (

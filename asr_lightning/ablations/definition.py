@@ -22,10 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
-from asr_lightning.errors import InputError, reason, shown
-from asr_lightning.files import load_yaml, regular
+from asr_lightning.errors import InputError, shown
+from asr_lightning.files import read_yaml
 from asr_lightning.scoring import Metric
 
 SCALES = ("demo", "full")
@@ -200,13 +198,7 @@ def _content(path: Path) -> dict[str, Any]:
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
         raise InputError(f"no ablation at {path} (looked for {path.absolute()}); in that folder: {there}")
-    try:
-        content = load_yaml(regular(path).read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"cannot read the ablation {path}: {reason(error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected the keys of an ablation, found {shown(repr(content))}")
-    return content
+    return read_yaml(path, "the ablation")
 
 
 def _check_keys(

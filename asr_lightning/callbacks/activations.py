@@ -146,7 +146,7 @@ class Activations(Looking):
                 raise InputError(
                     f"expected phones of the {count} utterances that were looked at, found none in "
                     f"{describe(self.labels)}: its labels are of other utterances; make those of these with "
-                    "`python -m asr_lightning.tools.align`, and name them in Activations"
+                    "`asr align`, and name them in Activations"
                 )
             phones = f", {labelled} of them with phones" if labelled < count else ""
             recognizer.print(f"Activations of {count} utterances{phones} are in {folder.absolute()}")

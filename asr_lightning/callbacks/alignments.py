@@ -64,7 +64,7 @@ class Alignments(Looking):
             raise InputError(
                 f"Alignments: expected a network with attention, a transducer or a CTC output, got a "
                 f"{type(recognizer).__name__}, which has none: leave Alignments out; when a hybrid's phones are spoken "
-                "says `python -m asr_lightning.tools.align`"
+                "says `asr align`"
             )
         self._drawn = []
         if trainer.is_global_zero:
@@ -216,7 +216,7 @@ def _listed(folder: Path, pattern: str) -> list[str]:
 
 
 def _remove(folder: Path, utterance: str) -> None:
-    for suffix in (".png", ".npz", ".flac"):
+    for suffix in (".png", ".svg", ".npz", ".flac"):
         path = folder / f"{utterance}{suffix}"
         if path.resolve().is_relative_to(folder.resolve()):
             path.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ class BestCheckpoints(ModelCheckpoint):
 
     They hold weights only, as `best-epoch=<epoch>-step=<step>.ckpt`. Ten are what public recipes average: ESPnet's
     `keep_nbest_models: 10` (egs2/librispeech/asr1/conf), SpeechBrain's `avg_checkpoints: 10`
-    (recipes/LibriSpeech/ASR); `asr_lightning.tools.average` does.
+    (recipes/LibriSpeech/ASR); `asr average` does.
 
     Args:
         keep: How many.

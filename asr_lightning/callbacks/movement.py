@@ -68,7 +68,7 @@ class DistanceFromStart(Measurement):
 
     The start is written once, as `checkpoints/initial.ckpt` in the run folder, and read again when a run is resumed. In
     the state of the callback it would make every checkpoint larger, each time by the same numbers; as a checkpoint of
-    its own it is also an end point for `asr_lightning.tools.path`. The state only holds a checksum, so that the start
+    its own it is also an end point for `asr path`. The state only holds a checksum, so that the start
     of another run is not taken for one's own: where the file is missing or another's, there is a warning, and the
     distances are left out.
     """

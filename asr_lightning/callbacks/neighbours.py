@@ -1,8 +1,10 @@
 """Nearest neighbours of decoder states in other sentences [Lim et al. 2019, 3.4 and 3.5]."""
 
 from pathlib import Path
+from typing import Literal
 
 from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from asr_lightning.analysis.activations import layers_of_unit, read_description
 from asr_lightning.analysis.character_neighbours import (
@@ -38,6 +40,7 @@ class Neighbours(Looking):
         published: The paper's table, which is printed beside ours.
         seed: Of the sentences and of the baselines.
         stage: Of the activations.
+        silence: `refuse` a network that has recognized no characters, or `warn`, as in a rehearsal.
 
     Raises:
         ValueError: There are fewer than two sentences to compare.
@@ -51,6 +54,7 @@ class Neighbours(Looking):
         published: PublishedTable | None = None,
         seed: int = 1,
         stage: Stage = "test",
+        silence: Literal["refuse", "warn"] = "refuse",
     ) -> None:
         super().__init__([stage])
         if sentences is not None and sentences < 2:
@@ -60,12 +64,13 @@ class Neighbours(Looking):
         self.sentences = sentences
         self.published = published
         self.seed = seed
+        self.silence = silence
 
     def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
         """Find and write.
 
         Raises:
-            InputError: The network has recognised no characters in two sentences.
+            InputError: The network has recognized no characters in two sentences, and `silence` is `refuse`.
         """
         if not trainer.is_global_zero:
             return
@@ -78,12 +83,14 @@ class Neighbours(Looking):
         )
         if not found:
             seen = read_description(activations)
-            without_result(
-                trainer,
+            message = (
                 f"no neighbours: expected at least two sentences with characters in {activations}, but the network "
-                f"recognised less in {seen.get('utterances')} utterances after {seen.get('step')} steps; train it "
-                "longer, or leave Neighbours out",
+                f"recognized fewer in {seen.get('utterances')} utterances; train it longer, or leave Neighbours out"
             )
+            if self.silence == "warn":
+                rank_zero_warn(message)
+            else:
+                without_result(trainer, message)
             return
         said = {one.layer: lines(one) for one in found}
         for layer, of_layer in said.items():

@@ -30,7 +30,7 @@ SENTENCES = "sentences.csv"
 SENTENCE_COLUMNS = ("speaker", "utterance", "text", "note")
 LABELS = (
     "name those of the utterances in Activations.labels, as data_modules.phone_labels.CTMLabels reads what "
-    "`python -m asr_lightning.tools.align --config experiments/hybrid.yaml --checkpoint "
+    "`asr align --config experiments/hybrid.yaml --checkpoint "
     "runs/hybrid/checkpoints/last.ckpt --output runs/hybrid/alignments` writes"
 )
 

@@ -227,9 +227,7 @@ def _reading(path: Path) -> Iterator[Path]:
     try:
         yield path
     except DAMAGED as error:
-        raise InputError(
-            f"cannot read {path} ({reason(error)}); make it anew with `python -m asr_lightning.tools.hybrid`"
-        ) from error
+        raise InputError(f"cannot read {path} ({reason(error)}); make it anew with `asr hybrid`") from error
 
 
 def _transitions(tree: kaldi.ContextDependency, phones: int, states: int) -> kaldi.TransitionModel:

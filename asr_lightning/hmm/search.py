@@ -33,7 +33,7 @@ class GraphSearch:
     """Search for the most probable words.
 
     Args:
-        acoustic_scale: Of log likelihoods: a language model of weight w is one of 1 / w here. `tools.hybrid tune` finds
+        acoustic_scale: Of log likelihoods: a language model of weight w is one of 1 / w here. `asr hybrid tune` finds
             the best one on a development set.
         beam: Of log probabilities, below the best at each frame.
         max_active: States that are looked at per frame, at most.

@@ -73,7 +73,7 @@ class BLSTMHMM(Recognizer):
         if not self.folder.is_dir():
             raise InputError(
                 f"no states of a hybrid at {folder} (looked for {self.folder.absolute()}); make them with "
-                "`python -m asr_lightning.tools.hybrid prepare`"
+                "`asr hybrid prepare`"
             )
         self.search = search or GraphSearch()
         self.mmi_weight = mmi_weight
@@ -122,7 +122,7 @@ class BLSTMHMM(Recognizer):
             raise InputError(
                 f"the states in {self.folder} have a frame for {each}, but the {type(self.encoder).__name__} made "
                 f"{encoded.shape[1]} of {features.shape[1]}: give it a subsampling of {step}, or make the states again "
-                "with `python -m asr_lightning.tools.hybrid prepare --subsampling`"
+                "with `asr hybrid prepare --subsampling`"
             )
         return encoded, encoded_lengths
 
@@ -243,14 +243,12 @@ def read_graph(path: Path) -> kaldifst.StdVectorFst:
         InputError: It is missing or damaged.
     """
     if not path.is_file():
-        raise InputError(f"no graph at {path.absolute()}; make it with `python -m asr_lightning.tools.hybrid`")
+        raise InputError(f"no graph at {path.absolute()}; make it with `asr hybrid`")
     try:
         check_fst(regular(path).read_bytes())
         fst = kaldifst.StdVectorFst.read(str(path))
         if fst is None:
             raise ValueError("OpenFst cannot read it")
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise InputError(
-            f"{path} is not a readable graph ({error}); make it again with `python -m asr_lightning.tools.hybrid`"
-        ) from error
+        raise InputError(f"{path} is not a readable graph ({error}); make it again with `asr hybrid`") from error
     return fst

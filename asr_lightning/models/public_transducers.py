@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchaudio import pipelines
+from torchaudio.utils import _download_asset
 
 from asr_lightning.audio.public_features import MELS
 from asr_lightning.errors import InputError, reason
@@ -79,7 +81,7 @@ def torchaudio_transducer(
             f"{dimension} over groups of {inner}"
         )
     recognizer = build_recognizer({
-        "class_path": "asr_lightning.models.normalized_transducer.NormalizedTransducer",
+        "class_path": "asr_lightning.models.rnn_transducer.NormalizedTransducer",
         "init_args": {
             "tokenizer": {
                 "class_path": "asr_lightning.text.tokenizers.SentencePieceTokenizer",
@@ -105,7 +107,7 @@ def torchaudio_transducer(
                 },
             },
             "predictor": {
-                "class_path": "asr_lightning.models.normalized_transducer.NormalizedLSTMPredictor",
+                "class_path": "asr_lightning.models.rnn_transducer.NormalizedLSTMPredictor",
                 "init_args": {
                     "dimension": state["prediction.embedding.weight"].shape[1],
                     "layers": _layers(state, r"prediction\.predictor\.layers\.(\d+)\.cell_norm\.weight"),
@@ -127,6 +129,27 @@ def torchaudio_transducer(
     except RuntimeError as error:
         raise InputError(f"{weights}: the weights are of another network: {reason(error)}") from error
     return recognizer.eval()
+
+
+def download(bundle: str) -> list[Path]:
+    """Return weights, SentencePiece model and statistics of a bundle of torchaudio, which downloads them.
+
+    Raises:
+        InputError: There is no such bundle of an RNN-T, or the files cannot be had.
+    """
+    bundles = {name: value for name, value in vars(pipelines).items() if isinstance(value, pipelines.RNNTBundle)}
+    if bundle not in bundles:
+        raise InputError(f"--bundle: expected one of {', '.join(sorted(bundles))}, got {bundle}")
+    chosen = bundles[bundle]
+    try:
+        return [
+            Path(_download_asset(path))
+            for path in (chosen._rnnt_path, chosen._sp_model_path, chosen._global_stats_path)
+        ]
+    except (OSError, RuntimeError) as error:  # no network, or a file of another content
+        raise InputError(
+            f"{bundle}: torchaudio cannot download its files: {reason(error)}; give --weights, --tokens, --statistics"
+        ) from error
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ function wear(name) {
   document.documentElement.dataset.theme = name;
   theme.textContent = name === "dark" ? "light" : "dark";
   theme.setAttribute("aria-label", `use ${theme.textContent} colors`);
-  theme.setAttribute("aria-pressed", String(name === "dark"));
 }
 wear(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
 theme.addEventListener("click", () => wear(theme.textContent));

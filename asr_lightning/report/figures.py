@@ -12,14 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asr_lightning.files import replacing
+from asr_lightning.report.fonts import choose_font
 from asr_lightning.scoring import Metric
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a run is a $
+matplotlib.rcParams["svg.fonttype"] = "path"  # so that an SVG needs no fonts
 
 # Okabe and Ito: told apart with every kind of color vision, and in grey by their markers
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000")
 MARKERS = "osD^vPX*"
-PANEL = (6.0, 5.0)  # inches, at 100 dots per inch: two panels are 1200 × 500 pixels
+PANEL = (4.0, 3.4)  # inches
+DOTS = 300  # per inch, as journals ask for
 FEW_EPOCHS = 25  # up to which each epoch gets a marker
 WIDE_RANGE = 4.0  # largest by smallest rate, from which the axis is logarithmic
 
@@ -73,19 +76,20 @@ def plot_error_rates(
 
     Args:
         rows: Of one or more runs.
-        path: The PNG file to write: 1200 × 500 pixels for up to two subsets, 600 more for each further one.
+        path: The PNG file to write; an SVG is written beside it.
         metric: Which rate.
         reference_run: A run that is a dashed horizontal line, the rate of its last epoch: the teacher of the others.
 
     Raises:
         ValueError: There is nothing to draw.
     """
+    choose_font(*(row.run for row in rows))
     by_run = rates_by_run(rows, metric)
     reference = by_run.pop(reference_run, {}) if reference_run else {}
     subsets = sorted({row.subset for row in rows if row.run != reference_run})
     if not subsets:
         raise ValueError(f"expected error rates of at least one run besides {reference_run!r}, got {len(rows)} rows")
-    figure = Figure((max(2, len(subsets)) * PANEL[0], PANEL[1]), dpi=100, layout="constrained")
+    figure = Figure((max(2, len(subsets)) * PANEL[0], PANEL[1]), layout="constrained")
     FigureCanvasAgg(figure)
     drawn = [getattr(row, metric) for row in rows if row.run != reference_run]
     panels = figure.subplots(1, len(subsets), sharex=True, sharey=True, squeeze=False)[0]
@@ -98,17 +102,24 @@ def plot_error_rates(
                 100 * last, color="0.35", linestyle="--", linewidth=1.8, label=f"{reference_run} (last epoch)"
             )
             drawn.append(last)
-        panel.set_title(subset, fontsize=15)
-        panel.set_xlabel("epoch", fontsize=14)
-        panel.tick_params(labelsize=13)
+        panel.set_title(subset, fontsize=11)
+        panel.set_xlabel("epoch", fontsize=10)
+        panel.tick_params(labelsize=9)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(color="0.9")
     _scale_rates(panels[0], [100 * rate for rate in drawn], metric)
     names = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     columns = min(len(names), 5)
-    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=columns, fontsize=13, frameon=False)
-    with replacing(Path(path)) as half:
-        figure.savefig(half, format="png")
+    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    save_figure(figure, Path(path))
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG with 300 dots per inch, and as SVG with the same name beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ("png", "svg"):
+        with replacing(path.with_suffix(f".{suffix}")) as half:
+            figure.savefig(half, format=suffix, dpi=DOTS)
 
 
 def _draw_run(panel: Axes, seeds: dict[str, dict[int, float]], run: str, number: int) -> None:
@@ -135,7 +146,7 @@ def _draw_run(panel: Axes, seeds: dict[str, dict[int, float]], run: str, number:
     marker = MARKERS[number % len(MARKERS)] if len(epochs) <= FEW_EPOCHS else None
     style = "-" if number < len(COLORS) else "-."
     label = run if len(seeds) == 1 else f"{run} ({len(seeds)} seeds)"
-    panel.plot(epochs, mean, color=color, linewidth=2.2, marker=marker, markersize=5.5, linestyle=style, label=label)
+    panel.plot(epochs, mean, color=color, linewidth=1.6, marker=marker, markersize=4, linestyle=style, label=label)
 
 
 def _scale_rates(panel: Axes, rates: Sequence[float], metric: Metric) -> None:
@@ -151,4 +162,4 @@ def _scale_rates(panel: Axes, rates: Sequence[float], metric: Metric) -> None:
     elif positive:
         panel.set_ylim(bottom=0)
     panel.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
-    panel.set_ylabel(label, fontsize=14)
+    panel.set_ylabel(label, fontsize=10)

@@ -89,7 +89,7 @@ def gather_neighbours(name: str, folder: Path, share: int = 1) -> Data | None:
     ]
     shown = sum(line["index"] == "0" for line in asked)
     note = "" if shown == len(utterances) else (
-        f"This page holds the neighbours of the characters of {shown} of {len(utterances)} sentences, the first by "
+        f"This page holds the neighbors of the characters of {shown} of {len(utterances)} sentences, the first by "
         "name; the files below neighbours/ hold all."
     )  # fmt: skip
     return {
@@ -107,8 +107,8 @@ def gather_neighbours(name: str, folder: Path, share: int = 1) -> Data | None:
             "rows": rows,
             "notes": [
                 *_caption(folder / "table.md"),
-                f"Total and mean over {most} neighbour{'s' * (most != 1)} of each character; means for shuffled "
-                "states, and for neighbours drawn by their last one, two or three characters.",
+                f"Total and mean over {most} neighbor{'s' * (most != 1)} of each character; means for shuffled "
+                "states, and for neighbors drawn by their last one, two or three characters.",
             ],
         },
     }
@@ -209,4 +209,6 @@ def _posteriors(parts: dict[str, np.ndarray]) -> Data:
     blank = int(parts["blank_id"])
     others = [int(column) for column in np.argsort(-posteriors.max(axis=0)) if column != blank][:POSTERIORS]
     columns = [blank, *others]
-    return _map("CTC posteriors", "posteriors", posteriors[:, columns].T, [vocabulary[column] for column in columns])
+    names = [vocabulary[column] for column in columns]
+    emitted = [[int(frame), str(token)] for frame, token in zip(parts["onsets"], parts["tokens"], strict=False)]
+    return {**_map("CTC posteriors", "posteriors", posteriors[:, columns].T, names), "emitted": emitted}

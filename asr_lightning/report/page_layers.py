@@ -4,6 +4,7 @@ import csv
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 from asr_lightning.analysis.layers import FIGURES, LayerCurve, LayerMeasurement, layer_curves
 from asr_lightning.analysis.probes import LayerFigures
 from asr_lightning.errors import InputError, reason
-from asr_lightning.report.layer_figures import is_known, phone_colors
+from asr_lightning.report.layer_figures import is_known
+from asr_lightning.report.phone_style import phone_styles
 from asr_lightning.report.tables import from_csv, read_rows
 
 POINTS = 150_000  # places of frames in the whole page: some 30 bytes each
@@ -64,7 +66,7 @@ def gather_layers(name: str, folder: Path, share: int = 1) -> Data | None:
     if not phones:
         raise InputError(
             f"{folder}: expected frames with phones, found none: look inside again with Activations.labels, which "
-            "`python -m asr_lightning.tools.align` makes"
+            "`asr align` makes"
         )
     names = list(labels)
     return {
@@ -74,7 +76,7 @@ def gather_layers(name: str, folder: Path, share: int = 1) -> Data | None:
         "speakers": speakers,
         "labels": names,
         "note": _note(shown, total, len(kept), len(everyone)),
-        "colors": phone_colors(sorted(names[phone] for phone in phones)),
+        "phones": {phone: asdict(style) for phone, style in phone_styles(names[phone] for phone in phones).items()},
         "figures": [one for one in FIGURES if one != "chance" and is_known(found, one)],
         "curves": [_curve(one) for one in found],
     }

@@ -303,7 +303,7 @@ def check_coverage(tokenizer: Tokenizer, characters: Mapping[str, int], name: st
     if share > MOST_LOST:
         raise InputError(
             f"{summary}. Expected a vocabulary for this text, which loses at most {MOST_LOST:.0%} of it. Choose a "
-            "tokenizer of its language and of its case, make units from it with `python -m asr_lightning.tools.units`, "
+            "tokenizer of its language and of its case, make units from it with `asr units`, "
             "or normalize the transcripts"
         )
     return f"{summary}. Words with them count as errors."

@@ -19,13 +19,9 @@ from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.blstm_hmm import BLSTMHMM
 from asr_lightning.text.lexicon import capitals
 from asr_lightning.text.phones import SILENCE
-from asr_lightning.tools.transcribe import prepare
+from asr_lightning.tools.transcription import prepare
 
 ACOUSTIC_SCALE = 0.1
-# Mean log posterior of an alignment's states without pauses. By the network of experiments/demo/hybrid.yaml (seed 1,
-# five epochs), of the 304 utterances of the dev and test subsets none was below with its own transcript, and 303 were
-# with another one of about the same length; of 418 of the training subset none, and 411 of 415.
-LEAST_FIT = -6.0
 
 
 @dataclass(frozen=True)

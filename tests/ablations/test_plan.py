@@ -216,7 +216,7 @@ def test_what_looks_inside_is_added_to_the_callbacks_of_the_experiment(base: Pat
 def test_a_rehearsal_is_short_and_elsewhere(base: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "one.yaml", base=str(base), variants={"plain": {"after": ["align --output {folder}"]}})
     [run] = plan_ablation(path, "full", changes={"data.init_args.root": "other"}, rehearsal=True).runs
-    assert run.commands[1][-1] == "--least-fit=-inf", "an untrained network aligns nothing well"
+    assert run.commands[1][-2:] == ("--least-fit=-inf", "--least-share=0.1"), "an untrained network aligns nothing well"
     assert run.folder == Path("runs/rehearsal/full/one/plain/seed1")
     experiment = run.experiments["experiment.yaml"]
     assert experiment["data"]["init_args"] | {"evaluation_batch_seconds": 0} == {

@@ -21,7 +21,7 @@ from asr_lightning.callbacks.neighbours import Neighbours
 from asr_lightning.callbacks.tsne import TSNE
 from asr_lightning.errors import InputError
 from asr_lightning.report import layer_figures
-from asr_lightning.report.layer_figures import phone_colors, plot_order
+from asr_lightning.report.layer_figures import plot_order
 from tests.support.activations_run import Corpus, recognizer
 from tests.support.tones import make_trainer
 
@@ -183,13 +183,6 @@ def test_the_papers_row_stands_beside_ours(tmp_path: Path) -> None:
     assert neighbour_caption([found], 1, published).endswith("The paper has 79 sentences and 9,566 tokens.")
     with pytest.raises(ValueError, match="at least 2"):
         Neighbours(sentences=1)
-
-
-def test_colours_of_phones_are_all_different_and_silence_is_grey() -> None:
-    phones = [*PHONES, *(f"P{number}" for number in range(40))]
-    colours = phone_colors(phones)
-    assert len(set(colours.values())) == len(phones)
-    assert colours["SIL"] == "#8c8c8c"
 
 
 def test_characters_stand_along_the_colour_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ import soundfile
 import yaml
 from lhotse import CutSet, MonoCut
 
+from asr_lightning.asr import main
 from asr_lightning.errors import InputError
-from asr_lightning.tools import shards as tool
 from data_modules import sharding
 from data_modules.corpus import CorpusDataModule
 from data_modules.ksponspeech import KsponSpeechDataModule
@@ -55,7 +55,7 @@ def describe(folder: Path, module: str, init_args: dict[str, Any]) -> Path:
 def write(experiment: Path, *options: str) -> tuple[int, Path]:
     output = experiment.parent / "shards"
     command = ["--config", str(experiment), "--output", str(output), "--utterances-per-shard", "7", *options]
-    return tool.main(command), output
+    return main(["shards", *command]), output
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_damaged_audio_costs_itself_only(shards: Path) -> None:
 
 
 def test_a_missing_subset_is_named_with_the_way_on(shards: Path) -> None:
-    with pytest.raises(InputError, match="No shards of test: .*found subsets dev, train.*tools.shards"):
+    with pytest.raises(InputError, match="No shards of test: .*found subsets dev, train.*asr shards"):
         ShardsDataModule(root=str(shards), test_subsets=["test"]).prepare_data()
 
 
@@ -283,14 +283,14 @@ def test_a_killed_writer_leaves_nothing(experiment: Path) -> None:
     script = (
         "import os, signal, sys\n"
         "from data_modules.librispeech import LibriSpeechDataModule as corpus\n"
-        "from asr_lightning.tools.shards import main\n"
+        "from asr_lightning.asr import main\n"
         "read, seen = corpus.read_audio, []\n"
         "def dying(cut):\n"
         "    seen.append(cut.id)\n"
         "    if len(seen) == 52: os.kill(os.getpid(), signal.SIGKILL)\n"  # 20 were probes
         "    return read(cut)\n"
         "corpus.read_audio = staticmethod(dying)\n"
-        "main(sys.argv[1:])\n"
+        "main(['shards', *sys.argv[1:]])\n"
     )
     options = ["--config", str(experiment), "--output", str(output), "--utterances-per-shard", "7"]
     killed = subprocess.run(

@@ -21,7 +21,7 @@ from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
 from tests.support.hybrids import hybrid, phones_of, write_states
 from tests.support.tones import RATE, TEXTS, batch_of, lstm_encoder, make_trainer, speak
 
-COMMAND = "python -m asr_lightning.tools.hybrid"
+COMMAND = "asr hybrid"
 
 
 @pytest.fixture(scope="module")

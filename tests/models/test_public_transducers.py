@@ -9,15 +9,15 @@ import pytest
 import sentencepiece
 import torch
 import torchaudio
-from asr_lightning.models.checkpoint_files import CheckpointFiles
 from torch import Tensor, nn
 from torchaudio.models import RNNT, RNNTBeamSearch, emformer_rnnt_base, emformer_rnnt_model
 
+from asr_lightning.asr import main
 from asr_lightning.decoding.transducer import TransducerSearch
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import load_recognizer
-from asr_lightning.models.normalized_transducer import NormalizedTransducer
+from asr_lightning.models.checkpoints import CheckpointFiles, load_recognizer
 from asr_lightning.models.public_transducers import torchaudio_transducer
+from asr_lightning.models.rnn_transducer import NormalizedTransducer
 from asr_lightning.nn.axes import module_axes
 from tests.support.small_texts import sentences
 
@@ -157,3 +157,29 @@ def test_wrong_files_are_named(files: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="60 pieces before the blank, found 41 tokens"):
         torchaudio_transducer(weights, tmp_path / "other.model", arguments[1])
+
+
+def test_the_command_writes_a_checkpoint(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(public("small").state_dict(), tmp_path / "weights.pt")
+    named = ["--weights", tmp_path / "weights.pt", "--tokens", files / "tokens.model"]
+    more = ["--statistics", files / "statistics.json", "--heads", 4, "--output", tmp_path / "run/public.ckpt"]
+
+    def run(*arguments: object) -> int:
+        return main(["import", "torchaudio", *map(str, arguments)])
+
+    assert run(*named, *more) == 0
+    assert "61 tokens" in capsys.readouterr().out
+    assert isinstance(load_recognizer(tmp_path / "run/public.ckpt"), NormalizedTransducer)
+    assert run(*named, "--output", tmp_path / "none.ckpt") == 2
+    assert "either --bundle, or all of --weights" in capsys.readouterr().err
+    assert run("--bundle", "WAV2VEC2_BASE", "--output", tmp_path / "none.ckpt") == 2
+    assert "expected one of EMFORMER_RNNT_BASE_LIBRISPEECH" in capsys.readouterr().err
+
+    def fail(path: str) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr("asr_lightning.models.public_transducers._download_asset", fail)
+    assert run("--bundle", "EMFORMER_RNNT_BASE_LIBRISPEECH", "--output", tmp_path / "none.ckpt") == 2
+    assert "cannot download its files: no network" in capsys.readouterr().err

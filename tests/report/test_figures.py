@@ -29,22 +29,23 @@ def test_two_panels_show_each_run_in_its_colour(tmp_path: Path) -> None:
     rows = rows_of("random", lambda epoch: 1 / epoch, seeds=3) + rows_of("ws", lambda epoch: 0.5 / epoch)
     plot_error_rates(rows, tmp_path / "figures" / "wer.png")
     image = pixels(tmp_path / "figures" / "wer.png")
-    assert image.shape == (500, 1200, 3)
-    for half in (image[:430, :600], image[:430, 600:]):  # above the legend
-        assert count(half, COLORS[0]) > 200
-        assert count(half, COLORS[1]) > 200
+    assert image.shape == (1020, 2400, 3), "300 dots per inch"
+    for half in (image[:900, :1200], image[:900, 1200:]):  # above the legend
+        assert count(half, COLORS[0]) > 800
+        assert count(half, COLORS[1]) > 800
         assert count(half, COLORS[2]) == 0
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["wer.png"], "a temporary file was left"
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == ["wer.png", "wer.svg"], "a temporary file was left"
 
 
 def test_the_reference_is_a_dashed_line_and_no_curve(tmp_path: Path) -> None:
     rows = rows_of("ws", lambda epoch: 1 / epoch) + rows_of("a teacher", lambda epoch: 0.9 / epoch)
     plot_error_rates(rows, tmp_path / "with.png", reference_run="a teacher")
-    image = pixels(tmp_path / "with.png")[40:400, 90:590]
+    image = pixels(tmp_path / "with.png")[90:850, 250:1180]
     assert count(image, COLORS[0]) > 200, "the first color is that of the first real run"
     assert count(image, COLORS[1]) == 0
     grey = (np.abs(image - 0.35).max(axis=2) < 0.05).sum(axis=1)  # by line of pixels
-    assert 150 < grey.max() < 450, "a horizontal line with gaps"
+    assert 300 < grey.max() < 900, "a horizontal line with gaps"
 
 
 def test_a_run_that_starts_at_100_per_cent_leaves_room_for_the_ends_of_the_others(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_a_run_that_starts_at_100_per_cent_leaves_room_for_the_ends_of_the_other
     rows = rows_of("slow", lambda epoch: max(0.05, 1 - 0.2 * (epoch - 1)), subsets=("clean",))
     rows += rows_of("fast", lambda epoch: 0.04, subsets=("clean",))
     plot_error_rates(rows, tmp_path / "wer.png")
-    column = pixels(tmp_path / "wer.png")[:430, 1100:1180]
+    column = pixels(tmp_path / "wer.png")[:900, 2250:2390]
     heights = [np.nonzero((np.abs(column - to_rgb(color)).max(axis=2) < 0.02).any(axis=1))[0] for color in COLORS[:2]]
     assert abs(heights[0].mean() - heights[1].mean()) > 20
 
@@ -64,7 +65,7 @@ def test_more_subsets_make_a_wider_figure_and_gaps_are_survived(tmp_path: Path) 
         ErrorRate("short", "1", 2, "a", 0.3, 0.0, 0.0, 0.0, 0.0),
     ]
     plot_error_rates(rows, tmp_path / "wer.png")
-    assert pixels(tmp_path / "wer.png").shape == (500, 1800, 3)
+    assert pixels(tmp_path / "wer.png").shape == (1020, 3600, 3)
 
 
 def test_nothing_to_draw_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ def test_each_measure_has_a_panel_and_each_line_its_colour(tmp_path: Path) -> No
               "WER (%)": {"a to b": points}}  # fmt: skip
     plot_lines(panels, tmp_path / "path.png")
     image = pixels(tmp_path / "path.png")
-    assert image.shape == (500, 1200, 3)
-    left, right = image[:420, :600], image[:420, 600:]  # above the legend
+    assert image.shape == (1020, 2400, 3)
+    left, right = image[:880, :1200], image[:880, 1200:]  # above the legend
     assert [count(left, color) > 200 for color in COLORS[:3]] == [True, True, False]
     assert [count(right, color) > 200 for color in COLORS[:3]] == [True, False, False]
 
@@ -34,7 +34,7 @@ def test_curves_are_drawn_beyond_what_was_measured(tmp_path: Path) -> None:
     reach = {}
     for ahead in (True, False):
         plot_convergence([convergence("run", rates, ahead)], "WER (%)", 0.9, tmp_path / "wer.png")
-        image = pixels(tmp_path / "wer.png")[:400]
+        image = pixels(tmp_path / "wer.png")[:850]
         blue = (abs(image - [0.0, 0x72 / 255, 0xB2 / 255]) < 0.02).all(axis=2)
         reach[ahead] = int(blue.sum())
     assert reach[True] > 2 * reach[False] > 0

@@ -70,11 +70,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
     ),
     "RNN-T with an Emformer": transducer(encoder=EMFORMER),
     "RNN-T with an Emformer and layer norms": {
-        "class_path": "asr_lightning.models.normalized_transducer.NormalizedTransducer",
+        "class_path": "asr_lightning.models.rnn_transducer.NormalizedTransducer",
         "init_args": transducer(
             encoder=EMFORMER,
             predictor={
-                "class_path": "asr_lightning.models.normalized_transducer.NormalizedLSTMPredictor",
+                "class_path": "asr_lightning.models.rnn_transducer.NormalizedLSTMPredictor",
                 "init_args": {"dimension": 32, "layers": 2, "dropout": 0.0},
             },
         )["init_args"],

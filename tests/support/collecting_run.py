@@ -13,7 +13,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from asr_lightning.batch import Batch
+from data_modules.corpus import CorpusDataModule
 from data_modules.librispeech import LibriSpeechDataModule
+from data_modules.mixture import MixtureDataModule
 from data_modules.shards import ShardsDataModule
 
 
@@ -62,9 +64,16 @@ def run(
         callbacks=[ModelCheckpoint(filename="{step}-{epoch}", save_top_k=-1, **checkpoint)] if checkpoint else [],
         enable_checkpointing=bool(checkpoint),
     )
-    corpus = ShardsDataModule(**data) if shards else LibriSpeechDataModule(**data)
-    fit.fit(Collector(log, die_at), datamodule=corpus, ckpt_path=resume)
+    fit.fit(Collector(log, die_at), datamodule=make(data, shards), ckpt_path=resume)
     return rows(log)[before:]
+
+
+def make(data: dict[str, Any], shards: bool) -> CorpusDataModule:
+    """The corpus, or a mixture of those that `corpora` holds the arguments of."""
+    if "corpora" in data:
+        corpora = {name: LibriSpeechDataModule(**given) for name, given in data["corpora"].items()}
+        return MixtureDataModule(**{**data, "corpora": corpora})
+    return ShardsDataModule(**data) if shards else LibriSpeechDataModule(**data)
 
 
 def rows(log: str, rank: int = 0) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from asr_lightning import cli
-from asr_lightning.tools import hybrid
+from asr_lightning.asr import main
 from data_modules.spoken import synthesize
 
 DEMO = Path(__file__).parents[2] / "experiments/demo/hybrid.yaml"
@@ -84,6 +84,6 @@ def make(root: Path) -> Made:
     synthesize(made.corpus, **SIZES, workers=1, progress=False)
     made.config.write_text(yaml.safe_dump(experiment(root, made.corpus)))
     lexicon = ["--lexicon", str(made.corpus / "lexicon.txt")]
-    assert hybrid.main(["prepare", "--config", str(made.config), *lexicon, "--output", str(made.states), *FEW]) == 0
+    assert main(["hybrid", "prepare", "--config", str(made.config), *lexicon, "--output", str(made.states), *FEW]) == 0
     cli.main(["fit", "-c", str(made.config)])
     return made

@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 
 from asr_lightning.analysis.interpolation import quality
+from asr_lightning.asr import main
 from asr_lightning.models.averaging import mean_weights
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer, read_checkpoint
 from asr_lightning.nn.batch_norm import MaskedBatchNorm
-from asr_lightning.tools.average import main
 from data_modules.librispeech import LibriSpeechDataModule
 from tests.support.tones import RATE, TEXTS, features, make_trainer, transducer, write_corpus
 
@@ -70,7 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def average(run: Path, *more: str) -> tuple[int, Path]:
     output = run / "average"
     options = ["--output", str(output), "--config", str(run / "experiment.yaml"), "--device", "cpu"]
-    return main([*more, *options]), output
+    return main(["average", *more, *options]), output
 
 
 def test_the_average_is_the_mean_and_can_be_used(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

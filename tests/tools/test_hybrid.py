@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from asr_lightning import cli
+from asr_lightning.asr import main
 from asr_lightning.errors import InputError
 from asr_lightning.hmm import gmm
 from asr_lightning.hmm.frame_alignment import in_seconds, phone_runs
@@ -17,7 +18,7 @@ from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.text.lexicon import read_lexicon
 from asr_lightning.text.phones import label_spans
-from asr_lightning.tools import hybrid
+from asr_lightning.tools import hybrid_states
 from asr_lightning.tools.subsets import every
 from data_modules.phone_labels import CTMLabels
 from tests.support.small_hybrid import DEVELOPMENT, FEW, TEST, TRAINING, Made, experiment
@@ -30,7 +31,7 @@ HOP, WINDOW = 0.010, 0.025  # seconds
 
 
 def run(*arguments: Any) -> int:
-    return hybrid.main(list(map(str, arguments)))
+    return main(["hybrid", *map(str, arguments)])
 
 
 def prepare(made: Made, output: Path, *more: Any) -> int:
@@ -191,9 +192,9 @@ def test_without_subsets_the_best_scale_is_looked_for_where_the_experiment_valid
     assert f"does not test on, found {TEST} among its test_subsets" in capsys.readouterr().err
     assert not (tmp_path / "tuned.yaml").exists()
     seen = []
-    real = hybrid.every
+    real = hybrid_states.every
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hybrid, "every", lambda *given: seen.append(given[1]) or real(*given))
+        patch.setattr(hybrid_states, "every", lambda *given: seen.append(given[1]) or real(*given))
         assert run("tune", "--config", made.config, *options) == 0
     assert seen == [[DEVELOPMENT]]
 
@@ -259,10 +260,10 @@ def test_what_is_stopped_leaves_everything_as_it_was(
         assert any(path.is_dir() for path in (tmp_path / "states").iterdir())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hybrid, "decoding_graph", stop)  # the last thing that is made
+    monkeypatch.setattr(hybrid_states, "decoding_graph", stop)  # the last thing that is made
     for folder in ("states", "none"):
         if folder == "none":
-            monkeypatch.setattr(hybrid, "decoding_graph", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            monkeypatch.setattr(hybrid_states, "decoding_graph", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert prepare(made, tmp_path / folder) == 130
         assert "stopped; nothing was written" in capsys.readouterr().err
     assert contents(tmp_path / "states") == before
@@ -344,5 +345,5 @@ def test_a_slip_in_an_option_is_named(more: list[str], expected: str, capsys: py
 
 def test_a_training_without_the_states_is_refused_with_the_command(made: Made, tmp_path: Path) -> None:
     content = experiment(tmp_path, made.corpus)
-    with pytest.raises(InputError, match=rf"{tmp_path / 'states'}.*python -m asr_lightning.tools.hybrid"):
+    with pytest.raises(InputError, match=rf"{tmp_path / 'states'}.*asr hybrid"):
         build_recognizer(content["model"])

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import torchaudio
 
+from asr_lightning.asr import main
 from asr_lightning.audio import reading
+from asr_lightning.audio.resampling import resample
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
 from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.tools import transcribe
-from asr_lightning.tools.transcribe import Transcript, plan_batches, read_pieces
+from asr_lightning.tools import transcription
+from asr_lightning.tools.transcription import Transcript, plan_batches, read_pieces
 
 Recordings = dict[str, Path]
 
@@ -62,7 +63,7 @@ def heard(recognizer: Recognizer, recordings: Recordings) -> dict[str, str]:
     texts = {}
     for name, path in recordings.items():
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        resampled = torchaudio.functional.resample(torch.from_numpy(audio).mean(dim=1), rate, 16_000)
+        resampled = torch.from_numpy(resample(audio.mean(axis=1), rate, 16_000))
         texts[name] = recognizer.transcribe(Batch.collate([Utterance(name, resampled, 16_000)]))[0]
     assert len(set(texts.values())) == len(texts), "the test needs a recogniser that tells the files apart"
     return texts
@@ -94,7 +95,7 @@ def bad_files(tmp_path: Path) -> dict[str, Path]:
 
 
 def run(checkpoint: Path, *arguments: Any) -> int:
-    return transcribe.main(["--checkpoint", str(checkpoint), "--device", "cpu", *map(str, arguments)])
+    return main(["transcribe", "--checkpoint", str(checkpoint), "--device", "cpu", *map(str, arguments)])
 
 
 def test_the_command_transcribes_every_format_in_order_and_names_what_is_bad(
@@ -125,7 +126,7 @@ def test_batches_of_any_size_say_the_same_in_the_same_order(
     names = [*recordings, *reversed(recordings)]
     for seconds, largest in ((0.001, 1), (3.0, 3), (100.0, 14)):
         sizes.clear()
-        results = list(transcribe.transcribe(recognizer, (str(recordings[name]) for name in names), seconds))
+        results = list(transcription.transcribe(recognizer, (str(recordings[name]) for name in names), seconds))
         assert results == [Transcript(str(recordings[name]), heard[name]) for name in names]
         assert sum(sizes) == len(names)
         assert (max(sizes) >= largest) if seconds > 1 else (max(sizes) == 1)
@@ -139,7 +140,7 @@ def test_files_are_read_only_a_few_batches_ahead(recognizer: Recognizer, recordi
             asked.append(number)
             yield str(recordings["read.flac"])  # 0.8 s
 
-    texts = transcribe.transcribe(recognizer, many(), batch_seconds=1.5)
+    texts = transcription.transcribe(recognizer, many(), batch_seconds=1.5)
     next(texts)
     assert len(asked) == 8  # the first to reach 4 batches of 1.5 s
     next(texts)
@@ -176,7 +177,7 @@ def test_bad_files_are_named_with_the_reason_and_the_rest_goes_on(
 
 def test_audio_is_mixed_and_resampled(recordings: Recordings, tmp_path: Path) -> None:
     audio, _ = soundfile.read(recordings["stereo.wav"], dtype="float32")
-    expected = torchaudio.functional.resample(torch.from_numpy(audio.mean(axis=1)), 44_100, 16_000)
+    expected = torch.from_numpy(resample(audio.mean(axis=1), 44_100, 16_000))
     torch.testing.assert_close(next(read_pieces(str(recordings["stereo.wav"]), 16_000)), expected)
     tone = np.sin(2 * np.pi * 440 * np.arange(22_254) / 22_254)
     soundfile.write(tmp_path / "tone.wav", tone, 22_254, subtype="FLOAT")
@@ -221,7 +222,7 @@ def test_the_transcript_of_a_long_file_is_that_of_its_pieces_in_order(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transcribe, "PIECE_SECONDS", (0.5, 2.0))
+    monkeypatch.setattr(transcription, "PIECE_SECONDS", (0.5, 2.0))
     long = tmp_path / "long.wav"
     soundfile.write(long, np.concatenate([sweep(0.7, 16_000, seed) for seed in range(6)]), 16_000)
     texts = [
@@ -230,7 +231,7 @@ def test_the_transcript_of_a_long_file_is_that_of_its_pieces_in_order(
     ]
     assert len(texts) > 1 and len(set(texts)) == len(texts)
     paths = [str(recordings["read.flac"]), str(long), str(recordings["talk.ogg"]), str(long)]
-    results = list(transcribe.transcribe(recognizer, paths, 2.0))
+    results = list(transcription.transcribe(recognizer, paths, 2.0))
     assert [one.path for one in results] == paths and not any(one.problem for one in results)
     assert [one.text for one in results] == [heard["read.flac"], " ".join(texts), heard["talk.ogg"], " ".join(texts)]
 
@@ -253,7 +254,7 @@ def test_a_file_that_is_cut_off_is_named_and_has_no_transcript(
     cut = tmp_path / name
     cut.write_bytes(recordings[name].read_bytes()[: recordings[name].stat().st_size * 8 // 10])
     good = str(recordings["read.flac"])
-    results = list(transcribe.transcribe(recognizer, [good, str(cut), good], 100.0))
+    results = list(transcription.transcribe(recognizer, [good, str(cut), good], 100.0))
     bad, *others = sorted(results, key=lambda one: not one.problem)
 
     assert [one.text for one in others] == [heard["read.flac"]] * 2
@@ -267,7 +268,7 @@ def test_a_long_file_that_breaks_in_its_middle_does_not_end_the_others(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transcribe, "PIECE_SECONDS", (0.5, 1.0))
+    monkeypatch.setattr(transcription, "PIECE_SECONDS", (0.5, 1.0))
     audio = sweep(5.0, 16_000, 1).astype(np.float32)
     audio[4 * 16_000] = 1e19
     soundfile.write(tmp_path / "loud.wav", audio, 16_000, subtype="FLOAT")
@@ -276,7 +277,7 @@ def test_a_long_file_that_breaks_in_its_middle_does_not_end_the_others(
     (tmp_path / "cut.flac").write_bytes(content[: len(content) * 9 // 10])
     good = str(recordings["read.flac"])
     paths = [good, str(tmp_path / "loud.wav"), good, str(tmp_path / "cut.flac"), good]
-    results = list(transcribe.transcribe(recognizer, paths, 0.5))
+    results = list(transcription.transcribe(recognizer, paths, 0.5))
     assert [one.text for one in results if not one.problem] == [heard["read.flac"]] * 3
     problems = {Path(one.path).name: one.problem for one in results if one.problem}
     assert "samples of up to 1e+19" in problems["loud.wav"] and "cut off" in problems["cut.flac"]
@@ -289,8 +290,8 @@ def test_a_rate_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_beam_is_replaced_where_there_is_one(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert transcribe.prepare(checkpoint, "cpu", None).search.beam == 1
-    assert transcribe.prepare(checkpoint, "cpu", 3).search.beam == 3
+    assert transcription.prepare(checkpoint, "cpu", None).search.beam == 1
+    assert transcription.prepare(checkpoint, "cpu", 3).search.beam == 3
     with pytest.raises(SystemExit, match="2"):
         run(checkpoint, "--beam", "0", "a.wav")
     assert "argument --beam: invalid whole number from 1 value: '0'" in capsys.readouterr().err
@@ -304,12 +305,12 @@ def test_what_the_recogniser_cannot_do_is_an_error(
         del recognizer.search
         return recognizer
 
-    monkeypatch.setattr(transcribe, "load_recognizer", load_without_beam)
+    monkeypatch.setattr(transcription, "load_recognizer", load_without_beam)
     assert run(checkpoint, "--beam", "2", "a.wav") == 2
     assert "--beam: a RNNTransducer has no beam" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="--device cuda: torch finds no GPU"):
-        transcribe.prepare(checkpoint, "cuda", None)
+        transcription.prepare(checkpoint, "cuda", None)
 
 
 def remove_class(content: dict[str, Any]) -> None:
@@ -368,7 +369,9 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(
         return alone(batch)
 
     monkeypatch.setattr(recognizer, "transcribe", with_little_memory)
-    results = {Path(one.path).name: one for one in transcribe.transcribe(recognizer, map(str, recordings.values()), 99)}
+    results = {
+        Path(one.path).name: one for one in transcription.transcribe(recognizer, map(str, recordings.values()), 99)
+    }
     assert "2 s are too long for the memory" in results.pop("talk.ogg").problem
     assert {name: one.text for name, one in results.items()} == {
         name: text for name, text in heard.items() if name != "talk.ogg"
@@ -383,7 +386,7 @@ def test_other_failures_of_the_recogniser_are_not_hidden(
 
     monkeypatch.setattr(recognizer, "transcribe", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        list(transcribe.transcribe(recognizer, [str(recordings["read.flac"])], 99))
+        list(transcription.transcribe(recognizer, [str(recordings["read.flac"])], 99))
 
 
 class Terminal(io.StringIO):
@@ -402,7 +405,7 @@ def test_progress_is_shown_on_a_terminal_only(
     errors = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", errors)
     output = io.StringIO()
-    assert transcribe.write_transcripts(recognizer, [str(recordings["read.flac"])], 100.0, output)
+    assert transcription.write_transcripts(recognizer, [str(recordings["read.flac"])], 100.0, output)
     assert output.getvalue() == f"{recordings['read.flac']}\t{heard['read.flac']}\n"
     assert ("1/1" in errors.getvalue()) == terminal
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from asr_lightning.asr import main
 from asr_lightning.errors import InputError
-from asr_lightning.tools import compare
+from asr_lightning.report import epoch_rates
 
 HEAD = "run,seed,epoch,subset,wer,cer,ser,swer,unspaced_cer"
 
@@ -56,10 +57,14 @@ def test_the_command_writes_table_figure_and_rates(runs: Path, tmp_path: Path) -
     assert "teacher: 1 seed (1), after its last epoch test-clean 5.00, test-other 10.00" in lines
     start = lines.index("Epochs to reach 20.00 % WER on test-clean (random after epoch 2):")
     assert lines[start + 1 : start + 3] == ["* worse: > 3 (0 of 1 seeds got there)", "* ws: 1.4"]  # 1.35
-    assert lines[-1] == f"Written to {output}: wer_per_epoch.csv, wer_per_epoch.md, wer_per_epoch.png"
-    assert sorted(path.name for path in output.iterdir()) == [
-        f"wer_per_epoch.{suffix}" for suffix in ("csv", "md", "png")
+    files = [
+        *(f"wer_per_epoch.{suffix}" for suffix in ("csv", "md", "png", "svg")),
+        "final_rates.csv",
+        "final_rates.md",
     ]
+    assert lines[-1] == f"Written to {output}: {', '.join(files)}"
+    assert {path.name for path in output.iterdir()} == set(files)
+    assert "Left out: significance: no two runs have transcripts of their last epoch" in lines
     merged = (output / "wer_per_epoch.csv").read_text().splitlines()
     assert merged[:3] == [
         f"{HEAD},utterances,words",  # which old files are without
@@ -71,22 +76,24 @@ def test_the_command_writes_table_figure_and_rates(runs: Path, tmp_path: Path) -
     assert table[0].count("|") == table[1].count("|") == table[2].count("|") == 8
 
 
-def test_rates_of_other_utterances_are_said_to_be(tmp_path: Path) -> None:
+def test_rates_of_other_utterances_are_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run, utterances in (("las", 3), ("rnnt", 5)):
         (tmp_path / run).mkdir()
         (tmp_path / run / "error_rates.csv").write_text(
             f"{HEAD},utterances,words\n{run},1,1,clean,0.1,0.1,0.1,0.1,0.1,{utterances},{4 * utterances}\n"
             f"{run},1,1,other,0.1,0.1,0.1,0.1,0.1,1000,20000\n"
         )
-    text = compare.compare([tmp_path], tmp_path / "out")
+    assert main(["compare", str(tmp_path), "--output", str(tmp_path / "out"), "--curves"]) == 0
+    text = capsys.readouterr().out
     assert "clean: NOT all on the same utterances" in text
     assert "3 utterances, 12 words in las, seed 1; 5 utterances, 20 words in rnnt, seed 1." in text
     assert "other: 1,000 utterances, 20,000 words." in text
     assert "NOT all on the same" in (tmp_path / "out" / "wer_per_epoch.md").read_text()
 
 
-def test_other_rates_can_be_compared(runs: Path, tmp_path: Path) -> None:
-    text = compare.compare([runs / "ws"], tmp_path / "out", "cer")
+def test_other_rates_can_be_compared(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(runs / "ws"), "--output", str(tmp_path / "out"), "--metric", "cer", "wer"]) == 0
+    text = capsys.readouterr().out
     assert text.splitlines()[1].split() == ["1", *["13.00", "±", "2.83"] * 2]
     assert (tmp_path / "out" / "cer_per_epoch.png").exists()
 
@@ -94,21 +101,21 @@ def test_other_rates_can_be_compared(runs: Path, tmp_path: Path) -> None:
 def test_a_folder_given_twice_counts_once_and_seeds_are_sorted_as_numbers(tmp_path: Path) -> None:
     for seed in (10, 2):
         write_run(tmp_path, "ws", seed, [0.5])
-    rows = compare.merge(compare.find_files([tmp_path, tmp_path / "ws"]))
+    rows = epoch_rates.merge(epoch_rates.find_files([tmp_path, tmp_path / "ws"]))
     assert [(row.seed, row.subset) for row in rows] == [
         (seed, subset) for seed in ("2", "10") for subset in ("test-clean", "test-other")
     ]
 
 
 def test_no_rates_say_where_was_looked_and_what_makes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert compare.main([str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert main(["compare", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert str(tmp_path) in message
     assert "error_rates.csv" in message
     assert "lightning fit --config" in message
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="that is no folder"):
-        compare.find_files([tmp_path / "nothing"])
+        epoch_rates.find_files([tmp_path / "nothing"])
 
 
 def test_doubled_rates_are_refused(tmp_path: Path) -> None:
@@ -116,20 +123,42 @@ def test_doubled_rates_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="run 'ws', seed '1', epoch 1, clean is in .*a/error_rates.csv and again in .*b/"
     ):
-        compare.merge(files)
+        epoch_rates.merge(files)
 
 
-def test_runs_that_are_not_there_are_refused_before_anything_is_written(runs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--baseline", "rnd"], "--baseline: expected one of the runs found, random, teacher, worse, ws; got 'rnd'"),
+        (["--reference", "techer"], "--reference: expected one of"),
+        (["--reference", "ws", "--baseline", "ws"], "expected two runs, got 'ws' for both"),
+        (["--level", "1"], "--level: expected a share between 0 and 1, got 1.0"),
+    ],
+)
+@pytest.mark.parametrize("sections", [[], ["--rates"], ["--convergence"]])
+def test_runs_that_are_not_there_are_refused_before_anything_is_written(
+    runs: Path, tmp_path: Path, arguments: list[str], message: str, sections: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     output = tmp_path / "out"
-    with pytest.raises(InputError, match="--baseline: expected one of the runs found, random, teacher, worse, ws; got"):
-        compare.compare([runs], output, baseline="rnd")
-    with pytest.raises(InputError, match="--reference: expected one of"):
-        compare.compare([runs], output, reference="techer")
-    with pytest.raises(InputError, match="expected two runs, got 'ws' for both"):
-        compare.compare([runs], output, reference="ws", baseline="ws")
-    with pytest.raises(InputError, match="to compare besides the reference"):
-        compare.compare([runs / "teacher"], output, reference="teacher")
+    assert main(["compare", str(runs), "--output", str(output), *arguments, *sections]) == 2
+    assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_a_reference_alone_is_no_comparison(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(runs / "teacher"), "--reference", "teacher"]) == 2
+    assert "to compare besides the reference" in capsys.readouterr().err
+
+
+def test_nothing_is_written_without_a_folder(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert main(["compare", str(runs)]) == 0
+    assert "40.00 ± 2.83" in capsys.readouterr().out
+    assert not list(Path().iterdir())
 
 
 @pytest.mark.parametrize(
@@ -144,10 +173,10 @@ def test_runs_that_are_not_there_are_refused_before_anything_is_written(runs: Pa
     ],
 )
 def test_epochs_to_reach(rates: dict[int, float], target: float, expected: float | None) -> None:
-    assert compare.epochs_to_reach(rates, target) == pytest.approx(expected)
+    assert epoch_rates.epochs_to_reach(rates, target) == pytest.approx(expected)
 
 
 def test_half_way_is_the_last_validated_epoch_before_the_middle() -> None:
-    assert compare.half_way([{0: 1.0, 1: 0.8, 2: 0.6, 3: 0.4}, {1: 0.6}]) == (1, pytest.approx(0.7))
-    assert compare.half_way([{5: 0.5, 10: 0.3, 15: 0.2}]) == (5, 0.5)
-    assert compare.half_way([{10: 0.3}]) == (10, 0.3)
+    assert epoch_rates.half_way([{0: 1.0, 1: 0.8, 2: 0.6, 3: 0.4}, {1: 0.6}]) == (1, pytest.approx(0.7))
+    assert epoch_rates.half_way([{5: 0.5, 10: 0.3, 15: 0.2}]) == (5, 0.5)
+    assert epoch_rates.half_way([{10: 0.3}]) == (10, 0.3)

@@ -1,22 +1,20 @@
-"""The second half of `asr_lightning.tools.compare`: final rates, their significance, and the sentences behind them."""
+"""Final error rates of runs, whether their differences are significant, and the sentences that changed most."""
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from asr_lightning.errors import printable_lines
-from asr_lightning.files import write_atomically
-from asr_lightning.report.run_folders import Experiment, find_runs, read_experiments, read_runs, scored_on
+from asr_lightning.report.run_folders import Experiment, scored_on
 from asr_lightning.report.run_pairs import ExampleSentence, PairComparison, Skipped, compare_pairs
 from asr_lightning.report.tables import (
     MISSING,
+    Section,
     Table,
     as_csv,
-    as_markdown,
-    as_text,
     count,
     escape_markdown,
     number,
+    p_value,
     summarise,
 )
 from asr_lightning.scoring import COUNTS, Metric
@@ -24,9 +22,10 @@ from asr_lightning.scoring.significance import RESAMPLES
 from asr_lightning.scoring.word_edits import find_word_edits, format_word_edits
 
 NOTES = (
-    "Final rates are those of `lightning test` where a run was tested, else of its last epoch; in %, mean ± sample"
+    "Final rates are those of lightning test where a run was tested, else of its last epoch; in %, mean ± sample"
     " standard deviation over seeds.",
-    "Training: seconds of audio per second, over all epochs. Search: seconds per second of audio.",
+    "Training s: wall time, mean over seeds. Speeds of training (over all epochs) and search: seconds of audio per"
+    " second.",
 )
 SIGNIFICANCE_NOTES = (
     "ΔWER: word error rate minus that of the baseline, in points of per cent; negative is better. Errors of an"
@@ -55,10 +54,10 @@ SIGNIFICANCE_COLUMNS = [
 ]
 
 
-def final_table(experiments: Sequence[Experiment], metric: Metric) -> Table:
+def final_table(experiments: Sequence[Experiment], metrics: Sequence[Metric]) -> Table:
     """Make the table of final rates: a line per subset and run."""
-    rate = metric.upper().replace("_", " ")
-    head = ["subset", "run", "seeds", rate, *COUNTS, "parameters", "training s/s", "search s/s"]
+    titles = [metric.upper().replace("_", " ") for metric in metrics]
+    head = ["subset", "run", "seeds", *titles, *COUNTS, "parameters", "training s", "training s/s", "search s/s"]
     subsets = sorted({subset for experiment in experiments for run in experiment.runs for subset in run.rates})
     return [
         head,
@@ -67,17 +66,23 @@ def final_table(experiments: Sequence[Experiment], metric: Metric) -> Table:
                 subset,
                 experiment.name,
                 str(len(rates)),
-                summarise([getattr(rate, metric) for rate in rates]),
+                *(summarise([getattr(rate, metric) for rate in rates]) for metric in metrics),
                 *(count([getattr(rate, name) for rate in rates]) for name in COUNTS),
                 number(experiment.parameters, ","),
+                number(experiment.training_seconds, ".0f"),
                 number(experiment.audio_seconds_per_second, ".1f"),
-                number(experiment.real_time_factors.get(subset), ".3f"),
+                number(_speed(experiment.real_time_factors.get(subset)), ".1f"),
             ]
             for subset in subsets
             for experiment in experiments
             if (rates := experiment.rates(subset))
         ),
     ]
+
+
+def _speed(real_time_factor: float | None) -> float | None:
+    """Return seconds of audio per second, the unit of the speed of training."""
+    return 1 / real_time_factor if real_time_factor else None
 
 
 def significance_line(pair: PairComparison) -> list[str]:
@@ -91,7 +96,7 @@ def significance_line(pair: PairComparison) -> list[str]:
         MISSING if drawn.low is None or drawn.high is None else f"{100 * drawn.low:+.2f} … {100 * drawn.high:+.2f}",
         number(drawn.improvement, ".3f"),
         f"{drawn.units} {'speakers' if drawn.by_speaker else 'utterances'}",
-        number(test.p, ".3g"),
+        p_value(test.p),
         number(test.z, "+.2f"),
         str(test.segments),
         *(f"{counted:,}" for counted in _counts(pair)),
@@ -108,14 +113,17 @@ def significance_row(pair: PairComparison) -> list[object]:
 
 
 def _counts(pair: PairComparison) -> tuple[int, int]:
-    return len(pair.utterances), sum(one.words for one in pair.utterances)
+    return len(pair.utterances), sum(errors.words for errors in pair.utterances)
 
 
 def utterance_table(pair: PairComparison) -> list[list[object]]:
     """Make the rows of the file of utterances."""
     return [
         ["id", "speaker", "words", f"errors {pair.run}", f"errors {pair.baseline}", "difference"],
-        *([one.id, one.speaker, one.words, one.errors, one.baseline_errors, one.difference] for one in pair.utterances),
+        *(
+            [errors.id, errors.speaker, errors.words, errors.errors, errors.baseline_errors, errors.difference]
+            for errors in pair.utterances
+        ),
     ]
 
 
@@ -152,69 +160,46 @@ def _label(run: str, seeds: Sequence[str], seed: str) -> str:
     return run if len(seeds) == 1 else f"{run} (seed {seed})"
 
 
-def compare_final(
-    folders: Sequence[Path], output: Path, metric: Metric, reference: str | None, baseline: str | None
-) -> tuple[list[str], list[str]]:
-    """Write the final rates of some runs, and compare them with the baseline utterance by utterance.
+def final_section(experiments: Sequence[Experiment], metrics: Sequence[Metric]) -> Section:
+    """Return the final rates of experiments, their parameters and speeds."""
+    return Section("final_rates", final_table(experiments, metrics), [*NOTES, *differently_scored(experiments)])
+
+
+def differently_scored(experiments: Sequence[Experiment]) -> list[str]:
+    """Return a note for each subset on which not all runs were scored on the same utterances."""
+    rates = (rate for experiment in experiments for run in experiment.runs for rate in run.rates.values())
+    return scored_on(rates, differing_only=True)
+
+
+def comparisons(experiments: Sequence[Experiment], baseline: str, problems: list[str]) -> list[PairComparison]:
+    """Compare experiments with a baseline, utterance by utterance.
 
     Args:
-        folders: Of the runs, or with run folders at any depth.
-        output: The folder to write `final.md`, `final_rates.csv`, `significance.csv` and, for each run and subset,
-            `utterances_<run>_<baseline>_<subset>.csv` and `sentences_<run>_<baseline>_<subset>.md` into.
-        metric: Which rate the table of final rates shows.
-        reference: Name of a run that is not the baseline unless it is named as such.
-        baseline: Name of the run that the others are compared with; the first one by default.
-
-    Returns:
-        What to tell the user, and the names of the files.
+        experiments: With the baseline.
+        baseline: Name of the one that the others are compared with.
+        problems: Gets why pairs cannot be compared.
     """
-    problems: list[str] = []
-    runs = read_runs(find_runs(folders), problems)
-    if not any(run.transcripts(subset).exists() for run in runs for subset in run.rates):
-        return ["No final rates and significance: the runs have no transcripts of their last epoch.", *problems], []
-    if baseline is not None and baseline not in {run.name for run in runs}:
-        return [f"No final rates and significance: none of the final ones are of {baseline}.", *problems], []
-    experiments = read_experiments(runs, problems)
-    names = [experiment.name for experiment in experiments]
-    first = baseline or next((name for name in names if name != reference), names[0])
-    tables, files = _write_final(experiments, first, metric, output, problems)
-    ours = [*NOTES, *(SIGNIFICANCE_NOTES if len(tables) > 1 else ())]  # with code between backticks
-    theirs = scored_on((rate for run in runs for rate in run.rates.values()), differing_only=True)
-    theirs += [f"Left out: {one}" for one in problems]
-    remarks = [*ours, *map(printable_lines, theirs)]
-    markdown = [*map(as_markdown, tables), "\n".join(f"* {line}" for line in [*ours, *map(escape_markdown, theirs)])]
-    write_atomically(output / "final.md", "\n\n".join(markdown) + "\n")
-    return [*(line for one in tables for line in (as_text(one), "")), *remarks], [
-        "final.md",
-        *files,
-    ]
-
-
-def _write_final(
-    experiments: Sequence[Experiment], baseline: str, metric: Metric, output: Path, problems: list[str]
-) -> tuple[list[Table], list[str]]:
-    """Write the CSV files and those of pairs; return the tables and the files' names, and add to the problems."""
-    rates = final_table(experiments, metric)
-    write_atomically(output / "final_rates.csv", as_csv(rates))
-    table, files = [SIGNIFICANCE_HEAD], ["final_rates.csv"]
-    rows: list[list[object]] = [[*SIGNIFICANCE_COLUMNS]]
-    for pair in compare_pairs({one.name: one.runs for one in experiments}, baseline):
+    pairs = []
+    for pair in compare_pairs({experiment.name: experiment.runs for experiment in experiments}, baseline):
         if isinstance(pair, Skipped):
             problems.append(str(pair))
-            continue
-        table.append(significance_line(pair))
-        rows.append(significance_row(pair))
-        files += _write_pair(pair, output)
-    if len(table) == 1:
-        return [rates], files
-    write_atomically(output / "significance.csv", as_csv(rows))
-    return [rates, table], ["significance.csv", *files]
+        else:
+            pairs.append(pair)
+    return pairs
 
 
-def _write_pair(pair: PairComparison, output: Path) -> list[str]:
-    """Write the files of a pair, and return their names."""
+def significance_section(pairs: Sequence[PairComparison]) -> Section:
+    """Return tests of some comparisons, and files of utterances and sentences for each of them."""
+    return Section(
+        "significance",
+        [SIGNIFICANCE_HEAD, *map(significance_line, pairs)],
+        SIGNIFICANCE_NOTES,
+        [SIGNIFICANCE_COLUMNS, *map(significance_row, pairs)],
+        {name: text for pair in pairs for name, text in pair_files(pair).items()},
+    )
+
+
+def pair_files(pair: PairComparison) -> Mapping[str, str]:
+    """Return the files of a pair on a subset, by name."""
     stem = "_".join(re.sub(r"[^\w.+-]+", "-", name) for name in (pair.run, pair.baseline, pair.subset))
-    files = {f"utterances_{stem}.csv": as_csv(utterance_table(pair)), f"sentences_{stem}.md": sentences(pair)}
-    for name, text in files.items():
-        write_atomically(output / name, text)
-    return list(files)
+    return {f"utterances_{stem}.csv": as_csv(utterance_table(pair)), f"sentences_{stem}.md": sentences(pair)}

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
+from asr_lightning.asr import main
 from asr_lightning.models.checkpoints import build_recognizer
-from asr_lightning.tools import summarize
 
 HEAD = "run,seed,epoch,subset,wer,cer,ser,swer,unspaced_cer\n"
 
@@ -54,24 +54,22 @@ def cells(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-SHOWN = ("WER", "SER", "utterances", "words", "× real time")
-LAS = ["15.00 ± 7.07", "30.00 ± 14.14", "–", "–", "0.300", "30.00 ± 0.00", "60.00 ± 0.00", "–", "–", "0.400"]
-
-
-def test_each_experiment_is_a_line_over_its_seeds(
+def test_each_experiment_is_a_line_per_subset_over_its_seeds(
     runs: Path, tmp_path: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "report"
-    assert summarize.main([str(runs / "las"), str(runs / "fusion"), "--output", str(output)]) == 0
+    folders = [str(runs / "las"), str(runs / "fusion")]
+    assert main(["compare", "--rates", *folders, "--output", str(output), "--metrics", "wer", "ser"]) == 0
     size = f"{sum(parameter.numel() for parameter in build_recognizer(config).parameters()):,}"
-    subsets = [f"{subset} {what}" for subset in ("test-clean", "test-other") for what in SHOWN]
-    assert cells(output / "summary.csv") == [
-        ["experiment", "seeds", "parameters", "training s", *subsets],
-        ["las", "2", size, "40", *LAS],
-        ["fusion", "1", size, "–", "5.00", "10.00", "–", "–", "1.500", *"–––––"],
+    head = ["subset", "run", "seeds", "WER", "SER", "utterances", "words", "parameters", "training s", "training s/s"]
+    assert cells(output / "final_rates.csv") == [
+        [*head, "search s/s"],
+        ["test-clean", "las", "2", "15.00 ± 7.07", "30.00 ± 14.14", "–", "–", size, "40", "–", "0.300"],
+        ["test-clean", "fusion", "1", "5.00", "10.00", "–", "–", size, "–", "–", "1.500"],
+        ["test-other", "las", "2", "30.00 ± 0.00", "60.00 ± 0.00", "–", "–", size, "40", "–", "0.400"],
     ]
-    assert (output / "summary.md").read_text().startswith("| experiment | seeds | parameters |")
-    assert f"Written to {output}: summary.md, summary.csv" in capsys.readouterr().out
+    assert (output / "final_rates.md").read_text().startswith("| subset | run | seeds |")
+    assert f"Written to {output}: final_rates.csv, final_rates.md" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -80,13 +78,22 @@ def test_each_experiment_is_a_line_over_its_seeds(
         (lambda run: (run / "error_rates.csv").unlink(), "expected test_error_rates.csv or error_rates.csv"),
         (lambda run: (run / "error_rates.csv").write_text(HEAD), "got an empty file"),
         (lambda run: (run / "error_rates.csv").write_text("nonsense\n"), "line 1: expected the columns"),
-        (lambda run: (run / "logs").rename(run / "moved"), "expected logs/version_<n>/metrics.csv"),
     ],
 )
 def test_a_run_that_cannot_be_read_is_named(
-    runs: Path, tmp_path: Path, spoil: Any, message: str, capsys: pytest.CaptureFixture[str]
+    runs: Path, spoil: Any, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(runs / "las" / "seed1")
-    assert summarize.main([str(runs / "las" / "seed1"), "--output", str(tmp_path / "report")]) == 2
+    assert main(["compare", "--rates", str(runs / "las" / "seed1")]) == 2
     printed = capsys.readouterr().err
     assert message in printed and str(runs / "las" / "seed1") in printed
+
+
+def test_runs_with_a_problem_are_named_and_the_others_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "las" / "seed1" / "error_rates.csv").write_text("nonsense\n")
+    (runs / "fusion" / "seed1" / "logs").rename(runs / "moved")
+    assert main(["compare", "--rates", str(runs)]) == 0
+    printed = capsys.readouterr().out
+    assert f"Left out: {runs / 'las' / 'seed1' / 'error_rates.csv'}, line 1: expected the columns" in printed
+    assert f"Left out: {runs / 'fusion' / 'seed1'}: expected logs/version_<n>/metrics.csv" in printed
+    assert "20.00" in printed and "5.00" in printed

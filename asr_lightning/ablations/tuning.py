@@ -1,16 +1,5 @@
-"""Searches values of an experiment's YAML that lower an error rate, with Optuna; never one of a test set.
+"""Values of an experiment's YAML that lower an error rate of a development set, searched with Optuna."""
 
-Example: python -m asr_lightning.tools.search --config experiments/demo/ds2.yaml --subsets dev --metric dev/cer \
-    --space s.yaml
-
-A space is a YAML of dotted keys of the experiment, as on the command line of `lightning fit`:
-
-    model.init_args.optimizer.init_args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}
-    model.init_args.encoder.init_args.layers: {low: 2, high: 5}
-    model.init_args.encoder.init_args.hidden: [128, 160, 192]
-"""
-
-import argparse
 import signal
 import subprocess
 import sys
@@ -25,8 +14,8 @@ import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from asr_lightning.ablations.execution import tail
-from asr_lightning.errors import InputError, reason, shown
-from asr_lightning.files import load_yaml, regular, write_atomically
+from asr_lightning.errors import InputError, shown
+from asr_lightning.files import read_yaml, write_atomically
 from asr_lightning.report.run_folders import read_rates
 from asr_lightning.report.search_figure import plot_search, short_name
 from asr_lightning.report.tables import MISSING, Table, as_csv, as_markdown, as_text
@@ -35,7 +24,6 @@ POLL_SECONDS = 1.0
 GRACE_SECONDS = 60.0  # for a pruned run to save and end
 HEARTBEAT_SECONDS = 60  # a worker that is silent for thrice as long is dead, and its trial begins again
 LARGEST = 1e15  # of the numbers of a range
-SAMPLERS = ("tpe", "random", "grid")
 
 Space = Mapping[str, Any]
 
@@ -46,14 +34,7 @@ def read_space(path: Path) -> dict[str, Any]:
     Raises:
         InputError: It cannot be read, or an entry is neither a list of values nor a range.
     """
-    try:
-        space = load_yaml(regular(path).read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"cannot read the space {path}: {reason(error)}") from error
-    if not isinstance(space, dict) or not space:
-        raise InputError(
-            f"{path}: expected keys of an experiment with their values or ranges, got {shown(repr(space))}"
-        )
+    space = read_yaml(path, "a space")
     for key, values in space.items():
         is_range = isinstance(values, dict) and {"low", "high"} <= set(values) <= {"low", "high", "log", "step"}
         if not is_range and not (isinstance(values, list) and values):
@@ -72,7 +53,7 @@ def read_space(path: Path) -> dict[str, Any]:
 def _is_range(values: Mapping[str, Any]) -> bool:
     """Whether Optuna can draw from a range."""
     numbers = [values[key] for key in ("low", "high", "step") if key in values]
-    if not all(type(one) in (int, float) and abs(one) <= LARGEST for one in numbers):
+    if not all(type(number) in (int, float) and abs(number) <= LARGEST for number in numbers):
         return False
     log = values.get("log", False)
     least = 0 < values["low"] and "step" not in values if log else values.get("step", 1) > 0
@@ -90,7 +71,7 @@ def check_subsets(config: Path, metric: str, subsets: Sequence[str]) -> None:
     Raises:
         InputError: The experiment cannot be read, or the metric's subset is one of its test sets or of no trial.
     """
-    data = _read(config).get("data")
+    data = read_yaml(config, "the experiment").get("data")
     arguments = data.get("init_args", data) if isinstance(data, dict) else {}
     tested, validated = ((arguments or {}).get(name) or [] for name in ("test_subsets", "validation_subsets"))
     evaluated = list(subsets) or validated
@@ -106,16 +87,6 @@ def check_subsets(config: Path, metric: str, subsets: Sequence[str]) -> None:
             f"{config}: expected a metric of a subset that is evaluated while training, one of "
             f"{', '.join(map(str, evaluated)) or 'none'}, found {shown(chosen)}: give --subsets {shown(chosen)} too"
         )
-
-
-def _read(config: Path) -> dict[str, Any]:
-    if not config.is_file():
-        raise InputError(f"no experiment at {config} (looked for {config.absolute()})")
-    try:
-        content = load_yaml(regular(config).read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"cannot read the experiment {config}: {reason(error)}") from error
-    return content if isinstance(content, dict) else {}
 
 
 def suggest(trial: Trial, space: Space) -> dict[str, Any]:
@@ -142,7 +113,7 @@ def _flow(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
-class Search:
+class Tuning:
     """Trials of an experiment, kept in a SQLite file.
 
     Args:
@@ -156,7 +127,7 @@ class Search:
         more: Arguments for every run, as `--trainer.max_epochs 3`.
 
     Raises:
-        InputError: A grid of a range, an unknown rate, or a folder of another search.
+        InputError: A grid of a range, an unknown rate, or a folder of other trials.
     """
 
     def __init__(
@@ -189,11 +160,11 @@ class Search:
             f"  {key}: {before.get(key)} before, {now} now" for key, now in identity.items() if before.get(key) != now
         ]
         if changed:
-            raise InputError("\n".join([f"{folder} holds another search; give another --output:", *changed]))
+            raise InputError("\n".join([f"{folder} holds other trials; give another --output:", *changed]))
         self.study.set_user_attr("identity", identity)
 
     def run(self, trials: int, workers: int) -> None:
-        """Make trials until there are so many, several at a time; those of an interrupted search count.
+        """Make trials until there are so many, several at a time; those of an earlier call count.
 
         Raises:
             InputError: A trial failed for another reason than its values.
@@ -310,60 +281,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, 2 where the input cannot be used, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m asr_lightning.tools.search",
-        description="Search values of an experiment's YAML that lower an error rate. Called again it goes on; called "
-        "several times at once, with one --output, the calls share the work.",
-        epilog="Arguments behind -- go to every run, as -- --trainer.max_epochs 3",
-    )
-    parser.add_argument("--config", type=Path, required=True, metavar="YAML", help="the experiment")
-    parser.add_argument(
-        "--space", type=Path, required=True, metavar="YAML", help="keys, with lists of values or ranges"
-    )
-    parser.add_argument("--metric", required=True, metavar="SUBSET/RATE", help="what to minimise, as dev/cer")
-    parser.add_argument(
-        "--subsets", nargs="+", default=[], metavar="NAME",
-        help="development sets that trials are evaluated on (default: the validation_subsets of the experiment)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/search"), metavar="FOLDER", help="(default: runs/search)"
-    )
-    parser.add_argument("--trials", type=int, default=20, help="finished or pruned ones in all (default: 20)")
-    parser.add_argument("--workers", type=int, default=1, help="trials at a time (default: 1)")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="(default: tpe)")
-    parser.add_argument("--seed", type=int, default=1, help="of the sampler (default: 1)")
-    parser.add_argument("--no-pruning", action="store_true", help="finish hopeless trials too")
-    parser.add_argument("more", nargs="*", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    status = 0
-    try:
-        if min(options.trials, options.workers) < 1:
-            raise InputError(f"expected 1 or more trials and workers, got {options.trials} and {options.workers}")
-        if "/" not in options.metric:
-            raise InputError(f"expected a --metric as dev/cer, got {options.metric}")
-        space = read_space(options.space)
-        check_subsets(options.config, options.metric, options.subsets)
-        if options.subsets:
-            options.more = ["--data.init_args.validation_subsets", f"[{', '.join(options.subsets)}]", *options.more]
-        search = Search(
-            options.config, space, options.output, options.metric, options.sampler, options.seed,
-            not options.no_pruning, options.more,
-        )  # fmt: skip
-        try:
-            search.run(options.trials, options.workers)
-        except KeyboardInterrupt:
-            status = 130
-        print(search.report())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())
