@@ -1,8 +1,11 @@
 """The command line: `lightning fit|validate|test|predict --config experiments/….yaml`."""
 
+import importlib
+import inspect
 import logging
 import netrc
 import os
+import pkgutil
 import re
 import signal
 import sys
@@ -34,6 +37,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import data_modules
 from asr_lightning.ablations import PARENT
 from asr_lightning.callbacks.changed_optimizer import ChangedOptimizer
 from asr_lightning.callbacks.choosing import refuse_choice_by_tests, run_checkpoints
@@ -45,10 +49,11 @@ from asr_lightning.callbacks.movement import DistanceFromStart, UpdateSizes
 from asr_lightning.callbacks.progress import ProgressBar
 from asr_lightning.callbacks.results import RemoveResults, refuse_results, reserve_logs
 from asr_lightning.callbacks.run_summary import RunSummary
-from asr_lightning.callbacks.stopping import FinishEpoch, SaveLastEpoch, SaveWhenStopped
+from asr_lightning.callbacks.stopping import FinishEpoch, OtherParts, SaveLastEpoch, SaveWhenStopped
 from asr_lightning.callbacks.throughput import Throughput
 from asr_lightning.callbacks.transcripts import Transcripts
 from asr_lightning.callbacks.transfer import InitializeFrom
+from asr_lightning.callbacks.wandb_run import RunLogger, WandbConfiguration
 from asr_lightning.callbacks.weight_selection import WeightSelection
 from asr_lightning.error_messages import TRACE, explain, trace_kept
 from asr_lightning.errors import InputError
@@ -63,6 +68,7 @@ from asr_lightning.models.checkpoints import (
 from asr_lightning.models.instantiation import LONG, within_memory
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.same_network import check_same_network, check_training_state
+from asr_lightning.nn.sequences import Encoder
 from asr_lightning.parser import CommandLineParser, experiments_first
 from asr_lightning.renamed import current_names
 from asr_lightning.report.tables import as_text, metrics_by_subset
@@ -78,6 +84,7 @@ CALLBACKS: dict[str, type[Callback]] = {  # of every run, by the key that holds 
     "update_sizes": UpdateSizes,
     "distance_from_start": DistanceFromStart,
 }
+OF_CLASSES = ("text", "audio", "nn", "decoding", "hmm", "models", "callbacks")  # what an experiment may name
 OF_SPEECH = (Transcripts, Throughput)  # callbacks that a language model has no use for
 PARENT_SECONDS = 5.0  # between looks at whether the first rank is alive
 
@@ -142,6 +149,7 @@ class CommandLine(LightningCLI):
             super().instantiate_classes()
         self._dump_config()
         remember_configuration(self.model, self.config_dump["model"])
+        self.trainer.callbacks.append(WandbConfiguration(self.config_dump))  # type: ignore[attr-defined]
         self.trainer.strategy.checkpoint_io = CheckpointFiles()
         # Lightning would round audio to the precision of the weights; features are computed of it in float32.
         self.trainer.precision_plugin.convert_input = lambda data: data  # type: ignore[method-assign]
@@ -209,12 +217,12 @@ class CommandLine(LightningCLI):
         """Make the loggers that a run has by default; its name at W&B is its folder below `runs`."""
         below = root.parts[::-1].index("runs") if "runs" in root.parts else 0
         names = root.parts[-below:] if below else root.parts[-3:]
-        wandb_logger = WandbLogger(
+        wandb_logger = RunLogger(
             save_dir=str(root),
             project="asr_lightning",
             name="/".join(names),
             group="/".join(names[:-1]) or None,
-            job_type=self.subcommand,  # a test is no point of the curves over epochs
+            job_type=self.subcommand,
         )
         return [CSVLogger(save_dir=str(root), name="logs"), wandb_logger]
 
@@ -237,9 +245,18 @@ class CommandLine(LightningCLI):
                 reserve_logs(self.trainer.loggers)
             if config.get("ckpt_path") is not None:
                 config.ckpt_path = self._compared_checkpoint(config.ckpt_path)
+            self._join_wandb(root, goes_on=subcommand != "fit" or config.get("ckpt_path") is not None)
             reach_wandb(self.trainer.loggers)
             with trace_kept(root, self.trainer.global_rank):
                 super()._run_subcommand(subcommand)
+
+    def _join_wandb(self, root: Path, goes_on: bool) -> None:
+        """Let the training of a run folder be one run at W&B."""
+        for logger in self.trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.trainer = self.trainer
+                if self.trainer.is_global_zero:
+                    logger.keep_id(root, goes_on)
 
     def validate(self, verbose: bool = True, **arguments: Any) -> None:
         """Validate, and print one table of all subsets instead of Lightning's."""
@@ -266,6 +283,11 @@ class CommandLine(LightningCLI):
         `--initialize_from FILE` is short for `--initialize_from.checkpoint FILE`.
         """
         given = experiments_first([current_names(one) for one in (sys.argv[1:] if args is None else args)])
+        if any(one.partition("=")[0].endswith(".help") for one in given):
+            import_classes()
+        if given[1:] == ["--model.help"]:
+            print(known_models())
+            sys.exit(0)
         short = re.compile(r"--initialize_from(?==|$)")
         super().parse_arguments(parser, [short.sub("--initialize_from.checkpoint", one) for one in given])
 
@@ -349,6 +371,31 @@ def refuse_options(trainer: Namespace, callbacks: Iterable[Callback]) -> None:
             )
 
 
+def import_classes() -> None:
+    """Import all modules whose classes an experiment may name, so that a help text lists every one of them."""
+    packages = [data_modules, *(importlib.import_module(f"asr_lightning.{name}") for name in OF_CLASSES)]
+    for package in packages:
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+
+
+def known_models() -> str:
+    """Return the models that an experiment may name, and the encoders that they read speech with."""
+    lines = []
+    for title, kind in (("models", lightning.LightningModule), ("encoders", Encoder)):
+        classes = [one for one in _subclasses(kind) if one.__module__.startswith("asr_lightning.")]
+        paths = sorted(f"{one.__module__}.{one.__name__}" for one in classes if not inspect.isabstract(one))
+        lines += [f"{title}:", *(f"  {path}" for path in paths)]
+    return "\n".join(
+        [*lines, "`lightning fit --model.help CLASS_PATH` has the arguments of a model, and what each may be."]
+    )
+
+
+def _subclasses(kind: type) -> set[type]:
+    direct: list[type] = kind.__subclasses__()
+    return {*direct, *(one for below in direct for one in _subclasses(below))}
+
+
 def keep_wandb_offline() -> None:
     """Send nothing to W&B unless the user has a key for it, or has said how it is to be."""
     try:
@@ -415,7 +462,7 @@ def main(arguments: list[str] | None = None) -> None:
             trainer_defaults={
                 "use_distributed_sampler": False,
                 "num_sanity_val_steps": 0,  # a corpus is checked when it is read
-                "callbacks": [SaveWhenStopped(), FinishEpoch(), SaveLastEpoch(), RunSummary()],
+                "callbacks": [SaveWhenStopped(), FinishEpoch(), OtherParts(), SaveLastEpoch(), RunSummary()],
             },
             parser_class=CommandLineParser,
             args=arguments,

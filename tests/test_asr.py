@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from asr_lightning import asr
+from asr_lightning.ablations.definition import SCALES, read_ablation
+from asr_lightning.ablations.plan import plan_ablation
 from asr_lightning.asr import COMMANDS, NAMES, RENAMED, main
 from asr_lightning.errors import InputError
 
@@ -188,6 +190,18 @@ def test_the_page_of_commands_is_what_their_files_say() -> None:
 def test_examples_are_understood(path: Path) -> None:
     for _, name, *arguments in examples(path.read_text("utf-8")):
         asr.make_parser(name).parse_args(arguments)
+
+
+@pytest.mark.parametrize("path", sorted(PROJECT.glob("experiments/ablations/*.yaml")), ids=lambda path: path.stem)
+def test_commands_of_comparisons_are_understood(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    ablation = read_ablation(path)
+    for scale in (scale for scale in SCALES if ablation.names(scale)):
+        plan = plan_ablation(path, scale)
+        for command in [*(command for run in plan.runs for command in run.commands), *plan.outputs]:
+            if command[1] != "asr_lightning":
+                name, *first = RENAMED.get(tool := command[1].rpartition(".")[2], [tool])
+                asr.make_parser(name).parse_args([*first, *command[2:]])
 
 
 def test_every_command_has_an_example_on_the_page() -> None:

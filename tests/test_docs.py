@@ -143,6 +143,10 @@ def test_recipes_build_their_model_data_and_callbacks(
         for folder in ("runs/hybrid/states", "runs/demo/hybrid/states"):
             HiddenMarkovModel.monophone(Lexicon({"A": (("a",),)})).write(Path(folder))
         Path("runs/hybrid/search.yaml").write_text("model: {init_args: {}}\n")
+    if "TableDataModule" in line:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine/metadata.csv").write_text("path,text\n" + "".join(f"{n}.wav,a word\n" for n in range(30)))
+        line = line.replace("/corpora/mine", str(tmp_path / "mine"))
     built: list[object] = []
     monkeypatch.setattr(cli.CommandLine, "_run_subcommand", lambda self, _: built.extend((self.model, self.datamodule)))
     monkeypatch.setattr("sys.argv", ["lightning"])

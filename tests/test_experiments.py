@@ -1,8 +1,10 @@
 """Every experiment is complete, and names itself."""
 
 import difflib
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import lightning
@@ -10,8 +12,9 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from asr_lightning.ablations.overrides import CALLBACK_KEYS
+from asr_lightning.ablations.overrides import CALLBACK_KEYS, override
 from asr_lightning.ablations.tuning import read_space
 from asr_lightning.callbacks.choosing import run_checkpoints
 from asr_lightning.callbacks.observation import check_paths
@@ -21,6 +24,7 @@ from asr_lightning.hmm.model import HiddenMarkovModel
 from asr_lightning.models.checkpoints import build_model, build_recognizer
 from asr_lightning.models.experiment import parameters_without_memory
 from asr_lightning.models.instantiation import instantiate
+from asr_lightning.scoring import RATES
 from asr_lightning.text.hangul import write_characters
 from asr_lightning.text.lexicon import Lexicon
 
@@ -156,3 +160,39 @@ def test_both_ends_of_a_search_space_can_be_built(space: Path, name: str, end: i
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(lightning.LightningDataModule, "data", required=True)
     parser.parse_object({"data": config["data"]})
+
+
+SWEEPS = sorted(EXPERIMENTS.glob("sweeps/*.yaml"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("end", [0, -1])
+def test_a_sweep_of_wandb_runs_a_command_that_an_experiment_takes(
+    path: Path, end: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As W&B's agent makes it of values that its server draws, in a shell with a command that prints its words."""
+    sweep = yaml.safe_load(path.read_text("utf-8"))
+    drawn = {
+        key: {"value": space["values"][end] if "values" in space else space["max" if end else "min"]}
+        for key, space in sweep["parameters"].items()
+    }
+    arguments = create_sweep_command_args({"args": drawn})["args"]
+    command = [
+        word for one in create_sweep_command(sweep["command"]) for word in (arguments if one == "${args}" else [one])
+    ]
+    program = tmp_path / "lightning"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("WANDB_RUN_ID", "of run 1")
+    words = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert words[:3] == ["fit", "--config", f"experiments/{Path(words[2]).name}"]
+    assert words[3:5] == ["--trainer.default_root_dir", f"runs/sweeps/{path.stem}/of run 1"]
+    experiment = yaml.safe_load((EXPERIMENTS.parent / words[2]).read_text("utf-8"))
+    values = {key: yaml.safe_load(value) for key, value in (word[2:].split("=", 1) for word in words[5:])}
+    assert values.keys() == drawn.keys()
+    with parameters_without_memory():
+        assert build_recognizer(override(experiment, values)["model"])
+    subset, _, rate = sweep["metric"]["name"].rpartition("/")
+    assert rate in RATES and subset in experiment["data"]["init_args"]["validation_subsets"]
+    assert subset not in experiment["data"]["init_args"]["test_subsets"]

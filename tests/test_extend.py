@@ -26,10 +26,10 @@ def test_the_worked_encoder_meets_the_contract(tmp_path: Path) -> None:
     experiment["model"]["init_args"]["encoder"] = yaml.safe_load(EXPERIMENT)
     experiment["trainer"]["default_root_dir"] = "runs/demo/tdnn_ctc/seed1"
     (tmp_path / "experiments/demo/tdnn_ctc.yaml").write_text(yaml.safe_dump(experiment, width=1_000), "utf-8")
-    contract = tmp_path / "tests/models/test_contract.py"
-    text = contract.read_text("utf-8")
+    architectures = tmp_path / "tests/support/architectures.py"
+    text = architectures.read_text("utf-8")
     assert text.count(TABLE) == 1
-    contract.write_text(text.replace(TABLE, f"{TABLE}\n{ROW}"), "utf-8")
+    architectures.write_text(text.replace(TABLE, f"{TABLE}\n{ROW}"), "utf-8")
     files = ["tests/models/test_contract.py", "tests/models/test_axes_of_models.py", "tests/test_experiments.py"]
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", *files, "-k", "TDNN or tdnn_ctc", "-p", "no:cacheprovider", "-rA"],

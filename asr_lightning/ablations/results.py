@@ -14,6 +14,7 @@ from asr_lightning.report.epoch_rates import epoch_section, find_files, merge
 from asr_lightning.report.final_rates import comparisons, final_section, significance_section
 from asr_lightning.report.page import write_page
 from asr_lightning.report.page_contents import gather
+from asr_lightning.report.page_summary import paper_curves
 from asr_lightning.report.run_folders import RATES, Experiment, Run, read_experiments, read_runs, scored_on
 from asr_lightning.report.run_pairs import PairComparison, compare_pairs
 from asr_lightning.report.tables import MISSING, Table, as_csv, as_markdown, as_text, escape_markdown, number, summarise
@@ -44,6 +45,8 @@ def write_results(plan: Plan) -> str:
     _write_sections(plan, runs, experiments)
     page, left_out = gather([run.folder for run in runs], plan.ablation.question, _baseline(plan, experiments), "test")
     title = {"title": f"Variants, beside {plan.ablation.source}", "head": table[0], "rows": table[1:]}
+    if page["curves"]:
+        page["curves"]["paper"] = paper_curves(plan.ablation.paper)
     page["tables"] = [{**title, "notes": notes}, *page["tables"]]
     write_page(plan.folder / "page.html", page)
     told = [

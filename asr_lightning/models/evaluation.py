@@ -3,10 +3,15 @@
 from typing import Any
 
 import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MeanMetric, SumMetric
 
+from asr_lightning.errors import InputError
 from asr_lightning.scoring.error_rates import ErrorRates
+
+READABLE_AUDIO = "expected audio that can be read. The warnings above name the files and their errors."
 
 
 class Evaluation:
@@ -54,6 +59,31 @@ class Evaluation:
         """Return the metrics of all ranks by the names of subsets; those of all together under the stage's name."""
         together = {} if self.stage in self._by_subset else {self.stage: self._together}
         return {name: metrics.compute() for name, metrics in {**together, **self._by_subset}.items()}
+
+    def log(self, module: LightningModule, vocabulary: str) -> None:
+        """Log the metrics of all ranks, which all have to call this.
+
+        Args:
+            module: The recognizer.
+            vocabulary: Name of its tokenizer, for the warning that no recognizer with it could have an error rate of 0.
+
+        Raises:
+            InputError: No utterance of a subset was read, unless this is Lightning's sanity check.
+        """
+        metrics = self.compute()
+        empty = ", ".join(name for name in self.subsets if not metrics[name]["utterances"])
+        if empty and not module.trainer.sanity_checking:
+            raise InputError(f"no utterance of {empty} was read, so there is no error rate: {READABLE_AUDIO}")
+        for name in self.subsets:
+            if (floor := float(metrics[name]["wer_floor"])) > 0:
+                rank_zero_warn(
+                    f"{name}: {floor:.2%} of WER is of words that the {vocabulary} cannot write; no recognizer with it "
+                    "can do better"
+                )
+        for name, values in metrics.items():
+            for key, value in values.items():
+                in_progress_bar = name == self.stage and key == "wer"
+                module.log(f"{name}/{key}", value.float(), prog_bar=in_progress_bar, sync_dist=True)
 
 
 class SubsetMetrics:

@@ -1,7 +1,12 @@
 """Objects from configurations, `{"class_path": …, "init_args": {…}}`."""
 
+import difflib
+import importlib.util
+import inspect
 import json
 import os
+import pkgutil
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,6 +34,8 @@ set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylis
 Instance = TypeVar("Instance")
 
 MOST_PARAMETERS = 10_000  # tensors; a Transformer of 100 blocks has some 2,000
+OURS = ("asr_lightning", "data_modules")  # packages whose classes are known
+CLOSE = 12  # classes that a message names in place of one that does not exist
 LONG = 200  # characters of a line in a message
 MOST_LINES = 12  # of a message
 WRONG_NAMES = ("Problem with given class_path", "has no attribute", "Import path", "Option ")  # of jsonargparse
@@ -153,8 +160,36 @@ def input_error(error: BaseException | None) -> InputError | None:
     return error
 
 
+def misspelt_class(message: str) -> str:
+    """Return what to write in place of a class of ours that does not exist, if a message names one; else nothing."""
+    for path in re.findall(rf"\b((?:{'|'.join(OURS)})(?:\.\w+)+)", message):
+        package, found = path.split(".")[0], sys.modules.get(path.split(".")[0])
+        for name in path.split(".")[1:]:
+            inner = getattr(found, name, None)
+            if inner is None and hasattr(found, "__path__") and importlib.util.find_spec(f"{package}.{name}"):
+                inner = importlib.import_module(f"{package}.{name}")
+            if inner is None:
+                there = _members(found)
+                close = difflib.get_close_matches(name, there, cutoff=0.0, n=len(there))
+                return f"there is no {name} in {package}; there are {', '.join(close[:CLOSE])}" if close else ""
+            if inspect.isclass(inner):
+                break
+            package, found = f"{package}.{name}", inner
+    return ""
+
+
+def _members(module: Any) -> list[str]:  # noqa: ANN401 - a module
+    """Return the names of a package's modules, or of a module's own public classes."""
+    if hasattr(module, "__path__"):
+        return [one.name for one in pkgutil.iter_modules(module.__path__)]
+    members = inspect.getmembers(module, inspect.isclass)
+    return [name for name, one in members if one.__module__ == module.__name__ and not name.startswith("_")]
+
+
 def brief(message: str) -> str:
     """Shorten jsonargparse's message on a value of several possible types, of which the user meant only one."""
+    if misspelt := misspelt_class(message):
+        return misspelt
     noise = (
         "Does not validate against any",
         "Subtypes: ",

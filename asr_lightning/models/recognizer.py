@@ -20,7 +20,7 @@ from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError, printable
 from asr_lightning.losses.ctc import ctc_loss
 from asr_lightning.models.averaging import averaged_copies, save_averages
-from asr_lightning.models.evaluation import Evaluation
+from asr_lightning.models.evaluation import READABLE_AUDIO, Evaluation
 from asr_lightning.models.fsdp import gather_weights, release_weights, share_weights
 from asr_lightning.models.global_batch import GlobalBatch, seed_step, step_with_global_batch
 from asr_lightning.models.schedules import begin_schedules, optimizer_and_schedule
@@ -36,8 +36,6 @@ from asr_lightning.nn.sequences import Encoder
 from asr_lightning.text.tokenizers import Tokenizer, check_coverage
 
 Recognized = list[list[Hypothesis]]  # for each utterance, the best first
-
-READABLE_AUDIO = "expected audio that can be read. The warnings above name the files and their errors."
 
 
 class Recognizer(lightning.LightningModule, ABC):
@@ -385,26 +383,7 @@ class Recognizer(lightning.LightningModule, ABC):
     def _log_evaluation(self) -> None:
         release_weights(self)
         assert self._evaluation is not None
-        metrics = self._evaluation.compute()
-        self._check_evaluation({name: metrics[name] for name in self._evaluation.subsets})
-        for name, values in metrics.items():
-            for key, value in values.items():
-                in_progress_bar = name == self._evaluation.stage and key == "wer"
-                self.log(f"{name}/{key}", value.float(), prog_bar=in_progress_bar, sync_dist=True)
-
-    def _check_evaluation(self, metrics: dict[str, dict[str, Tensor]]) -> None:
-        """End the run, on all ranks, if a subset has no error rate; warn if no recognizer could have one of 0."""
-        empty = [name for name, values in metrics.items() if not values["utterances"]]
-        if empty and not self.trainer.sanity_checking:
-            raise InputError(
-                f"no utterance of {', '.join(empty)} was read, so there is no error rate: {READABLE_AUDIO}"
-            )
-        for name, values in metrics.items():
-            if (floor := float(values["wer_floor"])) > 0:
-                rank_zero_warn(
-                    f"{name}: {floor:.2%} of WER is of words that the {type(self.tokenizer).__name__} cannot write; no "
-                    "recognizer with it can do better"
-                )
+        self._evaluation.log(self, vocabulary=type(self.tokenizer).__name__)
 
     def _check_rate(self, batch: Batch) -> None:
         if batch.sample_rate != self.features.sample_rate:

@@ -9,7 +9,9 @@ function shown(value, digits = 1) {
 function table(place, lines) {
   place.replaceChildren(...lines.map((line, row) => {
     const made = document.createElement("tr");
-    made.append(...line.map((text) => Object.assign(document.createElement(row ? "td" : "th"), { textContent: text })));
+    made.append(...line.map((text, column) => Object.assign(document.createElement(row ? "td" : "th"), {
+      textContent: text, className: lines.slice(1).every((other) => /^[\d.,]+( to [\d.,]+)?$|^–$/.test(other[column])) ? "number" : "",
+    })));
     return made;
   }));
 }

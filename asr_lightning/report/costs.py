@@ -1,4 +1,4 @@
-"""What a training of so many hours and epochs costs, from the speed that was measured in others: numbers and page."""
+"""Estimated cost of a training from the measured speed of other runs: table and page."""
 
 import statistics
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from asr_lightning.report.page import fill
 from asr_lightning.report.run_folders import GPUS, PROCESSES, SPEED, numbers, read_metrics, versions
 from asr_lightning.report.tables import Section, Table
 
-ASSUMED_EFFICIENCY = 0.9  # of more devices than were measured; nobody has measured it
+ASSUMED_EFFICIENCY = 0.9  # of more devices than were measured; an assumption
 
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """How fast one run trained.
+    """Training speed of one run.
 
     Attributes:
         name: Of the run, with its seed.
-        folder: Where it is.
-        kind: `GPU`, `CPU`, or `unknown device` where neither log nor configuration tells.
+        folder: Run folder.
+        kind: `GPU`, `CPU`, or `unknown device` if neither log nor configuration tells.
         processes: That trained together, one per device.
         speeds: Seconds of audio per second of training, of each epoch and of all processes together.
         batch_seconds: Of an optimizer step, as the configuration says it; empty where it does not.
@@ -62,8 +62,8 @@ def find_measured_runs(folders: Sequence[Path]) -> list[MeasuredRun]:
     for other in measured[1:]:
         if other.kind != first.kind:
             raise InputError(
-                f"{first.folder} was trained on a {first.kind}, {other.folder} on a {other.kind}: neither tells of the "
-                "other's speed; give one kind at a time"
+                f"{first.folder} was trained on a {first.kind}, {other.folder} on a {other.kind}: their speeds "
+                "cannot be compared; give one kind at a time"
             )
         if other.model != first.model:
             raise InputError(f"{first.folder} and {other.folder} train different models: give one model at a time")
@@ -71,7 +71,7 @@ def find_measured_runs(folders: Sequence[Path]) -> list[MeasuredRun]:
 
 
 def read_measured_run(folder: Path) -> MeasuredRun:
-    """Read the speed of one run, and how it was measured.
+    """Read the speed of one run.
 
     Raises:
         InputError: It has no speeds, or cannot be read, or was started with different numbers of processes.
@@ -123,12 +123,12 @@ def _kind(log: list[dict[str, str]], config: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Costs:
-    """Measured speeds, and how they are carried over to other numbers of devices.
+    """Measured speeds, and their extrapolation to other numbers of devices.
 
     Attributes:
         speeds: Seconds of audio per second by the number of devices: the median of all epochs of its runs.
         efficiency: The share of the linear speed-up that is left with a number of devices that was not measured.
-        measured: Whether that share is from the runs.
+        measured: Whether that share was measured.
     """
 
     speeds: dict[int, float]
@@ -137,7 +137,7 @@ class Costs:
 
     @classmethod
     def of(cls, runs: Sequence[MeasuredRun], efficiency: float | None = None) -> "Costs":
-        """Take what was measured; the efficiency too, where runs had several numbers of devices and none is given."""
+        """Return speeds and efficiency: given, measured with several numbers of devices, or assumed."""
         by_count: dict[int, list[float]] = {}
         for run in runs:
             by_count.setdefault(run.processes, []).extend(run.speeds)
@@ -171,9 +171,9 @@ def write_costs(path: Path, runs: Sequence[MeasuredRun], costs: Costs, inputs: d
 
     Args:
         path: The HTML file.
-        runs: Where the numbers are from.
-        costs: What is computed with.
-        inputs: `hours`, `epochs`, `devices` and `price`, as the page begins.
+        runs: Measured runs.
+        costs: Their speeds.
+        inputs: Initial `hours`, `epochs`, `devices` and `price`.
     """
     measured = [
         {

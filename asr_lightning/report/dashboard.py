@@ -1,4 +1,4 @@
-"""A W&B workspace and a report over the runs of some groups. Nothing here speaks to W&B before they are saved."""
+"""W&B workspace and report of groups of runs. W&B is contacted only when they are saved."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,9 @@ from asr_lightning.errors import InputError
 Panel = wr.LinePlot | wr.MediaBrowser | wr.WeavePanelSummaryTable
 Sections = dict[str, list[Panel]]
 
-EPOCH = "epoch"
-STEP = "trainer/global_step"
-TRAINING = "fit"  # the job type of runs that train; a test of the same group would be one more point, at epoch 0
-PICTURES = ("order", "phone")  # of a layer: its frames colored by place in the utterance, and by phone
+EPOCH = "epoch"  # 1 is the end of the first
+TRAINING = "fit"  # the job type of runs that train, as opposed to tests of a checkpoint of another folder
+PICTURES = ("order", "phone")  # of a layer: its frames colored by order in the utterance, and by phone
 OPTIONAL = ("update_norm/", "tsne/", "neighbours")  # of callbacks that an experiment may go without
 LINES = 100  # W&B draws ten otherwise
 KINDS = {wr.LinePlot: {"number"}, wr.MediaBrowser: {"image-file", "images/separated"}}
@@ -27,7 +26,7 @@ HALF = {"w": 12, "h": 8}
 
 READING = (
     "One line per group: the mean over its seeds, and a band from the least to the greatest. Error rates are "
-    "fractions, 0.1 is 10 %, and epochs are counted from 0. Runs that only test are left out."
+    "fractions, 0.1 is 10 %, and epoch 1 is the first that is finished. Runs that only test are left out."
 )
 
 
@@ -44,10 +43,10 @@ def make_sections(subsets: Sequence[str], layers: Sequence[str] = ()) -> Section
         _lines("Loss per epoch", HALF, EPOCH, [f"{subset}/loss" for subset in subsets]),
     ]
     training: list[Panel] = [
-        _lines("Training loss", HALF, STEP, ["train/loss"]),
-        _lines("Seconds of audio per second", HALF, STEP, ["train/audio_seconds_per_second"]),
-        _lines("Gradient norms, before clipping", HALF, STEP, pattern="grad_norm/.*"),
-        _lines("Sizes of updates", HALF, STEP, pattern="update_norm/.*"),
+        _lines("Training loss", HALF, EPOCH, ["train/loss"]),
+        _lines("Seconds of audio per second", HALF, EPOCH, ["train/audio_seconds_per_second"]),
+        _lines("Gradient norms, before clipping", HALF, EPOCH, pattern="grad_norm/.*"),
+        _lines("Sizes of updates", HALF, EPOCH, pattern="update_norm/.*"),
     ]
     inside: list[Panel] = [
         wr.MediaBrowser(
@@ -111,7 +110,7 @@ def make_report(entity: str, project: str, groups: Sequence[str], sections: Sect
 
 
 def make_title(groups: Sequence[str]) -> str:
-    """Return what workspace and report are called: a part of an address, of up to 128 characters."""
+    """Return the title of workspace and report: part of an address, at most 128 characters."""
     title = re.sub(r"[^\w., -]", "-", f"Recognition, {', '.join(groups)}")
     return title if len(title) <= 128 else f"{title[:125]}..."
 
@@ -124,7 +123,7 @@ def _filters(groups: Sequence[str]) -> And:
 
 
 def names_of(panel: Panel) -> list[str]:
-    """Return the names under which runs must log what a panel shows; the last may be a regular expression."""
+    """Return the logged names that a panel shows; the last may be a regular expression."""
     if isinstance(panel, wr.LinePlot):
         return [*(str(name) for name in panel.y), *([panel.metric_regex] if panel.metric_regex else [])]
     return list(panel.media_keys) if isinstance(panel, wr.MediaBrowser) else [panel.table_name]
@@ -143,7 +142,7 @@ def describe(sections: Sections) -> list[str]:
 
 
 def missing_names(panel: Panel, logged: Mapping[str, str]) -> list[str]:
-    """Return what a panel shows and a run has not logged, or not as what the panel can show.
+    """Return the names that a panel shows and a run has not logged, or logged as another kind.
 
     Args:
         panel: With its axis, which must be logged too.
@@ -161,5 +160,5 @@ def missing_names(panel: Panel, logged: Mapping[str, str]) -> list[str]:
 
 
 def is_optional(name: str) -> bool:
-    """Say whether a run may go without logging this."""
+    """Whether a run need not log this name."""
     return name.startswith(OPTIONAL)

@@ -71,8 +71,7 @@ def plot_error_rates(
     """Draw error rates per epoch: one panel per subset, one color per run, with shared axes.
 
     With several seeds, a run is a thin line per seed, their mean, and a band from the least to the greatest of them.
-    Where rates differ widely (runs that start at 100 %), the axis is logarithmic; a rate of 0 then
-    leaves it at the bottom.
+    If rates differ widely (runs that start at 100 %), the axis is logarithmic; a rate of 0 is below it.
 
     Args:
         rows: Of one or more runs.

@@ -143,7 +143,7 @@ function table(place, one) {
   one = { ...one, rows: one.rows.map((row) => row.map(typeset)) };
   const numeric = one.head.map((_, column) => !one.text && one.rows.some((row) => /\d/.test(row[column])) && one.rows.every((row) => NUMBER.test(row[column])));
   const kind = (cell, column) => (numeric[column] ? { class: "number" } : String(cell).length > 40 ? { class: "long" } : {});
-  const scroll = element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": one.title }, element("table", {},
+  const scroll = element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${one.title}, table` }, element("table", {},
     element("thead", {}, element("tr", {}, ...one.head.map((cell, column) => element("th", { scope: "col", ...kind("", column) }, ...rich(cell))))),
     element("tbody", {}, ...one.rows.map((row) => element("tr", {}, ...row.map((cell, column) => element("td", kind(cell, column), ...rich(cell))))))));
   const hint = element("p", { class: "hint", hidden: "" }, "The table is wider than the window: scroll it to the right.");
@@ -178,7 +178,7 @@ function runs(all) {
   for (const one of all.commands.filter((one) => one.lines.length))
     place.append(element("details", {}, element("summary", {}, one.run), element("pre", {}, text(one)), copier("copy", () => text(one))));
   if (!all.commands.some((one) => one.lines.length)) place.append(element("p", { class: "note" }, "The run folders hold no configuration, so that their commands are unknown."));
-  place.append(element("p", { class: "note" }, `Page written on ${all.written}.`));
+  place.append(element("p", { class: "note" }, `Page written on ${all.written}. It does not follow runs that are still training: write it again, or watch them in W&B.`));
 }
 
 // Error rates, losses and norms per epoch.
@@ -211,8 +211,8 @@ function curves(all, training) {
     const { unit, digits, panels } = chosen();
     const every = panels.flatMap((panel) => [...panel.runs.flatMap((run) => Object.values(run.seeds).flat()), ...panel.paper.flatMap((one) => one.points)]);
     const log = scale.value === "log", values = every.map(([, value]) => value).filter((value) => !log || value > 0);
-    const [low, high] = [Math.min(...values), Math.max(...values)];
-    const range = log ? [Math.log10(low) - 0.04, Math.log10(high) + 0.04] : [Math.min(0, low), high * 1.05];
+    const [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0.1, 1];  // all rates may be 0
+    const range = log ? [Math.log10(low) - 0.04, Math.log10(high) + 0.04] : [Math.min(0, low), high * 1.05 || 1];
     const last = Math.max(...every.map(([epoch]) => epoch)), first = Math.min(...every.map(([epoch]) => epoch));
     const several = panels.some((panel) => panel.runs.some((run) => Object.keys(run.seeds).length > 1));
     const papers = panels.some((panel) => panel.paper.length);
@@ -222,7 +222,7 @@ function curves(all, training) {
       return element("span", {}, swatch(color(names.indexOf(name)), dash(names.indexOf(name))), name + (seeds > 1 ? ` (${seeds} seeds)` : ""));
     }));
     while (plots.children.length > panels.length) { Plotly.purge(plots.lastChild); plots.lastChild.remove(); }
-    while (plots.children.length < panels.length) plots.append(element("div", { class: "plot", role: "img" }));
+    while (plots.children.length < panels.length) plots.append(element("div", { class: "plot", role: "group" }));
     panels.forEach((panel, number) => {
       const traces = [], ends = [];
       for (const run of panel.runs) {
@@ -305,7 +305,7 @@ function layers(runs) {
   const layer = slider("layer", show);
   const kind = radios("labels", "labels", [["order", "order"], ["phone", "phone"]], show);
   const rest = element("input", { type: "checkbox", onchange: show });
-  const strip = element("div", { class: "strip", tabindex: 0, role: "img" });
+  const strip = element("div", { class: "strip", tabindex: 0, role: "group" });
   const legend = element("div", { class: "legend" }), grid = element("div", { class: "square" }), limits = element("p", { class: "note" });
   place.append(element("div", { class: "controls" }, run.part, speaker.part, sentence.part, view.part, layer.part, kind.part, element("label", {}, rest, "all sentences behind")), strip, legend, grid, limits);
   for (const { labels, speakers } of runs)
@@ -342,7 +342,7 @@ function layers(runs) {
     layer.part.hidden = !single;
     grid.classList.toggle("single", single);
     while (grid.children.length > names.length) { Plotly.purge(grid.lastChild.querySelector(".plot")); grid.lastChild.remove(); }
-    while (grid.children.length < names.length) grid.append(element("figure", {}, element("figcaption", {}), element("div", { class: "plot", role: "img" })));
+    while (grid.children.length < names.length) grid.append(element("figure", {}, element("figcaption", {}), element("div", { class: "plot", role: "group" })));
     names.forEach((name, number) => {
       const [caption, plot] = grid.children[number].children;
       caption.textContent = name;
@@ -408,7 +408,7 @@ function figures(runs) {
     legend.replaceChildren(...Object.values(looks).map((one) => element("span", {}, swatch(one.color, one.dash), one.name)));
     note.textContent = (bounded ? "Means over speakers with 95 % intervals (bootstrap). " : "No intervals: all frames are of one speaker. ") + current.figures.map((name) => `${FIGURES[name][0][0].toUpperCase()}${FIGURES[name][0].slice(1)}: ${FIGURES[name][1]}`).join(" ");
     plots.replaceChildren(...current.figures.map((figure) => {
-      const plot = element("div", { class: "plot", role: "img", "aria-label": `${FIGURES[figure][0]} along the layers` });
+      const plot = element("div", { class: "plot", role: "group", "aria-label": `${FIGURES[figure][0]} along the layers` });
       const shown = current.curves.filter((one) => one.figure === figure || (figure === "purity" && one.figure === "chance" && one.space === "original"));
       queueMicrotask(() => draw(plot, shown.map((one) => {
         const look = looks[one.figure === "chance" ? "chance" : one.space];
@@ -486,7 +486,7 @@ function alignments(runs) {
   const utterance = chooser("utterance", [], show, true);
   const map = chooser("map", [], show);
   const player = element("audio", { controls: "", preload: "metadata", "aria-label": "recording" });
-  const plot = element("div", { class: "plot", role: "img" });
+  const plot = element("div", { class: "plot", role: "group" });
   const legend = element("div", { class: "legend" }), limits = element("p", { class: "note" });
   place.append(element("div", { class: "controls" }, run.part, utterance.part, map.part), limits, player, legend, plot);
   const current = () => runs[run.select.value].utterances[utterance.select.value];

@@ -1,4 +1,4 @@
-"""Pages of one HTML file each, without a server or a network: all data and scripts are in it."""
+"""HTML pages of one file each, with all data and scripts; they need no server and no network."""
 
 import json
 from importlib.resources import files
@@ -16,7 +16,7 @@ def write_page(path: Path, data: dict[str, Any]) -> None:
 
     Args:
         path: The HTML file.
-        data: What `asr_lightning.report.page_data` has gathered, with a `title`.
+        data: Data of the page, with a `title`.
     """
     plotly = get_plotlyjs().replace("</script", "<\\/script")
     write_atomically(path, fill("page", data, TITLE=_escaped(data["title"]), PLOTLY=plotly))
@@ -42,7 +42,7 @@ def fill(name: str, data: Any, **texts: str) -> str:  # noqa: ANN401 - whatever 
 
 
 def _shown(data: Any) -> Any:  # noqa: ANN401
-    """Return the same data whose texts turn no lines around, and can be written in UTF-8."""
+    """Return the data with printable texts: no control of text direction, valid UTF-8."""
     if isinstance(data, str):
         return printable(data)
     if isinstance(data, dict):

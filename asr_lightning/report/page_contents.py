@@ -28,12 +28,14 @@ Gatherer = Callable[[str, Path, int], dict[str, Any] | None]
 MEGABYTE = 1_000_000
 
 
-def gather(runs: Sequence[Path], title: str, baseline: str | None, stage: str) -> tuple[dict[str, Any], list[str]]:
+def gather(
+    runs: Sequence[Path], title: str | None, baseline: str | None, stage: str
+) -> tuple[dict[str, Any], list[str]]:
     """Read what the page shows.
 
     Args:
         runs: Folders that hold runs, at any depth.
-        title: Of the page.
+        title: Of the page; the names of the experiments if None.
         baseline: Name of the run that the others are compared with; the first by name if None.
         stage: Whose activations, neighbours and alignments: `test`, `validate` or `predict`.
 
@@ -50,6 +52,7 @@ def gather(runs: Sequence[Path], title: str, baseline: str | None, stage: str) -
     names = [experiment.name for experiment in experiments]
     if baseline is not None and baseline not in names:
         raise InputError(f"--baseline: expected one of the runs found, {', '.join(names)}; got {baseline!r}")
+    title = title or _title(names or [name_of_run(run)[0] for run in found])
     data: dict[str, Any] = {"title": title, "curves": _curves(trained or runs, problems), "summary": None}
     data |= {"training": gather_training(experiments), "tables": [], "sentences": []}
     if experiments:
@@ -64,6 +67,12 @@ def gather(runs: Sequence[Path], title: str, baseline: str | None, stage: str) -
         missing = f": {'; '.join(problems)}" if problems else ""
         raise InputError(f"expected runs with something to show in {', '.join(map(str, runs))}, found nothing{missing}")
     return data, problems
+
+
+def _title(names: Sequence[str], most: int = 4) -> str:
+    distinct = list(dict.fromkeys(names))
+    more = f" and {len(distinct) - most} more" if len(distinct) > most else ""
+    return ", ".join(distinct[:most]) + more
 
 
 def _curves(runs: Sequence[Path], problems: list[str]) -> dict[str, Any] | None:

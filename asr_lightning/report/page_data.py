@@ -1,4 +1,4 @@
-"""Gathers what runs have left in their folders, for the page: error rates, neighbours, alignments."""
+"""Data of the page from run folders: error rates, neighbors, alignments."""
 
 import base64
 import csv
@@ -15,8 +15,8 @@ from asr_lightning.report.tables import read_rows
 
 METRICS = ("wer", "cer", "ser", "swer", "unspaced_cer")
 CHARACTERS = 20_000  # of each network, that may be neighbours
-NEIGHBOURHOODS = 60_000  # of characters in layers, of the whole page: some 70 bytes each
-ALIGNMENT_BYTES = 5_000_000  # of the whole page
+NEIGHBOURHOODS = 60_000  # of characters in layers, of the page, about 70 bytes each
+ALIGNMENT_BYTES = 5_000_000  # of the page
 POSTERIORS = 12  # tokens of each utterance, the most probable ones, besides the blank
 
 Data = dict[str, Any]
@@ -121,7 +121,7 @@ def _caption(path: Path) -> list[str]:
 
 def _whole_sentences(lines: list[dict[str, str]], most: int) -> list[dict[str, str]]:
     """Return the first sentences with at most so many characters together, but one sentence at least."""
-    ends = [place for place, line in enumerate(lines) if line["index"] == "0"][1:] + [len(lines)]
+    ends = [index for index, line in enumerate(lines) if line["index"] == "0"][1:] + [len(lines)]
     return lines[: max([ends[0], *(end for end in ends if end <= most)])]
 
 

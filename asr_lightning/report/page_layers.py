@@ -1,4 +1,4 @@
-"""Gathers the layers of a run for the page: places of frames, as many as a browser opens, and numbers along layers."""
+"""Layers of a run for the page: t-SNE coordinates, as many as a browser can show, and measurements."""
 
 import csv
 from collections import Counter
@@ -17,7 +17,7 @@ from asr_lightning.report.layer_figures import is_known
 from asr_lightning.report.phone_style import phone_styles
 from asr_lightning.report.tables import from_csv, read_rows
 
-POINTS = 150_000  # places of frames in the whole page: some 30 bytes each
+POINTS = 150_000  # frames in the page, about 30 bytes each
 SPEAKERS = 4  # of each network
 FRAMES = 500  # of a sentence in one layer; longer ones are thinned evenly
 SEED = 1  # of the sentences that are drawn by lot
@@ -87,7 +87,7 @@ def _note(shown: int, total: int, kept: int, speakers: int) -> str:
     if shown == total and not most:
         return ""
     return (
-        f"This page holds {shown:,} places of frames, of the {total:,} of these speakers in all layers: {most}of each "
+        f"This page holds {shown:,} of the {total:,} frames of these speakers in all layers: {most}of each "
         f"the sentences with pictures and others drawn by lot (seed {SEED}), of each sentence at most {FRAMES} frames, "
         "evenly thinned. The files below tsne/ hold all, and the numbers are of all."
     )
@@ -130,7 +130,7 @@ def _speaker(
         layers: Names.
         texts: Of utterances, by name.
         drawn: Utterances that have pictures.
-        most: Places of frames, in all layers together.
+        most: Frames, in all layers together.
         labels: Numbers of characters and phones, which new ones are added to.
     """
     counts = {}

@@ -8,7 +8,7 @@ from asr_lightning.report.run_folders import Run
 from asr_lightning.report.run_pairs import PairComparison, read_transcripts
 from asr_lightning.scoring.word_edits import find_word_edits
 
-SENTENCE_BYTES = 3_000_000  # of the whole page
+SENTENCE_BYTES = 3_000_000  # of the page
 
 Data = dict[str, Any]
 

@@ -143,9 +143,11 @@ def facts(experiments: Sequence[Experiment], configs: Mapping[str, Data]) -> Dat
 
 
 def _data_of(config: Data) -> str:
-    data = config.get("data") or {}
-    arguments = data.get("init_args") or {}
-    subsets = arguments.get("train_subsets")
+    data = config.get("data")
+    if not isinstance(data, dict):
+        return MISSING
+    arguments = data.get("init_args")
+    subsets = arguments.get("train_subsets") if isinstance(arguments, dict) else None
     name = str(data.get("class_path") or MISSING).rpartition(".")[2]
     return f"{name}: {', '.join(map(str, subsets))}" if isinstance(subsets, list) and subsets else name
 
@@ -159,7 +161,7 @@ def read_config(folder: Path) -> Data:
     """Return the configuration of a run's last start; empty if it kept none that can be read."""
     try:
         config = load_yaml(regular(versions(folder)[-1].with_name("config.yaml")).read_text("utf-8"))
-    except (InputError, OSError, ValueError, yaml.YAMLError):
+    except (InputError, OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return config if isinstance(config, dict) else {}
 
@@ -214,7 +216,7 @@ def commands(run: Run) -> list[str]:
     try:
         started = json.loads(regular(run.folder / "finished.json").read_text("utf-8"))
         return [shlex.join(["python", *map(str, command)]) for command in started]
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         pass
     try:
         config = versions(run.folder)[-1].with_name("config.yaml")
@@ -262,7 +264,7 @@ def _training_curves(folder: Path) -> dict[str, list[list[float]]]:
             if row.get(column) and row.get("epoch"):
                 try:
                     [value], epoch = numbers([row], column), int(float(row["epoch"]))
-                except ValueError:
+                except (ValueError, OverflowError):  # a damaged line
                     continue
                 if abs(value) < float("inf"):
                     by_epoch.setdefault(epoch + 1, []).append(value)

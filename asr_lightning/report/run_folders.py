@@ -1,4 +1,4 @@
-"""What finished runs have left in their folders."""
+"""Error rates, logs and parameters in the folders of runs."""
 
 import csv
 import math
@@ -30,7 +30,7 @@ class Run:
     """The final rates of one run, an experiment with one seed.
 
     Attributes:
-        folder: Where it is.
+        folder: Run folder.
         stage: `test` where it was tested, else `validation`.
         rates: Of its last epoch in that stage, by subset; at least one.
     """
@@ -50,7 +50,7 @@ class Run:
         return next(iter(self.rates.values())).seed
 
     def transcripts(self, subset: str) -> Path:
-        """Where the transcripts of the final rates are, if they were kept."""
+        """Path of the transcripts of the final rates, if they were kept."""
         epoch = self.rates[subset].epoch
         return self.folder / "transcripts" / f"{self.stage}-epoch{epoch}-{subset}.jsonl"
 
@@ -113,7 +113,7 @@ def read_rates(path: Path) -> list[ErrorRate]:
 
 
 def scored_on(rates: Iterable[ErrorRate], differing_only: bool = False) -> list[str]:
-    """Say for each subset how many utterances and words its rates are of, and where runs were scored on others."""
+    """Return a line per subset with its numbers of utterances and words, and the runs that were scored on others."""
     by_subset: dict[str, dict[tuple[int | None, int | None], dict[str, None]]] = {}
     for rate in sorted(rates, key=lambda rate: (rate.subset, rate.run, len(rate.seed), rate.seed)):
         runs = by_subset.setdefault(rate.subset, {}).setdefault((rate.utterances, rate.words), {})
@@ -124,7 +124,7 @@ def scored_on(rates: Iterable[ErrorRate], differing_only: bool = False) -> list[
             lines += [] if differing_only else [f"{subset}: {_counted(*next(iter(by_counts)))}."]
             continue
         of = "; ".join(f"{_counted(*counts)} in {_several(list(runs))}" for counts, runs in by_counts.items())
-        lines.append(f"{subset}: NOT all on the same utterances, so that rates say little beside each other: {of}.")
+        lines.append(f"{subset}: NOT all on the same utterances, so that rates cannot be compared: {of}.")
     return lines
 
 
@@ -141,7 +141,7 @@ def _several(names: Sequence[str], most: int = 5) -> str:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Say of which file it is that it cannot be read."""
+    """Name the file in the error if it cannot be read."""
     try:
         yield
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -179,7 +179,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_runs(folders: Iterable[Path], problems: list[str]) -> list[Run]:
-    """Read the final rates of runs; of those that cannot be read, `problems` gets to know why."""
+    """Read the final rates of runs; `problems` gets the reason for each that cannot be read."""
     runs = []
     for folder in folders:
         try:
@@ -190,11 +190,11 @@ def read_runs(folders: Iterable[Path], problems: list[str]) -> list[Run]:
 
 
 def read_experiments(runs: Iterable[Run], problems: list[str] | None = None) -> list[Experiment]:
-    """Put the seeds of each experiment together, and read what they logged.
+    """Group runs by experiment, and read their logs.
 
     Args:
         runs: Their experiments come in the order of their first ones.
-        problems: Gets what is wrong with a log; what it should have told is None then. Without it, that is raised.
+        problems: Gets the errors of logs, whose values are None then. Without it, they are raised.
 
     Raises:
         InputError: A log is missing or malformed, and there are no `problems` to put that into.

@@ -1,4 +1,4 @@
-"""Compares finished runs utterance by utterance: is one better, and on which sentences."""
+"""Comparison of finished runs, utterance by utterance: significance, most improved and most harmed sentences."""
 
 import heapq
 import itertools
@@ -17,7 +17,7 @@ EXAMPLES = 10  # sentences that improved most, and that were harmed most
 
 @dataclass(frozen=True)
 class TranscriptLine:
-    """What a line of a transcript file says."""
+    """A line of a transcript file."""
 
     id: str
     speaker: str
@@ -51,7 +51,7 @@ class UtteranceErrors:
 
 @dataclass(frozen=True)
 class ExampleSentence:
-    """An utterance as a run and the baseline heard it.
+    """An utterance with the hypotheses of a run and of the baseline.
 
     With several seeds, the hypotheses are of the two that differ most in the direction of the mean difference: the best
     of the run and the worst of the baseline where the run is better, else the other way round; the first of equal ones.
@@ -96,7 +96,7 @@ class PairComparison:
 
 @dataclass(frozen=True)
 class Skipped:
-    """What could not be compared, and why."""
+    """A comparison that was not possible, with its reason."""
 
     run: str
     subset: str
@@ -110,7 +110,7 @@ def compare_pairs(runs: Mapping[str, Sequence[Run]], baseline: str) -> Iterator[
     """Compare the final transcripts of each run with those of the baseline, on each subset that both were scored on.
 
     Transcripts that are missing, malformed, or of other utterances or references than the first of the baseline are
-    left out, and said to be. Texts are compared as they are, apart from white space.
+    skipped with a reason. Texts are compared as they are, apart from white space.
 
     Args:
         runs: The seeds of each experiment, by its name.
@@ -201,7 +201,7 @@ def read_transcripts(path: Path) -> Iterator[TranscriptLine]:
 
 
 def find_difference(path: Path, other: Path) -> str | None:
-    """Say where two transcript files are first of different utterances or references; None where they never are.
+    """Return the first line in which two transcript files have other utterances or references; None if all agree.
 
     Raises:
         InputError: One of them cannot be read, or is malformed.
@@ -244,7 +244,7 @@ def _usable(runs: Sequence[Run], subset: str, first: Path | None = None) -> tupl
 
 
 def _together(runs: Sequence[Run], subset: str) -> Iterator[tuple[TranscriptLine, ...]]:
-    """What all runs heard, utterance by utterance."""
+    """Yield the transcripts of all runs, utterance by utterance."""
     return zip(*(read_transcripts(run.transcripts(subset)) for run in runs), strict=True)
 
 

@@ -82,7 +82,7 @@ def p_value(p: float | None) -> str:
 
 
 def count(values: Sequence[int | None]) -> str:
-    """Write how many there are, the same in all seeds or from the least to the most."""
+    """Write a count: one number if all seeds agree, else the smallest and the largest."""
     known = sorted({value for value in values if value is not None})
     if not known or None in values:
         return MISSING

@@ -1,4 +1,4 @@
-"""What W&B's files of runs say, without W&B's server."""
+"""Logged names in the files of offline W&B runs, read without W&B's server."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ WHOLE, FIRST, LAST = 1, 2, 4
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """What a run's file says, one for each start of a training.
+    """Content of the file of one run; a training has a file for each start.
 
     Attributes:
         path: The file.
@@ -78,7 +78,7 @@ def read_run(path: Path) -> LoggedRun:
 
 
 def records(content: bytes) -> Iterator[Record]:
-    """Take W&B's records out of the parts that a file holds them in, as LevelDB writes its log; up to its end."""
+    """Yield the records of a file in the log format of LevelDB, up to its end."""
     offset, parts = START, b""
     while content.startswith(MAGIC) and offset + HEADER.size <= len(content):
         left = BLOCK - offset % BLOCK
@@ -112,6 +112,6 @@ def _kinds(line: HistoryRecord) -> dict[str, str]:
 
 
 def layers_of(runs: Iterable[LoggedRun]) -> list[str]:
-    """Return the layers of which runs have logged t-SNE pictures, in the order in which they did."""
+    """Return the layers with logged t-SNE pictures, in the order of logging."""
     names = dict.fromkeys(name for run in runs for name in run.logged if name.startswith("tsne/"))
     return list(dict.fromkeys(name.removeprefix("tsne/").rpartition("/")[0] for name in names))

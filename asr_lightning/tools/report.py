@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_runs(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="HTML", help="the file to write")
-    parser.add_argument("--title", help="of the page (default: the names of the folders)")
+    parser.add_argument("--title", help="of the page (default: the names of the experiments)")
     parser.add_argument(
         "--baseline", metavar="RUNNAME", help="the run that others are compared with (default: the first)"
     )
@@ -36,8 +36,7 @@ def run(options: argparse.Namespace) -> int:
     from asr_lightning.report.page import write_page
     from asr_lightning.report.page_contents import GATHERERS, MEGABYTE, gather
 
-    title = options.title or ", ".join(path.absolute().name for path in options.runs)
-    data, problems = gather(options.runs, title, options.baseline, options.stage)
+    data, problems = gather(options.runs, options.title, options.baseline, options.stage)
     write_page(options.output, data)
     for problem in problems:
         print(f"left out: {printable_lines(problem)}", file=sys.stderr)

@@ -10,9 +10,9 @@ import pytest
 import soundfile
 import yaml
 
+from asr_lightning.asr import main
 from asr_lightning.audio.resampling import resample, sixteen_bits
 from asr_lightning.errors import InputError
-from asr_lightning.tools import shards as tool
 from data_modules.corpus import CorpusDataModule
 from data_modules.kaldi import KaldiDataModule
 from data_modules.ksponspeech import KsponSpeechDataModule
@@ -68,7 +68,7 @@ def test_a_class_and_a_root_are_enough_and_shards_give_the_same_batches(name: st
     experiment = {"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": {"root": str(root)}}
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump({"data": experiment}))
     output = tmp_path / "shards"
-    assert tool.main(["--config", str(tmp_path / "experiment.yaml"), "--output", str(output),
+    assert main(["shards", "--config", str(tmp_path / "experiment.yaml"), "--output", str(output),
                       "--utterances-per-shard", "5"]) == 0  # fmt: skip
     again = ShardsDataModule(str(output), batch_seconds=4.0, workers=0, speed_factors=[0.9, 1.0], **subsets)
     assert [batches(again, epoch) for epoch in (0, 1)] == before

@@ -74,8 +74,8 @@ def test_the_page_of_full_size_opens(browser: Browser, large: Path) -> None:
     page.goto(large.as_uri())
     section = page.locator("#layers")
     assert section.get_by_label("speaker", exact=True).evaluate("(one) => one.value") == "105"
-    section.get_by_label("phone").check()
-    assert section.locator(".strip span").count() == FRAMES
+    section.get_by_label("phone", exact=True).check()
+    assert 0.9 * FRAMES < section.locator(".strip span").count() <= FRAMES  # equal phones in a row are one
     assert section.locator(".plot").first.locator(".point").count() == FRAMES
     assert "This page holds" in section.locator("p.note").nth(1).inner_text()
     assert page.locator("#neighbours ol.neighbours li").count() == 5

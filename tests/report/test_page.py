@@ -53,6 +53,12 @@ def page_file(runs: Path) -> Path:
     return runs / "page.html"
 
 
+def test_the_title_is_that_of_the_experiments_not_of_their_folders(runs: Path, tmp_path: Path) -> None:
+    seeds = [str(runs / name / "seed1") for name in ("one", "two")]
+    assert main([*seeds, "--output", str(tmp_path / "page.html")]) == 0
+    assert "<title>one, two &lt;b&gt;</title>" in (tmp_path / "page.html").read_text("utf-8")
+
+
 def test_layers_without_phones_are_left_out_with_the_command_that_makes_them(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

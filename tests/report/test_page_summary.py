@@ -162,3 +162,17 @@ def test_p_values() -> None:
     assert [p_value(p) for p in (None, 0.0, 0.0009, 0.001, 0.0421, 1.0)] == [
         "–", "< 0.001", "< 0.001", "0.001", "0.042", "1.000",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", ["- a\n- b\n", "data: [1]\n", "data: {init_args: 3}\n", "{" * 2000, "\x00", ""])
+@pytest.mark.parametrize("finished", ["{", "3", "[3]", '{"a": 1}', "[" * 5000])
+def test_a_damaged_configuration_or_record_leaves_a_dash(tmp_path: Path, config: str, finished: str) -> None:
+    folder = write_run(tmp_path / "seed1", "only", 1, 0.4)
+    (folder / "logs" / "version_0" / "config.yaml").write_text(config)
+    (folder / "logs" / "version_0" / "metrics.csv").write_text("epoch,train/loss\ninf,1\nnan,2\n1,inf\n,3\n")
+    (folder / "finished.json").write_text(finished)
+    found = experiments(folder)
+    summary = gather_summary(found, [], "only")
+    assert summary["facts"]["rows"][0][4] == "–" and summary["differences"] is None
+    assert gather_training(found) == []
+    assert all(isinstance(line, str) for line in summary["commands"][0]["lines"])

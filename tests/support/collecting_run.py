@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from asr_lightning.batch import Batch
+from asr_lightning.callbacks.stopping import OtherParts
 from data_modules.corpus import CorpusDataModule
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.mixture import MixtureDataModule
@@ -58,10 +59,11 @@ def run(
     """Train, and return the rows that this process wrote."""
     warnings.filterwarnings("ignore", module="lightning")
     before = len(rows(log))
+    saving = [ModelCheckpoint(filename="{step}-{epoch}", save_top_k=-1, **checkpoint)] if checkpoint else []
     fit = lightning.Trainer(
         **{"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False},
         **{"use_distributed_sampler": False, "num_sanity_val_steps": 0, "limit_val_batches": 0, **trainer},
-        callbacks=[ModelCheckpoint(filename="{step}-{epoch}", save_top_k=-1, **checkpoint)] if checkpoint else [],
+        callbacks=[OtherParts(), *saving],
         enable_checkpointing=bool(checkpoint),
     )
     fit.fit(Collector(log, die_at), datamodule=make(data, shards), ckpt_path=resume)

@@ -1,6 +1,6 @@
 """Memory of two processes that share weights (FSDP), beside two that each have all (DDP), on the CPU.
 
-    python benchmarks/sharded_training.py [EXPERIMENT.yaml] [--processes 2] [--utterance-seconds 3] [--steps 2]
+    python benchmarks/fsdp_training.py [EXPERIMENT.yaml] [--processes 2] [--utterance-seconds 3] [--steps 2]
 
 Training steps as `lightning fit` makes them, on two utterances of noise a process; every row is of fresh processes.
 What is held is counted after the last step: parameters, their gradients' place, and the optimiser's state. The peak is
