@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import made_listed
 import pytest
 
 from asr_lightning.errors import InputError
@@ -12,6 +11,7 @@ from data_modules.listed import SHARES, divide, make_unique
 from data_modules.manifest import BadFile, Listing
 from data_modules.table import TableDataModule
 from data_modules.table_reading import look, read_rows
+from tests.support import made_listed
 
 
 def listings(speakers: int, each: int = 5) -> list[Listing]:
