@@ -188,7 +188,7 @@ def change(part: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     parser.add_subclass_arguments(CorpusDataModule, "data", required=True)
     try:
         parsed = parser.parse_args(["--config", json.dumps({"data": part}), *changes])
-        changed: dict[str, Any] = json.loads(parser.dump(parsed, format="json"))["data"]
+        changed: dict[str, Any] = json.loads(parser.dump(parsed, format="json", skip_unset=False))["data"]
     except (ArgumentError, TypeError, ValueError, ImportError, AttributeError) as error:
         raise InputError(f"{' '.join(changes)}: {brief(str(error))}") from error
     return changed

@@ -1,7 +1,6 @@
 """Mixtures: how often each utterance comes, exact resuming, ranks, and subsets by corpus."""
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -9,16 +8,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import collecting_run
 import numpy as np
 import pytest
-from made_corpora import make_subset
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.instantiation import instantiate
 from data_modules.corpus import CorpusDataModule
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.mixture import MixtureDataModule, Slots
+from tests.support import collecting_run, environment
+from tests.support.small_corpora import make_subset
 
 LARGE, SMALL = 23, 7
 
@@ -109,10 +108,9 @@ def test_a_mixture_is_resumed_in_mid_epoch(data: dict[str, Any], tmp_path: Path)
 def test_two_processes_share_a_mixture(data: dict[str, Any], tmp_path: Path) -> None:
     trainer = {"max_epochs": 2, "devices": 2, "strategy": "ddp", "limit_val_batches": 1.0}
     alone = collecting_run.run(str(tmp_path / "alone"), data, {"max_epochs": 2})
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     call = json.dumps({"log": str(tmp_path / "log"), "data": data, "trainer": trainer})
     ended = subprocess.run(
-        [sys.executable, collecting_run.__file__, call], env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, collecting_run.__file__, call], env=environment(), capture_output=True, text=True, timeout=280
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     both = [row for rank in range(2) for row in collecting_run.rows(str(tmp_path / "log"), rank)]

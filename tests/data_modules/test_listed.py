@@ -1,0 +1,143 @@
+"""Splits, unique ids, and lines of tables and Kaldi's lists that cannot be used."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asr_lightning.errors import InputError
+from data_modules.kaldi import KaldiDataModule
+from data_modules.listed import SHARES, divide, make_unique
+from data_modules.manifest import BadFile, Listing
+from data_modules.table import TableDataModule
+from data_modules.table_reading import look, read_rows
+from tests.support import made_listed
+
+
+def listings(speakers: int, each: int = 5) -> list[Listing]:
+    return [Listing(f"u{s}-{n}", f"/a/u{s}-{n}.wav", "x", f"spk{s}") for s in range(speakers) for n in range(each)]
+
+
+def test_a_split_keeps_speakers_together_and_everything_once() -> None:
+    given = listings(20)
+    parts = divide(given, SHARES, None, 1)
+    assert sorted(listing.id for part in parts.values() for listing in part) == sorted(one.id for one in given)
+    speakers = {name: {listing.speaker for listing in part} for name, part in parts.items()}
+    assert {name: len(part) for name, part in speakers.items()} == {"train": 16, "dev": 2, "test": 2}
+    assert not speakers["train"] & speakers["dev"] and not speakers["dev"] & speakers["test"]
+    shuffled = divide(given[::-1], SHARES, None, 1)
+    assert {name: {one.id for one in part} for name, part in shuffled.items()} == {
+        name: {one.id for one in part} for name, part in parts.items()
+    }
+    assert divide(given, SHARES, None, 2) != parts
+
+
+def test_utterances_are_drawn_where_speakers_are_unknown() -> None:
+    given = [Listing(f"u{n}", f"/a/u{n}.wav", "x") for n in range(200)]
+    parts = divide(given, SHARES, None, 1)
+    assert {name: len(part) for name, part in parts.items()} == {"train": 160, "dev": 20, "test": 20}
+    for name in ("dev", "test"):  # not a run of neighbours
+        assert max(int(one.id[1:]) for one in parts[name]) - min(int(one.id[1:]) for one in parts[name]) > 100
+
+
+def test_each_subset_has_a_speaker_or_it_is_an_error() -> None:
+    parts = divide(listings(3, 1) + listings(1, 50), SHARES, "speaker", 1)
+    assert all(parts.values())
+    with pytest.raises(InputError, match="at least 3 speakers .* found 2: split_by: utterance"):
+        divide(listings(2), SHARES, "speaker", 1)
+
+
+def test_files_of_one_name_are_called_by_their_folders() -> None:
+    bad: list[BadFile] = []
+    given = [Listing("a", f"/c/{folder}/a.wav", folder) for folder in ("x", "y", "y/z")] + [
+        Listing("b", "/c/b.wav", "b")
+    ]
+    unique = make_unique([*given, given[0]], bad)
+    assert [listing.id for listing in unique] == ["x-a", "y-a", "y-z-a", "b"]
+    assert [file.kind for file in bad] == ["duplicate id"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns", "row"),
+    [
+        ("t.csv", 'path,text\na.wav,"one, ""two"""\n', ["path", "text"], ["a.wav", 'one, "two"']),
+        ("t.csv", "path;text\r\na.wav;one, two\r\n", ["path", "text"], ["a.wav", "one, two"]),
+        ("t.csv", 'path,text\na.wav,"two\nlines"\n', ["path", "text"], ["a.wav", "two\nlines"]),
+        ("t.tsv", 'path\tsentence\na.mp3\t"No," he said\n', ["path", "sentence"], ["a.mp3", '"No," he said']),
+        ("t.tsv", 'path\ttext\na.mp3\t"a ""b"""\n', ["path", "text"], ["a.mp3", 'a "b"']),
+        ("t.csv", "LJ1|It is 2.|It is two.\n", ["0", "1", "2"], ["LJ1", "It is 2.", "It is two."]),
+        ("t.tsv", "a.wav\thello\n", ["0", "1"], ["a.wav", "hello"]),
+        ("t.jsonl", '{"audio_filepath": "a.wav", "text": "x"}\n', ["audio_filepath", "text"], ["a.wav", "x"]),
+        ("t.json", '[{"path": "a.wav", "text": "x"}]', ["path", "text"], ["a.wav", "x"]),
+    ],
+)
+def test_tables_of_all_kinds(tmp_path: Path, name: str, content: str, columns: list[str], row: list[str]) -> None:
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / name).write_text(content, encoding=encoding, newline="")
+        table = look(tmp_path / name)
+        assert table is not None and table.columns == columns
+        assert [list(fields.values()) for _, fields in read_rows(table)] == [row]
+
+
+def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    audio = made_listed.write_audio(tmp_path / "clips", 0, "a", mixed=False)
+    lines = [
+        "path\ttext\tbegin\tend", "a\tgood\t0.1\t0.3", "missing.wav\tx\t\t", "a.flac\tx\tsoon\t", "a.flac\tx\t1",
+        "a.flac\tx\t0.2\t900", "\tx\t\t", "a.flac\twhole\t\t", "a.flac\tx\t-1\t",
+    ]  # fmt: skip
+    (tmp_path / "t.tsv").write_bytes("\n".join(lines).encode() + b"\na.flac\t\xff\xfe\t0.1\t0.2\n")
+    module = TableDataModule(str(tmp_path), split=None, train_subsets=["train"], workers=0, on_bad="skip")
+    with pytest.warns(UserWarning, match="7 files of train cannot be used"):
+        module.prepare_data()
+    module.setup("fit")
+    part = module.manifests["train"]
+    assert [part[n].supervisions[0].text for n in range(len(part))] == ["good", "whole"]
+    kinds = sorted((file.kind, file.path.removeprefix(f"{tmp_path}/t.tsv:")) for file in part.bad_files())
+    assert kinds == [
+        ("malformed row", "4"), ("malformed row", "5"), ("malformed row", "7"), ("malformed row", "9"),
+        ("no such part", str(audio)), ("transcript not UTF-8", "10"), ("transcript without audio", "3"),
+    ]  # fmt: skip
+
+
+def test_a_missing_dev_is_taken_from_train(tmp_path: Path) -> None:
+    root = made_listed.common_voice(tmp_path)
+    (root / "dev.tsv").unlink()
+    module = TableDataModule(str(root))
+    assert module.subsets["validation"] == ["dev"]
+    held, rest = ({one.id for one in module.find_utterances(name)[0]} for name in ("dev", "train"))
+    assert held and rest and not held & rest and len(held | rest) == 8
+    assert len(TableDataModule(str(root), split=None).find_utterances("train")[0]) == 8
+
+
+def test_a_column_names_subsets(tmp_path: Path) -> None:
+    rows = [
+        {"path": made_listed.write_audio(tmp_path, n, f"u{n}", mixed=False).name, "text": "x", "split": split}
+        for n, split in enumerate(("train", "train", "validation", "test"))
+    ]
+    made_listed.write_table(tmp_path / "all.csv", rows)
+    module = TableDataModule(str(tmp_path))
+    assert module.subsets == {"train": ["train"], "validation": ["validation"], "test": ["test"], "predict": ["test"]}
+    assert [len(module.find_utterances(name)[0]) for name in ("train", "validation", "test")] == [2, 1, 1]
+
+
+def test_options_have_manifests_of_their_own(tmp_path: Path) -> None:
+    root = str(made_listed.flat_folder(tmp_path))
+    options: list[dict[str, Any]] = [{}, {"split_seed": 2}, {"channel": 0}, {"normalize": True}, {"sample_rate": 8_000}]
+    assert len({TableDataModule(root, **given).manifest_folder for given in options}) == len(options)
+
+
+def test_what_kaldi_lists_and_is_not_there(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    path = made_listed.write_audio(folder, 0, "a", mixed=False)
+    (folder / "wav.scp").write_text(f"a {path}\nb sph2pipe b.sph |\nc c.wav\nd raw.ark:17\n")
+    (folder / "text").write_text("a some text\nb more\nc else\ne nothing\na twice\n")
+    module = KaldiDataModule(str(folder), split=None, train_subsets=["train"])
+    found, bad = module.list_utterances("")
+    assert [(listing.id, listing.text) for listing in found] == [("a", "some text")]
+    assert sorted(file.kind for file in bad) == [
+        "a pipe", "duplicate id", "transcript without audio", "transcript without audio", "transcript without audio",
+    ]  # fmt: skip
+    (folder / "segments").write_text("a a 0.1 0.3\ne a 0.2 -1\nb a 0.3 0.1\nc gone 0 1\n")
+    found, bad = module.list_utterances("")
+    assert [(one.id, one.begin, one.end) for one in found] == [("a", 0.1, 0.3), ("e", 0.2, None)]
+    assert {"malformed line", "segment without audio"} <= {file.kind for file in bad}
