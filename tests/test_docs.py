@@ -1,5 +1,6 @@
 """What the documentation says exists: paths, classes, targets, commands, keys; and sources are cited by name."""
 
+import contextlib
 import importlib
 import importlib.util
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from asr_lightning import cli
+from asr_lightning import asr, cli
 from asr_lightning.hmm.model import HiddenMarkovModel
 from asr_lightning.text.lexicon import Lexicon
 from asr_lightning.text.tokenizers import train_sentencepiece
@@ -120,6 +121,21 @@ def test_commands_and_scripts_exist(page: Path) -> None:
 def test_yaml_can_be_read(page: Path) -> None:
     for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE):
         assert isinstance(yaml.safe_load(block), dict)
+
+
+ASR = re.compile(r"(\S*/)?asr \w")
+COMMANDS = [(name_of(page), line) for page in PAGES for line in commands(page) if ASR.match(line)]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_asr_commands_have_these_options(page: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(line.split(" -- ")[0])[1:]
+    assert words[0] in asr.NAMES
+    subcommands = words[:2] if words[0] in ("hybrid", "ngram") else words[:1]
+    with contextlib.suppress(SystemExit):
+        asr.main([*subcommands, "--help"])
+    known = set(re.findall(r"(?<![\w-])--[\w-]+", capsys.readouterr().out))
+    assert {word for word in words if word.startswith("--")} <= known
 
 
 RECIPES = [

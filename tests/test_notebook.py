@@ -36,8 +36,5 @@ def test_the_notebook_ends_with_the_table(tmp_path: Path) -> None:
     assert set(transcripts) == set(VARIANTS)
 
 
-def test_it_is_stored_with_its_output_and_small() -> None:
-    cells = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
-    printed = "".join(line for cell in cells for output in cell.get("outputs", []) for line in output["text"])
-    assert all(f"| {name} " in printed for name in VARIANTS)
+def test_it_is_small() -> None:
     assert NOTEBOOK.stat().st_size < 100_000
