@@ -17,6 +17,8 @@ class Hypothesis:
             that the search found emits the token.
         text: What the tokens spell; empty until a recogniser has written it.
         parts: Natural log probabilities by who gave them, as `attention`, `ctc` and `language_model`.
+        log_probs: Natural log probability of each token, by the recognizer alone: that of its emission in its frame by
+            a transducer, its highest in its frames by CTC, that of the attention decoder; empty where nothing is known.
     """
 
     tokens: tuple[int, ...]
@@ -24,3 +26,4 @@ class Hypothesis:
     frames: tuple[int, ...] = ()
     text: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)
+    log_probs: tuple[float, ...] = ()

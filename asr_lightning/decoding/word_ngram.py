@@ -82,7 +82,7 @@ class WordNGramLanguageModel(ArpaLanguageModel):
 
         Returns:
             Natural log probabilities (N, V): of the finished word for tokens that begin another, and with the end of
-            the sentence for `eos_id`; 0 for others, and minus infinity for the blank.
+            the sentence for `eos_id`; 0 for others, and minus infinity for the blank, unless it is the end.
         """
         model, tokenizer = self._prepared()
         rows = np.zeros((len(tokens), len(tokenizer)), dtype=np.float32)
@@ -94,8 +94,8 @@ class WordNGramLanguageModel(ArpaLanguageModel):
                 self._contexts.append((context, word))
             ended, finished = self._finish(context, word)
             row[self._begins] = finished
-            row[tokenizer.eos_id] = finished + self._log_prob(ended, model.end_id)
             row[tokenizer.blank_id] = -np.inf
+            row[tokenizer.eos_id] = finished + self._log_prob(ended, model.end_id)  # may be the blank
         return torch.from_numpy(rows).to(self._device), (torch.tensor(after, device=self._device),)
 
     def _read(self, context: Context, token: int) -> Context:

@@ -189,4 +189,4 @@ class RNNTransducer(Recognizer):
         """Return the hypotheses of each of the B utterances, the best first."""
         encoded, lengths = self(batch.audio, batch.audio_lengths)
         frames = self.encoder_projection(encoded)
-        return self.search(frames, lengths, self.prediction, self.joint, self.tokenizer.blank_id)
+        return self.search(frames, lengths, self.prediction, self.joint, self.tokenizer)
