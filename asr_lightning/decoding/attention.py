@@ -44,7 +44,7 @@ class AttentionSearch:
     Args:
         beam: Hypotheses kept; 1 is greedy.
         ctc_weight: Share of the recogniser's CTC output, 0 to 1.
-        language_model: For `language_model_weight` and `rescoring_weight`.
+        language_model: For `language_model_weight` and `rescoring_weight`; it is not read where both are 0.
         language_model_weight: Of every token's log probability, added in the search (shallow fusion).
         rescoring_weight: λ of `log P(y|x) / |y| + λ log P_LM(y)`, by which complete hypotheses are ranked, with |y| the
             characters [Chan et al. 2016, eq. 15]. None: they are ranked by their scores in the search.
@@ -54,7 +54,7 @@ class AttentionSearch:
         tokens_per_frame: Most tokens of a hypothesis, per encoder frame.
 
     Raises:
-        InputError: A number is out of its range, or a language model is missing or of no use.
+        InputError: A number is out of its range, or a language model is missing.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class AttentionSearch:
                 "AttentionSearch needs beam >= 1, 0 <= ctc_weight <= 1 and tokens_per_frame > 0, got "
                 f"beam={beam}, ctc_weight={ctc_weight} and tokens_per_frame={tokens_per_frame}"
             )
-        if (language_model is None) != (language_model_weight == 0.0 and not rescoring_weight):
+        used = language_model_weight != 0.0 or bool(rescoring_weight)
+        if language_model is None and used:
             raise InputError(
-                "AttentionSearch needs a language_model together with a language_model_weight or rescoring_weight, got "
-                f"language_model={language_model}, language_model_weight={language_model_weight} and "
-                f"rescoring_weight={rescoring_weight}"
+                f"AttentionSearch needs a language_model for language_model_weight={language_model_weight} and "
+                f"rescoring_weight={rescoring_weight}, got none: name one, or set the weights to 0"
             )
         self.beam = beam
         self.ctc_weight = ctc_weight
-        self.language_model = language_model
+        self.language_model = language_model if used else None
         self.language_model_weight = language_model_weight
         self.rescoring_weight = rescoring_weight
         self.length_power = length_power

@@ -33,12 +33,12 @@ class CTCSearch:
 
     Args:
         beam: Prefixes kept. 1 without a language model takes the best path.
-        language_model: For `language_model_weight`.
+        language_model: For `language_model_weight`; it is not read where that is 0.
         language_model_weight: Of every token's log probability, and of the end's.
         length_bonus: Added for every token, against the shortness that language models prefer.
 
     Raises:
-        InputError: The beam is below 1, or there is a weight without a language model or the other way round.
+        InputError: The beam is below 1, or there is a weight without a language model.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class CTCSearch:
     ) -> None:
         if beam < 1:
             raise InputError(f"CTCSearch needs beam >= 1, got beam={beam}")
-        if (language_model is None) != (language_model_weight == 0.0):
+        if language_model is None and language_model_weight != 0.0:
             raise InputError(
-                "CTCSearch needs a language_model together with a language_model_weight, got "
-                f"language_model={language_model} and language_model_weight={language_model_weight}"
+                f"CTCSearch needs a language_model for language_model_weight={language_model_weight}, got none: name "
+                "one, or set the weight to 0"
             )
         self.beam = beam
-        self.language_model = language_model
+        self.language_model = language_model if language_model_weight else None
         self.language_model_weight = language_model_weight
         self.length_bonus = length_bonus
 

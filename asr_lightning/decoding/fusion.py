@@ -33,7 +33,7 @@ class Fusion:
         """Return the state of each model before any token, for one hypothesis."""
         return [model.initial_state(1) for model, _ in self.models]
 
-    def step(self, tokens: Tensor, states: list[State], internal: Tensor | None) -> tuple[Tensor, Tensor, list[State]]:
+    def step(self, tokens: Tensor, states: list[State], internal: Tensor | None) -> tuple[Tensor, list[State]]:
         """Read one token id of each hypothesis, `eos_id` before the first.
 
         Args:
@@ -42,20 +42,20 @@ class Fusion:
             internal: Logits (N, V) of the joint network without the encoder, behind the tokens; None without weight.
 
         Returns:
-            What is added for the next token, (N, V), and for the end, (N,); and the states behind the tokens. What a
-            model excludes is minus infinity, also where that model is subtracted.
+            What is added for the next token, (N, V), with that for the end in the place of the blank; and the states
+            behind the tokens. What a model excludes is minus infinity, also where that model is subtracted.
         """
-        following = torch.full((len(tokens), self.vocabulary), self.length_bonus, device=tokens.device)
-        ends = torch.zeros(len(tokens), device=tokens.device)
-        after = []
+        following, after = torch.zeros(len(tokens), self.vocabulary, device=tokens.device), []
         for (model, weight), state in zip(self.models, states, strict=True):
             log_probs, new = model.step(tokens, state)
             after.append(new)
-            weighted = (weight * log_probs.float()).masked_fill(log_probs.isneginf(), -math.inf)
-            following += weighted
-            ends += weighted[:, self.eos_id]
+            weighted = weight * log_probs.float()
+            following = following + (weighted if weight > 0 else weighted.masked_fill(weighted.isinf(), -math.inf))
+        ends = following[:, self.eos_id].clone()
+        if self.length_bonus:
+            following = following + self.length_bonus
         if internal is not None:
             logits = internal.float().index_fill(1, tokens.new_tensor([self.blank_id]), -math.inf)
-            following -= self.internal_weight * logits.log_softmax(dim=1)
-        following[:, self.blank_id] = -math.inf
-        return following, ends, after
+            following = following - self.internal_weight * logits.log_softmax(dim=1)
+        following[:, self.blank_id] = ends
+        return following, after

@@ -389,16 +389,16 @@ class _Histories:
             models: States of the language models.
 
         Returns:
-            Outputs (N, D) and the parts of all states; in front of them, with fusion, what the next token adds (N, V)
-            and what the end adds (N,).
+            Outputs (N, D) and the parts of all states; in front of them, with fusion, what the next token adds (N, V),
+            with that of the end in the place of the blank.
         """
         outputs, state = self.predictor(tokens.unsqueeze(1), state)
         rows = [outputs[:, 0], *state]
         if self.fusion is None:
             return rows
         internal = self.joint(self.no_frame, outputs[:, 0]) if self.fusion.internal_weight else None
-        following, ends, after = self.fusion.step(texts, models, internal)
-        return [following, ends, *rows, *(part for model in after for part in model)]
+        following, after = self.fusion.step(texts, models, internal)
+        return [following, *rows, *(part for model in after for part in model)]
 
     def __call__(self, sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor | None]:
         """Return what stands behind N sequences, which are known or one token longer than known.
@@ -411,12 +411,12 @@ class _Histories:
         places = torch.tensor([self.slots[tokens] for tokens in sequences], device=self.device)
         if self.fusion is None:
             return self.tables[0][places], None
-        return self.tables[2][places], self.tables[0][places]
+        return self.tables[1][places], self.tables[0][places]
 
     def _store(self, new: list[Tokens]) -> None:
         parents = torch.tensor([self.slots[tokens[:-1]] for tokens in new], device=self.device)
         last = torch.tensor([tokens[-1] for tokens in new], device=self.device)
-        states = iter([part[parents] for part in self.tables[1 if self.fusion is None else 3 :]])
+        states = iter([part[parents] for part in self.tables[1 if self.fusion is None else 2 :]])
         state, *models = (tuple(next(states) for _ in range(size)) for size in self.sizes)
         rows = self._read(last, last, state, models)
         missing = len(new) - len(self.free)
@@ -435,7 +435,7 @@ class _Histories:
         """Return known hypotheses with what language models add for their ends."""
         if self.fusion is None:
             return hypotheses
-        ends = self.tables[1][[self.slots[tokens] for tokens in hypotheses]].tolist()
+        ends = self.tables[0][[self.slots[tokens] for tokens in hypotheses], self.blank_id].tolist()
         return {
             tokens: walks._replace(text=walks.text + end)
             for (tokens, walks), end in zip(hypotheses.items(), ends, strict=True)

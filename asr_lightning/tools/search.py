@@ -8,6 +8,10 @@ A space is a YAML of dotted keys of the experiment, as on the command line of `l
     model.init_args.optimizer.init_args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}
     model.init_args.encoder.init_args.layers: {low: 2, high: 5}
     model.init_args.encoder.init_args.hidden: [128, 160, 192]
+
+With `--checkpoint` nothing is trained: every trial decodes the development set anew with the checkpoint, for weights of
+language models and other values of the search in `model.init_args.search.init_args`. Where 0 is in all ranges, it is
+the first trial, so that what is chosen is never worse on the development set than no language model at all.
 """
 
 import argparse
@@ -154,6 +158,7 @@ class Search:
         seed: Of the sampler.
         prune: Stop trials that are worse than the median of the others after as many epochs.
         more: Arguments for every run, as `--trainer.max_epochs 3`.
+        checkpoint: Decode with it in place of training.
 
     Raises:
         InputError: A grid of a range, an unknown rate, or a folder of another search.
@@ -169,8 +174,10 @@ class Search:
         seed: int = 1,
         prune: bool = True,
         more: Sequence[str] = (),
+        checkpoint: Path | None = None,
     ) -> None:
         self.config, self.space, self.folder, self.more = config, space, folder, list(more)
+        self.checkpoint = checkpoint
         self.subset, _, self.rate = metric.rpartition("/")
         ranges = [key for key, values in space.items() if not isinstance(values, list)]
         if sampler == "grid" and ranges:
@@ -184,6 +191,8 @@ class Search:
             load_if_exists=True,
         )
         identity = {"config": str(config), "metric": metric, "space": _flow(dict(space)), "more": " ".join(more)}
+        if checkpoint is not None:
+            identity["checkpoint"] = str(checkpoint)
         before = self.study.user_attrs.get("identity", identity)
         changed = [
             f"  {key}: {before.get(key)} before, {now} now" for key, now in identity.items() if before.get(key) != now
@@ -191,6 +200,9 @@ class Search:
         if changed:
             raise InputError("\n".join([f"{folder} holds another search; give another --output:", *changed]))
         self.study.set_user_attr("identity", identity)
+        nothing = {key: 0 for key in ranges if space[key]["low"] <= 0 <= space[key]["high"]}
+        if checkpoint is not None and len(nothing) == len(space) and not self.study.trials:
+            self.study.enqueue_trial(nothing)
 
     def run(self, trials: int, workers: int) -> None:
         """Make trials until there are so many, several at a time; those of an interrupted search count.
@@ -209,7 +221,7 @@ class Search:
         folder = self.folder / f"trial{trial.number}"
         folder.mkdir(exist_ok=True)
         arguments = [text for key, value in values.items() for text in (f"--{key}", _flow(value))]
-        command = [sys.executable, "-m", "asr_lightning", "fit", "--config", str(self.config), *arguments, *self.more]
+        command = [sys.executable, "-m", "asr_lightning", *self._stage(), *arguments, *self.more]
         with (folder / "output.log").open("w") as log:
             process = subprocess.Popen(
                 [*command, "--trainer.default_root_dir", str(folder)], stdout=log, stderr=subprocess.STDOUT
@@ -231,6 +243,13 @@ class Search:
         print(f"trial {trial.number}: {self.subset}/{self.rate} {last:.2%} with {values}", flush=True)
         return last
 
+    def _stage(self) -> list[str]:
+        """Return what a trial is: training, or decoding with the checkpoint."""
+        if self.checkpoint is None:
+            return ["fit", "--config", str(self.config)]
+        chosen = ["--data.init_args.test_subsets", f"[{self.subset}]"]
+        return ["test", "--config", str(self.config), "--ckpt_path", str(self.checkpoint), *chosen]
+
     def _watch(self, trial: Trial, process: subprocess.Popen[bytes], folder: Path) -> bool:
         """Report every epoch; end the run and return True if it is hopeless."""
         reported = 0
@@ -248,7 +267,7 @@ class Search:
 
     def _rates(self, folder: Path) -> dict[int, float]:
         """Return the rate by epoch, as far as the run has come."""
-        path = folder / "error_rates.csv"
+        path = folder / ("error_rates.csv" if self.checkpoint is None else "test_error_rates.csv")
         if not path.exists():
             return {}
         rows = [row for row in read_rates(path) if row.subset == self.subset]
@@ -324,6 +343,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--space", type=Path, required=True, metavar="YAML", help="keys, with lists of values or ranges"
     )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="CKPT", help="decode with it in place of training, to tune the search"
+    )
     parser.add_argument("--metric", required=True, metavar="SUBSET/RATE", help="what to minimise, as dev/cer")
     parser.add_argument(
         "--subsets", nargs="+", default=[], metavar="NAME",
@@ -348,11 +370,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"expected a --metric as dev/cer, got {options.metric}")
         space = read_space(options.space)
         check_subsets(options.config, options.metric, options.subsets)
-        if options.subsets:
+        if options.checkpoint is not None and not options.checkpoint.is_file():
+            raise InputError(f"no checkpoint at {options.checkpoint} (looked for {options.checkpoint.absolute()})")
+        if options.subsets and options.checkpoint is None:
             options.more = ["--data.init_args.validation_subsets", f"[{', '.join(options.subsets)}]", *options.more]
         search = Search(
             options.config, space, options.output, options.metric, options.sampler, options.seed,
-            not options.no_pruning, options.more,
+            not options.no_pruning, options.more, options.checkpoint,
         )  # fmt: skip
         try:
             search.run(options.trials, options.workers)
