@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from asr_lightning.decoding.ctc import CTCPrefixScorer
+from asr_lightning.decoding.ctc_search import add_alignments
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.language_model import LanguageModel
 from asr_lightning.errors import InputError
@@ -102,7 +103,8 @@ class AttentionSearch:
             ctc_logits: (B, T, V) of the recogniser's CTC output, if it has one.
 
         Returns:
-            For each utterance at most `beam` hypotheses, the best first.
+            For each utterance at most `beam` hypotheses, the best first; with CTC output, the frames of their tokens by
+            forced alignment.
 
         Raises:
             InputError: There is a `ctc_weight`, but no CTC output; or the language model cannot be used.
@@ -115,7 +117,10 @@ class AttentionSearch:
         if self.language_model is not None:
             self.language_model.prepare(tokenizer, lengths.device)
         search = _Search(self, self._scorers(decoder, memory, lengths, tokenizer, ctc_logits), lengths, tokenizer)
-        return [self._ranked(complete, tokenizer) for complete in search.run()]
+        ranked = [self._ranked(complete, tokenizer) for complete in search.run()]
+        if ctc_logits is not None:
+            add_alignments(ranked, ctc_logits.float().log_softmax(dim=2), lengths, tokenizer.blank_id)
+        return ranked
 
     def _scorers(
         self, decoder: Decoder, memory: State, lengths: Tensor, tokenizer: Tokenizer, ctc_logits: Tensor | None
@@ -188,6 +193,7 @@ class _Search:
         self.scores[:, 0] = 0.0  # the others are only there to fill the beam
         self.tokens = torch.full((len(lengths), self.beam, 1), self.eos_id, device=device)  # (A, K, U)
         self.parts = torch.zeros(len(lengths), self.beam, len(scorers), device=device)
+        self.attended = self.scores.new_zeros(len(lengths), self.beam, 0)  # log probabilities of the tokens (A, K, U)
         for scorer in scorers:
             scorer.state = tuple(part.repeat_interleave(self.beam, dim=0) for part in scorer.state)
 
@@ -239,10 +245,12 @@ class _Search:
         if beam > 1:  # each hypothesis takes the place of another
             self.tokens = self.tokens.flatten(0, 1)[rows].view(count, beam, -1)
             self.parts = self.parts.flatten(0, 1)[rows].view(count, beam, -1)
+            self.attended = self.attended.flatten(0, 1)[rows].view(count, beam, self.attended.shape[2])
             for scorer in self.scorers:
                 scorer.state = tuple(part.index_select(0, rows) for part in scorer.state)
         self.tokens = torch.cat([self.tokens, tokens.unsqueeze(2)], dim=2)
         self.parts = self.parts + chosen
+        self.attended = torch.cat([self.attended, chosen[:, :, :1]], dim=2)
 
     def _collect(self, ended: Tensor, scores: Tensor, parents: Tensor, opinions: Tensor) -> None:
         for row, place in ended.nonzero().tolist():
@@ -262,6 +270,7 @@ class _Search:
                 tokens=tuple(self.tokens[row, parent, 1:].tolist()),
                 score=score,
                 parts=dict(zip(names, parts.tolist(), strict=True)),
+                log_probs=tuple(self.attended[row, parent].tolist()),
             )
         )
 
@@ -278,7 +287,7 @@ class _Search:
         keep = torch.tensor(going, dtype=torch.int64, device=self.scores.device)
         rows = (keep.unsqueeze(1) * self.beam + torch.arange(self.beam, device=keep.device)).flatten()
         self.utterances, self.scores = [self.utterances[row] for row in going], self.scores[keep]
-        self.tokens, self.parts = self.tokens[keep], self.parts[keep]
+        self.tokens, self.parts, self.attended = self.tokens[keep], self.parts[keep], self.attended[keep]
         for scorer in self.scorers:
             scorer.state = tuple(part.index_select(0, rows) for part in scorer.state)
             scorer.memory = tuple(part.index_select(0, keep) for part in scorer.memory)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from asr_lightning.decoding.ctc import forced_alignments
 from asr_lightning.decoding.hypothesis import Hypothesis
@@ -94,16 +95,50 @@ def best_paths(log_probs: Tensor, lengths: Tensor, blank_id: int) -> list[Hypoth
     path = path.masked_fill(beyond, blank_id)
     repeats = torch.zeros_like(beyond)
     repeats[:, 1:] = path[:, 1:] == path[:, :-1]
-    places = ((path != blank_id) & ~repeats).nonzero().tolist()
-    found: list[list[int]] = [[] for _ in path]
-    for row, frame in places:
-        found[row].append(frame)
+    named = path != blank_id
+    firsts = (named & ~repeats).nonzero().tolist()
+    lasts = (named & ~functional.pad(repeats[:, 1:], (0, 1))).nonzero().tolist()
+    spans: list[list[tuple[int, int]]] = [[] for _ in path]
+    for (row, first), (_, last) in zip(firsts, lasts, strict=True):
+        spans[row].append((first, last))
     scores = best.masked_fill(beyond, 0.0).sum(dim=1).tolist()
-    tokens = path.tolist()
+    tokens, certainties = path.tolist(), best.tolist()
     return [
-        Hypothesis(tuple(tokens[row][frame] for frame in frames), score, tuple(frames), parts={"ctc": score})
-        for row, (frames, score) in enumerate(zip(found, scores, strict=True))
+        Hypothesis(
+            tuple(tokens[row][first] for first, _ in spans[row]),
+            score,
+            tuple(first for first, _ in spans[row]),
+            parts={"ctc": score},
+            log_probs=tuple(max(certainties[row][first : last + 1]) for first, last in spans[row]),
+            ends=tuple(last for _, last in spans[row]),
+        )
+        for row, score in enumerate(scores)
     ]
+
+
+def add_alignments(hypotheses: list[list[Hypothesis]], log_probs: Tensor, lengths: Tensor, blank_id: int) -> None:
+    """Give hypotheses first and last frame of each token by forced alignment, and its highest log probability there.
+
+    What no path spells stays without frames.
+
+    Args:
+        hypotheses: Of each of B utterances.
+        log_probs: (B, T, V) of a CTC output.
+        lengths: (B,) real frames.
+        blank_id: The blank's token id.
+    """
+    rows = [row for row, of_utterance in enumerate(hypotheses) for _ in of_utterance]
+    dated = [hypothesis for of_utterance in hypotheses for hypothesis in of_utterance]
+    aligned = forced_alignments(log_probs, lengths, rows, [one.tokens for one in dated], blank_id)
+    values = log_probs.cpu().numpy()
+    for row, hypothesis, spans in zip(rows, dated, aligned, strict=True):
+        hypothesis.frames = tuple(first for first, _ in spans or ())
+        hypothesis.ends = tuple(last for _, last in spans or ())
+        if not hypothesis.log_probs:  # else the decoder has given its own
+            hypothesis.log_probs = tuple(
+                float(values[row, first : last + 1, token].max())
+                for (first, last), token in zip(spans or (), hypothesis.tokens if spans else (), strict=True)
+            )
 
 
 @dataclass
@@ -258,16 +293,8 @@ class _Beams:
                     parts["language_model"] = float(found.language[row, place])
                 tokens = tuple(found.tokens[row, place, :size].tolist())
                 results[-1].append(Hypothesis(tokens, float(scores[row, place]), parts=parts))
-        self._date(results, lengths)
+        add_alignments(results, self.log_probs, lengths, self.blank_id)
         return results
-
-    def _date(self, results: list[list[Hypothesis]], lengths: Tensor) -> None:
-        """Give hypotheses the frames of their tokens."""
-        rows = [row for row, hypotheses in enumerate(results) for _ in hypotheses]
-        dated = [one for hypotheses in results for one in hypotheses]
-        aligned = forced_alignments(self.log_probs, lengths, rows, [one.tokens for one in dated], self.blank_id)
-        for one, spans in zip(dated, aligned, strict=True):
-            one.frames = tuple(first for first, _ in spans or ())
 
     def _bonus(self, language: Tensor, sizes: Tensor) -> Tensor:
         weight = self.settings.language_model_weight

@@ -19,6 +19,7 @@ from asr_lightning.audio.augment import SpecAugment
 from asr_lightning.audio.features import Features, possible_audio
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.decoding.words import FrameTimes, Pooling, words_of
 from asr_lightning.errors import InputError, printable
 from asr_lightning.models.averaging import averaged_copies, save_averages
 from asr_lightning.models.global_batch import GlobalBatch, step_with_global_batch
@@ -34,6 +35,7 @@ from asr_lightning.text.tokenizers import Tokenizer
 Recognized = list[list[Hypothesis]]  # of each utterance, the best first
 
 NOTHING_READ = "expected audio that can be read. The warnings above name the files and say what is wrong with them."
+MEASURED_FRAMES = 480  # of features, to see how many times fewer come out of an encoder
 LOST_BATCHES_IN_A_ROW = 100  # without one usable loss: training has diverged, or the corpus does not fit the model
 
 
@@ -90,6 +92,7 @@ class Recognizer(lightning.LightningModule, ABC):
         self._evaluations: list[_Evaluation] = []
         self._pending: list[tuple[list[str], Tensor]] = []
         self._read: int | None = None  # utterances of this epoch and rank; unknown where one goes on in mid-epoch
+        self._frame_times: FrameTimes | None = None
         self._guard = GradientGuard()
         self.global_batch = GlobalBatch(self.device)
         self.register_buffer("_lost_batches", torch.zeros((), dtype=torch.int64), persistent=False)  # in a row
@@ -138,6 +141,39 @@ class Recognizer(lightning.LightningModule, ABC):
     def transcribe(self, batch: Batch) -> list[str]:
         """Return what was said in each of the B utterances."""
         return [self.tokenizer.decode(hypotheses[0].tokens) for hypotheses in self.recognize(batch)]
+
+    @torch.no_grad()
+    def recognize_words(self, batch: Batch, pooling: Pooling = "product") -> Recognized:
+        """Return the hypotheses of each of the B utterances with their texts, and words with times and confidence.
+
+        Args:
+            batch: B utterances; all words of one of them lie within its audio.
+            pooling: How the confidence of a word follows from the probabilities of its tokens.
+        """
+        recognized = self._recognize(batch)
+        if any(one.tokens and not one.frames and not one.words for hypotheses in recognized for one in hypotheses[:1]):
+            self.locate(batch, recognized)
+        times = self.frame_times()
+        for hypotheses, samples in zip(recognized, batch.audio_lengths.tolist(), strict=True):
+            for one in hypotheses:
+                one.words = one.words or words_of(one, self.tokenizer, times, samples / batch.sample_rate, pooling)
+        return recognized
+
+    def locate(self, batch: Batch, recognized: Recognized) -> None:  # noqa: B027 - a search may know all there is
+        """Find the frames of the tokens of the best hypotheses, which the search has not found: in no frames here."""
+
+    def frame_times(self) -> FrameTimes:
+        """Return when encoder frames are, from how many frames the encoder makes of many feature frames."""
+        if self._frame_times is None:
+            training = self.training
+            self.eval()
+            features = torch.zeros(1, MEASURED_FRAMES, self.features.dimension, device=self.device, dtype=self.dtype)
+            encoded, _ = self.encoder(features, torch.full((1,), MEASURED_FRAMES, device=self.device))
+            self.train(training)
+            factor = round(MEASURED_FRAMES / encoded.shape[1])
+            window = self.features.window_samples / self.features.sample_rate
+            self._frame_times = FrameTimes(factor * self.features.hop_seconds, window)
+        return self._frame_times
 
     def featurize(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features (B, T, D) of audio (B, S), masked at random in training, and their lengths (B,)."""
@@ -306,8 +342,8 @@ class Recognizer(lightning.LightningModule, ABC):
     test_step = validation_step
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Recognized]:
-        """Recognise a batch."""
-        return {"hypotheses": self._recognize(batch)}
+        """Recognize a batch, with words, their times and confidence."""
+        return {"hypotheses": self.recognize_words(batch)}
 
     def on_validation_epoch_end(self) -> None:
         """Log the error rates of every subset and of all together.

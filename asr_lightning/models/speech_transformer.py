@@ -151,6 +151,18 @@ class TransformerDecoder(Decoder):
         logits, _ = self._read(tokens, self.initial_state(memory), memory)
         return logits
 
+    def attention_weights(self, tokens: Tensor, memory: State) -> Tensor:
+        """Return the mean weights of the heads of the last layer's cross-attention, (B, U, T), for ids (B, U)."""
+        attention = self.layers[-1].cross_attention
+        weights: list[Tensor] = []
+
+        def keep(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            weights.append(attention.weights(*arguments).mean(dim=1))
+
+        with attention.register_forward_hook(keep):
+            self(tokens, memory)
+        return weights[0]
+
     def _read(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
         """Read U more token ids (N, U) after those of the state, return logits (N, U, V) and the state behind them."""
         before, size = state[0].shape[1], tokens.shape[1]

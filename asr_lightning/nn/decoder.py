@@ -36,3 +36,15 @@ class Decoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, tokens: Tensor, memory: State) -> Tensor:
         """Read token ids (B, U), return logits (B, U, V) of what follows each of them."""
+
+    @abstractmethod
+    def attention_weights(self, tokens: Tensor, memory: State) -> Tensor:
+        """Return how strongly each frame is attended to when what follows each token is predicted.
+
+        Args:
+            tokens: (B, U) token ids.
+            memory: Of `remember`.
+
+        Returns:
+            (B, U, T), the mean of the heads; of several layers, of the last one.
+        """
