@@ -167,8 +167,8 @@ class Recognizer(lightning.LightningModule, ABC):
         if self._frame_times is None:
             training = self.training
             self.eval()
-            features = torch.zeros(1, MEASURED_FRAMES, self.features.dimension, device=self.device, dtype=self.dtype)
-            encoded, _ = self.encoder(features, torch.full((1,), MEASURED_FRAMES, device=self.device))
+            features = torch.zeros(1, MEASURED_FRAMES, self.features.dimension, device=self.device)
+            encoded, _ = self.encoder(features.to(self.dtype), torch.full((1,), MEASURED_FRAMES, device=self.device))
             self.train(training)
             factor = round(MEASURED_FRAMES / encoded.shape[1])
             window = self.features.window_samples / self.features.sample_rate
