@@ -153,7 +153,9 @@ class TransformerDecoder(Decoder):
 
     def attention_weights(self, tokens: Tensor, memory: State) -> Tensor:
         """Return the mean weights of the heads of the last layer's cross-attention, (B, U, T), for ids (B, U)."""
-        attention = self.layers[-1].cross_attention
+        last = self.layers[-1]
+        assert isinstance(last, DecoderBlock)
+        attention = last.cross_attention
         weights: list[Tensor] = []
 
         def keep(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:

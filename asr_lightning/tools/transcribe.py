@@ -22,6 +22,7 @@ import torchaudio
 from torch import Tensor
 from tqdm import tqdm
 
+from asr_lightning.analysis.calibration import Calibration, read_calibration
 from asr_lightning.audio import reading
 from asr_lightning.batch import Batch, Utterance, is_memory_error
 from asr_lightning.decoding.hypothesis import Hypothesis
@@ -435,6 +436,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="of a word, from the probabilities of its tokens (default: product)",
     )  # fmt: skip
     parser.add_argument(
+        "--calibration", type=Path, metavar="JSON", help="of these confidences, as tools.confidence writes it"
+    )
+    parser.add_argument(
         "--beam", type=whole_number(1), metavar="N",
         help="hypotheses kept in decoding (default: as experiment or checkpoint say)",
     )  # fmt: skip
@@ -446,6 +450,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU where there is one"
     )
     return parser
+
+
+def calibrated(transcript: Transcript, calibration: Calibration) -> Transcript:
+    """Return a transcript with calibrated confidences."""
+    known = [word.confidence for word in transcript.words if word.confidence is not None]
+    values = iter(calibration(np.array(known)).tolist())
+    words = (word if word.confidence is None else replace(word, confidence=next(values)) for word in transcript.words)
+    return replace(transcript, words=tuple(words))
 
 
 def _read_list(path: Path) -> list[str]:
@@ -483,12 +495,14 @@ def _run(options: argparse.Namespace) -> int:
         def write(transcript: Transcript) -> None:
             print(make(transcript), end="", flush=True)
 
+    calibration = None if options.calibration is None else read_calibration(options.calibration)
     recognizer = prepare(options.checkpoint, options.device, options.beam, options.config)
     if options.n_best > 1:
         keep_hypotheses(recognizer, options.n_best)
 
     def transcripts(heard: Callable[[float], object]) -> Iterable[Transcript]:
-        return transcribe(recognizer, paths, options.batch_seconds, options.confidence, heard)
+        found = transcribe(recognizer, paths, options.batch_seconds, options.confidence, heard)
+        return found if calibration is None else (calibrated(one, calibration) for one in found)
 
     return 0 if write_transcripts(transcripts, len(paths), write) else 1
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_lightning.scoring.word_alignment import WordAlignment, align, display_width, show_alignments
+from asr_lightning.scoring.word_alignment import WordAlignment, align, correct_words, display_width, show_alignments
 
 TEXTS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=8).map(" ".join)
 
@@ -65,3 +65,10 @@ def test_other_references_are_refused() -> None:
         show_alignments([("a", align("a", "a")), ("b", align("b", "a"))])
     with pytest.raises(ValueError, match="expected alignments to one reference, got \\[\\]"):
         show_alignments([])
+
+
+def test_words_of_a_hypothesis_are_right_or_wrong() -> None:
+    assert correct_words("A B C", "X A B D E") == [False, True, True, False, False]
+    assert correct_words("A B", "") == []
+    assert correct_words("", "A A") == [False, False]
+    assert correct_words("A B C", "A C") == [True, True]

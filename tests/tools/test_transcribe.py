@@ -260,7 +260,8 @@ def test_the_transcript_of_a_long_file_is_that_of_its_pieces_in_order(
     results = list(transcribe.transcribe(recognizer, paths, 2.0))
     assert [one.path for one in results] == paths and not any(one.problem for one in results)
     assert [one.text for one in results][::2] == [heard["read.flac"], heard["talk.ogg"]]
-    assert results[1] == results[3]
+    timed = [[(word.text, word.start, word.end) for word in one.words] for one in results[1::2]]
+    assert timed[0] == timed[1] and results[1].text == results[3].text
     assert results[1].seconds == pytest.approx(4.2)
     assert [part.start for part in results[1].parts] == [piece.start for piece in pieces]
     middles = [(word.start + word.end) / 2 for word in results[1].words]
@@ -484,6 +485,22 @@ def test_streams_of_other_formats(
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[4] for row in rows] == [word["word"] for one in lines for word in one["words"]]
     assert {row[0] for row in rows} == {"read", "talk"}
+
+
+def test_confidences_are_calibrated(
+    checkpoint: Path, recordings: Recordings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.json").write_text('{"temperature": 2.0}')
+    words = []
+    for more in ([], ["--calibration", tmp_path / "c.json"]):
+        assert run(checkpoint, recordings["talk.ogg"], "--formats", "json", "--confidence", "mean", *more) == 0
+        words.append(json.loads(capsys.readouterr().out)["words"])
+    for plain, calibrated in zip(*words, strict=True):
+        odds = plain["confidence"] / (1 - plain["confidence"])
+        assert calibrated["confidence"] == pytest.approx(odds**0.5 / (1 + odds**0.5), abs=2e-3)
+        assert {**plain, "confidence": 0} == {**calibrated, "confidence": 0}
+    assert run(checkpoint, recordings["talk.ogg"], "--calibration", tmp_path / "none.json") == 2
+    assert "cannot read the calibration" in capsys.readouterr().err
 
 
 def test_options_that_do_not_fit_together_are_refused(
