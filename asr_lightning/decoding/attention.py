@@ -1,4 +1,4 @@
-"""Search for what an attention decoder heard, with CTC and a language model if wanted."""
+"""Beam search of an attention decoder, with CTC and a language model if wanted."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ class AttentionSearch:
 
     Args:
         beam: Hypotheses kept; 1 is greedy.
-        ctc_weight: Share of the recogniser's CTC output, 0 to 1.
+        ctc_weight: Share of the recognizer's CTC output, 0 to 1.
         language_model: For `language_model_weight` and `rescoring_weight`; it is not read where both are 0.
         language_model_weight: Of every token's log probability, added in the search (shallow fusion).
         rescoring_weight: λ of `log P(y|x) / |y| + λ log P_LM(y)`, by which complete hypotheses are ranked, with |y| the
@@ -97,10 +97,10 @@ class AttentionSearch:
 
         Args:
             decoder: The attention decoder.
-            memory: What it remembers of the B utterances.
+            memory: Of the B utterances, as the decoder prepares it.
             lengths: (B,) encoder frames.
             tokenizer: The vocabulary.
-            ctc_logits: (B, T, V) of the recogniser's CTC output, if it has one.
+            ctc_logits: (B, T, V) of the recognizer's CTC output, if it has one.
 
         Returns:
             For each utterance at most `beam` hypotheses, the best first; with CTC output, the frames of their tokens by
@@ -111,7 +111,7 @@ class AttentionSearch:
         """
         if self.ctc_weight > 0.0 and ctc_logits is None:
             raise InputError(
-                f"the search has a ctc_weight of {self.ctc_weight}, but the recogniser was trained without CTC: set "
+                f"the search has a ctc_weight of {self.ctc_weight}, but the recognizer was trained without CTC: set "
                 "the search's ctc_weight to 0, or train it with a ctc_weight of its own"
             )
         if self.language_model is not None:
@@ -165,7 +165,7 @@ class AttentionSearch:
 
 @dataclass
 class _Scorer:
-    """One opinion on the next tokens; its state follows the beam."""
+    """Log probabilities of the next tokens by one model; its state follows the beam."""
 
     name: str
     weight: float
@@ -275,7 +275,7 @@ class _Search:
         )
 
     def _drop_finished(self) -> None:
-        """Search on only where a hypothesis is left that may matter."""
+        """Drop utterances whose best complete hypotheses can no longer change."""
         best = self.scores[:, 0].tolist()
         going = [
             row

@@ -1,4 +1,4 @@
-"""Search for what a CTC output heard [Graves et al. 2006; Hannun et al. 2014, "First-pass large vocabulary CTC"].
+"""Greedy and prefix beam search of a CTC output [Graves et al. 2006; Hannun et al. 2014].
 
 A path names a token or a blank for every frame; repeats of a token without a blank between them are one, and blanks are
 dropped. So many paths spell one text, whose probability is the sum of theirs.
@@ -25,7 +25,7 @@ NOBODY = -1_000_000  # length of a hypothesis that fills the beam while there ar
 
 
 class CTCSearch:
-    """How to decode a CTC output.
+    """Greedy or prefix beam search of a CTC output, with a language model if wanted.
 
     With a beam, prefixes are grown frame by frame, and all paths that spell the same prefix are one hypothesis. They
     are ranked by

@@ -1,4 +1,4 @@
-"""Search in a transducer's output [Graves 2012, "Sequence transduction with recurrent neural networks"].
+"""Greedy and beam search of a transducer [Graves 2012, "Sequence transduction with recurrent neural networks"].
 
 A transducer's alignment is a walk over the frames: in each it emits some tokens, then a blank that goes on to the next
 frame. The score of an alignment is the log probability of all that it emits, blanks included; a frame that holds its
@@ -88,7 +88,7 @@ class JointNetwork(Protocol):
 
 
 class TransducerSearch:
-    """How to decode a transducer.
+    """Greedy or beam search of a transducer, with language models if wanted.
 
     Hypotheses y of an utterance x are ranked by
 
@@ -354,7 +354,7 @@ def beam_search(
 
 
 class _Histories:
-    """What prediction network and language models make of token sequences; each is read once for all utterances.
+    """Outputs of prediction network and language models by token sequence; each is computed once for all utterances.
 
     Everything is a table with a slot for each known sequence; slots of forgotten sequences are used again.
     """

@@ -1,4 +1,4 @@
-"""Transcribes audio files with a trained recogniser.
+"""Transcribes audio files with a trained recognizer.
 
 Example: python -m asr_lightning.tools.transcribe --checkpoint runs/rnnt/checkpoints/last.ckpt a.wav b.flac > texts.tsv
 """
@@ -322,7 +322,7 @@ def _recognize(
 
 
 def prepare(checkpoint: Path, device: str, beam: int | None, config: Path | None = None) -> Recognizer:
-    """Return the recogniser of a checkpoint, ready to transcribe.
+    """Return the recognizer of a checkpoint, ready to transcribe.
 
     Args:
         checkpoint: As `lightning fit` saves it.
@@ -333,7 +333,7 @@ def prepare(checkpoint: Path, device: str, beam: int | None, config: Path | None
 
     Raises:
         InputError: The checkpoint or the experiment cannot be used, they are of different networks, there is no such
-            device, or the recogniser has no beam.
+            device, or the recognizer has no beam.
     """
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
