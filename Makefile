@@ -10,7 +10,7 @@ FOLDERS ?= runs/demo/weight_selection
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
-ABLATE = $(BIN)/python -m asr_lightning.tools.ablate
+ABLATE = $(BIN)/asr ablate
 OPTIONS = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(CORPUS),--set data.init_args.root=$(CORPUS))
 # Networks as small as the demo's are fastest with one thread each, and when memory is kept for the next step. Threads
 # that wait actively for each other are very slow on a machine that does anything else besides.
@@ -19,8 +19,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help install demo ws las las-search las-attention e2e e2e-ws hybrid ds2 ds2-attention ds2-features ds2-extractors
-.PHONY: kospeech rehearse report dashboard test lint bench peers
+.PHONY: help install demo ws ws-lstm las las-search las-attention e2e e2e-ws hybrid ds2 ds2-attention ds2-features ds2-extractors
+.PHONY: kospeech kspon architectures rehearse report dashboard docs test lint bench peers
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -47,6 +47,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## teacher, student from random weights and from selected ones, table, picture and page
 	@$(ABLATE) weight_selection --seeds 1 --variants random selected --jobs 2
 ws: $(INSTALLED); $(ABLATE) weight_selection $(OPTIONS) ## weight selection against random weights, nine ways
+ws-lstm: $(INSTALLED); $(ABLATE) weight_selection_lstm $(OPTIONS) ## the same with LSTM encoders of full size; SCALE=full only
 e2e: $(INSTALLED); $(ABLATE) e2e $(OPTIONS) ## end-to-end models A and B and the hybrid, and what their layers hold
 e2e-ws: $(INSTALLED); $(ABLATE) e2e_students $(OPTIONS) ## students of A, from random weights and from selected ones
 hybrid: $(INSTALLED); $(ABLATE) hybrid $(OPTIONS) ## the BLSTM-HMM hybrid, and how well it aligns
@@ -59,12 +60,19 @@ ds2-attention: $(INSTALLED); $(ABLATE) ds2_attention $(OPTIONS) ## attention amo
 ds2-features: $(INSTALLED); $(ABLATE) ds2_features $(OPTIONS) ## four kinds of features
 ds2-extractors: $(INSTALLED); $(ABLATE) ds2_extractors $(OPTIONS) ## its convolutions and those of VGG
 kospeech: $(INSTALLED); $(ABLATE) kospeech $(OPTIONS) ## the report's training on ten folders of KsponSpeech, and its remedies; SCALE=full only
+kspon: $(INSTALLED); $(ABLATE) kspon $(OPTIONS) ## six networks on KsponSpeech; SCALE=full only
+architectures: $(INSTALLED); $(ABLATE) architectures $(OPTIONS) ## nine networks on LibriSpeech; SCALE=full only
 rehearse: $(INSTALLED) ## two steps and a tiny evaluation of every run of every comparison, at SCALE, on CORPUS
 	for ablation in $$(grep -l '$(SCALE):' experiments/ablations/*.yaml); do $(ABLATE) $$ablation --rehearse $(OPTIONS) || exit 1; done
 report: $(INSTALLED) ## one HTML page of the runs in FOLDERS
-	$(BIN)/python -m asr_lightning.tools.report $(FOLDERS) --output runs/report.html
+	$(BIN)/asr report $(FOLDERS) --output runs/report.html
 dashboard: $(INSTALLED) ## W&B workspace and report of GROUP, checked against the runs in FOLDERS; SAVE=1 publishes them
-	$(BIN)/python -m asr_lightning.tools.dashboard --group $(GROUP) --runs $(FOLDERS) $(if $(SUBSETS),--subsets $(SUBSETS)) $(if $(SAVE),--save)
+	$(BIN)/asr dashboard --group $(GROUP) --runs $(FOLDERS) $(if $(SUBSETS),--subsets $(SUBSETS)) $(if $(SAVE),--save)
+docs: .venv/docs ## the documentation as a site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+.venv/docs: $(INSTALLED)
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 test: $(INSTALLED) ## the whole test suite, or TESTS
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) --numprocesses $(TEST_JOBS) --dist loadfile
 lint: $(INSTALLED) ## style and types

@@ -1,4 +1,4 @@
-"""What travels from a corpus to a recogniser.
+"""Utterances and batches.
 
 The letters of shape comments, everywhere in this suite:
 
@@ -6,7 +6,7 @@ The letters of shape comments, everywhere in this suite:
 |--------|-----------------------------------------------------|
 | B      | utterances, or texts, of a batch                    |
 | S      | audio samples                                       |
-| T      | frames: of features, or of an encoder's output      |
+| T      | frames of features, or of an encoder's output       |
 | U      | tokens of a transcript                              |
 | V      | tokens of the vocabulary                            |
 | D      | dimensions of a vector                              |
@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording and what was said.
+    """A recording and its transcript.
 
     Attributes:
         id: Unique within its corpus.
@@ -33,7 +33,7 @@ class Utterance:
         sample_rate: Samples per second.
         text: The transcript as the corpus gives it; empty where there is none.
         speaker: The speaker's name; empty where unknown.
-        subset: The part of the corpus it comes from, as `test-clean`.
+        subset: The subset of the corpus, as `test-clean`.
     """
 
     id: str
@@ -46,16 +46,16 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Batch:
-    """Utterances padded with zeros to the longest of them.
+    """Utterances padded with zeros to the length of the longest.
 
     Attributes:
-        ids: B utterance names.
+        ids: B ids of utterances.
         audio: (B, S) float32.
         audio_lengths: (B,) int64, real samples of each row.
         sample_rate: Samples per second, the same for all rows.
         texts: B transcripts.
-        speakers: B speaker names.
-        subsets: B subset names.
+        speakers: B names of speakers.
+        subsets: B names of subsets.
     """
 
     ids: list[str]
@@ -71,8 +71,8 @@ class Batch:
         """Pad utterances into a batch.
 
         Args:
-            utterances: May be none where `sample_rate` is given; the audio is then (0, 0).
-            sample_rate: Samples per second that all must have; without it, that of the utterances.
+            utterances: An empty list needs `sample_rate`; the audio is then (0, 0).
+            sample_rate: Samples per second of all utterances; by default that of the utterances.
 
         Raises:
             ValueError: No utterance and no sample rate, or several sample rates.
@@ -96,13 +96,13 @@ class Batch:
 
     @property
     def seconds(self) -> float:
-        """Seconds of real audio, without padding. Costs a host-device synchronisation on a GPU."""
+        """Seconds of real audio, without padding. On a GPU, the host waits for it."""
         return float(self.audio_lengths.sum()) / self.sample_rate
 
     def to(self, device: torch.device | str, non_blocking: bool | None = None) -> "Batch":
-        """Move the tensors to a device; to a GPU without waiting for it, where nothing else is said.
+        """Move the tensors to a device; by default without waiting for a GPU.
 
-        Lightning asks for that with tensors only, and would wait in every step until the GPU had done the last one.
+        Lightning passes `non_blocking` for tensors only; with a blocking copy every step would wait for the one before.
         """
         if non_blocking is None:
             non_blocking = torch.device(device).type != "cpu"
@@ -119,10 +119,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Sentences that a language model learns from.
+    """Sentences for a language model.
 
     Attributes:
-        ids: B names, as `file:line`.
+        ids: B ids, as `file:line`.
         texts: B sentences.
     """
 
@@ -133,10 +133,10 @@ class TextBatch:
         return len(self.ids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TextBatch":
-        """Return the same batch, which has no tensors: Lightning takes no frozen dataclass that cannot be moved."""
+        """Return the batch, which has no tensors; Lightning needs this method of a frozen dataclass."""
         return self
 
 
 def is_memory_error(error: BaseException) -> bool:
-    """Whether a computation failed for want of memory, of a GPU or of the computer."""
+    """Whether a computation failed because the memory of the GPU or of the computer was full."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

@@ -1,8 +1,12 @@
 """The command line: `lightning fit|validate|test|predict --config experiments/….yaml`."""
 
+import importlib
+import inspect
 import logging
 import netrc
 import os
+import pkgutil
+import re
 import signal
 import sys
 import threading
@@ -33,29 +37,55 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import data_modules
 from asr_lightning.ablations import PARENT
 from asr_lightning.callbacks.changed_optimizer import ChangedOptimizer
-from asr_lightning.callbacks.choosing import refuse_choice_by_tests
+from asr_lightning.callbacks.choosing import refuse_choice_by_tests, run_checkpoints
+from asr_lightning.callbacks.freezing import Freezing
+from asr_lightning.callbacks.gradients import GradientNorms
+from asr_lightning.callbacks.initialization import Initialization
+from asr_lightning.callbacks.measurement import Measurement
+from asr_lightning.callbacks.movement import DistanceFromStart, UpdateSizes
 from asr_lightning.callbacks.progress import ProgressBar
 from asr_lightning.callbacks.results import RemoveResults, refuse_results, reserve_logs
 from asr_lightning.callbacks.run_summary import RunSummary
-from asr_lightning.callbacks.stopping import FinishEpoch, SaveLastEpoch, SaveWhenStopped
+from asr_lightning.callbacks.stopping import FinishEpoch, OtherParts, SaveLastEpoch, SaveWhenStopped
+from asr_lightning.callbacks.throughput import Throughput
+from asr_lightning.callbacks.transcripts import Transcripts
+from asr_lightning.callbacks.transfer import InitializeFrom
+from asr_lightning.callbacks.wandb_run import RunLogger, WandbConfiguration
+from asr_lightning.callbacks.weight_selection import WeightSelection
+from asr_lightning.error_messages import TRACE, explain, trace_kept
 from asr_lightning.errors import InputError
-from asr_lightning.faults import TRACE, explain, trace_kept
 from asr_lightning.files import held
-from asr_lightning.models.checkpoint_files import CheckpointFiles
 from asr_lightning.models.checkpoints import (
+    CheckpointFiles,
     checkpoint_model,
-    newest_whole_checkpoint,
+    newest_readable_checkpoint,
     read_checkpoint,
     remember_configuration,
 )
 from asr_lightning.models.instantiation import LONG, within_memory
+from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.same_network import check_same_network, check_training_state
+from asr_lightning.nn.sequences import Encoder
 from asr_lightning.parser import CommandLineParser, experiments_first
+from asr_lightning.renamed import current_names
 from asr_lightning.report.tables import as_text, metrics_by_subset
 
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it
+CALLBACKS: dict[str, type[Callback]] = {  # of every run, by the key that holds their arguments
+    "initialization": Initialization,
+    "initialize_from": InitializeFrom,
+    "weight_selection": WeightSelection,
+    "freeze": Freezing,
+    "transcripts": Transcripts,
+    "gradient_norms": GradientNorms,
+    "update_sizes": UpdateSizes,
+    "distance_from_start": DistanceFromStart,
+}
+OF_CLASSES = ("text", "audio", "nn", "decoding", "hmm", "models", "callbacks")  # what an experiment may name
+OF_SPEECH = (Transcripts, Throughput)  # callbacks that a language model has no use for
 PARENT_SECONDS = 5.0  # between looks at whether the first rank is alive
 
 
@@ -80,6 +110,12 @@ class CommandLine(LightningCLI):
                 "checkpoint, whose model is taken then"
             )
         config.model = checkpoint_model(path)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the keys of what every run does."""
+        for key, callback in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
+        parser.add_function_arguments(run_checkpoints, "checkpoints", skip={"subsets"})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Add what only training has."""
@@ -113,6 +149,7 @@ class CommandLine(LightningCLI):
             super().instantiate_classes()
         self._dump_config()
         remember_configuration(self.model, self.config_dump["model"])
+        self.trainer.callbacks.append(WandbConfiguration(self.config_dump))  # type: ignore[attr-defined]
         self.trainer.strategy.checkpoint_io = CheckpointFiles()
         # Lightning would round audio to the precision of the weights; features are computed of it in float32.
         self.trainer.precision_plugin.convert_input = lambda data: data  # type: ignore[method-assign]
@@ -131,6 +168,7 @@ class CommandLine(LightningCLI):
         root = Path(trainer.default_root_dir or ".")
         callbacks = trainer.callbacks or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        callbacks = [*self._callbacks_of_every_run(callbacks), *callbacks]
         refuse_options(trainer, callbacks)
         refuse_choice_by_tests(callbacks, getattr(self.datamodule, "subsets", {}))
         if trainer.logger is None and not trainer.barebones:
@@ -148,18 +186,43 @@ class CommandLine(LightningCLI):
         if trainer.enable_progress_bar is not False and not trainer.barebones and not bars:
             callbacks.append(ProgressBar())
         trainer.callbacks = callbacks
-        return super().instantiate_trainer(**kwargs)
+        return self._instantiate_trainer({**trainer, **kwargs}, [])
+
+    def _callbacks_of_every_run(self, listed: list[Callback]) -> list[Callback]:
+        """Return the callbacks of every run but for those that the experiment lists itself, as older ones do.
+
+        They come before the experiment's: a callback that ends a test with an error shall not cost the transcripts.
+
+        Raises:
+            InputError: The experiment lists one, and its key has other arguments than the defaults.
+        """
+        config, given = self.config_init[self.subcommand], self.config[self.subcommand]
+        defaults = self._parser(self.subcommand).get_defaults()
+        for key, kind in CALLBACKS.items():
+            if given[key] != defaults[key] and any(isinstance(one, kind) for one in listed):
+                raise InputError(
+                    f"{kind.__name__} is listed in trainer.callbacks, and {key} has arguments for it too: expected one "
+                    "of them. Take it out of trainer.callbacks"
+                )
+        callbacks = [config[key] for key in CALLBACKS if not any(isinstance(one, CALLBACKS[key]) for one in listed)]
+        for kind in (Throughput, LearningRateMonitor):
+            callbacks += [] if any(isinstance(one, kind) for one in listed) else [kind()]
+        listed_checkpoints = [one for one in listed if isinstance(one, ModelCheckpoint)]
+        savings = run_checkpoints(**config.checkpoints, subsets=getattr(self.datamodule, "subsets", {}))
+        callbacks += [one for one in savings if not any(is_same_checkpoint(one, other) for other in listed_checkpoints)]
+        unused = () if isinstance(self.model, Recognizer) else OF_SPEECH
+        return [one for one in callbacks if not isinstance(one, unused) and not is_off(one)]
 
     def _loggers(self, root: Path) -> list[Logger]:
         """Make the loggers that a run has by default; its name at W&B is its folder below `runs`."""
         below = root.parts[::-1].index("runs") if "runs" in root.parts else 0
         names = root.parts[-below:] if below else root.parts[-3:]
-        wandb_logger = WandbLogger(
+        wandb_logger = RunLogger(
             save_dir=str(root),
             project="asr_lightning",
             name="/".join(names),
             group="/".join(names[:-1]) or None,
-            job_type=self.subcommand,  # a test is no point of the curves over epochs
+            job_type=self.subcommand,
         )
         return [CSVLogger(save_dir=str(root), name="logs"), wandb_logger]
 
@@ -182,9 +245,18 @@ class CommandLine(LightningCLI):
                 reserve_logs(self.trainer.loggers)
             if config.get("ckpt_path") is not None:
                 config.ckpt_path = self._compared_checkpoint(config.ckpt_path)
+            self._join_wandb(root, goes_on=subcommand != "fit" or config.get("ckpt_path") is not None)
             reach_wandb(self.trainer.loggers)
             with trace_kept(root, self.trainer.global_rank):
                 super()._run_subcommand(subcommand)
+
+    def _join_wandb(self, root: Path, goes_on: bool) -> None:
+        """Let the training of a run folder be one run at W&B."""
+        for logger in self.trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.trainer = self.trainer
+                if self.trainer.is_global_zero:
+                    logger.keep_id(root, goes_on)
 
     def validate(self, verbose: bool = True, **arguments: Any) -> None:
         """Validate, and print one table of all subsets instead of Lightning's."""
@@ -206,8 +278,18 @@ class CommandLine(LightningCLI):
             print(as_text(metrics_by_subset(metrics)))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
-        """Read experiments first, wherever they stand, so that all other options go before what they say."""
-        super().parse_arguments(parser, experiments_first(sys.argv[1:] if args is None else args))
+        """Read experiments first, wherever they stand, so that all other options go before what they say.
+
+        `--initialize_from FILE` is short for `--initialize_from.checkpoint FILE`.
+        """
+        given = experiments_first([current_names(one) for one in (sys.argv[1:] if args is None else args)])
+        if any(one.partition("=")[0].endswith(".help") for one in given):
+            import_classes()
+        if given[1:] == ["--model.help"]:
+            print(known_models())
+            sys.exit(0)
+        short = re.compile(r"--initialize_from(?==|$)")
+        super().parse_arguments(parser, [short.sub("--initialize_from.checkpoint", one) for one in given])
 
     def _set_seed(self) -> None:
         """Seed, with a number that all generators take."""
@@ -239,8 +321,26 @@ class CommandLine(LightningCLI):
         """Find what Lightning would take, or the one before where that is damaged; None to begin from nothing."""
         savings = [one for one in self.trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.dirpath]
         folders = {Path(str(saving.dirpath)) for saving in savings}
-        path = newest_whole_checkpoint(path for folder in folders for path in folder.glob("last*.ckpt"))
+        path = newest_readable_checkpoint(path for folder in folders for path in folder.glob("last*.ckpt"))
         return str(path) if path else None
+
+
+def is_off(callback: Callback) -> bool:
+    """Whether a callback of every run has nothing to do, as a measurement at no step."""
+    if isinstance(callback, WeightSelection):
+        return callback.teacher is None
+    if isinstance(callback, InitializeFrom):
+        return callback.checkpoint is None
+    if isinstance(callback, Freezing):
+        return not callback.until
+    return isinstance(callback, Measurement) and callback.every_n_steps == 0
+
+
+def is_same_checkpoint(own: ModelCheckpoint, listed: ModelCheckpoint) -> bool:
+    """Whether an experiment lists what a checkpoint callback of every run does: the same file, or the same choice."""
+    if own.monitor is not None:
+        return listed.monitor is not None
+    return own.filename == listed.filename or (bool(listed.save_last) and own.filename == listed.CHECKPOINT_NAME_LAST)
 
 
 def refuse_options(trainer: Namespace, callbacks: Iterable[Callback]) -> None:
@@ -257,7 +357,7 @@ def refuse_options(trainer: Namespace, callbacks: Iterable[Callback]) -> None:
         if isinstance(callback, LearningRateFinder):
             raise InputError(
                 "LearningRateFinder sets an attribute of the model, but the learning rate is that of "
-                "model.init_args.optimizer, with its schedule: search it with `python -m asr_lightning.tools.search`"
+                "model.init_args.optimizer, with its schedule: search it with `asr tune`"
             )
         if isinstance(callback, BatchSizeFinder):
             raise InputError(
@@ -269,6 +369,31 @@ def refuse_options(trainer: Namespace, callbacks: Iterable[Callback]) -> None:
                 "GradientAccumulationScheduler makes steps larger in later epochs, but each has the seconds of "
                 "data.init_args.batch_seconds, in as many parts as --trainer.accumulate_grad_batches says"
             )
+
+
+def import_classes() -> None:
+    """Import all modules whose classes an experiment may name, so that a help text lists every one of them."""
+    packages = [data_modules, *(importlib.import_module(f"asr_lightning.{name}") for name in OF_CLASSES)]
+    for package in packages:
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+
+
+def known_models() -> str:
+    """Return the models that an experiment may name, and the encoders that they read speech with."""
+    lines = []
+    for title, kind in (("models", lightning.LightningModule), ("encoders", Encoder)):
+        classes = [one for one in _subclasses(kind) if one.__module__.startswith("asr_lightning.")]
+        paths = sorted(f"{one.__module__}.{one.__name__}" for one in classes if not inspect.isabstract(one))
+        lines += [f"{title}:", *(f"  {path}" for path in paths)]
+    return "\n".join(
+        [*lines, "`lightning fit --model.help CLASS_PATH` has the arguments of a model, and what each may be."]
+    )
+
+
+def _subclasses(kind: type) -> set[type]:
+    direct: list[type] = kind.__subclasses__()
+    return {*direct, *(one for below in direct for one in _subclasses(below))}
 
 
 def keep_wandb_offline() -> None:
@@ -336,7 +461,8 @@ def main(arguments: list[str] | None = None) -> None:
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 "use_distributed_sampler": False,
-                "callbacks": [SaveWhenStopped(), FinishEpoch(), SaveLastEpoch(), RunSummary()],
+                "num_sanity_val_steps": 0,  # a corpus is checked when it is read
+                "callbacks": [SaveWhenStopped(), FinishEpoch(), OtherParts(), SaveLastEpoch(), RunSummary()],
             },
             parser_class=CommandLineParser,
             args=arguments,

@@ -1,14 +1,14 @@
-"""The one exception that users are meant to read, and what is made of texts of files and of libraries in messages."""
+"""The exception for wrong input, and texts of files and libraries as they can be printed in its message."""
 
 import re
 
-SHOWN = 80  # characters of what was found
-SAID = 400  # characters of what a library says of it
+SHOWN = 80  # characters of a value in a message
+REASON = 400  # characters of a library's message
 
-# What a terminal obeys instead of showing it, or what changes the order or the number of the lines that are seen:
-# controls, line and paragraph separators, directions of writing, byte order marks, tags, and halves of characters.
-# Joiners stay: Persian, Indic scripts and emoji need them.
-_OBEYED = re.compile(
+# Control characters: whatever a terminal executes instead of printing it, or changes the order or number of lines:
+# controls, line and paragraph separators, directions of writing, byte order marks, tags, and lone surrogates.
+# Joiners are printed: Persian, Indic scripts and emoji need them.
+_CONTROLS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
@@ -16,28 +16,28 @@ _ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used.
+    """Input of the user that cannot be used.
 
     The message says what was expected, what was found, where, and what to do. The command line prints it without a
     stack trace.
     """
 
     def __str__(self) -> str:
-        """Return the message with its lines, but without anything else that a terminal would obey."""
+        """Return the message with its line ends, and with all other control characters escaped."""
         return printable_lines(super().__str__())
 
 
 def printable(text: str) -> str:
-    r"""Write a name or transcript that comes from a file as it may be printed, or put into a table of text.
+    r"""Escape control characters in a name or transcript of a file, for a terminal or a table of text.
 
-    Whatever a terminal, an editor or a table would obey is written as Python writes it: a tab as `\t`, an escape as
-    `\x1b`, the right-to-left override as `\u202e`. Doing it twice changes nothing.
+    They are written as Python writes them: a tab as `\t`, an escape as `\x1b`, the right-to-left override as `\u202e`.
+    A second call changes nothing.
     """
-    return _OBEYED.sub(_escape, text)
+    return _CONTROLS.sub(_escape, text)
 
 
 def printable_lines(text: str) -> str:
-    """Write a message of several lines likewise, where the lines are meant."""
+    """Escape control characters but line ends, in a message of several lines."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -49,10 +49,10 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def shown(text: str, most: int = SHOWN) -> str:
-    """Return the beginning of something that was found, so that a line of megabytes makes no message of megabytes."""
+    """Return the beginning of a text of a file: a line may have megabytes."""
     return text if len(text) <= most else f"{text[:most]}…"
 
 
 def reason(error: Exception) -> str:
-    """Return what an error of a library says, cut likewise: some quote all that they could not read."""
-    return printable_lines(shown(str(error), SAID))
+    """Return the message of a library's error, shortened: some quote everything that they could not read."""
+    return printable_lines(shown(str(error), REASON))

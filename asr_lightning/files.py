@@ -1,4 +1,4 @@
-"""Files that are whole or not there, where those lie that can be made anew, and what folders of runs are called."""
+"""Atomic file writes, locks, YAML files, the cache folder, and names of run folders."""
 
 import errno
 import fcntl
@@ -20,52 +20,55 @@ from typing import Any, TextIO
 import yaml
 
 from asr_lightning.errors import InputError, printable, reason
+from asr_lightning.renamed import current_names
 
-STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # what a shell gives for `<(…)`: somebody writes to them
-ABANDONED_SECONDS = 24 * 3600  # without a change: nobody writes a file for that long
-MOST_VALUES = 100_000  # of a YAML, aliases written out
+STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # of a shell's `<(…)`, which are pipes with a writer
+ABANDONED_SECONDS = 24 * 3600  # without a change: longer than any file is written
+MOST_VALUES = 100_000  # of a YAML with its aliases expanded
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a file to write to, and put it in the place of `path` when it is complete: nobody reads half of it."""
+    """Yield a temporary file to write to, and rename it to `path` when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, path.name)
-    half = path.with_name(f".{path.name}.{_writer()}.{secrets.token_hex(4)}")
-    os.close(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))  # new, and no link
+    unfinished = path.with_name(f".{path.name}.{_writer()}.{secrets.token_hex(4)}")
+    os.close(
+        os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    )  # fails if it exists, also as a link
     try:
-        yield half
-        os.replace(half, path)
+        yield unfinished
+        os.replace(unfinished, path)
     finally:
-        half.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_files(folder: Path) -> Iterator[Path]:
-    """Give a folder to write files to, and move them into `folder` when all are complete: none without the others."""
+    """Yield a temporary folder to write files to, and move all of them into `folder` when they are complete."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_abandoned(folder)
-    half = Path(tempfile.mkdtemp(prefix=f".{_writer()}.", dir=folder))
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{_writer()}.", dir=folder))
     try:
-        yield half
-        for path in half.iterdir():
+        yield unfinished
+        for path in unfinished.iterdir():
             os.replace(path, folder / path.name)
     finally:
-        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold `.NAME.lock` beside a path; the system drops the lock when its process dies. The empty file stays.
+    """Lock `.NAME.lock` beside a path; the system unlocks it when the process ends. The empty file remains.
 
     Raises:
-        InputError: Something else than a file has the name of the lock, as a link.
+        InputError: The name of the lock is not a file, but a link for example.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     try:
         file = _open_beside(lock, os.O_RDWR)
-    except PermissionError:  # of another user, who shares the folder
+    except PermissionError:  # the file of another user of the folder
         file = _open_beside(lock, os.O_RDONLY)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -75,16 +78,16 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def append_to(path: Path) -> TextIO:
-    """Open a file for text at its end, which is made where it is not there; never what a link leads to.
+    """Open a file to append text, and create it if it is missing; links are not followed.
 
     Raises:
-        InputError: Something else than a file is there, as a link.
+        InputError: The path is not a file, but a link for example.
     """
     return os.fdopen(_open_beside(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8")
 
 
 def _open_beside(path: Path, flags: int) -> int:
-    """Open a file with a name that others can guess: in a shared folder it may be their link to another file."""
+    """Open a file without following links, which another user of a shared folder may have made."""
     try:
         file = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -95,39 +98,39 @@ def _open_beside(path: Path, flags: int) -> int:
         if file >= 0:
             os.close(file)
         raise InputError(
-            f"{printable(str(path))}: expected a file of ours or nothing, found a link or something else. Remove it, "
-            "and see who else writes into this folder"
+            f"{printable(str(path))}: expected a regular file or no file, found a link or something else. Remove it, "
+            "and find out who else writes into this folder"
         )
     return file
 
 
 def remove(path: Path) -> None:
-    """Remove what has a name: a folder with all in it, a file, or a link, but never what a link leads to."""
+    """Remove a folder with its content, a file, or a link, but not the target of a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def half_name(path: Path) -> str:
-    """Return the beginning of the name that this process gives to a half file or folder beside a path."""
+def unfinished_prefix(path: Path) -> str:
+    """Return the prefix of names of this process's unfinished files and folders beside a path."""
     return f".{path.name}.{_writer()}"
 
 
 def remove_abandoned(folder: Path, name: str = "") -> None:
-    """Remove what killed writers left in a folder: half files of `replacing` and folders of `replacing_files`.
+    """Remove the unfinished files of `replacing` and folders of `replacing_files` that killed processes left.
 
-    A disk may be shared: of this machine, those of processes that are gone are removed, and of others those that nobody
-    has written to for a day.
+    A disk may be shared: those of this machine are removed if their process has ended, those of other machines if they
+    have not changed for a day.
 
     Args:
-        folder: Where they lie.
-        name: Of the file that was being written; empty for folders of `replacing_files`.
+        folder: The folder that contains them.
+        name: Name of the file that was being written; empty for folders of `replacing_files`.
     """
-    half_written = re.compile(re.escape(f".{name}." if name else ".") + r"(.+)\.(\d+)(?:\.\w{8})?")
+    unfinished = re.compile(re.escape(f".{name}." if name else ".") + r"(.+)\.(\d+)(?:\.\w{8})?")
     with os.scandir(folder) as entries:
-        halves = [(entry, match) for entry in entries if (match := half_written.fullmatch(entry.name))]
-    for entry, match in halves:
+        found = [(entry, match) for entry in entries if (match := unfinished.fullmatch(entry.name))]
+    for entry, match in found:
         try:
             gone = match[1] == platform.node() and not _runs(int(match[2]))
             if gone or time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_SECONDS:
@@ -148,17 +151,17 @@ def _runs(process: int) -> bool:
 
 @contextmanager
 def held(path: Path, busy: str) -> Iterator[None]:
-    """Hold a file for this process alone.
+    """Lock a file for this process alone, or refuse if another process has locked it.
 
-    The system ends the hold when the process ends, however it ends; its children do not share it. The file stays, and
-    says who held it last. On a disk that has no locks, as some of a network, there is a warning and no hold.
+    The system unlocks it when the process ends, for whatever reason; child processes do not share the lock. The file
+    remains, with the name of its last process. Without locks on the disk, as on some network disks, there is a warning.
 
     Args:
-        path: The file, which is made with its folder.
-        busy: The beginning of the message where another process holds it.
+        path: The file, which is created with its folder.
+        busy: The beginning of the message if another process has locked it.
 
     Raises:
-        InputError: Another process holds it; the message says which, and since when.
+        InputError: Another process has locked it; the message says which, and since when.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(_open_beside(path, os.O_RDWR), "r+", encoding="utf-8", errors="replace") as file:
@@ -172,7 +175,7 @@ def held(path: Path, busy: str) -> Iterator[None]:
                     "other's files. Wait for its end, stop it, or name another folder with --trainer.default_root_dir"
                 ) from error
             warnings.warn(
-                f"{path} cannot be locked ({error.strerror}): this disk has no locks. See to it yourself that no other "
+                f"{path} cannot be locked ({error.strerror}): this disk has no locks. Make sure that no other "
                 "process writes to this folder",
                 stacklevel=3,
             )
@@ -184,26 +187,26 @@ def held(path: Path, busy: str) -> Iterator[None]:
 
 
 def _writer() -> str:
-    """Tells this process from those of other machines that share the disk."""
+    """Return a name of this process that is unique on a disk shared by several machines."""
     return f"{platform.node()}.{os.getpid()}"
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    with replacing(path) as half:
-        half.write_text(text, encoding="utf-8")
+    """Write a text file, which readers see complete or not at all."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def cache_folder() -> Path:
-    """Where what is known of corpora lies: `$ASR_LIGHTNING_CACHE`, or `~/.cache/asr_lightning`."""
+    """Return the folder of the manifests of corpora: `$ASR_LIGHTNING_CACHE`, or `~/.cache/asr_lightning`."""
     return Path(os.environ.get("ASR_LIGHTNING_CACHE") or Path.home() / ".cache" / "asr_lightning")
 
 
 def regular(path: Path) -> Path:
-    """Return the path, unless it is something that may never end, or never begin to be read.
+    """Return the path of a file or folder; refuse what a reader could wait for without end.
 
     Raises:
-        OSError: It is a named pipe, a device or a socket, or is not there.
+        OSError: It is a named pipe, a device or a socket, or it is missing.
     """
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or str(path).startswith(STREAMS)):
@@ -212,19 +215,19 @@ def regular(path: Path) -> Path:
 
 
 def load_yaml(text: str) -> Any:
-    """Read a YAML that may be anybody's.
+    """Read a YAML of any source; renamed classes get their current names.
 
     Raises:
-        yaml.YAMLError: It is none, or its aliases write out to more than anybody means.
-        ValueError: A date has no such day.
+        yaml.YAMLError: It is no YAML, or its aliases expand to too many values.
+        ValueError: A date does not exist.
         RecursionError: It is nested too deeply.
     """
     check_aliases(text)
-    return yaml.safe_load(text)
+    return yaml.safe_load(current_names(text))
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
-    """Return all that an experiment's file says, or nothing where it says something else.
+    """Return the content of an experiment's file; an empty dictionary if it is not a mapping.
 
     Raises:
         InputError: The file cannot be read, or is no YAML.
@@ -233,35 +236,54 @@ def read_experiment(path: Path) -> dict[str, Any]:
         experiment = load_yaml(regular(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(error.strerror or str(error)) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date without such a day
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a wrong date
         raise InputError(f"this is no YAML: {reason(error)}") from error
     return experiment if isinstance(experiment, dict) else {}
 
 
-def check_aliases(text: str) -> None:
-    """See that a YAML is not small only because of its aliases; merged and copied, each of them becomes a value.
+def read_yaml(path: Path, kind: str) -> dict[str, Any]:
+    """Return the keys and values of a YAML file.
+
+    Args:
+        path: The file.
+        kind: What it is called in messages, as `the experiment`.
 
     Raises:
-        yaml.YAMLError: It is, or it is no YAML.
+        InputError: It cannot be read, or holds no keys with values.
+    """
+    try:
+        content = read_experiment(path)
+    except InputError as error:
+        raise InputError(f"cannot read {kind} {path}: {error}") from error
+    if not content:
+        raise InputError(f"{path}: expected {kind}, keys with values, found none")
+    return content
+
+
+def check_aliases(text: str) -> None:
+    """Refuse a YAML whose aliases expand to too many values.
+
+    Raises:
+        yaml.YAMLError: They do, or it is no YAML.
         RecursionError: It is nested too deeply.
     """
     if "&" in text and "*" in text and _size(yaml.compose(text, Loader=yaml.SafeLoader), {}) > MOST_VALUES:
-        raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES:,} values: write out those that are meant")
+        raise yaml.YAMLError(f"its aliases expand to more than {MOST_VALUES:,} values: write out the values")
 
 
 def _size(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """The values below a node; without end where it is within itself."""
+    """Return the number of values below a node; infinity if it contains itself."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in known:
         known[id(node)] = math.inf
-        values = node.value if isinstance(node, yaml.SequenceNode) else [one for pair in node.value for one in pair]
-        known[id(node)] = 1 + sum(_size(one, known) for one in values)
+        values = node.value if isinstance(node, yaml.SequenceNode) else [value for pair in node.value for value in pair]
+        known[id(node)] = 1 + sum(_size(value, known) for value in values)
     return known[id(node)]
 
 
 def name_of_run(folder: Path) -> tuple[str, str]:
-    """Return the name of the experiment and its seed (empty where unknown): `runs/demo/rnnt/seed1` → `rnnt`, `1`."""
+    """Return the name of the experiment and its seed (empty if unknown): `runs/demo/rnnt/seed1` → `rnnt`, `1`."""
     folder = folder.absolute()
     seed = re.fullmatch(r"seed(\d+)", folder.name)
     return (folder.parent.name, seed[1]) if seed else (folder.name, "")

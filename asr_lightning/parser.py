@@ -1,4 +1,4 @@
-"""Reads the command line and experiments, and says in a few lines what is wrong with them."""
+"""The parser of the command line and of experiments, with short messages of what is wrong in them."""
 
 import os
 from collections.abc import Sequence
@@ -13,13 +13,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 from asr_lightning.errors import reason
 from asr_lightning.files import check_aliases, regular
 from asr_lightning.models.instantiation import LONG, brief
+from asr_lightning.renamed import current_names
 
 # Some defaults of Lightning's callbacks, as of its Timer, are enumerations, which YAML does not know.
 yaml.representer.SafeRepresenter.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 
 
 class CommandLineParser(LightningArgumentParser):
-    """Says what is wrong with an experiment, and leaves out what else could have stood there."""
+    """Lightning's parser with messages that name the error only, not all other possibilities."""
 
     def add_lightning_class_args(
         self,
@@ -41,7 +42,7 @@ class CommandLineParser(LightningArgumentParser):
         return super().parse_path(path, *arguments, **named)
 
     def parse_string(self, content: str, path: str | os.PathLike = "", *arguments: Any, **named: Any) -> Namespace:
-        """Read an experiment, unless it is none, or is small only because of its aliases."""
+        """Read an experiment with the current names of classes, unless it is small only because of its aliases."""
         try:
             check_aliases(content)
             top = yaml.compose(content, Loader=yaml.SafeLoader)
@@ -50,7 +51,7 @@ class CommandLineParser(LightningArgumentParser):
         if not isinstance(top, yaml.MappingNode):
             found = "nothing" if top is None else f"only {content.strip()[:LONG]!r}"
             self.error(f"{path}: expected an experiment, with keys such as model, data and trainer, found {found}")
-        return super().parse_string(content, path, *arguments, **named)
+        return super().parse_string(current_names(content), path, *arguments, **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with the part of a message that helps."""
@@ -58,7 +59,7 @@ class CommandLineParser(LightningArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         command = parser.prog.replace(" [options]", "")
-        self.exit(2, f"error: {brief(message)}\n`{command} --help` says what there is.\n")
+        self.exit(2, f"error: {brief(message)}\n`{command} --help` lists its options.\n")
 
 
 def experiments_first(arguments: Sequence[str]) -> list[str]:
@@ -67,9 +68,9 @@ def experiments_first(arguments: Sequence[str]) -> list[str]:
     first: list[str] = []
     others: list[str] = []
     while rest:
-        one = rest.pop(0)
-        if one in ("-c", "--config") and rest:
-            first += [one, rest.pop(0)]
+        argument = rest.pop(0)
+        if argument in ("-c", "--config") and rest:
+            first += [argument, rest.pop(0)]
         else:
-            (first if one.startswith("--config=") else others).append(one)
+            (first if argument.startswith("--config=") else others).append(argument)
     return [*command, *first, *others]

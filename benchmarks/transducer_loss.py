@@ -4,11 +4,19 @@ r"""The transducer's joint network and loss, forward and backward, beside torcha
     python benchmarks/transducer_loss.py --device cuda --precision bf16 --vocabularies 500 --shape 30 400 100 512 \
         --batches shape random sorted
 
-`fused` is `losses/joint_transducer.py` (on a GPU with its kernels, and `plain` is without), `logits` is
-`losses/transducer.py` on the logits of all frames and tokens, and `torchaudio` is `torchaudio.functional.rnnt_loss` on
-the same logits. Each measurement is a process of its own, and they take turns. Memory is the most that the process has
-beyond its inputs after a first small loss; on a GPU, what is allocated there beyond the inputs. There, a first round is
-not measured, since it compiles.
+    pip download fast_rnnt==1.3 --no-binary :all: --no-deps && tar xf fast_rnnt-1.3.tar.gz
+    python benchmarks/transducer_loss.py --fast_rnnt fast_rnnt-1.3 --vocabularies 32 500 2000
+
+In `losses/transducer`, `fused` is the exact loss of `joint.py` (on a GPU with its kernels, and `plain` is without),
+`pruned` is `pruned.py` with `--width` positions per frame, and `logits` is `logits.py` on the logits of all frames and
+tokens. `torchaudio` is `torchaudio.functional.rnnt_loss` on the same logits. Each measurement is a process of its own,
+and they take turns. Memory is the most that the process has beyond its inputs after a first small loss; on a GPU, what
+is allocated there beyond the inputs. There, a first round is not measured, since it compiles.
+
+`fast_rnnt`, the peer of `pruned`, is measured where its unpacked sources are given, which are compiled with torch's
+extension loader for a CPU, into a folder beside them. It is the pruned loss of Kuang et al. 2022 as its own
+documentation calls it: two linear layers for the simple loss, its gradients, ranges, and the pruned loss, with the sum
+of half the simple loss and the pruned one differentiated.
 
 Besides batches of the shape given there are those of the public benchmark of transducer losses
 [github.com/csukuangfj/transducer-loss-benchmarking]: utterances as long as LibriSpeech's, 30 at a time as they come
@@ -21,6 +29,7 @@ the mean over all.
 import argparse
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,34 +37,85 @@ import time
 import warnings
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
 import torch
 from timing import Row, peak_memory, print_table
 from torch import Tensor
 
-from asr_lightning.losses import joint_transducer, transducer_blocks
-from asr_lightning.losses.joint_transducer import joint_transducer_loss
-from asr_lightning.losses.transducer import torchaudio_loss, transducer_loss
+from asr_lightning.losses.transducer import joint, lattice
+from asr_lightning.losses.transducer.joint import joint_transducer_loss
+from asr_lightning.losses.transducer.logits import torchaudio_loss, transducer_loss
+from asr_lightning.losses.transducer.pruned import pruned_transducer_loss
 
-KINDS = ("fused", "plain", "logits", "torchaudio")
-DECILES = [1.6, 4.1, 7.9, 11.3, 12.8, 13.7, 14.3, 14.7, 15.2, 15.7, 17.2]  # s, of utterances, the least and most too
-PASSED_ON = ("shape", "shortest", "utterances", "frames", "device", "precision", "repeats")  # to a process of its own
+KINDS = ("fused", "plain", "pruned", "logits", "torchaudio", "fast_rnnt")
+DECILES = [
+    1.6,
+    4.1,
+    7.9,
+    11.3,
+    12.8,
+    13.7,
+    14.3,
+    14.7,
+    15.2,
+    15.7,
+    17.2,
+]  # s, of utterances, with the least and the most
+PASSED_ON = ("shape", "shortest", "utterances", "frames", "device", "precision", "repeats", "width")  # to a process
 
 
-def loss_of(kind: str, tensors: list[Tensor], targets: Tensor, lengths: tuple[Tensor, Tensor]) -> Tensor:
+def loss_of(kind: str, tensors: list[Tensor], targets: Tensor, lengths: tuple[Tensor, Tensor], width: int) -> Tensor:
     """Return the loss of each utterance by one of the kinds."""
-    encoded, predicted, weight, bias = tensors
+    encoded, predicted, weight, bias = tensors[:4]
+    if kind == "pruned":
+        return pruned_transducer_loss(encoded, predicted, weight, bias, targets, *lengths, 0, width)
+    if kind == "fast_rnnt":
+        return fast_rnnt_loss(tensors, targets, lengths, width)
     if kind in ("fused", "plain"):
         return joint_transducer_loss(encoded, predicted, weight, bias, targets, *lengths, 0)
     logits = torch.nn.functional.linear(torch.tanh(encoded.unsqueeze(2) + predicted.unsqueeze(1)), weight, bias)
     return (transducer_loss if kind == "logits" else torchaudio_loss)(logits, targets, *lengths, 0)
 
 
+def fast_rnnt_loss(tensors: list[Tensor], targets: Tensor, lengths: tuple[Tensor, Tensor], width: int) -> Tensor:
+    """Return half the simple loss plus the pruned loss of fast_rnnt; the last two tensors are its simple joint's."""
+    import fast_rnnt
+
+    encoded, predicted, weight, bias, of_frames, of_histories = tensors
+    boundary = torch.zeros(len(encoded), 4, dtype=torch.int64, device=encoded.device)
+    boundary[:, 3], boundary[:, 2] = lengths
+    simple, gradients = fast_rnnt.rnnt_loss_simple(
+        predicted @ of_histories.T, encoded @ of_frames.T, targets, 0, boundary, reduction="none", return_grad=True
+    )
+    ranges = fast_rnnt.get_rnnt_prune_ranges(*gradients, boundary, width)
+    frames, histories = fast_rnnt.do_rnnt_pruning(encoded, predicted, ranges)
+    logits = torch.nn.functional.linear(torch.tanh(frames + histories), weight, bias)
+    return 0.5 * simple + fast_rnnt.rnnt_loss_pruned(logits, targets, ranges, 0, boundary, reduction="none")
+
+
+def load_fast_rnnt(folder: Path) -> None:
+    """Compile the unpacked sources of fast_rnnt for a CPU, unless that is done, and let Python import it."""
+    from torch.utils.cpp_extension import load  # slow to import, and needed for this peer only
+
+    built = folder.resolve() / "built"
+    built.mkdir(exist_ok=True)
+    sources = []
+    for name in ("python/csrc/fast_rnnt", "python/csrc/mutual_information", "csrc/mutual_information_cpu"):
+        source = built / f"{name.replace('/', '_')}.cc"
+        if not source.exists():
+            shutil.copy(folder / "fast_rnnt" / f"{name}.cu", source)
+        sources.append(str(source))
+    options = {"extra_include_paths": [str(folder.resolve())], "build_directory": str(built)}
+    sys.modules["_fast_rnnt"] = load("_fast_rnnt", sources, extra_cflags=["-O3"], **options)
+    sys.path.append(str(folder.resolve() / "fast_rnnt" / "python"))
+
+
 def lengths_of(options: argparse.Namespace) -> list[tuple[Tensor, Tensor]]:
     """Return the frames and the tokens, (B,) both, of each batch."""
     batches, (batch, frames, tokens, _) = options.batches[0], options.shape
     if batches == "shape":
-        first = torch.tensor([0])  # is as long as said
+        first = torch.tensor([0])  # has the full length
         return [
             (
                 torch.randint(round(frames * options.shortest), frames + 1, (batch,)).index_fill(0, first, frames),
@@ -82,17 +142,22 @@ def measure(kind: str, vocabulary: int, options: argparse.Namespace) -> dict[str
     torch.manual_seed(1)
     device, dimension = options.device, options.shape[3]
     if kind == "plain":
-        joint_transducer.parts_for = lambda _: transducer_blocks
+        joint.operations_for = lambda _: lattice
     elif kind == "fused" and device == "cuda":
-        warnings.simplefilter("error", RuntimeWarning)  # kernels that do not work are not to be measured as if they did
+        warnings.simplefilter("error", RuntimeWarning)  # kernels that do not work are not measured as if they did
     warm = [torch.ones(size, device=device).requires_grad_() for size in ((2, 9, 64), (2, 4, 64), (32, 64), (32,))]
     two = torch.tensor([3, 2], device=device)
-    loss_of(kind, warm, torch.ones(2, 3, dtype=torch.int64, device=device), (two, two)).sum().backward()
+    extra = 2 if kind == "fast_rnnt" else 0  # linear layers of a simple joint network
+    if options.fast_rnnt and kind == "fast_rnnt":
+        load_fast_rnnt(options.fast_rnnt)
+    warm += [torch.ones(32, 64, device=device).requires_grad_() for _ in range(extra)]
+    loss_of(kind, warm, torch.ones(2, 3, dtype=torch.int64, device=device), (two, two), 2).sum().backward()
     weight = torch.randn(vocabulary, dimension, device=device) / dimension**0.5
     bias, batches = torch.randn(vocabulary, device=device), []
     for frames, tokens in lengths_of(options):
         sizes = [(len(frames), most, dimension) for most in (int(frames.max()), int(tokens.max()) + 1)]
         tensors = [*(torch.randn(size, device=device) for size in sizes), weight, bias]
+        tensors += [torch.randn(vocabulary, dimension, device=device) / dimension**0.5 for _ in range(extra)]
         targets = torch.randint(1, vocabulary, (len(frames), int(tokens.max())), device=device)
         batches.append((tensors, targets, (frames.to(device), tokens.to(device))))
     if device == "cuda":
@@ -113,7 +178,7 @@ def take(
     for tensors, targets, lengths in batches:
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
         with torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bf16"):
-            losses = loss_of(kind, leaves, targets, lengths)
+            losses = loss_of(kind, leaves, targets, lengths, options.width)
         losses.sum().backward()
     if options.device == "cuda":
         torch.cuda.synchronize()
@@ -121,21 +186,26 @@ def take(
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
-    """Give a row for each vocabulary, kind of batches, and loss beside torchaudio's."""
-    kinds = [kind for kind in KINDS if kind != "plain" or options.device == "cuda"]  # on a CPU, that is the fused one
+    """Yield a row for each vocabulary, kind of batches, and loss beside its peer's."""
+    unused = {"plain"} if options.device == "cpu" else set()  # on a CPU, that is the fused one
+    kinds = [kind for kind in KINDS if kind not in unused | (set() if options.fast_rnnt else {"fast_rnnt"})]
+    names = {"torchaudio": "torchaudio.functional.rnnt_loss", "fast_rnnt": "fast_rnnt, simple and pruned loss"}
+    pairs = [(kind, "torchaudio") for kind in kinds if kind not in names]
+    pairs += [("pruned", "fast_rnnt")] if options.fast_rnnt else []
     for vocabulary, batches in product(options.vocabularies, options.batches):
         results: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
         for _ in range(options.rounds):
             for kind in kinds:
                 results[kind].append(measure_apart(kind, vocabulary, batches, options))
-        seconds = {kind: [one["seconds"] for one in found] for kind, found in results.items()}
-        mebibytes = {kind: statistics.median(one["MiB"] for one in found) for kind, found in results.items()}
+        seconds = {kind: [result["seconds"] for result in measured] for kind, measured in results.items()}
+        mebibytes = {kind: statistics.median(x["MiB"] for x in measured) for kind, measured in results.items()}
         shape = "B {} T {} U {} D {}".format(*options.shape) if batches == "shape" else f"{batches} batches"
-        for kind in kinds[:-1]:
+        for kind, peer in pairs:
+            label = f"{kind} to {options.width} positions" if kind == "pruned" else kind
             yield Row(
-                f"transducer loss, {kind}", f"V {vocabulary}, {shape}, {options.precision}", seconds[kind],
-                "torchaudio.functional.rnnt_loss", seconds["torchaudio"],
-                memory=(mebibytes[kind], mebibytes["torchaudio"] or math.nan),  # a tiny batch needs no more than before
+                f"transducer loss, {label}", f"V {vocabulary}, {shape}, {options.precision}", seconds[kind],
+                names[peer], seconds[peer],
+                memory=(mebibytes[kind], mebibytes[peer] or math.nan),  # a tiny batch needs no more than before
             )  # fmt: skip
 
 
@@ -144,7 +214,9 @@ def measure_apart(kind: str, vocabulary: int, batches: str, options: argparse.Na
     command = [sys.executable, __file__, "--kind", kind, "--vocabularies", str(vocabulary), "--batches", batches]
     for name in PASSED_ON:
         value = getattr(options, name)
-        command += [f"--{name}", *(str(one) for one in (value if isinstance(value, list) else [value]))]
+        command += [f"--{name}", *(str(x) for x in (value if isinstance(value, list) else [value]))]
+    if options.fast_rnnt:
+        command += ["--fast_rnnt", str(options.fast_rnnt)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
@@ -162,6 +234,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--repeats", type=int, default=5, help="of the loss in a process")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each kind")
+    parser.add_argument("--width", type=int, default=5, help="positions per frame of the pruned losses")
+    parser.add_argument("--fast_rnnt", type=Path, metavar="FOLDER", help="unpacked sources of fast_rnnt 1.3, for a CPU")
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)  # what a process of its own is to measure
     return parser
 

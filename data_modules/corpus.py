@@ -15,17 +15,19 @@ from typing import Literal
 import lightning
 import numpy as np
 import torch
+from lhotse import MonoCut
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from asr_lightning.audio import reading
+from asr_lightning.audio.bandwidth import is_narrow_band
 from asr_lightning.audio.reading import Header
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError, printable
 from asr_lightning.files import cache_folder
 from data_modules import dataset, manifest
 from data_modules.dataset import Noise, SpeechDataset
-from data_modules.manifest import BadFile, Found, Manifest
+from data_modules.manifest import BadFile, Listing, Manifest
 from data_modules.sampler import EvaluationBatches, TrainBatches, accumulation_of, digest_of, progress_of, rank_of
 from data_modules.workers import begin_worker
 
@@ -60,7 +62,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         sorted_epochs: First epochs that go from short to long utterances (SortaGrad), before they are shuffled.
         workers: Processes that read audio, for each training process; 0 reads in the training process.
         seed: Of the order of utterances and of the augmentation; that of the whole run (`seed_everything`) if None.
-        sample_rate: Samples per second that all files must have.
+        sample_rate: Samples per second of the audio that is given; files of other rates are resampled on reading.
         on_bad: What files that cannot be used do: `error` stops with a list of them, `skip` leaves them out.
 
     Raises:
@@ -69,6 +71,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
 
     read_audio = staticmethod(dataset.read_audio)
     reads_at_once = 1  # of a process
+    probes = True  # whether some audio is read before a run, to see what it is
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         """Changes when the subset's files do."""
 
     @abstractmethod
-    def find_utterances(self, subset: str) -> tuple[list[Found], list[BadFile]]:
+    def find_utterances(self, subset: str) -> tuple[list[Listing], list[BadFile]]:
         """The subset's utterances, and the files that cannot be used, without opening audio."""
 
     @property
@@ -154,9 +157,19 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             pass  # not there
         except ValueError as error:  # damaged, or of an older version
             rank_zero_info(f"The manifest is made anew: {error}.")
-        found, bad = self.find_utterances(subset)
-        measured = manifest.measure(found, self.sample_rate, subset, self.read_header)
+        listings, bad = self.find_utterances(subset)
+        probe = self.is_narrow_band if self.probes else None
+        measured = manifest.measure(listings, self.sample_rate, subset, self.read_header, probe)
         return manifest.write_manifest(path, itertools.chain(bad, measured), fingerprint)
+
+    def is_narrow_band(self, cut: MonoCut) -> bool | None:
+        """Whether an utterance has nothing in the upper half of its band; None where its file cannot have it.
+
+        Raises:
+            Exception: It cannot be read.
+        """
+        audio = dataset.read_at(self.sample_rate, self.read_audio, cut)
+        return is_narrow_band(audio) if cut.recording.sampling_rate >= self.sample_rate else None
 
     def prepare_data(self) -> None:
         """Make the manifests of the subsets that this stage needs.
@@ -170,6 +183,8 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         self.require(subsets)
         manifests = {subset: self.build_manifest(subset) for subset in subsets}
         self._report_bad(manifests, self.subsets["train"] if "train" in roles else [])
+        for subset, part in manifests.items():
+            self._report_audio(subset, part)
         empty = [subset for subset, part in manifests.items() if len(part) == 0]
         if empty:
             raise InputError(f"No utterance can be used in {', '.join(empty)} of {self.source}.")
@@ -198,6 +213,28 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             raise InputError("\n".join([*lines, advice]))
         rank_zero_warn("\n".join([*lines, "They are left out."]))
 
+    def _report_audio(self, subset: str, part: Manifest) -> None:
+        """Name the audio of other sample rates, of several channels, and of a narrower band than the rest."""
+        others = {rate: count for rate, count in sorted(part.rates.items()) if rate != self.sample_rate}
+        if others:
+            rates = ", ".join(f"{count:,} of {rate:,} Hz" for rate, count in others.items())
+            rank_zero_info(f"{subset}: resampled to {self.sample_rate:,} Hz: {rates}, of {len(part):,} utterances.")
+        if part.mixed:
+            rank_zero_info(f"{subset}: channels are mixed in {part.mixed:,} of {len(part):,} utterances.")
+        lower = sum(count for rate, count in others.items() if rate < self.sample_rate)
+        if lower:
+            rank_zero_warn(
+                f"{subset}: {lower:,} of {len(part):,} utterances are upsampled: their files have fewer than "
+                f"{self.sample_rate:,} samples per second, and so nothing in the upper part of the band."
+            )
+        if part.narrow:
+            rank_zero_warn(
+                f"{subset}: {part.narrow} of {part.probed} utterances that were looked at are narrow-band audio that "
+                f"was upsampled before: their files have {self.sample_rate:,} samples per second or more, but nothing "
+                f"above {self.sample_rate // 4:,} Hz. A recognizer of telephone speech is trained with sample_rate "
+                f"{self.sample_rate // 2} of the features and of the data."
+            )
+
     def characters(self, stage: str) -> dict[str, Counter[str]]:
         """How often each character comes in the transcripts of the subsets of a stage that has any."""
         roles = [role for role in STAGES[stage] if role != "predict"]
@@ -216,8 +253,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         Raises:
             InputError: No utterance is left, or fewer than `train_utterances`.
         """
-        speech = self._dataset(self.subsets["train"], self.speed_factors, self.noise)
-        chosen = self._choose(speech.durations)
+        speech, chosen = self.training_speech()
         slowest = min([1.0, *self.speed_factors])  # the plan must hold for whatever is drawn
         return TrainBatches(
             speech.durations[chosen] / slowest,
@@ -236,6 +272,15 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             },
         )
 
+    def training_speech(self) -> tuple[SpeechDataset, np.ndarray]:
+        """All utterances of the training subsets, and the numbers of those that are trained on."""
+        speech = self._dataset(self.subsets["train"], self.speed_factors, self.noise)
+        return speech, self._choose(speech.durations)
+
+    def evaluation_speech(self, subset: str) -> SpeechDataset:
+        """The utterances of a subset, as they are."""
+        return self._dataset([subset])
+
     def val_dataloader(self) -> dict[str, EvaluationBatches]:
         """The validation batches of this process by subset."""
         return self._evaluation("validation")
@@ -253,7 +298,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         at_once = self.evaluation_batch_seconds or self.batch_seconds / (ranks * accumulation_of(self.trainer))
         loaders = {}
         for subset in self.subsets[role]:
-            speech = self._dataset([subset])
+            speech = self.evaluation_speech(subset)
             load = functools.partial(self._load, speech, np.arange(len(speech)))
             loaders[subset] = EvaluationBatches(speech.durations, load, at_once, rank, ranks)
         return loaders
@@ -287,7 +332,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             chosen = np.sort(np.random.default_rng(self.seed).permutation(chosen)[: self.train_utterances])
         return chosen
 
-    def _load(self, speech: SpeechDataset, chosen: np.ndarray, batches: list[list[int]], epoch: int) -> Iterator[Batch]:
+    def _load(self, speech: Dataset, chosen: np.ndarray, batches: list[list[int]], epoch: int) -> Iterator[Batch]:
         loader = DataLoader(
             speech,
             batch_sampler=[[(epoch, int(chosen[number])) for number in batch] for batch in batches],

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from torchaudio.transforms import Resample
 
 from asr_lightning.audio import reading
+from asr_lightning.audio.resampling import resample, sixteen_bits
 from asr_lightning.batch import Batch, Utterance
 from data_modules.manifest import Manifest
 
@@ -33,8 +34,12 @@ class Lost:
     reason: str
 
 
+ReadAudio = Callable[[MonoCut], np.ndarray]
+"""Gives the audio (S,) of a cut in [-1, 1], at the sample rate of its recording."""
+
+
 def read_audio(cut: MonoCut) -> np.ndarray:
-    """Read the file of a cut that is a whole file: (S,) in [-1, 1], channels mixed down.
+    """Read the file of a cut, or its part of it: (S,) in [-1, 1], at the file's own sample rate.
 
     Raises:
         ValueError: The file cannot be used, or is not as long as the manifest says.
@@ -43,19 +48,38 @@ def read_audio(cut: MonoCut) -> np.ndarray:
 
 
 def decode_audio(cut: MonoCut, file: str | BinaryIO) -> np.ndarray:
-    """Decode a file that is the whole audio of a cut: (S,) in [-1, 1], channels mixed down.
+    """Decode a file that holds the recording of a cut: (S,) in [-1, 1], at the file's own sample rate.
 
     Not by `cut.load_audio`: lhotse 1.33 re-raises libsndfile's errors in a form that cannot even be printed.
 
     Raises:
         ValueError: The file cannot be used, or is not as long as the manifest says.
     """
-    recording = cut.recording
-    audio, sample_rate = reading.read_audio(file)
-    if sample_rate != recording.sampling_rate or abs(len(audio) / sample_rate - cut.duration) > reading.TOLERANCE:
-        expected = f"{recording.num_samples} at {recording.sampling_rate} Hz"
-        raise ValueError(f"{len(audio)} samples at {sample_rate} Hz, expected {expected}")
+    recording, custom = cut.recording, cut.custom or {}
+    samples: int | None = custom.get("samples")
+    audio, sample_rate = reading.read_audio(file, custom.get("channel"), custom.get("first", 0), samples)
+    expected = recording.num_samples if samples is None else samples
+    if sample_rate != recording.sampling_rate or abs(len(audio) - expected) > reading.TOLERANCE * sample_rate:
+        raise ValueError(
+            f"{len(audio)} samples at {sample_rate} Hz, expected {expected} at {recording.sampling_rate} Hz"
+        )
     return audio
+
+
+def read_at(sample_rate: int, read: ReadAudio, cut: MonoCut) -> np.ndarray:
+    """Read the audio of a cut as it is trained on and kept in shards: (S,), at `sample_rate`, rounded to 16 bits.
+
+    It has as many samples as the duration of the cut; what a decoder gives more or less, 25 ms at most, is cut or zero.
+
+    Raises:
+        Exception: It cannot be read, or has samples that are none.
+    """
+    audio = read(cut)
+    reading.check_samples(audio)
+    resampled = resample(audio, cut.recording.sampling_rate, sample_rate)
+    exact = np.zeros(round(cut.duration * sample_rate), np.float32)
+    exact[: len(resampled)] = resampled[: len(exact)]
+    return sixteen_bits(exact)
 
 
 class SpeechDataset(Dataset):
@@ -69,17 +93,19 @@ class SpeechDataset(Dataset):
         speed_factors: One is drawn per utterance and epoch.
         noise: Applied to the waveform after the speed.
         at_once: Utterances of a batch that are read at the same time, where reading is mostly waiting.
+        prefix: Of the names of the subsets, as a mixture of corpora calls them.
     """
 
     def __init__(
         self,
         manifests: dict[str, Manifest],
         sample_rate: int,
-        read_audio: Callable[[MonoCut], np.ndarray] = read_audio,
+        read_audio: ReadAudio = read_audio,
         seed: int = 1,
         speed_factors: Sequence[float] = (),
         noise: Noise | None = None,
         at_once: int = 1,
+        prefix: str = "",
     ) -> None:
         self.manifests = manifests
         self.subsets = list(manifests)
@@ -89,6 +115,7 @@ class SpeechDataset(Dataset):
         self.speed_factors = speed_factors
         self.noise = noise
         self.at_once = at_once
+        self.prefix = prefix
         self._ends = np.cumsum([len(part) for part in manifests.values()])
 
     def __len__(self) -> int:
@@ -128,16 +155,15 @@ class SpeechDataset(Dataset):
 
     def _read(self, cut: MonoCut) -> np.ndarray | Lost:
         try:
-            samples = self.read_audio(cut)
-            reading.check_samples(samples)
+            return read_at(self.sample_rate, self.read_audio, cut)
         except Exception as error:  # every decoder has its own; one file must not end a run of days
             return Lost(cut.id, f"{cut.recording.sources[0].source}: {' '.join(str(error).split())[:200]}")
-        return samples
 
     def _utterance(self, subset: str, cut: MonoCut, samples: np.ndarray, epoch: int) -> Utterance:
-        audio = self._augment(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)), cut.id, epoch)
+        audio = self._augment(torch.from_numpy(samples), cut.id, epoch)
         supervision = cut.supervisions[0]
-        return Utterance(cut.id, audio, self.sample_rate, supervision.text or "", supervision.speaker or "", subset)
+        text, speaker = supervision.text or "", supervision.speaker or ""
+        return Utterance(cut.id, audio, self.sample_rate, text, speaker, f"{self.prefix}{subset}")
 
     def _augment(self, audio: Tensor, id: str, epoch: int) -> Tensor:
         if not self.speed_factors and self.noise is None:

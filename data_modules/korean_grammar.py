@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asr_lightning.text.korean import normalize
+from asr_lightning.text.korean import normalize_korean
 from data_modules.synthesis import Line, Speaker
 
 _FOLDER = 1_000  # utterances, as in KsponSpeech
@@ -82,7 +82,7 @@ def sentences(random: np.random.Generator) -> Iterator[str]:
     while True:
         for index in random.permutation(len(_TEMPLATES)):
             sentence = _annotated(_with_particles(re.sub(r"{(\w+)}", deal, _TEMPLATES[index])), random)
-            spoken = normalize(sentence)
+            spoken = normalize_korean(sentence)
             if spoken not in seen:
                 seen.add(spoken)
                 yield sentence
@@ -169,7 +169,7 @@ def plan(minutes: float = 50, evaluation_minutes: float = 3, seed: int = 1) -> l
             speaker = speakers[turn % len(speakers)]
             folder, number = _place(subset, turn)
             annotation = next(stream)
-            sentence = normalize(annotation) + ("?" if "?" in annotation else "")
+            sentence = normalize_korean(annotation) + ("?" if "?" in annotation else "")
             entropy = zlib.crc32(f"{seed} {subset} {number}".encode())
             name = f"KsponSpeech_{number}"
             lines.append(KoreanLine(name, subset, speaker, sentence, entropy, annotation, folder))

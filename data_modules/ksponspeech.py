@@ -23,11 +23,12 @@ from asr_lightning.audio import reading
 from asr_lightning.audio.reading import Header
 from asr_lightning.errors import InputError
 from asr_lightning.files import regular
-from asr_lightning.text.korean import AnnotationError, Side, normalize
+from asr_lightning.text.korean import AnnotationError, Side, normalize_korean
 from data_modules import dataset
 from data_modules.corpus import CorpusDataModule
 from data_modules.excerpt import DIVIDED, Excerpt, folder_number
-from data_modules.manifest import BadFile, Found
+from data_modules.layouts import advise
+from data_modules.manifest import BadFile, Listing
 from data_modules.walk import fingerprint, name_apart, walk
 
 SAMPLE_RATE = 16_000  # Hz, of all PCM files; they do not say it themselves
@@ -113,11 +114,11 @@ class KsponSpeechDataModule(CorpusDataModule):
         candidates = [self.root / folder / f"{subset}.trn" for folder in LIST_FOLDERS]
         return next((path for path in candidates if path.is_file()), None)
 
-    def find_utterances(self, subset: str) -> tuple[list[Found], list[BadFile]]:
+    def find_utterances(self, subset: str) -> tuple[list[Listing], list[BadFile]]:
         """The subset's utterances, and what cannot be used: no partner, unreadable text, malformed annotation."""
         self._audio  # noqa: B018 - walks, and finds what cannot be read
         bad: list[BadFile] = [*self._unreadable]
-        found: dict[str, Found] = {}  # by path
+        found: dict[str, Listing] = {}  # by path
         path = self.find_list(subset)
         pairs = self._listed(path, bad) if path is not None else self._beside(subset, bad)
         for place, audio, content in pairs:
@@ -128,13 +129,13 @@ class KsponSpeechDataModule(CorpusDataModule):
             elif audio in found:
                 bad.append(BadFile(place, "duplicate id", f"{audio} has a transcript already, which is kept"))
             elif (text := self._normalized(line, id, place, bad)) is not None:
-                found[audio] = Found(id, audio, text)
+                found[audio] = Listing(id, audio, text)
         return name_apart(list(found.values()), self.root, bad), bad
 
     def _normalized(self, line: str, id: str, place: str, bad: list[BadFile]) -> str | None:
         percent = "프로" if id.rpartition("_")[2] in PRO_FILES else "퍼센트"
         try:
-            return normalize(line, self.side, percent)
+            return normalize_korean(line, self.side, percent)
         except AnnotationError as error:
             bad.append(BadFile(place, "malformed annotation", str(error)))
             return None
@@ -201,13 +202,13 @@ class KsponSpeechDataModule(CorpusDataModule):
     def _missing_message(self, missing: list[str]) -> str:
         what = ", ".join(missing)
         if not self.root.is_dir():
-            return f"No KsponSpeech at {self.root}: there is no such folder. Set --data.init_args.root; wanted: {what}."
+            return f"No KsponSpeech with {what}. {advise(self.root)}"
         lists = sorted({path.stem for folder in LIST_FOLDERS for path in (self.root / folder).glob("*.trn")})
         return (
             f"{self.root} has no {what}: expected a list scripts/<subset>.trn, or folders "
             f"KsponSpeech_01/KsponSpeech_0001 and so on with audio ({', '.join(AUDIO_SUFFIXES)}).\n"
             f"Lists there: {', '.join(lists) or 'none'}. "
-            "KsponSpeech comes from aihub.or.kr; unpack its archives into this folder."
+            f"KsponSpeech comes from aihub.or.kr; unpack its archives into this folder.\n{advise(self.root)}"
         )
 
     @staticmethod

@@ -11,9 +11,10 @@ from lhotse.recipes import download_librispeech
 
 from asr_lightning.errors import InputError, shown
 from asr_lightning.files import regular
-from asr_lightning.text.english import transcript
+from asr_lightning.text.english import english_transcript
 from data_modules.corpus import CorpusDataModule
-from data_modules.manifest import BadFile, Found
+from data_modules.layouts import advise
+from data_modules.manifest import BadFile, Listing
 from data_modules.walk import fingerprint, name_apart, walk
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".opus", ".ogg")
@@ -81,10 +82,10 @@ class LibriSpeechDataModule(CorpusDataModule):
         """Changes when the subset's files do."""
         return fingerprint(self._folder(subset), (*AUDIO_SUFFIXES, TRANSCRIPT_SUFFIX))
 
-    def find_utterances(self, subset: str) -> tuple[list[Found], list[BadFile]]:
+    def find_utterances(self, subset: str) -> tuple[list[Listing], list[BadFile]]:
         """The subset's utterances, and the files without a partner."""
         found, bad = find_utterances(self.root, subset)
-        return [replace(one, text=transcript(one.text)) for one in found] if self.normalize else found, bad
+        return [replace(one, text=english_transcript(one.text)) for one in found] if self.normalize else found, bad
 
     def _folder(self, subset: str) -> Path:
         folder = find_subset(self.root, subset)
@@ -99,7 +100,7 @@ def find_subset(root: Path, subset: str) -> Path | None:
     return next((folder for folder in candidates if folder.is_dir()), None)
 
 
-def find_utterances(root: Path, subset: str) -> tuple[list[Found], list[BadFile]]:
+def find_utterances(root: Path, subset: str) -> tuple[list[Listing], list[BadFile]]:
     """Read the layout and the transcripts of a subset, without opening audio.
 
     Args:
@@ -112,7 +113,7 @@ def find_utterances(root: Path, subset: str) -> tuple[list[Found], list[BadFile]
     folder = find_subset(Path(root), subset)
     if folder is None:
         raise InputError(_missing_message(Path(root), [subset]))
-    found: list[Found] = []
+    found: list[Listing] = []
     bad: list[BadFile] = []
     for directory, audio, transcripts in _directories(folder, bad):
         parts = directory.relative_to(folder).parts
@@ -121,7 +122,7 @@ def find_utterances(root: Path, subset: str) -> tuple[list[Found], list[BadFile]
             path, id = str(directory / name), _stem(name)
             text = lines.get(id)
             if text is not None:
-                found.append(Found(id, path, text, speaker=parts[0] if parts else ""))
+                found.append(Listing(id, path, text, speaker=parts[0] if parts else ""))
             elif id not in lines:
                 bad.append(BadFile(path, "audio without transcript", f"{id} is in no *{TRANSCRIPT_SUFFIX} beside it"))
         without_audio = lines.keys() - {_stem(name) for name in audio}
@@ -202,19 +203,8 @@ def download_subsets(root: Path, subsets: list[str]) -> None:
 
 def _missing_message(root: Path, missing: list[str]) -> str:
     looked = [str(path / subset) for subset in missing for path in (root, root / "LibriSpeech")]
-    present = [
-        child.name
-        for folder in (root, root / "LibriSpeech")
-        if folder.is_dir()
-        for child in sorted(folder.iterdir())
-        if child.is_dir() and child.name != "LibriSpeech" and not child.name.startswith(".")
-    ]
-    if not root.is_dir():
-        there = f"There is no folder {root}."
-    else:
-        there = f"There {'are ' + ', '.join(present[:20]) if present else 'is no subset'} in {root}."
     return (
-        f"Subset not found: {', '.join(missing)}. Looked for\n  " + "\n  ".join(looked) + f"\n{there}\nEither\n"
+        f"Subset not found: {', '.join(missing)}. Looked for\n  " + "\n  ".join(looked) + f"\n{advise(root)}\nEither\n"
         "  point --data.init_args.root at a copy of the corpus, or\n"
         "  fetch it with --data.init_args.download true, or\n"
         "  train on the embedded corpus, which needs no data: --config experiments/demo/rnnt_ws.yaml"

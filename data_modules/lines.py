@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from asr_lightning.errors import InputError, reason
-from asr_lightning.files import cache_folder, half_name, regular, remove_abandoned
-from asr_lightning.text.english import transcript
+from asr_lightning.files import cache_folder, regular, remove_abandoned, unfinished_prefix
+from asr_lightning.text.english import english_transcript
 
 FORMAT = 1  # of the index; raise it when that changes, and old ones are rebuilt
 ROW = np.dtype([("offset", "<i8"), ("line", "<u4"), ("bytes", "<u4"), ("characters", "<u4")])
@@ -38,7 +38,7 @@ class Lines(Dataset):
         index: The folder of the index.
         files: What it was made from, in its order.
         signatures: Of the files when it was made.
-        normalize: Write English as `asr_lightning.text.english.transcript` does.
+        normalize: Write English as `asr_lightning.text.english.english_transcript` does.
 
     Attributes:
         left_out: Lines without words.
@@ -76,7 +76,7 @@ class Lines(Dataset):
         which = int(np.searchsorted(self._starts, offset, side="right")) - 1
         path = self.files[which]
         text = self._read(path, self._signatures[which], offset - int(self._starts[which]), size).decode("utf-8")
-        return f"{path}:{line}", transcript(text) if self.normalize else text
+        return f"{path}:{line}", english_transcript(text) if self.normalize else text
 
     def _read(self, path: Path, signature: Signature, offset: int, size: int) -> bytes:
         try:
@@ -105,7 +105,7 @@ def open_lines(files: list[Path], skip_columns: int = 0, normalize: bool = False
     Args:
         files: Plain text in UTF-8, a sentence per line.
         skip_columns: So many words at the beginning of every line are no part of it.
-        normalize: Write English as `asr_lightning.text.english.transcript` does.
+        normalize: Write English as `asr_lightning.text.english.english_transcript` does.
 
     Raises:
         InputError: A file cannot be read or is not UTF-8, no line has words, or the cache cannot be written.
@@ -150,7 +150,7 @@ def _make_index(index: Path, files: list[Path], skip_columns: int, normalize: bo
     """Write an index, which appears whole or not at all, and remove those of the files as they were before."""
     index.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(index.parent, index.name)
-    with tempfile.TemporaryDirectory(dir=index.parent, prefix=f"{half_name(index)}.") as workplace:
+    with tempfile.TemporaryDirectory(dir=index.parent, prefix=f"{unfinished_prefix(index)}.") as workplace:
         made = Path(workplace) / "index"
         _write_index(made, files, skip_columns, normalize)
         try:
@@ -210,7 +210,7 @@ def _scan(
                         f"{path}:{number}: expected UTF-8, found {error.object[error.start :][:10]!r}. Convert the "
                         "file, as with `iconv -f LATIN1 -t UTF-8`, or take out the line"
                     ) from error
-                text = transcript(text) if normalize else text
+                text = english_transcript(text) if normalize else text
                 texts.update(text.encode() + b"\n")
                 yield begin + len(line) - len(rest), number, len(content), len(text) if text.strip() else 0
                 begin += len(line)

@@ -17,22 +17,38 @@ from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.serialization import deserialize_item
 from tqdm import tqdm
 
-from asr_lightning.audio.reading import Header, read_header
-from asr_lightning.errors import SAID, InputError, printable, reason, shown
+from asr_lightning.audio.reading import TOLERANCE, Header, read_header
+from asr_lightning.audio.resampling import RATES, resampled_length
+from asr_lightning.errors import REASON, InputError, printable, reason, shown
 from asr_lightning.files import replacing
 
-FORMAT = 2  # of the files below; raise it when they change, and old ones are rebuilt
+FORMAT = 3  # of the files below; raise it when they change, and old ones are rebuilt
+WHOLE = 0.002  # seconds that a table of rounded times may leave of a file that is meant as a whole
+PROBES = 40  # utterances of a subset whose audio is looked at before it is used
 HEADER_THREADS = 8  # waiting for a disk or a file server, not computing
 
 
 @dataclass(frozen=True)
-class Found:
-    """An utterance as a corpus lists it: the audio is not opened yet."""
+class Listing:
+    """An utterance as a corpus lists it: the audio is not opened yet.
+
+    Attributes:
+        id: Unique within its subset.
+        path: Of the file, or its address.
+        text: The transcript.
+        speaker: Empty where unknown.
+        begin: Second of the file that the utterance begins with.
+        end: Second that it ends before; None for the end of the file.
+        channel: The channel to take, from 0; None for the mean of all.
+    """
 
     id: str
     path: str
     text: str
     speaker: str = ""
+    begin: float = 0.0
+    end: float | None = None
+    channel: int | None = None
 
 
 class BadFile(NamedTuple):
@@ -49,20 +65,55 @@ class BadFile(NamedTuple):
 ReadHeader = Callable[[str], Header]
 
 
-def make_cut(found: Found, header: Header) -> MonoCut:
-    """One utterance as lhotse sees it: a cut over a whole recording with one supervision."""
-    seconds = header.samples / header.sample_rate
+def make_cut(listing: Listing, header: Header, sample_rate: int) -> MonoCut:
+    """An utterance as lhotse sees it: a cut over a recording with one supervision.
+
+    Its duration is that of the audio as it will be read, at `sample_rate`, which may be a sample longer than the file.
+    What lhotse has no place for is in `custom`: `first` and `samples` of a part of a file, and the `channel` chosen.
+
+    Raises:
+        ValueError: The utterance is no part of the file.
+    """
+    first, samples = _part(listing, header)
+    seconds = resampled_length(samples, header.sample_rate, sample_rate) / sample_rate
     recording = Recording(
-        id=found.id,
-        sources=[AudioSource(type="file", channels=list(range(header.channels)), source=found.path)],
+        id=listing.id,
+        sources=[AudioSource(type="file", channels=list(range(header.channels)), source=listing.path)],
         sampling_rate=header.sample_rate,
         num_samples=header.samples,
-        duration=seconds,
+        duration=header.samples / header.sample_rate,
     )
     supervision = SupervisionSegment(
-        id=found.id, recording_id=found.id, start=0, duration=seconds, text=found.text, speaker=found.speaker
+        id=listing.id, recording_id=listing.id, start=0, duration=seconds, text=listing.text, speaker=listing.speaker
     )
-    return MonoCut(id=found.id, start=0, duration=seconds, channel=0, supervisions=[supervision], recording=recording)
+    custom = {"first": first, "samples": samples} if (first, samples) != (0, header.samples) else {}
+    if listing.channel is not None:
+        custom["channel"] = listing.channel
+    return MonoCut(
+        id=listing.id,
+        start=first / header.sample_rate,
+        duration=seconds,
+        channel=listing.channel or 0,
+        supervisions=[supervision],
+        recording=recording,
+        custom=custom or None,
+    )
+
+
+def _part(listing: Listing, header: Header) -> tuple[int, int]:
+    """The first sample of an utterance in its file, and their number; times may be off by what rounding makes."""
+    rate, seconds = header.sample_rate, header.samples / header.sample_rate
+    end = seconds if listing.end is None else listing.end
+    if not 0 <= listing.begin <= end <= seconds + TOLERANCE:
+        raise ValueError(
+            f"expected a part of its {seconds:.3f} s, found {listing.begin:.3f} to {end:.3f}; times are in seconds"
+        )
+    if listing.channel is not None and not 0 <= listing.channel < header.channels:
+        raise ValueError(f"expected a channel {listing.channel}, counted from 0, found {header.channels} channels")
+    first = round(listing.begin * rate)
+    if first == 0 and abs(end - seconds) < WHOLE:
+        return 0, header.samples
+    return first, max(0, min(round(end * rate), header.samples) - first)
 
 
 def _is_usable(name: str) -> bool:
@@ -71,37 +122,60 @@ def _is_usable(name: str) -> bool:
 
 
 def measure(
-    utterances: list[Found], sample_rate: int, title: str, read_header: ReadHeader = read_header
+    utterances: list[Listing],
+    sample_rate: int,
+    title: str,
+    read_header: ReadHeader = read_header,
+    probe: Callable[[MonoCut], bool | None] | None = None,
 ) -> Iterator[MonoCut | BadFile]:
     """Read the headers of all utterances, in their order, several at a time.
 
     Args:
         utterances: As the corpus lists them.
-        sample_rate: What every file must have.
-        title: Said beside the progress bar.
+        sample_rate: Of the audio as it will be read.
+        title: Of the progress bar.
         read_header: Raises any `Exception` for a file that cannot be read.
+        probe: Says of an utterance whether its audio is narrow-band, or raises any `Exception` where it cannot be used;
+            asked for some utterances, and for all that have channels to be mixed.
     """
+    every = max(1, len(utterances) // PROBES)
 
-    def check(found: Found) -> MonoCut | BadFile:
-        if wrong := [name for name in (found.id, found.speaker) if not _is_usable(name)]:
-            # what is found out about utterances goes to files that are called as they are
+    def check(number: int) -> MonoCut | BadFile:
+        listing = utterances[number]
+        if wrong := [name for name in (listing.id, listing.speaker) if not _is_usable(name)]:
+            # results are written to files that are called as utterances are
             return BadFile(
-                found.path, "unusable id", f"{ascii(wrong[0])} has a /, a control character, no UTF-8, or is . or .."
+                listing.path, "unusable id", f"{ascii(wrong[0])} has a /, a control character, no UTF-8, or is . or .."
             )
         try:
-            header = read_header(found.path)
+            header = read_header(listing.path)
         except Exception as error:  # libsndfile, the file system and decoders each have their own
-            link = f"a link to {os.readlink(found.path)}: " if os.path.islink(found.path) else ""
-            return BadFile(found.path, "unreadable audio", link + " ".join(str(error).split())[:200])
-        if header.sample_rate != sample_rate:
-            return BadFile(found.path, "wrong sample rate", f"{header.sample_rate} Hz, expected {sample_rate} Hz")
+            link = f"a link to {os.readlink(listing.path)}: " if os.path.islink(listing.path) else ""
+            return BadFile(listing.path, "unreadable audio", link + " ".join(str(error).split())[:200])
+        if not RATES[0] <= header.sample_rate <= RATES[1]:
+            expected = f"expected {RATES[0]:,} to {RATES[1]:,} Hz"
+            return BadFile(listing.path, "wrong sample rate", f"{header.sample_rate:,} Hz, {expected}")
         if header.samples == 0:
-            return BadFile(found.path, "empty audio", "0 samples")
-        return make_cut(found, header)
+            return BadFile(listing.path, "empty audio", "0 samples")
+        try:
+            cut = make_cut(listing, header, sample_rate)
+        except ValueError as error:
+            return BadFile(listing.path, "no such part", str(error))
+        if cut.duration == 0:
+            return BadFile(listing.path, "empty audio", f"{listing.begin:.3f} to {listing.end:.3f} s")
+        mixed = header.channels > 1 and listing.channel is None
+        if probe is not None and (mixed or number % every == 0):
+            try:
+                narrow = probe(cut)
+            except Exception as error:  # as above
+                return BadFile(listing.path, "unusable audio", " ".join(str(error).split())[:300])
+            if number % every == 0 and narrow is not None:
+                cut.custom = {**(cut.custom or {}), "narrow_band": narrow}
+        return cut
 
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
         yield from tqdm(
-            pool.map(check, utterances),
+            pool.map(check, range(len(utterances))),
             total=len(utterances),
             desc=printable(f"Reading headers of {title}"),
             unit=" files",
@@ -123,6 +197,10 @@ class Manifest:
         fingerprint: Of the files it was made from.
         empty: (N,) whether the transcript has no words.
         characters: How often each character comes in the transcripts, in Unicode's composed form (NFC).
+        rates: Number of utterances by samples per second of their files.
+        mixed: Number of utterances whose channels are mixed.
+        narrow: Number of utterances without anything in the upper half of their band, of those that were probed.
+        probed: Number of utterances whose audio was looked at for that.
         bad: Number of files that were left out.
         bad_path: Where they are listed, one a line: kind, path and reason, separated by tabs.
 
@@ -144,6 +222,8 @@ class Manifest:
                 self.empty: np.ndarray = index["empty"]
                 counted = zip(index["characters"].tolist(), index["character_counts"].tolist(), strict=True)
                 self.characters = Counter({chr(code): count for code, count in counted})
+                self.rates = Counter(dict(index["rates"].tolist()))
+                self.mixed, self.narrow, self.probed = (int(count) for count in index["counts"])
         except OSError:
             raise
         except Exception as error:  # zipfile, KeyError, EOFError: whatever a damaged archive gives
@@ -225,6 +305,7 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         offsets, durations, ids, bad, empty, characters = [0], [], [], 0, [], Counter[str]()
+        rates, mixed, narrow, probed = Counter[int](), 0, 0, 0
         with (
             replacing(path) as half, half.open("w+b") as lines,
             replacing(bad_path(path)) as bad_half, bad_half.open("w+b") as bad_lines,
@@ -233,7 +314,7 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
                 if isinstance(entry, BadFile):
                     bad += 1
                     place = entry.path.replace("\t", r"\t").replace("\n", r"\n")
-                    row = "\t".join((entry.kind, place, shown(entry.detail, SAID))).replace("\n", " ") + "\n"
+                    row = "\t".join((entry.kind, place, shown(entry.detail, REASON))).replace("\n", " ") + "\n"
                     bad_lines.write(row.encode("utf-8", errors="surrogateescape"))
                 else:
                     line = json.dumps(entry.to_dict(), ensure_ascii=True).encode() + b"\n"
@@ -244,6 +325,11 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
                     text = unicodedata.normalize("NFC", entry.supervisions[0].text or "")
                     empty.append(not text.strip())
                     characters.update(text)
+                    custom = entry.custom or {}
+                    rates[entry.recording.sampling_rate] += 1
+                    mixed += entry.recording.num_channels > 1 and "channel" not in custom
+                    narrow += custom.get("narrow_band", False)
+                    probed += "narrow_band" in custom
             digest = _digest(lines, bad_lines)
         with replacing(index_path(path)) as half, half.open("wb") as index:
             np.savez(
@@ -257,6 +343,8 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
                 empty=np.array(empty, dtype=bool),
                 characters=np.array([ord(one) for one in characters], dtype=np.int64),
                 character_counts=np.array(list(characters.values()), dtype=np.int64),
+                rates=np.array(sorted(rates.items()), dtype=np.int64).reshape(-1, 2),
+                counts=np.array([mixed, narrow, probed]),
             )
     except OSError as error:
         raise InputError(

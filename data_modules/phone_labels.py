@@ -15,14 +15,14 @@ from asr_lightning.text.phones import SILENCE, PhoneLabels, Segment
 OVERLAP = 0.021  # seconds between segments of two files: times may be rounded to hundredths
 QUIET = {SILENCE.lower(), "sil", "sp"}  # what aligners call silence
 TOLERANCE = 1e-6  # seconds: rounding of times in files
-ALIGN = "python -m asr_lightning.tools.align"
+ALIGN = "asr align"
 
 
 class CTMLabels(PhoneLabels):
     """Lines `UTTERANCE CHANNEL START DURATION PHONE` [NIST; Kaldi], in any number of files; `;;` begins a comment.
 
     Args:
-        path: A file; or a folder with `*.phones.ctm` at any depth, as `tools.align` writes them beside those of words,
+        path: A file; or a folder with `*.phones.ctm` at any depth, as `asr align` writes them beside those of words,
             or with `*.ctm` where there are none of these.
         made_by: The command that makes the files, which an error names where there are none.
 

@@ -273,8 +273,10 @@ class TrainBatches(EvaluationBatches):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Check that the checkpoint's order of batches is the one that is planned now.
 
-        A checkpoint of an older version is compared in what it has. Its batches were those of one process, and not cut
-        from steps, which is the same only without accumulation on one process.
+        The number of processes, and that of the batches of each in a step, may be others than before: the steps are the
+        same, see `asr_lightning.callbacks.stopping.OtherParts`. A checkpoint of an older version is compared in what it
+        has. Its batches were those of one process, and not cut from steps, which is the same only without accumulation
+        on one process.
 
         Raises:
             InputError: It is another one, so that some utterances would be missed and others repeated.
@@ -289,7 +291,7 @@ class TrainBatches(EvaluationBatches):
         changed = [
             f"  {name}: {state.get(name)} in the checkpoint, {now.get(name)} now"
             for name in state
-            if state[name] != now.get(name)
+            if state[name] != now.get(name) and (name not in self._shares() or SHARES not in state)
         ]
         if changed:
             raise InputError(

@@ -21,15 +21,16 @@ from lhotse.shar.writers.cut import JsonlShardWriter
 from lhotse.shar.writers.tar import TarWriter
 from tqdm import tqdm
 
-from asr_lightning.audio.reading import Header, check_samples
+from asr_lightning.audio.reading import Header
 from asr_lightning.errors import InputError, printable
 from asr_lightning.files import locked, remove, write_atomically
 from data_modules.corpus import CorpusDataModule
-from data_modules.manifest import Found, Manifest, make_cut
+from data_modules.dataset import read_at
+from data_modules.manifest import Listing, Manifest, make_cut
 from data_modules.shards import check_sizes, read_members
 from data_modules.storage import list_files
 
-FORMAT = 1  # of what is written; raise it when it changes, and old shards are no longer taken for the same
+FORMAT = 2  # of what is written; raise it when it changes, and old shards are no longer taken for the same
 PROBES = 20  # utterances that are compressed to guess how much space all of them take
 SPARE = 1.1  # of that guess
 SHARD = re.compile(r"(cuts|recording)\.\d+\.(jsonl\.gz|tar)")  # what a folder of shards holds
@@ -52,8 +53,8 @@ def write_subset(
     """Write a subset of a corpus as `output/<subset>` and `output/<subset>.json`, unless it is there already.
 
     It is written beside its place and renamed when complete. Utterances keep the order of the corpus, so that a plan of
-    batches made for the one holds for the other. Audio is FLAC of 16 bits and one channel: what was 16 bits before is
-    so to the bit.
+    batches made for the one holds for the other. Audio is FLAC of 16 bits and one channel, to the bit what is read from
+    the corpus itself.
 
     Args:
         corpus: With the subset's manifest open.
@@ -186,16 +187,15 @@ def _encode_all(corpus: CorpusDataModule, manifest: Manifest) -> Iterator[Encode
 
 def _encode(corpus: CorpusDataModule, cut: MonoCut) -> Encoded:
     try:
-        audio = corpus.read_audio(cut)
-        check_samples(audio)
+        audio = read_at(corpus.sample_rate, corpus.read_audio, cut)
         # Not by lhotse's writer: libsndfile scales floats by 32,767, and loud samples would come back one smaller.
-        samples = np.clip(np.round(audio * 32_768.0), -32_768, 32_767).astype(np.int16)
+        samples = (audio * 32_768).astype(np.int16)
         file = io.BytesIO()
-        soundfile.write(file, samples, cut.sampling_rate, format="FLAC", subtype="PCM_16")
+        soundfile.write(file, samples, corpus.sample_rate, format="FLAC", subtype="PCM_16")
     except Exception as error:  # every decoder has its own
         return " ".join(str(error).split())[:200], cut
     supervision = cut.supervisions[0]
-    found = Found(cut.id, "", supervision.text or "", supervision.speaker or "")
-    written = make_cut(found, Header(cut.sampling_rate, len(samples), 1))
+    listing = Listing(cut.id, "", supervision.text or "", supervision.speaker or "")
+    written = make_cut(listing, Header(corpus.sample_rate, len(samples), 1), corpus.sample_rate)
     written.recording = to_shar_placeholder(written.recording)
     return file.getvalue(), written

@@ -34,12 +34,12 @@ from asr_lightning.audio.reading import Header
 from asr_lightning.errors import InputError
 from data_modules import dataset, storage
 from data_modules.corpus import CorpusDataModule
-from data_modules.manifest import BadFile, Found
+from data_modules.manifest import BadFile, Listing
 from data_modules.storage import Entry
 
 
 class ShardsDataModule(CorpusDataModule):
-    """Shards that `python -m asr_lightning.tools.shards` or lhotse wrote, on a disk or in object storage.
+    """Shards that `asr shards` or lhotse wrote, on a disk or in object storage.
 
     A subset is a folder below `root` with pairs of `cuts.*.jsonl.gz` and `recording.*.tar`. Where `<subset>.json` is
     beside it, every file must have the size it had when it was written. A shard that is damaged is left out as a whole
@@ -54,6 +54,7 @@ class ShardsDataModule(CorpusDataModule):
     def __init__(self, root: str, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.root = storage.normalize(root)
+        self.probes = not storage.is_remote(self.root)
         self.reads_at_once = storage.REQUESTS if storage.is_remote(self.root) else 1
         self._files: dict[str, dict[str, Entry]] = {}
         self._headers: dict[str, Header] = {}
@@ -77,7 +78,7 @@ class ShardsDataModule(CorpusDataModule):
             raise InputError(
                 f"No shards of {', '.join(missing)}: expected {listed}{self.root}/{missing[0]}/cuts.000000.jsonl.gz, "
                 f"recording.000000.tar and so on, found subsets {there}. "
-                "Write them with `python -m asr_lightning.tools.shards --config EXPERIMENT --output FOLDER`, or set "
+                "Write them with `asr shards --config EXPERIMENT --output FOLDER`, or set "
                 "--data.init_args.root."
             )
 
@@ -90,7 +91,7 @@ class ShardsDataModule(CorpusDataModule):
                 digest.update(f"{name}\0{files[name].size}\0{files[name].version}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
-    def find_utterances(self, subset: str) -> tuple[list[Found], list[BadFile]]:
+    def find_utterances(self, subset: str) -> tuple[list[Listing], list[BadFile]]:
         """The subset's utterances, and what is damaged; of the audio, only where it begins and ends is looked at.
 
         Raises:
@@ -107,7 +108,7 @@ class ShardsDataModule(CorpusDataModule):
             for cuts, recordings in find_shards(files)
             if not {f"{folder}/{cuts}", f"{folder}/{recordings}"} & damaged
         ]
-        found: dict[str, Found] = {}
+        found: dict[str, Listing] = {}
         with ThreadPoolExecutor(storage.REQUESTS if storage.is_remote(folder) else 1) as pool:
             read = pool.map(lambda shard: _try_shard(*shard), shards)
             for utterances in tqdm(read, total=len(shards), desc=f"Reading {subset}", unit=" shards"):
@@ -154,7 +155,7 @@ class Listed(NamedTuple):
     places: dict[str, str]
 
 
-Utterances = list[tuple[Found, Header]]
+Utterances = list[tuple[Listing, Header]]
 """Those of a shard with their places, and what the shard says of their audio."""
 
 
@@ -213,7 +214,7 @@ def read_shard(cuts_path: str, recordings: str, entry: Entry | None, places: str
         speaker = next((one.speaker for one in cut.supervisions if one.speaker), "")
         channels = cut.recording.num_channels if cut.has_recording else 1
         samples = 0 if suffix == "nodata" else cut.num_samples
-        found = Found(cut.id, f"{recordings}@{offset}+{size}", text, speaker)
+        found = Listing(cut.id, f"{recordings}@{offset}+{size}", text, speaker)
         utterances.append((found, Header(cut.sampling_rate, samples, channels)))
     return utterances
 

@@ -145,7 +145,8 @@ def read_range(address: str, offset: int, size: int) -> bytes:
         OSError: The disk does not.
     """
     if not is_remote(address):
-        return os.pread(_open(address).descriptor, size, offset)
+        file = _open(address)  # held while it is read: another thread may have opened it too, and the cache keeps one
+        return os.pread(file.descriptor, size, offset)
     content = _ask(address, start=offset, end=offset + size)
     if len(content) > size:
         raise ConnectionError(f"the server of {address} gives whole files where parts are asked for (HTTP ranges)")

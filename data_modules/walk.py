@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_modules.manifest import BadFile, Found
+from data_modules.manifest import BadFile, Listing
 
 
 def walk(
@@ -70,7 +70,7 @@ def _size_and_time(path: Path) -> tuple[str, str]:
     return str(status.st_size), str(status.st_mtime_ns)
 
 
-def name_apart(found: list[Found], root: Path, bad: list[BadFile]) -> list[Found]:
+def name_apart(found: list[Listing], root: Path, bad: list[BadFile]) -> list[Listing]:
     """Make ids unique: files of one name in several folders are called by their paths, as `speaker1-chapter2-0001`.
 
     Args:
@@ -81,7 +81,7 @@ def name_apart(found: list[Found], root: Path, bad: list[BadFile]) -> list[Found
     folders: dict[str, set[Path]] = defaultdict(set)
     for one in found:
         folders[one.id].add(Path(one.path).parent)
-    unique: dict[str, Found] = {}
+    unique: dict[str, Listing] = {}
     for one in found:
         if len(folders[one.id]) > 1:
             one = replace(one, id="-".join([*Path(one.path).parent.relative_to(root).parts, one.id]))

@@ -2,17 +2,21 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import wandb
+import yaml
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from asr_lightning.scoring import COUNTS, RATES
 from asr_lightning.scoring.error_rates import ErrorRates
 from data_modules.spoken import synthesize
+from tests.support import ROOT
 
 # As readers have, and runs that are started: what is compared to the bit is rounded otherwise by more threads.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -73,3 +77,41 @@ def transcribed_run(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "runs"
 
     return write
+
+
+@pytest.fixture
+def outside_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written into the project, nothing is sent, and no key of the user's is found."""
+    wandb.finish()  # of the test before: a process has one run at a time
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("sys.argv", ["lightning"])
+
+
+@pytest.fixture
+def unread(tmp_path: Path) -> Path:
+    """The demo's student on seconds of speech that nobody has made: for what ends before it is read."""
+    experiment = yaml.safe_load((ROOT / "experiments/demo/rnnt_random.yaml").read_text())
+    experiment["data"]["init_args"] |= {
+        "root": str(tmp_path / "speech"), "minutes": 0.1, "evaluation_minutes": 0.05, "words_per_class": None,
+        "workers": 0, "batch_seconds": 60,
+    }  # fmt: skip
+    experiment["model"]["init_args"]["encoder"]["init_args"] |= {"hidden": 8, "layers": 1, "channels": 2}
+    experiment["trainer"] |= {
+        "default_root_dir": "runs/tiny",
+        "max_epochs": 1,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(experiment))
+    return path
+
+
+@pytest.fixture
+def tiny(unread: Path, tmp_path: Path, seconds_of_speech: Path) -> Path:
+    """The same with its speech."""
+    shutil.copytree(seconds_of_speech, tmp_path / "speech")
+    return unread

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tones import RATE, attention_decoder, lstm_encoder, speller, transducer, write_corpus
 
 from asr_lightning import cli
 from asr_lightning.text.tokenizers import train_sentencepiece
+from tests.support.commands import said
+from tests.support.tones import RATE, attention_decoder, lstm_encoder, speller, transducer, write_corpus
 
 TEXTS = ["A CAB", "DEAF BEE", "BED", "HE FED", "GAD", "FACE"]
 MASKS = {"class_path": "asr_lightning.audio.augment.SpecAugment", "init_args": {"frequency_mask_bands": 4}}
@@ -52,12 +53,6 @@ def write(name: str, model: dict[str, Any] | None, **trainer: Any) -> list[str]:
         del content["model"]
     Path(f"{name}.yaml").write_text(yaml.safe_dump(content))
     return ["--config", f"{name}.yaml"]
-
-
-def said(*arguments: str) -> str:
-    with pytest.raises(SystemExit) as ending:
-        cli.main(list(arguments))
-    return str(ending.value.code)
 
 
 def syllables(letters: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import os
 import re
 import resource
 import select
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -18,52 +17,12 @@ from lightning.pytorch.loggers import WandbLogger
 
 from asr_lightning import cli
 from asr_lightning.files import held
+from tests.support.commands import said
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is written into the project, nothing is sent, and no key of the user's is found."""
-    wandb.finish()  # of the test before: a process has one run at a time
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr("sys.argv", ["lightning"])
-
-
-@pytest.fixture
-def unread(tmp_path: Path) -> Path:
-    """The demo's student on seconds of speech that nobody has made: for what ends before it is read."""
-    experiment = yaml.safe_load((EXPERIMENTS / "demo/rnnt_random.yaml").read_text())
-    experiment["data"]["init_args"] |= {
-        "root": str(tmp_path / "speech"), "minutes": 0.1, "evaluation_minutes": 0.05, "words_per_class": None,
-        "workers": 0, "batch_seconds": 60,
-    }  # fmt: skip
-    experiment["model"]["init_args"]["encoder"]["init_args"] |= {"hidden": 8, "layers": 1, "channels": 2}
-    experiment["trainer"] |= {
-        "default_root_dir": "runs/tiny",
-        "max_epochs": 1,
-        "log_every_n_steps": 1,
-        "enable_progress_bar": False,
-    }
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(experiment))
-    return path
-
-
-@pytest.fixture
-def tiny(unread: Path, tmp_path: Path, seconds_of_speech: Path) -> Path:
-    """The same with its speech."""
-    shutil.copytree(seconds_of_speech, tmp_path / "speech")
-    return unread
-
-
-def said(*arguments: str) -> str:
-    with pytest.raises(SystemExit) as ending:
-        cli.main(list(arguments))
-    return str(ending.value.code)
+pytestmark = pytest.mark.usefixtures("outside_the_project")
 
 
 @pytest.mark.parametrize("experiment", ["rnnt_teacher", "rnnt_random", "rnnt_ws", "rnnt_lstm_ws"])
@@ -113,7 +72,7 @@ def test_last_passes_over_a_damaged_checkpoint_and_names_it(tiny: Path, tmp_path
     half = folder / "last-step.ckpt"  # newer than the epoch's, as after a power cut
     half.write_bytes((folder / "last.ckpt").read_bytes()[:50_000])
     again = ["fit", "-c", str(tiny), "--trainer.max_epochs", "2", "--ckpt_path", "last"]
-    with pytest.warns(UserWarning, match=f"(?s){half} is no whole checkpoint.*one before is taken: {folder}/last.ckpt"):
+    with pytest.warns(UserWarning, match=f"(?s){half} is not a complete.*earlier one is used: {folder}/last.ckpt"):
         cli.main(again)
     epochs = [line.split(",")[2] for line in (tmp_path / "runs/tiny/error_rates.csv").read_text().splitlines()[1:]]
     assert epochs == ["1", "1", "2", "2"]  # gone on with, not begun anew
@@ -180,7 +139,11 @@ def test_a_run_is_trained_resumed_tested_and_nothing_is_overwritten(tiny: Path, 
     epochs = [line.split(",")[2:4] for line in (run / "error_rates.csv").read_text().splitlines()[1:]]
     assert epochs == [["1", "test-clean"], ["1", "test-other"], ["2", "test-clean"], ["2", "test-other"]]
     assert (run / "logs/version_0/metrics.csv").read_text() == first
-    assert (run / "test_error_rates.csv").is_file() and list(run.glob("wandb/offline-run-*"))
+    assert (run / "test_error_rates.csv").is_file()
+    ids = {
+        path.name.removeprefix("run-").removesuffix(".wandb") for path in run.glob("wandb/offline-run-*/run-*.wandb")
+    }
+    assert ids == {(run / "wandb/id.txt").read_text().strip()}, "one run at W&B"
 
 
 def test_a_language_model_is_trained_resumed_and_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,7 +241,7 @@ def test_a_rehearsal_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
 def test_only_models_of_ours_are_trained(tmp_path: Path) -> None:
     demos = "lightning.pytorch.demos.boring_classes"
     message = said("fit", "--model", f"{demos}.BoringModel", "--data", f"{demos}.BoringDataModule")
-    assert message.startswith("error: this is no configuration of a recogniser, nor of a language model")
+    assert message.startswith("error: this is no configuration of a recognizer, nor of a language model")
     assert message.endswith(f"{demos}.BoringModel")
 
 
@@ -315,7 +278,7 @@ def test_a_network_is_searched_as_the_experiment_at_hand_says(tiny: Path, tmp_pa
     ("old", "new", "expected"),
     [
         ("hidden", "hiden", ["'hiden' is not accepted"]),
-        ("LSTMEncoder", "LSTMEncodr", ["has no attribute 'LSTMEncodr'"]),
+        ("LSTMEncoder", "LSTMEncodr", ["there is no LSTMEncodr in asr_lightning.nn.recurrent; there are LSTMEncoder"]),
         ("max_epochs: 1", "max_epochs: many", ["max_epochs", "many"]),
         ("channels: 2", "channels: 2\n        subsampling: 3", ["subsampling factor must be 2, 4 or 8, got 3"]),
         ("ctc_weight: 0.3", "ctc_weight: 3.0", ["0 <= ctc_weight < 1, got 3.0"]),

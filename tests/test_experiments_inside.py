@@ -6,7 +6,7 @@ import lightning
 import pytest
 import yaml
 
-from asr_lightning.analysis.histories import Published
+from asr_lightning.analysis.character_neighbours import PublishedTable
 from asr_lightning.callbacks.neighbours import Neighbours
 from asr_lightning.errors import InputError
 from asr_lightning.models.instantiation import instantiate
@@ -23,21 +23,21 @@ def test_labels_are_named_and_an_error_says_how_they_are_made(
 ) -> None:
     """Without labels, pictures by phone would be blank."""
     monkeypatch.chdir(tmp_path)
-    callbacks = yaml.safe_load(path.read_text("utf-8"))["trainer"]["callbacks"]
+    callbacks = yaml.safe_load(path.read_text("utf-8"))["trainer"]["callbacks+"]
     [looked] = [one for one in callbacks if one["class_path"].endswith("Activations")]
     labels, _ = instantiate(looked["init_args"]["labels"], PhoneLabels, "labels")  # type: ignore[type-abstract]
-    with pytest.raises(InputError, match=r"no phone labels at .*make them with `python -m asr_lightning.tools.align"):
+    with pytest.raises(InputError, match=r"no phone labels at .*make them with `.*align"):
         labels.require()
 
 
 @pytest.mark.parametrize("name", ["e2e_a", "e2e_b", "hybrid"])
 def test_full_size_looks_at_the_paper_s_sentences_and_prints_its_table(name: str) -> None:
     config = yaml.safe_load((EXPERIMENTS / f"{name}_inside.yaml").read_text("utf-8"))
-    callbacks = {one["class_path"].rpartition(".")[2]: one.get("init_args") for one in config["trainer"]["callbacks"]}
+    callbacks = {one["class_path"].rpartition(".")[2]: one.get("init_args") for one in config["trainer"]["callbacks+"]}
     assert all(map(str.startswith, callbacks["TSNE"]["sentences"], PAPER))
     if name == "e2e_b":
-        neighbours, _ = instantiate(config["trainer"]["callbacks"][3], lightning.Callback, "a callback")
+        neighbours, _ = instantiate(config["trainer"]["callbacks+"][2], lightning.Callback, "a callback")
         assert isinstance(neighbours, Neighbours) and neighbours.sentences == 79
-        assert isinstance(neighbours.published, Published)
+        assert isinstance(neighbours.published, PublishedTable)
         means = [neighbours.published.mean(layer, 5) for layer in range(6)]
         assert means == ["1.84", "1.94", "1.99", "1.96", "1.93", "1.93"]  # as Table 2 prints them

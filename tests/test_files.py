@@ -81,7 +81,7 @@ def test_a_lock_is_a_file_and_nothing_else(tmp_path: Path, victim: Path, plant: 
     else:
         lock.symlink_to(victim if plant == "link" else tmp_path / "nowhere")
     with (
-        pytest.raises(InputError, match=r"\.corpus\.lock: expected a file of ours .* Remove it"),
+        pytest.raises(InputError, match=r"\.corpus\.lock: expected a regular file .* Remove it"),
         locked(tmp_path / "corpus"),
     ):
         raise AssertionError("it was held")

@@ -8,19 +8,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # each imports itself and those before
-    {"batch", "errors", "files", "text", "audio", "nn", "losses"},
+    {"batch", "errors", "files", "renamed", "text", "audio", "nn", "losses"},
     {"decoding", "scoring", "hmm"},
     {"models"},
     {"analysis"},
     {"report"},
     {"callbacks"},
-    {"tools", "ablations"},
-    {"cli", "faults", "parser", "__main__"},
+    {"asr", "tools", "ablations"},
+    {"cli", "error_messages", "parser", "__main__"},
 ]
 RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 SHARED_BY_ARCHITECTURES = {
-    *("recognizer", "checkpoints", "instantiation", "class_paths", "same_network", "schedules", "sharding"),
-    *("useless_steps", "averaging", "global_batch"),
+    *("recognizer", "checkpoints", "instantiation", "class_paths", "same_network", "schedules", "fsdp"),
+    *("skipped_steps", "averaging", "global_batch", "evaluation"),
 }
 OURS = ("asr_lightning", "data_modules")
 FILES = sorted(path.relative_to(ROOT) for package in OURS for path in (ROOT / package).rglob("*.py"))
@@ -59,7 +59,7 @@ def test_imports_go_one_way(path: Path) -> None:
 @pytest.mark.parametrize(
     ("importer", "imported"),
     [
-        ("asr_lightning.nn.masks", "import asr_lightning.models.recognizer"),
+        ("asr_lightning.nn.sequences", "import asr_lightning.models.recognizer"),
         ("asr_lightning.losses.ctc", "from asr_lightning import decoding"),
         ("asr_lightning.models.ctc", "from asr_lightning.models.rnn_transducer import Joint"),
         ("asr_lightning.models.ctc", "from asr_lightning.callbacks.throughput import Throughput"),

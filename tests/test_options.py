@@ -1,26 +1,31 @@
 """Options of the trainer and of the corpus: each works, or is refused in a few lines."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_cli import elsewhere, said, tiny, unread  # noqa: F401 - fixtures
+import yaml
 
 from asr_lightning import cli
 from asr_lightning.audio.features import LogMel
 from asr_lightning.audio.normalization import UtteranceNormalization
+from asr_lightning.error_messages import TRACE, explain, trace_kept
 from asr_lightning.errors import InputError
-from asr_lightning.faults import TRACE, explain, trace_kept
 from asr_lightning.models.instantiation import brief
 from asr_lightning.parser import experiments_first
 from asr_lightning.report.tables import as_text, metrics_by_subset
 from data_modules.sampler import cut_batches
 from data_modules.spoken import SpokenDataModule
+from tests.support.commands import said
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+pytestmark = pytest.mark.usefixtures("outside_the_project")
 
 
-def test_numbers_of_batches_and_overrides_mean_what_they_say(unread: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_numbers_of_batches_and_overrides_mean_what_they_say(unread: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     monkeypatch.setattr(cli.CommandLine, "_run_subcommand", lambda self, _: made.append(self.trainer))
     unread.write_text(unread.read_text() + "  limit_test_batches: 1\n  limit_predict_batches: 1.0\n")
@@ -49,7 +54,7 @@ def test_experiments_are_read_before_what_overrides_them() -> None:
         (["--trainer.accumulate_grad_batches", "0"], "expected more than 0, got 0"),
         (["--trainer.check_val_every_n_epoch", "0"], "expected more than 0, got 0"),
         (["--seed_everything", "-1"], "expected a number from 0"),
-        (["--trainer.callbacks+=LearningRateFinder"], "asr_lightning.tools.search"),
+        (["--trainer.callbacks+=LearningRateFinder"], "asr tune"),
         (["--trainer.callbacks+=BatchSizeFinder"], "batch_seconds"),
         (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "test-clean/wer"], "cannot be tested"),
         (
@@ -61,7 +66,7 @@ def test_experiments_are_read_before_what_overrides_them() -> None:
     ids=str,
 )
 def test_what_cannot_work_is_refused_in_a_sentence(
-    unread: Path,  # noqa: F811
+    unread: Path,
     options: list[str],
     expected: str,
     tmp_path: Path,
@@ -73,7 +78,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="half precision without oneDNN")
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_weights_of_any_precision_are_trained_without_loggers(tiny: Path, tmp_path: Path, precision: str) -> None:  # noqa: F811
+def test_weights_of_any_precision_are_trained_without_loggers(tiny: Path, tmp_path: Path, precision: str) -> None:
     options = ["--trainer.logger", "false", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "1"]
     cli.main(["fit", "-c", str(tiny), "--trainer.precision", precision, *options])
     saved = torch.load(tmp_path / "runs/tiny/checkpoints/last.ckpt", weights_only=True)["state_dict"]
@@ -128,7 +133,7 @@ def test_an_error_of_a_library_is_a_sentence_and_leaves_its_trace(
     with pytest.raises(RuntimeError) as failed, trace_kept(tmp_path, 1):
         raise RuntimeError("the power failed")
     path = tmp_path / "trace-rank1.txt"
-    assert explain(failed.value).startswith(f"RuntimeError: the power failed\nThe whole trace is in {path}. ")
+    assert explain(failed.value).startswith(f"RuntimeError: the power failed\nThe stack trace is in {path}. ")
     assert path.read_text().startswith("Traceback") and 'raise RuntimeError("the power failed")' in path.read_text()
     with pytest.raises(InputError), trace_kept(tmp_path, 0):
         raise InputError("expected this, found that")
@@ -152,3 +157,67 @@ def test_a_misspelt_class_is_named_without_what_else_could_stand_there() -> None
     assert message.splitlines() == [
         'Parser key "model":', "  - Problem with given class_path 'a.B':", "    a has no attribute 'B'"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--model.init_args.decoder.init_args.attention.class_path=asr_lightning.nn.mechanisms.AditiveAttention"],
+            "there is no AditiveAttention in asr_lightning.nn.mechanisms; there are AdditiveAttention, ",
+        ),
+        (
+            ["--model.init_args.encoder.class_path=asr_lightning.nn.recurent.LSTMEncoder"],
+            "there is no recurent in asr_lightning.nn; there are recurrent, ",
+        ),
+        (
+            ["--trainer.callbacks+=asr_lightning.callbacks.alignments.Alignment"],
+            "there is no Alignment in asr_lightning.callbacks.alignments; there are Alignments",
+        ),
+        (
+            ["--data.class_path=data_modules.librispeech.LibriSpeech"],
+            "there is no LibriSpeech in data_modules.librispeech; there are LibriSpeechDataModule",
+        ),
+    ],
+    ids=["attention", "module", "callback", "corpus"],
+)
+def test_a_misspelt_class_is_named_with_those_that_there_are(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said("fit", "-c", str(EXPERIMENTS / "demo/las.yaml"), *options) == "2"
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {message}") and len(told.splitlines()) == 2
+
+
+def test_help_of_the_model_lists_all_models_and_encoders(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said("fit", "--model.help") == "0"
+    listed = capsys.readouterr().out
+    for name in ("RNNTransducer", "EncoderDecoder", "CTCRecognizer", "BLSTMHMM", "LSTMLanguageModel"):
+        assert re.search(rf"  asr_lightning[.]models[.]\w+[.]{name}\n", listed), name
+    experiments = [yaml.safe_load(path.read_text("utf-8")) for path in EXPERIMENTS.glob("*.yaml")]
+    models = [one["model"]["init_args"] for one in experiments if "model" in one]
+    encoders = {one["encoder"]["class_path"] for one in models if "encoder" in one}
+    assert len(encoders) > 6 and all(f"  {path}\n" in listed for path in encoders)
+    assert said("fit", "--model.help", "asr_lightning.models.ctc.CTCRecognizer") == "0"
+    told = re.sub(r"\s", "", capsys.readouterr().out)  # long names are broken
+    assert [path for path in encoders if path not in told] == [], "the arguments of a model name them too"
+
+
+def test_training_ends_early_by_a_development_subset_and_keeps_its_best(tiny: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(tiny.read_text())
+    content["data"]["init_args"]["test_subsets"] = ["test-other"]
+    tiny.write_text(yaml.safe_dump(content))
+    stop = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=test-clean/wer"]
+    never = ["--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=2.0"]  # no epoch is so much better
+    cli.main(["fit", "-c", str(tiny), *stop, *never, "--trainer.max_epochs", "9", "--checkpoints.best", "1"])
+    epochs = [line.split(",")[2] for line in (tmp_path / "runs/tiny/error_rates.csv").read_text().splitlines()[1:]]
+    assert epochs == ["1", "1", "2", "2"]
+    assert len(list((tmp_path / "runs/tiny/checkpoints").glob("best-epoch=*.ckpt"))) == 1
+
+
+def test_one_batch_is_one_batch_without_loggers(tiny: Path, tmp_path: Path) -> None:
+    options = ["--trainer.logger", "false", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
+    cli.main(["fit", "-c", str(tiny), "--data.init_args.batch_seconds", "4", *options])
+    saved = torch.load(tmp_path / "runs/tiny/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 1
+    assert not (tmp_path / "runs/tiny/logs").exists() and not (tmp_path / "runs/tiny/wandb").exists()

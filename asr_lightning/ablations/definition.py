@@ -9,7 +9,7 @@
       random: {}
       selected:
         base: {demo: experiments/demo/rnnt_ws.yaml, full: experiments/rnnt_ws.yaml}
-        values: {trainer.callbacks.WeightSelection.init_args.teacher: "{teacher}/checkpoints/last.ckpt"}
+        values: {weight_selection.teacher: "{teacher}/checkpoints/last.ckpt"}
     paper:
       test-clean WER: {random: 3.52, selected: 3.53}
 
@@ -22,10 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
-from asr_lightning.errors import InputError, reason, shown
-from asr_lightning.files import load_yaml, regular
+from asr_lightning.errors import InputError, shown
+from asr_lightning.files import read_yaml
 from asr_lightning.scoring import Metric
 
 SCALES = ("demo", "full")
@@ -56,7 +54,7 @@ class Variant:
         network: Name of the variant or need whose network is tested in place of training one; empty to train.
         command: A tool that makes what is needed, in place of training, maybe by scale; empty to train.
         after: Commands after training, as `hybrid tune --config {experiment} …`, maybe by scale.
-        inside: Experiment whose callbacks look into the first seed's network after training, by scale; may be empty.
+        inside: YAML whose callbacks look into the first seed's network after training, by scale; may be empty.
         scales: Those that it exists at.
         note: What a reader of the table should know.
     """
@@ -95,6 +93,7 @@ class Ablation:
             every seed); those that name a variant which is not there are left out.
         reference: Name of what is needed that tables and pictures show too, as the teacher; may be empty.
         paper: Rates of the source in per cent, by column (`test-clean WER`, `test-clean WER, epoch 5`) and variant.
+        scales: Those that `base` has; variants of other ablations are there at these.
     """
 
     name: str
@@ -108,6 +107,15 @@ class Ablation:
     outputs: tuple[str | Mapping[str, Any], ...]
     reference: str
     paper: Mapping[str, Mapping[str, float]]
+    scales: tuple[str, ...]
+
+    def names(self, scale: str) -> list[str]:
+        """Return the names of the variants at a scale."""
+        return [
+            name
+            for name, variant in self.variants.items()
+            if scale in (self.scales if isinstance(variant, str) else variant.scales)
+        ]
 
     @property
     def baseline(self) -> str:
@@ -166,6 +174,7 @@ def read_ablation(path: Path) -> Ablation:
         tuple(content.get("outputs") or ()),
         str(content.get("reference") or ""),
         content.get("paper") or {},
+        tuple(scale for scale in SCALES if isinstance(content["base"], str) or scale in content["base"]),
     )
     _check(path, ablation)
     return ablation
@@ -189,13 +198,7 @@ def _content(path: Path) -> dict[str, Any]:
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
         raise InputError(f"no ablation at {path} (looked for {path.absolute()}); in that folder: {there}")
-    try:
-        content = load_yaml(regular(path).read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"cannot read the ablation {path}: {reason(error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected the keys of an ablation, found {shown(repr(content))}")
-    return content
+    return read_yaml(path, "the ablation")
 
 
 def _check_keys(

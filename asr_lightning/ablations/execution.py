@@ -9,14 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from asr_lightning.ablations import PARENT
+from asr_lightning.ablations.costs import note_cost
 from asr_lightning.ablations.overrides import differences
-from asr_lightning.ablations.plan import INSIDE, PlannedRun, write_experiments
+from asr_lightning.ablations.plan import INSIDE, PlannedRun, as_typed, write_experiments
 from asr_lightning.errors import InputError, printable
 from asr_lightning.files import held, read_experiment, write_atomically
 
@@ -26,18 +27,6 @@ GRACE_SECONDS = 120.0  # for a run to save a checkpoint and end
 LOCK_SECONDS = 15.0  # for a run to notice that its parent was killed
 CURSOR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # what progress bars tell a terminal
 SHOWN = re.compile(r"\S+ seed \d+, epoch ")  # lines of runs that are shown while they run
-
-
-class StoppedError(Exception):
-    """A signal asked this process to end.
-
-    Attributes:
-        status: Exit status of the process.
-    """
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
 
 
 def finished_commands(run: PlannedRun) -> list[list[str]]:
@@ -95,6 +84,18 @@ class _Running:
     log: IO[bytes]
     read: int = 0
     rest: bytes = field(default=b"")
+    started: float = field(default_factory=time.monotonic)
+
+    def ended(self) -> bool:
+        """Return whether it has ended; if so, its costs are in the run's folder."""
+        if self.process.returncode is None:
+            # `Popen.poll` would not tell of the memory
+            process, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+            if process:
+                self.process.returncode = os.waitstatus_to_exitcode(status)
+                seconds = time.monotonic() - self.started
+                note_cost(self.run, self.command, seconds, usage, self.process.returncode)
+        return self.process.returncode is not None
 
 
 class Execution:
@@ -118,10 +119,8 @@ class Execution:
     def run(self) -> dict[Path, str]:
         """Run everything that can be run; return why runs failed, by folder.
 
-        Raises:
-            StoppedError: After Ctrl-C or SIGTERM; runs have saved and ended.
+        After an exception, as of Ctrl-C, runs have saved and ended.
         """
-        before = signal.signal(signal.SIGTERM, _stop)
         try:
             while self.waiting or self.running:
                 self._skip()
@@ -129,11 +128,8 @@ class Execution:
                 self._look()
                 if self.running:
                     time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt as error:
-            raise StoppedError(128 + signal.SIGINT) from error
         finally:
             self._end()
-            signal.signal(signal.SIGTERM, before)
         return self.failed
 
     def _skip(self) -> None:
@@ -168,7 +164,7 @@ class Execution:
             return
         write_experiments(run)
         log = (run.folder / "output.log").open("ab")
-        self._say(run, " ".join(("python", *left[0])))
+        self._say(run, as_typed(left[0]))
         process = subprocess.Popen(
             [sys.executable, *left[0]],
             stdout=log,
@@ -180,49 +176,51 @@ class Execution:
 
     def _look(self) -> None:
         """Show what runs have written, and note which have ended."""
-        for one in list(self.running):
-            ended = one.process.poll() is not None
-            self._show(one)
+        for running in list(self.running):
+            ended = running.ended()
+            self._show(running)
             if not ended:
                 continue
-            self.running.remove(one)
-            one.log.close()
-            if one.process.returncode == 0:
-                done = [*finished_commands(one.run), list(one.command)]
-                write_atomically(one.run.folder / FINISHED, json.dumps(done, indent=1) + "\n")
-                self._next(one.run)
+            self.running.remove(running)
+            running.log.close()
+            if running.process.returncode == 0:
+                done = [*finished_commands(running.run), list(running.command)]
+                write_atomically(running.run.folder / FINISHED, json.dumps(done, indent=1) + "\n")
+                self._next(running.run)
             else:
-                path = one.run.folder / "output.log"
-                status = one.process.returncode
-                self.failed[one.run.folder] = f"status {status}; the end of {path}:\n{tail(path)}"
-                self._say(one.run, f"failed with status {status}, see {path}")
+                path = running.run.folder / "output.log"
+                status = running.process.returncode
+                self.failed[running.run.folder] = f"status {status}; the end of {path}:\n{tail(path)}"
+                self._say(running.run, f"failed with status {status}, see {path}")
 
-    def _show(self, one: _Running) -> None:
-        with (one.run.folder / "output.log").open("rb") as file:
-            file.seek(one.read)
+    def _show(self, running: _Running) -> None:
+        with (running.run.folder / "output.log").open("rb") as file:
+            file.seek(running.read)
             new = file.read()
-        one.read += len(new)
-        *lines, one.rest = (one.rest + new).replace(b"\r", b"\n").split(b"\n")
+        running.read += len(new)
+        *lines, running.rest = (running.rest + new).replace(b"\r", b"\n").split(b"\n")
         for line in lines:
             text = CURSOR.sub("", line.decode("utf-8", errors="replace"))
             if self.verbose or SHOWN.match(text):
-                print(printable(text) if SHOWN.match(text) else f"{one.run.label}: {printable(text)}", flush=True)
+                print(printable(text) if SHOWN.match(text) else f"{running.run.label}: {printable(text)}", flush=True)
 
     def _say(self, run: PlannedRun, what: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {run.folder}: {what}", flush=True)
 
     def _end(self) -> None:
         """End what still runs; training saves a checkpoint first."""
-        for one in self.running:
-            if one.process.poll() is None:
-                one.process.send_signal(signal.SIGTERM)
-        for one in self.running:
-            try:
-                one.process.wait(GRACE_SECONDS)
-            except (subprocess.TimeoutExpired, KeyboardInterrupt, StoppedError):
-                one.process.kill()
-                one.process.wait()
-            one.log.close()
+        for running in self.running:
+            if not running.ended():
+                running.process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + GRACE_SECONDS
+        for running in self.running:
+            with suppress(KeyboardInterrupt):
+                while not running.ended() and time.monotonic() < end:
+                    time.sleep(POLL_SECONDS)
+            if not running.ended():
+                running.process.kill()
+                running.process.wait()
+            running.log.close()
 
 
 def run_outputs(commands: Sequence[Sequence[str]]) -> list[str]:
@@ -231,14 +229,10 @@ def run_outputs(commands: Sequence[Sequence[str]]) -> list[str]:
     for command in commands:
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, errors="replace", check=False)
         if done.returncode:
-            failed.append(f"python {' '.join(command)}\n{(done.stderr or done.stdout).strip()}")
+            failed.append(f"{as_typed(command)}\n{(done.stderr or done.stdout).strip()}")
         elif done.stdout.strip():
             print(done.stdout.strip().splitlines()[-1], flush=True)
     return failed
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise StoppedError(128 + number)
 
 
 def _wait_for_lock(folder: Path) -> None:

@@ -9,6 +9,10 @@ import yaml
 from asr_lightning.errors import InputError, shown
 
 Experiment = dict[str, Any]  # the content of an experiment's YAML
+CALLBACK_KEYS = (  # what every run does, set up by the command line with a key each
+    *("initialization", "initialize_from", "weight_selection", "freeze", "transcripts", "checkpoints"),
+    *("gradient_norms", "update_sizes", "distance_from_start"),
+)
 
 
 def override(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
@@ -17,7 +21,7 @@ def override(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
     A key is the path to a value, as `model.init_args.encoder.init_args.layers`. A member of a list, as a callback, is
     addressed by the name of its class: `trainer.callbacks.WeightSelection.init_args.layers`. A key that ends in `+`
     appends its value to a list: `trainer.callbacks+`. A class that is given as a value takes the place of the old one,
-    with its arguments.
+    with its arguments. Arguments of what every run does need not stand in the experiment: `weight_selection.layers`.
 
     Args:
         experiment: The content of a YAML; it is not changed.
@@ -34,6 +38,8 @@ def override(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
             node = _step(node, part, key, path[:depth])
         if last.endswith("+"):
             members = node.get(last[:-1]) if isinstance(node, dict) else None
+            if members is None and [*path, last] == ["trainer", "callbacks+"]:
+                members = node["callbacks"] = []
             if not isinstance(members, list):
                 raise InputError(f"{key}: expected a list to append to at {'.'.join([*path, last[:-1]])}, found none")
             members.append(copy.deepcopy(value))
@@ -48,8 +54,12 @@ def _step(node: Any, part: str, key: str, path: list[str]) -> Any:  # noqa: ANN4
     """Go one step down a path."""
     if isinstance(node, dict) and part == "init_args" and "class_path" in node:
         return node.setdefault("init_args", {})
+    if isinstance(node, dict) and not path and part in CALLBACK_KEYS:
+        return node.setdefault(part, {})
     if isinstance(node, dict) and part in node:
         return node[part]
+    if isinstance(node, dict) and f"{part}+" in node:  # of what is added to an experiment
+        return node[f"{part}+"]
     if isinstance(node, list):
         named = [member for member in node if _class_name(member) == part]
         if len(named) == 1:
@@ -59,7 +69,7 @@ def _step(node: Any, part: str, key: str, path: list[str]) -> Any:  # noqa: ANN4
 
 def _takes_new_keys(path: list[str]) -> bool:
     """Whether keys may be missing in the YAML, since a class has defaults for them."""
-    return not path or path[-1] == "init_args" or path == ["trainer"]
+    return not path or path[-1] == "init_args" or path == ["trainer"] or (len(path) == 1 and path[0] in CALLBACK_KEYS)
 
 
 def _class_name(member: object) -> str:

@@ -8,12 +8,15 @@ from typing import Any
 
 from asr_lightning.ablations.definition import PLACEHOLDER, Ablation, Variant, at_scale, read_ablation
 from asr_lightning.ablations.overrides import Experiment, as_yaml, override
+from asr_lightning.asr import NAMES, RENAMED
 from asr_lightning.errors import InputError
-from asr_lightning.files import read_experiment, write_atomically
+from asr_lightning.files import read_yaml, write_atomically
 
 EXPERIMENT, INSIDE = "experiment.yaml", "inside.yaml"
 REHEARSED_SECONDS = 16.0  # of a training batch in a rehearsal
 REHEARSED_EVALUATION_SECONDS = 140.0  # four of the longest utterances
+# Of commands, after two steps of training.
+REHEARSED_OPTIONS = {"align": ("--least-fit=-inf", "--least-share=0.1")}
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def plan_ablation(
     """
     planner = _Planner(scale, output / "rehearsal" if rehearsal else output, dict(changes or {}), rehearsal)
     ablation = read_ablation(path)
-    there = [name for name, one in ablation.variants.items() if isinstance(one, str) or scale in one.scales]
+    there = ablation.names(scale)
     if unknown := [name for name in variants if name not in there]:
         raise InputError(
             f"{path}: no variant {', '.join(unknown)} at the scale {scale}; expected some of {', '.join(there)}"
@@ -157,7 +160,7 @@ class _Planner:
         return run
 
     def _run(self, variant: Variant, seed: int, folder: Path, needed: Mapping[str, PlannedRun]) -> PlannedRun:
-        places = {
+        fields = {
             **{name: str(run.folder) for name, run in needed.items()},
             "folder": str(folder),
             "experiment": str(folder / EXPERIMENT),
@@ -167,28 +170,40 @@ class _Planner:
             ),
             "seed": str(seed),
             "scale": self.scale,
+            "root": next((root for run in needed.values() if (root := _root(run.experiments[EXPERIMENT]))), ""),
         }
-        experiments = self._experiments(variant, seed, folder, places)
-        places["root"] = _root(experiments[EXPERIMENT])
+        experiments = self._experiments(variant, seed, folder, fields)
+        fields["root"] = _root(experiments[EXPERIMENT]) or fields["root"]
         level = 1 + max((run.level for run in needed.values()), default=-1)
         needs = tuple(run.folder for run in needed.values())
-        commands = tuple(_command(text, places) for text in self._texts(variant, seed, experiments))
+        commands = tuple(self._command(text, fields) for text in self._texts(variant, seed, experiments))
         return PlannedRun(variant.name, seed, folder, experiments, commands, needs, level)
 
+    def _command(self, text: str, fields: Mapping[str, str]) -> tuple[str, ...]:
+        command = _command(text, fields)
+        tool = command[1].rpartition(".")[2]
+        return (*command, *(REHEARSED_OPTIONS.get(tool, ()) if self.rehearsal else ()))
+
     def _experiments(
-        self, variant: Variant, seed: int, folder: Path, places: Mapping[str, str]
+        self, variant: Variant, seed: int, folder: Path, fields: Mapping[str, str]
     ) -> dict[str, Experiment]:
         """Compose what a run trains or tests, and what looks into it."""
         values = at_scale(variant.values, self.scale)
         within = {key.removeprefix("inside."): value for key, value in values.items() if key.startswith("inside.")}
         values = {key: value for key, value in values.items() if not key.startswith("inside.")}
-        experiment = override(_read(variant.base[self.scale]), _filled(values, places))
+        experiment = override(read_yaml(Path(variant.base[self.scale]), "the experiment"), _filled(values, fields))
         experiment = self._changed(experiment, seed, folder)
         if self.scale not in variant.inside:
             return {EXPERIMENT: experiment}
-        looking = override(_read(variant.inside[self.scale]), _filled(within, {**places, "root": _root(experiment)}))
-        inside = override(experiment, {"trainer.callbacks": looking.get("trainer", {}).get("callbacks", [])})
-        return {EXPERIMENT: experiment, INSIDE: inside}
+        looking = override(
+            read_yaml(Path(variant.inside[self.scale]), "the experiment"),
+            _filled(within, {**fields, "root": _root(experiment)}),
+        )
+        callbacks = _callbacks(experiment, looking)
+        for callback in callbacks if self.rehearsal else ():  # the network knows no words yet
+            if str(callback.get("class_path")).endswith(".Neighbours"):
+                callback["init_args"] = {**callback.get("init_args", {}), "silence": "warn"}
+        return {EXPERIMENT: experiment, INSIDE: override(experiment, {"trainer.callbacks": callbacks})}
 
     def _changed(self, experiment: Experiment, seed: int, folder: Path) -> Experiment:
         """Put seed and folder in, the user's changes, and what makes a rehearsal short."""
@@ -198,11 +213,15 @@ class _Planner:
             limits = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
             values |= {f"trainer.{name}": 2 if "train" in name else 1 for name in limits}
             values |= {"trainer.max_epochs": 1, "trainer.log_every_n_steps": 1, "trainer.accumulate_grad_batches": 1}
+            if "val_check_interval" in experiment.get("trainer", {}):
+                values["trainer.val_check_interval"] = 1.0
             if "batch_seconds" in data:
                 values["data.init_args.batch_seconds"] = min(data["batch_seconds"], REHEARSED_SECONDS)
                 values["data.init_args.evaluation_batch_seconds"] = REHEARSED_EVALUATION_SECONDS
                 values["data.init_args.workers"] = 1
-        return override(experiment, {**values, **self.changes})
+        # Texts of a language model are no corpus: they have none of its keys.
+        changes = {key: value for key, value in self.changes.items() if "root" in data or not key.startswith("data.")}
+        return override(experiment, {**values, **changes})
 
     def _texts(self, variant: Variant, seed: int, experiments: Mapping[str, Experiment]) -> Iterable[str]:
         """Return the commands of a run; a network is looked into once, that of the first seed."""
@@ -220,14 +239,12 @@ class _Planner:
             yield "lightning test --config {inside} --ckpt_path {checkpoint}"
 
 
-def _read(path: str) -> Experiment:
-    try:
-        experiment = read_experiment(Path(path))
-    except InputError as error:
-        raise InputError(f"cannot read the experiment {path}: {error}") from error
-    if not experiment:
-        raise InputError(f"{path}: expected an experiment with model, data and trainer, found nothing")
-    return experiment
+def _callbacks(experiment: Experiment, inside: Experiment) -> list[Any]:
+    """Return the callbacks that look inside: those of `trainer.callbacks+` are added, a whole list replaces them."""
+    own, added = (part.get("trainer") or {} for part in (experiment, inside))
+    if "callbacks+" in added:
+        return [*(own.get("callbacks") or []), *added["callbacks+"]]
+    return list(added.get("callbacks") or [])
 
 
 def _root(experiment: Experiment) -> str:
@@ -236,30 +253,39 @@ def _root(experiment: Experiment) -> str:
     return str((data.get("init_args") or {}).get("root", ""))
 
 
-def _command(text: str, places: Mapping[str, str]) -> tuple[str, ...]:
+def _command(text: str, fields: Mapping[str, str]) -> tuple[str, ...]:
     """Return what Python is called with for `lightning …` or `TOOL …`."""
     try:
-        tool, *arguments = [word for part in shlex.split(text) for word in _words(part, places)]
+        tool, *arguments = [word for part in shlex.split(text) for word in _words(part, fields)]
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"expected a command as `lightning …` or `TOOL …`, found {text!r}: {error}") from error
+    if tool not in ("lightning", *NAMES, *RENAMED):
+        raise InputError(f"{text!r}: expected `lightning` or a command of `asr`, {', '.join(NAMES)}; found {tool!r}")
     return ("-m", "asr_lightning" if tool == "lightning" else f"asr_lightning.tools.{tool}", *arguments)
 
 
-def _words(part: str, places: Mapping[str, str]) -> list[str]:
+def as_typed(command: Sequence[str]) -> str:
+    """Write what Python is called with as a user would type it."""
+    _, module, *arguments = command
+    words = ["lightning"] if module == "asr_lightning" else ["asr", module.rpartition(".")[2]]
+    return shlex.join([*words, *arguments])
+
+
+def _words(part: str, fields: Mapping[str, str]) -> list[str]:
     """Fill a word; the runs become a word each."""
-    return places["runs"].split("\n") if part == "{runs}" and "runs" in places else [_fill(part, places)]
+    return fields["runs"].split("\n") if part == "{runs}" and "runs" in fields else [_fill(part, fields)]
 
 
-def _filled(value: Any, places: Mapping[str, str]) -> Any:  # noqa: ANN401 - any value of a YAML
+def _filled(value: Any, fields: Mapping[str, str]) -> Any:  # noqa: ANN401 - any value of a YAML
     if isinstance(value, str):
-        return _fill(value, places)
+        return _fill(value, fields)
     if isinstance(value, Mapping):
-        return {key: _filled(member, places) for key, member in value.items()}
-    return [_filled(member, places) for member in value] if isinstance(value, list) else value
+        return {key: _filled(member, fields) for key, member in value.items()}
+    return [_filled(member, fields) for member in value] if isinstance(value, list) else value
 
 
-def _fill(text: str, places: Mapping[str, str]) -> str:
-    return PLACEHOLDER.sub(lambda match: places.get(match[1], match[0]), text)
+def _fill(text: str, fields: Mapping[str, str]) -> str:
+    return PLACEHOLDER.sub(lambda match: fields.get(match[1], match[0]), text)
 
 
 def _output(
@@ -277,9 +303,13 @@ def _output(
         return ()
     folder = planner.folder(ablation)
     needs = {name: str(planner.add(path, ablation, name, 1).folder) for name in named if name in ablation.needs}
-    places = {"output": str(folder), "runs": "\n".join(str(run.folder) for run in compared), "scale": planner.scale}
-    places["root"] = _root(compared[0].experiments[EXPERIMENT])
-    whole = {**places, **needs, **{name: str(there) for name, there in folders.items()}}
+    fields = {
+        "output": str(folder),
+        "runs": "\n".join(str(run.folder) for run in compared),
+        "scale": planner.scale,
+    }
+    fields["root"] = _root(compared[0].experiments[EXPERIMENT])
+    whole = {**fields, **needs, **{name: str(there) for name, there in folders.items()}}
     words = list(_command(spec["command"], whole))
     for seed in planner.seeds if "each_seed" in spec else ():
         of_seed = {**whole, **{name: str(there / f"seed{seed}") for name, there in folders.items()}}

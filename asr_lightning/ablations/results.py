@@ -5,22 +5,24 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from asr_lightning.ablations.costs import costs_section
 from asr_lightning.ablations.definition import Variant
 from asr_lightning.ablations.plan import Plan, PlannedRun
 from asr_lightning.errors import InputError
 from asr_lightning.files import write_atomically
+from asr_lightning.report.epoch_rates import epoch_section, find_files, merge
+from asr_lightning.report.final_rates import comparisons, final_section, significance_section
 from asr_lightning.report.page import write_page
+from asr_lightning.report.page_contents import gather
 from asr_lightning.report.run_folders import RATES, Experiment, Run, read_experiments, read_runs, scored_on
 from asr_lightning.report.run_pairs import PairComparison, compare_pairs
 from asr_lightning.report.tables import MISSING, Table, as_csv, as_markdown, as_text, escape_markdown, number, summarise
-from asr_lightning.tools.compare import compare, find_files, merge
-from asr_lightning.tools.report import gather
 
 Pairs = dict[tuple[str, str], PairComparison]  # by variant and subset
 
 
 def write_results(plan: Plan) -> str:
-    """Write `table.md`, `table.csv`, curves and `page.html` of what is finished, and return what to tell the user.
+    """Write table, page, costs and the sections of `asr compare` of what is finished; return what to tell the user.
 
     Raises:
         InputError: No run has rates, or a file of one is malformed.
@@ -39,7 +41,7 @@ def write_results(plan: Plan) -> str:
     parts += ["## By epoch", as_markdown(epochs)] if epochs else []
     write_atomically(plan.folder / "table.md", "\n\n".join([*parts, *map(escape_markdown, notes)]) + "\n")
     write_atomically(plan.folder / "table.csv", as_csv(table))
-    _write_curves(plan, runs)
+    _write_sections(plan, runs, experiments)
     page, left_out = gather([run.folder for run in runs], plan.ablation.question, _baseline(plan, experiments), "test")
     title = {"title": f"Variants, beside {plan.ablation.source}", "head": table[0], "rows": table[1:]}
     page["tables"] = [{**title, "notes": notes}, *page["tables"]]
@@ -48,7 +50,7 @@ def write_results(plan: Plan) -> str:
         as_text(table),
         *([as_text(epochs)] if epochs else []),
         *notes,
-        *(f"left out: {one}" for one in problems + left_out),
+        *(f"left out: {problem}" for problem in problems + left_out),
     ]
     files = ", ".join(
         sorted(file.name for file in plan.folder.iterdir() if file.is_file() and not file.name.startswith("."))
@@ -172,8 +174,8 @@ def _notes(plan: Plan) -> list[str]:
         "the number of comparisons.",
     ]
     variants = ((name, ablation.variants[name]) for name in plan.variants)
-    notes += [f"{name}: {one.note}" for name, one in variants if isinstance(one, Variant) and one.note]
-    where = f"Commit {_commit()}, {time.strftime('%Y-%m-%d')}: python -m asr_lightning.tools.ablate {ablation.name}"
+    notes += [f"{name}: {variant.note}" for name, variant in variants if isinstance(variant, Variant) and variant.note]
+    where = f"Commit {_commit()}, {time.strftime('%Y-%m-%d')}: asr ablate {ablation.name}"
     return [*notes, f"{where} --scale {plan.scale}"]
 
 
@@ -182,11 +184,19 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def _write_curves(plan: Plan, runs: Sequence[PlannedRun]) -> None:
-    """Write curves and sentences of the runs that were trained."""
+def _write_sections(plan: Plan, runs: Sequence[PlannedRun], experiments: Sequence[Experiment]) -> None:
+    """Write curves of the runs that were trained, final rates, significance, sentences and costs."""
+    metrics = plan.ablation.metrics
     trained = [run for run in runs if (run.folder / RATES["validation"]).exists()]
     names = {run.name for run in trained}
     reference = plan.reference.name if plan.reference and plan.reference.name in names else None
     if names - {reference}:
         baseline = plan.ablation.baseline if plan.ablation.baseline in names else None
-        compare([run.folder for run in trained], plan.folder, plan.ablation.metrics[0], reference, baseline)
+        rows = merge(find_files([run.folder for run in trained]))
+        epoch_section(rows, metrics[0], reference, baseline).write(plan.folder)
+    final_section(experiments, metrics).write(plan.folder)
+    baseline = _baseline(plan, experiments)
+    if baseline and (pairs := comparisons(experiments, baseline, [])):
+        significance_section(pairs).write(plan.folder)
+    if costs := costs_section(plan.runs):
+        costs.write(plan.folder)

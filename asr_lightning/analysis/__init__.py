@@ -1,1 +1,1 @@
-"""Looks inside recognisers and their training: projections, neighbours, probes, alignments, lines and curves."""
+"""Looks inside recognizers and their training: projections, neighbours, probes, alignments, lines and curves."""

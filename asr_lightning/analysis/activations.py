@@ -1,17 +1,17 @@
-"""What layers said, on disk, for numpy and pandas.
+"""Activations of layers on disk, readable with NumPy and pandas.
 
 ```
-FOLDER/activations.json        of every module: what a row is (frame or token), their number and dimension; epoch;
-                               how many utterances there are, and how many of them have phones
+FOLDER/activations.json        per module: unit of a row (frame or token), rows, dimension; the epoch;
+                               the numbers of utterances and of utterances with phones
 FOLDER/utterances.csv          utterance,subset,speaker,seconds,reference,hypothesis
 FOLDER/<module>.npy            (N, D) float32
 FOLDER/<module>.csv            one line per row: utterance,speaker,index,start,end,character,phone
 ```
 
 Utterances are in the order of their names, their rows in that of time. Times are seconds from an utterance's beginning:
-a frame's span is as long as the distance of frames, around the centre of what the frame was computed from. Rows of a
+a frame's span is as long as the distance of frames, around the center of what the frame was computed from. Rows of a
 token (character) have no times; row 0 is the state that the first token is predicted from. `character` is the one that
-is being recognised, `phone` what the labels say; both are empty where nobody knows.
+is being recognized, `phone` is the label; both are empty if unknown.
 
     np.load("FOLDER/encoder.layers.0.npy", mmap_mode="r"), pandas.read_csv("FOLDER/encoder.layers.0.csv")
 """
@@ -38,11 +38,11 @@ DESCRIPTION = "activations.json"
 
 @dataclass
 class Rows:
-    """What one module said of one utterance.
+    """Activations of one module for one utterance.
 
     Attributes:
         values: (N, D) float32.
-        unit: What a row is.
+        unit: Unit of a row.
         starts: N seconds, of frames.
         ends: N seconds, of frames.
         characters: N, empty where unknown.
@@ -58,8 +58,8 @@ class Rows:
 
 
 @dataclass
-class Spoken:
-    """An utterance and what the modules said of it."""
+class UtteranceActivations:
+    """An utterance with the activations of its modules."""
 
     utterance: str
     subset: str
@@ -76,11 +76,11 @@ class Layer:
 
     Attributes:
         name: Of the module.
-        unit: What a row is.
+        unit: Unit of a row.
         values: (N, D) float32, on disk.
         utterances: (N,) names.
         speakers: (N,) names.
-        index: (N,) places within an utterance.
+        index: (N,) positions within an utterance.
         starts: (N,) seconds; NaN for tokens.
         ends: (N,) seconds; NaN for tokens.
         characters: (N,) strings.
@@ -103,52 +103,52 @@ class Layer:
 
     def where(self, chosen: np.ndarray) -> "Layer":
         """Return the rows that a mask (N,) or an index chooses, in memory."""
-        parts = {one.name: getattr(self, one.name)[chosen] for one in fields(self)[2:]}
+        parts = {column.name: getattr(self, column.name)[chosen] for column in fields(self)[2:]}
         return Layer(self.name, self.unit, **parts)
 
 
-class Part:
-    """What one process has seen: values as they come, and a line of JSON per utterance."""
+class PartWriter:
+    """Writer of one process: values of each module, and a line of JSON per utterance."""
 
     def __init__(self, folder: Path) -> None:
-        """Begin anew in a folder of its own."""
+        """Create the folder; delete what an earlier run left in it."""
         remove(folder)
         folder.mkdir(parents=True)
         self.folder = folder
 
-    def append(self, spoken: Spoken) -> None:
-        """Write what was said of an utterance."""
-        line = {name: getattr(spoken, name) for name in UTTERANCE_COLUMNS} | {"modules": {}}
-        for module, rows in spoken.modules.items():
+    def append(self, utterance: UtteranceActivations) -> None:
+        """Write the activations of an utterance."""
+        line = {name: getattr(utterance, name) for name in UTTERANCE_COLUMNS} | {"modules": {}}
+        for module, rows in utterance.modules.items():
             values = np.ascontiguousarray(rows.values, dtype=np.float32)
             with (self.folder / module).open("ab") as file:
-                place = file.tell()
+                offset = file.tell()
                 file.write(values.tobytes())
-            known = {one.name: getattr(rows, one.name) for one in fields(rows) if one.name != "values"}
-            line["modules"][module] = {"place": place, "shape": values.shape, **known}
+            known = {column.name: getattr(rows, column.name) for column in fields(rows) if column.name != "values"}
+            line["modules"][module] = {"place": offset, "shape": values.shape, **known}
         with (self.folder / "utterances.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
-def merge(parts: Sequence[Path], folder: Path, about: dict[str, Any], limit: int | None = None,
+def merge_parts(parts: Sequence[Path], folder: Path, about: dict[str, Any], limit: int | None = None,
           speakers: int | None = None) -> int:  # fmt: skip
-    """Put what processes have seen together; the result does not depend on how many they were.
+    """Merge the parts of all processes; the result does not depend on their number.
 
     Args:
-        parts: Folders of `Part`, which are removed.
-        folder: What to write. What an earlier call wrote there is replaced; other files stay.
-        about: Anything that is to stand in `activations.json` too.
+        parts: Folders of `PartWriter`, which are removed.
+        folder: Output. Files of an earlier call are replaced; other files stay.
+        about: Further entries of `activations.json`.
         limit: Utterances to keep, the first by name.
         speakers: Speakers to keep, the first by name.
 
     Returns:
-        How many utterances there are.
+        The number of utterances.
     """
     lines = sorted(_lines(parts), key=lambda line: line[1]["utterance"])
     chosen: dict[str, tuple[Path, dict[str, Any]]] = {line["utterance"]: (part, line) for part, line in lines}
     if speakers is not None:
         kept = set(sorted({line["speaker"] for _, line in chosen.values()})[:speakers])
-        chosen = {name: one for name, one in chosen.items() if one[1]["speaker"] in kept}
+        chosen = {name: entry for name, entry in chosen.items() if entry[1]["speaker"] in kept}
     chosen = dict(list(chosen.items())[:limit])
     new = folder.with_name(f".{folder.name}.new")
     remove(new)
@@ -196,15 +196,15 @@ def _lines(parts: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _write_module(folder: Path, module: str, chosen: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
-    said = [(part, line, line["modules"][module]) for part, line in chosen if module in line["modules"]]
-    dimension, unit = said[0][2]["shape"][1], said[0][2]["unit"]
-    total = sum(rows["shape"][0] for _, _, rows in said)
+    entries = [(part, line, line["modules"][module]) for part, line in chosen if module in line["modules"]]
+    dimension, unit = entries[0][2]["shape"][1], entries[0][2]["unit"]
+    total = sum(rows["shape"][0] for _, _, rows in entries)
     values = np.lib.format.open_memmap(folder / f"{module}.npy", "w+", np.float32, (total, dimension))
     with (folder / f"{module}.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         begin = 0
-        for part, line, rows in said:
+        for part, line, rows in entries:
             count = rows["shape"][0]
             read = np.fromfile(part / module, np.float32, count * dimension, offset=rows["place"])
             values[begin : begin + count] = read.reshape(count, dimension)
@@ -219,14 +219,14 @@ def _write_module(folder: Path, module: str, chosen: list[tuple[Path, dict[str, 
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return what stands in `activations.json`.
+    """Return the content of `activations.json`.
 
     Raises:
         InputError: There is none, or it cannot be read.
     """
     try:
         described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text("utf-8"))
-        if not all(one["unit"] in ("frame", "token") for one in described["modules"].values()):
+        if not all(module["unit"] in ("frame", "token") for module in described["modules"].values()):
             raise ValueError("a module without a unit")
         return described
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
@@ -236,17 +236,17 @@ def read_description(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def layers_of(folder: Path, unit: Unit, wanted: Sequence[str] | None = None) -> list[str]:
-    """Return the modules whose rows are frames, or tokens: the wanted ones, or all in their order.
+def layers_of_unit(folder: Path, unit: Unit, wanted: Sequence[str] | None = None) -> list[str]:
+    """Return the modules whose rows are frames, or tokens: those in `wanted`, or all.
 
     Raises:
         InputError: There are none, or a wanted one is not among them.
     """
-    found = [name for name, one in read_description(folder)["modules"].items() if one["unit"] == unit]
-    if not found or any(name not in found for name in wanted or []):
+    layers = [name for name, module in read_description(folder)["modules"].items() if module["unit"] == unit]
+    if not layers or any(name not in layers for name in wanted or []):
         asked = f", {', '.join(wanted)}" if wanted else ""
-        raise InputError(f"{folder}: expected layers of {unit}s{asked}, found {', '.join(found) or 'none'}")
-    return list(wanted or found)
+        raise InputError(f"{folder}: expected layers of {unit}s{asked}, found {', '.join(layers) or 'none'}")
+    return list(wanted or layers)
 
 
 def read_layer(folder: Path, module: str) -> Layer:
@@ -270,15 +270,15 @@ def read_layer(folder: Path, module: str) -> Layer:
         raise InputError(f"{folder}/{module}.csv: expected {len(values)} lines as in {module}.npy, found {len(rows)}")
     names, speakers, index, starts, ends, characters, phones = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
     try:
-        seconds = [np.array([float(one or "nan") for one in column]) for column in (starts, ends)]
-        places = np.array(index, dtype=int)
+        seconds = [np.array([float(cell or "nan") for cell in column]) for column in (starts, ends)]
+        indices = np.array(index, dtype=int)
     except (ValueError, OverflowError) as error:
         raise InputError(
             f"{folder}/{module}.csv: expected numbers for index, start and end: {reason(error)}"
         ) from error
     labels = [np.array(column, dtype=str) for column in (names, speakers, characters, phones)]
     return Layer(
-        module, described[module]["unit"], values, labels[0], labels[1], places,
+        module, described[module]["unit"], values, labels[0], labels[1], indices,
         seconds[0], seconds[1], labels[2], labels[3],
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""How error rates fall from epoch to epoch, and what that says of later epochs [future work of Han et al. 2024].
+"""Power laws of error rates over epochs, and predictions for later epochs [future work of Han et al. 2024].
 
 The curve is r(e) = c + a·e^(-b): a power law that falls to an offset c, what more training cannot mend.
 
@@ -89,9 +89,9 @@ class PowerLaw:
             return Prediction(asked, self(asked), np.zeros(len(asked)), np.full(len(asked), np.inf))
         exponents, offsets, means, rooms = self._likely(level)
         widths = np.sqrt(rooms * (self.points + 1) / self.points)
-        centres = means + np.log(offsets + (asked[:, None] / self.epochs.min()) ** -exponents)  # (E, candidates)
+        centers = means + np.log(offsets + (asked[:, None] / self.epochs.min()) ** -exponents)  # (E, candidates)
         return Prediction(
-            asked, self(asked), np.exp((centres - widths).min(axis=1)), np.exp((centres + widths).max(axis=1))
+            asked, self(asked), np.exp((centers - widths).min(axis=1)), np.exp((centers + widths).max(axis=1))
         )
 
     def bounds(self, level: float = 0.9) -> dict[str, tuple[float, float]]:
@@ -185,16 +185,16 @@ def _refine(epochs: Array, logs: Array, scale: float, exponent: float, offset: f
 
     limits = [-np.inf, EXPONENTS[0], 0.0], [np.inf, EXPONENTS[-1], OFFSETS[-1]]
     start = np.clip([scale, exponent, offset], *limits)
-    found = least_squares(
+    solution = least_squares(
         residuals, start, bounds=limits, x_scale=np.maximum(np.abs(start), 1e-3), xtol=1e-12, ftol=1e-12, gtol=1e-12
     )
-    chosen = found.x if 2 * found.cost < float(np.square(residuals(start)).sum()) else start
+    chosen = solution.x if 2 * solution.cost < float(np.square(residuals(start)).sum()) else start
     return float(chosen[0]), float(chosen[1]), float(chosen[2])
 
 
 @dataclass(frozen=True)
 class Backcast:
-    """What the first epochs of runs said of the later ones, and what came.
+    """Predictions from the first epochs, compared with the measurements that followed.
 
     Attributes:
         fitted_to: The last epoch that was seen.

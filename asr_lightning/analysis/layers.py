@@ -1,4 +1,4 @@
-"""Layers of a recogniser side by side: what is measured of them, and where t-SNE puts their frames."""
+"""Layers of a recognizer side by side: measurements and t-SNE coordinates of their frames."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_lightning.analysis.activations import Layer, layers_of, read_layer
-from asr_lightning.analysis.probes import LayerFigures, interval, measure_layer
+from asr_lightning.analysis.activations import Layer, layers_of_unit, read_layer
+from asr_lightning.analysis.probes import LayerFigures, measure_layer, speaker_interval
 from asr_lightning.analysis.projection import aligned, counterparts, project
 
 FIGURES = tuple(field.name for field in fields(LayerFigures))
@@ -15,20 +15,20 @@ FIGURES = tuple(field.name for field in fields(LayerFigures))
 
 @dataclass(frozen=True)
 class Projected:
-    """Frames of one layer and one speaker, and their places.
+    """Frames of one layer and one speaker, and their t-SNE coordinates.
 
     Attributes:
         layer: N frames.
-        places: (N, 2).
+        positions: (N, 2).
     """
 
     layer: Layer
-    places: np.ndarray
+    positions: np.ndarray
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was measured of one layer and one speaker.
+class LayerMeasurement:
+    """Measurements of one layer and one speaker.
 
     Attributes:
         layer: Name.
@@ -44,7 +44,7 @@ class Measured:
 
 
 def project_layers(layers: Sequence[Layer], speaker: str, seed: int = 1, **options: float) -> list[Projected]:
-    """Place the frames of one speaker, layer by layer, turned alike.
+    """Project the frames of one speaker, layer by layer, rotated alike.
 
     Args:
         layers: As `read_layer` gives them.
@@ -55,37 +55,37 @@ def project_layers(layers: Sequence[Layer], speaker: str, seed: int = 1, **optio
     projected: list[Projected] = []
     for layer in layers:
         mine = layer.where(np.flatnonzero(layer.speakers == speaker))
-        places = project(mine.values, seed=seed, **options)  # type: ignore[arg-type]
+        points = project(mine.values, seed=seed, **options)  # type: ignore[arg-type]
         if projected:
             first = projected[0]
             rows = counterparts(mine.utterances, mine.starts, first.layer.utterances, first.layer.starts)
-            turn = aligned(places[rows >= 0], first.places[rows[rows >= 0]])
-            places = _applied(places, places[rows >= 0], turn)
-        projected.append(Projected(mine, places))
+            turn = aligned(points[rows >= 0], first.positions[rows[rows >= 0]])
+            points = _applied(points, points[rows >= 0], turn)
+        projected.append(Projected(mine, points))
     return projected
 
 
-def _applied(places: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Turn all places as some of them were turned."""
+def _applied(points: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Rotate all points as some of them were rotated."""
     turn = np.linalg.lstsq(before - before.mean(axis=0), after, rcond=None)[0]
-    return (places - before.mean(axis=0)) @ turn
+    return (points - before.mean(axis=0)) @ turn
 
 
-def measure(projected: Iterable[Projected], k: int = 5) -> list[Measured]:
-    """Measure layers in their own space and where t-SNE has put them."""
+def measure_layers(projected: Iterable[Projected], k: int = 5) -> list[LayerMeasurement]:
+    """Measure layers in their own space and in the plane of t-SNE."""
     measured = []
-    for one in projected:
-        layer = one.layer
+    for layer_points in projected:
+        layer = layer_points.layer
         groups = np.unique(layer.utterances, return_inverse=True)[1]
-        centres = (layer.starts + layer.ends) / 2
-        for space, values in (("original", layer.values), ("tsne", one.places)):
-            figures = measure_layer(values, layer.phones, groups, centres, k)
-            measured.append(Measured(layer.name, str(layer.speakers[0]), space, figures))
+        centers = (layer.starts + layer.ends) / 2
+        for space, values in (("original", layer.values), ("tsne", layer_points.positions)):
+            figures = measure_layer(values, layer.phones, groups, centers, k)
+            measured.append(LayerMeasurement(layer.name, str(layer.speakers[0]), space, figures))
     return measured
 
 
 @dataclass(frozen=True)
-class Curve:
+class LayerCurve:
     """One number along the layers, over speakers.
 
     Attributes:
@@ -103,27 +103,45 @@ class Curve:
     intervals: np.ndarray
 
 
-def curves(measured: Sequence[Measured]) -> list[Curve]:
-    """Follow every number from layer to layer."""
-    layers = list(dict.fromkeys(one.layer for one in measured))
+def layer_curves(measured: Sequence[LayerMeasurement]) -> list[LayerCurve]:
+    """Return the mean over speakers of every number, layer by layer."""
+    layers = list(dict.fromkeys(measurement.layer for measurement in measured))
     result = []
-    for space in dict.fromkeys(one.space for one in measured):
+    for space in dict.fromkeys(measurement.space for measurement in measured):
         for figure in FIGURES:
             values = [
-                np.array([getattr(one.figures, figure) for one in measured if (one.layer, one.space) == (layer, space)])
+                np.array(
+                    [
+                        getattr(measurement.figures, figure)
+                        for measurement in measured
+                        if (measurement.layer, measurement.space) == (layer, space)
+                    ]
+                )
                 for layer in layers
             ]
-            means = np.array([np.nanmean(one) if not np.isnan(one).all() else np.nan for one in values])
-            result.append(Curve(figure, space, layers, means, np.array([interval(one) for one in values])))
+            means = np.array(
+                [np.nanmean(by_speaker) if not np.isnan(by_speaker).all() else np.nan for by_speaker in values]
+            )
+            result.append(
+                LayerCurve(
+                    figure, space, layers, means, np.array([speaker_interval(by_speaker) for by_speaker in values])
+                )
+            )
     return result
 
 
-def table_of(measured: Iterable[Measured]) -> list[list[object]]:
-    """Return what was measured as lines, the first the head: layer, speaker, space and the numbers."""
+def layer_table(measured: Iterable[LayerMeasurement]) -> list[list[object]]:
+    """Return a table with head: layer, speaker, space and the numbers."""
     head: list[object] = ["layer", "speaker", "space", *FIGURES]
-    return [head, *([one.layer, one.speaker, one.space, *astuple(one.figures)] for one in measured)]
+    return [
+        head,
+        *(
+            [measurement.layer, measurement.speaker, measurement.space, *astuple(measurement.figures)]
+            for measurement in measured
+        ),
+    ]
 
 
 def read_layers(folder: Path, wanted: Sequence[str] | None = None) -> list[Layer]:
     """Return the layers of frames in a folder of activations."""
-    return [read_layer(folder, name) for name in layers_of(folder, "frame", wanted)]
+    return [read_layer(folder, name) for name in layers_of_unit(folder, "frame", wanted)]

@@ -18,60 +18,60 @@ def nearest(
     """Find the k nearest states by Euclidean distance, of other groups only; exactly, and in bounded memory.
 
     Candidates are found in single precision. Where its rounding could hide a nearer state, as among states that are
-    nearly the same, all distances are computed in double precision. Of equal distances the lower place comes first.
+    nearly the same, all distances are computed in double precision. Of equal distances the lower index comes first.
 
     Args:
         states: (N, D); may lie on disk.
         groups: (N,) integers: states of one group, as a sentence, are no neighbours of each other.
         k: How many.
-        queries: (Q,) places of the states that neighbours are wanted of; all if None.
+        queries: (Q,) indices of the states whose neighbours are wanted; all if None.
         device: Where blocks are compared.
 
     Returns:
-        Places (Q, k) and distances (Q, k), the nearest first; -1 and infinity where there are no more than that.
+        Indices (Q, k) and distances (Q, k), the nearest first; -1 and infinity beyond the last neighbour.
     """
     queries = np.arange(len(states)) if queries is None else np.asarray(queries)
-    places = np.full((len(queries), k), -1, dtype=np.int64)
+    neighbours = np.full((len(queries), k), -1, dtype=np.int64)
     distances = np.full((len(queries), k), np.inf)
-    centre, longest = _extent(states)
+    center, longest = _extent(states)
     for begin in range(0, len(queries), QUERIES):
         rows = queries[begin : begin + QUERIES]
-        found, farthest = _candidates(states, groups, rows, centre, k + SPARE, device)
-        exact = _measured(states, rows, found)
-        unsure = np.flatnonzero(~_sure(states[rows] - centre, np.sort(exact, axis=1)[:, :k], farthest, longest))
+        candidates, farthest = _candidates(states, groups, rows, center, k + SPARE, device)
+        exact = _measured(states, rows, candidates)
+        unsure = np.flatnonzero(~_sure(states[rows] - center, np.sort(exact, axis=1)[:, :k], farthest, longest))
         for first in range(0, len(unsure), PRECISE_QUERIES):
             some = unsure[first : first + PRECISE_QUERIES]
-            found[some] = _precise_candidates(states, groups, rows[some], found.shape[1], device)
-            exact[some] = _measured(states, rows[some], found[some])
+            candidates[some] = _precise_candidates(states, groups, rows[some], candidates.shape[1], device)
+            exact[some] = _measured(states, rows[some], candidates[some])
         order = np.argsort(exact, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(exact, order, axis=1)
         distances[begin : begin + len(rows), : best.shape[1]] = best
-        places[begin : begin + len(rows), : best.shape[1]] = np.where(
-            np.isfinite(best), np.take_along_axis(found, order, axis=1), -1
+        neighbours[begin : begin + len(rows), : best.shape[1]] = np.where(
+            np.isfinite(best), np.take_along_axis(candidates, order, axis=1), -1
         )
-    return places, distances
+    return neighbours, distances
 
 
 def _extent(states: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the mean (D,) of all states, and how far from it the farthest is."""
-    centre, longest = np.zeros(states.shape[1]), 0.0
+    center, longest = np.zeros(states.shape[1]), 0.0
     for begin in range(0, len(states), CANDIDATES):
-        centre += states[begin : begin + CANDIDATES].sum(axis=0, dtype=np.float64) / len(states)
+        center += states[begin : begin + CANDIDATES].sum(axis=0, dtype=np.float64) / len(states)
     for begin in range(0, len(states), CANDIDATES):
-        between = states[begin : begin + CANDIDATES] - centre
+        between = states[begin : begin + CANDIDATES] - center
         longest = max(longest, float(np.sqrt(np.einsum("nd,nd->n", between, between).max())))
-    return centre, longest
+    return center, longest
 
 
 def _sure(query: np.ndarray, nearest: np.ndarray, farthest: np.ndarray, longest: float) -> np.ndarray:
     """Return where (Q,) no state that is no candidate can be as near as the last of the nearest.
 
     Args:
-        query: (Q, D) from the centre.
+        query: (Q, D) from the center.
         nearest: (Q, k) exact distances, the last one the greatest.
         farthest: (Q,) squares of the last candidates' distances in single precision, without those of the queries;
             infinite where all states are candidates.
-        longest: Of all states, from the centre.
+        longest: Of all states, from the center.
 
     The error of a sum of D products is at most D roundings of the sum of their sizes [Higham 2002, section 3.1]; there
     are a few more of the states themselves and of what is added up.
@@ -83,34 +83,34 @@ def _sure(query: np.ndarray, nearest: np.ndarray, farthest: np.ndarray, longest:
 
 
 def _candidates(
-    states: np.ndarray, groups: np.ndarray, rows: np.ndarray, centre: np.ndarray, count: int, device: str
+    states: np.ndarray, groups: np.ndarray, rows: np.ndarray, center: np.ndarray, count: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the nearest by single precision, and the last ones' squares without those of the queries.
 
-    Places (Q, count) come in the order of place; -1 where there are none. Squares (Q,) are then infinite.
+    Indices (Q, count) in ascending order, -1 for none; squares (Q,) are then infinite.
     """
-    query = torch.from_numpy((states[rows] - centre).astype(np.float32)).to(device)
+    query = torch.from_numpy((states[rows] - center).astype(np.float32)).to(device)
     own = torch.from_numpy(groups[rows].astype(np.int64)).to(device).unsqueeze(1)
     best = torch.full((len(rows), count), float("inf"), device=device)
     where = torch.full((len(rows), count), -1, dtype=torch.int64, device=device)
     for begin in range(0, len(states), CANDIDATES):
-        block = torch.from_numpy((states[begin : begin + CANDIDATES] - centre).astype(np.float32)).to(device)
+        block = torch.from_numpy((states[begin : begin + CANDIDATES] - center).astype(np.float32)).to(device)
         theirs = torch.from_numpy(groups[begin : begin + CANDIDATES].astype(np.int64)).to(device)
         squares = torch.addmm(block.square().sum(dim=1), query, block.T, alpha=-2.0)  # without the same |query|²
         squares.masked_fill_(own == theirs, float("inf"))
-        near, place = squares.topk(min(count, len(block)), dim=1, largest=False)
+        near, column = squares.topk(min(count, len(block)), dim=1, largest=False)
         best, order = torch.cat([best, near], dim=1).topk(count, dim=1, largest=False)
-        where = torch.cat([where, place + begin], dim=1).gather(1, order)
-    found = torch.where(best.isinf(), -1, where)
-    return found.sort(dim=1).values.cpu().numpy(), best.amax(dim=1).double().cpu().numpy()
+        where = torch.cat([where, column + begin], dim=1).gather(1, order)
+    candidates = torch.where(best.isinf(), -1, where)
+    return candidates.sort(dim=1).values.cpu().numpy(), best.amax(dim=1).double().cpu().numpy()
 
 
 def _precise_candidates(
     states: np.ndarray, groups: np.ndarray, rows: np.ndarray, count: int, device: str
 ) -> np.ndarray:
-    """Return the places (Q, count) of the nearest by double precision, in the order of place; -1 where there are none.
+    """Return the indices (Q, count) of the nearest by double precision, in ascending order; -1 for none.
 
-    Of equally near ones the lower places.
+    Of equally near states the lower indices.
     """
     query = torch.from_numpy(states[rows].astype(np.float64)).to(device)
     own = torch.from_numpy(groups[rows].astype(np.int64)).to(device).unsqueeze(1)
@@ -121,42 +121,44 @@ def _precise_candidates(
         theirs = torch.from_numpy(groups[begin : begin + CANDIDATES].astype(np.int64)).to(device)
         distances = torch.cdist(query, block, compute_mode="donot_use_mm_for_euclid_dist")
         distances.masked_fill_(own == theirs, float("inf"))
-        near, place = (part[:, :count] for part in distances.sort(dim=1, stable=True))
+        near, column = (part[:, :count] for part in distances.sort(dim=1, stable=True))
         best, order = (part[:, :count] for part in torch.cat([best, near], dim=1).sort(dim=1, stable=True))
-        where = torch.cat([where, place + begin], dim=1).gather(1, order)
+        where = torch.cat([where, column + begin], dim=1).gather(1, order)
     return torch.where(best.isinf(), -1, where).sort(dim=1).values.cpu().numpy()
 
 
-def _measured(states: np.ndarray, rows: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Distances (Q, count) in double precision; infinite where there is no place."""
-    between = np.subtract(states[found.clip(min=0)], states[rows][:, None], dtype=np.float64)  # (Q, count, D)
+def _measured(states: np.ndarray, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Distances (Q, count) in double precision; infinite for index -1."""
+    between = np.subtract(states[candidates.clip(min=0)], states[rows][:, None], dtype=np.float64)  # (Q, count, D)
     exact = np.sqrt(np.einsum("qcd,qcd->qc", between, between))
-    return np.where(found >= 0, exact, np.inf)
+    return np.where(candidates >= 0, exact, np.inf)
 
 
-def matching_before(characters: np.ndarray, groups: np.ndarray, places: np.ndarray, queries: np.ndarray) -> np.ndarray:
+def matching_before(
+    characters: np.ndarray, groups: np.ndarray, neighbours: np.ndarray, queries: np.ndarray
+) -> np.ndarray:
     """Count how many characters right before a query's are the same before its neighbours'.
 
     Args:
         characters: (N,) of every state, in the order of their sentences.
         groups: (N,) sentences, each in one piece.
-        places: (Q, k) neighbours of each query; -1 for none, which matches nothing.
-        queries: (Q,) places.
+        neighbours: (Q, k) neighbours of each query; -1 for none, which matches nothing.
+        queries: (Q,) indices.
 
     Returns:
         (Q, k) counts: 0 where the character before differs, or a sentence has just begun.
     """
-    counts = np.zeros(places.shape, dtype=np.int64)
-    mine = np.broadcast_to(queries[:, None], places.shape)
-    going = places >= 0
+    counts = np.zeros(neighbours.shape, dtype=np.int64)
+    mine = np.broadcast_to(queries[:, None], neighbours.shape)
+    going = neighbours >= 0
     back = 0
     while going.any():
         back += 1
-        one, other = mine - back, places - back
-        inside = (one >= 0) & (other >= 0)
-        one, other = one.clip(min=0), other.clip(min=0)
-        going = going & inside & (groups[one] == groups[mine]) & (groups[other] == groups[places])
-        going &= characters[one] == characters[other]
+        own, other = mine - back, neighbours - back
+        inside = (own >= 0) & (other >= 0)
+        own, other = own.clip(min=0), other.clip(min=0)
+        going = going & inside & (groups[own] == groups[mine]) & (groups[other] == groups[neighbours])
+        going &= characters[own] == characters[other]
         counts += going
     return counts
 
@@ -176,7 +178,7 @@ class Matches:
     deviation: float = 0.0
 
 
-def summarise_matches(counts: np.ndarray) -> Matches:
+def summarize_matches(counts: np.ndarray) -> Matches:
     """Add up counts (Q, k)."""
     return Matches(float(counts.sum()), float(counts.mean()) if counts.size else 0.0)
 
@@ -185,19 +187,19 @@ def shuffled_baseline(
     states: np.ndarray, characters: np.ndarray, groups: np.ndarray, queries: np.ndarray, k: int, seed: int = 1,
     draws: int = 1,
 ) -> Matches:  # fmt: skip
-    """Say how many characters match when every state is some other character's: what neighbours share by chance."""
+    """Return the matches after permuting the states among the characters: matches by chance."""
     random = np.random.default_rng(seed)
     results = []
     for _ in range(draws):
-        places, _ = nearest(states[random.permutation(len(states))], groups, k, queries)
-        results.append(matching_before(characters, groups, places, queries))
+        neighbours, _ = nearest(states[random.permutation(len(states))], groups, k, queries)
+        results.append(matching_before(characters, groups, neighbours, queries))
     return _over_draws(results)
 
 
 def ngram_baseline(
     characters: np.ndarray, groups: np.ndarray, queries: np.ndarray, k: int, order: int, seed: int = 1, draws: int = 5
 ) -> Matches:
-    """Say how many characters match for neighbours that only share the last `order` characters, drawn at random.
+    """Return the matches of random neighbours that share the last `order` characters.
 
     The character itself is the last of them: order 1 draws any state of the same character in another sentence. Where
     there are fewer than k, the next shorter order fills up.
@@ -207,26 +209,26 @@ def ngram_baseline(
     members = [_members(keys) for keys in histories]
     results = []
     for _ in range(draws):
-        places = np.full((len(queries), k), -1, dtype=np.int64)
+        neighbours = np.full((len(queries), k), -1, dtype=np.int64)
         for keys, alike in zip(histories, members, strict=True):
             for row, query in enumerate(queries):
-                missing = int((places[row] < 0).sum())
+                missing = int((neighbours[row] < 0).sum())
                 if not missing:
                     continue
                 known = alike[keys[query]]
-                others = known[(groups[known] != groups[query]) & ~np.isin(known, places[row])]
+                others = known[(groups[known] != groups[query]) & ~np.isin(known, neighbours[row])]
                 drawn = random.permutation(others)[:missing] if len(others) <= missing else random.choice(
                     others, missing, replace=False
                 )  # fmt: skip
-                places[row, k - missing : k - missing + len(drawn)] = drawn
-        results.append(matching_before(characters, groups, places, queries))
+                neighbours[row, k - missing : k - missing + len(drawn)] = drawn
+        results.append(matching_before(characters, groups, neighbours, queries))
     return _over_draws(results)
 
 
 def _over_draws(results: Sequence[np.ndarray]) -> Matches:
-    means = [float(one.mean()) for one in results]
+    means = [float(counts.mean()) for counts in results]
     deviation = float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
-    return Matches(float(np.mean([one.sum() for one in results])), float(np.mean(means)), deviation)
+    return Matches(float(np.mean([counts.sum() for counts in results])), float(np.mean(means)), deviation)
 
 
 def _histories(characters: np.ndarray, groups: np.ndarray, length: int) -> np.ndarray:
@@ -248,18 +250,18 @@ def _members(keys: np.ndarray) -> dict[int, np.ndarray]:
     return {int(keys[part[0]]): part for part in np.split(order, edges)}
 
 
-def in_context(characters: Sequence[str], place: int, before: int = 20, after: int = 10) -> str:
+def in_context(characters: Sequence[str], index: int, before: int = 20, after: int = 10) -> str:
     """Show a character where it stands, as the paper does: `SO THEY <<S>>AID`, `SO<<_>>THEY SAID`.
 
     Args:
         characters: Of the sentence, `_` for a space.
-        place: Of the character.
+        index: Of the character.
         before: Characters shown before it.
         after: And after it.
     """
-    start = max(0, place - before)
+    start = max(0, index - before)
     ahead, behind = (
-        "".join(part).replace("_", " ") for part in (characters[start:place], characters[place + 1 : place + 1 + after])
+        "".join(part).replace("_", " ") for part in (characters[start:index], characters[index + 1 : index + 1 + after])
     )
-    more = "…" if place + 1 + after < len(characters) else ""
-    return f"{'…' if start else ''}{ahead}<<{characters[place]}>>{behind}{more}".strip()
+    more = "…" if index + 1 + after < len(characters) else ""
+    return f"{'…' if start else ''}{ahead}<<{characters[index]}>>{behind}{more}".strip()

@@ -1,4 +1,4 @@
-"""Numbers behind pictures of layers: do frames cluster by phone, by time, and what becomes of silence?"""
+"""Measurements of layers: clustering by phone and by time, spread of silence, linear probe of phones."""
 
 from dataclasses import dataclass
 
@@ -10,19 +10,19 @@ from asr_lightning.analysis.neighbours import nearest
 from asr_lightning.text.phones import SILENCE
 
 FOLDS = 5
-RIDGE = 1e-2  # of the mean square of a standardised dimension, per point
+RIDGE = 1e-2  # of the mean square of a standardized dimension, per point
 LONGEST = 1500  # frames of an utterance whose pairs are compared; longer ones are thinned evenly
 
 
 @dataclass(frozen=True)
 class LayerFigures:
-    """What is measured of the frames of one layer, of one speaker or of all.
+    """Measurements of the frames of one layer, of one speaker or of all.
 
     Attributes:
         purity: Mean share of the k nearest frames of other utterances that have the same phone.
         chance: The same for neighbours drawn at random: the sum of squared phone shares.
         order: Mean over utterances of Spearman's correlation between distance in time and distance in space.
-        silence: Root mean square distance of silence from its own centre, by that of all frames from theirs.
+        silence: Root mean square distance of silent frames from their center, divided by that of all frames.
         probe: Accuracy of a linear classifier of phones on utterances that it has not seen.
     """
 
@@ -60,9 +60,9 @@ def phone_purity(values: np.ndarray, phones: np.ndarray, groups: np.ndarray, k: 
     """Return the mean share of the k nearest frames of other utterances with the same phone; NaN without any."""
     if len(np.unique(groups)) < 2:
         return float("nan")
-    places, _ = nearest(values, groups, k)
-    same = (phones[places.clip(min=0)] == phones[:, None]) & (places >= 0)
-    return float((same.sum(axis=1) / np.maximum(1, (places >= 0).sum(axis=1))).mean())
+    neighbours, _ = nearest(values, groups, k)
+    same = (phones[neighbours.clip(min=0)] == phones[:, None]) & (neighbours >= 0)
+    return float((same.sum(axis=1) / np.maximum(1, (neighbours >= 0).sum(axis=1))).mean())
 
 
 def order_correlation(values: np.ndarray, times: np.ndarray, groups: np.ndarray) -> float:
@@ -70,7 +70,7 @@ def order_correlation(values: np.ndarray, times: np.ndarray, groups: np.ndarray)
 
     Utterances of fewer than three frames, and those whose frames are all alike, are left out; NaN if none is left.
     """
-    found = []
+    correlations = []
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), LONGEST)).round().astype(int)]
@@ -78,24 +78,24 @@ def order_correlation(values: np.ndarray, times: np.ndarray, groups: np.ndarray)
             continue
         apart = pdist(values[rows].astype(np.float64))
         if np.ptp(apart) > 0:
-            found.append(spearmanr(pdist(times[rows, None]), apart).statistic)
-    return float(np.mean(found)) if found else float("nan")
+            correlations.append(spearmanr(pdist(times[rows, None]), apart).statistic)
+    return float(np.mean(correlations)) if correlations else float("nan")
 
 
 def silence_spread(values: np.ndarray, phones: np.ndarray) -> float:
-    """Return how far silence is scattered, by how far all frames are; NaN without silence."""
+    """Return the spread of silence relative to that of all frames; NaN without silence."""
     silent = values[phones == SILENCE].astype(np.float64)
     if len(silent) < 2:
         return float("nan")
     everything = values.astype(np.float64)
-    own, whole = (np.sqrt(part.var(axis=0).sum()) for part in (silent, everything))
-    return float(own / whole) if whole > 0 else float("nan")
+    own, total = (np.sqrt(part.var(axis=0).sum()) for part in (silent, everything))
+    return float(own / total) if total > 0 else float("nan")
 
 
 def linear_probe(values: np.ndarray, phones: np.ndarray, groups: np.ndarray) -> float:
     """Return the accuracy of ridge regression on one-hot phones, utterances in five folds; NaN with fewer than two.
 
-    Every fold is classified by what the others have taught; dimensions are standardised by the others as well.
+    Every fold is classified by what the others have taught; dimensions are standardized by the others as well.
     """
     names = np.unique(groups)
     if len(names) < 2:
@@ -121,7 +121,7 @@ def _ridge(points: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.linalg.solve(known.T @ known + penalty, known.T @ targets), mean, scale
 
 
-def interval(values: np.ndarray, seed: int = 1, draws: int = 2000) -> tuple[float, float]:
+def speaker_interval(values: np.ndarray, seed: int = 1, draws: int = 2000) -> tuple[float, float]:
     """Return the 95 % confidence interval of a mean over speakers, by bootstrap; NaN twice for fewer than two."""
     known = np.asarray(values, dtype=np.float64)
     known = known[~np.isnan(known)]

@@ -8,24 +8,24 @@ PAIRS = 3  # openTSNE looks at three times as many neighbours as the perplexity
 
 def principal_components(points: np.ndarray, count: int) -> np.ndarray:
     """Return the first coordinates of points (N, D), (N, count or D), signs fixed by the largest loading."""
-    centred = np.asarray(points, dtype=np.float64) - np.mean(points, axis=0, dtype=np.float64)
-    values, axes = np.linalg.eigh(centred.T @ centred)
+    centered = np.asarray(points, dtype=np.float64) - np.mean(points, axis=0, dtype=np.float64)
+    values, axes = np.linalg.eigh(centered.T @ centered)
     axes = axes[:, np.argsort(values)[::-1][:count]]
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    return centred @ (axes * np.where(signs == 0, 1.0, signs))
+    return centered @ (axes * np.where(signs == 0, 1.0, signs))
 
 
 def project(
     points: np.ndarray, components: int = 50, perplexity: float = 30.0, iterations: int = 750, seed: int = 1,
     threads: int = 1,
 ) -> np.ndarray:  # fmt: skip
-    """Return places (N, 2) of points (N, D), with mean 0 and mean square 1.
+    """Return t-SNE coordinates (N, 2) of points (N, D), with mean 0 and mean square 1.
 
     Args:
-        points: At least 4; those that are equal to others fall on one place.
+        points: At least 4; equal points get equal coordinates.
         components: Principal components that t-SNE sees.
         perplexity: About how many neighbours a point has; less where there are few points.
-        iterations: Of the optimisation, a quarter of them with early exaggeration.
+        iterations: Of the optimization, a quarter of them with early exaggeration.
         seed: Of everything random.
         threads: How many; the result is the same.
 
@@ -36,7 +36,7 @@ def project(
         raise ValueError(f"t-SNE needs at least 4 finite points, got {len(points)}, of which some may not be finite")
     reduced = principal_components(points, components)
     scale = reduced[:, 0].std() or 1.0
-    # A hair of noise keeps equal points apart, which openTSNE's own initialisation divides by zero for.
+    # A hair of noise keeps equal points apart, which openTSNE's own initialization divides by zero for.
     begin = np.random.default_rng(seed).normal(scale=1e-6, size=(len(points), 2))
     begin[:, : reduced.shape[1]] += 1e-4 * reduced[:, :2] / scale
     tsne = TSNE(
@@ -47,23 +47,23 @@ def project(
         random_state=seed,
         n_jobs=threads,
     )
-    return normalised(np.asarray(tsne.fit(reduced / scale)))
+    return normalized(np.asarray(tsne.fit(reduced / scale)))
 
 
-def normalised(places: np.ndarray) -> np.ndarray:
-    """Return places (N, 2) with mean 0 and mean square 1."""
-    centred = places - places.mean(axis=0)
-    size = np.sqrt(np.square(centred).sum(axis=1).mean())
-    return centred / size if size > 0 else centred
+def normalized(points: np.ndarray) -> np.ndarray:
+    """Return points (N, 2) with mean 0 and mean square 1."""
+    centered = points - points.mean(axis=0)
+    size = np.sqrt(np.square(centered).sum(axis=1).mean())
+    return centered / size if size > 0 else centered
 
 
-def aligned(places: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Turn and mirror places (N, 2) so that they come near to those of a reference, place by place.
+def aligned(points: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Rotate and mirror points (N, 2) to be close to those of a reference, point by point.
 
-    A projection has no up and no left; only turned alike are those of several layers to be compared.
+    The orientation of a projection is arbitrary; layers can be compared only after they are oriented alike.
     """
-    left, _, right = np.linalg.svd((places - places.mean(axis=0)).T @ (reference - reference.mean(axis=0)))
-    return (places - places.mean(axis=0)) @ left @ right
+    left, _, right = np.linalg.svd((points - points.mean(axis=0)).T @ (reference - reference.mean(axis=0)))
+    return (points - points.mean(axis=0)) @ left @ right
 
 
 def counterparts(names: np.ndarray, times: np.ndarray, other_names: np.ndarray, other_times: np.ndarray) -> np.ndarray:
@@ -75,9 +75,9 @@ def counterparts(names: np.ndarray, times: np.ndarray, other_names: np.ndarray, 
         other_names: (M,) utterances.
         other_times: (M,) seconds, rising within an utterance.
     """
-    found = np.full(len(names), -1, dtype=np.int64)
+    rows = np.full(len(names), -1, dtype=np.int64)
     for name in np.unique(names):
         mine, theirs = np.flatnonzero(names == name), np.flatnonzero(other_names == name)
         if len(theirs):
-            found[mine] = theirs[np.abs(times[mine][:, None] - other_times[theirs]).argmin(axis=1)]
-    return found
+            rows[mine] = theirs[np.abs(times[mine][:, None] - other_times[theirs]).argmin(axis=1)]
+    return rows

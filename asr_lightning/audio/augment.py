@@ -1,18 +1,26 @@
-"""What is done to training data so that there is more of it: masks over features, noise over audio."""
+"""Augmentation of training data: masks over features; noise, babble and telephones over audio."""
 
+import functools
+import io
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
 import torch
-import torchaudio
+from scipy import signal
 from torch import Tensor, nn
 
 from asr_lightning.audio.reading import UNKNOWN, check_samples, open_sound
+from asr_lightning.audio.resampling import resample
 from asr_lightning.errors import InputError
 
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
+TELEPHONE_RATE = 8_000  # samples per second
+TELEPHONE_BAND = (300.0, 3_400.0)  # Hz
+CODECS = {"mu-law": "ULAW", "a-law": "ALAW", "gsm": "GSM610"}  # as libsndfile calls them
 
 
 class SpecAugment(nn.Module):
@@ -130,21 +138,13 @@ class AddNoise:
         probability: float = 0.5,
         sample_rate: int = 16_000,
     ) -> None:
-        if snr_db[0] > snr_db[1] or not 0.0 <= probability <= 1.0:
-            raise InputError(
-                "AddNoise needs snr_db from low to high and a probability from 0 to 1, got "
-                f"snr_db={tuple(snr_db)} and probability={probability}"
-            )
+        check_probability("AddNoise", probability)
+        if snr_db[0] > snr_db[1]:
+            raise InputError(f"AddNoise needs snr_db from low to high, got snr_db={tuple(snr_db)}")
         self.snr_db = snr_db
         self.probability = probability
         self.sample_rate = sample_rate
-        self.paths: list[Path] | None = None
-        if root is not None:
-            names = (path for path in Path(root).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-            self.paths = sorted(path for path in names if not path.is_dir())
-            if not self.paths:
-                found = "holds none" if Path(root).is_dir() else "does not exist"
-                raise InputError(f"AddNoise needs a folder with {sorted(AUDIO_SUFFIXES)} files; {root} {found}")
+        self.paths = None if root is None else find_audio(root, "AddNoise")
 
     def __call__(self, waveform: Tensor, generator: torch.Generator) -> Tensor:
         """Perhaps add noise to a waveform (S,), on the CPU; silence and what is not noised come back as they are."""
@@ -152,39 +152,202 @@ class AddNoise:
             return waveform
         low, high = self.snr_db
         snr_db = low + (high - low) * _uniform(generator)
-        noise = self._excerpt(len(waveform), generator) if self.paths else coloured_noise(len(waveform), generator)
-        speech_power, noise_power = waveform.square().mean(), noise.square().mean()
-        if not (speech_power > 0.0 and noise_power > 0.0):
-            return waveform
-        noisy = waveform + noise * torch.sqrt(speech_power / noise_power) * 10.0 ** (-snr_db / 20.0)
-        return noisy / noisy.abs().max().clamp(min=1.0)
+        if self.paths is None:
+            noise = coloured_noise(len(waveform), generator)
+        else:
+            path = self.paths[whole_number(len(self.paths), generator)]
+            noise = read_excerpt(path, len(waveform), self.sample_rate, generator)
+        return mix(waveform, noise, snr_db)
 
-    def _excerpt(self, samples: int, generator: torch.Generator) -> Tensor:
-        """Read a random part (S,) of a random file, which is repeated if it is too short."""
-        assert self.paths
-        path = self.paths[_integer(len(self.paths), generator)]
-        try:
-            with open_sound(str(path)) as file:
-                rate, frames = file.samplerate, file.frames
-                if frames >= UNKNOWN:
-                    raise InputError("its header gives no length")
-                wanted = math.ceil(samples * rate / self.sample_rate)
-                file.seek(_integer(max(1, frames - wanted + 1), generator))
-                audio = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)  # the mean of the channels
-                if frames and len(audio) < min(wanted, frames):
-                    raise InputError("cut off: it ends before its header says")
-                check_samples(audio)
-        except (InputError, soundfile.LibsndfileError) as error:
-            raise InputError(f"cannot read the noise file {path}: {error}; remove or replace it") from error
-        if len(audio) == 0:
-            raise InputError(f"the noise file {path} holds no samples; remove or replace it")
-        if len(audio) < wanted:
-            audio = np.roll(audio, _integer(len(audio), generator))
-            audio = np.resize(audio, wanted)  # numpy's resize repeats
-        noise = torch.from_numpy(audio)
-        if rate != self.sample_rate:
-            noise = torchaudio.functional.resample(noise, rate, self.sample_rate)
-        return noise[:samples]
+
+class AddMusan:
+    """Adds noise, music or babble from a folder in MUSAN's layout, as is usual with it [Snyder et al. 2015 and 2018].
+
+    Of the folders `noise`, `music` and `speech` below `root` one is drawn, of those that are there, and an excerpt of
+    one of its files, or the sum of some of `speech`, is added at a signal-to-noise ratio of that kind. All randomness
+    is the generator's. A sum that leaves [-1, 1] is scaled to fit.
+
+    Args:
+        root: The folder with `noise`, `music` and `speech`, each searched with its subfolders.
+        noise_db: Lowest and highest ratio of the powers of speech and noise, in decibels; uniform between.
+        music_db: The same of music.
+        babble_db: The same of babble.
+        talkers: Fewest and most voices of babble.
+        probability: Of an utterance to be noised.
+        sample_rate: Samples per second of the audio it will be given; files are resampled to it.
+
+    Raises:
+        InputError: No such folder below `root`, one without audio, an unreadable file (when it is drawn), or unusable
+            numbers.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        noise_db: tuple[float, float] = (0.0, 15.0),
+        music_db: tuple[float, float] = (5.0, 15.0),
+        babble_db: tuple[float, float] = (13.0, 20.0),
+        talkers: tuple[int, int] = (3, 7),
+        probability: float = 0.5,
+        sample_rate: int = 16_000,
+    ) -> None:
+        check_probability("AddMusan", probability)
+        ranges = {"noise": noise_db, "music": music_db, "speech": babble_db}
+        if any(low > high for low, high in ranges.values()) or not 1 <= talkers[0] <= talkers[1]:
+            raise InputError(
+                "AddMusan needs ranges from low to high and 1 talker or more, got "
+                f"noise_db={noise_db}, music_db={music_db}, babble_db={babble_db} and talkers={talkers}"
+            )
+        kinds = [kind for kind in ranges if (Path(root) / kind).is_dir()]
+        if not kinds:
+            raise InputError(f"AddMusan needs a folder with noise, music or speech in it, found none in {root}")
+        self.paths = {kind: find_audio(str(Path(root) / kind), "AddMusan") for kind in kinds}
+        self.snr_db = {kind: tuple(ranges[kind]) for kind in kinds}
+        self.talkers = tuple(talkers)
+        self.probability = probability
+        self.sample_rate = sample_rate
+
+    def __call__(self, waveform: Tensor, generator: torch.Generator) -> Tensor:
+        """Perhaps add noise to a waveform (S,), on the CPU; silence and what is not noised come back as they are."""
+        if _uniform(generator) >= self.probability or not len(waveform):
+            return waveform
+        kind = list(self.paths)[whole_number(len(self.paths), generator)]
+        low, high = self.snr_db[kind]
+        snr_db = low + (high - low) * _uniform(generator)
+        fewest, most = self.talkers if kind == "speech" else (1, 1)
+        voices = fewest + whole_number(most - fewest + 1, generator)
+        noise = torch.zeros_like(waveform)
+        for _ in range(voices):
+            path = self.paths[kind][whole_number(len(self.paths[kind]), generator)]
+            voice = read_excerpt(path, len(waveform), self.sample_rate, generator)
+            noise += voice / voice.square().mean().sqrt().clamp(min=1e-8)  # all voices alike
+        return mix(waveform, noise, snr_db)
+
+
+class Telephone:
+    """Passes some utterances through a telephone: 300 to 3,400 Hz, 8,000 samples per second, and a codec.
+
+    The result has the length and sample rate of what was given, and nothing above 4 kHz. It depends on nothing but the
+    audio, and whether it is changed on the generator.
+
+    Args:
+        codecs: One is drawn for each utterance: `mu-law` and `a-law` [ITU-T G.711], `gsm` (GSM 06.10).
+        probability: Of an utterance to be changed.
+        sample_rate: Samples per second of the audio it will be given.
+
+    Raises:
+        InputError: Another codec, none, or a probability that is none.
+    """
+
+    def __init__(
+        self,
+        codecs: Sequence[Literal["mu-law", "a-law", "gsm"]] = ("mu-law",),
+        probability: float = 0.5,
+        sample_rate: int = 16_000,
+    ) -> None:
+        check_probability("Telephone", probability)
+        if not codecs or set(codecs) - set(CODECS):
+            raise InputError(f"Telephone needs codecs of {', '.join(CODECS)}, got {list(codecs)}")
+        self.codecs = list(codecs)
+        self.probability = probability
+        self.sample_rate = sample_rate
+
+    def __call__(self, waveform: Tensor, generator: torch.Generator) -> Tensor:
+        """Perhaps pass a waveform (S,) through a telephone, on the CPU."""
+        if _uniform(generator) >= self.probability or not len(waveform):
+            return waveform
+        codec = self.codecs[whole_number(len(self.codecs), generator)]
+        narrow = resample(waveform.numpy(), self.sample_rate, TELEPHONE_RATE)
+        passed = signal.sosfilt(_telephone_band(), narrow)
+        file = io.BytesIO()
+        soundfile.write(file, passed.clip(-1, 1), TELEPHONE_RATE, format="WAV", subtype=CODECS[codec])
+        file.seek(0)
+        decoded = soundfile.read(file, dtype="float32")[0][: len(narrow)]  # GSM fills its last frame
+        heard = resample(decoded, TELEPHONE_RATE, self.sample_rate)[: len(waveform)]
+        return torch.from_numpy(np.pad(heard, (0, len(waveform) - len(heard))))
+
+
+class InTurn:
+    """Applies several augmentations, each to what the one before has made: rooms, then noise, then telephones.
+
+    Args:
+        steps: Called in this order, each with a waveform (S,) and the generator.
+    """
+
+    def __init__(self, steps: list[Callable[..., Any]]) -> None:
+        self.steps = steps
+
+    def __call__(self, waveform: Tensor, generator: torch.Generator) -> Tensor:
+        """Change a waveform (S,), on the CPU."""
+        for step in self.steps:
+            waveform = step(waveform, generator)
+        return waveform
+
+
+@functools.cache
+def _telephone_band() -> np.ndarray:
+    return signal.butter(4, TELEPHONE_BAND, "bandpass", fs=TELEPHONE_RATE, output="sos")
+
+
+def mix(speech: Tensor, noise: Tensor, snr_db: float) -> Tensor:
+    """Add noise (S,) to speech (S,) at a ratio of their powers; silent speech or noise adds nothing."""
+    speech_power, noise_power = speech.square().mean(), noise.square().mean()
+    if not (speech_power > 0.0 and noise_power > 0.0):
+        return speech
+    noisy = speech + noise * torch.sqrt(speech_power / noise_power) * 10.0 ** (-snr_db / 20.0)
+    return noisy / noisy.abs().max().clamp(min=1.0)
+
+
+def read_excerpt(path: Path, samples: int, sample_rate: int, generator: torch.Generator) -> Tensor:
+    """Read a random part (S,) of a file, which is repeated if it is too short.
+
+    Raises:
+        InputError: The file cannot be used.
+    """
+    try:
+        with open_sound(str(path)) as file:
+            rate, frames = file.samplerate, file.frames
+            if frames >= UNKNOWN:
+                raise InputError("its header gives no length")
+            wanted = math.ceil(samples * rate / sample_rate)
+            file.seek(whole_number(max(1, frames - wanted + 1), generator))
+            audio = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)  # the mean of the channels
+            if frames and len(audio) < min(wanted, frames):
+                raise InputError("cut off: it ends before its header says")
+            check_samples(audio)
+    except (InputError, soundfile.LibsndfileError) as error:
+        raise InputError(f"cannot read the noise file {path}: {error}; remove or replace it") from error
+    if len(audio) == 0:
+        raise InputError(f"the noise file {path} holds no samples; remove or replace it")
+    if len(audio) < wanted:
+        audio = np.roll(audio, whole_number(len(audio), generator))
+        audio = np.resize(audio, wanted)  # numpy's resize repeats
+    return torch.from_numpy(resample(audio, rate, sample_rate)[:samples])
+
+
+def find_audio(root: str, name: str) -> list[Path]:
+    """The audio files of a folder and those below, sorted.
+
+    Raises:
+        InputError: There are none; the message names the class `name`.
+    """
+    paths = sorted(
+        path for path in Path(root).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and not path.is_dir()
+    )
+    if not paths:
+        there = "holds none" if Path(root).is_dir() else "does not exist"
+        raise InputError(f"{name} needs a folder with {sorted(AUDIO_SUFFIXES)} files; {root} {there}")
+    return paths
+
+
+def check_probability(name: str, probability: float) -> None:
+    """Check a probability of the class `name`.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not 0.0 <= probability <= 1.0:
+        raise InputError(f"{name} needs a probability from 0 to 1, got probability={probability}")
 
 
 def coloured_noise(samples: int, generator: torch.Generator) -> Tensor:
@@ -199,5 +362,6 @@ def _uniform(generator: torch.Generator) -> float:
     return float(torch.rand((), generator=generator))
 
 
-def _integer(below: int, generator: torch.Generator) -> int:
+def whole_number(below: int, generator: torch.Generator) -> int:
+    """Draw a whole number from 0 to one less than `below`."""
     return int(torch.randint(below, (), generator=generator))

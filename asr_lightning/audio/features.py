@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from asr_lightning.audio.normalization import Normalization
 from asr_lightning.errors import InputError
-from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.sequences import real_frames
 
 MOST_WEIGHTS = 10_000_000  # of a filter bank: those of speech have some 20,000
 LOUDEST = 1e6  # of a sample: powers of louder ones may be more than float32 holds; files have to keep to [-1, 1]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Axis, Fixed, axis
-from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.sequences import real_frames
 
 VARIANCE_FLOOR = 1e-5  # added to variances, so that a dimension that never changes is normalised to zero
 

@@ -20,6 +20,8 @@ LOUDEST = 100.0  # of a sample, where full scale is 1: no recording is 40 dB abo
 UNKNOWN = 1 << 62  # samples; libsndfile gives more than that where a header gives no number, as in a FLAC stream
 # Sizes in bytes that programs write before they know the true one, as when a WAV file goes into a pipe.
 PLACEHOLDERS = (range(0x7FFF_0000, 0x8000_0001), range(0xFFFF_0000, 0x1_0000_0000))
+CANCELLED = 0.05  # of the channels' power is left in their mean: channels that have nothing in common leave half
+SILENCE = 1e-9  # power of a sample that is none: -90 dB of full scale
 SLACK = 4096  # bytes behind the end that a header gives: tags, or a frame that was not counted
 OGG_PAGE = 65_307  # bytes of the longest page
 
@@ -97,30 +99,55 @@ def read_header(source: str | BinaryIO) -> Header:
         return Header(sound.samplerate, samples, sound.channels)
 
 
-def read_audio(source: str | BinaryIO) -> tuple[np.ndarray, int]:
-    """Read a whole audio file: (S,) float32 in [-1, 1], channels mixed down, and samples per second.
+def read_audio(
+    source: str | BinaryIO, channel: int | None = None, first: int = 0, samples: int | None = None
+) -> tuple[np.ndarray, int]:
+    """Read an audio file or a part of it: (S,) float32 in [-1, 1], and samples per second.
+
+    Args:
+        source: A path, or an open file.
+        channel: The channel to take, from 0; None for the mean of all.
+        first: The sample that the part begins with; of what lies before, nothing is decoded where the format allows it.
+        samples: Of the part; None for all up to the end.
 
     Raises:
-        InputError: The file cannot be used, delivers less than its header promises, or has impossible samples.
+        InputError: The file cannot be used, delivers less than its header promises, has impossible samples, or has
+            channels that cancel each other.
     """
     with open_sound(source) as sound:
-        audio = np.concatenate([np.zeros(0, np.float32), *read_blocks(sound)])
+        if first:
+            try:
+                sound.seek(first)
+            except soundfile.LibsndfileError as error:
+                raise InputError(f"there is no sample {first:,} in it: {_detail(error)}") from error
+        audio = np.concatenate([np.zeros(0, np.float32), *read_blocks(sound, channel, samples)])
         check_samples(audio)
         return audio, sound.samplerate
 
 
-def read_blocks(sound: Sound) -> Iterator[np.ndarray]:
-    """Decode a file block by block: (S,) float32 each, channels mixed down.
+def read_blocks(sound: Sound, channel: int | None = None, samples: int | None = None) -> Iterator[np.ndarray]:
+    """Decode a file block by block from where it stands: (S,) float32 each, one channel.
+
+    Args:
+        sound: The file.
+        channel: The channel to take, from 0; None for the mean of all.
+        samples: How many; None for all up to the end.
 
     Raises:
-        InputError: It cannot be decoded to its end, or the end comes before the header says.
+        InputError: It cannot be decoded to its end, the end comes before the header says, there is no such channel, or
+            the channels cancel each other, as a left and a right one of opposite phase.
     """
-    buffer = np.empty((max(1, BLOCK_SAMPLES // sound.channels), sound.channels), np.float32)
+    if channel is not None and not 0 <= channel < sound.channels:
+        raise InputError(f"expected a channel {channel}, counted from 0, found {sound.channels} channels")
     rate, delivered = sound.samplerate, 0
-    promised = "" if sound.frames >= UNKNOWN else f" of {sound.frames / rate:.2f} s"
-    while True:
-        try:
-            block = sound.read(out=buffer)  # a view of what was delivered: the rest of the buffer is old
+    known = sound.frames < UNKNOWN
+    wanted = samples if samples is not None else sound.frames - sound.tell() if known else UNKNOWN
+    promised = f" of {wanted / rate:.2f} s" if wanted < UNKNOWN else ""
+    buffer = np.empty((max(1, BLOCK_SAMPLES // sound.channels), sound.channels), np.float32)
+    powers = np.zeros(2)  # of the mean of the channels, and the mean of theirs
+    while delivered < wanted:
+        try:  # a view of what was delivered: the rest of the buffer is old
+            block = sound.read(out=buffer[: min(len(buffer), wanted - delivered)])
         except soundfile.LibsndfileError as error:
             raise InputError(
                 f"damaged or cut off: decoding ends after {delivered / rate:.2f} s{promised}: {_detail(error)}"
@@ -128,9 +155,33 @@ def read_blocks(sound: Sound) -> Iterator[np.ndarray]:
         if not len(block):
             break
         delivered += len(block)
-        yield block[:, 0].copy() if sound.channels == 1 else block.mean(axis=1)
-    if promised and sound.frames - delivered > TOLERANCE * rate:
+        if sound.channels == 1 or channel is not None:
+            yield block[:, channel or 0].copy()
+            continue
+        mixed = block.mean(axis=1)
+        powers += np.square(mixed, dtype=np.float64).sum(), np.square(block, dtype=np.float64).sum() / sound.channels
+        yield mixed
+    if promised and wanted - delivered > TOLERANCE * rate:
         raise InputError(f"cut off: it delivers {delivered / rate:.2f} s{promised}")
+    check_phase(float(powers[0]), float(powers[1]), delivered)
+
+
+def check_phase(mixed: float, apart: float, samples: int) -> None:
+    """Check that the channels of a file do not cancel each other.
+
+    Args:
+        mixed: The sum of squares of the mean of the channels.
+        apart: The mean of the channels' sums of squares.
+        samples: Of each channel.
+
+    Raises:
+        InputError: They do.
+    """
+    if apart > SILENCE * samples and mixed < CANCELLED * apart:
+        raise InputError(
+            f"the channels are of opposite phase: their mean keeps {mixed / apart:.2%} of their power. Choose one of "
+            "them by its number, as with --data.init_args.channel 0, or turn one around"
+        )
 
 
 def check_samples(audio: np.ndarray) -> None:

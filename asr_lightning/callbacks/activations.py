@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lightning import Trainer
 
-from asr_lightning.analysis.activations import Part, Rows, Spoken, merge, read_description
-from asr_lightning.analysis.alignment import segments_from_onsets
+from asr_lightning.analysis.activations import PartWriter, Rows, UtteranceActivations, merge_parts, read_description
+from asr_lightning.analysis.token_times import segments_from_onsets
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.looking import Looking, Stage
 from asr_lightning.callbacks.observation import Observation, check_paths, has_ctc, observe
@@ -57,7 +57,7 @@ class Activations(Looking):
         self.subsets = subsets
         self.speakers = speakers
         self.utterances = utterances
-        self._part: Part | None = None
+        self._part: PartWriter | None = None
         self._seen = 0
 
     def begin(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
@@ -69,7 +69,7 @@ class Activations(Looking):
         check_paths(recognizer, self.modules)
         if self.labels is not None:
             self.labels.require()
-        self._part = Part(folder.with_name(f".{folder.name}.rank{trainer.global_rank:05}"))
+        self._part = PartWriter(folder.with_name(f".{folder.name}.rank{trainer.global_rank:05}"))
         self._seen = 0
 
     def knows_phones(self, recognizer: Recognizer) -> bool:
@@ -96,7 +96,9 @@ class Activations(Looking):
         self._seen += 1
         return True
 
-    def _spoken(self, recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Observation, row: int) -> Spoken:
+    def _spoken(
+        self, recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Observation, row: int
+    ) -> UtteranceActivations:
         seconds = int(batch.audio_lengths[row]) / batch.sample_rate
         text = batch.texts[row]
         said = _characters(recognizer, best.tokens, best.frames, seen, row, seconds)
@@ -105,7 +107,7 @@ class Activations(Looking):
         else:
             phones = _characters(recognizer, recognizer.tokenizer.encode(text), (), seen, row, seconds) if text else []
         names = [recognizer.tokenizer.tokens[token] for token in best.tokens] + ["<eos>"]
-        spoken = Spoken(batch.ids[row], batch.subsets[row], batch.speakers[row], seconds, text, best.text)
+        spoken = UtteranceActivations(batch.ids[row], batch.subsets[row], batch.speakers[row], seconds, text, best.text)
         for name, one in seen.watched.items():
             length = int(one.lengths[row])
             values = one.values[row, :length].float().cpu().numpy()
@@ -131,7 +133,9 @@ class Activations(Looking):
                 "paths": self.modules,
             }
             number = self.speakers if isinstance(self.speakers, int) else None
-            count = merge(sorted(folder.parent.glob(f".{folder.name}.rank*")), folder, about, self.utterances, number)
+            count = merge_parts(
+                sorted(folder.parent.glob(f".{folder.name}.rank*")), folder, about, self.utterances, number
+            )
             if not count:
                 raise InputError(
                     f"no utterance was looked at: none in {folder.name} is of the subsets {self.subsets} and the "
@@ -142,7 +146,7 @@ class Activations(Looking):
                 raise InputError(
                     f"expected phones of the {count} utterances that were looked at, found none in "
                     f"{describe(self.labels)}: its labels are of other utterances; make those of these with "
-                    "`python -m asr_lightning.tools.align`, and name them in Activations"
+                    "`asr align`, and name them in Activations"
                 )
             phones = f", {labelled} of them with phones" if labelled < count else ""
             recognizer.print(f"Activations of {count} utterances{phones} are in {folder.absolute()}")

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from lightning import Trainer
 
-from asr_lightning.analysis.alignment import AttentionFigures, attention_figures, emission_probabilities
+from asr_lightning.analysis.token_times import AttentionFigures, attention_figures, emission_probabilities
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers, without_result
 from asr_lightning.callbacks.observation import Observation, has_ctc, observe
@@ -20,7 +20,7 @@ from asr_lightning.files import append_to, write_atomically
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.rnn_transducer import RNNTransducer
 from asr_lightning.nn.mechanisms import Attention
-from asr_lightning.report.alignment_figure import Alignment, plot_alignment
+from asr_lightning.report.alignment_figure import UtteranceAlignment, plot_alignment
 from asr_lightning.report.tables import as_csv
 
 JOINED = {"encoded": "encoder", "predicted": "prediction"}  # of a transducer, by the modules that give them
@@ -64,7 +64,7 @@ class Alignments(Looking):
             raise InputError(
                 f"Alignments: expected a network with attention, a transducer or a CTC output, got a "
                 f"{type(recognizer).__name__}, which has none: leave Alignments out; when a hybrid's phones are spoken "
-                "says `python -m asr_lightning.tools.align`"
+                "says `asr align`"
             )
         self._drawn = []
         if trainer.is_global_zero:
@@ -93,7 +93,7 @@ class Alignments(Looking):
                 file.write(as_csv(lines))
             self._draw(one, batch, row, self._folder(trainer), trainer.global_rank)
 
-    def _draw(self, one: Alignment, batch: Batch, row: int, folder: Path, rank: int) -> None:
+    def _draw(self, one: UtteranceAlignment, batch: Batch, row: int, folder: Path, rank: int) -> None:
         """Draw it if it is among the first by name, and forget one that no longer is."""
         if self.utterances < 1 or (len(self._drawn) >= self.utterances and one.utterance >= max(self._drawn)):
             return
@@ -161,7 +161,9 @@ def attention_paths(recognizer: Recognizer) -> dict[str, str]:
 
 
 @torch.no_grad()
-def alignment(recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Observation, row: int) -> Alignment:
+def alignment(
+    recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Observation, row: int
+) -> UtteranceAlignment:
     """Gather what is known of an utterance."""
     frames, tokenizer = int(seen.lengths[row]), recognizer.tokenizer
     attention = {}
@@ -177,7 +179,7 @@ def alignment(recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Obse
         for head, of_head in enumerate(weights[:, :, :frames].unbind(dim=1)):
             attention[f"{name}, head {head + 1}" if weights.shape[1] > 1 else name] = of_head.cpu().numpy()
     posteriors = None if seen.log_probs is None else seen.log_probs[row, :frames].exp().cpu().numpy()
-    return Alignment(
+    return UtteranceAlignment(
         utterance=batch.ids[row],
         title=best.text,
         tokens=[tokenizer.tokens[token] for token in best.tokens],
@@ -214,7 +216,7 @@ def _listed(folder: Path, pattern: str) -> list[str]:
 
 
 def _remove(folder: Path, utterance: str) -> None:
-    for suffix in (".png", ".npz", ".flac"):
+    for suffix in (".png", ".svg", ".npz", ".flac"):
         path = folder / f"{utterance}{suffix}"
         if path.resolve().is_relative_to(folder.resolve()):
             path.unlink(missing_ok=True)

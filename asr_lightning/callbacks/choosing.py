@@ -1,6 +1,7 @@
 """Checkpoints that are chosen by a development subset, and no choice by a subset that is tested on."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -15,7 +16,7 @@ class BestCheckpoints(ModelCheckpoint):
 
     They hold weights only, as `best-epoch=<epoch>-step=<step>.ckpt`. Ten are what public recipes average: ESPnet's
     `keep_nbest_models: 10` (egs2/librispeech/asr1/conf), SpeechBrain's `avg_checkpoints: 10`
-    (recipes/LibriSpeech/ASR); `asr_lightning.tools.average` does.
+    (recipes/LibriSpeech/ASR); `asr average` does.
 
     Args:
         keep: How many.
@@ -47,18 +48,55 @@ class BestCheckpoints(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def _chosen(self, subsets: Mapping[str, Sequence[str]]) -> str:
-        validated = subsets.get("validation", ())
-        used = {*subsets.get("train", ()), *subsets.get("test", ())}
-        free = [one for one in validated if one not in used]
+        free = development_subsets(subsets)
         if self.subset is None and free:
             return free[0]
         if self.subset in free:
             return self.subset
         raise InputError(
             f"BestCheckpoints: expected {self.subset or 'a subset'} among data.init_args.validation_subsets that is "
-            f"neither trained nor tested on, found {', '.join(validated) or 'none'}: validate on a development subset, "
-            "as dev-clean, or take BestCheckpoints out"
+            f"neither trained nor tested on, found {', '.join(subsets.get('validation', ())) or 'none'}: validate on a "
+            "development subset, as dev-clean, or take BestCheckpoints out"
         )
+
+
+def development_subsets(subsets: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the subsets that are validated on and neither trained nor tested on: those to choose by."""
+    used = {*subsets.get("train", ()), *subsets.get("test", ())}
+    return [subset for subset in subsets.get("validation", ()) if subset not in used]
+
+
+def run_checkpoints(
+    every_n_steps: int = 1000,
+    best: int = 10,
+    metric: str = "wer",
+    subset: str | None = None,
+    subsets: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[ModelCheckpoint]:
+    """Return the callbacks that write the checkpoints of every run.
+
+    Args:
+        every_n_steps: Optimizer steps between two writings of `last-step.ckpt`; 0 writes none. `last.ckpt` is that of
+            the last epoch.
+        best: How many checkpoints with the lowest error rates on a development subset are kept, see `BestCheckpoints`;
+            0 keeps none. Data without a development subset keep none.
+        metric: The error rate that they are chosen by, as `wer` or `cer`.
+        subset: The development subset; the first one if None.
+        subsets: Of the data, by what they are for.
+
+    Raises:
+        InputError: A number is negative.
+    """
+    for name, number in (("every_n_steps", every_n_steps), ("best", best)):
+        if number < 0:
+            raise InputError(f"checkpoints.{name}: expected 0 or more, got {number}")
+    savings = [ModelCheckpoint(filename="last", every_n_epochs=1, enable_version_counter=False)]
+    if every_n_steps:
+        step = ModelCheckpoint(filename="last-step", every_n_train_steps=every_n_steps, enable_version_counter=False)
+        savings.append(step)
+    if best and (subset is not None or development_subsets(subsets)):
+        savings.append(BestCheckpoints(best, metric, subset))
+    return savings
 
 
 def refuse_choice_by_tests(callbacks: Iterable[Callback], subsets: Mapping[str, Sequence[str]]) -> None:

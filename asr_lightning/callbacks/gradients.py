@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from asr_lightning.callbacks.measurement import Measurement
-from asr_lightning.models.sharding import whole
+from asr_lightning.models.fsdp import full_tensor
 
 
 class GradientNorms(Measurement):
@@ -28,7 +28,7 @@ class GradientNorms(Measurement):
 
 def gradient_norm(module: torch.nn.Module) -> Tensor:
     """Return the 2-norm of all gradients of a module together: a scalar on its device, 0 where there are none."""
-    return whole(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
+    return full_tensor(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
 
 
 def _is_trained(module: torch.nn.Module) -> bool:

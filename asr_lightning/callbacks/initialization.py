@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Fixed, module_axes
-from asr_lightning.nn.convolution import MaskedBatchNorm
+from asr_lightning.nn.batch_norm import MaskedBatchNorm
 
 PACKED = ("gates", "value and gate")  # axes of several matrices, one above the other
 Scheme = Literal["default", "xavier", "he", "uniform"]

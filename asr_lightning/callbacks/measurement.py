@@ -13,10 +13,11 @@ class Measurement(Callback):
 
         Args:
             every_n_steps: Optimiser steps between two measurements; by default `trainer.log_every_n_steps`. A logger
-                only writes every `trainer.log_every_n_steps`, what was measured last, so this must divide that.
+                only writes every `trainer.log_every_n_steps`, what was measured last, so this must divide that. 0
+                measures nothing.
         """
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        if every_n_steps is not None and every_n_steps < 0:
+            raise ValueError(f"every_n_steps must be at least 0, got {every_n_steps}")
         self.every_n_steps = every_n_steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -31,7 +32,7 @@ class Measurement(Callback):
 
     def is_due(self, trainer: Trainer) -> bool:
         """Say, before an optimiser step, whether it is one to measure."""
-        every = self.every_n_steps or _log_interval(trainer)
+        every = _log_interval(trainer) if self.every_n_steps is None else self.every_n_steps
         return every > 0 and (trainer.global_step + 1) % every == 0
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from asr_lightning.callbacks.measurement import Measurement
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import read_checkpoint
-from asr_lightning.models.sharding import shared_like, whole
+from asr_lightning.models.fsdp import full_tensor, local_part
 
 Weights = dict[str, Tensor]  # by the names of parameters
 
@@ -35,8 +35,8 @@ class UpdateSizes(Measurement):
         """Choose how often.
 
         Args:
-            every_n_steps: Optimiser steps between two measurements; by default `trainer.log_every_n_steps`, which it
-                must divide.
+            every_n_steps: Optimizer steps between two measurements; by default `trainer.log_every_n_steps`, which it
+                must divide. 0 measures nothing.
         """
         super().__init__(every_n_steps)
         self._before: Weights | None = None
@@ -68,7 +68,7 @@ class DistanceFromStart(Measurement):
 
     The start is written once, as `checkpoints/initial.ckpt` in the run folder, and read again when a run is resumed. In
     the state of the callback it would make every checkpoint larger, each time by the same numbers; as a checkpoint of
-    its own it is also an end point for `asr_lightning.tools.path`. The state only holds a checksum, so that the start
+    its own it is also an end point for `asr path`. The state only holds a checksum, so that the start
     of another run is not taken for one's own: where the file is missing or another's, there is a warning, and the
     distances are left out.
     """
@@ -77,8 +77,8 @@ class DistanceFromStart(Measurement):
         """Choose how often.
 
         Args:
-            every_n_steps: Optimiser steps between two measurements; by default `trainer.log_every_n_steps`, which it
-                must divide.
+            every_n_steps: Optimizer steps between two measurements; by default `trainer.log_every_n_steps`, which it
+                must divide. 0 measures nothing.
         """
         super().__init__(every_n_steps)
         self._start: Weights | None = None
@@ -96,6 +96,8 @@ class DistanceFromStart(Measurement):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights and write them, or read them where training goes on."""
         super().on_train_start(trainer, pl_module)
+        if self.every_n_steps == 0:
+            return
         path = Path(trainer.default_root_dir) / "checkpoints" / "initial.ckpt"
         if trainer.global_step == 0:
             self._start = copy_weights(pl_module)
@@ -129,7 +131,7 @@ class DistanceFromStart(Measurement):
         except InputError as error:
             return _warn(str(error))
         trained = [(name, parameter) for name, parameter in _trained(module) if name in saved]
-        start = {name: shared_like(saved[name].to(module.device), parameter) for name, parameter in trained}
+        start = {name: local_part(saved[name].to(module.device), parameter) for name, parameter in trained}
         if checksum(start) != self._checksum:
             return _warn(f"{path.absolute()} holds the start of another run")
         return start
@@ -153,7 +155,7 @@ def checksum(weights: Weights) -> str:
     """Return eight hexadecimal digits that differ where any name or bit does (CRC-32), on any device."""
     total = 0
     for name, tensor in weights.items():
-        values = whole(tensor.detach()).cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+        values = full_tensor(tensor.detach()).cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
         total = zlib.crc32(values, zlib.crc32(name.encode(), total))
     return f"{total:08x}"
 
@@ -172,7 +174,7 @@ def part_distances(module: nn.Module, start: Weights) -> dict[str, tuple[float, 
     names = [name for name, _ in module.named_parameters() if name in start]
     parameters = dict(module.named_parameters())
     norms = [
-        torch.stack([whole(torch.linalg.vector_norm(one)) for one in (parameters[name].float() - old, old)])
+        torch.stack([full_tensor(torch.linalg.vector_norm(one)) for one in (parameters[name].float() - old, old)])
         for name in names
         for old in [start[name].float()]
     ]

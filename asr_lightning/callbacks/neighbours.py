@@ -1,11 +1,20 @@
 """Nearest neighbours of decoder states in other sentences [Lim et al. 2019, 3.4 and 3.5]."""
 
 from pathlib import Path
+from typing import Literal
 
 from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
-from asr_lightning.analysis.activations import layers_of, read_description
-from asr_lightning.analysis.histories import SENTENCES, Histories, Published, caption, find_histories, table
+from asr_lightning.analysis.activations import layers_of_unit, read_description
+from asr_lightning.analysis.character_neighbours import (
+    SENTENCES,
+    CharacterNeighbours,
+    PublishedTable,
+    find_character_neighbours,
+    neighbour_caption,
+    neighbour_table,
+)
 from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers, without_result
 from asr_lightning.files import write_atomically
 from asr_lightning.models.recognizer import Recognizer
@@ -31,6 +40,7 @@ class Neighbours(Looking):
         published: The paper's table, which is printed beside ours.
         seed: Of the sentences and of the baselines.
         stage: Of the activations.
+        silence: `refuse` a network that has recognized no characters, or `warn`, as in a rehearsal.
 
     Raises:
         ValueError: There are fewer than two sentences to compare.
@@ -41,9 +51,10 @@ class Neighbours(Looking):
         layers: list[str] | None = None,
         k: int = 5,
         sentences: int | None = SENTENCES,
-        published: Published | None = None,
+        published: PublishedTable | None = None,
         seed: int = 1,
         stage: Stage = "test",
+        silence: Literal["refuse", "warn"] = "refuse",
     ) -> None:
         super().__init__([stage])
         if sentences is not None and sentences < 2:
@@ -53,35 +64,40 @@ class Neighbours(Looking):
         self.sentences = sentences
         self.published = published
         self.seed = seed
+        self.silence = silence
 
     def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
         """Find and write.
 
         Raises:
-            InputError: The network has recognised no characters in two sentences.
+            InputError: The network has recognized no characters in two sentences, and `silence` is `refuse`.
         """
         if not trainer.is_global_zero:
             return
         for name in ("table.csv", "table.md"):  # of an earlier test: without them there is no result
             (folder / name).unlink(missing_ok=True)
         activations = folder.parents[1] / "activations" / folder.name
-        layers = layers_of(activations, "token", self.layers)
-        found = find_histories(activations, layers, self.k, self.seed, str(recognizer.device), self.sentences)
+        layers = layers_of_unit(activations, "token", self.layers)
+        found = find_character_neighbours(
+            activations, layers, self.k, self.seed, str(recognizer.device), self.sentences
+        )
         if not found:
             seen = read_description(activations)
-            without_result(
-                trainer,
+            message = (
                 f"no neighbours: expected at least two sentences with characters in {activations}, but the network "
-                f"recognised less in {seen.get('utterances')} utterances after {seen.get('step')} steps; train it "
-                "longer, or leave Neighbours out",
+                f"recognized fewer in {seen.get('utterances')} utterances; train it longer, or leave Neighbours out"
             )
+            if self.silence == "warn":
+                rank_zero_warn(message)
+            else:
+                without_result(trainer, message)
             return
         said = {one.layer: lines(one) for one in found}
         for layer, of_layer in said.items():
             write_atomically(folder / f"{layer}.csv", as_csv([header(self.k), *of_layer]))
-        rows = table(found, self.published)
+        rows = neighbour_table(found, self.published)
         write_atomically(folder / "table.csv", as_csv(rows))
-        about = caption(found, self.seed, self.published)
+        about = neighbour_caption(found, self.seed, self.published)
         write_atomically(folder / "table.md", f"{as_markdown(rows)}\n\n{about}\n")
         columns = ["layer", "utterance", "position", "sentence", *(f"neighbour_{n + 1}" for n in range(self.k))]
         for logger in wandb_loggers(trainer):
@@ -98,11 +114,11 @@ def header(k: int) -> list[str]:
     ]
 
 
-def lines(found: Histories) -> list[list[str]]:
+def lines(found: CharacterNeighbours) -> list[list[str]]:
     """Return a line for every character."""
     shown = [found.context(row) for row in range(len(found.characters))]
     result = []
-    for row, places in enumerate(found.places):
+    for row, places in enumerate(found.neighbours):
         line = [str(found.utterances[row]), str(found.index[row]), str(found.characters[row]), shown[row]]
         for rank, place in enumerate(places):
             if place < 0:

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from asr_lightning.analysis.activations import Unit
-from asr_lightning.analysis.alignment import forced_alignment
+from asr_lightning.analysis.token_times import token_spans
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
-from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.nn.ctc import CTCOutput
+from asr_lightning.models.recognizer import CTCOutput, Recognizer
 
 KINDS = ("output", "input", "weights")
 
@@ -76,7 +75,7 @@ class Observation:
         """Return the encoder frame at which each token begins, by the CTC output; nothing where that cannot say."""
         if self.log_probs is None:
             return []
-        aligned = forced_alignment(self.log_probs[row, : int(self.lengths[row])], tokens, blank_id)
+        aligned = token_spans(self.log_probs[row, : int(self.lengths[row])], tokens, blank_id)
         return [first for first, _ in aligned or []]
 
 

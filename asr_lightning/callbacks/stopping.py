@@ -90,6 +90,27 @@ class FinishEpoch(Callback):
             validation[span] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
 
+class OtherParts(Callback):
+    """Lets a run go on with another number of batches in an optimizer step.
+
+    Data modules cut the same optimizer steps into the batches of any number of processes and of any
+    `trainer.accumulate_grad_batches`, and checkpoints are written between steps. So a run may go on with others, at an
+    epoch's start and within an epoch; only Lightning's count of the batches that are done must be that of the new ones.
+    """
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count the batches that are done as the run cuts steps now, which Lightning restores afterwards."""
+        loops = checkpoint.get("loops", {}).get("fit_loop", {})
+        loaders = loops.get("state_dict", {}).get("combined_loader") or [{}]
+        before, now = loaders[0].get("accumulate_grad_batches"), trainer.accumulate_grad_batches
+        if not before or before == now:
+            return
+        for counts in (loops["epoch_loop.batch_progress"][span] for span in ("total", "current")):
+            processed = counts["processed"] // before * now
+            # the batch after which a checkpoint is written is processed, and not completed yet
+            counts.update({name: number - counts["processed"] + processed for name, number in counts.items()})
+
+
 class SaveLastEpoch(Callback):
     """Lets checkpoints of every epoch be written at its end too, not only after a validation.
 

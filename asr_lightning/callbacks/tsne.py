@@ -8,8 +8,15 @@ from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from asr_lightning.analysis.activations import Layer, read_description, read_utterances
-from asr_lightning.analysis.layers import Projected, curves, measure, project_layers, read_layers, table_of
-from asr_lightning.analysis.sentences import Chosen, choose_sentences, find_sentences, text_of
+from asr_lightning.analysis.chosen_sentences import ChosenSentence, choose_sentences, find_sentences, text_of
+from asr_lightning.analysis.layers import (
+    Projected,
+    layer_curves,
+    layer_table,
+    measure_layers,
+    project_layers,
+    read_layers,
+)
 from asr_lightning.callbacks.activations import Activations
 from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers, without_result
 from asr_lightning.errors import InputError
@@ -23,7 +30,7 @@ SENTENCES = "sentences.csv"
 SENTENCE_COLUMNS = ("speaker", "utterance", "text", "note")
 LABELS = (
     "name those of the utterances in Activations.labels, as data_modules.phone_labels.CTMLabels reads what "
-    "`python -m asr_lightning.tools.align --config experiments/hybrid.yaml --checkpoint "
+    "`asr align --config experiments/hybrid.yaml --checkpoint "
     "runs/hybrid/checkpoints/last.ckpt --output runs/hybrid/alignments` writes"
 )
 
@@ -116,7 +123,7 @@ class TSNE(Looking):
             except ValueError as error:  # hardly a frame, or numbers that overflowed: the other speakers go on
                 rank_zero_warn(f"no t-SNE of speaker {speaker}: {error}")
                 continue
-            measured += measure(projected, self.neighbours)
+            measured += measure_layers(projected, self.neighbours)
             for one in projected:
                 write_atomically(folder / speaker / f"{one.layer.name}.csv", places_as_csv(one))
             for chosen in self._chosen_sentences(speaker, utterances, sizes, first=speaker == speakers[0]):
@@ -134,11 +141,13 @@ class TSNE(Looking):
             )
         rows = [[one.speaker, one.utterance, one.text, one.note] for one in drawn]
         write_atomically(folder / SENTENCES, as_csv([SENTENCE_COLUMNS, *rows]))
-        write_atomically(folder / "figures.csv", as_csv(table_of(measured)))
-        plot_curves(curves(measured), folder / "figures.png")
+        write_atomically(folder / "figures.csv", as_csv(layer_table(measured)))
+        plot_curves(layer_curves(measured), folder / "figures.png")
         recognizer.print(f"t-SNE of {len(layers)} layers is in {folder.absolute()}")
 
-    def _draw_sentence(self, trainer: Trainer, projected: Sequence[Projected], chosen: Chosen, folder: Path) -> None:
+    def _draw_sentence(
+        self, trainer: Trainer, projected: Sequence[Projected], chosen: ChosenSentence, folder: Path
+    ) -> None:
         utterance, caption = chosen.utterance, chosen.caption
         for kind, plot in (("order", plot_order), ("phone", plot_phones)):
             plot(projected, utterance, caption, folder / f"{utterance}-{kind}.png")
@@ -161,13 +170,13 @@ class TSNE(Looking):
 
     def _chosen_sentences(
         self, speaker: str, utterances: Mapping[str, Mapping[str, str]], sizes: Mapping[str, int], first: bool
-    ) -> list[Chosen]:
+    ) -> list[ChosenSentence]:
         """Return the sentences of a speaker that are drawn; of the first speaker also those that stand in."""
         mine = {name: size for name, size in sizes.items() if utterances[name]["speaker"] == speaker}
         if isinstance(self.sentences, int):
             typical = np.median(list(mine.values())) if mine else 0
             names = sorted(mine, key=lambda name: abs(mine[name] - typical))[: self.sentences]
-            return [Chosen(name, speaker, text_of(utterances[name])) for name in names]
+            return [ChosenSentence(name, speaker, text_of(utterances[name])) for name in names]
         chosen = choose_sentences(self.sentences, utterances, sizes, speaker)
         return [one for one in chosen if one.speaker == speaker and (first or not one.note)]
 
@@ -189,7 +198,7 @@ def places_as_csv(projected: Projected) -> str:
     layer = projected.layer
     lines: list[list[object]] = [[*COLUMNS]]
     columns = (layer.utterances, layer.speakers, layer.index, layer.starts, layer.ends, layer.characters, layer.phones)
-    for row, (x, y) in zip(zip(*columns, strict=True), projected.places, strict=True):
+    for row, (x, y) in zip(zip(*columns, strict=True), projected.positions, strict=True):
         name, speaker, index, start, end, character, phone = row
         numbers = [f"{value:.4f}" for value in (start, end, x, y)]
         lines.append([name, speaker, index, *numbers[:2], character, phone, *numbers[2:]])

@@ -108,10 +108,10 @@ def select_weights(
         for place, pair in enumerate(zip(axes[name], teacher_axes[source], strict=True)):
             salt = f"{seed} {name}.{place}" if elements == "random_inconsistent" else f"{seed} "
             try:
-                picks.append(_pick_axis(*pair, partial(_indices, elements, salt)))
+                picks.append(pick_axis(*pair, partial(_indices, elements, salt)))
             except InputError as error:
                 raise _unusable(f"axis {place} of {name} {error}") from None
-        weights[name] = _take(own.detach(), teacher_weights[source].detach(), [pick.places for pick in picks])
+        weights[name] = take(own.detach(), teacher_weights[source].detach(), [pick.places for pick in picks])
         report.append(Selected(name, source, tuple(pick.words for pick in picks)))
     return weights, report
 
@@ -151,6 +151,9 @@ IndexRule = Callable[[int, int], Tensor]  # (teacher's size, student's size) -> 
 
 
 def _indices(elements: ElementRule, salt: str, teacher: int, student: int) -> Tensor:
+    if teacher < student:
+        raise InputError(f"has {student} entries, but only {teacher} in the teacher: a teacher must be at least as "
+                         "large as its student everywhere")  # fmt: skip
     if elements == "uniform":
         return uniform_indices(teacher, student)
     if elements == "consecutive":
@@ -160,14 +163,24 @@ def _indices(elements: ElementRule, salt: str, teacher: int, student: int) -> Te
 
 
 @dataclass(frozen=True)
-class _Pick:
-    """Which place of the teacher each place of the student takes, -1 where it keeps its own; and the same in words."""
+class Pick:
+    """Which index of the source each index of an axis takes, -1 where it keeps its own value; and the same in words."""
 
     places: Tensor
     words: str
 
 
-def _pick_axis(own: Axis, source: Axis, rule: IndexRule) -> _Pick:
+def pick_axis(own: Axis, source: Axis, rule: IndexRule) -> Pick:
+    """Return what an axis takes of the same axis of another network.
+
+    Args:
+        own: The meaning of the axis.
+        source: The meaning of the other network's axis.
+        rule: Chooses among units where the sizes differ, from `(source's size, own size)`.
+
+    Raises:
+        InputError: The axes mean different things, or the rule refuses their sizes.
+    """
     if len(own) != len(source):
         raise InputError(f"joins {len(own)} parts, but {len(source)} in the teacher")
     places, words, start = [], [], 0
@@ -176,10 +189,10 @@ def _pick_axis(own: Axis, source: Axis, rule: IndexRule) -> _Pick:
         places.append(torch.where(pick.places < 0, -1, pick.places + start))
         words.append(pick.words)
         start += axis_size((source_product,))
-    return _Pick(torch.cat(places), " and ".join(words))
+    return Pick(torch.cat(places), " and ".join(words))
 
 
-def _pick_product(own: Product, source: Product, rule: IndexRule) -> _Pick:
+def _pick_product(own: Product, source: Product, rule: IndexRule) -> Pick:
     if [type(factor) for factor in own] != [type(factor) for factor in source]:
         raise InputError(f"is {own}, but {source} in the teacher")
     places, words = torch.zeros(1, dtype=torch.int64), []
@@ -188,10 +201,10 @@ def _pick_product(own: Product, source: Product, rule: IndexRule) -> _Pick:
         outer, inner = places.unsqueeze(1), pick.places
         places = torch.where((outer < 0) | (inner < 0), -1, outer * source_factor.size + inner).flatten()
         words.append(pick.words)
-    return _Pick(places, " × ".join(words))
+    return Pick(places, " × ".join(words))
 
 
-def _pick_factor(own: Factor, source: Factor, rule: IndexRule) -> _Pick:
+def _pick_factor(own: Factor, source: Factor, rule: IndexRule) -> Pick:
     sizes = f"{own.size} of {source.size}"
     if isinstance(own, Tokens) and isinstance(source, Tokens):
         return _pick_tokens(own.names, source.names)
@@ -199,31 +212,31 @@ def _pick_factor(own: Factor, source: Factor, rule: IndexRule) -> _Pick:
         if own != source:
             raise InputError(f"has {own.size} {own.name}, but {source.size} {source.name} in the teacher: both need "
                              "the same features and the same structure")  # fmt: skip
-        return _Pick(torch.arange(own.size), f"all {own.size} {own.name}")
-    if source.size < own.size:
-        raise InputError(f"has {own.size} entries, but only {source.size} in the teacher: a teacher must be at least "
-                         "as large as its student everywhere")  # fmt: skip
+        return Pick(torch.arange(own.size), f"all {own.size} {own.name}")
+    if source.size == own.size:
+        return Pick(torch.arange(own.size), f"all {own.size}")
+    places = rule(source.size, own.size)
     if isinstance(own, Taps):
         beyond, odd = divmod(source.size - own.size, 2)
         if odd:
             raise InputError(f"has {own.size} taps, but {source.size} in the teacher: both need to be odd, or both "
                              "even, for one to be centred in the other")  # fmt: skip
-        return _Pick(torch.arange(own.size) + beyond, f"central {sizes} taps")
-    if source.size == own.size:
-        return _Pick(torch.arange(own.size), f"all {own.size}")
-    return _Pick(rule(source.size, own.size), sizes)
+        places = torch.arange(own.size) + beyond
+        return Pick(torch.where((places < 0) | (places >= source.size), -1, places), f"central {sizes} taps")
+    return Pick(places, sizes)
 
 
-def _pick_tokens(own: tuple[str, ...], source: tuple[str, ...]) -> _Pick:
+def _pick_tokens(own: tuple[str, ...], source: tuple[str, ...]) -> Pick:
     ids = {token: number for number, token in enumerate(source)}
     shared = [token for token in own if token in ids]
     if all(token.startswith("<") for token in shared):  # <blank>, <unk> and <eos> are in every vocabulary
         raise InputError(f"has a row for each of {len(own)} tokens, {len(source)} in the teacher, but the tokenizers "
                          "share none")  # fmt: skip
-    return _Pick(torch.tensor([ids.get(token, -1) for token in own]), f"{len(shared)} of {len(own)} tokens by name")
+    return Pick(torch.tensor([ids.get(token, -1) for token in own]), f"{len(shared)} of {len(own)} tokens by name")
 
 
-def _take(own: Tensor, source: Tensor, axes: list[Tensor]) -> Tensor:
+def take(own: Tensor, source: Tensor, axes: list[Tensor]) -> Tensor:
+    """Return `own` with the values of `source` at the indices of each axis; -1 keeps the own value."""
     known = torch.ones((), dtype=torch.bool)
     taken = source.cpu()
     for place, indices in enumerate(axes):
@@ -237,10 +250,10 @@ def _plain_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
 
 
 class WeightSelection(FirstWeights):
-    """Initialises the recogniser from a teacher's checkpoint when training begins; never when it is resumed.
+    """Initializes the recognizer from a teacher's checkpoint when training begins; never when it is resumed.
 
     Args:
-        teacher: Path of the teacher's checkpoint.
+        teacher: Path of the teacher's checkpoint; None leaves the weights as they are.
         made_by: The command that makes this checkpoint, for the message when it is missing.
         layers: Which layers: `first` (the paper's rule), `uniform` or `last`.
         elements: Which units: `uniform` (the paper's rule), `consecutive`, `random_consistent`, `random_inconsistent`.
@@ -254,7 +267,7 @@ class WeightSelection(FirstWeights):
 
     def __init__(
         self,
-        teacher: str,
+        teacher: str | None = None,
         made_by: str = "",
         layers: LayerRule = "first",
         elements: ElementRule = "uniform",
@@ -271,11 +284,13 @@ class WeightSelection(FirstWeights):
 
     def set_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Select the weights, and print what each of them is; all ranks read the same file."""
+        if self.teacher is None:
+            return
         if not Path(self.teacher).is_file():
             advice = f"; make it with `{self.made_by}`" if self.made_by else ""
             raise InputError(f"no teacher's checkpoint at {self.teacher} ({Path(self.teacher).absolute()}){advice}")
         teacher = load_recognizer(self.teacher)
-        _check_features(pl_module.features, teacher.features)  # type: ignore[arg-type] # of any recogniser
+        check_features(pl_module.features, teacher.features)  # type: ignore[arg-type] # of any recogniser
         weights, report = select_weights(pl_module, teacher, self.layers, self.elements, self.axis_aware, self.seed)
         pl_module.load_state_dict(weights)
         aware = "along their meaning" if self.axis_aware else "by their sizes alone"
@@ -284,8 +299,8 @@ class WeightSelection(FirstWeights):
         rank_zero_info("\n  ".join([title, *map(str, report)]))
 
 
-def _check_features(own: Features, source: Features) -> None:
-    """See that both hear the same in the same audio, once the student has the teacher's statistics."""
+def check_features(own: Features, source: Features) -> None:
+    """Refuse features that compute something else from the same audio, with the same statistics."""
     both = [deepcopy(features).cpu().eval() for features in (own, source)]
     rates = [features.sample_rate for features in both]
     shapes = [{name: tensor.shape for name, tensor in features.state_dict().items()} for features in both]
@@ -301,4 +316,4 @@ def _check_features(own: Features, source: Features) -> None:
             f"{features.hop_samples} at {features.sample_rate} Hz, then {type(features.normalization).__name__}"
             for features in both
         ]
-        raise _unusable(f"it was trained on other features, {words[1]}; the student's are {words[0]}")
+        raise _unusable(f"it was trained on other features, {words[1]}; the model's are {words[0]}")

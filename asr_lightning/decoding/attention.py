@@ -21,7 +21,7 @@ State = tuple[Tensor, ...]
 
 
 class Decoder(Protocol):
-    """Predicts every token of a hypothesis from those before it, as `asr_lightning.nn.decoder` has it."""
+    """Predicts every token of a hypothesis from those before it, as `asr_lightning.nn.sequences` has it."""
 
     def initial_state(self, memory: State) -> State:
         """Return the state before any token, one row per utterance."""

@@ -37,7 +37,7 @@ class ArpaLanguageModel(LanguageModel):
 
 
 class NGramLanguageModel(ArpaLanguageModel):
-    """A model of the recognizer's tokens, in an ARPA file as `python -m asr_lightning.tools.ngram estimate` makes it.
+    """A model of the recognizer's tokens, in an ARPA file as `asr ngram estimate` makes it.
 
     What the model does not know is as probable as its `<unk>`, and impossible if it has none. The state is the context:
     the model's ids (N, order - 1) of the last tokens, -1 before the first. Distributions are computed on the CPU, and
@@ -74,7 +74,7 @@ class NGramLanguageModel(ArpaLanguageModel):
         if foreign:
             raise InputError(
                 f"{self.arpa}: expected a language model of the recognizer's {len(tokenizer)} tokens, found "
-                f"{', '.join(map(repr, foreign[:3]))} in it; estimate one with `python -m asr_lightning.tools.ngram "
+                f"{', '.join(map(repr, foreign[:3]))} in it; estimate one with `asr ngram "
                 "estimate --units tokens`, or, if these are words, use WordNGramLanguageModel"
             )
         columns = np.array([model.id_of(token) for token in tokenizer.tokens])

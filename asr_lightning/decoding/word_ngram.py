@@ -17,7 +17,7 @@ Context = tuple[tuple[int, ...], tuple[int, ...]]  # the model's ids of the last
 
 
 class WordNGramLanguageModel(ArpaLanguageModel):
-    """A word n-gram model in an ARPA file, as `python -m asr_lightning.tools.ngram estimate` makes it.
+    """A word n-gram model in an ARPA file, as `asr ngram estimate` makes it.
 
     In the search a word counts when it is finished, by a token that begins the next or by the end; until then every
     token is certain. A word that the model does not know is as probable as its `<unk>`, and impossible if it has none.

@@ -1,1 +1,1 @@
-"""Hidden Markov models: what a hybrid needs besides its network. Graphs, Gaussians and searches are Kaldi's code."""
+"""Hidden Markov models of the hybrid system. Graphs, Gaussian mixtures and best-path search use Kaldi's code."""

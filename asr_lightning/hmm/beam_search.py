@@ -1,7 +1,7 @@
-"""Beam search that keeps what comes close to the best path [Ortmanns, Ney and Aubert 1997; Povey et al. 2012].
+"""Beam search with lattices [Ortmanns, Ney and Aubert 1997; Povey et al. 2012].
 
-Kaldi's wheel shows Python the best path only. Here all active states of a frame are followed at once, in arrays, and
-pruned as Kaldi's decoder does.
+The Python wheel of Kaldi exposes the best path only. This search follows all active states of a frame at once, in
+arrays, and prunes them as Kaldi's decoder does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ class _Links:
     """Arcs of the graph between active states.
 
     Attributes:
-        sources: (L,) places among the active states.
+        sources: (L,) indices among the active states.
         targets: (L,) the same.
         arcs: (L,) numbers among the emitting or the silent arcs.
         costs: (L,) of the graph and of the frame.
@@ -43,7 +43,7 @@ class _Links:
 
 @dataclass(frozen=True, eq=False)
 class _Column:
-    """What is active between two frames.
+    """Active states between two frames.
 
     Attributes:
         states: (N,) of the graph, in an order in which silent arcs lead forwards.
@@ -59,7 +59,7 @@ class _Column:
 
 
 class BeamSearch:
-    """Looks for all paths whose costs are close to the best one's.
+    """Beam search for all paths with costs close to that of the best path.
 
     Args:
         graph: Where they lead through.
@@ -100,7 +100,7 @@ class BeamSearch:
         return compact(*self._spell(columns, ["", *words]))
 
     def _advance(self, before: _Column, row: np.ndarray) -> _Column:
-        """Return what is active behind a frame with log likelihoods (transition ids,)."""
+        """Return the active states after a frame with log likelihoods (transition ids,)."""
         emitting = self.graph.emitting
         width = self._width(before.forward)
         kept = np.flatnonzero(before.forward <= before.forward.min() + width)
@@ -113,7 +113,7 @@ class BeamSearch:
         return self._arrive(links, arrivals[good], limit)
 
     def _width(self, costs: np.ndarray) -> float:
-        """Return how far above the best the costs of active states may be."""
+        """Return the beam width: the largest cost of an active state above the best one."""
         if len(costs) > self.max_active:
             highest = np.partition(costs, self.max_active)[self.max_active] - costs.min()
             if highest < self.beam:
@@ -130,7 +130,7 @@ class BeamSearch:
             arrivals: (L,) costs up to their ends.
             limit: Of costs.
         """
-        best, places, silent = self._costs, self._places, self.graph.silent
+        best, columns, silent = self._costs, self._places, self.graph.silent
         np.minimum.at(best, into.targets, arrivals)
         new = np.unique(into.targets)
         reached = [new]
@@ -143,7 +143,7 @@ class BeamSearch:
             reached.append(new)
         states = np.unique(np.concatenate(reached))
         states = states[np.argsort(self.graph.depths[states], kind="stable")]
-        places[states] = np.arange(len(states))
+        columns[states] = np.arange(len(states))
         into = into.only(arrivals <= best[into.targets] + self.lattice_beam)
         sources, arcs = silent.out_of(states)
         within = _Links(sources, silent.targets[arcs], arcs, silent.costs[arcs])
@@ -154,8 +154,8 @@ class BeamSearch:
         return _Column(
             states,
             forward,
-            replace(into, targets=places[into.targets]),
-            replace(within, targets=places[within.targets]),
+            replace(into, targets=columns[into.targets]),
+            replace(within, targets=columns[within.targets]),
         )
 
     def _ends(self, column: _Column) -> np.ndarray:
@@ -180,9 +180,9 @@ class BeamSearch:
                         zip(graph.tolist(), (links.costs - graph).tolist(), strict=True), strict=True,
                     )  # fmt: skip
                 before, node = node, node + len(column.states)
-            for place, cost in enumerate(self._ends(columns[-1]).tolist(), before):
+            for state, cost in enumerate(self._ends(columns[-1]).tolist(), before):
                 if cost < np.inf:
-                    yield place, node, "", (cost, 0.0)
+                    yield state, node, "", (cost, 0.0)
 
         return [*frames, len(columns) - 1], arcs()
 
@@ -202,19 +202,19 @@ def _prune(columns: list[_Column], ends: np.ndarray, lattice_beam: float) -> lis
         column = columns[number]
         backward = _follow_back(column.within, backward)
         kept = column.forward + backward <= limit
-        places = np.cumsum(kept) - 1
+        renumbered = np.cumsum(kept) - 1
         within = column.within.only(column.within.through(column.forward, backward) <= limit)
-        within = replace(within, sources=places[within.sources], targets=places[within.targets])
+        within = replace(within, sources=renumbered[within.sources], targets=renumbered[within.targets])
         into = column.into.only(kept[column.into.targets])
         if number:
             before = columns[number - 1].forward
             into = column.into.only(column.into.through(before, backward) <= limit)
             after, backward = backward, np.full(len(before), np.inf)
             np.minimum.at(backward, into.sources, into.costs + after[into.targets])
-        into = replace(into, targets=places[into.targets])
+        into = replace(into, targets=renumbered[into.targets])
         if pruned:
             links = pruned[-1].into
-            pruned[-1] = replace(pruned[-1], into=replace(links, sources=places[links.sources]))
+            pruned[-1] = replace(pruned[-1], into=replace(links, sources=renumbered[links.sources]))
         pruned.append(_Column(column.states[kept], column.forward[kept], into, within))
     return pruned[::-1]
 

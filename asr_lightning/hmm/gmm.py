@@ -14,7 +14,7 @@ from torchaudio.functional import compute_deltas
 from asr_lightning.audio.features import MFCC
 from asr_lightning.audio.normalization import UtteranceNormalization
 from asr_lightning.errors import InputError
-from asr_lightning.hmm.alignment import align
+from asr_lightning.hmm.frame_alignment import align_frames
 from asr_lightning.hmm.model import HiddenMarkovModel
 
 ACOUSTIC_SCALE = 0.1
@@ -26,7 +26,7 @@ GAUSSIANS_UPDATED = kaldi.str_to_gmm_flags("mvw")  # means, variances, weights
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainingUtterance:
     """An utterance to learn from or to align.
 
     Attributes:
@@ -54,7 +54,7 @@ class GaussianMixtures:
 
 @dataclass(frozen=True)
 class Pass:
-    """What came of a pass over the data.
+    """Result of a pass over the data.
 
     Attributes:
         number: From 1.
@@ -70,9 +70,13 @@ class Pass:
 
 
 def train(
-    model: HiddenMarkovModel, examples: Sequence[Example], passes: int = 40, gaussians: int = 1000, seed: int = 1,
+    model: HiddenMarkovModel,
+    examples: Sequence[TrainingUtterance],
+    passes: int = 40,
+    gaussians: int = 1000,
+    seed: int = 1,
     begin: Mapping[str, list[int]] | None = None,
-) -> Iterator[tuple[Pass, GaussianMixtures]]:  # fmt: skip
+) -> Iterator[tuple[Pass, GaussianMixtures]]:
     """Train mixtures, pass by pass, by alignments of the passes before; mixtures grow till the 3/4.
 
     Args:
@@ -90,15 +94,15 @@ def train(
     if not examples:
         raise InputError("expected utterances to train Gaussian mixtures on, got none")
     states = GaussianMixtures(model, _flat(model.pdfs, examples))
-    alignments = {one.id: _equal(one, seed) if begin is None else begin[one.id] for one in examples}
+    alignments = {example.id: _equal(example, seed) if begin is None else begin[example.id] for example in examples}
     random = np.random.default_rng(seed)
     growing = max(1, 3 * passes // 4)
     for number in range(1, passes + 1):
         anew = number <= 10 or number % 2 == 0 if begin is None else number % 5 == 0
         if number > 1 and anew:
-            decodables = ((one, states.decodable(one.features)) for one in examples)
-            alignments = {one.id: align(decodable, one.graph) for one, decodable in decodables}
-        failed = sum(not one for one in alignments.values())
+            decodables = ((example, states.decodable(example.features)) for example in examples)
+            alignments = {example.id: align_frames(decodable, example.graph) for example, decodable in decodables}
+        failed = sum(not alignment for alignment in alignments.values())
         if failed == len(examples):
             raise InputError(f"none of {failed} utterances could be aligned: do transcripts and audio belong together?")
         wanted = model.pdfs + (gaussians - model.pdfs) * min(number, growing) // growing
@@ -106,9 +110,9 @@ def train(
         yield Pass(number, log_likelihood, states.mixtures.num_gauss, failed), states
 
 
-def _flat(pdfs: int, examples: Sequence[Example]) -> kaldi.AmDiagGmm:
+def _flat(pdfs: int, examples: Sequence[TrainingUtterance]) -> kaldi.AmDiagGmm:
     """Give every pdf the mean and variance of all frames."""
-    everything = np.concatenate([one.features for one in examples])
+    everything = np.concatenate([example.features for example in examples])
     variance = np.maximum(everything.var(axis=0, dtype=np.float64), 1e-3)
     gaussian = _mixture(np.ones(1), everything.mean(axis=0, dtype=np.float64)[None], variance[None])
     mixtures = kaldi.AmDiagGmm()
@@ -125,28 +129,28 @@ def _mixture(weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> k
     return mixture
 
 
-def _equal(one: Example, seed: int) -> list[int]:
-    ok, path = kaldifst.equal_align(one.graph, len(one.features), seed, 10)
+def _equal(example: TrainingUtterance, seed: int) -> list[int]:
+    ok, path = kaldifst.equal_align(example.graph, len(example.features), seed, 10)
     return list(kaldifst.get_linear_symbol_sequence(path)[1]) if ok else []
 
 
 def _update(
     states: GaussianMixtures,
-    examples: Sequence[Example],
+    examples: Sequence[TrainingUtterance],
     alignments: dict[str, list[int]],
     gaussians: int,
     random: np.random.Generator,
 ) -> tuple[float, GaussianMixtures]:
-    """Return the mean log likelihood of a frame, and what maximises that of all frames given the alignments."""
+    """Return the mean log likelihood of a frame, and what maximizes that of all frames given the alignments."""
     model, mixtures = states.model, states.mixtures
     statistics = kaldi.AccumAmDiagGmm()
     statistics.init(mixtures, GAUSSIANS_UPDATED)
     counts = np.zeros(len(model.pdf_of))
     total = 0.0
-    for one in examples:
-        alignment = np.array(alignments[one.id], dtype=np.int64)
+    for example in examples:
+        alignment = np.array(alignments[example.id], dtype=np.int64)
         counts += np.bincount(alignment, minlength=len(counts))
-        for frame, pdf in zip(one.features, model.pdf_of[alignment].tolist(), strict=bool(len(alignment))):
+        for frame, pdf in zip(example.features, model.pdf_of[alignment].tolist(), strict=bool(len(alignment))):
             total += statistics.accumulate_for_gmm(mixtures, frame, pdf, 1.0)
     kaldi.mle_am_diag_gmm_update(kaldi.MleDiagGmmOptions(), statistics, GAUSSIANS_UPDATED, mixtures)
     if gaussians > mixtures.num_gauss:
@@ -158,7 +162,7 @@ def _update(
 def _split(
     mixtures: kaldi.AmDiagGmm, frames: np.ndarray, gaussians: int, random: np.random.Generator
 ) -> kaldi.AmDiagGmm:
-    """Split Gaussians in two; Kaldi's own code has random numbers that nobody can have again.
+    """Split Gaussians in two; Kaldi's own code is not reproducible.
 
     Args:
         mixtures: Of all pdfs.
@@ -186,7 +190,7 @@ def _split(
 def _halve(mixture: kaldi.DiagGmm, size: int, random: np.random.Generator) -> kaldi.DiagGmm:
     """Split the Gaussian of the greatest weight, until there are so many."""
     weights, means, variances = (
-        np.array(one, dtype=np.float64) for one in (mixture.weights, mixture.means, mixture.vars)
+        np.array(array, dtype=np.float64) for array in (mixture.weights, mixture.means, mixture.vars)
     )
     while len(weights) < size:
         heaviest = int(weights.argmax())
@@ -200,7 +204,7 @@ def _halve(mixture: kaldi.DiagGmm, size: int, random: np.random.Generator) -> ka
 
 
 class CepstralFeatures:
-    """What Gaussian mixtures read: 13 cepstral coefficients, normalised in each utterance, and two differences of each.
+    """Features of Gaussian mixtures: 13 cepstral coefficients, normalized per utterance, with two differences of each.
 
     Args:
         sample_rate: Samples per second.

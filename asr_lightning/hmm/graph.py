@@ -1,4 +1,4 @@
-"""From words and phones to graphs of transition ids [Mohri, Pereira and Riley 2008], with Kaldi's transducers."""
+"""Graphs of transition ids from words and phones [Mohri, Pereira and Riley 2008], with Kaldi's transducers."""
 
 import math
 from collections import Counter
@@ -20,7 +20,7 @@ SELF_LOOP_SCALE = 0.1  # of log probabilities of staying in a state or not, besi
 EPSILON = 0
 
 
-def sentence(model: HiddenMarkovModel, words: Sequence[str], phones: bool = False) -> kaldifst.StdVectorFst:
+def sentence_transducer(model: HiddenMarkovModel, words: Sequence[str], phones: bool = False) -> kaldifst.StdVectorFst:
     """Return a transducer from the phones of a sentence to its word ids; a pause may come before every word and behind.
 
     Args:
@@ -35,37 +35,37 @@ def sentence(model: HiddenMarkovModel, words: Sequence[str], phones: bool = Fals
     if missing:
         raise InputError(f"expected words of the lexicon, got {', '.join(missing)}")
     fst = kaldifst.StdVectorFst()
-    place = fst.add_state()
-    fst.start = place
+    state = fst.add_state()
+    fst.start = state
     for word in words:
-        place = _maybe_pause(model, fst, place)
+        state = _maybe_pause(model, fst, state)
         after = fst.add_state()
         for pronunciation in model.lexicon.pronunciations[word]:
-            _say(model, fst, place, after, pronunciation, model.word_ids[word])
-        place = after
-    fst.set_final(_maybe_pause(model, fst, place), 0.0)
+            _say(model, fst, state, after, pronunciation, model.word_ids[word])
+        state = after
+    fst.set_final(_maybe_pause(model, fst, state), 0.0)
     if phones:
         for state in kaldifst.StateIterator(fst):
-            _replace(fst, state, lambda arc: (arc.ilabel, arc.ilabel, 0.0))
+            _replace_labels(fst, state, lambda arc: (arc.ilabel, arc.ilabel, 0.0))
         kaldifst.determinize_star(fst)
     return fst
 
 
-def _maybe_pause(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, place: int) -> int:
+def _maybe_pause(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, state: int) -> int:
     after = fst.add_state()
-    _arc(fst, place, after, EPSILON, EPSILON, NO_PAUSE_COST)
-    _arc(fst, place, after, model.phone_ids[SILENCE], EPSILON, PAUSE_COST)
+    _arc(fst, state, after, EPSILON, EPSILON, NO_PAUSE_COST)
+    _arc(fst, state, after, model.phone_ids[SILENCE], EPSILON, PAUSE_COST)
     return after
 
 
 def _say(
-    model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, place: int, after: int, phones: Sequence[str | int], word: int
+    model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, state: int, after: int, phones: Sequence[str | int], word: int
 ) -> None:
     for number, phone in enumerate(phones):
         following = after if number == len(phones) - 1 else fst.add_state()
         label = phone if isinstance(phone, int) else model.phone_ids[phone]
-        _arc(fst, place, following, label, EPSILON if number else word, 0.0)
-        place = following
+        _arc(fst, state, following, label, EPSILON if number else word, 0.0)
+        state = following
 
 
 def _arc(fst: kaldifst.StdVectorFst, source: int, target: int, reads: int, says: int, cost: float) -> None:
@@ -109,10 +109,10 @@ def lexicon_transducer(model: HiddenMarkovModel, words: Iterable[str]) -> tuple[
     return fst, list(range(first, pause + 1))
 
 
-def grammar(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVectorFst:
+def grammar_transducer(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVectorFst:
     """Return an n-gram as a transducer on word ids; backing off reads the id behind the last word's.
 
-    Words that the lexicon lacks are left out. `<unk>` is one of them: what it stands for cannot be recognised.
+    Words that the lexicon lacks are left out. `<unk>` is one of them: what it stands for cannot be recognized.
     A path may back off where an n-gram is there, too, as everywhere in Kaldi. The best path of a sentence weighs as
     much as `NGram.score` says, or more: backing off forgets words, and what comes next may be more probable without.
     """
@@ -158,17 +158,17 @@ def decoding_graph(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVector
     known = [word for word in ngram.tokens if word in model.word_ids]
     if not known:
         raise InputError("expected a language model with words of the lexicon, found none")
-    spoken, symbols = lexicon_transducer(model, known)
-    said = grammar(model, ngram)
-    kaldifst.arcsort(spoken, sort_type="olabel")
-    kaldifst.arcsort(said, sort_type="ilabel")
-    both = kaldifst.compose(spoken, said)
+    lexicon, symbols = lexicon_transducer(model, known)
+    grammar = grammar_transducer(model, ngram)
+    kaldifst.arcsort(lexicon, sort_type="olabel")
+    kaldifst.arcsort(grammar, sort_type="ilabel")
+    both = kaldifst.compose(lexicon, grammar)
     kaldifst.determinize_star(both, use_log=True)
     kaldifst.minimize_encoded(both)
-    return expand(model, both, symbols)
+    return expand_to_states(model, both, symbols)
 
 
-def expand(
+def expand_to_states(
     model: HiddenMarkovModel, phones: kaldifst.StdVectorFst, symbols: Sequence[int] = (), scale: float = SELF_LOOP_SCALE
 ) -> kaldifst.StdVectorFst:
     """Turn a transducer that reads phones into one that reads transition ids, one a frame.
@@ -200,14 +200,14 @@ def _forget(fst: kaldifst.StdVectorFst, symbols: set[int]) -> None:
     """Read nothing where a disambiguation symbol was read."""
     for state in kaldifst.StateIterator(fst) if symbols else ():
         if any(arc.ilabel in symbols for arc in kaldifst.ArcIterator(fst, state)):
-            _replace(
+            _replace_labels(
                 fst,
                 state,
                 lambda arc: (EPSILON if arc.ilabel in symbols else arc.ilabel, arc.olabel, arc.weight.value),
             )
 
 
-def _replace(
+def _replace_labels(
     fst: kaldifst.StdVectorFst, state: int, changed: Callable[[kaldifst.StdArc], tuple[int, int, float]]
 ) -> None:
     """Give the arcs of a state other labels and costs."""
@@ -217,23 +217,25 @@ def _replace(
         _arc(fst, state, target, reads, says, cost)
 
 
-def numerator(model: HiddenMarkovModel, words: Sequence[str], spoken: kaldifst.StdVectorFst) -> kaldifst.StdVectorFst:
-    """Return the ways of saying a sentence, weighted as the phone grammar of the denominator weights them.
+def numerator_transducer(
+    model: HiddenMarkovModel, words: Sequence[str], phone_language_model: kaldifst.StdVectorFst
+) -> kaldifst.StdVectorFst:
+    """Return the pronunciations of a sentence, weighted as the phone grammar of the denominator weights them.
 
     Raises:
         InputError: A word is not in the lexicon, or the phone grammar has no way of saying the sentence.
     """
-    said = sentence(model, words, phones=True)
-    kaldifst.arcsort(said, sort_type="olabel")
-    both = kaldifst.compose(said, spoken)
+    sentence = sentence_transducer(model, words, phones=True)
+    kaldifst.arcsort(sentence, sort_type="olabel")
+    both = kaldifst.compose(sentence, phone_language_model)
     if not both.num_states:
-        raise InputError(f"expected a sentence that the phone grammar can say, got {' '.join(words)!r}")
+        raise InputError(f"expected a sentence that the phone grammar accepts, got {' '.join(words)!r}")
     kaldifst.rmepsilon(both)
-    return expand(model, both, scale=1.0)
+    return expand_to_states(model, both, scale=1.0)
 
 
 def phone_grammar(sequences: Iterable[Sequence[int]], order: int = 3) -> kaldifst.StdVectorFst:
-    """Return what reads phone ids, with the relative frequencies of n-grams, not smoothed [Povey et al. 2016, §2.3].
+    """Return an acceptor of phone ids with the relative frequencies of n-grams, not smoothed [Povey et al. 2016, §2.3].
 
     Args:
         sequences: The phone ids of utterances.
@@ -265,11 +267,11 @@ def phone_grammar(sequences: Iterable[Sequence[int]], order: int = 3) -> kaldifs
 
 
 def as_graph(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst) -> Graph:
-    """Return what the loss reads: arcs with pdfs in the place of transition ids.
+    """Return the graph for the loss: arcs with pdfs instead of transition ids.
 
     Args:
         model: Whose transition ids.
-        fst: Reads one of them with every arc, as what `expand` makes without disambiguation symbols.
+        fst: Reads one of them with every arc, as what `expand_to_states` makes without disambiguation symbols.
     """
     arcs = [
         (state, arc.nextstate, arc.ilabel, -arc.weight.value)

@@ -1,6 +1,6 @@
 """Decision trees in the binary form of Kaldi, which gives its code trees that were not made by it.
 
-    tree  = "ContextDependency " width centre "ToPdf " table of phones "EndContextDependency "
+    tree  = "ContextDependency " width center "ToPdf " table of phones "EndContextDependency "
     table = "TE " key size "( " an entry for each value of the key ") "
     leaf  = "CE " pdf
     split = "SE " key phones "{ " what follows if the key's value is among them, and if not "} "
@@ -44,8 +44,8 @@ def as_kaldi(roots: dict[tuple[int, int], Node], phones: int) -> kaldi.ContextDe
     """
     states = 1 + max(state for _, state in roots)
     tables = [_table(STATE, [_write(roots[phone, state]) for state in range(states)]) for phone in range(1, phones + 1)]
-    whole = _table(CENTRE, [b"NULL ", *tables])
-    data = b"ContextDependency " + _int(3) + _int(CENTRE) + b"ToPdf " + whole + b"EndContextDependency "
+    table = _table(CENTRE, [b"NULL ", *tables])
+    data = b"ContextDependency " + _int(3) + _int(CENTRE) + b"ToPdf " + table + b"EndContextDependency "
     return read_tree(data, phones, states)
 
 
@@ -67,9 +67,9 @@ def _int(number: int) -> bytes:
 
 
 def read_tree(data: bytes, phones: int, states: int) -> kaldi.ContextDependency:
-    """Return the tree of Kaldi's binary form, if it is whole.
+    """Return the tree in Kaldi's binary form after checking it.
 
-    Kaldi's reader would believe any number: that of a pdf that does not exist, or more phones than there are.
+    Kaldi's reader checks no number: neither those of pdfs nor those of phones.
 
     Args:
         data: Of a file.
@@ -87,7 +87,7 @@ def read_tree(data: bytes, phones: int, states: int) -> kaldi.ContextDependency:
 
 
 class _Reader:
-    """Goes through the bytes of a tree, up to the first that cannot be there."""
+    """Check of the bytes of a tree, up to the first invalid one."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -98,9 +98,9 @@ class _Reader:
         """Read everything."""
         self._token(b"ContextDependency ")
         width = self._integer(CONTEXTS)
-        centre = self._integer({CONTEXTS[width]})
+        center = self._integer({CONTEXTS[width]})
         self._token(b"ToPdf ")
-        self._table(centre, phones + 1)
+        self._table(center, phones + 1)
         self._token(b"NULL ")
         for _ in range(phones):
             self._table(STATE, states)
@@ -113,8 +113,10 @@ class _Reader:
 
     def _demand(self, fulfilled: bool, expected: str) -> None:
         if not fulfilled:
-            found = self.data[self.place : self.place + SHOWN]
-            raise ValueError(f"expected a tree in Kaldi's binary form, with {expected} at byte {self.place}: {found!r}")
+            excerpt = self.data[self.place : self.place + SHOWN]
+            raise ValueError(
+                f"expected a tree in Kaldi's binary form, with {expected} at byte {self.place}: {excerpt!r}"
+            )
 
     def _token(self, token: bytes) -> None:
         self._demand(self.data.startswith(token, self.place), repr(token.decode()))
@@ -122,8 +124,8 @@ class _Reader:
 
     def _integer(self, allowed: Collection[int], size: int = 4) -> int:
         number = int.from_bytes(self.data[self.place + 1 : self.place + 5], "little", signed=True)
-        whole = self.data.startswith(struct.pack("b", size), self.place) and self.place + 5 <= len(self.data)
-        self._demand(whole and number in allowed, f"a number in {allowed}")
+        complete = self.data.startswith(struct.pack("b", size), self.place) and self.place + 5 <= len(self.data)
+        self._demand(complete and number in allowed, f"a number in {allowed}")
         self.place += 5
         return number
 
@@ -140,8 +142,8 @@ class _Reader:
             size = 4 * self._integer(range(1, len(values) + 1))
             packed = self.data[self.place : self.place + size]
             members = np.frombuffer(packed[: len(packed) // 4 * 4], dtype="<i4")
-            there = len(packed) == size and set(members.tolist()) <= set(values)
-            self._demand(there and bool(np.all(np.diff(members) > 0)), "phones in their order")
+            known = len(packed) == size and set(members.tolist()) <= set(values)
+            self._demand(known and bool(np.all(np.diff(members) > 0)), "phones in their order")
             self.place += size
             self._token(b"{ ")
             for _ in "yes", "no":

@@ -1,4 +1,4 @@
-"""Lattices: what may have been said, as arcs of words from node to node."""
+"""Word lattices."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ Arc = tuple[int, int, str, Cost]  # source, target, word, costs
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
-    """Ways from the first of N nodes to the last, of A arcs; nodes come in an order in which arcs lead forwards.
+    """A lattice of N nodes and A arcs, from the first node to the last; arcs lead to nodes of a higher index.
 
     A word's arc lies where the decoding graph names the word, which is within it or near it.
 
@@ -61,7 +61,7 @@ class Lattice:
 
 
 def nothing(frames: int) -> Lattice:
-    """Return the lattice of frames through which no way was found: two nodes and no arc."""
+    """Return the lattice without a path: two nodes and no arc."""
     none = np.zeros(0, dtype=np.int64)
     return Lattice(np.array([0, frames]), none, none, (), np.zeros(0), np.zeros(0))
 
@@ -139,7 +139,7 @@ def _bypass(out: list[dict[tuple[int, str], Cost]], into: list[dict[tuple[int, s
 def best_sentences(lattice: Lattice, count: int) -> list[tuple[tuple[str, ...], float]]:
     """Return the cheapest sentences, each once, with the cost of its cheapest way; cheapest first.
 
-    Exact: OpenFst removes what is silent, determinises so far as costs stay below a bound [Mohri 2002], which grows
+    Exact: OpenFst removes what is silent, determinizes so far as costs stay below a bound [Mohri 2002], which grows
     until there are enough sentences, and looks for the shortest paths.
 
     Args:
@@ -159,8 +159,8 @@ def best_sentences(lattice: Lattice, count: int) -> list[tuple[tuple[str, ...], 
         if width >= span:
             break
         width *= 2
-    found = [(tuple(words[label] for label in labels), best + cost) for labels, cost in paths]
-    return sorted(found, key=lambda one: (one[1], one[0]))
+    sentences = [(tuple(words[label] for label in labels), best + cost) for labels, cost in paths]
+    return sorted(sentences, key=lambda sentence: (sentence[1], sentence[0]))
 
 
 def _acceptor(lattice: Lattice, words: Sequence[str]) -> tuple[kaldifst.StdVectorFst, float, float]:
@@ -168,7 +168,7 @@ def _acceptor(lattice: Lattice, words: Sequence[str]) -> tuple[kaldifst.StdVecto
 
     Its arcs weigh what they cost beyond the best way on: sums stay small, so that single precision is enough.
     """
-    labels = {word: place for place, word in enumerate(words)}
+    labels = {word: number for number, word in enumerate(words)}
     best, span = [np.inf] * len(lattice.frames), [0.0] * len(lattice.frames)  # of the ways on from each node
     best[-1] = 0.0
     order = np.argsort(-lattice.sources, kind="stable")
@@ -203,36 +203,3 @@ def _read_paths(fst: kaldifst.StdVectorFst) -> Iterator[tuple[list[int], float]]
             arc = next(iter(kaldifst.ArcIterator(fst, state)), None)
         if fst.final(state).value < np.inf:
             yield labels, weight + fst.final(state).value
-
-
-def oracle_errors(lattice: Lattice, words: Sequence[str]) -> int:
-    """Return the fewest word errors of any way through: those of a list of the lattice's sentences without end.
-
-    Args:
-        lattice: Any; where it has no way through, all words are missing.
-        words: What was said.
-    """
-    places = np.arange(len(words) + 1)
-    fewest = np.full((len(lattice.frames), len(words) + 1), np.inf)  # errors up to each node and word
-    fewest[0] = places
-    reference = np.array(["", *words], dtype=object)
-    for arc in np.argsort(lattice.sources, kind="stable"):
-        before = fewest[lattice.sources[arc]]
-        word = lattice.words[arc]
-        after = before + 1 if word else before
-        if word:  # said in the place of one of `words`, rather than in addition to them
-            after = np.minimum(after, np.roll(before, 1) + (reference != word) + np.where(places == 0, np.inf, 0))
-        target = lattice.targets[arc]
-        missing = np.minimum.accumulate(after - places) + places
-        fewest[target] = np.minimum(fewest[target], missing)
-    errors = fewest[-1, -1]
-    return len(words) if errors == np.inf else int(errors)
-
-
-def oracle_error_rate(lattices: Iterable[Lattice], references: Iterable[Sequence[str]]) -> float:
-    """Return the errors of a corpus that are in no lattice's power to avoid, per spoken word; nan without words."""
-    errors = spoken = 0
-    for lattice, words in zip(lattices, references, strict=True):
-        errors += oracle_errors(lattice, words)
-        spoken += len(words)
-    return errors / spoken if spoken else float("nan")

@@ -39,15 +39,15 @@ TOPOLOGY = "topology.json"
 
 @dataclass(frozen=True, eq=False)
 class HiddenMarkovModel:
-    """Which states phones have, which of them share a distribution (a pdf), and how states follow each other.
+    """States of phones, their tied distributions (pdfs), and transition counts.
 
     A transition id is Kaldi's name of one transition of one state of a phone with one pdf; it begins at 1.
 
     Attributes:
-        lexicon: How words are said.
+        lexicon: Pronunciations.
         phones: SIL, SPN, then those of the lexicon; a phone's id is its place + 1.
         tree: From phones in context and the number of a state to pdfs.
-        transition_counts: (transition ids + 1,) how often each was seen; the first is not used.
+        transition_counts: (transition ids + 1,) number of times each was seen; the first is not used.
         states: Of every phone, from left to right, none skipped: a phone lasts for as many frames at least.
         subsampling: Feature frames from one frame of this model to the next; frame i is feature frame i * subsampling.
     """
@@ -116,7 +116,7 @@ class HiddenMarkovModel:
         """Return the name of a transition.
 
         Args:
-            triphone: Left, centre and right phone, 0 beyond the edges of an utterance; and the number of the state.
+            triphone: Left, center and right phone, 0 beyond the edges of an utterance; and the number of the state.
             stays: Whether the state is the same behind it.
         """
         left, phone, right, state = key = tuple(triphone)
@@ -182,7 +182,7 @@ def _with_capital_marks(lexicon: Lexicon) -> Lexicon:
     )
 
 
-def read_model(folder: Path) -> HiddenMarkovModel:
+def read_hmm(folder: Path) -> HiddenMarkovModel:
     """Read what `HiddenMarkovModel.write` has written.
 
     Raises:
@@ -213,7 +213,7 @@ def _read_topology(path: Path) -> tuple[int, int]:
     with _reading(path):
         content = json.loads(regular(path).read_text("utf-8"))
         states, subsampling = content["states"], content["subsampling"]
-        if not all(type(one) is int and 1 <= one <= 10 for one in (states, subsampling)):
+        if not all(type(count) is int and 1 <= count <= 10 for count in (states, subsampling)):
             raise ValueError(f"expected states and subsampling from 1 to 10, found {states} and {subsampling}")
     return states, subsampling
 
@@ -227,9 +227,7 @@ def _reading(path: Path) -> Iterator[Path]:
     try:
         yield path
     except DAMAGED as error:
-        raise InputError(
-            f"cannot read {path} ({reason(error)}); make it anew with `python -m asr_lightning.tools.hybrid`"
-        ) from error
+        raise InputError(f"cannot read {path} ({reason(error)}); make it anew with `asr hybrid`") from error
 
 
 def _transitions(tree: kaldi.ContextDependency, phones: int, states: int) -> kaldi.TransitionModel:

@@ -1,4 +1,4 @@
-"""Transducers in the binary form of OpenFst, whose reader believes any number in a file."""
+"""Check of transducers in the binary form of OpenFst, whose reader does not check numbers."""
 
 import struct
 
@@ -12,7 +12,7 @@ MOST = 2**31  # states
 
 
 def check_fst(data: bytes) -> None:
-    """See that all of a vector transducer of standard arcs is there, and that no arc leads out of it.
+    """Check that a vector transducer of standard arcs is complete, and that no arc leads out of it.
 
     OpenFst's reader would ask for memory for as many states as the header says, and a search would follow an arc into
     memory that is not its own.
@@ -23,21 +23,21 @@ def check_fst(data: bytes) -> None:
     Raises:
         ValueError: It is no such transducer.
     """
-    place = 4
+    offset = 4
     if data[:4] != struct.pack("<i", MAGIC):
         raise ValueError("another mark at byte 0 than that of OpenFst")
     for wanted in (b"vector", b"standard"):
-        if data[place : place + 4 + len(wanted)] != struct.pack("<i", len(wanted)) + wanted:
-            raise ValueError(f"no {wanted.decode()!r} at byte {place}")
-        place += 4 + len(wanted)
-    if len(data) < place + HEADER.size:
+        if data[offset : offset + 4 + len(wanted)] != struct.pack("<i", len(wanted)) + wanted:
+            raise ValueError(f"no {wanted.decode()!r} at byte {offset}")
+        offset += 4 + len(wanted)
+    if len(data) < offset + HEADER.size:
         raise ValueError("the end within the header")
-    version, flags, _, start, states, _ = HEADER.unpack_from(data, place)
+    version, flags, _, start, states, _ = HEADER.unpack_from(data, offset)
     if version != VERSION:
         raise ValueError(f"version {version}, expected {VERSION}")
-    place += HEADER.size
-    words = np.frombuffer(data, "<i4", (len(data) - place) // 4, place)
-    if flags or not 0 <= start < states <= min(MOST, len(words) // STATE) or (len(data) - place) % 4:
+    offset += HEADER.size
+    words = np.frombuffer(data, "<i4", (len(data) - offset) // 4, offset)
+    if flags or not 0 <= start < states <= min(MOST, len(words) // STATE) or (len(data) - offset) % 4:
         raise ValueError(f"{states} states from {start} in {len(data)} bytes")
     first, counts = np.zeros(states, np.int64), np.zeros(states, np.int64)
     at = 0

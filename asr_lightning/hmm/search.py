@@ -15,8 +15,8 @@ from asr_lightning.hmm.search_graph import search_graph
 
 
 @dataclass(frozen=True)
-class Found:
-    """A sentence that was found.
+class FoundSentence:
+    """A hypothesis of the search.
 
     Attributes:
         words: As the lexicon writes them.
@@ -30,10 +30,10 @@ class Found:
 
 
 class GraphSearch:
-    """Looks for the most probable words.
+    """Search for the most probable words.
 
     Args:
-        acoustic_scale: Of log likelihoods: a language model of weight w is one of 1 / w here. `tools.hybrid tune` finds
+        acoustic_scale: Of log likelihoods: a language model of weight w is one of 1 / w here. `asr hybrid tune` finds
             the best one on a development set.
         beam: Of log probabilities, below the best at each frame.
         max_active: States that are looked at per frame, at most.
@@ -68,7 +68,7 @@ class GraphSearch:
 
     def __call__(
         self, log_likelihoods: np.ndarray, model: HiddenMarkovModel, graph: kaldifst.StdVectorFst
-    ) -> list[Found]:
+    ) -> list[FoundSentence]:
         """Return the best sentences, the best one first; beginnings of them if none ends with the last frame.
 
         Where the beam leaves no way through, there is one without words and the score -inf.
@@ -80,14 +80,14 @@ class GraphSearch:
         """
         if self.hypotheses > 1 or not len(log_likelihoods):  # Kaldi's decoder refuses to begin without a frame
             sentences = best_sentences(self.lattice(log_likelihoods, model, graph), self.hypotheses)
-            return [Found(words, -cost) for words, cost in sentences] or [Found((), -np.inf)]
+            return [FoundSentence(words, -cost) for words, cost in sentences] or [FoundSentence((), -np.inf)]
         scores = by_transition(model, self.acoustic_scale * log_likelihoods)
         config = kaldi.LatticeFasterDecoderConfig(self.beam, self.max_active)
         decoder = kaldi.LatticeFasterDecoderStdVectorFst(graph, config)
         ok, ids, words, score = kaldi.decode_utterance_lattice_faster(
             decoder, kaldi.DecodableCtc(scores), model.transitions, "", True
         )
-        return [Found(_spell(model, words), float(score), tuple(ids)) if ok else Found((), -np.inf)]
+        return [FoundSentence(_spell(model, words), float(score), tuple(ids)) if ok else FoundSentence((), -np.inf)]
 
     def lattice(self, log_likelihoods: np.ndarray, model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> Lattice:
         """Return all that comes close to the best sentence.

@@ -65,9 +65,7 @@ class AlignmentStore:
             raise self._error(f"{id}: {reason(error)}") from error
 
     def _error(self, why: object) -> InputError:
-        return InputError(
-            f"cannot read alignments from {self.path} ({why}); make them with `python -m asr_lightning.tools.hybrid`"
-        )
+        return InputError(f"cannot read alignments from {self.path} ({why}); make them with `asr hybrid`")
 
 
 def write_alignments(path: Path, alignments: Iterable[tuple[str, Iterable[int]]]) -> None:

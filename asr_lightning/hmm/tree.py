@@ -1,4 +1,4 @@
-"""Tying the states of phones in context: decision trees that split where data become most likely [Young et al. 1994].
+"""State tying by phonetic decision trees [Young et al. 1994], and their questions.
 
 Every state of every phone is the root of a tree of its own; silence and noise are not split. Leaves are split in the
 order of what is gained, until there are as many as wanted.
@@ -12,11 +12,40 @@ from itertools import count
 import numpy as np
 
 from asr_lightning.errors import InputError
-from asr_lightning.hmm.alignment import phone_runs, subsample
+from asr_lightning.hmm.frame_alignment import phone_runs, subsample
 from asr_lightning.hmm.kaldi_tree import EDGE, LEFT, RIGHT, Node, as_kaldi
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel
 
 VARIANCE_FLOOR = 1e-2
+ARPABET = {
+    "vowel": "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW",
+    "front vowel": "AE EH EY IH IY",
+    "back vowel": "AA AO OW UH UW",
+    "high vowel": "IH IY UH UW",
+    "low vowel": "AA AE AO AW AY",
+    "rounded vowel": "AO OW OY UH UW",
+    "diphthong": "AW AY EY OW OY",
+    "plosive": "P B T D K G",
+    "voiceless plosive": "P T K",
+    "voiced plosive": "B D G",
+    "affricate": "CH JH",
+    "fricative": "F V TH DH S Z SH ZH HH",
+    "voiceless fricative": "F TH S SH HH",
+    "voiced fricative": "V DH Z ZH",
+    "sibilant": "S Z SH ZH CH JH",
+    "nasal": "M N NG",
+    "liquid or glide": "L R W Y",
+    "liquid": "L R ER",
+    "glide": "W Y",
+    "labial": "P B M F V W",
+    "dental or alveolar": "T D N S Z L TH DH",
+    "palatal": "SH ZH CH JH Y",
+    "velar": "K G NG",
+    "voiced consonant": "B D G JH V DH Z ZH M N NG L R W Y",
+    "voiceless": "P T K CH F TH S SH HH",
+}
+STRESSES = "012"
+
 NOT_SPLIT = 2  # phones with the lowest ids: silence and noise
 
 
@@ -25,7 +54,7 @@ class Statistics:
     """Sums over frames, by triphone and state.
 
     Attributes:
-        contexts: (N, 4) left, centre and right phone, and number of the state; no row twice.
+        contexts: (N, 4) left, center and right phone, and number of the state; no row twice.
         sums: (N, 1 + 2 D) frames, features, and squares of features, added up.
     """
 
@@ -34,7 +63,7 @@ class Statistics:
 
 
 def accumulate(model: HiddenMarkovModel, aligned: Iterable[tuple[np.ndarray, Sequence[int]]]) -> Statistics:
-    """Add up features by the triphone and state that alignments say they belong to.
+    """Sum features by triphone and state of an alignment.
 
     Args:
         model: Of which the alignments are.
@@ -43,7 +72,7 @@ def accumulate(model: HiddenMarkovModel, aligned: Iterable[tuple[np.ndarray, Seq
     Raises:
         InputError: There is nothing to add up.
     """
-    places: dict[tuple[int, ...], int] = {}
+    rows_of: dict[tuple[int, ...], int] = {}
     sums: list[np.ndarray] = []
     for features, alignment in aligned:
         ids = np.asarray(alignment, dtype=np.int64)
@@ -53,18 +82,18 @@ def accumulate(model: HiddenMarkovModel, aligned: Iterable[tuple[np.ndarray, Seq
         added = np.zeros((len(distinct), rows.shape[1]))
         np.add.at(added, inverse.reshape(-1), rows)
         for context, row in zip(map(tuple, distinct.tolist()), added, strict=True):
-            place = places.setdefault(context, len(sums))
-            if place == len(sums):
+            index = rows_of.setdefault(context, len(sums))
+            if index == len(sums):
                 sums.append(row)
             else:
-                sums[place] += row
+                sums[index] += row
     if not sums:
         raise InputError("expected aligned utterances to tie states by, got none")
-    return Statistics(np.array(list(places), dtype=np.int64), np.array(sums))
+    return Statistics(np.array(list(rows_of), dtype=np.int64), np.array(sums))
 
 
 def triphones(model: HiddenMarkovModel, ids: np.ndarray) -> np.ndarray:
-    """Return left, centre and right phone and the number of the state of each of T transition ids, (T, 4)."""
+    """Return left, center and right phone and the number of the state of each of T transition ids, (T, 4)."""
     runs = phone_runs(model, ids.tolist())
     phones = [EDGE, *(model.phone_ids[phone] for *_, phone in runs), EDGE]
     lengths = [end - start for start, end, _ in runs]
@@ -87,7 +116,7 @@ def log_likelihood(sums: np.ndarray) -> np.ndarray:
 
 
 def clusters(statistics: Statistics, phones: int) -> list[frozenset[int]]:
-    """Return sets of phones that sound alike: all that come up when the closest two are joined again and again.
+    """Return sets of similar phones: all clusters of an agglomerative clustering.
 
     Args:
         statistics: Whose middle states are compared.
@@ -97,18 +126,18 @@ def clusters(statistics: Statistics, phones: int) -> list[frozenset[int]]:
     sums = np.zeros((phones + 1, statistics.sums.shape[1]))
     np.add.at(sums, statistics.contexts[middle, 1], statistics.sums[middle])
     sets = {phone: frozenset([phone]) for phone in range(1, phones + 1)}
-    found = list(sets.values())
+    clusters = list(sets.values())
     while len(sets) > 1:
         ids = list(sets)
         alone = log_likelihood(sums[ids])
         joined = log_likelihood(sums[ids][:, None] + sums[ids][None])
         lost = alone[:, None] + alone[None] - joined
         lost[np.tril_indices(len(ids))] = np.inf
-        one, other = (ids[place] for place in np.unravel_index(lost.argmin(), lost.shape))
-        sets[one] |= sets.pop(other)
-        sums[one] += sums[other]
-        found.append(sets[one])
-    return found[:-1]
+        first, second = (ids[index] for index in np.unravel_index(lost.argmin(), lost.shape))
+        sets[first] |= sets.pop(second)
+        sums[first] += sums[second]
+        clusters.append(sets[first])
+    return clusters[:-1]
 
 
 def best_split(
@@ -186,7 +215,22 @@ def _number(node: Node, pdfs: Iterator[int]) -> None:
         _number(child, pdfs)
 
 
-def tie(
+def phonetic_questions(phones: Sequence[str]) -> list[frozenset[int]]:
+    """Return sets of phone ids: classes of ARPAbet, stresses, and vowels without regard to stress.
+
+    Of other alphabets only what is called as in ARPAbet is in them; there the data's own questions must do.
+
+    Args:
+        phones: Of a `HiddenMarkovModel`; ids count from 1.
+    """
+    bases = [phone.rstrip(STRESSES) for phone in phones]
+    classes = [members.split() for members in ARPABET.values()] + [[base] for base in sorted(set(bases))]
+    asked = [frozenset(id for id, base in enumerate(bases, 1) if base in members) for members in classes]
+    asked += [frozenset(id for id, phone in enumerate(phones, 1) if phone.endswith(stress)) for stress in STRESSES]
+    return list(dict.fromkeys(question for question in asked if question))
+
+
+def tie_states(
     model: HiddenMarkovModel,
     statistics: Statistics,
     leaves: int,

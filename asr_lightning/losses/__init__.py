@@ -1,1 +1,1 @@
-"""Losses that give one number per utterance."""
+"""Losses of speech recognizers, one number per utterance."""

@@ -3,17 +3,17 @@
 from torch import Tensor
 from torch.nn import functional
 
-from asr_lightning.nn.masks import silence_padding
+from asr_lightning.nn.sequences import silence_padding
 
 
 def cross_entropy_loss(logits: Tensor, targets: Tensor, target_lengths: Tensor, smoothing: float = 0.0) -> Tensor:
     """Return the negative log likelihood of each utterance, summed over its tokens.
 
     Args:
-        logits: (B, U, V), not normalised.
+        logits: (B, U, V), not normalized.
         targets: (B, U) token ids; what lies beyond the lengths is ignored.
         target_lengths: (B,) real tokens.
-        smoothing: Share of the probability that the target leaves to all tokens alike [Szegedy et al. 2016, §7].
+        smoothing: Share of probability that is spread evenly over all tokens [Szegedy et al. 2016, §7].
 
     Returns:
         (B,) losses.

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-IMPOSSIBLE = -1e30  # log probability of what has none: sums of it stay finite, and it drowns in no gradient
+IMPOSSIBLE = -1e30  # log probability of an impossible token: sums of it stay finite
 
 
 def ctc_loss(logits: Tensor, targets: Tensor, encoder_lengths: Tensor, target_lengths: Tensor, blank_id: int) -> Tensor:
     """Return the negative log likelihood of each utterance.
 
     Args:
-        logits: (B, T, V), not normalised.
+        logits: (B, T, V), not normalized.
         targets: (B, U) token ids; what lies beyond the lengths is ignored.
         encoder_lengths: (B,) real frames.
         target_lengths: (B,) real tokens.
@@ -19,11 +19,11 @@ def ctc_loss(logits: Tensor, targets: Tensor, encoder_lengths: Tensor, target_le
 
     Returns:
         (B,) losses; infinite, with a gradient of zero, where an utterance has fewer frames than its tokens and their
-        repeats need (`T < U + repeats`), or logits of minus infinity leave no path.
+        repeats need (`T < U + repeats`), or where logits of minus infinity leave no path.
     """
     repeated = targets[:, 1:] == targets[:, :-1]
-    places = torch.arange(targets.shape[1], device=targets.device)[1:]
-    repeats = (repeated & (places < target_lengths.unsqueeze(1))).sum(dim=1)
+    positions = torch.arange(targets.shape[1], device=targets.device)[1:]
+    repeats = (repeated & (positions < target_lengths.unsqueeze(1))).sum(dim=1)
     losses = functional.ctc_loss(
         # torch's gradient of a token of minus infinity is NaN
         logits.float().log_softmax(dim=2).clamp(min=IMPOSSIBLE).transpose(0, 1),

@@ -19,12 +19,12 @@ from torch import Tensor
 class Graph:
     """A weighted automaton over pdfs, the outputs of the network; every arc consumes one frame.
 
-    Weights are natural logarithms; what is below -667 may count as zero.
+    Weights are natural logarithms; those below -667 may count as zero.
 
     Attributes:
         sources: (A,) int64 states that the arcs leave.
         targets: (A,) int64 states that they enter.
-        pdfs: (A,) int64 pdfs that they consume a frame with.
+        pdfs: (A,) int64 pdfs that score the frame of each arc.
         log_weights: (A,) log weights of the arcs.
         initial: (S,) log weights of starting in a state; -inf where no path starts.
         final: (S,) log weights of ending in a state; -inf where no path ends.
@@ -44,7 +44,7 @@ class Graph:
         arcs = [tuple(array.shape) for array in (self.sources, self.targets, self.pdfs, self.log_weights)]
         if len({*arcs}) != 1 or len(arcs[0]) != 1 or self.initial.shape != self.final.shape or self.initial.dim() != 1:
             raise ValueError(
-                f"a graph needs four (A,) arrays of arcs and two (S,) arrays of states, got {arcs} and "
+                f"expected four (A,) arrays of arcs and two (S,) arrays of states in a graph, got {arcs} and "
                 f"{[tuple(self.initial.shape), tuple(self.final.shape)]}"
             )
         for name, numbers, size in [
@@ -55,12 +55,12 @@ class Graph:
             if numbers.is_floating_point() or (
                 len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < size
             ):
-                raise ValueError(f"{name} are integers from 0 to below {size}, got {numbers}")
+                raise ValueError(f"expected {name} to be integers from 0 to below {size}, got {numbers}")
 
 
 @dataclass(frozen=True, eq=False)
 class GraphBatch:
-    """Graphs made ready for the recursions, by `collate`: either one for all utterances of a batch, or one for each.
+    """Graphs as sparse matrices, made by `collate`: one for all utterances of a batch, or one for each.
 
     Attributes:
         arrivals: (N, S) sparse, the weights of the arcs from states to nodes, as probabilities.
@@ -88,13 +88,13 @@ class GraphBatch:
 
     @classmethod
     def collate(cls, graphs: Sequence[Graph]) -> "GraphBatch":
-        """Put graphs side by side, on their device.
+        """Return a batch of graphs, on their device.
 
         Raises:
             ValueError: There is no graph.
         """
         if not graphs:
-            raise ValueError("a batch of graphs needs at least one, got none")
+            raise ValueError("expected at least one graph in a batch, got none")
         sizes = torch.tensor([len(graph.initial) for graph in graphs], device=graphs[0].initial.device)
         states = int(sizes.sum())
         starts = (sizes.cumsum(0) - sizes).tolist()
@@ -128,14 +128,14 @@ class GraphBatch:
 
 
 def _sparse(rows: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return a CSR matrix; values of the same place are added."""
+    """Return a CSR matrix; values at the same row and column are added."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse")  # torch calls CSR a beta, once per process
+        warnings.filterwarnings("ignore", message="Sparse")  # torch warns once per process that CSR is in beta
         return torch.sparse_coo_tensor(torch.stack([rows, columns]), values, size).coalesce().to_sparse_csr()
 
 
 def summing(groups: Tensor, count: int) -> Tensor:
-    """Return the (count, N) CSR matrix that adds up what is of the same group."""
+    """Return the (count, N) CSR matrix that sums the rows of each group."""
     ones = torch.ones(len(groups), dtype=torch.float64, device=groups.device)
     return _sparse(groups, torch.arange(len(groups), device=groups.device), ones, (count, len(groups)))
 

@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from asr_lightning.losses.graphs import GraphBatch, product, summing
-from asr_lightning.nn.masks import real_frames
+from asr_lightning.nn.sequences import real_frames
 
 FLOOR = 1e-290  # smaller probabilities, relative to all paths up to a frame, count as zero; its reciprocal is finite
 
@@ -23,25 +23,25 @@ FLOOR = 1e-290  # smaller probabilities, relative to all paths up to a frame, co
 def lattice_free_mmi_loss(scores: Tensor, lengths: Tensor, numerators: GraphBatch, denominator: GraphBatch) -> Tensor:
     """Return -(log p(numerator) - log p(denominator)) of each utterance.
 
-    The denominator is taken as it is, without the leak between all its states that Povey et al. add.
+    The denominator has no leak between all its states, which Povey et al. add.
 
     Args:
-        scores: (B, T, P) outputs of the network, in any floating type; they need not be normalised.
+        scores: (B, T, P) outputs of the network, in any floating type; they need not be normalized.
         lengths: (B,) real frames.
-        numerators: What was said, usually one graph per utterance.
-        denominator: What can be said, usually one graph for all.
+        numerators: Graphs of the transcripts, usually one per utterance.
+        denominator: Graphs of all word sequences, usually one for all utterances.
 
     Returns:
-        (B,) losses, float64 where the scores are and else float32; infinite, with a gradient of zero, where a numerator
+        (B,) losses, float64 for float64 scores, otherwise float32; infinite, with a gradient of zero, where a numerator
         or denominator has no path, as where an utterance has fewer frames than its numerator needs.
 
     Raises:
         ValueError: As `total_log_probability`.
     """
-    said = total_log_probability(scores, lengths, numerators)
-    possible = total_log_probability(scores, lengths, denominator)
-    usable = said.isfinite() & possible.isfinite()
-    losses = torch.where(usable, possible - said, torch.full_like(said, torch.inf))
+    transcript = total_log_probability(scores, lengths, numerators)
+    everything = total_log_probability(scores, lengths, denominator)
+    usable = transcript.isfinite() & everything.isfinite()
+    losses = torch.where(usable, everything - transcript, torch.full_like(transcript, torch.inf))
     return losses.to(torch.promote_types(scores.dtype, torch.float32))
 
 
@@ -50,8 +50,8 @@ def total_log_probability(scores: Tensor, lengths: Tensor, graphs: GraphBatch) -
 
     A path weighs the product of its initial, arc and final weights and, per frame, of e^score of the arc's pdf; the
     gradient is each pdf's posterior probability. The recursions are in float64 and rescaled at every frame, so that
-    only ratios matter: what has less than `FLOOR` of the weight of all paths up to a frame is lost, as is a path that
-    would win in the end but is 667 behind at some frame. Left-to-right graphs of 60 to 300 states, 400 frames and
+    only ratios count: paths with less than `FLOOR` of the weight of all paths up to a frame are lost, also one that
+    would be the best in the end. Left-to-right graphs of 60 to 300 states, 400 frames and
     random scores lost nothing at a standard deviation of 5, and the longest ones lost their best paths at 10.
 
     Args:
@@ -61,14 +61,14 @@ def total_log_probability(scores: Tensor, lengths: Tensor, graphs: GraphBatch) -
 
     Returns:
         (B,) float64; -inf, with a gradient of zero, where no path has this length or all are lost, also where scores
-        are not numbers.
+        are NaN.
 
     Raises:
         ValueError: The number of graphs, the pdfs or the lengths do not fit the scores.
     """
     batch, frames, pdfs = scores.shape
     highest = int(graphs.node_pdfs.max()) if len(graphs.node_pdfs) else -1
-    ends = lengths.tolist()  # waits for a GPU, once
+    ends = lengths.tolist()  # waits once for a GPU
     if len(graphs) not in (1, batch) or highest >= pdfs or (batch and max(ends) > frames):
         raise ValueError(
             f"{len(graphs)} graphs with pdfs up to {highest} and lengths {ends} do not fit scores of "
@@ -110,19 +110,19 @@ class _Total(Function):
             alpha *= torch.where(sums > FLOOR, 1 / sums, 0.0).index_select(0, graphs.state_graphs)
             emissions.rescale(frame, sums.reshape(-1))
         ended = ended.view(-1)
-        alive = ended > FLOOR
+        possible = ended > FLOOR
         real = real_frames(lengths, scores.shape[1])
-        totals = emissions.normalisers.masked_fill(~real, 0.0).sum(dim=1) + ended.log()
-        ctx.save_for_backward(scores, lengths, emissions.normalisers, torch.where(alive, 1 / ended, 0.0))
+        totals = emissions.normalizers.masked_fill(~real, 0.0).sum(dim=1) + ended.log()
+        ctx.save_for_backward(scores, lengths, emissions.normalizers, torch.where(possible, 1 / ended, 0.0))
         ctx.graphs, ctx.kept, ctx.every, ctx.ends = graphs, kept, every, ends
-        return torch.where(alive, totals, -torch.inf)
+        return torch.where(possible, totals, -torch.inf)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
-        scores, lengths, normalisers, endings = ctx.saved_tensors
+        scores, lengths, normalizers, endings = ctx.saved_tensors
         graphs, ends = ctx.graphs, ctx.ends
-        emissions = _Emissions(scores, lengths, graphs, normalisers)
+        emissions = _Emissions(scores, lengths, graphs, normalizers)
         groups = (len(graphs), len(scores) // len(graphs))
         posteriors = torch.zeros_like(scores)
         last = graphs.final * endings.view(groups).index_select(0, graphs.state_graphs)  # (S, K)
@@ -148,30 +148,31 @@ class _Total(Function):
 
 
 class _Emissions:
-    """The network's weights of the nodes, frame by frame, divided by e^normaliser.
+    """The network's weights of the nodes, frame by frame, divided by e^normalizer.
 
-    The normalisers (B, T) are the highest scores of a frame at first, so that no exponential overflows; the forward
+    The normalizers (B, T) are the highest scores of a frame at first, so that no exponential overflows; the forward
     recursion adds the logs of its sums to them.
     """
 
-    def __init__(self, scores: Tensor, lengths: Tensor, graphs: GraphBatch, normalisers: Tensor | None = None) -> None:
+    def __init__(self, scores: Tensor, lengths: Tensor, graphs: GraphBatch, normalizers: Tensor | None = None) -> None:
         self.scores = scores
         self.graphs = graphs
         self.rows = graphs.node_graphs * scores.shape[2] + graphs.node_pdfs  # (N,) of a (G P, K) table
-        if normalisers is None:
+        if normalizers is None:
             used = torch.zeros(len(graphs), 1, scores.shape[2], dtype=torch.bool, device=scores.device)
             used.view(-1).index_fill_(0, self.rows, True)
             highest = scores.masked_fill(~used, -torch.inf).amax(dim=2).double()
-            normalisers = highest.masked_fill(~real_frames(lengths, scores.shape[1]), torch.inf)
-        self.normalisers = normalisers
+            normalizers = highest.masked_fill(~real_frames(lengths, scores.shape[1]), torch.inf)
+        self.normalizers = normalizers
 
     def take(self, alpha: Tensor, frame: int, arrived: Tensor, nodes: Tensor) -> Tensor:
-        """Go on from the states' probabilities (S, K), to those of a frame later, before any rescaling.
+        """Return the states' probabilities (S, K) one frame later, before any rescaling.
 
-        Writes what arrives at the nodes before and after the frame is weighted, (N, K), into the last two arguments.
+        Probabilities that arrive at the nodes, (N, K), are written into the last two arguments, without and with the
+        frame's weights.
         """
-        weights = (self.scores[:, frame].double() - self.normalisers[:, frame, None]).exp_()
-        weights.nan_to_num_(nan=0.0, posinf=0.0)  # of padding, frames of -inf only, and pdfs that are not used
+        weights = (self.scores[:, frame].double() - self.normalizers[:, frame, None]).exp_()
+        weights.nan_to_num_(nan=0.0, posinf=0.0)  # in padding, in frames of -inf only, and of unused pdfs
         groups = len(self.graphs)
         table = weights.view(groups, -1, weights.shape[1]).transpose(1, 2).contiguous().flatten(0, 1)
         torch.threshold_(product(self.graphs.arrivals, alpha, out=arrived), FLOOR, 0.0)
@@ -180,4 +181,4 @@ class _Emissions:
 
     def rescale(self, frame: int, sums: Tensor) -> None:
         """Divide all weights of a frame by sums (B,); a sum of zero makes them zero."""
-        self.normalisers[:, frame] += torch.where(sums > FLOOR, sums.log(), torch.inf)
+        self.normalizers[:, frame] += torch.where(sums > FLOOR, sums.log(), torch.inf)

@@ -1,7 +1,7 @@
-"""Averages of weights: of checkpoints, and by Lightning's callbacks, that begin after the first weights are set.
+"""Averages of weights: of checkpoints, and of Lightning's averaging callbacks.
 
 `WeightAveraging`, `EMAWeightAveraging` and `StochasticWeightAveraging` copy the network before training. Lightning
-validates and saves this copy, also before it averages anything, while the network has got other weights since.
+validates and saves this copy, also before it averages anything, when the network has other weights already.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,35 +21,35 @@ Averaging = WeightAveraging | StochasticWeightAveraging
 
 
 class AveragedCopies(Callback):
-    """Keeps the copies of averaging callbacks right, wherever these stand in the list of callbacks.
+    """Keeps the copies of averaging callbacks up to date, at any position in the list of callbacks.
 
     * Until a callback averages for the first time, its copy is the current network. So a run with a late start
       validates and saves its current weights, and an average never holds weights from before `WeightSelection` or
       `Initialization`.
-    * Buffers that cannot be averaged are those of the current network: counters, which are integers, and what is
-      counted by them, as the sums of `GlobalNormalization`; constants, which no checkpoint holds; all buffers if the
-      callback has `use_buffers: false`.
+    * Buffers that cannot be averaged are those of the current network: counters, which are integers, and the sums
+      beside them, as in `GlobalNormalization`; constants, which no checkpoint holds; all buffers if the callback has
+      `use_buffers: false`.
 
     `averaged_copies` adds it to a run.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse averages of weights that processes share.
+        """Refuse averages of weights that are shared between processes.
 
         Raises:
             InputError: Each process has only a part of the weights.
         """
         if isinstance(pl_module, FSDPModule):
             raise InputError(
-                f"{type(averagings(trainer)[0]).__name__}: expected whole weights, got those that processes share by "
-                f"{type(trainer.strategy).__name__}. Train with --trainer.strategy ddp, or take the averaging out"
+                f"{type(averagings(trainer)[0]).__name__}: expected all weights in every process, got weights shared "
+                f"by {type(trainer.strategy).__name__}. Train with --trainer.strategy ddp, or remove the averaging"
             )
         for averaging in averagings(trainer):
             averaged = averaging._average_model
             if isinstance(averaged, AveragedModel) and averaged.avg_fn is None and averaged.multi_avg_fn is None:
                 averaged.avg_fn = get_swa_avg_fn()  # the same mean; torch's faster one fails on integers of a GPU
 
-    # A copy is read in validations, when a checkpoint is saved, and at the end of training.
+    # Lightning uses a copy in validations, when it saves a checkpoint, and at the end of training.
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the copies up to date before they are validated."""
@@ -62,11 +62,11 @@ class AveragedCopies(Callback):
 
 def averagings(trainer: Trainer) -> list[Averaging]:
     """Return the averaging callbacks of a run."""
-    return [one for one in trainer.callbacks if isinstance(one, Averaging)]  # type: ignore[attr-defined]
+    return [callback for callback in trainer.callbacks if isinstance(callback, Averaging)]  # type: ignore[attr-defined]
 
 
 def averaged_copies(module: LightningModule) -> list[Callback]:
-    """Return what a run with averaging callbacks needs besides; this is a module's `configure_callbacks`."""
+    """Return the callback that a run with averaging callbacks needs; this is a module's `configure_callbacks`."""
     return [AveragedCopies()] if averagings(module.trainer) else []
 
 
@@ -76,7 +76,7 @@ def save_averages(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     Lightning calls no callback for a checkpoint of weights alone (`save_weights_only`), so it would hold the current
     ones.
     """
-    if module._trainer is None:  # a module that was connected to a strategy alone
+    if module._trainer is None:  # a module without a trainer, connected to a strategy
         return
     refresh_copies(module.trainer, module)
     for averaging in averagings(module.trainer):
@@ -87,7 +87,7 @@ def save_averages(module: LightningModule, checkpoint: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def refresh_copies(trainer: Trainer, module: nn.Module) -> None:
-    """Copy from the network in training what its averages do not average, or not yet."""
+    """Copy tensors that are not averaged, or not yet, from the network in training."""
     for averaging in averagings(trainer):
         copy = _copy(averaging)
         if copy is None:
@@ -101,17 +101,17 @@ def refresh_copies(trainer: Trainer, module: nn.Module) -> None:
 def mean_weights(module: nn.Module, states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of a network's weights at several steps [Vaswani et al. 2017, 6.1].
 
-    Parameters and running statistics are averaged, in float64. Counters, and what is counted by them as the sums of
+    Parameters and running statistics are averaged, in float64. Counters, and sums beside them as in
     `GlobalNormalization`, are those of the last state.
 
     Args:
-        module: Of the network; its weights are not looked at.
-        states: State_dicts of it, one or more, from the first step to the last.
+        module: The network; its own weights are not used.
+        states: One or more state_dicts of it, from the first step to the last.
     """
     counted, number = _counted(module), 0
     sums: dict[str, Tensor] = {}
     last: Mapping[str, Tensor] = {}
-    for number, last in enumerate(states, 1):  # noqa: B007 - read behind the loop
+    for number, last in enumerate(states, 1):  # noqa: B007 - used after the loop
         for name, value in last.items():
             if value.is_floating_point() and name not in counted:
                 sums[name] = sums[name] + value.double() if name in sums else value.double()
@@ -120,13 +120,13 @@ def mean_weights(module: nn.Module, states: Iterable[Mapping[str, Tensor]]) -> d
 
 def _copy(averaging: Averaging) -> nn.Module | None:
     if isinstance(averaging, StochasticWeightAveraging):
-        return averaging._average_model  # Lightning offers no other way to it
+        return averaging._average_model  # Lightning has no public name for it
     averaged = averaging._average_model
     return None if averaged is None else averaged.module
 
 
 def _followed(module: nn.Module, averaging: Averaging) -> list[Tensor]:
-    """Return the tensors of a network that are to be those of the network in training."""
+    """Return the tensors of a network that are copied from the network in training."""
     if not _begun(averaging):
         return list(chain(module.parameters(), module.buffers()))
     if isinstance(averaging, StochasticWeightAveraging) or not averaging._use_buffers:
@@ -136,7 +136,7 @@ def _followed(module: nn.Module, averaging: Averaging) -> list[Tensor]:
 
 
 def _counted(module: nn.Module) -> set[str]:
-    """Return the names of buffers that are counters, and of those beside them, which are counted by them."""
+    """Return the names of buffers that are counters, and of the sums beside them."""
     names: set[str] = set()
     for prefix, part in module.named_modules():
         buffers = dict(part.named_buffers(prefix, recurse=False))
@@ -146,7 +146,7 @@ def _counted(module: nn.Module) -> set[str]:
 
 
 def _begun(averaging: Averaging) -> bool:
-    """Say whether anything was averaged."""
+    """Whether anything was averaged."""
     if isinstance(averaging, StochasticWeightAveraging):
         counted = averaging.n_averaged  # None until the first epoch of averaging, also in a run that is resumed
         return (averaging._init_n_averaged if counted is None else int(counted)) > 0

@@ -1,9 +1,9 @@
-"""Which classes the configuration of a checkpoint may name.
+"""Classes that the configuration of a checkpoint may name.
 
-An experiment (YAML, command line) is code by its author and may name any class. A checkpoint is data that may come from
-anybody: it may name classes of torch.optim, of Lightning and of this project's models, those that the experiment beside
-it names too, and those that the user allows in the environment variable ASR_LIGHTNING_ALLOW. Names are checked before
-anything is imported, and whatever is no class is refused.
+An experiment (YAML, command line) is code of its author and may name any class. A checkpoint is data of any source: it
+may name classes of torch.optim, of Lightning and of this project's models, classes that the experiment beside it names
+too, and those that the user allows in the environment variable ASR_LIGHTNING_ALLOW. Names are checked before anything
+is imported, and names of other things than classes are refused. Renamed classes are in `asr_lightning/renamed.py`.
 """
 
 import inspect
@@ -18,13 +18,13 @@ from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse._common import parsing_settings
 
 from asr_lightning.errors import InputError, shown
+from asr_lightning.renamed import CLASS_KEYS
 
 TRUSTED = (
     *("torch.optim", "lightning.pytorch", "asr_lightning.text", "asr_lightning.audio", "asr_lightning.nn"),
     *("asr_lightning.losses", "asr_lightning.decoding", "asr_lightning.hmm", "asr_lightning.models"),
 )
 VARIABLE = "ASR_LIGHTNING_ALLOW"
-CLASS_KEYS = ("class_path", "_class_path")
 DENIED = re.compile(r"Importing '([^']*)' is not allowed")
 
 
@@ -32,7 +32,7 @@ def allowed_by_user() -> tuple[str, ...]:
     """Return the packages and classes that the user allows checkpoints to name.
 
     Raises:
-        InputError: The variable holds something else than dotted names.
+        InputError: The variable contains other things than dotted names.
     """
     names = tuple(name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip())
     if wrong := [name for name in names if not _dotted(name)]:
@@ -44,48 +44,48 @@ def allowed_by_user() -> tuple[str, ...]:
 
 
 def allowed_beside(experiment: Any) -> set[str]:  # noqa: ANN401 - values of any kind, nested
-    """Return what a checkpoint may name beside an experiment: what it always may, and the experiment's own classes."""
+    """Return the names that a checkpoint may use beside an experiment: trusted ones and the experiment's classes."""
     names = {name for _, name in _class_paths(experiment) if isinstance(name, str)}
-    # A class may be defined in another module than the one it is named by.
+    # A class may be defined in another module than the module in its class path.
     classes = [_named(name) for name in names]
-    defined = {f"{one.__module__}.{one.__qualname__}" for one in classes if inspect.isclass(one)}
+    defined = {f"{value.__module__}.{value.__qualname__}" for value in classes if inspect.isclass(value)}
     return {*TRUSTED, *allowed_by_user(), *names, *defined}
 
 
 def check_class_paths(configuration: Any, allowed: Iterable[str]) -> None:  # noqa: ANN401 - as above
-    """Refuse a checkpoint's configuration that names a class outside of what is allowed; import nothing.
+    """Refuse a checkpoint's configuration that names classes that are not allowed, without importing anything.
 
     Args:
-        configuration: Of a checkpoint; names without a dot are left to the parser, which knows them only as classes
-            that are loaded already.
+        configuration: Of a checkpoint; names without a dot are left to the parser, which accepts them only for classes
+            that are imported already.
         allowed: Names of packages, modules and classes.
 
     Raises:
-        InputError: A class path is no text, or is not allowed.
+        InputError: A class path is not a text, or is not allowed.
     """
     names = tuple(allowed)
     for key, name in _class_paths(configuration):
         if not isinstance(name, str):
             raise InputError(f"{key}: expected the path of a class, found {shown(repr(name))}")
-        if "." in name and not any(name == one or name.startswith(f"{one}.") for one in names):
+        if "." in name and not any(f"{name}.".startswith(f"{prefix}.") for prefix in names):
             raise refusal(name, key)
 
 
 def refusal(name: str, key: str = "") -> InputError:
-    """Return the error that says why a checkpoint may not name something."""
+    """Return the error for a name that a checkpoint may not use."""
     package = name.partition(".")[0]
     return InputError(
         f"{f'{key}: ' if key else ''}the configuration names {shown(name)}, which a checkpoint may not: expected "
-        "classes of torch.optim, lightning.pytorch, asr_lightning, or of the experiment beside it. A checkpoint is no "
+        "classes of torch.optim, lightning.pytorch, asr_lightning, or of the experiment beside it. A checkpoint is not "
         f"code; if you trust this one, allow the package by {VARIABLE}={shown(package)}"
     )
 
 
 @contextmanager
 def imports_only(allowed: Iterable[str]) -> Iterator[None]:
-    """Let jsonargparse import what is allowed and nothing else, however a value spells it.
+    """Let jsonargparse import only what is allowed, in whatever way a value is written.
 
-    Its policy is one for the process and can only grow, so what it was is put back.
+    Its policy is that of the process and can only be extended, so the former policy is restored at the end.
     """
     before = dict(parsing_settings)
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[name for name in allowed if _dotted(name)])
@@ -96,21 +96,21 @@ def imports_only(allowed: Iterable[str]) -> Iterator[None]:
 
 
 def denied_name(error: BaseException) -> str | None:
-    """Return the name that `imports_only` refused, if that is what an error of jsonargparse is about."""
-    found = DENIED.search(str(error))
-    return found[1] if found else None
+    """Return the name that `imports_only` refused, if this caused an error of jsonargparse."""
+    match = DENIED.search(str(error))
+    return match[1] if match else None
 
 
 def check_classes(parsed: Any, key: str = "") -> None:  # noqa: ANN401 - jsonargparse's namespace, or a value in it
-    """Refuse what a parsed configuration would call besides classes; the parser takes functions too.
+    """Refuse functions and objects in a parsed configuration, which the parser accepts beside classes.
 
     Raises:
-        InputError: A class path names something else, or a value is a function or an object.
+        InputError: A class path names something else than a class, or a value is a function or an object.
     """
     if isinstance(parsed, Namespace | Mapping):
         items = vars(parsed).items() if isinstance(parsed, Namespace) else parsed.items()
         if isinstance(path := dict(items).get("class_path"), str) and not inspect.isclass(_named(path)):
-            raise InputError(f"{key}: expected a class, found {shown(path)}, which is none")
+            raise InputError(f"{key}: expected a class, found {shown(path)}, which is not a class")
         for name, value in items:
             check_classes(value, f"{key}.{name}".strip("."))
     elif isinstance(parsed, list | tuple | set):
@@ -121,17 +121,17 @@ def check_classes(parsed: Any, key: str = "") -> None:  # noqa: ANN401 - jsonarg
 
 
 def is_no_class(path: str) -> bool:
-    """Whether a class path, which the parser has imported to check it, names a function or an object."""
-    return (found := _named(path)) is not None and not inspect.isclass(found)
+    """Whether a class path names a function or an object; the parser has imported it already."""
+    return (value := _named(path)) is not None and not inspect.isclass(value)
 
 
-def _named(path: str) -> Any:  # noqa: ANN401 - whatever it is
+def _named(path: str) -> Any:  # noqa: ANN401 - of any kind
     module, _, name = path.rpartition(".")
     return getattr(sys.modules.get(module), name, None)
 
 
 def _class_paths(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - as above
-    """Give dotted keys and values of all class paths at any depth."""
+    """Yield dotted keys and values of all class paths at any depth."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if name in CLASS_KEYS:

@@ -1,22 +1,20 @@
-"""Encoders with a CTC output and nothing else [Graves et al. 2006]: Deep Speech 2, Jasper, Conformer-CTC and so on."""
+"""CTC recognizer: an encoder with a CTC output [Graves et al. 2006], as Deep Speech 2, Jasper and Conformer-CTC."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from asr_lightning.batch import Batch
 from asr_lightning.decoding.ctc_search import CTCSearch
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.nn.ctc import CTCOutput
+from asr_lightning.models.recognizer import CTCOutput, Recognizer
 
 
 class CTCRecognizer(Recognizer):
-    """Names a token or a blank for every frame.
+    """Predicts a token or a blank for every frame.
 
     Args:
-        search: How to decode; the best path if None.
+        search: Prefix beam search; the best path if None.
         output_bias: Whether every token has a bias in the output layer.
         loss_per_token: Divide the loss of each utterance by the number of its tokens, so that a long transcript has the
             weight of a short one; torch's `CTCLoss` does so with `reduction="mean"`, and KoSpeech with it.
@@ -42,7 +40,6 @@ class CTCRecognizer(Recognizer):
         return losses / target_lengths.clamp(min=1) if self.loss_per_token else losses
 
     @torch.no_grad()
-    def recognize(self, batch: Batch) -> list[list[Hypothesis]]:
-        """Return the hypotheses of each of the B utterances, the best first."""
-        encoded, lengths = self(batch.audio, batch.audio_lengths)
+    def decode(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each encoded utterance (B, T, D), the best first."""
         return self.search(self.output(encoded), lengths, self.tokenizer)

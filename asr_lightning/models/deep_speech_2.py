@@ -1,6 +1,6 @@
-"""Deep Speech 2 [Amodei et al. 2016], as KoSpeech has it too [Kim, Bae, Won 2021], with attention between its layers.
+"""Encoder of Deep Speech 2 [Amodei et al. 2016], also as in KoSpeech [Kim, Bae, Won 2021], with attention layers.
 
-Trained with CTC it is an encoder of `asr_lightning.models.ctc`; beside a text decoder, one of `EncoderDecoder`.
+It is trained with CTC in `asr_lightning.models.ctc.CTCRecognizer`, or with an attention decoder in `EncoderDecoder`.
 """
 
 from collections.abc import Callable
@@ -12,19 +12,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from asr_lightning.nn.attention import sinusoid_axis
 from asr_lightning.nn.axes import Axis, Fixed, Product, Units, axis, axis_size, units
-from asr_lightning.nn.convolution import MaskedBatchNorm
+from asr_lightning.nn.batch_norm import InputNorm, MaskedBatchNorm, Term, term_statistics
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.extractors import clipped_relu
 from asr_lightning.nn.frame_attention import FrameAttention
-from asr_lightning.nn.input_norm import InputNorm, Term, term_statistics
-from asr_lightning.nn.positions import sinusoid_axis
-from asr_lightning.nn.recurrent import LSTM, reverse
+from asr_lightning.nn.recurrent import LSTM, reverse, weights_cast_once
+from asr_lightning.nn.sequences import Encoder
 
 Kind = Literal["vanilla", "gru", "lstm"]
 BatchNorm = bool | Literal["input"]
-INPUT = ("weight_ih_l0", "bias_ih_l0")  # as torch calls the input-to-hidden matrix and its bias
+INPUT = ("weight_ih_l0", "bias_ih_l0")  # torch's names of the input-to-hidden matrix and its bias
 
 
 class DeepSpeech2Encoder(Encoder):
@@ -34,17 +33,17 @@ class DeepSpeech2Encoder(Encoder):
         extractor: A class of `asr_lightning.nn.extractors`.
         hidden: Units of each direction.
         layers: Recurrent layers.
-        kind: `vanilla` (with clipped rectification), `gru` or `lstm`.
-        directions: `sum` as in the paper, or `concatenate` as KoSpeech does.
-        batch_norm: `true` puts one on the input-to-hidden term of every recurrent layer, as in the paper; `input` puts
-            one with rectification in front of every recurrent layer, ReLU(BatchNorm(x)), as KoSpeech does. Both put one
-            in the fully connected layer; `false` leaves all of them out.
+        kind: `vanilla` (with clipped ReLU), `gru` or `lstm`.
+        directions: `sum` as in the paper, or `concatenate` as in KoSpeech.
+        batch_norm: `true` is BatchNorm of the input-to-hidden term of every recurrent layer, as in the paper; `input`
+            is ReLU(BatchNorm(x)) before every recurrent layer, as in KoSpeech. Both also have BatchNorm in the fully
+            connected layer; `false` has none.
         shared_input: One input-to-hidden matrix, with its bias and its BatchNorm, for both directions of a layer, as in
             the paper [Amodei et al. 2016, 3.1 and 3.2]; otherwise each direction has its own, as in torch's layers.
-        attention: Behind every recurrent layer, a class of `asr_lightning.nn.frame_attention`.
-        fully_connected: Units of the layer behind the recurrent ones, D of the output; without it there is a LayerNorm
-            in its place, as in KoSpeech.
-        dropout: Of what each layer gives to the next.
+        attention: A class of `asr_lightning.nn.frame_attention`, after every recurrent layer.
+        fully_connected: Units of the layer after the recurrent ones, D of the output; without it there is a LayerNorm
+            instead, as in KoSpeech.
+        dropout: Between layers.
     """
 
     def __init__(
@@ -66,34 +65,34 @@ class DeepSpeech2Encoder(Encoder):
         self.directions = directions
         self.recurrent_axis = units(hidden) if directions == "sum" else axis(Fixed(2, "directions"), Units(hidden))
         read = [extractor.output_axis()] + [self.recurrent_axis] * (layers - 1)
-        self.layers = nn.ModuleList(RecurrentLayer(kind, one, hidden, batch_norm, shared_input) for one in read)
+        self.layers = nn.ModuleList(RecurrentLayer(kind, axis_, hidden, batch_norm, shared_input) for axis_ in read)
         self.attentions = nn.ModuleList(attention(self.recurrent_axis) for _ in read if attention is not None)
         self.fully_connected = nn.Linear(width, fully_connected, bias=not batch_norm) if fully_connected else None
         self.norm = MaskedBatchNorm(fully_connected) if fully_connected and batch_norm else None
         self.layer_norm = None if fully_connected else nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
-        if any(one.positions for one in self.attentions):
-            self._name_sinusoids(hidden)
+        if any(layer.positions for layer in self.attentions):
+            self._set_sinusoid_axes(hidden)
 
-    def _name_sinusoids(self, hidden: int) -> None:
-        """Let axes say that attention adds sinusoids to the units: a sine stays beside its cosine."""
+    def _set_sinusoid_axes(self, hidden: int) -> None:
+        """Set the axes of units to which attention adds sinusoids: pairs of sine and cosine."""
         pairs = sinusoid_axis(hidden)[0] if hidden % 2 == 0 else (Fixed(hidden, "units with sinusoids"),)
         self.recurrent_axis = axis(*pairs) if self.directions == "sum" else axis(Fixed(2, "directions"), *pairs)
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, RecurrentLayer)
-            layer.name_units(layer.read if number == 0 else self.recurrent_axis, pairs)
+            layer.set_axes(layer.read if number == 0 else self.recurrent_axis, pairs)
         for attention in self.attentions:
             assert isinstance(attention, FrameAttention)
             attention.read = self.recurrent_axis
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say what the last layer reads."""
+        """Axes of the last layer."""
         if self.fully_connected is not None:
             return {"fully_connected.weight": (units(self.dimension), self.recurrent_axis)}
         return {"layer_norm.weight": (self.recurrent_axis,), "layer_norm.bias": (self.recurrent_axis,)}
 
     def output_axis(self) -> Axis:
-        """Say that the output is plain units, or what the recurrent layers give."""
+        """Axis of the output: hidden units, or the output of the recurrent layers."""
         return self.recurrent_axis if self.fully_connected is None else units(self.dimension)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,14 +111,14 @@ class DeepSpeech2Encoder(Encoder):
 
 
 class RecurrentLayer(nn.Module):
-    """Two directions over the frames, with BatchNorm on the input-to-hidden term or in front of it.
+    """Bidirectional recurrent layer, with BatchNorm of the input-to-hidden term or of the input.
 
     Args:
         kind: Of the recurrent units.
-        read: What the dimensions of the input mean.
+        read: Axis of the input.
         hidden: Units of each direction.
         batch_norm: See `DeepSpeech2Encoder`.
-        shared_input: See `DeepSpeech2Encoder`; `forward_norm` is then that of both directions.
+        shared_input: See `DeepSpeech2Encoder`; both directions then use `forward_norm`.
     """
 
     def __init__(
@@ -138,27 +137,27 @@ class RecurrentLayer(nn.Module):
         self.input_norm = MaskedBatchNorm(axis_size(read)) if batch_norm == "input" else None
         self.forward_norm = InputNorm(rows) if on_term else None
         self.backward_norm = InputNorm(rows) if on_term and not shared_input else None
-        self.name_units(read, (Units(hidden),))
+        self.set_axes(read, (Units(hidden),))
 
-    def name_units(self, read: Axis, hidden: Product) -> None:
-        """Note what the dimensions of the input and of each direction mean."""
+    def set_axes(self, read: Axis, hidden: Product) -> None:
+        """Set the axes of the input and of the units of each direction."""
         self.read = read
         self.hidden_axis = axis(*hidden)
         rows = self.forward_rnn.weight_ih_l0.shape[0]
         self.gates = axis(Fixed(rows // axis_size(self.hidden_axis), "gates"), *hidden)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say what both directions read, and that gates are packed, also in their BatchNorm."""
+        """Axes of both directions and of their BatchNorm, with packed gates."""
         axes: dict[str, tuple[Axis, ...]] = {}
-        everything = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
-        for name, _ in everything:
+        tensors = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
+        for name, _ in tensors:
             axes[name] = (self.read if name.startswith("input_norm") else self.gates,)
             if name.endswith(("weight_ih_l0", "weight_hh_l0")):
                 axes[name] += (self.read if "ih" in name else self.hidden_axis,)
         return axes
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Read x (B, T, D), return what each direction says, (B, T, hidden)."""
+        """Return the outputs of both directions, (B, T, hidden) each, for x (B, T, D)."""
         if self.input_norm is not None:
             x = functional.relu(self.input_norm(x, lengths))
         ahead_input, back_input = self._normalized_inputs(x, lengths)
@@ -167,7 +166,7 @@ class RecurrentLayer(nn.Module):
         return ahead, reverse(back, lengths)
 
     def _normalized_inputs(self, x: Tensor, lengths: Tensor) -> list[dict[str, Tensor]]:
-        """Return input matrix and bias of both directions with BatchNorm in them; nothing where there is none."""
+        """Return input matrix and bias of both directions with BatchNorm folded in; empty without BatchNorm."""
         both = (self.forward_norm, self.forward_rnn), (self.backward_norm, self.backward_rnn)
         own = [(norm, rnn.weight_ih_l0, rnn.bias_ih_l0) for norm, rnn in both if norm is not None]
         if not own:
@@ -179,16 +178,17 @@ class RecurrentLayer(nn.Module):
             dict(zip(INPUT, norm(weight, bias, term), strict=True))
             for (norm, weight, bias), term in zip(own, terms, strict=True)
         ]
-        return inputs if len(inputs) == 2 else inputs * 2  # one for both directions where they share it
+        return inputs if len(inputs) == 2 else inputs * 2  # the same for both directions if they share it
 
 
 def _run(rnn: nn.Module, inputs: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Read x (B, T, D) with other input weights than its own, if there are any; return (B, T, hidden)."""
-    return functional_call(rnn, inputs, (x,))[0] if inputs else rnn(x)[0]
+    """Return (B, T, hidden) for x (B, T, D), computed with `inputs` in place of the layer's input weights, if any."""
+    with weights_cast_once(x.device):
+        return functional_call(rnn, inputs, (x,))[0] if inputs else rnn(x)[0]
 
 
 class ClippedRNN(nn.Module):
-    """h_t = min(max(W x_t + U h_{t-1} + b, 0), 20) [Amodei et al. 2016, 3.1], with the names that torch's RNN has.
+    """h_t = min(max(W x_t + U h_{t-1} + b, 0), 20) [Amodei et al. 2016, 3.1], with the parameter names of torch's RNN.
 
     Args:
         input_size: Dimension of x.
@@ -203,11 +203,12 @@ class ClippedRNN(nn.Module):
         self.bias_ih_l0 = nn.Parameter(torch.zeros(hidden_size))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Read x (B, T, D), return h of all frames (B, T, hidden) and of the last (B, hidden)."""
+        """Return h of all frames (B, T, hidden) and of the last (B, hidden), for x (B, T, D)."""
         inputs = functional.linear(x, self.weight_ih_l0, self.bias_ih_l0)
         hidden = inputs.new_zeros(len(x), inputs.shape[2])
+        weight = self.weight_hh_l0.to(inputs.dtype).T  # under autocast, cast once and not in every step
         states = []
-        for one in inputs.unbind(dim=1):
-            hidden = clipped_relu(torch.addmm(one, hidden, self.weight_hh_l0.T))
+        for frame in inputs.unbind(dim=1):
+            hidden = clipped_relu(torch.addmm(frame, hidden, weight))
             states.append(hidden)
         return torch.stack(states, dim=1), hidden

@@ -1,6 +1,6 @@
-"""Encoder and attention decoder: LAS, end-to-end models A and B, Speech Transformer, each with CTC beside or not.
+"""Encoder and attention decoder: LAS, models A and B of Lim et al. 2019, Speech Transformer; also joint with CTC.
 
-These architectures differ in their encoders and decoders alone, and an experiment names those by class paths.
+These architectures differ only in their encoders and decoders, which an experiment names by class paths.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from asr_lightning.errors import InputError
 from asr_lightning.losses.cross_entropy import cross_entropy_loss
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis
-from asr_lightning.nn.decoder import Decoder
+from asr_lightning.nn.sequences import AttentionDecoder
 
 
 class EncoderDecoder(Recognizer):
-    """Hears the whole utterance, then writes the transcript token by token.
+    """Encoder-decoder: predicts each token from the tokens before it and an attention over the encoded utterance.
 
     Args:
         decoder: `asr_lightning.models.listen_attend_spell.Speller` or
-            `asr_lightning.models.speech_transformer.TransformerDecoder`; it gets the vocabulary and the encoder's axis.
+            `asr_lightning.models.speech_transformer.TransformerDecoder`, called with vocabulary and axis.
         label_smoothing: Share of the decoder's targets that is spread over all tokens.
-        search: How to decode; greedily if None.
+        search: Beam search; greedy if None.
         **recognizer: Arguments of `Recognizer`.
 
     Raises:
@@ -36,7 +36,7 @@ class EncoderDecoder(Recognizer):
 
     def __init__(
         self,
-        decoder: Callable[[tuple[str, ...], Axis], Decoder],
+        decoder: Callable[[tuple[str, ...], Axis], AttentionDecoder],
         label_smoothing: float = 0.0,
         search: AttentionSearch | None = None,
         **recognizer: Any,  # noqa: ANN401
@@ -47,7 +47,7 @@ class EncoderDecoder(Recognizer):
         if self.tokenizer.eos_id == self.tokenizer.blank_id:
             name = type(self.tokenizer).__name__
             raise InputError(
-                f"EncoderDecoder needs a token that ends a sentence, which {name} has not; use another one"
+                f"EncoderDecoder needs a token for the end of a sentence, which {name} does not have; use another one"
             )
         self.decoder = decoder(self.tokenizer.tokens, self.encoder.output_axis())
         self.label_smoothing = label_smoothing
@@ -61,9 +61,8 @@ class EncoderDecoder(Recognizer):
         return cross_entropy_loss(logits, following, target_lengths + 1, self.label_smoothing)
 
     @torch.no_grad()
-    def recognize(self, batch: Batch) -> list[list[Hypothesis]]:
-        """Return the hypotheses of each of the B utterances, best first."""
-        encoded, lengths = self(batch.audio, batch.audio_lengths)
+    def decode(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each encoded utterance (B, T, D), the best first."""
         ctc_logits = None if self.ctc is None else self.ctc(encoded)
         return self.search(self.decoder, self.decoder.remember(encoded, lengths), lengths, self.tokenizer, ctc_logits)
 

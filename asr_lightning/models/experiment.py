@@ -1,4 +1,4 @@
-"""What an experiment's YAML says of a part of it: reads it, and counts what its model would learn."""
+"""Parts of an experiment's YAML, and the number of parameters of its model."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def read_part(path: Path, name: str = "model") -> dict[str, Any]:
 
 
 def read_model(path: Path | None) -> dict[str, Any] | None:
-    """Return the `model` part of an experiment, for `load_recognizer`; None where there is none.
+    """Return the `model` part of an experiment, for `load_recognizer`; None without a file or without this part.
 
     Raises:
         InputError: The file cannot be read, or is no YAML.
@@ -43,10 +43,10 @@ def read_model(path: Path | None) -> dict[str, Any] | None:
 
 @contextmanager
 def parameters_without_memory() -> Iterator[None]:
-    """Put every parameter that a module gets on the meta device; buffers, as filter banks, stay what they are."""
+    """Create parameters of modules on the meta device, without memory; buffers, as filter banks, in memory."""
 
     def replace(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        if parameter is None or parameter.is_meta:  # a shared parameter remains one
+        if parameter is None or parameter.is_meta:  # a shared parameter stays shared
             return None
         return nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
 
@@ -58,7 +58,7 @@ def parameters_without_memory() -> Iterator[None]:
 
 
 def count_parameters(model: dict[str, Any]) -> dict[str, int]:
-    """Count the trainable parameters of each part of a model, in its order; shared ones count once.
+    """Count the trainable parameters of each part of a model, in its order; shared parameters count once.
 
     Args:
         model: `{"class_path": …, "init_args": {…}}`.
@@ -69,7 +69,7 @@ def count_parameters(model: dict[str, Any]) -> dict[str, int]:
     try:
         with parameters_without_memory():
             built = build_model(model, LightningModule)
-    except Exception:  # an architecture that looks at its weights while it is built, or a mistake that is told now
+    except Exception:  # an architecture that reads its weights while it is built, or an error to be raised now
         built = build_model(model, LightningModule)
     parts: Counter[str] = Counter()
     for name, parameter in built.named_parameters():

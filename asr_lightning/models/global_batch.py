@@ -1,10 +1,11 @@
-"""The mean loss of an optimizer step over all ranks and all accumulated batches, with its gradient."""
+"""The mean loss of an optimizer step over all ranks and all accumulated batches, its gradient and its seed."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -16,8 +17,8 @@ class GlobalBatch:
 
     The gradient is that of the sum of all losses divided by their number, as if all ranks and all batches of
     `accumulate_grad_batches` were one batch. This number is known only after the last of these batches. So each batch
-    is divided by the number of losses in the first batch that has any, and `rescale` corrects the finished gradient.
-    It also takes back that Lightning divides by `accumulate_grad_batches`, even where an epoch ends with fewer batches.
+    is divided by the number of losses in the first batch that has any, and `rescale` corrects the complete gradient.
+    It also undoes Lightning's division by `accumulate_grad_batches`, which holds even where an epoch ends with fewer.
 
     Args:
         device: Of the losses.
@@ -30,16 +31,16 @@ class GlobalBatch:
         self._divisor = torch.ones((), dtype=torch.int64, device=device)
 
     def add(self, module: LightningModule, total: Tensor, count: Tensor, ids: list[str]) -> tuple[Tensor, Tensor]:
-        """Add a batch; all ranks take part.
+        """Add a batch; all ranks have to call this.
 
         Args:
-            module: That is trained.
+            module: The module in training.
             total: Sum of the usable losses of this rank, with its graph.
-            count: How many these are.
+            count: Number of usable losses of this rank.
             ids: Utterances or lines of this rank.
 
         Returns:
-            What `training_step` is to return, and how many losses the batch has on all ranks.
+            The value for `training_step` to return, and the number of losses of the batch on all ranks.
         """
         ranks = module.trainer.world_size
         if ranks > 1:
@@ -48,18 +49,18 @@ class GlobalBatch:
         self.count = self.count + count
         self._sum = self._sum + total.detach()
         self.ids = self.ids + ids
-        # DistributedDataParallel averages gradients over ranks; what is wanted is the mean over all losses.
+        # DistributedDataParallel averages gradients over ranks, where the gradient of the mean loss is needed.
         return total * ranks / self._divisor, count
 
     def mean(self, module: LightningModule) -> Tensor:
-        """Return the mean loss of all ranks, which all take part; NaN without any loss."""
+        """Return the mean loss of all ranks, which all have to call this; NaN without any loss."""
         total = self._sum.clone()
         if module.trainer.world_size > 1:
             torch.distributed.all_reduce(total)
         return torch.where(self.count == 0, torch.nan, total / self.count.clamp(min=1))
 
     def rescale(self, module: LightningModule) -> None:
-        """Make the gradient of all batches of the step that of their mean; nothing changes where there is only one."""
+        """Scale the gradient of all batches of a step to that of their mean loss; nothing changes for one batch."""
         parts = module.trainer.accumulate_grad_batches
         if parts == 1:
             return
@@ -77,15 +78,22 @@ def step_with_global_batch(
     optimizer: Optimizer | LightningOptimizer,
     optimizer_closure: Callable[[], Any] | None = None,
 ) -> None:
-    """Make an optimizer step with the gradient of its `global_batch`, complete before it is measured and clipped.
+    """Make an optimizer step with the gradient of its `global_batch`, complete before it is logged and clipped.
 
     This is a module's `optimizer_step`.
     """
 
-    def closure() -> Any:  # noqa: ANN401 - whatever Lightning's returns
+    def closure() -> Any:  # noqa: ANN401 - as Lightning's closure
         assert optimizer_closure is not None
         result = optimizer_closure()  # the last batch of the step: its loss and its gradient
         module.global_batch.rescale(module)  # type: ignore[operator,union-attr] # of recognizers and language models
         return result
 
     optimizer.step(closure=closure)
+
+
+def seed_step(trainer: Trainer) -> None:
+    """Seed a training step from the seed of the run, the number of the step and the rank alone."""
+    step = trainer.fit_loop.epoch_loop.total_batch_idx
+    seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+    torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + trainer.global_rank) % 2**63)

@@ -1,7 +1,12 @@
 """Objects from configurations, `{"class_path": …, "init_args": {…}}`."""
 
+import difflib
+import importlib.util
+import inspect
 import json
 import os
+import pkgutil
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,83 +25,87 @@ from asr_lightning.models.class_paths import (
     is_no_class,
     refusal,
 )
+from asr_lightning.renamed import current_class_paths
 
-# No class path that an experiment needs is Python's own; and where a parameter has no type, as those of some
-# optimizers, a class path would be called without a look at what it names.
+# Experiments need no class of Python's standard library. And where a parameter has no type, as of some optimizers, the
+# parser would call a class path without any check.
 set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylist=sorted(sys.stdlib_module_names))
 
-Made = TypeVar("Made")
+Instance = TypeVar("Instance")
 
 MOST_PARAMETERS = 10_000  # tensors; a Transformer of 100 blocks has some 2,000
+OURS = ("asr_lightning", "data_modules")  # packages whose classes are known
+CLOSE = 12  # classes that a message names in place of one that does not exist
 LONG = 200  # characters of a line in a message
 MOST_LINES = 12  # of a message
-NAMED = ("Problem with given class_path", "has no attribute", "Import path", "Option ")  # what tells of a slip
-SAID = 2_000  # characters of what is told of a configuration: what matters stands last
+WRONG_NAMES = ("Problem with given class_path", "has no attribute", "Import path", "Option ")  # of jsonargparse
+LONG_REASON = 2_000  # characters of a message on a configuration, whose important part is its end
 
 
 def instantiate(
-    config: dict[str, Any], kind: type[Made], wanted: str, allowed: Iterable[str] | None = None
-) -> tuple[Made, dict[str, Any]]:
-    """Make an object of `{"class_path": …, "init_args": {…}}`, and return this with all its defaults too.
+    config: dict[str, Any], kind: type[Instance], expected: str, allowed: Iterable[str] | None = None
+) -> tuple[Instance, dict[str, Any]]:
+    """Build an object from `{"class_path": …, "init_args": {…}}`; return it, and the configuration with all defaults.
 
     Args:
-        config: What to make.
-        kind: The class that it must be of, or a base class of it.
-        wanted: What users call it.
-        allowed: For the configuration of a checkpoint, names that it may import; None for that of an experiment.
+        config: Class path and arguments.
+        kind: The required class, or a base class of it.
+        expected: Name of such an object in messages.
+        allowed: Names that the configuration of a checkpoint may import; None for an experiment.
 
     Raises:
         InputError: The configuration names what does not exist or is of another kind, or arguments that do not fit.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(kind, "made", required=True)
-    with _importing(allowed), _refusing(wanted):
-        parsed = _parse(parser, config, wanted, allowed)
+    parser.add_subclass_arguments(kind, "instance", required=True)
+    with _importing(allowed), _refusing(expected):
+        parsed = _parse(parser, config, expected, allowed)
         with within_memory():
-            made: Made = parser.instantiate(parsed).made
-    return made, _dump(parser, parsed)
+            instance: Instance = parser.instantiate(parsed).instance
+    return instance, _dump(parser, parsed)
 
 
 def with_defaults(
-    config: dict[str, Any], kind: type, wanted: str, allowed: Iterable[str] | None = None
+    config: dict[str, Any], kind: type, expected: str, allowed: Iterable[str] | None = None
 ) -> dict[str, Any]:
-    """Return a configuration with all its defaults, without making anything; arguments as of `instantiate`.
+    """Return a configuration with all its defaults, without building anything; arguments as of `instantiate`.
 
     Raises:
         InputError: As `instantiate`.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(kind, "made", required=True)
-    with _importing(allowed), _refusing(wanted):
-        return _dump(parser, _parse(parser, config, wanted, allowed))
+    parser.add_subclass_arguments(kind, "instance", required=True)
+    with _importing(allowed), _refusing(expected):
+        return _dump(parser, _parse(parser, config, expected, allowed))
 
 
-def parsed_strictly(config: dict[str, Any], kind: type, wanted: str, allowed: Iterable[str]) -> Namespace:
-    """Return the configuration of a checkpoint as a parser leaves it, ready to be made in another one.
+def parsed_strictly(config: dict[str, Any], kind: type, expected: str, allowed: Iterable[str]) -> Namespace:
+    """Return the parsed configuration of a checkpoint, for another parser to build it.
 
     Raises:
         InputError: As `instantiate`.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(kind, "made", required=True)
-    with imports_only(allowed), _refusing(wanted):
-        return _parse(parser, config, wanted, allowed).made
+    parser.add_subclass_arguments(kind, "instance", required=True)
+    with imports_only(allowed), _refusing(expected):
+        return _parse(parser, config, expected, allowed).instance
 
 
-def _parse(parser: ArgumentParser, config: dict[str, Any], wanted: str, allowed: Iterable[str] | None) -> Namespace:
+def _parse(parser: ArgumentParser, config: dict[str, Any], expected: str, allowed: Iterable[str] | None) -> Namespace:
+    config = current_class_paths(config)
     if allowed is not None:
         check_class_paths(config, allowed)
-    parsed = parser.parse_object({"made": config})
-    if is_no_class(parsed.made.class_path):
-        raise InputError(f"this is no configuration of {wanted}: {parsed.made.class_path} is no class")
+    parsed = parser.parse_object({"instance": config})
+    if is_no_class(parsed.instance.class_path):
+        raise InputError(f"this is no configuration of {expected}: {parsed.instance.class_path} is not a class")
     if allowed is not None:
-        check_classes(parsed.made)
+        check_classes(parsed.instance)
     return parsed
 
 
 def _dump(parser: ArgumentParser, parsed: Namespace) -> dict[str, Any]:
-    whole: dict[str, Any] = json.loads(parser.dump(parsed, format="json", skip_unset=False))["made"]
-    return whole
+    complete: dict[str, Any] = json.loads(parser.dump(parsed, format="json", skip_unset=False))["instance"]
+    return complete
 
 
 def _importing(allowed: Iterable[str] | None) -> AbstractContextManager[None]:
@@ -104,23 +113,23 @@ def _importing(allowed: Iterable[str] | None) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _refusing(wanted: str) -> Iterator[None]:
-    """Turn what jsonargparse and constructors raise into what users read."""
+def _refusing(expected: str) -> Iterator[None]:
+    """Turn errors of jsonargparse and of constructors into an `InputError`."""
     try:
         yield
     except (ArgumentError, TypeError, ValueError, ImportError, AttributeError, RuntimeError, MemoryError) as error:
         if isinstance(error, InputError):
             raise
-        if (said := input_error(error)) is not None:
-            raise said from error
+        if (of_constructor := input_error(error)) is not None:
+            raise of_constructor from error
         if (name := denied_name(error)) is not None and "'*'" in str(error):
             raise refusal(name) from error
-        raise InputError(f"this is no configuration of {wanted}: {shown(brief(str(error)), SAID)}") from error
+        raise InputError(f"this is no configuration of {expected}: {shown(brief(str(error)), LONG_REASON)}") from error
 
 
 @contextmanager
 def within_memory() -> Iterator[None]:
-    """Refuse modules that no machine could hold, before they are filled: a mistaken number would take hours to end."""
+    """Refuse modules larger than the memory before they are filled: a wrong number would otherwise take hours."""
     tensors, bytes_ = 0, 0
     most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -145,14 +154,42 @@ def within_memory() -> Iterator[None]:
 
 
 def input_error(error: BaseException | None) -> InputError | None:
-    """Return what a constructor said to the user, if that is what jsonargparse's own error wraps."""
+    """Return the `InputError` of a constructor that an error of jsonargparse wraps, if there is one."""
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
 
 
+def misspelt_class(message: str) -> str:
+    """Return what to write in place of a class of ours that does not exist, if a message names one; else nothing."""
+    for path in re.findall(rf"\b((?:{'|'.join(OURS)})(?:\.\w+)+)", message):
+        package, found = path.split(".")[0], sys.modules.get(path.split(".")[0])
+        for name in path.split(".")[1:]:
+            inner = getattr(found, name, None)
+            if inner is None and hasattr(found, "__path__") and importlib.util.find_spec(f"{package}.{name}"):
+                inner = importlib.import_module(f"{package}.{name}")
+            if inner is None:
+                there = _members(found)
+                close = difflib.get_close_matches(name, there, cutoff=0.0, n=len(there))
+                return f"there is no {name} in {package}; there are {', '.join(close[:CLOSE])}" if close else ""
+            if inspect.isclass(inner):
+                break
+            package, found = f"{package}.{name}", inner
+    return ""
+
+
+def _members(module: Any) -> list[str]:  # noqa: ANN401 - a module
+    """Return the names of a package's modules, or of a module's own public classes."""
+    if hasattr(module, "__path__"):
+        return [one.name for one in pkgutil.iter_modules(module.__path__)]
+    members = inspect.getmembers(module, inspect.isclass)
+    return [name for name, one in members if one.__module__ == module.__name__ and not name.startswith("_")]
+
+
 def brief(message: str) -> str:
-    """Shorten what jsonargparse says of a value that is none of several types, of which only one was meant."""
+    """Shorten jsonargparse's message on a value of several possible types, of which the user meant only one."""
+    if misspelt := misspelt_class(message):
+        return misspelt
     noise = (
         "Does not validate against any",
         "Subtypes: ",
@@ -165,6 +202,6 @@ def brief(message: str) -> str:
         for line in message.splitlines()
         if not line.strip().startswith(noise) and not (line.strip().startswith("Given value:") and len(line) > LONG)
     ]
-    if any(mark in line for line in lines for mark in NAMED):  # a slip in a name; what else could stand there says less
+    if any(mark in line for line in lines for mark in WRONG_NAMES):  # other possible types do not help then
         lines = [line for line in lines if not line.strip().startswith(("- Expected a ", "- Not a valid subclass"))]
     return "\n".join(line[:LONG] for line in lines[:MOST_LINES]).strip(" -")

@@ -1,4 +1,4 @@
-"""Jasper: convolutions over time and nothing else [Li et al. 2019, "Jasper: an end-to-end neural acoustic model"]."""
+"""Jasper, an encoder of convolutions over time [Li et al. 2019, "Jasper: an end-to-end neural acoustic model"]."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from asr_lightning.nn.axes import Axis, Fixed, Taps, axis, units
-from asr_lightning.nn.convolution import MaskedBatchNorm
+from asr_lightning.nn.batch_norm import MaskedBatchNorm
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.encoder import Encoder
-from asr_lightning.nn.masks import silence_padding
+from asr_lightning.nn.sequences import Encoder, silence_padding
 
 
 class Jasper(Encoder):
     """A convolution of stride 2, blocks of convolutions with dense residuals, and two convolutions [§2.1, §2.2].
 
     The published 10x5 has ten blocks, two of each kind, of five convolutions each; 5x3 has one of each kind, of three.
-    With dense residuals a block adds what all blocks before it have read, each through a convolution of one frame and
-    BatchNorm; with the others it adds only what it has read itself.
+    With dense residuals a block adds the inputs of all blocks before it, each after a convolution of one frame and
+    BatchNorm; otherwise it adds only its own input.
 
     Args:
         input_dimension: Dimension of the features.
@@ -51,7 +50,9 @@ class Jasper(Encoder):
         epilogue_dropout: float = 0.4,
     ) -> None:
         super().__init__(input_dimension, dimension)
-        if not len(channels) == len(kernels) == len(dropouts) or any(one % 2 == 0 for one in (*kernels, prologue[1])):
+        if not len(channels) == len(kernels) == len(dropouts) or any(
+            kernel % 2 == 0 for kernel in (*kernels, prologue[1])
+        ):
             raise ValueError(
                 "Jasper needs channels, odd kernels and dropouts for each kind of block, got "
                 f"channels={list(channels)}, kernels={list(kernels)} and dropouts={list(dropouts)}"
@@ -71,14 +72,14 @@ class Jasper(Encoder):
         self.prologue_dropout, self.epilogue_dropout = Dropout(dropouts[0]), Dropout(epilogue_dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that the first convolution reads features."""
+        """Axes of the first convolution, which reads features."""
         convolution = self.prologue.convolution
         features = axis(Fixed(self.input_dimension, "features"))
         taps = axis(Taps(convolution.kernel_size[0]))
         return {"prologue.convolution.weight": (units(convolution.out_channels), features, taps)}
 
     def output_axis(self) -> Axis:
-        """Say that the output is plain units."""
+        """Axis of the output: hidden units."""
         return units(self.dimension)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,14 +96,14 @@ class Jasper(Encoder):
 
 
 class JasperBlock(nn.Module):
-    """Convolutions with BatchNorm, rectification and dropout; the last adds the residuals before it is rectified.
+    """Convolutions with BatchNorm, ReLU and dropout; the residuals are added before the last ReLU.
 
     Args:
-        read: Channels of each residual; the last of them is also what the first convolution reads.
+        read: Channels of each residual; the last is also the input of the first convolution.
         channels: Of the convolutions.
-        kernel: Frames under them.
-        repeats: How many there are.
-        dropout: Behind each.
+        kernel: Frames under each convolution.
+        repeats: Number of convolutions.
+        dropout: After each convolution.
     """
 
     def __init__(self, read: Sequence[int], channels: int, kernel: int, repeats: int, dropout: float) -> None:
@@ -113,19 +114,19 @@ class JasperBlock(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, read: Sequence[Tensor], lengths: Tensor) -> Tensor:
-        """Transform the last of some tensors, each (B, T, D)."""
+        """Transform the last of the tensors `read`, each (B, T, D), and add all of them as residuals."""
         x = read[-1]
         *convolutions, last = self.convolutions
         for convolution in convolutions:
             x = self.dropout(torch.relu(convolution(x, lengths)[0]))
         x, _ = last(x, lengths)
-        for residual, one in zip(self.residuals, read, strict=True):
-            x = x + residual(one, lengths)[0]
+        for residual, before in zip(self.residuals, read, strict=True):
+            x = x + residual(before, lengths)[0]
         return self.dropout(torch.relu(x))
 
 
 class Convolution(nn.Module):
-    """A convolution over time that sees zeros beyond an utterance's end, and BatchNorm."""
+    """Convolution over time and BatchNorm, with zeros after the end of an utterance."""
 
     def __init__(self, inputs: int, channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()

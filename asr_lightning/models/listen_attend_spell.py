@@ -11,27 +11,27 @@ from torch import Tensor, nn
 
 from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Axis, Fixed, Tokens, Units, axis, axis_size, units
-from asr_lightning.nn.decoder import Decoder, State
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.mechanisms import Attention
+from asr_lightning.nn.sequences import AttentionDecoder, State
 from asr_lightning.nn.stepwise import StepLinear, StepLSTMCell, gathered
 
 
-class Speller(Decoder):
+class Speller(AttentionDecoder):
     """LSTM layers with an attention over the encoded utterance, in one of two orders.
 
-    `query_state: current`: the layers read the last token and the last context, the attention is asked with the new
-    state of the last layer, and the output reads state and context [Chan et al. 2016, 3.2]:
+    `query_state: current`: the layers read the last token and the last context, the new state of the last layer is the
+    query of the attention, and the output reads state and context [Chan et al. 2016, 3.2]:
 
         s_i = RNN(s_{i-1}, y_{i-1}, c_{i-1})        c_i, α_i = attention(s_i, α_{i-1})        y_i ~ linear(s_i, c_i)
 
-    `query_state: previous`: the attention is asked first, with the state in which the first layer was left; the layers
-    read its context together with the last token, and the output reads the last layer's state alone:
+    `query_state: previous`: the attention comes first, with the previous state of the first layer as its query; the
+    layers read its context together with the last token, and the output reads only the state of the last layer:
 
         c_i, α_i = attention(s¹_{i-1}, α_{i-1})     s_i = RNN(s_{i-1}, y_{i-1}, c_i)          y_i ~ linear(s_i)
 
-    So the states of a character have read the frames that it is spoken in, which in the other order they have not. This
-    is the order of Bahdanau et al. 2015 (A.1.2) and, with this output, of ESPnet, which Lim et al. 2019 used: class
+    In this order the states of a character have read its own frames, in the other order they have not. This is the
+    order of Bahdanau et al. 2015 (A.1.2) and, with this output, of ESPnet, which Lim et al. 2019 used: class
     `Decoder` in `src/nets/e2e_asr_attctc_th.py` of 2018 (Shinji Watanabe), later in
     `espnet/nets/pytorch_backend/rnn/decoders.py`. ESPnet begins with even weights α_0 over the frames, here they are 0.
 
@@ -41,13 +41,13 @@ class Speller(Decoder):
         attention: A class of `asr_lightning.nn.mechanisms`.
         hidden: Units of each layer, and dimension of the embeddings.
         layers: LSTM layers.
-        dropout: Of what each layer reads.
-        sampling: In training, the probability of each token to be drawn from the decoder's own output instead of taken
-            from the transcript, when it is read [Bengio et al. 2015; 0.1 in Chan et al. 2016, 4.1].
-        query_state: The state that the attention is asked with, `current` or `previous`: see above.
+        dropout: Of the input of each layer.
+        sampling: In training, the probability that an input token is drawn from the decoder's own output instead of
+            taken from the transcript [Bengio et al. 2015; 0.1 in Chan et al. 2016, 4.1].
+        query_state: The state that is the query of the attention, `current` or `previous`: see above.
 
     Raises:
-        InputError: `sampling` is no probability.
+        InputError: `sampling` is not a probability.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Speller(Decoder):
         inputs = [hidden + self.context_dimension] + [hidden] * (layers - 1)
         self.cells = nn.ModuleList(StepLSTMCell(size, hidden) for size in inputs)
         self.dropout = Dropout(dropout)
-        self.output = StepLinear(axis_size(self._known_axis()), len(vocabulary))
+        self.output = StepLinear(axis_size(self._output_input_axis()), len(vocabulary))
 
-    def _known_axis(self) -> Axis:
-        """Return the axis of what the output layer reads."""
+    def _output_input_axis(self) -> Axis:
+        """Return the axis of the input of the output layer."""
         return units(self.hidden) + (self.context_axis if self.query_state == "current" else ())
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
@@ -86,18 +86,18 @@ class Speller(Decoder):
         return {
             "embedding.weight": (tokens, units(self.hidden)),
             "cells.0.weight_ih": (axis(Fixed(4, "gates"), Units(self.hidden)), units(self.hidden) + self.context_axis),
-            "output.weight": (tokens, self._known_axis()),
+            "output.weight": (tokens, self._output_input_axis()),
             "output.bias": (tokens,),
         }
 
     def remember(self, encoded: Tensor, lengths: Tensor) -> State:
-        """Return what the attention prepares of encoded utterances (B, T, D)."""
+        """Return the attention's memory of encoded utterances (B, T, D)."""
         return self.attention.remember(encoded, lengths)
 
     def initial_state(self, memory: State) -> State:
-        """Return zeros: (B, hidden) twice for every layer, the attention's weights (B, H, T).
+        """Return zeros: hidden state and cell (B, hidden) of every layer, and the attention's weights (B, H, T).
 
-        Between them stands the context (B, D) where the next step reads it.
+        With `query_state: current`, the context (B, D) is between them, for the next step.
         """
         weights = self.attention.initial_weights(memory)
         sizes = [self.hidden] * (2 * len(self.cells))
@@ -105,21 +105,21 @@ class Speller(Decoder):
         return (*(weights.new_zeros(len(weights), size) for size in sizes), weights)
 
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        """Read one token id of each hypothesis (N,), return logits of the next (N, V) and the state behind it."""
-        known, state = self._read(self.embedding(tokens), state, memory)
-        return self.output(known), state
+        """Return logits (N, V) of the token after the last token id of each hypothesis (N,), and the next state."""
+        x, state = self._read(self.embedding(tokens), state, memory)
+        return self.output(x), state
 
     def forward(self, tokens: Tensor, memory: State) -> Tensor:
-        """Read token ids (B, U), some of them its own in training; return logits (B, U, V) of what follows each."""
+        """Return logits (B, U, V) of the token after each of the token ids (B, U); some are replaced in training."""
         with gathered(self):
             if self.training and self.sampling > 0.0:
                 return self._sample(tokens, memory)
             state = self.initial_state(memory)
-            known = []
+            outputs = []
             for embedded in self.embedding(tokens).unbind(dim=1):
-                one, state = self._read(embedded, state, memory)
-                known.append(one)
-            return self.output(torch.stack(known, dim=1))
+                x, state = self._read(embedded, state, memory)
+                outputs.append(x)
+            return self.output(torch.stack(outputs, dim=1))
 
     def attention_weights(self, tokens: Tensor, memory: State) -> Tensor:
         """Return the mean weights of the heads, (B, U, T), behind each of the token ids (B, U)."""
@@ -142,7 +142,7 @@ class Speller(Decoder):
         return torch.stack(logits, dim=1)
 
     def _read(self, embedded: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        """Read embeddings (N, D); return what the output layer reads, (N, D), and the state after it."""
+        """Return the input of the output layer (N, D) for embeddings (N, D), and the next state."""
         if self.query_state == "previous":
             *cells, weights = state
             context, weights = self.attention(cells[0], weights, memory)
@@ -154,7 +154,7 @@ class Speller(Decoder):
         return torch.cat([x, context], dim=1), (*after, context, weights)
 
     def _read_layers(self, x: Tensor, cells: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Read x (N, D); return the last layer's state (N, hidden), and state and cell of all layers."""
+        """Return the last layer's state (N, hidden) for x (N, D), and hidden state and cell of all layers."""
         after: list[Tensor] = []
         for cell, hidden, memory_cell in zip(self.cells, cells[::2], cells[1::2], strict=True):
             x, memory_cell = cell(self.dropout(x), (hidden, memory_cell))

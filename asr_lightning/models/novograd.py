@@ -1,4 +1,4 @@
-"""NovoGrad, the optimizer that Jasper was trained with; torch has none."""
+"""NovoGrad, the optimizer of Jasper, which torch does not have."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,10 +13,10 @@ from asr_lightning.errors import InputError
 class NovoGrad(Optimizer):
     """Momentum over gradients that are divided by their norm, one norm for each tensor [Ginsburg et al. 2019, alg. 1].
 
-    The norm's square is averaged over steps; the decay of weights is a part of what the momentum gathers.
+    The square of the norm is averaged over steps; weight decay is added to the gradient before the momentum.
 
     Args:
-        parameters: Of the model, or groups of them.
+        parameters: Parameters of the model, or groups of them.
         lr: Learning rate.
         betas: Of the momentum, and of the mean of the squared norms.
         eps: Added to the norm.
@@ -43,7 +43,7 @@ class NovoGrad(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
-        """Make a step; parameters without a gradient stay as they are. Nothing waits for the device."""
+        """Make a step, without waiting for the device; parameters without a gradient do not change."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -51,10 +51,10 @@ class NovoGrad(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._move(parameter, parameter.grad, group)
+                    self._update(parameter, parameter.grad, group)
         return loss
 
-    def _move(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
         state, (first, second) = self.state[parameter], group["betas"]
         square = gradient.float().square().sum()
         if not state:

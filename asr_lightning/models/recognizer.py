@@ -1,6 +1,5 @@
-"""What every recogniser shares: steps, error rates, optimiser wiring, and how one comes back from a checkpoint."""
+"""Base class of recognizers: training and evaluation steps, CTC output on the encoder, optimizer."""
 
-import os
 import time
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -10,10 +9,9 @@ import lightning
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
-from torchmetrics import MeanMetric, SumMetric
 
 from asr_lightning.audio.augment import SpecAugment
 from asr_lightning.audio.features import Features, possible_audio
@@ -21,41 +19,45 @@ from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.words import FrameTimes, Pooling, words_of
 from asr_lightning.errors import InputError, printable
+from asr_lightning.losses.ctc import ctc_loss
 from asr_lightning.models.averaging import averaged_copies, save_averages
-from asr_lightning.models.global_batch import GlobalBatch, step_with_global_batch
-from asr_lightning.models.schedules import begin_schedules
-from asr_lightning.models.sharding import make_shared, make_whole, share
-from asr_lightning.models.useless_steps import REVIEW_STEPS, GradientGuard, clip_gradients
-from asr_lightning.nn.ctc import CTCOutput
-from asr_lightning.nn.encoder import Encoder
-from asr_lightning.scoring.error_rates import ErrorRates
-from asr_lightning.text.coverage import check_coverage
-from asr_lightning.text.tokenizers import Tokenizer
+from asr_lightning.models.evaluation import READABLE_AUDIO, Evaluation
+from asr_lightning.models.fsdp import gather_weights, release_weights, share_weights
+from asr_lightning.models.global_batch import GlobalBatch, seed_step, step_with_global_batch
+from asr_lightning.models.schedules import begin_schedules, optimizer_and_schedule
+from asr_lightning.models.skipped_steps import (
+    LOST_BATCHES_IN_A_ROW,
+    REVIEW_STEPS,
+    GradientGuard,
+    clip_gradients,
+)
+from asr_lightning.nn.axes import Axis, Tokens, axis, axis_size
+from asr_lightning.nn.recurrent import weights_cast_once
+from asr_lightning.nn.sequences import Encoder
+from asr_lightning.text.tokenizers import Tokenizer, check_coverage
 
-Recognized = list[list[Hypothesis]]  # of each utterance, the best first
-
-NOTHING_READ = "expected audio that can be read. The warnings above name the files and say what is wrong with them."
 MEASURED_FRAMES = 480  # of features, to see how many times fewer come out of an encoder
-LOST_BATCHES_IN_A_ROW = 100  # without one usable loss: training has diverged, or the corpus does not fit the model
+
+Recognized = list[list[Hypothesis]]  # for each utterance, the best first
 
 
 class Recognizer(lightning.LightningModule, ABC):
-    """Base class of all architectures, which give `decoder_loss` and `recognize`.
+    """Base class of all architectures, which give `decoder_loss` and `decode`.
 
-    Training minimises the mean loss of the usable utterances of the global batch, which are those of all ranks and of
-    all batches that `accumulate_grad_batches` puts into a step: an utterance whose loss is not finite is left out,
-    named and counted; a step without any leaves the weights untouched. All randomness of a step follows from the seed,
-    the step and the rank, so a resumed run goes on exactly as an undisturbed one.
+    Training minimizes the mean loss of the usable utterances of the global batch, which are those of all ranks and of
+    all batches that `accumulate_grad_batches` puts into a step. An utterance whose loss is not finite is skipped, named
+    and counted; a step without usable utterances leaves the weights unchanged. All randomness of a step follows from
+    the seed, the step and the rank, so a resumed run continues exactly as an uninterrupted one.
 
     Args:
         tokenizer: The vocabulary.
-        features: From audio to what the encoder reads.
+        features: Compute the encoder's input from audio.
         encoder: `(features (B, T, F), lengths) -> (encoded (B, T', D), lengths)`, as the classes of
             `asr_lightning.nn.conformer`, `asr_lightning.nn.recurrent` and `asr_lightning.models.speech_transformer`.
         ctc_weight: Share in the loss of a CTC output on the encoder, from 0 to below 1; 0 leaves it out
             [Kim et al. 2017, "Joint CTC-attention", §3.1].
-        optimizer: Makes an optimiser from parameters; AdamW if None.
-        scheduler: Makes a learning rate schedule from an optimiser; it moves every step.
+        optimizer: Makes an optimizer from parameters; AdamW if None.
+        scheduler: Makes a learning rate schedule from an optimizer; it changes the rate in every step.
         augment: Masks over the features in training.
 
     Raises:
@@ -68,7 +70,7 @@ class Recognizer(lightning.LightningModule, ABC):
         features: Features,
         encoder: Encoder,
         ctc_weight: float = 0.0,
-        # A class as the default would lend its own arguments, as weight decay, to whatever class an experiment names.
+        # With a class as the default, its own arguments, as weight decay, would be kept for another class in a YAML.
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         augment: SpecAugment | None = None,
@@ -89,9 +91,9 @@ class Recognizer(lightning.LightningModule, ABC):
         self.ctc = CTCOutput(tokenizer.tokens, tokenizer.blank_id, encoder.output_axis()) if ctc_weight > 0 else None
         self.make_optimizer = optimizer or torch.optim.AdamW
         self.make_scheduler = scheduler
-        self._evaluations: list[_Evaluation] = []
-        self._pending: list[tuple[list[str], Tensor]] = []
-        self._read: int | None = None  # utterances of this epoch and rank; unknown where one goes on in mid-epoch
+        self._evaluation: Evaluation | None = None
+        self._unreviewed: list[tuple[list[str], Tensor]] = []  # ids of batches, and which utterances were usable
+        self._utterances_read: int | None = None  # in this epoch, by this rank; None in an epoch resumed in its middle
         self._frame_times: FrameTimes | None = None
         self._guard = GradientGuard()
         self.global_batch = GlobalBatch(self.device)
@@ -110,23 +112,43 @@ class Recognizer(lightning.LightningModule, ABC):
         """
 
     @abstractmethod
-    def recognize(self, batch: Batch) -> Recognized:
-        """Return the hypotheses of each of the B utterances, at least one each, the best first."""
+    def decode(self, encoded: Tensor, lengths: Tensor) -> Recognized:
+        """Return the hypotheses of each utterance, at least one each, the best first.
+
+        Args:
+            encoded: (B, T, D).
+            lengths: (B,) real frames.
+        """
 
     def fingerprints(self) -> dict[str, str]:
-        """Return by name what the outputs mean that neither the configuration nor the weights say: nothing.
+        """Return checksums, by name, of files that define the outputs, as the tied states of a hybrid: here none.
 
         A checkpoint keeps them, and is refused beside a model that has others.
         """
         return {}
 
     def forward(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode audio (B, S) as (B, T, D), and say how many frames of each row are real, (B,)."""
+        """Encode audio (B, S) as (B, T, D), with the number of real frames of each row, (B,)."""
         return self.encoder(*self.featurize(audio, audio_lengths))
 
+    @torch.no_grad()
+    def recognize(self, batch: Batch) -> Recognized:
+        """Return the hypotheses of each of the B utterances, at least one each, the best first."""
+        return self.decode(*self(batch.audio, batch.audio_lengths))
+
     def loss(self, batch: Batch) -> Tensor:
-        """Return the loss of each utterance, the decoder's mixed with that of CTC, (B,); infinite as that of either."""
-        encoded, lengths = self(batch.audio, batch.audio_lengths)  # (B, T, D)
+        """Return the loss of each utterance, (B,); infinite where its tokens cannot be aligned to its frames."""
+        encoded, lengths = self(batch.audio, batch.audio_lengths)
+        return self.encoded_loss(encoded, lengths, batch)
+
+    def encoded_loss(self, encoded: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of each utterance, the decoder's mixed with that of CTC, (B,); infinite as that of either.
+
+        Args:
+            encoded: (B, T, D), the batch as `forward` encodes it.
+            lengths: (B,) real frames.
+            batch: Its transcripts are the targets.
+        """
         targets, target_lengths = self.targets(batch)  # (B, U)
         losses = self.decoder_loss(encoded, lengths, targets, target_lengths)
         if self.ctc is None:
@@ -134,12 +156,8 @@ class Recognizer(lightning.LightningModule, ABC):
         aligned = self.ctc.loss(encoded, lengths, targets, target_lengths)
         return (1.0 - self.ctc_weight) * losses + self.ctc_weight * aligned
 
-    def _losses(self, batch: Batch) -> Tensor:
-        """Return the loss of each utterance, (B,), as `loss`; infinite where the audio has impossible samples."""
-        return self.loss(batch).masked_fill(~possible_audio(batch.audio, batch.audio_lengths), torch.inf)
-
     def transcribe(self, batch: Batch) -> list[str]:
-        """Return what was said in each of the B utterances."""
+        """Return the text of the best hypothesis of each of the B utterances."""
         return [self.tokenizer.decode(hypotheses[0].tokens) for hypotheses in self.recognize(batch)]
 
     @torch.no_grad()
@@ -150,13 +168,19 @@ class Recognizer(lightning.LightningModule, ABC):
             batch: B utterances; all words of one of them lie within its audio.
             pooling: How the confidence of a word follows from the probabilities of its tokens.
         """
-        recognized = self._recognize(batch)
+        self._check_rate(batch)
+        with weights_cast_once(self.device):
+            recognized = self._with_texts(self.recognize(batch))
         if any(one.tokens and not one.frames and not one.words for hypotheses in recognized for one in hypotheses[:1]):
             self.locate(batch, recognized)
         times = self.frame_times()
         for hypotheses, samples in zip(recognized, batch.audio_lengths.tolist(), strict=True):
+            seconds = samples / batch.sample_rate
             for one in hypotheses:
-                one.words = one.words or words_of(one, self.tokenizer, times, samples / batch.sample_rate, pooling)
+                known = [
+                    replace(word, start=min(word.start, seconds), end=min(word.end, seconds)) for word in one.words
+                ]
+                one.words = tuple(known) or words_of(one, self.tokenizer, times, seconds, pooling)
         return recognized
 
     def locate(self, batch: Batch, recognized: Recognized) -> None:  # noqa: B027 - a search may know all there is
@@ -190,10 +214,10 @@ class Recognizer(lightning.LightningModule, ABC):
         return targets.to(self.device, non_blocking=True), lengths.to(self.device, non_blocking=True)
 
     def setup(self, stage: str) -> None:
-        """Say what of the transcripts the vocabulary cannot write, where the data module counts their characters.
+        """Warn of characters of the transcripts that the vocabulary cannot write, if the data module counts them.
 
         Raises:
-            InputError: That is so much that nothing could be learned or scored.
+            InputError: They are so many that nothing could be learned or scored.
         """
         characters = getattr(self.trainer.datamodule, "characters", None)  # type: ignore[attr-defined]
         if characters is None:
@@ -205,14 +229,14 @@ class Recognizer(lightning.LightningModule, ABC):
     # Training.
 
     def configure_model(self) -> None:
-        """Let processes share the weights, if the strategy says so.
+        """Share the weights between processes, if the strategy does so.
 
         Raises:
-            InputError: It would also split layers, or save what nothing here loads.
+            InputError: The strategy also splits layers, or saves checkpoints in another format than one file.
         """
         if self.device_mesh is None:
             return
-        share(self, self.encoder, self.device_mesh)
+        share_weights(self, self.encoder, self.device_mesh)
         if getattr(self.trainer.strategy, "_save_distributed_checkpoint", False):
             raise InputError(
                 "ModelParallelStrategy: expected checkpoints of one file, which `--ckpt_path last` and all tools load, "
@@ -223,11 +247,11 @@ class Recognizer(lightning.LightningModule, ABC):
     on_train_start = begin_schedules
 
     def on_train_epoch_start(self) -> None:
-        """Begin counting what is read."""
-        self._read = 0
+        """Start counting the utterances of the epoch."""
+        self._utterances_read = 0
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed the step, so that dropout and masks do not depend on where a run was resumed."""
+        """Seed the step, so that dropout and masks do not depend on the step at which a run was resumed."""
         seed_step(self.trainer)
         if self.augment is not None:
             self.augment.epoch = self.trainer.current_epoch
@@ -236,69 +260,72 @@ class Recognizer(lightning.LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return this rank's part of the mean loss of the step's usable utterances, before it is rescaled."""
-        self._read = None if self._read is None else self._read + len(batch)
+        self._utterances_read = None if self._utterances_read is None else self._utterances_read + len(batch)
         if len(batch):
             self._check_rate(batch)
-            losses = self._losses(batch)
+            losses = infinite_without_audio(self.loss(batch), batch)
             usable = losses.isfinite()
             total = losses.masked_fill(~usable, 0.0).sum()
-        else:  # every rank takes part in every step, also one that has run out of utterances
+        else:  # every rank takes part in every step, also a rank that has no more utterances
             usable = torch.zeros(0, dtype=torch.bool, device=self.device)
-            total = self._nothing()
+            total = self._zero_loss()
         loss, count = self.global_batch.add(self, total, usable.sum(), batch.ids)
         self._lost_batches = torch.where(count == 0, self._lost_batches + 1, torch.zeros_like(self._lost_batches))
-        self._pending.append((batch.ids, usable))
+        self._unreviewed.append((batch.ids, usable))
         self.log(
             "train/skipped_utterances", (~usable).sum().float(), on_step=False, on_epoch=True, reduce_fx="sum",
             batch_size=max(1, len(batch)), sync_dist=True,
         )  # fmt: skip
         return loss
 
-    def _nothing(self) -> Tensor:
-        """Return a zero that depends on every parameter, so that no rank waits for a gradient that never comes."""
+    def _zero_loss(self) -> Tensor:
+        """Return a zero that depends on every parameter, since the other ranks wait for the gradients of this rank."""
         zero = torch.zeros((), device=self.device)
-        if self.device_mesh is not None:  # other ranks wait in the forward pass too, for the weights they lack
+        if self.device_mesh is not None:  # the other ranks wait in the forward pass too, for the weights of this rank
             second = self.features.sample_rate
             encoded, _ = self(zero.expand(1, second), torch.full((1,), second, device=self.device))
             zero = encoded.sum()
-        whole = (parameter for parameter in self.parameters() if not isinstance(parameter, DTensor))
-        return sum((parameter.sum() for parameter in whole), start=zero) * 0
+        unshared = (parameter for parameter in self.parameters() if not isinstance(parameter, DTensor))
+        return sum((parameter.sum() for parameter in unshared), start=zero) * 0
 
     optimizer_step = step_with_global_batch
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave the weights alone when no utterance was usable or the gradient is not finite."""
+        """Skip the step when no utterance was usable or the gradient is not finite."""
         self.log("train/loss", self.global_batch.mean(self), batch_size=1)
         self._guard.guard(self, optimizer, self.global_batch.count > 0, self.global_batch.ids, LOST_BATCHES_IN_A_ROW)
-        many = len(self._pending) >= REVIEW_STEPS
+        many = len(self._unreviewed) >= REVIEW_STEPS
         if many or (self.device.type == "cpu" and int(self._lost_batches) >= LOST_BATCHES_IN_A_ROW):
-            self._review_pending()
+            self._review_utterances()
 
     configure_gradient_clipping = clip_gradients
     configure_callbacks = averaged_copies
     on_save_checkpoint = save_averages
 
     def on_train_epoch_end(self) -> None:
-        """Name what was skipped since the last look.
+        """Warn of steps and utterances that were skipped since the last review.
 
         Raises:
             InputError: No rank has read any utterance.
         """
         self._guard.review(LOST_BATCHES_IN_A_ROW)
-        self._review_pending()
-        read, self._read = self._read, None
+        self._review_utterances()
+        read, self._utterances_read = self._utterances_read, None
         if read is not None and not self.trainer.strategy.reduce_boolean_decision(read > 0, all=False):
             raise InputError(
-                f"epoch {self.trainer.current_epoch + 1} has read no utterance: {NOTHING_READ} Nothing was learned; "
-                "the last checkpoint is whole."
+                f"epoch {self.trainer.current_epoch + 1} has read no utterance: {READABLE_AUDIO} Nothing was learned; "
+                "the last checkpoint is complete."
             )
 
-    def _review_pending(self) -> None:
-        # Looked at in bulk, since asking for a value stalls an accelerator.
+    def _review_utterances(self) -> None:
+        """Warn of utterances without a finite loss; for many batches at once, since reading a value stalls a GPU."""
         skipped = [
-            name for ids, usable in self._pending for name, use in zip(ids, usable.tolist(), strict=True) if not use
+            id
+            for ids, usable in self._unreviewed
+            for id, was_usable in zip(ids, usable.tolist(), strict=True)
+            if not was_usable
         ]
-        self._pending.clear()
+        self._unreviewed.clear()
         if skipped:
             rank_zero_warn(
                 f"{len(skipped)} utterances were skipped, their loss is not finite (more tokens than frames can carry, "
@@ -308,33 +335,33 @@ class Recognizer(lightning.LightningModule, ABC):
         if (lost := int(self._lost_batches)) >= LOST_BATCHES_IN_A_ROW:
             raise InputError(
                 f"no usable loss in {lost} batches in a row, last of utterances {', '.join(skipped[-5:])}. Expected "
-                "finite losses. Lower the learning rate, or look at these utterances; the weights were left untouched "
-                "since, and the last checkpoint is whole."
+                "finite losses. Lower the learning rate, or check these utterances. The weights were not changed "
+                "since, and the last checkpoint is complete."
             )
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union of eleven types
-        """Make the optimiser and its schedule."""
+        """Make the optimizer and its schedule."""
         return optimizer_and_schedule(self.make_optimizer(self.parameters()), self.make_scheduler)
 
     # Evaluation.
 
     def on_validation_epoch_start(self) -> None:
-        """Begin counting errors anew."""
-        self._begin_evaluation(self.trainer.val_dataloaders, "val")
+        """Reset the error counts."""
+        self._begin_evaluation("val", self.trainer.val_dataloaders)
 
     def on_test_epoch_start(self) -> None:
-        """Begin counting errors anew."""
-        self._begin_evaluation(self.trainer.test_dataloaders, "test")
+        """Reset the error counts."""
+        self._begin_evaluation("test", self.trainer.test_dataloaders)
 
     def on_predict_epoch_start(self) -> None:
-        """Let every rank recognise on its own."""
-        make_whole(self)
+        """Give every rank all weights: ranks recognize independently."""
+        gather_weights(self)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Recognise a batch freely, without its transcripts, and count the errors.
+        """Recognize a batch, without its transcripts, and count the errors.
 
         Returns:
-            `hypotheses`, and the transcripts as they are scored, `references`.
+            `hypotheses`, and `references`, the transcripts as they are scored.
         """
         references = [self.tokenizer.fold(text) for text in batch.texts]
         return {"hypotheses": self._evaluate(batch, references, dataloader_idx), "references": references}
@@ -343,13 +370,15 @@ class Recognizer(lightning.LightningModule, ABC):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Recognized]:
         """Recognize a batch, with words, their times and confidence."""
+        if not len(batch):
+            return {"hypotheses": []}
         return {"hypotheses": self.recognize_words(batch)}
 
     def on_validation_epoch_end(self) -> None:
         """Log the error rates of every subset and of all together.
 
         Raises:
-            InputError: No utterance of a subset could be read; looking at the first batches only is no evaluation.
+            InputError: No utterance of a subset could be read, unless this is Lightning's sanity check.
         """
         self._log_evaluation()
 
@@ -362,58 +391,40 @@ class Recognizer(lightning.LightningModule, ABC):
         self._log_evaluation()
 
     def on_predict_epoch_end(self) -> None:
-        """Go back to what ranks share."""
-        make_shared(self)
+        """Share the weights between ranks again."""
+        release_weights(self)
 
-    def _begin_evaluation(self, loaders: Any, stage: str) -> None:  # noqa: ANN401 - whatever a data module returns
-        names = list(loaders) if isinstance(loaders, dict) else []
-        self._evaluations = [_Evaluation(name, self.device) for name in [stage, *names]]
-        make_whole(self)
+    def _begin_evaluation(self, stage: str, loaders: Any) -> None:  # noqa: ANN401 - of any data module
+        self._evaluation = Evaluation(stage, loaders, self.device)
+        gather_weights(self)
 
     def _evaluate(self, batch: Batch, references: list[str], dataloader_idx: int) -> Recognized:
-        before = time.perf_counter()
-        recognized = self._recognize(batch)
-        seconds = time.perf_counter() - before  # texts are on the CPU: nothing is left in a queue
-        if len(batch):
-            texts = [best.text for best, *_ in recognized]
-            spelled = [self.tokenizer.decode(self.tokenizer.encode(text)) for text in references]
-            losses = self._losses(batch)
-            everything, *subsets = self._evaluations
-            for evaluation in [everything, *subsets[dataloader_idx : dataloader_idx + 1]]:
-                evaluation.update(references, texts, spelled, losses, seconds, batch.seconds)
-        return recognized
-
-    def _recognize(self, batch: Batch) -> Recognized:
+        """Encode a batch once, for its hypotheses and its losses, and count its errors."""
         if not len(batch):
             return []
         self._check_rate(batch)
+        before = time.perf_counter()
+        with weights_cast_once(self.device):
+            encoded, lengths = self(batch.audio, batch.audio_lengths)
+            recognized = self._with_texts(self.decode(encoded, lengths))
+        seconds = time.perf_counter() - before  # the texts are on the CPU, so the GPU has finished
+        losses = infinite_without_audio(self.encoded_loss(encoded, lengths, batch), batch)
+        texts = [best.text for best, *_ in recognized]
+        spelled = [self.tokenizer.decode(self.tokenizer.encode(text)) for text in references]
+        assert self._evaluation is not None
+        self._evaluation.update(dataloader_idx, references, texts, spelled, losses, seconds, batch.seconds)
+        return recognized
+
+    def _with_texts(self, recognized: Recognized) -> Recognized:
         return [
-            [replace(one, text=self.tokenizer.decode(one.tokens)) for one in hypotheses]
-            for hypotheses in self.recognize(batch)
+            [replace(hypothesis, text=self.tokenizer.decode(hypothesis.tokens)) for hypothesis in hypotheses]
+            for hypotheses in recognized
         ]
 
     def _log_evaluation(self) -> None:
-        make_shared(self)
-        everything, *subsets = self._evaluations
-        pooled = [] if everything.name in [subset.name for subset in subsets] else [everything]
-        found = {evaluation.name: evaluation.compute() for evaluation in [*pooled, *subsets]}
-        self._check_evaluation(found, [subset.name for subset in subsets] or [everything.name])
-        for name, values in found.items():
-            for key, value in values.items():
-                shown = name == everything.name and key == "wer"
-                self.log(f"{name}/{key}", value.float(), prog_bar=shown, sync_dist=True)
-
-    def _check_evaluation(self, found: dict[str, dict[str, Tensor]], subsets: list[str]) -> None:
-        """Stop, on all ranks, where a subset has no rate; say where no rate could be 0."""
-        empty = [name for name in subsets if not found[name]["utterances"]]
-        if empty and not self.trainer.sanity_checking:
-            raise InputError(f"no utterance of {', '.join(empty)} was read, so there is no error rate: {NOTHING_READ}")
-        for name in subsets:
-            if (floor := float(found[name]["wer_floor"])) > 0:
-                rank_zero_warn(
-                    f"{name}: {floor:.2%} of WER is of words that the {type(self.tokenizer).__name__} cannot write; no "
-                    "recogniser with it can do better"
-                )
+        release_weights(self)
+        assert self._evaluation is not None
+        self._evaluation.log(self, vocabulary=type(self.tokenizer).__name__)
 
     def _check_rate(self, batch: Batch) -> None:
         if batch.sample_rate != self.features.sample_rate:
@@ -423,58 +434,33 @@ class Recognizer(lightning.LightningModule, ABC):
             )
 
 
-class _Evaluation:
-    """Errors, losses and speed of one subset, summed over utterances and ranks."""
+class CTCOutput(nn.Linear):
+    """Scores of all tokens for every frame of the encoder's output.
 
-    def __init__(self, name: str, device: torch.device) -> None:
-        self.name = name
-        self.error_rates = ErrorRates().to(device)
-        self.floor = ErrorRates().to(device)  # of what the vocabulary makes of the references
-        self.loss = MeanMetric(nan_strategy="disable").to(device)
-        self.search_seconds = SumMetric().to(device)
-        self.audio_seconds = SumMetric().to(device)
-        self.update([], [], [], torch.zeros(0, device=device), 0.0, 0.0)  # else metrics warn that nothing came
+    Args:
+        vocabulary: The V tokens.
+        blank_id: The blank's token id.
+        encoded: Axis of the encoder's output.
+        bias: Whether every token has a bias.
+    """
 
-    def update(
-        self, references: list[str], texts: list[str], spelled: list[str], losses: Tensor, search: float, audio: float
-    ) -> None:
-        """Count a batch.
+    def __init__(self, vocabulary: tuple[str, ...], blank_id: int, encoded: Axis, bias: bool = True) -> None:
+        super().__init__(axis_size(encoded), len(vocabulary), bias)
+        self.vocabulary = vocabulary
+        self.blank_id = blank_id
+        self.encoded = encoded
 
-        Args:
-            references: Transcripts as they are scored.
-            texts: What was recognised.
-            spelled: What the vocabulary makes of the references.
-            losses: (B,).
-            search: Seconds.
-            audio: Seconds.
-        """
-        self.error_rates.update(references, texts)
-        self.floor.update(references, spelled)
-        self.loss.update(losses[losses.isfinite()])
-        self.search_seconds.update(search)
-        self.audio_seconds.update(audio)
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Axes of weight and bias, which have a row per token."""
+        tokens = axis(Tokens(self.vocabulary))
+        axes: dict[str, tuple[Axis, ...]] = {"weight": (tokens, self.encoded)}
+        return axes if self.bias is None else {**axes, "bias": (tokens,)}
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return what is logged, of all ranks.
-
-        The real time factor is seconds of search per second of audio; `wer_floor` is the error rate of a recogniser
-        without any error, which is above 0 where the vocabulary cannot write a word.
-        """
-        factor = self.search_seconds.compute() / self.audio_seconds.compute()
-        floor = self.floor.compute()["wer"]
-        rates = {**self.error_rates.compute(), "wer_floor": floor}
-        return {**rates, "loss": self.loss.compute(), "real_time_factor": factor}
+    def loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+        """Return the CTC loss (B,) of token ids (B, U), given encoded utterances (B, T, D)."""
+        return ctc_loss(self(encoded), targets, lengths, target_lengths, self.blank_id)
 
 
-def seed_step(trainer: lightning.Trainer) -> None:
-    """Draw the random numbers of a training step from the seed, the step and the rank alone."""
-    step = trainer.fit_loop.epoch_loop.total_batch_idx
-    seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-    torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + trainer.global_rank) % 2**63)
-
-
-def optimizer_and_schedule(optimizer: torch.optim.Optimizer, scheduler: LRSchedulerCallable | None) -> Any:  # noqa: ANN401
-    """Return what Lightning's `configure_optimizers` asks for: a schedule that moves every step, if there is one."""
-    if scheduler is None:
-        return optimizer
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler(optimizer), "interval": "step"}}
+def infinite_without_audio(losses: Tensor, batch: Batch) -> Tensor:
+    """Return losses (B,) of a batch with infinity where the audio of an utterance has impossible samples."""
+    return losses.masked_fill(~possible_audio(batch.audio, batch.audio_lengths), torch.inf)

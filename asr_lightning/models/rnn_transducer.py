@@ -5,23 +5,23 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.transducer import TransducerSearch
 from asr_lightning.errors import InputError
-from asr_lightning.losses.joint_transducer import joint_transducer_loss
-from asr_lightning.losses.transducer import torchaudio_loss
+from asr_lightning.losses.transducer.joint import ExactLoss, TransducerLoss
+from asr_lightning.losses.transducer.logits import TorchaudioLoss, transducer_loss
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
+from asr_lightning.nn.normalized_lstm import NormalizedLSTM
 from asr_lightning.nn.recurrent import LSTM, read_on
-
-State = tuple[Tensor, ...]  # each with the batch first
+from asr_lightning.nn.sequences import State
 
 
 class Predictor(nn.Module, ABC):
-    """Base class: reads embeddings of the tokens emitted so far.
+    """Base class of networks over the embeddings of the tokens emitted so far.
 
     Args:
         dimension: D of the embeddings and of the output.
@@ -37,11 +37,11 @@ class Predictor(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read embeddings x (B, U, D), return (B, U, D) and the state behind them."""
+        """Return (B, U, D) of embeddings x (B, U, D), and the state after the last."""
 
 
 class LSTMPredictor(Predictor):
-    """Remembers all tokens.
+    """LSTM over all tokens.
 
     Args:
         dimension: D of the embeddings and the output.
@@ -55,20 +55,20 @@ class LSTMPredictor(Predictor):
         self.dropout = Dropout(dropout)
 
     def initial_state(self, batch_size: int, device: torch.device) -> State:
-        """Return zeros, (B, D) twice for every layer."""
+        """Return zeros (B, D), hidden state and cell of every layer."""
         return tuple(torch.zeros(batch_size, self.dimension, device=device) for _ in range(2 * len(self.layers)))
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read embeddings x (B, U, D)."""
+        """Return (B, U, D) of embeddings x (B, U, D), and the next state."""
         return read_on(self.layers, x, state, self.dropout)
 
 
 class StatelessPredictor(Predictor):
-    """Remembers the last few tokens only [Ghodsi et al. 2020, "RNN-transducer with stateless prediction network"].
+    """Convolution over the last few tokens [Ghodsi et al. 2020, "RNN-transducer with stateless prediction network"].
 
     Args:
         dimension: D of the embeddings and the output.
-        context: Tokens it sees, the newest included.
+        context: Number of tokens, the newest included.
         dropout: Of the embeddings.
     """
 
@@ -79,18 +79,18 @@ class StatelessPredictor(Predictor):
         self.dropout = Dropout(dropout)
 
     def initial_state(self, batch_size: int, device: torch.device) -> State:
-        """Return zeros (B, context - 1, D) in the place of embeddings before the first."""
+        """Return zeros (B, context - 1, D) as embeddings before the first token."""
         return (torch.zeros(batch_size, self.context - 1, self.dimension, device=device),)
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read embeddings x (B, U, D)."""
-        seen = torch.cat([state[0], x], dim=1)
-        mixed = self.mix(self.dropout(seen).transpose(1, 2)).transpose(1, 2)
-        return torch.relu(mixed), (seen[:, seen.shape[1] - (self.context - 1) :],)
+        """Return (B, U, D) of embeddings x (B, U, D), and the next state."""
+        tokens = torch.cat([state[0], x], dim=1)  # (B, context - 1 + U, D)
+        mixed = self.mix(self.dropout(tokens).transpose(1, 2)).transpose(1, 2)
+        return torch.relu(mixed), (tokens[:, tokens.shape[1] - (self.context - 1) :],)
 
 
 class PredictionNetwork(nn.Module):
-    """Embeds tokens, reads them, and projects what was read for the joint network."""
+    """Prediction network: embedding, predictor, projection for the joint network."""
 
     def __init__(self, vocabulary: tuple[str, ...], predictor: Predictor, joint_dimension: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class PredictionNetwork(nn.Module):
         self.projection = nn.Linear(predictor.dimension, joint_dimension)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that the embedding has a row per token."""
+        """Axes of the embedding, which has a row per token."""
         return {"embedding.weight": (axis(Tokens(self.vocabulary)), units(self.embedding.embedding_dim))}
 
     def initial_state(self, batch_size: int, device: torch.device) -> State:
@@ -108,13 +108,13 @@ class PredictionNetwork(nn.Module):
         return self.predictor.initial_state(batch_size, device)
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read token ids (B, U), return (B, U, joint_dimension) and the state behind them."""
+        """Return (B, U, joint_dimension) of token ids (B, U), and the state after the last."""
         outputs, state = self.predictor(self.embedding(tokens), state)
         return self.projection(outputs), state
 
 
 class Joint(nn.Module):
-    """Scores every token for a frame and a history: linear(tanh(frame + history))."""
+    """Joint network: scores of all tokens for a frame and a history, linear(tanh(frame + history))."""
 
     def __init__(self, vocabulary: tuple[str, ...], dimension: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Joint(nn.Module):
         self.output = nn.Linear(dimension, len(vocabulary))
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that the output has a row per token."""
+        """Axes of the output, which has a row per token."""
         tokens = axis(Tokens(self.vocabulary))
         return {"output.weight": (tokens, units(self.output.in_features)), "output.bias": (tokens,)}
 
@@ -137,13 +137,13 @@ class RNNTransducer(Recognizer):
     Args:
         predictor: `LSTMPredictor` or `StatelessPredictor`.
         joint_dimension: Hidden units of the joint network.
-        search: How to decode; greedily if None.
-        transducer_loss: `fused` computes the loss together with the joint network, a block at a time; `torchaudio`
-            holds the logits of all frames and tokens, and gives them to torchaudio's kernel.
+        search: Beam search; greedy if None.
+        transducer_loss: `ExactLoss`, `PrunedLoss` or `TorchaudioLoss`; `fused` and `torchaudio` are short for the first
+            and the last without arguments.
         **recognizer: Arguments of `Recognizer`.
 
     Raises:
-        InputError: There is no such loss.
+        InputError: No loss has this name.
     """
 
     def __init__(
@@ -151,12 +151,18 @@ class RNNTransducer(Recognizer):
         predictor: Predictor,
         joint_dimension: int,
         search: TransducerSearch | None = None,
-        transducer_loss: Literal["fused", "torchaudio"] = "fused",
+        transducer_loss: TransducerLoss | Literal["fused", "torchaudio"] = "fused",
         **recognizer: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(**recognizer)
-        if transducer_loss not in ("fused", "torchaudio"):
-            raise InputError(f"expected the transducer_loss to be fused or torchaudio, got {transducer_loss}")
+        if transducer_loss == "fused":
+            transducer_loss = ExactLoss()
+        elif transducer_loss == "torchaudio":
+            transducer_loss = TorchaudioLoss()
+        elif not isinstance(transducer_loss, TransducerLoss):
+            raise InputError(
+                f"expected the transducer_loss to be fused, torchaudio or a TransducerLoss, got {transducer_loss}"
+            )
         vocabulary = self.tokenizer.tokens
         self.encoder_projection = nn.Linear(self.encoder.dimension, joint_dimension)
         self.prediction = PredictionNetwork(vocabulary, predictor, joint_dimension)
@@ -165,28 +171,119 @@ class RNNTransducer(Recognizer):
         self.transducer_loss = transducer_loss
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say what the encoder's output means."""
+        """Axes of the projection of the encoder's output."""
         inner = units(self.encoder_projection.out_features)
         return {"encoder_projection.weight": (inner, self.encoder.output_axis())}
 
+    def project(self, encoded: Tensor) -> Tensor:
+        """Return what the joint network adds of frames (..., D): (..., joint_dimension)."""
+        return self.encoder_projection(encoded)
+
+    def predict(self, targets: Tensor) -> Tensor:
+        """Return what the joint network adds of the histories of targets (B, U): (B, U + 1, joint_dimension)."""
+        start = targets.new_full((len(targets), 1), self.tokenizer.blank_id)
+        state = self.prediction.initial_state(len(targets), targets.device)
+        return self.prediction(torch.cat([start, targets], dim=1), state)[0]
+
     def decoder_loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
         """Return the transducer loss of each utterance, (B,)."""
-        start = targets.new_full((len(targets), 1), self.tokenizer.blank_id)
-        predicted, _ = self.prediction(
-            torch.cat([start, targets], dim=1), self.prediction.initial_state(len(targets), targets.device)
-        )  # (B, U + 1, D)
-        frames, blank_id = self.encoder_projection(encoded), self.tokenizer.blank_id
-        if self.transducer_loss == "torchaudio":
-            logits = self.joint(frames.unsqueeze(2), predicted.unsqueeze(1))  # (B, T, U + 1, V)
-            return torchaudio_loss(logits, targets, lengths, target_lengths, blank_id)
-        output = self.joint.output
-        return joint_transducer_loss(
-            frames, predicted, output.weight, output.bias, targets, lengths, target_lengths, blank_id
-        )
+        return self.transducer_loss(
+            self.project(encoded), self.predict(targets), self.joint.output,
+            targets, lengths, target_lengths, self.tokenizer.blank_id,
+        )  # fmt: skip
 
     @torch.no_grad()
-    def recognize(self, batch: Batch) -> list[list[Hypothesis]]:
-        """Return the hypotheses of each of the B utterances, the best first."""
-        encoded, lengths = self(batch.audio, batch.audio_lengths)
-        frames = self.encoder_projection(encoded)
-        return self.search(frames, lengths, self.prediction, self.joint, self.tokenizer)
+    def decode(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
+        """Return the hypotheses of each encoded utterance (B, T, D), the best first."""
+        return self.search(self.project(encoded), lengths, self.prediction, self.joint, self.tokenizer)
+
+
+class NormalizedLSTMPredictor(Predictor):
+    """Remembers all tokens, with layer norms on embeddings, gates and cells.
+
+    Args:
+        dimension: D of the embeddings and the output.
+        layers: LSTM layers.
+        dropout: After every layer.
+        epsilon: Of the layer norms in the LSTM.
+    """
+
+    def __init__(self, dimension: int = 512, layers: int = 3, dropout: float = 0.3, epsilon: float = 1e-3) -> None:
+        super().__init__(dimension)
+        self.norm = nn.LayerNorm(dimension)
+        self.layers = nn.ModuleList(NormalizedLSTM(dimension, epsilon) for _ in range(layers))
+        self.dropout = Dropout(dropout)
+
+    def initial_state(self, batch_size: int, device: torch.device) -> State:
+        """Return zeros, (B, D) twice for every layer."""
+        return tuple(torch.zeros(batch_size, self.dimension, device=device) for _ in range(2 * len(self.layers)))
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read embeddings x (B, U, D)."""
+        x, after = self.norm(x), []
+        for layer, hidden, cell in zip(self.layers, state[::2], state[1::2], strict=True):
+            x, behind = layer(x, (hidden, cell))
+            x = self.dropout(x)
+            after += behind
+        return x, tuple(after)
+
+
+class NormalizedPredictionNetwork(PredictionNetwork):
+    """The prediction network with a layer norm on its output."""
+
+    def __init__(self, vocabulary: tuple[str, ...], predictor: Predictor, joint_dimension: int) -> None:
+        super().__init__(vocabulary, predictor, joint_dimension)
+        self.norm = nn.LayerNorm(joint_dimension)
+
+    def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read token ids (B, U), return (B, U, joint_dimension) and the state behind them."""
+        predicted, state = super().forward(tokens, state)
+        return self.norm(predicted), state
+
+
+class RectifiedJoint(Joint):
+    """Scores every token for a frame and a history: linear(relu(frame + history))."""
+
+    def forward(self, encoded: Tensor, predicted: Tensor) -> Tensor:
+        """Return logits (..., V) of projected frames (..., D) and histories (..., D) that broadcast."""
+        return self.output(torch.relu(encoded + predicted))
+
+
+class NormalizedTransducer(RNNTransducer):
+    """Encoder, prediction network and joint network as in torchaudio's RNN-T.
+
+    The loss holds the logits of one utterance at a time.
+
+    Args:
+        predictor: `NormalizedLSTMPredictor`.
+        joint_dimension: Hidden units of the joint network.
+        **recognizer: Arguments of `RNNTransducer`, but `transducer_loss`.
+    """
+
+    def __init__(self, predictor: Predictor, joint_dimension: int = 1024, **recognizer: Any) -> None:  # noqa: ANN401
+        super().__init__(predictor, joint_dimension, **recognizer)
+        self.encoder_norm = nn.LayerNorm(joint_dimension)
+        self.prediction = NormalizedPredictionNetwork(self.tokenizer.tokens, predictor, joint_dimension)
+        self.joint = RectifiedJoint(self.tokenizer.tokens, joint_dimension)
+
+    def project(self, encoded: Tensor) -> Tensor:
+        """Return what the joint network adds of frames (..., D): (..., joint_dimension)."""
+        return self.encoder_norm(self.encoder_projection(encoded))
+
+    def decoder_loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+        """Return the transducer loss of each utterance, (B,)."""
+        frames, predicted = self.project(encoded), self.predict(targets)
+        losses = [
+            checkpoint(
+                self._loss_of_one, frames[row : row + 1, : int(length)], predicted[row : row + 1, : int(tokens) + 1],
+                targets[row : row + 1, : int(tokens)], use_reentrant=False,
+            )
+            for row, (length, tokens) in enumerate(zip(lengths.tolist(), target_lengths.tolist(), strict=True))
+        ]  # fmt: skip
+        return torch.cat(losses) if losses else frames.sum().expand(0)
+
+    def _loss_of_one(self, frames: Tensor, predicted: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss (1,) of frames (1, T, D), histories (1, U + 1, D) and targets (1, U)."""
+        logits = self.joint(frames.unsqueeze(2), predicted.unsqueeze(1))
+        length, tokens = (torch.tensor([x.shape[1]], device=x.device) for x in (frames, targets))
+        return transducer_loss(logits, targets, length, tokens, self.tokenizer.blank_id)

@@ -1,4 +1,4 @@
-"""Learning rates over a run; the optimizer's own rate is the peak.
+"""Learning rate schedules; the optimizer's own rate is the peak.
 
 Stages are given as shares of the run: of its optimizer steps, from the first to the last. So a schedule means the same
 with any corpus, batch, number of devices and number of epochs.
@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LRSchedulerCallable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -15,10 +16,10 @@ from asr_lightning.errors import InputError
 
 
 class RunSchedule(LambdaLR):
-    """A learning rate that depends on the share of the run that is done.
+    """A learning rate that depends on the completed share of the run.
 
     The trainer knows the number of steps only when training begins, since it follows from the corpus, the batches, and
-    the limits of the run; `begin` takes it.
+    the limits of the run; `begin` gets it.
 
     Args:
         optimizer: Its learning rate is the peak.
@@ -27,7 +28,7 @@ class RunSchedule(LambdaLR):
 
     def __init__(self, optimizer: Optimizer, warmup_share: float) -> None:
         self.warmup_share = warmup_share
-        self.total_steps = 0  # not known yet
+        self.total_steps = 0  # unknown
         super().__init__(optimizer, lambda step: self._known_factor(step))
 
     def factor(self, step: int) -> float:
@@ -35,7 +36,7 @@ class RunSchedule(LambdaLR):
         raise NotImplementedError
 
     def begin(self, total_steps: int) -> None:
-        """Take the number of steps of the run, and set the rate of the step at hand."""
+        """Get the number of steps of the run, and set the learning rate of the current step."""
         self.total_steps = total_steps
         rates = [base * self.factor(self.last_epoch) for base in self.base_lrs]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -51,8 +52,8 @@ class RunSchedule(LambdaLR):
             return self.factor(step)
         if step:
             raise InputError(
-                f"{type(self).__name__}: expected the number of steps of the run before the first one is made, found "
-                "none: let the model call asr_lightning.models.schedules.begin_schedules in on_train_start"
+                f"{type(self).__name__}: expected the number of steps of the run before its first step, found none: "
+                "let the model call asr_lightning.models.schedules.begin_schedules in on_train_start"
             )
         return 0.0
 
@@ -63,7 +64,7 @@ class WarmupCosine(RunSchedule):
     Args:
         optimizer: Its learning rate is the peak.
         warmup_share: Share of the run to the peak, 0 to 1.
-        floor: Share of the peak that remains.
+        floor: Share of the peak at the end.
         warmup_steps: Of older versions; refused in training.
         total_steps: Of older versions; refused in training.
     """
@@ -95,7 +96,7 @@ class WarmupInverseRoot(RunSchedule):
 
     Args:
         optimizer: Its learning rate is the peak.
-        warmup_share: Share of the run to the peak, 0 to 1; at the end of the run its root remains of the peak.
+        warmup_share: Share of the run to the peak, 0 to 1; the rate ends at the peak times the root of it.
         warmup_steps: Of older versions; refused in training.
     """
 
@@ -119,9 +120,9 @@ class TriStage(RunSchedule):
     Args:
         optimizer: Its learning rate is the peak.
         warmup_share: Share of the run to the peak, 0 to 1.
-        hold_share: Share of the run at the peak; what then remains of the run is the fall.
-        start: Share of the peak that it begins with.
-        floor: Share of the peak that remains, more than 0.
+        hold_share: Share of the run at the peak; the rate falls in the rest of the run.
+        start: Share of the peak at the first step.
+        floor: Share of the peak at the end, more than 0.
         warmup_steps: Of older versions; refused in training.
         hold_steps: Of older versions; refused in training.
         decay_steps: Of older versions; refused in training.
@@ -157,12 +158,12 @@ class TriStage(RunSchedule):
 
 
 def steps_per_epoch(trainer: Trainer) -> int:
-    """Return how many optimizer steps an epoch has; known from `on_train_start`."""
+    """Return the number of optimizer steps of an epoch; known from `on_train_start` on."""
     return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
 def steps_of_run(trainer: Trainer) -> int:
-    """Return how many optimizer steps the whole run has, those before a resume included.
+    """Return the number of optimizer steps of the run, those before a resume included.
 
     Raises:
         InputError: The run has no end.
@@ -170,22 +171,29 @@ def steps_of_run(trainer: Trainer) -> int:
     steps = trainer.estimated_stepping_batches
     if not 0 < steps < math.inf:
         raise InputError(
-            "expected a run with an end, since the learning rate follows shares of it; found neither: set "
-            "--trainer.max_epochs or --trainer.max_steps"
+            "expected a run with an end, since the learning rate depends on shares of the run; found neither "
+            "max_epochs nor max_steps: set --trainer.max_epochs or --trainer.max_steps"
         )
     return int(steps)
 
 
 def begin_schedules(module: LightningModule) -> None:
-    """Tell the schedules of a model how many steps the run has; this is a module's `on_train_start`."""
+    """Give the schedules of a model the number of steps of the run; this is a module's `on_train_start`."""
     for config in module.trainer.lr_scheduler_configs:
         begin_schedule(config.scheduler, module.trainer)
 
 
 def begin_schedule(schedule: Any, trainer: Trainer) -> None:  # noqa: ANN401 - of any class that Lightning takes
-    """Tell a schedule how many steps the run has, if it is one that asks."""
+    """Give a `RunSchedule` the number of steps of the run."""
     if isinstance(schedule, RunSchedule):
         schedule.begin(steps_of_run(trainer))
+
+
+def optimizer_and_schedule(optimizer: Optimizer, scheduler: LRSchedulerCallable | None) -> Any:  # noqa: ANN401
+    """Return the value of Lightning's `configure_optimizers`: a schedule, if there is one, steps with the optimizer."""
+    if scheduler is None:
+        return optimizer
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler(optimizer), "interval": "step"}}
 
 
 def _check_shares(schedule: RunSchedule, **shares: float) -> None:
@@ -202,5 +210,5 @@ def _refuse_steps(schedule: RunSchedule, **steps: int | None) -> None:
         raise InputError(
             f"{type(schedule).__name__}: expected shares of the run, got "
             f"{', '.join(f'{name} {count}' for name, count in given.items())}. Write warmup_share (and hold_share) "
-            "instead: steps divided by those of the run, which are printed when it begins"
+            "instead: these steps divided by the steps of the run, which are printed when it begins"
         )

@@ -1,8 +1,8 @@
-"""The encoder and the decoder of the Speech Transformer [Dong et al. 2018, "Speech-Transformer"; Vaswani et al. 2017].
+"""Encoder and decoder of the Speech Transformer [Dong et al. 2018, "Speech-Transformer"; Vaswani et al. 2017].
 
 Each part of a block reads a LayerNorm of the residual stream and adds to it [Xiong et al. 2020, "On layer normalization
-in the transformer architecture"]. Positions are added to the stream too, so its dimensions are not plain units but
-those of sinusoids, wherever they are written or read.
+in the transformer architecture"]. Positions are added to the stream too, so its axis is that of sinusoids, and not one
+of hidden units that could be selected one by one.
 """
 
 import math
@@ -10,14 +10,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from asr_lightning.nn.attention import attend, attention_weights, split_heads
+from asr_lightning.nn.attention import attend, attention_weights, sinusoid_axis, sinusoids, split_heads
 from asr_lightning.nn.axes import Axis, Tokens, Units, axis, axis_size, units
-from asr_lightning.nn.decoder import Decoder, State
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.encoder import Encoder
-from asr_lightning.nn.masks import visible_frames
-from asr_lightning.nn.positions import sinusoid_axis, sinusoids
-from asr_lightning.nn.subsampling import ConvolutionalSubsampling
+from asr_lightning.nn.extractors import ConvolutionalSubsampling
+from asr_lightning.nn.sequences import AttentionDecoder, Encoder, State, visible_frames
 
 
 class TransformerEncoder(Encoder):
@@ -30,12 +27,12 @@ class TransformerEncoder(Encoder):
         heads: Of the self-attention.
         feed_forward: Hidden units of the feed-forward parts.
         channels: Of the subsampling's convolutions; `dimension` if None.
-        subsampling: How many times fewer frames come out than go in: 2, 4 or 8.
+        subsampling: Input frames per output frame: 2, 4 or 8.
         head_dimension: Of each attention head; `dimension / heads` if None.
-        dropout: Of every part, of the attention weights, and where positions were added.
+        dropout: Of every part, of the attention weights, and after the positions.
 
     Raises:
-        ValueError: The dimension is odd, or no multiple of the heads where no head_dimension is given.
+        ValueError: The dimension is odd, or not a multiple of the heads without a head_dimension.
     """
 
     def __init__(
@@ -60,19 +57,19 @@ class TransformerEncoder(Encoder):
         self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that the subsampling writes what sinusoids are added to."""
+        """Axes of the subsampling's output, to which sinusoids are added."""
         stream = self.output_axis()
         flattened = self.subsampling.parameter_axes()["projection.weight"][1]
         return {"subsampling.projection.weight": (stream, flattened), "subsampling.projection.bias": (stream,)}
 
     def output_axis(self) -> Axis:
-        """Say that the output has the dimensions of sinusoids."""
+        """Axis of the output: that of sinusoids."""
         return sinusoid_axis(self.dimension)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode features x (B, T, input_dimension) as (B, T / subsampling, D)."""
         x, lengths = self.subsampling(x, lengths)
-        # Under autocast x is bfloat16, too coarse to add to: the residual stream has the weights' precision.
+        # Under autocast x is bfloat16, too coarse for the residual stream, which has the weights' precision.
         x = self.dropout(_add_positions(x.to(self.norm.weight.dtype)))
         real = visible_frames(lengths, x.shape[1]).unsqueeze(1)
         for layer in self.layers:
@@ -80,24 +77,24 @@ class TransformerEncoder(Encoder):
         return self.norm(x), lengths
 
 
-class TransformerDecoder(Decoder):
+class TransformerDecoder(AttentionDecoder):
     """Embedding, sinusoidal positions, blocks of self-attention, cross-attention and feed-forward, and a LayerNorm.
 
-    Its memory is, per utterance, which frames are real, and keys and values of every layer's cross-attention; its
-    state keys and values of every layer's self-attention, (N, U, heads * head_dimension) after U tokens.
+    The memory is the mask of real frames of each utterance, and keys and values of every layer's cross-attention. The
+    state is keys and values of every layer's self-attention, (N, U, heads * head_dimension) after U tokens.
 
     Args:
         vocabulary: The V tokens.
-        memory: What the dimensions of the encoded utterances mean, as the encoder's `output_axis()` says.
+        memory: Axis of the encoded utterances, the encoder's `output_axis()`.
         dimension: D of the blocks.
         layers: Blocks.
         heads: Of both attentions.
         feed_forward: Hidden units of the feed-forward parts.
         head_dimension: Of each attention head; `dimension / heads` if None.
-        dropout: Of every part, of the attention weights, and where positions were added.
+        dropout: Of every part, of the attention weights, and after the positions.
 
     Raises:
-        ValueError: The dimension is odd, or no multiple of the heads where no head_dimension is given.
+        ValueError: The dimension is odd, or not a multiple of the heads without a head_dimension.
     """
 
     def __init__(
@@ -115,7 +112,7 @@ class TransformerDecoder(Decoder):
         head_dimension = _head_dimension(dimension, heads, head_dimension)
         self.dimension = dimension
         self.embedding = nn.Embedding(len(vocabulary), dimension)
-        nn.init.normal_(self.embedding.weight, std=dimension**-0.5)  # as large as positions once it is scaled
+        nn.init.normal_(self.embedding.weight, std=dimension**-0.5)  # as large as positions after scaling
         self.layers = nn.ModuleList(
             DecoderBlock(dimension, memory, heads, head_dimension, feed_forward, dropout) for _ in range(layers)
         )
@@ -124,13 +121,13 @@ class TransformerDecoder(Decoder):
         self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that embedding and output have a row per token, and that sinusoids are added to the embedding."""
+        """Axes of embedding and output, which have a row per token and the columns of sinusoids."""
         stream, tokens = sinusoid_axis(self.dimension), axis(Tokens(self.vocabulary))
         rows = {name: (tokens, stream) for name in ("embedding.weight", "output.weight")}
         return {**rows, "output.bias": (tokens,)}
 
     def remember(self, encoded: Tensor, lengths: Tensor) -> State:
-        """Return which frames of (B, T, D) are real, then keys and values (B, T, heads * head_dimension) per layer."""
+        """Return the mask of real frames of (B, T, D), then keys and values of every layer's cross-attention."""
         memory = [visible_frames(lengths, encoded.shape[1]).unsqueeze(1)]
         for layer in self.layers:
             assert isinstance(layer, DecoderBlock)
@@ -138,16 +135,16 @@ class TransformerDecoder(Decoder):
         return tuple(memory)
 
     def initial_state(self, memory: State) -> State:
-        """Return keys and values of no token, (B, 0, heads * head_dimension) twice for every layer."""
+        """Return empty keys and values, (B, 0, heads * head_dimension) each, of every layer."""
         return tuple(part[:, :0] for part in memory[1:])
 
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        """Read one token id of each hypothesis (N,), return logits of the next (N, V) and the state behind it."""
+        """Return logits (N, V) of the token after the last token id of each hypothesis (N,), and the next state."""
         logits, state = self._read(tokens.unsqueeze(1), state, memory)
         return logits.squeeze(1), state
 
     def forward(self, tokens: Tensor, memory: State) -> Tensor:
-        """Read token ids (B, U), return logits (B, U, V) of what follows each of them."""
+        """Return logits (B, U, V) of the token after each of the token ids (B, U)."""
         logits, _ = self._read(tokens, self.initial_state(memory), memory)
         return logits
 
@@ -166,16 +163,16 @@ class TransformerDecoder(Decoder):
         return weights[0]
 
     def _read(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        """Read U more token ids (N, U) after those of the state, return logits (N, U, V) and the state behind them."""
+        """Return logits (N, U, V) for U more token ids (N, U) after those of the state, and the next state."""
         before, size = state[0].shape[1], tokens.shape[1]
         past = torch.ones(size, before + size, dtype=torch.bool, device=tokens.device).tril(before)
         x = self.dropout(_add_positions(self.embedding(tokens), before))  # (N, U, D)
-        real, *heard = memory
+        real, *cross = memory
         after: list[Tensor] = []
-        for number, layer in enumerate(self.layers):
-            own = slice(2 * number, 2 * number + 2)
-            x, said = layer(x, state[own], past, heard[own], real)
-            after += said
+        for index, layer in enumerate(self.layers):
+            of_layer = slice(2 * index, 2 * index + 2)
+            x, keys_values = layer(x, state[of_layer], past, cross[of_layer], real)
+            after += keys_values
         return self.output(self.norm(x)), tuple(after)
 
 
@@ -186,11 +183,11 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.attention_norm = StreamNorm(dimension)
         self.attention = TransformerAttention(dimension, sinusoid_axis(dimension), heads, head_dimension, dropout)
-        self.feed_forward = FeedForward(dimension, feed_forward, dropout)
+        self.feed_forward = TransformerFeedForward(dimension, feed_forward, dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
-        """Transform x (B, T, D), whose frames can be looked at where `real` (B, 1, T) says so."""
+        """Transform x (B, T, D); `real` (B, 1, T) is the mask of real frames."""
         normed = self.attention_norm(x)
         x = x + self.dropout(self.attention(normed, *self.attention.remember(normed), real))
         return x + self.feed_forward(x)
@@ -207,27 +204,27 @@ class DecoderBlock(nn.Module):
         self.self_attention = TransformerAttention(dimension, sinusoid_axis(dimension), heads, head_dimension, dropout)
         self.cross_norm = StreamNorm(dimension)
         self.cross_attention = TransformerAttention(dimension, memory, heads, head_dimension, dropout)
-        self.feed_forward = FeedForward(dimension, feed_forward, dropout)
+        self.feed_forward = TransformerFeedForward(dimension, feed_forward, dropout)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, said: State, past: Tensor, heard: State, real: Tensor) -> tuple[Tensor, State]:
-        """Transform the newest places of each hypothesis.
+    def forward(self, x: Tensor, state: State, past: Tensor, cross: State, real: Tensor) -> tuple[Tensor, State]:
+        """Transform the newest positions of each hypothesis.
 
         Args:
             x: (N, U, D).
-            said: Keys and values of self-attention before these places, (N, U', heads * head_dimension).
-            past: (U, U' + U), which places each of them can look at.
-            heard: Keys and values of cross-attention, (B, T, heads * head_dimension).
-            real: (B, 1, T), which frames they can look at.
+            state: Keys and values of self-attention at earlier positions, (N, U', heads * head_dimension).
+            past: (U, U' + U), mask of the positions that each of these may attend to.
+            cross: Keys and values of cross-attention, (B, T, heads * head_dimension).
+            real: (B, 1, T), mask of real frames.
 
         Returns:
-            (N, U, D), and keys and values of self-attention including these places.
+            (N, U, D), and keys and values of self-attention including these positions.
         """
         normed = self.self_norm(x)
         newest = self.self_attention.remember(normed)
-        keys, values = (torch.cat(parts, dim=1) for parts in zip(said, newest, strict=True))
+        keys, values = (torch.cat(parts, dim=1) for parts in zip(state, newest, strict=True))
         x = x + self.dropout(self.self_attention(normed, keys, values, past))
-        x = x + self.dropout(self.cross_attention(self.cross_norm(x), *heard, real))
+        x = x + self.dropout(self.cross_attention(self.cross_norm(x), *cross, real))
         return x + self.feed_forward(x), (keys, values)
 
 
@@ -235,8 +232,8 @@ class TransformerAttention(nn.Module):
     """Multi-head attention [Vaswani et al. 2017, §3.2].
 
     Args:
-        dimension: D of the residual stream, which asks and which receives.
-        memory: What the dimensions mean that keys and values are read from.
+        dimension: D of the residual stream, the source of queries and the output.
+        memory: Axis of the source of keys and values.
         heads: H.
         head_dimension: Of each head.
         dropout: Of the attention weights.
@@ -256,7 +253,7 @@ class TransformerAttention(nn.Module):
         self.output = nn.Linear(inner, dimension)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that queries, keys and values are heads × dimensions of a head, and what is read and written."""
+        """Axes of queries, keys and values: heads × dimensions of a head."""
         inner = axis(Units(self.heads), Units(self.head_dimension))
         axes: dict[str, tuple[Axis, ...]] = {"output.weight": (self.stream, inner), "output.bias": (self.stream,)}
         for name, source in {"query": self.stream, "key": self.memory, "value": self.memory}.items():
@@ -264,33 +261,33 @@ class TransformerAttention(nn.Module):
         return axes
 
     def remember(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values (B, T, heads * head_dimension) of what can be looked at (B, T, ...)."""
+        """Return keys and values (B, T, heads * head_dimension) of a memory (B, T, ...)."""
         return self.key(memory), self.value(memory)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
-        """Let x (N, U, D) look at keys and values of B rows, N / B rows of x side by side at each.
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Attend from x (N, U, D) to keys and values of B rows; N / B adjacent rows of x attend to the same row.
 
-        `seen` is True where x can look, (U, T) or (B, 1, T).
+        `mask` is True where x may attend, (U, T) or (B, 1, T).
         """
         query = self.query(x)
-        # The places of all rows that look at the same are one row: what they look at needs no copies.
+        # All rows of x that attend to the same row become one row, so that keys and values need no copies.
         attended = attend(
             split_heads(query.reshape(len(keys), -1, query.shape[2]), self.heads),
             split_heads(keys, self.heads),
             split_heads(values, self.heads),
-            seen.unsqueeze(-3),
+            mask.unsqueeze(-3),
             self.dropout,
         )  # (B, H, N / B * U, head_dimension)
         return self.output(attended.transpose(1, 2).reshape(query.shape))
 
-    def weights(self, x: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
-        """Return where `forward` looks, (B, H, N / B * U, T), for pictures."""
+    def weights(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Return the attention weights of `forward`, (B, H, N / B * U, T), for figures."""
         query = split_heads(self.query(x).reshape(len(keys), -1, self.heads * self.head_dimension), self.heads)
-        return attention_weights(query, split_heads(keys, self.heads), seen.unsqueeze(-3))
+        return attention_weights(query, split_heads(keys, self.heads), mask.unsqueeze(-3))
 
 
-class FeedForward(nn.Sequential):
-    """LayerNorm, expansion, rectification, contraction."""
+class TransformerFeedForward(nn.Sequential):
+    """LayerNorm, expansion, ReLU, contraction."""
 
     def __init__(self, dimension: int, hidden: int, dropout: float) -> None:
         super().__init__(
@@ -304,7 +301,7 @@ class FeedForward(nn.Sequential):
         self.axes = sinusoid_axis(dimension), units(hidden)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that it reads and writes the residual stream."""
+        """Axes of both layers: the residual stream, and hidden units."""
         stream, inner = self.axes
         return {"1.weight": (inner, stream), "4.weight": (stream, inner), "4.bias": (stream,)}
 
@@ -313,7 +310,7 @@ class StreamNorm(nn.LayerNorm):
     """LayerNorm of the residual stream."""
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that it has the dimensions of sinusoids."""
+        """Axes of weight and bias: that of sinusoids."""
         stream = sinusoid_axis(self.normalized_shape[0])
         return {"weight": (stream,), "bias": (stream,)}
 
@@ -325,6 +322,6 @@ def _head_dimension(dimension: int, heads: int, given: int | None) -> int:
 
 
 def _add_positions(x: Tensor, before: int = 0) -> Tensor:
-    """Scale x (N, U, D) by √D and add the sinusoids of its places, with `before` others before them."""
-    places = torch.arange(before, before + x.shape[1], device=x.device)
-    return x * math.sqrt(x.shape[2]) + sinusoids(places, x.shape[2]).to(x.dtype)
+    """Scale x (N, U, D) by √D and add the sinusoids of its positions, which begin at `before`."""
+    positions = torch.arange(before, before + x.shape[1], device=x.device)
+    return x * math.sqrt(x.shape[2]) + sinusoids(positions, x.shape[2]).to(x.dtype)

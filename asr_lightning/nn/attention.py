@@ -1,4 +1,4 @@
-"""Attention over time."""
+"""Self-attention with relative positions, scaled dot products, sinusoids."""
 
 import math
 
@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asr_lightning.nn.axes import Axis, Units, axis, units
+from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.masks import visible_frames
-from asr_lightning.nn.positions import relative_sinusoids, sinusoid_axis
+from asr_lightning.nn.sequences import visible_frames
 
 
 class RelativeSelfAttention(nn.Module):
@@ -24,7 +23,7 @@ class RelativeSelfAttention(nn.Module):
         dropout: Of the attention weights.
 
     Raises:
-        ValueError: D is odd, or no multiple of H where no head_dimension is given.
+        ValueError: D is odd, or not a multiple of H without a head_dimension.
     """
 
     def __init__(self, dimension: int, heads: int, head_dimension: int | None = None, dropout: float = 0.0) -> None:
@@ -47,7 +46,7 @@ class RelativeSelfAttention(nn.Module):
         self.output = nn.Linear(inner, dimension)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that queries, keys, values and positions are heads × dimensions of a head, read from sinusoids."""
+        """Axes of queries, keys, values and positions: heads × dimensions of a head; positions read sinusoids."""
         inner = axis(Units(self.heads), Units(self.head_dimension))
         outer = units(self.dimension)
         axes: dict[str, tuple[Axis, ...]] = {"output.weight": (outer, inner)}
@@ -58,7 +57,7 @@ class RelativeSelfAttention(nn.Module):
         return axes
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Attend within x (B, T, D), each row within its own length (B,)."""
+        """Attend over the frames of x (B, T, D), each row within its own length (B,)."""
         size = x.shape[1]
         query = split_heads(self.query(x), self.heads)  # (B, H, T, d)
         key = split_heads(self.key(x), self.heads)
@@ -68,32 +67,32 @@ class RelativeSelfAttention(nn.Module):
         by_position = torch.einsum("bhtd,rhd->bhtr", query + self.position_bias.unsqueeze(1), position)
         bias = _shift(by_position) / math.sqrt(self.head_dimension)  # (B, H, T, T)
         real = visible_frames(lengths, size).view(-1, 1, 1, size)
-        with torch.no_grad():  # what has no weight gets no gradient through the softmax either
+        with torch.no_grad():  # the softmax gives no gradient to a weight of 0
             bias.masked_fill_(~real, float("-inf"))
         attended = attend(query + self.content_bias.unsqueeze(1), key, value, bias, self.dropout)  # (B, H, T, d)
         return self.output(attended.transpose(1, 2).flatten(2))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: Dropout) -> Tensor:
-    """Return what queries (B, H, U, d) see of values (B, H, T, d) by their scaled dot products with keys (B, H, T, d).
+    """Return scaled dot-product attention (B, H, U, d) of queries (B, H, U, d).
 
     Args:
-        query: What is asked.
-        key: What it is compared to.
-        value: What is seen.
-        mask: True where a query may look, or what is added to the scaled products; broadcasts to (B, H, U, T). Every
-            query sees something.
+        query: (B, H, U, d).
+        key: (B, H, T, d).
+        value: (B, H, T, d).
+        mask: True where a query may attend, or a bias of the scaled products; broadcasts to (B, H, U, T). Every query
+            attends to something.
         dropout: Of the attention weights.
     """
     if query.device.type != "cpu" or not dropout.training or not dropout.p:
         rate = dropout.p if dropout.training else 0.0
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
-    # torch does the same on a CPU, with a dropout that takes as long as the rest.
+    # torch computes the same on a CPU, but its dropout takes as long as all the rest.
     return dropout(attention_weights(query, key, mask)) @ value
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    """Return where queries look, (B, H, U, T); see `attend`."""
+    """Return attention weights (B, H, U, T); arguments as of `attend`."""
     scores = (query / math.sqrt(query.shape[3])) @ key.transpose(2, 3)
     scores = scores.masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else scores.add_(mask)
     return scores.softmax(dim=3)
@@ -105,10 +104,36 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _shift(scores: Tensor) -> Tensor:
-    """From scores (B, H, T, 2T) by distance to scores (B, H, T, T) by frame: [i, j] is of the distance i - j.
+    """Convert scores (B, H, T, 2T) by distance to scores (B, H, T, T) by frame: [i, j] has the distance i - j.
 
-    Column c is of the distance T - c, so row i needs the columns T - i + j. Read row after row with a pitch that is one
-    column shorter, beginning at column T, and each row begins one column earlier than the last.
+    Column c has the distance T - c, so row i needs the columns from T - i on. Read from column T on with a row length
+    that is one column shorter, each row begins one column earlier than the row before.
     """
     size = scores.shape[2]
     return scores.flatten(2)[:, :, size:].unflatten(2, (size, 2 * size - 1))[:, :, :, :size]
+
+
+def sinusoids(positions: Tensor, dimension: int) -> Tensor:
+    """Return sinusoids (T, dimension) of positions (T,): sines in even, cosines in odd columns, slower to the right.
+
+    Source: Vaswani et al. 2017, "Attention is all you need", §3.5.
+    """
+    steps = torch.arange(0, dimension, 2.0, device=positions.device)
+    angles = positions.unsqueeze(1) * torch.exp(steps * (-math.log(10_000.0) / dimension))
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :dimension]
+
+
+def relative_sinusoids(size: int, dimension: int, device: torch.device | None = None) -> Tensor:
+    """Return sinusoids (2 * size, dimension) of the distances size, …, 0, …, -(size - 1).
+
+    Source: Dai et al. 2019, "Transformer-XL", §3.3.
+    """
+    return sinusoids(torch.arange(size, -size, -1.0, device=device), dimension)
+
+
+def sinusoid_axis(dimension: int) -> Axis:
+    """Return the axis of sinusoids of an even dimension: wavelengths × sine and cosine.
+
+    Every k-th wavelength of k times as many is one of these, so that columns can be selected evenly.
+    """
+    return axis(Units(dimension // 2), Fixed(2, "sine and cosine"))

@@ -1,13 +1,13 @@
-"""What the axes of a parameter mean, so that weights can be selected along them.
+"""Meaning of the axes of parameters, for the selection of weights along them.
 
-An axis of a weight is seldom a plain list of hidden units: an LSTM packs its four gates into one, attention its heads,
-a projection after convolutions has channels × frequencies. A module says so in a method
+An axis of a weight is seldom a plain list of hidden units: an LSTM packs its four gates into one axis, attention its
+heads, a projection after convolutions has channels × frequencies. A module defines this in a method
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]
 
-by the names of the parameters and buffers below it; a module's word goes before that of the modules inside it. What
-nobody names is known from torch (gates of recurrent layers, taps and groups of convolutions) or plain hidden units.
-Modules of torch that pack other things into one axis, as `nn.MultiheadAttention`, have to be named.
+by the names of the parameters and buffers below it; the definition of an outer module overrides those of inner ones.
+Other axes are those of torch's modules (gates of recurrent layers, taps and groups of convolutions) or plain hidden
+units. Modules of torch that pack other things into one axis, as `nn.MultiheadAttention`, need a definition.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from torch import nn
 
 from asr_lightning.errors import InputError
 
-PLAIN = (  # modules of torch that pack nothing
+PLAIN = (  # modules of torch that pack nothing into an axis
     nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d,
     nn.BatchNorm2d, nn.PReLU, nn.ParameterList, nn.ParameterDict,
 )  # fmt: skip
@@ -26,14 +26,14 @@ PLAIN = (  # modules of torch that pack nothing
 
 @dataclass(frozen=True)
 class Units:
-    """Hidden units, channels or heads: any of them can be left out."""
+    """Hidden units, channels or heads, of which any can be left out."""
 
     size: int
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """Parts with a meaning of their own, as gates, directions or frequencies: all are needed, in this order."""
+    """Parts with a fixed meaning, as gates, directions or frequencies: all are needed, in this order."""
 
     size: int
     name: str
@@ -41,7 +41,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Taps:
-    """Places of a convolution kernel around its centre."""
+    """Positions of a convolution kernel around its center."""
 
     size: int
 
@@ -54,13 +54,13 @@ class Tokens:
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """Number of tokens."""
         return len(self.names)
 
 
 Factor = Units | Fixed | Taps | Tokens
-Product = tuple[Factor, ...]  # a flattened axis: the last factor runs fastest
-Axis = tuple[Product, ...]  # products one behind the other, as in a concatenation
+Product = tuple[Factor, ...]  # a flattened axis: the last factor varies fastest
+Axis = tuple[Product, ...]  # a concatenation of products
 
 
 def axis(*factors: Factor) -> Axis:
@@ -82,22 +82,22 @@ def module_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
     axes = dict(_declared(module))
     modules = dict(module.named_modules(remove_duplicate=False))
     tensors = module.state_dict()
-    assert not (unknown := axes.keys() - tensors.keys()), f"axes are declared of what is not there: {unknown}"
+    assert not (unknown := axes.keys() - tensors.keys()), f"axes of unknown parameters: {unknown}"
     for name, tensor in tensors.items():
         if name not in axes:
             axes[name] = _plain(name, tensor.shape, modules[name.rpartition(".")[0]])
-        sizes = tuple(axis_size(one) for one in axes[name])
+        sizes = tuple(map(axis_size, axes[name]))
         assert sizes == tuple(tensor.shape), f"{name}: declared axes have sizes {sizes}, it is {tuple(tensor.shape)}"
     return axes
 
 
-def axis_size(one: Axis) -> int:
-    """Return how many entries an axis has."""
-    return sum(prod(factor.size for factor in product) for product in one)
+def axis_size(axis: Axis) -> int:
+    """Return the number of entries of an axis."""
+    return sum(prod(factor.size for factor in product) for product in axis)
 
 
 def _declared(module: nn.Module) -> Iterator[tuple[str, tuple[Axis, ...]]]:
-    # Inner modules first: `dict` keeps what comes last, and the outer one knows more.
+    # Inner modules first: `dict` keeps the last value of a name, which is that of the outer module.
     for name, part in reversed(list(module.named_modules(remove_duplicate=False))):
         own = _recurrent_axes(part) if isinstance(part, nn.RNNBase) else {}
         if isinstance(part, nn.RNNCellBase):
@@ -109,7 +109,7 @@ def _declared(module: nn.Module) -> Iterator[tuple[str, tuple[Axis, ...]]]:
 
 
 def _recurrent_axes(part: nn.RNNBase) -> dict[str, tuple[Axis, ...]]:
-    """Return the axes of torch's LSTM, GRU or RNN: gates packed, deeper layers fed by both directions."""
+    """Return the axes of torch's LSTM, GRU or RNN: gates are packed, deeper layers read both directions."""
     hidden, output = part.hidden_size, part.proj_size or part.hidden_size
     gates = axis(Fixed(part.state_dict()["weight_ih_l0"].shape[0] // hidden, "gates"), Units(hidden))
     below = axis(Fixed(2 if part.bidirectional else 1, "directions"), Units(output))
@@ -143,8 +143,8 @@ def _plain(name: str, shape: tuple[int, ...], owner: nn.Module) -> tuple[Axis, .
     if isinstance(owner, nn.Conv1d | nn.Conv2d) and 1 < owner.groups < owner.out_channels:
         axes[0] = axis(Units(owner.groups), Units(owner.out_channels // owner.groups))
     if isinstance(owner, nn.Conv1d | nn.Conv2d) and len(shape) > 1:
-        for place, size in enumerate(shape[2:]):
-            centred = owner.padding == "same" or owner.padding[place] * 2 == owner.dilation[place] * (size - 1)
-            # A kernel with another padding has no centre, so none can be cut from a larger one.
-            axes[place + 2] = axis(Taps(size) if centred else Fixed(size, "taps"))
+        for dimension, size in enumerate(shape[2:]):
+            centered = owner.padding == "same" or owner.padding[dimension] * 2 == owner.dilation[dimension] * (size - 1)
+            # A kernel with another padding has no center, so a smaller kernel cannot be selected from it.
+            axes[dimension + 2] = axis(Taps(size) if centered else Fixed(size, "taps"))
     return tuple(axes)

@@ -1,4 +1,4 @@
-"""The Conformer encoder [Gulati et al. 2020, "Conformer", §2]."""
+"""Conformer encoder [Gulati et al. 2020, "Conformer", §2]."""
 
 import torch
 from torch import Tensor, nn
@@ -6,10 +6,10 @@ from torch.nn import functional
 
 from asr_lightning.nn.attention import RelativeSelfAttention
 from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
-from asr_lightning.nn.convolution import DepthwiseConvolution, MaskedBatchNorm
+from asr_lightning.nn.batch_norm import MaskedBatchNorm
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.encoder import Encoder
-from asr_lightning.nn.subsampling import ConvolutionalSubsampling
+from asr_lightning.nn.extractors import ConvolutionalSubsampling
+from asr_lightning.nn.sequences import Encoder, silence_padding
 
 
 class Conformer(Encoder):
@@ -23,7 +23,7 @@ class Conformer(Encoder):
         feed_forward: Hidden units of the feed-forward parts.
         kernel: Frames under the depthwise convolution, odd.
         channels: Of the subsampling's convolutions; `dimension` if None.
-        subsampling: How many times fewer frames come out than go in: 2, 4 or 8.
+        subsampling: Input frames per output frame: 2, 4 or 8.
         head_dimension: Of each attention head; `dimension / heads` if None.
         dropout: Of every part.
     """
@@ -50,7 +50,7 @@ class Conformer(Encoder):
         )
 
     def output_axis(self) -> Axis:
-        """Say that the output is plain units."""
+        """Axis of the output: hidden units."""
         return units(self.dimension)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,11 +68,11 @@ class ConformerBlock(nn.Module):
         self, dimension: int, heads: int, feed_forward: int, kernel: int, head_dimension: int | None, dropout: float
     ) -> None:
         super().__init__()
-        self.first_feed_forward = FeedForward(dimension, feed_forward, dropout)
+        self.first_feed_forward = ConformerFeedForward(dimension, feed_forward, dropout)
         self.attention_norm = nn.LayerNorm(dimension)
         self.attention = RelativeSelfAttention(dimension, heads, head_dimension, dropout)
         self.convolution = ConvolutionPart(dimension, kernel, dropout)
-        self.second_feed_forward = FeedForward(dimension, feed_forward, dropout)
+        self.second_feed_forward = ConformerFeedForward(dimension, feed_forward, dropout)
         self.norm = nn.LayerNorm(dimension)
         self.dropout = Dropout(dropout)
 
@@ -85,7 +85,7 @@ class ConformerBlock(nn.Module):
         return self.norm(x)
 
 
-class FeedForward(nn.Sequential):
+class ConformerFeedForward(nn.Sequential):
     """LayerNorm, expansion, Swish, contraction."""
 
     def __init__(self, dimension: int, hidden: int, dropout: float) -> None:
@@ -113,7 +113,7 @@ class ConvolutionPart(nn.Module):
         self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that the gated linear unit packs values and gates."""
+        """Axes of the gated linear unit, which packs values and gates."""
         halves = axis(Fixed(2, "value and gate"), Units(self.dimension))
         return {"gated.weight": (halves, units(self.dimension)), "gated.bias": (halves,)}
 
@@ -122,3 +122,35 @@ class ConvolutionPart(nn.Module):
         x = functional.glu(self.gated(self.norm(x)), dim=2)
         x = self.batch_norm(self.depthwise(x, lengths), lengths)
         return self.dropout(self.output(functional.silu(x)))
+
+
+class DepthwiseConvolution(nn.Module):
+    """One centered filter per channel along time, with zeros after the end of an utterance.
+
+    Args:
+        channels: D.
+        kernel: Frames under the filter, odd.
+    """
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"a centered convolution needs an odd kernel, got {kernel}")
+        self.filter = _DepthwiseFilter(channels, channels, kernel, padding=kernel // 2, groups=channels)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Filter x (B, T, D) along time."""
+        return self.filter(silence_padding(x, lengths).transpose(1, 2)).transpose(1, 2)
+
+
+class _DepthwiseFilter(nn.Conv1d):
+    """torch's depthwise `Conv1d`, four times as fast on a CPU if channels are last in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Filter x (B, D, T)."""
+        if x.device.type != "cpu":
+            return super().forward(x)
+        image = x.transpose(1, 2).unsqueeze(2).permute(0, 3, 1, 2)  # (B, D, T, 1), for which oneDNN has vector code
+        padding = (self.kernel_size[0] // 2, 0)
+        filtered = functional.conv2d(image, self.weight.unsqueeze(3), self.bias, padding=padding, groups=self.groups)
+        return filtered.squeeze(3)

@@ -1,4 +1,4 @@
-"""Dropout whose random numbers cost little."""
+"""Dropout with cheap random numbers on a CPU."""
 
 import torch
 from torch import Tensor, nn
@@ -7,16 +7,16 @@ DRAWS = 4  # of 16 bits in each random number of 64
 
 
 class Dropout(nn.Module):
-    """As `torch.nn.Dropout`; on a CPU, which draws one random number after another, four elements share one of 64 bits.
+    """`torch.nn.Dropout`, but on a CPU four elements share one random number of 64 bits.
 
-    There p is rounded to a multiple of 2⁻¹⁶, and what stays is scaled by what the rounded p asks for. On two cores
-    torch's own takes as long as the matrix product before it.
+    There p is rounded to a multiple of 2⁻¹⁶, and the scale of kept elements is that of the rounded p. On two cores
+    torch's dropout takes as long as the matrix product before it.
 
     Args:
         p: Probability that an element becomes 0.
 
     Raises:
-        ValueError: p is no probability.
+        ValueError: p is not a probability.
     """
 
     def __init__(self, p: float = 0.5) -> None:
@@ -35,6 +35,6 @@ class Dropout(nn.Module):
         if not self.training or not 0 < dropped < 2**16 or x.device.type != "cpu":
             return nn.functional.dropout(x, self.p, self.training)
         draws = torch.empty(-(-x.numel() // DRAWS), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        # Compared as numbers of 32 bits, which hold them exactly: processors have vector instructions for those.
-        stays = draws[: x.numel()].view(x.shape).float().ge_(dropped - 2**15)
-        return x * stays.to(x.dtype).mul_(2**16 / (2**16 - dropped))
+        # Compared as float32, which represents them exactly and has vector instructions.
+        kept = draws[: x.numel()].view(x.shape).float().ge_(dropped - 2**15)
+        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))

@@ -1,16 +1,17 @@
-"""Convolutions between features and recurrent layers; they are encoders by themselves."""
+"""Convolutions between features and the layers of an encoder."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from asr_lightning.nn.axes import Axis, Fixed, Taps, Units, axis, units
-from asr_lightning.nn.convolution import MaskedBatchNorm, MaskedBatchNorm2d
-from asr_lightning.nn.encoder import Encoder
-from asr_lightning.nn.masks import silence_padding
+from asr_lightning.nn.batch_norm import MaskedBatchNorm, MaskedBatchNorm2d
+from asr_lightning.nn.dropout import Dropout
+from asr_lightning.nn.sequences import Encoder, real_frames, silence_padding
 
-CLIP = 20.0  # of the rectified units [Amodei et al. 2016, "Deep Speech 2", 3.1]
+CLIP = 20.0  # of the clipped ReLU [Amodei et al. 2016, "Deep Speech 2", 3.1]
 
 
 def clipped_relu(x: Tensor) -> Tensor:
@@ -19,17 +20,17 @@ def clipped_relu(x: Tensor) -> Tensor:
 
 
 class Convolutions2d(Encoder):
-    """Convolutions over time and frequency, each with BatchNorm and clipped rectification [Amodei et al. 2016, 3.5].
+    """Convolutions over time and frequency, each with BatchNorm and clipped ReLU [Amodei et al. 2016, 3.5].
 
-    The published filters, as (frequencies, frames): 41 x 11 and 21 x 11 with strides 2 x 2 and 2 x 1 and 32 channels
-    each, the default, which KoSpeech has too; and these two with a third of 21 x 11, stride 2 x 1 and 96 channels.
+    The published filters are, as (frequencies, frames), 41 x 11 and 21 x 11 with strides 2 x 2 and 2 x 1 and 32
+    channels each, the default and that of KoSpeech; or these two and a third of 21 x 11, stride 2 x 1, 96 channels.
 
     Args:
         input_dimension: Dimension of the features.
         channels: Of each layer.
         kernels: (frequencies, frames) of each layer, odd.
         strides: (frequencies, frames) of each layer.
-        batch_norm: Whether there is one behind every convolution, which then has no bias.
+        batch_norm: Whether every convolution has BatchNorm after it, and then no bias.
 
     Raises:
         ValueError: The lists differ in length, or a kernel is even.
@@ -57,11 +58,11 @@ class Convolutions2d(Encoder):
         self.norms = nn.ModuleList(MaskedBatchNorm2d(size) for size in channels if batch_norm)
 
     def output_axis(self) -> Axis:
-        """Say that the output is channels × frequencies."""
+        """Axis of the output: channels × frequencies."""
         return axis(Units(self.channels), Fixed(self.frequencies, "frequencies"))
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Extract from x (B, T, F) frames of channels × frequencies (B, T', D)."""
+        """Return frames of channels × frequencies (B, T', D) of x (B, T, F)."""
         x = silence_padding(x, lengths).unsqueeze(1)  # (B, C, T, F)
         for layer, (convolution, stride) in enumerate(zip(self.convolutions, self.time_strides, strict=True)):
             x = convolution(x)
@@ -78,14 +79,14 @@ def _convolution2d(inputs: int, channels: int, kernel: Sequence[int], stride: Se
 
 
 class Convolutions1d(Encoder):
-    """Convolutions over time, each with BatchNorm and clipped rectification [Amodei et al. 2016, 3.5].
+    """Convolutions over time, each with BatchNorm and clipped ReLU [Amodei et al. 2016, 3.5].
 
     Args:
         input_dimension: Dimension of the features.
         channels: Of each layer; the paper has 1,280 in one, 640 in each of two, 512 in each of three.
         kernels: Frames of each layer, odd: 11; 5 and 5; 5, 5 and 5.
         strides: Frames of each layer: 2; 1 and 2; 1, 1 and 2.
-        batch_norm: Whether there is one behind every convolution, which then has no bias.
+        batch_norm: Whether every convolution has BatchNorm after it, and then no bias.
 
     Raises:
         ValueError: The lists differ in length, or a kernel is even.
@@ -111,18 +112,18 @@ class Convolutions1d(Encoder):
         self.norms = nn.ModuleList(MaskedBatchNorm(size) for size in channels if batch_norm)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that the first layer reads features."""
+        """Axes of the first layer, which reads features."""
         first = self.convolutions[0]
         assert isinstance(first, nn.Conv1d)
         features = axis(Fixed(self.input_dimension, "features"))
         return {"convolutions.0.weight": (units(first.out_channels), features, axis(Taps(first.kernel_size[0])))}
 
     def output_axis(self) -> Axis:
-        """Say that the output is plain units."""
+        """Axis of the output: hidden units."""
         return units(self.dimension)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Extract from x (B, T, F) frames of channels (B, T', D)."""
+        """Return frames of channels (B, T', D) of x (B, T, F)."""
         for layer, (convolution, stride) in enumerate(zip(self.convolutions, self.strides, strict=True)):
             x = convolution(silence_padding(x, lengths).transpose(1, 2)).transpose(1, 2)
             lengths = (lengths + stride - 1) // stride
@@ -131,14 +132,14 @@ class Convolutions1d(Encoder):
 
 
 class VGG(Encoder):
-    """Pairs of 3 x 3 convolutions with BatchNorm and clipped rectification, and pooling that halves time and frequency.
+    """Pairs of 3 x 3 convolutions with BatchNorm and clipped ReLU, and pooling that halves time and frequency.
 
-    Source: Simonyan and Zisserman 2015, as speech recognisers use it [Hori et al. 2017, 4; Kim, Bae, Won 2021].
+    Source: Simonyan and Zisserman 2015, as used in speech recognition [Hori et al. 2017, 4; Kim, Bae, Won 2021].
 
     Args:
         input_dimension: Dimension of the features.
         channels: Of each pair.
-        batch_norm: Whether there is one behind every convolution, which then has no bias.
+        batch_norm: Whether every convolution has BatchNorm after it, and then no bias.
     """
 
     def __init__(self, input_dimension: int, channels: Sequence[int] = (64, 128), batch_norm: bool = True) -> None:
@@ -155,17 +156,17 @@ class VGG(Encoder):
         self.norms = nn.ModuleList(MaskedBatchNorm2d(size) for size in sizes if batch_norm)
 
     def output_axis(self) -> Axis:
-        """Say that the output is channels × frequencies."""
+        """Axis of the output: channels × frequencies."""
         return axis(Units(self.channels), Fixed(self.frequencies, "frequencies"))
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Extract from x (B, T, F) frames of channels × frequencies (B, T', D)."""
+        """Return frames of channels × frequencies (B, T', D) of x (B, T, F)."""
         x = silence_padding(x, lengths).unsqueeze(1)  # (B, C, T, F)
         for layer, convolution in enumerate(self.convolutions):
             x = convolution(x)
             x = clipped_relu(self.norms[layer](x, lengths) if self.norms else x)
             x = silence_padding(x.transpose(1, 2), lengths).transpose(1, 2)
-            if layer % 2:  # what is pooled is not negative, so zeros behind the end are as good as nothing
+            if layer % 2:  # values are not negative, so zeros after the end do not change the maximum
                 x = functional.max_pool2d(x, 2, ceil_mode=True)
                 lengths = (lengths + 1) // 2
         return x.transpose(1, 2).flatten(2), lengths
@@ -177,3 +178,56 @@ def _check(channels: Sequence[int], kernels: Sequence[object], strides: Sequence
             "convolutions need channels, odd kernels and strides for each layer, got "
             f"channels={list(channels)}, kernels={list(kernels)} and strides={list(strides)}"
         )
+
+
+class ConvolutionalSubsampling(nn.Module):
+    """3 × 3 convolutions of stride 2 over time and frequency, each halving both, then a projection.
+
+    Each convolution makes T / 2 frames, rounded up, of T.
+
+    Args:
+        input_dimension: F, dimension of the features.
+        dimension: D of the output.
+        channels: C of every convolution.
+        factor: Input frames per output frame: 2, 4 or 8.
+        dropout: Of the output.
+
+    Raises:
+        ValueError: Another factor.
+    """
+
+    def __init__(
+        self, input_dimension: int, dimension: int, channels: int, factor: int = 4, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if factor not in (2, 4, 8):
+            raise ValueError(f"subsampling factor must be 2, 4 or 8, got {factor}")
+        self.channels = channels
+        self.frequencies = input_dimension
+        inputs = 1
+        convolutions = []
+        for _ in range(factor.bit_length() - 1):
+            convolutions.append(nn.Conv2d(inputs, channels, kernel_size=3, stride=2, padding=1))
+            self.frequencies = (self.frequencies + 1) // 2
+            inputs = channels
+        self.convolutions = nn.ModuleList(convolutions)
+        self.projection = nn.Linear(channels * self.frequencies, dimension)
+        self.dropout = Dropout(dropout)
+
+    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
+        """Axes of the projection, which reads channels × frequencies."""
+        flattened = axis(Units(self.channels), Fixed(self.frequencies, "frequencies"))
+        return {"projection.weight": (units(self.projection.out_features), flattened)}
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Subsample x (B, T, F) to (B, T / factor, D)."""
+        # (B, 1, T, F), with channels last in memory, also of all later tensors: half the time on a CPU
+        x = silence_padding(x, lengths).unsqueeze(3).permute(0, 3, 1, 2)
+        for convolution in self.convolutions:
+            x = convolution(x)
+            lengths = (lengths + 1) // 2
+            with torch.no_grad():  # `relu` gives no gradient to a 0
+                x.masked_fill_(~real_frames(lengths, x.shape[2])[:, None, :, None], 0.0)
+            x = x.relu_()
+        x = self.projection(x.transpose(1, 2).flatten(2))  # (B, T, C, F) -> (B, T, D)
+        return self.dropout(x), lengths

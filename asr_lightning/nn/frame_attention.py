@@ -1,9 +1,9 @@
-"""Attention among the frames of an utterance, to stand behind a recurrent layer of Deep Speech 2.
+"""Attention among the frames of an utterance, after a recurrent layer of Deep Speech 2.
 
     attention: {class_path: asr_lightning.nn.frame_attention.TimeAttention, init_args: {heads: 8, positions: true}}
 
-A student's report on KoSpeech attends over the heads of each single frame by mistake (`HeadAttention`, kept
-to reproduce it). The others look along time, at real frames only, and add to what they read.
+`HeadAttention` attends over the heads of each single frame, the mistake of a student's report on KoSpeech, and is kept
+to reproduce it. The others attend over time, to real frames only, and have a residual.
 """
 
 import math
@@ -14,20 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from asr_lightning.nn.attention import attend, split_heads
+from asr_lightning.nn.attention import attend, sinusoids, split_heads
 from asr_lightning.nn.axes import Axis, Units, axis, axis_size, units
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.masks import visible_frames
-from asr_lightning.nn.positions import sinusoids
+from asr_lightning.nn.sequences import visible_frames
 
-BLOCK = 1 << 22  # energies of additive attention that are held at once: 16 MiB
+BLOCK = 1 << 22  # energies of additive attention in memory at once: 16 MiB
 
 
 class FrameAttention(nn.Module, ABC):
     """Base class: `(x (B, T, D), lengths (B,)) -> (B, T, D)`.
 
     Args:
-        read: What the dimensions of x mean; their number is D.
+        read: Axis of x, of size D.
     """
 
     positions = False  # whether sinusoids are added to x
@@ -43,10 +42,10 @@ class FrameAttention(nn.Module, ABC):
 
 
 class HeadAttention(FrameAttention):
-    """Attention over the heads of every single frame, without residual, as that report has it.
+    """Attention over the heads of every single frame, without residual, as in that report.
 
-    Queries, keys and values are (B, T, H, d) and multiplied as they are, so that each head of a frame attends over the
-    heads of that same frame: no frame learns anything of another. `TimeAttention` is what was meant.
+    Queries, keys and values are (B, T, H, d) and multiplied without a transposition, so that each head of a frame
+    attends over the heads of the same frame, and never to another frame. `TimeAttention` is the corrected one.
 
     Args:
         read: See `FrameAttention`.
@@ -65,7 +64,7 @@ class HeadAttention(FrameAttention):
         self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that queries, keys and values are heads × dimensions of a head."""
+        """Axes of queries, keys and values: heads × dimensions of a head."""
         return _projections(self.read, self.heads)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
@@ -76,15 +75,15 @@ class HeadAttention(FrameAttention):
 
 
 class TimeAttention(FrameAttention):
-    """Attention over time with scaled dot products, padding masked, and a residual: `HeadAttention` corrected.
+    """Scaled dot-product attention over time, with masked padding, LayerNorm before it and a residual.
 
-    One head is its "scaled dot-product", several its "multi-head" attention. A LayerNorm stands before it.
+    One head is the report's "scaled dot-product", several heads its "multi-head" attention.
 
     Args:
         read: See `FrameAttention`.
         heads: H.
-        positions: Add sinusoids of the frames' places to what queries and keys are made of.
-        decay: Subtract from the energies what each head has learned, times the distance in frames: temporally weighted.
+        positions: Add sinusoids of positions to the input of queries and keys.
+        decay: Subtract a learned number of each head, times the distance in frames, from the energies.
         dropout: Of the attention weights and of the output.
 
     Raises:
@@ -100,33 +99,32 @@ class TimeAttention(FrameAttention):
         self.positions = positions
         self.norm = nn.LayerNorm(self.dimension)
         self.query, self.key, self.value, self.output = (nn.Linear(self.dimension, self.dimension) for _ in range(4))
-        # The softplus of these is the loss per frame of distance: heads begin between looking near and looking far.
+        # The softplus of these is subtracted per frame of distance: the heads begin with near to far ranges.
         self.decay = nn.Parameter(torch.linspace(-1.0, -5.0, heads)) if decay else None
         self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that queries, keys and values are heads × dimensions of a head."""
+        """Axes of queries, keys and values: heads × dimensions of a head."""
         return {**_projections(self.read, self.heads), **_norm(self.read)}
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Let each frame of x (B, T, D) look at all real frames of its row."""
+        """Attend from each frame of x (B, T, D) to all real frames of its row."""
         size = x.shape[1]
         normed = self.norm(x)
-        placed = normed
+        with_positions = normed
+        positions = torch.arange(size, device=x.device)
         if self.positions:
-            places = torch.arange(size, device=x.device)
-            placed = normed + sinusoids(places, self.dimension).to(normed.dtype)
-        seen = visible_frames(lengths, size)[:, None, None, :]  # (B, 1, 1, T)
+            with_positions = normed + sinusoids(positions, self.dimension).to(normed.dtype)
+        mask = visible_frames(lengths, size)[:, None, None, :]  # (B, 1, 1, T)
         if self.decay is not None:
-            places = torch.arange(size, device=x.device)
-            distance = (places.unsqueeze(1) - places).abs().to(normed.dtype)
+            distance = (positions.unsqueeze(1) - positions).abs().to(normed.dtype)
             losses = functional.softplus(self.decay).view(-1, 1, 1) * distance  # (H, T, T)
-            seen = (-losses).to(normed.dtype).masked_fill(~seen, -math.inf)
+            mask = (-losses).to(normed.dtype).masked_fill(~mask, -math.inf)
         attended = attend(
-            split_heads(self.query(placed), self.heads),
-            split_heads(self.key(placed), self.heads),
+            split_heads(self.query(with_positions), self.heads),
+            split_heads(self.key(with_positions), self.heads),
             split_heads(self.value(normed), self.heads),
-            seen,
+            mask,
             self.dropout,
         )  # (B, H, T, d)
         return x + self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
@@ -135,17 +133,16 @@ class TimeAttention(FrameAttention):
 class AdditiveTimeAttention(FrameAttention):
     """Attention over time with energies vᵀ tanh(W q + U k) [Bahdanau et al. 2015], with LayerNorm and residual.
 
-    The energies of a few frames at a time are held, and computed again in the backward pass.
+    The energies of a few frames at a time are in memory; they are computed again in the backward pass.
 
     Args:
         read: See `FrameAttention`.
         hidden: Units of the energies.
         dropout: Of the attention weights and of the output.
-        location: Let the energies also see where the frame before looked, through a convolution of its weights
-            [Chorowski et al. 2015, 2.2]. The weights of a frame then wait for those of the frame before, so frames are
-            computed one after the other, which takes longer.
+        location: Add a convolution of the weights of the frame before to the energies [Chorowski et al. 2015, 2.2].
+            The frames are then computed one after the other, which takes longer.
         channels: Of that convolution.
-        filter_frames: On each side of it.
+        filter_frames: Frames on each side of the filter's center.
     """
 
     def __init__(
@@ -170,7 +167,7 @@ class AdditiveTimeAttention(FrameAttention):
         self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say what is read and written."""
+        """Axes of the projections and of the LayerNorm."""
         hidden = units(self.query.out_features)
         axes = {f"{name}.weight": (hidden, self.read) for name in ("query", "key")}
         axes |= {
@@ -180,36 +177,36 @@ class AdditiveTimeAttention(FrameAttention):
         return {**axes, "output.bias": (self.read,), **_norm(self.read)}
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Let each frame of x (B, T, D) look at all real frames of its row."""
+        """Attend from each frame of x (B, T, D) to all real frames of its row."""
         normed = self.norm(x)
         queries, keys, values = self.query(normed), self.key(normed), self.value(normed)
-        seen = visible_frames(lengths, x.shape[1]).unsqueeze(1)  # (B, 1, T)
-        before = keys.new_zeros(seen.shape)  # (B, 1, T), where the frame before the first looked: nowhere
+        mask = visible_frames(lengths, x.shape[1]).unsqueeze(1)  # (B, 1, T)
+        before = keys.new_zeros(mask.shape)  # (B, 1, T), weights of the frame before the first
         rows = max(1, BLOCK // max(1, keys.numel()))
         parts = []
         for start in range(0, x.shape[1], rows):
-            looking = queries[:, start : start + rows]
-            part, before = checkpoint(self._look, looking, keys, values, seen, before, use_reentrant=False)
+            block = queries[:, start : start + rows]
+            part, before = checkpoint(self._attend, block, keys, values, mask, before, use_reentrant=False)
             parts.append(part)
         return x + self.dropout(self.output(torch.cat(parts, dim=1)))
 
-    def _look(
-        self, queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor, before: Tensor
+    def _attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, before: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return what some frames (B, Q, hidden) see, (B, Q, D), and the weights (B, 1, T) of the last of them."""
+        """Return the attention (B, Q, D) of queries (B, Q, hidden), and the weights (B, 1, T) of the last query."""
         if self.location is None or self.convolution is None:
-            weights = self._weights(queries.unsqueeze(2) + keys.unsqueeze(1), seen)  # (B, Q, T)
+            weights = self._weights(queries.unsqueeze(2) + keys.unsqueeze(1), mask)  # (B, Q, T)
             return self.dropout(weights) @ values, weights[:, -1:]
         rows = []
         for query in queries.split(1, dim=1):  # (B, 1, hidden)
             located = self.location(self.convolution(before).transpose(1, 2))  # (B, T, hidden)
-            before = self._weights((query + keys + located).unsqueeze(1), seen)  # (B, 1, T)
+            before = self._weights((query + keys + located).unsqueeze(1), mask)  # (B, 1, T)
             rows.append(before)
         return self.dropout(torch.cat(rows, dim=1)) @ values, before
 
-    def _weights(self, sums: Tensor, seen: Tensor) -> Tensor:
-        """Return weights (B, Q, T) of frames that may be seen, of what is below the tanh, (B, Q, T, hidden)."""
-        return self.energy(torch.tanh(sums)).squeeze(3).masked_fill(~seen, -math.inf).softmax(dim=2)
+    def _weights(self, sums: Tensor, mask: Tensor) -> Tensor:
+        """Return weights (B, Q, T) of the arguments of the tanh (B, Q, T, hidden), 0 outside of the mask (B, 1, T)."""
+        return self.energy(torch.tanh(sums)).squeeze(3).masked_fill(~mask, -math.inf).softmax(dim=2)
 
 
 def _projections(read: Axis, heads: int) -> dict[str, tuple[Axis, ...]]:

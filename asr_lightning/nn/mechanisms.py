@@ -1,9 +1,9 @@
-"""Attention mechanisms: weights of the frames for a decoder's state. Each can be used in the place of another.
+"""Attention mechanisms of decoders, which can replace each other in an experiment.
 
     attention: {class_path: asr_lightning.nn.mechanisms.LocationAwareAttention, init_args: {dimension: 320}}
 
-An utterance's frames are prepared once (`remember`); then any number of queries look along them. N = B · K queries
-belong to B utterances, K side by side to each.
+The keys and values of an utterance's frames are computed once (`remember`), for any number of queries. N = B · K
+queries belong to B utterances; the K queries of an utterance are adjacent.
 """
 
 import math
@@ -16,21 +16,19 @@ from torch.nn.functional import pad
 from asr_lightning.errors import InputError
 from asr_lightning.nn.attention import split_heads
 from asr_lightning.nn.axes import Axis, Units, axis, axis_size, units
-from asr_lightning.nn.masks import visible_frames
+from asr_lightning.nn.sequences import State, visible_frames
 from asr_lightning.nn.stepwise import StepLinear, StepMean
-
-State = tuple[Tensor, ...]
 
 
 class Attention(nn.Module, ABC):
-    """Base class: weighs the frames of an utterance, and gives their weighted mean, the context.
+    """Base class: attention weights of the frames of an utterance, and their weighted mean, the context.
 
     Args:
-        query: What the query's dimensions mean; its size is their number.
-        memory: The same of the encoded frames.
-        heads: H, how many places can be looked at independently.
+        query: Axis of the query.
+        memory: Axis of the encoded frames.
+        heads: H.
         sharpening: β in softmax(β · energies), the inverse temperature [Chorowski et al. 2015, 2.3]: above 1, the
-            weights concentrate on fewer frames; 1 leaves the energies. The toolkit of Lim et al. 2019 has 2.
+            weights concentrate on fewer frames. The toolkit of Lim et al. 2019 has 2.
 
     Raises:
         InputError: `sharpening` is not above 0.
@@ -47,32 +45,29 @@ class Attention(nn.Module, ABC):
         self.mean = StepMean()
 
     def output_axis(self) -> Axis:
-        """Say what the context's dimensions mean: what those of the frames do, unless the frames are projected."""
+        """Axis of the context: that of the frames, unless they are projected."""
         return self.memory_axis
 
     @abstractmethod
     def keys(self, encoded: Tensor) -> Tensor:
-        """Return what queries are compared to, (B, H, T, D), of encoded frames (B, T, D)."""
+        """Return the keys (B, H, T, D) of encoded frames (B, T, D)."""
 
     def values(self, encoded: Tensor) -> Tensor:
-        """Return what the context is the mean of, (B, H, T, D)."""
+        """Return the values (B, H, T, D) of encoded frames (B, T, D), whose weighted mean is the context."""
         return encoded.unsqueeze(1)
 
     @abstractmethod
     def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
-        """Compare.
+        """Return the energies (B, K, H, T) of queries and keys, whose softmax is the attention weights.
 
         Args:
             query: (B, K, D).
             keys: (B, H, T, D).
-            previous: (B, K, H, T), the weights of the query before; all zero before the first.
-
-        Returns:
-            (B, K, H, T), the higher the more to be listened to.
+            previous: (B, K, H, T), the weights of the query before; all zero before the first query.
         """
 
     def remember(self, encoded: Tensor, lengths: Tensor) -> State:
-        """Prepare encoded frames (B, T, D) of the given lengths (B,); all tensors have one row per utterance."""
+        """Return keys, values and mask of encoded frames (B, T, D) of the given lengths (B,), one row per utterance."""
         return self.keys(encoded), self.values(encoded), visible_frames(lengths, encoded.shape[1])
 
     def initial_weights(self, memory: State) -> Tensor:
@@ -81,15 +76,15 @@ class Attention(nn.Module, ABC):
         return keys.new_zeros(keys.shape[0], self.heads, keys.shape[2])
 
     def forward(self, query: Tensor, previous: Tensor, memory: State) -> tuple[Tensor, Tensor]:
-        """Look along the frames.
+        """Attend to the frames.
 
         Args:
             query: (N, D).
             previous: (N, H, T), the weights of the query before.
-            memory: Of `remember`.
+            memory: Result of `remember`.
 
         Returns:
-            The context (N, D) and the weights (N, H, T), which sum to one.
+            The context (N, D) and the weights (N, H, T), which sum to 1.
         """
         keys, values, real = memory
         per_utterance = (len(keys), -1)
@@ -118,7 +113,7 @@ class DotAttention(Attention):
         self.psi = nn.Sequential(nn.Linear(axis_size(memory), dimension), nn.Tanh(), nn.Linear(dimension, dimension))
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say what φ and ψ read."""
+        """Axes of the first layers of φ and ψ."""
         hidden = units(self.dimension)
         return {"phi.0.weight": (hidden, self.query_axis), "psi.0.weight": (hidden, self.memory_axis)}
 
@@ -127,7 +122,7 @@ class DotAttention(Attention):
         return self.psi(encoded).unsqueeze(1)
 
     def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
-        """Compare (B, K, D) to (B, 1, T, D)."""
+        """Return energies (B, K, 1, T) of queries (B, K, D) and keys (B, 1, T, D)."""
         return (self.phi(query) @ keys.squeeze(1).transpose(1, 2)).unsqueeze(2)
 
 
@@ -149,7 +144,7 @@ class AdditiveAttention(Attention):
         self.energy = nn.Linear(dimension, 1, bias=False)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say what queries and keys are read from."""
+        """Axes of the projections of queries and keys."""
         hidden = units(self.dimension)
         return {"key.weight": (hidden, self.memory_axis), "query.weight": (hidden, self.query_axis)}
 
@@ -158,7 +153,7 @@ class AdditiveAttention(Attention):
         return self.key(encoded).unsqueeze(1)
 
     def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
-        """Compare (B, K, D) to (B, 1, T, D)."""
+        """Return energies (B, K, 1, T) of queries (B, K, D) and keys (B, 1, T, D)."""
         hidden = self.query(query).unsqueeze(2) + keys  # (B, K, T, D)
         return self.energy(torch.tanh(hidden)).squeeze(3).unsqueeze(2)
 
@@ -166,18 +161,18 @@ class AdditiveAttention(Attention):
 class LocationAwareAttention(AdditiveAttention):
     """Additive attention over frames and the weights before [Chorowski et al. 2015, 2.2; Lim et al. 2019, 2.3].
 
-    The toolkit of Lim et al. counts the filter's frames to each side, and so do we: 100 makes a kernel of 201 frames.
-    The window of 5 frames that they list too is a parameter of that toolkit which its location-aware attention does
-    not read; here it is the windowing of Chorowski et al. (2.3), and off unless given.
+    As in the toolkit of Lim et al., `filter_frames` are those on each side: 100 makes a kernel of 201 frames. Their
+    window of 5 frames is a parameter of that toolkit which its location-aware attention does not use; here `window` is
+    the windowing of Chorowski et al. (2.3), by default none.
 
     Args:
         query: See `Attention`.
         memory: See `Attention`.
         dimension: Units under the tanh.
         channels: Filters over the previous weights.
-        filter_frames: Frames that a filter sees to each side.
-        window: Frames to each side of the median of the previous weights that can be looked at; None for all. The
-            first query sees all.
+        filter_frames: Frames of a filter on each side of its center.
+        window: Attend only to so many frames on each side of the median of the previous weights; None for all. The
+            first query attends to all frames.
         sharpening: See `Attention`.
     """
 
@@ -197,7 +192,7 @@ class LocationAwareAttention(AdditiveAttention):
         self.location = nn.Linear(channels, dimension, bias=False)
 
     def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
-        """Compare (B, K, D) to (B, 1, T, D), knowing (B, K, 1, T)."""
+        """Return energies (B, K, 1, T) of queries (B, K, D), keys (B, 1, T, D) and previous weights (B, K, 1, T)."""
         filtered = pad(self.convolution(previous.flatten(0, 1)), (0, 0, 0, 1), value=1.0)  # (N, C + 1, T)
         queries = self.query(query).flatten(0, 1).unsqueeze(1)  # (N, 1, D)
         weights = torch.cat([self.location.weight.T.expand(len(queries), -1, -1).to(queries.dtype), queries], dim=1)
@@ -208,10 +203,10 @@ class LocationAwareAttention(AdditiveAttention):
         if self.window is None:
             return energies
         frames = torch.arange(previous.shape[3], device=previous.device)
-        passed = previous.cumsum(dim=3)
-        median = (passed < 0.5).sum(dim=3, keepdim=True)
-        outside = ((frames - median).abs() > self.window) & (passed[..., -1:] > 0)
-        # Not infinite: rounding may have put the median of a row of padding where nothing is real.
+        cumulative = previous.cumsum(dim=3)
+        median = (cumulative < 0.5).sum(dim=3, keepdim=True)
+        outside = ((frames - median).abs() > self.window) & (cumulative[..., -1:] > 0)
+        # Finite, since by rounding the window of a row may contain only padding.
         return energies.masked_fill(outside, -1e4)
 
 
@@ -239,26 +234,26 @@ class MultiHeadAttention(Attention):
         self.value = nn.Linear(axis_size(memory), dimension)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that queries, keys and values are heads × dimensions of a head."""
+        """Axes of queries, keys and values: heads × dimensions of a head."""
         inner = self.output_axis()
         read = {"query": self.query_axis, "key": self.memory_axis, "value": self.memory_axis}
         weights = {f"{name}.weight": (inner, source) for name, source in read.items()}
         return {**weights, **{f"{name}.bias": (inner,) for name in read}}
 
     def output_axis(self) -> Axis:
-        """Say that the context is heads × dimensions of a head."""
+        """Axis of the context: heads × dimensions of a head."""
         return axis(Units(self.heads), Units(self.dimension // self.heads))
 
     def keys(self, encoded: Tensor) -> Tensor:
-        """Return the projected frames, (B, H, T, D / H)."""
+        """Return the projected frames (B, H, T, D / H)."""
         return split_heads(self.key(encoded), self.heads)
 
     def values(self, encoded: Tensor) -> Tensor:
-        """Return the projected frames, (B, H, T, D / H)."""
+        """Return the projected frames (B, H, T, D / H)."""
         return split_heads(self.value(encoded), self.heads)
 
     def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:
-        """Compare (B, K, D) to (B, H, T, D / H)."""
+        """Return energies (B, K, H, T) of queries (B, K, D) and keys (B, H, T, D / H)."""
         heads = split_heads(self.query(query), self.heads)  # (B, H, K, D / H)
         return (heads @ keys.transpose(2, 3)).transpose(1, 2) / math.sqrt(keys.shape[3])
 
@@ -278,7 +273,7 @@ class ScaledDotAttention(MultiHeadAttention):
 
 
 class FixedContext(Attention):
-    """The mean of all frames whatever the query is: a decoder without attention, for comparison.
+    """The mean of all frames for every query: a decoder without attention, for comparison.
 
     Args:
         query: See `Attention`.
@@ -289,7 +284,7 @@ class FixedContext(Attention):
         super().__init__(query, memory)
 
     def keys(self, encoded: Tensor) -> Tensor:
-        """Return the frames, (B, 1, T, D), of which only the number is read."""
+        """Return the frames (B, 1, T, D), of which only the number is used."""
         return encoded.unsqueeze(1)
 
     def energies(self, query: Tensor, keys: Tensor, previous: Tensor) -> Tensor:

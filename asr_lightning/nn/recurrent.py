@@ -1,4 +1,4 @@
-"""Recurrent layers that never see padding."""
+"""Recurrent layers and encoders, whose real frames do not depend on padding."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,17 +11,16 @@ from torch.nn import functional
 from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.encoder import Encoder
-from asr_lightning.nn.masks import silence_padding
-from asr_lightning.nn.subsampling import ConvolutionalSubsampling
+from asr_lightning.nn.extractors import ConvolutionalSubsampling
+from asr_lightning.nn.sequences import Encoder, silence_padding
 
 
 @cache
 def computes_lstm(dtype: torch.dtype) -> bool:
-    """Whether this processor computes an LSTM in a type, as bfloat16, and its gradient.
+    """Whether this processor computes an LSTM and its gradient in a type, as bfloat16.
 
-    oneDNN has none in half precision where AVX-512 is missing, and on some processors with AVX-512 one in float16 that
-    cannot be trained.
+    oneDNN has no LSTM in half precision without AVX-512, and on some processors with AVX-512 one in float16 without a
+    gradient.
     """
     has_biases, layers, dropout, training, bidirectional, batch_first = True, 1, 0.0, True, False, True
     try:
@@ -39,10 +38,10 @@ def computes_lstm(dtype: torch.dtype) -> bool:
 
 @contextmanager
 def lstm_autocast(device: torch.device) -> Iterator[bool]:
-    """Switch autocast off around an LSTM that the processor can compute in float32 only.
+    """Disable autocast around an LSTM that the processor can compute in float32 only.
 
     Yields:
-        Whether it was switched off, so that the LSTM must be given float32.
+        Whether it was disabled, so that the LSTM needs float32.
     """
     on_processor = device.type == "cpu" and torch.is_autocast_enabled("cpu")
     missing = on_processor and not computes_lstm(torch.get_autocast_dtype("cpu"))
@@ -50,8 +49,28 @@ def lstm_autocast(device: torch.device) -> Iterator[bool]:
         yield missing
 
 
+@contextmanager
+def weights_cast_once(device: torch.device) -> Iterator[None]:
+    """Under autocast, cast every weight once, not in each step of a recurrence or a search.
+
+    Lightning's mixed precision switches the cache of casts off (lightning 2.6.6, `MixedPrecision`), since a weight that
+    is first cast without gradients would get none later. Here the cache is empty before and after. Without it the GRU
+    of Deep Speech 2 keeps a copy of its weights per frame for the backward pass: 17 GB for 16 s of speech.
+    """
+    kind = device.type
+    if not torch.is_autocast_enabled(kind) or torch.is_autocast_cache_enabled():
+        yield
+        return
+    torch.clear_autocast_cache()
+    try:
+        with torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=True):
+            yield
+    finally:
+        torch.clear_autocast_cache()
+
+
 class LSTM(nn.LSTM):
-    """torch's LSTM of one layer and one direction, batch first; under autocast on every processor.
+    """torch's LSTM of one layer and one direction, batch first, which works under autocast on every processor.
 
     Args:
         input_dimension: D of the input.
@@ -64,7 +83,7 @@ class LSTM(nn.LSTM):
     def forward(  # no packed sequences
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Read x (B, T, D) from a state (1, B, hidden) twice; return (B, T, hidden) and the state after it."""
+        """Return (B, T, hidden) for x (B, T, D), and the next state: hidden state and cell (1, B, hidden)."""
         with lstm_autocast(x.device) as precise:
             if precise:
                 x = x.float()
@@ -74,14 +93,14 @@ class LSTM(nn.LSTM):
 
 
 class BidirectionalLSTM(nn.Module):
-    """One layer read from both ends; the backward direction begins at each utterance's own last frame.
+    """Bidirectional layer; the backward direction begins at the last real frame of each utterance.
 
-    Rows are reversed within their lengths instead of packed: no length has to come back from the device, and the
-    libraries' fastest kernels apply.
+    Rows are reversed within their lengths instead of packed: no length has to be read from the device, and torch's
+    fastest kernels can be used.
 
     Args:
         input_dimension: D of the input.
-        hidden: Units of each direction; the output has twice as many, forward ones first.
+        hidden: Units of each direction; the output has those of the forward, then of the backward direction.
     """
 
     def __init__(self, input_dimension: int, hidden: int) -> None:
@@ -90,32 +109,32 @@ class BidirectionalLSTM(nn.Module):
         self.backward_lstm = LSTM(input_dimension, hidden)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Read x (B, T, D), return (B, T, 2 * hidden)."""
+        """Return (B, T, 2 * hidden) for x (B, T, D)."""
         ahead, _ = self.forward_lstm(x)
         back, _ = self.backward_lstm(reverse(x, lengths))
         return torch.cat([ahead, reverse(back, lengths)], dim=2)
 
 
 def reverse(x: Tensor, lengths: Tensor) -> Tensor:
-    """Turn the real frames of x (B, T, D) round; padding stays behind them."""
-    places = torch.arange(x.shape[1], device=x.device)
-    order = torch.where(places < lengths.unsqueeze(1), lengths.unsqueeze(1) - 1 - places, places)
-    return x[torch.arange(len(x), device=x.device).unsqueeze(1), order]  # copies whole frames, unlike a gather
+    """Reverse the real frames of x (B, T, D); padding stays after them."""
+    frames = torch.arange(x.shape[1], device=x.device)
+    order = torch.where(frames < lengths.unsqueeze(1), lengths.unsqueeze(1) - 1 - frames, frames)
+    return x[torch.arange(len(x), device=x.device).unsqueeze(1), order]  # copies frame by frame, unlike a gather
 
 
 def read_on(
     layers: nn.ModuleList, x: Tensor, state: tuple[Tensor, ...], dropout: nn.Module
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Read x (B, U, D) with LSTM layers, from a state on.
+    """Continue LSTM layers from a state.
 
     Args:
         layers: Of torch's LSTM, one direction and one layer each.
-        x: What the first reads, after dropout.
-        state: (B, hidden) twice for every layer.
-        dropout: Of what each layer reads.
+        x: Input of the first layer (B, U, D).
+        state: Hidden state and cell (B, hidden) of every layer.
+        dropout: Of the input of each layer.
 
     Returns:
-        (B, U, hidden), and the state behind it.
+        (B, U, hidden), and the next state.
     """
     after: list[Tensor] = []
     for layer, hidden, cell in zip(layers, state[::2], state[1::2], strict=True):
@@ -128,14 +147,14 @@ def read_on(
 class LSTMEncoder(Encoder):
     """Convolutional subsampling, then bidirectional LSTM layers with LayerNorm.
 
-    The subsampling's output is as wide as that of the layers, so all layers have one shape.
+    The subsampling's output has the dimension of the layers' output, so that all layers have the same shape.
 
     Args:
         input_dimension: Dimension of the features.
         hidden: Units of each direction; the output has D = 2 * hidden.
         layers: LSTM layers.
         channels: Of the subsampling's convolutions.
-        subsampling: How many times fewer frames come out than go in: 2, 4 or 8.
+        subsampling: Input frames per output frame: 2, 4 or 8.
         dropout: After every layer.
     """
 
@@ -150,7 +169,7 @@ class LSTMEncoder(Encoder):
         self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that everything between the layers is directions × units."""
+        """Axes of the layers' inputs and of the norms: directions × units."""
         both = self.output_axis()
         gates = axis(Fixed(4, "gates"), Units(self.hidden))
         projection = self.subsampling.parameter_axes()["projection.weight"]
@@ -165,7 +184,7 @@ class LSTMEncoder(Encoder):
         return axes
 
     def output_axis(self) -> Axis:
-        """Say that the output is directions × units."""
+        """Axis of the output: directions × units."""
         return axis(Fixed(2, "directions"), Units(self.hidden))
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,7 +227,7 @@ class PyramidalLSTMEncoder(Encoder):
         self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that layers read pairs of frames, and those features or directions × units."""
+        """Axes of the layers' inputs: pairs of frames of features or of directions × units."""
         axes: dict[str, tuple[Axis, ...]] = {}
         gates = axis(Fixed(4, "gates"), Units(self.hidden))
         read = [axis(Fixed(self.input_dimension, "features"))]
@@ -222,7 +241,7 @@ class PyramidalLSTMEncoder(Encoder):
         return axes
 
     def output_axis(self) -> Axis:
-        """Say that the output is directions × units."""
+        """Axis of the output: directions × units."""
         return axis(Fixed(2, "directions"), Units(self.hidden))
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,21 +256,21 @@ class PyramidalLSTMEncoder(Encoder):
 
 
 class ProjectedLSTMEncoder(Encoder):
-    """Bidirectional LSTM layers, each with a projection and tanh behind it: BLSTMP [Lim et al. 2019, 2.3].
+    """Bidirectional LSTM layers, each with a projection and tanh after it: BLSTMP [Lim et al. 2019, 2.3].
 
     As the class of this name in ESPnet, which Lim et al. used (`src/nets/e2e_asr_attctc_th.py` of 2018). There the
     recipe of LibriSpeech has `subsample=1_2_2_1_1`, whose first number is of the features: layers 1 and 2 pass on every
-    second frame, which is [2, 2] here. Tanh behind the last projection was removed in October 2019 (pull request 1323),
-    since WER fell without it on the Wall Street Journal.
+    second frame, which is [2, 2] here. Tanh after the last projection was removed in October 2019 (pull request 1323),
+    since WER on the Wall Street Journal was lower without it.
 
     Args:
         input_dimension: Dimension of the features.
         hidden: Units of each direction.
         layers: LSTM layers.
         projection: D, of every layer's output.
-        subsampling: For the first layers, of how many frames each passes one on; [2, 2] makes 4 times fewer.
+        subsampling: Input frames per output frame of the first layers; [2, 2] makes 4 times fewer frames.
         dropout: After every layer.
-        last_tanh: Whether tanh stands behind the last projection too.
+        last_tanh: Whether the last projection has tanh after it too.
 
     Raises:
         ValueError: There are more numbers than layers in `subsampling`, or one below 1.
@@ -279,7 +298,7 @@ class ProjectedLSTMEncoder(Encoder):
         self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that the first layer reads features, and projections directions × units."""
+        """Axes of the first layer's input, features, and of the projections' inputs, directions × units."""
         both = axis(Fixed(2, "directions"), Units(self.hidden))
         gates = axis(Fixed(4, "gates"), Units(self.hidden))
         features = axis(Fixed(self.input_dimension, "features"))
@@ -288,7 +307,7 @@ class ProjectedLSTMEncoder(Encoder):
         return {**projections, **{f"layers.0.{name}.weight_ih_l0": (gates, features) for name in names}}
 
     def output_axis(self) -> Axis:
-        """Say that the output is plain units."""
+        """Axis of the output: hidden units."""
         return units(self.dimension)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

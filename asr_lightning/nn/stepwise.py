@@ -1,8 +1,8 @@
-"""Layers of a decoder's loop, which are used once per token.
+"""Layers of a decoder that are used once per token, with one gradient product for all tokens.
 
-Autograd adds to a weight's gradient at every use. With few rows per use that is mostly reading and writing the
-gradient, and took half of a training step. `gathered` keeps what each use has read and received, and makes the gradient
-of all uses in one product. The frames that a decoder looks along are such a weight too, one for each utterance.
+Autograd adds to a weight's gradient at every use. With few rows per use most of this time is for reading and writing
+the gradient, half of a training step. `gathered` keeps input and output gradient of each use, and computes the weight's
+gradient of all uses in one product. The frames of an attention are such a weight too, one for each utterance.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-Use = tuple[Tensor, Tensor]  # what was read (..., N, D), and the gradient of what was written (..., N, E)
+Use = tuple[Tensor, Tensor]  # input (..., N, D) and gradient of the output (..., N, E)
 
 
 class _Source(torch.autograd.Function):
-    """The weight as it is; its backward runs when those of all uses have, and makes the gradient."""
+    """Identity of the weight; its backward runs after those of all uses, and computes the weight's gradient."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, uses: list[Use]) -> Tensor:  # noqa: ANN401
@@ -27,13 +27,13 @@ class _Source(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        read, received = (torch.cat(parts, dim=-2) for parts in zip(*ctx.uses, strict=True))
+        inputs, gradients = (torch.cat(parts, dim=-2) for parts in zip(*ctx.uses, strict=True))
         ctx.uses.clear()
-        return received.mT @ read, None
+        return gradients.mT @ inputs, None
 
 
 class _Use(torch.autograd.Function):
-    """A product with the weight that leaves the weight's gradient to the source."""
+    """Product with the weight, whose gradient `_Source` computes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, uses: list[Use]) -> Tensor:  # noqa: ANN401
@@ -50,7 +50,7 @@ class _Use(torch.autograd.Function):
 
 
 def share(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return `x -> x @ weight.mT`, to be used many times.
+    """Return the function `x -> x @ weight.mT`, for many uses.
 
     Args:
         weight: (E, D), for x (..., D) and a result of (..., E); or (..., E, D), for (..., N, D) and (..., N, E).
@@ -66,12 +66,12 @@ def share(weight: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 class StepLinear(nn.Linear):
-    """A linear map that is used once per token."""
+    """Linear layer that is used once per token."""
 
     product: Callable[[Tensor], Tensor] | None = None
 
     def gather(self) -> None:
-        """Begin a sequence of uses."""
+        """Start a sequence of uses."""
         self.product = share(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,58 +82,58 @@ class StepLinear(nn.Linear):
 
 
 class StepLSTMCell(nn.LSTMCell):
-    """An LSTM cell with one product for what is read and for the hidden state."""
+    """LSTM cell with one product for the input and the hidden state."""
 
     product: Callable[[Tensor], Tensor] | None = None
 
     def gather(self) -> None:
-        """Begin a sequence of uses."""
+        """Start a sequence of uses."""
         self.product = share(torch.cat([self.weight_ih, self.weight_hh], dim=1))
         self.summed_bias = self.bias_ih + self.bias_hh
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Read x (N, D), return hidden state and cell, (N, hidden) each."""
+        """Return hidden state and cell, (N, hidden) each, for x (N, D)."""
         if self.product is None or state is None:
             return super().forward(x, state)
         hidden, cell = state
         gates = self.product(torch.cat([x, hidden.to(x.dtype)], dim=1)) + self.summed_bias
-        precise = torch.promote_types(gates.dtype, torch.float32)  # a cell adds up what it reads
+        precise = torch.promote_types(gates.dtype, torch.float32)  # a cell is a sum over all tokens
         return _Gates.apply(gates.to(precise), cell.to(precise))
 
 
 class _Gates(torch.autograd.Function):
-    """What an LSTM cell does with its gates (N, 4 · hidden); autograd would keep and run a dozen operations of it."""
+    """New cell and hidden state from the gates (N, 4 · hidden), where autograd would keep a dozen operations."""
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         entry, forget, content, output = gates.chunk(4, dim=1)
         entry, forget, content, output = entry.sigmoid(), forget.sigmoid(), content.tanh(), output.sigmoid()
         cell = (forget * before).addcmul_(entry, content)
-        shown = cell.tanh()
-        ctx.save_for_backward(entry, forget, content, output, before, shown)
-        return output * shown, cell
+        activated = cell.tanh()
+        ctx.save_for_backward(entry, forget, content, output, before, activated)
+        return output * activated, cell
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_hidden: Tensor, of_cell: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        entry, forget, content, output, before, shown = ctx.saved_tensors
-        of_cell = of_cell + torch.ops.aten.tanh_backward(of_hidden * output, shown)
-        received = [
+        entry, forget, content, output, before, activated = ctx.saved_tensors
+        of_cell = of_cell + torch.ops.aten.tanh_backward(of_hidden * output, activated)
+        of_gates = [
             torch.ops.aten.sigmoid_backward(of_cell * content, entry),
             torch.ops.aten.sigmoid_backward(of_cell * before, forget),
             torch.ops.aten.tanh_backward(of_cell * entry, content),
-            torch.ops.aten.sigmoid_backward(of_hidden * shown, output),
+            torch.ops.aten.sigmoid_backward(of_hidden * activated, output),
         ]
-        return torch.cat(received, dim=1), of_cell * forget
+        return torch.cat(of_gates, dim=1), of_cell * forget
 
 
 class StepMean(nn.Module):
-    """Weighted means of an utterance's frames. While gathered, the frames must be the same at every use."""
+    """Weighted means of an utterance's frames, which must be the same at every use within `gathered`."""
 
     product: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def gather(self) -> None:
-        """Begin a sequence of uses."""
+        """Start a sequence of uses."""
         shared: Callable[[Tensor], Tensor] | None = None
 
         def product(weights: Tensor, frames: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class StepMean(nn.Module):
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """Let the layers inside a module, used many times within the context, make their weights' gradients once."""
+    """Compute the gradients of the layers inside a module once for all their uses within the context."""
     layers = [layer for layer in module.modules() if isinstance(layer, StepLinear | StepLSTMCell | StepMean)]
     for layer in layers:
         layer.gather()

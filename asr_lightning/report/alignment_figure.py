@@ -1,28 +1,33 @@
-"""Pictures of how a recogniser moves along an utterance: attention weights, and posteriors with what was emitted."""
+"""Pictures of how a recognizer moves along an utterance: attention weights, and posteriors with what was emitted."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from asr_lightning.files import replacing
-from asr_lightning.report.figures import COLOURS
+from asr_lightning.report.figures import COLORS, save_figure
+from asr_lightning.report.fonts import choose_font
 
-MOST = 8  # tokens whose posteriors are drawn beside the blank
-WIDTH = 11.0  # inches, at 100 dots per inch
+MOST = len(COLORS)  # tokens whose posteriors are drawn beside the blank: one color each
+WIDTH = 7.5  # inches
+TOKEN = 0.13  # inches of a row of attention weights
+TITLE_LETTERS = 90  # in a line of the title
+SPACE = "␣"
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """What is known of one utterance.
+class UtteranceAlignment:
+    """Alignment of one utterance with its recognized tokens.
 
     Attributes:
         utterance: Name.
-        title: What was recognised.
-        tokens: U names of what was recognised.
+        title: What was recognized.
+        tokens: U names of what was recognized.
         seconds: Duration.
         attention: (U + 1, T) for every name of an attention; the last row is for the end of the sentence.
         posteriors: (T, V) probabilities of the CTC output or, of a transducer, of passing each frame with each token.
@@ -42,40 +47,56 @@ class Alignment:
     blank_id: int
 
 
-def shown(token: str) -> str:
+def display_token(token: str) -> str:
     """Return a token as it is drawn: matplotlib leaves names that begin with `_` out of legends."""
-    return token.replace("_", "␣")
+    return token.replace("_", SPACE).replace("▁", SPACE)
 
 
-def plot_alignment(one: Alignment, path: Path) -> None:
-    """Draw attention weights, tokens over seconds, and below them posteriors with the emitted tokens; write a PNG."""
-    heights = [max(3.0, min(9.0, 0.16 * len(weights))) for weights in one.attention.values()]
-    heights += [3.0] if one.posteriors is not None else []
-    figure = Figure((WIDTH, sum(heights) + 0.8), dpi=100, layout="constrained")
+def plot_alignment(utterance: UtteranceAlignment, path: Path) -> None:
+    """Draw attention weights, tokens over time, and posteriors with the emitted tokens; write a PNG and an SVG.
+
+    Emitted tokens stand above their frames, word boundaries in a row of their own.
+    """
+    choose_font(utterance.title, *utterance.tokens)
+    heights = [max(2.0, min(14.0, TOKEN * len(weights))) for weights in utterance.attention.values()]
+    heights += [2.6] if utterance.posteriors is not None else []
+    figure = Figure((WIDTH, sum(heights) + 0.8), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
-    for panel, (name, weights) in zip(panels, one.attention.items(), strict=False):
-        panel.imshow(
+    for panel, (name, weights) in zip(panels, utterance.attention.items(), strict=False):
+        image = panel.imshow(
             weights, aspect="auto", origin="upper", cmap="Blues", vmin=0.0, interpolation="nearest",
-            extent=(0.0, one.seconds, len(weights) - 0.5, -0.5),
+            extent=(0.0, utterance.seconds, len(weights) - 0.5, -0.5),
         )  # fmt: skip
-        panel.set_yticks(range(len(weights)), [*map(shown, one.tokens), "end"][: len(weights)], fontsize=8)
-        panel.set_title(name, fontsize=11)
-    if one.posteriors is not None:
-        panel, times = panels[-1], (np.arange(len(one.posteriors)) + 0.5) * one.seconds / len(one.posteriors)
-        panel.plot(times, one.posteriors[:, one.blank_id], color="0.6", linewidth=1.0, label="blank")
-        without_blank = np.delete(one.posteriors.max(axis=0), one.blank_id)
-        columns = np.delete(np.arange(one.posteriors.shape[1]), one.blank_id)
-        for number, column in enumerate(columns[np.argsort(-without_blank)[:MOST]]):
-            panel.plot(times, one.posteriors[:, column], color=COLOURS[number % len(COLOURS)], linewidth=1.2,
-                       label=shown(one.vocabulary[column]))  # fmt: skip
-        for onset, token in zip(one.onsets, one.tokens, strict=False):
-            panel.annotate(shown(token), (times[onset], 1.03), fontsize=9, ha="center", annotation_clip=False)
-        panel.set_ylim(0.0, 1.12)
-        panel.set_ylabel("probability", fontsize=10)
-        panel.legend(frameon=False, fontsize=8, ncols=MOST + 1, loc="upper center", bbox_to_anchor=(0.5, -0.12))
-    panels[-1].set_xlabel("seconds", fontsize=11)
-    figure.suptitle(f"{one.utterance}: {one.title}", fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as half:
-        figure.savefig(half, format="png")
+        names = [*map(display_token, utterance.tokens), "end"][: len(weights)]
+        panel.set_yticks(range(len(weights)), names, fontsize=7)
+        panel.set_ylabel("token", fontsize=9)
+        panel.set_title(name, fontsize=10)
+        bar = figure.colorbar(image, ax=panel, pad=0.01, aspect=30)
+        bar.set_label("weight", fontsize=9)
+        bar.ax.tick_params(labelsize=8)
+    if utterance.posteriors is not None:
+        _draw_posteriors(panels[-1], utterance, utterance.posteriors)
+    panels[-1].set_xlabel("time (s)", fontsize=9)
+    for panel in panels:
+        panel.tick_params(axis="x", labelsize=8)
+    figure.suptitle(textwrap.fill(f"{utterance.utterance}: {utterance.title}", TITLE_LETTERS), fontsize=10)
+    save_figure(figure, path)
+
+
+def _draw_posteriors(panel: Axes, utterance: UtteranceAlignment, posteriors: np.ndarray) -> None:
+    times = (np.arange(len(posteriors)) + 0.5) * utterance.seconds / len(posteriors)
+    panel.plot(times, posteriors[:, utterance.blank_id], color="0.6", linewidth=1.0, label="blank")
+    without_blank = np.delete(posteriors.max(axis=0), utterance.blank_id)
+    columns = np.delete(np.arange(posteriors.shape[1]), utterance.blank_id)
+    for number, column in enumerate(columns[np.argsort(-without_blank)[:MOST]]):
+        panel.plot(times, posteriors[:, column], color=COLORS[number], linewidth=1.1,
+                   label=display_token(utterance.vocabulary[column]))  # fmt: skip
+    for onset, token in zip(utterance.onsets, utterance.tokens, strict=False):
+        height = 1.13 if display_token(token) == SPACE else 1.04
+        panel.annotate(display_token(token), (times[onset], height), fontsize=8, ha="center", annotation_clip=False)
+    panel.set_ylim(0.0, 1.22)
+    panel.set_yticks(np.linspace(0.0, 1.0, 6))
+    panel.tick_params(axis="y", labelsize=8)
+    panel.set_ylabel("probability", fontsize=9)
+    panel.legend(frameon=False, fontsize=8, ncols=MOST + 1, loc="upper center", bbox_to_anchor=(0.5, -0.16))

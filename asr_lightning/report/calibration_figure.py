@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from asr_lightning.analysis.calibration import Reliability
 from asr_lightning.files import replacing
-from asr_lightning.report.figures import COLOURS, MARKERS
+from asr_lightning.report.figures import COLORS, MARKERS
 
 SIZE = (6.0, 6.5)  # inches, at 100 dots per inch
 
@@ -30,7 +30,7 @@ def plot_reliability(lines: Mapping[str, Reliability], path: Path) -> None:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="perfectly calibrated")
     for number, (name, line) in enumerate(lines.items()):
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        style = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
         above.plot(line.confidence, line.accuracy, label=f"{name}, ECE {line.expected_error:.3f}", **style)
         below.plot(line.confidence, line.counts, **style)
     above.set_ylabel("share of right words")

@@ -6,8 +6,7 @@ const theme = document.getElementById("theme");
 function wear(name) {
   document.documentElement.dataset.theme = name;
   theme.textContent = name === "dark" ? "light" : "dark";
-  theme.setAttribute("aria-label", `use ${theme.textContent} colours`);
-  theme.setAttribute("aria-pressed", String(name === "dark"));
+  theme.setAttribute("aria-label", `use ${theme.textContent} colors`);
 }
 wear(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
 theme.addEventListener("click", () => wear(theme.textContent));

@@ -6,19 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from asr_lightning.errors import InputError, reason
-from asr_lightning.files import load_yaml, name_of_run, regular, write_atomically
+from asr_lightning.errors import InputError
+from asr_lightning.files import name_of_run, read_yaml, write_atomically
 from asr_lightning.report.page import fill
 from asr_lightning.report.run_folders import GPUS, PROCESSES, SPEED, numbers, read_metrics, versions
-from asr_lightning.report.tables import Table
+from asr_lightning.report.tables import Section, Table
 
 ASSUMED_EFFICIENCY = 0.9  # of more devices than were measured; nobody has measured it
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """How fast one run trained.
 
     Attributes:
@@ -47,19 +45,19 @@ class Measured:
         return statistics.median(self.speeds)
 
 
-def find_measured(folders: Sequence[Path]) -> list[Measured]:
+def find_measured_runs(folders: Sequence[Path]) -> list[MeasuredRun]:
     """Read the runs in some folders, at any depth.
 
     Raises:
         InputError: There is none, or one without speeds; or they are no runs of one model on one kind of device.
     """
-    found: dict[Path, None] = {}
+    folders_of_runs: dict[Path, None] = {}
     for folder in folders:
         runs = sorted({file.parents[2].resolve() for file in folder.rglob("logs/version_*/metrics.csv")})
         if not runs:
             raise InputError(f"expected logs/version_<n>/metrics.csv in {folder.absolute()} or under it, got none")
-        found |= dict.fromkeys(runs)
-    measured = [read_measured(folder) for folder in found]
+        folders_of_runs |= dict.fromkeys(runs)
+    measured = [read_measured_run(folder) for folder in folders_of_runs]
     first = measured[0]
     for other in measured[1:]:
         if other.kind != first.kind:
@@ -72,7 +70,7 @@ def find_measured(folders: Sequence[Path]) -> list[Measured]:
     return measured
 
 
-def read_measured(folder: Path) -> Measured:
+def read_measured_run(folder: Path) -> MeasuredRun:
     """Read the speed of one run, and how it was measured.
 
     Raises:
@@ -92,7 +90,7 @@ def read_measured(folder: Path) -> Measured:
         raise InputError(f"{folder}: its starts were on {sorted(kinds)} with {sorted(counts)} processes, expected one")
     name, seed = name_of_run(folder)
     data, trainer = configs[-1].get("data") or {}, configs[-1].get("trainer") or {}
-    return Measured(
+    return MeasuredRun(
         name=f"{name}, seed {seed}" if seed else name,
         folder=folder,
         kind=kinds.pop(),
@@ -105,13 +103,7 @@ def read_measured(folder: Path) -> Measured:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = load_yaml(regular(path).read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {path}, the configuration of a run: {reason(error)}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected the configuration of a run, got {type(config).__name__}")
-    return config
+    return read_yaml(path, "the configuration of a run") if path.exists() else {}
 
 
 def _processes(log: list[dict[str, str]], config: dict[str, Any]) -> int:
@@ -144,7 +136,7 @@ class Costs:
     measured: bool
 
     @classmethod
-    def of(cls, runs: Sequence[Measured], efficiency: float | None = None) -> "Costs":
+    def of(cls, runs: Sequence[MeasuredRun], efficiency: float | None = None) -> "Costs":
         """Take what was measured; the efficiency too, where runs had several numbers of devices and none is given."""
         by_count: dict[int, list[float]] = {}
         for run in runs:
@@ -162,7 +154,7 @@ class Costs:
         return self.speeds.get(devices, devices * self.speeds[least] / least * share)
 
 
-def table_of(costs: Costs, hours: float, epochs: float, devices: Sequence[int], price: float | None) -> Table:
+def cost_table(costs: Costs, hours: float, epochs: float, devices: Sequence[int], price: float | None) -> Table:
     """Make the table of the terminal: a line for each number of devices."""
     head = ["devices", "from", "audio s/s", "hours", "days", "device-hours"]
     table = [[*head, "money"] if price is not None else head]
@@ -174,7 +166,7 @@ def table_of(costs: Costs, hours: float, epochs: float, devices: Sequence[int], 
     return table
 
 
-def write_costs(path: Path, runs: Sequence[Measured], costs: Costs, inputs: dict[str, Any]) -> None:
+def write_costs(path: Path, runs: Sequence[MeasuredRun], costs: Costs, inputs: dict[str, Any]) -> None:
     """Write the page: one file, whose inputs can be changed in it.
 
     Args:
@@ -196,3 +188,45 @@ def write_costs(path: Path, runs: Sequence[Measured], costs: Costs, inputs: dict
         "inputs": {**inputs, "efficiency": costs.efficiency},
     }  # fmt: skip
     write_atomically(path, fill("costs", data))
+
+
+def costs_section(
+    folders: Sequence[Path], hours: float, epochs: float, devices: Sequence[int], price: float | None,
+    efficiency: float | None,
+) -> Section:  # fmt: skip
+    """Return what a training costs by the speed of some runs, and a page whose inputs can be changed in it.
+
+    Args:
+        folders: Of runs of one model, or with run folders at any depth.
+        hours: Of speech in an epoch.
+        epochs: Of the training.
+        devices: Numbers of processes, one per device.
+        price: Of an hour of one device; None for no column of money.
+        efficiency: See `Costs`; that of the runs, or else an assumption, if None.
+
+    Raises:
+        InputError: The runs tell no speed, or are not comparable.
+    """
+    runs = find_measured_runs(folders)
+    costs = Costs.of(runs, efficiency)
+    inputs = {"hours": hours, "epochs": epochs, "devices": list(devices), "price": price}
+    return Section(
+        "costs",
+        cost_table(costs, hours, epochs, devices, price),
+        describe(runs, costs),
+        files={"costs.html": lambda path: write_costs(path, runs, costs, inputs)},
+    )
+
+
+def describe(runs: Sequence[MeasuredRun], costs: Costs) -> list[str]:
+    """Return notes on what was measured, on what, and where the efficiency is from."""
+    lines = [
+        f"{run.name}: {run.processes} × {run.kind}, {run.precision}, steps of {run.batch_seconds or '?'} s: "
+        f"{run.speed:,.1f} audio seconds per second, median of {len(run.speeds)} epochs "
+        f"({min(run.speeds):,.1f} to {max(run.speeds):,.1f})"
+        for run in runs
+    ]
+    if runs[0].kind != "GPU":
+        lines.append(f"Each device is one like that of these runs ({runs[0].kind}): this says nothing about GPUs.")
+    origin = "measured" if costs.measured else "not measured"
+    return [*lines, f"Efficiency of numbers of devices that no run had: {costs.efficiency:.3f}, {origin}."]

@@ -12,10 +12,9 @@ from asr_lightning.errors import InputError
 Panel = wr.LinePlot | wr.MediaBrowser | wr.WeavePanelSummaryTable
 Sections = dict[str, list[Panel]]
 
-EPOCH = "epoch"
-STEP = "trainer/global_step"
-TRAINING = "fit"  # the job type of runs that train; a test of the same group would be one more point, at epoch 0
-PICTURES = ("order", "phone")  # of a layer: its frames coloured by place in the utterance, and by phone
+EPOCH = "epoch"  # 1 is the end of the first
+TRAINING = "fit"  # the job type of runs that train, as opposed to tests of a checkpoint of another folder
+PICTURES = ("order", "phone")  # of a layer: its frames colored by place in the utterance, and by phone
 OPTIONAL = ("update_norm/", "tsne/", "neighbours")  # of callbacks that an experiment may go without
 LINES = 100  # W&B draws ten otherwise
 KINDS = {wr.LinePlot: {"number"}, wr.MediaBrowser: {"image-file", "images/separated"}}
@@ -27,7 +26,7 @@ HALF = {"w": 12, "h": 8}
 
 READING = (
     "One line per group: the mean over its seeds, and a band from the least to the greatest. Error rates are "
-    "fractions, 0.1 is 10 %, and epochs are counted from 0. Runs that only test are left out."
+    "fractions, 0.1 is 10 %, and epoch 1 is the first that is finished. Runs that only test are left out."
 )
 
 
@@ -44,10 +43,10 @@ def make_sections(subsets: Sequence[str], layers: Sequence[str] = ()) -> Section
         _lines("Loss per epoch", HALF, EPOCH, [f"{subset}/loss" for subset in subsets]),
     ]
     training: list[Panel] = [
-        _lines("Training loss", HALF, STEP, ["train/loss"]),
-        _lines("Seconds of audio per second", HALF, STEP, ["train/audio_seconds_per_second"]),
-        _lines("Gradient norms, before clipping", HALF, STEP, pattern="grad_norm/.*"),
-        _lines("Sizes of updates", HALF, STEP, pattern="update_norm/.*"),
+        _lines("Training loss", HALF, EPOCH, ["train/loss"]),
+        _lines("Seconds of audio per second", HALF, EPOCH, ["train/audio_seconds_per_second"]),
+        _lines("Gradient norms, before clipping", HALF, EPOCH, pattern="grad_norm/.*"),
+        _lines("Sizes of updates", HALF, EPOCH, pattern="update_norm/.*"),
     ]
     inside: list[Panel] = [
         wr.MediaBrowser(

@@ -12,14 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asr_lightning.files import replacing
+from asr_lightning.report.fonts import choose_font
 from asr_lightning.scoring import Metric
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a run is a $
+matplotlib.rcParams["svg.fonttype"] = "path"  # so that an SVG needs no fonts
 
-# Okabe and Ito: told apart with every kind of colour vision, and in grey by their markers
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000")
+# Okabe and Ito: told apart with every kind of color vision, and in grey by their markers
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000")
 MARKERS = "osD^vPX*"
-PANEL = (6.0, 5.0)  # inches, at 100 dots per inch: two panels are 1200 × 500 pixels
+PANEL = (4.0, 3.4)  # inches
+DOTS = 300  # per inch, as journals ask for
 FEW_EPOCHS = 25  # up to which each epoch gets a marker
 WIDE_RANGE = 4.0  # largest by smallest rate, from which the axis is logarithmic
 
@@ -51,8 +54,10 @@ class ErrorRate:
     words: int | None = None
 
 
-def curves(rows: Iterable[ErrorRate], metric: Metric = "wer") -> dict[str, dict[str, dict[str, dict[int, float]]]]:
-    """Sort rates by run, subset, seed and epoch: `curves(rows)["random"]["test-clean"]["1"][5]`."""
+def rates_by_run(
+    rows: Iterable[ErrorRate], metric: Metric = "wer"
+) -> dict[str, dict[str, dict[str, dict[int, float]]]]:
+    """Sort rates by run, subset, seed and epoch: `rates_by_run(rows)["random"]["test-clean"]["1"][5]`."""
     sorted_rates: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
     for row in sorted(rows):
         seeds = sorted_rates.setdefault(row.run, {}).setdefault(row.subset, {})
@@ -63,7 +68,7 @@ def curves(rows: Iterable[ErrorRate], metric: Metric = "wer") -> dict[str, dict[
 def plot_error_rates(
     rows: Sequence[ErrorRate], path: str | Path, metric: Metric = "wer", reference_run: str | None = None
 ) -> None:
-    """Draw error rates per epoch: one panel per subset, one colour per run, with shared axes.
+    """Draw error rates per epoch: one panel per subset, one color per run, with shared axes.
 
     With several seeds, a run is a thin line per seed, their mean, and a band from the least to the greatest of them.
     Where rates differ widely (runs that start at 100 %), the axis is logarithmic; a rate of 0 then
@@ -71,19 +76,20 @@ def plot_error_rates(
 
     Args:
         rows: Of one or more runs.
-        path: The PNG file to write: 1200 × 500 pixels for up to two subsets, 600 more for each further one.
+        path: The PNG file to write; an SVG is written beside it.
         metric: Which rate.
         reference_run: A run that is a dashed horizontal line, the rate of its last epoch: the teacher of the others.
 
     Raises:
         ValueError: There is nothing to draw.
     """
-    by_run = curves(rows, metric)
+    choose_font(*(row.run for row in rows))
+    by_run = rates_by_run(rows, metric)
     reference = by_run.pop(reference_run, {}) if reference_run else {}
     subsets = sorted({row.subset for row in rows if row.run != reference_run})
     if not subsets:
         raise ValueError(f"expected error rates of at least one run besides {reference_run!r}, got {len(rows)} rows")
-    figure = Figure((max(2, len(subsets)) * PANEL[0], PANEL[1]), dpi=100, layout="constrained")
+    figure = Figure((max(2, len(subsets)) * PANEL[0], PANEL[1]), layout="constrained")
     FigureCanvasAgg(figure)
     drawn = [getattr(row, metric) for row in rows if row.run != reference_run]
     panels = figure.subplots(1, len(subsets), sharex=True, sharey=True, squeeze=False)[0]
@@ -96,39 +102,51 @@ def plot_error_rates(
                 100 * last, color="0.35", linestyle="--", linewidth=1.8, label=f"{reference_run} (last epoch)"
             )
             drawn.append(last)
-        panel.set_title(subset, fontsize=15)
-        panel.set_xlabel("epoch", fontsize=14)
-        panel.tick_params(labelsize=13)
+        panel.set_title(subset, fontsize=11)
+        panel.set_xlabel("epoch", fontsize=10)
+        panel.tick_params(labelsize=9)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(color="0.9")
     _scale_rates(panels[0], [100 * rate for rate in drawn], metric)
     names = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     columns = min(len(names), 5)
-    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=columns, fontsize=13, frameon=False)
-    with replacing(Path(path)) as half:
-        figure.savefig(half, format="png")
+    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    save_figure(figure, Path(path))
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG with 300 dots per inch, and as SVG with the same name beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ("png", "svg"):
+        with replacing(path.with_suffix(f".{suffix}")) as half:
+            figure.savefig(half, format=suffix, dpi=DOTS)
 
 
 def _draw_run(panel: Axes, seeds: dict[str, dict[int, float]], run: str, number: int) -> None:
     if not seeds:
         return
-    colour = COLOURS[number % len(COLOURS)]
+    color = COLORS[number % len(COLORS)]
     epochs = sorted({epoch for rates in seeds.values() for epoch in rates})
     rates = np.array(
         [[100 * seed.get(epoch, np.nan) for epoch in epochs] for seed in seeds.values()]
     )  # (seeds, epochs)
     rates[np.isinf(rates)] = np.nan  # errors in a subset without any words
     if len(seeds) > 1:
-        for one in rates:
-            panel.plot(epochs, one, color=colour, linewidth=0.8, alpha=0.5)
+        for seed_rates in rates:
+            panel.plot(epochs, seed_rates, color=color, linewidth=0.8, alpha=0.5)
         known = ~np.isnan(rates).all(axis=0)
         low, high = np.nanmin(rates[:, known], axis=0), np.nanmax(rates[:, known], axis=0)
-        panel.fill_between(np.array(epochs)[known], low, high, color=colour, alpha=0.15, linewidth=0)
-    mean = np.array([one[~np.isnan(one)].mean() if not np.isnan(one).all() else np.nan for one in rates.T])
+        panel.fill_between(np.array(epochs)[known], low, high, color=color, alpha=0.15, linewidth=0)
+    mean = np.array(
+        [
+            epoch_rates[~np.isnan(epoch_rates)].mean() if not np.isnan(epoch_rates).all() else np.nan
+            for epoch_rates in rates.T
+        ]
+    )
     marker = MARKERS[number % len(MARKERS)] if len(epochs) <= FEW_EPOCHS else None
-    style = "-" if number < len(COLOURS) else "-."
+    style = "-" if number < len(COLORS) else "-."
     label = run if len(seeds) == 1 else f"{run} ({len(seeds)} seeds)"
-    panel.plot(epochs, mean, color=colour, linewidth=2.2, marker=marker, markersize=5.5, linestyle=style, label=label)
+    panel.plot(epochs, mean, color=color, linewidth=1.6, marker=marker, markersize=4, linestyle=style, label=label)
 
 
 def _scale_rates(panel: Axes, rates: Sequence[float], metric: Metric) -> None:
@@ -144,4 +162,4 @@ def _scale_rates(panel: Axes, rates: Sequence[float], metric: Metric) -> None:
     elif positive:
         panel.set_ylim(bottom=0)
     panel.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
-    panel.set_ylabel(label, fontsize=14)
+    panel.set_ylabel(label, fontsize=10)

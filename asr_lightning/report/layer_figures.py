@@ -1,4 +1,4 @@
-"""Pictures of layers: t-SNE by order and by phone [Lim et al. 2019, Figures 3 to 8], and numbers along the layers."""
+"""Figures of layers: t-SNE by order and by phone [Lim et al. 2019, Figures 3 to 8], and curves along the layers."""
 
 import textwrap
 from collections.abc import Sequence
@@ -10,163 +10,169 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from asr_lightning.analysis.layers import Curve, Projected
+from asr_lightning.analysis.layers import LayerCurve, Projected
 from asr_lightning.errors import InputError
-from asr_lightning.files import replacing
-from asr_lightning.report.figures import COLOURS
-from asr_lightning.text.phones import SILENCE
+from asr_lightning.report.figures import save_figure
+from asr_lightning.report.fonts import choose_font
+from asr_lightning.report.phone_style import MATPLOTLIB, phone_styles
 
 RED_TO_VIOLET = ("#e6194b", "#f58231", "#ffd700", "#3cb44b", "#00bcd4", "#3f51f5", "#8a2be2")
 RAINBOW = LinearSegmentedColormap.from_list("rainbow", RED_TO_VIOLET)
-PANEL = 4.6  # inches, at 100 dots per inch
-LETTERS = 44  # that stand side by side below a panel
-TITLE_LETTERS = 8  # capitals of a title that stand side by side on an inch
+PANEL = 2.4  # inches
+COLUMNS = 4  # panels side by side
+LEGEND_ENTRY = 0.78  # inches of a phone in the legend
+LETTERS = 26  # that fit below a panel side by side
+TITLE_LETTERS = 13  # of a title that fit on an inch
 SPACE = "_"  # as the tokenizers write it
 GREY = "0.55"
 TITLES = {
-    "purity": "phone purity of neighbours",
+    "purity": "phone purity of neighbors",
     "chance": "purity by chance",
     "order": "order correlation",
     "silence": "spread of silence",
-    "probe": "linear phone probe",
+    "probe": "accuracy of a linear phone probe",
 }
 
 
 def sentence_rows(projected: Projected, utterance: str) -> np.ndarray:
-    """Return which frames are of an utterance, (N,), in the order of time."""
+    """Return the frames of an utterance, (N,), in the order of time."""
     return np.flatnonzero(projected.layer.utterances == utterance)
 
 
 def plot_order(layers: Sequence[Projected], utterance: str, title: str, path: Path) -> None:
-    """Draw a sentence's frames from red to violet in the order of time, with its characters along the colour bar.
+    """Draw the frames of a sentence from red to violet in the order of time, with its characters along the color bar.
 
-    Where nobody knows when its characters are said, as in a hybrid, its phones are there.
+    If the times of characters are unknown, as in a hybrid, the bar shows phones.
 
     Args:
         layers: One panel each.
-        utterance: Which.
-        title: What was said.
-        path: PNG.
+        utterance: Its name.
+        title: The transcript.
+        path: PNG; an SVG is written beside it.
     """
-    figure, panels = _panels(len(layers), extra=1.0)
-    for panel, one in zip(panels, layers, strict=True):
-        rows = sentence_rows(one, utterance)
-        _trace(panel, one.places[rows])
-        colours = np.linspace(0.0, 1.0, len(rows))
-        panel.scatter(one.places[rows, 0], one.places[rows, 1], c=colours, cmap=RAINBOW, s=26, zorder=2)
-        panel.set_title(one.layer.name, fontsize=13)
+    figure, panels = _panels(len(layers), extra=0.6)
+    choose_font(title)
+    for panel, layer_points in zip(panels, layers, strict=True):
+        points = layer_points.positions[sentence_rows(layer_points, utterance)]
+        _trace(panel, points)
+        colors = np.linspace(0.0, 1.0, len(points))
+        panel.scatter(
+            points[:, 0], points[:, 1], c=colors, cmap=RAINBOW, s=14, linewidths=0.3, edgecolors="0.35", zorder=2
+        )
+        panel.set_title(layer_points.layer.name, fontsize=9)
     bar = figure.colorbar(
         matplotlib.cm.ScalarMappable(Normalize(0, 1), RAINBOW),
         ax=list(panels), orientation="horizontal", fraction=0.06, pad=0.02, aspect=60,
     )  # fmt: skip
-    layer, rows, room = layers[0].layer, sentence_rows(layers[0], utterance), LETTERS * len(panels)
+    columns = min(COLUMNS, len(layers))
+    layer, rows, room = layers[0].layer, sentence_rows(layers[0], utterance), LETTERS * columns
     if layer.characters[rows].astype(bool).any():
-        places, labels = _along(layer.characters[rows])
+        positions, labels = _along(layer.characters[rows])
         if len(labels) > room:
-            places, labels = _apart(*_words(places, labels), room)
+            positions, labels = _apart(*_words(positions, labels), room)
     else:
-        places, labels = _apart(*_along(layer.phones[rows]), room)
-    bar.set_ticks(places, labels=labels)
-    bar.ax.tick_params(labelsize=11, length=0)
+        positions, labels = _apart(*_along(layer.phones[rows]), room)
+    bar.set_ticks(positions, labels=["␣" if label == SPACE else label for label in labels])
+    bar.ax.tick_params(labelsize=8, length=0)
     _save(figure, title, path)
 
 
 def _along(labels: np.ndarray) -> tuple[list[float], list[str]]:
-    """Return where along a sentence, 0 to 1, each label of its frames (N,) begins."""
-    begins = [place for place in range(len(labels)) if labels[place] and (
-        place == 0 or labels[place] != labels[place - 1]
+    """Return the positions along a sentence, 0 to 1, at which the labels of its frames (N,) begin."""
+    begins = [index for index in range(len(labels)) if labels[index] and (
+        index == 0 or labels[index] != labels[index - 1]
     )]  # fmt: skip
     last = max(1, len(labels) - 1)
-    return [place / last for place in begins], [str(labels[place]) for place in begins]
+    return [index / last for index in begins], [str(labels[index]) for index in begins]
 
 
-def _words(places: Sequence[float], characters: Sequence[str]) -> tuple[list[float], list[str]]:
-    """Return where the middle of each word is, and the word."""
+def _words(positions: Sequence[float], characters: Sequence[str]) -> tuple[list[float], list[str]]:
+    """Return the positions of the middles of words, and the words."""
     middles, words, start = [], [], 0
-    for stop in [*(place for place, one in enumerate(characters) if one == SPACE), len(characters)]:
+    for stop in [*(index for index, character in enumerate(characters) if character == SPACE), len(characters)]:
         if word := "".join(characters[start:stop]):
-            middles.append((places[start] + places[stop - 1]) / 2)
+            middles.append((positions[start] + positions[stop - 1]) / 2)
             words.append(word)
         start = stop + 1
     return middles, words
 
 
-def _apart(places: Sequence[float], labels: Sequence[str], room: int) -> tuple[list[float], list[str]]:
+def _apart(positions: Sequence[float], labels: Sequence[str], room: int) -> tuple[list[float], list[str]]:
     """Return the labels that do not overlap those before them on a bar of so many letters."""
     kept: tuple[list[float], list[str]] = [], []
     end = -1.0
-    for place, label in zip(places, labels, strict=True):
+    for position, label in zip(positions, labels, strict=True):
         half = (len(label) + 1) / room / 2
-        if place - half >= end:
-            kept[0].append(place)
+        if position - half >= end:
+            kept[0].append(position)
             kept[1].append(label)
-            end = place + half
+            end = position + half
     return kept
 
 
 def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: Path) -> None:
-    """Draw a sentence's frames with a colour for each of its phones, silence in grey.
+    """Draw the frames of a sentence by phone: a color for each class of phones, a shape for each phone of a class.
+
+    The legend has the IPA symbols, with the codes of the corpus in brackets where they differ.
 
     Args:
         layers: One panel each.
-        utterance: Which.
-        title: What was said.
-        path: PNG.
+        utterance: Its name.
+        title: The transcript.
+        path: PNG; an SVG is written beside it.
 
     Raises:
         InputError: The sentence has no phones.
     """
-    said = [layers[0].layer.phones[row] for row in sentence_rows(layers[0], utterance)]
-    phones = [one for one in dict.fromkeys(said) if one]
+    labels = layers[0].layer.phones[sentence_rows(layers[0], utterance)]
+    phones = [phone for phone in dict.fromkeys(labels.tolist()) if phone]
     if not phones:
         raise InputError(
             f"expected phones of the frames of {utterance}, found none: choose a sentence that was aligned"
         )
-    figure, panels = _panels(len(layers), extra=0.9)
-    colours = phone_colours(phones)
-    for panel, one in zip(panels, layers, strict=True):
-        rows = sentence_rows(one, utterance)
-        _trace(panel, one.places[rows])
+    choose_font(title)
+    styles = phone_styles(layers[0].layer.phones[layers[0].layer.phones != ""].tolist())
+    columns = int(PANEL * min(COLUMNS, len(layers)) / LEGEND_ENTRY)
+    figure, panels = _panels(len(layers), extra=0.3 + 0.18 * -(-len(phones) // columns))
+    for panel, layer_points in zip(panels, layers, strict=True):
+        rows = sentence_rows(layer_points, utterance)
+        _trace(panel, layer_points.positions[rows])
         for phone in phones:
-            mine = rows[one.layer.phones[rows] == phone]
-            marker = "x" if phone == SILENCE else "o"
+            points = layer_points.positions[rows[layer_points.layer.phones[rows] == phone]]
+            look = styles.get(phone) or phone_styles([phone])[phone]
             panel.scatter(
-                one.places[mine, 0],
-                one.places[mine, 1],
-                color=colours[phone],
-                s=26,
+                points[:, 0],
+                points[:, 1],
+                color=look.color,
+                s=15,
+                linewidths=0.4,
                 zorder=2,
-                marker=marker,
-                label=phone,
+                marker=MATPLOTLIB[look.shape],
             )
-        rest = rows[one.layer.phones[rows] == ""]  # beyond the labels, as at an utterance's end
-        panel.scatter(one.places[rest, 0], one.places[rest, 1], facecolors="none", edgecolors=GREY, s=18, zorder=2)
-        panel.set_title(one.layer.name, fontsize=13)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(14, max(1, len(names))), fontsize=11,
-                  frameon=False, handletextpad=0.2, columnspacing=1.0)  # fmt: skip
+        rest = layer_points.positions[rows[layer_points.layer.phones[rows] == ""]]  # after the last label
+        panel.scatter(rest[:, 0], rest[:, 1], facecolors="none", edgecolors=GREY, s=10, zorder=2)
+        panel.set_title(layer_points.layer.name, fontsize=9)
+    handles = [
+        Line2D([], [], linestyle="", color=look.color, markersize=5, marker=MATPLOTLIB[look.shape],
+               label=look.ipa if look.ipa == phone else f"{look.ipa} ({phone})")
+        for phone, look in styles.items()
+        if phone in phones
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns), fontsize=8,
+                  frameon=False, handletextpad=0.1, columnspacing=0.9)  # fmt: skip
     _save(figure, title, path)
 
 
-def phone_colours(phones: Sequence[str]) -> dict[str, str]:
-    """Return a colour for every phone: hues apart, light and dark in turn, and grey for silence."""
-    others = [phone for phone in phones if phone != SILENCE]
-    colours = {}
-    for number, phone in enumerate(others):
-        hue = number / max(1, len(others))
-        red, green, blue = matplotlib.colors.hsv_to_rgb((hue, 0.95, 0.95 if number % 2 else 0.6))
-        colours[phone] = matplotlib.colors.to_hex((red, green, blue))
-    return {**colours, SILENCE: "#8c8c8c"}
+def plot_curves(curves: Sequence[LayerCurve], path: Path) -> None:
+    """Draw measurements along the layers, in their own space and in the plane of t-SNE, with 95 % intervals.
 
-
-def plot_curves(curves: Sequence[Curve], path: Path) -> None:
-    """Draw what was measured along the layers, in the original space and in two dimensions, with 95 % intervals.
-
-    What is known of no layer, as the spread of silence where none was labelled, has no panel.
+    A measurement that is known of no layer, as the spread of silence without silent frames, has no panel. A single
+    speaker gives no interval, and the figure says so.
 
     Raises:
-        InputError: Nothing is known of any layer.
+        InputError: No measurement is known of any layer.
     """
     names = [name for name in TITLES if name != "chance" and is_known(curves, name)]
     if not names:
@@ -174,54 +180,82 @@ def plot_curves(curves: Sequence[Curve], path: Path) -> None:
             "expected layers of which something was measured, found none: their speakers have a single utterance each, "
             "or their values are not finite; look into more utterances"
         )
-    figure = Figure((PANEL * len(names) * 0.9, 4.2), dpi=100, layout="constrained")
+    columns = min(len(names), 2)
+    height = 2.6 * -(-len(names) // columns)
+    figure = Figure((3.6 * columns, height + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
-    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        chance = next(curve for curve in curves if curve.figure == "chance")
+    panels = figure.subplots(-(-len(names) // columns), columns, squeeze=False).flatten()
+    chance = next(curve for curve in curves if curve.figure == "chance")
+    for panel, name in zip(panels, names, strict=False):
         if name == "purity":
-            panel.plot(chance.layers, chance.means, color=GREY, linestyle=":", label="chance")
-        for number, curve in enumerate(one for one in curves if one.figure == name):
+            panel.plot(short_names(chance.layers), chance.means, color=GREY, linestyle=":", label="chance")
+        for number, curve in enumerate(curve for curve in curves if curve.figure == name):
             errors = np.abs(np.nan_to_num(curve.intervals - curve.means[:, None])).T
             panel.errorbar(
-                curve.layers, curve.means, yerr=errors, color=COLOURS[number], marker="os"[number % 2], capsize=3,
-                label={"original": "original space", "tsne": "t-SNE, 2-D"}[curve.space],
+                short_names(curve.layers), curve.means, yerr=errors if errors.any() else None,
+                color=("black", GREY)[number % 2], linestyle=("-", "--")[number % 2],
+                marker="os"[number % 2], markersize=4, capsize=3, linewidth=1.2,
+                label={"original": "the layer's own space", "tsne": "plane of t-SNE"}[curve.space],
             )  # fmt: skip
-        panel.set_title(TITLES[name], fontsize=13)
+        panel.set_title(TITLES[name], fontsize=10)
+        panel.tick_params(labelsize=8)
         panel.tick_params(axis="x", rotation=30)
         panel.grid(color="0.9")
-        panel.legend(frameon=False, fontsize=10)
-    with replacing(path) as half:
-        figure.savefig(half, format="png")
+    for panel in panels[len(names) :]:
+        panel.remove()
+    known = {
+        label: line
+        for panel in panels[: len(names)]
+        for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    bounded = any(np.isfinite(curve.intervals).any() for curve in curves)
+    figure.legend(
+        known.values(), known.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False,
+        title="means over speakers with 95 % intervals" if bounded else "one speaker: no intervals", title_fontsize=8,
+    )  # fmt: skip
+    save_figure(figure, path)
 
 
-def is_known(curves: Sequence[Curve], name: str) -> bool:
-    """Whether a number is known of any layer."""
+def short_names(layers: Sequence[str]) -> list[str]:
+    """Return the names of layers without the modules that all of them are in: `layers.0` of `encoder.layers.0`."""
+    parts = [layer.split(".") for layer in layers]
+    shared = 0
+    while len(parts) > 1 and all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
+        shared += 1
+    return [".".join(part[shared:]) for part in parts]
+
+
+def is_known(curves: Sequence[LayerCurve], name: str) -> bool:
+    """Whether a measurement is known of any layer."""
     return any(np.isfinite(curve.means).any() for curve in curves if curve.figure == name)
 
 
 def _panels(count: int, extra: float) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure((PANEL * count, PANEL + extra), dpi=100, layout="constrained")
+    columns = min(COLUMNS, count)
+    rows = -(-count // columns)
+    figure = Figure((PANEL * columns, (PANEL + 0.25) * rows + extra), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, count, squeeze=False)[0]
-    for panel in panels:
+    panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flatten())
+    for panel in panels[count:]:
+        panel.remove()
+    for panel in panels[:count]:
         panel.set_xticks([])
         panel.set_yticks([])
-        panel.set_aspect("equal", adjustable="box")
-    return figure, panels
+        panel.set_box_aspect(1)
+        panel.set_aspect("equal", adjustable="datalim")
+    return figure, panels[:count]
 
 
-def _trace(panel: Axes, places: np.ndarray) -> None:
-    """Draw the path of a sentence, in the middle of a square."""
-    low, high = places.min(axis=0), places.max(axis=0)
+def _trace(panel: Axes, points: np.ndarray) -> None:
+    """Draw the path of a sentence in a square that its longer extent fills."""
+    low, high = points.min(axis=0), points.max(axis=0)
     half = 0.54 * max(float((high - low).max()), 1e-3)
     middle = (low + high) / 2
     panel.set_xlim(middle[0] - half, middle[0] + half)
     panel.set_ylim(middle[1] - half, middle[1] + half)
-    panel.plot(places[:, 0], places[:, 1], color="0.85", linewidth=0.8, zorder=1)
+    panel.plot(points[:, 0], points[:, 1], color="0.85", linewidth=0.6, zorder=1)
 
 
 def _save(figure: Figure, title: str, path: Path) -> None:
-    figure.suptitle(textwrap.fill(title, width=round(figure.get_figwidth() * TITLE_LETTERS)), fontsize=12)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as half:
-        figure.savefig(half, format="png")
+    figure.suptitle(textwrap.fill(title, width=max(24, round(figure.get_figwidth() * TITLE_LETTERS))), fontsize=9)
+    save_figure(figure, path)

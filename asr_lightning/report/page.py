@@ -38,7 +38,7 @@ def fill(name: str, data: Any, **texts: str) -> str:  # noqa: ANN401 - whatever 
         "SCRIPT": read("common.js") + read(f"{name}.js"),
     }
     parts = read(f"{name}.html").split("@@")  # text, name, text, name, ...
-    return "".join(content[part] if place % 2 else part for place, part in enumerate(parts))
+    return "".join(content[part] if number % 2 else part for number, part in enumerate(parts))
 
 
 def _shown(data: Any) -> Any:  # noqa: ANN401

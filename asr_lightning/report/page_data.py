@@ -10,7 +10,7 @@ import numpy as np
 
 from asr_lightning.errors import InputError, reason
 from asr_lightning.report.figures import ErrorRate
-from asr_lightning.report.figures import curves as rate_curves
+from asr_lightning.report.figures import rates_by_run as rate_curves
 from asr_lightning.report.tables import read_rows
 
 METRICS = ("wer", "cer", "ser", "swer", "unspaced_cer")
@@ -75,21 +75,21 @@ def gather_neighbours(name: str, folder: Path, share: int = 1) -> Data | None:
             raise InputError(f"{folder / row[0]}.csv: expected a line of each character, found none")
         kept = _whole_sentences(lines, CHARACTERS)
         asked = _whole_sentences(kept, NEIGHBOURHOODS // share // len(rows))
-        place = {(line["utterance"], line["index"]): number for number, line in enumerate(kept)}
+        row_of = {(line["utterance"], line["index"]): number for number, line in enumerate(kept)}
         ranks = sum(key.startswith("neighbour_") for key in lines[0])
-        layers.append({"name": row[0], **_nearest(asked, place, ranks)})
+        layers.append({"name": row[0], **_nearest(asked, row_of, ranks)})
         most = max(most, ranks)
     utterances = list(dict.fromkeys(line["utterance"] for line in kept))
     characters = [line["character"] for line in kept]
-    number = {utterance: place for place, utterance in enumerate(utterances)}
+    number = {utterance: row_of for row_of, utterance in enumerate(utterances)}
     sentence = [number[line["utterance"]] for line in kept]
-    begins = [place for place, line in enumerate(kept) if line["index"] == "0"] + [len(kept)]
+    begins = [row_of for row_of, line in enumerate(kept) if line["index"] == "0"] + [len(kept)]
     texts = [
         "".join(characters[one:two]).replace("_", " ").strip() for one, two in zip(begins, begins[1:], strict=False)
     ]
     shown = sum(line["index"] == "0" for line in asked)
     note = "" if shown == len(utterances) else (
-        f"This page holds the neighbours of the characters of {shown} of {len(utterances)} sentences, the first by "
+        f"This page holds the neighbors of the characters of {shown} of {len(utterances)} sentences, the first by "
         "name; the files below neighbours/ hold all."
     )  # fmt: skip
     return {
@@ -107,8 +107,8 @@ def gather_neighbours(name: str, folder: Path, share: int = 1) -> Data | None:
             "rows": rows,
             "notes": [
                 *_caption(folder / "table.md"),
-                f"Total and mean over {most} neighbour{'s' * (most != 1)} of each character; means for shuffled "
-                "states, and for neighbours drawn by their last one, two or three characters.",
+                f"Total and mean over {most} neighbor{'s' * (most != 1)} of each character; means for shuffled "
+                "states, and for neighbors drawn by their last one, two or three characters.",
             ],
         },
     }
@@ -125,14 +125,14 @@ def _whole_sentences(lines: list[dict[str, str]], most: int) -> list[dict[str, s
     return lines[: max([ends[0], *(end for end in ends if end <= most)])]
 
 
-def _nearest(lines: list[dict[str, str]], place: dict[tuple[str, str], int], ranks: int) -> Data:
-    found: Data = {"places": [], "counts": [], "distances": []}
+def _nearest(lines: list[dict[str, str]], row_of: dict[tuple[str, str], int], ranks: int) -> Data:
+    nearest: Data = {"places": [], "counts": [], "distances": []}
     for line in lines:
-        known = [rank for rank in range(1, ranks + 1) if (line[f"utterance_{rank}"], line[f"index_{rank}"]) in place]
-        found["places"].append([place[line[f"utterance_{rank}"], line[f"index_{rank}"]] for rank in known])
-        found["counts"].append([int(line[f"matching_{rank}"]) for rank in known])
-        found["distances"].append([round(float(line[f"distance_{rank}"]), 2) for rank in known])
-    return found
+        known = [rank for rank in range(1, ranks + 1) if (line[f"utterance_{rank}"], line[f"index_{rank}"]) in row_of]
+        nearest["places"].append([row_of[line[f"utterance_{rank}"], line[f"index_{rank}"]] for rank in known])
+        nearest["counts"].append([int(line[f"matching_{rank}"]) for rank in known])
+        nearest["distances"].append([round(float(line[f"distance_{rank}"]), 2) for rank in known])
+    return nearest
 
 
 def gather_alignments(name: str, folder: Path, share: int = 1) -> Data | None:
@@ -152,7 +152,7 @@ def gather_alignments(name: str, folder: Path, share: int = 1) -> Data | None:
             with np.load(path, allow_pickle=False) as kept:
                 parts = {key: kept[key] for key in kept.files}
             audio = path.with_suffix(".flac").read_bytes()
-            tokens = [str(one) for one in parts["tokens"]]
+            tokens = [str(token) for token in parts["tokens"]]
             maps = [
                 _map(key.removeprefix("attention/"), "weights", weights, [*tokens, "end"][: len(weights)])
                 for key, weights in parts.items()
@@ -185,15 +185,15 @@ def gather_alignments(name: str, folder: Path, share: int = 1) -> Data | None:
 def _within(utterances: list[Data], most: int) -> list[Data]:
     """Return those that fit into so many bytes one after the other; the smallest where none does."""
     kept, left = [], most
-    for one in utterances:
-        if (size := _size(one)) <= left:
-            kept.append(one)
+    for utterance in utterances:
+        if (size := _size(utterance)) <= left:
+            kept.append(utterance)
             left -= size
     return kept or [min(utterances, key=_size)]
 
 
 def _size(utterance: Data) -> int:
-    return len(utterance["audio"]) + sum(len(one["weights"]) for one in utterance["maps"])
+    return len(utterance["audio"]) + sum(len(attention["weights"]) for attention in utterance["maps"])
 
 
 def _map(name: str, kind: str, weights: np.ndarray, labels: list[str]) -> Data:
@@ -205,8 +205,10 @@ def _map(name: str, kind: str, weights: np.ndarray, labels: list[str]) -> Data:
 
 
 def _posteriors(parts: dict[str, np.ndarray]) -> Data:
-    posteriors, vocabulary = parts["posteriors"], [str(one) for one in parts["vocabulary"]]
+    posteriors, vocabulary = parts["posteriors"], [str(token) for token in parts["vocabulary"]]
     blank = int(parts["blank_id"])
-    others = [int(one) for one in np.argsort(-posteriors.max(axis=0)) if one != blank][:POSTERIORS]
+    others = [int(column) for column in np.argsort(-posteriors.max(axis=0)) if column != blank][:POSTERIORS]
     columns = [blank, *others]
-    return _map("CTC posteriors", "posteriors", posteriors[:, columns].T, [vocabulary[one] for one in columns])
+    names = [vocabulary[column] for column in columns]
+    emitted = [[int(frame), str(token)] for frame, token in zip(parts["onsets"], parts["tokens"], strict=False)]
+    return {**_map("CTC posteriors", "posteriors", posteriors[:, columns].T, names), "emitted": emitted}

@@ -4,15 +4,17 @@ import csv
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from asr_lightning.analysis.layers import FIGURES, Curve, Measured, curves
+from asr_lightning.analysis.layers import FIGURES, LayerCurve, LayerMeasurement, layer_curves
 from asr_lightning.analysis.probes import LayerFigures
 from asr_lightning.errors import InputError, reason
-from asr_lightning.report.layer_figures import is_known, phone_colours
+from asr_lightning.report.layer_figures import is_known
+from asr_lightning.report.phone_style import phone_styles
 from asr_lightning.report.tables import from_csv, read_rows
 
 POINTS = 150_000  # places of frames in the whole page: some 30 bytes each
@@ -38,7 +40,9 @@ def gather_layers(name: str, folder: Path, share: int = 1) -> Data | None:
     if not (folder / "figures.csv").exists():
         return None
     measured = [
-        Measured(row["layer"], row["speaker"], row["space"], LayerFigures(*(float(row[one]) for one in FIGURES)))
+        LayerMeasurement(
+            row["layer"], row["speaker"], row["space"], LayerFigures(*(float(row[one]) for one in FIGURES))
+        )
         for row in read_rows(folder / "figures.csv", {"layer", "speaker", "space", *FIGURES})
     ]
     layers = list(dict.fromkeys(one.layer for one in measured))
@@ -58,11 +62,11 @@ def gather_layers(name: str, folder: Path, share: int = 1) -> Data | None:
         shown += sum(len(one["x"]) for one in speakers[speaker]["layers"].values())
         total += counted
     phones = {phone for one in speakers.values() for layer in one["layers"].values() for phone in layer["phone"]} - {0}
-    found = curves(measured)
+    found = layer_curves(measured)
     if not phones:
         raise InputError(
             f"{folder}: expected frames with phones, found none: look inside again with Activations.labels, which "
-            "`python -m asr_lightning.tools.align` makes"
+            "`asr align` makes"
         )
     names = list(labels)
     return {
@@ -72,7 +76,7 @@ def gather_layers(name: str, folder: Path, share: int = 1) -> Data | None:
         "speakers": speakers,
         "labels": names,
         "note": _note(shown, total, len(kept), len(everyone)),
-        "colours": phone_colours(sorted(names[phone] for phone in phones)),
+        "phones": {phone: asdict(style) for phone, style in phone_styles(names[phone] for phone in phones).items()},
         "figures": [one for one in FIGURES if one != "chance" and is_known(found, one)],
         "curves": [_curve(one) for one in found],
     }
@@ -89,13 +93,13 @@ def _note(shown: int, total: int, kept: int, speakers: int) -> str:
     )
 
 
-def _curve(one: Curve) -> Data:
+def _curve(curve: LayerCurve) -> Data:
     return {
-        "figure": one.figure,
-        "space": one.space,
-        "layers": one.layers,
-        "means": _finite(one.means),
-        "intervals": [_finite(pair) for pair in one.intervals],
+        "figure": curve.figure,
+        "space": curve.space,
+        "layers": curve.layers,
+        "means": _finite(curve.means),
+        "intervals": [_finite(pair) for pair in curve.intervals],
     }
 
 
@@ -134,11 +138,11 @@ def _speaker(
         with _rows(folder / f"{layer}.csv", ("utterance",)) as rows:
             counts[layer] = Counter(from_csv(name) for (name,) in rows)
     names = sorted(set().union(*counts.values()))
-    sizes = {one: sum(min(FRAMES, count[one]) for count in counts.values()) for one in names}
-    kept = choose(sizes, [one for one in drawn if one in sizes], most)
-    number = {one: place for place, one in enumerate(kept)}
+    sizes = {name: sum(min(FRAMES, count[name]) for count in counts.values()) for name in names}
+    kept = choose(sizes, [name for name in drawn if name in sizes], most)
+    number = {name: index for index, name in enumerate(kept)}
     found = {
-        "utterances": [{"id": one, "text": texts.get(one, "")} for one in kept],
+        "utterances": [{"id": name, "text": texts.get(name, "")} for name in kept],
         "layers": {layer: _layer(folder / f"{layer}.csv", number, labels) for layer in layers},
     }
     return found, sum(count.total() for count in counts.values())
@@ -152,14 +156,14 @@ def choose(sizes: Mapping[str, int], first: Sequence[str], most: int) -> list[st
         first: Names that are taken before others.
         most: Sum of the sizes.
     """
-    rest = [one for one in sorted(sizes) if one not in first]
+    rest = [name for name in sorted(sizes) if name not in first]
     chosen: list[str] = []
     left = most
-    for one in [*first, *(rest[place] for place in np.random.default_rng(SEED).permutation(len(rest)))]:
-        if sizes[one] <= left or not chosen:
-            chosen.append(one)
-            left -= sizes[one]
-    return [*(one for one in chosen if one in first), *sorted(one for one in chosen if one not in first)]
+    for name in [*first, *(rest[index] for index in np.random.default_rng(SEED).permutation(len(rest)))]:
+        if sizes[name] <= left or not chosen:
+            chosen.append(name)
+            left -= sizes[name]
+    return [*(name for name in chosen if name in first), *sorted(name for name in chosen if name not in first)]
 
 
 def _layer(path: Path, number: Mapping[str, int], labels: dict[str, int]) -> Data:
@@ -168,18 +172,18 @@ def _layer(path: Path, number: Mapping[str, int], labels: dict[str, int]) -> Dat
         for row in rows:
             if (name := from_csv(row[0])) in sentences:
                 sentences[name].append(row[1:])
-    found: Data = {one: [] for one in ("utterance", "start", "x", "y", "character", "phone")}
+    frames_of: Data = {column: [] for column in ("utterance", "start", "x", "y", "character", "phone")}
     length = 0.0
     for name, frames in sentences.items():
-        for place in np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int):
-            start, end, character, phone, x, y = frames[place]
+        for index in np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int):
+            start, end, character, phone, x, y = frames[index]
             length = max(length, float(end) - float(start))
-            found["utterance"].append(number[name])
+            frames_of["utterance"].append(number[name])
             for key, value in (("start", start), ("x", x), ("y", y)):
-                found[key].append(round(float(value), 3))
+                frames_of[key].append(round(float(value), 3))
             for key, value in (("character", character), ("phone", phone)):
-                found[key].append(labels.setdefault(from_csv(value), len(labels)))
-    return {**found, "length": round(length, 4)}
+                frames_of[key].append(labels.setdefault(from_csv(value), len(labels)))
+    return {**frames_of, "length": round(length, 4)}
 
 
 @contextmanager
@@ -195,11 +199,11 @@ def _rows(path: Path, columns: Collection[str]) -> Iterator[Iterator[tuple[str, 
             head = next(reader, [])
             if missing := sorted(set(columns) - set(head)):
                 raise InputError(f"{path}: expected the columns {', '.join(missing)} too")
-            places = [head.index(one) for one in columns]
-            yield (tuple(row[place] for place in places) for row in reader)
+            columns_read = [head.index(column) for column in columns]
+            yield (tuple(row[index] for index in columns_read) for row in reader)
     except (OSError, UnicodeDecodeError, csv.Error, IndexError) as error:
         raise InputError(f"cannot read {path}: {reason(error)}; let the callbacks write it again") from error
 
 
 def _finite(values: np.ndarray) -> list[float | None]:
-    return [round(float(one), 5) if np.isfinite(one) else None for one in values]
+    return [round(float(value), 5) if np.isfinite(value) else None for value in values]

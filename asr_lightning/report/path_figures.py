@@ -1,4 +1,4 @@
-"""Figures of the way that a training takes: the line between two networks, and curves of convergence."""
+"""Figures of the line between two networks, and of convergence."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asr_lightning.analysis.convergence import Backcast, PowerLaw, Prediction
-from asr_lightning.files import replacing
-from asr_lightning.report.figures import COLOURS, MARKERS, PANEL, WIDE_RANGE
+from asr_lightning.report.figures import COLORS, MARKERS, PANEL, WIDE_RANGE, save_figure
+from asr_lightning.report.fonts import choose_font
 
 
 @dataclass(frozen=True)
-class Convergence:
-    """How the error rate of a run on a subset fell, and what is made of that.
+class ConvergenceCurve:
+    """Error rates of a run on a subset over epochs, with the power law fitted to them.
 
     Attributes:
         run: Name of the experiment, the same for all its seeds.
@@ -43,75 +43,77 @@ class Convergence:
 
 
 def plot_lines(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: Path) -> None:
-    """Draw what was measured on lines between networks, one panel for each measure, and write a PNG.
+    """Draw what was measured on lines between networks, one panel for each measure, and write a PNG and an SVG.
 
     Args:
         panels: By the label of the measure with its unit, by the name of the line: α and value, in the order of α.
-        path: Of the picture: 600 × 500 pixels for each panel. An axis of widely differing values is logarithmic.
+        path: PNG; an SVG is written beside it. An axis of widely differing values is logarithmic.
     """
+    choose_font(*(name for lines in panels.values() for name in lines))
     figure, axes = _figure(len(panels))
     for panel, (label, lines) in zip(axes, panels.items(), strict=True):
         for end in (0.0, 1.0):
             panel.axvline(end, color="0.6", linewidth=1.0, linestyle="--")
         for number, (name, points) in enumerate(lines.items()):
-            places, values = zip(*points, strict=True)
+            alphas, values = zip(*points, strict=True)
             panel.plot(
-                places, values, color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
-                linewidth=2.0, markersize=5.0, label=name,
+                alphas, values, color=COLORS[number % len(COLORS)], marker=MARKERS[number % len(MARKERS)],
+                linewidth=1.5, markersize=4.0, label=name,
             )  # fmt: skip
-        panel.set_xlabel("α: first network at 0, second at 1", fontsize=14)
+        panel.set_xlabel("α: first network at 0, second at 1", fontsize=10)
         panel.set_ylabel(
-            label + _scale([value for points in lines.values() for _, value in points], panel), fontsize=14
+            label + _scale([value for points in lines.values() for _, value in points], panel), fontsize=10
         )
     _finish(figure, axes, path, columns=1)
 
 
-def plot_convergence(curves: Sequence[Convergence], label: str, level: float, path: Path) -> None:
-    """Draw measured rates with the curves fitted to them, one panel for each subset, and write a PNG.
+def plot_convergence(curves: Sequence[ConvergenceCurve], label: str, level: float, path: Path) -> None:
+    """Draw measured rates with the curves fitted to them, one panel for each subset; write a PNG and an SVG.
 
     Args:
         curves: Of some runs on some subsets. Each is drawn as dots (all seeds), the curve fitted to all epochs with the
             band in which measurements are expected, and the curve of the first epochs, dotted.
         label: Of the vertical axes, with the unit: rates are drawn in per cent.
         level: Share of measurements that the band is to hold.
-        path: Of the picture: 600 × 500 pixels for each panel.
+        path: PNG; an SVG is written beside it.
     """
+    choose_font(*(curve.run for curve in curves))
     subsets = sorted({curve.subset for curve in curves})
     runs = list(dict.fromkeys(curve.run for curve in curves))
     figure, axes = _figure(len(subsets))
     for panel, subset in zip(axes, subsets, strict=True):
         own = [curve for curve in curves if curve.subset == subset]
         for curve in own:
-            _draw(panel, curve, COLOURS[runs.index(curve.run) % len(COLOURS)], level)
-        panel.set_title(subset, fontsize=15)
-        panel.set_xlabel("epoch", fontsize=14)
+            _draw(panel, curve, COLORS[runs.index(curve.run) % len(COLORS)], level)
+        panel.set_title(subset, fontsize=11)
+        panel.set_xlabel("epoch", fontsize=10)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         rates = [100 * rate for curve in own for _, rate in curve.measured]
-        panel.set_ylabel(label + _scale(rates, panel), fontsize=14)
+        panel.set_ylabel(label + _scale(rates, panel), fontsize=10)
         positive = [rate for rate in rates if 0 < rate < np.inf]
         if positive:  # a band may be infinitely wide
             panel.set_ylim(min(positive) / 1.6 if panel.get_yscale() == "log" else 0, max(positive) * 1.15)
     _finish(figure, axes, path, columns=len(runs))
 
 
-def _draw(panel: Axes, curve: Convergence, colour: str, level: float) -> None:
+def _draw(panel: Axes, curve: ConvergenceCurve, color: str, level: float) -> None:
     epochs, rates = zip(*curve.measured, strict=True)
-    panel.plot(epochs, [100 * rate for rate in rates], "o", color=colour, markersize=5.0, label=curve.run)
+    panel.plot(epochs, [100 * rate for rate in rates], "o", color=color, markersize=3.5, label=curve.run)
     if curve.forecast is not None:
         ahead = curve.forecast
-        panel.plot(ahead.epochs, 100 * ahead.rates, color=colour, linewidth=2.0, label=f"{curve.run}, fitted")
+        panel.plot(ahead.epochs, 100 * ahead.rates, color=color, linewidth=1.5, label=f"{curve.run}, fitted")
         panel.fill_between(
-            ahead.epochs, 100 * ahead.lower, 100 * np.minimum(ahead.upper, 1e3), color=colour, alpha=0.15, linewidth=0,
+            ahead.epochs, 100 * ahead.lower, 100 * np.minimum(ahead.upper, 1e3), color=color, alpha=0.15, linewidth=0,
             label=f"{curve.run}, {level:.0%} of measurements",
         )  # fmt: skip
     if curve.early is not None:
         early = curve.early
-        panel.plot(early.epochs, 100 * early.rates, ":", color=colour, linewidth=2.0,
+        panel.plot(early.epochs, 100 * early.rates, ":", color=color, linewidth=1.5,
                    label=f"{curve.run}, from its first epochs")  # fmt: skip
 
 
 def _figure(panels: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure((panels * PANEL[0], PANEL[1]), dpi=100, layout="constrained")
+    figure = Figure((panels * PANEL[0], PANEL[1]), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
@@ -120,7 +122,7 @@ def _scale(values: Sequence[float], panel: Axes) -> str:
     """Make the axis logarithmic where values differ widely; return what to add to its label."""
     positive = [value for value in values if 0 < value < np.inf]
     panel.grid(color="0.9")
-    panel.tick_params(labelsize=13)
+    panel.tick_params(labelsize=9)
     if not positive or max(positive) / min(positive) < WIDE_RANGE:
         return ""
     panel.set_yscale("log", nonpositive="clip")
@@ -133,8 +135,7 @@ def _scale(values: Sequence[float], panel: Axes) -> str:
 def _finish(figure: Figure, axes: Sequence[Axes], path: Path, columns: int) -> None:
     names = {label: line for panel in axes for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(
-        names.values(), names.keys(), loc="outside lower center", ncols=min(columns, len(names)), fontsize=11,
+        names.values(), names.keys(), loc="outside lower center", ncols=min(columns, len(names)), fontsize=8,
         frameon=False,
     )  # fmt: skip
-    with replacing(path) as half:
-        figure.savefig(half, format="png")
+    save_figure(figure, path)

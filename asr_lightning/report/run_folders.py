@@ -155,13 +155,13 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
         InputError: There is none under one of them.
     """
     names = list(RATES.values())
-    found: dict[Path, None] = {}
+    run_folders: dict[Path, None] = {}
     for folder in folders:
         runs = sorted({file.parent.resolve() for name in names for file in folder.rglob(name)})
         if not runs:
             raise InputError(f"expected {' or '.join(names)} in {folder.absolute()}, or in a folder under it, got none")
-        found |= dict.fromkeys(runs)
-    return list(found)
+        run_folders |= dict.fromkeys(runs)
+    return list(run_folders)
 
 
 def read_run(folder: Path) -> Run:
@@ -247,8 +247,8 @@ def versions(folder: Path) -> list[Path]:
     Raises:
         InputError: There is none.
     """
-    found = [file for file in folder.glob("logs/version_*/metrics.csv") if re.fullmatch(r"\w+_\d+", file.parent.name)]
-    starts = sorted(found, key=lambda file: int(file.parent.name.split("_")[1]))
+    logs = [file for file in folder.glob("logs/version_*/metrics.csv") if re.fullmatch(r"\w+_\d+", file.parent.name)]
+    starts = sorted(logs, key=lambda file: int(file.parent.name.split("_")[1]))
     if not starts:
         raise InputError(f"expected logs/version_<n>/metrics.csv in {folder}, as Lightning's CSVLogger writes it")
     return starts
@@ -269,7 +269,7 @@ def read_metrics(path: Path) -> Log:
         return rows
 
 
-def _number(value: str | None, place: str) -> float | None:
+def _number(value: str | None, source: str) -> float | None:
     """Return a number, if there is one.
 
     Raises:
@@ -280,7 +280,7 @@ def _number(value: str | None, place: str) -> float | None:
     except ValueError:
         number = math.nan
     if number is not None and not 0 <= number < math.inf:
-        raise InputError(f"{place}: expected a number of 0 or more, or nothing, got {shown(str(value))!r}")
+        raise InputError(f"{source}: expected a number of 0 or more, or nothing, got {shown(str(value))!r}")
     return number
 
 

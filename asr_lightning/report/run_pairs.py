@@ -10,13 +10,13 @@ from pathlib import Path
 from asr_lightning.errors import InputError
 from asr_lightning.report.run_folders import Run
 from asr_lightning.scoring.significance import Bootstrap, MatchedPairs, bootstrap, matched_pairs, segment_errors
-from asr_lightning.scoring.word_alignment import align
+from asr_lightning.scoring.word_edits import find_word_edits
 
 EXAMPLES = 10  # sentences that improved most, and that were harmed most
 
 
 @dataclass(frozen=True)
-class Transcript:
+class TranscriptLine:
     """What a line of a transcript file says."""
 
     id: str
@@ -50,7 +50,7 @@ class UtteranceErrors:
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleSentence:
     """An utterance as a run and the baseline heard it.
 
     With several seeds, the hypotheses are of the two that differ most in the direction of the mean difference: the best
@@ -90,8 +90,8 @@ class PairComparison:
     utterances: list[UtteranceErrors]
     matched_pairs: MatchedPairs
     bootstrap: Bootstrap
-    improved: list[Example]
-    harmed: list[Example]
+    improved: list[ExampleSentence]
+    harmed: list[ExampleSentence]
 
 
 @dataclass(frozen=True)
@@ -150,33 +150,33 @@ def compare_pair(run: Sequence[Run], baseline: Sequence[Run], subset: str) -> Pa
         ValueError: A transcript is malformed, a reference differs, or no reference has words.
     """
     utterances, differences = [], []
-    for said in _together([*run, *baseline], subset):
-        errors, segments = _score(said, len(run))
+    for transcripts in _together([*run, *baseline], subset):
+        errors, segments = _score(transcripts, len(run))
         utterances.append(errors)
         differences += segments
-    places = range(len(utterances))
-    improved = heapq.nsmallest(EXAMPLES, places, lambda place: utterances[place].difference)
-    harmed = heapq.nsmallest(EXAMPLES, places, lambda place: -utterances[place].difference)
-    examples = _read_examples(run, baseline, subset, {place: utterances[place] for place in improved + harmed})
+    rows = range(len(utterances))
+    improved = heapq.nsmallest(EXAMPLES, rows, lambda row: utterances[row].difference)
+    harmed = heapq.nsmallest(EXAMPLES, rows, lambda row: -utterances[row].difference)
+    examples = _read_examples(run, baseline, subset, {row: utterances[row] for row in improved + harmed})
     return PairComparison(
         run=run[0].name,
         baseline=baseline[0].name,
         subset=subset,
-        seeds=tuple(one.seed for one in run),
-        baseline_seeds=tuple(one.seed for one in baseline),
+        seeds=tuple(seed.seed for seed in run),
+        baseline_seeds=tuple(seed.seed for seed in baseline),
         utterances=utterances,
         matched_pairs=matched_pairs(differences),
         bootstrap=bootstrap(
-            [one.difference for one in utterances],
-            [one.words for one in utterances],
-            [one.speaker for one in utterances],
+            [utterance.difference for utterance in utterances],
+            [utterance.words for utterance in utterances],
+            [utterance.speaker for utterance in utterances],
         ),
-        improved=[examples[place] for place in improved if utterances[place].difference < 0],
-        harmed=[examples[place] for place in harmed if utterances[place].difference > 0],
+        improved=[examples[row] for row in improved if utterances[row].difference < 0],
+        harmed=[examples[row] for row in harmed if utterances[row].difference > 0],
     )
 
 
-def read_transcripts(path: Path) -> Iterator[Transcript]:
+def read_transcripts(path: Path) -> Iterator[TranscriptLine]:
     """Read the lines of a transcript file.
 
     Raises:
@@ -195,7 +195,7 @@ def read_transcripts(path: Path) -> Iterator[Transcript]:
                         f"{path}, line {count}: expected JSON with the texts id, speaker, reference and hypothesis,"
                         f" got {line[:80]!r}"
                     ) from error
-                yield Transcript(*fields)
+                yield TranscriptLine(*fields)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected transcripts, as the callback Transcripts writes them: {error}") from error
 
@@ -207,11 +207,17 @@ def find_difference(path: Path, other: Path) -> str | None:
         InputError: One of them cannot be read, or is malformed.
     """
     pairs = itertools.zip_longest(read_transcripts(path), read_transcripts(other))
-    for line, (one, expected) in enumerate(pairs, 1):
-        got, wanted = (None if said is None else (said.id, said.reference.split()) for said in (one, expected))
+    for line, (own, expected) in enumerate(pairs, 1):
+        got, wanted = (
+            None if transcript is None else (transcript.id, transcript.reference.split())
+            for transcript in (own, expected)
+        )
         if got == wanted:
             continue
-        descriptions = ["the end" if said is None else f"{said.id} {said.reference!r}" for said in (expected, one)]
+        descriptions = [
+            "the end" if transcript is None else f"{transcript.id} {transcript.reference!r}"
+            for transcript in (expected, own)
+        ]
         return f"{path}, line {line}: expected, as in {other}, {descriptions[0]}, got {descriptions[1]}"
     return None
 
@@ -237,42 +243,42 @@ def _usable(runs: Sequence[Run], subset: str, first: Path | None = None) -> tupl
     return usable, problems
 
 
-def _together(runs: Sequence[Run], subset: str) -> Iterator[tuple[Transcript, ...]]:
+def _together(runs: Sequence[Run], subset: str) -> Iterator[tuple[TranscriptLine, ...]]:
     """What all runs heard, utterance by utterance."""
     return zip(*(read_transcripts(run.transcripts(subset)) for run in runs), strict=True)
 
 
-def _score(said: Sequence[Transcript], seeds: int) -> tuple[UtteranceErrors, list[float]]:
+def _score(transcripts: Sequence[TranscriptLine], seeds: int) -> tuple[UtteranceErrors, list[float]]:
     """The errors in an utterance, and their differences by segment; so many transcripts are of the run."""
-    alignments = [align(transcript.reference, transcript.hypothesis) for transcript in said]
+    alignments = [find_word_edits(transcript.reference, transcript.hypothesis) for transcript in transcripts]
     first, second = alignments[:seeds], alignments[seeds:]
     errors = UtteranceErrors(
-        id=said[-1].id,
-        speaker=said[-1].speaker,
+        id=transcripts[-1].id,
+        speaker=transcripts[-1].speaker,
         words=len(first[0].reference),
-        errors=sum(one.errors for one in first) / len(first),
-        baseline_errors=sum(one.errors for one in second) / len(second),
+        errors=sum(edits.errors for edits in first) / len(first),
+        baseline_errors=sum(edits.errors for edits in second) / len(second),
     )
-    return errors, [one - other for one, other in segment_errors(first, second)]
+    return errors, [run_errors - baseline_errors for run_errors, baseline_errors in segment_errors(first, second)]
 
 
 def _read_examples(
     run: Sequence[Run], baseline: Sequence[Run], subset: str, chosen: Mapping[int, UtteranceErrors]
-) -> dict[int, Example]:
+) -> dict[int, ExampleSentence]:
     """The transcripts of some utterances, by their places: read again, so that not all texts are held."""
     examples = {}
-    for place, said in enumerate(_together([*run, *baseline], subset)):
-        if place in chosen:
-            errors = [align(one.reference, one.hypothesis).errors for one in said]
-            better, worse = (min, max) if chosen[place].difference < 0 else (max, min)
+    for row, transcripts in enumerate(_together([*run, *baseline], subset)):
+        if row in chosen:
+            errors = [find_word_edits(one.reference, one.hypothesis).errors for one in transcripts]
+            better, worse = (min, max) if chosen[row].difference < 0 else (max, min)
             one = errors.index(better(errors[: len(run)]))
             other = errors.index(worse(errors[len(run) :]), len(run))
-            examples[place] = Example(
-                errors=chosen[place],
-                reference=said[0].reference,
-                hypothesis=said[one].hypothesis,
+            examples[row] = ExampleSentence(
+                errors=chosen[row],
+                reference=transcripts[0].reference,
+                hypothesis=transcripts[one].hypothesis,
                 seed=run[one].seed,
-                baseline_hypothesis=said[other].hypothesis,
+                baseline_hypothesis=transcripts[other].hypothesis,
                 baseline_seed=baseline[other - len(run)].seed,
             )
     return examples

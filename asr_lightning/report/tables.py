@@ -1,14 +1,16 @@
-"""Tables of results: for the terminal, for Markdown and as CSV."""
+"""Tables of results, for the terminal, for Markdown and as CSV; with notes, they are sections of a comparison."""
 
 import csv
 import io
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from asr_lightning.errors import InputError, printable
+from asr_lightning.files import write_atomically
 from asr_lightning.scoring import RATES
 
 MISSING = "–"
@@ -16,6 +18,44 @@ FORMULA = ("=", "+", "-", "@")  # begin one in a spreadsheet
 NUMBER = re.compile(r"[+-](\d[\d,]*(\.\d*)?(e[+-]?\d+)?|inf|nan)( ± [\d.]+)?")
 
 Table = list[list[str]]  # its first line is the head
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table with notes, and the files that are written of it.
+
+    Attributes:
+        stem: Of the names of its files.
+        table: As it is printed, and written to `<stem>.md`.
+        notes: Below the table; those that begin with a space belong to the one before.
+        rows: Of `<stem>.csv`; those of the table if empty.
+        files: More files by name: a text, or a function that writes to a path.
+    """
+
+    stem: str
+    table: Table
+    notes: Sequence[str]
+    rows: Sequence[Sequence[object]] = ()
+    files: Mapping[str, str | Callable[[Path], object]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return "\n".join([as_text(self.table), "", *map(printable, self.notes)])
+
+    def write(self, folder: Path) -> list[str]:
+        """Write the files, and return their names."""
+        notes = [note if note.startswith(" ") else f"* {note}" for note in map(escape_markdown, self.notes)]
+        markdown = "\n".join([as_markdown(self.table), "", *notes]) + "\n"
+        files = {f"{self.stem}.csv": as_csv(self.rows or self.table), f"{self.stem}.md": markdown, **self.files}
+        names = []
+        for name, content in files.items():
+            path = folder / name
+            if isinstance(content, str):
+                write_atomically(path, content)
+            else:
+                content(path)
+            vector = path.with_suffix(".svg")  # figures for print are written beside those for the screen
+            names += [name, vector.name] if path.suffix == ".png" and vector.exists() else [name]
+        return names
 
 
 def summarise(rates: Sequence[float]) -> str:
@@ -34,6 +74,11 @@ def summarise(rates: Sequence[float]) -> str:
 def number(value: float | None, form: str) -> str:
     """Write a number, as `number(0.5, ".3f")`, or that it is missing or none."""
     return MISSING if value is None or math.isnan(value) else format(value, form)
+
+
+def p_value(p: float | None) -> str:
+    """Write a p-value with three decimals; below 0.001 as `< 0.001`."""
+    return MISSING if p is None or math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def count(values: Sequence[int | None]) -> str:

@@ -44,13 +44,13 @@ def find_runs(folders: Iterable[Path]) -> list[LoggedRun]:
     """
     paths: dict[Path, None] = {}
     for folder in folders:
-        found = sorted(folder.rglob("run-*.wandb"), key=lambda path: path.parent.name)
-        if not found:
+        files = sorted(folder.rglob("run-*.wandb"), key=lambda path: path.parent.name)
+        if not files:
             raise InputError(
                 f"expected files of W&B, as wandb/offline-run-…/run-….wandb, below {folder.absolute()}, got none. Is "
                 "this the folder of runs that were trained?"
             )
-        paths |= dict.fromkeys(path.resolve() for path in found)
+        paths |= dict.fromkeys(path.resolve() for path in files)
     return [read_run(path) for path in paths]
 
 
@@ -79,17 +79,17 @@ def read_run(path: Path) -> LoggedRun:
 
 def records(content: bytes) -> Iterator[Record]:
     """Take W&B's records out of the parts that a file holds them in, as LevelDB writes its log; up to its end."""
-    place, parts = START, b""
-    while content.startswith(MAGIC) and place + HEADER.size <= len(content):
-        left = BLOCK - place % BLOCK
+    offset, parts = START, b""
+    while content.startswith(MAGIC) and offset + HEADER.size <= len(content):
+        left = BLOCK - offset % BLOCK
         if left < HEADER.size:
-            place += left
+            offset += left
             continue
-        _, length, kind = HEADER.unpack_from(content, place)
-        place += HEADER.size + length
-        if place > len(content):
+        _, length, kind = HEADER.unpack_from(content, offset)
+        offset += HEADER.size + length
+        if offset > len(content):
             return  # not written to its end
-        part = content[place - length : place]
+        part = content[offset - length : offset]
         parts = part if kind in (WHOLE, FIRST) else parts + part
         if kind in (WHOLE, LAST):
             yield Record.FromString(parts)

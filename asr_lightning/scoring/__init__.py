@@ -1,4 +1,4 @@
-"""What a recognition result is worth."""
+"""Error rates, word edits and significance of recognition results."""
 
 from typing import Literal, get_args
 

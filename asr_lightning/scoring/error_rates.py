@@ -12,7 +12,7 @@ ERRORS = ("substitutions", "deletions", "insertions")
 class ErrorRates(Metric):
     """Errors and reference lengths summed over a corpus, and over ranks; rates only at the end.
 
-    Texts are compared as they are, apart from white space, which is squeezed: normalise them first. The errors of a
+    Texts are compared as they are, apart from white space, which is squeezed: normalize them first. The errors of a
     sentence are those of a shortest edit (jiwer); characters include the spaces between words, letters do not. An empty
     reference is a reference of no words: each word of its hypothesis is an insertion.
 
@@ -59,7 +59,9 @@ class ErrorRates(Metric):
         letters = ([text.replace(" ", "") for text in texts] for texts in (references, hypotheses))
         self._count("letter", jiwer.process_characters(*letters))
         self.spaced_errors += sum(map(space_free_errors, references, hypotheses))
-        self.wrong_sentences += sum(one != other for one, other in zip(references, hypotheses, strict=True))
+        self.wrong_sentences += sum(
+            reference != hypothesis for reference, hypothesis in zip(references, hypotheses, strict=True)
+        )
         self.sentence_total += len(references)
 
     def _count(self, unit: str, result: jiwer.WordOutput | jiwer.CharacterOutput) -> None:
@@ -99,14 +101,14 @@ def space_free_errors(reference: str, hypothesis: str) -> int:
     words, letters = reference.split(), hypothesis.replace(" ", "")
     if words == hypothesis.split():
         return 0
-    fewest = [min(place, 1) for place in range(len(letters) + 1)]  # of no words and so many letters: one insertion
+    fewest = [min(length, 1) for length in range(len(letters) + 1)]  # of no words and so many letters: one insertion
     for word in words:
         before, fewest = fewest, []
         shorter = before_shorter = len(words) + 1  # the fewest with any smaller number of letters
-        for place, errors in enumerate(before):
+        for length, errors in enumerate(before):
             best = min(errors + 1, before_shorter + 1, shorter + 1)  # deletion, substitution, insertion
-            if letters.startswith(word, place - len(word)) and place >= len(word):
-                best = min(best, before[place - len(word)])
+            if letters.startswith(word, length - len(word)) and length >= len(word):
+                best = min(best, before[length - len(word)])
             fewest.append(best)
             shorter, before_shorter = min(shorter, best), min(before_shorter, errors)
     return fewest[-1]

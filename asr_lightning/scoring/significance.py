@@ -1,8 +1,8 @@
-"""Whether one recogniser is better than another, or was only lucky with the sentences of a test.
+"""Significance of a difference in word error rate between two recognizers.
 
 Both tests compare two systems on the same utterances. A system may be several transcripts of each utterance, as of
-networks trained with several seeds: its errors are then their mean. So the question is about these networks and other
-utterances; how much training varies from seed to seed is no part of it.
+networks trained with several seeds: its errors are then their mean. The tests ask what other utterances would show of
+these networks; they do not measure the variance between seeds.
 """
 
 import math
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from asr_lightning.scoring.word_alignment import WordAlignment
+from asr_lightning.scoring.word_edits import WordEdits
 
-SEPARATING_WORDS = 2  # recognised by both systems, one after the other: NIST's default
+SEPARATING_WORDS = 2  # recognized by both systems, one after the other: NIST's default
 RESAMPLES = 10_000
 FEWEST_SPEAKERS = 5  # 4 speakers can be drawn in 35 ways only
-LEVEL = 0.95  # of the interval
+LEVEL = 0.95  # confidence level of the interval
 CHUNK = 1 << 20  # numbers drawn at a time
-ROUNDING = 1e-9  # thirds of errors do not add up exactly
+ROUNDING = 1e-9  # means over three seeds do not add up exactly
 
 Counts = npt.NDArray[np.float64]
 
@@ -33,7 +33,7 @@ class MatchedPairs:
         mean: Of the differences of errors of a segment, first system minus second.
         deviation: Their sample standard deviation.
         z: `mean` in units of its standard error; None where that is 0 but the mean is not, or with a single segment.
-        p: Chance of so large a |z| where the systems do not differ; None as `z`.
+        p: Probability of so large a |z| if the systems do not differ; None as `z`.
     """
 
     segments: int
@@ -50,7 +50,7 @@ class Bootstrap:
     Attributes:
         difference: Word error rate of the first system minus that of the second; a fraction, negative where the first
             is better.
-        low, high: The 95 % interval of it; None with a single speaker or utterance, which all resamples are alike of.
+        low, high: The 95 % interval of it; None with a single speaker or utterance.
         improvement: Share of the resamples in which the first system has the lower rate; draws count half. None
             likewise.
         units: How many speakers or utterances were drawn.
@@ -65,8 +65,8 @@ class Bootstrap:
     by_speaker: bool
 
 
-def segment_errors(first: Sequence[WordAlignment], second: Sequence[WordAlignment]) -> list[tuple[float, float]]:
-    """Cut an utterance into segments whose errors are independent of each other's [Gillick & Cox 1989].
+def segment_errors(first: Sequence[WordEdits], second: Sequence[WordEdits]) -> list[tuple[float, float]]:
+    """Return the errors of the independent segments of an utterance [Gillick & Cox 1989].
 
     A segment holds errors of any transcript, and lies between two places without any: at least two successive words of
     the reference that all transcripts have right, without an insertion before or between them that would part them, or
@@ -87,20 +87,22 @@ def segment_errors(first: Sequence[WordAlignment], second: Sequence[WordAlignmen
     segments: list[tuple[float, float]] = []
     errors = [0, 0]  # since the last segment, of all transcripts of a system
     right = 0  # successive words
-    for place in range(len(reference) + 1):
-        inserted = [sum(len(one.insertions[place]) for one in system) for system in (first, second)]
+    for position in range(len(reference) + 1):
+        inserted = [sum(len(edits.insertions[position]) for edits in system) for system in (first, second)]
         wrong = [0, 0]
-        if place < len(reference):
-            wrong = [sum(one.heard[place] != reference[place] for one in system) for system in (first, second)]
+        if position < len(reference):
+            wrong = [
+                sum(edits.heard[position] != reference[position] for edits in system) for system in (first, second)
+            ]
         errors = [sum(counts) for counts in zip(errors, inserted, wrong, strict=True)]
         right = 0 if any(wrong) else 1 if any(inserted) else right + 1
-        if any(errors) and (right >= SEPARATING_WORDS or place == len(reference)):
+        if any(errors) and (right >= SEPARATING_WORDS or position == len(reference)):
             segments.append((errors[0] / len(first), errors[1] / len(second)))
             errors = [0, 0]
     return segments
 
 
-def _common_reference(first: Sequence[WordAlignment], second: Sequence[WordAlignment]) -> tuple[str, ...]:
+def _common_reference(first: Sequence[WordEdits], second: Sequence[WordEdits]) -> tuple[str, ...]:
     references = {alignment.reference for alignment in (*first, *second)}
     if not first or not second or len(references) != 1:
         raise ValueError(
@@ -139,7 +141,7 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Bootstrap:
-    """Draw utterances with replacement, and see how the difference of word error rates varies [Bisani & Ney 2004].
+    """Return a bootstrap interval of the difference of word error rates [Bisani & Ney 2004].
 
     Both systems have the same utterances in a resample, and so have all seeds of a system. Speakers are drawn instead,
     each with all its utterances, where the speaker of every utterance is known and there are at least 5: utterances of

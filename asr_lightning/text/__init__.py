@@ -1,1 +1,1 @@
-"""Text on its way into and out of a recogniser: normalisation and tokens."""
+"""Text on its way into and out of a recognizer: normalization and tokens."""

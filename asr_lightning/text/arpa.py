@@ -81,7 +81,7 @@ def open_text(path: Path) -> Iterator[Iterable[bytes]]:
 
 
 class _Reader:
-    """Goes through a file once; `number` is that of the last line read, and `line` is what it holds."""
+    """Parser of one file; `number` and `line` are the last line read."""
 
     def __init__(self, path: Path, lines: Iterable[bytes]) -> None:
         self.path = path
@@ -99,10 +99,10 @@ class _Reader:
                 raise self._error(f"the line \\{length}-grams:")
             start = self.number
             sections.append(self._read_section(length))
-            found = len(sections[-1].lines)
-            if found != count:
+            size = len(sections[-1].lines)
+            if size != count:
                 raise InputError(
-                    f"{self.path}, line {start}: expected {count} {length}-grams, as line {line} says, found {found}; "
+                    f"{self.path}, line {start}: expected {count} {length}-grams, as line {line} says, found {size}; "
                     "the file is damaged, get or make it anew"
                 )
             if length == 1:
@@ -115,7 +115,7 @@ class _Reader:
         return self.tokens, sections
 
     def _read_header(self) -> list[tuple[int, int]]:
-        """Return how many n-grams of each length there are, and in which line that stands."""
+        """Return the number of n-grams of each length, and the line that states it."""
         while self._next().removeprefix(codecs.BOM_UTF8) != b"\\data\\":
             if not self.line:
                 raise self._error(
@@ -189,8 +189,8 @@ class _Reader:
             self.tokens[self.tokens.index(other)] = UNKNOWN
         missing = [token for token in (SENTENCE_START, SENTENCE_END) if token not in self.tokens]
         if missing:
-            found = " and no ".join(missing)
-            raise InputError(f"{self.path}: expected <s> and </s> among the 1-grams, found no {found}")
+            absent = " and no ".join(missing)
+            raise InputError(f"{self.path}: expected <s> and </s> among the 1-grams, found no {absent}")
 
     def _error(self, expected: str, found: str | None = None) -> InputError:
         if found is None:

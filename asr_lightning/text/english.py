@@ -1,6 +1,6 @@
-"""English as it is scored: upper-case words, nothing else.
+"""Normalization of English transcripts: upper-case words, nothing else.
 
-The policy of `normalize`, which is applied to references and hypotheses alike:
+The policy of `normalize_english`, which is applied to references and hypotheses alike:
 
 * Unicode NFKC, upper case. Accents stay (CAFÉ); combining marks that belong to no letter are dropped.
 * Apostrophes, also typographic ones, stay inside a word (DON'T) and are dropped elsewhere (DOGS, TIS).
@@ -50,8 +50,8 @@ _STRAY_APOSTROPHE = re.compile(r"(?<![^\W\d_])'|'(?![^\W\d_])")  # not between t
 _ABBREVIATION = re.compile(r"\b[^\W\d_](?:\.[^\W\d_])+\b(?:\.(?!\w))?")
 
 
-def normalize(text: str) -> str:
-    """Bring English text into the form that is scored; see the policy above. Doing it twice changes nothing."""
+def normalize_english(text: str) -> str:
+    """Normalize English text for scoring by the policy above. The function is idempotent."""
     text = unicodedata.normalize("NFKC", _APOSTROPHES.sub("'", text)).upper()
     text = unicodedata.normalize("NFKC", _APOSTROPHES.sub("'", text))
     text = "".join(character for character in text if not unicodedata.category(character).startswith("M"))
@@ -68,12 +68,12 @@ def normalize(text: str) -> str:
     return unicodedata.normalize("NFKC", " ".join(text.split()))  # letters that only now are neighbours may compose
 
 
-def transcript(text: str) -> str:
+def english_transcript(text: str) -> str:
     """Return a transcript as it is trained on and scored: unchanged where it is capitals and apostrophes already.
 
-    So LibriSpeech's own transcripts stay what they are (NOTHIN'), and any other text is normalised.
+    So LibriSpeech's own transcripts stay what they are (NOTHIN'), and any other text is normalized.
     """
-    return text if PLAIN.fullmatch(text) else normalize(text)
+    return text if PLAIN.fullmatch(text) else normalize_english(text)
 
 
 def cardinal_words(digits: str) -> str:
@@ -106,18 +106,18 @@ def _digit_words(digits: str) -> str:
     return " ".join(ONES[int(digit)] for digit in digits)
 
 
-def _decimal_words(whole: str, decimals: str | None) -> str:
-    words = cardinal_words(whole.replace(",", ""))
+def _decimal_words(integer: str, decimals: str | None) -> str:
+    words = cardinal_words(integer.replace(",", ""))
     return f"{words} POINT {_digit_words(decimals)}" if decimals else words
 
 
-def _amount_words(sign: str, whole: str, decimals: str | None, scale: str | None) -> str:
-    one, several, one_hundredth, several_hundredths = CURRENCIES[sign]
+def _amount_words(sign: str, integer: str, decimals: str | None, scale: str | None) -> str:
+    singular, plural, one_hundredth, several_hundredths = CURRENCIES[sign]
     if scale is not None or (decimals is not None and len(decimals) != 2):
-        return " ".join(filter(None, (_decimal_words(whole, decimals), scale, several)))
-    whole, hundredths, parts = whole.replace(",", ""), int(decimals or 0), []
-    if whole.strip("0") or not hundredths:
-        parts.append(f"{cardinal_words(whole)} {one if whole == '1' else several}")
+        return " ".join(filter(None, (_decimal_words(integer, decimals), scale, plural)))
+    integer, hundredths, parts = integer.replace(",", ""), int(decimals or 0), []
+    if integer.strip("0") or not hundredths:
+        parts.append(f"{cardinal_words(integer)} {singular if integer == '1' else plural}")
     if hundredths:
         parts.append(f"{cardinal_words(str(hundredths))} {one_hundredth if hundredths == 1 else several_hundredths}")
     return " AND ".join(parts)

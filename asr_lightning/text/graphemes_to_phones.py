@@ -1,4 +1,4 @@
-"""Pronunciations of words that no lexicon has: a joint-sequence model [Bisani and Ney 2008].
+"""Grapheme-to-phoneme conversion by a joint-sequence model [Bisani and Ney 2008].
 
 Words of a lexicon are cut into graphones, pieces of spelling with their pieces of pronunciation, in the most probable
 way (`graphones`). An n-gram model of these sequences says how probable a word and a pronunciation are together, and a
@@ -54,22 +54,22 @@ class Candidate:
 
 @dataclass
 class _Beam:
-    """H beginnings of pronunciations that have used the same letters.
+    """H partial pronunciations of the same letters.
 
     Attributes:
         phones: (H,) so far.
-        places: (H, order - 1) of the last 1, 2, … graphones in the levels of the n-gram model, `ABSENT` where they are
-            not there: all that matters for what comes.
+        contexts: (H, order - 1) indices of the last 1, 2, … graphones in the levels of the n-gram model, `ABSENT` where
+            the model has no such n-gram. Only these decide what may follow.
         scores: (H,) natural log probabilities.
     """
 
     phones: list[Phones]
-    places: Integers
+    contexts: Integers
     scores: Floats
 
 
 class JointSequenceModel:
-    """Finds pronunciations of words; called with a word it returns the most probable ones, as `complete` needs it.
+    """Joint-sequence model; a call with a word returns its most probable pronunciations, as `complete_lexicon` needs.
 
     Between two graphones with letters there is one without at most.
 
@@ -118,7 +118,7 @@ class JointSequenceModel:
             order: Graphones in the longest n-grams.
             letters: In a graphone at most.
             phones: In a graphone at most.
-            passes: Of expectation maximisation, before the lexicon is cut into graphones.
+            passes: Of expectation maximization, before the lexicon is cut into graphones.
             beam: As of the class.
             variants: As of the class.
 
@@ -129,7 +129,7 @@ class JointSequenceModel:
         single = GraphoneModel(_entries(lexicon), letters, phones)
         for number in range(1, passes + 1):
             _logger.info("pass %d: log likelihood %.3f per entry", number, single.improve() / len(single.entries))
-        sentences = [[write_graphone(one) for one in cut] for cut in single.segmentations()]
+        sentences = [[write_graphone(graphone) for graphone in cut] for cut in single.segmentations()]
         known = dict.fromkeys(token for sentence in sentences for token in sentence)
         known.update(dict.fromkeys(map(write_graphone, _single_letters(single))))
         return cls(kneser_ney(sentences, order, known), beam, variants)
@@ -161,7 +161,7 @@ class JointSequenceModel:
         Raises:
             InputError: As of `candidates`.
         """
-        return tuple(one.phones for one in self.candidates(word)[: self.variants])
+        return tuple(candidate.phones for candidate in self.candidates(word)[: self.variants])
 
     def candidates(self, word: str) -> list[Candidate]:
         """Return the pronunciations that the beam search ends with, the most probable first.
@@ -179,14 +179,14 @@ class JointSequenceModel:
         self._check(word, spelling)
         extended: list[list[_Beam]] = [[] for _ in range(len(spelling) + 1)]
         extended[0] = [self._start()]
-        for place, beams in enumerate(extended):
+        for position, beams in enumerate(extended):
             if not beams:
                 continue
             beam = self._prune(beams)
             beam = self._prune([beam, *self._extend(beam, "")])
             for size in range(1, self._longest + 1):
-                if place + size <= len(spelling):
-                    extended[place + size] += self._extend(beam, spelling[place : place + size])
+                if position + size <= len(spelling):
+                    extended[position + size] += self._extend(beam, spelling[position : position + size])
         return self._end(beam)
 
     def _check(self, word: str, spelling: str) -> None:
@@ -201,16 +201,16 @@ class JointSequenceModel:
                 )
 
     def _start(self) -> _Beam:
-        places = np.full((1, self.ngram.order - 1), ABSENT)
-        places[:, :1] = self.ngram.start_id
-        return _Beam([()], places, np.zeros(1))
+        contexts = np.full((1, self.ngram.order - 1), ABSENT)
+        contexts[:, :1] = self.ngram.start_id
+        return _Beam([()], contexts, np.zeros(1))
 
     def _extend(self, beam: _Beam, letters: str) -> list[_Beam]:
         """Lengthen by all graphones with these letters; return the best, or nothing if there is no such graphone."""
         if letters not in self._ids:
             return []
         tokens = self._ids[letters]
-        places, log_probs = self._predict(beam.places, tokens)
+        contexts, log_probs = self._predict(beam.contexts, tokens)
         scores = (beam.scores[:, None] + log_probs).ravel()
         # as many as may be the same but for where they were cut
         kept = (-scores).argsort(kind="stable")[: 2 * self.beam]
@@ -219,10 +219,10 @@ class JointSequenceModel:
             beam.phones[row] + self._phones[token]
             for row, token in zip(rows.tolist(), tokens[columns].tolist(), strict=True)
         ]
-        return [_Beam(phones, places[rows, columns], scores[kept])]
+        return [_Beam(phones, contexts[rows, columns], scores[kept])]
 
     def _predict(self, places: Integers, tokens: Integers) -> tuple[Integers, Floats]:
-        """Return the places after tokens, and their natural log probabilities: `NGram.log_probs`, a token at a time.
+        """Return the contexts after tokens, and their natural log probabilities: `NGram.log_probs`, a token at a time.
 
         Args:
             places: (H, order - 1) as of `_Beam`.
@@ -247,41 +247,41 @@ class JointSequenceModel:
         return found[:, :, : len(levels) - 1], log_probs
 
     def _prune(self, beams: Sequence[_Beam]) -> _Beam:
-        """Add up what differs only in how it was cut, and keep the best."""
-        places = np.concatenate([one.places for one in beams])
-        scores = np.concatenate([one.scores for one in beams])
-        phones = [one for beam in beams for one in beam.phones]
+        """Sum hypotheses that differ only in their segmentation, and keep the best."""
+        contexts = np.concatenate([beam.contexts for beam in beams])
+        scores = np.concatenate([beam.scores for beam in beams])
+        phones = [beginning for beam in beams for beginning in beam.phones]
         first: dict[tuple[Phones, bytes], int] = {}
-        for row, key in enumerate(zip(phones, map(np.ndarray.tobytes, places), strict=True)):
+        for row, key in enumerate(zip(phones, map(np.ndarray.tobytes, contexts), strict=True)):
             same = first.setdefault(key, row)
             if same != row:
                 scores[same] = np.logaddexp(scores[same], scores[row])
         rows = np.array(list(first.values()))
         rows = rows[(-scores[rows]).argsort(kind="stable")[: self.beam]]
-        return _Beam([phones[row] for row in rows.tolist()], places[rows], scores[rows])
+        return _Beam([phones[row] for row in rows.tolist()], contexts[rows], scores[rows])
 
     def _end(self, beam: _Beam) -> list[Candidate]:
-        _, log_probs = self._predict(beam.places, np.array([self.ngram.end_id]))
+        _, log_probs = self._predict(beam.contexts, np.array([self.ngram.end_id]))
         totals: dict[Phones, float] = {}
         for phones, score in zip(beam.phones, (beam.scores + log_probs[:, 0]).tolist(), strict=True):
             if phones:
                 totals[phones] = float(np.logaddexp(totals.get(phones, -math.inf), score))
-        whole = float(np.logaddexp.reduce(list(totals.values()))) if totals else 0.0
-        found = [Candidate(phones, math.exp(score - whole), score) for phones, score in totals.items()]
-        return sorted(found, key=lambda one: (-one.log_prob, one.phones))
+        total = float(np.logaddexp.reduce(list(totals.values()))) if totals else 0.0
+        candidates = [Candidate(phones, math.exp(score - total), score) for phones, score in totals.items()]
+        return sorted(candidates, key=lambda candidate: (-candidate.log_prob, candidate.phones))
 
 
 def _entries(lexicon: Lexicon) -> list[Entry]:
     return [
-        (word, one)
+        (word, pronunciation)
         for word, some in sorted(lexicon.pronunciations.items())
-        for one in some
-        if not NOT_SPEECH.intersection(phone.upper() for phone in one)
+        for pronunciation in some
+        if not NOT_SPEECH.intersection(phone.upper() for phone in pronunciation)
     ]
 
 
 def _single_letters(model: GraphoneModel) -> Iterator[Graphone]:
-    """Give every letter silent, and with the phone that it most probably is: so every word has a pronunciation."""
+    """Yield every letter as silent and with its most probable phone, so that every word has a pronunciation."""
     best: dict[str, tuple[float, Graphone]] = {}
     counts = model.expected_counts()[0]
     for graphone, count in model.graphones(counts):

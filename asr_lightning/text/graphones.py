@@ -1,7 +1,7 @@
 """Graphones: pieces of a spelling with the pieces of pronunciation that belong to them [Bisani and Ney 2008, §3].
 
 An entry is a word and one pronunciation of it. Graphones that follow each other make up both: PHONE, F OW1 N is
-PH:F O:OW1 N:N E: for example. Which graphones there are, and how probable, is found by expectation maximisation: all
+PH:F O:OW1 N:N E: for example. Which graphones there are, and how probable, is found by expectation maximization: all
 ways to cut all entries are weighed at once. Lattices of entries with equally many letters and phones are one array.
 """
 
@@ -40,7 +40,7 @@ class _Group:
 
 
 class GraphoneModel:
-    """How probable graphones are, each for itself: estimated from entries, which it cuts into them.
+    """Unigram probabilities of graphones, estimated from entries, and segmentations of these entries.
 
     At first all graphones are equally probable that are part of any way to cut any entry.
 
@@ -72,11 +72,11 @@ class GraphoneModel:
             for _, rows in sorted(shapes.items())
             for some in (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
         ]
-        found = np.zeros((len(self._letters), len(self._phones)))
+        possible = np.zeros((len(self._letters), len(self._phones)))
         for group in self._groups:
             for size in self.sizes:
-                found[_arcs(group, size)] = 1.0
-        self.probabilities = found / found.sum()
+                possible[_arcs(group, size)] = 1.0
+        self.probabilities = possible / possible.sum()
 
     def __call__(self, graphone: Graphone) -> float:
         """Return the probability of a graphone; 0 of one that fits in no entry."""
@@ -90,7 +90,7 @@ class GraphoneModel:
         log_likelihood = 0.0
         for group in self._groups:
             weights = self._weights(group)
-            flipped = {size: one[::-1, ::-1] for size, one in weights.items()}
+            flipped = {size: weight[::-1, ::-1] for size, weight in weights.items()}
             before, after = _sums(weights), _sums(flipped)[::-1, ::-1]  # (N + 1, M + 1, B)
             total = before[-1, -1]
             log_likelihood += float(np.log(total).sum())
@@ -101,24 +101,24 @@ class GraphoneModel:
         return counts, log_likelihood
 
     def improve(self) -> float:
-        """Do a pass of expectation maximisation; return the natural log likelihood of all entries before it."""
+        """Run a pass of expectation maximization; return the natural log likelihood of all entries before it."""
         counts, log_likelihood = self.expected_counts()
         self.probabilities = counts / counts.sum()
         return log_likelihood
 
     def segmentations(self) -> list[list[Graphone]]:
-        """Cut every entry in the most probable way."""
+        """Return the most probable segmentation of every entry."""
         cuts: list[list[Graphone]] = [[] for _ in self.entries]
         for group in self._groups:
             last = _best(self._weights(group), self.sizes)
             for row, number in enumerate(group.entries.tolist()):
                 word, pronunciation = self.entries[number]
-                place = (len(word), len(pronunciation))
-                while place != (0, 0):
-                    m, n = self.sizes[last[*place, row]]
-                    start = (place[0] - m, place[1] - n)
-                    cuts[number].append((word[start[0] : place[0]], pronunciation[start[1] : place[1]]))
-                    place = start
+                position = (len(word), len(pronunciation))
+                while position != (0, 0):
+                    m, n = self.sizes[last[*position, row]]
+                    start = (position[0] - m, position[1] - n)
+                    cuts[number].append((word[start[0] : position[0]], pronunciation[start[1] : position[1]]))
+                    position = start
                 cuts[number].reverse()
         return cuts
 
@@ -171,10 +171,13 @@ class _Pieces:
         self.ids: dict[tuple[str, ...], int] = {(): 0}
         self._numbers = [
             [
-                [self.ids.setdefault(one[start : start + size], len(self.ids)) for start in range(len(one) + 1 - size)]
-                for size in range(min(longest, len(one)) + 1)
+                [
+                    self.ids.setdefault(sequence[start : start + size], len(self.ids))
+                    for start in range(len(sequence) + 1 - size)
+                ]
+                for size in range(min(longest, len(sequence)) + 1)
             ]
-            for one in sequences
+            for sequence in sequences
         ]
         self.pieces = list(self.ids)
 
@@ -210,18 +213,18 @@ def _places(weights: dict[Size, Floats]) -> tuple[tuple[int, int, int], Iterator
     """Return the shape of a lattice, and its places in order with the sizes of graphones that end there."""
     (m, n), weight = next(iter(weights.items()))
     rows, columns, batch = weight.shape[0] + m, weight.shape[1] + n, weight.shape[2]
-    places = (
+    positions = (
         (i, j, [(m, n) for m, n in weights if m <= i and n <= j]) for i in range(rows) for j in range(columns) if i or j
     )
-    return (rows, columns, batch), places
+    return (rows, columns, batch), positions
 
 
 def _sums(weights: dict[Size, Floats]) -> Floats:
     """Return the summed probability (N + 1, M + 1, B) of all ways from the start to each place."""
-    shape, places = _places(weights)
+    shape, positions = _places(weights)
     sums = np.zeros(shape)
     sums[0, 0] = 1.0
-    for i, j, sizes in places:
+    for i, j, sizes in positions:
         for m, n in sizes:
             sums[i, j] += sums[i - m, j - n] * weights[m, n][i - m, j - n]
     return sums
@@ -229,10 +232,10 @@ def _sums(weights: dict[Size, Floats]) -> Floats:
 
 def _best(weights: dict[Size, Floats], sizes: Sequence[Size]) -> npt.NDArray[np.int8]:
     """Return which of the sizes the graphone has with which the best way to each place (N + 1, M + 1, B) ends."""
-    shape, places = _places(weights)
+    shape, positions = _places(weights)
     scores, last = np.zeros(shape), np.zeros(shape, np.int8)
     scores[0, 0] = 1.0
-    for i, j, ending in places:
+    for i, j, ending in positions:
         ways = np.stack([scores[i - m, j - n] * weights[m, n][i - m, j - n] for m, n in ending])
         best = ways.argmax(0)
         scores[i, j] = ways.max(0)

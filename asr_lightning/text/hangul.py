@@ -11,7 +11,7 @@ from asr_lightning.files import regular
 from asr_lightning.text.tokenizers import BLANK, END, UNKNOWN, UNKNOWN_SURFACE, Tokenizer
 
 SPACE = "_"
-FULL_SIZE = 2_001  # tokens of the published recognisers of KsponSpeech [KoSpeech report]
+FULL_SIZE = 2_001  # tokens of the published recognizers of KsponSpeech [KoSpeech report]
 JAMO = (  # initial, medial and final letters of a syllable, as Unicode's canonical decomposition has them
     *map(chr, range(0x1100, 0x1113)),
     *map(chr, range(0x1161, 0x1176)),
@@ -73,7 +73,7 @@ class JamoTokenizer(Tokenizer):
     def _decode(self, ids: list[int]) -> str:
         letters = "".join(UNKNOWN_SURFACE if number == self.unk_id else self.tokens[number] for number in ids)
         composed = unicodedata.normalize("NFC", letters)
-        return " ".join("".join(_ALONE.get(one, one) for one in composed).replace(SPACE, " ").split())
+        return " ".join("".join(_ALONE.get(character, character) for character in composed).replace(SPACE, " ").split())
 
     def init_args(self) -> dict[str, Any]:
         """Return no arguments: there are none."""
@@ -120,7 +120,7 @@ def write_characters(texts: Iterable[str], path: Path, tokens: int = FULL_SIZE, 
     """Write the most frequent characters of some texts, each with its count, as `SyllableTokenizer` reads them.
 
     Args:
-        texts: Transcripts, normalised.
+        texts: Transcripts, normalized.
         path: Of the list; its folder is made.
         tokens: V of the tokenizer, its four other tokens among them; the list may have fewer.
         least: Characters that come less often are left out.
@@ -132,7 +132,11 @@ def write_characters(texts: Iterable[str], path: Path, tokens: int = FULL_SIZE, 
         InputError: There is no text, or no room for a character.
     """
     counts = Counter(character for text in texts for character in unicodedata.normalize("NFC", text))
-    kept = [(one, count) for one, count in counts.items() if count >= least and not one.isspace() and one != SPACE]
+    kept = [
+        (letter, count)
+        for letter, count in counts.items()
+        if count >= least and not letter.isspace() and letter != SPACE
+    ]
     kept = sorted(kept, key=lambda pair: (-pair[1], pair[0]))[: max(0, tokens - 4)]
     if not kept:
         raise InputError(f"a list of {tokens - 4} characters that come at least {least} times needs texts with some")

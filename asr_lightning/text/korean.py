@@ -1,4 +1,4 @@
-"""KsponSpeech's annotation, and Korean as it is scored.
+"""Normalization of KsponSpeech transcripts and of Korean text.
 
 The corpus [Bang et al. 2020, "KsponSpeech: Korean spontaneous speech corpus for automatic speech recognition"] writes
 more than words:
@@ -13,7 +13,7 @@ more than words:
 What stays text: `/ + * - & '` between two digits or Latin letters (3/1, K-POP, 7*7), and `. : ~` between two digits
 (3.5). The comma of grouped digits goes (1,000 → 1000). A noise mark is a lower-case letter that no Latin letter or
 digit stands before (club/ is a word) or, behind the slash, after (n/a is text). Latin letters become capitals; digits
-stay, since only who heard them knows how they were read. Every other mark becomes a space.
+stay, because the spelling does not tell how they were read. Every other mark becomes a space.
 
 Brackets that do not pair are repaired where exactly one of the rules in `REPAIRS` makes them pair. What is left then is
 an `AnnotationError`, never a guess.
@@ -48,8 +48,8 @@ class AnnotationError(ValueError):
     """A line that the annotation's grammar does not allow."""
 
 
-def normalize(line: str, side: Side = "pronunciation", percent: str = PERCENT) -> str:
-    """Bring an annotated line into the form that is trained on and scored; see the policy above.
+def normalize_korean(line: str, side: Side = "pronunciation", percent: str = PERCENT) -> str:
+    """Normalize an annotated line for training and scoring by the policy above.
 
     Args:
         line: As the corpus has it; a text without marks comes out as it is, apart from punctuation and spaces.
@@ -93,15 +93,15 @@ def _repaired(text: str, side: Side) -> str:
 
 
 def _resolved(text: str, side: Side) -> str:
-    """Put one side in the place of each dual transcription, from the outside in."""
-    parts, place = [], 0
-    while (start := _EITHER.search(text, place)) is not None:
-        parts.append(text[place : start.start()])
+    """Replace each dual transcription by one side, from the outside in."""
+    parts, position = [], 0
+    while (start := _EITHER.search(text, position)) is not None:
+        parts.append(text[position : start.start()])
         if start[0] == ")":
             raise AnnotationError("a closing bracket without an opening one")
-        first, place = _bracket(text, start.start())
-        if (partner := _PARTNER.match(text, place)) is not None:
-            second, place = _bracket(text, partner.end() - 1)
+        first, position = _bracket(text, start.start())
+        if (partner := _PARTNER.match(text, position)) is not None:
+            second, position = _bracket(text, partner.end() - 1)
             chosen, other = (first, second) if side == "spelling" else (second, first)
             if not (chosen.strip() and other.strip()):
                 raise AnnotationError("a dual transcription with an empty side")
@@ -110,16 +110,16 @@ def _resolved(text: str, side: Side) -> str:
             parts.append(_resolved(first, side))
         else:
             raise AnnotationError("brackets without a second side")
-    return "".join([*parts, text[place:]])
+    return "".join([*parts, text[position:]])
 
 
 def _bracket(text: str, start: int) -> tuple[str, int]:
-    """Return what a bracket that opens at `start` holds, and the place behind it."""
+    """Return the content of the bracket that opens at `start`, and the position after it."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
+    for position in range(start, len(text)):
+        depth += (text[position] == "(") - (text[position] == ")")
         if depth == 0:
-            return text[start + 1 : place], place + 1
+            return text[start + 1 : position], position + 1
     raise AnnotationError("an opening bracket without a closing one")
 
 

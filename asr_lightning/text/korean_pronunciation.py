@@ -1,4 +1,4 @@
-"""How Korean words are said, for a recogniser's lexicon: `korean_rules`, with alternatives where they do not decide.
+"""Pronunciations of Korean words for a lexicon: `korean_rules`, with alternatives where spelling is ambiguous.
 
 The source is the Standard Pronunciation (표준 발음법); numbers in brackets are its articles. Alternatives are of two
 kinds. Those that it allows:
@@ -28,7 +28,7 @@ from itertools import chain, combinations, islice, pairwise, product
 
 from asr_lightning.errors import InputError
 from asr_lightning.text.hangul import FINALS, MEDIALS, compose, decompose
-from asr_lightning.text.korean_rules import CODAS, TENSE, Syllable, apply
+from asr_lightning.text.korean_rules import CODAS, TENSE, Syllable, pronounce_by_rules
 
 MOST = 12  # pronunciations of a word
 INITIAL_PHONES = dict(
@@ -72,7 +72,7 @@ _Choices = list[tuple[tuple[int, int, str], ...]]  # each some changes: the syll
 
 
 def pronounce(word: str) -> str:
-    """Say a word by the rules.
+    """Return the pronunciation of a word by the rules.
 
     Args:
         word: Hangul syllables without spaces.
@@ -92,9 +92,9 @@ def pronunciations(word: str) -> tuple[str, ...]:
     Raises:
         InputError: The word is empty or has another character than Hangul syllables.
     """
-    ways = [_ways(apply(spelling)) for spelling in _spellings(_checked(word))]
-    said = chain((next(way) for way in ways), *ways)
-    return tuple(dict.fromkeys(islice(said, MOST)))
+    ways = [_ways(pronounce_by_rules(spelling)) for spelling in _spellings(_checked(word))]
+    spelled = chain((next(way) for way in ways), *ways)
+    return tuple(dict.fromkeys(islice(spelled, MOST)))
 
 
 def phones(word: str) -> tuple[tuple[str, ...], ...]:
@@ -103,13 +103,13 @@ def phones(word: str) -> tuple[tuple[str, ...], ...]:
     Raises:
         InputError: The word is empty or has another character than Hangul syllables.
     """
-    return tuple(dict.fromkeys(_phones(said) for said in pronunciations(word)))
+    return tuple(dict.fromkeys(_phones(pronunciation) for pronunciation in pronunciations(word)))
 
 
-def _phones(said: str) -> tuple[str, ...]:
-    letters = [decompose(syllable) for syllable in said]
-    found = ((INITIAL_PHONES.get(i), VOWEL_PHONES[m], CODA_PHONES.get(f)) for i, m, f in letters)
-    return tuple(phone for phone in chain.from_iterable(found) if phone)
+def _phones(pronunciation: str) -> tuple[str, ...]:
+    letters = [decompose(syllable) for syllable in pronunciation]
+    triples = ((INITIAL_PHONES.get(i), VOWEL_PHONES[m], CODA_PHONES.get(f)) for i, m, f in letters)
+    return tuple(phone for phone in chain.from_iterable(triples) if phone)
 
 
 def _checked(word: str) -> str:
@@ -124,18 +124,21 @@ def _checked(word: str) -> str:
 
 
 def _spellings(word: str) -> list[str]:
-    """Write a word as the rules read it right, where they would not."""
+    """Respell a word so that the rules give its pronunciation."""
     spellings = [word]
     for beginning, instead in RESPELLED.items():
         if word.startswith(beginning):
-            spellings = [one + word[len(beginning) :] for one in instead]
-    spellings = [_EXISTENCE.sub(_parted, one) for one in spellings]
-    spellings = [_INSERTION.sub(lambda match: _changed(match[0], "ㄴ"), one) for one in spellings]
-    return [_ENDING.sub(lambda match: _changed(match[0], TENSE[decompose(match[0][0])[0]]), one) for one in spellings]
+            spellings = [spelling + word[len(beginning) :] for spelling in instead]
+    spellings = [_EXISTENCE.sub(_parted, spelling) for spelling in spellings]
+    spellings = [_INSERTION.sub(lambda match: _changed(match[0], "ㄴ"), spelling) for spelling in spellings]
+    return [
+        _ENDING.sub(lambda match: _changed(match[0], TENSE[decompose(match[0][0])[0]]), spelling)
+        for spelling in spellings
+    ]
 
 
 def _parted(match: re.Match[str]) -> str:
-    """Say a coda before it is linked to 있 or 없, which begin no particle or ending: 끝없 becomes 끄덦 [15]."""
+    """Neutralize a coda before it is linked to 있 or 없, which begin no particle or ending: 끝없 becomes 끄덦 [15]."""
     initial, medial, final = decompose(match[0][0])
     return match[0] if final == "ㅇ" else compose(initial, medial) + _changed(match[0][1], CODAS[final])
 
@@ -145,10 +148,10 @@ def _changed(text: str, initial: str) -> str:
 
 
 def _ways(syllables: list[Syllable]) -> Iterator[str]:
-    """Spell what was said by the rules, then with one choice made otherwise, with two, and so on."""
-    places = [*_vowel_choices(syllables), *_consonant_choices(syllables)]
-    for number in range(len(places) + 1):
-        for chosen in combinations(places, number):
+    """Yield the pronunciation by the rules, then with one choice changed, with two, and so on."""
+    choices = [*_vowel_choices(syllables), *_consonant_choices(syllables)]
+    for number in range(len(choices) + 1):
+        for chosen in combinations(choices, number):
             for changes in product(*chosen):
                 letters = [[syllable.initial, syllable.medial, syllable.final] for syllable in syllables]
                 for where, slot, letter in chain.from_iterable(changes):

@@ -4,13 +4,13 @@
 
 | rule            | articles | what it does                                                                           |
 |-----------------|----------|----------------------------------------------------------------------------------------|
-| `_palatalise`   | 17       | 굳이 → 구지, 붙여 → 부처, 닫히다 → 다치다                                              |
+| `_palatalize`   | 17       | 굳이 → 구지, 붙여 → 부처, 닫히다 → 다치다                                              |
 | `_aspirate`     | 12       | 좋다 → 조타, 먹히다 → 머키다, 닿소 → 다쏘; ㅎ falls before a vowel, 많아 → 마나        |
 | `_link`         | 13, 14   | 옷이 → 오시, 값을 → 갑쓸                                                               |
 | `_tense`        | 23, 25   | 국밥 → 국빱, 넓게 → 널께; of 24 what the spelling shows, 앉고 → 안꼬, 닮고 → 담꼬      |
 | `_simplify`     | 8 – 11   | seven codas: 부엌 → 부억, 값 → 갑, 읽다 → 익따; 읽고 → 일꼬, 밟다 → 밥따               |
-| `_nasalise`     | 18, 19   | 국물 → 궁물, 독립 → 동닙, 담력 → 담녁                                                  |
-| `_lateralise`   | 20       | 난로 → 날로, 칼날 → 칼랄                                                               |
+| `_nasalize`     | 18, 19   | 국물 → 궁물, 독립 → 동닙, 담력 → 담녁                                                  |
+| `_lateralize`   | 20       | 난로 → 날로, 칼날 → 칼랄                                                               |
 | `_vowels`       | 5        | 가져 → 가저 (after ㅈ ㅉ ㅊ no glide is heard), 희망 → 히망                            |
 
 Where spelling does not decide:
@@ -18,7 +18,7 @@ Where spelling does not decide:
 * ㄺ before ㄱ is ㄹ in verbs (맑게 → 말께) and ㄱ in nouns (닭과 → 닥꽈); what follows ㄻ ㄼ is tense in verbs only
   (젊지 → 점찌, 삶과 → 삼과). Here the syllables `NOUNS` are taken for nouns, all others for verbs.
 * ㅈ ㄵ ㄺ ㄼ before 히 and 혀 are taken for verbs (밝히다 → 발키다; but 흙하고 → 흐카고, 낮하고 → 나타고).
-* ㄷ ㅌ before 이 and 여 palatalise, as before particles and suffixes: compounds (밭이랑, said 반니랑) are wrong.
+* ㄷ ㅌ before 이 and 여 palatalize, as before particles and suffixes: compounds (밭이랑, said 반니랑) are wrong.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ CAUSATIVES = "굶옮곪"  # 굶기다 is not tense [24]
 
 @dataclass
 class Syllable:
-    """A syllable on its way from how it is written to how it is said.
+    """A syllable between spelling and pronunciation.
 
     Attributes:
         written: As it was; never changes.
@@ -71,7 +71,7 @@ class Syllable:
         return self.medial == "ㅣ" or (self.medial == "ㅕ" and self.final in ("", "ㅆ"))
 
 
-def _palatalise(left: Syllable, right: Syllable) -> None:
+def _palatalize(left: Syllable, right: Syllable) -> None:
     if left.final in PALATALISED and right.is_suffix and right.initial in "ㅇㅎ":
         left.final, initial = PALATALISED[left.final]
         right.initial = initial if right.initial == "ㅇ" else "ㅊ"
@@ -110,14 +110,14 @@ def _simplify(left: Syllable, right: Syllable | None) -> None:
         left.final = CODAS[left.final]
 
 
-def _nasalise(left: Syllable, right: Syllable) -> None:
+def _nasalize(left: Syllable, right: Syllable) -> None:
     if right.initial == "ㄹ" and left.final in ("ㄱ", "ㄷ", "ㅂ", "ㅁ", "ㅇ"):
         right.initial = "ㄴ"
     if right.initial in "ㄴㅁ":
         left.final = NASAL.get(left.final, left.final)
 
 
-def _lateralise(left: Syllable, right: Syllable) -> None:
+def _lateralize(left: Syllable, right: Syllable) -> None:
     if {left.final, right.initial} == {"ㄴ", "ㄹ"}:
         left.final = right.initial = "ㄹ"
 
@@ -129,17 +129,17 @@ def _vowels(syllable: Syllable) -> None:
         syllable.medial = WITHOUT_GLIDE.get(syllable.medial, syllable.medial)
 
 
-RULES = (_palatalise, _aspirate, _link, _tense, _simplify, _nasalise, _lateralise)
+RULES = (_palatalize, _aspirate, _link, _tense, _simplify, _nasalize, _lateralize)
 
 
-def apply(spelling: str) -> list[Syllable]:
-    """Say a word by `RULES`.
+def pronounce_by_rules(spelling: str) -> list[Syllable]:
+    """Return the pronunciation of a word by `RULES`.
 
     Args:
         spelling: Hangul syllables, at least one.
 
     Returns:
-        As many syllables as they sound; no final but ㄱ ㄴ ㄷ ㄹ ㅁ ㅂ ㅇ.
+        As many syllables, spelled as they sound; no final but ㄱ ㄴ ㄷ ㄹ ㅁ ㅂ ㅇ.
     """
     syllables = [Syllable(written, *decompose(written)) for written in spelling]
     for left, right in pairwise(syllables):

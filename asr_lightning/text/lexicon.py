@@ -1,4 +1,4 @@
-"""Lexicons: how words are pronounced, in phones."""
+"""Pronunciation lexicons."""
 
 import codecs
 import re
@@ -28,7 +28,7 @@ _MARK = re.compile(r"[^'\w]|'([A-Z-]*QUOTE|APOSTROPHE)$")  # how CMUdict lists t
 
 @dataclass(frozen=True)
 class Lexicon:
-    """How words are pronounced.
+    """A pronunciation lexicon.
 
     Attributes:
         pronunciations: Of words in capitals: one or more each, the most usual first, none twice.
@@ -39,8 +39,8 @@ class Lexicon:
     @property
     def phones(self) -> tuple[str, ...]:
         """All phones, sorted; silence (SIL) and noise (SPN) are none."""
-        found = {phone for some in self.pronunciations.values() for one in some for phone in one}
-        return tuple(sorted(phone for phone in found if phone.upper() not in NOT_SPEECH))
+        phones = {phone for some in self.pronunciations.values() for pronunciation in some for phone in pronunciation}
+        return tuple(sorted(phone for phone in phones if phone.upper() not in NOT_SPEECH))
 
     def __len__(self) -> int:
         return len(self.pronunciations)
@@ -114,10 +114,10 @@ def write_lexicon(lexicon: Lexicon, path: str | Path) -> None:
         raise InputError(f"cannot write the lexicon {path} ({error.strerror or error})") from error
 
 
-def complete(
+def complete_lexicon(
     lexicon: Lexicon, words: Iterable[str], g2p: Callable[[str], tuple[Phones, ...]] | None = None
 ) -> tuple[Lexicon, Counter[str]]:
-    """Make the lexicon of exactly these words, sorted.
+    """Return the lexicon of exactly these words, sorted.
 
     Words that are known keep their pronunciations. The others are left to `g2p`. What it gives no pronunciation of,
     or refuses, is left out; without a `g2p` that is all of them.
@@ -132,7 +132,7 @@ def complete(
         The lexicon, and how often those words that were left out come in the text.
     """
     counts = Counter(map(capitals, words))
-    found: dict[str, tuple[Phones, ...]] = {}
+    pronunciations: dict[str, tuple[Phones, ...]] = {}
     left_out: Counter[str] = Counter()
     for word, count in sorted(counts.items()):
         some = lexicon.pronunciations.get(word, ())
@@ -142,10 +142,10 @@ def complete(
             except InputError:
                 some = ()
         if some:
-            found[word] = tuple(dict.fromkeys(some))
+            pronunciations[word] = tuple(dict.fromkeys(some))
         else:
             left_out[word] = count
-    return Lexicon(found), left_out
+    return Lexicon(pronunciations), left_out
 
 
 def _is_read_as(line: str, word: str, phones: Phones) -> bool:
@@ -156,7 +156,7 @@ def _is_read_as(line: str, word: str, phones: Phones) -> bool:
 
 
 def capitals(word: str) -> str:
-    """Bring a word to NFC and capitals, as the words of lexicons are."""
+    """Return a word in NFC and capitals, as lexicons write it."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", word).upper())
 
 
@@ -176,7 +176,7 @@ def _read(content: bytes, source: str) -> Lexicon:
         raise InputError(f"{source}: expected lines of a word and its phones, found none")
     return Lexicon(
         {
-            word: tuple(dict.fromkeys(phones for _, phones in sorted(some, key=lambda one: -one[0])))
+            word: tuple(dict.fromkeys(phones for _, phones in sorted(some, key=lambda entry: -entry[0])))
             for word, some in words.items()
         }
     )
@@ -203,9 +203,9 @@ def _parse(line: str) -> tuple[str, float, Phones]:
         ValueError: The line is malformed; says what was expected.
     """
     fields = unicodedata.normalize("NFC", line).split()
-    comment = next((place for place, field in enumerate(fields) if place and field.startswith("#")), len(fields))
+    comment = next((index for index, field in enumerate(fields) if index and field.startswith("#")), len(fields))
     word, *rest = fields[:comment]
-    columns = next((place for place, field in enumerate(rest) if not _NUMBER.fullmatch(field)), len(rest))
+    columns = next((index for index, field in enumerate(rest) if not _NUMBER.fullmatch(field)), len(rest))
     if "\t" in line and (before := len(line.rsplit("\t", 1)[0].split()) - 1):  # columns of their own
         columns = min(columns, before)
     phones = tuple(rest[columns:])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from asr_lightning.errors import InputError
 
 SENTENCE_START, SENTENCE_END, UNKNOWN = "<s>", "</s>", "<unk>"
-ABSENT = -1  # the id of a token that the model does not have, and the place of an n-gram that it does not have
+ABSENT = -1  # the id of a token that the model does not have, and the index of an n-gram that it does not have
 CHUNK = 4096  # sentences that are scored at once
 
 Floats = npt.NDArray[np.float64]
@@ -23,7 +23,7 @@ class Level:
     """The G n-grams of one length n: a trie, as every n-gram points to its first n - 1 tokens in the level below.
 
     Attributes:
-        keys: (G,) sorted, each once; the place of the first n - 1 tokens in the level below · V + the id of the last
+        keys: (G,) sorted, each once; the index of the first n - 1 tokens in the level below · V + the id of the last
             token. The keys of the first level are the V ids.
         log_probs: (G,) natural log probabilities of the last token, given those before.
         backoffs: (G,) natural logs of the weights for tokens that follow in no n-gram of the level above; 0 where none
@@ -37,7 +37,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """How well a model predicts a text; the ends of sentences are predicted too, their starts are not.
+    """Log probabilities of a text. The ends of sentences are predicted, their starts are not.
 
     Attributes:
         sentences: How many.
@@ -73,7 +73,7 @@ class NGram:
     impossible, and in a context it hides what is before it. `arpa` reads models from files, `smoothing` estimates.
 
     Args:
-        tokens: The V tokens; a token's place is its id. `<s>` and `</s>` are among them, and `<unk>` may be.
+        tokens: The V tokens; the index of a token is its id. `<s>` and `</s>` are among them, and `<unk>` may be.
         levels: For the lengths 1 to `order`; the first has all tokens, others may be empty: the back-off weights below
             an empty one count.
     """
@@ -98,7 +98,7 @@ class NGram:
             context: The tokens before it, `<s>` first where they are the whole sentence so far. At most the last
                 `order - 1` matter.
         """
-        return float(self.log_probs(np.array([[self.id_of(one) for one in (*context, token)]]))[0])
+        return float(self.log_probs(np.array([[self.id_of(known) for known in (*context, token)]]))[0])
 
     def score(self, tokens: Sequence[str]) -> float:
         """Return the natural log probability of a whole sentence, its end included."""
@@ -128,15 +128,15 @@ class NGram:
     def _predict(self, sentences: Sequence[Sequence[str]]) -> tuple[Integers, Floats]:
         """Return the ids of all tokens and ends, one sentence after another, and their log probabilities."""
         flat: list[int] = []
-        places: list[int] = []  # in their sentences
+        positions: list[int] = []  # in their sentences
         for sentence in sentences:
             flat += [self.start_id, *map(self.id_of, sentence), self.end_id]
-            places += range(len(sentence) + 2)
-        ids, place = np.array(flat), np.array(places)
-        predicted = np.flatnonzero(place)
+            positions += range(len(sentence) + 2)
+        ids, position = np.array(flat), np.array(positions)
+        predicted = np.flatnonzero(position)
         rows = np.full((len(predicted), self.order), ABSENT)
         for back in range(self.order):
-            within = place[predicted] >= back
+            within = position[predicted] >= back
             rows[within, self.order - 1 - back] = ids[predicted[within] - back]
         return ids[predicted], self.log_probs(rows)
 
@@ -155,15 +155,15 @@ class NGram:
         for length in range(2, rows.shape[1] + 1):
             below, level = self.levels[length - 2 : length]
             context = self.find(rows[:, -length:-1])
-            place = _children(level, context, token, len(self.tokens))
+            row = _children(level, context, token, len(self.tokens))
             backoff = np.where(context == ABSENT, 0.0, below.backoffs[context])
             result = result + backoff
-            there = place != ABSENT
-            result[there] = level.log_probs[place[there]]
+            known = row != ABSENT
+            result[known] = level.log_probs[row[known]]
         return result
 
     def find(self, rows: Integers) -> Integers:
-        """Return the places (M,) of n-grams (M, n) in their level, `ABSENT` where the model does not have them."""
+        """Return the indices (M,) of n-grams (M, n) in their level, `ABSENT` where the model does not have them."""
         return find(self.levels, rows, len(self.tokens))
 
     def distribution(self, context: Sequence[int]) -> Floats:
@@ -171,24 +171,24 @@ class NGram:
         vocabulary = len(self.tokens)
         row = self.levels[0].log_probs.copy()
         for length in range(1, min(len(context), self.order - 1) + 1):
-            place = self._place(context[-length:])
-            if place == ABSENT:
+            index = self._place(context[-length:])
+            if index == ABSENT:
                 continue  # longer ones may be there: pruning can have such gaps
-            row += self.levels[length - 1].backoffs[place]
+            row += self.levels[length - 1].backoffs[index]
             level = self.levels[length]
-            first, last = level.keys.searchsorted([place * vocabulary, (place + 1) * vocabulary])
-            row[level.keys[first:last] - place * vocabulary] = level.log_probs[first:last]
+            first, last = level.keys.searchsorted([index * vocabulary, (index + 1) * vocabulary])
+            row[level.keys[first:last] - index * vocabulary] = level.log_probs[first:last]
         return row
 
     def _place(self, ids: Sequence[int]) -> int:
-        """Do as `find` for a single n-gram, which is ten times as fast."""
-        place = 0
+        """`find` for a single n-gram, ten times as fast."""
+        index = 0
         for level, number in zip(self.levels, ids, strict=False):
-            key = place * len(self.tokens) + number
-            place = int(level.keys.searchsorted(key))
-            if number == ABSENT or place == len(level.keys) or level.keys[place] != key:
+            key = index * len(self.tokens) + number
+            index = int(level.keys.searchsorted(key))
+            if number == ABSENT or index == len(level.keys) or level.keys[index] != key:
                 return ABSENT
-        return place
+        return index
 
     def rows(self, length: int) -> Integers:
         """Return the n-grams (G, length) of a level as ids."""
@@ -200,25 +200,25 @@ class NGram:
 
 
 def find(levels: Sequence[Level], rows: Integers, vocabulary: int) -> Integers:
-    """Return the places (M,) of n-grams in level n, `ABSENT` where there are none.
+    """Return the indices (M,) of n-grams in level n, `ABSENT` for those that do not exist.
 
     Args:
         levels: For the lengths 1 to n, at least.
         rows: (M, n) ids; `ABSENT` is part of no n-gram.
         vocabulary: V.
     """
-    places = np.zeros(len(rows), np.int64)
+    indices = np.zeros(len(rows), np.int64)
     for level, column in zip(levels, rows.T, strict=False):
-        places = _children(level, places, column, vocabulary)
-    return places
+        indices = _children(level, indices, column, vocabulary)
+    return indices
 
 
 def _children(level: Level, contexts: Integers, tokens: Integers, vocabulary: int) -> Integers:
-    """Return the places (M,) of the n-grams that lengthen contexts by a token."""
+    """Return the indices (M,) of the n-grams that extend contexts by a token."""
     keys = contexts * vocabulary + tokens  # negative where the context is absent, as no key is
     if not len(level.keys):
         return np.full(len(keys), ABSENT)
-    places = level.keys.searchsorted(keys)
-    places[places == len(level.keys)] = 0
-    there = (tokens != ABSENT) & (level.keys[places] == keys)
-    return np.where(there, places, ABSENT)
+    indices = level.keys.searchsorted(keys)
+    indices[indices == len(level.keys)] = 0
+    known = (tokens != ABSENT) & (level.keys[indices] == keys)
+    return np.where(known, indices, ABSENT)

@@ -1,4 +1,4 @@
-"""Who says what when: phones with their times, and which of them a frame belongs to."""
+"""Phone labels with times, and the label of each frame."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -25,26 +25,26 @@ class Segment:
 
 
 class PhoneLabels(ABC):
-    """Base class: knows the phones of utterances, as the classes of `data_modules.phone_labels`."""
+    """Base class of sources of phone labels, such as those in `data_modules.phone_labels`."""
 
     def require(self) -> None:  # noqa: B027 - there may be nothing to look for
-        """Check before anything is computed that there are labels.
+        """Check that labels exist, before anything is computed.
 
         Raises:
-            InputError: There are none; it says how they are made.
+            InputError: There are no labels; the message says how to make them.
         """
 
     @abstractmethod
     def segments(self, utterance: str) -> list[Segment]:
-        """Return the segments of an utterance in the order of time; none where nothing is known of it.
+        """Return the segments of an utterance in the order of time; an empty list if unknown.
 
         Raises:
-            InputError: What is known of it cannot be read.
+            InputError: Its labels cannot be read.
         """
 
 
 def label_spans(segments: Sequence[Segment], starts: np.ndarray, ends: np.ndarray) -> list[str]:
-    """Say to which segment each span of time belongs: the one that it shares most time with, of equal ones the first.
+    """Return the label of each time span: of the segment with the largest overlap, the first of equals.
 
     Args:
         segments: In the order of time.

@@ -1,4 +1,4 @@
-"""Smaller n-gram models: n-grams go that change the distribution least."""
+"""Pruning of n-gram models by relative entropy."""
 
 from itertools import pairwise
 
@@ -10,12 +10,12 @@ LEAST_MASS = 1e-12  # of probability: less than this is rounding
 
 
 def prune(model: NGram, threshold: float) -> NGram:
-    """Leave out n-grams without which the perplexity rises by less than a share [Stolcke 1998].
+    """Remove n-grams whose removal raises the perplexity by less than a relative threshold [Stolcke 1998].
 
     Each n-gram is judged alone, by the relative entropy between the model with and without it, weighted with the
     probability of its context; an n-gram that is the context of a longer one that stays, stays, as single tokens do.
     The weights for backing off are computed anew. Contexts are weighted with the model's own probabilities of shorter
-    n-grams, which after Kneser-Ney smoothing are not how often these are said: such models lose more than others
+    n-grams, which after Kneser-Ney smoothing are not their frequencies: such models lose more than others
     [Chelba et al. 2010].
 
     Args:
@@ -55,7 +55,7 @@ def relative_entropies(model: NGram, length: int) -> Floats:
         after = np.log((left[contexts] + own) / (shorter_left[contexts] + shorter))
         lost = own * (np.log(own) - np.log(shorter) - after)
         moved = left[contexts] * (before[contexts] - after)
-    lost, moved = (np.where(mass > LEAST_MASS, one, 0.0) for mass, one in ((own, lost), (left[contexts], moved)))
+    lost, moved = (np.where(mass > LEAST_MASS, values, 0.0) for mass, values in ((own, lost), (left[contexts], moved)))
     return np.maximum(_context_probs(model, length - 1)[contexts] * (lost + moved), 0)
 
 
@@ -67,15 +67,15 @@ def _context_probs(model: NGram, length: int) -> Floats:
 
 
 def _left(own: Floats, shorter: Floats, contexts: Integers, size: int) -> tuple[Floats, Floats]:
-    """Return what is left (C,) in each context for other tokens, by its own distribution and by the shorter one's."""
-    left, shorter_left = (1 - np.bincount(contexts, one, size) for one in (own, shorter))
+    """Return the probability mass (C,) left for other tokens in each context, and that of the shorter context."""
+    left, shorter_left = (1 - np.bincount(contexts, probs, size) for probs in (own, shorter))
     return np.maximum(left, 0), np.maximum(shorter_left, LEAST_MASS)
 
 
-def _moved(level: Level, places: Integers, vocabulary: int) -> Level:
-    """Return a level whose contexts have other places."""
+def _moved(level: Level, renumbered: Integers, vocabulary: int) -> Level:
+    """Return a level with renumbered contexts."""
     contexts, tokens = np.divmod(level.keys, vocabulary)
-    return Level(places[contexts] * vocabulary + tokens, level.log_probs, level.backoffs)
+    return Level(renumbered[contexts] * vocabulary + tokens, level.log_probs, level.backoffs)
 
 
 def _normalized(model: NGram) -> NGram:

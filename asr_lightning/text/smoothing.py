@@ -1,4 +1,4 @@
-"""N-gram models from texts: every probability is interpolated with that of a shorter context.
+"""Estimation of n-gram models: Kneser-Ney and Witten-Bell smoothing, interpolated.
 
 Conventions are those of KenLM. A sentence is `<s>`, its tokens, `</s>`; `<s>` is context only, its probability is 0.
 Single tokens are interpolated with a uniform distribution over the whole vocabulary, `</s>` and `<unk>` included: that
@@ -39,11 +39,11 @@ def kneser_ney(sentences: Iterable[Sequence[str]], order: int, vocabulary: Itera
     """
     tokens, grams = _count(sentences, order, vocabulary)
     shares = []
-    for length, one in enumerate(grams, 1):
-        counts = one.counts
+    for length, level in enumerate(grams, 1):
+        counts = level.counts
         if length < order:
             before = np.bincount(grams[length].suffixes, minlength=len(counts))
-            counts = np.where(one.starts, counts, before)
+            counts = np.where(level.starts, counts, before)
         amounts, estimated = discounts(counts)
         if not estimated:
             _logger.warning(
@@ -52,14 +52,14 @@ def kneser_ney(sentences: Iterable[Sequence[str]], order: int, vocabulary: Itera
                 *amounts,
             )
         taken = np.array([0.0, *amounts])[np.minimum(counts, 3)]
-        totals = _sum(counts, one)
-        share = (counts - taken) / np.maximum(totals, 1)[one.contexts]
-        shares.append((share, _sum(taken, one) / np.maximum(totals, 1)))
+        totals = _sum(counts, level)
+        share = (counts - taken) / np.maximum(totals, 1)[level.contexts]
+        shares.append((share, _sum(taken, level) / np.maximum(totals, 1)))
     return _interpolate(tokens, grams, shares)
 
 
 def discounts(counts: Integers) -> tuple[tuple[float, float, float], bool]:
-    """Return the discounts of n-grams that are found once, twice, and more often [Chen and Goodman 1998, eq. 17].
+    """Return the discounts of n-grams that occur once, twice, and more often [Chen and Goodman 1998, eq. 17].
 
     Args:
         counts: (G,) of the n-grams of one length.
@@ -67,12 +67,12 @@ def discounts(counts: Integers) -> tuple[tuple[float, float, float], bool]:
     Returns:
         The three, and whether they could be estimated; else they are `DISCOUNTS`.
     """
-    found = np.bincount(counts, minlength=5)[1:5].tolist()
-    if all(found):
-        scale = found[0] / (found[0] + 2 * found[1])
-        one, two, three = (k - (k + 1) * scale * found[k] / found[k - 1] for k in (1, 2, 3))
-        if 0 < one and 0 < two and 0 < three:
-            return (one, two, three), True
+    frequencies = np.bincount(counts, minlength=5)[1:5].tolist()
+    if all(frequencies):
+        scale = frequencies[0] / (frequencies[0] + 2 * frequencies[1])
+        first, second, third = (k - (k + 1) * scale * frequencies[k] / frequencies[k - 1] for k in (1, 2, 3))
+        if 0 < first and 0 < second and 0 < third:
+            return (first, second, third), True
     return DISCOUNTS, False
 
 
@@ -92,10 +92,10 @@ def witten_bell(sentences: Iterable[Sequence[str]], order: int, vocabulary: Iter
     """
     tokens, grams = _count(sentences, order, vocabulary)
     shares = []
-    for one in grams:
-        different = _sum(one.counts > 0, one)
-        totals = np.maximum(_sum(one.counts, one) + different, 1)
-        shares.append((one.counts / totals[one.contexts], different / totals))
+    for level in grams:
+        different = _sum(level.counts > 0, level)
+        totals = np.maximum(_sum(level.counts, level) + different, 1)
+        shares.append((level.counts / totals[level.contexts], different / totals))
     return _interpolate(tokens, grams, shares)
 
 
@@ -105,9 +105,9 @@ class _Grams:
 
     Attributes:
         keys: (G,) as of `Level`.
-        counts: (G,) how often each is found; 0 for tokens that are never predicted.
-        contexts: (G,) place of the first n - 1 tokens in the level below.
-        suffixes: (G,) place of the last n - 1 tokens there.
+        counts: (G,) number of occurrences; 0 for tokens that are never predicted.
+        contexts: (G,) index of the first n - 1 tokens in the level below.
+        suffixes: (G,) index of the last n - 1 tokens in the level below.
         starts: (G,) whether the first token is `<s>`.
         size: C.
     """
@@ -135,19 +135,19 @@ def _interpolate(tokens: Sequence[str], grams: Sequence[_Grams], shares: Sequenc
     """
     probs = np.array([1 / (len(tokens) - 1)])  # no `<s>`
     levels: list[Level] = []
-    for one, (own, left) in zip(grams, shares, strict=True):
+    for level, (own, left) in zip(grams, shares, strict=True):
         with np.errstate(divide="ignore"):
             if levels:
-                levels[-1].backoffs[:] = np.log(np.where(_sum(one.counts, one) > 0, left, 1.0))
-            probs = own + left[one.contexts] * probs[one.suffixes]
+                levels[-1].backoffs[:] = np.log(np.where(_sum(level.counts, level) > 0, left, 1.0))
+            probs = own + left[level.contexts] * probs[level.suffixes]
             if not levels:
-                probs[one.starts] = 0.0
-            levels.append(Level(one.keys, np.log(probs), np.zeros(len(probs))))
+                probs[level.starts] = 0.0
+            levels.append(Level(level.keys, np.log(probs), np.zeros(len(probs))))
     return NGram(tokens, levels)
 
 
 class _Vocabulary(dict[str, int]):
-    """Numbers tokens as they come, or reads new ones as `<unk>`."""
+    """Token ids in the order of appearance; unknown tokens of a closed vocabulary are `<unk>`."""
 
     def __init__(self, vocabulary: Iterable[str] | None) -> None:
         self.tokens = [UNKNOWN, SENTENCE_START, SENTENCE_END]
@@ -199,20 +199,20 @@ def _count(
     counts[start] = 0
     nothing = np.zeros_like(numbers)
     grams = [_Grams(numbers, counts, nothing, nothing, numbers == start, 1)]
-    places = text  # of the n-gram that ends here, in its level
+    indices = text  # of the n-gram that ends here, in its level
     for length in range(2, order + 1):
-        ends = np.flatnonzero((places[:-1] != ABSENT) & (text[1:] != start)) + 1
+        ends = np.flatnonzero((indices[:-1] != ABSENT) & (text[1:] != start)) + 1
         if not len(ends):
             raise InputError(
                 f"expected a sentence of {order - 1} or more tokens for an order of {order}, the longest has "
                 f"{length - 3}; give a smaller order"
             )
         keys, first, inverse, counts = np.unique(
-            places[ends - 1] * len(tokens) + text[ends], return_index=True, return_inverse=True, return_counts=True
+            indices[ends - 1] * len(tokens) + text[ends], return_index=True, return_inverse=True, return_counts=True
         )
         first = ends[first]
         starts = text[first - length + 1] == start
-        grams.append(_Grams(keys, counts, keys // len(tokens), places[first], starts, len(grams[-1].keys)))
-        places = np.full(len(text), ABSENT)
-        places[ends] = inverse
+        grams.append(_Grams(keys, counts, keys // len(tokens), indices[first], starts, len(grams[-1].keys)))
+        indices = np.full(len(text), ABSENT)
+        indices[ends] = inverse
     return tokens, grams

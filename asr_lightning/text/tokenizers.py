@@ -1,27 +1,32 @@
-"""From transcripts to token numbers and back."""
+"""Tokenizers: transcripts to token ids and back, and the characters that a vocabulary lacks."""
 
 import base64
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, printable
 from asr_lightning.files import regular
 
 BLANK, UNKNOWN, END = "<blank>", "<unk>", "<eos>"
 UNKNOWN_SURFACE = "?"  # how decode writes <unk>
+# Of five letters, which an English word has on average, one is lost then: two words of three are wrong at best. Foreign
+# names and digits stay below 1 %; text of another script, or of the other case, is lost nearly as a whole.
+MOST_LOST = 0.2
+NAMED = 10  # of the lost characters
 
 
 class Tokenizer(ABC):
     """A vocabulary, and the way from text to numbers in it and back.
 
     Attributes:
-        tokens: The V tokens; a token's place is its id.
+        tokens: The V tokens; the index of a token is its id.
         blank_id: The token of "nothing here" of CTC and transducers.
         unk_id: The token that stands for what the vocabulary cannot write.
         eos_id: The token that ends a sentence of an attention decoder.
@@ -83,7 +88,7 @@ class Tokenizer(ABC):
 class CharacterTokenizer(Tokenizer):
     """Letters A–Z, apostrophe, `<blank>`, `<unk>`, `<eos>` and `_` for a space [Lim et al. 2019 §2.3].
 
-    The paper says that these are 30 tokens; its list holds 31, and the list is what we keep.
+    The paper counts 30 tokens; its list has 31, which are used here.
 
     A sentence begins with `_`; letters become upper case, white space `_`, and every mark but the apostrophe is
     dropped: `I have a pen.` → `_I_HAVE_A_PEN`. Latin letters lose their accents (É → E), the typographic apostrophe
@@ -150,19 +155,21 @@ class LetterTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """The pieces of a SentencePiece model, be it of `train_sentencepiece` or of somebody else.
+    """The pieces of a SentencePiece model, trained here or elsewhere.
 
     The model's padding piece is the blank and its end piece the end; a model without one of them gets it appended.
 
     Args:
         model: Path of a `.model` file.
         model_base64: The content of such a file in base64, as checkpoints carry it.
+        lower_case: Whether its pieces are lower-case, as those of public models are, while transcripts are capitals.
 
     Raises:
         InputError: Not exactly one of the two is given, the file is missing, or it is no SentencePiece model.
     """
 
-    def __init__(self, model: str | None = None, model_base64: str | None = None) -> None:
+    def __init__(self, model: str | None = None, model_base64: str | None = None, lower_case: bool = False) -> None:
+        self.lower_case = lower_case
         if (model is None) == (model_base64 is None):
             raise InputError("SentencePieceTokenizer needs either model (a path) or model_base64, exactly one of them")
         source = "model_base64" if model is None else str(model)
@@ -193,15 +200,17 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Turn text into token ids. The case matters: write it as the model was trained."""
-        return self._processor.encode(text, out_type=int)
+        return self._processor.encode(text.lower() if self.lower_case else text, out_type=int)
 
     def _decode(self, ids: list[int]) -> str:
         text = self._processor.decode(ids)
+        text = text.upper() if self.lower_case else text
         return " ".join(text.replace(" \N{DOUBLE QUESTION MARK} ", UNKNOWN_SURFACE).split())
 
     def init_args(self) -> dict[str, Any]:
         """Return the whole model as text."""
-        return {"model_base64": base64.b64encode(self._content).decode("ascii")}
+        content = base64.b64encode(self._content).decode("ascii")
+        return {"model_base64": content, **({"lower_case": True} if self.lower_case else {})}
 
 
 def train_sentencepiece(
@@ -209,10 +218,10 @@ def train_sentencepiece(
 ) -> Path:
     """Train a SentencePiece model with `<blank>` 0, `<unk>` 1 and `<eos>` 2.
 
-    The model normalises nothing but white space: Unicode's tables would make it, and every checkpoint, 240 kB larger.
+    The model normalizes nothing but white space: Unicode's tables would make it, and every checkpoint, 240 kB larger.
 
     Args:
-        texts: Transcripts, normalised.
+        texts: Transcripts, normalized.
         vocabulary_size: V, the three tokens above among them.
         prefix: Where to write `{prefix}.model` and `{prefix}.vocab`.
         model_type: `unigram` or `bpe`.
@@ -246,8 +255,55 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).rpartition("] ")[2]  # behind the place in the C++ source
+        reason = str(error).rpartition("] ")[2]  # after the position in the C++ source
         raise InputError(
             f"cannot train a SentencePiece model of {vocabulary_size} tokens on {len(lines)} texts: {reason}"
         ) from error
     return path
+
+
+def lost_characters(tokenizer: Tokenizer, characters: Mapping[str, int]) -> Counter[str]:
+    """Return the counts of the characters that a vocabulary cannot write.
+
+    Args:
+        tokenizer: The vocabulary.
+        characters: How often each character comes in the text, in Unicode's composed form (NFC).
+    """
+    return Counter(
+        {
+            character: count
+            for character, count in characters.items()
+            if not character.isspace() and tokenizer.loses(character)
+        }
+    )
+
+
+def check_coverage(tokenizer: Tokenizer, characters: Mapping[str, int], name: str) -> str:
+    """Return a message with the share of a text that a vocabulary cannot write; empty if it can write all.
+
+    Args:
+        tokenizer: The vocabulary.
+        characters: As `lost_characters` takes them.
+        name: Of the text, for the message.
+
+    Raises:
+        InputError: The share is that of a text of another script, or of the other case.
+    """
+    total = sum(count for character, count in characters.items() if not character.isspace())
+    lost = lost_characters(tokenizer, characters)
+    if not lost:
+        return ""
+    share = lost.total() / total
+    commonest = ", ".join(f"{printable(character)} {count:,} times" for character, count in lost.most_common(NAMED))
+    more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+    summary = (
+        f"{name}: {share:.3%} of {total:,} characters cannot be written by the {type(tokenizer).__name__} and are "
+        f"<unk> to it, or nothing: {commonest}{more}"
+    )
+    if share > MOST_LOST:
+        raise InputError(
+            f"{summary}. Expected a vocabulary for this text, which loses at most {MOST_LOST:.0%} of it. Choose a "
+            "tokenizer of its language and of its case, make units from it with `asr units`, "
+            "or normalize the transcripts"
+        )
+    return f"{summary}. Words with them count as errors."

@@ -1,10 +1,16 @@
-"""Runs an ablation: everything that it needs, its variants over seeds, and the table beside the paper's numbers.
+"""Run a comparison ("ablation"): what it needs, its variants over seeds, then table, picture and page.
 
-Example: python -m asr_lightning.tools.ablate experiments/ablations/weight_selection.yaml --jobs 2
+Example:
+    asr ablate weight_selection --jobs 2
+    asr ablate weight_selection --scale full --dry-run
+
+A comparison is a YAML, as docs/ablations.md tells; the paper's numbers are printed beside ours. Called again the
+command goes on where it was stopped; finished runs are left alone. Runs lie in
+<output>/<scale>/<ablation>/<variant>/seed<k>. The exit status is 1 where a run failed.
 """
 
 import argparse
-import os
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,90 +19,26 @@ from typing import Any
 
 import yaml
 
+from asr_lightning.ablations.costs import read_costs, total
 from asr_lightning.ablations.definition import SCALES
-from asr_lightning.ablations.execution import Execution, StoppedError, check_unchanged, run_outputs, state
-from asr_lightning.ablations.plan import EXPERIMENT, Plan, PlannedRun, plan_ablation
+from asr_lightning.ablations.execution import Execution, check_unchanged, run_outputs, state
+from asr_lightning.ablations.plan import EXPERIMENT, Plan, PlannedRun, as_typed, plan_ablation
+from asr_lightning.asr import main
 from asr_lightning.errors import InputError, reason
 from asr_lightning.files import load_yaml
 from asr_lightning.report.tables import MISSING, as_text, number
 from asr_lightning.tools.arguments import whole_number
 
 FOLDER = Path("experiments/ablations")  # of names without a path
+STOPPED = "stopped; the same command goes on from here"
 
 
-def describe(plan: Plan) -> str:
-    """Return the plan as a table: a line per run, in the order in which they can run."""
-    hours = {run.folder: _hours(run) for run in plan.runs}
-    counts: dict[str, str] = {}
-    table = [["level", "run", "parameters", "hours", "state"]]
-    for run in sorted(plan.runs, key=lambda run: run.level):
-        key = str(run.experiments[EXPERIMENT].get("model"))
-        if key not in counts:
-            counts[key] = _parameters(run)
-        of_variant = [taken for folder, taken in hours.items() if folder.parent == run.folder.parent and taken]
-        taken = hours[run.folder] or (sum(of_variant) / len(of_variant) if of_variant else None)
-        table.append([str(run.level), str(run.folder), counts[key], number(taken, ".2f"), state(run)])
-    left = [run for run in plan.runs if state(run) != "finished"]
-    return "\n".join([
-        f"{plan.ablation.question} [{plan.ablation.source}]",
-        as_text(table),
-        f"{len(plan.runs)} runs, {len(left)} of them not finished. Hours: of training, as measured; {MISSING} where no "
-        "seed of the variant has been trained; `python -m asr_lightning.tools.costs RUN` has other machines.",
-        *(f"at the end: python {shlex.join(command)}" for command in plan.outputs),
-        f"results: {plan.folder}",
-    ])  # fmt: skip
-
-
-def _parameters(run: PlannedRun) -> str:
-    model = run.experiments[EXPERIMENT].get("model")
-    if not isinstance(model, dict):
-        return MISSING
-    # here, since it imports torch and Lightning, which nothing else of a plan needs
-    from asr_lightning.models.experiment import count_parameters
-
-    try:
-        return f"{sum(count_parameters(model).values()):,}"
-    except ValueError:  # as of units or states that what is needed makes
-        return "known later"
-
-
-def _hours(run: PlannedRun) -> float | None:
-    """Return the hours that a run has been trained."""
-    # here, since it imports matplotlib
-    from asr_lightning.report.run_folders import SECONDS, numbers, read_metrics, versions
-
-    try:
-        logged = [value for start in versions(run.folder) for value in numbers(read_metrics(start), SECONDS)]
-    except InputError:
-        return None
-    return logged[-1] / 3600 if logged else None
-
-
-def commands(plan: Plan, arguments: Sequence[str]) -> str:
-    """Return a line for each run that is not finished, by level: those of a level may run at the same time."""
-    lines = []
-    for level in sorted({run.level for run in plan.runs}):
-        lines.append(f"# level {level}")
-        for run in plan.runs:
-            if run.level == level and state(run) != "finished":
-                lines.append(
-                    shlex.join(["python", "-m", "asr_lightning.tools.ablate", *arguments, "--only", str(run.folder)])
-                )
-    return "\n".join(lines)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m asr_lightning.tools.ablate",
-        description="Run an ablation: what it needs, its variants over seeds, then table, picture and page with the "
-        "paper's numbers beside ours. Called again it goes on where it was stopped; finished runs are left alone.",
-        epilog="An ablation is a YAML, as docs/ablations.md tells. Runs lie in "
-        "<output>/<scale>/<ablation>/<variant>/seed<k>.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("ablation", metavar="ABLATION", help=f"a YAML, or the name of one in {FOLDER}")
     parser.add_argument("--scale", choices=SCALES, default="demo", help="size of experiments (default: demo)")
     parser.add_argument("--seeds", type=whole_number(0), nargs="+", default=[], metavar="N",
-                        help="(default: those of the ablation, mostly 1 2 3)")  # fmt: skip
+                        help="default: those of the ablation, mostly 1 2 3")  # fmt: skip
     parser.add_argument("--variants", nargs="+", default=[], metavar="NAME", help="some of them (default: all)")
     parser.add_argument("--jobs", type=whole_number(1), default=1, metavar="N", help="runs at a time (default: 1)")
     parser.add_argument(
@@ -117,7 +59,102 @@ def _parser() -> argparse.ArgumentParser:
     way.add_argument("--print-commands", action="store_true",
                      help="print a command per run, for a cluster: those of a level may run together")  # fmt: skip
     way.add_argument("--results", action="store_true", help="write the results of what is finished, and run nothing")
-    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Plan the ablation, and do what the options ask for; return the exit status."""
+    path = Path(options.ablation)
+    path = path if path.suffix == ".yaml" else FOLDER / f"{path}.yaml"
+    changes, seeds, names = _changes(options.changes), options.seeds, options.variants
+    plan = plan_ablation(path, options.scale, options.output, seeds, names, changes, options.rehearse)
+    if options.dry_run or options.print_commands:
+        print(describe(plan) if options.dry_run else commands(plan, options.typed))
+        return 0
+    if options.results:
+        print(_results(plan))
+        return 0
+    runs = list(plan.runs) if options.only is None else [_only(plan, options.only)]
+    check_unchanged(runs, options.overwrite)
+    failed = Execution(runs, options.jobs, options.verbose).run()
+    if options.only is None and not failed:
+        broken = run_outputs(plan.outputs)
+        failed = {plan.folder: "\n".join(broken)} if broken else {}
+    for folder, why in failed.items():
+        print(f"{folder}: {why}", file=sys.stderr)
+    if options.only is None and (not failed or any(state(run) == "finished" for run in plan.compared)):
+        print(_results(plan))
+    return 1 if failed else 0
+
+
+def describe(plan: Plan) -> str:
+    """Return the plan as a table: a line per run, in the order in which they can run."""
+    known = {run.folder: costs for run in plan.runs if (costs := _costs(run))}
+    counts: dict[str, str] = {}
+    table = [["level", "run", "parameters", "hours", "GB", "state"]]
+    for run in sorted(plan.runs, key=lambda run: run.level):
+        key = str(run.experiments[EXPERIMENT].get("model"))
+        if key not in counts:
+            counts[key] = _parameters(run)
+        of_variant = [costs for folder, costs in known.items() if folder.parent == run.folder.parent]
+        hours, gigabytes = known.get(run.folder) or _mean(of_variant)
+        measured = [number(hours, ".2f"), number(gigabytes, ".2f")]
+        table.append([str(run.level), str(run.folder), counts[key], *measured, state(run)])
+    left = [run for run in plan.runs if state(run) != "finished"]
+    return "\n".join([
+        f"{plan.ablation.question} [{plan.ablation.source}]",
+        as_text(table),
+        f"{len(plan.runs)} runs, {len(left)} of them not finished. Hours and GB: wall time and peak memory of a run's "
+        f"commands, as measured, else of other seeds of the variant; {MISSING} where there are none. "
+        "`asr compare RUN --costs` has other machines.",
+        *(f"at the end: {as_typed(command)}" for command in plan.outputs),
+        f"results: {plan.folder}",
+    ])  # fmt: skip
+
+
+def _parameters(run: PlannedRun) -> str:
+    model = run.experiments[EXPERIMENT].get("model")
+    if not isinstance(model, dict):
+        return MISSING
+    # here, since it imports torch and Lightning, which nothing else of a plan needs
+    from asr_lightning.models.experiment import count_parameters
+
+    try:
+        return f"{sum(count_parameters(model).values()):,}"
+    except ValueError:  # as of units or states that what is needed makes
+        return "known later"
+
+
+def _costs(run: PlannedRun) -> tuple[float, float] | None:
+    """Return the hours that a run has taken, and its peak memory in gigabytes, nan if not known; None if it is new."""
+    if (costs := total(read_costs(run.folder))) is not None:
+        return costs
+    # here, since it imports matplotlib
+    from asr_lightning.report.run_folders import SECONDS, numbers, read_metrics, versions
+
+    try:
+        logged = [value for start in versions(run.folder) for value in numbers(read_metrics(start), SECONDS)]
+    except InputError:
+        return None
+    return (logged[-1] / 3600, math.nan) if logged else None
+
+
+def _mean(costs: Sequence[tuple[float, float]]) -> tuple[float | None, float | None]:
+    """Return mean hours, and the most gigabytes, of some runs."""
+    if not costs:
+        return None, None
+    return sum(hours for hours, _ in costs) / len(costs), max(gigabytes for _, gigabytes in costs)
+
+
+def commands(plan: Plan, arguments: Sequence[str]) -> str:
+    """Return a line for each run that is not finished, by level: those of a level may run at the same time."""
+    arguments = [argument for argument in arguments if argument != "--print-commands"]
+    lines = []
+    for level in sorted({run.level for run in plan.runs}):
+        lines.append(f"# level {level}")
+        for run in plan.runs:
+            if run.level == level and state(run) != "finished":
+                lines.append(shlex.join(["asr", "ablate", *arguments, "--only", str(run.folder)]))
+    return "\n".join(lines)
 
 
 def _changes(texts: Sequence[str]) -> dict[str, Any]:
@@ -153,51 +190,5 @@ def _only(plan: Plan, folder: Path) -> PlannedRun:
     return runs[folder]
 
 
-def ablate(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Do what the options say; return the exit status.
-
-    Raises:
-        InputError: The ablation cannot be planned, or a run was begun with other values.
-    """
-    path = Path(options.ablation)
-    path = path if path.suffix == ".yaml" else FOLDER / f"{path}.yaml"
-    changes, seeds, names = _changes(options.changes), options.seeds, options.variants
-    plan = plan_ablation(path, options.scale, options.output, seeds, names, changes, options.rehearse)
-    if options.dry_run or options.print_commands:
-        print(describe(plan) if options.dry_run else commands(plan, arguments))
-        return 0
-    if options.results:
-        print(_results(plan))
-        return 0
-    runs = list(plan.runs) if options.only is None else [_only(plan, options.only)]
-    check_unchanged(runs, options.overwrite)
-    failed = Execution(runs, options.jobs, options.verbose).run()
-    if options.only is None and not failed:
-        broken = run_outputs(plan.outputs)
-        failed = {plan.folder: "\n".join(broken)} if broken else {}
-    for folder, why in failed.items():
-        print(f"{folder}: {why}", file=sys.stderr)
-    if options.only is None and (not failed or any(state(run) == "finished" for run in plan.compared)):
-        print(_results(plan))
-    return 1 if failed else 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its status: 0, 1 where a run failed, 2 where the input cannot be used, 130, 143."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
-    try:
-        return ablate(options, [argument for argument in given if argument != "--print-commands"])
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # as by `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except StoppedError as error:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return error.status
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["ablate", *sys.argv[1:]]))

@@ -1,7 +1,36 @@
-"""Numbers on command lines, refused by argparse with a message that says what was expected."""
+"""Options that several commands have, and numbers that are checked while the command line is read."""
 
+import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Add `RUN …`: folders of runs."""
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or with runs under it")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`."""
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU where there is one"
+    )
+
+
+def add_config(parser: argparse.ArgumentParser, about: str, required: bool = True) -> None:
+    """Add `--config`, the YAML of an experiment."""
+    parser.add_argument("--config", type=Path, required=required, metavar="YAML", help=about)
+
+
+def add_output(parser: argparse.ArgumentParser, files: str) -> None:
+    """Add `--output`, the folder that files are written to."""
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help=f"gets {files}")
+
+
+def add_subsets(parser: argparse.ArgumentParser, about: str) -> None:
+    """Add `--subsets` of a corpus."""
+    parser.add_argument("--subsets", nargs="+", metavar="SUBSET", help=about)
 
 
 def whole_number(least: int) -> Callable[[str], int]:

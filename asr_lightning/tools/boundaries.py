@@ -1,152 +1,47 @@
-"""Measures alignments of phones or words against exact ones: how far borders are off.
+r"""Compare where phones or words begin with where they ought to.
 
-Example: python -m asr_lightning.tools.boundaries --truth data/spoken/test-clean runs/gmm.ctm runs/blstm.ctm \
-    --output runs/boundaries
+Example:
+    asr boundaries runs/gmm.phones.ctm runs/blstm.phones.ctm --truth data/spoken/test-clean --output runs/boundaries
+
+The table has the median and the 90th percentile of the distances of borders, and the shares within 20 and 50 ms.
+Segments are paired by their labels.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple
 from pathlib import Path
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from asr_lightning.analysis.boundaries import BoundaryErrors, measure
-from asr_lightning.errors import InputError, printable
-from asr_lightning.files import replacing, write_atomically
-from asr_lightning.hmm.alignment import word_runs
-from asr_lightning.report.figures import COLOURS
-from asr_lightning.report.tables import as_csv, as_markdown, as_text, number
-from asr_lightning.text.lexicon import Lexicon, read_lexicon
-from asr_lightning.text.phones import SILENCE, Segment
-from data_modules.phone_labels import CTMLabels
-
-HEAD = ["alignment", "borders", "matched %", "median ms", "90 % ms", "≤ 20 ms %", "≤ 50 ms %"]
-FARTHEST = 0.1  # seconds in the picture
+from asr_lightning.asr import main
+from asr_lightning.errors import InputError
+from asr_lightning.tools.arguments import add_output
 
 
-def table(errors: Mapping[str, BoundaryErrors]) -> list[list[str]]:
-    """Return a line for every alignment."""
-    rows = [HEAD]
-    for name, one in errors.items():
-        times = [number(1000 * one.percentile(percent), ".1f") for percent in (50, 90)]
-        shares = [number(100 * one.within(seconds), ".1f") for seconds in (0.020, 0.050)]
-        rows.append([name, str(one.expected), f"{100 * one.matched:.1f}", *times, *shares])
-    return rows
-
-
-def plot(errors: Mapping[str, BoundaryErrors], path: Path) -> None:
-    """Draw which share of borders is off by how much at most."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for (name, one), colour in zip(errors.items(), COLOURS * len(errors), strict=False):
-        off = np.sort(one.seconds) * 1000
-        axes.step(off, 100 * np.arange(1, len(off) + 1) / max(1, len(off)), where="post", label=name, color=colour)
-    axes.axvline(20, color="0.7", linewidth=1, zorder=0)
-    axes.set(xlim=(0, 1000 * FARTHEST), ylim=(0, 100), xlabel="off by at most, ms", ylabel="borders, %")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
-    with replacing(path) as half:
-        figure.savefig(half, format="png", dpi=120)
-
-
-def exact_words(phones: Sequence[Segment], words: Sequence[Segment], lexicon: Lexicon) -> list[Segment]:
-    """Return when words are spoken, from when their phones are.
-
-    Raises:
-        ValueError: The phones do not say the words.
-    """
-    said = [one.label for one in words if one.label != SILENCE]
-    return [Segment(*run) for run in word_runs(lexicon, [astuple(one) for one in phones], said)]
-
-
-def compare(truth: Path, found: Sequence[Path], names: Sequence[str], lexicon: Path | None, output: Path) -> str:
-    """Write `boundaries.csv`, `.md` and `.png`, and return what to tell the user.
-
-    Args:
-        truth: Exact phones.
-        found: Alignments of phones; of words if there is a lexicon.
-        names: Of the alignments.
-        lexicon: Says how words are said, which exact words are put together by; what it cannot say is left out.
-        output: Folder.
-
-    Raises:
-        InputError: A file cannot be read, or there is no border to compare.
-    """
-    exact, words = CTMLabels(str(truth)), None if lexicon is None else read_lexicon(lexicon)
-    errors, left_out = {}, dict[str, str]()
-    for name, path in zip(names, found, strict=True):
-        labels = CTMLabels(str(path))
-        segments = {one: labels.segments(one) for one in labels.utterances()}
-        expected = {}
-        for one, said in segments.items():
-            phones = exact.segments(one)
-            try:
-                expected[one] = exact_words(phones, said, words) if phones and words is not None else phones
-            except ValueError as error:  # the lexicon cannot say it
-                left_out[one] = str(error)
-        errors[name] = measure(expected, segments)
-        if not errors[name].expected:
-            found_ones = ", ".join(f"{one} ({left_out[one]})" if one in left_out else one for one in list(segments)[:3])
-            raise InputError(f"{path}: expected utterances that {truth} knows, found {found_ones}")
-        if not len(errors[name].seconds):
-            of_truth, of_found = (
-                ", ".join(sorted({one.label for said in some.values() for one in said})[:10])
-                for some in (expected, segments)
-            )
-            raise InputError(
-                f"{path}: expected segments that are called as in {truth}, {of_truth}; found none behind another, only "
-                f"{of_found}"
-            )
-    rows = table(errors)
-    write_atomically(output / "boundaries.csv", as_csv(rows))
-    write_atomically(output / "boundaries.md", as_markdown(rows) + "\n")
-    plot(errors, output / "boundaries.png")
-    for one, why in left_out.items():
-        print(printable(f"left out: {one}: {why}"), file=sys.stderr)
-    return f"{as_text(rows)}\n\nWritten to {output.absolute()}: boundaries.csv, boundaries.md, boundaries.png"
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m asr_lightning.tools.boundaries",
-        description="Compare where phones or words begin with where they ought to: median and 90th percentile of what "
-        "borders are off, and shares within 20 and 50 ms. Segments are paired by their labels.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "alignments", nargs="+", type=Path, metavar="CTM", help="alignments: CTM files, or folders of them"
     )
-    parser.add_argument("found", nargs="+", type=Path, metavar="CTM", help="alignments: CTM files, or folders of them")
     parser.add_argument(
         "--truth", type=Path, required=True, metavar="CTM", help="exact ones, as the embedded corpus has"
     )
+    parser.add_argument("--lexicon", type=Path, metavar="FILE", help="pronunciations, if the alignments are of words")
     parser.add_argument(
-        "--lexicon",
-        type=Path,
-        metavar="FILE",
-        help="if the alignments are of words: how these are said",
+        "--names", nargs="+", metavar="NAME", help="of the alignments in the table (default: names of the files)"
     )
-    parser.add_argument("--names", nargs="+", help="of the alignments in the table (default: names of the files)")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where table and picture go")
-    return parser
+    add_output(parser, "boundaries.csv, boundaries.md and boundaries.png")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    names = options.names or [path.name.removesuffix(".ctm") for path in options.found]
-    if len(set(names)) != len(options.found):
-        parser.error(f"expected a different name for each of {len(options.found)} alignments, got {', '.join(names)}")
-    try:
-        print(compare(options.truth, options.found, names, options.lexicon, options.output))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(options: argparse.Namespace) -> int:
+    """Compare the alignments; return the exit status."""
+    names = options.names or [path.name.removesuffix(".ctm") for path in options.alignments]
+    count = len(options.alignments)
+    if len(set(names)) != count or len(names) != count:
+        raise InputError(f"--names: expected a different name for each of {count} alignments, got {', '.join(names)}")
+    from asr_lightning.tools.boundary_errors import compare
+
+    print(compare(options.truth, options.alignments, names, options.lexicon, options.output))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["boundaries", *sys.argv[1:]]))

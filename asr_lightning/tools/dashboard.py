@@ -1,161 +1,43 @@
-"""Makes a W&B workspace and a report of some groups of runs, or says what they would show.
+"""Make a W&B workspace and a report of groups of runs, or say what they would show.
 
-Example: python -m asr_lightning.tools.dashboard --group demo/rnnt_random demo/rnnt_ws --runs runs/demo --save
+Example:
+    asr dashboard --group demo/rnnt_random demo/rnnt_ws --runs runs/demo --save
+
+They show error rates per epoch, training, t-SNE pictures by layer and tables of neighbors. Without --save nothing is
+sent. The exit status is 1 where a run has not logged what is shown.
 """
 
 import argparse
-import os
-import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import wandb
-
-from asr_lightning.errors import InputError
-from asr_lightning.report import dashboard
-from asr_lightning.report.wandb_runs import LoggedRun, find_runs, layers_of
-
-ANSWER_SECONDS = 60  # where there is no server, W&B's client at times waits for ever
-NO_LOGIN = (
-    "nothing was sent: W&B needs a login. Log in with `wandb login` or set WANDB_API_KEY, do not set WANDB_MODE to "
-    "offline or disabled, and say --save again."
-)
+from asr_lightning.asr import main
+from asr_lightning.tools.arguments import add_subsets
 
 
-def choose_shown(runs: Sequence[LoggedRun], project: str, groups: Sequence[str]) -> list[LoggedRun]:
-    """Return the runs that the dashboard's filters let through.
-
-    Raises:
-        InputError: A group has none.
-    """
-    shown = [
-        run for run in runs if run.project == project and run.group in groups and run.job_type == dashboard.TRAINING
-    ]
-    missing = [group for group in groups if group not in {run.group for run in shown}]
-    if missing:
-        found = sorted({f"{run.project}: {run.group or 'no group'} ({run.job_type or 'no job type'})" for run in runs})
-        raise InputError(
-            f"no run of group {missing[0]} with job type {dashboard.TRAINING} in project {project}; there are "
-            f"{'; '.join(found)}. `lightning fit` gives both: the group is named by the two folders above the seed's"
-        )
-    return shown
-
-
-def check(shown: Sequence[LoggedRun], sections: dashboard.Sections) -> tuple[list[str], bool]:
-    """Look whether runs have logged what a dashboard shows.
-
-    Returns:
-        A line for each run, all starts of one seed together, and whether nothing is missing that is not optional.
-    """
-    lines, complete = [], True
-    panels = [panel for of_section in sections.values() for panel in of_section]
-    for group, name in dict.fromkeys((run.group, run.name) for run in shown):
-        starts = [run for run in shown if (run.group, run.name) == (group, name)]
-        logged = {key: kind for run in starts for key, kind in run.logged.items()}
-        absent = list(dict.fromkeys(key for panel in panels for key in dashboard.missing_names(panel, logged)))
-        needed = [key for key in absent if not dashboard.is_optional(key)]
-        optional = [key for key in absent if dashboard.is_optional(key)]
-        lines.append(f"  {name}: " + (f"not logged: {', '.join(needed)}" if needed else "logged what is needed"))
-        if optional:
-            lines.append(f"    without what is optional: {', '.join(optional)}")
-        if any(key.endswith("/wer") for key in needed):
-            subsets = sorted(key.removesuffix("/wer") for key in logged if key.endswith("/wer"))
-            lines.append(f"    error rates are of {', '.join(subsets) or 'nothing'}: say so with --subsets")
-        complete = complete and not needed
-    return lines, complete
-
-
-def _give_up(*_: object) -> None:
-    raise TimeoutError(f"no answer within {ANSWER_SECONDS} s")
-
-
-def publish(entity: str | None, project: str, groups: Sequence[str], sections: dashboard.Sections) -> list[str]:
-    """Make a report and a workspace at W&B, each time new ones, and return their addresses.
-
-    Args:
-        entity: User or team; the login's own if None.
-        project: Made if it is not there.
-        groups: Of the runs.
-        sections: What is shown.
-
-    Raises:
-        InputError: There is no login, or W&B does not answer or refuses.
-    """
-    os.environ.setdefault("WANDB_SILENT", "true")
-    before = signal.signal(signal.SIGALRM, _give_up)
-    signal.alarm(ANSWER_SECONDS)
-    try:
-        if not wandb.login(prompt=False):
-            raise InputError(NO_LOGIN)
-        entity = entity or wandb.Api().default_entity
-        if entity is None:
-            raise InputError("W&B knows no user or team of this login: name one with --entity")
-        report = dashboard.make_report(entity, project, groups, sections).save()  # makes the project
-        workspace = dashboard.make_workspace(entity, project, groups, sections).save()
-    except InputError:
-        raise
-    except Exception as error:  # W&B's have no class in common
-        raise InputError(f"W&B did not take the dashboard of {entity or 'you'}/{project}: {error}") from error
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-    return [f"report:    {report.url}", f"workspace: {workspace.url}"]
-
-
-def run(options: argparse.Namespace) -> int:
-    """Say what a dashboard shows, check runs, and publish it, as far as the options ask for it."""
-    runs = choose_shown(find_runs(options.runs), options.project, options.group) if options.runs else []
-    sections = dashboard.make_sections(options.subsets, options.layers or layers_of(runs))
-    # made before anything else is said, so that a name which no filter can say ends the command
-    dashboard.make_workspace(options.entity or "", options.project, options.group, sections)
-    print(f"Groups {', '.join(options.group)} of project {options.project}\n")
-    print("\n".join(dashboard.describe(sections)))
-    if not options.layers and not layers_of(runs):
-        print("  no pictures: W&B must be told of which layers, by --layers, or by --runs that have logged some")
-    if runs:
-        lines, complete = check(runs, sections)
-        print("\n".join(["", "Runs", *lines]))
-        if not complete:
-            print("\nNothing was sent, since panels would be empty.", file=sys.stderr)
-            return 1
-    if not options.save:
-        print("\nNothing was sent. --save makes a report and a workspace of this; `wandb sync` sends offline runs.")
-        return 0
-    print("\n".join(["", *publish(options.entity, options.project, options.group, sections)]))
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, 1 where runs lack what is shown, 2 where the input is unusable."""
-    parser = argparse.ArgumentParser(
-        prog="python -m asr_lightning.tools.dashboard",
-        description="Make a W&B workspace and a report of groups of runs: error rates per epoch, training, t-SNE "
-        "pictures by layer and tables of neighbours. Without --save, say what they would show and send nothing.",
-        epilog="Exit status: 0, 1 where a run has not logged what is shown, 2 where the input is unusable or W&B "
-        "cannot be reached.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument(
         "--group", nargs="+", required=True, metavar="NAME",
         help="W&B's groups: the folder above the seed's and the one above that, as demo/rnnt_ws",
     )  # fmt: skip
     parser.add_argument("--project", default="asr_lightning", help="of the runs (default: asr_lightning)")
     parser.add_argument("--entity", help="user or team at W&B (default: that of the login)")
-    parser.add_argument(
-        "--subsets", nargs="+", default=["test-clean", "test-other"], metavar="SUBSET",
-        help="whose error rates are drawn (default: test-clean test-other)",
-    )  # fmt: skip
+    add_subsets(parser, "whose error rates are drawn (default: test-clean test-other)")
+    parser.set_defaults(subsets=["test-clean", "test-other"])
     parser.add_argument("--layers", nargs="+", metavar="LAYER", help="of the t-SNE pictures (default: those in --runs)")
     parser.add_argument(
         "--runs", nargs="+", type=Path, metavar="FOLDER", help="check that the runs below have logged what is shown"
     )
     parser.add_argument("--save", action="store_true", help="make both at W&B, new ones each time; needs a login")
-    try:
-        return run(parser.parse_args(arguments))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show, check and publish; return the exit status."""
+    from asr_lightning.tools import publishing
+
+    return publishing.run(options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["dashboard", *sys.argv[1:]]))

@@ -1,280 +1,103 @@
-"""Makes what a BLSTM-HMM hybrid needs besides its network: states, alignments and graphs; and tunes its language model.
+r"""Make what a BLSTM-HMM hybrid needs besides its network: states, alignments and graphs; tune its language model.
 
-Example: python -m asr_lightning.tools.hybrid prepare --config experiments/demo/hybrid.yaml \
-    --lexicon data/spoken/lexicon.txt --output runs/demo/hybrid/states
+Example:
+    asr hybrid prepare --config experiments/demo/hybrid.yaml --lexicon data/spoken/lexicon.txt \
+        --output runs/demo/hybrid/states
+    asr hybrid realign --config experiments/demo/hybrid.yaml --checkpoint runs/demo/hybrid/seed1/checkpoints/last.ckpt \
+        --output runs/demo/hybrid/realigned
+    asr hybrid tune --config experiments/demo/hybrid.yaml --checkpoint runs/demo/hybrid/seed1/checkpoints/last.ckpt \
+        --output runs/demo/hybrid/seed1/search.yaml
 """
 
 import argparse
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import kaldifst
-import numpy as np
-import yaml
+from asr_lightning.asr import main
+from asr_lightning.tools.arguments import above_zero, add_config, add_device, add_output, add_subsets, whole_number
 
-from asr_lightning.errors import InputError
-from asr_lightning.files import replacing, replacing_files, write_atomically
-from asr_lightning.hmm.alignment import phone_runs
-from asr_lightning.hmm.graph import decoding_graph, phone_grammar
-from asr_lightning.hmm.model import CHAIN_STATES, CHAIN_SUBSAMPLING, HiddenMarkovModel
-from asr_lightning.hmm.search import GraphSearch
-from asr_lightning.hmm.store import AlignmentStore, write_alignments
-from asr_lightning.hmm.tree import subsampled
-from asr_lightning.models.blstm_hmm import ALIGNMENTS, DECODING_GRAPH, PHONE_GRAMMAR, read_graph
-from asr_lightning.scoring.error_rates import ErrorRates
-from asr_lightning.text.arpa import read_arpa
-from asr_lightning.text.graphemes_to_phones import JointSequenceModel
-from asr_lightning.text.lexicon import Lexicon, capitals, cmudict, complete, read_lexicon
-from asr_lightning.text.ngram import NGram
-from asr_lightning.text.smoothing import kneser_ney
-from asr_lightning.tools.arguments import above_zero, whole_number
-from asr_lightning.tools.mixture_training import Trained, of_mixtures, tie, train_mixtures
-from asr_lightning.tools.ngram import find_texts, read_sentences
-from asr_lightning.tools.state_alignment import Aligned, align_batches, likelihoods, of_network, prepare_hybrid
-from asr_lightning.tools.subsets import development_subsets, every, subsets_of, training_texts
-
-SHOWN = 10  # utterances that could not be aligned
 SCALES = (0.05, 0.07, 0.1, 0.14, 0.2, 0.3)  # of log likelihoods of frames of 10 ms
+STOPPED = "stopped; nothing was written"
 
 
-def prepare(options: argparse.Namespace) -> str:
-    """Train Gaussian mixtures, tie states, align everything, make the graphs; return what to tell the user."""
-    train, validation = subsets_of(options.config)
-    transcripts = list(training_texts(options.config))
-    ngram = read_or_estimate(options, transcripts)
-    lexicon, report = make_lexicon(options, transcripts, ngram)
-    write_atomically(
-        options.output / "left_out.txt", "".join(f"{word} {count}\n" for word, count in report.most_common())
-    )
-    said = [f"{len(lexicon)} words in the lexicon; {len(report)} of the text are in none and left out (left_out.txt)."]
-    trained = train_mixtures(options, HiddenMarkovModel.monophone(lexicon), train)
-    states, convert = states_of_network(options, trained)
-    said.append(f"{states.pdfs} tied states, {states.states} of each phone, a frame every {states.subsampling}0 ms.")
-    batches = every(options.config, [*train, *validation], "alignment")
-    aligned = align_batches(trained.mixtures.model, batches, of_mixtures(trained.mixtures))
-    said += finish(options.output, states, aligned, convert)
-    with replacing(options.output / DECODING_GRAPH) as half:
-        decoding_graph(states, ngram).write(str(half))
-    return "\n".join(said)
-
-
-def states_of_network(
-    options: argparse.Namespace, trained: Trained
-) -> tuple[HiddenMarkovModel, Callable[[Sequence[int]], Sequence[int]]]:
-    """Return the states that the network learns, and what makes their alignments of those of the mixtures.
-
-    They are those of the mixtures; with subsampling a phone has one state, and the states are tied anew by every third
-    frame, as for Kaldi's chain models [Povey et al. 2016].
-    """
-    model = trained.mixtures.model
-    if options.subsampling == 1:
-        return model, lambda ids: ids
-    single = HiddenMarkovModel.monophone(model.lexicon, CHAIN_STATES, options.subsampling)
-    kept = ((features, subsampled(model, single, ids)) for features, ids in trained.aligned(options.subsampling))
-    chain = tie(options, single, ((features, ids) for features, ids in kept if ids))
-    return chain, lambda ids: subsampled(model, chain, ids)
-
-
-def read_or_estimate(options: argparse.Namespace, transcripts: Sequence[str]) -> NGram:
-    """Return the language model: an ARPA file, or one of texts, or of the transcripts."""
-    if options.arpa is not None:
-        return read_arpa(options.arpa)
-    texts = read_sentences(find_texts(options.text), options.skip_columns) if options.text else transcripts
-    return kneser_ney([capitals(text).split() for text in texts], options.order)
-
-
-def make_lexicon(options: argparse.Namespace, transcripts: Sequence[str], ngram: NGram) -> tuple[Lexicon, Counter[str]]:
-    """Return the lexicon with what a trained model says of words that it lacks, and how often others come."""
-    lexicon = cmudict() if options.lexicon == "cmudict" else read_lexicon(options.lexicon)
-    wanted = [*(word for text in transcripts for word in capitals(text).split()), *ngram.tokens]
-    wanted = [word for word in wanted if not word.startswith("<")]
-    unknown = [word for word in wanted if word not in lexicon]
-    g2p = JointSequenceModel.train(lexicon) if options.unknown_words == "guess" and unknown else None
-    guessed, left_out = complete(lexicon, unknown, g2p)
-    return Lexicon({**lexicon.pronunciations, **guessed.pronunciations}), left_out
-
-
-def finish(
-    output: Path, tied: HiddenMarkovModel, aligned: Iterable[Aligned],
-    convert: Callable[[Sequence[int]], Sequence[int]] = lambda ids: ids,
-) -> list[str]:  # fmt: skip
-    """Write alignments in the states of a tied model, the phone grammar that follows, and the model with its counts.
-
-    Args:
-        output: Folder that they go to.
-        tied: The model.
-        aligned: Utterances.
-        convert: Makes transition ids of the model of those of the alignments; none where that cannot be.
-    """
-    problems: list[str] = []
-
-    def converted() -> Iterator[tuple[str, Iterable[int]]]:
-        for one in aligned:
-            ids = () if one.problem else convert(one.transition_ids)
-            if len(ids):
-                yield one.id, ids
-            else:
-                problems.append(f"{one.id}: {one.problem or 'it has more phones than frames are left'}")
-
-    write_alignments(output / ALIGNMENTS, converted())
-    store = AlignmentStore(output / ALIGNMENTS)
-    counts = np.zeros(len(tied.pdf_of))
-    for _, ids in store:
-        counts += np.bincount(ids, minlength=len(counts))
-    tied = tied.with_counts(counts)
-    tied.write(output)
-    spoken = phone_grammar([tied.phone_ids[phone] for *_, phone in phone_runs(tied, ids)] for _, ids in store)
-    kaldifst.arcsort(spoken, sort_type="ilabel")
-    with replacing(output / PHONE_GRAMMAR) as half:
-        spoken.write(str(half))
-    more = len(problems) - SHOWN
-    return [
-        f"{len(store)} utterances aligned, {len(problems)} not.",
-        *problems[:SHOWN],
-        *([f"... and {more} more"] if more > 0 else []),
-    ]
-
-
-def realign(options: argparse.Namespace) -> str:
-    """Align everything by a network, with the states that it knows; return what to tell the user."""
-    recognizer = prepare_hybrid(options.checkpoint, options.device, options.config)
-    train, validation = subsets_of(options.config)
-    model = recognizer.states
-    batches = every(options.config, [*train, *validation], "alignment")
-    said = finish(options.output, model, align_batches(model, batches, of_network(recognizer)))
-    with replacing(options.output / DECODING_GRAPH) as half:
-        read_graph(recognizer.folder / DECODING_GRAPH).write(str(half))
-    return "\n".join(said)
-
-
-def in_one_go(run: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Namespace], str]:
-    """Let a command write all its files or none, since they fit each other only."""
-
-    def run_whole(options: argparse.Namespace) -> str:
-        with replacing_files(options.output) as folder:
-            said = run(argparse.Namespace(**{**vars(options), "output": folder}))
-        return f"{said}\nWritten to {options.output.absolute()}"
-
-    return run_whole
-
-
-def tune(options: argparse.Namespace) -> str:
-    """Find the acoustic scale with the fewest word errors; return a table."""
-    subsets = development_subsets(options.config, options.subsets)
-    recognizer = prepare_hybrid(options.checkpoint, options.device, options.config)
-    graph = read_graph(recognizer.folder / DECODING_GRAPH)
-    scales = options.scales or [scale * recognizer.states.subsampling for scale in SCALES]
-    rates = {scale: ErrorRates() for scale in scales}
-    for batch in every(options.config, subsets, "search"):
-        for text, scores in zip(batch.texts, likelihoods(recognizer, batch), strict=True):
-            for scale, rate in rates.items():
-                search = GraphSearch(scale, recognizer.search.beam, recognizer.search.max_active)
-                heard = " ".join(search(scores, recognizer.states, graph)[0].words)
-                rate.update(*([recognizer.tokenizer.fold(one)] for one in (text, heard)))
-    if not all(rate.sentence_total for rate in rates.values()):
-        raise InputError(f"{', '.join(subsets)}: expected utterances to choose a scale by, but none could be read")
-    found = {scale: float(rate.compute()["wer"]) for scale, rate in rates.items()}
-    best = min(found, key=lambda scale: found[scale])
-    part = {
-        "class_path": "asr_lightning.hmm.search.GraphSearch",
-        "init_args": {**vars(recognizer.search), "acoustic_scale": best},
-    }
-    write_atomically(options.output, yaml.safe_dump({"model": {"init_args": {"search": part}}}))
-    of = next(iter(rates.values()))
-    lines = [f"acoustic scale {scale:g} (language model weight {1 / scale:.1f}): WER {100 * rate:.2f} %"
-             for scale, rate in found.items()]  # fmt: skip
-    lines.append(f"Of {int(of.sentence_total):,} utterances, {int(of.word_total):,} words.")
-    return "\n".join([*lines, f"The best, {best:g}, is in {options.output.absolute()}: give it as a second --config"])
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m asr_lightning.tools.hybrid", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the commands' arguments."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--config", type=Path, required=True, help="an experiment; its `data` is the corpus")
+    add_config(shared, "an experiment; its `data` is the corpus")
     network = argparse.ArgumentParser(add_help=False)
     network.add_argument(
         "--checkpoint", type=Path, required=True,
         help="of a BLSTMHMM that `lightning fit` has trained; a `model` in the experiment is of this network",
     )  # fmt: skip
-    network.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU where there is one"
-    )
-    one = commands.add_parser(
-        "prepare", parents=[shared], help="states, alignments and graphs from Gaussian mixtures",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    add_device(network)
+    folder = argparse.ArgumentParser(add_help=False)
+    add_output(folder, "all files")
+    _add_prepare(
+        commands.add_parser(
+            "prepare", parents=[shared, folder], help="states, alignments and graphs from Gaussian mixtures",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
     )  # fmt: skip
-    one.add_argument(
-        "--lexicon", required=True, help="a file in the form of CMUdict, LibriSpeech, Kaldi or MFA; or `cmudict`"
-    )
-    one.add_argument("--unknown-words", choices=("guess", "leave"), default="guess", help="say them as a model that is "
-                     "trained on the lexicon does, or leave utterances with them out")  # fmt: skip
-    one.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where everything goes")
-    one.add_argument(
-        "--arpa", type=Path, help="language model of words (estimated from --text, or else the transcripts)"
-    )
-    one.add_argument("--text", nargs="+", metavar="FILE", help="sentences that the language model is estimated from")
-    one.add_argument(
-        "--skip-columns", type=whole_number(0), default=0, metavar="N",
-        help="words at the start of their lines that are no text",
-    )  # fmt: skip
-    one.add_argument("--order", type=above_zero(int), default=3, help="of the language model that is estimated")
-    one.add_argument("--passes", type=above_zero(int), default=40, help="over the data of monophones")
-    one.add_argument("--triphone-passes", type=above_zero(int), default=20, help="over the data of triphones")
-    one.add_argument(
-        "--frames-per-gaussian", type=above_zero(float), default=300.0,
-        help="of 10 ms that there are for each Gaussian in the end, which says how many there are",
-    )  # fmt: skip
-    one.add_argument(
-        "--gmm-minutes", type=above_zero(float), default=60.0,
-        help="of the shortest utterances, which monophones learn from, held in memory",
-    )  # fmt: skip
-    one.add_argument(
-        "--triphone-minutes", type=above_zero(float), default=300.0,
-        help="of utterances drawn by lot, which states are tied by and triphones learn from, held in memory",
-    )  # fmt: skip
-    one.add_argument("--tied-states", type=above_zero(int), default=500, help="at most, but one a state of phones")
-    one.add_argument(
-        "--subsampling", type=int, choices=(1, CHAIN_SUBSAMPLING), default=1,
-        help="feature frames from one of the network to the next; with 3 a phone has one state, as in chain models",
-    )  # fmt: skip
-    one.add_argument("--least-frames", type=above_zero(float), default=100.0, help="that a tied state needs")
-    one.add_argument("--seed", type=int, default=1, help="of the first alignments, and of what is drawn by lot")
-    one.set_defaults(run=in_one_go(prepare))
-    one = commands.add_parser("realign", parents=[shared, network], help="the same from a network's alignments")
-    one.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where everything goes")
-    one.set_defaults(run=in_one_go(realign))
-    one = commands.add_parser("tune", parents=[shared, network], help="find the best weight of the language model")
-    one.add_argument(
-        "--subsets",
-        nargs="+",
-        help="development sets (default: those that the experiment validates on; never what it tests on)",
-    )
-    one.add_argument(
-        "--scales", nargs="+", type=above_zero(float),
+    commands.add_parser("realign", parents=[shared, network, folder], help="the same from a network's alignments")
+    tune = commands.add_parser("tune", parents=[shared, network], help="find the best weight of the language model")
+    add_subsets(tune, "development sets (default: those that the experiment validates on; never what it tests on)")
+    tune.add_argument(
+        "--scales", nargs="+", type=above_zero(float), metavar="X",
         help=f"of log likelihoods (default: {' '.join(map(str, SCALES))}; with subsampling as many times more)",
     )  # fmt: skip
-    one.add_argument("--output", type=Path, required=True, metavar="YAML", help="where the best one goes")
-    one.set_defaults(run=tune)
-    return parser
+    tune.add_argument("--output", type=Path, required=True, metavar="YAML", help="gets the best one")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    options = make_parser().parse_args(arguments)
-    try:
-        print(options.run(options))
-    except (InputError, OSError) as error:  # a full disk, or an output that cannot be written
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lexicon", required=True, help="a file in the form of CMUdict, LibriSpeech, Kaldi or MFA; or `cmudict`"
+    )
+    parser.add_argument(
+        "--unknown-words", choices=("guess", "leave"), default="guess",
+        help="pronounce them by a model that is trained on the lexicon, or leave utterances with them out",
+    )  # fmt: skip
+    parser.add_argument(
+        "--arpa", type=Path, help="language model of words (estimated from --text, or else the transcripts)"
+    )
+    parser.add_argument("--text", nargs="+", metavar="FILE", help="sentences that the language model is estimated from")
+    numbers = (
+        ("skip-columns", whole_number(0), 0, "words at the start of their lines that are no text"),
+        ("order", above_zero(int), 3, "of the language model that is estimated"),
+        ("passes", above_zero(int), 40, "over the data of monophones"),
+        ("triphone-passes", above_zero(int), 20, "over the data of triphones"),
+        ("frames-per-gaussian", above_zero(float), 300.0, "frames of 10 ms for each Gaussian in the end"),
+        (
+            "gmm-minutes", above_zero(float), 60.0,
+            "of the shortest utterances, which monophones learn from, held in memory",
+        ),
+        (
+            "triphone-minutes", above_zero(float), 300.0,
+            "of utterances drawn at random, which states are tied by and triphones learn from, held in memory",
+        ),
+        ("tied-states", above_zero(int), 500, "at most, but one for each state of the phones"),
+        ("least-frames", above_zero(float), 100.0, "that a tied state needs"),
+        ("seed", whole_number(0), 1, "of the first alignments, and of what is drawn at random"),
+    )  # fmt: skip
+    for name, kind, default, about in numbers:
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=about)
+    parser.add_argument(
+        "--subsampling", type=int, choices=(1, 3), default=1,
+        help="feature frames from one of the network to the next; with 3 a phone has one state, as in chain models",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prepare, realign or tune; return the exit status."""
+    from asr_lightning.tools import hybrid_states
+
+    if options.command == "tune":
+        print(hybrid_states.tune(options))
+        return 0
+    make = hybrid_states.prepare if options.command == "prepare" else hybrid_states.realign
+    print(hybrid_states.write_together(make, options))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["hybrid", *sys.argv[1:]]))

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from asr_lightning.batch import Batch
 from asr_lightning.files import append_to
 from asr_lightning.hmm import gmm, tree
-from asr_lightning.hmm.alignment import align
-from asr_lightning.hmm.graph import expand, sentence
+from asr_lightning.hmm.frame_alignment import align_frames
+from asr_lightning.hmm.graph import expand_to_states, sentence_transducer
 from asr_lightning.hmm.model import HiddenMarkovModel
-from asr_lightning.hmm.questions import phonetic_questions
+from asr_lightning.hmm.tree import phonetic_questions
 from asr_lightning.text.lexicon import capitals
 from asr_lightning.tools.state_alignment import Decodable, Decodables
 from asr_lightning.tools.subsets import portion
@@ -60,15 +60,21 @@ def train_mixtures(options: argparse.Namespace, model: HiddenMarkovModel, train:
         file.write(COLUMNS)
     monophones = train_monophones(options, model, train)
     words, features = read(options, model, train, options.triphone_minutes, "triphones", options.seed)
-    decodables = {id: monophones.decodable(one) for id, one in features.items()}
+    decodables = {id: monophones.decodable(frames) for id, frames in features.items()}
     counted = monophones.model  # with the transitions that were seen
-    found = {id: align(one, expand(counted, sentence(counted, words[id]))) for id, one in decodables.items()}
-    before = Trained(monophones, words, features, {id: ids for id, ids in found.items() if ids})
+    aligned = {
+        id: align_frames(decodable, expand_to_states(counted, sentence_transducer(counted, words[id])))
+        for id, decodable in decodables.items()
+    }
+    before = Trained(monophones, words, features, {id: ids for id, ids in aligned.items() if ids})
     tied = tie(options, counted, before.aligned())
-    begin = {id: tree.convert(counted, tied, ids) if ids else [] for id, ids in found.items()}
-    examples = [gmm.Example(id, features[id], expand(tied, sentence(tied, words[id]))) for id in features]
+    begin = {id: tree.convert(counted, tied, ids) if ids else [] for id, ids in aligned.items()}
+    examples = [
+        gmm.TrainingUtterance(id, features[id], expand_to_states(tied, sentence_transducer(tied, words[id])))
+        for id in features
+    ]
     triphones = train_passes(options, "triphones", tied, examples, options.triphone_passes, begin)
-    last = {one.id: align(triphones.decodable(one.features), one.graph) for one in examples}
+    last = {example.id: align_frames(triphones.decodable(example.features), example.graph) for example in examples}
     return Trained(triphones, words, features, {id: ids for id, ids in last.items() if ids})
 
 
@@ -77,7 +83,10 @@ def train_monophones(
 ) -> gmm.GaussianMixtures:
     """Train Gaussian mixtures of monophones on the shortest utterances, from a flat start."""
     words, features = read(options, model, train, options.gmm_minutes, "monophones", None)
-    examples = [gmm.Example(id, features[id], expand(model, sentence(model, words[id]))) for id in features]
+    examples = [
+        gmm.TrainingUtterance(id, features[id], expand_to_states(model, sentence_transducer(model, words[id])))
+        for id in features
+    ]
     return train_passes(options, "monophones", model, examples, options.passes, None)
 
 
@@ -96,26 +105,30 @@ def read(
         seed: Of the lot that utterances are drawn by; None for the shortest ones.
     """
     words, features = {}, {}
-    for id, said, values in utterances(portion(options.config, train, 60 * minutes, f"features: {title}", seed)):
-        if all(word in model.word_ids for word in said):
-            words[id], features[id] = said, values
+    for id, spoken, values in utterances(portion(options.config, train, 60 * minutes, f"features: {title}", seed)):
+        if all(word in model.word_ids for word in spoken):
+            words[id], features[id] = spoken, values
     return words, features
 
 
 def train_passes(
-    options: argparse.Namespace, title: str, model: HiddenMarkovModel, examples: Sequence[gmm.Example], passes: int,
+    options: argparse.Namespace,
+    title: str,
+    model: HiddenMarkovModel,
+    examples: Sequence[gmm.TrainingUtterance],
+    passes: int,
     alignments: dict[str, list[int]] | None,
-) -> gmm.GaussianMixtures:  # fmt: skip
+) -> gmm.GaussianMixtures:
     """Train the mixtures of a model; how many Gaussians they have is a matter of how many frames there are."""
-    frames = sum(len(one.features) for one in examples)
+    frames = sum(len(example.features) for example in examples)
     gaussians = max(model.pdfs, int(frames / options.frames_per_gaussian))
     log = (options.output / LOG).open("a")
     with log, tqdm(total=passes, desc=title, unit="pass", disable=not sys.stderr.isatty()) as bar:
-        for one, trained in gmm.train(model, examples, passes, gaussians, options.seed, alignments):
+        for done, trained in gmm.train(model, examples, passes, gaussians, options.seed, alignments):
             mixtures = trained
-            log.write(f"{title},{one.number},{one.log_likelihood:.4f},{one.gaussians},{one.failed}\n")
+            log.write(f"{title},{done.number},{done.log_likelihood:.4f},{done.gaussians},{done.failed}\n")
             bar.update()
-            bar.set_postfix(log_likelihood=f"{one.log_likelihood:.2f}")
+            bar.set_postfix(log_likelihood=f"{done.log_likelihood:.2f}")
     return mixtures
 
 
@@ -124,7 +137,9 @@ def tie(
 ) -> HiddenMarkovModel:
     """Return a model of monophones with triphones tied, by statistics of aligned features."""
     statistics = tree.accumulate(model, aligned)
-    return tree.tie(model, statistics, options.tied_states, phonetic_questions(model.phones), options.least_frames)
+    return tree.tie_states(
+        model, statistics, options.tied_states, phonetic_questions(model.phones), options.least_frames
+    )
 
 
 def utterances(batches: Iterable[Batch]) -> Iterator[tuple[str, list[str], np.ndarray]]:

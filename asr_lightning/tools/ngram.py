@@ -1,6 +1,11 @@
-"""Estimates n-gram language models from text, and measures their perplexity.
+r"""Estimate n-gram language models from text, and measure their perplexity.
 
-Example: python -m asr_lightning.tools.ngram estimate --order 3 --skip-columns 1 --output lm.arpa 'train/**/*.trans.txt'
+Example:
+    asr ngram estimate --order 3 --skip-columns 1 --output lm.arpa 'train/**/*.trans.txt'
+    asr ngram perplexity --arpa lm.arpa --skip-columns 1 'dev/**/*.trans.txt'
+
+Texts are UTF-8 files with one sentence per line. `.gz` and quoted patterns are fine, `-` is the standard input. Blank
+lines are skipped, nothing is normalized: case matters for words.
 """
 
 import argparse
@@ -11,24 +16,62 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
+from asr_lightning.asr import main
 from asr_lightning.errors import InputError
-from asr_lightning.models.experiment import read_part
-from asr_lightning.models.instantiation import instantiate
-from asr_lightning.text.arpa import open_text, read_arpa, write_arpa
-from asr_lightning.text.ngram import SENTENCE_END, SENTENCE_START, UNKNOWN
-from asr_lightning.text.pruning import prune
-from asr_lightning.text.smoothing import kneser_ney, witten_bell
-from asr_lightning.text.tokenizers import CharacterTokenizer, Tokenizer
-from asr_lightning.tools.arguments import above_zero, whole_number
+from asr_lightning.tools.arguments import above_zero, add_config, whole_number
 
-SMOOTHINGS = {"kneser-ney": kneser_ney, "witten-bell": witten_bell}
+if TYPE_CHECKING:
+    from asr_lightning.text.tokenizers import Tokenizer
+
+SMOOTHINGS = ("kneser-ney", "witten-bell")
 STDIN = "-"
 FOREIGN = 0.5  # share of unknown tokens from which text and model are taken to have different units
 
 Split = Callable[[str], Sequence[str]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the commands' arguments."""
+    texts = argparse.ArgumentParser(add_help=False)
+    texts.add_argument("texts", nargs="+", metavar="TEXT", help="text files, or quoted patterns of them")
+    texts.add_argument(
+        "--units", choices=("words", "tokens"), default="words",
+        help="what the n-grams are made of: words, or the tokens of a recognizer (default: words)",
+    )  # fmt: skip
+    add_config(texts, "experiment whose tokenizer makes the tokens (default: characters A-Z, ' and _)", False)
+    texts.add_argument(
+        "--skip-columns", type=whole_number(0), default=0, metavar="N",
+        help="words at the start of each line to skip: 1 for *.trans.txt of LibriSpeech and text of Kaldi (default: 0)",
+    )  # fmt: skip
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    new = commands.add_parser("estimate", parents=[texts], help="make a model", description="Make a model from text.")
+    new.add_argument("--order", type=whole_number(1), default=3, metavar="N", help="units in an n-gram (default: 3)")
+    new.add_argument(
+        "--smoothing", choices=SMOOTHINGS, default="kneser-ney",
+        help="kneser-ney is modified and interpolated; witten-bell suits tiny texts (default: kneser-ney)",
+    )  # fmt: skip
+    new.add_argument(
+        "--prune", type=above_zero(float), metavar="X",
+        help="leave out n-grams without which the perplexity rises by less than this share, e.g. 1e-8 (default: none)",
+    )  # fmt: skip
+    new.add_argument(
+        "--output", type=Path, required=True, metavar="ARPA", help="the file to write, compressed if it ends in .gz"
+    )
+    new.set_defaults(command=estimate)
+    old = commands.add_parser(
+        "perplexity", parents=[texts], help="measure how well a model predicts text",
+        description="Measure how well a model predicts text, ends of sentences included.",
+    )  # fmt: skip
+    old.add_argument("--arpa", type=Path, required=True, help="the model, .gz is fine")
+    old.set_defaults(command=measure)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Estimate or measure; return the exit status."""
+    print(options.command(options))
+    return 0
 
 
 def find_texts(patterns: Iterable[str]) -> list[str]:
@@ -58,6 +101,8 @@ def read_sentences(texts: Iterable[str], skip_columns: int = 0) -> Iterator[str]
     Raises:
         InputError: A file cannot be read.
     """
+    from asr_lightning.text.arpa import open_text
+
     for path in texts:
         try:
             with nullcontext(sys.stdin.buffer) if path == STDIN else open_text(Path(path)) as lines:
@@ -86,12 +131,15 @@ def choose_units(units: str, config: Path | None) -> tuple[Split, list[str] | No
     """Return what splits text into units, and the vocabulary if it does not depend on the text.
 
     Args:
-        units: `words`, or `tokens` of a recogniser.
-        config: The experiment of the recogniser; None: its tokens are characters.
+        units: `words`, or `tokens` of a recognizer.
+        config: The experiment of the recognizer; None: its tokens are characters.
 
     Raises:
         InputError: There is no tokenizer in the experiment, it cannot be made, or words need none.
     """
+    from asr_lightning.text.ngram import SENTENCE_END, SENTENCE_START, UNKNOWN
+    from asr_lightning.text.tokenizers import CharacterTokenizer
+
     if units == "words":
         if config is not None:
             raise InputError(f"--config {config}: expected --units tokens beside it, found words")
@@ -100,15 +148,21 @@ def choose_units(units: str, config: Path | None) -> tuple[Split, list[str] | No
     names = list(tokenizer.tokens)
     names[tokenizer.unk_id] = UNKNOWN
     never = {tokenizer.tokens[tokenizer.blank_id], tokenizer.tokens[tokenizer.eos_id], SENTENCE_START, SENTENCE_END}
-    return lambda text: [names[number] for number in tokenizer.encode(text)], [one for one in names if one not in never]
+    return lambda text: [names[number] for number in tokenizer.encode(text)], [
+        name for name in names if name not in never
+    ]
 
 
-def read_tokenizer(config: Path) -> Tokenizer:
-    """Return the tokenizer of an experiment's recogniser.
+def read_tokenizer(config: Path) -> "Tokenizer":
+    """Return the tokenizer of an experiment's recognizer.
 
     Raises:
         InputError: There is none, or it cannot be made.
     """
+    from asr_lightning.models.experiment import read_part
+    from asr_lightning.models.instantiation import instantiate
+    from asr_lightning.text.tokenizers import Tokenizer
+
     try:
         tokenizer = read_part(config).get("init_args", {}).get("tokenizer")
         if tokenizer is None:
@@ -124,6 +178,10 @@ def estimate(options: argparse.Namespace) -> str:
     Raises:
         InputError: The text or an option cannot be used.
     """
+    from asr_lightning.text.arpa import write_arpa
+    from asr_lightning.text.pruning import prune
+    from asr_lightning.text.smoothing import kneser_ney, witten_bell
+
     split, vocabulary = choose_units(options.units, options.config)
     sentences = units = 0
 
@@ -134,7 +192,8 @@ def estimate(options: argparse.Namespace) -> str:
             units += len(tokens)
             yield tokens
 
-    model = SMOOTHINGS[options.smoothing](counted(), options.order, vocabulary)
+    smooth = kneser_ney if options.smoothing == SMOOTHINGS[0] else witten_bell
+    model = smooth(counted(), options.order, vocabulary)
     pruned = prune(model, options.prune) if options.prune else model
     write_arpa(pruned, options.output)
     lines = [f"{sentences} sentences, {units} {options.units}, order {pruned.order}, {options.smoothing}"]
@@ -150,6 +209,8 @@ def measure(options: argparse.Namespace) -> str:
     Raises:
         InputError: The text, the model or an option cannot be used.
     """
+    from asr_lightning.text.arpa import read_arpa
+
     split, _ = choose_units(options.units, options.config)
     result = read_arpa(options.arpa).perplexity(read_with_progress(options, split))
     share = result.unknown / result.tokens
@@ -166,71 +227,13 @@ def measure(options: argparse.Namespace) -> str:
 
 def read_with_progress(options: argparse.Namespace, split: Split) -> Iterator[Sequence[str]]:
     """Give the sentences of all texts in units; on a terminal with a progress bar."""
+    from tqdm import tqdm
+
     texts = find_texts(options.texts)
     for text in tqdm(read_sentences(texts, options.skip_columns), unit=" sentences", disable=not sys.stderr.isatty()):
         if tokens := split(text):
             yield tokens
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m asr_lightning.tools.ngram",
-        description="Estimate n-gram language models from text, and measure their perplexity.",
-        epilog="Exit status: 0, or 2 if a text, a model or an option cannot be used.",
-    )
-    texts = argparse.ArgumentParser(add_help=False)
-    texts.add_argument(
-        "texts", nargs="+", metavar="TEXT",
-        help="UTF-8 files, one sentence per line; .gz and quoted patterns as 'train/**/*.trans.txt' are fine, - is the "
-        "standard input; blank lines are skipped, nothing is normalised: case matters for words",
-    )  # fmt: skip
-    texts.add_argument(
-        "--units", choices=("words", "tokens"), default="words",
-        help="what the n-grams are made of: words, or the tokens of a recogniser (default: words)",
-    )  # fmt: skip
-    texts.add_argument(
-        "--config", type=Path, metavar="YAML",
-        help="experiment whose tokenizer makes the tokens (default: characters A-Z, ' and _)",
-    )  # fmt: skip
-    texts.add_argument(
-        "--skip-columns", type=whole_number(0), default=0, metavar="N",
-        help="words at the start of each line to skip: 1 for *.trans.txt of LibriSpeech and text of Kaldi (default: 0)",
-    )  # fmt: skip
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    new = commands.add_parser("estimate", parents=[texts], help="make a model", description="Make a model from text.")
-    new.add_argument("--order", type=whole_number(1), default=3, metavar="N", help="units in an n-gram (default: 3)")
-    new.add_argument(
-        "--smoothing", choices=SMOOTHINGS, default="kneser-ney",
-        help="kneser-ney is modified and interpolated; witten-bell suits tiny texts (default: kneser-ney)",
-    )  # fmt: skip
-    new.add_argument(
-        "--prune", type=above_zero(float), metavar="X",
-        help="leave out n-grams without which the perplexity rises by less than this share, e.g. 1e-8 (default: none)",
-    )  # fmt: skip
-    new.add_argument(
-        "--output", type=Path, required=True, metavar="ARPA", help="the file to write, compressed if it ends in .gz"
-    )
-    new.set_defaults(run=estimate)
-    old = commands.add_parser(
-        "perplexity", parents=[texts], help="measure how well a model predicts text",
-        description="Measure how well a model predicts text, ends of sentences included.",
-    )  # fmt: skip
-    old.add_argument("--arpa", type=Path, required=True, help="the model, .gz is fine")
-    old.set_defaults(run=measure)
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    options = make_parser().parse_args(arguments)
-    try:
-        print(options.run(options))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["ngram", *sys.argv[1:]]))

@@ -1,240 +1,69 @@
-"""Measures the loss on straight lines between the networks of checkpoints.
+r"""Measure the loss, and error rates if asked, on straight lines between the networks of checkpoints.
 
-Example: python -m asr_lightning.tools.path --output reports/ws \
-    --between runs/demo/rnnt_random/seed1/checkpoints/last.ckpt runs/demo/rnnt_ws/seed1/checkpoints/last.ckpt
+Example:
+    asr path --between runs/demo/rnnt_random/seed1/checkpoints/last.ckpt \
+        runs/demo/rnnt_ws/seed1/checkpoints/last.ckpt --output reports/ws
+
+The networks are (1 - α)·first + α·second, of one architecture. Buffers are interpolated as the weights are, running
+statistics too, which are not measured anew for the networks between; beyond the ends they stay those of the nearer end.
+The start of a run is an end point as any other: checkpoints/initial.ckpt, which the callback DistanceFromStart writes.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from asr_lightning.analysis.line import Quality, along_line, barrier, places, quality
-from asr_lightning.batch import Batch
+from asr_lightning.asr import main
 from asr_lightning.errors import InputError
-from asr_lightning.files import name_of_run, write_atomically
-from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.models.same_network import unequal_networks
-from asr_lightning.report.path_figures import plot_lines
-from asr_lightning.report.tables import as_csv, as_text
-from asr_lightning.tools.subsets import open_corpus, read_corpus
-from asr_lightning.tools.transcribe import prepare
-from data_modules.sampler import plan_batches
-
-COLUMNS = ("first", "second", "subset", "alpha", "loss", "utterances", "wer", "cer")
+from asr_lightning.tools.arguments import add_config, add_device, add_output, whole_number
 
 
-@dataclass(frozen=True)
-class Line:
-    """What was measured between two checkpoints: for each α how good the network is there."""
-
-    first: str
-    second: str
-    subset: str
-    points: list[tuple[float, Quality]]
-
-    @property
-    def barrier(self) -> float:
-        """How far the loss rises above the chord between its ends, in nats."""
-        return barrier([(place, found.loss) for place, found in self.points])
-
-
-def find_config(checkpoint: Path) -> Path:
-    """Return the newest `config.yaml` in the logs of the run that a checkpoint is of.
-
-    Raises:
-        InputError: There is none.
-    """
-    logs = checkpoint.absolute().parent.parent / "logs"
-    found = sorted(logs.glob("version_*/config.yaml"), key=lambda file: int(file.parent.name.split("_")[1]))
-    if not found:
-        raise InputError(f"expected the run's {logs}/version_<n>/config.yaml, got none: give --config experiment.yaml")
-    return found[-1]
-
-
-def read_batches(config: Path, subset: str | None, utterances: int, seed: int) -> tuple[str, list[Batch]]:
-    """Read speech of an experiment as it is evaluated, without augmentation.
-
-    Args:
-        config: The experiment, whose `data` is read.
-        subset: Any subset of its corpus; the first one of validation if None.
-        utterances: At most so many, drawn at random; 0 for all.
-        seed: Of the draw.
-
-    Returns:
-        The name of the subset, and its batches.
-
-    Raises:
-        InputError: The experiment cannot be read, or its data cannot be used.
-    """
-    chosen = subset or next(iter(read_corpus(config).subsets["validation"]), None)
-    if chosen is None:
-        raise InputError(f"{config}: expected data with validation_subsets, got none: give --subset")
-    loader = open_corpus(config, [chosen])[chosen]
-    numbers = np.arange(len(loader.durations))
-    if utterances:
-        numbers = np.sort(np.random.default_rng(seed).permutation(numbers)[:utterances])
-    [plan] = plan_batches(loader.durations[numbers], loader.batch_seconds)
-    batches = list(loader.load([[int(numbers[place]) for place in batch] for batch in plan], 0))
-    if not any(map(len, batches)):
-        raise InputError(f"{chosen}: expected utterances to measure with, but none could be read")
-    return chosen, batches
-
-
-def load_pair(first: Path, second: Path, device: str, config: Path | None = None) -> tuple[Recognizer, Recognizer]:
-    """Return the recognisers of two checkpoints.
-
-    Args:
-        first: The first one.
-        second: The second one.
-        device: Of the first; the second stays on the CPU.
-        config: An experiment that decides everything but the weights, see `prepare`.
-
-    Raises:
-        InputError: One cannot be used, or they do not compute the same from the same weights.
-    """
-    one, other = prepare(first, device, None, config), prepare(second, "cpu", None, config)
-    if one.tokenizer.tokens != other.tokenizer.tokens:
-        raise InputError(f"{first} and {second}: expected the same tokens in the same order")
-    apart = [f"  {key}: {mine} and {theirs}" for key, mine, theirs in unequal_networks(one.hparams, other.hparams)]
-    if apart:
-        raise InputError("\n".join([f"{first} and {second}: expected the same architecture, got", *apart]))
-    return one, other
-
-
-def measure(
-    pair: tuple[Path, Path],
-    subset: str,
-    batches: Sequence[Batch],
-    where: Sequence[float],
-    recognize: bool,
-    device: str,
-    config: Path | None = None,
-) -> Line:
-    """Measure the networks on the line between two checkpoints.
-
-    Raises:
-        InputError: They cannot be used, or are not of the same architecture.
-    """
-    recognizer, other = load_pair(*pair, device, config)
-    line = along_line(recognizer, other.state_dict(), where, lambda: quality(recognizer, batches, recognize))
-    first, second = map(name_of, pair)
-    shown = tqdm(line, f"{first} to {second}", total=len(where), unit="place", disable=not sys.stderr.isatty())
-    return Line(first, second, subset, list(shown))
-
-
-def name_of(checkpoint: Path) -> str:
-    """Return a short name: `runs/demo/rnnt_ws/seed1/checkpoints/last.ckpt` → `rnnt_ws seed 1`."""
-    if checkpoint.parent.name != "checkpoints":
-        return checkpoint.stem
-    run, seed = name_of_run(checkpoint.absolute().parent.parent)
-    words = [run, f"seed {seed}" if seed else "", "" if checkpoint.stem == "last" else checkpoint.stem]
-    return " ".join(filter(None, words))
-
-
-def rows(lines: Sequence[Line]) -> Iterator[list[str]]:
-    """Give the lines of a CSV with `COLUMNS`: loss in nats for each utterance, rates as fractions."""
-    for line in lines:
-        for place, found in line.points:
-            rates = [f"{found.error_rates[rate]:.6f}" if found.error_rates else "" for rate in ("wer", "cer")]
-            loss = f"{found.loss:.6f}"
-            yield [line.first, line.second, line.subset, f"{place:.6g}", loss, str(found.utterances), *rates]
-
-
-def write(lines: Sequence[Line], output: Path) -> str:
-    """Write `path.csv` and `path.png`, and return what to tell the user."""
-    write_atomically(output / "path.csv", as_csv([list(COLUMNS), *rows(lines)]))
-    subset = lines[0].subset
-    names = {f"{line.first} to {line.second}": line for line in lines}
-    panels = {f"loss on {subset} (nats)": {
-        name: [(place, found.loss) for place, found in line.points] for name, line in names.items()}}  # fmt: skip
-    if lines[0].points[0][1].error_rates:
-        panels[f"WER on {subset} (%)"] = {
-            name: [(place, 100 * found.error_rates["wer"]) for place, found in line.points]
-            for name, line in names.items()
-        }
-    plot_lines(panels, output / "path.png")
-    table = [["first", "second", "subset", "loss at first", "highest between", "loss at second", "barrier"]]
-    for line in lines:
-        losses = {place: found.loss for place, found in line.points}
-        highest = max(losses[place] for place in losses if 0 <= place <= 1)
-        numbers = [losses[0.0], highest, losses[1.0], line.barrier]
-        table.append([line.first, line.second, line.subset, *(f"{number:.3f}" for number in numbers)])
-    note = (
-        "Mean loss of an utterance in nats. Barrier: how far the loss rises above the chord between its ends. Running "
-        "statistics of BatchNorm and of features are interpolated as the weights are, not measured anew, and beyond "
-        "the ends they stay those of the nearer end."
-    )
-    lies = f"Written to {output.absolute()}: path.csv, path.png"
-    return "\n".join([as_text(table), "", note, "", lies])
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m asr_lightning.tools.path",
-        description="Measure the loss, and error rates if asked, of the networks (1 - α)·first + α·second between "
-        "checkpoints of one architecture.",
-        epilog="Buffers are interpolated as the weights are, running statistics too, which are not measured anew for "
-        "the networks between; beyond the ends they stay those of the nearer end. The start of a run is an end point "
-        "as any other: checkpoints/initial.ckpt, which the callback DistanceFromStart writes.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument(
         "--between", nargs=2, type=Path, required=True, action="append", metavar=("FIRST", "SECOND"),
         help="two .ckpt files; may be given several times, one curve each",
     )  # fmt: skip
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="where path.csv and .png are written"
+    add_output(parser, "path.csv and path.png")
+    add_config(
+        parser,
+        "experiment whose `data` is read, and whose `model`, if it has one, those of the checkpoints (default: data of "
+        "config.yaml in the logs of the first checkpoint's run, models as in the checkpoints)",
+        False,
     )
-    parser.add_argument(
-        "--config", type=Path, metavar="YAML",
-        help="experiment whose `data` is read, and whose `model`, if it has one, those of the checkpoints (default: "
-        "data of config.yaml in the logs of the first checkpoint's run, models as in the checkpoints)",
-    )  # fmt: skip
     parser.add_argument("--subset", help="any subset of these data (default: the first one of validation)")
     parser.add_argument(
-        "--utterances", type=int, default=200, metavar="N",
+        "--utterances", type=whole_number(0), default=200, metavar="N",
         help="at most so many, drawn at random and held in memory; 0 for all (default: 200)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=1, help="of the draw (default: 1)")
-    parser.add_argument("--from", dest="start", type=float, default=-0.25, metavar="α", help="(default: -0.25)")
-    parser.add_argument("--to", dest="stop", type=float, default=1.25, metavar="α", help="(default: 1.25)")
+    parser.add_argument("--seed", type=whole_number(0), default=1, help="of the draw (default: 1)")
+    parser.add_argument("--from", dest="start", type=float, default=-0.25, metavar="α", help="default: -0.25")
+    parser.add_argument("--to", dest="stop", type=float, default=1.25, metavar="α", help="default: 1.25")
     parser.add_argument(
         "--points", type=int, default=13, metavar="N", help="evenly spread; 0 and 1 are always among them (default: 13)"
     )
-    parser.add_argument("--error-rates", action="store_true", help="also recognise the speech, which takes longer")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, a GPU where there is one"
-    )
-    return parser
+    parser.add_argument("--error-rates", action="store_true", help="also recognize the speech, which takes longer")
+    add_device(parser)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0, or 2 where the input cannot be used."""
-    options = make_parser().parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Measure and draw; return the exit status."""
+    from asr_lightning.analysis.interpolation import line_positions
+    from asr_lightning.tools.weight_lines import find_config, measure, read_batches, write
+
     try:
-        try:
-            where = places(options.start, options.stop, options.points)
-        except ValueError as error:
-            raise InputError(f"--from, --to and --points: {error}") from error
-        if options.utterances < 0:
-            raise InputError(f"--utterances: expected 0 or more, got {options.utterances}")
-        pairs = [(first, second) for first, second in options.between]
-        config = options.config or find_config(pairs[0][0])
-        subset, batches = read_batches(config, options.subset, options.utterances, options.seed)
-        lines = [
-            measure(pair, subset, batches, where, options.error_rates, options.device, options.config) for pair in pairs
-        ]
-        print(write(lines, options.output))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+        where = line_positions(options.start, options.stop, options.points)
+    except ValueError as error:
+        raise InputError(f"--from, --to and --points: {error}") from error
+    pairs = [(first, second) for first, second in options.between]
+    config = options.config or find_config(pairs[0][0])
+    subset, batches = read_batches(config, options.subset, options.utterances, options.seed)
+    lines = [
+        measure(pair, subset, batches, where, options.error_rates, options.device, options.config) for pair in pairs
+    ]
+    print(write(lines, options.output))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["path", *sys.argv[1:]]))

@@ -11,21 +11,17 @@ import torch
 
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
-from asr_lightning.hmm.alignment import align
-from asr_lightning.hmm.graph import expand, sentence
+from asr_lightning.hmm.frame_alignment import align_frames
+from asr_lightning.hmm.graph import expand_to_states, sentence_transducer
 from asr_lightning.hmm.model import HiddenMarkovModel
 from asr_lightning.hmm.search import by_transition
 from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.blstm_hmm import BLSTMHMM
 from asr_lightning.text.lexicon import capitals
 from asr_lightning.text.phones import SILENCE
-from asr_lightning.tools.transcribe import prepare
+from asr_lightning.tools.transcription import prepare
 
 ACOUSTIC_SCALE = 0.1
-# Mean log posterior of an alignment's states without pauses. By the network of experiments/demo/hybrid.yaml (seed 1,
-# five epochs), of the 304 utterances of the dev and test subsets none was below with its own transcript, and 303 were
-# with another one of about the same length; of 418 of the training subset none, and 411 of 415.
-LEAST_FIT = -6.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ def _align(
     shortest = model.states * sum(min(map(len, model.lexicon.pronunciations[word])) for word in words)
     if decodable.frames < shortest:
         return Aligned(id, problem=f"too short: {decodable.frames} frames, its words need {shortest}")
-    ids = align(decodable.scores, expand(model, sentence(model, words)))
+    ids = align_frames(decodable.scores, expand_to_states(model, sentence_transducer(model, words)))
     if not ids:
         return Aligned(id, problem="audio and transcript do not match: no way through within the beam")
     if decodable.log_posteriors is not None and not (fit := _fit(model, ids, decodable.log_posteriors)) >= least_fit:

@@ -1,4 +1,4 @@
-"""What tools read of the corpus of an experiment: whole subsets, utterance by utterance, and transcripts."""
+"""The corpus of an experiment as commands read it: batches of subsets, and transcripts."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -51,7 +51,7 @@ def development_subsets(config: Path, wanted: Sequence[str] | None) -> list[str]
     """
     module = read_corpus(config)
     tested = module.subsets["test"]
-    if refused := [one for one in wanted or () if one in tested]:
+    if refused := [subset for subset in wanted or () if subset in tested]:
         raise InputError(
             f"{config}: expected subsets that the experiment does not test on, found {', '.join(refused)} among its "
             "test_subsets: what is chosen by them cannot be tested on them; give others, as dev-clean dev-other"
@@ -113,6 +113,28 @@ def training_texts(config: Path) -> Iterator[str]:
     """
     module = read_corpus(config)
     set_up(module, "train", module.subsets["train"])
+    yield from _texts(module)
+
+
+def evaluation_texts(config: Path) -> Iterator[str]:
+    """Give the transcripts of the subsets that an experiment validates or tests on; no audio is read.
+
+    Subsets that cannot be used have none: a corpus may be there for training only.
+
+    Raises:
+        InputError: The experiment cannot be read.
+    """
+    module = read_corpus(config)
+    for subset in dict.fromkeys([*module.subsets["validation"], *module.subsets["test"]]):
+        module = read_corpus(config)
+        try:
+            set_up(module, "predict", [subset])
+        except InputError:
+            continue
+        yield from _texts(module)
+
+
+def _texts(module: CorpusDataModule) -> Iterator[str]:
     for manifest in module.manifests.values():
         for number in range(len(manifest)):
             yield manifest[number].supervisions[0].text or ""
@@ -124,7 +146,7 @@ def set_up(module: CorpusDataModule, role: Literal["train", "predict"], subsets:
     Raises:
         InputError: A subset cannot be used.
     """
-    module.subsets = {**{one: [] for one in module.subsets}, role: list(subsets)}
+    module.subsets = {**{role: [] for role in module.subsets}, role: list(subsets)}
     module.prepare_data()
     module.setup("fit" if role == "train" else role)
 

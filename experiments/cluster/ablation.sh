@@ -4,7 +4,7 @@
 #
 #     GPUS=1 experiments/cluster/ablation.sh weight_selection --scale full
 #
-# What stands behind the script's name goes to `python -m asr_lightning.tools.ablate`, SBATCH_OPTIONS to `sbatch`. Without
+# What stands behind the script's name goes to `asr ablate`, SBATCH_OPTIONS to `sbatch`. Without
 # SLURM, `--print-commands` is a list for any other way: `grep -v '^#' | parallel`, level by level.
 set -euo pipefail
 
@@ -15,7 +15,7 @@ export PATH
 
 folder=runs/slurm/$(date +%Y-%m-%d_%H-%M-%S)
 mkdir -p "$folder"
-python -m asr_lightning.tools.ablate "$@" --print-commands | awk -v folder="$folder" '
+asr ablate "$@" --print-commands | awk -v folder="$folder" '
     /^# level/ { file = folder "/level" $3 ".txt"; printf "" > file; next } { print > file }'
 
 after=()
@@ -27,5 +27,5 @@ for commands in $(ls "$folder"/level*.txt | sort -V); do
     echo "$runs runs of $commands: job $job"
     after=(--dependency="afterok:$job" --kill-on-invalid-dep=yes)
 done
-table="python -m asr_lightning.tools.ablate $(printf '%q ' "$@")"
+table="asr ablate $(printf '%q ' "$@")"
 sbatch --parsable --job-name=ablation "${after[@]}" ${SBATCH_OPTIONS:-} --output="$folder/results.log" --wrap "$table"

@@ -4,7 +4,7 @@
 #     sbatch experiments/cluster/slurm.sh --trainer.default_root_dir /shared/runs/rnnt_teacher
 #
 # What stands behind the script's name goes to `lightning fit`. All nodes must see the same corpus and the same runs
-# folder; of many small files a cluster's disk is fond of none: see `python -m asr_lightning.tools.shards`.
+# folder; of many small files a cluster's disk is fond of none: see `asr shards`.
 #
 # The name must be neither `bash` nor `interactive`: Lightning would not take that for a SLURM job.
 #SBATCH --job-name=rnnt_teacher

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from asr_lightning.ablations.costs import read_costs
 from asr_lightning.ablations.overrides import as_yaml, override
+from asr_lightning.asr import main
 from asr_lightning.files import read_experiment
-from asr_lightning.tools.ablate import main
 
 PROJECT = Path(__file__).parents[2]
 NETWORK = {
@@ -54,7 +55,7 @@ def folder(tmp_path: Path, seconds_of_speech: Path, monkeypatch: pytest.MonkeyPa
             "random": {},
             "selected": {
                 "base": "rnnt_ws.yaml",
-                "values": {"trainer.callbacks.WeightSelection.init_args.teacher": "{teacher}/checkpoints/last.ckpt"},
+                "values": {"weight_selection.teacher": "{teacher}/checkpoints/last.ckpt"},
                 "note": "first layers",
             },
             "greedy": {"network": "random", "values": {"trainer.max_epochs": 1}},
@@ -122,9 +123,15 @@ def test_it_is_run_through_kills_and_gives_a_table(folder: Path) -> None:
     finished = json.loads(Path(f"{runs}/selected/seed1/finished.json").read_text("utf-8"))
     assert [command[:3] for command in finished] == [["-m", "asr_lightning", "fit"]]
     check_results(Path(runs))
+    costs = read_costs(Path(f"{runs}/selected/seed1"))
+    assert costs[-1].command.startswith("lightning fit") and costs[-1].status == 0 and costs[-1].gigabytes > 0.1
+    assert "lightning test" in Path(f"{runs}/costs.md").read_text("utf-8")
+    said, _ = finish(ablate("--dry-run"))
+    lines = {line.split()[1]: line.split() for line in said.splitlines() if "runs/demo" in line[:40]}
+    assert lines[f"{runs}/random/seed2"][-2:] == [lines[f"{runs}/random/seed1"][-2], "new"], "as the other seed took"
 
     said, _ = finish(ablate("--seeds", "1"))
-    assert "asr_lightning fit" not in said, "nothing is left to do"
+    assert "lightning fit" not in said, "nothing is left to do"
     change_epochs(3)
     _, complained = finish(ablate("--seeds", "1"), 2)
     assert "trainer.max_epochs: 2 before, 3 now" in complained and "--overwrite" in complained
@@ -181,7 +188,9 @@ def test_the_script_for_slurm_rehearses_every_run_after_what_it_needs(folder: Pa
     Path("bin/sbatch").write_text(SBATCH, "utf-8")
     Path("bin/sbatch").chmod(0o755)
     Path("bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', "utf-8")
-    Path("bin/python").chmod(0o755)
+    Path("bin/asr").write_text(f'#!/bin/sh\nexec {sys.executable} -m asr_lightning.asr "$@"\n', "utf-8")
+    for name in ("python", "asr"):
+        Path("bin", name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{Path('bin').absolute()}:{os.environ['PATH']}", "BIN": "bin"}
     command = ["bash", str(PROJECT / "experiments/cluster/ablation.sh"), "small.yaml", "--rehearse"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -208,5 +217,5 @@ def test_the_script_for_slurm_rehearses_every_run_after_what_it_needs(folder: Pa
 def test_wrong_options_are_told(
     folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["small.yaml", *arguments]) == 2
+    assert main(["ablate", "small.yaml", *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -48,6 +48,11 @@ def test_values_are_changed_where_their_keys_lead() -> None:
     assert load_yaml(as_yaml(changed)) == changed
 
 
+def test_what_every_run_does_and_callbacks_need_not_stand_in_the_experiment() -> None:
+    changed = override({"trainer": {}}, {"initialization.scheme": "he", "trainer.callbacks+": {"class_path": "a.Last"}})
+    assert changed == {"initialization": {"scheme": "he"}, "trainer": {"callbacks": [{"class_path": "a.Last"}]}}
+
+
 def test_a_class_takes_the_place_of_another_with_its_arguments() -> None:
     changed = override(EXPERIMENT, {"model.init_args.encoder": {"class_path": "a.GRU", "init_args": {"units": 4}}})
     assert changed["model"]["init_args"]["encoder"] == {"class_path": "a.GRU", "init_args": {"units": 4}}

@@ -8,10 +8,12 @@ import lightning
 import pytest
 import yaml
 from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
 
 from asr_lightning.ablations.definition import SCALES, read_ablation
-from asr_lightning.ablations.overrides import as_yaml, differences
+from asr_lightning.ablations.overrides import CALLBACK_KEYS, as_yaml, differences
 from asr_lightning.ablations.plan import Plan, plan_ablation
+from asr_lightning.cli import CommandLine
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.model import HiddenMarkovModel
 from asr_lightning.models.checkpoints import build_model
@@ -21,21 +23,15 @@ from asr_lightning.text.lexicon import Lexicon
 
 PROJECT = Path(__file__).parents[2]
 ABLATIONS = sorted((PROJECT / "experiments/ablations").glob("*.yaml"))
-CASES = [
-    (path, scale)
-    for path in ABLATIONS
-    for scale in SCALES
-    if any(isinstance(one, str) or scale in one.scales for one in read_ablation(path).variants.values())
-]
+CASES = [(path, scale) for path in ABLATIONS for scale in SCALES if read_ablation(path).names(scale)]
 IDS = [f"{path.stem}-{scale}" for path, scale in CASES]
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder without runs, where only those files are that users make first."""
+    """A folder without runs."""
     monkeypatch.chdir(tmp_path)
     Path("experiments").symlink_to(PROJECT / "experiments")
-    write_characters(["".join(map(chr, range(0xAC00, 0xAC00 + 1_997)))], Path("data/ksponspeech_characters.tsv"))
 
 
 def plan(path: Path, scale: str) -> Plan:
@@ -46,19 +42,25 @@ def plan(path: Path, scale: str) -> Plan:
 def test_every_model_corpus_and_callback_of_every_ablation_can_be_built(path: Path, scale: str) -> None:
     planned = plan(path, scale)
     models: dict[str, Any] = {}
+    run_keys = LightningArgumentParser(exit_on_error=False)
+    CommandLine.add_arguments_to_parser(None, run_keys)  # type: ignore[arg-type] # it needs no command line
     for run in planned.runs:
         assert not any("{" in word for command in run.commands for word in command), run.commands
         for experiment in run.experiments.values():
             models.setdefault(as_yaml(experiment["model"]), experiment["model"])
             callbacks = ArgumentParser()
             callbacks.add_argument("--callbacks", type=list[lightning.Callback])
-            callbacks.parse_object({"callbacks": experiment["trainer"]["callbacks"]})
+            callbacks.parse_object({"callbacks": experiment["trainer"].get("callbacks", [])})
+            for key in CALLBACK_KEYS:
+                run_keys.parse_object({key: experiment.get(key, {})}, defaults=True)
             data = ArgumentParser()
             data.add_subclass_arguments(lightning.LightningDataModule, "data")
             data.parse_object({"data": experiment["data"]})
     for model in models.values():
         if "folder" in model["init_args"]:  # of a hybrid, whose states are made first
             HiddenMarkovModel.monophone(Lexicon({"A": (("a",),)})).write(Path(model["init_args"]["folder"]))
+        if characters := model["init_args"]["tokenizer"].get("init_args", {}).get("characters"):  # so are these
+            write_characters(["".join(map(chr, range(0xAC00, 0xAC00 + 1_997)))], Path(characters))
         search = model["init_args"].get("search", {}).get("init_args", {})
         if "language_model" in search:  # it is trained first
             assert search["language_model"]["init_args"]["checkpoint"].endswith("checkpoints/last.ckpt")
@@ -197,9 +199,24 @@ def test_a_planned_run_is_what_the_ablation_says(base: Path, tmp_path: Path) -> 
     )
 
 
+def test_what_looks_inside_is_added_to_the_callbacks_of_the_experiment(base: Path, tmp_path: Path) -> None:
+    inside = tmp_path / "inside.yaml"
+    inside.write_text(yaml.safe_dump({"trainer": {"callbacks+": [{"class_path": "a.Look", "init_args": {"at": "x"}}]}}))
+    values = {"inside.trainer.callbacks.Look.init_args.at": "{root}/y", "weight_selection.layers": "last"}
+    path = write(tmp_path / "one.yaml", base=str(base), variants={"a": {"values": values, "inside": str(inside)}})
+    experiments = plan_ablation(path, "demo", seeds=[1]).runs[0].experiments
+    assert [one["class_path"] for one in experiments["experiment.yaml"]["trainer"]["callbacks"]] == ["a.Selection"]
+    assert experiments["inside.yaml"]["trainer"]["callbacks"] == [
+        *experiments["experiment.yaml"]["trainer"]["callbacks"],
+        {"class_path": "a.Look", "init_args": {"at": "corpus/y"}},
+    ]
+    assert experiments["experiment.yaml"]["weight_selection"] == {"layers": "last"}
+
+
 def test_a_rehearsal_is_short_and_elsewhere(base: Path, tmp_path: Path) -> None:
-    path = write(tmp_path / "one.yaml", base=str(base), variants={"plain": {}})
+    path = write(tmp_path / "one.yaml", base=str(base), variants={"plain": {"after": ["align --output {folder}"]}})
     [run] = plan_ablation(path, "full", changes={"data.init_args.root": "other"}, rehearsal=True).runs
+    assert run.commands[1][-2:] == ("--least-fit=-inf", "--least-share=0.1"), "an untrained network aligns nothing well"
     assert run.folder == Path("runs/rehearsal/full/one/plain/seed1")
     experiment = run.experiments["experiment.yaml"]
     assert experiment["data"]["init_args"] | {"evaluation_batch_seconds": 0} == {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from asr_lightning.analysis.boundaries import boundary_errors, measure
+from asr_lightning.analysis.boundaries import boundary_errors, corpus_boundary_errors
 from asr_lightning.text.phones import Segment
 
 
@@ -30,10 +30,12 @@ def test_only_segments_that_both_have_are_compared() -> None:
 
 def test_a_corpus_is_measured_over_all_borders_together() -> None:
     late = segments(("SIL", 0.0), ("a", 0.23), ("b", 0.53), ("a", 0.73), ("SIL", 1.03))
-    measured = measure({"one": TRUTH, "two": TRUTH, "other": TRUTH}, {"one": late, "two": TRUTH, "unknown": TRUTH})
+    measured = corpus_boundary_errors(
+        {"one": TRUTH, "two": TRUTH, "other": TRUTH}, {"one": late, "two": TRUTH, "unknown": TRUTH}
+    )
     assert measured.expected == 8
     assert measured.matched == 1.0
     assert measured.within(0.020) == 0.5
     assert measured.within(0.050) == 1.0
     assert measured.percentile(90) == pytest.approx(0.03)
-    assert np.isnan(measure({}, {"one": late}).matched)
+    assert np.isnan(corpus_boundary_errors({}, {"one": late}).matched)

@@ -8,7 +8,7 @@ from asr_lightning.analysis.neighbours import (
     nearest,
     ngram_baseline,
     shuffled_baseline,
-    summarise_matches,
+    summarize_matches,
 )
 
 
@@ -128,7 +128,7 @@ def test_states_that_know_their_history_beat_the_baselines_and_shuffled_ones_do_
                 states[row, 4 * back + names[characters[row - back]]] = 2.0**-back
     queries = np.arange(len(characters))
     places, _ = nearest(states, groups, 5)
-    real = summarise_matches(matching_before(characters, groups, places, queries))
+    real = summarize_matches(matching_before(characters, groups, places, queries))
     assert real.total == pytest.approx(real.mean * 5 * len(queries))
     shuffled = shuffled_baseline(states, characters, groups, queries, 5, draws=3)
     by_order = [ngram_baseline(characters, groups, queries, 5, order) for order in (1, 2, 3, 4)]

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from asr_lightning.analysis.probes import (
-    interval,
     linear_probe,
     measure_layer,
     order_correlation,
     phone_purity,
     silence_spread,
+    speaker_interval,
 )
 
 PHONES = np.array(["SIL", "AA", "B", "S"])
@@ -23,8 +23,8 @@ def frames(kind: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray
     times = np.tile(np.arange(40) * 0.04, 8)
     noise = 0.1 * random.normal(size=(320, 10))
     if kind == "phone":
-        centres = random.normal(size=(4, 10))
-        noise += centres[[PHONES.tolist().index(one) for one in phones]]
+        centers = random.normal(size=(4, 10))
+        noise += centers[[PHONES.tolist().index(one) for one in phones]]
     elif kind == "time":
         noise *= 0.01
         noise[:, 0] += times
@@ -90,7 +90,7 @@ def test_the_interval_of_a_mean_covers_it() -> None:
     random = np.random.default_rng(5)
     covered = 0
     for seed in range(200):
-        low, high = interval(random.normal(3.0, 1.0, size=30), seed, draws=300)
+        low, high = speaker_interval(random.normal(3.0, 1.0, size=30), seed, draws=300)
         covered += low <= 3.0 <= high
     assert 0.86 < covered / 200 < 0.99
-    assert all(map(math.isnan, interval(np.array([1.0, np.nan]))))
+    assert all(map(math.isnan, speaker_interval(np.array([1.0, np.nan]))))

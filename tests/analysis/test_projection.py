@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from asr_lightning.analysis.projection import aligned, counterparts, normalised, principal_components, project
+from asr_lightning.analysis.projection import aligned, counterparts, normalized, principal_components, project
 
 
 def clusters(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,7 @@ def test_principal_components_are_those_of_the_singular_values() -> None:
 
 
 def test_a_turned_mirrored_picture_is_turned_back() -> None:
-    places = normalised(np.random.default_rng(1).normal(size=(30, 2)))
+    places = normalized(np.random.default_rng(1).normal(size=(30, 2)))
     turned = places @ np.array([[0.6, 0.8], [0.8, -0.6]]) + 3.0
     np.testing.assert_allclose(aligned(turned, places), places, atol=1e-12)
 

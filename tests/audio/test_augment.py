@@ -1,10 +1,24 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
 import torch
+from scipy import signal
 
-from asr_lightning.audio.augment import AddNoise, SpecAugment, coloured_noise
+from asr_lightning.audio.augment import (
+    AddMusan,
+    AddNoise,
+    InTurn,
+    SpecAugment,
+    Telephone,
+    coloured_noise,
+    read_excerpt,
+)
 from asr_lightning.errors import InputError
+from asr_lightning.models.instantiation import instantiate
+from data_modules.librispeech import LibriSpeechDataModule
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -138,7 +152,8 @@ def test_noise_excerpts_and_files_vary(tmp_path) -> None:
     ramp = np.linspace(0.0, 0.5, 16_000)
     soundfile.write(tmp_path / "a.wav", ramp, 16_000)
     (tmp_path / "b.flac").unlink()
-    starts = {round(float(AddNoise(str(tmp_path))._excerpt(100, generator(seed))[0]), 3) for seed in range(20)}
+    path = tmp_path / "a.wav"
+    starts = {round(float(read_excerpt(path, 100, 16_000, generator(seed))[0]), 3) for seed in range(20)}
     assert len(starts) > 15
 
 
@@ -164,3 +179,94 @@ def test_unusable_noise_is_named(tmp_path) -> None:
         AddNoise(probability=2.0)
     with pytest.raises(InputError, match="snr_db"):
         AddNoise(snr_db=(30.0, 10.0))
+
+
+def musan(root: Path) -> None:
+    """Tones of another frequency for each kind, in the folders of MUSAN."""
+    for kind, hertz in (("noise", 1_000), ("music", 2_000), ("speech", 3_000)):
+        (root / kind / "free-sound").mkdir(parents=True)
+        for number in range(3):
+            times = np.arange(32_000) / 16_000
+            tone = (0.05 + 0.1 * number) * np.sin(2 * np.pi * (hertz + 100 * number) * times)
+            soundfile.write(root / kind / "free-sound" / f"{kind}-{number}.wav", tone, 16_000)
+
+
+def test_musan_is_added_at_the_ratio_of_its_kind(tmp_path: Path) -> None:
+    musan(tmp_path)
+    add = AddMusan(str(tmp_path), noise_db=(3, 3), music_db=(9, 9), babble_db=(17, 17), probability=1.0)
+    speech = 0.01 * torch.randn(16_000, generator=generator(1))
+    kinds = set()
+    for seed in range(12):
+        noise = add(speech, generator(seed)) - speech
+        hertz = int(torch.fft.rfft(noise).abs().argmax())
+        kind = hertz // 1_000
+        kinds.add(kind)
+        assert snr_db(speech, speech + noise) == pytest.approx({1: 3.0, 2: 9.0, 3: 17.0}[kind], abs=0.01)
+        assert torch.equal(add(speech, generator(seed)) - speech, noise)
+    assert kinds == {1, 2, 3}
+
+
+def test_babble_is_several_voices_alike(tmp_path: Path) -> None:
+    musan(tmp_path)
+    for kind in ("noise", "music"):
+        shutil.rmtree(tmp_path / kind)
+    add = AddMusan(str(tmp_path), talkers=(7, 7), probability=1.0)
+    speech = 0.01 * torch.randn(16_000, generator=generator(1))
+    spectrum = torch.fft.rfft(add(speech, generator(2)) - speech).abs()
+    voices = [float(spectrum[hertz]) for hertz in (3_000, 3_100, 3_200)]
+    assert min(voices) > 0 and sum(voice > 0.05 * max(voices) for voice in voices) >= 2
+
+
+@pytest.mark.parametrize("codec", ["mu-law", "a-law", "gsm"])
+def test_a_telephone_passes_its_band_only(codec: str) -> None:
+    telephone = Telephone([codec], probability=1.0)  # type: ignore[list-item]
+    for hertz, passes in ((100, False), (1_000, True), (3_000, True), (5_000, False)):
+        tone = 0.3 * torch.sin(2 * torch.pi * hertz * torch.arange(16_000) / 16_000)
+        heard = telephone(tone, generator())
+        assert heard.shape == tone.shape
+        if passes:
+            assert 0.5 < float(heard.square().mean() / tone.square().mean()) < 1.5
+        else:
+            assert float(torch.fft.rfft(heard)[hertz].abs() / torch.fft.rfft(tone)[hertz].abs()) < 0.1
+    noise = 0.1 * torch.randn(16_000, generator=generator())
+    upper = torch.fft.rfft(telephone(noise, generator())).abs()[4_300:]
+    assert float(upper.square().sum()) < 1e-4 * float(torch.fft.rfft(noise).abs()[4_300:].square().sum())
+
+
+def test_mu_law_is_that_of_its_formula() -> None:
+    """G.711 approximates this curve by lines, so each sample is one of 256 levels near it."""
+    speech = 0.2 * torch.randn(8_000, generator=generator(5)).clamp(-2, 2)
+    heard = Telephone(probability=1.0, sample_rate=8_000)(speech, generator()).numpy()
+    assert len(np.unique(heard)) <= 256
+    passed = signal.sosfilt(signal.butter(4, (300, 3_400), "bandpass", fs=8_000, output="sos"), speech.numpy())
+    curve = np.sign(passed) * np.log1p(255 * np.abs(passed)) / np.log(256)
+    expected = np.sign(curve) * (256 ** np.abs(np.round(curve * 128) / 128) - 1) / 255
+    error, law = np.abs(heard - passed), np.abs(expected - passed)
+    assert error.mean() < 2 * law.mean() and np.corrcoef(heard, passed)[0, 1] > 0.999
+
+
+def test_steps_are_applied_in_turn() -> None:
+    steps = [lambda audio, random: audio + torch.rand((), generator=random), lambda audio, random: 2 * audio]
+    expected = 2 * (torch.zeros(3) + torch.rand((), generator=generator(7)))
+    assert torch.equal(InTurn(steps)(torch.zeros(3), generator(7)), expected)
+
+
+def test_an_experiment_names_them_by_class(tmp_path: Path) -> None:
+    musan(tmp_path)
+    steps = [
+        {"class_path": "asr_lightning.audio.rooms.Reverberate", "init_args": {"rooms": 2, "probability": 1.0}},
+        {
+            "class_path": "asr_lightning.audio.augment.AddMusan",
+            "init_args": {"root": str(tmp_path), "noise_db": [0, 5]},
+        },
+        {"class_path": "asr_lightning.audio.augment.Telephone", "init_args": {"codecs": ["mu-law", "gsm"]}},
+    ]
+    noise = {"class_path": "asr_lightning.audio.augment.InTurn", "init_args": {"steps": steps}}
+    corpus = {
+        "class_path": "data_modules.librispeech.LibriSpeechDataModule",
+        "init_args": {"root": ".", "noise": noise},
+    }
+    module, _ = instantiate(corpus, LibriSpeechDataModule, "a corpus")
+    assert isinstance(module.noise, InTurn) and isinstance(module.noise.steps[1], AddMusan)
+    speech = 0.1 * torch.randn(4_000, generator=generator())
+    assert torch.equal(module.noise(speech, generator(1)), module.noise(speech, generator(1)))

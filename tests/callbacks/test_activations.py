@@ -1,6 +1,5 @@
 import filecmp
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +9,23 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from activations_run import MODULES, Corpus, recognizer
-from tones import RATE, TEXTS, batch_of, make_trainer
 
-from asr_lightning.analysis.activations import Part, Rows, Spoken, merge, read_description, read_layer, read_utterances
+from asr_lightning.analysis.activations import (
+    PartWriter,
+    Rows,
+    UtteranceActivations,
+    merge_parts,
+    read_description,
+    read_layer,
+    read_utterances,
+)
 from asr_lightning.callbacks.activations import Activations
 from asr_lightning.callbacks.observation import observe
 from asr_lightning.errors import InputError
 from asr_lightning.text.phones import PhoneLabels, Segment
+from tests.support import SUPPORT, environment
+from tests.support.activations_run import MODULES, Corpus, recognizer
+from tests.support.tones import RATE, TEXTS, batch_of, make_trainer
 
 
 def look(folder: Path, modules: dict[str, str] = MODULES, **options: Any) -> Path:
@@ -85,12 +93,9 @@ def test_states_of_a_decoder_are_those_that_led_to_what_it_said(tmp_path: Path) 
 
 def test_two_processes_write_the_same_as_one(tmp_path: Path) -> None:
     one = look(tmp_path / "one", utterances=None)
-    command = [sys.executable, str(Path(__file__).with_name("activations_run.py"))]
+    command = [sys.executable, str(SUPPORT / "activations_run.py")]
     arguments = json.dumps({"folder": str(tmp_path / "two"), "options": {}})
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "models"),
-    }  # fmt: skip
-    result = subprocess.run([*command, arguments], env=environment, capture_output=True, text=True, timeout=200)
+    result = subprocess.run([*command, arguments], env=environment(), capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr[-3000:]
     two = tmp_path / "two" / "activations" / "test"
     assert sorted(path.name for path in two.parent.iterdir()) == ["test"]
@@ -178,10 +183,10 @@ def test_what_a_module_reads_and_where_an_attention_looks() -> None:
 def test_files_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected activations in"):
         read_description(tmp_path)
-    part = Part(tmp_path / ".part")
+    part = PartWriter(tmp_path / ".part")
     rows = Rows(np.ones((2, 3)), "frame", [0.0, 0.1], [0.1, 0.2], ["A", "_"], ["AA", "SIL"])
-    part.append(Spoken("one", "test", "me", 0.2, "A", "A", {"top": rows}))
-    assert merge([part.folder], tmp_path / "all", {}) == 1
+    part.append(UtteranceActivations("one", "test", "me", 0.2, "A", "A", {"top": rows}))
+    assert merge_parts([part.folder], tmp_path / "all", {}) == 1
     layer = read_layer(tmp_path / "all", "top")
     assert layer.phones.tolist() == ["AA", "SIL"] and layer.ends.tolist() == [0.1, 0.2]
     with pytest.raises(InputError, match="expected one of the modules in .*, top; got 'bottom'"):

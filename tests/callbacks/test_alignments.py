@@ -6,13 +6,23 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from activations_run import Corpus
-from hybrids import hybrid, write_states
-from tones import RATE, TEXTS, attention_decoder, ctc, deep_speech_2, lstm_encoder, make_trainer, speller, transducer
 
 from asr_lightning.callbacks.alignments import Alignments
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer
+from tests.support.activations_run import Corpus
+from tests.support.hybrids import hybrid, write_states
+from tests.support.tones import (
+    RATE,
+    TEXTS,
+    attention_decoder,
+    ctc,
+    deep_speech_2,
+    lstm_encoder,
+    make_trainer,
+    speller,
+    transducer,
+)
 
 DECODER = {
     "class_path": "asr_lightning.models.speech_transformer.TransformerDecoder",
@@ -50,7 +60,7 @@ def test_every_kind_of_recogniser_is_drawn_and_measured(tmp_path: Path, name: st
     folder = tmp_path / "alignments" / "test"
     measured = ["figures.csv"] if maps else []
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*measured, *(f"tone-{number}{suffix}" for number in range(3) for suffix in (".png", ".npz", ".flac"))]
+        [*measured, *(f"tone-{number}{suffix}" for number in range(3) for suffix in (".png", ".svg", ".npz", ".flac"))]
     )
     with np.load(folder / "tone-1.npz") as kept:
         drawn = {key.removeprefix("attention/") for key in kept if key.startswith("attention/")}
@@ -90,7 +100,7 @@ def test_only_the_subsets_that_are_wanted(tmp_path: Path) -> None:
 def test_a_network_without_attention_and_ctc_is_refused_before_it_recognises(tmp_path: Path) -> None:
     recognizer = build_recognizer(hybrid(write_states(tmp_path / "states")))
     trainer = make_trainer(tmp_path, callbacks=[Alignments()])
-    with pytest.raises(InputError, match=r"got a BLSTMHMM, which has none: .*tools.align"):
+    with pytest.raises(InputError, match=r"got a BLSTMHMM, which has none: .*asr align"):
         trainer.test(recognizer, datamodule=Corpus(), verbose=False)
 
 
@@ -127,6 +137,6 @@ def test_only_what_it_has_written_is_removed(tmp_path: Path) -> None:
         trainer.test(build_recognizer(config), datamodule=Corpus(), verbose=False)
         assert [path.read_text() for path in [*mine, outside]] == ["mine"] * 5
         assert {path.name for path in folder.glob("tone-*")} == {
-            f"tone-0{end}" for end in (".png", ".npz", ".flac", ".txt")
+            f"tone-0{end}" for end in (".png", ".svg", ".npz", ".flac", ".txt")
         }
     assert [path.name for path in folder.parent.glob(".*")] == [".test.drawn"]

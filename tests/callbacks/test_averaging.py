@@ -14,10 +14,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from test_weight_selection_run import configuration, save_teacher
-from tones import RATE, TEXTS, write_corpus
 from torch import Tensor
-from transcribing_run import loader, make_trainer
 
 from asr_lightning import cli
 from asr_lightning.batch import Batch, Utterance
@@ -25,6 +22,9 @@ from asr_lightning.callbacks.initialization import Initialization
 from asr_lightning.callbacks.movement import DistanceFromStart
 from asr_lightning.callbacks.weight_selection import WeightSelection, select_weights
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer, read_checkpoint
+from tests.support.teacher_checkpoint import configuration, save_teacher
+from tests.support.tones import RATE, TEXTS, write_corpus
+from tests.support.transcribing_run import loader, make_trainer
 
 DECAY = 0.6
 NORMALIZED = {"normalization": "asr_lightning.audio.normalization.GlobalNormalization"}

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from tones import batch_of, loader, make, make_trainer
 
 from asr_lightning.callbacks.changed_optimizer import ChangedOptimizer
 from asr_lightning.errors import InputError
+from tests.support.tones import batch_of, loader, make, make_trainer
 
 COSINE = "asr_lightning.models.schedules.WarmupCosine"
 RATES = "torch.optim.lr_scheduler"

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from tones import RATE, TEXTS, make, make_trainer, write_corpus
 
 from asr_lightning.callbacks.choosing import BestCheckpoints, refuse_choice_by_tests
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import load_recognizer
 from data_modules.librispeech import LibriSpeechDataModule
+from tests.support.tones import RATE, TEXTS, make, make_trainer, write_corpus
 
 
 def corpus(folder: Path, **subsets: list[str]) -> LibriSpeechDataModule:

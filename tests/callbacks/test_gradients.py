@@ -4,24 +4,10 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from transcribing_run import HalfDeaf, batch_of, loader, make_trainer
 
-from asr_lightning.batch import Batch
 from asr_lightning.callbacks.gradients import GradientNorms, gradient_norm
 from asr_lightning.errors import InputError
-
-
-class KnownGradients(HalfDeaf):
-    """Gradients of 3 and 4 for the two weights of each of its parts, times the batch number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
-        if batch.ids == ["none"]:
-            return None
-        return (batch_idx + 1) * (3 * self.encoder.weight.sum() + 4 * self.joint.weight.sum())
+from tests.support.transcribing_run import KnownGradients, batch_of, loader, make_trainer
 
 
 class Reader(lightning.Callback):

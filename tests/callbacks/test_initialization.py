@@ -9,11 +9,11 @@ import lightning
 import pytest
 import torch
 from torch import Tensor, nn
-from transcribing_run import Beginning, HalfDeaf, batch_of, loader, make_trainer
 
 from asr_lightning.callbacks.initialization import Initialization, Scheme, initialize
 from asr_lightning.nn.conformer import Conformer
 from asr_lightning.nn.recurrent import LSTMEncoder
+from tests.support.transcribing_run import Beginning, HalfDeaf, batch_of, loader, make_trainer
 
 XAVIER: Callable[[int, int], float] = lambda inputs, outputs: sqrt(6 / (inputs + outputs))  # noqa: E731
 HE: Callable[[int, int], float] = lambda inputs, outputs: sqrt(6 / inputs)  # noqa: E731

@@ -8,7 +8,6 @@ import pytest
 import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tones import RATE, TEXTS, make, make_trainer, write_corpus
 from torch import Tensor
 
 from asr_lightning.batch import Batch
@@ -17,6 +16,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.rnn_transducer import RNNTransducer
 from data_modules.librispeech import LibriSpeechDataModule
+from tests.support.tones import RATE, TEXTS, make, make_trainer, write_corpus
 
 
 class Narrow(RNNTransducer):

@@ -6,19 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from activations_run import Corpus, recognizer
 from lightning.pytorch.loggers import WandbLogger
-from tones import make_trainer
 
-from asr_lightning.analysis.activations import Part, Rows, Spoken, merge
-from asr_lightning.analysis.histories import Published, caption, find_histories, table
-from asr_lightning.analysis.layers import curves, measure, project_layers, read_layers
+from asr_lightning.analysis.activations import PartWriter, Rows, UtteranceActivations, merge_parts
+from asr_lightning.analysis.character_neighbours import (
+    PublishedTable,
+    find_character_neighbours,
+    neighbour_caption,
+    neighbour_table,
+)
+from asr_lightning.analysis.layers import layer_curves, measure_layers, project_layers, read_layers
 from asr_lightning.callbacks.activations import Activations
 from asr_lightning.callbacks.neighbours import Neighbours
 from asr_lightning.callbacks.tsne import TSNE
 from asr_lightning.errors import InputError
 from asr_lightning.report import layer_figures
-from asr_lightning.report.layer_figures import phone_colours, plot_order
+from asr_lightning.report.layer_figures import plot_order
+from tests.support.activations_run import Corpus, recognizer
+from tests.support.tones import make_trainer
 
 MODULES = {"low": "encoder.layers.0", "top": "encoder", "state": "decoder.cells.0", "context": "decoder.attention"}
 PHONES = ["SIL", "AA", "B", "S"]
@@ -98,7 +103,7 @@ def planted(folder: Path, seed: int = 0) -> Path:
     random = np.random.default_rng(seed)
     centres = {phone: 3 * random.normal(size=12) for phone in PHONES}
     codes = {one: random.normal(size=4) for one in "ABC_"}
-    part = Part(folder / ".part")
+    part = PartWriter(folder / ".part")
     for number in range(24):
         phones = [str(one) for one in random.choice(PHONES, 12) for _ in range(3)]
         starts = np.arange(36) * 0.04
@@ -116,8 +121,10 @@ def planted(folder: Path, seed: int = 0) -> Path:
             "time": Rows(by_time, "frame", *frames),
             "history": Rows(np.array(history), "token", characters=[*text, "<eos>"]),
         }
-        part.append(Spoken(f"u{number:02}", "test", f"s{number % 2}", 1.5, "".join(text), "".join(text), modules))
-    merge([part.folder], folder / "test", {})
+        part.append(
+            UtteranceActivations(f"u{number:02}", "test", f"s{number % 2}", 1.5, "".join(text), "".join(text), modules)
+        )
+    merge_parts([part.folder], folder / "test", {})
     return folder / "test"
 
 
@@ -129,9 +136,9 @@ def test_planted_layers_are_told_apart_in_both_spaces(tmp_path: Path) -> None:
     measured = []
     for speaker in ("s0", "s1"):
         projected = project_layers(layers, speaker, perplexity=20, iterations=300)
-        assert {len(one.places) for one in projected} == {12 * 36}
-        measured += measure(projected)
-    found = {(curve.figure, curve.space): curve for curve in curves(measured)}
+        assert {len(one.positions) for one in projected} == {12 * 36}
+        measured += measure_layers(projected)
+    found = {(curve.figure, curve.space): curve for curve in layer_curves(measured)}
     for space in ("original", "tsne"):
         purity, order = found["purity", space], found["order", space]
         assert purity.layers == ["phones", "time"]
@@ -143,13 +150,13 @@ def test_planted_layers_are_told_apart_in_both_spaces(tmp_path: Path) -> None:
 
 
 def test_states_of_two_characters_match_two_and_more(tmp_path: Path) -> None:
-    [found] = find_histories(planted(tmp_path), ["history"])
+    [found] = find_character_neighbours(planted(tmp_path), ["history"])
     assert len(found.characters) == 24 * 30
     chance = 1 / 3  # of the characters further back, each the same with 1/4
     assert found.matches.mean == pytest.approx(2 + chance, abs=0.25)
     assert found.shuffled.mean < 0.5
     assert found.ngrams[1].mean == pytest.approx(1 + chance, abs=0.15)
-    head, line = table([found])
+    head, line = neighbour_table([found])
     assert head[:5] == ["layer", "sentences", "tokens", "total", "mean"] and line[:3] == ["history", "24", "720"]
     assert found.context(-1) == ""
     assert found.context(30).startswith("<<") and found.context(29).endswith(">>")
@@ -157,40 +164,33 @@ def test_states_of_two_characters_match_two_and_more(tmp_path: Path) -> None:
 
 def test_as_many_sentences_as_the_paper_has_are_compared_with_each_other(tmp_path: Path) -> None:
     folder = planted(tmp_path)
-    [few] = find_histories(folder, ["history"], sentences=7)
+    [few] = find_character_neighbours(folder, ["history"], sentences=7)
     assert few.sentences == 7 and len(few.characters) == 7 * 30
-    assert few.places.max() < 7 * 30  # no neighbour from others
-    [again], [other] = (find_histories(folder, ["history"], seed=seed, sentences=7) for seed in (1, 2))
+    assert few.neighbours.max() < 7 * 30  # no neighbour from others
+    [again], [other] = (find_character_neighbours(folder, ["history"], seed=seed, sentences=7) for seed in (1, 2))
     assert set(again.utterances) == set(few.utterances) != set(other.utterances)
-    [every], [more] = (find_histories(folder, ["history"], sentences=count) for count in (24, 79))
+    [every], [more] = (find_character_neighbours(folder, ["history"], sentences=count) for count in (24, 79))
     assert every.sentences == more.sentences == 24 and every.matches == more.matches
     assert few.matches.mean < every.matches.mean  # fewer candidates, shorter matches
 
 
 def test_the_papers_row_stands_beside_ours(tmp_path: Path) -> None:
-    [found] = find_histories(planted(tmp_path), ["history"])
-    published = Published(sentences=79, tokens=9566, totals=[88024])
-    head, one, another = table([found, found], published)
+    [found] = find_character_neighbours(planted(tmp_path), ["history"])
+    published = PublishedTable(sentences=79, tokens=9566, totals=[88024])
+    head, one, another = neighbour_table([found, found], published)
     place = head.index("published total")
     assert one[place : place + 2] == ["88024", "1.84"] and another[place : place + 2] == ["–", "–"]
-    assert caption([found], 1, published).endswith("The paper has 79 sentences and 9,566 tokens.")
+    assert neighbour_caption([found], 1, published).endswith("The paper has 79 sentences and 9,566 tokens.")
     with pytest.raises(ValueError, match="at least 2"):
         Neighbours(sentences=1)
 
 
-def test_colours_of_phones_are_all_different_and_silence_is_grey() -> None:
-    phones = [*PHONES, *(f"P{number}" for number in range(40))]
-    colours = phone_colours(phones)
-    assert len(set(colours.values())) == len(phones)
-    assert colours["SIL"] == "#8c8c8c"
-
-
 def test_characters_stand_along_the_colour_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    part = Part(tmp_path / ".part")
+    part = PartWriter(tmp_path / ".part")
     rows = Rows(np.random.default_rng(0).normal(size=(5, 3)), "frame", [0, 1, 2, 3, 4], [1, 2, 3, 4, 5],
                 ["", "A", "A", "B", "B"], ["SIL"] * 5)  # fmt: skip
-    part.append(Spoken("u", "test", "s", 5.0, "AB", "AB", {"top": rows}))
-    merge([part.folder], tmp_path / "test", {})
+    part.append(UtteranceActivations("u", "test", "s", 5.0, "AB", "AB", {"top": rows}))
+    merge_parts([part.folder], tmp_path / "test", {})
     [one] = project_layers(read_layers(tmp_path / "test"), "s", iterations=20)
     assert layer_figures._along(one.layer.characters) == ([0.25, 0.75], ["A", "B"])
     plot_order([one], "u", "AB", tmp_path / "new" / "picture.png")

@@ -1,6 +1,5 @@
 """The callbacks in runs: called by pytest, and started by a test as a process of two ranks."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +9,6 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.loggers import Logger
-from test_gradients import KnownGradients
-from test_weight_selection_run import configuration, save_teacher
-from transcribing_run import batch_of, loader, make_trainer
 
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.callbacks.initialization import FirstWeights
@@ -21,6 +17,9 @@ from asr_lightning.callbacks.movement import DistanceFromStart, UpdateSizes, che
 from asr_lightning.callbacks.weight_selection import WeightSelection, select_weights
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
+from tests.support import environment
+from tests.support.teacher_checkpoint import configuration, save_teacher
+from tests.support.transcribing_run import KnownGradients, batch_of, loader, make_trainer
 
 RATE = 0.1  # of learning, of the planted spellers
 
@@ -235,9 +234,8 @@ def test_a_checksum_sees_one_bit_and_a_name() -> None:
 
 
 def test_all_ranks_measure_the_same(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(tmp_path)]
-    result = subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True)
+    result = subprocess.run(command, env=environment(), timeout=120, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert ranks[0]["seen"] == ranks[1]["seen"]

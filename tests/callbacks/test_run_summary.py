@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tones import RATE, TEXTS, make, make_trainer, write_corpus
 
 from asr_lightning.callbacks import run_summary
 from asr_lightning.callbacks.run_summary import RunSummary
 from data_modules.librispeech import LibriSpeechDataModule
+from tests.support.tones import RATE, TEXTS, make, make_trainer, write_corpus
 
 COSINE = {"class_path": "asr_lightning.models.schedules.WarmupCosine", "init_args": {"warmup_share": 0.25}}
 

@@ -5,11 +5,11 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from transcribing_run import HalfDeaf, batch_of, loader, make_trainer
 
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks import throughput
 from asr_lightning.callbacks.throughput import Span, Throughput
+from tests.support.transcribing_run import HalfDeaf, batch_of, loader, make_trainer
 
 SPEED = "train/audio_seconds_per_second"
 

@@ -1,6 +1,5 @@
 import csv
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,13 +10,14 @@ from typing import Any
 import lightning
 import pytest
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from transcribing_run import Corpus, HalfDeaf, Heard, batch_of, heard, loader, make_trainer
 
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.transcripts import Transcripts, as_json_line, readable_time, transcripts
 from asr_lightning.files import name_of_run
 from asr_lightning.scoring import COUNTS, RATES
 from asr_lightning.text.timed_words import Word
+from tests.support import SUPPORT, environment
+from tests.support.transcribing_run import Corpus, HalfDeaf, Heard, batch_of, heard, loader, make_trainer
 
 SUBSETS = ["test-clean", "test-other"]
 
@@ -215,10 +215,8 @@ def test_dataloaders_without_names_are_one_subset(tmp_path: Path) -> None:
 
 
 def test_all_ranks_transcripts_are_written_once(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("transcribing_run.py")
-    command = [sys.executable, str(script), json.dumps({"folder": str(tmp_path)})]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True)
+    command = [sys.executable, str(SUPPORT / "transcribing_run.py"), json.dumps({"folder": str(tmp_path)})]
+    result = subprocess.run(command, env=environment(), timeout=120, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert epochs_and_rates(tmp_path / "error_rates.csv")[-1] == (2, "test-other", 0.0)
     assert len(lines(tmp_path / "error_rates.csv")) == 4

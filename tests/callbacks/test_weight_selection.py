@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from planted_teachers import ARCHITECTURES, MELS, PREDICTOR, conformer, lstm, lstm_predictor, pair, recognizer, size
 from torch import nn
 
 from asr_lightning.callbacks.weight_selection import select_weights, uniform_indices
@@ -16,6 +15,17 @@ from asr_lightning.nn.axes import module_axes
 from asr_lightning.nn.conformer import Conformer
 from asr_lightning.nn.recurrent import LSTMEncoder
 from asr_lightning.text.tokenizers import CharacterTokenizer, Tokenizer
+from tests.support.planted_teachers import (
+    ARCHITECTURES,
+    MELS,
+    PREDICTOR,
+    conformer,
+    lstm,
+    lstm_predictor,
+    pair,
+    recognizer,
+    size,
+)
 
 
 @pytest.mark.parametrize(("teacher", "student", "share"), [(1024, 320, 0.58), (512, 320, 0.20), (512, 256, 0.0)])

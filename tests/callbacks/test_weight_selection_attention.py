@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from planted_spellers import EVEN, LISTENERS, MECHANISMS, TILED, UNEVEN, Planting, Reordered, outputs
-from planted_teachers import MELS, same
 from torch import Tensor, nn
 
 from asr_lightning.callbacks.weight_selection import select_weights
 from asr_lightning.errors import InputError
-from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.recurrent import ProjectedLSTMEncoder, PyramidalLSTMEncoder
+from asr_lightning.nn.sequences import Encoder
+from tests.support.planted_spellers import EVEN, LISTENERS, MECHANISMS, TILED, UNEVEN, Planting, Reordered, outputs
+from tests.support.planted_teachers import MELS, same
 
 
 def torn(own: dict[str, Tensor], found: dict[str, Tensor]) -> set[str]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sentences
 from torch import nn
 
 from asr_lightning.callbacks.weight_selection import select_weights
@@ -18,6 +17,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.nn.attention import RelativeSelfAttention
 from asr_lightning.nn.conformer import ConvolutionPart
 from asr_lightning.nn.projected_lstm import RecurrentProjectionLSTM
+from tests.support import sentences
 
 Sizes = dict[str, int]
 Kind = tuple[Callable[[Sizes], nn.Module], dict[str, str]]  # and the axes of its parameters; letters are sizes

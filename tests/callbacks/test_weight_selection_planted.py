@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from planted_teachers import ARCHITECTURES, POSITION, outputs, pair, plant, restored, same
 
 from asr_lightning.callbacks.weight_selection import select_weights
+from tests.support.planted_teachers import ARCHITECTURES, POSITION, outputs, pair, plant, restored, same
 
 
 @pytest.mark.parametrize("elements", ["uniform", "consecutive"])

@@ -1,6 +1,5 @@
 """The callback in runs: called by pytest, and started by a test as a process of two ranks."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,42 +8,17 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from planted_teachers import MELS, RATE
-from torch import Tensor, nn
-from transcribing_run import Beginning, loader, make_trainer
+from torch import Tensor
 
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.callbacks.initialization import Initialization
 from asr_lightning.callbacks.weight_selection import WeightSelection, select_weights
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer
-
-
-def configuration(width: int, features: str = "LogMel", **options: Any) -> dict[str, Any]:
-    parts = {"LogMel": {"mels": MELS}, "MFCC": {"coefficients": MELS, "mels": 16}, "KaldiFilterBank": {"mels": MELS}}
-    nn_path, rnnt = "asr_lightning.nn.recurrent", "asr_lightning.models.rnn_transducer"
-    encoder = {"input_dimension": MELS, "hidden": width, "layers": 1, "channels": width, "dropout": 0.0}
-    return {
-        "class_path": f"{rnnt}.RNNTransducer",
-        "init_args": {
-            "tokenizer": "asr_lightning.text.tokenizers.CharacterTokenizer",
-            "features": {
-                "class_path": f"asr_lightning.audio.features.{features}",
-                "init_args": {"sample_rate": RATE, **parts[features], **options},
-            },
-            "encoder": {"class_path": f"{nn_path}.LSTMEncoder", "init_args": encoder},
-            "predictor": {"class_path": f"{rnnt}.LSTMPredictor", "init_args": {"dimension": width}},
-            "joint_dimension": width,
-        },
-    }
-
-
-def save_teacher(folder: Path, config: dict[str, Any] | None = None) -> tuple[Path, nn.Module]:
-    teacher = build_recognizer(config or configuration(6))
-    path = folder / "teacher.ckpt"
-    content = {"state_dict": teacher.state_dict(), "hyper_parameters": dict(teacher.hparams)}
-    torch.save({**content, "pytorch-lightning_version": lightning.__version__}, path)
-    return path, teacher
+from tests.support import environment
+from tests.support.planted_teachers import MELS, RATE
+from tests.support.teacher_checkpoint import configuration, save_teacher
+from tests.support.transcribing_run import Beginning, loader, make_trainer
 
 
 def batches(count: int = 2) -> Any:
@@ -114,7 +88,7 @@ def test_a_missing_teacher_says_how_to_make_it(tmp_path: Path) -> None:
 def test_a_truncated_teacher_is_refused(tmp_path: Path) -> None:
     path, _ = save_teacher(tmp_path)
     path.write_bytes(path.read_bytes()[:5_000])
-    with pytest.raises(InputError, match="no whole checkpoint"):
+    with pytest.raises(InputError, match="not a complete checkpoint"):
         fit(tmp_path, WeightSelection(str(path)))
 
 
@@ -124,7 +98,7 @@ NORMALIZED = {"normalization": "asr_lightning.audio.normalization.UtteranceNorma
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (("MFCC", {}), "teacher .* MFCC of 8 dimensions.*student.* LogMel of 8"),
+        (("MFCC", {}), "teacher .* MFCC of 8 dimensions.*model.* LogMel of 8"),
         (("KaldiFilterBank", {}), "KaldiFilterBank"),
         (("LogMel", {"mels": 10}), "LogMel of 10 dimensions.*LogMel of 8 dimensions"),
         (("LogMel", {"sample_rate": 16_000}), "at 16000 Hz.*at 8000 Hz"),
@@ -157,9 +131,8 @@ def test_statistics_of_the_features_come_from_the_teacher(tmp_path: Path) -> Non
 
 
 def test_all_ranks_begin_with_the_same_weights(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(tmp_path)]
-    result = subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True)
+    result = subprocess.run(command, env=environment(), timeout=120, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert ranks[0]["seed"] != ranks[1]["seed"], "or there would be nothing to see"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tones
 import yaml
 
 from asr_lightning.models.checkpoints import load_recognizer
 from asr_lightning.scoring.error_rates import ErrorRates
+from tests.support import tones
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "experiments" / "cluster"
@@ -47,7 +47,7 @@ def describe(folder: Path) -> None:
         "workers": 0,
     }
     callbacks: list[dict[str, Any]] = [
-        {"class_path": "recording.Recorder"},
+        {"class_path": "tests.support.recording.Recorder"},
         {"class_path": "asr_lightning.callbacks.transcripts.Transcripts"},
         {
             "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
@@ -84,7 +84,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(command: list[str], folder: Path, **more: str) -> None:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
-        "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
+        "PYTHONPATH": str(ROOT),
         "BIN": str(Path(sys.executable).parent),
         "ASR_LIGHTNING_CACHE": str(folder / "cache"),
         "WANDB_MODE": "disabled",

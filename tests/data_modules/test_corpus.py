@@ -12,19 +12,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import collecting_run
 import numpy as np
 import pytest
 import soundfile
 import torch
 from lhotse import MonoCut
-from made_corpora import make_subset, write_chapter
 
 from asr_lightning.batch import Utterance
 from asr_lightning.errors import InputError
 from data_modules import dataset
 from data_modules.dataset import Lost
 from data_modules.librispeech import LibriSpeechDataModule
+from tests.support import collecting_run, environment
+from tests.support.small_corpora import make_subset, write_chapter
 
 UTTERANCES = 40
 
@@ -85,10 +85,29 @@ def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(root: Path, tmp_path:
         assert [row for row in rest if row["kind"] == "train"] == trained[done:], checkpoint
 
 
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1), (2, 3)])
+def test_a_run_goes_on_with_other_parts_of_its_steps(root: Path, tmp_path: Path, before: int, now: int) -> None:
+    """At the end of an epoch and within one: every utterance once, in the steps that were planned."""
+    data = arguments(root, validation_subsets=["dev"])
+    trainer = {"max_epochs": 2, "accumulate_grad_batches": before, "limit_val_batches": 1.0}
+    saving = {"dirpath": str(tmp_path / "ckpt"), "every_n_train_steps": 1}
+    whole = [
+        row for row in collecting_run.run(str(tmp_path / "whole"), data, trainer, saving) if row["kind"] == "train"
+    ]
+    steps = [sorted(id for row in whole[at : at + before] for id in row["ids"]) for at in range(0, len(whole), before)]
+    checkpoints = sorted((tmp_path / "ckpt").glob("*.ckpt"), key=progress)
+    for checkpoint in checkpoints[1 :: max(1, len(checkpoints) // 5)]:
+        done = torch.load(checkpoint, weights_only=True)["global_step"]
+        trainer["accumulate_grad_batches"] = now
+        rest = collecting_run.run(str(tmp_path / checkpoint.stem), data, trainer, resume=str(checkpoint))
+        rows = [row for row in rest if row["kind"] == "train"]
+        found = [sorted(id for row in rows[at : at + now] for id in row["ids"]) for at in range(0, len(rows), now)]
+        assert found == steps[done:], checkpoint
+
+
 def start(**run: Any) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, collecting_run.__file__, json.dumps(run)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
 
 
 def test_a_killed_run_goes_on_where_its_last_checkpoint_was_written(root: Path, tmp_path: Path) -> None:

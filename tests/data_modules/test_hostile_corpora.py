@@ -5,9 +5,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hostile import FUZZED, RANDOM, Refusing, mutated, spoiled
 from hypothesis import given, settings
-from made_corpora import make_subset
 from praatio import textgrid
 from praatio.utilities.constants import Interval
 
@@ -16,8 +14,10 @@ from data_modules.corpus import CorpusDataModule
 from data_modules.ksponspeech import KsponSpeechDataModule
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.lines import open_lines
-from data_modules.manifest import BadFile, Found, Header, measure
+from data_modules.manifest import BadFile, Header, Listing, measure
 from data_modules.phone_labels import CTMLabels, TextGridLabels
+from tests.support.mutations import FUZZED, RANDOM, Refusing, mutated, spoiled
+from tests.support.small_corpora import make_subset
 
 CTM = "u0 1 0.0 0.1 AA\nu1 1 0.5 0.2 B\n;; c\nu1 1 0.7 0.2 가\nü 1 1 2 SIL\n".encode()
 SLOW = settings(FUZZED, max_examples=25)
@@ -122,7 +122,7 @@ def test_lines_of_text(random: Random, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["../../up", "/etc/up", "a/b", "..", ".", "nul\0"])
 @pytest.mark.parametrize("what", ["id", "speaker"])
 def test_names_that_lead_out_of_a_folder_are_bad(name: str, what: str) -> None:
-    found = Found(**{"id": "u", "path": "u.flac", "text": "A", "speaker": "s", what: name})
+    found = Listing(**{"id": "u", "path": "u.flac", "text": "A", "speaker": "s", what: name})
     [bad] = measure([found], 16_000, "test", lambda path: Header(16_000, 160, 1))
     assert isinstance(bad, BadFile) and bad.kind == "unusable id"
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from made_corpora import make_subset, write_chapter
 
 from asr_lightning.errors import InputError
 from data_modules.librispeech import LibriSpeechDataModule
+from tests.support.small_corpora import make_subset, write_chapter
 
 
 def module(root: Path, subset: str = "dev-clean", **more: Any) -> LibriSpeechDataModule:
@@ -83,7 +83,7 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "empty audio",
         "bcde",
     ),
-    "rate": (lambda folder: write_audio(folder / "a.flac", 4_000, 8_000), "wrong sample rate", "bcde"),
+    "rate": (lambda folder: write_audio(folder / "a.flac", 4_000, 500), "wrong sample rate", "bcde"),
     "more audio": (lambda folder: write_audio(folder / "z.flac", 4_000), "audio without transcript", "abcde"),
     "less audio": (lambda folder: (folder / "a.flac").unlink(), "transcript without audio", "bcde"),
     "cp949": (
@@ -230,13 +230,13 @@ def test_a_missing_subset_says_the_ways_on(tmp_path: Path) -> None:
     for part in (
         f"{tmp_path}/dev-clean",
         f"{tmp_path}/LibriSpeech/dev-clean",
-        f"There are dev-other in {tmp_path}",
+        f"{tmp_path} has LibriSpeech's layout, with the subsets dev-other",
         "--data.init_args.root",
         "--data.init_args.download true",
         "--config experiments/demo/rnnt_ws.yaml",
     ):
         assert part in str(error.value)
-    with pytest.raises(InputError, match=f"There is no folder {tmp_path}/nowhere"):
+    with pytest.raises(InputError, match=f"{tmp_path}/nowhere: there is no such folder"):
         module(tmp_path / "nowhere").prepare_data()
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_texts import sentences, write_texts
 
 from asr_lightning.errors import InputError
 from data_modules import lines
 from data_modules.lines import Lines, open_lines
+from tests.support.small_texts import sentences, write_texts
 
 ODD = [  # bytes of a line, and the text behind 0, 1 and 2 columns
     (b"one two three", "one two three", "two three", "three"),

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_corpora import make_subset
 
 from asr_lightning.errors import InputError
 from data_modules.librispeech import LibriSpeechDataModule
-from data_modules.manifest import BadFile, Found, Header, Manifest, hash_id, index_path, make_cut, write_manifest
+from data_modules.manifest import BadFile, Header, Listing, Manifest, hash_id, index_path, make_cut, write_manifest
+from tests.support.small_corpora import make_subset
 
 
 def write(path: Path, count: int, text: str = "한국어 TEXT") -> Manifest:
     cuts = (
-        make_cut(Found(f"id{n}", f"/audio/id{n}.flac", f"{text} {n}", "eve"), Header(16_000, 16_000 + n, 1))
+        make_cut(Listing(f"id{n}", f"/audio/id{n}.flac", f"{text} {n}", "eve"), Header(16_000, 16_000 + n, 1), 16_000)
         for n in range(count)
     )
     return write_manifest(path, cuts, "fingerprint")
@@ -201,7 +201,7 @@ def test_a_killed_writer_leaves_the_old_manifest(tmp_path: Path) -> None:
     write(path, 3)
 
     def entries() -> object:
-        yield make_cut(Found("x", "x.flac", "X"), Header(16_000, 10, 1))
+        yield make_cut(Listing("x", "x.flac", "X"), Header(16_000, 10, 1), 16_000)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -25,7 +25,7 @@ def test_lines_of_a_ctm_wherever_they_are(tmp_path: Path) -> None:
 
 
 def test_phones_are_taken_where_they_stand_beside_words(tmp_path: Path) -> None:
-    """As `tools.align` writes them."""
+    """As `asr align` writes them."""
     (tmp_path / "test-clean.phones.ctm").write_text("u 1 0 0.1 B\nu 1 0.1 0.1 IY\n")
     (tmp_path / "test-clean.words.ctm").write_text("u 1 0 0.2 BE\n")
     labels = CTMLabels(str(tmp_path))
@@ -37,7 +37,7 @@ def test_phones_are_taken_where_they_stand_beside_words(tmp_path: Path) -> None:
 def test_the_command_that_makes_missing_labels_is_named(
     tmp_path: Path, labels: type[CTMLabels | TextGridLabels]
 ) -> None:
-    with pytest.raises(InputError, match=f"{tmp_path}.*make them with `python -m asr_lightning.tools.align`"):
+    with pytest.raises(InputError, match=f"{tmp_path}.*make them with `asr align`"):
         labels(str(tmp_path)).require()
     with pytest.raises(InputError, match="make them with `make labels`"):
         labels(str(tmp_path), made_by="make labels").require()

@@ -177,8 +177,6 @@ def batches_of(**change: object) -> TrainBatches:
         ({"durations": np.full(10, 1.1)}, "audio seconds: 10.0 in the checkpoint, 11.0 now"),
         ({"batch_seconds": 4.0}, "batch_seconds: 3.0 in the checkpoint, 4.0 now"),
         ({"seed": 2}, "seed: 1 in the checkpoint, 2 now"),
-        ({"world_size": 2}, "processes: 1 in the checkpoint, 2 now"),
-        ({"accumulation": 4}, "accumulate_grad_batches: 1 in the checkpoint, 4 now"),
         ({"sorted_epochs": 1}, "sorted_epochs: 0 in the checkpoint, 1 now"),
         ({"identity": {"subsets": "b"}}, "subsets: a in the checkpoint, b now"),
     ],
@@ -188,6 +186,18 @@ def test_a_checkpoint_of_other_batches_is_refused(change: dict[str, object], nam
     batches_of().load_state_dict(state)
     with pytest.raises(InputError, match=name):
         batches_of(**change).load_state_dict(state)
+
+
+@pytest.mark.parametrize("change", [{"world_size": 2}, {"accumulation": 4}, {"world_size": 3, "accumulation": 2}])
+def test_the_rest_of_an_epoch_is_shared_by_any_number_of_processes(change: dict[str, int]) -> None:
+    durations = like_librispeech(200)
+    before, done = batches_of(durations=durations, batch_seconds=200.0), 7
+    after = batches_of(durations=durations, batch_seconds=200.0, **change)
+    after.load_state_dict(before.state_dict())
+    parts = change.get("accumulation", 1)
+    rest = [number for rank in after.plan() for part in rank[done * parts :] for number in part]
+    assert sorted(rest) == sorted(number for step in before.plan()[0][done:] for number in step)
+    assert 0 < len(rest) < 200
 
 
 def test_a_checkpoint_of_an_older_version_is_compared_in_what_it_has() -> None:

@@ -12,21 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import collecting_run
 import numpy as np
 import pytest
 import soundfile
 import yaml
 from lhotse import CutSet, MonoCut
-from made_corpora import make_subset, write_chapter
 
+from asr_lightning.asr import main
 from asr_lightning.errors import InputError
-from asr_lightning.tools import shards as tool
 from data_modules import sharding
 from data_modules.corpus import CorpusDataModule
 from data_modules.ksponspeech import KsponSpeechDataModule
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.shards import ShardsDataModule
+from tests.support import collecting_run, environment
+from tests.support.small_corpora import make_subset, write_chapter
 
 UTTERANCES = {"train": 40, "dev": 5}
 
@@ -55,7 +55,7 @@ def describe(folder: Path, module: str, init_args: dict[str, Any]) -> Path:
 def write(experiment: Path, *options: str) -> tuple[int, Path]:
     output = experiment.parent / "shards"
     command = ["--config", str(experiment), "--output", str(output), "--utterances-per-shard", "7", *options]
-    return tool.main(command), output
+    return main(["shards", *command]), output
 
 
 @pytest.fixture
@@ -146,9 +146,8 @@ def test_headerless_audio_is_kept_to_the_bit(tmp_path: Path) -> None:
 
 
 def start(**run: Any) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, collecting_run.__file__, json.dumps(run)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=250)
 
 
 def test_a_run_on_files_is_resumed_in_mid_epoch_on_shards(experiment: Path, shards: Path, tmp_path: Path) -> None:
@@ -247,7 +246,7 @@ def test_damaged_audio_costs_itself_only(shards: Path) -> None:
 
 
 def test_a_missing_subset_is_named_with_the_way_on(shards: Path) -> None:
-    with pytest.raises(InputError, match="No shards of test: .*found subsets dev, train.*tools.shards"):
+    with pytest.raises(InputError, match="No shards of test: .*found subsets dev, train.*asr shards"):
         ShardsDataModule(root=str(shards), test_subsets=["test"]).prepare_data()
 
 
@@ -284,18 +283,19 @@ def test_a_killed_writer_leaves_nothing(experiment: Path) -> None:
     script = (
         "import os, signal, sys\n"
         "from data_modules.librispeech import LibriSpeechDataModule as corpus\n"
-        "from asr_lightning.tools.shards import main\n"
+        "from asr_lightning.asr import main\n"
         "read, seen = corpus.read_audio, []\n"
         "def dying(cut):\n"
         "    seen.append(cut.id)\n"
         "    if len(seen) == 52: os.kill(os.getpid(), signal.SIGKILL)\n"  # 20 were probes
         "    return read(cut)\n"
         "corpus.read_audio = staticmethod(dying)\n"
-        "main(sys.argv[1:])\n"
+        "main(['shards', *sys.argv[1:]])\n"
     )
     options = ["--config", str(experiment), "--output", str(output), "--utterances-per-shard", "7"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    killed = subprocess.run([sys.executable, "-c", script, *options], env=environment, capture_output=True, timeout=250)
+    killed = subprocess.run(
+        [sys.executable, "-c", script, *options], env=environment(), capture_output=True, timeout=250
+    )
     assert killed.returncode == -signal.SIGKILL
     assert (output / ".train.partial").is_dir() and not (output / "train").exists()
     with pytest.raises(InputError, match="No shards of train"):

@@ -10,7 +10,7 @@ import pytest
 
 from asr_lightning.errors import InputError
 from asr_lightning.text.hangul import JamoTokenizer
-from asr_lightning.text.korean import normalize
+from asr_lightning.text.korean import normalize_korean
 from data_modules.korean_grammar import SPEAKERS, plan
 from data_modules.spoken_korean import SpokenKoreanDataModule, synthesize
 
@@ -95,10 +95,12 @@ def test_every_mark_of_the_annotation_occurs_and_every_line_is_well_formed() -> 
         assert sum(bool(re.search(mark, text)) for text in written) >= 5, mark
     tokenizer = JamoTokenizer()
     for line in lines:
-        assert normalize(line.annotation) == line.sentence.rstrip("?")
+        assert normalize_korean(line.annotation) == line.sentence.rstrip("?")
         assert re.fullmatch("[가-힣 ]+[?]?", line.sentence)
-        assert tokenizer.decode(tokenizer.encode(normalize(line.annotation))) == normalize(line.annotation)
-    assert any(re.search("[0-9A-Z%]", normalize(text, "spelling")) for text in written)
+        assert tokenizer.decode(tokenizer.encode(normalize_korean(line.annotation))) == normalize_korean(
+            line.annotation
+        )
+    assert any(re.search("[0-9A-Z%]", normalize_korean(text, "spelling")) for text in written)
 
 
 def test_particles_fit_the_words_before_them() -> None:

@@ -15,16 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import collecting_run
 import fsspec
 import pytest
-from made_corpora import make_subset
 
 from asr_lightning.errors import InputError
 from data_modules import corpus, shards, storage
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.sharding import write_subset
 from data_modules.shards import ShardsDataModule
+from tests.support import SUPPORT, collecting_run
+from tests.support.small_corpora import make_subset
 
 UTTERANCES, PER_SHARD = 40, 7
 
@@ -54,7 +54,7 @@ class Server:
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         self.folder, self.log = folder, folder.parent / "server.log"
-        command = [sys.executable, str(Path(__file__).with_name("range_server.py")), str(folder), str(self.log)]
+        command = [sys.executable, str(SUPPORT / "range_server.py"), str(folder), str(self.log)]
         self.process = subprocess.Popen([*command, str(port)], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())

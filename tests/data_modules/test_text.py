@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_texts import write_texts
 
 from asr_lightning.errors import InputError
 from data_modules.sampler import TrainBatches
 from data_modules.text import TextDataModule, TextTrainBatches, find_files
+from tests.support.small_texts import write_texts
 
 
 @pytest.fixture

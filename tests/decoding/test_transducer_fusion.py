@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from sentences import make, save
-from small_transducers import SmallJoint, SmallPredictor, exhaustive, small_transducer
 from torch import Tensor
 
 from asr_lightning.decoding.hypothesis import Hypothesis
@@ -21,6 +19,8 @@ from asr_lightning.models.language_model import PretrainedLanguageModel
 from asr_lightning.text.arpa import write_arpa
 from asr_lightning.text.smoothing import witten_bell
 from asr_lightning.text.tokenizers import CharacterTokenizer, LetterTokenizer, Tokenizer
+from tests.support.sentences import make, save
+from tests.support.small_transducers import SmallJoint, SmallPredictor, exhaustive, small_transducer
 
 CHARACTERS = CharacterTokenizer()
 BLANK, END = CHARACTERS.blank_id, CHARACTERS.eos_id

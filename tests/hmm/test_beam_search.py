@@ -11,7 +11,7 @@ from asr_lightning.hmm.beam_search import BeamSearch
 from asr_lightning.hmm.graph import decoding_graph
 from asr_lightning.hmm.lattice import Lattice, best_sentences
 from asr_lightning.hmm.model import HiddenMarkovModel
-from asr_lightning.hmm.search import Found, GraphSearch, by_transition
+from asr_lightning.hmm.search import FoundSentence, GraphSearch, by_transition
 from asr_lightning.hmm.search_graph import search_graph
 from asr_lightning.text.lexicon import Lexicon
 from asr_lightning.text.smoothing import kneser_ney
@@ -132,10 +132,10 @@ def test_so_it_is_where_no_path_ends(seed: int) -> None:
 def test_where_there_is_no_path_nothing_is_found(hypotheses: int) -> None:
     model, graph = tiny(3, 0)
     find = GraphSearch(hypotheses=hypotheses)
-    assert find(np.full((7, model.pdfs), -np.inf, np.float32), model, graph) == [Found((), -math.inf)]
+    assert find(np.full((7, model.pdfs), -np.inf, np.float32), model, graph) == [FoundSentence((), -math.inf)]
     scores = np.zeros((7, model.pdfs), np.float32)
     scores[3] = -np.inf
-    assert find(scores, model, graph) == [Found((), -math.inf)]
+    assert find(scores, model, graph) == [FoundSentence((), -math.inf)]
 
 
 @pytest.mark.parametrize("hypotheses", [1, 3])

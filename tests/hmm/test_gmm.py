@@ -4,24 +4,24 @@ import kaldi_hmm_gmm as kaldi
 import numpy as np
 import pytest
 import torch
-from small_models import LEXICON, SIL, A, B, S
 from torchaudio.functional import compute_deltas
 
 from asr_lightning.audio.features import MFCC
 from asr_lightning.errors import InputError
-from asr_lightning.hmm.alignment import align, phone_runs
+from asr_lightning.hmm.frame_alignment import align_frames, phone_runs
 from asr_lightning.hmm.gmm import (
     ACOUSTIC_SCALE,
     CepstralFeatures,
-    Example,
     GaussianMixtures,
     Pass,
+    TrainingUtterance,
     _mixture,
     _split,
     train,
 )
-from asr_lightning.hmm.graph import expand, sentence
+from asr_lightning.hmm.graph import expand_to_states, sentence_transducer
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel
+from tests.support.small_models import LEXICON, SIL, A, B, S
 
 SAYINGS = {
     "A BE": [SIL, A, B],
@@ -34,7 +34,7 @@ SAYINGS = {
 MEANS = 4.0 * np.random.default_rng(7).standard_normal((6, STATES, 6))  # of phones' states
 
 
-def planted(model: HiddenMarkovModel, count: int) -> tuple[list[Example], list[list[tuple[int, int, str]]]]:
+def planted(model: HiddenMarkovModel, count: int) -> tuple[list[TrainingUtterance], list[list[tuple[int, int, str]]]]:
     """Features around the means of states that last for two to six frames, and where phones begin and end."""
     random = np.random.default_rng(1)
     examples, truths = [], []
@@ -43,7 +43,9 @@ def planted(model: HiddenMarkovModel, count: int) -> tuple[list[Example], list[l
         lengths = random.integers(2, 7, (len(phones), STATES))
         means = MEANS[phones].reshape(-1, 6).repeat(lengths.reshape(-1), axis=0)
         features = (means + random.standard_normal(means.shape)).astype(np.float32)
-        examples.append(Example(str(number), features, expand(model, sentence(model, words.split()))))
+        examples.append(
+            TrainingUtterance(str(number), features, expand_to_states(model, sentence_transducer(model, words.split())))
+        )
         ends = lengths.sum(axis=1).cumsum().tolist()
         truths.append(list(zip([0, *ends], ends, (model.phones[phone - 1] for phone in phones), strict=False)))
     return examples, truths
@@ -57,7 +59,7 @@ def model() -> HiddenMarkovModel:
 Trained = tuple[list[Pass], GaussianMixtures]
 
 
-def trained(model: HiddenMarkovModel, examples: list[Example], **options: int) -> Trained:
+def trained(model: HiddenMarkovModel, examples: list[TrainingUtterance], **options: int) -> Trained:
     found = list(train(model, examples, **options))
     return [one for one, _ in found], found[-1][1]
 
@@ -85,7 +87,7 @@ def test_given_alignments_are_where_training_begins(model: HiddenMarkovModel) ->
     begin = {}
     right = GaussianMixtures(model, planted_mixtures(model))  # Kaldi's decodables do not hold what they read
     for one, truth in zip(examples, truths, strict=True):
-        ids = align(right.decodable(one.features), one.graph)
+        ids = align_frames(right.decodable(one.features), one.graph)
         assert [phone for *_, phone in phone_runs(model, ids)] == [phone for *_, phone in truth]
         begin[one.id] = ids
     [(first, states)] = list(train(model, examples, passes=1, gaussians=model.pdfs, begin=begin))
@@ -118,7 +120,7 @@ def test_planted_borders_are_found(model: HiddenMarkovModel, result: Trained) ->
     examples, truths = planted(model, 48)
     distances = []
     for one, truth in zip(examples, truths, strict=True):
-        runs = phone_runs(model, align(result[1].decodable(one.features), one.graph))
+        runs = phone_runs(model, align_frames(result[1].decodable(one.features), one.graph))
         assert [phone for *_, phone in runs] == [phone for *_, phone in truth]
         distances += [abs(run[0] - true[0]) for run, true in zip(runs, truth, strict=True)]
     assert max(distances) <= 2 and np.mean(np.array(distances) == 0) > 0.9
@@ -188,15 +190,15 @@ def test_as_many_gaussians_are_split_as_by_kaldi(wanted: int) -> None:
 def test_nothing_to_learn_from_is_refused(model: HiddenMarkovModel) -> None:
     with pytest.raises(InputError, match="got none"):
         next(train(model, []))
-    graph = expand(model, sentence(model, ["A", "BE"]))
-    short = [Example(str(n), np.ones((5, 2), dtype=np.float32), graph) for n in range(3)]
+    graph = expand_to_states(model, sentence_transducer(model, ["A", "BE"]))
+    short = [TrainingUtterance(str(n), np.ones((5, 2), dtype=np.float32), graph) for n in range(3)]
     with pytest.raises(InputError, match="none of 3 utterances could be aligned"):
         next(train(model, short))
 
 
 def test_what_is_too_short_is_counted_and_left_out(model: HiddenMarkovModel) -> None:
     examples, _ = planted(model, 12)
-    short = Example("short", examples[0].features[:5], examples[0].graph)
+    short = TrainingUtterance("short", examples[0].features[:5], examples[0].graph)
     passes, states = trained(model, [*examples, short], passes=3, gaussians=15)
     assert [one.failed for one in passes] == [1, 1, 1]
     assert states.model.transition_counts.sum() == sum(len(one.features) for one in examples)
@@ -206,8 +208,8 @@ def test_cepstral_features_are_normalised_coefficients_and_differences_twice() -
     audio = 0.1 * torch.randn(16_000)
     features = CepstralFeatures()(audio)
     coefficients, lengths = MFCC(13, mels=40)(audio[None], torch.tensor([16_000]))
-    centred = coefficients - coefficients.mean(dim=1, keepdim=True)
-    static = (centred / coefficients.std(dim=1, keepdim=True, unbiased=False)).transpose(1, 2)
+    centered = coefficients - coefficients.mean(dim=1, keepdim=True)
+    static = (centered / coefficients.std(dim=1, keepdim=True, unbiased=False)).transpose(1, 2)
     expected = torch.cat([static, compute_deltas(static), compute_deltas(compute_deltas(static))], dim=1)[0].T
     assert features.shape == (int(lengths[0]), 39) and features.dtype == np.float32
     assert features.flags.c_contiguous

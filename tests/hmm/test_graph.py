@@ -8,7 +8,26 @@ import kaldifst
 import numpy as np
 import pytest
 import torch
-from small_models import (
+
+from asr_lightning.errors import InputError
+from asr_lightning.hmm.graph import (
+    SELF_LOOP_SCALE,
+    as_graph,
+    decoding_graph,
+    expand_to_states,
+    grammar_transducer,
+    numerator_transducer,
+    phone_grammar,
+    sentence_transducer,
+)
+from asr_lightning.hmm.model import STATES, HiddenMarkovModel
+from asr_lightning.losses.graphs import GraphBatch
+from asr_lightning.losses.lattice_free_mmi import lattice_free_mmi_loss, total_log_probability
+from asr_lightning.text.arpa import read_arpa
+from asr_lightning.text.lexicon import Lexicon
+from asr_lightning.text.ngram import NGram
+from asr_lightning.text.smoothing import kneser_ney
+from tests.support.small_models import (
     LEXICON,
     SIL,
     TEXT,
@@ -24,25 +43,6 @@ from small_models import (
     transition_ids,
     transition_log_probs,
 )
-
-from asr_lightning.errors import InputError
-from asr_lightning.hmm.graph import (
-    SELF_LOOP_SCALE,
-    as_graph,
-    decoding_graph,
-    expand,
-    grammar,
-    numerator,
-    phone_grammar,
-    sentence,
-)
-from asr_lightning.hmm.model import STATES, HiddenMarkovModel
-from asr_lightning.losses.graphs import GraphBatch
-from asr_lightning.losses.lattice_free_mmi import lattice_free_mmi_loss, total_log_probability
-from asr_lightning.text.arpa import read_arpa
-from asr_lightning.text.lexicon import Lexicon
-from asr_lightning.text.ngram import NGram
-from asr_lightning.text.smoothing import kneser_ney
 
 ROUNDING = 0.01  # minimisation makes weights multiples of 1 / 1024
 PAUSE = math.log(0.5)  # of a pause as of none
@@ -93,19 +93,19 @@ def ways(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 def test_a_sentence_is_said_in_all_ways(text: str) -> None:
     model = monophone()
     words = tuple(text.split())
-    found = [(names(model, reads), says, cost) for reads, says, cost in paths(sentence(model, words))]
+    found = [(names(model, reads), says, cost) for reads, says, cost in paths(sentence_transducer(model, words))]
     numbers = tuple(model.word_ids[word] for word in words)
     assert sorted(phones for phones, *_ in found) == sorted(ways(words))
     assert all(says == numbers for _, says, _ in found)
     assert np.allclose([cost for *_, cost in found], -PAUSE * (len(words) + 1))
-    again = list(paths(sentence(model, words, phones=True)))
+    again = list(paths(sentence_transducer(model, words, phones=True)))
     assert sorted(names(model, reads) for reads, *_ in again) == sorted(set(ways(words)))  # A BEE: a b b once only
     assert all(reads == says and cost == 0.0 for reads, says, cost in again)
 
 
 def test_a_sentence_of_unknown_words_is_refused() -> None:
     with pytest.raises(InputError, match="got ZOO, OH"):
-        sentence(monophone(), ["A", "ZOO", "OH"])
+        sentence_transducer(monophone(), ["A", "ZOO", "OH"])
 
 
 @both
@@ -113,7 +113,7 @@ def test_the_states_of_a_sentence_weigh_what_its_ways_do(make: Callable[[], Hidd
     model = make()
     words = ("A", "BEE")
     for scale in (SELF_LOOP_SCALE, 1.0):
-        graph = Transducer(expand(model, sentence(model, words), scale=scale))
+        graph = Transducer(expand_to_states(model, sentence_transducer(model, words), scale=scale))
         accepted = 0
         for phones in phone_sequences(5):
             ids, transitions = some_path(model, phones)
@@ -127,7 +127,7 @@ def test_the_states_of_a_sentence_weigh_what_its_ways_do(make: Callable[[], Hidd
 @both
 def test_no_other_states_say_a_sentence(make: Callable[[], HiddenMarkovModel]) -> None:
     model = make()
-    graph = Transducer(expand(model, sentence(model, ["SAY"])))
+    graph = Transducer(expand_to_states(model, sentence_transducer(model, ["SAY"])))
     ids = transition_ids(model, [S, A], [2] * 6)
     assert graph.outputs(ids)
     for place in range(len(ids)):
@@ -140,7 +140,7 @@ def test_no_other_states_say_a_sentence(make: Callable[[], HiddenMarkovModel]) -
 def test_expanding_leaves_what_is_expanded() -> None:
     model = tied()
     spoken = phone_grammar([[A, B], [B, SIL, A]])
-    first, second = (Transducer(expand(model, spoken, scale=1.0)) for _ in range(2))
+    first, second = (Transducer(expand_to_states(model, spoken, scale=1.0)) for _ in range(2))
     assert first.arcs == second.arcs and first.final == second.final
 
 
@@ -189,7 +189,7 @@ def test_a_grammar_without_known_words_is_refused() -> None:
 def check_grammar(ngram: NGram) -> tuple[int, int]:
     """Compare all sentences of up to four words; return how many are as probable as by the n-gram, and more so."""
     model = monophone()
-    said = Transducer(grammar(model, ngram), silent=len(model.words) + 1)
+    said = Transducer(grammar_transducer(model, ngram), silent=len(model.words) + 1)
     equal = greater = 0
     for length in range(5):
         for words in product(sorted(set(model.words) & set(ngram.tokens)), repeat=length):
@@ -211,7 +211,9 @@ def test_grammars_score_as_their_n_grams(order: int) -> None:
 
 def test_grammars_say_no_words_that_one_of_lexicon_and_n_gram_lacks() -> None:
     model = monophone()
-    said = Transducer(grammar(model, kneser_ney([text.split() for text in TEXT], 2)), silent=len(model.words) + 1)
+    said = Transducer(
+        grammar_transducer(model, kneser_ney([text.split() for text in TEXT], 2)), silent=len(model.words) + 1
+    )
     assert said.outputs([model.word_ids["A"]]) and not said.outputs([model.word_ids["SAY"]])
     labels = {label for _, label in said.arcs}
     assert labels == {0, *(model.word_ids[word] for word in ("A", "BE", "BEE"))}
@@ -298,7 +300,7 @@ def test_a_graph_adds_up_all_its_state_paths(make: Callable[[], HiddenMarkovMode
                 if words in parses(LEXICON, names(model, phones)):  # once, however the words part the phones
                     totals["said"] = torch.logaddexp(totals["said"], path)
     lengths = torch.tensor([frames])
-    graphs = {"all": expand(model, spoken, scale=1.0), "said": numerator(model, words, spoken)}
+    graphs = {"all": expand_to_states(model, spoken, scale=1.0), "said": numerator_transducer(model, words, spoken)}
     for name, fst in graphs.items():
         total = total_log_probability(scores, lengths, GraphBatch.collate([as_graph(model, fst)]))
         assert total.item() == pytest.approx(totals[name].item(), abs=ROUNDING)
@@ -311,8 +313,8 @@ def test_a_graph_adds_up_all_its_state_paths(make: Callable[[], HiddenMarkovMode
 def test_what_was_said_is_part_of_what_can_be_said(make: Callable[[], HiddenMarkovModel]) -> None:
     model = make()
     spoken = phone_grammar(SPOKEN)
-    everything = Transducer(expand(model, spoken, scale=1.0))
-    said = Transducer(numerator(model, ["A", "BEE"], spoken))
+    everything = Transducer(expand_to_states(model, spoken, scale=1.0))
+    said = Transducer(numerator_transducer(model, ["A", "BEE"], spoken))
     shared = other = 0
     for phones in phone_sequences(5):
         ids, _ = some_path(model, phones)
@@ -328,7 +330,7 @@ def test_what_was_said_is_part_of_what_can_be_said(make: Callable[[], HiddenMark
 
 def test_a_sentence_that_the_phone_grammar_cannot_say_is_refused() -> None:
     with pytest.raises(InputError, match="'SAY SAY'"):
-        numerator(monophone(), ["SAY", "SAY"], phone_grammar(SPOKEN))
+        numerator_transducer(monophone(), ["SAY", "SAY"], phone_grammar(SPOKEN))
 
 
 def test_a_graph_that_reads_nothing_somewhere_is_no_graph_of_frames() -> None:

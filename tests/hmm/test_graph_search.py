@@ -4,7 +4,14 @@ from itertools import product
 import kaldifst
 import numpy as np
 import pytest
-from small_models import (
+
+from asr_lightning.errors import InputError
+from asr_lightning.hmm.graph import SELF_LOOP_SCALE, decoding_graph
+from asr_lightning.hmm.model import STATES, HiddenMarkovModel
+from asr_lightning.hmm.search import FoundSentence, GraphSearch, by_transition
+from asr_lightning.text.ngram import NGram
+from asr_lightning.text.smoothing import kneser_ney
+from tests.support.small_models import (
     LEXICON,
     SIL,
     TEXT,
@@ -20,13 +27,6 @@ from small_models import (
     transition_log_probs,
 )
 
-from asr_lightning.errors import InputError
-from asr_lightning.hmm.graph import SELF_LOOP_SCALE, decoding_graph
-from asr_lightning.hmm.model import STATES, HiddenMarkovModel
-from asr_lightning.hmm.search import Found, GraphSearch, by_transition
-from asr_lightning.text.ngram import NGram
-from asr_lightning.text.smoothing import kneser_ney
-
 PAUSE = np.log(0.5)
 
 
@@ -35,17 +35,17 @@ def ngram() -> NGram:
     return kneser_ney([text.split() for text in TEXT], 2)
 
 
-def best_of_all(model: HiddenMarkovModel, ngram: NGram, scores: np.ndarray) -> Found:
+def best_of_all(model: HiddenMarkovModel, ngram: NGram, scores: np.ndarray) -> FoundSentence:
     """The best of all state paths of all sentences."""
     log_probs = SELF_LOOP_SCALE * transition_log_probs(model)
-    best = Found((), -np.inf)
+    best = FoundSentence((), -np.inf)
     for phones in (one for length in range(1, len(scores) // 3 + 1) for one in product((SIL, A, B, S), repeat=length)):
         for words in parses(LEXICON, tuple(model.phones[phone - 1] for phone in phones)):
             weight = best_score(ngram, words) + (len(words) + 1) * PAUSE if "SAY" not in words else -np.inf
             for lengths in durations(len(scores), STATES * len(phones)) if weight > best.score - 100 else ():
                 ids = transition_ids(model, phones, lengths)
                 total = weight + scores[range(len(scores)), model.pdf_of[ids]].sum() + log_probs[ids].sum()
-                best = max(best, Found(words, total, tuple(ids)), key=lambda one: one.score)
+                best = max(best, FoundSentence(words, total, tuple(ids)), key=lambda one: one.score)
     return best
 
 

@@ -1,6 +1,5 @@
-"""Lattices, alignments and models of states, after slips of those who keep the files."""
+"""Damaged alignments, models of states and decoding graphs are refused with their file named."""
 
-import re
 import sqlite3
 import zlib
 from contextlib import closing
@@ -9,19 +8,16 @@ from random import Random
 
 import kaldifst
 import pytest
-from hostile import FUZZED, NUMBERS, RANDOM, Refusing, mutated, spoiled
 from hypothesis import given
-from small_models import tied
-from test_slf import FOREIGN
 
 from asr_lightning.errors import InputError
 from asr_lightning.hmm.graph import decoding_graph
-from asr_lightning.hmm.lattice import best_sentences
-from asr_lightning.hmm.model import read_model
+from asr_lightning.hmm.model import read_hmm
 from asr_lightning.hmm.openfst import check_fst
-from asr_lightning.hmm.slf import read_slf
 from asr_lightning.hmm.store import AlignmentStore, write_alignments
 from asr_lightning.text.smoothing import witten_bell
+from tests.support.mutations import FUZZED, RANDOM, Refusing, mutated, spoiled
+from tests.support.small_models import tied
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +41,6 @@ def states(folder: Path) -> list[Path]:
 def graph(folder: Path) -> bytes:
     decoding_graph(tied(), witten_bell([["A", "BE"], ["BEE"]], 2)).write(str(folder / "good.fst"))
     return (folder / "good.fst").read_bytes()
-
-
-@FUZZED
-@given(random=RANDOM)
-def test_lattices(random: Random, folder: Path) -> None:
-    (folder / "some.slf").write_bytes(mutated(FOREIGN.encode(), random))
-    with Refusing("some.slf"):
-        best_sentences(read_slf(folder / "some.slf", 0.01), 3)
-
-
-@pytest.mark.parametrize("number", NUMBERS, ids=lambda one: one[:12].decode())
-@pytest.mark.parametrize("name", ["base", "lmscale", "wdpenalty", "acscale", "t", "a", "l"])
-def test_numbers_that_kaldi_would_fall_over(number: bytes, name: str, folder: Path) -> None:
-    (folder / "some.slf").write_text(re.sub(rf"\b{name}=\S+", f"{name}={number.decode()}", FOREIGN, count=1))
-    with Refusing("some.slf"):
-        best_sentences(read_slf(folder / "some.slf", 0.01), 3)
 
 
 @FUZZED
@@ -89,7 +69,7 @@ def test_alignments_that_lead_in_a_circle(tmp_path: Path) -> None:
 @given(random=RANDOM)
 def test_models(random: Random, folder: Path, states: list[Path]) -> None:
     with spoiled(random.choice(states), random), Refusing("states"):
-        model = read_model(folder / "states")
+        model = read_hmm(folder / "states")
         assert len(model.pdf_of) == len(model.stays)
 
 
@@ -108,8 +88,6 @@ def test_a_graph_is_whole(graph: bytes) -> None:
     check_fst(graph)
     with pytest.raises(ValueError, match="states from 0"):  # 50,000,000 states: gigabytes
         check_fst(graph.replace(graph[50:58], (50_000_000).to_bytes(8, "little"), 1))
-    with pytest.raises(InputError, match="expected a lattice"):
-        read_slf(Path(__file__), 0.01)
 
 
 def test_a_graph_of_another_version(graph: bytes) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import NO_ROWS, asking_trees, monophone, tied, walk
 
 from asr_lightning.hmm.kaldi_tree import LEFT, RIGHT, Node, as_kaldi, read_tree
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel
+from tests.support.small_models import NO_ROWS, asking_trees, monophone, tied, walk
 
 PHONES = 5
 both = pytest.mark.parametrize("make", [monophone, tied])

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import LEXICON, SIL, asking_trees, monophone, tied, transition_log_probs, walk
 
 from asr_lightning.errors import InputError
-from asr_lightning.hmm.model import STATES, HiddenMarkovModel, read_model
+from asr_lightning.hmm.model import STATES, HiddenMarkovModel, read_hmm
 from asr_lightning.text.lexicon import Lexicon
+from tests.support.small_models import LEXICON, SIL, asking_trees, monophone, tied, transition_log_probs, walk
 
 both = pytest.mark.parametrize("make", [monophone, tied])
 FILES = ["lexicon.txt", "phones.txt", "topology.json", "transitions.npy", "tree"]
@@ -68,7 +68,7 @@ def test_transitions_are_as_probable_as_they_were_frequent(make: Callable[[], Hi
 def test_what_was_written_is_read(make: Callable[[], HiddenMarkovModel], tmp_path: Path) -> None:
     model = make()
     model.write(tmp_path)
-    read = read_model(tmp_path)
+    read = read_hmm(tmp_path)
     assert sorted(os.listdir(tmp_path)) == FILES
     assert read.lexicon == model.lexicon and read.phones == model.phones
     assert read.tree.context_width == model.tree.context_width and read.pdfs == model.pdfs
@@ -84,29 +84,29 @@ def test_a_missing_or_empty_file_is_named(make: Callable[[], HiddenMarkovModel],
     make().write(tmp_path)
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(InputError, match=name):
-        read_model(tmp_path)
+        read_hmm(tmp_path)
     (tmp_path / name).unlink()
     if name == "topology.json":  # of a folder from before it was written
-        assert (read_model(tmp_path).states, read_model(tmp_path).subsampling) == (3, 1)
+        assert (read_hmm(tmp_path).states, read_hmm(tmp_path).subsampling) == (3, 1)
         return
     with pytest.raises(InputError, match=name):
-        read_model(tmp_path)
+        read_hmm(tmp_path)
 
 
 def test_a_chain_model_is_read_as_it_was_written(tmp_path: Path) -> None:
     model = HiddenMarkovModel.monophone(LEXICON, states=1, subsampling=3)
     model.write(tmp_path)
-    read = read_model(tmp_path)
+    read = read_hmm(tmp_path)
     assert (read.states, read.subsampling, read.pdfs) == (1, 3, 5)
     assert np.array_equal(read.pdf_of, model.pdf_of)
     assert np.array_equal(read.ends_phone[1:], ~read.stays[1:])  # its one state is the last one
     (tmp_path / "topology.json").write_text('{"states": 3, "subsampling": 3}')
     with pytest.raises(InputError, match="tree"):
-        read_model(tmp_path)
+        read_hmm(tmp_path)
     for content in ("[]", '{"states": 1}', '{"states": 0, "subsampling": 3}', '{"states": "1", "subsampling": 3}'):
         (tmp_path / "topology.json").write_text(content)
         with pytest.raises(InputError, match=r"topology\.json"):
-            read_model(tmp_path)
+            read_hmm(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_damaged_or_misfitting_file_is_named(name: str, content: bytes, tmp_pa
     monophone().write(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=r"(phones\.txt|tree)" if name != "transitions.npy" else name):
-        read_model(tmp_path)
+        read_hmm(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_counts_that_cannot_be_are_refused(counts: np.ndarray, tmp_path: Path) -
     assert model.transition_counts.shape == (31,)
     np.save(tmp_path / "transitions.npy", counts)
     with pytest.raises(InputError, match=r"transitions.npy .*\(31,\)"):
-        read_model(tmp_path)
+        read_hmm(tmp_path)
 
 
 def test_the_files_of_two_models_are_not_mixed(tmp_path: Path) -> None:
@@ -147,11 +147,11 @@ def test_the_files_of_two_models_are_not_mixed(tmp_path: Path) -> None:
     tied().write(tmp_path / "tied")
     (tmp_path / "tied" / "tree").replace(tmp_path / "monophone" / "tree")
     with pytest.raises(InputError, match="transitions.npy"):
-        read_model(tmp_path / "monophone")
+        read_hmm(tmp_path / "monophone")
     HiddenMarkovModel.monophone(Lexicon({"A": (("a",),)})).write(tmp_path / "small")
     (tmp_path / "small" / "tree").replace(tmp_path / "tied" / "tree")
     with pytest.raises(InputError, match="tree"):
-        read_model(tmp_path / "tied")
+        read_hmm(tmp_path / "tied")
 
 
 def test_damage_to_counts_is_refused_or_leaves_counts(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_damage_to_counts_is_refused_or_leaves_counts(tmp_path: Path) -> None:
         for bit in (1, 16, 64):
             path.write_bytes(bytes([*data[:place], data[place] ^ bit, *data[place + 1 :]]))
             try:
-                assert read_model(tmp_path).transition_counts.shape == (31,)
+                assert read_hmm(tmp_path).transition_counts.shape == (31,)
             except InputError as error:
                 assert "transitions.npy" in str(error)
                 refused += 1
@@ -173,4 +173,4 @@ def test_damage_to_counts_is_refused_or_leaves_counts(tmp_path: Path) -> None:
 def test_a_word_may_be_said_as_noise(tmp_path: Path) -> None:
     model = HiddenMarkovModel.monophone(Lexicon({**LEXICON.pronunciations, "HM": (("spn",),)}))
     model.write(tmp_path)
-    assert read_model(tmp_path).phones == model.phones and model.phone_ids["SIL"] == SIL
+    assert read_hmm(tmp_path).phones == model.phones and model.phone_ids["SIL"] == SIL

@@ -1,6 +1,6 @@
 import pytest
 
-from asr_lightning.hmm.questions import ARPABET, phonetic_questions
+from asr_lightning.hmm.tree import ARPABET, phonetic_questions
 from asr_lightning.text.lexicon import cmudict
 
 PHONES = ["SIL", "SPN", "AA0", "AA1", "B", "IY0", "IY1", "IY2", "P", "S"]

@@ -5,11 +5,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-from small_models import SIL, SPN, A, B, S, Transducer, asking_trees, monophone, tied, transition_ids, walk
 
 from asr_lightning.errors import InputError
-from asr_lightning.hmm.alignment import phone_runs
-from asr_lightning.hmm.graph import expand, sentence
+from asr_lightning.hmm.frame_alignment import phone_runs
+from asr_lightning.hmm.graph import expand_to_states, sentence_transducer
 from asr_lightning.hmm.kaldi_tree import EDGE, LEFT, RIGHT, Node
 from asr_lightning.hmm.model import STATES, HiddenMarkovModel
 from asr_lightning.hmm.tree import (
@@ -21,10 +20,23 @@ from asr_lightning.hmm.tree import (
     grow,
     log_likelihood,
     subsampled,
-    tie,
+    tie_states,
     triphones,
 )
 from asr_lightning.text.lexicon import Lexicon
+from tests.support.small_models import (
+    SIL,
+    SPN,
+    A,
+    B,
+    S,
+    Transducer,
+    asking_trees,
+    monophone,
+    tied,
+    transition_ids,
+    walk,
+)
 
 PHONES = 5
 QUESTIONS = [frozenset(one) for one in ([EDGE], [SIL], [A], [B, S], [A, B], [SIL, A, S], [SPN])]
@@ -221,7 +233,7 @@ def test_nothing_aligned_is_refused() -> None:
 def test_converted_alignments_say_the_same_in_other_states() -> None:
     model, other = monophone(), tied()
     roots = asking_trees(PHONES)
-    said = Transducer(expand(other, sentence(other, ["A", "BEE"])))
+    said = Transducer(expand_to_states(other, sentence_transducer(other, ["A", "BEE"])))
     for phones in ([A, B], [SIL, A, B], [A, SIL, B], [A, B, B, SIL], [A, B, SIL, B, B]):
         for lengths in ([1, 2, 3] * len(phones), [2, 1, 1] * len(phones)):
             ids = transition_ids(model, phones, lengths)
@@ -253,14 +265,14 @@ def test_what_context_does_is_found() -> None:
         return features, ids
 
     statistics = accumulate(model, [utterance() for _ in range(100)])
-    found = tie(model, statistics, leaves=PHONES * STATES + 2, minimum=20.0)
+    found = tie_states(model, statistics, leaves=PHONES * STATES + 2, minimum=20.0)
     assert found.pdfs == PHONES * STATES + 2
 
     def alike(phone: int, state: int) -> set[frozenset[tuple[int, int]]]:
         """The neighbours that were met, by pdf."""
         by_pdf: dict[int, set[tuple[int, int]]] = {}
-        for left, centre, right, number in statistics.contexts.tolist():
-            if (centre, number) == (phone, state):
+        for left, center, right, number in statistics.contexts.tolist():
+            if (center, number) == (phone, state):
                 pdf = int(found.pdf_of[found.transition_id((left, phone, right, state), True)])
                 by_pdf.setdefault(pdf, set()).add((left, right))
         return {frozenset(one) for one in by_pdf.values()}
@@ -312,7 +324,7 @@ def test_phones_of_one_state_are_tied_by_that_state() -> None:
         means = [10.0 * (left == A) + phone for left, phone in zip([0, *phones], phones, strict=False)]
         features = np.repeat(means, 2)[:, None] + 0.1 * random.standard_normal((12, 1))
         utterances.append((features, ids))
-    found = tie(chain, accumulate(chain, utterances), leaves=5 + 3, minimum=20.0)
+    found = tie_states(chain, accumulate(chain, utterances), leaves=5 + 3, minimum=20.0)
     assert found.pdfs == 8 and (found.states, found.subsampling) == (1, 3)
     for phone in (A, B, S):
         pdf = {left: found.pdf_of[found.transition_id((left, phone, B, 0), True)] for left in (A, B, S)}

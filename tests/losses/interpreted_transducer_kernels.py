@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from asr_lightning.losses import joint_transducer, transducer, transducer_blocks, transducer_kernels
-from asr_lightning.losses.joint_transducer import joint_transducer_loss, whole_blocks
-from asr_lightning.losses.transducer_blocks import Block
-from asr_lightning.nn.masks import real_frames
+from asr_lightning.losses.transducer import joint, kernels, lattice
+from asr_lightning.losses.transducer.joint import joint_transducer_loss, whole_blocks
+from asr_lightning.losses.transducer.lattice import Block
+from asr_lightning.losses.transducer.logits import transducer_loss
+from asr_lightning.nn.sequences import real_frames
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -36,8 +37,8 @@ def close(ours: Tensor, exact: Tensor) -> None:
 @pytest.fixture(params=[(4096, 1024), (256, 16)], ids=str)
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles as they are, and small ones: several for the places of a block, and several for the tokens of a place."""
-    monkeypatch.setattr(transducer_kernels, "TILE", request.param[0])
-    monkeypatch.setattr(transducer_kernels, "COLUMNS", request.param[1])
+    monkeypatch.setattr(kernels, "TILE", request.param[0])
+    monkeypatch.setattr(kernels, "COLUMNS", request.param[1])
 
 
 def random(*size: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
@@ -49,9 +50,9 @@ def random(*size: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Ten
 def test_hidden_units(tiles: None, dimension: int, dtype: torch.dtype) -> None:
     encoded, predicted = random(5, 5, dimension, dtype=dtype), 4 * random(5, 5, dimension, dtype=dtype, seed=2)
     for block in BLOCKS:
-        ours = transducer_kernels.hidden_units(encoded, predicted, block)
+        ours = kernels.hidden_units(encoded, predicted, block)
         assert ours.dtype == dtype
-        close(ours, transducer_blocks.hidden_units(encoded.float(), predicted.float(), block))
+        close(ours, lattice.hidden_units(encoded.float(), predicted.float(), block))
 
 
 def test_the_hyperbolic_tangent_is_exact_to_the_rounding_of_single_precision() -> None:
@@ -59,9 +60,9 @@ def test_the_hyperbolic_tangent_is_exact_to_the_rounding_of_single_precision() -
         [torch.linspace(-12, 12, 4001), torch.logspace(-30, 0, 200), torch.tensor([0.0, 0.25, 90.0, math.inf])]
     )
     encoded, predicted = x.view(1, 1, -1), torch.zeros(1, 1, len(x))
-    ours = transducer_kernels.hidden_units(encoded, predicted, (slice(0, 1), slice(0, 1), slice(0, 1))).flatten()
+    ours = kernels.hidden_units(encoded, predicted, (slice(0, 1), slice(0, 1), slice(0, 1))).flatten()
     torch.testing.assert_close(ours.double(), x.double().tanh(), rtol=4e-7, atol=0)
-    assert transducer_kernels.hidden_units(encoded * math.nan, predicted, (slice(0, 1),) * 3).isnan().all()
+    assert kernels.hidden_units(encoded * math.nan, predicted, (slice(0, 1),) * 3).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -72,7 +73,7 @@ def test_scores(tiles: None, vocabulary: int, dtype: torch.dtype) -> None:
     logits[1, 1, 1, :] = 60.0
     into = tuple(torch.full(LATTICE, math.nan) for _ in range(3))
     for block in BLOCKS:
-        transducer_kernels.score(logits[block].contiguous(), targets, LENGTHS, 1, block, into)  # type: ignore[arg-type]
+        kernels.score(logits[block].contiguous(), targets, LENGTHS, 1, block, into)  # type: ignore[arg-type]
     logs = logits.double().log_softmax(dim=3)
     close(into[0][REAL], logits.double().logsumexp(dim=3)[REAL])
     close(into[1][REAL], logs[..., 1][REAL])
@@ -84,7 +85,7 @@ def test_scores_of_what_is_no_number_and_of_tokens_that_do_not_exist_are_none() 
     logits, targets = random(5, 5, 5, 9), torch.zeros(5, 5, dtype=torch.int64)
     logits[0, 0, 0, 4], targets[1, 2], targets[1, 3] = math.nan, 9, -1
     into = tuple(torch.zeros(LATTICE) for _ in range(3))
-    transducer_kernels.score(logits, targets, LENGTHS, 1, (slice(0, 5),) * 3, into)  # type: ignore[arg-type]
+    kernels.score(logits, targets, LENGTHS, 1, (slice(0, 5),) * 3, into)  # type: ignore[arg-type]
     assert into[0].isnan().nonzero().tolist() == [[0, 0, 0]]
     unknown = [[1, frame, place] for frame in range(4) for place in (2, 3)]
     assert into[2].isnan().nonzero().tolist() == [[0, 0, 0], *unknown]
@@ -107,7 +108,7 @@ def walks(blank: Tensor, label: Tensor, frames: int, tokens: int) -> tuple[float
 
 def test_occupancies_are_those_of_all_alignments() -> None:
     blank, label = random(*LATTICE).sigmoid().log(), random(*LATTICE, seed=2).sigmoid().log()
-    losses, by_blank, by_label = transducer_kernels.occupancies(blank, label, *LENGTHS)
+    losses, by_blank, by_label = kernels.occupancies(blank, label, *LENGTHS)
     assert losses.dtype == torch.float64 and by_blank.dtype == torch.float32
     for row, (frames, tokens) in enumerate(zip(FRAMES.tolist(), TOKENS.tolist(), strict=True)):
         if frames:
@@ -122,8 +123,8 @@ def test_occupancies_are_those_of_all_alignments() -> None:
 def test_occupancies_are_those_of_plain_operations(places: int) -> None:
     blank, label = -40 * random(3, 12, places).square(), -40 * random(3, 12, places, seed=2).square()
     lengths = torch.tensor([12, 5, 11]), torch.tensor([places - 1, places // 2, 0])
-    expected = transducer.occupancies(blank, label, *lengths)
-    ours = transducer_kernels.occupancies(blank, label, *lengths)
+    expected = lattice.occupancies(blank, label, *lengths)
+    ours = kernels.occupancies(blank, label, *lengths)
     torch.testing.assert_close(ours[0], expected[0], rtol=1e-12, atol=0)
     close(ours[1], expected[1])
     close(ours[2], expected[2])
@@ -132,8 +133,8 @@ def test_occupancies_are_those_of_plain_operations(places: int) -> None:
 def test_impossible_blanks_and_tokens_have_no_part() -> None:
     blank, label = random(*LATTICE).sigmoid().log(), random(*LATTICE, seed=2).sigmoid().log()
     blank[0, 1, 0] = label[0, 0, 0] = label[1, 2, 1] = label[3, :, 0] = blank[4, 2, 0] = -math.inf  # 3 and 4: no way
-    expected = transducer.occupancies(blank, label, *LENGTHS)
-    ours = transducer_kernels.occupancies(blank, label, *LENGTHS)
+    expected = lattice.occupancies(blank, label, *LENGTHS)
+    ours = kernels.occupancies(blank, label, *LENGTHS)
     assert ours[0].isinf().tolist() == expected[0].isinf().tolist() == [False, False, True, True, True]
     torch.testing.assert_close(ours[0], expected[0], rtol=1e-12, atol=0)
     for one, other in zip(ours[1:], expected[1:], strict=True):
@@ -146,22 +147,22 @@ def test_scores_where_nothing_is_possible(tiles: None) -> None:
     logits[0, 0, 0] = -math.inf
     into, plain = ([torch.zeros(LATTICE) for _ in range(3)] for _ in range(2))
     whole = (slice(0, 5),) * 3
-    transducer_kernels.score(logits, targets, LENGTHS, 1, whole, into)  # type: ignore[arg-type]
-    transducer_blocks.score(logits, targets, LENGTHS, 1, whole, plain)  # type: ignore[arg-type]
+    kernels.score(logits, targets, LENGTHS, 1, whole, into)  # type: ignore[arg-type]
+    lattice.score(logits, targets, LENGTHS, 1, whole, plain)  # type: ignore[arg-type]
     assert [float(x[0, 0, 0]) for x in into] == [float(x[0, 0, 0]) for x in plain] == [0.0, -math.inf, -math.inf]
 
 
 def test_lengths_beyond_the_lattice_give_no_number() -> None:
     blank, label = random(2, 4, 3), random(2, 4, 3, seed=2)
-    losses, *both = transducer_kernels.occupancies(blank, label, torch.tensor([5, 4]), torch.tensor([2, 3]))
+    losses, *both = kernels.occupancies(blank, label, torch.tensor([5, 4]), torch.tensor([2, 3]))
     assert losses.isnan().all() and all(x.isnan().any(dim=2).all() for x in both)
 
 
 def test_of_a_long_transcript_plain_operations_take_care(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asr_lightning.losses.transducer_recursion.LONGEST", 4)
+    monkeypatch.setattr("asr_lightning.losses.transducer.kernels.LONGEST", 4)
     blank, label = random(*LATTICE).sigmoid().log(), random(*LATTICE, seed=2).sigmoid().log()
-    ours = transducer_kernels.occupancies(blank, label, *LENGTHS)
-    for one, other in zip(ours, transducer.occupancies(blank, label, *LENGTHS), strict=True):
+    ours = kernels.occupancies(blank, label, *LENGTHS)
+    for one, other in zip(ours, lattice.occupancies(blank, label, *LENGTHS), strict=True):
         torch.testing.assert_close(one, other.to(one.dtype), rtol=0, atol=0)
     assert ours[1].dtype == torch.float32
 
@@ -171,19 +172,19 @@ def test_of_a_long_transcript_plain_operations_take_care(monkeypatch: pytest.Mon
 def test_errors(tiles: None, vocabulary: int, dtype: torch.dtype) -> None:
     targets, gradient = torch.arange(25).view(5, 5) % vocabulary, torch.tensor(2.0).expand(5)
     visits = [random(*LATTICE, seed=seed).sigmoid().masked_fill(~REAL, 0.0) for seed in (2, 3)]
-    visits[0][0, 1, 1] = visits[1][0, 1, 1] = 0.4 * transducer_blocks.negligible(visits[0])
-    normaliser = random(*LATTICE, seed=4) + math.log(vocabulary)
-    known = targets, 1, normaliser, visits[0], visits[1], gradient
+    visits[0][0, 1, 1] = visits[1][0, 1, 1] = 0.4 * lattice.negligible(visits[0])
+    normalizer = random(*LATTICE, seed=4) + math.log(vocabulary)
+    known = targets, 1, normalizer, visits[0], visits[1], gradient
     for block in BLOCKS:
-        logits = random(*normaliser[block].shape, vocabulary, dtype=dtype)
-        expected, of_bias = transducer_blocks.errors(logits.float().clone(), *known, block)
-        ours, of_our_bias = transducer_kernels.errors(logits, *known, block)
+        logits = random(*normalizer[block].shape, vocabulary, dtype=dtype)
+        expected, of_bias = lattice.errors(logits.float().clone(), *known, block)
+        ours, of_our_bias = kernels.errors(logits, *known, block)
         assert ours.data_ptr() == logits.data_ptr() and ours.dtype == dtype
         close(ours, expected)
         close(of_our_bias, of_bias)
         assert (ours[~REAL[block]] == 0).all()
     visits[0][1, 2, 2] = math.nan  # what is no number is not overlooked
-    ours, _ = transducer_kernels.errors(random(5, 3, 5, vocabulary, dtype=dtype), *known, BLOCKS[1])
+    ours, _ = kernels.errors(random(5, 3, 5, vocabulary, dtype=dtype), *known, BLOCKS[1])
     assert ours[1, 0, 2].isnan().all() and ours.isnan().any(dim=3).sum() == 1
 
 
@@ -191,9 +192,9 @@ def test_errors(tiles: None, vocabulary: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("size", [(2, 3, 4, 70), (2, 17, 33, 5)], ids=str)
 def test_sums(size: tuple[int, ...], dtype: torch.dtype) -> None:
     of_hidden, hidden = random(*size, dtype=dtype), random(*size, dtype=dtype, seed=2).tanh()
-    ours = transducer_kernels.sums(of_hidden, hidden)
+    ours = kernels.sums(of_hidden, hidden)
     assert all(x.dtype == torch.float32 for x in ours)
-    for one, exact in zip(ours, transducer_blocks.sums(of_hidden.double(), hidden.double()), strict=True):
+    for one, exact in zip(ours, lattice.sums(of_hidden.double(), hidden.double()), strict=True):
         close(one, exact)
 
 
@@ -207,14 +208,14 @@ def test_loss_and_gradients(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype,
     tensors = [random(*size, seed=seed) for seed, size in enumerate(((5, 5, 6), (5, 5, 6), (11, 6), (11,)))]
     tensors = [tensor.to(dtype).requires_grad_() for tensor in tensors]
     targets, weights = torch.arange(20).view(5, 4) % 10 + 1, torch.tensor([1.0, -2.0, 0.0, 3.0, 1.5])
-    monkeypatch.setattr(joint_transducer, "parts_for", lambda _: transducer_kernels)
-    monkeypatch.setattr(joint_transducer, "real_blocks", blocks_of)
-    monkeypatch.setattr(joint_transducer, "LOGITS", {"cuda": 2 * 5 * 5 * 11})  # two frames
+    monkeypatch.setattr(joint, "operations_for", lambda _: kernels)
+    monkeypatch.setattr(joint, "real_blocks", blocks_of)
+    monkeypatch.setattr(joint, "LOGITS", {"cuda": 2 * 5 * 5 * 11})  # two frames
     losses = joint_transducer_loss(*tensors, targets, *LENGTHS, 0)  # type: ignore[call-arg, arg-type]
     gradients = torch.autograd.grad(losses, tensors, weights)
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
     logits = torch.tanh(exact[0].unsqueeze(2) + exact[1].unsqueeze(1)) @ exact[2].T + exact[3]
-    expected = transducer.transducer_loss(logits, targets, *LENGTHS, 0)
+    expected = transducer_loss(logits, targets, *LENGTHS, 0)
     assert losses.dtype == torch.float32 and losses[2] == math.inf
     torch.testing.assert_close(losses.double(), expected, rtol=tolerance, atol=0)
     for ours, wanted in zip(gradients, torch.autograd.grad(expected, exact, weights.double()), strict=True):

@@ -6,16 +6,16 @@ from itertools import product
 
 import pytest
 import torch
-from test_ctc_loss import all_paths as all_ctc_paths
-from test_transducer_loss import all_paths, forward_recursion
 from torch import Tensor
 
 from asr_lightning.losses.cross_entropy import cross_entropy_loss
 from asr_lightning.losses.ctc import ctc_loss
 from asr_lightning.losses.graphs import Graph, GraphBatch
-from asr_lightning.losses.joint_transducer import joint_transducer_loss
 from asr_lightning.losses.lattice_free_mmi import lattice_free_mmi_loss
-from asr_lightning.losses.transducer import torchaudio_loss, transducer_loss
+from asr_lightning.losses.transducer.joint import joint_transducer_loss
+from asr_lightning.losses.transducer.logits import torchaudio_loss, transducer_loss
+from tests.oracles.ctc import all_paths as all_ctc_paths
+from tests.oracles.transducer import all_paths, forward_recursion
 
 BOTH = pytest.mark.parametrize("loss", [transducer_loss, torchaudio_loss])
 SIZES = torch.tensor([3]), torch.tensor([2])

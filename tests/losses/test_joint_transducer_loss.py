@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.autograd.profiler_util import FunctionEvent
 from torchaudio.functional import rnnt_loss
 
-from asr_lightning.losses import joint_transducer
-from asr_lightning.losses.joint_transducer import joint_transducer_loss, whole_blocks
-from asr_lightning.losses.transducer import torchaudio_loss, transducer_loss
+from asr_lightning.losses.transducer import joint
+from asr_lightning.losses.transducer.joint import joint_transducer_loss, whole_blocks
+from asr_lightning.losses.transducer.logits import torchaudio_loss, transducer_loss
 
 FRAMES, TOKENS = torch.tensor([7, 4, 6, 1, 7]), torch.tensor([3, 4, 0, 2, 1])
 
@@ -18,13 +18,13 @@ FRAMES, TOKENS = torch.tensor([7, 4, 6, 1, 7]), torch.tensor([3, 4, 0, 2, 1])
 @pytest.fixture(params=["real blocks", "whole blocks"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks, as a CPU has them and as other devices have them."""
-    monkeypatch.setattr(joint_transducer, "LOGITS", {"cpu": 40, "cuda": 400})
+    monkeypatch.setattr(joint, "LOGITS", {"cpu": 40, "cuda": 400})
     if request.param == "whole blocks":
 
         def blocks_of(vocabulary: int, *_: Any, shape: tuple[int, ...] = (5, 7, 5)) -> Iterator[Any]:
             return whole_blocks(shape, vocabulary)
 
-        monkeypatch.setattr(joint_transducer, "real_blocks", blocks_of)
+        monkeypatch.setattr(joint, "real_blocks", blocks_of)
 
 
 def random_case(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Tensor]:
@@ -85,15 +85,15 @@ def test_a_long_utterance_agrees_with_double_precision_and_torchaudio() -> None:
 def test_what_hardly_any_alignment_visits_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a lattice with one likely path, the backward pass computes the places along it."""
     computed = []
-    original = joint_transducer._logits
+    original = joint._logits
 
     def counting(*arguments: Any) -> tuple[Tensor, Tensor]:
         logits, hidden = original(*arguments)
         computed.append(logits.shape[:3].numel())
         return logits, hidden
 
-    monkeypatch.setattr(joint_transducer, "_logits", counting)
-    monkeypatch.setattr(joint_transducer, "NARROW", 4)
+    monkeypatch.setattr(joint, "_logits", counting)
+    monkeypatch.setattr(joint, "NARROW", 4)
     frames, tokens = 120, 30
     encoded, predicted = torch.zeros(1, frames, 64), torch.zeros(1, tokens + 1, 64)
     for frame in range(frames):  # each frame wants the token whose time it is, until it is there
@@ -186,7 +186,7 @@ def test_it_compiles_into_one_graph() -> None:
 
 def test_the_operators_keep_the_rules_of_operators() -> None:
     tensors, targets = random_case(10, torch.float32)
-    torch.library.opcheck(joint_transducer._forward, (*tensors, targets.new_zeros(5, 5), FRAMES, TOKENS, 2))
+    torch.library.opcheck(joint._forward, (*tensors, targets.new_zeros(5, 5), FRAMES, TOKENS, 2, 0.0))
 
 
 def test_memory_does_not_hold_the_logits_of_all_places() -> None:
@@ -198,7 +198,7 @@ def test_memory_does_not_hold_the_logits_of_all_places() -> None:
         joint_transducer_loss(*leaves, targets, *lengths, 0).sum().backward()  # type: ignore[call-arg, arg-type]
     events: list[FunctionEvent] = list(profile.events() or [])
     largest = max(event.self_cpu_memory_usage for event in events)
-    assert 4 * joint_transducer.LOGITS["cpu"] * 0.9 < largest < 4 * joint_transducer.LOGITS["cpu"] * 1.1
+    assert 4 * joint.LOGITS["cpu"] * 0.9 < largest < 4 * joint.LOGITS["cpu"] * 1.1
     assert 4 * 2 * 100 * 21 * 4000 > 10 * largest  # all logits would be this
 
 

@@ -312,7 +312,7 @@ def test_what_does_not_fit_is_refused() -> None:
         total_log_probability(scores, torch.tensor([5, 6, 5]), GraphBatch.collate(graphs[:1]))
     with pytest.raises(ValueError, match="at least one"):
         GraphBatch.collate([])
-    with pytest.raises(ValueError, match="targets are integers from 0 to below 3"):
+    with pytest.raises(ValueError, match="expected targets to be integers from 0 to below 3"):
         replace(graphs[0], initial=graphs[0].initial[:3], final=graphs[0].final[:3], sources=graphs[0].sources * 0)
     with pytest.raises(ValueError, match="four"):
         replace(graphs[0], pdfs=graphs[0].pdfs[:-1])

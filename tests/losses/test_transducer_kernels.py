@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import asr_lightning.losses
-from asr_lightning.losses import joint_transducer, transducer_blocks, transducer_check
-from asr_lightning.losses.joint_transducer import joint_transducer_loss
-from asr_lightning.losses.transducer import torchaudio_loss
+import asr_lightning.losses.transducer
+from asr_lightning.losses.transducer import check, joint, lattice
+from asr_lightning.losses.transducer.joint import joint_transducer_loss
+from asr_lightning.losses.transducer.logits import torchaudio_loss
 
 CPU = torch.device("cpu")
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
@@ -64,14 +64,14 @@ def test_every_kernel_compiles(
         assert result.asm["cubin"] and f"sm_{architecture}" in result.asm["ptx"]
         assert result.metadata.shared <= 48 * 2**10  # bytes, that every GPU has
         compiled.append(kernel.__name__)
-    assert compiled == [f"_{name}_kernel" for name in ("hidden", "score", "walk", "occupancy", "error", "sum")]
+    assert compiled == [f"_{name}_kernel" for name in ("hidden", "score", "recursion", "occupancy", "error", "sum")]
 
 
 def launches(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, vocabulary: int, places: int
 ) -> list[tuple[Any, tuple[Any, ...], dict[str, int]]]:
     """Return each kernel, its arguments and its constants, as the functions launch them on a tiny batch."""
-    from asr_lightning.losses import transducer_kernels, transducer_recursion
+    from asr_lightning.losses.transducer import kernels
 
     seen: list[tuple[Any, tuple[Any, ...], dict[str, int]]] = []
 
@@ -79,17 +79,16 @@ def launches(
         assert all(size > 0 for size in grid)
         seen.append((kernel, arguments, constants))
 
-    monkeypatch.setattr(transducer_kernels, "launch", launch)
-    monkeypatch.setattr(transducer_recursion, "launch", launch)
+    monkeypatch.setattr(kernels, "launch", launch)
     block = slice(0, 1), slice(1, 2), slice(0, places)
     lengths, targets = (torch.ones(1, dtype=torch.int64),) * 2, torch.zeros(1, places, dtype=torch.int64)
     encoded, predicted = torch.zeros(1, 2, 512, dtype=dtype), torch.zeros(1, places, 512, dtype=dtype)
-    hidden = transducer_kernels.hidden_units(encoded, predicted, block)
+    hidden = kernels.hidden_units(encoded, predicted, block)
     logits, scores = torch.zeros(1, 1, places, vocabulary, dtype=dtype), torch.zeros(1, 2, places)
-    transducer_kernels.score(logits, targets, lengths, 0, block, (scores, scores, scores))
-    transducer_kernels.occupancies(scores, scores, *lengths)
-    transducer_kernels.errors(logits, targets, 0, scores, scores, scores, torch.zeros(1), block)
-    transducer_kernels.sums(hidden, hidden)
+    kernels.score(logits, targets, lengths, 0, block, (scores, scores, scores))
+    kernels.occupancies(scores, scores, *lengths)
+    kernels.errors(logits, targets, 0, scores, scores, scores, torch.zeros(1), block)
+    kernels.sums(hidden, hidden)
     return seen
 
 
@@ -97,22 +96,22 @@ def sound_kernels(**broken: Any) -> ModuleType:
     """Functions as kernels should be: they compute in float32. Those given take the place of theirs."""
 
     def hidden_units(encoded: Tensor, predicted: Tensor, block: Any) -> Tensor:
-        return transducer_blocks.hidden_units(encoded.float(), predicted.float(), block).to(encoded.dtype)
+        return lattice.hidden_units(encoded.float(), predicted.float(), block).to(encoded.dtype)
 
     def errors(logits: Tensor, *known: Any) -> tuple[Tensor, Tensor]:
-        error, of_bias = transducer_blocks.errors(logits.float(), *known)
+        error, of_bias = lattice.errors(logits.float(), *known)
         return error.to(logits.dtype), of_bias
 
     def sums(of_hidden: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        return transducer_blocks.sums(of_hidden.float(), hidden.float())
+        return lattice.sums(of_hidden.float(), hidden.float())
 
-    names = {"score": transducer_blocks.score, "occupancies": transducer_blocks.occupancies}
+    names = {"score": lattice.score, "occupancies": lattice.occupancies}
     names |= {"hidden_units": hidden_units, "errors": errors, "sums": sums}
     return cast(ModuleType, SimpleNamespace(**(names | broken)))
 
 
 def test_sound_kernels_are_trusted() -> None:
-    assert transducer_check.failure(sound_kernels(), CPU) == ""
+    assert check.failure(sound_kernels(), CPU) == ""
 
 
 @pytest.mark.parametrize("name", ["hidden_units", "errors", "sums", "occupancies"])
@@ -127,27 +126,27 @@ def test_kernels_with_wrong_numbers_are_not_trusted(name: str, which: int) -> No
         last.view(-1)[3] = last.view(-1)[3] * 1.03 + 0.001
         return results
 
-    reason = transducer_check.failure(sound_kernels(**{name: wrong}), CPU)
+    reason = check.failure(sound_kernels(**{name: wrong}), CPU)
     assert reason == f"in torch.float32 they give other numbers than PyTorch: {name}"
 
 
 def test_kernels_that_leave_out_a_score_are_not_trusted() -> None:
     def forgetful(logits: Tensor, *rest: Any) -> None:
         *_, block, into = rest
-        transducer_blocks.score(logits, *rest)
+        lattice.score(logits, *rest)
         into[2][block][0, -1, -1] = 0.0
 
-    reason = transducer_check.failure(sound_kernels(score=forgetful), CPU)
+    reason = check.failure(sound_kernels(score=forgetful), CPU)
     assert reason == "in torch.float32 they give other numbers than PyTorch: score"
 
 
 def test_kernels_that_are_wrong_in_low_precision_only_are_not_trusted() -> None:
     def rounded(logits: Tensor, *rest: Any) -> None:
-        transducer_blocks.score(logits, *rest)
+        lattice.score(logits, *rest)
         if logits.dtype == torch.bfloat16:
             rest[-1][0].copy_(rest[-1][0].bfloat16())
 
-    reason = transducer_check.failure(sound_kernels(score=rounded), CPU)
+    reason = check.failure(sound_kernels(score=rounded), CPU)
     assert reason == "in torch.bfloat16 they give other numbers than PyTorch: score"
 
 
@@ -155,38 +154,37 @@ def test_a_compiler_that_fails_is_told_in_one_line() -> None:
     def fails(*_: Any) -> Tensor:
         raise RuntimeError("Failed to find C compiler.\n  Please specify via CC environment variable.\n" + 1000 * "x")
 
-    reason = transducer_check.failure(sound_kernels(hidden_units=fails), CPU)
+    reason = check.failure(sound_kernels(hidden_units=fails), CPU)
     assert reason.startswith("RuntimeError: Failed to find C compiler. Please specify via CC environment variable. xxx")
     assert len(reason) < 320
 
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    transducer_check._parts_on.cache_clear()
+    check.kernels_work.cache_clear()
     yield
-    transducer_check._parts_on.cache_clear()
+    check.kernels_work.cache_clear()
 
 
 def test_where_triton_does_not_run_a_warning_says_so_once(fresh: None) -> None:
     """For which a CPU is as good as a GPU without a driver."""
     pytest.importorskip("triton")
     with pytest.warns(RuntimeWarning, match="on cpu is computed by plain PyTorch.* without kernels: ") as caught:
-        assert transducer_check._parts_on(CPU) is transducer_blocks
-        assert transducer_check._parts_on(CPU) is transducer_blocks
+        assert not check.kernels_work(CPU)
+        assert not check.kernels_work(CPU)
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
 
 
 def test_where_triton_is_missing_a_warning_says_so(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    for name in ("transducer_kernels", "transducer_recursion"):
-        monkeypatch.delitem(sys.modules, f"asr_lightning.losses.{name}", raising=False)
-        monkeypatch.delattr(asr_lightning.losses, name, raising=False)
+    monkeypatch.delitem(sys.modules, "asr_lightning.losses.transducer.kernels", raising=False)
+    monkeypatch.delattr(asr_lightning.losses.transducer, "kernels", raising=False)
     with pytest.warns(RuntimeWarning, match="without kernels: Triton cannot be imported .*triton"):
-        assert transducer_check._parts_on(CPU) is transducer_blocks
+        assert not check.kernels_work(CPU)
 
 
 def test_a_cpu_and_double_precision_take_plain_operations_silently() -> None:
-    assert transducer_check.parts_for(torch.zeros(1)) is transducer_blocks
+    assert joint.operations_for(torch.zeros(1)) is lattice
 
 
 def case(dtype: torch.dtype) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
@@ -207,11 +205,11 @@ def results(tensors: list[Tensor], *known: Tensor) -> tuple[Tensor, ...]:
 
 @on_a_gpu
 def test_kernels_are_trusted_on_this_gpu() -> None:
-    from asr_lightning.losses import transducer_kernels
+    from asr_lightning.losses.transducer import kernels
 
-    assert transducer_check.failure(transducer_kernels, torch.device("cuda", 0)) == ""
-    assert transducer_check.parts_for(torch.zeros(1, device="cuda")) is transducer_kernels
-    assert transducer_check.parts_for(torch.zeros(1, device="cuda", dtype=torch.float64)) is transducer_blocks
+    assert check.failure(kernels, torch.device("cuda", 0)) == ""
+    assert joint.operations_for(torch.zeros(1, device="cuda")) is kernels
+    assert joint.operations_for(torch.zeros(1, device="cuda", dtype=torch.float64)) is lattice
 
 
 @on_a_gpu
@@ -221,7 +219,7 @@ def test_on_a_gpu_kernels_equal_plain_operations(
 ) -> None:
     tensors, *known = case(dtype)
     losses, *gradients = results(tensors, *known)
-    monkeypatch.setattr(joint_transducer, "parts_for", lambda _: transducer_blocks)
+    monkeypatch.setattr(joint, "operations_for", lambda _: lattice)
     expected, *wanted = results([tensor.detach().double().requires_grad_() for tensor in tensors], *known)
     torch.testing.assert_close(losses.double(), expected, rtol=tolerance / 10, atol=0)
     for ours, exact in zip(gradients, wanted, strict=True):

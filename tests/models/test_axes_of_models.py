@@ -14,10 +14,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
-import sentences
 import torch
-from test_contract import ARCHITECTURES, with_states
-from tones import attention_decoder, batch_of, ctc, deep_speech_2, frame_attention, lstm_encoder, speller
 from torch import Tensor, nn
 
 import asr_lightning
@@ -26,6 +23,9 @@ from asr_lightning.errors import InputError
 from asr_lightning.models import speech_transformer
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.nn.axes import Units, module_axes
+from tests.support import sentences
+from tests.support.architectures import ARCHITECTURES, with_states
+from tests.support.tones import attention_decoder, batch_of, ctc, deep_speech_2, frame_attention, lstm_encoder, speller
 
 Triple = tuple[nn.Module, nn.Module, nn.Module]
 SCALED_DOT = attention_decoder(encoder=lstm_encoder(20), decoder=speller("ScaledDotAttention"))

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hybrids import hybrid, phones_of, write_states
-from tones import RATE, TEXTS, batch_of, lstm_encoder, make_trainer, speak
 from torch import Tensor
 
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.errors import InputError
-from asr_lightning.hmm.graph import as_graph, expand, numerator
+from asr_lightning.hmm.graph import as_graph, expand_to_states, numerator_transducer
 from asr_lightning.losses.graphs import GraphBatch
 from asr_lightning.losses.lattice_free_mmi import lattice_free_mmi_loss
 from asr_lightning.models.blstm_hmm import ALIGNMENTS, BLSTMHMM, DECODING_GRAPH, PHONE_GRAMMAR, read_graph
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
+from tests.support.hybrids import hybrid, phones_of, write_states
+from tests.support.tones import RATE, TEXTS, batch_of, lstm_encoder, make_trainer, speak
 
-COMMAND = "python -m asr_lightning.tools.hybrid"
+COMMAND = "asr hybrid"
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,8 @@ def test_lattice_free_mmi_is_that_of_graphs_built_directly(states: Path) -> None
     recognizer, batch = make(states, mmi_weight=1.0, mmi_scale=0.7), batch_of()
     scores, lengths = log_posteriors(recognizer, batch)
     model, grammar = recognizer.states, read_graph(states / PHONE_GRAMMAR)
-    said = GraphBatch.collate([as_graph(model, numerator(model, text.split(), grammar)) for text in TEXTS])
-    possible = GraphBatch.collate([as_graph(model, expand(model, grammar, scale=1.0))])
+    said = GraphBatch.collate([as_graph(model, numerator_transducer(model, text.split(), grammar)) for text in TEXTS])
+    possible = GraphBatch.collate([as_graph(model, expand_to_states(model, grammar, scale=1.0))])
     expected = lattice_free_mmi_loss(0.7 * (scores - recognizer.log_priors), lengths, said, possible) / lengths
     assert expected.isfinite().all() and (expected > 0).all()  # what was said is among what can be said
     losses = recognizer.loss(batch)
@@ -187,7 +187,7 @@ def test_features_with_other_frames_than_the_alignments_are_refused(states: Path
     features = hybrid()["init_args"]["features"]
     features = {**features, "init_args": {**features["init_args"], **changes}}
     with pytest.raises(
-        InputError, match=r"tone-0 was aligned with 48 frames, but its features have \d+: .* align anew"
+        InputError, match=r"tone-0 was aligned with 48 frames, but its features have \d+: .* align again"
     ):
         make(states, features=features).loss(batch_of())
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoint_files import CheckpointFiles
+from asr_lightning.models.checkpoints import CheckpointFiles
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tones import lstm_encoder, make, make_trainer
 
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import load_recognizer, newest_whole_checkpoint
+from asr_lightning.models.checkpoints import load_recognizer, newest_readable_checkpoint
+from tests.support.tones import lstm_encoder, make, make_trainer
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 def test_a_truncated_checkpoint_is_refused(checkpoint: Path, share: float) -> None:
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InputError, match="no whole checkpoint"):
+    with pytest.raises(InputError, match="not a complete checkpoint"):
         load_recognizer(checkpoint)
 
 
@@ -97,7 +97,7 @@ def test_weights_of_another_size_are_refused(checkpoint: Path) -> None:
     ids=str,
 )
 def test_a_configuration_that_does_not_fit_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="configuration of a recogniser"):
+    with pytest.raises(InputError, match="configuration of a recognizer"):
         make(**changes)
 
 
@@ -115,17 +115,17 @@ def aged(folder: Path, *names: str) -> list[Path]:
     return paths
 
 
-def test_the_newest_whole_checkpoint_is_taken_and_damaged_ones_are_named(tmp_path: Path) -> None:
-    assert newest_whole_checkpoint([]) is None
+def test_the_newest_readable_checkpoint_is_taken_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    assert newest_readable_checkpoint([]) is None
     old, middle, new = aged(tmp_path, "c.ckpt", "a.ckpt", "b.ckpt")
-    assert newest_whole_checkpoint([old, middle, new]) == new
+    assert newest_readable_checkpoint([old, middle, new]) == new
     for damaged, taken in ((new, middle), (middle, old)):
         status = damaged.stat()
         os.truncate(damaged, status.st_size // 2)
         os.utime(damaged, (status.st_atime, status.st_mtime))
-        with pytest.warns(UserWarning, match=f"(?s){damaged} is no whole checkpoint.*The one before is taken: {taken}"):
-            assert newest_whole_checkpoint([old, new, middle]) == taken
+        with pytest.warns(UserWarning, match=f"(?s){damaged} is not a complete.*An earlier one is used: {taken}"):
+            assert newest_readable_checkpoint([old, new, middle]) == taken
     old.write_bytes(b"")
-    with pytest.raises(InputError, match="(?s)c.ckpt is no whole.*remove them to begin anew") as refusal:
-        newest_whole_checkpoint([old, middle, new])
+    with pytest.raises(InputError, match="(?s)c.ckpt is not a complete.*remove them to begin again") as refusal:
+        newest_readable_checkpoint([old, middle, new])
     assert str(new) in str(refusal.value) and str(middle) in str(refusal.value)

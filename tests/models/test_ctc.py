@@ -1,11 +1,11 @@
-"""What a recogniser with a CTC output alone adds: the loss per token, and an output without biases."""
+"""What a recognizer with a CTC output alone adds: the loss per token, and an output without biases."""
 
 import torch
-from tones import TEXTS, batch_of, ctc, deep_speech_2
 from torch import nn
 
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.ctc import CTCRecognizer
+from tests.support.tones import TEXTS, batch_of, ctc, deep_speech_2
 
 
 def make(**changes: bool) -> CTCRecognizer:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from asr_lightning.models.deep_speech_2 import ClippedRNN, DeepSpeech2Encoder, RecurrentLayer
 from asr_lightning.models.jasper import Jasper
 from asr_lightning.nn.axes import units
+from asr_lightning.nn.batch_norm import symmetric_product
 from asr_lightning.nn.extractors import Convolutions1d, Convolutions2d
 from asr_lightning.nn.frame_attention import HeadAttention, TimeAttention
-from asr_lightning.nn.input_norm import symmetric_product
 from asr_lightning.nn.recurrent import LSTM
 
 LENGTHS = torch.tensor([8, 5, 1])

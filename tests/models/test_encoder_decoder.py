@@ -2,12 +2,12 @@ from typing import Any
 
 import pytest
 import torch
-from tones import attention_decoder, batch_of, lstm_encoder, speller
 
 from asr_lightning.errors import InputError
 from asr_lightning.losses.ctc import ctc_loss
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.encoder_decoder import EncoderDecoder
+from tests.support.tones import attention_decoder, batch_of, lstm_encoder, speller
 
 TEXTS = ["A CAB", "DEAF BEE", "BED"]
 

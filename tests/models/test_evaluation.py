@@ -1,5 +1,6 @@
 """What is scored, against which spelling of the references, and what is said where nothing could be."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +10,20 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tones import RATE, batch_of, loader, make, make_trainer, write_corpus
+from torch import Tensor
+from torchmetrics import MeanMetric
 
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.transcripts import Transcripts
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
+from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.text.tokenizers import LetterTokenizer
 from data_modules.librispeech import LibriSpeechDataModule
+from tests.support.architectures import ARCHITECTURES, UNSEEN, with_states
+from tests.support.hybrids import hybrid
+from tests.support.tones import RATE, batch_of, loader, make, make_trainer, write_corpus
 
 TEXTS = ["A CAB", "BED", "GAD", "FACE", "HE FED"]
 
@@ -34,12 +40,18 @@ def corpus(root: Path, texts: list[str] = TEXTS, spoiled: int = 0, **more: Any) 
 
 
 def hears_all(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> Recognizer:
-    """Let a recogniser make no error but those of its vocabulary."""
+    """Let a recognizer make no error but those of its vocabulary."""
+    batches: list[Batch] = []
 
-    def recognize(batch: Batch) -> list[list[Hypothesis]]:
-        return [[Hypothesis(tuple(recognizer.tokenizer.encode(text)), 0.0)] for text in batch.texts]
+    def decode(encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
+        return [[Hypothesis(tuple(recognizer.tokenizer.encode(text)), 0.0)] for text in batches[-1].texts]
 
-    monkeypatch.setattr(recognizer, "recognize", recognize)
+    def on_batch_start(batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        batches.append(batch)
+
+    monkeypatch.setattr(recognizer, "decode", decode)
+    monkeypatch.setattr(recognizer, "on_test_batch_start", on_batch_start)
+    monkeypatch.setattr(recognizer, "on_validation_batch_start", on_batch_start)
     return recognizer
 
 
@@ -102,7 +114,7 @@ def test_references_are_spelled_as_the_vocabulary_spells(
 ) -> None:
     recognizer = hears_all(make(), monkeypatch)
     recognizer.tokenizer = LetterTokenizer() if letters else recognizer.tokenizer
-    monkeypatch.setattr(recognizer, "loss", lambda batch: torch.ones(len(batch)))
+    monkeypatch.setattr(recognizer, "encoded_loss", lambda encoded, lengths, batch: torch.ones(len(batch)))
     batch = batch_of(["BED"])
     batch.texts[:] = [text]
     trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
@@ -117,7 +129,7 @@ def test_insertions_into_an_empty_reference_count(tmp_path: Path, monkeypatch: p
     data = corpus(tmp_path / "corpus", ["...", "BED GAD"], test_subsets=["speech"])
     recognizer = make()
     tokens = tuple(recognizer.tokenizer.encode("BED GAD"))
-    monkeypatch.setattr(recognizer, "recognize", lambda batch: [[Hypothesis(tokens, 0.0)] for _ in batch.ids])
+    monkeypatch.setattr(recognizer, "decode", lambda encoded, _: [[Hypothesis(tokens, 0.0)] for _ in encoded])
     [logged] = make_trainer(tmp_path / "run").test(recognizer, data, verbose=False)
     assert (logged["speech/wer"], logged["speech/utterances"], logged["speech/words"]) == (1.0, 2, 2)
 
@@ -150,3 +162,33 @@ def test_what_few_characters_are_lost_is_said_once_with_its_share(tmp_path: Path
     with pytest.warns(UserWarning, match=message) as warned:
         make_trainer(tmp_path / "run", max_epochs=2).fit(make(), data)
     assert sum("cannot be written" in str(one.message) for one in warned) == 1
+
+
+@pytest.mark.parametrize("name", ["RNN-T of LSTMs with CTC", "joint CTC-attention", "Deep Speech 2", "hybrid"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_batch_is_encoded_once_and_its_numbers_are_those_of_encoding_it_twice(name: str, tmp_path: Path) -> None:
+    [config] = [config for known, config in ARCHITECTURES.items() if known == name] or [hybrid(mmi_weight=0.5)]
+    torch.manual_seed(1)
+    recognizer = build_recognizer(with_states(config, tmp_path / "states")).eval()
+    batches = [batch_of(), batch_of(UNSEEN, "unseen")]
+    with torch.inference_mode():
+        texts = [recognizer.transcribe(batch) for batch in batches]
+        losses = torch.cat([recognizer.loss(batch) for batch in batches])
+    calls: list[int] = []
+    recognizer.encoder.register_forward_hook(lambda *_: calls.append(1))
+    trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
+    for run in (trainer.test, trainer.validate):
+        calls.clear()
+        [logged] = run(recognizer, {"tones": loader(batches)}, verbose=False)
+        assert len(calls) == len(batches)
+        means = MeanMetric()  # of batches, as the evaluation counts
+        for part in losses.split([len(batch) for batch in batches]):
+            means.update(part[part.isfinite()])
+        assert logged["tones/loss"] == float(means.compute())
+    rows = (tmp_path / "transcripts" / "test-epoch0-tones.jsonl").read_text().splitlines()
+    assert [json.loads(row)["hypothesis"] for row in rows] == [text for part in texts for text in part]
+
+    calls.clear()
+    predicted = trainer.predict(recognizer, loader(batches))
+    assert len(calls) == len(batches)
+    assert [[best.text for best, *_ in part["hypotheses"]] for part in predicted] == texts

@@ -1,7 +1,6 @@
 """The gradient of a step is that of its global batch, in how many parts it ever comes."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sentences
-import shared_run
 import torch
 from lightning.pytorch.callbacks import Callback
-from sentences import TEXTS
-from shared_run import IMPOSSIBLE, batch_of
-from tones import loader, make, make_trainer
 
 from asr_lightning.callbacks.gradients import GradientNorms
 from asr_lightning.errors import InputError
 from asr_lightning.models import recognizer as recognizer_module
+from tests.support import SUPPORT, environment, sentences, shared_run
+from tests.support.sentences import TEXTS
+from tests.support.shared_run import IMPOSSIBLE, batch_of
+from tests.support.tones import loader, make, make_trainer
 
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
 UNEVEN = [["CAB", "BED", "A DEAF BEE"], ["GAD"], ["HE FED"]]  # the second step of two parts has one
@@ -137,12 +135,10 @@ def test_a_language_model_counts_the_tokens_of_all_parts(tmp_path: Path) -> None
 
 
 def test_two_ranks_with_uneven_parts_train_as_one_process_with_whole_batches(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here}", "OMP_NUM_THREADS": "1"}
     told = json.dumps({"folder": str(tmp_path), "ranks": 2, "parts": 2})
     ended = subprocess.run(
-        [sys.executable, str(here / "shared_run.py"), told],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=280,
+        [sys.executable, str(SUPPORT / "shared_run.py"), told],
+        env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]
     shared_run.run(str(tmp_path), 1, parts=2)

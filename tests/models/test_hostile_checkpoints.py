@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hostile import FUZZED, RANDOM, Refusing, mutated
 from hypothesis import given
 from jsonargparse._common import parsing_settings
-from tones import RATE, make, transducer
 
 from asr_lightning import cli
+from asr_lightning.asr import main
 from asr_lightning.callbacks.weight_selection import WeightSelection
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer, checkpoint_model, load_recognizer, read_checkpoint
@@ -25,7 +24,9 @@ from asr_lightning.models.experiment import read_part
 from asr_lightning.models.language_model import PretrainedLanguageModel
 from asr_lightning.models.same_network import check_same_network, check_training_state
 from asr_lightning.text.tokenizers import CharacterTokenizer
-from asr_lightning.tools import align, path, transcribe
+from asr_lightning.tools import weight_lines
+from tests.support.mutations import FUZZED, RANDOM, Refusing, mutated
+from tests.support.tones import RATE, make, transducer
 
 ZERO = "torch.distributed.optim.ZeroRedundancyOptimizer"  # has a parameter of any type
 
@@ -107,9 +108,9 @@ def test_nothing_runs_by_any_way_that_a_checkpoint_goes(reader: str, evil: Path,
         "load": lambda: load_recognizer(evil),
         "teacher": lambda: WeightSelection(str(evil)).set_weights(None, make()),  # type: ignore[arg-type]
         "language model": lambda: PretrainedLanguageModel(str(evil)).prepare(CharacterTokenizer(), torch.device("cpu")),
-        "transcribe": lambda: transcribe.main(["--checkpoint", str(evil), "a.wav"]),
-        "align": lambda: align.main(["--checkpoint", str(evil), *output]),
-        "path": lambda: path.load_pair(evil, evil, "cpu"),
+        "transcribe": lambda: main(["transcribe", "--checkpoint", str(evil), "a.wav"]),
+        "align": lambda: main(["align", "--checkpoint", str(evil), *output]),
+        "path": lambda: weight_lines.load_pair(evil, evil, "cpu"),
         "test": lambda: cli.main(["test", *_of_ours(config), "--ckpt_path", str(evil)]),
         "fit": lambda: cli.main(["fit", *_of_ours(config), "--ckpt_path", str(evil)]),
     }

@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from sentences import TEXTS, batch_of, configuration, direct_log_probability, make, save
-from tones import loader, make_trainer
-from tones import make as make_recognizer
 from torch import Tensor
 
 from asr_lightning.batch import TextBatch
@@ -21,6 +18,9 @@ from asr_lightning.models.language_model import LSTMLanguageModel, PretrainedLan
 from asr_lightning.nn.axes import Tokens, module_axes
 from asr_lightning.text.tokenizers import CharacterTokenizer
 from data_modules.text import TextDataModule
+from tests.support.sentences import TEXTS, batch_of, configuration, direct_log_probability, make, save
+from tests.support.tones import loader, make_trainer
+from tests.support.tones import make as make_recognizer
 
 # What is logged.
 
@@ -201,7 +201,7 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path) -> None:
         InputError, match=r"speech\.ckpt: this is no configuration of a model of class LSTMLanguageModel"
     ):
         PretrainedLanguageModel(speech).score(["A"])
-    with pytest.raises(InputError, match=r"text\.ckpt: this is no configuration of a recogniser"):
+    with pytest.raises(InputError, match=r"text\.ckpt: this is no configuration of a recognizer"):
         load_recognizer(text)
 
 

@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from attention_orders import ORDERS, Spelling
 from torch import Tensor
 
 from asr_lightning.decoding.attention import AttentionSearch, State
@@ -16,6 +15,7 @@ from asr_lightning.models.listen_attend_spell import Speller
 from asr_lightning.nn.axes import module_axes, units
 from asr_lightning.nn.mechanisms import AdditiveAttention, FixedContext, LocationAwareAttention, MultiHeadAttention
 from asr_lightning.text.tokenizers import CharacterTokenizer, Tokenizer
+from tests.oracles.attention_orders import ORDERS, Spelling
 
 VOCABULARY = ("<blank>", "<unk>", "<eos>", "A", "B", "C", "D")
 ATTENTIONS = {

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from tones import batch_of, loader, make, make_trainer
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.novograd import NovoGrad
+from tests.support.tones import batch_of, loader, make, make_trainer
 
 
 def by_hand(

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from sentences import TEXTS, direct_log_probability, make, save
 from torch import Tensor, nn
 
 from asr_lightning.errors import InputError
 from asr_lightning.models import language_model
 from asr_lightning.models.language_model import LSTMLanguageModel, PretrainedLanguageModel
 from asr_lightning.text.tokenizers import CharacterTokenizer, SentencePieceTokenizer, train_sentencepiece
+from tests.support.sentences import TEXTS, direct_log_probability, make, save
 
 
 def pretrained(folder: Path, **changes: Any) -> tuple[LSTMLanguageModel, PretrainedLanguageModel]:
@@ -67,7 +67,7 @@ def test_a_recogniser_of_other_tokens_is_only_rescored(tmp_path: Path) -> None:
     expected = scorer.score(TEXTS)
     pieces = SentencePieceTokenizer(str(train_sentencepiece(["A CAB", "A BEE"] * 9, 9, tmp_path / "pieces")))
     scorer.prepare(pieces, torch.device("cpu"))
-    with pytest.raises(InputError, match="other tokens than the recogniser: 31, not 9"):
+    with pytest.raises(InputError, match="other tokens than the recognizer: 31, not 9"):
         scorer.initial_state(2)
     assert scorer.score(TEXTS) == expected
     turned = CharacterTokenizer()

@@ -1,7 +1,6 @@
-"""What all recognisers share: which utterances teach, what is counted, and how a run comes back."""
+"""What all recognizers share: which utterances teach, what is counted, and how a run comes back."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +10,19 @@ from typing import Any
 
 import jiwer
 import pytest
-import shared_run
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from tones import (
+
+from asr_lightning.batch import Batch
+from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.errors import InputError
+from asr_lightning.models import recognizer as recognizer_module
+from asr_lightning.models.checkpoints import build_recognizer
+from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.scoring.error_rates import space_free_errors
+from data_modules.librispeech import LibriSpeechDataModule
+from tests.support import SUPPORT, environment, shared_run
+from tests.support.tones import (
     RATE,
     TEXTS,
     batch_of,
@@ -26,15 +34,6 @@ from tones import (
     transducer,
     write_corpus,
 )
-
-from asr_lightning.batch import Batch
-from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.errors import InputError
-from asr_lightning.models import recognizer as recognizer_module
-from asr_lightning.models.checkpoints import build_recognizer
-from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.scoring.error_rates import space_free_errors
-from data_modules.librispeech import LibriSpeechDataModule
 
 Weights = dict[str, torch.Tensor]
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
@@ -341,10 +340,8 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> Non
 
 
 def test_two_ranks_with_uneven_batches_train_as_one_process_does(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here}", "OMP_NUM_THREADS": "1"}
-    script = [sys.executable, str(here / "shared_run.py"), json.dumps({"folder": str(tmp_path), "ranks": 2})]
-    ended = subprocess.run(script, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    script = [sys.executable, str(SUPPORT / "shared_run.py"), json.dumps({"folder": str(tmp_path), "ranks": 2})]
+    ended = subprocess.run(script, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr[-3000:]
     shared_run.run(str(tmp_path), 1)
     one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))

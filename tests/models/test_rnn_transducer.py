@@ -3,13 +3,13 @@ from typing import Any
 
 import pytest
 import torch
-from tones import batch_of, lstm_encoder, transducer
 from torch import Tensor
 from torch.nn import functional
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.rnn_transducer import LSTMPredictor, Predictor, RNNTransducer, StatelessPredictor
+from tests.support.tones import batch_of, lstm_encoder, transducer
 
 PREDICTORS: dict[str, Predictor] = {
     "LSTM": LSTMPredictor(6),
@@ -116,6 +116,23 @@ def test_the_loss_sums_over_all_alignments_of_the_spoken_text(subsampling: int) 
     torch.testing.assert_close(recognizer.loss(batch), torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 
+def named_loss(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": f"asr_lightning.losses.transducer.{name}", "init_args": arguments}
+
+
+@torch.no_grad()
+def test_a_class_names_the_loss_and_a_short_name_stands_for_a_class() -> None:
+    batch = batch_of()
+    expected = make().loss(batch)
+    exact = ["fused", "torchaudio", named_loss("joint.ExactLoss"), named_loss("logits.TorchaudioLoss")]
+    for loss in [*exact, named_loss("pruned.PrunedLoss", width=20)]:
+        torch.testing.assert_close(make(transducer_loss=loss).loss(batch), expected, rtol=1e-4, atol=1e-4)
+    narrow = make(transducer_loss=named_loss("pruned.PrunedLoss", width=2)).loss(batch)
+    assert (narrow > expected - 1e-4).all() and (narrow > expected + 1e-2).any()
+    for loss in (named_loss("joint.ExactLoss", delay_penalty=0.5), named_loss("pruned.PrunedLoss", delay_penalty=0.5)):
+        assert (make(transducer_loss=loss).loss(batch) - expected).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("weight", [0.3, 0.9])
 @torch.no_grad()
 def test_ctc_takes_its_share_of_the_loss(weight: float) -> None:
@@ -140,6 +157,8 @@ def searching(**numbers: int) -> dict[str, Any]:
         ({"ctc_weight": 1.0}, "ctc_weight"),  # nothing would be left for the decoder to learn
         ({"ctc_weight": -0.1}, "ctc_weight"),
         ({"search": searching(beam=0)}, "beam=0"),
+        ({"transducer_loss": named_loss("pruned.PrunedLoss", width=1)}, "width of at least 2"),
+        ({"transducer_loss": "exact"}, "exact"),
         ({"search": searching(max_symbols=0)}, "max_symbols=0"),
     ],
 )

@@ -9,8 +9,6 @@ import pytest
 import torch
 import yaml
 from lightning import LightningModule
-from sentences import configuration as language_model
-from tones import attention_decoder, ctc, features, lstm_encoder, speller, transducer
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_model, load_model, load_recognizer
@@ -18,6 +16,8 @@ from asr_lightning.models.experiment import parameters_without_memory
 from asr_lightning.models.language_model import LSTMLanguageModel
 from asr_lightning.models.same_network import check_same_network, check_training_state
 from asr_lightning.text.tokenizers import train_sentencepiece
+from tests.support.sentences import configuration as language_model
+from tests.support.tones import attention_decoder, ctc, features, lstm_encoder, speller, transducer
 
 SYLLABLES = "asr_lightning.text.hangul.SyllableTokenizer"
 PIECES = "asr_lightning.text.tokenizers.SentencePieceTokenizer"
@@ -239,10 +239,10 @@ def test_no_optimizer_is_the_default_one() -> None:
 def test_weights_without_the_state_of_a_training_are_not_gone_on_with() -> None:
     checkpoint = checkpoint_of(transducer())
     model = build_model(transducer(), LightningModule)
-    with pytest.raises(InputError, match="come to epoch 1, beyond trainer.max_epochs 0: set it higher"):
+    with pytest.raises(InputError, match="reached epoch 1, beyond trainer.max_epochs 0: increase it"):
         check_training_state(model, checkpoint, "some.ckpt", 0)
     del checkpoint["optimizer_states"]
-    with pytest.raises(InputError, match="expected the state of a training to go on with, found weights only"):
+    with pytest.raises(InputError, match="expected the state of a training to resume, found weights only"):
         check_training_state(model, checkpoint, "some.ckpt")
 
 
@@ -263,10 +263,8 @@ def test_a_loaded_model_is_the_experiment_s_but_for_its_weights(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("trained", "beside"),
     [
-        ("rnnt_ws", "rnnt_ws_inside"),
         ("rnnt_ws", "rnnt_random"),
-        ("e2e_a", "e2e_a_inside"),
-        ("e2e_b", "e2e_b_inside"),
+        ("e2e_ws", "e2e_random"),
     ],
 )
 def test_experiments_that_are_tested_on_a_checkpoint_of_another_one(trained: str, beside: str) -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tones import batch_of, loader, make, make_trainer
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.schedules import RunSchedule, TriStage, WarmupCosine, WarmupInverseRoot
+from tests.support.tones import batch_of, loader, make, make_trainer
 
 DEMO = Path(__file__).parents[2] / "experiments" / "demo"
 CLASSES = "asr_lightning.models.schedules"

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from asr_lightning.models.speech_transformer import TransformerAttention, TransformerDecoder, TransformerEncoder
+from asr_lightning.nn.attention import sinusoid_axis, sinusoids
 from asr_lightning.nn.axes import Axis, Tokens, Units, axis, axis_size, module_axes, units
-from asr_lightning.nn.positions import sinusoid_axis, sinusoids
 
 VOCABULARY = ("<eos>", *"ABCDEFGHIJ")
 MELS = 10

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from asr_lightning.callbacks.weight_selection import select_weights
 from asr_lightning.models.speech_transformer import TransformerDecoder, TransformerEncoder
-from asr_lightning.nn.positions import sinusoids
+from asr_lightning.nn.attention import sinusoids
 
 VOCABULARY = ("<eos>", *"ABCDEFGHIJ")
 

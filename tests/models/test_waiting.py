@@ -7,18 +7,18 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from elsewhere import DEVICE, Accelerator, Waits, elsewhere
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from test_contract import ARCHITECTURES, with_states
-from tones import TEXTS, batch_of, loader, make, make_trainer
 
 from asr_lightning.callbacks.gradients import GradientNorms
 from asr_lightning.callbacks.progress import ProgressBar
 from asr_lightning.callbacks.throughput import Throughput
 from asr_lightning.callbacks.transcripts import Transcripts
 from asr_lightning.models.checkpoints import build_recognizer
+from tests.support.architectures import ARCHITECTURES, with_states
+from tests.support.pretended_device import DEVICE, Accelerator, Waits, elsewhere
+from tests.support.tones import TEXTS, batch_of, loader, make, make_trainer
 
 FUSED = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "fused": True}}
 # torch's CTC reads lengths from the GPU, in both passes, and copies them back: there is no other way to call it.
@@ -91,7 +91,7 @@ def test_an_optimiser_that_is_told_by_the_host_is_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     *_, last = fit(tmp_path, monkeypatch, ARCHITECTURES["RNN-T of LSTMs"], steps=2).steps
-    assert last == {"_local_scalar_dense in models/useless_steps.py:leave_out": 1}
+    assert last == {"_local_scalar_dense in models/skipped_steps.py:skip_next_step": 1}
 
 
 def test_the_callbacks_of_experiments_wait_only_where_they_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from asr_lightning.nn.axes import axis_size
-from asr_lightning.nn.encoder import Encoder
 from asr_lightning.nn.extractors import VGG, Convolutions1d, Convolutions2d
+from asr_lightning.nn.sequences import Encoder
 
 
 def randomized(extractor: Encoder) -> Encoder:

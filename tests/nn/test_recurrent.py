@@ -1,12 +1,22 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from asr_lightning.errors import InputError
+from asr_lightning.models.deep_speech_2 import Kind, RecurrentLayer
 from asr_lightning.nn import recurrent
-from asr_lightning.nn.axes import module_axes
-from asr_lightning.nn.recurrent import LSTM, BidirectionalLSTM, ProjectedLSTMEncoder, PyramidalLSTMEncoder
+from asr_lightning.nn.axes import module_axes, units
+from asr_lightning.nn.recurrent import (
+    LSTM,
+    BidirectionalLSTM,
+    ProjectedLSTMEncoder,
+    PyramidalLSTMEncoder,
+    weights_cast_once,
+)
 
 
 def test_it_is_the_bidirectional_lstm_of_packed_sequences() -> None:
@@ -50,6 +60,44 @@ def test_autocast_is_left_where_the_processor_has_no_such_lstm(
         torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.02)
     y.float().sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts of weights."""
+
+    def __init__(self, weights: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.shapes, self.count = {tuple(weight.shape) for weight in weights}, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:  # noqa: ANN401
+        name = str(function)
+        self.count += name == "aten._to_copy.default" and tuple(arguments[0].shape) in self.shapes
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("kind", ["gru", "vanilla"])
+def test_weights_of_a_recurrence_are_cast_once_as_lightning_casts(kind: Kind) -> None:
+    torch.manual_seed(0)
+    layer = RecurrentLayer(kind, units(5), 3, batch_norm=False)
+    x, lengths = torch.randn(2, 9, 5), torch.tensor([9, 7])
+    weights = [weight for weight in layer.parameters() if weight.dim() == 2]
+    gradients = []
+    for cache in (False, True):  # Lightning switches it off
+        with Casts(weights) as casts, torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
+            y = torch.cat(layer(x, lengths), dim=2)
+        assert casts.count == len(weights)
+        gradients.append(torch.autograd.grad(y.float().sum(), weights))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_what_is_cast_without_gradients_gets_gradients_later() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with torch.no_grad(), weights_cast_once(weight.device):
+            weight @ weight
+        (weight @ torch.ones(2, 2)).sum().backward()
+    assert weight.grad is not None and weight.grad.eq(2).all()
 
 
 def test_the_processor_is_asked_without_random_numbers() -> None:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from asr_lightning.nn.subsampling import ConvolutionalSubsampling
+from asr_lightning.nn.extractors import ConvolutionalSubsampling
 
 FACTORS = [2, 4, 8]
 

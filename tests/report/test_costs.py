@@ -9,8 +9,8 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, Page
 
-from asr_lightning.report.costs import Costs, find_measured
-from asr_lightning.tools.costs import main
+from asr_lightning.asr import main
+from asr_lightning.report.costs import Costs, find_measured_runs
 
 SPEED = "train/audio_seconds_per_second_epoch"
 HOSTILE = "<img src=x onerror=\"document.title='broken'\">"
@@ -35,7 +35,7 @@ def on_gpu(tmp_path: Path) -> Path:
 
 
 def test_hours_are_those_of_audio_over_speed(on_gpu: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(on_gpu), "--price", "2.5"]) == 0
+    assert main(["compare", "--costs", str(on_gpu), "--price", "2.5"]) == 0
     printed = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in printed.splitlines() if line.strip()[:1].isdigit()}
     wall = 960 * 50 / 1000
@@ -46,11 +46,11 @@ def test_hours_are_those_of_audio_over_speed(on_gpu: Path, capsys: pytest.Captur
 
 def test_efficiency_is_measured_where_runs_differ_in_devices(on_gpu: Path, tmp_path: Path) -> None:
     eight = write_run(tmp_path / "eight", [6_000.0], {"train/processes": 8, "train/gpus": 8})
-    costs = Costs.of(find_measured([on_gpu, eight]))
+    costs = Costs.of(find_measured_runs([on_gpu, eight]))
     assert costs.measured and costs.efficiency == pytest.approx(6_000 / 8_000)
     assert [costs.speed(devices) for devices in (1, 4, 8, 64)] == pytest.approx([1000, 3000, 6000, 48_000])
-    assert not Costs.of(find_measured([on_gpu, eight]), 0.5).measured
-    assert Costs.of(find_measured([eight])).speed(1) == pytest.approx(750)  # no more than was seen of a device
+    assert not Costs.of(find_measured_runs([on_gpu, eight]), 0.5).measured
+    assert Costs.of(find_measured_runs([eight])).speed(1) == pytest.approx(750)  # no more than was seen of a device
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_efficiency_is_measured_where_runs_differ_in_devices(on_gpu: Path, tmp_p
 def test_the_device_is_said_and_never_guessed(
     tmp_path: Path, logged: Any, trainer: Any, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(write_run(tmp_path / "run", [10.0], logged, **trainer))]) == 0
+    assert main(["compare", "--costs", str(write_run(tmp_path / "run", [10.0], logged, **trainer))]) == 0
     printed = capsys.readouterr().out
     assert kind in printed and ("nothing about GPUs" in printed) == ("GPU" not in kind)
 
@@ -83,15 +83,21 @@ def test_what_cannot_be_used_is_said_in_one_line(
         ([on_gpu, slow], "give one kind at a time"),
         ([broken], "cannot read"),
     ):
-        assert main(list(map(str, runs))) == 2
+        assert main(["compare", "--costs", *map(str, runs)]) == 2
         said = capsys.readouterr().err
         assert expected in said and "Traceback" not in said
-    assert main([str(on_gpu), "--output", str(on_gpu)]) == 2
+    (tmp_path / "file").touch()
+    assert main(["compare", "--costs", str(on_gpu), "--output", str(tmp_path / "file" / "costs")]) == 2
+
+
+def test_the_page_alone_is_written_to_a_path_that_ends_in_html(on_gpu: Path, tmp_path: Path) -> None:
+    assert main(["costs", str(on_gpu), "--output", str(tmp_path / "page.html")]) == 0
+    assert "<title>" in (tmp_path / "page.html").read_text()
 
 
 @pytest.fixture
 def page(browser: Browser, on_gpu: Path, tmp_path: Path) -> Iterator[Page]:
-    assert main([str(on_gpu), "--output", str(tmp_path / "costs.html")]) == 0
+    assert main(["compare", "--costs", str(on_gpu), "--output", str(tmp_path)]) == 0
     context = browser.new_context(viewport={"width": 400, "height": 800}, color_scheme="dark")
     opened = context.new_page()
     failures: list[str] = []

@@ -1,12 +1,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from asr_lightning.report.figures import COLOURS, ErrorRate, curves, plot_error_rates
+from asr_lightning.report.figures import COLORS, ErrorRate, plot_error_rates, rates_by_run
+from tests.support.pictures import count, pixels
 
 
 def rows_of(
@@ -25,34 +25,27 @@ def rows_of(
     ]
 
 
-def pixels(path: Path) -> np.ndarray:
-    return matplotlib.image.imread(path)[..., :3]  # (height, width, 3), 0 to 1
-
-
-def count(image: np.ndarray, colour: str) -> int:
-    return int((np.abs(image - to_rgb(colour)).max(axis=2) < 0.02).sum())
-
-
 def test_two_panels_show_each_run_in_its_colour(tmp_path: Path) -> None:
     rows = rows_of("random", lambda epoch: 1 / epoch, seeds=3) + rows_of("ws", lambda epoch: 0.5 / epoch)
     plot_error_rates(rows, tmp_path / "figures" / "wer.png")
     image = pixels(tmp_path / "figures" / "wer.png")
-    assert image.shape == (500, 1200, 3)
-    for half in (image[:430, :600], image[:430, 600:]):  # above the legend
-        assert count(half, COLOURS[0]) > 200
-        assert count(half, COLOURS[1]) > 200
-        assert count(half, COLOURS[2]) == 0
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["wer.png"], "a temporary file was left"
+    assert image.shape == (1020, 2400, 3), "300 dots per inch"
+    for half in (image[:900, :1200], image[:900, 1200:]):  # above the legend
+        assert count(half, COLORS[0]) > 800
+        assert count(half, COLORS[1]) > 800
+        assert count(half, COLORS[2]) == 0
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == ["wer.png", "wer.svg"], "a temporary file was left"
 
 
 def test_the_reference_is_a_dashed_line_and_no_curve(tmp_path: Path) -> None:
     rows = rows_of("ws", lambda epoch: 1 / epoch) + rows_of("a teacher", lambda epoch: 0.9 / epoch)
     plot_error_rates(rows, tmp_path / "with.png", reference_run="a teacher")
-    image = pixels(tmp_path / "with.png")[40:400, 90:590]
-    assert count(image, COLOURS[0]) > 200, "the first colour is that of the first real run"
-    assert count(image, COLOURS[1]) == 0
+    image = pixels(tmp_path / "with.png")[90:850, 250:1180]
+    assert count(image, COLORS[0]) > 200, "the first color is that of the first real run"
+    assert count(image, COLORS[1]) == 0
     grey = (np.abs(image - 0.35).max(axis=2) < 0.05).sum(axis=1)  # by line of pixels
-    assert 150 < grey.max() < 450, "a horizontal line with gaps"
+    assert 300 < grey.max() < 900, "a horizontal line with gaps"
 
 
 def test_a_run_that_starts_at_100_per_cent_leaves_room_for_the_ends_of_the_others(tmp_path: Path) -> None:
@@ -60,10 +53,8 @@ def test_a_run_that_starts_at_100_per_cent_leaves_room_for_the_ends_of_the_other
     rows = rows_of("slow", lambda epoch: max(0.05, 1 - 0.2 * (epoch - 1)), subsets=("clean",))
     rows += rows_of("fast", lambda epoch: 0.04, subsets=("clean",))
     plot_error_rates(rows, tmp_path / "wer.png")
-    column = pixels(tmp_path / "wer.png")[:430, 1100:1180]
-    heights = [
-        np.nonzero((np.abs(column - to_rgb(colour)).max(axis=2) < 0.02).any(axis=1))[0] for colour in COLOURS[:2]
-    ]
+    column = pixels(tmp_path / "wer.png")[:900, 2250:2390]
+    heights = [np.nonzero((np.abs(column - to_rgb(color)).max(axis=2) < 0.02).any(axis=1))[0] for color in COLORS[:2]]
     assert abs(heights[0].mean() - heights[1].mean()) > 20
 
 
@@ -74,7 +65,7 @@ def test_more_subsets_make_a_wider_figure_and_gaps_are_survived(tmp_path: Path) 
         ErrorRate("short", "1", 2, "a", 0.3, 0.0, 0.0, 0.0, 0.0),
     ]
     plot_error_rates(rows, tmp_path / "wer.png")
-    assert pixels(tmp_path / "wer.png").shape == (500, 1800, 3)
+    assert pixels(tmp_path / "wer.png").shape == (1020, 3600, 3)
 
 
 def test_nothing_to_draw_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
@@ -85,5 +76,5 @@ def test_nothing_to_draw_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
 
 def test_curves_are_sorted_by_epoch_and_metric() -> None:
     rows = [ErrorRate("ws", "1", epoch, "clean", epoch / 100, epoch / 200, 1.0, 1.0, 1.0) for epoch in (10, 2, 1)]
-    assert list(curves(rows)["ws"]["clean"]["1"].items()) == [(1, 0.01), (2, 0.02), (10, 0.1)]
-    assert curves(rows, "cer")["ws"]["clean"]["1"][10] == 0.05
+    assert list(rates_by_run(rows)["ws"]["clean"]["1"].items()) == [(1, 0.01), (2, 0.02), (10, 0.1)]
+    assert rates_by_run(rows, "cer")["ws"]["clean"]["1"][10] == 0.05

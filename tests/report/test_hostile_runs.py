@@ -5,17 +5,18 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hostile import FUZZED, RANDOM, Refusing, mutated, spoiled
 from hypothesis import given, settings
-from test_page import inside
 
+from asr_lightning.ablations.tuning import read_space
 from asr_lightning.analysis.activations import read_utterances
 from asr_lightning.analysis.layers import read_layers
+from asr_lightning.asr import main
 from asr_lightning.errors import InputError
+from asr_lightning.report.page_contents import gather
 from asr_lightning.report.run_folders import COLUMNS, read_experiments, read_rates, read_run
 from asr_lightning.report.run_pairs import read_transcripts
-from asr_lightning.tools import compare, report
-from asr_lightning.tools.search import read_space
+from tests.support.looked_inside import inside
+from tests.support.mutations import FUZZED, RANDOM, Refusing, mutated, spoiled
 
 SPACE = b"a.lr: {low: 1.0e-4, high: 1.0e-2, log: true}\na.layers: {low: 2, high: 5}\na.hidden: [128, 160]\n"
 METRICS = "epoch,train/seconds,s/real_time_factor,train/audio_seconds_per_second_epoch\n0,12,0.1,30\n1,13,,31\n"
@@ -62,7 +63,7 @@ def test_a_page_leaves_out_what_is_damaged(random: Random, run: Path) -> None:
     parts = [path for name in ("tsne", "neighbours", "alignments") for path in sorted((run / name).rglob("*.*"))]
     path = random.choice([one for one in parts if one.is_file()])
     with spoiled(path, random), Refusing():
-        data, problems = report.gather([run], "title", None, "test")
+        data, problems = gather([run], "title", None, "test")
         assert data["curves"] and all(isinstance(one, str) for one in problems)
 
 
@@ -86,5 +87,5 @@ def test_ranges_that_optuna_would_fall_over(range_: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"\0", b'"' + b"x" * 200_000, b"run,seed\n"], ids=lambda one: one[:4])
 def test_a_table_that_is_none_is_named(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "error_rates.csv").write_bytes(content)
-    assert compare.main([str(tmp_path), "--output", str(tmp_path / "o")]) == 2
+    assert main(["compare", str(tmp_path), "--output", str(tmp_path / "o")]) == 2
     assert str(tmp_path / "error_rates.csv") in capsys.readouterr().err

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_run import write_run
 from playwright.sync_api import Browser
 
+from asr_lightning.asr import main
 from asr_lightning.report.page_data import NEIGHBOURHOODS
 from asr_lightning.report.page_layers import FRAMES, POINTS, choose
 from asr_lightning.report.run_folders import COLUMNS
 from asr_lightning.report.tables import as_csv
-from asr_lightning.tools.report import main
+from tests.support.planted_run import write_run
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("e2e_a", "e2e_b", "hybrid"):
         rates = [name, "1", 50, "test-clean", *[0.1] * 5]
         (folder / name / "test_error_rates.csv").write_text(as_csv([COLUMNS, rates]))
-    assert main([str(folder), "--output", str(folder / "page.html")]) == 0
+    assert main(["report", str(folder), "--output", str(folder / "page.html")]) == 0
     return folder / "page.html"
 
 

@@ -1,4 +1,4 @@
-"""What stands along the colour bar of a sentence."""
+"""What stands along the color bar of a sentence."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from asr_lightning.analysis.activations import Layer
 from asr_lightning.analysis.layers import Projected
 from asr_lightning.report import layer_figures
-from asr_lightning.report.layer_figures import plot_order
+from asr_lightning.report.layer_figures import plot_order, plot_phones, short_names
 
 
 def projected(characters: list[str], phones: list[str]) -> Projected:
@@ -33,7 +33,7 @@ def labels_along(one: Projected, panels: int, monkeypatch: pytest.MonkeyPatch) -
 def test_characters_begin_where_they_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     one = projected(["_", "_", "A", "", "B", "B", "_"], ["SIL", "SIL", "a", "a", "b", "b", "SIL"])
     labels, places = labels_along(one, 1, monkeypatch)
-    assert labels == ["_", "A", "B", "_"]
+    assert labels == ["␣", "A", "B", "␣"]
     assert places == pytest.approx([0, 2 / 6, 4 / 6, 1])
 
 
@@ -62,3 +62,28 @@ def test_phones_stand_there_where_nobody_knows_the_characters(monkeypatch: pytes
     many = projected([""] * 90, ["SIL", "oU", "t"] * 30)
     labels, places = labels_along(many, 1, monkeypatch)
     assert 8 < len(labels) < 20
+
+
+def test_names_of_layers_go_without_the_module_that_holds_all_of_them() -> None:
+    assert short_names(["encoder.subsampling", "encoder.layers.0"]) == ["subsampling", "layers.0"]
+    assert short_names(["encoder.layers.0", "decoder.layers.0"]) == ["encoder.layers.0", "decoder.layers.0"]
+    assert short_names(["encoder.layers.0"]) == ["encoder.layers.0"]
+    assert short_names(["low", "low.0"]) == ["low", "low.0"]
+
+
+def test_a_figure_of_phones_holds_its_legend_and_is_an_svg_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phones = (
+        "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH".split()
+    )
+    one = projected([""] * len(phones), phones)
+    seen: list[Figure] = []
+    save = layer_figures.save_figure
+    monkeypatch.setattr(layer_figures, "save_figure", lambda figure, path: (seen.append(figure), save(figure, path)))
+    for panels in (1, 4, 6):
+        plot_phones([one] * panels, "u", "A TITLE", tmp_path / f"{panels}.png")
+        [legend] = seen[-1].legends
+        box = legend.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= seen[-1].bbox.width and box.y0 >= 0
+        assert len(legend.get_texts()) == len(phones)
+        assert len(seen[-1].axes) == panels
+        assert (tmp_path / f"{panels}.svg").read_text().startswith("<?xml")

@@ -1,63 +1,30 @@
 """The page in a real browser."""
 
 import csv
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pytest
-import soundfile
 from playwright.sync_api import Browser, Page
 
-from asr_lightning.analysis.activations import Part, Rows, Spoken, merge
-from asr_lightning.analysis.histories import find_histories, table
-from asr_lightning.analysis.layers import measure, project_layers, read_layers, table_of
-from asr_lightning.callbacks.neighbours import header, lines
-from asr_lightning.callbacks.tsne import places_as_csv
+from asr_lightning.asr import main
 from asr_lightning.report.run_folders import COLUMNS
 from asr_lightning.report.tables import as_csv
-from asr_lightning.tools.report import main
-
-HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
+from tests.support.looked_inside import HOSTILE, inside
 
 
-def inside(folder: Path) -> None:
-    """What the callbacks leave, of a network that nobody trained."""
-    random = np.random.default_rng(0)
-    part = Part(folder / "activations" / ".part")
-    for number in range(6):
-        text = list("_I_SAW_A_CAT") if number else list("_가_나무_") + [HOSTILE]
-        starts = (np.arange(20) * 0.04).tolist()
-        frames = [starts, [one + 0.04 for one in starts], [text[at % len(text)] for at in range(20)],
-                  [("SIL", "AA", "B")[at % 3] for at in range(20)]]  # fmt: skip
-        modules = {
-            "low": Rows(random.normal(size=(20, 6)), "frame", *frames),
-            "top": Rows(random.normal(size=(20, 6)), "frame", *frames),
-            "state": Rows(random.normal(size=(len(text) + 1, 6)), "token", characters=[*text, "<eos>"]),
-        }
-        spoken = "".join(text)
-        part.append(Spoken(f"u{number}", "test", "me", 0.8, spoken, spoken, modules))
-    merge([part.folder], folder / "activations" / "test", {})
-    projected = project_layers(read_layers(folder / "activations" / "test"), "me", iterations=50, perplexity=5)
-    (folder / "tsne" / "test" / "me").mkdir(parents=True)
-    for one in projected:
-        (folder / "tsne" / "test" / "me" / f"{one.layer.name}.csv").write_text(places_as_csv(one))
-    (folder / "tsne" / "test" / "figures.csv").write_text(as_csv(table_of(measure(projected))))
-    [found] = find_histories(folder / "activations" / "test", ["state"])
-    (folder / "neighbours" / "test").mkdir(parents=True)
-    (folder / "neighbours" / "test" / "state.csv").write_text(as_csv([header(5), *lines(found)]))
-    (folder / "neighbours" / "test" / "table.csv").write_text(as_csv(table([found])))
-    (folder / "alignments" / "test").mkdir(parents=True)
-    weights = np.eye(5, 20)
-    posteriors = random.dirichlet(np.ones(8), 20)
-    for name in ("u1", "u2"):
-        np.savez_compressed(
-            folder / "alignments" / "test" / f"{name}.npz", tokens=list("_CAT"), seconds=0.8, onsets=[], blank_id=0,
-            vocabulary=list("-ABCDEFG"), posteriors=posteriors, **{"attention/decoder.attention": weights},
-        )  # fmt: skip
-        soundfile.write(folder / "alignments" / "test" / f"{name}.flac", 0.1 * random.normal(size=12_800), 16_000)
+def write_transcripts(path: Path, right: bool) -> None:
+    """Twelve sentences of six speakers, each with a substitution, a deletion and an insertion, or mostly right."""
+    path.parent.mkdir(exist_ok=True)
+    rows = [
+        {"id": f"u{number:02}", "speaker": f"s{number % 6}", "reference": "I SAW A BIG CAT TODAY",
+         "hypothesis": "I SAW A BIG CAT TODAY" if right and number % 4 else "I SEE A CAT TODAY THERE"}
+        for number in range(12)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +40,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 for subset in ("test-clean", "test-other")
             ]
             (place / "error_rates.csv").write_text(as_csv([COLUMNS, *rates]))
+            for subset in ("test-clean", "test-other"):
+                write_transcripts(place / "transcripts" / f"validation-epoch3-{subset}.jsonl", right=run != "one")
     inside(folder / "one" / "seed1")
     inside(folder / "two" / "seed1")
     return folder
@@ -80,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page_file(runs: Path) -> Path:
-    assert main([str(runs), "--output", str(runs / "page.html"), "--title", f"A group & {HOSTILE}"]) == 0
+    assert main(["report", str(runs), "--output", str(runs / "page.html"), "--title", f"A group & {HOSTILE}"]) == 0
     return runs / "page.html"
 
 
@@ -94,16 +63,16 @@ def test_layers_without_phones_are_left_out_with_the_command_that_makes_them(
         with path.open() as file:
             rows = [{**row, "phone": ""} for row in csv.DictReader(file)]
         path.write_text(as_csv([list(rows[0]), *(list(row.values()) for row in rows)]))
-    assert main([str(copy), "--output", str(tmp_path / "page.html")]) == 0
+    assert main(["report", str(copy), "--output", str(tmp_path / "page.html")]) == 0
     printed = capsys.readouterr()
-    assert "expected frames with phones, found none" in printed.err and "tools.align" in printed.err
+    assert "expected frames with phones, found none" in printed.err and "asr align" in printed.err
     assert '"layers":[]' in (tmp_path / "page.html").read_text("utf-8")
 
 
 @pytest.fixture
 def page(browser: Browser, page_file: Path) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     opened = context.new_page()
     failures: list[str] = []
     opened.on("pageerror", lambda error: failures.append(str(error)))
@@ -118,39 +87,64 @@ def page(browser: Browser, page_file: Path) -> Iterator[Page]:
 def test_everything_is_there_and_nothing_is_run_that_only_was_text(page: Page) -> None:
     assert page.title() == f"A group & {HOSTILE}"
     assert page.locator("h1").inner_text() == f"A group & {HOSTILE}"
-    titles = page.locator("h2").all_inner_texts()
-    assert titles[0] == "Error rates per epoch"
-    assert {"Layers", "Numbers along the layers", "Decoder neighbours", "Alignments"} <= set(titles)
+    titles = page.locator("h2").all_text_contents()
+    assert titles[:3] == ["Result", "Curves", "Runs"]
+    assert {"Layers (t-SNE)", "Measurements of layers", "Decoder neighbors", "Alignments"} <= set(titles)
     assert page.locator("#contents a").count() >= 4
     assert page.locator("img[src='x']").count() == 0
-    assert "two <b>" in page.locator("#curves .legendtext").all_text_contents()
+    assert "two <b> (2 seeds)" in page.locator("#curves .legend span").all_text_contents()
 
 
-def test_layers_are_gone_through_and_recoloured(page: Page) -> None:
+def test_layers_stand_side_by_side_or_are_gone_through_and_recolored(page: Page) -> None:
     section = page.locator("#layers")
+    assert section.locator("figcaption").all_inner_texts() == ["low", "top"]
     slider = section.get_by_label("layer", exact=True)
-    assert section.locator("output").inner_text() == "low"
-    before = section.locator(".gtitle").first.text_content()
+    assert not slider.is_visible()
+    section.get_by_label("one layer").check()
+    assert section.locator("figcaption").all_inner_texts() == ["low"]
     slider.focus()
     page.keyboard.press("ArrowRight")
-    assert section.locator("output").inner_text() == "top"
+    assert section.locator("output").inner_text() == "top" == section.locator("figcaption").inner_text()
     assert slider.get_attribute("aria-valuetext") == "top"
-    assert before == "one, seed 1, low" != section.locator(".gtitle").first.text_content()
-    section.get_by_label("phone").check()
-    assert {"SIL", "AA", "B"} <= set(section.locator(".plot").first.locator(".legendtext").all_text_contents())
-    assert section.locator(".strip span").count() == 20
+    section.get_by_label("phone", exact=True).check()
+    assert section.locator(".legend .phone").all_text_contents() == ["●ɑ (AA)", "●b (B)", "✕SIL"]
+    assert section.locator(".legend b").all_inner_texts() == ["vowel", "plosive", "silence"]
+    assert "ɑ" in section.locator(".strip span").all_inner_texts()
+    points = section.locator(".trace.scatter .point")
+    before = points.count()
     section.get_by_label("all sentences behind").check()
-    assert "other sentences" in section.locator(".plot").first.locator(".legendtext").all_text_contents()
+    assert points.count() == 6 * before
     section.get_by_label("network").select_option("1")
-    assert section.locator(".gtitle").first.text_content() == "two, seed 1, top"
-    section.locator(".plot").first.scroll_into_view_if_needed()
-    point = section.locator(".plot").first.locator(".trace.scatter .point").last
-    box = point.bounding_box()
+    assert section.locator(".plot").get_attribute("aria-label") == "t-SNE of top of two, seed 1, colored by phone"
+    section.locator(".plot").scroll_into_view_if_needed()
+    box = points.last.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     shown = section.locator(".hovertext")
     shown.wait_for()
     assert "phone" in shown.text_content() and "character" in shown.text_content()
+
+
+def test_frames_fill_a_square_without_grid_and_letters_stand_out_from_their_color(page: Page) -> None:
+    section = page.locator("#layers")
+    for plot in section.locator(".plot").all():
+        box = plot.bounding_box()
+        assert box is not None and abs(box["width"] - box["height"]) < 2
+        spans = plot.locator(".trace.scatter").last.evaluate(
+            "(one) => { const box = one.getBoundingClientRect(); return [box.width, box.height]; }"
+        )
+        assert max(spans) > 0.85 * box["width"]
+        assert plot.locator(".gridlayer path").count() == 0
+    contrasts = section.locator(".strip span").evaluate_all(
+        """(all) => all.map((one) => {
+            const light = (rgb) => rgb.match(/[0-9.]+/g).slice(0, 3).map((part) => part / 255)
+                .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+                .reduce((sum, part, at) => sum + part * [0.2126, 0.7152, 0.0722][at], 0);
+            const [a, b] = ["color", "backgroundColor"].map((name) => light(getComputedStyle(one)[name]) + 0.05);
+            return Math.max(a, b) / Math.min(a, b);
+        })"""
+    )
+    assert len(contrasts) > 5 and min(contrasts) >= 4.5
 
 
 def test_neighbours_are_browsed_by_mouse_and_keyboard(page: Page, runs: Path) -> None:
@@ -183,11 +177,59 @@ def test_alignments_can_be_heard_and_seen(page: Page) -> None:
     assert abs(player.evaluate("(one) => one.duration") - 0.8) < 0.05
     assert section.locator(".heatmaplayer image").count() == 1
     section.get_by_label("map").select_option("1")
-    assert section.locator(".scatterlayer .trace").count() == 8
+    assert section.locator(".scatterlayer .trace").count() == 8 == section.locator(".legend span").count()
     player.evaluate("(one) => { one.currentTime = 0.4; }")
     section.locator(".shapelayer path").first.wait_for(state="attached")
     section.get_by_label("utterance").select_option("1")
     assert section.get_by_label("map").evaluate("(one) => one.value") == "1"
+
+
+def test_the_curves_of_all_panels_have_the_same_axes(page: Page) -> None:
+    section = page.locator("#curves")
+    for scale in ("logarithmic", "linear"):
+        section.get_by_label(scale).check()
+        ranges = section.locator(".plot").evaluate_all(
+            "(all) => all.map((one) => JSON.stringify([one.layout.xaxis.range, one.layout.yaxis.range]))"
+        )
+        assert len(ranges) == 2 and len(set(ranges)) == 1
+    assert "band" in section.locator("p.note").inner_text()
+    assert section.locator(".plot").first.get_attribute("aria-label").startswith("WER (%), test-clean, over epochs")
+
+
+def test_the_first_screen_has_the_rates_and_the_facts(page: Page) -> None:
+    [clean, other] = page.locator("#summary li").all_inner_texts()
+    assert clean.startswith(
+        "two <b> makes fewer word errors than one on test\u2011clean.\n24.83 % against 31.50 % WER after 3"
+    )
+    assert "95 % interval" in clean and "test\u2011other" in other
+    box = page.locator("#curves .plot").first.bounding_box()
+    assert box is not None and box["y"] + box["height"] < 900, "the curves are on the first screen"
+    assert page.locator("#runs tbody tr").first.locator("td").all_inner_texts()[:3] == ["one", "1, 2", "3"]
+
+
+def test_sentences_show_their_edits_and_are_filtered(page: Page) -> None:
+    section = page.locator("#sentences")
+    assert section.locator("p[role=status]").inner_text() == "8 of 12 sentences"
+    first = section.locator(".edits").first
+    assert first.inner_text().startswith("3 → 0 errors in 6 words; u01, speaker s1")
+    assert first.locator("mark").all_inner_texts() == ["SEE"]
+    assert first.locator("del").all_inner_texts() == ["BIG"]
+    assert first.locator("ins").all_inner_texts() == ["THERE"]
+    section.get_by_role("button", name="show more").click()
+    assert section.locator(".edits").count() == 12
+    section.get_by_label("errors of the run").select_option("added")
+    assert section.locator("p[role=status]").inner_text() == "3 of 3 sentences"
+    section.get_by_label("speaker").select_option("s4")  # of u04 and u10, of which the latter is right
+    assert section.locator("p[role=status]").inner_text() == "1 of 1 sentences"
+    section.get_by_label("words in the reference").fill("dog")
+    assert section.locator("p[role=status]").inner_text() == "0 of 0 sentences"
+
+
+def test_text_is_on_the_left_and_numbers_on_the_right(page: Page) -> None:
+    cells = page.locator("#table1 tbody tr").first.locator("td")
+    sides = cells.evaluate_all("(all) => all.map((one) => getComputedStyle(one).textAlign)")
+    assert sides[:4] == ["left", "left", "right", "right"]
+    assert page.locator("main").inner_text().count("`") == 0
 
 
 def test_light_and_dark(page: Page) -> None:
@@ -198,11 +240,11 @@ def test_light_and_dark(page: Page) -> None:
         return sum(int(part) for part in rgb.split("(")[1].split(")")[0].split(",")[:3]) / 3
 
     assert brightness("body") > 200
-    page.get_by_role("button", name="use dark colours").click()
+    page.get_by_role("button", name="use dark colors").click()
     assert brightness("body") < 60
     fill = page.locator("#curves .main-svg").first.evaluate("(one) => one.style.background")
     assert "22, 24, 27" in fill
-    page.get_by_role("button", name="use light colours").click()
+    page.get_by_role("button", name="use light colors").click()
     assert brightness("body") > 200
 
 
@@ -249,7 +291,7 @@ def test_what_cannot_be_read_is_left_out_and_named(
     shutil.copytree(runs / "one", copy / "one")
     (copy / "one" / "seed1" / "tsne" / "test" / "me" / "top.csv").write_text("x,y\n")
     (copy / "one" / "seed1" / "alignments" / "test" / "u1.npz").write_bytes(b"cut")
-    assert main([str(copy), "--output", str(tmp_path / "page.html")]) == 0
+    assert main(["report", str(copy), "--output", str(tmp_path / "page.html")]) == 0
     printed = capsys.readouterr()
     assert (
         "top.csv: expected the columns" in printed.err
@@ -269,6 +311,6 @@ def test_wrong_arguments(
     runs: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(runs)
-    assert main([*arguments, "--output", "never.html"]) == 2
+    assert main(["report", *arguments, "--output", "never.html"]) == 2
     assert message in capsys.readouterr().err
     assert not (runs / "never.html").exists()

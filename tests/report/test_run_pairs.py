@@ -8,7 +8,7 @@ import pytest
 from asr_lightning.errors import InputError
 from asr_lightning.report.run_folders import Run, find_runs, read_run
 from asr_lightning.report.run_pairs import (
-    Example,
+    ExampleSentence,
     PairComparison,
     Skipped,
     UtteranceErrors,
@@ -18,7 +18,7 @@ from asr_lightning.report.run_pairs import (
     read_transcripts,
 )
 from asr_lightning.scoring.significance import bootstrap, matched_pairs, segment_errors
-from asr_lightning.scoring.word_alignment import align
+from asr_lightning.scoring.word_edits import find_word_edits
 
 Write = Callable[..., Path]
 REFERENCE = "a b c d e f g h"
@@ -70,7 +70,7 @@ def test_errors_are_means_over_seeds_and_the_tests_are_of_them(runs: dict[str, l
     segments = []
     for place in range(4):
         wide, base = (
-            [align(REFERENCE, texts[place]) for (run, _), texts in HEARD.items() if run == name]
+            [find_word_edits(REFERENCE, texts[place]) for (run, _), texts in HEARD.items() if run == name]
             for name in ("wide", "base")
         )
         segments += [one - other for one, other in segment_errors(wide, base)]
@@ -85,10 +85,10 @@ def test_examples_show_the_seeds_that_differ_most(runs: dict[str, list[Run]]) ->
     pair = results(runs)[0][0]
     better, harmed = pair.utterances[2], pair.utterances[3]
     assert pair.improved == [
-        Example(better, REFERENCE, REFERENCE, "1", "a x c d x f x h", "2"),
-        Example(pair.utterances[1], REFERENCE, REFERENCE, "1", "a x c d e f g h", "1"),
+        ExampleSentence(better, REFERENCE, REFERENCE, "1", "a x c d x f x h", "2"),
+        ExampleSentence(pair.utterances[1], REFERENCE, REFERENCE, "1", "a x c d e f g h", "1"),
     ]
-    assert pair.harmed == [Example(harmed, REFERENCE, "a y b c d x f g h", "2", REFERENCE, "1")]
+    assert pair.harmed == [ExampleSentence(harmed, REFERENCE, "a y b c d x f g h", "2", REFERENCE, "1")]
 
 
 def test_the_mirrored_comparison_has_the_other_signs(runs: dict[str, list[Run]]) -> None:

@@ -13,7 +13,7 @@ from scipy.stats import kstest
 
 from asr_lightning.scoring import significance
 from asr_lightning.scoring.significance import bootstrap, matched_pairs, segment_errors
-from asr_lightning.scoring.word_alignment import WordAlignment, align
+from asr_lightning.scoring.word_edits import WordEdits, find_word_edits
 
 # where Debian's package sctk puts it
 SC_STATS = shutil.which("sc_stats", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/lib/sctk/bin"]))
@@ -22,14 +22,14 @@ REFERENCE = "a b c d e f g h"
 
 def segments(*hypotheses: str, reference: str = REFERENCE) -> list[tuple[float, float]]:
     """Of two systems with the same number of seeds."""
-    alignments = [align(reference, hypothesis) for hypothesis in hypotheses]
+    alignments = [find_word_edits(reference, hypothesis) for hypothesis in hypotheses]
     half = len(hypotheses) // 2
     return segment_errors(alignments[:half], alignments[half:])
 
 
 def simulated(
     generator: np.random.Generator, utterances: int, words: int, wrong: float, inserted: float = 0.0
-) -> list[WordAlignment]:
+) -> list[WordEdits]:
     """Alignments with errors that are independent of each other: half substitutions, half deletions; insertions."""
     reference = tuple(f"w{place}" for place in range(words))
     made = []
@@ -40,11 +40,11 @@ def simulated(
             word if kind >= wrong else "x" if kind < wrong / 2 else None
             for word, kind in zip(reference, kinds, strict=True)
         ]
-        made.append(WordAlignment(reference, tuple(heard), tuple(("y",) if one else () for one in extra)))
+        made.append(WordEdits(reference, tuple(heard), tuple(("y",) if one else () for one in extra)))
     return made
 
 
-def all_differences(first: Sequence[WordAlignment], second: Sequence[WordAlignment]) -> list[float]:
+def all_differences(first: Sequence[WordEdits], second: Sequence[WordEdits]) -> list[float]:
     pairs = zip(first, second, strict=True)
     return [one - other for pair in pairs for one, other in segment_errors(pair[:1], pair[1:])]
 
@@ -81,7 +81,7 @@ def test_seeds_of_a_system_are_averaged_in_common_segments() -> None:
     assert segments("a x c d e f g h", REFERENCE, REFERENCE, "a b c d e f x h") == [(0.5, 0), (0, 0.5)]
     # the second seed of the first system joins what is two segments without it
     assert segments("a x c d e f g h", "a b c x e f g h", REFERENCE, "a b c d e x g h") == [(1, 0.5)]
-    three = [align(REFERENCE, text) for text in ("a x c d e f g h", "x x c d e f g h", REFERENCE)]
+    three = [find_word_edits(REFERENCE, text) for text in ("a x c d e f g h", "x x c d e f g h", REFERENCE)]
     assert segment_errors(three, three[:1]) == [(1, 1)]
     same = segments("a x c d e f x h", "a b x d e f g h")
     assert segments(*["a x c d e f x h"] * 3, *["a b x d e f g h"] * 3) == same
@@ -98,9 +98,9 @@ def test_each_error_is_in_one_segment() -> None:
 
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match="1 and 1 transcripts with 2 references"):
-        segment_errors([align("a", "a")], [align("b", "a")])
+        segment_errors([find_word_edits("a", "a")], [find_word_edits("b", "a")])
     with pytest.raises(ValueError, match="got 0 and 1 transcripts"):
-        segment_errors([], [align("b", "a")])
+        segment_errors([], [find_word_edits("b", "a")])
 
 
 def test_matched_pairs_by_hand() -> None:
@@ -150,7 +150,7 @@ def test_p_is_uniform_where_systems_do_not_differ_and_small_where_they_do() -> N
     assert np.mean(np.array(p_values((0.2, 0.35), 50)) < 0.05) > 0.9
 
 
-def marked_up(title: str, alignments: Sequence[WordAlignment]) -> str:
+def marked_up(title: str, alignments: Sequence[WordEdits]) -> str:
     """Alignments as sclite writes them for sc_stats."""
     lines = [
         f'<SYSTEM title="{title}" ref_fname="r" hyp_fname="{title}" creation_date="" format="2.4" frag_corr="FALSE"'

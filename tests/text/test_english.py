@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_lightning.text.english import cardinal_words, normalize, ordinal_words
+from asr_lightning.text.english import cardinal_words, normalize_english, ordinal_words
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ from asr_lightning.text.english import cardinal_words, normalize, ordinal_words
     ],
 )
 def test_policy(text: str, expected: str) -> None:
-    assert normalize(text) == expected
+    assert normalize_english(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_a_cardinal_read_back_is_itself(number: int) -> None:
 
 @given(st.text() | st.text(alphabet="aBuS1230.,'’$£%- &stndrh½\u0345ŉ\0가\u1100\u1161\u0301ßﬁ"))
 def test_normal_text_stays_as_it_is(text: str) -> None:
-    once = normalize(text)
-    assert normalize(once) == once
+    once = normalize_english(text)
+    assert normalize_english(once) == once
     assert once == " ".join(once.split())
     assert all(character.isalnum() or character in " '" for character in once)
     assert not any(character.isdecimal() for character in once)

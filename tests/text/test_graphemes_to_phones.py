@@ -9,7 +9,7 @@ import pytest
 from asr_lightning.errors import InputError
 from asr_lightning.text.graphemes_to_phones import JointSequenceModel
 from asr_lightning.text.graphones import parse_graphone, write_graphone
-from asr_lightning.text.lexicon import Lexicon, Phones, complete
+from asr_lightning.text.lexicon import Lexicon, Phones, complete_lexicon
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney, witten_bell
 
@@ -133,7 +133,7 @@ def test_letters_that_were_never_seen_are_told_with_the_word() -> None:
         model("BAZ")
     with pytest.raises(InputError, match="found an empty one"):
         model("")
-    completed, left_out = complete(Lexicon({}), ["BAT", "BAZ"], model)
+    completed, left_out = complete_lexicon(Lexicon({}), ["BAT", "BAZ"], model)
     assert completed.pronunciations == {"BAT": (("b", "a", "t"),)}
     assert left_out == {"BAZ": 1}
 

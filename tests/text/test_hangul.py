@@ -60,7 +60,7 @@ def test_what_comes_back_is_written_as_it_was(text: str) -> None:
 @pytest.mark.parametrize(
     ("letters", "text"),
     [
-        (["ᄀ", "ᄀ", "ᅡ"], "ㄱ가"),  # a recogniser may say anything
+        (["ᄀ", "ᄀ", "ᅡ"], "ㄱ가"),  # a recognizer may say anything
         (["ᅡ", "ᅡ"], "ㅏㅏ"),
         (["ᆫ", "_", "ᆹ"], "ㄴ ㅄ"),
         (["ᄀ", "ᅡ", "ᆫ", "ᆫ"], "간ㄴ"),

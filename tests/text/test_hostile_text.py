@@ -6,16 +6,16 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hostile import FUZZED, RANDOM, Refusing, in_the_place_of_a_file, mutated
 from hypothesis import given
 
 from asr_lightning.errors import InputError
 from asr_lightning.text.arpa import read_arpa, write_arpa
 from asr_lightning.text.hangul import SyllableTokenizer, write_characters
-from asr_lightning.text.korean import AnnotationError, normalize
+from asr_lightning.text.korean import AnnotationError, normalize_korean
 from asr_lightning.text.lexicon import read_lexicon
 from asr_lightning.text.smoothing import witten_bell
 from asr_lightning.text.tokenizers import SentencePieceTokenizer, train_sentencepiece
+from tests.support.mutations import FUZZED, RANDOM, Refusing, in_the_place_of_a_file, mutated
 
 LEXICON = ";;; c\nREAD  R EH1 D\nREAD(2)  R IY1 D # x\nA\t1.0\t3 b\nB 0.5 0.1 0.2 0.3 B IY\n가 K A\n".encode()
 LINE = "o/ (뭐+ 뭔)/(모+ 몬) 7*7 (3G)/(쓰리 쥐)* b/ 70% 손 들어서.b/ ((1시/)/(한 시)에 K-POP 1,000 n/a".encode()
@@ -89,10 +89,10 @@ def test_annotated_lines(random: Random) -> None:
     line = mutated(LINE, random).decode(errors="replace")
     for side in ("spelling", "pronunciation"):
         try:
-            text = normalize(line, side)  # type: ignore[arg-type]
+            text = normalize_korean(line, side)  # type: ignore[arg-type]
         except AnnotationError:
             continue
-        assert normalize(text, side) == text  # type: ignore[arg-type]
+        assert normalize_korean(text, side) == text  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from asr_lightning.text.korean import AnnotationError, normalize
+from asr_lightning.text.korean import AnnotationError, normalize_korean
 
 LINES = [  # line, as written, as spoken
     ("오늘은 비가 온다", "오늘은 비가 온다", "오늘은 비가 온다"),
@@ -77,21 +77,21 @@ MALFORMED = {
 
 @pytest.mark.parametrize(("line", "spelling", "pronunciation"), LINES)
 def test_lines_come_out_as_written_and_as_spoken(line: str, spelling: str, pronunciation: str) -> None:
-    assert normalize(line, "spelling") == spelling
-    assert normalize(line, "pronunciation") == pronunciation
+    assert normalize_korean(line, "spelling") == spelling
+    assert normalize_korean(line, "pronunciation") == pronunciation
 
 
 @pytest.mark.parametrize(("line", "reason"), MALFORMED.items())
 @pytest.mark.parametrize("side", ["spelling", "pronunciation"])
 def test_malformed_lines_are_named(line: str, reason: str, side: str) -> None:
     with pytest.raises(AnnotationError, match=reason) as error:
-        normalize(line, side)  # type: ignore[arg-type]
+        normalize_korean(line, side)  # type: ignore[arg-type]
     assert repr(line) in str(error.value)
 
 
 def test_a_sign_can_be_read_in_another_way() -> None:
-    assert normalize("한 9% 쯤", "pronunciation", percent="프로") == "한 9프로 쯤"
-    assert normalize("한 9% 쯤", "spelling", percent="프로") == "한 9% 쯤"
+    assert normalize_korean("한 9% 쯤", "pronunciation", percent="프로") == "한 9프로 쯤"
+    assert normalize_korean("한 9% 쯤", "spelling", percent="프로") == "한 9% 쯤"
 
 
 ALPHABET = [*"가나다 ()()//+*%#.,-:'&~bnlou9A4ㅋ", ")/(", ") ", " (", "/ "]
@@ -111,12 +111,12 @@ def test_any_line_is_normalised_once_and_for_all_or_refused() -> None:
     for line in random_lines(20_000):
         for side in ("spelling", "pronunciation"):
             try:
-                text = normalize(line, side)  # type: ignore[arg-type]
+                text = normalize_korean(line, side)  # type: ignore[arg-type]
             except AnnotationError:
                 refused += 1
                 assert set(line) & set("()")
                 continue
-            assert normalize(text, side) == text  # type: ignore[arg-type]
+            assert normalize_korean(text, side) == text  # type: ignore[arg-type]
             assert not set(text) & set("()?!,"), (line, text)
             assert not re.search(r"(?<![A-Z0-9])[/+*]|[/+*](?![A-Z0-9])", text), (line, text)
             assert side == "spelling" or not set(text) & set("%#")
@@ -134,4 +134,4 @@ def test_no_letter_of_either_side_is_lost() -> None:
         line = " ".join([*words[:2], marks[0], f"({sides[0]})/({sides[1]})을", *words[2:], marks[1]])
         for side, chosen in zip(("spelling", "pronunciation"), sides, strict=True):
             expected = hangul("".join([*words[:2], chosen, "을", *words[2:]]))
-            assert hangul(normalize(line, side)) == expected  # type: ignore[arg-type]
+            assert hangul(normalize_korean(line, side)) == expected  # type: ignore[arg-type]

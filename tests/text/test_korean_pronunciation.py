@@ -18,7 +18,7 @@ from asr_lightning.text.korean_pronunciation import (
     pronounce,
     pronunciations,
 )
-from asr_lightning.text.korean_rules import apply
+from asr_lightning.text.korean_rules import pronounce_by_rules
 
 STANDARD = {  # by article
     "5 vowels": (
@@ -192,7 +192,7 @@ def test_by_the_rules_what_is_said_is_said_as_it_is_spelled(word: str) -> None:
 
 
 def by_rule(spelling: str) -> str:
-    return "".join(compose(each.initial, each.medial, each.final) for each in apply(spelling))
+    return "".join(compose(each.initial, each.medial, each.final) for each in pronounce_by_rules(spelling))
 
 
 @given(WORDS)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from asr_lightning.errors import InputError
-from asr_lightning.text.lexicon import Lexicon, Phones, cmudict, complete, read_lexicon, write_lexicon
+from asr_lightning.text.lexicon import Lexicon, Phones, cmudict, complete_lexicon, read_lexicon, write_lexicon
 
 READ = {"A": (("AH0",), ("EY1",)), "READ": (("R", "IY1", "D"), ("R", "EH1", "D")), "DON'T": (("D", "OW1", "N", "T"),)}
 
@@ -179,7 +179,7 @@ def spell(word: str) -> tuple[Phones, ...]:
 
 def test_known_words_come_from_the_lexicon_and_others_from_spelling() -> None:
     text = ["READ", "don't", "NEW", "READ", "FAX", "B", "FAX", "FAX"]
-    completed, left_out = complete(Lexicon(READ), text, spell)
+    completed, left_out = complete_lexicon(Lexicon(READ), text, spell)
     assert list(completed.pronunciations) == ["DON'T", "NEW", "READ"]
     assert completed.pronunciations["READ"] == READ["READ"]
     assert completed.pronunciations["NEW"] == (("N", "E", "W"), ("SPELT",))
@@ -187,7 +187,7 @@ def test_known_words_come_from_the_lexicon_and_others_from_spelling() -> None:
 
 
 def test_without_a_speller_other_words_are_left_out_and_counted() -> None:
-    completed, left_out = complete(Lexicon(READ), ["NEW", "A", "NEW", "FAX"])
+    completed, left_out = complete_lexicon(Lexicon(READ), ["NEW", "A", "NEW", "FAX"])
     assert completed.pronunciations == {"A": READ["A"]}
     assert left_out == Counter({"NEW": 2, "FAX": 1})
-    assert complete(Lexicon(READ), []) == (Lexicon({}), Counter())
+    assert complete_lexicon(Lexicon(READ), []) == (Lexicon({}), Counter())

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_smoothing import zipf_text
 
 from asr_lightning.text.arpa import read_arpa, write_arpa
 from asr_lightning.text.ngram import Level, NGram
 from asr_lightning.text.pruning import prune, relative_entropies
 from asr_lightning.text.smoothing import kneser_ney, witten_bell
+from tests.support.small_texts import zipf_text
 
 TEXT = zipf_text(30, 200)
 MODELS = [witten_bell(TEXT, 3), kneser_ney(TEXT, 3), witten_bell(TEXT, 2)]

@@ -12,23 +12,11 @@ import pytest
 from asr_lightning.errors import InputError
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import DISCOUNTS, discounts, kneser_ney, witten_bell
+from tests.support.small_texts import zipf_text
 
 START, END = "<s>", "</s>"
 TINY = [sentence.split() for sentence in ("A B A C", "B A", "A", "", "C C C A B")]
 ESTIMATORS = [kneser_ney, witten_bell]
-
-
-def zipf_text(words: int, sentences: int, seed: int = 0) -> list[list[str]]:
-    """Sentences in which a word depends on the one before."""
-    generator = random.Random(seed)
-    text = []
-    for _ in range(sentences):
-        sentence, last = [], 0
-        while generator.random() < 0.85:
-            last = int((last * 7 + generator.paretovariate(0.7)) % words)
-            sentence.append(f"W{last}")
-        text.append(sentence)
-    return text
 
 
 class BruteForce:

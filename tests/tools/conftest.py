@@ -5,9 +5,9 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from small_hybrid import Made, make
 
 from asr_lightning.models.checkpoints import build_recognizer
+from tests.support.small_hybrid import Made, make
 
 LAYERS = {"input_dimension": 20, "hidden": 12, "layers": 1, "channels": 2}
 CONFIG = {

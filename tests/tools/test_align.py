@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from small_hybrid import DEVELOPMENT, TEST, TRAINING, Made, experiment, transcripts_of
+from praatio import textgrid
 
+from asr_lightning.asr import main
 from asr_lightning.text.lexicon import read_lexicon
 from asr_lightning.text.phones import Segment
-from asr_lightning.tools import align
 from data_modules.phone_labels import CTMLabels, TextGridLabels
+from tests.support.small_hybrid import DEVELOPMENT, TEST, TRAINING, Made, experiment, transcripts_of
 
 SAMPLE = 1 / 16_000  # second
 
 
 def run(made: Made, output: Path, *more: Any) -> int:
     config = [] if "--config" in more else ["--config", made.config]
-    return align.main(list(map(str, ["--checkpoint", made.checkpoint, *config, "--output", output, *more])))
+    return main(["align", *map(str, ["--checkpoint", made.checkpoint, *config, "--output", output, *more])])
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,9 @@ def test_a_transcript_of_other_audio_is_named_and_left_out(
     assert named.keys() <= wrong.keys() and len(named) > 0.8 * len(wrong)
     assert all(re.fullmatch(r"a mean log posterior of -\S+ without pauses, expected -6 or more", one) for one in
                named.values())  # fmt: skip
+    share = (len(right) - len(named)) / len(right)
+    assert "expected a share of 1 or more (--least-share)" in printed.err
+    assert run(made, tmp_path / "some", *options, "--least-share", share) == 0
     written = {path.stem for path in (tmp_path / "out/TextGrid" / TRAINING).iterdir()}
     assert written == right.keys() - named.keys()
     assert run(made, tmp_path / "all", *options, "--least-fit=-inf") == 0  # Kaldi's search finds a way for any text
@@ -154,7 +158,7 @@ def test_twice_in_a_row_gives_the_same_bytes(made: Made, alignments: Path, tmp_p
 def test_what_is_stopped_leaves_no_half_files(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, calls = align.textgrid.Textgrid.save, []
+    real, calls = textgrid.Textgrid.save, []
 
     def save(grid: Any, path: str, **options: Any) -> None:
         real(grid, path, **options)
@@ -162,7 +166,7 @@ def test_what_is_stopped_leaves_no_half_files(
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(align.textgrid.Textgrid, "save", save)
+    monkeypatch.setattr(textgrid.Textgrid, "save", save)
     assert run(made, tmp_path / "out") == 130
     assert "stopped" in capsys.readouterr().err
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]

@@ -8,15 +8,16 @@ import soundfile
 import torch
 import yaml
 from lightning import Trainer
-from small_hybrid import TEST, Made
 
+from asr_lightning.asr import main
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.callbacks.observation import Observation
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.text.phones import Segment
-from asr_lightning.tools import align
-from asr_lightning.tools.align import by_ctc, word_spans
+from asr_lightning.tools import alignment_files
+from asr_lightning.tools.alignment_files import by_ctc, word_spans
 from data_modules.phone_labels import CTMLabels, TextGridLabels
+from tests.support.small_hybrid import TEST, Made
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_word_lasts_from_its_first_frame_to_its_last(ctc: dict[str, Any], monk
     def observed(*_: Any) -> Observation:
         return Observation({}, 4 * lengths, lengths, log_probs, hop=0.01, window=0.025)
 
-    monkeypatch.setattr(align, "observe", observed)
+    monkeypatch.setattr(alignment_files, "observe", observed)
     batch = Batch.collate(
         [Utterance(id, torch.zeros(size), 16_000, text)
          for id, size, text in (("u1", 7_040, "ON A"), ("u2", 1_280, "ON A TREE"), ("u3", 640, ""))]
@@ -69,12 +70,12 @@ def test_the_command_writes_words_only(
     trainer.strategy.connect(recognizer)
     trainer.save_checkpoint(tmp_path / "ctc.ckpt", weights_only=True)
     options = ["--config", str(made.config), "--subsets", TEST, "--output", str(tmp_path / "out")]
-    assert align.main(["--checkpoint", str(tmp_path / "ctc.ckpt"), *options]) == 2  # the experiment is of a hybrid
+    assert main(["align", "--checkpoint", str(tmp_path / "ctc.ckpt"), *options]) == 2  # the experiment is of a hybrid
     assert "BLSTMHMM in the experiment" in capsys.readouterr().err
     data = {"data": yaml.safe_load(made.config.read_text())["data"]}
     options[1] = str(tmp_path / "data.yaml")
     Path(options[1]).write_text(yaml.safe_dump(data))
-    assert align.main(["--checkpoint", str(tmp_path / "ctc.ckpt"), *options]) == 0
+    assert main(["align", "--checkpoint", str(tmp_path / "ctc.ckpt"), *options]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["TextGrid", f"{TEST}.words.ctm"]
     labels = CTMLabels(str(tmp_path / "out" / f"{TEST}.words.ctm"))
     for id, text in made.transcripts(TEST).items():

@@ -7,15 +7,15 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from tones import RATE, TEXTS, features, make_trainer, transducer, write_corpus
 from torch import nn
 
-from asr_lightning.analysis.line import quality
+from asr_lightning.analysis.interpolation import quality
+from asr_lightning.asr import main
 from asr_lightning.models.averaging import mean_weights
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer, read_checkpoint
-from asr_lightning.nn.convolution import MaskedBatchNorm
-from asr_lightning.tools.average import main
+from asr_lightning.nn.batch_norm import MaskedBatchNorm
 from data_modules.librispeech import LibriSpeechDataModule
+from tests.support.tones import RATE, TEXTS, features, make_trainer, transducer, write_corpus
 
 DATA = {
     "train_subsets": ["train"], "validation_subsets": ["dev"], "test_subsets": ["test"], "batch_seconds": 3.0,
@@ -70,7 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def average(run: Path, *more: str) -> tuple[int, Path]:
     output = run / "average"
     options = ["--output", str(output), "--config", str(run / "experiment.yaml"), "--device", "cpu"]
-    return main([*more, *options]), output
+    return main(["average", *more, *options]), output
 
 
 def test_the_average_is_the_mean_and_can_be_used(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from asr_lightning.asr import main
 from asr_lightning.models.checkpoints import build_recognizer
-from asr_lightning.tools import compare
 
 Write = Callable[..., Path]
 REFERENCE = "the cat sat on a mat"
 WORSE = "the cut sat on a mat"
+SPEEDS = ("training s", "training s/s", "search s/s")
 
 
 def said(*hypotheses: str) -> list[tuple[str, str, str, str]]:
@@ -35,23 +36,34 @@ def test_final_rates_significance_and_sentences_are_written(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    assert compare.main([str(runs), "--output", str(output), "--baseline", "base"]) == 0
+    assert main(["compare", str(runs), "--output", str(output), "--baseline", "base"]) == 0
     printed = capsys.readouterr().out
     pairs = [f"{run}_base_{subset}" for run, subset in (("odd", "clean"), ("wide", "clean"), ("wide", "other"))]
     files = {f"{kind}_{pair}" for pair in pairs for kind in ("utterances", "sentences")}
     written = {path.name for path in output.iterdir()}
     assert written == {f"{one}.{'csv' if 'utterances' in one else 'md'}" for one in files} | {
-        *("wer_per_epoch.csv", "wer_per_epoch.md", "wer_per_epoch.png"),
-        *("final.md", "final_rates.csv", "significance.csv"),
+        *(f"wer_per_epoch.{suffix}" for suffix in ("csv", "md", "png", "svg")),
+        *("final_rates.csv", "final_rates.md", "significance.csv", "significance.md"),
     }
     assert set(printed.splitlines()[-1].removeprefix(f"Written to {output}: ").split(", ")) == written
     assert rows(output / "final_rates.csv") == [
-        ["subset", "run", "seeds", "WER", "utterances", "words", "parameters", "training s/s", "search s/s"],
-        ["clean", "base", "2", "13.89 ± 3.93", "3", "18", "–", "–", "–"],
-        ["clean", "odd", "1", "11.11", "3", "18", "–", "–", "–"],
-        ["clean", "wide", "1", "0.00", "3", "18", "–", "–", "–"],
-        ["other", "base", "2", "8.33 ± 11.79", "1", "6", "–", "–", "–"],
-        ["other", "wide", "1", "0.00", "1", "6", "–", "–", "–"],
+        [
+            "subset",
+            "run",
+            "seeds",
+            "WER",
+            "utterances",
+            "words",
+            "parameters",
+            "training s",
+            "training s/s",
+            "search s/s",
+        ],
+        ["clean", "base", "2", "13.89 ± 3.93", "3", "18", "–", "–", "–", "–"],
+        ["clean", "odd", "1", "11.11", "3", "18", "–", "–", "–", "–"],
+        ["clean", "wide", "1", "0.00", "3", "18", "–", "–", "–", "–"],
+        ["other", "base", "2", "8.33 ± 11.79", "1", "6", "–", "–", "–", "–"],
+        ["other", "wide", "1", "0.00", "1", "6", "–", "–", "–", "–"],
     ]
     head, *lines = rows(output / "significance.csv")
     assert [line[:4] for line in lines] == [
@@ -63,7 +75,7 @@ def test_final_rates_significance_and_sentences_are_written(
     assert (wide["units"], wide["unit"], wide["segments"]) == ("3", "utterance", "2")
     assert float(wide["mean_difference"]) == -1.25 and float(wide["z"]) == pytest.approx(-5)
     assert float(wide["p"]) == pytest.approx(5.733e-7, rel=1e-3)  # two-tailed, of |z| = 5
-    markdown = (output / "final.md").read_text()
+    markdown = (output / "significance.md").read_text()
     assert "| clean | wide | base | -13.89 | -25.00 … +0.00 |" in markdown
     assert "| 3 utterances | 5.73e-07 | -5.00 | 2 | 3 | 18 |" in markdown
     assert "| other | wide | base | -8.33 | – | – | 1 utterances |" in markdown  # nothing to be drawn from
@@ -71,7 +83,9 @@ def test_final_rates_significance_and_sentences_are_written(
 
 
 def test_utterances_and_sentences_are_those_of_the_pair(runs: Path, tmp_path: Path) -> None:
-    compare.compare([runs / "wide", runs / "base"], tmp_path, baseline="base")
+    assert (
+        main(["compare", str(runs / "wide"), str(runs / "base"), "--output", str(tmp_path), "--baseline", "base"]) == 0
+    )
     assert rows(tmp_path / "utterances_wide_base_clean.csv") == [
         ["id", "speaker", "words", "errors wide", "errors base", "difference"],
         ["u0", "speaker0", "6", "0.000000", "1.000000", "-1.000000"],
@@ -91,36 +105,44 @@ def test_utterances_and_sentences_are_those_of_the_pair(runs: Path, tmp_path: Pa
     assert text.endswith("## Most harmed\n\nNone.\n")
 
 
-def test_the_first_run_that_is_not_the_reference_is_the_baseline(runs: Path, tmp_path: Path) -> None:
-    text = compare.compare([runs / "wide", runs / "odd", runs / "base"], tmp_path, reference="wide")
+def test_the_first_run_that_is_not_the_reference_is_the_baseline(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(runs / name) for name in ("wide", "odd", "base")]
+    assert main(["compare", *folders, "--output", str(tmp_path), "--reference", "wide"]) == 0
     assert "odd" in {line[2] for line in rows(tmp_path / "significance.csv")[1:]}
     assert {line[2] for line in rows(tmp_path / "significance.csv")[1:]} == {"odd"}
-    assert "Epochs to reach" not in text  # as before, only with --baseline
+    assert "Epochs to reach" not in capsys.readouterr().out  # only with --baseline
 
 
 def test_one_run_has_final_rates_and_nothing_to_be_tested_against(runs: Path, tmp_path: Path) -> None:
-    compare.compare([runs / "base"], tmp_path)
+    assert main(["compare", str(runs / "base"), "--output", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
-        *("wer_per_epoch.csv", "wer_per_epoch.md", "wer_per_epoch.png", "final.md", "final_rates.csv")
+        *(f"wer_per_epoch.{suffix}" for suffix in ("csv", "md", "png", "svg")),
+        *("final_rates.md", "final_rates.csv"),
     }
-    assert "ΔWER" not in (tmp_path / "final.md").read_text()
 
 
-def test_a_missing_transcript_is_told_and_the_rest_goes_on(runs: Path, tmp_path: Path) -> None:
+def test_a_missing_transcript_is_told_and_the_rest_goes_on(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     missing = runs / "wide" / "seed1" / "transcripts" / "validation-epoch3-clean.jsonl"
     missing.unlink()
-    text = compare.compare([runs], tmp_path, baseline="base")
+    assert main(["compare", str(runs), "--output", str(tmp_path), "--baseline", "base"]) == 0
+    text = capsys.readouterr().out
     assert f"Left out: wide on clean: {missing}: expected transcripts" in text
     assert [line[:2] for line in rows(tmp_path / "significance.csv")[1:]] == [["clean", "odd"], ["other", "wide"]]
 
 
-def test_runs_without_transcripts_lose_only_what_needs_them(runs: Path, tmp_path: Path) -> None:
+def test_runs_without_transcripts_lose_only_what_needs_them(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path in runs.rglob("*.jsonl"):
         path.unlink()
-    text = compare.compare([runs], tmp_path, baseline="base")
-    assert "No final rates and significance: the runs have no transcripts of their last epoch." in text
-    assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".csv", ".md", ".png"}
-    assert len([path for path in tmp_path.iterdir() if path.is_file()]) == 3
+    assert main(["compare", str(runs), "--output", str(tmp_path), "--baseline", "base"]) == 0
+    text = capsys.readouterr().out
+    assert "Left out: significance: no two runs have transcripts of their last epoch" in text
+    assert (tmp_path / "final_rates.md").exists() and not (tmp_path / "significance.md").exists()
 
 
 def test_names_of_runs_that_files_cannot_have(transcribed_run: Write, tmp_path: Path) -> None:
@@ -128,11 +150,13 @@ def test_names_of_runs_that_files_cannot_have(transcribed_run: Write, tmp_path: 
     folder = transcribed_run("wide", 1, {"clean": said(REFERENCE)})
     rates = folder / "wide" / "seed1" / "error_rates.csv"
     rates.write_text(rates.read_text().replace("wide", "a/b c"))
-    compare.compare([folder], tmp_path, baseline="base")
+    assert main(["compare", str(folder), "--output", str(tmp_path), "--baseline", "base"]) == 0
     assert (tmp_path / "utterances_a-b-c_base_clean.csv").exists()
 
 
-def test_parameters_and_speeds_are_in_the_table(transcribed_run: Write, tmp_path: Path, config: dict) -> None:
+def test_parameters_and_speeds_are_in_the_table(
+    transcribed_run: Write, tmp_path: Path, config: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
     for seed in (1, 2):
         folder = transcribed_run("base", seed, {"clean": said(WORSE)})
         logs = folder / "base" / f"seed{seed}" / "logs" / "version_0"
@@ -140,17 +164,20 @@ def test_parameters_and_speeds_are_in_the_table(transcribed_run: Write, tmp_path
         (logs / "config.yaml").write_text(yaml.safe_dump({"model": config}))
         head = "train/audio_seconds_per_second_epoch,clean/real_time_factor"
         (logs / "metrics.csv").write_text(f"{head}\n{20 * seed},0.{seed}\n")
-    text = compare.compare([folder], tmp_path, "cer")
+    assert main(["compare", str(folder), "--output", str(tmp_path), "--metrics", "cer", "wer"]) == 0
+    text = capsys.readouterr().out
     size = f"{sum(parameter.numel() for parameter in build_recognizer(config).parameters()):,}"
     assert rows(tmp_path / "final_rates.csv")[1] == [
         "clean",
         "base",
         "2",
         "5.00 ± 0.00",
+        "16.67 ± 0.00",
         "1",
         "6",
         size,
+        "–",
         "30.0",
-        "0.150",
+        "6.7",
     ]
     assert "Left out" not in text

@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small_hybrid import DEVELOPMENT, FEW, TEST, TRAINING, Made, experiment
 
 from asr_lightning import cli
+from asr_lightning.asr import main
 from asr_lightning.errors import InputError
 from asr_lightning.hmm import gmm
-from asr_lightning.hmm.alignment import in_seconds, phone_runs
-from asr_lightning.hmm.model import HiddenMarkovModel, read_model
+from asr_lightning.hmm.frame_alignment import in_seconds, phone_runs
+from asr_lightning.hmm.model import HiddenMarkovModel, read_hmm
 from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.text.lexicon import read_lexicon
 from asr_lightning.text.phones import label_spans
-from asr_lightning.tools import hybrid
+from asr_lightning.tools import hybrid_states
 from asr_lightning.tools.subsets import every
 from data_modules.phone_labels import CTMLabels
+from tests.support.small_hybrid import DEVELOPMENT, FEW, TEST, TRAINING, Made, experiment
 
 FILES = {
     "HCLG.fst", "alignments.sqlite", "left_out.txt", "lexicon.txt", "mixtures.csv", "phone_grammar.fst", "phones.txt",
@@ -30,7 +31,7 @@ HOP, WINDOW = 0.010, 0.025  # seconds
 
 
 def run(*arguments: Any) -> int:
-    return hybrid.main(list(map(str, arguments)))
+    return main(["hybrid", *map(str, arguments)])
 
 
 def prepare(made: Made, output: Path, *more: Any) -> int:
@@ -46,7 +47,7 @@ def contents(folder: Path) -> dict[str, Any]:
 
 def right_phones(folder: Path, corpus: Path) -> float:
     """The share of frames whose aligned phone is the one that the corpus knows, pauses left out."""
-    model, truth = read_model(folder), CTMLabels(str(corpus))
+    model, truth = read_hmm(folder), CTMLabels(str(corpus))
     right = []
     for id, ids in AlignmentStore(folder / "alignments.sqlite"):
         known = truth.segments(id)
@@ -61,7 +62,7 @@ def right_phones(folder: Path, corpus: Path) -> float:
 def test_states_are_made_and_phones_found_where_they_were_spoken(made: Made) -> None:
     assert {path.name for path in made.states.iterdir()} == FILES
     assert contents(made.states)["alignments"].keys() == {*made.transcripts(TRAINING), *made.transcripts(DEVELOPMENT)}
-    model = read_model(made.states)
+    model = read_hmm(made.states)
     assert model.lexicon.pronunciations == read_lexicon(made.corpus / "lexicon.txt").pronunciations
     assert model.tree.context_width == 3
     rows = [row.split(",") for row in (made.states / "mixtures.csv").read_text().splitlines()]
@@ -79,7 +80,7 @@ def test_monophones_learn_from_the_shortest_utterances_and_triphones_from_any(
     seen: dict[str, list[str]] = {}
     real = gmm.train
 
-    def watched(model: HiddenMarkovModel, examples: list[gmm.Example], *more: Any) -> Any:
+    def watched(model: HiddenMarkovModel, examples: list[gmm.TrainingUtterance], *more: Any) -> Any:
         seen["triphones" if "monophones" in seen else "monophones"] = [one.id for one in examples]
         counts.append(more[1])
         return real(model, examples, *more)
@@ -104,7 +105,7 @@ def test_a_network_may_see_every_third_frame_with_one_state_a_phone(
     states = tmp_path / "states"
     assert prepare(made, states, "--subsampling", 3, "--tied-states", 80) == 0
     assert "1 of each phone, a frame every 30 ms" in capsys.readouterr().out
-    model, before = read_model(states), AlignmentStore(made.states / "alignments.sqlite")
+    model, before = read_hmm(states), AlignmentStore(made.states / "alignments.sqlite")
     assert (model.states, model.subsampling, model.tree.context_width) == (1, 3, 3)
     assert len(model.phones) < model.pdfs <= 80
     aligned = dict(AlignmentStore(states / "alignments.sqlite"))
@@ -143,8 +144,8 @@ def test_a_network_aligns_anew_with_the_same_states(made: Made, tmp_path: Path) 
         assert after[name] == before[name]
     assert after["alignments"].keys() == before["alignments"].keys()
     assert after["alignments"] != before["alignments"]
-    counts = np.bincount(np.concatenate(list(after["alignments"].values())), minlength=len(read_model(output).pdf_of))
-    np.testing.assert_array_equal(read_model(output).transition_counts, counts)
+    counts = np.bincount(np.concatenate(list(after["alignments"].values())), minlength=len(read_hmm(output).pdf_of))
+    np.testing.assert_array_equal(read_hmm(output).transition_counts, counts)
     assert right_phones(output, made.corpus) > 0.6
     content = experiment(made.root, made.corpus)
     content["model"]["init_args"]["folder"] = str(output)
@@ -191,9 +192,9 @@ def test_without_subsets_the_best_scale_is_looked_for_where_the_experiment_valid
     assert f"does not test on, found {TEST} among its test_subsets" in capsys.readouterr().err
     assert not (tmp_path / "tuned.yaml").exists()
     seen = []
-    real = hybrid.every
+    real = hybrid_states.every
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hybrid, "every", lambda *given: seen.append(given[1]) or real(*given))
+        patch.setattr(hybrid_states, "every", lambda *given: seen.append(given[1]) or real(*given))
         assert run("tune", "--config", made.config, *options) == 0
     assert seen == [[DEVELOPMENT]]
 
@@ -217,14 +218,15 @@ def test_utterances_with_unknown_words_are_left_out_and_named(
     assert prepare(made, output, "--lexicon", lexicon, "--unknown-words", "leave") == 0
     texts = {**made.transcripts(TRAINING), **made.transcripts(DEVELOPMENT)}
     without = {id for id, text in texts.items() if word in text.split()}
-    count = sum(text.split().count(word) for text in made.transcripts(TRAINING).values())
+    everything = {subset: made.transcripts(subset).values() for subset in (TRAINING, DEVELOPMENT, TEST)}
+    count = sum(text.split().count(word) for texts_of in everything.values() for text in texts_of)
     said = capsys.readouterr().out
     assert f"{len(texts) - len(without)} utterances aligned, {len(without)} not." in said
     for id in without:
         assert f"{id}: not in the lexicon: {word}\n" in said
     assert contents(output)["alignments"].keys() == texts.keys() - without
     assert (output / "left_out.txt").read_text() == f"{word} {count + 1}\n"  # also in the language model
-    assert word not in read_model(output).lexicon
+    assert word not in read_hmm(output).lexicon
 
 
 def test_unknown_words_are_said_as_others_are_spelt(made: Made, smaller: tuple[Path, str], tmp_path: Path) -> None:
@@ -232,7 +234,7 @@ def test_unknown_words_are_said_as_others_are_spelt(made: Made, smaller: tuple[P
     output = tmp_path / "states"
     assert prepare(made, output, "--lexicon", lexicon) == 0
     assert (output / "left_out.txt").read_text() == ""
-    [guessed, *_] = read_model(output).lexicon.pronunciations[word]
+    [guessed, *_] = read_hmm(output).lexicon.pronunciations[word]
     known = read_lexicon(lexicon)
     assert set(guessed) <= set(known.phones) and 0.5 * len(word) <= len(guessed) <= 1.5 * len(word)
     assert contents(output)["alignments"].keys() == contents(made.states)["alignments"].keys()
@@ -258,10 +260,10 @@ def test_what_is_stopped_leaves_everything_as_it_was(
         assert any(path.is_dir() for path in (tmp_path / "states").iterdir())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hybrid, "decoding_graph", stop)  # the last thing that is made
+    monkeypatch.setattr(hybrid_states, "decoding_graph", stop)  # the last thing that is made
     for folder in ("states", "none"):
         if folder == "none":
-            monkeypatch.setattr(hybrid, "decoding_graph", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            monkeypatch.setattr(hybrid_states, "decoding_graph", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert prepare(made, tmp_path / folder) == 130
         assert "stopped; nothing was written" in capsys.readouterr().err
     assert contents(tmp_path / "states") == before
@@ -343,5 +345,5 @@ def test_a_slip_in_an_option_is_named(more: list[str], expected: str, capsys: py
 
 def test_a_training_without_the_states_is_refused_with_the_command(made: Made, tmp_path: Path) -> None:
     content = experiment(tmp_path, made.corpus)
-    with pytest.raises(InputError, match=rf"{tmp_path / 'states'}.*python -m asr_lightning.tools.hybrid"):
+    with pytest.raises(InputError, match=rf"{tmp_path / 'states'}.*asr hybrid"):
         build_recognizer(content["model"])

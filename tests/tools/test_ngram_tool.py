@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
+from asr_lightning.asr import main
 from asr_lightning.text.arpa import read_arpa, write_arpa
 from asr_lightning.text.hangul import JamoTokenizer
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.pruning import prune
 from asr_lightning.text.smoothing import kneser_ney, witten_bell
 from asr_lightning.text.tokenizers import CharacterTokenizer, SentencePieceTokenizer, train_sentencepiece
-from asr_lightning.tools import ngram
 
 LINES = [f"{a} {b} {c}" for a in ("THE CAT", "A DOG") for b in ("SAW", "DIDN'T SEE") for c in ("ME", "THEM", "IT ALL")]
 
@@ -74,7 +74,7 @@ def test_the_command_estimates_and_measures(text: Path, tmp_path: Path) -> None:
 
 
 def test_kneser_ney_trigrams_are_the_default(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ngram.main(["estimate", "--output", str(tmp_path / "lm.arpa"), str(text)]) == 0
+    assert main(["ngram", "estimate", "--output", str(tmp_path / "lm.arpa"), str(text)]) == 0
     assert_same(tmp_path / "lm.arpa", kneser_ney([line.split() for line in LINES], 3), tmp_path)
     assert capsys.readouterr().out.startswith("12 sentences, 58 words, order 3, kneser-ney\n")
 
@@ -82,7 +82,7 @@ def test_kneser_ney_trigrams_are_the_default(text: Path, tmp_path: Path, capsys:
 def test_a_pruned_model(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "lm.arpa"
     arguments = ["estimate", "--smoothing", "witten-bell", "--prune", "0.01", "--output", str(output), str(text)]
-    assert ngram.main(arguments) == 0
+    assert main(["ngram", *arguments]) == 0
     whole = witten_bell([line.split() for line in LINES], 3)
     pruned = prune(whole, 0.01)
     assert_same(output, pruned, tmp_path)
@@ -104,7 +104,7 @@ def test_files_in_all_their_forms(text: Path, tmp_path: Path) -> None:
     pattern = str(tmp_path / "LibriSpeech" / "**" / "*.trans.txt")
     output = tmp_path / "lm.arpa"
     options = ["--skip-columns", "1", "--output", str(output)]
-    assert ngram.main(["estimate", *options, pattern, str(tmp_path / "text")]) == 0
+    assert main(["ngram", "estimate", *options, pattern, str(tmp_path / "text")]) == 0
     order = [*LINES[5:9], *LINES[:5], *LINES[9:]]  # by path
     assert_same(output, kneser_ney([line.split() for line in order], 3), tmp_path)
 
@@ -112,14 +112,14 @@ def test_files_in_all_their_forms(text: Path, tmp_path: Path) -> None:
 def test_tokens_of_the_recogniser(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "lm.arpa"
     text.write_text("".join(f"{line.lower()}!\n" for line in [*LINES, "room 101", "..."]))
-    assert ngram.main(["estimate", "--units", "tokens", "--order", "4", "--output", str(output), str(text)]) == 0
+    assert main(["ngram", "estimate", "--units", "tokens", "--order", "4", "--output", str(output), str(text)]) == 0
     model = read_arpa(output)
     tokenizer = CharacterTokenizer()
     assert set(model.tokens) == {*tokenizer.tokens, "<s>", "</s>"} - {"<blank>", "<eos>"}
     sentences = [[tokenizer.tokens[number] for number in tokenizer.encode(line)] for line in [*LINES, "ROOM 101"]]
     assert_same(output, kneser_ney(sentences, 4, tokenizer.tokens[1:2] + tokenizer.tokens[3:]), tmp_path)
     capsys.readouterr()
-    assert ngram.main(["perplexity", "--units", "tokens", "--arpa", str(output), str(text)]) == 0
+    assert main(["ngram", "perplexity", "--units", "tokens", "--arpa", str(output), str(text)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"13 sentences, {sum(map(len, sentences))} tokens, 3 (")
     assert len(printed.splitlines()) == 3
@@ -130,7 +130,7 @@ def test_pieces_of_a_sentencepiece_model(text: Path, tmp_path: Path) -> None:
     output = tmp_path / "lm.arpa"
     config = experiment(tmp_path, "tokenizers.SentencePieceTokenizer", model=str(pieces))
     options = ["--units", "tokens", "--config", config, "--output", str(output)]
-    assert ngram.main(["estimate", *options, str(text)]) == 0
+    assert main(["ngram", "estimate", *options, str(text)]) == 0
     tokenizer = SentencePieceTokenizer(str(pieces))
     sentences = [[tokenizer.tokens[number] for number in tokenizer.encode(line)] for line in LINES]
     vocabulary = [token for token in tokenizer.tokens if token not in ("<blank>", "<eos>")]
@@ -141,14 +141,14 @@ def test_a_tokenizer_that_does_not_exist_is_named(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = experiment(tmp_path, "none.NoTokenizer")
-    assert ngram.main(["estimate", "--units", "tokens", "--config", config, "--output", "lm.arpa", str(text)]) == 2
+    assert main(["ngram", "estimate", "--units", "tokens", "--config", config, "--output", "lm.arpa", str(text)]) == 2
     assert "NoTokenizer" in capsys.readouterr().err
 
 
 def test_jamo_of_korean(tmp_path: Path) -> None:
     (tmp_path / "korean.txt").write_text("나는 학교에 간다\n우리는 간다\n")
     options = ["--units", "tokens", "--config", experiment(tmp_path, "hangul.JamoTokenizer"), "--order", "2"]
-    assert ngram.main(["estimate", *options, "--output", f"{tmp_path}/lm.arpa", f"{tmp_path}/korean.txt"]) == 0
+    assert main(["ngram", "estimate", *options, "--output", f"{tmp_path}/lm.arpa", f"{tmp_path}/korean.txt"]) == 0
     model = read_arpa(tmp_path / "lm.arpa")
     assert set(JamoTokenizer().tokens) - {"<blank>", "<eos>"} <= set(model.tokens)
     assert model.log_prob("ᅡ") > model.log_prob("ᅲ")
@@ -161,7 +161,7 @@ def test_whatever_sentencepiece_calls_it_the_unknown_token_is_unk(text: Path, tm
     text.write_text("THE CAT\nTHE X\n")
     config = experiment(tmp_path, "tokenizers.SentencePieceTokenizer", model=f"{tmp_path}/pieces.model")
     options = ["--units", "tokens", "--config", config, "--order", "1"]
-    assert ngram.main(["estimate", *options, "--output", str(tmp_path / "lm.arpa"), str(text)]) == 0
+    assert main(["ngram", "estimate", *options, "--output", str(tmp_path / "lm.arpa"), str(text)]) == 0
     model = read_arpa(tmp_path / "lm.arpa")
     assert "?" not in model.ids
     unseen = min(model.log_prob(token) for token in model.tokens if token != "<s>")
@@ -173,8 +173,8 @@ def test_whatever_sentencepiece_calls_it_the_unknown_token_is_unk(text: Path, tm
 def test_other_units_than_those_of_the_model_are_suspected(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ngram.main(["estimate", "--units", "tokens", "--output", str(tmp_path / "lm.arpa"), str(text)]) == 0
-    assert ngram.main(["perplexity", "--arpa", str(tmp_path / "lm.arpa"), str(text)]) == 0
+    assert main(["ngram", "estimate", "--units", "tokens", "--output", str(tmp_path / "lm.arpa"), str(text)]) == 0
+    assert main(["ngram", "perplexity", "--arpa", str(tmp_path / "lm.arpa"), str(text)]) == 0
     assert "Most words are unknown: are --units" in capsys.readouterr().out
 
 
@@ -217,7 +217,7 @@ def test_what_cannot_be_used_is_told_in_a_line(
     (tmp_path / "bare.yaml").write_text("model: {init_args: {}}")
     option = "--output" if arguments[0] == "estimate" else "--arpa"
     before = set(tmp_path.iterdir())
-    assert ngram.main([arguments[0], option, "lm.arpa", *arguments[1:]]) == 2
+    assert main(["ngram", arguments[0], option, "lm.arpa", *arguments[1:]]) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith(message)
     assert printed.err.count("\n") == 1
@@ -237,7 +237,7 @@ def test_what_cannot_be_used_is_told_in_a_line(
 )
 def test_options_that_cannot_be(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match="2"):
-        ngram.main(["estimate", "--output", "lm.arpa", "train.txt", *arguments])
+        main(["ngram", "estimate", "--output", "lm.arpa", "train.txt", *arguments])
     assert message in capsys.readouterr().err
 
 
@@ -248,5 +248,5 @@ def test_progress_is_only_shown_on_a_terminal(text: Path, tmp_path: Path, monkey
 
     for stream, shown in ((Terminal(), True), (io.StringIO(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
-        assert ngram.main(["estimate", "--output", str(tmp_path / "lm.arpa"), str(text)]) == 0
+        assert main(["ngram", "estimate", "--output", str(tmp_path / "lm.arpa"), str(text)]) == 0
         assert ("12 sentences" in stream.getvalue()) == shown

@@ -10,10 +10,10 @@ import torch
 import yaml
 from torch import nn
 
+from asr_lightning.asr import main
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.experiment import count_parameters, parameters_without_memory
 from asr_lightning.models.rnn_transducer import RNNTransducer, StatelessPredictor
-from asr_lightning.tools import parameters
 
 PARTS = ["encoder", "encoder_projection", "prediction", "joint"]  # in the order in which RNNTransducer makes them
 
@@ -47,7 +47,7 @@ def test_good_experiments_exit_with_0(
 ) -> None:
     write(tmp_path / "experiments" / "tiny.yaml", config)
     monkeypatch.chdir(tmp_path / "experiments")
-    assert parameters.main(["tiny.yaml"]) == 0
+    assert main(["parameters", "tiny.yaml"]) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("tiny\t")
     assert not printed.err
@@ -62,7 +62,7 @@ def test_good_experiments_exit_with_0(
         (b"- model", "expected an experiment with a part `model:`"),
         (b"", "expected an experiment with a part `model:`"),
         (b"model: {class_path: asr_lightning.models.nothing.Nothing}", "asr_lightning.models.nothing"),
-        (b"model: {}", "this is no configuration of a recogniser"),
+        (b"model: {}", "this is no configuration of a recognizer"),
     ],
 )
 def test_bad_experiments_are_named_and_the_rest_goes_on(
@@ -70,7 +70,7 @@ def test_bad_experiments_are_named_and_the_rest_goes_on(
 ) -> None:
     (tmp_path / "bad.yaml").write_bytes(content)
     good = write(tmp_path / "good.yaml", config)
-    assert parameters.main([str(tmp_path / "bad.yaml"), str(tmp_path), str(good)]) == 1
+    assert main(["parameters", str(tmp_path / "bad.yaml"), str(tmp_path), str(good)]) == 1
     printed = capsys.readouterr()
     assert printed.err.startswith(f"{tmp_path / 'bad.yaml'}: ")
     assert reason in printed.err
@@ -82,7 +82,7 @@ def test_arguments_that_do_not_fit_each_other_are_named(
     config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config["init_args"]["encoder"]["init_args"]["input_dimension"] = 40
-    assert parameters.main([str(write(tmp_path / "misfit.yaml", config))]) == 1
+    assert main(["parameters", str(write(tmp_path / "misfit.yaml", config))]) == 1
     assert "LogMel gives 20 dimensions, but the encoder's input_dimension is 40" in capsys.readouterr().err
 
 

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import torchaudio
 
+from asr_lightning.asr import main
 from asr_lightning.audio import reading
+from asr_lightning.audio.resampling import resample
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
 from asr_lightning.models.recognizer import Recognized, Recognizer
-from asr_lightning.tools import transcribe
-from asr_lightning.tools.transcribe import cut_at_pauses, plan_batches, read_pieces
-from asr_lightning.tools.transcript_files import Transcript
+from asr_lightning.tools import transcription
+from asr_lightning.tools.transcript_files import FORMATS, Transcript
+from asr_lightning.tools.transcription import cut_at_pauses, plan_batches, read_pieces
 
 Recordings = dict[str, Path]
 
@@ -64,7 +65,7 @@ def heard(recognizer: Recognizer, recordings: Recordings) -> dict[str, str]:
     texts = {}
     for name, path in recordings.items():
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        resampled = torchaudio.functional.resample(torch.from_numpy(audio).mean(dim=1), rate, 16_000)
+        resampled = torch.from_numpy(resample(audio.mean(axis=1), rate, 16_000))
         texts[name] = recognizer.transcribe(Batch.collate([Utterance(name, resampled, 16_000)]))[0]
     assert len(set(texts.values())) == len(texts), "the test needs a recogniser that tells the files apart"
     return texts
@@ -96,7 +97,7 @@ def bad_files(tmp_path: Path) -> dict[str, Path]:
 
 
 def run(checkpoint: Path, *arguments: Any) -> int:
-    return transcribe.main(["--checkpoint", str(checkpoint), "--device", "cpu", *map(str, arguments)])
+    return main(["transcribe", "--checkpoint", str(checkpoint), "--device", "cpu", *map(str, arguments)])
 
 
 def test_the_command_transcribes_every_format_in_order_and_names_what_is_bad(
@@ -129,7 +130,7 @@ def test_batches_of_any_size_say_the_same_in_the_same_order(
     names = [*recordings, *reversed(recordings)]
     for seconds, largest in ((0.001, 1), (3.0, 3), (100.0, 14)):
         sizes.clear()
-        results = list(transcribe.transcribe(recognizer, (str(recordings[name]) for name in names), seconds))
+        results = list(transcription.transcribe(recognizer, (str(recordings[name]) for name in names), seconds))
         assert [(one.path, one.text) for one in results] == [(str(recordings[name]), heard[name]) for name in names]
         assert all(" ".join(word.text for word in one.words) == one.text for one in results)
         assert sum(sizes) == len(names)
@@ -144,7 +145,7 @@ def test_files_are_read_only_a_few_batches_ahead(recognizer: Recognizer, recordi
             asked.append(number)
             yield str(recordings["read.flac"])  # 0.8 s
 
-    texts = transcribe.transcribe(recognizer, many(), batch_seconds=1.5)
+    texts = transcription.transcribe(recognizer, many(), batch_seconds=1.5)
     next(texts)
     assert len(asked) == 8  # the first to reach 4 batches of 1.5 s
     next(texts)
@@ -181,7 +182,7 @@ def test_bad_files_are_named_with_the_reason_and_the_rest_goes_on(
 
 def test_audio_is_mixed_and_resampled(recordings: Recordings, tmp_path: Path) -> None:
     audio, _ = soundfile.read(recordings["stereo.wav"], dtype="float32")
-    expected = torchaudio.functional.resample(torch.from_numpy(audio.mean(axis=1)), 44_100, 16_000)
+    expected = torch.from_numpy(resample(audio.mean(axis=1), 44_100, 16_000))
     torch.testing.assert_close(next(read_pieces(str(recordings["stereo.wav"]), 16_000)).audio, expected)
     tone = np.sin(2 * np.pi * 440 * np.arange(22_254) / 22_254)
     soundfile.write(tmp_path / "tone.wav", tone, 22_254, subtype="FLOAT")
@@ -226,9 +227,9 @@ def test_a_long_file_is_cut_at_its_pauses(tmp_path: Path) -> None:
 
 def test_every_sample_is_in_a_piece_however_blocks_and_overlaps_fall(monkeypatch: pytest.MonkeyPatch) -> None:
     audio = spoken([0.3, 0.7, 0.2, 0.5, 1.1, 0.4, 0.6], pause=0.05)
-    monkeypatch.setattr(transcribe, "PIECE_SECONDS", (0.5, 1.0))
+    monkeypatch.setattr(transcription, "PIECE_SECONDS", (0.5, 1.0))
     for overlap in (0.0, 0.2, 0.7):
-        monkeypatch.setattr(transcribe, "OVERLAP_SECONDS", overlap)
+        monkeypatch.setattr(transcription, "OVERLAP_SECONDS", overlap)
         for size in (700, 9_000, 10**6):
             blocks = [audio[begin : begin + size] for begin in range(0, len(audio), size)]
             before = 0
@@ -248,8 +249,8 @@ def test_the_transcript_of_a_long_file_is_that_of_its_pieces_in_order(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transcribe, "PIECE_SECONDS", (0.5, 2.0))
-    monkeypatch.setattr(transcribe, "OVERLAP_SECONDS", 0.0)
+    monkeypatch.setattr(transcription, "PIECE_SECONDS", (0.5, 2.0))
+    monkeypatch.setattr(transcription, "OVERLAP_SECONDS", 0.0)
     long = tmp_path / "long.wav"
     soundfile.write(long, np.concatenate([sweep(0.7, 16_000, seed) for seed in range(6)]), 16_000)
     pieces = list(read_pieces(str(long), 16_000))
@@ -257,7 +258,7 @@ def test_the_transcript_of_a_long_file_is_that_of_its_pieces_in_order(
     texts = [hypothesis.text for hypothesis in found]
     assert len(texts) > 1 and len(set(texts)) == len(texts)
     paths = [str(recordings["read.flac"]), str(long), str(recordings["talk.ogg"]), str(long)]
-    results = list(transcribe.transcribe(recognizer, paths, 2.0))
+    results = list(transcription.transcribe(recognizer, paths, 2.0))
     assert [one.path for one in results] == paths and not any(one.problem for one in results)
     assert [one.text for one in results][::2] == [heard["read.flac"], heard["talk.ogg"]]
     timed = [[(word.text, word.start, word.end) for word in one.words] for one in results[1::2]]
@@ -292,7 +293,7 @@ def test_a_file_that_is_cut_off_is_named_and_has_no_transcript(
     cut = tmp_path / name
     cut.write_bytes(recordings[name].read_bytes()[: recordings[name].stat().st_size * 8 // 10])
     good = str(recordings["read.flac"])
-    results = list(transcribe.transcribe(recognizer, [good, str(cut), good], 100.0))
+    results = list(transcription.transcribe(recognizer, [good, str(cut), good], 100.0))
     bad, *others = sorted(results, key=lambda one: not one.problem)
 
     assert [one.text for one in others] == [heard["read.flac"]] * 2
@@ -306,7 +307,7 @@ def test_a_long_file_that_breaks_in_its_middle_does_not_end_the_others(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transcribe, "PIECE_SECONDS", (0.5, 1.0))
+    monkeypatch.setattr(transcription, "PIECE_SECONDS", (0.5, 1.0))
     audio = sweep(5.0, 16_000, 1).astype(np.float32)
     audio[4 * 16_000] = 1e19
     soundfile.write(tmp_path / "loud.wav", audio, 16_000, subtype="FLOAT")
@@ -315,7 +316,7 @@ def test_a_long_file_that_breaks_in_its_middle_does_not_end_the_others(
     (tmp_path / "cut.flac").write_bytes(content[: len(content) * 9 // 10])
     good = str(recordings["read.flac"])
     paths = [good, str(tmp_path / "loud.wav"), good, str(tmp_path / "cut.flac"), good]
-    results = list(transcribe.transcribe(recognizer, paths, 0.5))
+    results = list(transcription.transcribe(recognizer, paths, 0.5))
     assert [one.text for one in results if not one.problem] == [heard["read.flac"]] * 3
     problems = {Path(one.path).name: one.problem for one in results if one.problem}
     assert "samples of up to 1e+19" in problems["loud.wav"] and "cut off" in problems["cut.flac"]
@@ -328,8 +329,8 @@ def test_a_rate_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_beam_is_replaced_where_there_is_one(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert transcribe.prepare(checkpoint, "cpu", None).search.beam == 1
-    assert transcribe.prepare(checkpoint, "cpu", 3).search.beam == 3
+    assert transcription.prepare(checkpoint, "cpu", None).search.beam == 1
+    assert transcription.prepare(checkpoint, "cpu", 3).search.beam == 3
     with pytest.raises(SystemExit, match="2"):
         run(checkpoint, "--beam", "0", "a.wav")
     assert "argument --beam: invalid whole number from 1 value: '0'" in capsys.readouterr().err
@@ -343,12 +344,12 @@ def test_what_the_recogniser_cannot_do_is_an_error(
         del recognizer.search
         return recognizer
 
-    monkeypatch.setattr(transcribe, "load_recognizer", load_without_beam)
+    monkeypatch.setattr(transcription, "load_recognizer", load_without_beam)
     assert run(checkpoint, "--beam", "2", "a.wav") == 2
     assert "--beam: a RNNTransducer has no beam" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="--device cuda: torch finds no GPU"):
-        transcribe.prepare(checkpoint, "cuda", None)
+        transcription.prepare(checkpoint, "cuda", None)
 
 
 def remove_class(content: dict[str, Any]) -> None:
@@ -407,7 +408,9 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(
         return alone(batch, pooling)
 
     monkeypatch.setattr(recognizer, "recognize_words", with_little_memory)
-    results = {Path(one.path).name: one for one in transcribe.transcribe(recognizer, map(str, recordings.values()), 99)}
+    results = {
+        Path(one.path).name: one for one in transcription.transcribe(recognizer, map(str, recordings.values()), 99)
+    }
     assert "2 s are too long for the memory" in results.pop("talk.ogg").problem
     assert {name: one.text for name, one in results.items()} == {
         name: text for name, text in heard.items() if name != "talk.ogg"
@@ -422,7 +425,7 @@ def test_other_failures_of_the_recogniser_are_not_hidden(
 
     monkeypatch.setattr(recognizer, "recognize_words", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        list(transcribe.transcribe(recognizer, [str(recordings["read.flac"])], 99))
+        list(transcription.transcribe(recognizer, [str(recordings["read.flac"])], 99))
 
 
 def test_folders_and_lists_are_written_into_a_folder_once(
@@ -439,17 +442,17 @@ def test_folders_and_lists_are_written_into_a_folder_once(
         (tmp_path / "talks" / place).write_bytes(recordings[name].read_bytes())
     (tmp_path / "list.txt").write_text(f"{recordings['song.mp3']}\n\n")
     out = tmp_path / "out"
-    arguments = [tmp_path / "talks", "--list", tmp_path / "list.txt", "--output", out, "--formats", *transcribe.FORMATS]
+    arguments = [tmp_path / "talks", "--list", tmp_path / "list.txt", "--output", out, "--formats", *FORMATS]
     assert run(checkpoint, *arguments, "--n-best", "3") == 0
     names = {"day 1/a": "read.flac", "b": "talk.ogg", "song": "song.mp3"}
     assert {str(path.relative_to(out)) for path in out.rglob("*.*")} == {
-        f"{name}.{ending}" for name in names for ending in transcribe.FORMATS
+        f"{name}.{ending}" for name in names for ending in FORMATS
     }
     beam = load_recognizer(checkpoint)
-    transcribe.keep_hypotheses(beam, 3)
+    transcription.keep_hypotheses(beam, 3)
     for name, recording in names.items():
         content = json.loads((out / f"{name}.json").read_text())
-        [expected] = transcribe.transcribe(beam, [str(recordings[recording])], 9.0)
+        [expected] = transcription.transcribe(beam, [str(recordings[recording])], 9.0)
         assert content["text"] == expected.text == (out / f"{name}.txt").read_text().rstrip("\n")
         assert content["words"] == [word.as_json() for word in expected.words]
         assert [one["text"] for one in content["pieces"][0]["n_best"]] == [
@@ -463,8 +466,8 @@ def test_folders_and_lists_are_written_into_a_folder_once(
     (out / "b.srt").unlink()
     (out / "song.txt").write_text("kept")
     asked: list[str] = []
-    real = transcribe.read_pieces
-    monkeypatch.setattr(transcribe, "read_pieces", lambda path, rate: asked.append(path) or real(path, rate))
+    real = transcription.read_pieces
+    monkeypatch.setattr(transcription, "read_pieces", lambda path, rate: asked.append(path) or real(path, rate))
     assert run(checkpoint, *arguments) == 0
     assert asked == [str(tmp_path / "talks" / "b.OGG")] and (out / "b.srt").exists()
     assert (out / "song.txt").read_text() == "kept"
@@ -542,8 +545,8 @@ def test_progress_is_shown_on_a_terminal_only(
     monkeypatch.setattr(sys, "stderr", errors)
     written: list[Transcript] = []
     paths = [str(recordings["read.flac"])]
-    assert transcribe.write_transcripts(
-        lambda count: transcribe.transcribe(recognizer, paths, 100.0, heard=count), 1, written.append
+    assert transcription.write_transcripts(
+        lambda count: transcription.transcribe(recognizer, paths, 100.0, heard=count), 1, written.append
     )
     assert [one.text for one in written] == [heard["read.flac"]]
     assert ("1/1" in errors.getvalue()) == ("0.0 min of audio read" in errors.getvalue()) == terminal

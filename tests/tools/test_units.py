@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
+from asr_lightning.asr import main
 from asr_lightning.text.hangul import SyllableTokenizer
 from asr_lightning.text.tokenizers import SentencePieceTokenizer
-from asr_lightning.tools.units import main
 
 LINES = ["b/ 비가 온다.", "(3시)/(세 시)에 비가 온다", "눈이 온다", "눈이 비가"]
 
@@ -32,16 +32,16 @@ def experiment(tmp_path: Path) -> Path:
 
 def test_characters_are_those_of_the_training_transcripts(experiment: Path, tmp_path: Path) -> None:
     output = tmp_path / "units" / "characters.tsv"
-    assert main(["characters", "--config", str(experiment), "--output", str(output)]) == 0
+    assert main(["units", "characters", "--config", str(experiment), "--output", str(output)]) == 0
     tokenizer = SyllableTokenizer(str(output))
     assert set(tokenizer.tokens[4:]) == set("비가온다세시에눈이")
-    assert main(["characters", "--config", str(experiment), "--output", str(output), "--tokens", "6"]) == 0
+    assert main(["units", "characters", "--config", str(experiment), "--output", str(output), "--tokens", "6"]) == 0
     assert len(SyllableTokenizer(str(output))) == 6
 
 
 def test_pieces_are_trained_on_them(experiment: Path, tmp_path: Path) -> None:
     output = tmp_path / "pieces.model"
-    assert main(["bpe", "--config", str(experiment), "--output", str(output), "--tokens", "18"]) == 0
+    assert main(["units", "bpe", "--config", str(experiment), "--output", str(output), "--tokens", "18"]) == 0
     tokenizer = SentencePieceTokenizer(str(output))
     assert len(tokenizer) == 18
     assert tokenizer.decode(tokenizer.encode("비가 온다")) == "비가 온다"
@@ -66,6 +66,6 @@ def test_what_cannot_be_read_is_named(
     path = tmp_path / "experiment.yaml"
     if content is not None:
         path.write_text(content)
-    assert main(["characters", "--config", str(path), "--output", str(tmp_path / "out")]) == 2
+    assert main(["units", "characters", "--config", str(path), "--output", str(tmp_path / "out")]) == 2
 
     assert re.search(message, capfd.readouterr().err)

@@ -1,0 +1,164 @@
+"""The command `asr`: everything around training, which is `lightning`.
+
+    asr transcribe --checkpoint runs/rnnt/checkpoints/last.ckpt speech.wav
+
+Each command is a file of `asr_lightning.tools` with two functions, `add_arguments(parser)` and `run(options)`. What is
+slow to import, as torch and matplotlib, is imported by `run` only, so that `--help` and wrong options answer at once.
+
+Exit statuses: 0; 1 where something failed, and the rest was done; 2 where the input cannot be used; 130 after Ctrl-C
+and 143 after SIGTERM.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import shutil
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from asr_lightning.errors import InputError, printable
+
+COMMANDS = {
+    "Use a trained network": {
+        "transcribe": "write what is said in audio files",
+        "confidence": "calibrate the confidence of words on a development set",
+        "align": "write when the words and phones of a corpus are spoken",
+    },
+    "Prepare a training": {
+        "import": "make a checkpoint from weights that others have published",
+        "units": "make the tokens of a recognizer from transcripts",
+        "ngram": "estimate n-gram language models, and measure their perplexity",
+        "hybrid": "make the states, alignments and graphs of a BLSTM-HMM hybrid; tune its language model",
+        "shards": "write a corpus as tar files",
+        "parameters": "count the parameters of experiments",
+    },
+    "Run many trainings": {
+        "ablate": "run a comparison: its variants over seeds, and the table beside the paper's numbers",
+        "tune": "tune values of an experiment by a development set",
+    },
+    "Look at finished runs": {
+        "compare": "compare runs: error rates, significance, convergence, costs",
+        "report": "write one HTML page of runs",
+        "dashboard": "make a W&B workspace and report of runs",
+        "average": "average checkpoints, and measure what that gains",
+        "path": "measure the loss on straight lines between networks",
+        "boundaries": "measure how far the borders of alignments are off",
+    },
+}
+NAMES = [name for commands in COMMANDS.values() for name in commands]
+# What commands were called before, and what they are now.
+RENAMED = {
+    "search": ["tune"],
+    "summarize": ["compare", "--rates"],
+    "convergence": ["compare", "--convergence"],
+    "costs": ["compare", "--costs"],
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The name of the command and its arguments; `sys.argv` if None.
+
+    Returns:
+        The exit status.
+    """
+    if arguments is None:
+        add_current_folder()
+        arguments = sys.argv[1:]
+    name, *rest = list(arguments) or ["--help"]
+    name, *first = RENAMED.get(name, [name])
+    try:
+        with _terminable():
+            try:
+                return _run(name, [*first, *rest])
+            finally:
+                sys.stdout.flush()  # so that a closed pipe is noticed here
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a full disk, or a folder that cannot be written
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        command = sys.modules.get(f"asr_lightning.tools.{name}")
+        print(getattr(command, "STOPPED", "stopped"), file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name not in NAMES:
+        nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
+        raise InputError(f"no command {name!r}; the nearest is {nearest!r}; `asr --help` lists them")
+    parser = make_parser(name)
+    options = parser.parse_args(arguments, argparse.Namespace(typed=arguments))
+    return int(sys.modules[f"asr_lightning.tools.{name}"].run(options))
+
+
+def add_current_folder() -> None:
+    """Let experiments name classes in modules of the current folder, as `python -m` does and a script does not."""
+    if not sys.flags.safe_path and os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def make_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of a command; its help has what the documentation of the command's file says."""
+    command = importlib.import_module(f"asr_lightning.tools.{name}")
+    about, _, more = str(command.__doc__).partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog=f"asr {name}",
+        description=_wrap(about),
+        epilog=_wrap(more),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    return parser
+
+
+def overview() -> str:
+    """Return the list of commands, by purpose."""
+    lines = ["usage: asr COMMAND ...; `asr COMMAND --help` has its options. `lightning` trains and tests."]
+    for purpose, commands in COMMANDS.items():
+        lines += ["", f"{purpose}:", *(f"  {name:<12}{about}" for name, about in commands.items())]
+    return "\n".join(lines)
+
+
+def _wrap(text: str) -> str:
+    """Wrap paragraphs to the width of the terminal; those with indented lines, as examples, stay as they are."""
+    width = shutil.get_terminal_size().columns - 2
+    paragraphs = text.strip("\n").split("\n\n")
+    return "\n\n".join(each if "    " in each else textwrap.fill(each, width) for each in paragraphs)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `Terminated` at SIGTERM, so that half-written files are removed and child processes are ended."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""A training at W&B: one run for all its starts and tests, with its configuration, over epochs counted from 1."""
+
+import math
+import os
+import secrets
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import wandb
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from asr_lightning.files import write_atomically
+
+EPOCH = "epoch"
+ID_FILE = "wandb/id.txt"  # in the run folder
+TRAINING = "fit"  # the job type of a training's run, whatever command goes on with it
+
+
+class RunLogger(WandbLogger):
+    """Logs to W&B over `epoch`: 1 is the end of the first epoch, 1.5 the middle of the second.
+
+    Numbers of `lightning test` and `validate` have the command's name before theirs, as `test/test-clean/wer`, so that
+    they are no points of the training's curves.
+
+    Attributes:
+        trainer: Whose epochs are counted; None logs Lightning's own, from 0.
+    """
+
+    trainer: Trainer | None = None
+
+    @property
+    def experiment(self) -> Any:  # noqa: ANN401 - W&B's run, or what stands for it in other processes
+        """W&B's run, which begins when it is first asked for."""
+        if getattr(rank_zero_only, "rank", 0) == 0 and self._experiment is None and wandb.run is None:
+            self._experiment = wandb.init(**self._wandb_init)
+            self._experiment.define_metric(EPOCH)
+            self._experiment.define_metric("*", step_metric=EPOCH, step_sync=True)
+        return super().experiment
+
+    def keep_id(self, folder: Path, goes_on: bool) -> None:
+        """Take the id of the training in a run folder, or that of a new run, which is kept there when training begins.
+
+        The environment variable WANDB_RUN_ID, which the agent of a sweep sets, goes before.
+
+        Args:
+            folder: Of the run.
+            goes_on: Whether the training of this folder goes on or is tested; another one begins otherwise.
+        """
+        path = folder / ID_FILE
+        known = path.read_text("utf-8").strip() if goes_on and path.is_file() else ""
+        self._id = os.environ.get("WANDB_RUN_ID") or known or secrets.token_hex(4)
+        self._wandb_init |= {"id": self._id, "resume": "allow"}
+        if known:
+            self._wandb_init["job_type"] = TRAINING
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:  # noqa: ANN401 - as Lightning gives them
+        """Log numbers, pictures or tables of a step."""
+        values = dict(metrics)
+        if self.trainer is not None:
+            function = self.trainer.state.fn
+            stage = f"{function.value}/" if function and function != TrainerFn.FITTING else ""
+            values = {
+                f"{stage}{name}" if isinstance(value, int | float | Tensor) else name: value
+                for name, value in values.items()
+                if name != EPOCH
+            }
+            values[EPOCH] = epochs_trained(self.trainer)
+        super().log_metrics(values, step)
+
+
+def epochs_trained(trainer: Trainer) -> float:
+    """Return how many epochs are trained so far, with the share of the one that goes on."""
+    if trainer.state.fn != TrainerFn.FITTING:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WandbConfiguration) and callback.epochs is not None:
+                return callback.epochs
+        return float(trainer.current_epoch)
+    batches = float(trainer.num_training_batches)
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    share = min(done / batches, 1.0) if 0 < batches < math.inf else 0.0
+    return trainer.current_epoch + share
+
+
+class WandbConfiguration(Callback):
+    """Tells W&B what a run is, as its config, so that runs can be filtered and grouped by it.
+
+    The config has the keys of the experiment, with all defaults, and `commit`, `parameters` (how many the model has)
+    and `corpus_hours` (of the training data; of audio only).
+
+    Args:
+        config: The experiment.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.epochs: float | None = None  # of the checkpoint that is tested
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Learn how long the network that is tested was trained; a trainer that tests does not restore it."""
+        if trainer.state.fn != TrainerFn.FITTING and "loops" in checkpoint:
+            fit = checkpoint["loops"]["fit_loop"]
+            batches = fit["epoch_loop.batch_progress"]
+            epochs, share = fit["epoch_progress"]["current"]["completed"], 0.0
+            if batches["is_last_batch"] and epochs < fit["epoch_progress"]["current"]["started"]:
+                share = 1.0  # saved at the end of an epoch, before it counts as finished
+            self.epochs = epochs + share
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell it, once the corpus is read."""
+        numbers: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in pl_module.parameters())}
+        if (hours := corpus_hours(trainer)) is not None:
+            numbers["corpus_hours"] = hours
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger) and trainer.is_global_zero:
+                write_atomically(Path(trainer.default_root_dir) / ID_FILE, f"{logger.version}\n")
+                logger.log_hyperparams({**self.config, "commit": source_commit(), **numbers})
+
+
+def corpus_hours(trainer: Trainer) -> float | None:
+    """Return the hours of audio that an epoch trains on, at the speed that they were spoken; None of other data."""
+    plan: Any = trainer.train_dataloader
+    if getattr(plan, "units", ("",))[0] != "s of audio":
+        return None
+    factors = getattr(trainer.datamodule, "speed_factors", None) or [1.0]  # type: ignore[attr-defined]
+    seconds = float(np.sum(plan.durations)) * min([1.0, *factors])  # planned as long as at the slowest speed
+    return round(seconds / 3600, 4)
+
+
+def source_commit() -> str:
+    """Return the commit of this source, with `-changed` where files differ from it; the version where it has none."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) == root.resolve():  # not a repository that this is installed in
+            changed = git("status", "--porcelain", "--untracked-files=no")
+            return git("rev-parse", "HEAD") + ("-changed" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return f"version {metadata.version('asr_lightning')}"

@@ -1,0 +1,154 @@
+"""Gradient norms of runs and how much they change, early and late: a table and a figure [Han et al. 2024]."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from asr_lightning.analysis.training_curves import NormSpan, early_and_late
+from asr_lightning.errors import InputError
+from asr_lightning.files import replacing
+from asr_lightning.report.figures import COLORS
+from asr_lightning.report.run_folders import read_metrics, versions
+from asr_lightning.report.tables import Table
+
+PREFIX = "grad_norm/"
+HEADER = ["module", "run", "seeds", *(f"{span} {what}" for what in ("norm", "change", "relative change")
+                                      for span in ("early", "late"))]  # fmt: skip
+POINTS = 100  # of a line in the figure
+
+Series = tuple[np.ndarray, np.ndarray]  # (N,) optimizer steps and (N,) gradient norms
+
+
+def read_gradient_norms(folder: Path) -> dict[str, Series]:
+    """Return the gradient norms of a run by module; a start that goes on replaces the steps that it repeats.
+
+    Raises:
+        InputError: The run has logged none, or what is no number.
+    """
+    norms: dict[str, dict[int, float]] = {}
+    for path in versions(folder):
+        started: dict[str, dict[int, float]] = {}
+        for row in read_metrics(path):
+            for name, value in row.items():
+                if value and (name or "").startswith(PREFIX):
+                    step, norm = _numbers(path, row["step"], value)
+                    started.setdefault(name.removeprefix(PREFIX), {})[step] = norm
+        for module, own in started.items():
+            before = {step: norm for step, norm in norms.get(module, {}).items() if step < min(own)}
+            norms[module] = before | own
+    if not norms:
+        raise InputError(
+            f"{folder}: expected {PREFIX}… in logs/version_<n>/metrics.csv, found none: every run logs them, unless "
+            "gradient_norms.every_n_steps is 0"
+        )
+    return {module: (np.array(list(own)), np.array(list(own.values()))) for module, own in norms.items()}
+
+
+def _numbers(path: Path, step: str, norm: str) -> tuple[int, float]:
+    try:
+        return int(step), float(norm)
+    except ValueError as error:
+        raise InputError(f"{path}: expected numbers as step and {PREFIX}…, found {step!r} and {norm!r}") from error
+
+
+def gradient_table(runs: Mapping[str, Sequence[Path]], share: float = 0.1) -> Table:
+    """Return a line for each module and run: its gradient norm, and how much this changes, early and late.
+
+    Args:
+        runs: Run folders of the seeds of each experiment, by its name, as `{"random": […], "selected": […]}`. Values
+            are means over seeds, with the least and the greatest where there are several.
+        share: Of the steps that are early, and of those that are late.
+
+    Raises:
+        InputError: A run has no gradient norms, or too few.
+    """
+    series = {name: [read_gradient_norms(folder) for folder in folders] for name, folders in runs.items()}
+    rows: Table = [[*HEADER]]
+    for module in _modules(series):
+        for name, seeds in series.items():
+            spans = [early_and_late(*seed[module], share) for seed in seeds if module in seed]
+            if spans:
+                rows.append([module, name, str(len(spans)), *_cells(spans)])
+    return rows
+
+
+def _modules(series: Mapping[str, Sequence[Mapping[str, Series]]]) -> list[str]:
+    return list(dict.fromkeys(module for seeds in series.values() for seed in seeds for module in seed))
+
+
+def _cells(spans: Sequence[tuple[NormSpan, NormSpan]]) -> list[str]:
+    values = [[getattr(seed[span], what) for seed in spans]
+              for what in ("norm", "change", "relative_change") for span in (0, 1)]  # fmt: skip
+    return [
+        f"{statistics.fmean(own):.3g}" + (f" ({min(own):.3g}–{max(own):.3g})" if len(own) > 1 else "") for own in values
+    ]
+
+
+def plot_gradients(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
+    """Draw gradient norms, and their changes from one logged step to the next, and write a PNG.
+
+    A column for each module; norms above, the mean of |ln(next / norm)| below. Lines are means over seeds in at most
+    100 spans of the training, with a band from the least to the greatest seed.
+
+    Args:
+        runs: As of `gradient_table`.
+        path: Of the picture: 420 × 720 pixels for each module.
+
+    Raises:
+        InputError: A run has no gradient norms.
+    """
+    series = {name: [read_gradient_norms(folder) for folder in folders] for name, folders in runs.items()}
+    modules = _modules(series)
+    figure = Figure((4.2 * len(modules), 7.2), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(modules), squeeze=False, sharex="col")
+    for column, module in enumerate(modules):
+        for number, (name, seeds) in enumerate(series.items()):
+            own = [seed[module] for seed in seeds if module in seed]
+            color = COLORS[number % len(COLORS)]
+            for panel, curves in ((axes[0][column], own), (axes[1][column], [_changes(*one) for one in own])):
+                steps, low, mean, high = _band(curves)
+                panel.plot(steps, mean, color=color, linewidth=1.5, label=name)
+                panel.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+        axes[0][column].set_title(module, fontsize=14)
+        axes[0][column].set_yscale("log")
+        axes[0][column].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes[0][column].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes[0][column].yaxis.set_minor_locator(NullLocator())
+        axes[1][column].set_xlabel("optimizer step", fontsize=13)
+        for panel in axes[:, column]:
+            panel.grid(color="0.9")
+    axes[0][0].set_ylabel("gradient norm, before clipping", fontsize=13)
+    axes[1][0].set_ylabel("change: mean |ln(next / norm)|", fontsize=13)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)), fontsize=12, frameon=False)
+    with replacing(path) as half:
+        figure.savefig(half, format="png")
+
+
+def _changes(steps: np.ndarray, norms: np.ndarray) -> Series:
+    known = norms > 0  # norms of a frozen module are 0
+    return steps[known][1:], np.abs(np.diff(np.log(norms[known])))
+
+
+def _band(curves: Sequence[Series]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the middles of spans, and the least, the mean and the greatest seed's mean in each."""
+    first = min((int(steps[0]) for steps, _ in curves if len(steps)), default=0)
+    last = max((int(steps[-1]) for steps, _ in curves if len(steps)), default=1)
+    most = max((len(steps) for steps, _ in curves), default=1)
+    edges = np.linspace(first, last + 1, min(POINTS, max(1, most)) + 1)
+    means = np.full((len(curves), len(edges) - 1), np.nan)
+    for row, (steps, values) in enumerate(curves):
+        spans = np.digitize(steps, edges) - 1
+        counts = np.bincount(spans, minlength=means.shape[1])
+        sums = np.bincount(spans, values, minlength=means.shape[1])
+        means[row, counts > 0] = sums[counts > 0] / counts[counts > 0]
+    kept = ~np.isnan(means).all(0)
+    middles = ((edges[:-1] + edges[1:]) / 2)[kept]
+    chosen = means[:, kept]
+    return middles, np.nanmin(chosen, 0), np.nanmean(chosen, 0), np.nanmax(chosen, 0)

@@ -1,0 +1,95 @@
+"""Contents of the HTML page of runs: curves, tables, layers, neighbors, alignments."""
+
+import csv
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tokenize import TokenError
+from typing import Any
+from zipfile import BadZipFile
+
+from asr_lightning.errors import InputError, reason
+from asr_lightning.files import name_of_run
+from asr_lightning.report.epoch_rates import find_files, merge
+from asr_lightning.report.final_rates import comparisons, final_section, significance_section
+from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_neighbours
+from asr_lightning.report.page_layers import gather_layers
+from asr_lightning.report.page_sentences import gather_sentences
+from asr_lightning.report.page_summary import gather_summary, gather_training
+from asr_lightning.report.run_folders import RATES, Experiment, find_runs, read_experiments, read_runs
+from asr_lightning.report.run_pairs import PairComparison
+
+GATHERERS = {"layers": ("tsne", gather_layers), "neighbours": ("neighbours", gather_neighbours),
+             "alignments": ("alignments", gather_alignments)}  # fmt: skip
+# what numbers, columns and archives of damaged files give
+DAMAGED = (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, SyntaxError, TokenError, csv.Error,
+           zlib.error, BadZipFile, RuntimeError)  # fmt: skip
+Gatherer = Callable[[str, Path, int], dict[str, Any] | None]
+MEGABYTE = 1_000_000
+
+
+def gather(runs: Sequence[Path], title: str, baseline: str | None, stage: str) -> tuple[dict[str, Any], list[str]]:
+    """Read what the page shows.
+
+    Args:
+        runs: Folders that hold runs, at any depth.
+        title: Of the page.
+        baseline: Name of the run that the others are compared with; the first by name if None.
+        stage: Whose activations, neighbours and alignments: `test`, `validate` or `predict`.
+
+    Returns:
+        The data, and what could not be read.
+
+    Raises:
+        InputError: There are no runs, they have nothing to show, or the baseline is none of them.
+    """
+    problems: list[str] = []
+    found = find_runs(runs)
+    trained = [run for run in found if (run / RATES["validation"]).exists()]
+    experiments = read_experiments(read_runs(found, problems), problems)
+    names = [experiment.name for experiment in experiments]
+    if baseline is not None and baseline not in names:
+        raise InputError(f"--baseline: expected one of the runs found, {', '.join(names)}; got {baseline!r}")
+    data: dict[str, Any] = {"title": title, "curves": _curves(trained or runs, problems), "summary": None}
+    data |= {"training": gather_training(experiments), "tables": [], "sentences": []}
+    if experiments:
+        pairs = comparisons(experiments, baseline or names[0], problems)
+        data["summary"] = gather_summary(experiments, pairs, baseline or names[0])
+        data["tables"] = _tables(experiments, pairs)
+        data["sentences"] = gather_sentences({one.name: one.runs for one in experiments}, pairs)
+    for part, (folder, gatherer) in GATHERERS.items():
+        share = max(1, sum((run / folder / stage).is_dir() for run in found))
+        data[part] = [one for run in found if (one := _try(gatherer, run, run / folder / stage, share, problems))]
+    if not any(data[part] for part in ("curves", "tables", *GATHERERS)):
+        missing = f": {'; '.join(problems)}" if problems else ""
+        raise InputError(f"expected runs with something to show in {', '.join(map(str, runs))}, found nothing{missing}")
+    return data, problems
+
+
+def _curves(runs: Sequence[Path], problems: list[str]) -> dict[str, Any] | None:
+    try:
+        return gather_curves(merge(find_files(runs)))
+    except InputError as error:  # runs that were only tested
+        problems.append(str(error))
+        return None
+
+
+def _try(gatherer: Gatherer, run: Path, folder: Path, share: int, problems: list[str]) -> dict[str, Any] | None:
+    name, seed = name_of_run(run)
+    try:
+        return gatherer(f"{name}, seed {seed}" if seed else name, folder, share)
+    except InputError as error:
+        problems.append(str(error))
+    except DAMAGED as error:
+        problems.append(f"{folder}: expected what the callbacks write, got {type(error).__name__}: {reason(error)}")
+    return None
+
+
+def _tables(experiments: Sequence[Experiment], pairs: Sequence[PairComparison]) -> list[dict[str, Any]]:
+    sections = {"Final error rates": final_section(experiments, ["wer"])}
+    if pairs:
+        sections["Significance"] = significance_section(pairs)
+    return [
+        {"title": title, "head": section.table[0], "rows": section.table[1:], "notes": list(section.notes)}
+        for title, section in sections.items()
+    ]

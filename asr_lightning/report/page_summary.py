@@ -1,0 +1,285 @@
+"""First screen of the page: verdicts, facts about the runs, differing configuration keys, training curves.
+
+Everything is read from the run folders: error rates, `logs/version_<n>/metrics.csv` and `config.yaml`, `finished.json`.
+"""
+
+import json
+import shlex
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from asr_lightning.errors import InputError
+from asr_lightning.files import load_yaml, regular
+from asr_lightning.report.run_folders import Experiment, Run, numbers, read_metrics, versions
+from asr_lightning.report.run_pairs import PairComparison
+from asr_lightning.report.tables import MISSING, p_value
+
+KEYS = 60  # configuration keys in the table of differences
+# Keys that differ between any two runs and say nothing about the experiment.
+NOT_COMPARED = (
+    *("seed_everything", "config", "ckpt_path", "trainer.default_root_dir", "trainer.logger", "transcripts.run"),
+    "trainer.callbacks.Transcripts.init_args.run",
+)
+SERIES = {"train/loss": "training loss", "grad_norm/total": "gradient norm", "update_norm/total": "update norm"}
+
+Data = dict[str, Any]
+
+
+def gather_summary(experiments: Sequence[Experiment], pairs: Sequence[PairComparison], baseline: str) -> Data:
+    """Return what the first screen shows.
+
+    Args:
+        experiments: At least one.
+        pairs: Comparisons with the baseline.
+        baseline: Name of the experiment that the others are compared with.
+    """
+    configs = {experiment.name: read_config(experiment.runs[0].folder) for experiment in experiments}
+    return {
+        "verdicts": verdicts(experiments, pairs, baseline),
+        "facts": facts(experiments, configs),
+        "differences": differences(configs),
+        "commands": [
+            {"run": experiment.name, "lines": [line for run in experiment.runs for line in commands(run)]}
+            for experiment in experiments
+        ],
+        "written": ", ".join(filter(None, [time.strftime("%Y-%m-%d"), commit()])),
+    }
+
+
+def verdicts(
+    experiments: Sequence[Experiment], pairs: Sequence[PairComparison], baseline: str
+) -> list[dict[str, str | None]]:
+    """Return a sentence for each comparison, or for each experiment and subset if nothing can be compared.
+
+    Returns:
+        `lead` (the conclusion), `text` (the numbers), `run`, `subset` and `kind`: `better`, `worse`, `same` (the
+        interval includes 0) or `rate` (no interval).
+    """
+    by_name = {experiment.name: experiment for experiment in experiments}
+    compared = [_compared(by_name[pair.run], by_name[pair.baseline], pair) for pair in pairs]
+    if compared:
+        return compared
+    return [
+        _alone(experiment, subset)
+        for subset in _subsets(experiments)
+        for experiment in sorted(experiments, key=lambda experiment: experiment.name != baseline)
+        if experiment.rates(subset)
+    ]
+
+
+def _subsets(experiments: Sequence[Experiment]) -> list[str]:
+    return sorted({subset for experiment in experiments for run in experiment.runs for subset in run.rates})
+
+
+def _compared(run: Experiment, baseline: Experiment, pair: PairComparison) -> dict[str, str | None]:
+    drawn, p = pair.bootstrap, pair.matched_pairs.p
+    own, other = (_mean_rate(experiment, pair.subset) for experiment in (run, baseline))
+    numbers_ = f"{own} against {other} WER{_epochs(run, baseline, pair.subset)}: {_signed(drawn.difference)} points"
+    kind, lead = "rate", f"{run.name} and {baseline.name} on {pair.subset}"
+    if drawn.low is not None and drawn.high is not None:
+        numbers_ += f", 95 % interval {_signed(drawn.low)} to {_signed(drawn.high)}"
+        kind = "better" if drawn.high < 0 else "worse" if drawn.low > 0 else "same"
+        lead = {
+            "better": f"{run.name} makes fewer word errors than {baseline.name} on {pair.subset}.",
+            "worse": f"{run.name} makes more word errors than {baseline.name} on {pair.subset}.",
+            "same": f"No difference is shown between {run.name} and {baseline.name} on {pair.subset}.",
+        }[kind]
+    if p is not None:
+        numbers_ += f", p {p_value(p) if p < 0.001 else f'= {p_value(p)}'}"
+    return {"lead": lead, "text": f"{numbers_}.", "run": run.name, "subset": pair.subset, "kind": kind}
+
+
+def _alone(experiment: Experiment, subset: str) -> dict[str, str | None]:
+    rates = [100 * rate.wer for rate in experiment.rates(subset)]
+    seeds = f", mean of {len(rates)} seeds ({min(rates):.2f} to {max(rates):.2f})" if len(rates) > 1 else ""
+    text = f"{_mean_rate(experiment, subset)} WER{_epochs(experiment, experiment, subset)}{seeds}."
+    lead = f"{experiment.name} on {subset}"
+    return {"lead": lead, "text": text, "run": experiment.name, "subset": subset, "kind": "rate"}
+
+
+def _mean_rate(experiment: Experiment, subset: str) -> str:
+    return f"{100 * statistics.fmean(rate.wer for rate in experiment.rates(subset)):.2f} %"
+
+
+def _signed(rate: float) -> str:
+    return f"{100 * rate:+.2f}".replace("-", "−")
+
+
+def _epochs(run: Experiment, baseline: Experiment, subset: str) -> str:
+    counts = [max(rate.epoch for rate in experiment.rates(subset)) for experiment in (run, baseline)]
+    if not all(counts):
+        return ""
+    if counts[0] != counts[1]:
+        return f" after {counts[0]} and {counts[1]} epochs"
+    return f" after {counts[0]} epoch{'s' * (counts[0] != 1)}"
+
+
+def facts(experiments: Sequence[Experiment], configs: Mapping[str, Data]) -> Data:
+    """Return a table with a line per experiment: seeds, epochs, parameters, data, time and date of the training."""
+    head = ["run", "seeds", "epochs", "parameters", "data", "speech per epoch, h", "training time, h", "date"]
+    rows = []
+    for experiment in experiments:
+        epochs = max((rate.epoch for run in experiment.runs for rate in run.rates.values()), default=0)
+        seconds, speed = experiment.training_seconds, experiment.audio_seconds_per_second
+        rows.append(
+            [
+                experiment.name,
+                ", ".join(run.seed for run in experiment.runs if run.seed) or str(len(experiment.runs)),
+                str(epochs),
+                MISSING if experiment.parameters is None else f"{experiment.parameters:,}",
+                _data_of(configs[experiment.name]),
+                MISSING if seconds is None or speed is None or not epochs else f"{seconds * speed / epochs / 3600:.2f}",
+                MISSING if seconds is None else f"{seconds / 3600:.2f}",
+                _date(experiment.runs),
+            ]
+        )
+    return {"title": "Runs", "head": head, "rows": rows, "notes": []}
+
+
+def _data_of(config: Data) -> str:
+    data = config.get("data") or {}
+    arguments = data.get("init_args") or {}
+    subsets = arguments.get("train_subsets")
+    name = str(data.get("class_path") or MISSING).rpartition(".")[2]
+    return f"{name}: {', '.join(map(str, subsets))}" if isinstance(subsets, list) and subsets else name
+
+
+def _date(runs: Sequence[Run]) -> str:
+    files = [file for run in runs for file in run.folder.glob("*error_rates.csv")]
+    return time.strftime("%Y-%m-%d", time.localtime(max(file.stat().st_mtime for file in files))) if files else MISSING
+
+
+def read_config(folder: Path) -> Data:
+    """Return the configuration of a run's last start; empty if it kept none that can be read."""
+    try:
+        config = load_yaml(regular(versions(folder)[-1].with_name("config.yaml")).read_text("utf-8"))
+    except (InputError, OSError, ValueError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def differences(configs: Mapping[str, Data]) -> Data | None:
+    """Return a table of the configuration keys in which experiments differ; None if there are none.
+
+    Args:
+        configs: By the name of the experiment; an empty one is left out.
+    """
+    flat = {name: dict(_flat(config)) for name, config in configs.items() if config}
+    keys = dict.fromkeys(key for values in flat.values() for key in values)
+    differing = [
+        key
+        for key in keys
+        if not key.startswith(NOT_COMPARED) and len({values.get(key, MISSING) for values in flat.values()}) > 1
+    ]
+    if len(flat) < 2 or not differing:
+        return None
+    rows = [
+        [key.replace("init_args.", ""), *(values.get(key, MISSING) for values in flat.values())]
+        for key in differing[:KEYS]
+    ]
+    notes = ["Keys of the runs' config.yaml, without `init_args`; of the first seed of each run."]
+    if len(differing) > KEYS:
+        notes.append(f"{len(differing) - KEYS} more keys differ; compare the config.yaml of the runs.")
+    return {
+        "title": "Configuration keys that differ",
+        "head": ["key", *flat],
+        "rows": rows,
+        "notes": notes,
+        "text": True,
+    }
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 - whatever a YAML file holds
+    """Yield dotted keys and values; an item of a list with a class is named by its class."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}".strip("."))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for index, item in enumerate(value):
+            name = str(item.get("class_path", index)).rpartition(".")[2] if isinstance(item, dict) else str(index)
+            yield from _flat(item, f"{key}.{name}")
+    else:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        yield key, text.rpartition(".")[2] if key.endswith("class_path") else text
+
+
+def commands(run: Run) -> list[str]:
+    """Return the commands that make a run again: as it was started, or from the configuration that it kept."""
+    try:
+        started = json.loads(regular(run.folder / "finished.json").read_text("utf-8"))
+        return [shlex.join(["python", *map(str, command)]) for command in started]
+    except (OSError, ValueError, TypeError):
+        pass
+    try:
+        config = versions(run.folder)[-1].with_name("config.yaml")
+    except InputError:
+        return []
+    return [f"lightning fit --config {shlex.quote(str(config))}"] if config.exists() else []
+
+
+def commit() -> str:
+    """Return the commit of the checkout in the current folder; empty outside of one."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f"commit {done.stdout.strip()}" if done.returncode == 0 else ""
+
+
+def gather_training(experiments: Sequence[Experiment]) -> list[Data]:
+    """Return curves of losses and norms: means over the steps of each epoch, by experiment and seed.
+
+    Experiments whose log lacks a quantity, or cannot be read, have no curve of it.
+    """
+    series: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
+    for experiment in experiments:
+        for run in experiment.runs:
+            for name, points in _training_curves(run.folder).items():
+                series.setdefault(name, {}).setdefault(experiment.name, {})[run.seed] = points
+    return [
+        {"name": name, "runs": [{"name": run, "seeds": seeds} for run, seeds in by_run.items()]}
+        for name, by_run in series.items()
+    ]
+
+
+def _training_curves(folder: Path) -> dict[str, list[list[float]]]:
+    try:
+        rows = [row for path in versions(folder) for row in read_metrics(path)]
+    except InputError:
+        return {}
+    columns = dict.fromkeys(key for row in rows[:1] for key in row if key and key.endswith("/loss"))
+    names = {key: f"loss on {key.removesuffix('/loss')}" for key in columns} | SERIES
+    curves = {}
+    for column, name in names.items():
+        by_epoch: dict[int, list[float]] = {}
+        for row in rows:
+            if row.get(column) and row.get("epoch"):
+                try:
+                    [value], epoch = numbers([row], column), int(float(row["epoch"]))
+                except ValueError:
+                    continue
+                if abs(value) < float("inf"):
+                    by_epoch.setdefault(epoch + 1, []).append(value)
+        if by_epoch:
+            curves[name] = [[epoch, round(statistics.fmean(values), 5)] for epoch, values in sorted(by_epoch.items())]
+    return curves
+
+
+def paper_curves(paper: Mapping[str, Mapping[str, float]]) -> list[Data]:
+    """Return the rates of a paper by epoch, from columns such as `test-clean WER, epoch 5`."""
+    points: dict[tuple[str, str, str], list[list[float]]] = {}
+    for column, rates in paper.items():
+        title, _, epoch = column.partition(", epoch ")
+        subset, _, metric = title.rpartition(" ")
+        for run, rate in rates.items() if epoch.isdigit() else ():
+            points.setdefault((run, subset, metric.lower().replace(" ", "_")), []).append([int(epoch), rate])
+    return [
+        {"name": run, "subset": subset, "metric": metric, "points": sorted(values)}
+        for (run, subset, metric), values in points.items()
+    ]

@@ -1,0 +1,1 @@
+"""Tests, which mirror the packages; `support` is what they share, `oracles` holds second implementations."""

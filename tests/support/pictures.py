@@ -1,0 +1,15 @@
+"""What a picture shows."""
+
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+from matplotlib.colors import to_rgb
+
+
+def pixels(path: Path) -> np.ndarray:
+    return matplotlib.image.imread(path)[..., :3]  # (height, width, 3), 0 to 1
+
+
+def count(image: np.ndarray, colour: str) -> int:
+    return int((np.abs(image - to_rgb(colour)).max(axis=2) < 0.02).sum())

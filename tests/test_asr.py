@@ -1,0 +1,219 @@
+"""The command `asr`: names, help, errors, exit statuses."""
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from asr_lightning import asr
+from asr_lightning.ablations.definition import SCALES, read_ablation
+from asr_lightning.ablations.plan import plan_ablation
+from asr_lightning.asr import COMMANDS, NAMES, RENAMED, main
+from asr_lightning.errors import InputError
+
+PROJECT = Path(__file__).parents[1]
+PAGE = PROJECT / "docs" / "commands.md"
+SLOW = ("torch", "lightning", "matplotlib", "scipy", "numpy", "wandb", "optuna", "lhotse", "jsonargparse", "kaldifst")
+BEFORE = ["ablate", "align", "average", "boundaries", "compare", "convergence", "costs", "dashboard", "hybrid", "ngram",
+          "parameters", "path", "report", "search", "shards", "summarize", "transcribe", "units"]  # fmt: skip
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=200)
+
+
+def test_every_command_is_a_file_and_every_file_with_arguments_a_command() -> None:
+    files = (PROJECT / "asr_lightning" / "tools").glob("*.py")
+    assert sorted(NAMES) == sorted(path.stem for path in files if "def add_arguments(" in path.read_text())
+
+
+def test_help_of_all_commands_imports_nothing_slow() -> None:
+    code = (
+        "import contextlib, io, sys\n"
+        "from asr_lightning.asr import NAMES, main\n"
+        "for name in NAMES:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):\n"
+        "        main([name, '--help'])\n"
+        "    assert f'usage: asr {name}' in text.getvalue() and 'Example:' in text.getvalue(), name\n"
+        f"    assert not set({SLOW}) & set(sys.modules), (name, set({SLOW}) & set(sys.modules))\n"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_check_of_imports_sees_them() -> None:
+    done = python("-c", f"import sys, asr_lightning.report.figures; sys.exit(len(set({SLOW}) & set(sys.modules)))")
+    assert done.returncode >= 2, "matplotlib and numpy"
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_modules_go_on_being_commands_by_all_names_that_they_had(name: str) -> None:
+    done = python("-m", f"asr_lightning.tools.{name}", "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: asr {RENAMED.get(name, [name])[0]} ")
+    assert done.stderr == ""
+
+
+def test_no_other_module_is_made_up() -> None:
+    done = python("-m", "asr_lightning.tools.serch", "--help")
+    assert done.returncode == 1 and "No module named asr_lightning.tools.serch" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_without_a_command_all_are_listed_by_purpose(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for purpose, commands in COMMANDS.items():
+        first = lines.index(f"{purpose}:") + 1
+        assert [line.split(None, 1) for line in lines[first : first + len(commands)]] == [
+            [*one] for one in commands.items()
+        ]
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("transcrib", "transcribe"), ("repotr", "report"), ("tuen", "tune")])
+def test_a_misspelt_command_names_the_nearest(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([typed, "--checkpoint", "x"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: no command {typed!r}; the nearest is {meant!r}; `asr --help` lists them\n"
+    )
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[argparse.Namespace], int]], None]:
+    """Makes `asr parameters` do something else."""
+
+    def put(run: Callable[[argparse.Namespace], int]) -> None:
+        module = types.ModuleType("asr_lightning.tools.parameters", "Do something.")
+        module.add_arguments, module.run = lambda parser: None, run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "asr_lightning.tools.parameters", module)
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (InputError("expected this,\nfound \x1b[2J"), 2, "error: expected this,\nfound \\x1b[2J\n"),
+        (FileNotFoundError(2, "No such file or directory", "a\nb"), 2, "error: [Errno 2] No such file"),
+        (KeyboardInterrupt(), 130, "stopped\n"),
+        (BrokenPipeError(), 1, ""),
+    ],
+)
+def test_errors_are_said_in_one_way(
+    error: BaseException, status: int, message: str, command: Callable, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(options: argparse.Namespace) -> int:
+        raise error
+
+    command(fail)
+    assert main(["parameters"]) == status
+    printed = capfd.readouterr().err
+    assert printed.startswith(message) and "Traceback" not in printed and bool(message) == bool(printed)
+
+
+def test_sigterm_cleans_up_and_is_told_by_the_status(command: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    ended = []
+
+    def wait(options: argparse.Namespace) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            ended.append(True)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    command(wait)
+    assert main(["parameters"]) == 143 and ended
+    assert capsys.readouterr().err == "stopped\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_errors_that_are_ours_have_a_trace(command: Callable) -> None:
+    command(lambda options: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["parameters"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [("", ["1\n"]), ("compare --help", ["0\n", "1\n"])],  # argparse ignores it where it has not buffered the help
+)
+def test_a_closed_pipe_ends_a_command_quietly(arguments: str, printed: list[str]) -> None:
+    command = f"{shlex.quote(sys.executable)} -m asr_lightning.asr {arguments}"
+    done = subprocess.run(
+        ["bash", "-c", f"{{ sleep 0.1; {command}; echo $? >&2; }} | true"],
+        cwd=PROJECT, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.stderr in printed
+
+
+def examples(text: str) -> list[list[str]]:
+    """The words of all lines that begin with `asr`, those that go on behind a backslash put together."""
+    lines = (line.strip().removeprefix(".venv/bin/") for line in text.replace("\\\n", " ").splitlines())
+    return [shlex.split(line.partition(" > ")[0], comments=True) for line in lines if line.startswith("asr ")]
+
+
+def page() -> str:
+    """The page of all commands, of what their files say."""
+    parts = [
+        "# Commands",
+        "`lightning` trains and tests; `asr` does everything around it. `asr COMMAND --help` has all options, and"
+        " `asr --help` the list of commands.",
+    ]
+    for purpose, commands in COMMANDS.items():
+        parts.append(f"## {purpose}")
+        for name in commands:
+            asr.make_parser(name)
+            about, example, *more = str(sys.modules[f"asr_lightning.tools.{name}"].__doc__).strip().split("\n\n")
+            lines = [line.removeprefix("    ") for line in example.splitlines()[1:]]
+            parts += [f"### asr {name}", about, "\n".join(["```bash", *lines, "```"])]
+            parts += ["\n".join(["```yaml", *(line.strip() for line in part.splitlines()), "```"])
+                      if part.startswith("    ") else part for part in more]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def test_the_page_of_commands_is_what_their_files_say() -> None:
+    assert PAGE.read_text("utf-8") == page(), "write it anew: python tests/test_asr.py"
+
+
+@pytest.mark.parametrize(
+    "path", [PROJECT / "README.md", *sorted(PROJECT.glob("docs/*.md"))], ids=lambda path: path.name
+)
+def test_examples_are_understood(path: Path) -> None:
+    for _, name, *arguments in examples(path.read_text("utf-8")):
+        asr.make_parser(name).parse_args(arguments)
+
+
+@pytest.mark.parametrize("path", sorted(PROJECT.glob("experiments/ablations/*.yaml")), ids=lambda path: path.stem)
+def test_commands_of_comparisons_are_understood(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    ablation = read_ablation(path)
+    for scale in (scale for scale in SCALES if ablation.names(scale)):
+        plan = plan_ablation(path, scale)
+        for command in [*(command for run in plan.runs for command in run.commands), *plan.outputs]:
+            if command[1] != "asr_lightning":
+                name, *first = RENAMED.get(tool := command[1].rpartition(".")[2], [tool])
+                asr.make_parser(name).parse_args([*first, *command[2:]])
+
+
+def test_every_command_has_an_example_on_the_page() -> None:
+    assert [name for name in NAMES if name not in {words[1] for words in examples(page())}] == []
+
+
+def test_the_check_of_examples_sees_wrong_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    [words] = examples("text\n    asr report runs/a \\\n        --outptu x.html > y\n")
+    assert words == ["asr", "report", "runs/a", "--outptu", "x.html"]
+    with pytest.raises(SystemExit):
+        asr.make_parser(words[1]).parse_args(words[2:])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")

@@ -1,0 +1,51 @@
+"""The command `lightning` before it imports anything slow, and modules of the current folder."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asr_lightning.__main__ import HELP
+
+PROJECT = Path(__file__).parents[1]
+SLOW = ("torch", "lightning", "numpy", "jsonargparse")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_list_of_commands_needs_nothing_slow(arguments: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv[1:] = {arguments}\nfrom asr_lightning.__main__ import main; main()\n"
+        f"assert not set({SLOW}) & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, cwd=PROJECT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{HELP}\n", "")
+
+
+def test_the_list_has_all_commands() -> None:
+    from lightning.pytorch.cli import LightningCLI
+
+    listed = re.findall(r"^  (\w+) {2,}", HELP, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(LightningCLI.subcommands())
+
+
+@pytest.mark.parametrize(("flags", "found"), [([], True), (["-P"], False)])
+@pytest.mark.parametrize("command", ["asr_lightning.__main__", "asr_lightning.asr"])
+def test_modules_of_the_current_folder_are_found_as_with_python_m(
+    tmp_path: Path, command: str, flags: list[str], found: bool
+) -> None:
+    """A script, as pip installs it, has its own folder in front of the path."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine.py").write_text("ANSWER = 42\n")
+    script = tmp_path / "bin" / "command"
+    script.write_text(
+        f"import sys; sys.path.insert(1, {str(PROJECT)!r}); sys.argv[1:] = ['--help']\n"
+        f"from {command} import main; main()\nimport mine; assert mine.ANSWER == 42\n"
+    )
+    done = subprocess.run(
+        [sys.executable, *flags, str(script)], cwd=tmp_path / "here", capture_output=True, text=True, timeout=200
+    )
+    assert (done.returncode == 0) == found, done.stderr
+    assert found or "No module named 'mine'" in done.stderr
