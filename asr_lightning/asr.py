@@ -26,6 +26,7 @@ from asr_lightning.errors import InputError, printable
 COMMANDS = {
     "Use a trained network": {
         "transcribe": "write what is said in audio files",
+        "confidence": "calibrate the confidence of words on a development set",
         "align": "write when the words and phones of a corpus are spoken",
     },
     "Prepare a training": {

@@ -87,9 +87,9 @@ def transducer_rows(options: argparse.Namespace) -> Iterator[Row]:
     assert isinstance(recognizer, RNNTransducer)
     batch = speech(options.speech, options.utterances).to(options.device)
     encoded, lengths = recognizer(batch.audio, batch.audio_lengths)
-    frames, blank = recognizer.encoder_projection(encoded), recognizer.tokenizer.blank_id
+    frames = recognizer.encoder_projection(encoded)
     named = AsTorchaudio(recognizer)
-    parts = frames, lengths, recognizer.prediction, recognizer.joint, blank
+    parts = frames, lengths, recognizer.prediction, recognizer.joint, recognizer.tokenizer
     for beam in options.transducer_beams:
         search = TransducerSearch(beam=beam)
         # Ranked by probability, as ours, not by probability and length.

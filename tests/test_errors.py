@@ -15,7 +15,7 @@ from asr_lightning.report.page import fill
 from asr_lightning.report.tables import as_csv, as_markdown, as_text, escape_markdown, from_csv
 from asr_lightning.text.phones import Segment
 from asr_lightning.tools.alignment_files import ctm_rows
-from asr_lightning.tools.transcription import as_column
+from asr_lightning.tools.transcript_files import as_column
 from data_modules.manifest import BadFile, Manifest, write_manifest
 
 HOSTILE = {

@@ -125,6 +125,7 @@ class Tuning:
         seed: Of the sampler.
         prune: Stop trials that are worse than the median of the others after as many epochs.
         more: Arguments for every run, as `--trainer.max_epochs 3`.
+        checkpoint: Decode with it in place of training.
 
     Raises:
         InputError: A grid of a range, an unknown rate, or a folder of other trials.
@@ -140,8 +141,10 @@ class Tuning:
         seed: int = 1,
         prune: bool = True,
         more: Sequence[str] = (),
+        checkpoint: Path | None = None,
     ) -> None:
         self.config, self.space, self.folder, self.more = config, space, folder, list(more)
+        self.checkpoint = checkpoint
         self.subset, _, self.rate = metric.rpartition("/")
         ranges = [key for key, values in space.items() if not isinstance(values, list)]
         if sampler == "grid" and ranges:
@@ -155,6 +158,8 @@ class Tuning:
             load_if_exists=True,
         )
         identity = {"config": str(config), "metric": metric, "space": _flow(dict(space)), "more": " ".join(more)}
+        if checkpoint is not None:
+            identity["checkpoint"] = str(checkpoint)
         before = self.study.user_attrs.get("identity", identity)
         changed = [
             f"  {key}: {before.get(key)} before, {now} now" for key, now in identity.items() if before.get(key) != now
@@ -162,6 +167,9 @@ class Tuning:
         if changed:
             raise InputError("\n".join([f"{folder} holds other trials; give another --output:", *changed]))
         self.study.set_user_attr("identity", identity)
+        nothing = {key: 0 for key in ranges if space[key]["low"] <= 0 <= space[key]["high"]}
+        if checkpoint is not None and len(nothing) == len(space) and not self.study.trials:
+            self.study.enqueue_trial(nothing)
 
     def run(self, trials: int, workers: int) -> None:
         """Make trials until there are so many, several at a time; those of an earlier call count.
@@ -180,7 +188,7 @@ class Tuning:
         folder = self.folder / f"trial{trial.number}"
         folder.mkdir(exist_ok=True)
         arguments = [text for key, value in values.items() for text in (f"--{key}", _flow(value))]
-        command = [sys.executable, "-m", "asr_lightning", "fit", "--config", str(self.config), *arguments, *self.more]
+        command = [sys.executable, "-m", "asr_lightning", *self._stage(), *arguments, *self.more]
         with (folder / "output.log").open("w") as log:
             process = subprocess.Popen(
                 [*command, "--trainer.default_root_dir", str(folder)], stdout=log, stderr=subprocess.STDOUT
@@ -202,6 +210,13 @@ class Tuning:
         print(f"trial {trial.number}: {self.subset}/{self.rate} {last:.2%} with {values}", flush=True)
         return last
 
+    def _stage(self) -> list[str]:
+        """Return what a trial is: training, or decoding with the checkpoint."""
+        if self.checkpoint is None:
+            return ["fit", "--config", str(self.config)]
+        chosen = ["--data.init_args.test_subsets", f"[{self.subset}]"]
+        return ["test", "--config", str(self.config), "--ckpt_path", str(self.checkpoint), *chosen]
+
     def _watch(self, trial: Trial, process: subprocess.Popen[bytes], folder: Path) -> bool:
         """Report every epoch; end the run and return True if it is hopeless."""
         reported = 0
@@ -219,7 +234,7 @@ class Tuning:
 
     def _rates(self, folder: Path) -> dict[int, float]:
         """Return the rate by epoch, as far as the run has come."""
-        path = folder / "error_rates.csv"
+        path = folder / ("error_rates.csv" if self.checkpoint is None else "test_error_rates.csv")
         if not path.exists():
             return {}
         rows = [row for row in read_rates(path) if row.subset == self.subset]

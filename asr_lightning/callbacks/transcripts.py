@@ -22,6 +22,7 @@ from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import printable
 from asr_lightning.files import append_to, name_of_run, write_atomically
 from asr_lightning.scoring import COUNTS, RATES
+from asr_lightning.text.timed_words import as_ctm
 
 COLUMNS = ("run", "seed", "epoch", "subset", *RATES, *COUNTS)
 EXAMPLE_LENGTH = 100  # characters of a printed transcript
@@ -47,7 +48,8 @@ class Transcripts(Callback):
       A recogniser that searches with a beam adds `n_best`: texts with the scores that they are ranked by.
     * `transcripts/predict-<subset>.jsonl`: the same for `lightning predict`, without what needs a reference, in the
       order of recognition and rank by rank, since any amount of speech may be predicted. The subset is the utterances'
-      own; those without one are in `transcripts/predict.jsonl`.
+      own; those without one are in `transcripts/predict.jsonl`. Each line has `words` with `start` and `end` in seconds
+      and a `confidence`; `transcripts/predict-<subset>.ctm` has the same for NIST's tools.
 
     Validating alone (`lightning validate`) only prints. The rates are those that the recogniser logged as
     `<subset>/wer`, `<subset>/cer` and so on, where the subset is the name of a dataloader; dataloaders without
@@ -100,7 +102,7 @@ class Transcripts(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what a broken prediction has left."""
         if trainer.is_global_zero:
-            for path in (Path(trainer.default_root_dir) / "transcripts").glob(".predict*.jsonl.rank*"):
+            for path in (Path(trainer.default_root_dir) / "transcripts").glob(".predict*.rank*"):
                 path.unlink()
         trainer.strategy.barrier()
 
@@ -120,10 +122,13 @@ class Transcripts(Callback):
         for subset, name, speaker, found in zip(
             batch.subsets, batch.ids, batch.speakers, outputs["hypotheses"], strict=True
         ):
-            line = {"id": name, "speaker": speaker, "hypothesis": found[0].text, **n_best(found)}
-            lines.setdefault(subset, []).append(as_json_line(line))
-        for subset, of_subset in lines.items():
-            name = f".predict-{subset}.jsonl" if subset else ".predict.jsonl"
+            words = [word.as_json() for word in found[0].words]
+            line = {"id": name, "speaker": speaker, "hypothesis": found[0].text, "words": words, **n_best(found)}
+            stem = f".predict-{subset}" if subset else ".predict"
+            lines.setdefault(f"{stem}.jsonl", []).append(as_json_line(line))
+            if words:
+                lines.setdefault(f"{stem}.ctm", []).append(as_ctm(name, found[0].words))
+        for name, of_subset in lines.items():
             with append_to(folder / f"{name}.rank{trainer.global_rank:05}") as file:
                 file.writelines(of_subset)
 
@@ -133,7 +138,7 @@ class Transcripts(Callback):
         if not trainer.is_global_zero:
             return
         parts: dict[Path, list[Path]] = {}
-        for part in sorted((Path(trainer.default_root_dir) / "transcripts").glob(".predict*.jsonl.rank*")):
+        for part in sorted((Path(trainer.default_root_dir) / "transcripts").glob(".predict*.rank*")):
             parts.setdefault(part.with_name(part.stem.removeprefix(".")), []).append(part)
         for whole, (first, *others) in parts.items():
             with append_to(first) as target:

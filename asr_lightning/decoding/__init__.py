@@ -1,1 +1,1 @@
-"""From what a network puts out to hypotheses of what was said."""
+"""Searches: from the outputs of networks to hypotheses."""

@@ -1,4 +1,4 @@
-"""Search for what an attention decoder heard, with CTC and a language model if wanted."""
+"""Beam search of an attention decoder, with CTC and a language model if wanted."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from asr_lightning.decoding.ctc import CTCPrefixScorer
+from asr_lightning.decoding.ctc_search import add_alignments
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.language_model import LanguageModel
 from asr_lightning.errors import InputError
@@ -43,8 +44,8 @@ class AttentionSearch:
 
     Args:
         beam: Hypotheses kept; 1 is greedy.
-        ctc_weight: Share of the recogniser's CTC output, 0 to 1.
-        language_model: For `language_model_weight` and `rescoring_weight`.
+        ctc_weight: Share of the recognizer's CTC output, 0 to 1.
+        language_model: For `language_model_weight` and `rescoring_weight`; it is not read where both are 0.
         language_model_weight: Of every token's log probability, added in the search (shallow fusion).
         rescoring_weight: λ of `log P(y|x) / |y| + λ log P_LM(y)`, by which complete hypotheses are ranked, with |y| the
             characters [Chan et al. 2016, eq. 15]. None: they are ranked by their scores in the search.
@@ -54,7 +55,7 @@ class AttentionSearch:
         tokens_per_frame: Most tokens of a hypothesis, per encoder frame.
 
     Raises:
-        InputError: A number is out of its range, or a language model is missing or of no use.
+        InputError: A number is out of its range, or a language model is missing.
     """
 
     def __init__(
@@ -73,15 +74,15 @@ class AttentionSearch:
                 "AttentionSearch needs beam >= 1, 0 <= ctc_weight <= 1 and tokens_per_frame > 0, got "
                 f"beam={beam}, ctc_weight={ctc_weight} and tokens_per_frame={tokens_per_frame}"
             )
-        if (language_model is None) != (language_model_weight == 0.0 and not rescoring_weight):
+        used = language_model_weight != 0.0 or bool(rescoring_weight)
+        if language_model is None and used:
             raise InputError(
-                "AttentionSearch needs a language_model together with a language_model_weight or rescoring_weight, got "
-                f"language_model={language_model}, language_model_weight={language_model_weight} and "
-                f"rescoring_weight={rescoring_weight}"
+                f"AttentionSearch needs a language_model for language_model_weight={language_model_weight} and "
+                f"rescoring_weight={rescoring_weight}, got none: name one, or set the weights to 0"
             )
         self.beam = beam
         self.ctc_weight = ctc_weight
-        self.language_model = language_model
+        self.language_model = language_model if used else None
         self.language_model_weight = language_model_weight
         self.rescoring_weight = rescoring_weight
         self.length_power = length_power
@@ -96,26 +97,30 @@ class AttentionSearch:
 
         Args:
             decoder: The attention decoder.
-            memory: What it remembers of the B utterances.
+            memory: Of the B utterances, as the decoder prepares it.
             lengths: (B,) encoder frames.
             tokenizer: The vocabulary.
-            ctc_logits: (B, T, V) of the recogniser's CTC output, if it has one.
+            ctc_logits: (B, T, V) of the recognizer's CTC output, if it has one.
 
         Returns:
-            For each utterance at most `beam` hypotheses, the best first.
+            For each utterance at most `beam` hypotheses, the best first; with CTC output, the frames of their tokens by
+            forced alignment.
 
         Raises:
             InputError: There is a `ctc_weight`, but no CTC output; or the language model cannot be used.
         """
         if self.ctc_weight > 0.0 and ctc_logits is None:
             raise InputError(
-                f"the search has a ctc_weight of {self.ctc_weight}, but the recogniser was trained without CTC: set "
+                f"the search has a ctc_weight of {self.ctc_weight}, but the recognizer was trained without CTC: set "
                 "the search's ctc_weight to 0, or train it with a ctc_weight of its own"
             )
         if self.language_model is not None:
             self.language_model.prepare(tokenizer, lengths.device)
         search = _Search(self, self._scorers(decoder, memory, lengths, tokenizer, ctc_logits), lengths, tokenizer)
-        return [self._ranked(complete, tokenizer) for complete in search.run()]
+        ranked = [self._ranked(complete, tokenizer) for complete in search.run()]
+        if ctc_logits is not None:
+            add_alignments(ranked, ctc_logits.float().log_softmax(dim=2), lengths, tokenizer.blank_id)
+        return ranked
 
     def _scorers(
         self, decoder: Decoder, memory: State, lengths: Tensor, tokenizer: Tokenizer, ctc_logits: Tensor | None
@@ -160,7 +165,7 @@ class AttentionSearch:
 
 @dataclass
 class _Scorer:
-    """One opinion on the next tokens; its state follows the beam."""
+    """Log probabilities of the next tokens by one model; its state follows the beam."""
 
     name: str
     weight: float
@@ -188,6 +193,7 @@ class _Search:
         self.scores[:, 0] = 0.0  # the others are only there to fill the beam
         self.tokens = torch.full((len(lengths), self.beam, 1), self.eos_id, device=device)  # (A, K, U)
         self.parts = torch.zeros(len(lengths), self.beam, len(scorers), device=device)
+        self.attended = self.scores.new_zeros(len(lengths), self.beam, 0)  # log probabilities of the tokens (A, K, U)
         for scorer in scorers:
             scorer.state = tuple(part.repeat_interleave(self.beam, dim=0) for part in scorer.state)
 
@@ -239,10 +245,12 @@ class _Search:
         if beam > 1:  # each hypothesis takes the place of another
             self.tokens = self.tokens.flatten(0, 1)[rows].view(count, beam, -1)
             self.parts = self.parts.flatten(0, 1)[rows].view(count, beam, -1)
+            self.attended = self.attended.flatten(0, 1)[rows].view(count, beam, self.attended.shape[2])
             for scorer in self.scorers:
                 scorer.state = tuple(part.index_select(0, rows) for part in scorer.state)
         self.tokens = torch.cat([self.tokens, tokens.unsqueeze(2)], dim=2)
         self.parts = self.parts + chosen
+        self.attended = torch.cat([self.attended, chosen[:, :, :1]], dim=2)
 
     def _collect(self, ended: Tensor, scores: Tensor, parents: Tensor, opinions: Tensor) -> None:
         for row, place in ended.nonzero().tolist():
@@ -262,11 +270,12 @@ class _Search:
                 tokens=tuple(self.tokens[row, parent, 1:].tolist()),
                 score=score,
                 parts=dict(zip(names, parts.tolist(), strict=True)),
+                log_probs=tuple(self.attended[row, parent].tolist()),
             )
         )
 
     def _drop_finished(self) -> None:
-        """Search on only where a hypothesis is left that may matter."""
+        """Drop utterances whose best complete hypotheses can no longer change."""
         best = self.scores[:, 0].tolist()
         going = [
             row
@@ -278,7 +287,7 @@ class _Search:
         keep = torch.tensor(going, dtype=torch.int64, device=self.scores.device)
         rows = (keep.unsqueeze(1) * self.beam + torch.arange(self.beam, device=keep.device)).flatten()
         self.utterances, self.scores = [self.utterances[row] for row in going], self.scores[keep]
-        self.tokens, self.parts = self.tokens[keep], self.parts[keep]
+        self.tokens, self.parts, self.attended = self.tokens[keep], self.parts[keep], self.attended[keep]
         for scorer in self.scorers:
             scorer.state = tuple(part.index_select(0, rows) for part in scorer.state)
             scorer.memory = tuple(part.index_select(0, keep) for part in scorer.memory)

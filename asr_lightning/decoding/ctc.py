@@ -1,4 +1,4 @@
-"""What a CTC output says about texts: their probability, token by token, and when their tokens are spoken."""
+"""CTC outputs: probabilities of texts, token by token, and forced alignment."""
 
 from collections.abc import Sequence
 

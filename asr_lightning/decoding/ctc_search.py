@@ -1,4 +1,4 @@
-"""Search for what a CTC output heard [Graves et al. 2006; Hannun et al. 2014, "First-pass large vocabulary CTC"].
+"""Greedy and prefix beam search of a CTC output [Graves et al. 2006; Hannun et al. 2014].
 
 A path names a token or a blank for every frame; repeats of a token without a blank between them are one, and blanks are
 dropped. So many paths spell one text, whose probability is the sum of theirs.
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from asr_lightning.decoding.ctc import forced_alignments
 from asr_lightning.decoding.hypothesis import Hypothesis
@@ -24,7 +25,7 @@ NOBODY = -1_000_000  # length of a hypothesis that fills the beam while there ar
 
 
 class CTCSearch:
-    """How to decode a CTC output.
+    """Greedy or prefix beam search of a CTC output, with a language model if wanted.
 
     With a beam, prefixes are grown frame by frame, and all paths that spell the same prefix are one hypothesis. They
     are ranked by
@@ -33,12 +34,12 @@ class CTCSearch:
 
     Args:
         beam: Prefixes kept. 1 without a language model takes the best path.
-        language_model: For `language_model_weight`.
+        language_model: For `language_model_weight`; it is not read where that is 0.
         language_model_weight: Of every token's log probability, and of the end's.
         length_bonus: Added for every token, against the shortness that language models prefer.
 
     Raises:
-        InputError: The beam is below 1, or there is a weight without a language model or the other way round.
+        InputError: The beam is below 1, or there is a weight without a language model.
     """
 
     def __init__(
@@ -50,13 +51,13 @@ class CTCSearch:
     ) -> None:
         if beam < 1:
             raise InputError(f"CTCSearch needs beam >= 1, got beam={beam}")
-        if (language_model is None) != (language_model_weight == 0.0):
+        if language_model is None and language_model_weight != 0.0:
             raise InputError(
-                "CTCSearch needs a language_model together with a language_model_weight, got "
-                f"language_model={language_model} and language_model_weight={language_model_weight}"
+                f"CTCSearch needs a language_model for language_model_weight={language_model_weight}, got none: name "
+                "one, or set the weight to 0"
             )
         self.beam = beam
-        self.language_model = language_model
+        self.language_model = language_model if language_model_weight else None
         self.language_model_weight = language_model_weight
         self.length_bonus = length_bonus
 
@@ -94,16 +95,50 @@ def best_paths(log_probs: Tensor, lengths: Tensor, blank_id: int) -> list[Hypoth
     path = path.masked_fill(beyond, blank_id)
     repeats = torch.zeros_like(beyond)
     repeats[:, 1:] = path[:, 1:] == path[:, :-1]
-    places = ((path != blank_id) & ~repeats).nonzero().tolist()
-    found: list[list[int]] = [[] for _ in path]
-    for row, frame in places:
-        found[row].append(frame)
+    named = path != blank_id
+    firsts = (named & ~repeats).nonzero().tolist()
+    lasts = (named & ~functional.pad(repeats[:, 1:], (0, 1))).nonzero().tolist()
+    spans: list[list[tuple[int, int]]] = [[] for _ in path]
+    for (row, first), (_, last) in zip(firsts, lasts, strict=True):
+        spans[row].append((first, last))
     scores = best.masked_fill(beyond, 0.0).sum(dim=1).tolist()
-    tokens = path.tolist()
+    tokens, certainties = path.tolist(), best.tolist()
     return [
-        Hypothesis(tuple(tokens[row][frame] for frame in frames), score, tuple(frames), parts={"ctc": score})
-        for row, (frames, score) in enumerate(zip(found, scores, strict=True))
+        Hypothesis(
+            tuple(tokens[row][first] for first, _ in spans[row]),
+            score,
+            tuple(first for first, _ in spans[row]),
+            parts={"ctc": score},
+            log_probs=tuple(max(certainties[row][first : last + 1]) for first, last in spans[row]),
+            ends=tuple(last for _, last in spans[row]),
+        )
+        for row, score in enumerate(scores)
     ]
+
+
+def add_alignments(hypotheses: list[list[Hypothesis]], log_probs: Tensor, lengths: Tensor, blank_id: int) -> None:
+    """Give hypotheses first and last frame of each token by forced alignment, and its highest log probability there.
+
+    What no path spells stays without frames.
+
+    Args:
+        hypotheses: Of each of B utterances.
+        log_probs: (B, T, V) of a CTC output.
+        lengths: (B,) real frames.
+        blank_id: The blank's token id.
+    """
+    rows = [row for row, of_utterance in enumerate(hypotheses) for _ in of_utterance]
+    dated = [hypothesis for of_utterance in hypotheses for hypothesis in of_utterance]
+    aligned = forced_alignments(log_probs, lengths, rows, [one.tokens for one in dated], blank_id)
+    values = log_probs.cpu().numpy()
+    for row, hypothesis, spans in zip(rows, dated, aligned, strict=True):
+        hypothesis.frames = tuple(first for first, _ in spans or ())
+        hypothesis.ends = tuple(last for _, last in spans or ())
+        if not hypothesis.log_probs:  # else the decoder has given its own
+            hypothesis.log_probs = tuple(
+                float(values[row, first : last + 1, token].max())
+                for (first, last), token in zip(spans or (), hypothesis.tokens if spans else (), strict=True)
+            )
 
 
 @dataclass
@@ -258,16 +293,8 @@ class _Beams:
                     parts["language_model"] = float(found.language[row, place])
                 tokens = tuple(found.tokens[row, place, :size].tolist())
                 results[-1].append(Hypothesis(tokens, float(scores[row, place]), parts=parts))
-        self._date(results, lengths)
+        add_alignments(results, self.log_probs, lengths, self.blank_id)
         return results
-
-    def _date(self, results: list[list[Hypothesis]], lengths: Tensor) -> None:
-        """Give hypotheses the frames of their tokens."""
-        rows = [row for row, hypotheses in enumerate(results) for _ in hypotheses]
-        dated = [one for hypotheses in results for one in hypotheses]
-        aligned = forced_alignments(self.log_probs, lengths, rows, [one.tokens for one in dated], self.blank_id)
-        for one, spans in zip(dated, aligned, strict=True):
-            one.frames = tuple(first for first, _ in spans or ())
 
     def _bonus(self, language: Tensor, sizes: Tensor) -> Tensor:
         weight = self.settings.language_model_weight

@@ -1,4 +1,4 @@
-"""What a search asks of a language model."""
+"""The interface of language models in a search."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ State = tuple[Tensor, ...]  # each with one row per hypothesis first
 
 
 class LanguageModel(ABC):
-    """Base class: says how probable texts are, token by token for fusion, or whole for rescoring.
+    """Base class: log probabilities of texts, token by token for fusion, or of whole texts for rescoring.
 
     It is made by a class path in an experiment, from the path of a file that is only read when it is first used.
     """
 
     @abstractmethod
     def prepare(self, tokenizer: Tokenizer, device: device) -> None:
-        """Read the model, and get ready to score the tokens of a recogniser; called before every batch.
+        """Read the model, and get ready to score the tokens of a recognizer; called before every batch.
 
         Raises:
             InputError: The model cannot be read.
@@ -29,7 +29,7 @@ class LanguageModel(ABC):
         """Return the state before any token.
 
         Raises:
-            InputError: The model's tokens are not the recogniser's, so it can only rescore.
+            InputError: The model's tokens are not the recognizer's, so it can only rescore.
         """
 
     @abstractmethod

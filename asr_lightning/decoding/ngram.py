@@ -1,4 +1,4 @@
-"""N-gram models in the search."""
+"""Language models: n-grams of tokens."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ class ArpaLanguageModel(LanguageModel):
 
 
 class NGramLanguageModel(ArpaLanguageModel):
-    """A model of the recogniser's tokens, in an ARPA file as `asr ngram estimate` makes it.
+    """A model of the recognizer's tokens, in an ARPA file as `asr ngram estimate` makes it.
 
     What the model does not know is as probable as its `<unk>`, and impossible if it has none. The state is the context:
     the model's ids (N, order - 1) of the last tokens, -1 before the first. Distributions are computed on the CPU, and
@@ -49,12 +49,12 @@ class NGramLanguageModel(ArpaLanguageModel):
 
     def __init__(self, arpa: str) -> None:
         super().__init__(arpa)
-        self._columns = np.zeros(0, np.int64)  # (V,) the model's token that stands for each of the recogniser's
+        self._columns = np.zeros(0, np.int64)  # (V,) the model's token that stands for each of the recognizer's
         self._read_as = torch.zeros(0, dtype=torch.int64)  # (V,) and in the context
         self._rows: dict[tuple[int, ...], Row] = {}  # by context, the least recently used first
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
-        """Read the model, and get ready to score the tokens of a recogniser.
+        """Read the model, and get ready to score the tokens of a recognizer.
 
         Raises:
             InputError: The model cannot be read, or is one of other tokens.
@@ -68,12 +68,12 @@ class NGramLanguageModel(ArpaLanguageModel):
         self._read_as = self._read_as.to(device)
 
     def _match(self, model: NGram, tokenizer: Tokenizer) -> None:
-        """Find the recogniser's tokens in the model."""
+        """Find the recognizer's tokens in the model."""
         known = {SENTENCE_START, SENTENCE_END, UNKNOWN, *tokenizer.tokens}
         foreign = [token for token in model.tokens if token not in known]
         if foreign:
             raise InputError(
-                f"{self.arpa}: expected a language model of the recogniser's {len(tokenizer)} tokens, found "
+                f"{self.arpa}: expected a language model of the recognizer's {len(tokenizer)} tokens, found "
                 f"{', '.join(map(repr, foreign[:3]))} in it; estimate one with `asr ngram "
                 "estimate --units tokens`, or, if these are words, use WordNGramLanguageModel"
             )
@@ -100,7 +100,7 @@ class NGramLanguageModel(ArpaLanguageModel):
         return torch.from_numpy(np.stack(rows)).to(self._device), (context,)
 
     def _row(self, context: tuple[int, ...]) -> Row:
-        """Return the log probabilities (V,) of the recogniser's tokens in a context of the model's."""
+        """Return the log probabilities (V,) of the recognizer's tokens in a context of the model's."""
         row = self._rows.pop(context, None)
         if row is None:
             log_probs = self._prepared()[0].distribution(context)

@@ -1,4 +1,4 @@
-"""Search for what a transducer heard [Graves 2012, "Sequence transduction with recurrent neural networks"].
+"""Greedy and beam search of a transducer [Graves 2012, "Sequence transduction with recurrent neural networks"].
 
 A transducer's alignment is a walk over the frames: in each it emits some tokens, then a blank that goes on to the next
 frame. The score of an alignment is the log probability of all that it emits, blanks included; a frame that holds its
@@ -13,8 +13,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from asr_lightning.decoding.fusion import Fusion
 from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.decoding.language_model import LanguageModel
 from asr_lightning.errors import InputError
+from asr_lightning.text.tokenizers import Tokenizer
 
 WINDOW = 8  # frames that greedy search looks ahead at once; 4 to 8 was fastest at 16 utterances on a CPU
 
@@ -29,21 +32,39 @@ class Walks(NamedTuple):
         score: Natural log of their summed probability.
         best: That of the most probable one; of equal ones, that whose last tokens come earlier.
         frames: In which it emits each token.
+        log_probs: Natural log probability of each of these emissions.
+        text: What language models add for the sequence.
     """
 
     score: float
     best: float
     frames: Tokens
+    log_probs: tuple[float, ...] = ()
+    text: float = 0.0
 
-    def longer(self, log_prob: float, frame: int | None = None) -> "Walks":
-        """Return all of them one symbol longer: by a token in a frame, or by a blank."""
-        frames = self.frames if frame is None else (*self.frames, frame)
-        return Walks(self.score + log_prob, self.best + log_prob, frames)
+    @property
+    def total(self) -> float:
+        """What hypotheses are ranked by."""
+        return self.score + self.text
+
+    def emitting(self, log_prob: float, frame: int, text: float) -> "Walks":
+        """Return all of them one token longer; the language models add `text` for it."""
+        return Walks(
+            self.score + log_prob,
+            self.best + log_prob,
+            (*self.frames, frame),
+            (*self.log_probs, log_prob),
+            self.text + text,
+        )
+
+    def passing(self, log_prob: float) -> "Walks":
+        """Return all of them with a blank behind."""
+        return self._replace(score=self.score + log_prob, best=self.best + log_prob)
 
     def joined(self, other: "Walks") -> "Walks":
         """Return them together with others of the same tokens."""
         leader = self if self.best >= other.best else other
-        return Walks(_log_add(self.score, other.score), leader.best, leader.frames)
+        return leader._replace(score=_log_add(self.score, other.score))
 
 
 Beam = dict[Tokens, Walks]
@@ -67,23 +88,73 @@ class JointNetwork(Protocol):
 
 
 class TransducerSearch:
-    """How to decode a transducer.
+    """Greedy or beam search of a transducer, with language models if wanted.
+
+    Hypotheses y of an utterance x are ranked by
+
+        log P(y|x) + language_model_weight log P_LM(y) - density_ratio_weight log P_D(y)
+                   - internal_language_model_weight log P_ILM(y) + length_bonus |y|.
+
+    P_LM and P_D count the end of the sentence at the last frame. P_D is a model of the transcripts that the transducer
+    was trained on: one like P_LM gives the density ratio [McDermott et al. 2019], an n-gram of low order the low-order
+    density ratio [Zheng et al. 2022]. P_ILM is the internal language model: the softmax over the tokens, the blank left
+    out, of the joint network without the encoder's term [Variani et al. 2020, 3.2; Meng et al. 2021, 3.2]. It has no
+    end. A weight of 0 leaves its model out: it is neither read nor asked.
 
     Args:
-        beam: Hypotheses kept; 1 is greedy.
+        beam: Hypotheses kept. 1 without a language model and without a bonus is greedy.
         max_symbols: Most tokens emitted in one frame.
+        language_model: For `language_model_weight`.
+        language_model_weight: Of the log probability of every token, and of the end.
+        internal_language_model_weight: Of what is subtracted for the internal language model.
+        density_ratio_model: For `density_ratio_weight`.
+        density_ratio_weight: Of what is subtracted for this model.
+        length_bonus: Added for every token, against the shortness that language models prefer.
 
     Raises:
-        InputError: A number is below 1.
+        InputError: A number is out of its range, or there is a weight without its language model.
     """
 
-    def __init__(self, beam: int = 1, max_symbols: int = 10) -> None:
+    def __init__(
+        self,
+        beam: int = 1,
+        max_symbols: int = 10,
+        language_model: LanguageModel | None = None,
+        language_model_weight: float = 0.0,
+        internal_language_model_weight: float = 0.0,
+        density_ratio_model: LanguageModel | None = None,
+        density_ratio_weight: float = 0.0,
+        length_bonus: float = 0.0,
+    ) -> None:
         if beam < 1 or max_symbols < 1:
             raise InputError(
                 f"TransducerSearch needs beam >= 1 and max_symbols >= 1, got beam={beam} and max_symbols={max_symbols}"
             )
+        weights = {
+            "language_model_weight": language_model_weight,
+            "internal_language_model_weight": internal_language_model_weight,
+            "density_ratio_weight": density_ratio_weight,
+        }
+        if min(weights.values()) < 0 or not all(map(math.isfinite, (*weights.values(), length_bonus))):
+            raise InputError(
+                f"TransducerSearch needs weights of at least 0 and a finite length_bonus, got {weights} and "
+                f"length_bonus={length_bonus}; it subtracts the internal language model and the density ratio itself"
+            )
+        for name, model in (("language_model", language_model), ("density_ratio", density_ratio_model)):
+            if model is None and weights[f"{name}_weight"]:
+                wanted = "density_ratio_model" if name == "density_ratio" else name
+                raise InputError(
+                    f"TransducerSearch needs a {wanted} for {name}_weight={weights[f'{name}_weight']}, got none: name "
+                    "one, or set the weight to 0"
+                )
         self.beam = beam
         self.max_symbols = max_symbols
+        self.language_model = language_model
+        self.language_model_weight = language_model_weight
+        self.internal_language_model_weight = internal_language_model_weight
+        self.density_ratio_model = density_ratio_model
+        self.density_ratio_weight = density_ratio_weight
+        self.length_bonus = length_bonus
 
     def __call__(
         self,
@@ -91,13 +162,33 @@ class TransducerSearch:
         encoder_lengths: Tensor,
         predictor: PredictionNetwork,
         joint: JointNetwork,
-        blank_id: int,
+        tokenizer: Tokenizer,
     ) -> list[list[Hypothesis]]:
-        """Return for each of the B utterances at most `beam` hypotheses, the best first."""
-        arguments = (encoder_outputs, encoder_lengths, predictor, joint, blank_id)
-        if self.beam == 1:
+        """Return for each of the B utterances at most `beam` hypotheses, the best first.
+
+        Raises:
+            InputError: A language model cannot be used.
+        """
+        arguments = (encoder_outputs, encoder_lengths, predictor, joint, tokenizer.blank_id)
+        fusion = self._fusion(tokenizer, encoder_outputs.device)
+        if self.beam == 1 and fusion is None:
             return [[best] for best in greedy_search(*arguments, max_symbols=self.max_symbols)]
-        return beam_search(*arguments, beam=self.beam, max_symbols=self.max_symbols)
+        return beam_search(*arguments, beam=self.beam, max_symbols=self.max_symbols, fusion=fusion)
+
+    def _fusion(self, tokenizer: Tokenizer, device: torch.device) -> Fusion | None:
+        """Return what is added to the transducer's scores; None where nothing is."""
+        models = []
+        for model, weight in (
+            (self.language_model, self.language_model_weight),
+            (self.density_ratio_model, -self.density_ratio_weight),
+        ):
+            if model is not None and weight:
+                model.prepare(tokenizer, device)
+                models.append((model, weight))
+        if not models and not self.internal_language_model_weight and not self.length_bonus:
+            return None
+        weights = tuple(models), self.internal_language_model_weight, self.length_bonus
+        return Fusion(*weights, len(tokenizer), tokenizer.blank_id, tokenizer.eos_id)
 
 
 @torch.no_grad()
@@ -141,6 +232,7 @@ def greedy_search(
     start = torch.full((batch_size, 1), blank_id, device=device)
     predicted, state = predictor(start, predictor.initial_state(batch_size, device))  # (B, 1, D)
     emitted: list[Tensor] = []
+    certainties: list[Tensor] = []
 
     while len(rows := (place < lengths).nonzero().squeeze(1)):
         frames = place[rows].unsqueeze(1) + ahead  # (B, WINDOW)
@@ -163,21 +255,35 @@ def greedy_search(
             speakers, token = rows[chosen], tokens[chosen, moved[chosen]]
             symbols[speakers] += 1
             emitted.append(torch.stack([speakers, token, place[speakers]]))
+            certainties.append(best[chosen, moved[chosen]])
             output, after = predictor(token.unsqueeze(1), tuple(part[speakers] for part in state))
             predicted = predicted.index_copy(0, speakers, output)
             state = tuple(part.index_copy(0, speakers, new) for part, new in zip(state, after, strict=True))
 
-    return _collect(emitted, scores)
+    return _collect(emitted, certainties, scores)
 
 
-def _collect(emitted: list[Tensor], scores: Tensor) -> list[Hypothesis]:
-    """Sort what was emitted, each (3, N) of rows, tokens and frames, into the rows with the given scores (B,)."""
+def _collect(emitted: list[Tensor], certainties: list[Tensor], scores: Tensor) -> list[Hypothesis]:
+    """Sort emissions into the rows with the given scores (B,).
+
+    Args:
+        emitted: Each (3, N) of rows, tokens and frames.
+        certainties: Each (N,), their log probabilities.
+        scores: Of the hypotheses.
+    """
     tokens: list[list[int]] = [[] for _ in scores]
     frames: list[list[int]] = [[] for _ in scores]
-    for row, token, frame in torch.cat(emitted, dim=1).T.tolist() if emitted else []:
-        tokens[row].append(token)
-        frames[row].append(frame)
-    return [Hypothesis(tuple(t), s, tuple(f)) for t, s, f in zip(tokens, scores.tolist(), frames, strict=True)]
+    log_probs: list[list[float]] = [[] for _ in scores]
+    if emitted:
+        emissions = zip(torch.cat(emitted, dim=1).T.tolist(), torch.cat(certainties).tolist(), strict=True)
+        for (row, token, frame), log_prob in emissions:
+            tokens[row].append(token)
+            frames[row].append(frame)
+            log_probs[row].append(log_prob)
+    return [
+        Hypothesis(tuple(t), s, tuple(f), log_probs=tuple(p))
+        for t, s, f, p in zip(tokens, scores.tolist(), frames, log_probs, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -189,11 +295,13 @@ def beam_search(
     blank_id: int,
     beam: int = 8,
     max_symbols: int = 5,
+    fusion: Fusion | None = None,
 ) -> list[list[Hypothesis]]:
-    """Keep the most probable token sequences after every frame.
+    """Keep the best token sequences after every frame.
 
-    Alignments that spell the same tokens are one hypothesis with the sum of their probabilities. Within a frame,
-    hypotheses that fall behind the `beam` best that have already left it are not followed further.
+    Alignments that spell the same tokens are one hypothesis with the sum of their probabilities; what language models
+    add depends on the tokens alone, and is added once. Within a frame, hypotheses that fall behind the `beam` best that
+    have already left it are not followed further.
 
     Args:
         encoder_outputs: (B, T, D).
@@ -203,11 +311,12 @@ def beam_search(
         blank_id: The blank's token id.
         beam: Most hypotheses kept of an utterance.
         max_symbols: Most tokens emitted in one frame.
+        fusion: What language models add, prepared.
 
     Returns:
-        For each of B utterances at most `beam` hypotheses with different tokens, best first. A score sums all
-        alignments found, so it is at most the negative transducer loss; the frames are those of the most probable of
-        these alignments.
+        For each of B utterances at most `beam` hypotheses with different tokens, best first. Without fusion a score
+        sums all alignments found, so it is at most the negative transducer loss; with fusion this is the part
+        `transducer`, and `fusion` what was added. The frames are those of the most probable of these alignments.
 
     Raises:
         ValueError: `beam` or `max_symbols` is less than 1.
@@ -215,8 +324,9 @@ def beam_search(
     if beam < 1 or max_symbols < 1:
         raise ValueError(f"beam and max_symbols must be at least 1, got beam {beam} and max_symbols {max_symbols}")
     lengths = encoder_lengths.tolist()
-    histories = _Histories(predictor, blank_id, encoder_outputs.device)
+    histories = _Histories(predictor, joint, blank_id, encoder_outputs, fusion)
     beams: list[Beam] = [{(): Walks(0.0, 0.0, ())} for _ in lengths]
+    ended = [{} if length else histories.with_ends(beams[row]) for row, length in enumerate(lengths)]
     for frame in range(max(lengths, default=0)):
         rows = [row for row, length in enumerate(lengths) if frame < length]
         encoded = encoder_outputs[rows, frame]  # (B, D) of the rows that have this frame
@@ -225,37 +335,117 @@ def beam_search(
         )
         for row, survivors in zip(rows, passed, strict=True):
             beams[row] = survivors
+            if frame == lengths[row] - 1:
+                ended[row] = histories.with_ends(survivors)
         histories.forget_all_but(tokens for row in rows for tokens in beams[row])
     return [
-        [Hypothesis(tokens, walks.score, walks.frames) for tokens, walks in _best(hypotheses.items(), beam)]
-        for hypotheses in beams
+        [
+            Hypothesis(
+                tokens,
+                walks.total,
+                walks.frames,
+                parts={} if fusion is None else {"transducer": walks.score, "fusion": walks.text},
+                log_probs=walks.log_probs,
+            )
+            for tokens, walks in _best(hypotheses.items(), beam)
+        ]
+        for hypotheses in ended
     ]
 
 
 class _Histories:
-    """What the prediction network makes of token sequences; each is read once, whichever utterance it belongs to."""
+    """Outputs of prediction network and language models by token sequence; each is computed once for all utterances.
 
-    def __init__(self, predictor: PredictionNetwork, blank_id: int, device: torch.device) -> None:
-        self.predictor = predictor
-        self.device = device
-        start = torch.full((1, 1), blank_id, device=device)
-        outputs, state = predictor(start, predictor.initial_state(1, device))
-        self.read: dict[Tokens, tuple[Tensor, State]] = {(): (outputs[0, 0], tuple(part[0] for part in state))}
+    Everything is a table with a slot for each known sequence; slots of forgotten sequences are used again.
+    """
 
-    def __call__(self, sequences: Sequence[Tokens]) -> Tensor:
-        """Return the network's outputs (N, D) behind N sequences, which are known or one token longer than known."""
-        if new := list(dict.fromkeys(tokens for tokens in sequences if tokens not in self.read)):
-            parents = [self.read[tokens[:-1]][1] for tokens in new]
-            last = torch.tensor([tokens[-1:] for tokens in new], device=self.device)  # (N, 1)
-            outputs, state = self.predictor(last, tuple(torch.stack(parts) for parts in zip(*parents, strict=True)))
-            for index, tokens in enumerate(new):
-                self.read[tokens] = (outputs[index, 0], tuple(part[index] for part in state))
-        return torch.stack([self.read[tokens][0] for tokens in sequences])
+    def __init__(
+        self,
+        predictor: PredictionNetwork,
+        joint: JointNetwork,
+        blank_id: int,
+        encoder_outputs: Tensor,
+        fusion: Fusion | None,
+    ) -> None:
+        self.predictor, self.joint, self.blank_id, self.fusion = predictor, joint, blank_id, fusion
+        self.device = encoder_outputs.device
+        self.no_frame = encoder_outputs.new_zeros(1, encoder_outputs.shape[2])
+        start = torch.full((1,), blank_id, device=self.device)
+        state = predictor.initial_state(1, self.device)
+        models: list[State] = [] if fusion is None else fusion.initial_states()
+        self.sizes = [len(state), *map(len, models)]  # tensors of each state
+        self.slots: dict[Tokens, int] = {(): 0}
+        self.free: list[int] = []
+        first = start if fusion is None else torch.full_like(start, fusion.eos_id)
+        self.tables = self._read(start, first, state, models)
+
+    def _read(self, tokens: Tensor, texts: Tensor, state: State, models: list[State]) -> list[Tensor]:
+        """Return the rows of the tables behind N tokens.
+
+        Args:
+            tokens: (N,) for the prediction network.
+            texts: (N,) for the language models.
+            state: Of the prediction network.
+            models: States of the language models.
+
+        Returns:
+            Outputs (N, D) and the parts of all states; in front of them, with fusion, what the next token adds (N, V),
+            with that of the end in the place of the blank.
+        """
+        outputs, state = self.predictor(tokens.unsqueeze(1), state)
+        rows = [outputs[:, 0], *state]
+        if self.fusion is None:
+            return rows
+        internal = self.joint(self.no_frame, outputs[:, 0]) if self.fusion.internal_weight else None
+        following, after = self.fusion.step(texts, models, internal)
+        return [following, *rows, *(part for model in after for part in model)]
+
+    def __call__(self, sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor | None]:
+        """Return what stands behind N sequences, which are known or one token longer than known.
+
+        Returns:
+            The network's outputs (N, D), and what language models add for the next token, (N, V), if there are any.
+        """
+        if new := list(dict.fromkeys(tokens for tokens in sequences if tokens not in self.slots)):
+            self._store(new)
+        places = torch.tensor([self.slots[tokens] for tokens in sequences], device=self.device)
+        if self.fusion is None:
+            return self.tables[0][places], None
+        return self.tables[1][places], self.tables[0][places]
+
+    def _store(self, new: list[Tokens]) -> None:
+        parents = torch.tensor([self.slots[tokens[:-1]] for tokens in new], device=self.device)
+        last = torch.tensor([tokens[-1] for tokens in new], device=self.device)
+        states = iter([part[parents] for part in self.tables[1 if self.fusion is None else 2 :]])
+        state, *models = (tuple(next(states) for _ in range(size)) for size in self.sizes)
+        rows = self._read(last, last, state, models)
+        missing = len(new) - len(self.free)
+        if missing > 0:
+            size = len(self.tables[0])
+            more = max(missing, size)  # doubled, so that growing costs little
+            self.tables = [torch.cat([table, table.new_zeros(more, *table.shape[1:])]) for table in self.tables]
+            self.free += range(size, size + more)
+        taken = [self.free.pop() for _ in new]
+        self.slots.update(zip(new, taken, strict=True))
+        places = torch.tensor(taken, device=self.device)
+        for table, part in zip(self.tables, rows, strict=True):
+            table.index_copy_(0, places, part.to(table.dtype))
+
+    def with_ends(self, hypotheses: Beam) -> Beam:
+        """Return known hypotheses with what language models add for their ends."""
+        if self.fusion is None:
+            return hypotheses
+        ends = self.tables[0][[self.slots[tokens] for tokens in hypotheses], self.blank_id].tolist()
+        return {
+            tokens: walks._replace(text=walks.text + end)
+            for (tokens, walks), end in zip(hypotheses.items(), ends, strict=True)
+        }
 
     def forget_all_but(self, sequences: Iterable[Tokens]) -> None:
         """Forget what is neither one of the sequences nor one token longer than one."""
         alive = set(sequences)
-        self.read = {tokens: seen for tokens, seen in self.read.items() if tokens in alive or tokens[:-1] in alive}
+        gone = [tokens for tokens in self.slots if tokens not in alive and tokens[:-1] not in alive]
+        self.free += [self.slots.pop(tokens) for tokens in gone]
 
 
 def _pass_frame(
@@ -274,12 +464,12 @@ def _pass_frame(
         owners = [owner for owner, hypotheses in enumerate(beams) for _ in hypotheses]
         if not owners:
             break
-        predicted = histories([tokens for hypotheses in beams for tokens in hypotheses])
+        predicted, following = histories([tokens for hypotheses in beams for tokens in hypotheses])
         log_probs = joint(encoded[owners], predicted).float().log_softmax(dim=1)  # (N, V)
         blanks = log_probs[:, blank_id].tolist()
         log_probs[:, blank_id] = -math.inf
-        best = log_probs.topk(min(beam, log_probs.shape[1]) if symbols < max_symbols else 0, dim=1)
-        choices = iter(zip(blanks, best.values.tolist(), best.indices.tolist(), strict=True))
+        count = min(beam, log_probs.shape[1]) if symbols < max_symbols else 0
+        choices = iter(zip(blanks, *_most_promising(log_probs, following, count), strict=True))
         beams = [
             _step(frame, hypotheses, passed[owner], [next(choices) for _ in hypotheses], beam)
             for owner, hypotheses in enumerate(beams)
@@ -287,29 +477,51 @@ def _pass_frame(
     return [dict(_best(hypotheses.items(), beam)) for hypotheses in passed]
 
 
-def _step(
-    frame: int, hypotheses: Beam, passed: Beam, choices: list[tuple[float, list[float], list[int]]], beam: int
-) -> Beam:
-    """Emit a blank into `passed`, and return what hypotheses are after emitting one token each.
+def _most_promising(
+    log_probs: Tensor, following: Tensor | None, count: int
+) -> tuple[list[list[float]], list[list[float]], list[list[int]]]:
+    """Return the best next tokens of N hypotheses: log probabilities, what language models add, and ids.
 
-    The choices of each hypothesis are the blank's log probability, then the best tokens' and their ids.
+    Args:
+        log_probs: (N, V) of the transducer.
+        following: (N, V), what language models add; None for nothing.
+        count: Tokens of each hypothesis.
     """
-    for (tokens, walks), (blank, _, _) in zip(hypotheses.items(), choices, strict=True):
-        gone = walks.longer(blank)
+    if following is None:
+        best = log_probs.topk(count, dim=1)
+        return best.values.tolist(), [[0.0] * count] * len(log_probs), best.indices.tolist()
+    ids = (log_probs + following).topk(count, dim=1).indices
+    return log_probs.gather(1, ids).tolist(), following.gather(1, ids).tolist(), ids.tolist()
+
+
+def _step(
+    frame: int,
+    hypotheses: Beam,
+    passed: Beam,
+    choices: list[tuple[float, list[float], list[float], list[int]]],
+    beam: int,
+) -> Beam:
+    """Let the hypotheses leave a frame by a blank into `passed`, and return the best of those emitting one token each.
+
+    The choices of each hypothesis are the blank's log probability, then those of the best tokens, what language models
+    add for them, and their ids.
+    """
+    for (tokens, walks), (blank, *_) in zip(hypotheses.items(), choices, strict=True):
+        gone = walks.passing(blank)
         passed[tokens] = passed[tokens].joined(gone) if tokens in passed else gone
-    leaders = heapq.nlargest(beam, (walks.score for walks in passed.values()))
+    leaders = heapq.nlargest(beam, (walks.total for walks in passed.values()))
     bar = leaders[-1] if len(leaders) == beam else -math.inf
     longer = [
-        ((*tokens, token), walks.longer(log_prob, frame))
-        for (tokens, walks), (_, log_probs, ids) in zip(hypotheses.items(), choices, strict=True)
-        for log_prob, token in zip(log_probs, ids, strict=True)
-        if walks.score + log_prob > bar
+        ((*tokens, token), walks.emitting(log_prob, frame, text))
+        for (tokens, walks), (_, log_probs, texts, ids) in zip(hypotheses.items(), choices, strict=True)
+        for log_prob, text, token in zip(log_probs, texts, ids, strict=True)
+        if walks.total + log_prob + text > bar
     ]
     return dict(_best(longer, beam))
 
 
 def _best(hypotheses: Iterable[tuple[Tokens, Walks]], beam: int) -> list[tuple[Tokens, Walks]]:
-    return heapq.nlargest(beam, hypotheses, key=lambda item: item[1].score)
+    return heapq.nlargest(beam, hypotheses, key=lambda item: item[1].total)
 
 
 def _log_add(a: float, b: float) -> float:

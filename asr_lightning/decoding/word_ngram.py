@@ -1,4 +1,4 @@
-"""N-gram models of words in the search."""
+"""Language models: n-grams of words."""
 
 from collections.abc import Sequence
 
@@ -35,10 +35,10 @@ class WordNGramLanguageModel(ArpaLanguageModel):
         self._known: dict[tuple[int, ...], float] = {}  # log probabilities by the model's ids
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
-        """Read the model, and learn which of a recogniser's tokens begin a word.
+        """Read the model, and find which of a recognizer's tokens begin a word.
 
         Raises:
-            InputError: The model cannot be read, is one of the recogniser's tokens, or has words that these cannot
+            InputError: The model cannot be read, is one of the recognizer's tokens, or has words that these cannot
                 write, as of another case.
         """
         if self._model is None:
@@ -53,14 +53,14 @@ class WordNGramLanguageModel(ArpaLanguageModel):
             if parts:
                 raise InputError(
                     f"{self.arpa}: expected a language model of words, found {', '.join(map(repr, parts[:3]))} in it, "
-                    "as in one of the recogniser's tokens; if it is one, use NGramLanguageModel"
+                    "as in one of the recognizer's tokens; if it is one, use NGramLanguageModel"
                 )
             self._check_words([word for word in self._model.tokens if word not in special], tokenizer)
             self._begins = beginnings(tokenizer)
             self._tokenizer = tokenizer
 
     def _check_words(self, words: Sequence[str], tokenizer: Tokenizer) -> None:
-        """See that the recognizer's tokens can write at least some of a thousand words as the model has them."""
+        """Check that the recognizer's tokens can write at least some of a thousand words as the model has them."""
         some = words[:: max(1, len(words) // 1000)]
         if some and not any(tokenizer.decode(tokenizer.encode(word)) == word for word in some):
             written = tokenizer.decode(tokenizer.encode(some[0]))
@@ -82,7 +82,7 @@ class WordNGramLanguageModel(ArpaLanguageModel):
 
         Returns:
             Natural log probabilities (N, V): of the finished word for tokens that begin another, and with the end of
-            the sentence for `eos_id`; 0 for others, and minus infinity for the blank.
+            the sentence for `eos_id`; 0 for others, and minus infinity for the blank, unless it is the end.
         """
         model, tokenizer = self._prepared()
         rows = np.zeros((len(tokens), len(tokenizer)), dtype=np.float32)
@@ -94,8 +94,8 @@ class WordNGramLanguageModel(ArpaLanguageModel):
                 self._contexts.append((context, word))
             ended, finished = self._finish(context, word)
             row[self._begins] = finished
-            row[tokenizer.eos_id] = finished + self._log_prob(ended, model.end_id)
             row[tokenizer.blank_id] = -np.inf
+            row[tokenizer.eos_id] = finished + self._log_prob(ended, model.end_id)  # may be the blank
         return torch.from_numpy(rows).to(self._device), (torch.tensor(after, device=self._device),)
 
     def _read(self, context: Context, token: int) -> Context:

@@ -20,10 +20,11 @@ from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
 from asr_lightning.files import regular
+from asr_lightning.hmm.frame_alignment import in_seconds, phone_runs, word_runs
 from asr_lightning.hmm.graph import as_graph, expand_to_states, numerator_transducer
 from asr_lightning.hmm.model import HiddenMarkovModel, read_hmm
 from asr_lightning.hmm.openfst import check_fst
-from asr_lightning.hmm.search import GraphSearch
+from asr_lightning.hmm.search import FoundSentence, GraphSearch
 from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.losses.graphs import Graph, GraphBatch
 from asr_lightning.losses.lattice_free_mmi import lattice_free_mmi_loss
@@ -31,6 +32,8 @@ from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis, Fixed, axis
 from asr_lightning.nn.sequences import real_frames
 from asr_lightning.text.lexicon import capitals
+from asr_lightning.text.phones import SILENCE
+from asr_lightning.text.timed_words import Word
 
 ALIGNMENTS, PHONE_GRAMMAR, DECODING_GRAPH = "alignments.sqlite", "phone_grammar.fst", "HCLG.fst"
 UNALIGNED = -1  # pdf of frames without alignment
@@ -201,11 +204,30 @@ class BLSTMHMM(Recognizer):
             sentences = self.search(row[:length], self.states, self._decoding_graph)
             hypotheses.append(
                 [
-                    Hypothesis(tuple(self.tokenizer.encode(" ".join(sentence.words))), sentence.score)
+                    Hypothesis(
+                        tuple(self.tokenizer.encode(" ".join(sentence.words))),
+                        sentence.score,
+                        words=self._words(sentence, length),
+                    )
                     for sentence in sentences
                 ]
             )
         return hypotheses
+
+    def _words(self, sentence: FoundSentence, frames: int) -> tuple[Word, ...]:
+        """Return the words of a sentence of so many frames by their states; none of one from a lattice."""
+        if not sentence.transition_ids:
+            return ()
+        hop = self.features.hop_seconds * self.states.subsampling
+        window = self.features.window_samples / self.features.sample_rate
+        try:
+            runs = word_runs(
+                self.states.lexicon, phone_runs(self.states, sentence.transition_ids), list(sentence.words)
+            )
+        except ValueError:  # the last word of an unfinished sentence is not whole
+            return ()
+        segments = in_seconds(runs, hop, window, frames * hop + window)
+        return tuple(Word(one.label, one.start, one.end) for one in segments if one.label != SILENCE)
 
     # Files are read when they are needed: training on alignments needs no graphs, and aligning no alignments.
 

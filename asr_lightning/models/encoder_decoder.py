@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from asr_lightning.batch import Batch
 from asr_lightning.decoding.attention import AttentionSearch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
@@ -63,3 +65,19 @@ class EncoderDecoder(Recognizer):
         """Return the hypotheses of each encoded utterance (B, T, D), the best first."""
         ctc_logits = None if self.ctc is None else self.ctc(encoded)
         return self.search(self.decoder, self.decoder.remember(encoded, lengths), lengths, self.tokenizer, ctc_logits)
+
+    @torch.no_grad()
+    def locate(self, batch: Batch, recognized: list[list[Hypothesis]]) -> None:
+        """Take for each token of the best hypotheses the frame that the attention weights most when it is predicted.
+
+        A peak before that of the token before is moved there, so that words do not run backwards.
+        """
+        encoded, lengths = self(batch.audio, batch.audio_lengths)
+        best = [hypotheses[0] for hypotheses in recognized]
+        rows = [torch.tensor([self.tokenizer.eos_id, *one.tokens]) for one in best]
+        tokens = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eos_id).to(encoded.device)
+        weights = self.decoder.attention_weights(tokens, self.decoder.remember(encoded, lengths))  # (B, U + 1, T)
+        peaks = weights.argmax(dim=2).cummax(dim=1).values.tolist()
+        for one, frames in zip(best, peaks, strict=True):
+            if not one.frames:  # forced alignment has found others
+                one.frames = tuple(frames[: len(one.tokens)])

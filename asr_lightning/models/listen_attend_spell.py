@@ -121,6 +121,15 @@ class Speller(AttentionDecoder):
                 outputs.append(x)
             return self.output(torch.stack(outputs, dim=1))
 
+    def attention_weights(self, tokens: Tensor, memory: State) -> Tensor:
+        """Return the mean weights of the heads, (B, U, T), behind each of the token ids (B, U)."""
+        state = self.initial_state(memory)
+        weights = []
+        for token in tokens.unbind(dim=1):
+            _, state = self.step(token, state, memory)
+            weights.append(state[-1].mean(dim=1))
+        return torch.stack(weights, dim=1)
+
     def _sample(self, tokens: Tensor, memory: State) -> Tensor:
         state = self.initial_state(memory)
         logits: list[Tensor] = []

@@ -17,6 +17,7 @@ from asr_lightning.audio.augment import SpecAugment
 from asr_lightning.audio.features import Features, possible_audio
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.decoding.words import FrameTimes, Pooling, words_of
 from asr_lightning.errors import InputError, printable
 from asr_lightning.losses.ctc import ctc_loss
 from asr_lightning.models.averaging import averaged_copies, save_averages
@@ -34,6 +35,8 @@ from asr_lightning.nn.axes import Axis, Tokens, axis, axis_size
 from asr_lightning.nn.recurrent import weights_cast_once
 from asr_lightning.nn.sequences import Encoder
 from asr_lightning.text.tokenizers import Tokenizer, check_coverage
+
+MEASURED_FRAMES = 480  # of features, to see how many times fewer come out of an encoder
 
 Recognized = list[list[Hypothesis]]  # for each utterance, the best first
 
@@ -91,6 +94,7 @@ class Recognizer(lightning.LightningModule, ABC):
         self._evaluation: Evaluation | None = None
         self._unreviewed: list[tuple[list[str], Tensor]] = []  # ids of batches, and which utterances were usable
         self._utterances_read: int | None = None  # in this epoch, by this rank; None in an epoch resumed in its middle
+        self._frame_times: FrameTimes | None = None
         self._guard = GradientGuard()
         self.global_batch = GlobalBatch(self.device)
         self.register_buffer("_lost_batches", torch.zeros((), dtype=torch.int64), persistent=False)  # in a row
@@ -155,6 +159,45 @@ class Recognizer(lightning.LightningModule, ABC):
     def transcribe(self, batch: Batch) -> list[str]:
         """Return the text of the best hypothesis of each of the B utterances."""
         return [self.tokenizer.decode(hypotheses[0].tokens) for hypotheses in self.recognize(batch)]
+
+    @torch.no_grad()
+    def recognize_words(self, batch: Batch, pooling: Pooling = "product") -> Recognized:
+        """Return the hypotheses of each of the B utterances with their texts, and words with times and confidence.
+
+        Args:
+            batch: B utterances; all words of one of them lie within its audio.
+            pooling: How the confidence of a word follows from the probabilities of its tokens.
+        """
+        self._check_rate(batch)
+        with weights_cast_once(self.device):
+            recognized = self._with_texts(self.recognize(batch))
+        if any(one.tokens and not one.frames and not one.words for hypotheses in recognized for one in hypotheses[:1]):
+            self.locate(batch, recognized)
+        times = self.frame_times()
+        for hypotheses, samples in zip(recognized, batch.audio_lengths.tolist(), strict=True):
+            seconds = samples / batch.sample_rate
+            for one in hypotheses:
+                known = [
+                    replace(word, start=min(word.start, seconds), end=min(word.end, seconds)) for word in one.words
+                ]
+                one.words = tuple(known) or words_of(one, self.tokenizer, times, seconds, pooling)
+        return recognized
+
+    def locate(self, batch: Batch, recognized: Recognized) -> None:  # noqa: B027 - a search may know all there is
+        """Find the frames of the tokens of the best hypotheses, which the search has not found: in no frames here."""
+
+    def frame_times(self) -> FrameTimes:
+        """Return when encoder frames are, from how many frames the encoder makes of many feature frames."""
+        if self._frame_times is None:
+            training = self.training
+            self.eval()
+            features = torch.zeros(1, MEASURED_FRAMES, self.features.dimension, device=self.device)
+            encoded, _ = self.encoder(features.to(self.dtype), torch.full((1,), MEASURED_FRAMES, device=self.device))
+            self.train(training)
+            factor = round(MEASURED_FRAMES / encoded.shape[1])
+            window = self.features.window_samples / self.features.sample_rate
+            self._frame_times = FrameTimes(factor * self.features.hop_seconds, window)
+        return self._frame_times
 
     def featurize(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features (B, T, D) of audio (B, S), masked at random in training, and their lengths (B,)."""
@@ -326,12 +369,10 @@ class Recognizer(lightning.LightningModule, ABC):
     test_step = validation_step
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Recognized]:
-        """Recognize a batch."""
+        """Recognize a batch, with words, their times and confidence."""
         if not len(batch):
             return {"hypotheses": []}
-        self._check_rate(batch)
-        with weights_cast_once(self.device):
-            return {"hypotheses": self._with_texts(self.recognize(batch))}
+        return {"hypotheses": self.recognize_words(batch)}
 
     def on_validation_epoch_end(self) -> None:
         """Log the error rates of every subset and of all together.

@@ -195,7 +195,7 @@ class RNNTransducer(Recognizer):
     @torch.no_grad()
     def decode(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
         """Return the hypotheses of each encoded utterance (B, T, D), the best first."""
-        return self.search(self.project(encoded), lengths, self.prediction, self.joint, self.tokenizer.blank_id)
+        return self.search(self.project(encoded), lengths, self.prediction, self.joint, self.tokenizer)
 
 
 class NormalizedLSTMPredictor(Predictor):

@@ -148,6 +148,20 @@ class TransformerDecoder(AttentionDecoder):
         logits, _ = self._read(tokens, self.initial_state(memory), memory)
         return logits
 
+    def attention_weights(self, tokens: Tensor, memory: State) -> Tensor:
+        """Return the mean weights of the heads of the last layer's cross-attention, (B, U, T), for ids (B, U)."""
+        last = self.layers[-1]
+        assert isinstance(last, DecoderBlock)
+        attention = last.cross_attention
+        weights: list[Tensor] = []
+
+        def keep(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            weights.append(attention.weights(*arguments).mean(dim=1))
+
+        with attention.register_forward_hook(keep):
+            self(tokens, memory)
+        return weights[0]
+
     def _read(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
         """Return logits (N, U, V) for U more token ids (N, U) after those of the state, and the next state."""
         before, size = state[0].shape[1], tokens.shape[1]

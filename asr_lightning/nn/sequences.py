@@ -80,3 +80,15 @@ class AttentionDecoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, tokens: Tensor, memory: State) -> Tensor:
         """Return logits (B, U, V) of the token after each of the token ids (B, U)."""
+
+    @abstractmethod
+    def attention_weights(self, tokens: Tensor, memory: State) -> Tensor:
+        """Return how strongly each frame is attended to when what follows each token is predicted.
+
+        Args:
+            tokens: (B, U) token ids.
+            memory: Of `remember`.
+
+        Returns:
+            (B, U, T), the mean of the heads; of several layers, of the last one.
+        """

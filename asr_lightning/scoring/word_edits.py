@@ -51,6 +51,18 @@ def find_word_edits(reference: str, hypothesis: str) -> WordEdits:
     return WordEdits(reference_words, tuple(heard), tuple(insertions))
 
 
+def correct_words(reference: str, hypothesis: str) -> list[bool]:
+    """Return for each word of a hypothesis whether it is right, by the alignment with the reference."""
+    alignment = find_word_edits(reference, hypothesis)
+    marks = [False] * len(alignment.insertions[0])
+    for spoken, heard, inserted in zip(
+        alignment.reference, alignment.heard, alignment.insertions[1:], strict=True
+    ):  # fmt: skip
+        marks += [] if heard is None else [heard == spoken]
+        marks += [False] * len(inserted)
+    return marks
+
+
 def display_width(text: str) -> int:
     """Return how many columns a text takes in a fixed-width font: Hangul syllables and the like take two."""
     # the vowels and finals of conjoining jamo are drawn into the syllable that they follow, accents into their letter

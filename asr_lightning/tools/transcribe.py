@@ -1,30 +1,55 @@
-r"""Write what is said in audio files: a line `path<TAB>text` per file, in the order given.
+r"""Write what is said in audio files: a line `path<TAB>text` per file, in the order given, or files in other formats.
 
 Example:
     asr transcribe --checkpoint runs/rnnt/checkpoints/last.ckpt a.wav b.flac > texts.tsv
+    asr transcribe --checkpoint runs/rnnt/checkpoints/last.ckpt talks --output transcripts --formats json srt
 
-Tabs, ends of lines and control characters in a path are written as \t, \n and \x1b. A file of more than 40 s is
-recognized in pieces of 20 to 40 s, cut at pauses. A file that cannot be used, or is cut off, has no line: it is named
-on stderr with the reason, and the rest goes on; the exit status is then 1.
+Tabs, ends of lines and control characters in a path are written as \t, \n and \x1b. A file of more than 42 s is
+recognized in overlapping pieces of 20 to 44 s, cut at pauses and joined by the times of their words.
+A file that cannot be used, or is cut off, has no line: it is named on stderr with the reason, and the rest goes on; the
+exit status is then 1.
 """
 
 import argparse
 import io
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from asr_lightning.asr import main
+from asr_lightning.errors import InputError
 from asr_lightning.tools.arguments import above_zero, add_config, add_device, whole_number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "audio", nargs="+", metavar="AUDIO", help="WAV, FLAC, OGG, MP3, …; any sample rate, channels are mixed to one"
-    )
+        "audio", nargs="*", metavar="AUDIO",
+        help="WAV, FLAC, OGG, MP3, …; any sample rate, channels are mixed to one. Or folders with such files",
+    )  # fmt: skip
+    parser.add_argument("--list", type=Path, metavar="FILE", help="more of them, a path a line; - for standard input")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a .ckpt file that `lightning fit` has written")
     add_config(
         parser, "an experiment of the same network, for another search (default: what is in the checkpoint)", False
+    )
+    parser.add_argument(
+        "--formats", nargs="+", choices=("txt", "json", "ctm", "srt", "vtt", "TextGrid"), default=["txt"], metavar="F",
+        help="of txt, json, ctm, srt, vtt, TextGrid; without --output one of the first three (default: txt)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER",
+        help="gets FOLDER/NAME.FORMAT for every file; files that have all of theirs are left alone",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="transcribe files again that have their transcripts")
+    parser.add_argument(
+        "--n-best", type=whole_number(1), default=1, metavar="N", help="hypotheses of each piece in json (default: 1)"
+    )
+    parser.add_argument(
+        "--confidence", choices=("product", "min", "mean"), default="product",
+        help="of a word, from the probabilities of its tokens (default: product)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibration", type=Path, metavar="JSON", help="of these confidences, as `asr confidence` writes it"
     )
     parser.add_argument(
         "--beam", type=whole_number(1), metavar="N", help="hypotheses kept (default: as experiment or checkpoint say)"
@@ -38,13 +63,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Transcribe the files; return the exit status."""
-    from asr_lightning.tools.transcription import prepare, write_transcripts
+    from asr_lightning.analysis.calibration import read_calibration
+    from asr_lightning.tools import transcription
+    from asr_lightning.tools.transcript_files import Transcript, TranscriptFolder, as_line, find_sounds, writers
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may be in any encoding
             stream.reconfigure(errors="surrogateescape")
-    recognizer = prepare(options.checkpoint, options.device, options.beam, options.config)
-    return 0 if write_transcripts(recognizer, options.audio, options.batch_seconds, sys.stdout) else 1
+    given = [*options.audio, *(transcription.read_list(options.list) if options.list is not None else [])]
+    if not given:
+        raise InputError("expected audio files, folders or a --list of them, got none")
+    formats = list(dict.fromkeys(options.formats))
+    if options.output is None and (len(formats) > 1 or formats[0] not in ("txt", "json", "ctm")):
+        raise InputError(f"--formats {' '.join(formats)}: expected an --output folder for them, since each is a file")
+    if options.n_best > 1 and "json" not in formats:
+        raise InputError("--n-best: only --formats json has more than the best hypothesis")
+    paths: Sequence[str] = given
+    if options.output is not None:
+        folder = TranscriptFolder(options.output, formats, find_sounds(given), options.n_best, options.overwrite)
+        paths, write = folder.unfinished(), folder.write
+        if done := len(folder.names) - len(paths):
+            print(f"{done} of {len(folder.names)} files have their transcripts; --overwrite makes them anew",
+                  file=sys.stderr)  # fmt: skip
+    else:
+        paths = [name for path in given for name in (find_sounds([path]) if Path(path).is_dir() else [path])]
+        terminal = sys.stdout.isatty()
+        make = {
+            "txt": lambda one: as_line(one, terminal),
+            **{name: writers(options.n_best)[name] for name in ("json", "ctm")},
+        }[formats[0]]
+
+        def write(transcript: Transcript) -> None:
+            print(make(transcript), end="", flush=True)
+
+    calibration = None if options.calibration is None else read_calibration(options.calibration)
+    recognizer = transcription.prepare(options.checkpoint, options.device, options.beam, options.config)
+    if options.n_best > 1:
+        transcription.keep_hypotheses(recognizer, options.n_best)
+
+    def transcripts(heard: Callable[[float], object]) -> Iterable[Transcript]:
+        found = transcription.transcribe(recognizer, paths, options.batch_seconds, options.confidence, heard)
+        return found if calibration is None else (transcription.calibrated(one, calibration) for one in found)
+
+    return 0 if transcription.write_transcripts(transcripts, len(paths), write) else 1
 
 
 if __name__ == "__main__":

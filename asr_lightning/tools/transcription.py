@@ -1,38 +1,55 @@
 """Transcripts of audio files of any length, format and sample rate."""
 
-import re
+import functools
+import math
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from asr_lightning.analysis.calibration import Calibration
 from asr_lightning.audio import reading
 from asr_lightning.audio.resampling import RATES, resample
 from asr_lightning.batch import Batch, Utterance, is_memory_error
+from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.decoding.merging import join_words
+from asr_lightning.decoding.words import Pooling
 from asr_lightning.errors import InputError, printable
+from asr_lightning.files import regular
 from asr_lightning.models.checkpoints import load_recognizer
 from asr_lightning.models.experiment import read_model
 from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.text.timed_words import Word
+from asr_lightning.tools.transcript_files import Part, Transcript
 
 WINDOW_BATCHES = 4  # so many batches of audio are held, to find pieces of similar length in them
 PIECE_SECONDS = (20.0, 40.0)  # a longer file is cut where it is quietest between so many seconds
+OVERLAP_SECONDS = 2.0  # that a piece goes on to each side of a cut: context for the encoder, and words to join by
 PAUSE_SECONDS = 0.2  # of the stretch whose power is compared to find that place
 
 
 @dataclass(frozen=True)
-class Transcript:
-    """What was heard in one file, or why nothing could be."""
+class Piece:
+    """A stretch of a file.
 
-    path: str
-    text: str = ""
-    problem: str = ""
+    Attributes:
+        audio: (S,) float32 in [-1, 1]; none where there is no sound in it.
+        seconds: Its length.
+        start: Seconds from the beginning of the file.
+        border: Seconds; where the next piece takes over, though this one goes on for an overlap. Infinite for the last.
+    """
+
+    audio: Tensor
+    seconds: float
+    start: float
+    border: float = math.inf
 
 
 @dataclass(eq=False)
@@ -40,42 +57,74 @@ class _File:
     """A file whose pieces are being recognized.
 
     Attributes:
-        path: Where it is.
-        texts: Of the pieces read so far; None where a piece is not recognized yet.
+        path: Of the file.
+        parts: Of the pieces read so far; None where a piece is not recognized yet.
+        borders: Of the same pieces, in seconds.
         complete: Whether all pieces are read.
         problem: Why there is no transcript.
+        seconds: Read so far.
     """
 
     path: str
-    texts: list[str | None] = field(default_factory=list)
+    parts: list[Part | None] = field(default_factory=list)
+    borders: list[float] = field(default_factory=list)
     complete: bool = False
     problem: str = ""
+    seconds: float = 0.0
 
     def transcript(self) -> Transcript | None:
-        """Return what was heard in it; None where pieces are missing."""
+        """Return the transcript; None where pieces are missing."""
         if self.problem:
             return Transcript(self.path, problem=self.problem)
-        if not self.complete or None in self.texts:
+        parts = [part for part in self.parts if part is not None]
+        if not self.complete or len(parts) < len(self.parts):
             return None
-        return Transcript(self.path, " ".join(text for text in self.texts if text))
+        if len(parts) == 1:
+            alone = tuple(shifted(parts[0]))
+            return Transcript(self.path, parts[0].hypotheses[0].text, "", alone, self.seconds, tuple(parts))
+        words: list[Word] = []
+        border = 0.0
+        for part, following in zip(parts, self.borders, strict=True):
+            best = part.hypotheses[0]
+            if best.text and not best.words:
+                problem = (
+                    "expected times of words, by which the pieces of a long file are joined, found none: use a search "
+                    "that knows them (a GraphSearch with `hypotheses: 1`), or cut the file"
+                )
+                return Transcript(self.path, problem=problem)
+            tail = len(words)  # so that a day of words is not copied for every piece
+            while tail and words[tail - 1].end > border - 2 * OVERLAP_SECONDS:
+                tail -= 1
+            words[tail:] = join_words(words[tail:], shifted(part), border, OVERLAP_SECONDS)
+            border = following
+        text = " ".join(word.text for word in words)
+        return Transcript(self.path, text, "", tuple(words), self.seconds, tuple(parts))
 
 
-Piece = tuple[_File, int, Utterance]
-"""A file, the number of a piece in it, and the piece."""
+_Held = tuple[_File, int, Utterance, float]  # a file, the number of a piece in it, the piece, and when it begins
+_Recognize = Callable[[Sequence[Utterance]], list[list[Hypothesis] | str]]
 
 
-def read_pieces(path: str, sample_rate: int) -> Iterator[Tensor]:
+def shifted(part: Part) -> list[Word]:
+    """Return the words of the best hypothesis of a piece, with times from the beginning of the file."""
+    return [
+        replace(word, start=part.start + word.start, end=part.start + word.end) for word in part.hypotheses[0].words
+    ]
+
+
+def read_pieces(path: str, sample_rate: int) -> Iterator[Piece]:
     """Read a file of any format, sample rate and number of channels that libsndfile knows.
 
-    A file of at most 40 s is one piece. A longer one is cut at its pauses, and pieces without any sound are left out,
-    so that what is in memory does not depend on its length.
+    A file of at most 42 s is one piece. A longer one is cut at its pauses into pieces that overlap by 2 s to each side
+    of a cut, and the samples of pieces without any sound are left out, so that what is in memory does not depend on its
+    length, and silence costs little.
 
     Args:
-        path: Where it is.
+        path: Of the file.
         sample_rate: Samples per second of the result.
 
     Returns:
-        Pieces (S,) float32 in [-1, 1], the mean of the channels.
+        Pieces; their audio is the mean of the channels. The first one has its samples also without sound.
 
     Raises:
         InputError: It is missing, unreadable, empty, cut off, or holds impossible samples; perhaps after some pieces.
@@ -84,30 +133,47 @@ def read_pieces(path: str, sample_rate: int) -> Iterator[Tensor]:
         rate = sound.samplerate
         if not RATES[0] <= rate <= RATES[1]:
             raise InputError(f"expected {RATES[0]:,} to {RATES[1]:,} samples per second, its header says {rate:,}")
-        samples = 0
-        for piece in cut_at_pauses(reading.read_blocks(sound), rate):
-            reading.check_samples(piece)
-            if piece.any() or not samples:
-                yield torch.from_numpy(resample(piece, rate, sample_rate))
-            samples += len(piece)
-    if not samples:
+        empty = True
+        for audio, start, border in cut_at_pauses(reading.read_blocks(sound), rate):
+            reading.check_samples(audio)
+            kept = audio if audio.any() or empty else audio[:0]
+            yield Piece(
+                torch.from_numpy(resample(kept, rate, sample_rate)) if len(kept) else torch.zeros(0),
+                len(audio) / rate,
+                start / rate,
+                math.inf if border is None else border / rate,
+            )
+            empty = False
+    if empty:
         raise InputError("there is no audio in the file")
 
 
-def cut_at_pauses(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[np.ndarray]:
-    """Put blocks of audio (S,) together to pieces (S,) that begin and end in pauses, where there is more than one."""
+def cut_at_pauses(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[tuple[np.ndarray, int, int | None]]:
+    """Put blocks of audio (S,) together to pieces that are cut at pauses and overlap there.
+
+    Args:
+        blocks: One behind the other.
+        sample_rate: Samples per second.
+
+    Returns:
+        Audio (S,) of a piece, its first sample, and the sample at which it was cut; None for the last piece, which is
+        the only one where the audio is short.
+    """
     shortest, longest = (round(seconds * sample_rate) for seconds in PIECE_SECONDS)
-    held, samples = [], 0
+    overlap = round(OVERLAP_SECONDS * sample_rate)
+    held: list[np.ndarray] = []
+    samples, start, lead = 0, 0, 0  # held; before them; of them, those that the piece before has too
     for block in blocks:
         held.append(block)
         samples += len(block)
-        while samples > longest:
+        while samples > lead + longest + overlap:
             audio = np.concatenate(held)
-            end = shortest + quietest(audio[shortest:longest], sample_rate)
-            yield audio[:end]
-            held, samples = [audio[end:]], samples - end
+            cut = lead + shortest + quietest(audio[lead + shortest : lead + longest], sample_rate)
+            yield audio[: cut + overlap], start, start + cut
+            rest = max(0, cut - overlap)
+            held, samples, start, lead = [audio[rest:]], samples - rest, start + rest, cut - rest
     if samples:
-        yield np.concatenate(held)
+        yield np.concatenate(held), start, None
 
 
 def quietest(audio: np.ndarray, sample_rate: int) -> int:
@@ -118,28 +184,42 @@ def quietest(audio: np.ndarray, sample_rate: int) -> int:
     return (int(np.argmin(sums[frames:] - sums[:-frames])) + frames // 2) * hop
 
 
-def transcribe(recognizer: Recognizer, paths: Iterable[str], batch_seconds: float) -> Iterator[Transcript]:
-    """Transcribe files; texts come in the order of the paths, problems as soon as they are met.
+def transcribe(
+    recognizer: Recognizer,
+    paths: Iterable[str],
+    batch_seconds: float,
+    pooling: Pooling = "product",
+    heard: Callable[[float], object] = lambda seconds: None,
+) -> Iterator[Transcript]:
+    """Transcribe files; transcripts come in the order of the paths, problems as soon as they are met.
 
     Args:
         recognizer: In evaluation mode, on its device.
         paths: Read one after another; about four batches of audio are held.
         batch_seconds: Seconds of audio, padding included, of a batch of several pieces.
+        pooling: How the confidence of a word follows from the probabilities of its tokens.
+        heard: Called with the seconds of each piece that is read.
     """
     rate = recognizer.features.sample_rate
+    recognize = functools.partial(_recognize, recognizer, pooling)
     files: deque[_File] = deque()  # whose transcripts are to come
-    window: list[Piece] = []
+    window: list[_Held] = []
     held = 0.0  # seconds
     for path in paths:
         file = _File(path)
         files.append(file)
         try:
-            for audio in read_pieces(path, rate):
-                window.append((file, len(file.texts), Utterance(path, audio, rate)))
-                file.texts.append(None)
-                held += len(audio) / rate
+            for piece in read_pieces(path, rate):
+                heard(piece.start + piece.seconds - file.seconds)
+                file.seconds = piece.start + piece.seconds
+                if not len(piece.audio):
+                    continue
+                window.append((file, len(file.parts), Utterance(path, piece.audio, rate), piece.start))
+                file.parts.append(None)
+                file.borders.append(piece.border)
+                held += piece.seconds
                 if held >= WINDOW_BATCHES * batch_seconds:
-                    yield from _transcribe_window(recognizer, window, files, batch_seconds)
+                    yield from _transcribe_window(recognize, window, files, batch_seconds)
                     window, held = [], 0.0
                 if file.problem:
                     break
@@ -147,19 +227,22 @@ def transcribe(recognizer: Recognizer, paths: Iterable[str], batch_seconds: floa
         except InputError as error:
             file.problem = str(error)
             window = [piece for piece in window if piece[0] is not file]
-            held = sum(len(one.audio) / rate for _, _, one in window)
+            held = sum(len(one.audio) / rate for _, _, one, _ in window)
         yield from _take_ready(files)
-    yield from _transcribe_window(recognizer, window, files, batch_seconds)
+    yield from _transcribe_window(recognize, window, files, batch_seconds)
 
 
 def _transcribe_window(
-    recognizer: Recognizer, window: Sequence[Piece], files: deque[_File], batch_seconds: float
+    recognize: _Recognize, window: Sequence[_Held], files: deque[_File], batch_seconds: float
 ) -> Iterator[Transcript]:
-    for numbers in plan_batches([len(one.audio) / one.sample_rate for *_, one in window], batch_seconds):
-        for number, heard in zip(numbers, _recognize(recognizer, [window[n][2] for n in numbers]), strict=True):
-            file, place, _ = window[number]
-            file.texts[place] = heard.text
-            file.problem = file.problem or heard.problem
+    seconds = [len(one.audio) / one.sample_rate for _, _, one, _ in window]
+    for numbers in plan_batches(seconds, batch_seconds):
+        for number, found in zip(numbers, recognize([window[n][2] for n in numbers]), strict=True):
+            file, place, _, start = window[number]
+            if isinstance(found, str):
+                file.problem = file.problem or found
+            else:
+                file.parts[place] = Part(start, start + seconds[number], tuple(found))
         yield from _take_ready(files)
 
 
@@ -192,20 +275,25 @@ def plan_batches(seconds: Sequence[float], batch_seconds: float) -> list[list[in
     return sorted(batches, key=min)
 
 
-def _recognize(recognizer: Recognizer, utterances: Sequence[Utterance]) -> list[Transcript]:
-    """Transcribe a batch; one that does not fit into memory is halved, until a single file is too long."""
+def _recognize(
+    recognizer: Recognizer, pooling: Pooling, utterances: Sequence[Utterance]
+) -> list[list[Hypothesis] | str]:
+    """Recognize a batch; one that does not fit into memory is halved, until a single piece is too long.
+
+    Returns:
+        The hypotheses of each utterance, or why there are none.
+    """
     try:
         with torch.inference_mode():
-            texts = recognizer.transcribe(Batch.collate(utterances).to(recognizer.device))
-        return [Transcript(one.id, text) for one, text in zip(utterances, texts, strict=True)]
+            return [*recognizer.recognize_words(Batch.collate(utterances).to(recognizer.device), pooling)]
     except (RuntimeError, MemoryError) as error:
         if not is_memory_error(error):
             raise
     if len(utterances) > 1:
         half = len(utterances) // 2
-        return _recognize(recognizer, utterances[:half]) + _recognize(recognizer, utterances[half:])
+        return _recognize(recognizer, pooling, utterances[:half]) + _recognize(recognizer, pooling, utterances[half:])
     seconds = len(utterances[0].audio) / utterances[0].sample_rate
-    return [Transcript(utterances[0].id, problem=f"{seconds:.0f} s are too long for the memory; cut the file")]
+    return [f"{seconds:.0f} s are too long for the memory; cut the file"]
 
 
 def prepare(checkpoint: Path, device: str, beam: int | None, config: Path | None = None) -> Recognizer:
@@ -241,22 +329,66 @@ def prepare(checkpoint: Path, device: str, beam: int | None, config: Path | None
     return recognizer.to("cuda" if available and device != "cpu" else "cpu")
 
 
-def write_transcripts(recognizer: Recognizer, paths: Sequence[str], batch_seconds: float, output: TextIO) -> bool:
-    """Write `path<TAB>text` lines, name bad files on stderr, and say whether all files were good."""
-    good = True
-    with tqdm(total=len(paths), unit="file", disable=not sys.stderr.isatty()) as bar:
-        for transcript in transcribe(recognizer, paths, batch_seconds):
+def keep_hypotheses(recognizer: Recognizer, number: int) -> None:
+    """Let a search find so many hypotheses, at least.
+
+    Raises:
+        InputError: It cannot find more than one.
+    """
+    search: Any = getattr(recognizer, "search", None)
+    name = "hypotheses" if hasattr(search, "hypotheses") else "beam"
+    if not hasattr(search, name):
+        raise InputError(f"--n-best: a {type(recognizer).__name__} has no beam; leave the option out")
+    setattr(search, name, max(number, getattr(search, name)))
+
+
+def write_transcripts(
+    transcripts: Callable[[Callable[[float], object]], Iterable[Transcript]],
+    files: int,
+    write: Callable[[Transcript], object],
+) -> bool:
+    """Write transcripts, name bad files on stderr, and say whether all files were good.
+
+    Args:
+        transcripts: Called once, with what is to be told the seconds of audio that are read.
+        files: How many transcripts there will be.
+        write: Called with each transcript.
+    """
+    good, seconds = True, 0.0
+    with tqdm(total=files, unit="file", disable=not sys.stderr.isatty()) as bar:
+
+        def count(more: float) -> None:
+            nonlocal seconds
+            seconds += more
+            bar.set_postfix_str(f"{seconds / 60:.1f} min of audio read")
+
+        for transcript in transcripts(count):
             bar.update()
             with bar.external_write_mode():
                 if transcript.problem:
                     good = False
                     print(printable(f"{transcript.path}: {transcript.problem}"), file=sys.stderr, flush=True)
                 else:
-                    name = printable(transcript.path) if output.isatty() else as_column(transcript.path)
-                    print(f"{name}\t{printable(transcript.text)}", file=output, flush=True)
+                    write(transcript)
     return good
 
 
-def as_column(path: str) -> str:
-    """Write a path for other programs: what would end a column or line is escaped, bytes that are no UTF-8 stay."""
-    return re.sub("[^\udc80-\udcff]+", lambda match: printable(match[0]), path)
+def calibrated(transcript: Transcript, calibration: Calibration) -> Transcript:
+    """Return a transcript with calibrated confidences."""
+    known = [word.confidence for word in transcript.words if word.confidence is not None]
+    values = iter(calibration(np.array(known)).tolist())
+    words = (word if word.confidence is None else replace(word, confidence=next(values)) for word in transcript.words)
+    return replace(transcript, words=tuple(words))
+
+
+def read_list(path: Path) -> list[str]:
+    """Return the lines of a file, or of standard input for `-`, but empty ones.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        text = sys.stdin.read() if str(path) == "-" else regular(path).read_text("utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise InputError(f"--list: cannot read {path}: {error.strerror}") from error
+    return [line for line in text.splitlines() if line.strip()]

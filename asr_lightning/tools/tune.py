@@ -10,6 +10,10 @@ A space is a YAML of dotted keys of the experiment, as on the command line of `l
     model.init_args.encoder.init_args.layers: {low: 2, high: 5}
     model.init_args.encoder.init_args.hidden: [128, 160, 192]
 
+With --checkpoint nothing is trained: every trial decodes the development set anew with the checkpoint, for weights of
+language models and other values of the search in `model.init_args.search.init_args`. Where 0 is in all ranges, it is
+the first trial, so that what is chosen is never worse on the development set than no language model at all.
+
 A metric of a test set is refused. Called again the command goes on; called several times at once, with one --output,
 the calls share the work. Arguments behind -- go to every run.
 """
@@ -28,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser, "the experiment")
     parser.add_argument(
         "--space", type=Path, required=True, metavar="YAML", help="keys, with lists of values or ranges"
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="CKPT", help="decode with it in place of training, to tune the search"
     )
     parser.add_argument("--metric", required=True, metavar="SUBSET/RATE", help="what to minimize, as dev/cer")
     parser.add_argument(
@@ -59,11 +66,13 @@ def run(options: argparse.Namespace) -> int:
 
     space = read_space(options.space)
     check_subsets(options.config, options.metric, options.subsets)
-    if options.subsets:
+    if options.checkpoint is not None and not options.checkpoint.is_file():
+        raise InputError(f"no checkpoint at {options.checkpoint} (looked for {options.checkpoint.absolute()})")
+    if options.subsets and options.checkpoint is None:
         options.more = ["--data.init_args.validation_subsets", f"[{', '.join(options.subsets)}]", *options.more]
     tuning = Tuning(
         options.config, space, options.output, options.metric, options.sampler, options.seed, not options.no_pruning,
-        options.more,
+        options.more, options.checkpoint,
     )  # fmt: skip
     try:
         tuning.run(options.trials, options.workers)

@@ -15,6 +15,7 @@ from asr_lightning.batch import Batch
 from asr_lightning.callbacks.transcripts import Transcripts, as_json_line, readable_time, transcripts
 from asr_lightning.files import name_of_run
 from asr_lightning.scoring import COUNTS, RATES
+from asr_lightning.text.timed_words import Word
 from tests.support import SUPPORT, environment
 from tests.support.transcribing_run import Corpus, HalfDeaf, Heard, batch_of, heard, loader, make_trainer
 
@@ -261,12 +262,29 @@ def test_predictions_are_written_by_the_subsets_of_utterances(
     names = ["predict-clean.jsonl", "predict-other.jsonl", "predict.jsonl"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert json_lines(folder / "predict-clean.jsonl") == [
-        {"id": name, "speaker": f"speaker {name}", "hypothesis": f"say {name} heard"} for name in "za"
+        {"id": name, "speaker": f"speaker {name}", "hypothesis": f"say {name} heard", "words": []} for name in "za"
     ]
     assert [line["id"] for line in json_lines(folder / "predict-other.jsonl")] == ["b", "y"]
     assert [line["id"] for line in json_lines(folder / "predict.jsonl")] == ["c"]
     printed = capsys.readouterr().out
     assert all(str(folder / name) in printed for name in names)
+
+
+def test_predictions_have_the_times_of_their_words(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(
+        default_root_dir=tmp_path, global_rank=0, is_global_zero=True, strategy=SimpleNamespace(barrier=lambda: None)
+    )
+    callback, model = Transcripts(), SimpleNamespace(print=print)
+    batch, outputs = of_subsets("ab", ["clean", "clean"]), heard(["HELLO", ""])
+    outputs["hypotheses"][0][0].words = (Word("HELLO", 0.5, 1.0, 0.25),)
+    callback.on_predict_batch_end(trainer, model, outputs, batch, 0)
+    callback.on_predict_end(trainer, model)
+    first, second = json_lines(tmp_path / "transcripts" / "predict-clean.jsonl")
+    assert first["words"] == [{"word": "HELLO", "start": 0.5, "end": 1.0, "confidence": 0.25}]
+    assert second["words"] == []
+    assert (
+        tmp_path / "transcripts" / "predict-clean.ctm"
+    ).read_text() == f"{batch.ids[0]} 1 0.500 0.500 HELLO 0.2500\n"
 
 
 def test_predictions_are_on_disk_as_they_come_and_of_all_ranks(

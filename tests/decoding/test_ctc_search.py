@@ -200,6 +200,13 @@ def test_a_vocabulary_of_one_token_and_a_single_frame(beam: int) -> None:
     assert [one.tokens for one in find(logits, beam=beam)[0]] == [()]
 
 
+@pytest.mark.parametrize("beam", [1, 4])
+def test_a_language_model_of_weight_zero_changes_no_digit_and_is_not_asked(beam: int) -> None:
+    logits, model = table(2, 12), Pairs()
+    assert find(logits, beam=beam, language_model=model) == find(logits, beam=beam)
+    assert not model.asked
+
+
 def test_the_language_model_is_asked_for_new_prefixes_only() -> None:
     model, logits = Pairs(), torch.full((1, 400, 5), 0.0)
     logits[:, :, BLANK] = 30.0
@@ -219,7 +226,6 @@ def test_nothing_to_hear() -> None:
     [
         ({"beam": 0}, "beam=0"),
         ({"language_model_weight": 0.3}, "language_model_weight=0.3"),
-        ({"language_model": Pairs()}, "language_model_weight=0.0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:

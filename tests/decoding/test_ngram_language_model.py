@@ -201,7 +201,7 @@ def test_units_that_are_not_those_of_the_file_are_told(tmp_path: Path) -> None:
     model = NGramLanguageModel(str(words))
     for _ in range(2):  # a second batch does not get through either
         with pytest.raises(
-            InputError, match="words.arpa: expected a language model of the recogniser's 31 tokens, found 'THE'"
+            InputError, match="words.arpa: expected a language model of the recognizer's 31 tokens, found 'THE'"
         ):
             model.prepare(CharacterTokenizer(), CPU)
     with pytest.raises(InputError, match="characters.arpa: expected a language model of words, found '_' in it"):

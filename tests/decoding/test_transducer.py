@@ -1,8 +1,8 @@
 import math
-from itertools import combinations_with_replacement, product
 
 import pytest
 import torch
+from tests.support.small_transducers import SmallJoint, SmallPredictor, exhaustive, small_transducer
 from torch import Tensor, nn
 
 from asr_lightning.decoding.hypothesis import Hypothesis
@@ -10,41 +10,6 @@ from asr_lightning.decoding.transducer import WINDOW, _Histories, beam_search, g
 from asr_lightning.losses.transducer.logits import transducer_loss
 
 State = tuple[Tensor, ...]
-
-
-class SmallPredictor(nn.Module):
-    """An LSTM that remembers which tokens it was fed."""
-
-    def __init__(self, vocabulary: int, dimension: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary, dimension)
-        self.lstm = nn.LSTM(dimension, dimension, batch_first=True)
-        self.fed: list[int] = []
-
-    def initial_state(self, batch_size: int, device: torch.device) -> State:
-        return tuple(torch.zeros(batch_size, self.lstm.hidden_size, device=device) for _ in range(2))
-
-    def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        self.fed += tokens.flatten().tolist()
-        x, (hidden, cell) = self.lstm(3 * self.embedding(tokens), tuple(s.unsqueeze(0).contiguous() for s in state))
-        return 2 * x, (hidden.squeeze(0), cell.squeeze(0))
-
-
-class SmallJoint(nn.Module):
-    def __init__(self, vocabulary: int, dimension: int, blank: int, blank_bias: float) -> None:
-        super().__init__()
-        self.output = nn.Linear(dimension, vocabulary)
-        with torch.no_grad():
-            self.output.weight.mul_(4)
-            self.output.bias[blank] += blank_bias
-
-    def forward(self, encoded: Tensor, predicted: Tensor) -> Tensor:
-        return self.output(torch.tanh(encoded + predicted))
-
-
-def small_transducer(seed: int, vocabulary: int, blank: int, bias: float) -> tuple[SmallPredictor, SmallJoint]:
-    torch.manual_seed(seed)
-    return SmallPredictor(vocabulary, 8).eval(), SmallJoint(vocabulary, 8, blank, bias).eval()
 
 
 @torch.no_grad()
@@ -163,35 +128,6 @@ def test_a_network_that_never_stops_is_stopped_in_every_frame(most: int) -> None
     assert max(len(hypothesis.tokens) for hypothesis in longest) == 4 * most
     every = next(hypothesis for hypothesis in longest if hypothesis.tokens == (1,) * 4 * most)
     assert_same(every, (1,) * 4 * most, score, frames)
-
-
-@torch.no_grad()
-def exhaustive(
-    encoded: Tensor, predictor: SmallPredictor, joint: SmallJoint, blank: int, most: int
-) -> dict[tuple[int, ...], tuple[float, tuple[int, ...]]]:
-    """The log of the summed probability of all alignments of every token sequence that fits (T, D), and the best's."""
-    vocabulary = [token for token in range(3) if token != blank]
-    totals = {}
-    for count in range(most * len(encoded) + 1):
-        spread = [
-            places
-            for places in combinations_with_replacement(range(len(encoded)), count)
-            if all(places.count(frame) <= most for frame in range(len(encoded)))
-        ]
-        for tokens in product(vocabulary, repeat=count):
-            predicted, _ = predictor(torch.tensor([[blank, *tokens]]), predictor.initial_state(1, encoded.device))
-            log_probs = joint(encoded.unsqueeze(1), predicted).double().log_softmax(-1).tolist()  # (T, U + 1, V)
-            scores = {places: alignment(log_probs, tokens, places, blank) for places in spread}
-            total = math.log(sum(math.exp(score) for score in scores.values()))
-            totals[tokens] = total, max(scores, key=lambda places: scores[places])
-    return totals
-
-
-def alignment(
-    log_probs: list[list[list[float]]], tokens: tuple[int, ...], places: tuple[int, ...], blank: int
-) -> float:
-    emissions = sum(log_probs[frame][u][tokens[u]] for u, frame in enumerate(places))
-    return emissions + sum(rows[sum(p <= frame for p in places)][blank] for frame, rows in enumerate(log_probs))
 
 
 @pytest.mark.parametrize(("seed", "blank", "bias"), [(0, 0, 0.0), (1, 1, 1.0), (2, 2, 2.0), (3, 0, -1.0), (4, 0, 1.0)])
@@ -321,8 +257,12 @@ def test_merged_alignments_add_up_and_keep_the_frames_of_the_likelier(
 
 
 def test_the_beam_remembers_what_it_may_need_again_and_no_more() -> None:
-    histories = _Histories(ScriptedPredictor(), 0, torch.device("cpu"))
-    assert histories([(), (1,), (2,), (1,)]).tolist() == [[0.0], [1.0], [1.0], [1.0]]
-    assert histories([(1, 2), (2, 2)]).tolist() == [[2.0], [2.0]]
+    histories = _Histories(ScriptedPredictor(), scripted_joint, 0, torch.zeros(1, 1, 1), None)
+    assert histories([(), (1,), (2,), (1,)])[0].tolist() == [[0.0], [1.0], [1.0], [1.0]]
+    assert histories([(1, 2), (2, 2)])[0].tolist() == [[2.0], [2.0]]
     histories.forget_all_but([(1,)])
-    assert set(histories.read) == {(1,), (1, 2)}
+    assert set(histories.slots) == {(1,), (1, 2)}
+    size = len(histories.tables[0])
+    assert histories([(1, 2, 3), (1, 3)])[0].tolist() == [[3.0], [2.0]]
+    assert len(histories.tables[0]) == size, "slots of forgotten sequences are used again"
+    assert histories([(1, 2), (1,)])[0].tolist() == [[2.0], [1.0]]

@@ -11,7 +11,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.callbacks.observation import observe
+from asr_lightning.models.blstm_hmm import BLSTMHMM
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
+from asr_lightning.models.encoder_decoder import EncoderDecoder
 from asr_lightning.models.fsdp import full_tensor, share_weights
 from asr_lightning.models.recognizer import Recognizer
 from tests.support.architectures import ARCHITECTURES, NAMED, UNSEEN, with_states
@@ -93,6 +95,25 @@ def test_an_utterance_is_the_same_alone_in_company_and_with_padding(trained: Rec
             torch.testing.assert_close(encoded[row : row + 1, :length], expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(trained.loss(company), losses_alone, rtol=1e-4, atol=1e-4)
         assert trained.transcribe(company) == said_alone
+
+
+@torch.no_grad()
+def test_words_have_their_times_and_confidence(trained: Recognizer) -> None:
+    """A letter of the corpus lasts 0.1 s, so it is known when each word is spoken."""
+    errors = []
+    for text, hypotheses in zip(TEXTS, trained.recognize_words(batch_of()), strict=True):
+        words = hypotheses[0].words
+        assert " ".join(word.text for word in words) == hypotheses[0].text == text
+        before, begin = 0.0, 0
+        for word in words:
+            assert before <= word.start <= word.end <= 0.1 * len(text) + 1e-6
+            assert isinstance(trained, BLSTMHMM) == (word.confidence is None)
+            assert word.confidence is None or 0.0 < word.confidence <= 1.0
+            middle = 0.1 * begin + 0.05 * len(word.text)
+            errors.append(abs((word.start + word.end) / 2 - middle))
+            before, begin = word.start, begin + len(word.text) + 1
+    if not isinstance(trained, EncoderDecoder) or trained.ctc is not None:  # attention may look anywhere
+        assert sorted(errors)[len(errors) // 2] < 0.15
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> 
 
 
 def test_a_search_with_ctc_needs_a_recogniser_with_ctc() -> None:
-    with pytest.raises(InputError, match="the recogniser was trained without CTC"):
+    with pytest.raises(InputError, match="the recognizer was trained without CTC"):
         make(search=search(ctc_weight=0.3)).recognize(batch_of(TEXTS))
 
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_lightning.scoring.word_edits import WordEdits, display_width, find_word_edits, format_word_edits
+from asr_lightning.scoring.word_edits import WordEdits, correct_words, display_width, find_word_edits, format_word_edits
 
 TEXTS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=8).map(" ".join)
 
@@ -71,3 +71,10 @@ def test_other_references_are_refused() -> None:
         format_word_edits([("a", find_word_edits("a", "a")), ("b", find_word_edits("b", "a"))])
     with pytest.raises(ValueError, match="expected alignments to one reference, got \\[\\]"):
         format_word_edits([])
+
+
+def test_words_of_a_hypothesis_are_right_or_wrong() -> None:
+    assert correct_words("A B C", "X A B D E") == [False, True, True, False, False]
+    assert correct_words("A B", "") == []
+    assert correct_words("", "A A") == [False, False]
+    assert correct_words("A B C", "A C") == [True, True]

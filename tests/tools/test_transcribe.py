@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from asr_lightning.audio.resampling import resample
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
-from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.models.recognizer import Recognized, Recognizer
 from asr_lightning.tools import transcription
-from asr_lightning.tools.transcription import Transcript, plan_batches, read_pieces
+from asr_lightning.tools.transcript_files import FORMATS, Transcript
+from asr_lightning.tools.transcription import cut_at_pauses, plan_batches, read_pieces
 
 Recordings = dict[str, Path]
 
@@ -121,13 +123,16 @@ def test_batches_of_any_size_say_the_same_in_the_same_order(
     recognizer: Recognizer, recordings: Recordings, heard: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    alone = recognizer.transcribe
-    monkeypatch.setattr(recognizer, "transcribe", lambda batch: sizes.append(len(batch)) or alone(batch))
+    alone = recognizer.recognize_words
+    monkeypatch.setattr(
+        recognizer, "recognize_words", lambda batch, pooling: sizes.append(len(batch)) or alone(batch, pooling)
+    )
     names = [*recordings, *reversed(recordings)]
     for seconds, largest in ((0.001, 1), (3.0, 3), (100.0, 14)):
         sizes.clear()
         results = list(transcription.transcribe(recognizer, (str(recordings[name]) for name in names), seconds))
-        assert results == [Transcript(str(recordings[name]), heard[name]) for name in names]
+        assert [(one.path, one.text) for one in results] == [(str(recordings[name]), heard[name]) for name in names]
+        assert all(" ".join(word.text for word in one.words) == one.text for one in results)
         assert sum(sizes) == len(names)
         assert (max(sizes) >= largest) if seconds > 1 else (max(sizes) == 1)
 
@@ -178,20 +183,20 @@ def test_bad_files_are_named_with_the_reason_and_the_rest_goes_on(
 def test_audio_is_mixed_and_resampled(recordings: Recordings, tmp_path: Path) -> None:
     audio, _ = soundfile.read(recordings["stereo.wav"], dtype="float32")
     expected = torch.from_numpy(resample(audio.mean(axis=1), 44_100, 16_000))
-    torch.testing.assert_close(next(read_pieces(str(recordings["stereo.wav"]), 16_000)), expected)
+    torch.testing.assert_close(next(read_pieces(str(recordings["stereo.wav"]), 16_000)).audio, expected)
     tone = np.sin(2 * np.pi * 440 * np.arange(22_254) / 22_254)
     soundfile.write(tmp_path / "tone.wav", tone, 22_254, subtype="FLOAT")
     [resampled] = read_pieces(str(tmp_path / "tone.wav"), 16_000)
-    assert abs(len(resampled) - 16_000) <= 1
+    assert abs(len(resampled.audio) - 16_000) <= 1
     expected_tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
-    np.testing.assert_allclose(resampled.numpy()[500:15_500], expected_tone[500:15_500], atol=5e-3)
+    np.testing.assert_allclose(resampled.audio.numpy()[500:15_500], expected_tone[500:15_500], atol=5e-3)
 
 
 def test_long_files_are_read_in_blocks_without_a_seam(recordings: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
     [whole] = read_pieces(str(recordings["song.mp3"]), 16_000)
     monkeypatch.setattr(reading, "BLOCK_SAMPLES", 1_000)
     [in_blocks] = read_pieces(str(recordings["song.mp3"]), 16_000)
-    torch.testing.assert_close(in_blocks, whole)
+    torch.testing.assert_close(in_blocks.audio, whole.audio)
 
 
 def spoken(seconds: list[float], pause: float = 0.5) -> np.ndarray:
@@ -206,13 +211,35 @@ def test_a_long_file_is_cut_at_its_pauses(tmp_path: Path) -> None:
     audio = spoken(lengths).astype(np.float32)
     soundfile.write(tmp_path / "long.wav", audio, 16_000, subtype="FLOAT")
     pieces = list(read_pieces(str(tmp_path / "long.wav"), 16_000))
-    np.testing.assert_array_equal(torch.cat(pieces).numpy(), audio)  # nothing is lost, nothing comes twice
-    assert len(pieces) == 3
+    borders = [piece.border for piece in pieces[:-1]]
+    assert len(pieces) == 3 and pieces[-1].border == float("inf")
+    assert [piece.start for piece in pieces] == [0.0, *(border - 2.0 for border in borders)]
+    for piece, border in zip(pieces, [*borders, len(audio) / 16_000 - 2.0], strict=True):
+        first, last = round(16_000 * piece.start), round(16_000 * (border + 2.0))
+        np.testing.assert_array_equal(piece.audio.numpy(), audio[first:last])  # 2 s to each side of a cut
+        assert piece.seconds == len(piece.audio) / 16_000
     pauses = np.cumsum([length + 0.5 for length in lengths]) - 0.25
-    for end in np.cumsum([len(piece) for piece in pieces])[:-1] / 16_000:
-        assert np.abs(pauses - end).min() < 0.16  # within the pause
-    soundfile.write(tmp_path / "short.wav", audio[: 40 * 16_000], 16_000, subtype="FLOAT")
+    for border in borders:
+        assert np.abs(pauses - border).min() < 0.16  # within the pause
+    soundfile.write(tmp_path / "short.wav", audio[: 42 * 16_000], 16_000, subtype="FLOAT")
     assert len(list(read_pieces(str(tmp_path / "short.wav"), 16_000))) == 1
+
+
+def test_every_sample_is_in_a_piece_however_blocks_and_overlaps_fall(monkeypatch: pytest.MonkeyPatch) -> None:
+    audio = spoken([0.3, 0.7, 0.2, 0.5, 1.1, 0.4, 0.6], pause=0.05)
+    monkeypatch.setattr(transcription, "PIECE_SECONDS", (0.5, 1.0))
+    for overlap in (0.0, 0.2, 0.7):
+        monkeypatch.setattr(transcription, "OVERLAP_SECONDS", overlap)
+        for size in (700, 9_000, 10**6):
+            blocks = [audio[begin : begin + size] for begin in range(0, len(audio), size)]
+            before = 0
+            for piece, start, border in cut_at_pauses(blocks, 16_000):
+                np.testing.assert_array_equal(piece, audio[start : start + len(piece)])
+                assert start == max(0, before - round(16_000 * overlap))
+                end = len(audio) if border is None else border
+                assert 0.5 <= (end - before) / 16_000 <= 1.0 or border is None
+                before = end
+            assert before == len(audio)
 
 
 def test_the_transcript_of_a_long_file_is_that_of_its_pieces_in_order(
@@ -223,17 +250,27 @@ def test_the_transcript_of_a_long_file_is_that_of_its_pieces_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(transcription, "PIECE_SECONDS", (0.5, 2.0))
+    monkeypatch.setattr(transcription, "OVERLAP_SECONDS", 0.0)
     long = tmp_path / "long.wav"
     soundfile.write(long, np.concatenate([sweep(0.7, 16_000, seed) for seed in range(6)]), 16_000)
-    texts = [
-        recognizer.transcribe(Batch.collate([Utterance("", piece, 16_000)]))[0]
-        for piece in read_pieces(str(long), 16_000)
-    ]
+    pieces = list(read_pieces(str(long), 16_000))
+    found = [recognizer.recognize_words(Batch.collate([Utterance("", one.audio, 16_000)]))[0][0] for one in pieces]
+    texts = [hypothesis.text for hypothesis in found]
     assert len(texts) > 1 and len(set(texts)) == len(texts)
     paths = [str(recordings["read.flac"]), str(long), str(recordings["talk.ogg"]), str(long)]
     results = list(transcription.transcribe(recognizer, paths, 2.0))
     assert [one.path for one in results] == paths and not any(one.problem for one in results)
-    assert [one.text for one in results] == [heard["read.flac"], " ".join(texts), heard["talk.ogg"], " ".join(texts)]
+    assert [one.text for one in results][::2] == [heard["read.flac"], heard["talk.ogg"]]
+    timed = [[(word.text, word.start, word.end) for word in one.words] for one in results[1::2]]
+    assert timed[0] == timed[1] and results[1].text == results[3].text
+    assert results[1].seconds == pytest.approx(4.2)
+    assert [part.start for part in results[1].parts] == [piece.start for piece in pieces]
+    middles = [(word.start + word.end) / 2 for word in results[1].words]
+    assert middles == sorted(middles) and middles[-1] > pieces[-1].start
+    shift = pieces[-1].start
+    assert {(w.text, round(w.start + shift, 6)) for w in found[-1].words if w.start > 0.3} <= {
+        (word.text, round(word.start, 6)) for word in results[1].words
+    }
 
 
 def test_long_silence_is_read_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +281,9 @@ def test_long_silence_is_read_in_little_memory(tmp_path: Path, monkeypatch: pyte
     pieces = list(read_pieces(str(tmp_path / "silence.flac"), 16_000))
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(pieces) == 1 and most < 12e6  # all of it would be 38 MB, and 77 MB at 16 kHz
+    assert sum(len(piece.audio) > 0 for piece in pieces) == 1
+    assert pieces[-1].start + pieces[-1].seconds == 1200.0
+    assert most < 14e6  # all of it would be 38 MB, and 77 MB at 16 kHz
 
 
 @pytest.mark.parametrize("name", ["song.mp3", "talk.ogg", "read.flac", "telephone.wav"])
@@ -360,15 +399,15 @@ def test_a_file_that_is_no_checkpoint_is_an_error(
 def test_a_batch_that_does_not_fit_into_memory_is_halved(
     recognizer: Recognizer, recordings: Recordings, heard: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = recognizer.transcribe
+    alone = recognizer.recognize_words
     long = soundfile.info(recordings["talk.ogg"]).duration
 
-    def with_little_memory(batch: Batch) -> list[str]:
+    def with_little_memory(batch: Batch, pooling: Any) -> Recognized:
         if len(batch) > 2 or batch.seconds > long - 0.1:
             raise torch.OutOfMemoryError("no memory")
-        return alone(batch)
+        return alone(batch, pooling)
 
-    monkeypatch.setattr(recognizer, "transcribe", with_little_memory)
+    monkeypatch.setattr(recognizer, "recognize_words", with_little_memory)
     results = {
         Path(one.path).name: one for one in transcription.transcribe(recognizer, map(str, recordings.values()), 99)
     }
@@ -381,12 +420,112 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(
 def test_other_failures_of_the_recogniser_are_not_hidden(
     recognizer: Recognizer, recordings: Recordings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(batch: Batch) -> list[str]:
+    def broken(batch: Batch, pooling: Any) -> Recognized:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(recognizer, "transcribe", broken)
+    monkeypatch.setattr(recognizer, "recognize_words", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         list(transcription.transcribe(recognizer, [str(recordings["read.flac"])], 99))
+
+
+def test_folders_and_lists_are_written_into_a_folder_once(
+    checkpoint: Path,
+    recordings: Recordings,
+    heard: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "talks" / "day 1").mkdir(parents=True)
+    (tmp_path / "talks" / "notes.txt").write_text("no audio")
+    for name, place in (("read.flac", "day 1/a.flac"), ("talk.ogg", "b.OGG")):
+        (tmp_path / "talks" / place).write_bytes(recordings[name].read_bytes())
+    (tmp_path / "list.txt").write_text(f"{recordings['song.mp3']}\n\n")
+    out = tmp_path / "out"
+    arguments = [tmp_path / "talks", "--list", tmp_path / "list.txt", "--output", out, "--formats", *FORMATS]
+    assert run(checkpoint, *arguments, "--n-best", "3") == 0
+    names = {"day 1/a": "read.flac", "b": "talk.ogg", "song": "song.mp3"}
+    assert {str(path.relative_to(out)) for path in out.rglob("*.*")} == {
+        f"{name}.{ending}" for name in names for ending in FORMATS
+    }
+    beam = load_recognizer(checkpoint)
+    transcription.keep_hypotheses(beam, 3)
+    for name, recording in names.items():
+        content = json.loads((out / f"{name}.json").read_text())
+        [expected] = transcription.transcribe(beam, [str(recordings[recording])], 9.0)
+        assert content["text"] == expected.text == (out / f"{name}.txt").read_text().rstrip("\n")
+        assert content["words"] == [word.as_json() for word in expected.words]
+        assert [one["text"] for one in content["pieces"][0]["n_best"]] == [
+            one.text for one in expected.parts[0].hypotheses
+        ]
+        assert len(content["pieces"][0]["n_best"]) == 3
+        assert len((out / f"{name}.ctm").read_text().splitlines()) == len(expected.words)
+        assert (out / f"{name}.TextGrid").read_text().count('text = "') >= len({w.text for w in expected.words})
+
+    capsys.readouterr()
+    (out / "b.srt").unlink()
+    (out / "song.txt").write_text("kept")
+    asked: list[str] = []
+    real = transcription.read_pieces
+    monkeypatch.setattr(transcription, "read_pieces", lambda path, rate: asked.append(path) or real(path, rate))
+    assert run(checkpoint, *arguments) == 0
+    assert asked == [str(tmp_path / "talks" / "b.OGG")] and (out / "b.srt").exists()
+    assert (out / "song.txt").read_text() == "kept"
+    assert "2 of 3 files have their transcripts" in capsys.readouterr().err
+    assert run(checkpoint, *arguments, "--overwrite") == 0
+    assert len(asked) == 4 and (out / "song.txt").read_text() != "kept"
+
+
+def test_streams_of_other_formats(
+    checkpoint: Path, recordings: Recordings, heard: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [recordings["read.flac"], recordings["talk.ogg"]]
+    assert run(checkpoint, *paths, "--formats", "json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["path"], one["text"]) for one in lines] == [(str(path), heard[path.name]) for path in paths]
+    assert [one["seconds"] for one in lines] == [0.8, 2.0]
+    assert run(checkpoint, *paths, "--formats", "ctm") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[4] for row in rows] == [word["word"] for one in lines for word in one["words"]]
+    assert {row[0] for row in rows} == {"read", "talk"}
+
+
+def test_confidences_are_calibrated(
+    checkpoint: Path, recordings: Recordings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.json").write_text('{"temperature": 2.0}')
+    words = []
+    for more in ([], ["--calibration", tmp_path / "c.json"]):
+        assert run(checkpoint, recordings["talk.ogg"], "--formats", "json", "--confidence", "mean", *more) == 0
+        words.append(json.loads(capsys.readouterr().out)["words"])
+    for plain, calibrated in zip(*words, strict=True):
+        odds = plain["confidence"] / (1 - plain["confidence"])
+        assert calibrated["confidence"] == pytest.approx(odds**0.5 / (1 + odds**0.5), abs=2e-3)
+        assert {**plain, "confidence": 0} == {**calibrated, "confidence": 0}
+    assert run(checkpoint, recordings["talk.ogg"], "--calibration", tmp_path / "none.json") == 2
+    assert "cannot read the calibration" in capsys.readouterr().err
+
+
+def test_options_that_do_not_fit_together_are_refused(
+    checkpoint: Path, recordings: Recordings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = recordings["read.flac"]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "copy").mkdir()
+    copy = tmp_path / "copy" / "read.wav"
+    copy.write_bytes(good.read_bytes())
+    for arguments, message in (
+        ([], "expected audio files, folders or a --list"),
+        ([good, "--formats", "srt"], "expected an --output folder"),
+        ([good, "--formats", "txt", "json"], "expected an --output folder"),
+        ([good, "--n-best", "2"], "only --formats json"),
+        ([tmp_path / "empty"], "expected a folder with sound files"),
+        ([good, copy, "--output", tmp_path / "out"], "would both be written to"),
+        (["--list", tmp_path / "none.txt"], "cannot read"),
+    ):
+        assert run(checkpoint, *arguments) == 2, arguments
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 class Terminal(io.StringIO):
@@ -404,10 +543,13 @@ def test_progress_is_shown_on_a_terminal_only(
 ) -> None:
     errors = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", errors)
-    output = io.StringIO()
-    assert transcription.write_transcripts(recognizer, [str(recordings["read.flac"])], 100.0, output)
-    assert output.getvalue() == f"{recordings['read.flac']}\t{heard['read.flac']}\n"
-    assert ("1/1" in errors.getvalue()) == terminal
+    written: list[Transcript] = []
+    paths = [str(recordings["read.flac"])]
+    assert transcription.write_transcripts(
+        lambda count: transcription.transcribe(recognizer, paths, 100.0, heard=count), 1, written.append
+    )
+    assert [one.text for one in written] == [heard["read.flac"]]
+    assert ("1/1" in errors.getvalue()) == ("0.0 min of audio read" in errors.getvalue()) == terminal
 
 
 def test_a_missing_language_model_is_named(

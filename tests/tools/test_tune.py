@@ -223,3 +223,38 @@ def test_trials_are_evaluated_on_the_given_subsets(tmp_path: Path, monkeypatch: 
     base = ["--config", "experiment.yaml", "--space", space, "--metric", "dev/cer", "--trials", "1"]
     assert main(["tune", *base, "--subsets", "dev", "dev-other"]) == 0
     assert given[0]["data.init_args.validation_subsets"] == "[dev, dev-other]"
+
+
+def test_weights_of_the_search_are_tuned_with_a_checkpoint_and_no_weight_is_the_first(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = yaml.safe_load(experiment.read_text())
+    content["model"]["init_args"]["search"]["init_args"] = {"beam": 2, "max_symbols": 1}
+    experiment.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "asr_lightning", "fit", "--config", str(experiment)]
+    subprocess.run([*command, "--trainer.default_root_dir", "trained"], check=True, capture_output=True)
+    [checkpoint] = Path("trained").rglob("*.ckpt")
+    weight = "model.init_args.search.init_args.internal_language_model_weight"
+    space = str(write_space(tmp_path / "space.yaml", {weight: {"low": 0.0, "high": 0.5}}))
+    arguments = ["--config", str(experiment), "--space", space, "--metric", "dev/cer", "--output", "tuned"]
+    assert main([*arguments, "--checkpoint", str(checkpoint), "--trials", "2"]) == 0
+    assert "2 of 2 trials were finished" in capsys.readouterr().out
+    with Path("tuned/trials.csv").open() as file:
+        rates = {int(row["trial"]): row for row in csv.DictReader(file)}
+    assert float(rates[0]["search.internal_language_model_weight"]) == 0.0
+    assert float(rates[1]["search.internal_language_model_weight"]) > 0.0
+    assert not list(Path("tuned").rglob("*.ckpt")), "nothing is trained"
+    assert main([*arguments, "--checkpoint", "none.ckpt", "--trials", "2"]) == 2
+    assert "no checkpoint at none.ckpt" in capsys.readouterr().err
+    assert main([*arguments, "--trials", "3"]) == 2
+    assert "holds other trials" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_never_tuned_on_what_is_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"init_args": {"validation_subsets": ["dev"], "test_subsets": ["test-clean"]}}
+    Path("experiment.yaml").write_text(yaml.safe_dump({"data": data}))
+    Path("last.ckpt").touch()
+    space = str(write_space(tmp_path / "space.yaml", {"a": [1, 2]}))
+    base = ["--config", "experiment.yaml", "--space", space, "--checkpoint", "last.ckpt"]
+    assert main([*base, "--metric", "test-clean/wer", "--subsets", "test-clean"]) == 2
+    assert "found test-clean among its test_subsets" in capsys.readouterr().err

@@ -1,0 +1,41 @@
+"""One sequence of words from those of pieces of audio that overlap."""
+
+from collections.abc import Sequence
+
+from asr_lightning.text.timed_words import Word
+
+SAME_SECONDS = 0.3  # between the middles of a word in two pieces; the searches of both date it a little differently
+DISTANCE_WEIGHT = 0.1  # of the seconds to the border, beside those between the two middles
+
+
+def join_words(before: Sequence[Word], after: Sequence[Word], border: float, overlap: float) -> list[Word]:
+    """Join the words of two pieces of audio that overlap.
+
+    The pieces are joined at a word that both have at the same time; of several such words, at one that is near the
+    border and dated alike. Where there is none, words before the border are of the first piece, others of the second.
+
+    Args:
+        before: Of the first piece, in the order of time.
+        after: Of the second piece, with times of the same clock.
+        border: Seconds; where the audio was cut, in the middle of the overlap.
+        overlap: Seconds that each piece goes on beyond the border.
+    """
+    first = max((n for n, word in enumerate(before) if _middle(word) < border - overlap), default=-1) + 1
+    near = sum(_middle(word) <= border + overlap for word in after)
+    pairs = [
+        (abs(_middle(one) - _middle(other)) + DISTANCE_WEIGHT * abs(_middle(one) - border), left, right)
+        for left, one in enumerate(before[first:], first)
+        for right, other in enumerate(after[:near])
+        if one.text == other.text and abs(_middle(one) - _middle(other)) <= SAME_SECONDS
+    ]
+    if pairs:
+        _, left, right = min(pairs)
+        return [*before[: left + 1], *after[right + 1 :]]
+    return [
+        *(word for word in before if _middle(word) < border),
+        *(word for word in after if _middle(word) >= border),
+    ]
+
+
+def _middle(word: Word) -> float:
+    return (word.start + word.end) / 2

@@ -1,0 +1,46 @@
+"""Figure of confidences: how often words of each confidence are right."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from asr_lightning.analysis.calibration import Reliability
+from asr_lightning.files import replacing
+from asr_lightning.report.figures import COLORS, MARKERS
+
+SIZE = (6.0, 6.5)  # inches, at 100 dots per inch
+
+
+def plot_reliability(lines: Mapping[str, Reliability], path: Path) -> None:
+    """Draw accuracy against confidence, and below how many words are in each bin; write a PNG.
+
+    Args:
+        lines: By what they are called.
+        path: Of the picture.
+
+    Raises:
+        ValueError: There is no line.
+    """
+    if not lines:
+        raise ValueError("expected at least one reliability to draw, got none")
+    figure = Figure(figsize=SIZE, dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="perfectly calibrated")
+    for number, (name, line) in enumerate(lines.items()):
+        style = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
+        above.plot(line.confidence, line.accuracy, label=f"{name}, ECE {line.expected_error:.3f}", **style)
+        below.plot(line.confidence, line.counts, **style)
+    above.set_ylabel("share of right words")
+    above.set_ylim(-0.03, 1.03)
+    above.legend(frameon=False)
+    below.set_ylabel("words")
+    below.set_yscale("log")
+    below.set_xlabel("confidence")
+    below.set_xlim(-0.03, 1.03)
+    for panel in (above, below):
+        panel.grid(alpha=0.3)
+    with replacing(path) as half:
+        figure.savefig(half, format="png")
