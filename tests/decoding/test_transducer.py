@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from tests.support.small_transducers import SmallJoint, SmallPredictor, exhaustive, small_transducer
 from torch import Tensor, nn
 
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.transducer import WINDOW, _Histories, beam_search, greedy_search
 from asr_lightning.losses.transducer.logits import transducer_loss
+from tests.support.small_transducers import SmallJoint, SmallPredictor, exhaustive, small_transducer
 
 State = tuple[Tensor, ...]
 
