@@ -237,16 +237,16 @@ def test_weights_of_the_search_are_tuned_with_a_checkpoint_and_no_weight_is_the_
     weight = "model.init_args.search.init_args.internal_language_model_weight"
     space = str(write_space(tmp_path / "space.yaml", {weight: {"low": 0.0, "high": 0.5}}))
     arguments = ["--config", str(experiment), "--space", space, "--metric", "dev/cer", "--output", "tuned"]
-    assert main([*arguments, "--checkpoint", str(checkpoint), "--trials", "2"]) == 0
+    assert main(["tune", *arguments, "--checkpoint", str(checkpoint), "--trials", "2"]) == 0
     assert "2 of 2 trials were finished" in capsys.readouterr().out
     with Path("tuned/trials.csv").open() as file:
         rates = {int(row["trial"]): row for row in csv.DictReader(file)}
     assert float(rates[0]["search.internal_language_model_weight"]) == 0.0
     assert float(rates[1]["search.internal_language_model_weight"]) > 0.0
     assert not list(Path("tuned").rglob("*.ckpt")), "nothing is trained"
-    assert main([*arguments, "--checkpoint", "none.ckpt", "--trials", "2"]) == 2
+    assert main(["tune", *arguments, "--checkpoint", "none.ckpt", "--trials", "2"]) == 2
     assert "no checkpoint at none.ckpt" in capsys.readouterr().err
-    assert main([*arguments, "--trials", "3"]) == 2
+    assert main(["tune", *arguments, "--trials", "3"]) == 2
     assert "holds other trials" in capsys.readouterr().err
 
 
@@ -256,5 +256,5 @@ def test_a_checkpoint_is_never_tuned_on_what_is_tested(tmp_path: Path, capsys: p
     Path("last.ckpt").touch()
     space = str(write_space(tmp_path / "space.yaml", {"a": [1, 2]}))
     base = ["--config", "experiment.yaml", "--space", space, "--checkpoint", "last.ckpt"]
-    assert main([*base, "--metric", "test-clean/wer", "--subsets", "test-clean"]) == 2
+    assert main(["tune", *base, "--metric", "test-clean/wer", "--subsets", "test-clean"]) == 2
     assert "found test-clean among its test_subsets" in capsys.readouterr().err
