@@ -85,10 +85,15 @@ def test_the_data_of_an_experiment_can_be_changed(
     changes = ["--data", "data_modules.table.TableDataModule", "--data.init_args.root", str(tmp_path)]
     changes += ["--data.init_args.split", "null", "--data.init_args.train_subsets", "[train]"]
     changes += ["--data.init_args.normalize", "true"]
-    assert main(["unigram", "--config", str(experiment), "--output", str(output), "--tokens", "22", *changes]) == 0
+    assert (
+        main(["units", "unigram", "--config", str(experiment), "--output", str(output), "--tokens", "22", *changes])
+        == 0
+    )
     tokenizer = SentencePieceTokenizer(str(output))
     assert tokenizer.decode(tokenizer.encode("THE CAT SAT")) == "THE CAT SAT"
-    assert main(["bpe", "--config", str(experiment), "--output", str(output), "--data.init_args.rot", "x"]) == 2
+    assert (
+        main(["units", "bpe", "--config", str(experiment), "--output", str(output), "--data.init_args.rot", "x"]) == 2
+    )
     assert "rot" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["bpe", "--config", str(experiment), "--output", str(output), "--model.x", "3"])
+        main(["units", "bpe", "--config", str(experiment), "--output", str(output), "--model.x", "3"])
