@@ -13,8 +13,8 @@ from asr_lightning.analysis.training_curves import NormSpan, early_and_late
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing
 from asr_lightning.report.figures import COLORS
-from asr_lightning.report.run_folders import read_metrics, versions
-from asr_lightning.report.tables import Table
+from asr_lightning.report.run_folders import Experiment, read_metrics, versions
+from asr_lightning.report.tables import Section, Table
 
 PREFIX = "grad_norm/"
 HEADER = ["module", "run", "seeds", *(f"{span} {what}" for what in ("norm", "change", "relative change")
@@ -75,6 +75,33 @@ def gradient_table(runs: Mapping[str, Sequence[Path]], share: float = 0.1) -> Ta
             if spans:
                 rows.append([module, name, str(len(spans)), *_cells(spans)])
     return rows
+
+
+def gradient_section(experiments: Sequence[Experiment], problems: list[str]) -> Section | None:
+    """Return the section of gradient norms; None where no run has logged enough of them.
+
+    Args:
+        experiments: Over their seeds.
+        problems: Gets why runs are left out.
+    """
+    runs: dict[str, list[Path]] = {}
+    for experiment in experiments:
+        for run in experiment.runs:
+            try:
+                gradient_table({experiment.name: [run.folder]})
+                runs.setdefault(experiment.name, []).append(run.folder)
+            except InputError as error:
+                problems.append(f"gradients: {error}")
+    if not runs:
+        return None
+    notes = [
+        "Norms of a module's gradient before clipping. Early: the first tenth of the optimizer steps; late: the last.",
+        "Change: the mean of |next - norm| from one logged step to the next; relative change: of |ln(next / norm)|. "
+        "Means over seeds, with the least and the greatest.",
+    ]  # fmt: skip
+    return Section("gradients", gradient_table(runs), notes, files={
+        "gradients.png": lambda path: plot_gradients(runs, path)
+    })  # fmt: skip
 
 
 def _modules(series: Mapping[str, Sequence[Mapping[str, Series]]]) -> list[str]:

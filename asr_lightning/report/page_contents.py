@@ -3,6 +3,7 @@
 import csv
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -12,6 +13,7 @@ from asr_lightning.errors import InputError, reason
 from asr_lightning.files import name_of_run
 from asr_lightning.report.epoch_rates import find_files, merge
 from asr_lightning.report.final_rates import comparisons, final_section, significance_section
+from asr_lightning.report.gradient_figure import gradient_section
 from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_neighbours
 from asr_lightning.report.page_layers import gather_layers
 from asr_lightning.report.page_sentences import gather_sentences
@@ -98,6 +100,9 @@ def _tables(experiments: Sequence[Experiment], pairs: Sequence[PairComparison]) 
     sections = {"Final error rates": final_section(experiments, ["wer"])}
     if pairs:
         sections["Significance"] = significance_section(pairs)
+    if len(experiments) > 1 and (gradients := gradient_section(experiments, [])):
+        whole = [row for row in gradients.table[1:] if row[0] == "total"]
+        sections["Gradient norms"] = replace(gradients, table=[gradients.table[0], *whole])
     return [
         {"title": title, "head": section.table[0], "rows": section.table[1:], "notes": list(section.notes)}
         for title, section in sections.items()

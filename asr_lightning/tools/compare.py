@@ -4,9 +4,9 @@ Example:
     asr compare runs/random runs/rnnt_ws --baseline random --output reports/ws
     asr compare runs/rnnt_teacher --costs --price 2.5 --output reports/teacher
 
-Each section is a table with notes. Without one of --curves, --rates, --significance, --convergence and --costs there
-are the first three. A run's name is that in its error_rates.csv: by default the name of the experiment's folder, whose
-seeds are put together. Rates are in % and times in epochs or seconds; files .csv of rates have fractions.
+Each section is a table with notes. Without one of --curves, --rates, --significance, --convergence, --gradients and
+--costs there are the first three. A run's name is that in its error_rates.csv: by default the name of the experiment's
+folder, whose seeds are put together. Rates are in % and times in epochs or seconds; files .csv of rates have fractions.
 """
 
 import argparse
@@ -31,6 +31,7 @@ SECTIONS = {
     "sentences that changed most; of runs that kept transcripts",
     "convergence": "the fit of c + a·e^(-b) to the rates at epochs e, a prediction, and how well early epochs predict "
     "the others",
+    "gradients": "gradient norms of modules and how much they change from step to step, early and late, and a figure",
     "costs": "what a training costs by the speed of these runs, which are of one model: hours, days, money",
 }
 BY_DEFAULT = ("curves", "rates", "significance")
@@ -122,6 +123,7 @@ def compare(options: argparse.Namespace, chosen: Sequence[str], problems: list[s
     from asr_lightning.report.costs import costs_section
     from asr_lightning.report.epoch_rates import epoch_section, find_files, merge
     from asr_lightning.report.final_rates import comparisons, final_section, significance_section
+    from asr_lightning.report.gradient_figure import gradient_section
     from asr_lightning.report.run_folders import find_runs, read_experiments, read_runs
 
     metric = options.metrics[0]
@@ -130,7 +132,7 @@ def compare(options: argparse.Namespace, chosen: Sequence[str], problems: list[s
         _check_names(options, sorted({row.run for row in rows}))
     if "curves" in chosen:
         yield epoch_section(rows, metric, options.reference, options.baseline)
-    if {"rates", "significance"} & set(chosen):
+    if {"rates", "significance", "gradients"} & set(chosen):
         experiments = read_experiments(read_runs(find_runs(options.runs), problems), problems)
         if not experiments:
             raise InputError(f"expected runs with final rates, found none: {'; '.join(problems)}")
@@ -146,6 +148,9 @@ def compare(options: argparse.Namespace, chosen: Sequence[str], problems: list[s
             problems.append("significance: no two runs have transcripts of their last epoch")
     if "convergence" in chosen:
         yield convergence_section(rows, metric, options.horizon, options.early, options.level)
+    if "gradients" in chosen:
+        if section := gradient_section(experiments, problems):
+            yield section
     if "costs" in chosen:
         yield costs_section(
             options.runs, options.hours, options.epochs, options.devices, options.price, options.efficiency
