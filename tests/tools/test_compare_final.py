@@ -181,3 +181,21 @@ def test_parameters_and_speeds_are_in_the_table(
         "6.7",
     ]
     assert "Left out" not in text
+
+
+def test_gradient_norms_are_a_section_and_runs_without_them_are_named(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, folder in enumerate(("base/seed1", "wide/seed1"), start=1):
+        log = runs / folder / "logs/version_0/metrics.csv"
+        log.parent.mkdir(parents=True)
+        log.write_text("grad_norm/total,step\n" + "".join(f"{seed * (1 + step % 2)},{step}\n" for step in range(100)))
+    output = tmp_path / "out"
+    assert main(["compare", str(runs), "--gradients", "--output", str(output)]) == 0
+    assert "Left out: gradients:" in capsys.readouterr().out  # base's second seed, and odd
+    head, *lines = rows(output / "gradients.csv")
+    assert [line[:5] for line in lines] == [["total", "base", "1", "1.5", "1.5"], ["total", "wide", "1", "3", "3"]]
+    assert lines[0][head.index("early change")] == "1" and (output / "gradients.png").stat().st_size > 10_000
+
+    assert main(["report", str(runs), "--output", str(tmp_path / "page.html")]) == 0
+    assert "Gradient norms" in (tmp_path / "page.html").read_text("utf-8")
