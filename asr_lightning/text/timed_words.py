@@ -12,7 +12,7 @@ CAPTION_CHARACTERS = 84  # of a caption: two lines of 42
 PAUSE_SECONDS = 1.0  # between words after which a new caption begins
 
 
-@dataclass(frozen=True)
+@dataclass
 class Word:
     """A recognized word.
 
