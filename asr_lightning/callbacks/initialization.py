@@ -26,6 +26,11 @@ class FirstWeights(Callback, ABC):
     def __init__(self) -> None:
         self.done = False
 
+    @property
+    @abstractmethod
+    def is_set_up(self) -> bool:
+        """Whether there are weights to set: every run has these callbacks, most of them without arguments."""
+
     @abstractmethod
     def set_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Change the weights in place."""
@@ -36,7 +41,7 @@ class FirstWeights(Callback, ABC):
         Raises:
             InputError: Each process has only a part of them.
         """
-        if not self.done and trainer.ckpt_path is None:
+        if not self.done and trainer.ckpt_path is None and self.is_set_up:
             if isinstance(pl_module, FSDPModule):
                 raise InputError(
                     f"{type(self).__name__}: expected whole weights, got those that processes share by "
@@ -58,6 +63,11 @@ class Initialization(FirstWeights):
         super().__init__()
         self.scheme: Scheme = scheme
         self.bound = bound
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether a scheme is given that is not torch's own."""
+        return self.scheme != "default"
 
     def set_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw with rank 0's random numbers on every rank."""

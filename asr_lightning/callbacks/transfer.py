@@ -176,10 +176,14 @@ class InitializeFrom(FirstWeights):
         self.skip = list(skip or [])
         self.rename = dict(rename or {})
 
+    @property
+    def is_set_up(self) -> bool:
+        """Whether there is a checkpoint."""
+        return self.checkpoint is not None
+
     def set_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the weights, and print what each parameter received; all ranks read the same file."""
-        if self.checkpoint is None:
-            return
+        assert self.checkpoint is not None
         source = load_model(self.checkpoint, LightningModule)
         if isinstance(pl_module, Recognizer) and isinstance(source, Recognizer) and "encoder" not in self.skip:
             check_features(pl_module.features, source.features)

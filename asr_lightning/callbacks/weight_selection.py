@@ -282,10 +282,14 @@ class WeightSelection(FirstWeights):
         self.axis_aware = axis_aware
         self.seed = seed
 
+    @property
+    def is_set_up(self) -> bool:
+        """Whether there is a teacher."""
+        return self.teacher is not None
+
     def set_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Select the weights, and print what each of them is; all ranks read the same file."""
-        if self.teacher is None:
-            return
+        assert self.teacher is not None
         if not Path(self.teacher).is_file():
             advice = f"; make it with `{self.made_by}`" if self.made_by else ""
             raise InputError(f"no teacher's checkpoint at {self.teacher} ({Path(self.teacher).absolute()}){advice}")
