@@ -55,7 +55,7 @@ def page_file(runs: Path) -> Path:
 
 def test_the_title_is_that_of_the_experiments_not_of_their_folders(runs: Path, tmp_path: Path) -> None:
     seeds = [str(runs / name / "seed1") for name in ("one", "two")]
-    assert main([*seeds, "--output", str(tmp_path / "page.html")]) == 0
+    assert main(["report", *seeds, "--output", str(tmp_path / "page.html")]) == 0
     assert "<title>one, two &lt;b&gt;</title>" in (tmp_path / "page.html").read_text("utf-8")
 
 
@@ -284,7 +284,7 @@ CONTROLS = """[...document.querySelectorAll("#theme, main select, main audio, ma
 def test_the_keyboard_reaches_every_control(page: Page) -> None:
     page.evaluate(f"window.controls = new Set({CONTROLS})")
     assert page.evaluate("controls.size") > 10
-    for _ in range(150):
+    for _ in range(400):
         page.keyboard.press("Tab")
         page.evaluate("controls.delete(document.activeElement)")
     assert page.evaluate("[...controls].map((one) => one.outerHTML.slice(0, 80))") == []
