@@ -278,13 +278,14 @@ def test_it_fits_narrow_and_wide_windows(
 
 
 CONTROLS = """[...document.querySelectorAll("#theme, main select, main audio, main input[type=range],"
-    + "main input[type=checkbox], main input[type=radio]:checked, .sentence button[tabindex='0']")]"""
+    + "main input[type=checkbox], main input[type=radio]:checked, .sentence button[tabindex='0']")]
+    .filter((one) => one.checkVisibility())"""  # a choice of one speaker only is hidden
 
 
 def test_the_keyboard_reaches_every_control(page: Page) -> None:
     page.evaluate(f"window.controls = new Set({CONTROLS})")
     assert page.evaluate("controls.size") > 10
-    for _ in range(400):
+    for _ in range(200):
         page.keyboard.press("Tab")
         page.evaluate("controls.delete(document.activeElement)")
     assert page.evaluate("[...controls].map((one) => one.outerHTML.slice(0, 80))") == []
