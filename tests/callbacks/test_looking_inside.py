@@ -95,7 +95,7 @@ def test_neighbours_are_in_other_sentences_and_are_shown(run: Path) -> None:
     assert float(totals[0]["mean"]) == pytest.approx(counted / (3 * len(lines)), abs=0.01)
     table, about = (folder / "table.md").read_text().split("\n\n")
     assert table.count("\n") == 3
-    assert about.startswith(f"3 neighbours of each of {len(lines)} tokens of {totals[0]['sentences']} sentences")
+    assert about.startswith(f"3 neighbors of each of {len(lines)} tokens of {totals[0]['sentences']} sentences")
 
 
 def planted(folder: Path, seed: int = 0) -> Path:

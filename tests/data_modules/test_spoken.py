@@ -265,7 +265,7 @@ def test_a_killed_run_leaves_no_corpus_and_no_processes_and_the_next_succeeds(co
     root, partial = tmp_path / "corpus", tmp_path / ".corpus.partial"
     code = f"from data_modules.spoken import *; synthesize({str(root)!r}, 20, 0.1, progress=False)"
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while len(list(partial.rglob("*.flac"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)

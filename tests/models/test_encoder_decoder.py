@@ -109,7 +109,7 @@ def make_wider(recognizer: EncoderDecoder, beam: int) -> EncoderDecoder:
         ({"label_smoothing": 1.0}, "0 <= label_smoothing < 1, got 1.0"),
         (
             {"tokenizer": {"class_path": "asr_lightning.text.tokenizers.LetterTokenizer"}},
-            "which LetterTokenizer has not",
+            "which LetterTokenizer does not have",
         ),
         ({"encoder": lstm_encoder(40)}, "encoder's input_dimension is 40"),
         ({"search": search(beam=0)}, "beam=0"),

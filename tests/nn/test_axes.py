@@ -102,7 +102,7 @@ def test_declared_axes_of_another_size_are_caught(declared: dict[str, tuple[Axis
 
 
 def test_axes_of_what_is_not_there_are_caught() -> None:
-    with pytest.raises(AssertionError, match=r"not there.*inner\.liner\.bias"):
+    with pytest.raises(AssertionError, match=r"unknown parameters.*inner\.liner\.bias"):
         module_axes(Outer({"inner.liner.bias": (units(4),)}))
 
 

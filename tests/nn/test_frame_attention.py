@@ -148,9 +148,9 @@ def test_location_follows_the_weights_of_all_frames_before() -> None:
     attention = OVER_TIME["location"]()
     assert isinstance(attention, AdditiveTimeAttention)
     queries, keys, values = torch.randn(1, 6, 5), torch.randn(1, 9, 5), torch.eye(9).unsqueeze(0)
-    seen = torch.ones(1, 1, 9, dtype=torch.bool)
+    mask = torch.ones(1, 1, 9, dtype=torch.bool)
     before = torch.zeros(1, 1, 9).requires_grad_()
-    weights, _ = attention.eval()._look(queries, keys, values, seen, before)
+    weights, _ = attention.eval()._attend(queries, keys, values, mask, before)
     (reached,) = torch.autograd.grad(weights[0, -1, 0], before)
     assert reached.abs().max() > 0
 
