@@ -108,10 +108,11 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         raise InputError(f"no command {name!r}; the nearest is {nearest!r}; `asr --help` lists them")
     parser = make_parser(name)
     command = sys.modules[f"asr_lightning.tools.{name}"]
-    options, changes = parser.parse_known_args(arguments, argparse.Namespace(typed=arguments))
-    if changes and not changes[0].startswith(getattr(command, "CHANGES", "unrecognized")):
-        parser.error(f"unrecognized arguments: {' '.join(changes)}")
-    options.changes = changes
+    options, remaining = parser.parse_known_args(arguments, argparse.Namespace(typed=arguments))
+    prefix = getattr(command, "CHANGES", None)  # of arguments that the command passes on
+    if remaining and (prefix is None or not remaining[0].startswith(prefix)):
+        parser.error(f"unrecognized arguments: {' '.join(remaining)}")
+    options.remaining = remaining
     return int(command.run(options))
 
 

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from asr_lightning.text.tokenizers import train_sentencepiece
     from asr_lightning.tools.subsets import training_texts
 
-    texts = training_texts(options.config, options.changes)
+    texts = training_texts(options.config, options.remaining)
     if options.kind == "characters":
         count = write_characters(texts, options.output, options.tokens, options.least)
         print(f"{count} characters in {options.output}, so that SyllableTokenizer has {count + 4} tokens")

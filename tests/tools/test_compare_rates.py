@@ -64,9 +64,9 @@ def test_each_experiment_is_a_line_per_subset_over_its_seeds(
     head = ["subset", "run", "seeds", "WER", "SER", "utterances", "words", "parameters", "training s", "training s/s"]
     assert cells(output / "final_rates.csv") == [
         [*head, "search s/s"],
-        ["test-clean", "las", "2", "15.00 ± 7.07", "30.00 ± 14.14", "–", "–", size, "40", "–", "0.300"],
-        ["test-clean", "fusion", "1", "5.00", "10.00", "–", "–", size, "–", "–", "1.500"],
-        ["test-other", "las", "2", "30.00 ± 0.00", "60.00 ± 0.00", "–", "–", size, "40", "–", "0.400"],
+        ["test-clean", "las", "2", "15.00 ± 7.07", "30.00 ± 14.14", "–", "–", size, "40", "–", "3.3"],
+        ["test-clean", "fusion", "1", "5.00", "10.00", "–", "–", size, "–", "–", "0.7"],
+        ["test-other", "las", "2", "30.00 ± 0.00", "60.00 ± 0.00", "–", "–", size, "40", "–", "2.5"],
     ]
     assert (output / "final_rates.md").read_text().startswith("| subset | run | seeds |")
     assert f"Written to {output}: final_rates.csv, final_rates.md" in capsys.readouterr().out

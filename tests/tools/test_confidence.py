@@ -96,7 +96,8 @@ def test_planted_confidences_are_calibrated_and_drawn(
     monkeypatch.setattr(word_confidence, "collect", lambda *given: planted)
     assert main(["confidence", *arguments, "--method", method]) == 0
     printed = capsys.readouterr().out
-    rows = {line.split()[0]: line.split() for line in printed.splitlines() if line.startswith(("before", method))}
+    lines = map(str.strip, printed.splitlines())
+    rows = {line.split()[0]: line.split() for line in lines if line.startswith(("before", method))}
     assert float(rows["before"][-1]) > 0.08 and float(rows[f"{method},"][-1]) < 0.03
     assert float(rows[f"{method},"][-2]) > float(rows["before"][-2]) + 0.1
     assert read == [["dev"]] and "4000 words of dev" in printed

@@ -43,7 +43,7 @@ def test_planted_runs_are_found_again(tmp_path: Path, capsys: pytest.CaptureFixt
         == 0
     )
     assert sorted(path.name for path in output.iterdir()) == [
-        f"wer_convergence{ending}" for ending in (".csv", ".md", ".png", "_curves.csv")
+        f"wer_convergence{ending}" for ending in (".csv", ".md", ".png", ".svg", "_curves.csv")
     ]
     table = {row["run"]: row for row in csv.DictReader((output / "wer_convergence.csv").open())}
     for run, (a, b, c) in (("slow", slow), ("fast", fast)):
@@ -57,7 +57,7 @@ def test_planted_runs_are_found_again(tmp_path: Path, capsys: pytest.CaptureFixt
     curve = [row for row in csv.DictReader((output / "wer_convergence_curves.csv").open()) if row["run"] == "slow"]
     assert (curve[0]["epoch"], curve[-1]["epoch"]) == ("1", "20")
     assert all(float(row["lower"]) < float(row["rate"]) < float(row["upper"]) for row in curve)
-    assert Image.open(output / "wer_convergence.png").size == (600, 500)
+    assert Image.open(output / "wer_convergence.png").size == (1200, 1020)
     assert "90% of single measurements" in capsys.readouterr().out
 
 

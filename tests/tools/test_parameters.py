@@ -61,7 +61,7 @@ def test_good_experiments_exit_with_0(
         (b"data: 1", "expected an experiment with a part `model:`"),
         (b"- model", "expected an experiment with a part `model:`"),
         (b"", "expected an experiment with a part `model:`"),
-        (b"model: {class_path: asr_lightning.models.nothing.Nothing}", "asr_lightning.models.nothing"),
+        (b"model: {class_path: asr_lightning.models.nothing.Nothing}", "there is no nothing in asr_lightning.models;"),
         (b"model: {}", "this is no configuration of a recognizer"),
     ],
 )

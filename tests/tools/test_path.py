@@ -91,7 +91,7 @@ def test_the_command_writes_a_table_and_a_picture(
     assert {row["utterances"] for row in rows} == {"1"}
     assert rows[3]["loss"] == rows[4]["loss"] == rows[5]["loss"] == rows[0]["loss"] != rows[2]["loss"]
     assert all(float(row["wer"]) > 0 for row in rows)
-    assert Image.open(output / "path.png").size == (1200, 500)
+    assert Image.open(output / "path.png").size == (2400, 1020)
     printed = capsys.readouterr().out
     assert f"{float(rows[0]['loss']):.3f}" in printed
     assert "barrier" in printed
@@ -129,7 +129,7 @@ def test_networks_that_compute_something_else_are_refused(tmp_path: Path, experi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--points", "1"], "--from, --to and --points: expected 2 or more places"),
+        (["--points", "1"], "--from, --to and --points: expected 2 or more values"),
         (["--from", "0.5"], "range that holds 0 and 1"),
         (["--subset", "nowhere"], "nowhere"),
         (["--config", "missing.yaml"], "missing.yaml: No such file"),
