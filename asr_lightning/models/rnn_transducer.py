@@ -11,7 +11,7 @@ from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.transducer import TransducerSearch
 from asr_lightning.errors import InputError
 from asr_lightning.losses.transducer.joint import ExactLoss, TransducerLoss
-from asr_lightning.losses.transducer.logits import TorchaudioLoss, transducer_loss
+from asr_lightning.losses.transducer.logits import TorchaudioLoss, unpadded_transducer_loss
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
@@ -273,17 +273,17 @@ class NormalizedTransducer(RNNTransducer):
     def decoder_loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
         """Return the transducer loss of each utterance, (B,)."""
         frames, predicted = self.project(encoded), self.predict(targets)
+        sizes = torch.stack((lengths, target_lengths), dim=1).tolist()  # read back once
         losses = [
             checkpoint(
-                self._loss_of_one, frames[row : row + 1, : int(length)], predicted[row : row + 1, : int(tokens) + 1],
-                targets[row : row + 1, : int(tokens)], use_reentrant=False,
+                self._loss_of_one, frames[row : row + 1, :length], predicted[row : row + 1, : tokens + 1],
+                targets[row : row + 1, :tokens], use_reentrant=False,
             )
-            for row, (length, tokens) in enumerate(zip(lengths.tolist(), target_lengths.tolist(), strict=True))
+            for row, (length, tokens) in enumerate(sizes)
         ]  # fmt: skip
         return torch.cat(losses) if losses else frames.sum().expand(0)
 
     def _loss_of_one(self, frames: Tensor, predicted: Tensor, targets: Tensor) -> Tensor:
         """Return the loss (1,) of frames (1, T, D), histories (1, U + 1, D) and targets (1, U)."""
         logits = self.joint(frames.unsqueeze(2), predicted.unsqueeze(1))
-        length, tokens = (torch.tensor([x.shape[1]], device=x.device) for x in (frames, targets))
-        return transducer_loss(logits, targets, length, tokens, self.tokenizer.blank_id)
+        return unpadded_transducer_loss(logits, targets, self.tokenizer.blank_id)

@@ -59,6 +59,15 @@ def transducer_loss(
     return _Lattice.apply(logits, targets, encoder_lengths, target_lengths, blank_id)
 
 
+def unpadded_transducer_loss(logits: Tensor, targets: Tensor, blank_id: int) -> Tensor:
+    """Return `transducer_loss` (B,) of logits (B, T, U + 1, V) and targets (B, U) of which nothing is padding.
+
+    Nothing is read back from a GPU, which `transducer_loss` does for the lengths.
+    """
+    lengths = (torch.full(logits.shape[:1], size, device=logits.device) for size in (logits.shape[1], targets.shape[1]))
+    return _Lattice.apply(logits, targets, *lengths, blank_id)
+
+
 def torchaudio_loss(
     logits: Tensor, targets: Tensor, encoder_lengths: Tensor, target_lengths: Tensor, blank_id: int
 ) -> Tensor:
