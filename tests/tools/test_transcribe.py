@@ -74,12 +74,11 @@ def heard(recognizer: Recognizer, recordings: Recordings) -> dict[str, str]:
 @pytest.fixture
 def bad_files(tmp_path: Path) -> dict[str, Path]:
     """Files that cannot be used, by what is said of them."""
-    names = ("nothing.wav", "zero.wav", "silent.wav", "text.wav", "folder", "x.raw", "nan.wav", "cut.flac")
-    missing, zero, silent, text, folder, raw, nan, cut = (tmp_path / name for name in names)
+    names = ("nothing.wav", "zero.wav", "silent.wav", "text.wav", "x.raw", "nan.wav", "cut.flac")
+    missing, zero, silent, text, raw, nan, cut = (tmp_path / name for name in names)
     zero.touch()
     soundfile.write(silent, np.zeros(0), 16_000)
     text.write_text("This is no audio.\n" * 50)
-    folder.mkdir()
     raw.write_bytes(bytes(3200))
     soundfile.write(nan, np.array([0.0, np.nan, 0.1] * 1000, np.float32), 16_000, subtype="FLOAT")
     soundfile.write(cut, sweep(1, 16_000, 1), 16_000)
@@ -89,7 +88,6 @@ def bad_files(tmp_path: Path) -> dict[str, Path]:
         "the file is empty": zero,
         "there is no audio in the file": silent,
         "expected a sound file that libsndfile reads, as WAV": text,
-        "Is a directory": folder,
         "expected a sound file": raw,
         "infinite or not a number": nan,
         "expected a sound file that": cut,
@@ -520,6 +518,7 @@ def test_options_that_do_not_fit_together_are_refused(
         ([good, "--formats", "txt", "json"], "expected an --output folder"),
         ([good, "--n-best", "2"], "only --formats json"),
         ([tmp_path / "empty"], "expected a folder with sound files"),
+        ([good, tmp_path / "empty"], "expected a folder with sound files"),
         ([good, copy, "--output", tmp_path / "out"], "would both be written to"),
         (["--list", tmp_path / "none.txt"], "cannot read"),
     ):

@@ -233,7 +233,7 @@ def test_weights_of_the_search_are_tuned_with_a_checkpoint_and_no_weight_is_the_
     experiment.write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "asr_lightning", "fit", "--config", str(experiment)]
     subprocess.run([*command, "--trainer.default_root_dir", "trained"], check=True, capture_output=True)
-    [checkpoint] = Path("trained").rglob("*.ckpt")
+    [checkpoint] = Path("trained").rglob("last.ckpt")
     weight = "model.init_args.search.init_args.internal_language_model_weight"
     space = str(write_space(tmp_path / "space.yaml", {weight: {"low": 0.0, "high": 0.5}}))
     arguments = ["--config", str(experiment), "--space", space, "--metric", "dev/cer", "--output", "tuned"]

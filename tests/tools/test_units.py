@@ -86,7 +86,7 @@ def test_the_data_of_an_experiment_can_be_changed(
     changes += ["--data.init_args.split", "null", "--data.init_args.train_subsets", "[train]"]
     changes += ["--data.init_args.normalize", "true"]
     assert (
-        main(["units", "unigram", "--config", str(experiment), "--output", str(output), "--tokens", "22", *changes])
+        main(["units", "unigram", "--config", str(experiment), "--output", str(output), "--tokens", "18", *changes])
         == 0
     )
     tokenizer = SentencePieceTokenizer(str(output))
