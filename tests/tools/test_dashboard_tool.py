@@ -218,7 +218,7 @@ def test_a_group_without_runs_is_named_with_those_that_there_are(
     assert main(["dashboard", "--group", "demo/rich", "--runs", str(folder / "runs")]) == 2
     said = capsys.readouterr().err
     assert "no run of group demo/rich with job type fit in project asr_lightning" in said
-    assert "asr_lightning: demo/poor (fit); asr_lightning: demo/tiny (fit); asr_lightning: demo/tiny (test)" in said
+    assert "asr_lightning: demo/poor (fit); asr_lightning: demo/tiny (fit)" in said
     assert main(["dashboard", "--group", "demo/tiny", "--project", "other", "--runs", str(folder / "runs")]) == 2
 
 
