@@ -22,6 +22,10 @@ yaml.representer.SafeRepresenter.add_multi_representer(Enum, lambda dumper, valu
 class CommandLineParser(LightningArgumentParser):
     """Lightning's parser with messages that name the error only, not all other possibilities."""
 
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:  # noqa: ANN401 - Lightning's own signature
+        # A misspelt option is refused, and not taken for one that begins with it.
+        super().__init__(*arguments, **{**keywords, "allow_abbrev": False})
+
     def add_lightning_class_args(
         self,
         lightning_class: Any,  # noqa: ANN401 - Lightning's own signature

@@ -52,7 +52,12 @@ def command_line(module: type | str, root: Path, arguments: dict[str, object]) -
         if isinstance(module, str)
         else f"{module.__module__}.{module.__name__}"
     )
-    words = ["--data", path, "--data.init_args.root", str(root)]
+    return f"{shlex.join(['--data', path])} {init_args({'root': root, **arguments})}"
+
+
+def init_args(arguments: dict[str, object]) -> str:
+    """The options of `lightning fit` that set arguments of the data."""
+    words = []
     for name, value in arguments.items():
         listed = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
         words += [f"--data.init_args.{name}", listed]

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from asr_lightning.errors import InputError
 from asr_lightning.text.english import english_transcript
 from data_modules.corpus import CorpusDataModule
-from data_modules.layouts import advise, command_line, role_of
+from data_modules.layouts import advise, init_args, role_of
 from data_modules.manifest import BadFile, Listing
 
 SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
@@ -146,11 +146,10 @@ class ListedDataModule(CorpusDataModule, ABC):
             roles = {
                 role: [name for name in names if role_of(name) == role] for role in ("train", "validation", "test")
             }
-            line = command_line(
-                type(self), self.root, {f"{role}_subsets": part for role, part in roles.items() if part}
-            )
+            options = init_args({f"{role}_subsets": part for role, part in roles.items() if part})
             raise InputError(
-                f"{self.root} has no subset {', '.join(missing)}; it has {', '.join(names)}. Type\n  {line}"
+                f"{self.root} has no subset {', '.join(missing)}; it has {', '.join(names)}. Add to the command\n"
+                f"  {options}"
             )
 
     def _unrecognized(self) -> str:
@@ -235,7 +234,7 @@ def divide(
     if len(groups) < len(shares):
         kind = "speakers" if by == "speaker" else "utterances"
         raise InputError(
-            f"expected at least {len(shares)} {kind} to split into {', '.join(shares)}, found {len(groups)}"
+            f"expected at least {len(shares)} {kind} to split into {', '.join(shares)}, found {len(groups)} in all"
             + (": split_by: utterance splits without them" if by == "speaker" else "")
         )
     order = sorted(groups, key=lambda group: _digest(f"{seed} {group}"))

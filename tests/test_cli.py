@@ -49,6 +49,8 @@ def test_what_does_not_fit_is_said_without_a_stack_trace(tiny: Path) -> None:
 
 
 def test_a_misspelt_option_is_named(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said("fit", "-c", str(tiny), "--trainer.max_epoch", "1") == "2"  # not taken for max_epochs
+    assert "max_epoch" in capsys.readouterr().err
     tiny.write_text(tiny.read_text().replace("joint_dimension", "joint_dimensoin"))
     assert said("fit", "-c", str(tiny)) == "2"
     assert "joint_dimensoin" in capsys.readouterr().err
