@@ -234,7 +234,7 @@ def divide(
     if len(groups) < len(shares):
         kind = "speakers" if by == "speaker" else "utterances"
         raise InputError(
-            f"expected at least {len(shares)} {kind} to split into {', '.join(shares)}, found {len(groups)} in all"
+            f"expected at least {len(shares)} {kind} to split into {', '.join(shares)}, found {len(groups)}"
             + (": split_by: utterance splits without them" if by == "speaker" else "")
         )
     order = sorted(groups, key=lambda group: _digest(f"{seed} {group}"))
