@@ -133,6 +133,7 @@ def test_a_run_is_kept_offline_where_wandb_cannot_be_reached(tmp_path: Path) -> 
 
 def test_a_run_is_trained_resumed_tested_and_nothing_is_overwritten(tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs/tiny"
+    wandb.teardown()  # its service, which writes below the folder where it was started
     cli.main(["fit", "-c", str(tiny), "--ckpt_path", "last"])  # nothing to go on from yet
     first = (run / "logs/version_0/metrics.csv").read_text()
     assert "test-clean/wer" in first and "grad_norm/encoder" in first
@@ -142,7 +143,7 @@ def test_a_run_is_trained_resumed_tested_and_nothing_is_overwritten(tiny: Path, 
     assert epochs == [["1", "test-clean"], ["1", "test-other"], ["2", "test-clean"], ["2", "test-other"]]
     assert (run / "logs/version_0/metrics.csv").read_text() == first
     assert (run / "test_error_rates.csv").is_file()
-    wandb.finish()  # its files are whole then
+    wandb.finish()  # so that its files are whole
     ids = {
         path.name.removeprefix("run-").removesuffix(".wandb") for path in run.glob("wandb/offline-run-*/run-*.wandb")
     }

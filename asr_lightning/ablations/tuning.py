@@ -162,7 +162,9 @@ class Tuning:
             identity["checkpoint"] = str(checkpoint)
         before = self.study.user_attrs.get("identity", identity)
         changed = [
-            f"  {key}: {before.get(key)} before, {now} now" for key, now in identity.items() if before.get(key) != now
+            f"  {key}: {before.get(key, 'none')} before, {identity.get(key, 'none')} now"
+            for key in {**before, **identity}
+            if before.get(key) != identity.get(key)
         ]
         if changed:
             raise InputError("\n".join([f"{folder} holds other trials; give another --output:", *changed]))

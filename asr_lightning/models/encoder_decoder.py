@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from asr_lightning.batch import Batch
 from asr_lightning.decoding.attention import AttentionSearch
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
@@ -67,17 +66,19 @@ class EncoderDecoder(Recognizer):
         return self.search(self.decoder, self.decoder.remember(encoded, lengths), lengths, self.tokenizer, ctc_logits)
 
     @torch.no_grad()
-    def locate(self, batch: Batch, recognized: list[list[Hypothesis]]) -> None:
-        """Take for each token of the best hypotheses the frame that the attention weights most when it is predicted.
+    def token_frames(self, encoded: Tensor, lengths: Tensor, best: list[Hypothesis]) -> list[tuple[int, ...]]:
+        """Return the frames of the tokens of the best hypothesis of each encoded utterance (B, T, D).
 
-        A peak before that of the token before is moved there, so that words do not run backwards.
+        Where forced alignment has found none, it is the frame that the attention weights most when the token is
+        predicted. A peak before that of the token before is moved there, so that words do not run backwards.
         """
-        encoded, lengths = self(batch.audio, batch.audio_lengths)
-        best = [hypotheses[0] for hypotheses in recognized]
-        rows = [torch.tensor([self.tokenizer.eos_id, *one.tokens]) for one in best]
+        if all(hypothesis.frames or not hypothesis.tokens for hypothesis in best):
+            return super().token_frames(encoded, lengths, best)
+        rows = [torch.tensor([self.tokenizer.eos_id, *hypothesis.tokens]) for hypothesis in best]
         tokens = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eos_id).to(encoded.device)
         weights = self.decoder.attention_weights(tokens, self.decoder.remember(encoded, lengths))  # (B, U + 1, T)
         peaks = weights.argmax(dim=2).cummax(dim=1).values.tolist()
-        for one, frames in zip(best, peaks, strict=True):
-            if not one.frames:  # forced alignment has found others
-                one.frames = tuple(frames[: len(one.tokens)])
+        return [
+            hypothesis.frames or tuple(frames[: len(hypothesis.tokens)])
+            for hypothesis, frames in zip(best, peaks, strict=True)
+        ]

@@ -170,21 +170,27 @@ class Recognizer(lightning.LightningModule, ABC):
         """
         self._check_rate(batch)
         with weights_cast_once(self.device):
-            recognized = self._with_texts(self.recognize(batch))
-        if any(one.tokens and not one.frames and not one.words for hypotheses in recognized for one in hypotheses[:1]):
-            self.locate(batch, recognized)
+            encoded, lengths = self(batch.audio, batch.audio_lengths)
+            recognized = self._with_texts(self.decode(encoded, lengths))
+            frames = self.token_frames(encoded, lengths, [hypotheses[0] for hypotheses in recognized])
         times = self.frame_times()
-        for hypotheses, samples in zip(recognized, batch.audio_lengths.tolist(), strict=True):
+        for hypotheses, of_best, samples in zip(recognized, frames, batch.audio_lengths.tolist(), strict=True):
             seconds = samples / batch.sample_rate
-            for one in hypotheses:
+            for rank, hypothesis in enumerate(hypotheses):
                 known = [
-                    replace(word, start=min(word.start, seconds), end=min(word.end, seconds)) for word in one.words
+                    replace(word, start=min(word.start, seconds), end=min(word.end, seconds))
+                    for word in hypothesis.words
                 ]
-                one.words = tuple(known) or words_of(one, self.tokenizer, times, seconds, pooling)
+                dated = hypothesis if rank else replace(hypothesis, frames=of_best)
+                hypothesis.words = tuple(known) or words_of(dated, self.tokenizer, times, seconds, pooling)
         return recognized
 
-    def locate(self, batch: Batch, recognized: Recognized) -> None:  # noqa: B027 - a search may know all there is
-        """Find the frames of the tokens of the best hypotheses, which the search has not found: in no frames here."""
+    def token_frames(self, encoded: Tensor, lengths: Tensor, best: list[Hypothesis]) -> list[tuple[int, ...]]:
+        """Return the frames of the tokens of the best hypothesis of each encoded utterance (B, T, D).
+
+        Here they are those that the search has found, maybe none.
+        """
+        return [hypothesis.frames for hypothesis in best]
 
     def frame_times(self) -> FrameTimes:
         """Return when encoder frames are, from how many frames the encoder makes of many feature frames."""
