@@ -117,7 +117,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
 
 def add_current_folder() -> None:
-    """Let experiments name classes in modules of the current folder, as `python -m` does and a script does not."""
+    """Add the current folder to the modules that experiments can name, as `python -m` does."""
     if not sys.flags.safe_path and os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
 

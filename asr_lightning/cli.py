@@ -251,7 +251,7 @@ class CommandLine(LightningCLI):
                 super()._run_subcommand(subcommand)
 
     def _join_wandb(self, root: Path, goes_on: bool) -> None:
-        """Let the training of a run folder be one run at W&B."""
+        """Keep the training of a run folder one run at W&B."""
         for logger in self.trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.trainer = self.trainer

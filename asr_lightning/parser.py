@@ -33,7 +33,7 @@ class CommandLineParser(LightningArgumentParser):
         subclass_mode: bool = False,
         required: bool = True,
     ) -> list[str]:
-        """Let a checkpoint stand in the place of an experiment's model, see `CommandLine._parse_ckpt_path`."""
+        """Accept a checkpoint in place of an experiment's model, see `CommandLine._parse_ckpt_path`."""
         required = required and nested_key != "model"
         return super().add_lightning_class_args(lightning_class, nested_key, subclass_mode, required)
 

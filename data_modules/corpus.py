@@ -27,11 +27,10 @@ from asr_lightning.errors import InputError, printable
 from asr_lightning.files import cache_folder
 from data_modules import dataset, manifest
 from data_modules.dataset import Noise, SpeechDataset
-from data_modules.manifest import BadFile, Listing, Manifest
+from data_modules.manifest import BadFile, Listing, Manifest, summary
 from data_modules.sampler import EvaluationBatches, TrainBatches, accumulation_of, digest_of, progress_of, rank_of
 from data_modules.workers import begin_worker
 
-BAD_FILES_SHOWN = 20
 LOST_IN_A_ROW = 100  # unreadable utterances one after the other: the disk is gone, not a file
 STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
 
@@ -199,13 +198,9 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             return
         spoiled = [(subset, manifests[subset]) for subset, files in unusable.items() if files]
         lists = [str(part.bad_path) for _, part in spoiled if part.bad]
-        kinds = Counter(file.kind for file in bad).most_common()
-        more = len(bad) - BAD_FILES_SHOWN
         lines = [
             f"{len(bad)} files of {', '.join(subset for subset, _ in spoiled)} cannot be used:",
-            *(f"  {count} {kind}" for kind, count in kinds),
-            *map(str, bad[:BAD_FILES_SHOWN]),
-            *([f"... and {more} more"] if more > 0 else []),
+            *summary(bad),
             *([f"The complete list: {', '.join(lists)}"] if lists else []),
         ]
         if self.on_bad == "error":

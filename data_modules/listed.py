@@ -15,7 +15,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.text.english import english_transcript
 from data_modules.corpus import CorpusDataModule
 from data_modules.layouts import advise, init_args, role_of
-from data_modules.manifest import BadFile, Listing
+from data_modules.manifest import BadFile, Listing, summary
 
 SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
 ALL = ""  # the name of the utterances of a corpus that names no subsets
@@ -185,12 +185,17 @@ class ListedDataModule(CorpusDataModule, ABC):
             else:
                 assert pool is not None
                 listings, bad = self._complete(pool)
-                parts = divide(listings, shares, self.split_by, self.split_seed)
+                by = self.split_by or kept_together(listings, len(shares))
+                try:
+                    parts = divide(listings, shares, by, self.split_seed)
+                except InputError as error:
+                    others = [f"{len(bad)} others cannot be used:", *summary(bad)] if bad else []
+                    raise InputError("\n".join([f"{self.root}: {error}.", *others])) from error
                 self._listed |= {
                     name: (part, bad if name == next(iter(shares)) else []) for name, part in parts.items()
                 }
                 counts = ", ".join(f"{name} {len(part):,}" for name, part in parts.items())
-                rank_zero_info(f"{self.root}: {pool or 'all utterances'} split into {counts} utterances.")
+                rank_zero_info(f"{self.root}: {pool or 'all utterances'} split by {by} into {counts} utterances.")
         return self._listed[subset]
 
     def _complete(self, subset: str) -> Listings:
@@ -211,8 +216,14 @@ class ListedDataModule(CorpusDataModule, ABC):
         self._listed.clear()
 
 
+def kept_together(listings: Sequence[Listing], subsets: int) -> Literal["speaker", "utterance"]:
+    """Return by what utterances are split into subsets: speakers, if all have one and there are three or more."""
+    speakers = {listing.speaker for listing in listings}
+    return "speaker" if "" not in speakers and len(speakers) >= max(3, subsets) else "utterance"
+
+
 def divide(
-    listings: Sequence[Listing], shares: dict[str, float], by: Literal["speaker", "utterance"] | None, seed: int
+    listings: Sequence[Listing], shares: dict[str, float], by: Literal["speaker", "utterance"], seed: int
 ) -> dict[str, list[Listing]]:
     """Split utterances in shares; which come together is decided by a hash of their speaker or their id.
 
@@ -221,15 +232,12 @@ def divide(
     Args:
         listings: The utterances.
         shares: Of each subset.
-        by: What stays together; None: speakers, where every utterance has one and there are three or more.
+        by: What stays together.
         seed: Draws other splits.
 
     Raises:
-        InputError: There are fewer speakers than subsets.
+        InputError: There are fewer speakers, or utterances, than subsets.
     """
-    speakers = {listing.speaker for listing in listings}
-    if by is None:
-        by = "speaker" if "" not in speakers and len(speakers) >= max(3, len(shares)) else "utterance"
     groups: dict[str, int] = Counter(listing.speaker if by == "speaker" else listing.id for listing in listings)
     if len(groups) < len(shares):
         kind = "speakers" if by == "speaker" else "utterances"

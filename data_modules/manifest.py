@@ -5,7 +5,7 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedIOBase
@@ -24,6 +24,7 @@ from asr_lightning.files import replacing
 
 FORMAT = 3  # of the files below; raise it when they change, and old ones are rebuilt
 WHOLE = 0.002  # seconds that a table of rounded times may leave of a file that is meant as a whole
+BAD_FILES_SHOWN = 20
 PROBES = 40  # utterances of a subset whose audio is looked at before it is used
 HEADER_THREADS = 8  # waiting for a disk or a file server, not computing
 
@@ -60,6 +61,17 @@ class BadFile(NamedTuple):
 
     def __str__(self) -> str:
         return printable(f"{self.path}: {self.kind}" + (f" ({self.detail})" if self.detail else ""))
+
+
+def summary(bad: Sequence[BadFile]) -> list[str]:
+    """Return lines that count files that cannot be used by why, and name the first of them."""
+    kinds = Counter(file.kind for file in bad).most_common()
+    more = len(bad) - BAD_FILES_SHOWN
+    return [
+        *(f"  {count} {kind}" for kind, count in kinds),
+        *map(str, bad[:BAD_FILES_SHOWN]),
+        *([f"... and {more} more"] if more > 0 else []),
+    ]
 
 
 ReadHeader = Callable[[str], Header]

@@ -110,7 +110,7 @@ def _write(folder: Path, lines: list[Line], workers: int | None, progress: bool)
 
 
 def _alone(words: set[str]) -> Iterator[Line]:
-    """Let some voices say words that espeak-ng has always taken together with others, as `there were`."""
+    """Yield lines of one word each, said by some voices: words that were always joined to others, as `there were`."""
     for word in sorted(words):
         for speaker in SPEAKERS["train-clean-100"][::10]:
             yield Line(f"{speaker.id}-{word}", "train-clean-100", speaker, word.lower(), seed=zlib.crc32(word.encode()))

@@ -87,7 +87,7 @@ def _entries(words: str) -> list[str]:
 
 
 def transcript(sentence: str) -> str:
-    """What LibriSpeech would write: capitals and apostrophes, no punctuation."""
+    """Return the text as LibriSpeech writes it: capitals and apostrophes, no punctuation."""
     return re.sub(r"[^A-Z' ]", "", sentence.upper())
 
 

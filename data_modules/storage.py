@@ -166,7 +166,7 @@ def close_files() -> None:
 
 
 def unreachable(address: str, error: Exception) -> str:
-    """Say that a storage gives nothing, and what to do."""
+    """Return the error of a storage that gives nothing, with what to do."""
     if isinstance(error, ImportError):
         extra = " (of this project: the extra s3, `pip install '.[s3]'`)" if address.startswith("s3") else ""
         return f"{address} cannot be read: {reason(error)}{extra}."

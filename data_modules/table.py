@@ -91,6 +91,7 @@ class TableDataModule(ListedDataModule):
         else:
             paths = [self.root] if self.root.is_file() else find_tables(self.root)
         tables: dict[str, tuple[Table, dict[str, str]]] = {}
+        lacking: list[str] = []
         for path in paths:
             try:
                 table = look(path, self.encoding)
@@ -101,14 +102,16 @@ class TableDataModule(ListedDataModule):
             if table is None or (path.suffix == ".txt" and tables):
                 continue
             missing = [column for column in self.columns.values() if column not in table.columns]
-            if missing and len(paths) == 1:
-                raise InputError(
+            if missing:
+                lacking.append(
                     f"{path} has no column {', '.join(missing)}: expected names among its columns "
                     f"{', '.join(shown(column) for column in table.columns)}"
                 )
             columns = self._columns(table)
             if not missing and {"path", "text"} <= columns.keys():
                 tables.setdefault(table_name(path, self.root), (table, columns))
+        if lacking and not tables:
+            raise InputError("\n".join(lacking[:5]))
         return tables
 
     def _columns(self, table: Table) -> dict[str, str]:

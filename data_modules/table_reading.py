@@ -20,7 +20,7 @@ HEAD = 1 << 20  # bytes that are looked at to see what a table is
 NAMES = {  # of columns, the likeliest first, in small letters
     "path": "path audio_filepath audio_path audio_file file_name filename wav_filename wav_path wav audio file".split(),
     "text": "text sentence transcription transcript normalized_text raw_text label words".split(),
-    "speaker": "speaker speaker_id client_id spk spk_id speakerid reader user_id".split(),
+    "speaker": "speaker speaker_id client_id spk spk_id speakerid talker reader user_id".split(),
     "subset": "subset split partition set fold".split(),
     "begin": "begin start offset start_time begin_time start_seconds".split(),
     "end": "end end_time stop stop_time end_seconds".split(),
@@ -101,7 +101,7 @@ def _is_audio_name(field: str) -> bool:
 
 
 def _delimiter(line: str) -> str:
-    """What parts a line into most columns; empty where nothing does."""
+    """Return the separator that gives most columns; empty where none does."""
     counts = {delimiter: len(next(iter(_split(line, delimiter, 1)))[1]) for delimiter in DELIMITERS}
     best = max(DELIMITERS, key=lambda delimiter: counts[delimiter])
     return best if counts[best] > 1 else ""

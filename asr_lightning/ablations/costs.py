@@ -17,7 +17,7 @@ RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of `ru_maxrss`
 
 @dataclass(frozen=True)
 class Cost:
-    """What one start of a command took.
+    """Time and memory of one start of a command.
 
     Attributes:
         command: As a user would type it.

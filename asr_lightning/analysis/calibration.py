@@ -1,4 +1,4 @@
-"""How well confidences say how often words are right, and maps that make them say it better."""
+"""Calibration of confidences: how far they are from the share of right words, and maps that correct them."""
 
 import json
 from abc import ABC, abstractmethod

@@ -28,7 +28,7 @@ def token_spans(log_probs: Tensor, tokens: Sequence[int], blank_id: int) -> list
 
 
 def segments_from_onsets(onsets: Sequence[float], labels: Sequence[str], end: float) -> list[Segment]:
-    """Let every label last until the next one begins, the last until the end; all in seconds."""
+    """End every label where the next one begins, the last at the end; all in seconds."""
     stops = [*onsets, end][1:]
     return [Segment(onset, max(onset, stop), label) for onset, stop, label in zip(onsets, stops, labels, strict=True)]
 

@@ -1,4 +1,4 @@
-"""How much of its band audio fills: telephone speech at 16 kHz has nothing above 4 kHz."""
+"""The highest frequency with energy: telephone speech at 16 kHz has nothing above 4 kHz."""
 
 import numpy as np
 

@@ -78,7 +78,7 @@ class GlobalNormalization(Normalization):
             self.register_buffer(name, torch.zeros(dimension, dtype=torch.float64, device=self.count.device))
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that every dimension of the features is its own."""
+        """Return the axes: no two dimensions of the features belong together."""
         return {name: (axis(Fixed(len(self.sums), "features")),) for name in ("sums", "squares")}
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:

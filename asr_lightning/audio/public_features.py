@@ -47,7 +47,7 @@ class PublicLogMel(Features):
         self.register_buffer("inverse_deviation", torch.tensor(inverse_deviation or [1.0] * MELS))
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that every dimension of the features is its own."""
+        """Return the axes: no two dimensions of the features belong together."""
         return {name: (axis(Fixed(MELS, "features")),) for name in ("mean", "inverse_deviation")}
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class FinishEpoch(Callback):
     """
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Say that the step is done and the validation begun, which Lightning then does anew."""
+        """Mark the step as done and the validation as begun, so that Lightning validates again."""
         loops = checkpoint.get("loops", {}).get("fit_loop", {})
         batches, epochs = loops.get("epoch_loop.batch_progress"), loops.get("epoch_progress")
         if not batches or not batches["is_last_batch"] or epochs["current"]["processed"] == epochs["current"]["ready"]:

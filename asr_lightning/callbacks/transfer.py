@@ -20,7 +20,7 @@ SHOWN = 8  # differences in a message
 
 @dataclass(frozen=True)
 class Transferred:
-    """What one entry of a `state_dict` received.
+    """The values that one entry of a `state_dict` received.
 
     Attributes:
         name: Of the entry.

@@ -38,7 +38,7 @@ ElementRule = Literal["uniform", "consecutive", "random_consistent", "random_inc
 
 @dataclass(frozen=True)
 class Selected:
-    """What one parameter of the student received.
+    """The weights that one parameter of the student received.
 
     Attributes:
         name: In the student.

@@ -259,7 +259,7 @@ class _Beams:
         self._follow(parents, extends, added)
 
     def _follow(self, parents: Tensor, extends: Tensor | None, added: Tensor) -> None:
-        """Let the language model read the new tokens, and only those."""
+        """Pass the new tokens, and only those, to the language model."""
         model = self.settings.language_model
         if self.following is None or model is None:
             return

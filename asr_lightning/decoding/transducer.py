@@ -44,7 +44,7 @@ class Walks(NamedTuple):
 
     @property
     def total(self) -> float:
-        """What hypotheses are ranked by."""
+        """Return the score that ranks the hypotheses."""
         return self.score + self.text
 
     def emitting(self, log_prob: float, frame: int, text: float) -> "Walks":
@@ -501,7 +501,7 @@ def _step(
     choices: list[tuple[float, list[float], list[float], list[int]]],
     beam: int,
 ) -> Beam:
-    """Let the hypotheses leave a frame by a blank into `passed`, and return the best of those emitting one token each.
+    """Put the hypotheses that leave a frame by a blank into `passed`; return the best of those that emit a token each.
 
     The choices of each hypothesis are the blank's log probability, then those of the best tokens, what language models
     add for them, and their ids.

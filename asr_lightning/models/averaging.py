@@ -71,7 +71,7 @@ def averaged_copies(module: LightningModule) -> list[Callback]:
 
 
 def save_averages(module: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Let a checkpoint hold the averaged weights that were validated; this is a module's `on_save_checkpoint`.
+    """Save the averaged weights that were validated in a checkpoint; this is a module's `on_save_checkpoint`.
 
     Lightning calls no callback for a checkpoint of weights alone (`save_weights_only`), so it would hold the current
     ones.

@@ -83,7 +83,7 @@ def refusal(name: str, key: str = "") -> InputError:
 
 @contextmanager
 def imports_only(allowed: Iterable[str]) -> Iterator[None]:
-    """Let jsonargparse import only what is allowed, in whatever way a value is written.
+    """Restrict what jsonargparse imports to allowed classes, in every form of a value.
 
     Its policy is that of the process and can only be extended, so the former policy is restored at the end.
     """

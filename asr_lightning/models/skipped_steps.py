@@ -81,7 +81,7 @@ def _named(ids: list[str]) -> str:
 
 
 def skip_next_step(optimizer: Optimizer, skipped: Tensor, scaled: bool = False) -> None:
-    """Let the next step of an optimizer change neither weights nor state, if it is to be skipped.
+    """Make the next step of an optimizer change neither weights nor state, if it is to be skipped.
 
     Args:
         optimizer: Fused Adam and AdamW of unshared parameters get a flag on the device. For others the host reads

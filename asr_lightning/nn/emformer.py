@@ -81,7 +81,7 @@ class Emformer(StreamingEncoder):
         )
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that everything between the layers is frames of a group × units of the projection."""
+        """Return the axes between the layers: frames of a group × units of the projection."""
         inner, group = self.projection.out_features, self.output_axis()
         features = axis(Fixed(self.input_dimension, "features"))
         axes: dict[str, tuple[Axis, ...]] = {"projection.weight": (units(inner), features)}
@@ -92,7 +92,7 @@ class Emformer(StreamingEncoder):
         return axes
 
     def output_axis(self) -> Axis:
-        """Say that the output is frames of a group × units of the projection."""
+        """Return the axes of the output: frames of a group × units of the projection."""
         return axis(Fixed(self.subsampling, "frames of a group"), Units(self.projection.out_features))
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ class NormalizedLSTM(nn.Module):
         self.cell_norm = nn.LayerNorm(dimension, eps=epsilon)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Say that gates are packed: input, forget, cell, output."""
+        """Return the axes: gates are packed as input, forget, cell, output."""
         gates, inner = axis(Fixed(4, "gates"), Units(self.dimension)), units(self.dimension)
         weights = {f"{name}.weight": (gates, inner) for name in ("input", "recurrence")}
         return {**weights, "gate_norm.weight": (gates,), "gate_norm.bias": (gates,)}

@@ -330,7 +330,7 @@ def prepare(checkpoint: Path, device: str, beam: int | None, config: Path | None
 
 
 def keep_hypotheses(recognizer: Recognizer, number: int) -> None:
-    """Let a search find so many hypotheses, at least.
+    """Widen a search to at least so many hypotheses.
 
     Raises:
         InputError: It cannot find more than one.

@@ -25,7 +25,7 @@ COLUMNS = ("first", "second", "subset", "alpha", "loss", "utterances", "wer", "c
 
 @dataclass(frozen=True)
 class Line:
-    """What was measured between two checkpoints: for each α how good the network is there."""
+    """The measurements between two checkpoints: for each α how good the network is there."""
 
     first: str
     second: str

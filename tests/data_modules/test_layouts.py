@@ -183,6 +183,13 @@ def test_a_listed_corpus_names_other_layouts(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no files"):
         TableDataModule(str(tmp_path / "empty"))
+    (tmp_path / "empty/train.tsv").touch()
+    with pytest.raises(InputError, match=r"train.tsv: no bytes. Expected a line of column names"):
+        TableDataModule(str(tmp_path / "empty"))
+    for name in ("train", "test"):
+        made_listed.write_table(tmp_path / f"empty/{name}.tsv", [{"path": "a.flac", "text": "guten tag"}])
+    with pytest.raises(InputError, match="train.tsv has no column gesagt: expected names among its columns path, text"):
+        TableDataModule(str(tmp_path / "empty"), columns={"text": "gesagt"})
 
 
 def test_columns_without_usual_names_are_shown_with_the_line_to_type(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from asr_lightning.errors import InputError
 from data_modules.kaldi import KaldiDataModule
-from data_modules.listed import SHARES, divide, make_unique
+from data_modules.listed import SHARES, divide, kept_together, make_unique
 from data_modules.manifest import BadFile, Listing
 from data_modules.table import TableDataModule
 from data_modules.table_reading import look, read_rows
@@ -20,21 +20,21 @@ def listings(speakers: int, each: int = 5) -> list[Listing]:
 
 def test_a_split_keeps_speakers_together_and_everything_once() -> None:
     given = listings(20)
-    parts = divide(given, SHARES, None, 1)
+    parts = divide(given, SHARES, kept_together(given, 3), 1)
     assert sorted(listing.id for part in parts.values() for listing in part) == sorted(one.id for one in given)
     speakers = {name: {listing.speaker for listing in part} for name, part in parts.items()}
     assert {name: len(part) for name, part in speakers.items()} == {"train": 16, "dev": 2, "test": 2}
     assert not speakers["train"] & speakers["dev"] and not speakers["dev"] & speakers["test"]
-    shuffled = divide(given[::-1], SHARES, None, 1)
+    shuffled = divide(given[::-1], SHARES, "speaker", 1)
     assert {name: {one.id for one in part} for name, part in shuffled.items()} == {
         name: {one.id for one in part} for name, part in parts.items()
     }
-    assert divide(given, SHARES, None, 2) != parts
+    assert divide(given, SHARES, "speaker", 2) != parts
 
 
 def test_utterances_are_drawn_where_speakers_are_unknown() -> None:
     given = [Listing(f"u{n}", f"/a/u{n}.wav", "x") for n in range(200)]
-    parts = divide(given, SHARES, None, 1)
+    parts = divide(given, SHARES, kept_together(given, 3), 1)
     assert {name: len(part) for name, part in parts.items()} == {"train": 160, "dev": 20, "test": 20}
     for name in ("dev", "test"):  # not a run of neighbours
         assert max(int(one.id[1:]) for one in parts[name]) - min(int(one.id[1:]) for one in parts[name]) > 100
@@ -45,6 +45,16 @@ def test_each_subset_has_a_speaker_or_it_is_an_error() -> None:
     assert all(parts.values())
     with pytest.raises(InputError, match="at least 3 speakers .* found 2: split_by: utterance"):
         divide(listings(2), SHARES, "speaker", 1)
+
+
+def test_a_split_of_too_little_says_what_cannot_be_used(tmp_path: Path) -> None:
+    table = tmp_path / "all.tsv"
+    table.write_text("path\ttext\n")
+    with pytest.raises(InputError, match=f"^{tmp_path}: expected at least 3 utterances .* found 0.$"):
+        TableDataModule(str(tmp_path)).find_utterances("train")
+    table.write_text("path\ttext\na.wav\thello\nb.wav\tyes\n")
+    with pytest.raises(InputError, match="found 0.\n2 others .*:\n  2 transcript without audio\n.*all.tsv:2: .*no a.wav"):
+        TableDataModule(str(tmp_path)).find_utterances("train")
 
 
 def test_files_of_one_name_are_called_by_their_folders() -> None:
