@@ -72,9 +72,9 @@ def advise(root: Path) -> str:
         return f"{root}: there is no such folder; in {parent} there is {names}. Set --data.init_args.root."
     layouts = recognize(root)
     if not layouts:
-        empty = [shown(path.name) for path in ([root] if root.is_file() else find_tables(root)) if not path.stat().st_size]
-        if empty:
-            return f"{', '.join(empty[:MOST_NAMES])}: no bytes. Expected a line of column names, and a line per utterance."
+        tables = [root] if root.is_file() else find_tables(root)
+        if empty := ", ".join(shown(path.name) for path in tables[:MOST_NAMES] if not path.stat().st_size):
+            return f"{empty}: no bytes. Expected a line of column names, and a line per utterance."
         return f"{root} holds {_contents(root)}. docs/data.md shows the layouts that are read."
     lines = []
     for layout in layouts:

@@ -53,7 +53,7 @@ def test_a_split_of_too_little_says_what_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"^{tmp_path}: expected at least 3 utterances .* found 0.$"):
         TableDataModule(str(tmp_path)).find_utterances("train")
     table.write_text("path\ttext\na.wav\thello\nb.wav\tyes\n")
-    with pytest.raises(InputError, match="found 0.\n2 others .*:\n  2 transcript without audio\n.*all.tsv:2: .*no a.wav"):
+    with pytest.raises(InputError, match="found 0.\n2 others .*:\n  2 transcript without audio\n.*:2: .*no a.wav"):
         TableDataModule(str(tmp_path)).find_utterances("train")
 
 
