@@ -409,6 +409,15 @@ def keep_wandb_offline() -> None:
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # seconds; W&B's own 90 became 184 where nothing answers
 
 
+def leave_inherited_wandb() -> None:
+    """Give this run a service process of W&B of its own, where it has inherited that of a notebook or another program.
+
+    An inherited one writes below the folder where it was started, and refuses to go on with a run that was killed.
+    """
+    if os.environ.get("WANDB_SERVICE", "").split("-")[1:2] != [str(os.getpid())]:  # version, process, address
+        os.environ.pop("WANDB_SERVICE", None)
+
+
 def reach_wandb(loggers: Iterable[Logger]) -> None:
     """Begin the runs of W&B, and keep those offline that it does not take: no training ends for want of a network."""
     for logger in loggers:
@@ -449,6 +458,7 @@ def end_with(parent: int) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; what the user can mend is said in one message, without a stack trace."""
     keep_wandb_offline()
+    leave_inherited_wandb()
     quieten()
     of_ablation = os.environ.pop(PARENT, "") == str(os.getppid())
     if of_ablation or os.environ.get("LOCAL_RANK", "0") != "0":

@@ -7,6 +7,8 @@ import re
 import resource
 import select
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -129,6 +131,27 @@ def test_a_run_is_kept_offline_where_wandb_cannot_be_reached(tmp_path: Path) -> 
     logger.log_metrics({"loss": 1.0})
     wandb.finish()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+BESIDE_WANDB = """
+import os, subprocess, sys, time, wandb
+wandb.init(mode="offline", dir=".", project="notebook")
+first = subprocess.Popen(sys.argv[1:])
+while first.poll() is None and not os.path.exists("runs/tiny/checkpoints/last.ckpt"):
+    time.sleep(0.05)
+first.kill()
+first.wait()
+again = subprocess.run([*sys.argv[1:], "--trainer.max_epochs", "2"])
+wandb.finish()
+sys.exit(again.returncode)
+"""
+
+
+def test_a_run_that_was_killed_beside_a_notebook_of_wandb_goes_on(tiny: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "asr_lightning", "fit", "-c", str(tiny), "--ckpt_path", "last"]
+    done = subprocess.run([sys.executable, "-c", BESIDE_WANDB, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "runs/tiny/error_rates.csv").read_text().splitlines()[-1].split(",")[2] == "2"
 
 
 def test_a_run_is_trained_resumed_tested_and_nothing_is_overwritten(tiny: Path, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_many_utterances_are_planned_fast() -> None:
     durations = like_librispeech(300_000)
     begin = time.process_time()
     plan_steps(durations, 1600.0, 8, epoch=3)
-    assert time.process_time() - begin < 1.0
+    assert time.process_time() - begin < 4.0  # seconds; 0.6 on an idle machine
 
 
 def batches_of(**change: object) -> TrainBatches:
