@@ -40,7 +40,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into .venv ..."
 	@export PIP_DISABLE_PIP_VERSION_CHECK=1; \
 		$(BIN)/python -m pip install --quiet --constraint constraints.txt uv \
-		&& $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --editable '.[development]' \
+		&& $(BIN)/uv pip install --quiet --compile-bytecode --system-certs --python $(BIN)/python --constraint constraints.txt --editable '.[development]' \
 		|| $(BIN)/python -m pip install --constraint constraints.txt --editable '.[development]'
 	@touch $@
 
