@@ -150,7 +150,7 @@ def _runs(process: int) -> bool:
 
 
 @contextmanager
-def held(path: Path, busy: str) -> Iterator[None]:
+def held(path: Path, busy: str, option: str = "--trainer.default_root_dir") -> Iterator[None]:
     """Lock a file for this process alone, or refuse if another process has locked it.
 
     The system unlocks it when the process ends, for whatever reason; child processes do not share the lock. The file
@@ -159,6 +159,7 @@ def held(path: Path, busy: str) -> Iterator[None]:
     Args:
         path: The file, which is created with its folder.
         busy: The beginning of the message if another process has locked it.
+        option: That names another folder.
 
     Raises:
         InputError: Another process has locked it; the message says which, and since when.
@@ -172,7 +173,7 @@ def held(path: Path, busy: str) -> Iterator[None]:
                 holder = printable(file.read(200)) or "another process"
                 raise InputError(
                     f"{busy}: {holder} writes there. Expected one process at a time, since each would overwrite the "
-                    "other's files. Wait for its end, stop it, or name another folder with --trainer.default_root_dir"
+                    f"other's files. Wait for its end, stop it, or name another folder with {option}"
                 ) from error
             warnings.warn(
                 f"{path} cannot be locked ({error.strerror}): this disk has no locks. Make sure that no other "

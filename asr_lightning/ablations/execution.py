@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -114,6 +114,7 @@ class Execution:
         self.unfinished = {run.folder for run in self.waiting}
         self.jobs, self.verbose = jobs, verbose
         self.running: list[_Running] = []
+        self.locks: dict[Path, ExitStack] = {}  # of runs that were begun and have not ended
         self.failed: dict[Path, str] = {}
 
     def run(self) -> dict[Path, str]:
@@ -146,7 +147,13 @@ class Execution:
                 return
             if not self.unfinished.intersection(run.needs):
                 self.waiting.remove(run)
-                self._next(run)
+                self.locks[run.folder] = lock = ExitStack()
+                try:
+                    lock.enter_context(held(run.folder / ".run.lock", f"{run.folder} is in use", "--output"))
+                except InputError as error:
+                    self._fail(run, str(error))
+                else:
+                    self._next(run)
 
     def _next(self, run: PlannedRun) -> None:
         """Start the next command of a run, or note that it is finished."""
@@ -154,13 +161,14 @@ class Execution:
         left = [command for command in run.commands if list(command) not in done]
         if not left:
             self.unfinished.discard(run.folder)
+            self.locks.pop(run.folder).close()
             self._say(run, "finished")
             return
         run.folder.mkdir(parents=True, exist_ok=True)
         try:
             _wait_for_lock(run.folder)
         except InputError as error:
-            self.failed[run.folder] = str(error)
+            self._fail(run, str(error))
             return
         write_experiments(run)
         log = (run.folder / "output.log").open("ab")
@@ -173,6 +181,10 @@ class Execution:
             env={**os.environ, PARENT: str(os.getpid())},
         )
         self.running.append(_Running(run, left[0], process, log, read=log.tell()))
+
+    def _fail(self, run: PlannedRun, why: str) -> None:
+        self.failed[run.folder] = why
+        self.locks.pop(run.folder).close()
 
     def _look(self) -> None:
         """Show what runs have written, and note which have ended."""
@@ -190,7 +202,7 @@ class Execution:
             else:
                 path = running.run.folder / "output.log"
                 status = running.process.returncode
-                self.failed[running.run.folder] = f"status {status}; the end of {path}:\n{tail(path)}"
+                self._fail(running.run, f"status {status}; the end of {path}:\n{tail(path)}")
                 self._say(running.run, f"failed with status {status}, see {path}")
 
     def _show(self, running: _Running) -> None:
@@ -221,6 +233,8 @@ class Execution:
                 running.process.kill()
                 running.process.wait()
             running.log.close()
+        for lock in self.locks.values():
+            lock.close()
 
 
 def run_outputs(commands: Sequence[Sequence[str]]) -> list[str]:
@@ -244,7 +258,7 @@ def _wait_for_lock(folder: Path) -> None:
     end = time.monotonic() + LOCK_SECONDS
     while True:
         try:
-            with held(folder / ".fit.lock", f"{folder} is in use"):
+            with held(folder / ".fit.lock", f"{folder} is in use", "--output"):
                 return
         except InputError:
             if time.monotonic() > end:

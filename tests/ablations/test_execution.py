@@ -17,7 +17,7 @@ import yaml
 from asr_lightning.ablations.costs import read_costs
 from asr_lightning.ablations.overrides import as_yaml, override
 from asr_lightning.asr import main
-from asr_lightning.files import read_experiment
+from asr_lightning.files import held, read_experiment
 
 PROJECT = Path(__file__).parents[2]
 NETWORK = {
@@ -167,6 +167,14 @@ def test_a_run_that_fails_is_told_and_what_needs_it_is_left_out(folder: Path) ->
     _, complained = finish(ablate("--seeds", "1", "--variants", "selected"), 1)
     assert "runs/demo/small/teacher/seed1: status" in complained and "9-bit" in complained
     assert "runs/demo/small/selected/seed1: it needs runs/demo/small/teacher/seed1" in complained
+
+
+def test_two_comparisons_do_not_write_the_same_run(folder: Path) -> None:
+    run = Path("runs/demo/small/teacher/seed1")
+    with held(run / ".run.lock", "x"):
+        _, complained = finish(ablate("--seeds", "1", "--only", str(run)), 1)
+    assert f"{run} is in use: process {os.getpid()}" in complained and "another folder with --output" in complained
+    assert not (run / "output.log").exists()
 
 
 SBATCH = """#!/bin/bash

@@ -71,6 +71,17 @@ def test_every_model_corpus_and_callback_of_every_ablation_can_be_built(path: Pa
 
 
 @pytest.mark.parametrize(("path", "scale"), CASES, ids=IDS)
+def test_lists_of_characters_are_made_by_what_is_needed(path: Path, scale: str) -> None:
+    planned = plan(path, scale)
+    made = {word for run in planned.runs for command in run.commands for word in command}
+    for run in planned.runs:
+        if all("fit" in command or "test" in command for command in run.commands):
+            tokenizer = run.experiments["experiment.yaml"]["model"]["init_args"]["tokenizer"]
+            characters = tokenizer.get("init_args", {}).get("characters")
+            assert characters is None or characters in made, characters
+
+
+@pytest.mark.parametrize(("path", "scale"), CASES, ids=IDS)
 def test_no_two_variants_are_the_same(path: Path, scale: str) -> None:
     planned = plan_ablation(Path("experiments/ablations") / path.name, scale, seeds=[1])
     for index, run in enumerate(planned.compared):
