@@ -1,6 +1,7 @@
 """The parser of the command line and of experiments, with short messages of what is wrong in them."""
 
 import os
+import re
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -12,11 +13,13 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from asr_lightning.errors import reason
 from asr_lightning.files import check_aliases, regular
-from asr_lightning.models.instantiation import LONG, brief
+from asr_lightning.models.instantiation import LONG, brief, nearest_name
 from asr_lightning.renamed import current_names
 
 # Some defaults of Lightning's callbacks, as of its Timer, are enumerations, which YAML does not know.
 yaml.representer.SafeRepresenter.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
+
+UNKNOWN_OPTION = re.compile(r"(?:does not accept option '|unrecognized arguments: --)([\w.]+)")
 
 
 class CommandLineParser(LightningArgumentParser):
@@ -63,7 +66,10 @@ class CommandLineParser(LightningArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         command = parser.prog.replace(" [options]", "")
-        self.exit(2, f"error: {brief(message)}\n`{command} --help` lists its options.\n")
+        near = ""
+        if unknown := UNKNOWN_OPTION.search(message):
+            near = nearest_name(unknown[1], [action.dest for action in parser._actions])
+        self.exit(2, f"error: {brief(message)}{near}\n`{command} --help` lists its options.\n")
 
 
 def experiments_first(arguments: Sequence[str]) -> list[str]:

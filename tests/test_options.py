@@ -77,6 +77,25 @@ def test_what_cannot_work_is_refused_in_a_sentence(
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="half precision without oneDNN")
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("trainer.max_epoch", "trainer.max_epochs"),
+        ("data.init_args.batch_second", "batch_seconds"),
+        ("model.init_args.ctc_wieght", "ctc_weight"),
+        ("model.init_args.encoder.init_args.layer", "layers"),
+        ("weight_selection.techer", "weight_selection.teacher"),
+    ],
+)
+def test_the_nearest_of_a_misspelt_key_is_named(
+    unread: Path, given: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said("fit", "-c", str(unread), f"--{given}", "1") == "2"
+    message = capsys.readouterr().err
+    assert f"\nThe nearest is {meant}.\n" in message and "NestedArg" not in message
+    assert said("fit", "-c", str(unread), "--qqqqqqqq", "1") == "2" and "nearest" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_weights_of_any_precision_are_trained_without_loggers(tiny: Path, tmp_path: Path, precision: str) -> None:
     options = ["--trainer.logger", "false", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "1"]

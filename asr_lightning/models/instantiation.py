@@ -38,6 +38,7 @@ OURS = ("asr_lightning", "data_modules")  # packages whose classes are known
 CLOSE = 12  # classes that a message names in place of one that does not exist
 LONG = 200  # characters of a line in a message
 MOST_LINES = 12  # of a message
+UNKNOWN_ARGUMENT = re.compile(r"class_path '(?P<path>[\w.]+)':\s+Option '(?P<argument>\w+)' is not accepted")
 WRONG_NAMES = ("Problem with given class_path", "has no attribute", "Import path", "Option ")  # of jsonargparse
 LONG_REASON = 2_000  # characters of a message on a configuration, whose important part is its end
 
@@ -196,6 +197,7 @@ def brief(message: str) -> str:
         "Errors:",
         "- Expected a <class 'NoneType'>",
         "Given value type:",
+        "Given value: NestedArg",
     )
     lines = [
         line
@@ -204,4 +206,21 @@ def brief(message: str) -> str:
     ]
     if any(mark in line for line in lines for mark in WRONG_NAMES):  # other possible types do not help then
         lines = [line for line in lines if not line.strip().startswith(("- Expected a ", "- Not a valid subclass"))]
-    return "\n".join(line[:LONG] for line in lines[:MOST_LINES]).strip(" -")
+    return "\n".join(line[:LONG] for line in lines[:MOST_LINES]).strip(" -") + _nearest_argument(message)
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str:
+    """Return the end of a message on an unknown name: the nearest of the known ones; empty where none is near."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"\nThe nearest is {near[0]}." if near else ""
+
+
+def _nearest_argument(message: str) -> str:
+    """Return the argument of a class that an unknown one in a message of jsonargparse was meant to be."""
+    found = UNKNOWN_ARGUMENT.search(message)
+    module, _, name = found["path"].rpartition(".") if found else ("", "", "")
+    kind = getattr(sys.modules.get(module), name, None)
+    if found is None or not inspect.isclass(kind):
+        return ""
+    known = (inspect.signature(vars(one)["__init__"]).parameters for one in kind.__mro__ if "__init__" in vars(one))
+    return nearest_name(found["argument"], dict.fromkeys(name for names in known for name in names))
