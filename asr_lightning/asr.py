@@ -19,6 +19,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from types import FrameType
 
 from asr_lightning.errors import InputError, printable
@@ -103,6 +104,9 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     if name in ("-h", "--help"):
         print(overview())
         return 0
+    if name == "--version":
+        print(f"asr_lightning {metadata.version('asr_lightning')}")
+        return 0
     if name not in NAMES:
         nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
         raise InputError(f"no command {name!r}; the nearest is {nearest!r}; `asr --help` lists them")
@@ -111,7 +115,9 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     options, remaining = parser.parse_known_args(arguments, argparse.Namespace(typed=arguments))
     prefix = getattr(command, "CHANGES", None)  # of arguments that the command passes on
     if remaining and (prefix is None or not remaining[0].startswith(prefix)):
-        parser.error(f"unrecognized arguments: {' '.join(remaining)}")
+        known = [option for action in parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(remaining[0].partition("=")[0], known, n=1)
+        parser.error(f"unrecognized arguments: {' '.join(remaining)}" + (f"; the nearest is {near[0]}" if near else ""))
     options.remaining = remaining
     return int(command.run(options))
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -83,6 +84,17 @@ def test_a_misspelt_command_names_the_nearest(typed: str, meant: str, capsys: py
     assert capsys.readouterr().err == (
         f"error: no command {typed!r}; the nearest is {meant!r}; `asr --help` lists them\n"
     )
+
+
+def test_a_misspelt_option_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", "runs", "--costss"])
+    assert "unrecognized arguments: --costss; the nearest is --costs" in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"asr_lightning \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
 @pytest.fixture

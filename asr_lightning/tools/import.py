@@ -1,11 +1,11 @@
 """Make a checkpoint of this suite from weights that others have published.
 
-`asr import torchaudio` reads the streaming RNN-T of torchaudio, Emformer and LSTM, which has 76.7 M parameters: either
-from files, or with `--bundle` by torchaudio's own download, which needs a network. The licence of weights is that of
-who published them; torchaudio says it in its documentation of the bundle.
-
 Example:
     asr import torchaudio --bundle EMFORMER_RNNT_BASE_LIBRISPEECH --output runs/public/checkpoints/last.ckpt
+
+It reads the streaming RNN-T of torchaudio, Emformer and LSTM, which has 76.7 M parameters: either from files, or with
+--bundle by torchaudio's own download, which needs a network. The licence of weights is that of who published them;
+torchaudio says it in its documentation of the bundle.
 """
 
 # ruff: noqa: N999 - the command is `asr import`
