@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
+from asr_lightning.analysis.training_curves import crossing
 from asr_lightning.errors import InputError
 from asr_lightning.report.figures import ErrorRate, plot_error_rates, rates_by_run
 from asr_lightning.report.run_folders import COLUMNS, read_rates, scored_on
-from asr_lightning.report.tables import Section, Table, summarise
+from asr_lightning.report.tables import MISSING, Section, Table, summarise
 from asr_lightning.scoring import Metric
 
 
@@ -121,7 +122,34 @@ def speed_lines(rows: Sequence[ErrorRate], metric: Metric, baseline: str, refere
             else:
                 result = f"> {max(max(rates) for rates in seeds)} ({len(reached)} of {len(seeds)} seeds got there)"
             lines.append(f"  * {run}: {result}")
+    for run, subset, crossed, interval in crossing_table(rows, metric, baseline)[1:]:
+        if run != reference:
+            spread = "" if interval == MISSING else f" (95 % interval over seeds {interval})"
+            lines.append(f"{baseline} is as good as {run} on {subset} at epoch {crossed}{spread}.")
     return lines
+
+
+def crossing_table(rows: Sequence[ErrorRate], metric: Metric, baseline: str) -> Table:
+    """Return at which epoch the baseline is as good as each run that was better at first; only the head if none was.
+
+    The interval is that of a bootstrap over seeds, see `asr_lightning.analysis.training_curves.crossing`.
+    """
+    by_run = rates_by_run(rows, metric)
+    table = [["run", "subset", f"epoch at which {baseline} is as good", "95 % interval over seeds"]]
+    for run, by_subset in by_run.items():
+        for subset, seeds in by_subset.items():
+            others = by_run.get(baseline, {}).get(subset)
+            if run == baseline or others is None:
+                continue
+            try:
+                found = crossing(list(others.values()), list(seeds.values()))
+            except InputError:  # fewer than two epochs in common
+                continue
+            if found.epoch is not None:
+                several = min(len(others), len(seeds)) > 1
+                interval = f"{found.lower:.1f} to {found.upper:.1f}" if several else MISSING
+                table.append([run, subset, f"{found.epoch:.1f}", interval])
+    return table
 
 
 def notes(rows: Sequence[ErrorRate], metric: Metric, reference: str | None) -> list[str]:

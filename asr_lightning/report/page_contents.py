@@ -11,7 +11,8 @@ from zipfile import BadZipFile
 
 from asr_lightning.errors import InputError, reason
 from asr_lightning.files import name_of_run
-from asr_lightning.report.epoch_rates import find_files, merge
+from asr_lightning.report.epoch_rates import crossing_table, find_files, merge
+from asr_lightning.report.figures import ErrorRate
 from asr_lightning.report.final_rates import comparisons, final_section, significance_section
 from asr_lightning.report.gradient_figure import gradient_section
 from asr_lightning.report.page_data import gather_alignments, gather_curves, gather_neighbours
@@ -55,12 +56,21 @@ def gather(
     if baseline is not None and baseline not in names:
         raise InputError(f"--baseline: expected one of the runs found, {', '.join(names)}; got {baseline!r}")
     title = title or _title(names or [name_of_run(run)[0] for run in found])
-    data: dict[str, Any] = {"title": title, "curves": _curves(trained or runs, problems), "summary": None}
+    rates = _rates(trained or runs, problems)
+    data: dict[str, Any] = {"title": title, "curves": gather_curves(rates), "summary": None}
     data |= {"training": gather_training(experiments), "tables": [], "sentences": []}
     if experiments:
         pairs = comparisons(experiments, baseline or names[0], problems)
         data["summary"] = gather_summary(experiments, pairs, baseline or names[0])
         data["tables"] = _tables(experiments, pairs)
+        crossings = crossing_table(rates, "wer", baseline or names[0])
+        if len(crossings) > 1:
+            notes = [
+                "WER; on lines between epochs, of means over seeds. Runs that it is never as good as are not listed."
+            ]
+            data["tables"].append(
+                {"title": "Where curves cross", "head": crossings[0], "rows": crossings[1:], "notes": notes}
+            )
         data["sentences"] = gather_sentences({one.name: one.runs for one in experiments}, pairs)
     for part, (folder, gatherer) in GATHERERS.items():
         share = max(1, sum((run / folder / stage).is_dir() for run in found))
@@ -77,12 +87,12 @@ def _title(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(distinct[:most]) + more
 
 
-def _curves(runs: Sequence[Path], problems: list[str]) -> dict[str, Any] | None:
+def _rates(runs: Sequence[Path], problems: list[str]) -> list[ErrorRate]:
     try:
-        return gather_curves(merge(find_files(runs)))
+        return merge(find_files(runs))
     except InputError as error:  # runs that were only tested
         problems.append(str(error))
-        return None
+        return []
 
 
 def _try(gatherer: Gatherer, run: Path, folder: Path, share: int, problems: list[str]) -> dict[str, Any] | None:

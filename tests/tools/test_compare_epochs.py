@@ -43,6 +43,23 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
+def test_the_baseline_catches_up_where_the_curves_of_means_cross(tmp_path: Path) -> None:
+    write_run(tmp_path, "random", 1, [0.40, 0.20, 0.10, 0.05])
+    write_run(tmp_path, "random", 2, [0.40, 0.24, 0.10, 0.05])
+    for seed in (1, 2):
+        write_run(tmp_path, "ws", seed, [0.30, 0.15, 0.12, 0.10])  # 7 points lower, then 2 higher
+        write_run(tmp_path, "worse", seed, [0.50, 0.50, 0.50, 0.50])
+    write_run(tmp_path, "short", 1, [0.10])
+    rows = epoch_rates.merge(epoch_rates.find_files([tmp_path]))
+    assert epoch_rates.crossing_table(rows, "wer", "random") == [
+        ["run", "subset", "epoch at which random is as good", "95 % interval over seeds"],
+        ["ws", "test-clean", "2.8", "2.7 to 2.8"],  # 2 + 7/9; 2 + 5/7 and 2 + 9/11 of one seed drawn twice
+        ["ws", "test-other", "2.8", "2.7 to 2.8"],
+    ]
+    lines = epoch_rates.speed_lines(rows, "wer", "random", None)
+    assert "random is as good as ws on test-clean at epoch 2.8 (95 % interval over seeds 2.7 to 2.8)." in lines
+
+
 def test_the_command_writes_table_figure_and_rates(runs: Path, tmp_path: Path) -> None:
     output = tmp_path / "report"
     command = [sys.executable, "-m", "asr_lightning.tools.compare", str(runs), "--output", str(output)]
