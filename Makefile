@@ -75,7 +75,7 @@ docs: .venv/docs ## the documentation as a site in build/site
 	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 test: $(INSTALLED) ## the whole test suite, or TESTS
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) --numprocesses $(TEST_JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 lint: $(INSTALLED) ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 bench: runs/peers/installed demo ## one table of speed and memory beside the peers, of one run; see benchmarks/README.md
