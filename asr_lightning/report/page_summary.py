@@ -80,7 +80,8 @@ def _subsets(experiments: Sequence[Experiment]) -> list[str]:
 def _compared(run: Experiment, baseline: Experiment, pair: PairComparison) -> dict[str, str | None]:
     drawn, p = pair.bootstrap, pair.matched_pairs.p
     own, other = (_mean_rate(experiment, pair.subset) for experiment in (run, baseline))
-    numbers_ = f"{own} against {other} WER{_epochs(run, baseline, pair.subset)}: {_signed(drawn.difference)} points"
+    numbers_ = f"{own} against {other} WER{_epochs(run, baseline, pair.subset)}{_seeds(run, baseline, pair.subset)}: "
+    numbers_ += f"{_signed(drawn.difference)} points"
     kind, lead = "rate", f"{run.name} and {baseline.name} on {pair.subset}"
     if drawn.low is not None and drawn.high is not None:
         numbers_ += f", 95 % interval {_signed(drawn.low)} to {_signed(drawn.high)}"
@@ -112,6 +113,13 @@ def _mean_rate(experiment: Experiment, subset: str) -> str:
 def _signed(rate: float) -> str:
     text = f"{100 * rate:+.2f}".replace("-", "−")
     return "0.00" if text in ("+0.00", "−0.00") else text
+
+
+def _seeds(run: Experiment, baseline: Experiment, subset: str) -> str:
+    counts = {len(experiment.rates(subset)) for experiment in (run, baseline)}
+    if counts == {1}:
+        return ", one seed each"
+    return f", means of {' and '.join(map(str, sorted(counts)))} seeds"
 
 
 def _epochs(run: Experiment, baseline: Experiment, subset: str) -> str:

@@ -67,7 +67,7 @@ def test_a_planted_difference_is_the_verdict(tmp_path: Path) -> None:
     assert verdict["lead"] == "new makes fewer word errors than base on clean."
     text = verdict["text"]
     assert text is not None
-    assert text.startswith("8.57 % against 38.57 % WER after 4 epochs: −30.00 points, 95 % interval −")
+    assert text.startswith("8.57 % against 38.57 % WER after 4 epochs, one seed each: −30.00 points, 95 % interval −")
     assert text.endswith(", p < 0.001.")
     [reverse] = verdicts(found, pairs_of(found, "new"), "new")
     assert reverse["kind"] == "worse" and "+30.00 points" in str(reverse["text"])
@@ -80,6 +80,14 @@ def test_an_interval_with_zero_is_no_difference(tmp_path: Path) -> None:
     [verdict] = verdicts(found, pairs_of(found, "a"), "a")
     assert verdict["kind"] == "same" and verdict["lead"] == "No difference is shown between b and a on clean."
     assert str(verdict["text"]).endswith("p = 1.000.")
+
+
+def test_a_verdict_over_seeds_says_of_how_many(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"base{seed}", "base", seed, 0.9) for seed in (1, 2)]
+    runs += [write_run(tmp_path / f"new{seed}", "new", seed, 0.2) for seed in (1, 2, 3)]
+    found = experiments(*runs)
+    [verdict] = verdicts(found, pairs_of(found, "base"), "base")
+    assert " WER after 4 epochs, means of 2 and 3 seeds: −30.00 points" in str(verdict["text"])
 
 
 def test_a_single_run_has_its_rate_and_seeds_their_range(tmp_path: Path) -> None:
