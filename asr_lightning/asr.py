@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from types import FrameType
 
-from asr_lightning.errors import InputError, printable
+from asr_lightning.errors import InputError, nearest, printable
 
 COMMANDS = {
     "Use a trained network": {
@@ -108,16 +108,16 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         print(f"asr_lightning {metadata.version('asr_lightning')}")
         return 0
     if name not in NAMES:
-        nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
-        raise InputError(f"no command {name!r}; the nearest is {nearest!r}; `asr --help` lists them")
+        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
+        raise InputError(f"no command {name!r}; the nearest is {near!r}; `asr --help` lists them")
     parser = make_parser(name)
     command = sys.modules[f"asr_lightning.tools.{name}"]
     options, remaining = parser.parse_known_args(arguments, argparse.Namespace(typed=arguments))
     prefix = getattr(command, "CHANGES", None)  # of arguments that the command passes on
     if remaining and (prefix is None or not remaining[0].startswith(prefix)):
         known = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(remaining[0].partition("=")[0], known, n=1)
-        parser.error(f"unrecognized arguments: {' '.join(remaining)}" + (f"; the nearest is {near[0]}" if near else ""))
+        near = nearest(remaining[0].partition("=")[0], known)
+        parser.error(f"unrecognized arguments: {' '.join(remaining)}" + (f"; the nearest is {near}" if near else ""))
     options.remaining = remaining
     return int(command.run(options))
 

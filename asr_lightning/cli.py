@@ -435,9 +435,8 @@ def reach_wandb(loggers: Iterable[Logger]) -> None:
 
 def quieten() -> None:
     """Keep what a user can do nothing about off the screen."""
-    warnings.filterwarnings(
-        "ignore", message=r"LightningCLI's args parameter is intended"
-    )  # it is given sys.argv itself
+    # It is given sys.argv itself.
+    warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", message=r"The dirpath has changed from")  # as when a network is searched anew
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):

@@ -1,6 +1,8 @@
 """The exception for wrong input, and texts of files and libraries as they can be printed in its message."""
 
+import difflib
 import re
+from collections.abc import Iterable
 
 SHOWN = 80  # characters of a value in a message
 REASON = 400  # characters of a library's message
@@ -25,6 +27,11 @@ class InputError(ValueError):
     def __str__(self) -> str:
         """Return the message with its line ends, and with all other control characters escaped."""
         return printable_lines(super().__str__())
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return the known name that an unknown one was meant to be; empty where none is near."""
+    return next(iter(difflib.get_close_matches(name, list(names), n=1)), "")
 
 
 def printable(text: str) -> str:

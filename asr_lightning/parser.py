@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from asr_lightning.errors import reason
 from asr_lightning.files import check_aliases, regular
-from asr_lightning.models.instantiation import LONG, brief, nearest_name
+from asr_lightning.models.instantiation import LONG, brief, nearest_line
 from asr_lightning.renamed import current_names
 
 # Some defaults of Lightning's callbacks, as of its Timer, are enumerations, which YAML does not know.
@@ -68,7 +68,7 @@ class CommandLineParser(LightningArgumentParser):
         command = parser.prog.replace(" [options]", "")
         near = ""
         if unknown := UNKNOWN_OPTION.search(message):
-            near = nearest_name(unknown[1], [action.dest for action in parser._actions])
+            near = nearest_line(unknown[1], [action.dest for action in parser._actions])
         self.exit(2, f"error: {brief(message)}{near}\n`{command} --help` lists its options.\n")
 
 

@@ -76,7 +76,6 @@ def test_what_cannot_work_is_refused_in_a_sentence(
     assert not (tmp_path / "runs/tiny/logs").exists()
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="half precision without oneDNN")
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
@@ -96,6 +95,7 @@ def test_the_nearest_of_a_misspelt_key_is_named(
     assert said("fit", "-c", str(unread), "--qqqqqqqq", "1") == "2" and "nearest" not in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="half precision without oneDNN")
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_weights_of_any_precision_are_trained_without_loggers(tiny: Path, tmp_path: Path, precision: str) -> None:
     options = ["--trainer.logger", "false", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "1"]

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from asr_lightning.errors import InputError, shown
+from asr_lightning.errors import InputError, nearest, shown
 from asr_lightning.models.class_paths import (
     check_class_paths,
     check_classes,
@@ -206,21 +206,21 @@ def brief(message: str) -> str:
     ]
     if any(mark in line for line in lines for mark in WRONG_NAMES):  # other possible types do not help then
         lines = [line for line in lines if not line.strip().startswith(("- Expected a ", "- Not a valid subclass"))]
-    return "\n".join(line[:LONG] for line in lines[:MOST_LINES]).strip(" -") + _nearest_argument(message)
+    return "\n".join(line[:LONG] for line in lines[:MOST_LINES]).strip(" -") + nearest_line(*_unknown_argument(message))
 
 
-def nearest_name(name: str, names: Iterable[str]) -> str:
-    """Return the end of a message on an unknown name: the nearest of the known ones; empty where none is near."""
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f"\nThe nearest is {near[0]}." if near else ""
+def nearest_line(name: str, names: Iterable[str]) -> str:
+    """Return the last line of a message on an unknown name; empty where none of the known ones is near."""
+    near = nearest(name, names)
+    return f"\nThe nearest is {near}." if near else ""
 
 
-def _nearest_argument(message: str) -> str:
-    """Return the argument of a class that an unknown one in a message of jsonargparse was meant to be."""
+def _unknown_argument(message: str) -> tuple[str, list[str]]:
+    """Return the unknown argument of a class in a message of jsonargparse, and those that there are; empty if none."""
     found = UNKNOWN_ARGUMENT.search(message)
     module, _, name = found["path"].rpartition(".") if found else ("", "", "")
     kind = getattr(sys.modules.get(module), name, None)
     if found is None or not inspect.isclass(kind):
-        return ""
+        return "", []
     known = (inspect.signature(vars(one)["__init__"]).parameters for one in kind.__mro__ if "__init__" in vars(one))
-    return nearest_name(found["argument"], dict.fromkeys(name for names in known for name in names))
+    return found["argument"], [name for names in known for name in names]

@@ -147,7 +147,8 @@ def crossing_table(rows: Sequence[ErrorRate], metric: Metric, baseline: str) -> 
                 continue
             if found.epoch is not None:
                 several = min(len(others), len(seeds)) > 1
-                interval = f"{found.lower:.1f} to {found.upper:.1f}" if several else MISSING
+                known = several and found.lower is not None  # no resample may cross, where means only touch
+                interval = f"{found.lower:.1f} to {found.upper:.1f}" if known else MISSING
                 table.append([run, subset, f"{found.epoch:.1f}", interval])
     return table
 

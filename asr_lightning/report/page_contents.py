@@ -65,9 +65,7 @@ def gather(
         data["tables"] = _tables(experiments, pairs)
         crossings = crossing_table(rates, "wer", baseline or names[0])
         if len(crossings) > 1:
-            notes = [
-                "WER; on lines between epochs, of means over seeds. Runs that it is never as good as are not listed."
-            ]
+            notes = ["WER, means over seeds, on lines between epochs. Runs whose curves do not cross it are left out."]
             data["tables"].append(
                 {"title": "Where curves cross", "head": crossings[0], "rows": crossings[1:], "notes": notes}
             )

@@ -159,10 +159,12 @@ def test_evaluation_is_longest_first_and_always_the_same() -> None:
 
 
 def test_many_utterances_are_planned_fast() -> None:
-    durations = like_librispeech(300_000)
-    begin = time.process_time()
-    plan_steps(durations, 1600.0, 8, epoch=3)
-    assert time.process_time() - begin < 4.0  # seconds; 0.6 on an idle machine
+    durations, seconds = like_librispeech(300_000), []
+    for _ in range(3):
+        begin = time.process_time()
+        plan_steps(durations, 1600.0, 8, epoch=3)
+        seconds.append(time.process_time() - begin)
+    assert min(seconds) < 1.0, "of processor time; other programs make it longer, never shorter"
 
 
 def batches_of(**change: object) -> TrainBatches:

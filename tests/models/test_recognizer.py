@@ -211,7 +211,7 @@ def mishear(batch: Batch) -> list[str]:
 
 
 def let_mishear(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a recognizer give what `mishear` does, in a quarter of a second for each batch."""
+    """Replace the search of a recognizer by `mishear`, which takes a quarter of a second for each batch."""
     batches: list[Batch] = []
 
     def on_batch_start(batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
