@@ -1,5 +1,10 @@
-# What is done to this project from the outside. `make help` lists it.
-
+# What is done to this project from the outside. `make help` lists it, with these variables:
+#   PYTHON=python3      the Python (3.11 or newer) that .venv is made with
+#   SCALE=full          networks of full size and their corpora; demo without it, on embedded corpora
+#   CORPUS=FOLDER       root of the corpus, in place of that of the experiments
+#   SEEDS='1 2 3'       of comparisons; JOBS=2 runs at a time
+#   GROUP=…, FOLDERS=…  of `make dashboard` and `make report`: W&B groups, folders of runs; SAVE=1 publishes
+#   TEST_JOBS=2         processes of `make test`; TESTS='tests/nn …' takes a part of it
 PYTHON ?= python3
 SCALE ?= demo
 JOBS ?= 1
@@ -12,26 +17,19 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 ABLATE = $(BIN)/asr ablate
 OPTIONS = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(CORPUS),--set data.init_args.root=$(CORPUS))
-# Networks as small as the demo's are fastest with one thread each, and when memory is kept for the next step. Threads
-# that wait actively for each other are very slow on a machine that does anything else besides.
+# Small networks are fastest with one thread each, threads that sleep while they wait, and memory kept between steps.
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help install demo ws rnnt-loss ws-lstm las las-search las-attention e2e e2e-ws hybrid ds2 ds2-attention ds2-features ds2-extractors
+.PHONY: help install demo ws rnnt-loss ws-lstm las las-search las-attention e2e e2e-ws students hybrid ds2 ds2-attention ds2-features ds2-extractors
 .PHONY: kospeech kspon architectures rehearse report dashboard docs test lint bench peers
 .DELETE_ON_ERROR:
 
 help: ## this list
 	@echo "targets:"; sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
-	@echo "variables:"
-	@echo "  PYTHON=python3      the Python (3.11 or newer) that .venv is made with"
-	@echo "  SCALE=full          networks of full size and their corpora; demo without it, on embedded corpora"
-	@echo "  CORPUS=FOLDER       root of the corpus, in place of that of the experiments"
-	@echo "  SEEDS='1 2 3'       of comparisons; JOBS=2 runs at a time"
-	@echo "  GROUP=…, FOLDERS=…  of \`make dashboard\` and \`make report\`: W&B groups, folders of runs; SAVE=1 publishes"
-	@echo "  TEST_JOBS=2         processes of \`make test\`; TESTS='tests/nn …' takes a part of it"
+	@echo "variables:"; sed -n 's/^#  \(.*\)/ \1/p' $(firstword $(MAKEFILE_LIST))
 
 install: $(INSTALLED) ## make .venv with everything in it
 $(INSTALLED): pyproject.toml constraints.txt
@@ -51,33 +49,28 @@ rnnt-loss: $(INSTALLED); $(ABLATE) rnnt_loss $(OPTIONS) ## the transducer's loss
 ws-lstm: $(INSTALLED); $(ABLATE) weight_selection_lstm $(OPTIONS) ## the same with LSTM encoders of full size; SCALE=full only
 e2e: $(INSTALLED); $(ABLATE) e2e $(OPTIONS) ## end-to-end models A and B and the hybrid, and what their layers hold
 e2e-ws: $(INSTALLED); $(ABLATE) e2e_students $(OPTIONS) ## students of A, from random weights and from selected ones
+students: $(INSTALLED); $(ABLATE) ds2_students jasper_students transformer_students $(OPTIONS) ## the same of Deep Speech 2, Jasper and the Transformer
 hybrid: $(INSTALLED); $(ABLATE) hybrid $(OPTIONS) ## the BLSTM-HMM hybrid, and how well it aligns
 las: $(INSTALLED); $(ABLATE) las $(OPTIONS) ## Listen, Attend and Spell: sampling, language model, pyramid, attention, noise
 las-search: $(INSTALLED); $(ABLATE) las_search $(OPTIONS) ## LAS beside CTC, searched with language models and CTC; and the Transformer
 las-attention: $(INSTALLED); $(ABLATE) las_attention $(OPTIONS) ## five mechanisms of attention in LAS
-ds2: $(INSTALLED) ## Deep Speech 2: convolutions, depth with BatchNorm, directions, place of BatchNorm, units, SortaGrad and noise
-	for part in ds2_convolutions ds2_depth ds2_directions ds2_norms ds2_units ds2_training; do $(ABLATE) $$part $(OPTIONS) || exit 1; done
+ds2: $(INSTALLED); $(ABLATE) ds2_convolutions ds2_depth ds2_directions ds2_norms ds2_units ds2_training $(OPTIONS) ## parts of Deep Speech 2
 ds2-attention: $(INSTALLED); $(ABLATE) ds2_attention $(OPTIONS) ## attention among the frames of Deep Speech 2
 ds2-features: $(INSTALLED); $(ABLATE) ds2_features $(OPTIONS) ## four kinds of features
 ds2-extractors: $(INSTALLED); $(ABLATE) ds2_extractors $(OPTIONS) ## its convolutions and those of VGG
 kospeech: $(INSTALLED); $(ABLATE) kospeech $(OPTIONS) ## the report's training on ten folders of KsponSpeech, and its remedies; SCALE=full only
 kspon: $(INSTALLED); $(ABLATE) kspon $(OPTIONS) ## six networks on KsponSpeech; SCALE=full only
 architectures: $(INSTALLED); $(ABLATE) architectures $(OPTIONS) ## nine networks on LibriSpeech; SCALE=full only
-rehearse: $(INSTALLED) ## two steps and a tiny evaluation of every run of every comparison, at SCALE, on CORPUS
-	for ablation in $$(grep -l '$(SCALE):' experiments/ablations/*.yaml); do $(ABLATE) $$ablation --rehearse $(OPTIONS) || exit 1; done
-report: $(INSTALLED) ## one HTML page of the runs in FOLDERS
-	$(BIN)/asr report $(FOLDERS) --output runs/report.html
-dashboard: $(INSTALLED) ## W&B workspace and report of GROUP, checked against the runs in FOLDERS; SAVE=1 publishes them
-	$(BIN)/asr dashboard --group $(GROUP) --runs $(FOLDERS) $(if $(SUBSETS),--subsets $(SUBSETS)) $(if $(SAVE),--save)
-docs: .venv/docs ## the documentation as a site in build/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+rehearse: $(INSTALLED); $(ABLATE) $$(grep -l '$(SCALE):' experiments/ablations/*.yaml) --rehearse $(OPTIONS) ## two steps and a tiny evaluation of every run, at SCALE
+report: $(INSTALLED); $(BIN)/asr report $(FOLDERS) --output runs/report.html ## one HTML page of the runs in FOLDERS
+dashboard: $(INSTALLED); $(BIN)/asr dashboard --group $(GROUP) --runs $(FOLDERS) $(if $(SUBSETS),--subsets $(SUBSETS)) $(if $(SAVE),--save) ## W&B workspace and report of GROUP, checked against the runs in FOLDERS; SAVE=1 publishes them
+docs: .venv/docs; NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet ## the documentation as a site in build/site
 .venv/docs: $(INSTALLED)
 	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 test: $(INSTALLED) ## the whole test suite, or TESTS
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
-lint: $(INSTALLED) ## style and types
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: $(INSTALLED); $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy ## style and types
 bench: runs/peers/installed demo ## one table of speed and memory beside the peers, of one run; see benchmarks/README.md
 	PYTHONPATH=runs/peers OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python benchmarks/table.py
 peers: runs/peers/installed ## what `make bench` measures beside ours; SpeechBrain needs no more than these

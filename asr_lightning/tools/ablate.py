@@ -35,7 +35,8 @@ STOPPED = "stopped; the same command goes on from here"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("ablation", metavar="ABLATION", help=f"a YAML, or the name of one in {FOLDER}")
+    parser.add_argument("ablations", metavar="ABLATION", nargs="+",
+                        help=f"a YAML, or the name of one in {FOLDER}; several run one after another")  # fmt: skip
     parser.add_argument("--scale", choices=SCALES, default="demo", help="size of experiments (default: demo)")
     parser.add_argument("--seeds", type=whole_number(0), nargs="+", default=[], metavar="N",
                         help="default: those of the ablation, mostly 1 2 3")  # fmt: skip
@@ -62,9 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Plan the ablation, and do what the options ask for; return the exit status."""
-    path = Path(options.ablation)
-    path = path if path.suffix == ".yaml" else FOLDER / f"{path}.yaml"
+    """Do what the options ask for with every ablation, until one fails; return the exit status."""
+    if len(options.ablations) > 1 and (options.only or options.print_commands):
+        raise InputError("--only and --print-commands: expected one ablation, found " + ", ".join(options.ablations))
+    paths = [Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml" for name in options.ablations]
+    return next((status for path in paths if (status := _run_ablation(path, options))), 0)
+
+
+def _run_ablation(path: Path, options: argparse.Namespace) -> int:
+    """Plan an ablation, and do what the options ask for; return the exit status."""
     changes, seeds, names = _changes(options.changes), options.seeds, options.variants
     plan = plan_ablation(path, options.scale, options.output, seeds, names, changes, options.rehearse)
     if options.dry_run or options.print_commands:

@@ -220,6 +220,14 @@ def test_the_script_for_slurm_rehearses_every_run_after_what_it_needs(folder: Pa
         (["--variants", "selcted"], "no variant selcted at the scale demo; expected some of random, selected, greedy"),
         (["--only", "runs/x"], "--only: expected one of runs/demo/small/random/seed1"),
         (["--results"], "no variant has error rates yet"),
+        (
+            ["small.yaml", "--only", "runs/x"],
+            "--only and --print-commands: expected one ablation, found small.yaml, small",
+        ),
+        (
+            ["small.yaml", "--print-commands"],
+            "--only and --print-commands: expected one ablation, found small.yaml, small",
+        ),
     ],
 )
 def test_wrong_options_are_told(
@@ -227,3 +235,14 @@ def test_wrong_options_are_told(
 ) -> None:
     assert main(["ablate", "small.yaml", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_several_ablations_run_one_after_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Path("other.yaml")
+    other.write_text(Path("small.yaml").read_text("utf-8").replace("Does it help?", "Does it help again?"), "utf-8")
+    assert main(["ablate", "small.yaml", str(other), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("Does it help?") < said.index("results: runs/demo/small") < said.index("Does it help again?")
+    other.unlink()
+    assert main(["ablate", str(other), "small.yaml", "--dry-run"]) == 2, "it ends at the first that fails"
+    assert "Does it help?" not in capsys.readouterr().out
