@@ -528,15 +528,18 @@ function alignments(runs) {
   fill();
 }
 
-// The page.
-
-theme.addEventListener("click", () => redraws.forEach((one) => one()));
+// The page: the verdict at once, the rest when Plotly and the larger part of the data have been read.
 
 if (data.summary) verdicts(data.summary);
-if (data.curves || data.training.length) curves(data.curves, data.training);
-if (data.summary) runs(data.summary);
-data.tables.forEach((one, number) => table(section(`table${number + 1}`, one.title), one));
-if (data.sentences.length) sentences(data.sentences);
-if (data.layers.length) { layers(data.layers); figures(data.layers); }
-if (data.neighbours.length) neighbours(data.neighbours);
-if (data.alignments.length) alignments(data.alignments);
+
+function drawSections(parts) {
+  if (data.curves || data.training.length) curves(data.curves, data.training);
+  if (data.summary) runs(data.summary);
+  data.tables.forEach((one, number) => table(section(`table${number + 1}`, one.title), one));
+  if (parts.sentences.length) sentences(parts.sentences);
+  if (parts.layers.length) { layers(parts.layers); figures(parts.layers); }
+  if (parts.neighbours.length) neighbours(parts.neighbours);
+  if (parts.alignments.length) alignments(parts.alignments);
+}
+
+theme.addEventListener("click", () => redraws.forEach((one) => one()));

@@ -10,6 +10,8 @@ from plotly.offline import get_plotlyjs
 from asr_lightning.errors import printable
 from asr_lightning.files import write_atomically
 
+PARTS = ("sentences", "layers", "neighbours", "alignments")  # megabytes, behind what answers the question
+
 
 def write_page(path: Path, data: dict[str, Any]) -> None:
     """Write a page.
@@ -19,7 +21,10 @@ def write_page(path: Path, data: dict[str, Any]) -> None:
         data: Data of the page, with a `title`.
     """
     plotly = get_plotlyjs().replace("</script", "<\\/script")
-    write_atomically(path, fill("page", data, TITLE=_escaped(data["title"]), PLOTLY=plotly))
+    parts = {name: data[name] for name in PARTS if name in data}
+    first = {name: value for name, value in data.items() if name not in PARTS}
+    texts = {"TITLE": _escaped(data["title"]), "PLOTLY": plotly, "PARTS": _as_json(parts)}
+    write_atomically(path, fill("page", first, **texts))
 
 
 def fill(name: str, data: Any, **texts: str) -> str:  # noqa: ANN401 - whatever JSON holds
@@ -31,14 +36,17 @@ def fill(name: str, data: Any, **texts: str) -> str:  # noqa: ANN401 - whatever 
     content = {
         **texts,
         "STYLE": read("style.css"),
-        # Nothing in the data can end the element that it stands in.
-        "DATA": json.dumps(_shown(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace(
-            "<", "\\u003c"
-        ),
+        "DATA": _as_json(data),
         "SCRIPT": read("common.js") + read(f"{name}.js"),
     }
     parts = read(f"{name}.html").split("@@")  # text, name, text, name, ...
     return "".join(content[part] if number % 2 else part for number, part in enumerate(parts))
+
+
+def _as_json(data: Any) -> str:  # noqa: ANN401
+    """Return JSON in which nothing can end the element that it stands in."""
+    text = json.dumps(_shown(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
 
 
 def _shown(data: Any) -> Any:  # noqa: ANN401

@@ -32,7 +32,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data_of(page: Path) -> dict[str, Any]:
-    text = page.read_text("utf-8").split('id="data">')[1].split("</script>")[0]
+    text = page.read_text("utf-8").split('id="parts">')[1].split("</script>")[0]
     content: dict[str, Any] = json.loads(text)
     return content
 
