@@ -39,13 +39,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import data_modules
 from asr_lightning.ablations import PARENT
+from asr_lightning.callbacks.best_checkpoints import refuse_choice_by_tests, run_checkpoints
 from asr_lightning.callbacks.changed_optimizer import ChangedOptimizer
-from asr_lightning.callbacks.choosing import refuse_choice_by_tests, run_checkpoints
 from asr_lightning.callbacks.freezing import Freezing
 from asr_lightning.callbacks.gradients import GradientNorms
 from asr_lightning.callbacks.initialization import Initialization
 from asr_lightning.callbacks.measurement import Measurement
-from asr_lightning.callbacks.movement import DistanceFromStart, UpdateSizes
 from asr_lightning.callbacks.progress import ProgressBar
 from asr_lightning.callbacks.results import RemoveResults, refuse_results, reserve_logs
 from asr_lightning.callbacks.run_summary import RunSummary
@@ -54,6 +53,7 @@ from asr_lightning.callbacks.throughput import Throughput
 from asr_lightning.callbacks.transcripts import Transcripts
 from asr_lightning.callbacks.transfer import InitializeFrom
 from asr_lightning.callbacks.wandb_run import RunLogger, WandbConfiguration
+from asr_lightning.callbacks.weight_changes import DistanceFromStart, UpdateSizes
 from asr_lightning.callbacks.weight_selection import WeightSelection
 from asr_lightning.error_messages import TRACE, explain, trace_kept
 from asr_lightning.errors import InputError

@@ -7,7 +7,12 @@ from typing import Any
 # Old class path or module -> the current one. A module stands for all classes in it. After a second renaming the first
 # entry gets the newest name. Whatever reads a YAML (`files.load_yaml`, the command line) or the configuration of a
 # checkpoint (`models/same_network.configuration`) replaces the old names.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "asr_lightning.callbacks.choosing": "asr_lightning.callbacks.best_checkpoints",
+    "asr_lightning.callbacks.looking": "asr_lightning.callbacks.inspection",
+    "asr_lightning.callbacks.looking.Looking": "asr_lightning.callbacks.inspection.Inspection",
+    "asr_lightning.callbacks.movement": "asr_lightning.callbacks.weight_changes",
+}
 CLASS_KEYS = ("class_path", "_class_path")
 
 

@@ -27,7 +27,7 @@ Typed loosely, because jsonargparse reads `Callable[..., Tensor]` as the wish fo
 
 
 @dataclass(frozen=True)
-class Lost:
+class UnreadableUtterance:
     """An utterance that could not be read."""
 
     id: str
@@ -131,10 +131,10 @@ class SpeechDataset(Dataset):
         """(N,) uint32, a hash of the id of each utterance."""
         return np.concatenate([np.zeros(0, np.uint32), *(part.ids for part in self.manifests.values())])
 
-    def __getitem__(self, key: tuple[int, int]) -> Utterance | Lost:
+    def __getitem__(self, key: tuple[int, int]) -> Utterance | UnreadableUtterance:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Utterance | Lost]:
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Utterance | UnreadableUtterance]:
         """Read a batch; this is what torch's `DataLoader` asks for."""
         cuts = [self._find(number) for _, number in keys]
         if self.at_once == 1:
@@ -143,7 +143,7 @@ class SpeechDataset(Dataset):
             with ThreadPoolExecutor(self.at_once) as pool:
                 read = list(pool.map(self._read, [cut for _, cut in cuts]))
         return [
-            samples if isinstance(samples, Lost) else self._utterance(subset, cut, samples, epoch)
+            samples if isinstance(samples, UnreadableUtterance) else self._utterance(subset, cut, samples, epoch)
             for (epoch, _), (subset, cut), samples in zip(keys, cuts, read, strict=True)
         ]
 
@@ -153,11 +153,13 @@ class SpeechDataset(Dataset):
         part = self.manifests[self.subsets[which]]
         return self.subsets[which], part[number - int(self._ends[which]) + len(part)]
 
-    def _read(self, cut: MonoCut) -> np.ndarray | Lost:
+    def _read(self, cut: MonoCut) -> np.ndarray | UnreadableUtterance:
         try:
             return read_at(self.sample_rate, self.read_audio, cut)
         except Exception as error:  # every decoder has its own; one file must not end a run of days
-            return Lost(cut.id, f"{cut.recording.sources[0].source}: {' '.join(str(error).split())[:200]}")
+            return UnreadableUtterance(
+                cut.id, f"{cut.recording.sources[0].source}: {' '.join(str(error).split())[:200]}"
+            )
 
     def _utterance(self, subset: str, cut: MonoCut, samples: np.ndarray, epoch: int) -> Utterance:
         audio = self._augment(torch.from_numpy(samples), cut.id, epoch)
@@ -193,7 +195,9 @@ def _resampler(before: int, after: int) -> Resample:
     return Resample(before, after)
 
 
-def collate(items: list[Utterance | Lost], sample_rate: int) -> tuple[Batch, list[tuple[str, str]]]:
+def collate(items: list[Utterance | UnreadableUtterance], sample_rate: int) -> tuple[Batch, list[tuple[str, str]]]:
     """Make a batch of the utterances that could be read, beside the (id, reason) of those that could not."""
     utterances = [item for item in items if isinstance(item, Utterance)]
-    return Batch.collate(utterances, sample_rate), [(item.id, item.reason) for item in items if isinstance(item, Lost)]
+    return Batch.collate(utterances, sample_rate), [
+        (item.id, item.reason) for item in items if isinstance(item, UnreadableUtterance)
+    ]

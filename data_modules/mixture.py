@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.errors import InputError
 from data_modules.corpus import STAGES, CorpusDataModule
-from data_modules.dataset import Lost, SpeechDataset
+from data_modules.dataset import SpeechDataset, UnreadableUtterance
 from data_modules.manifest import BadFile, Listing
 from data_modules.sampler import EvaluationBatches, TrainBatches, accumulation_of, digest_of, progress_of, rank_of
 
@@ -171,7 +171,7 @@ class MixtureDataModule(CorpusDataModule):
             if corpus.subsets["train"]:
                 speech, chosen = corpus.training_speech()
                 speech.prefix = f"{name}-"
-                slots = Slots(speech.durations[chosen], self.weights[name])
+                slots = EpochSlots(speech.durations[chosen], self.weights[name])
                 parts.append((name, speech, chosen, slots))
         if not parts:
             raise InputError(f"Expected subsets to train on in {', '.join(self.corpora)}, got none.")
@@ -217,7 +217,7 @@ class MixtureDataModule(CorpusDataModule):
         return loaders
 
 
-class Slots:
+class EpochSlots:
     """Which utterance of a corpus stands at each place of an epoch, so that its duration hardly depends on the epoch.
 
     Utterances that are neighbors in duration make groups of as many as the weight's denominator; a group has as many
@@ -265,7 +265,7 @@ class MixedSpeech(Dataset):
         parts: Of each corpus its speech, the numbers of the utterances that are trained on, and their places.
     """
 
-    def __init__(self, parts: Sequence[tuple[SpeechDataset, np.ndarray, Slots]]) -> None:
+    def __init__(self, parts: Sequence[tuple[SpeechDataset, np.ndarray, EpochSlots]]) -> None:
         self.parts = list(parts)
         self._ends = np.cumsum([len(slots) for _, _, slots in parts])
 
@@ -277,12 +277,12 @@ class MixedSpeech(Dataset):
         """(M,) seconds of each place, before speed perturbation."""
         return np.concatenate([slots.durations for _, _, slots in self.parts])
 
-    def __getitem__(self, key: tuple[int, int]) -> Utterance | Lost:
+    def __getitem__(self, key: tuple[int, int]) -> Utterance | UnreadableUtterance:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Utterance | Lost]:
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Utterance | UnreadableUtterance]:
         """Read a batch; this is what torch's `DataLoader` asks for."""
-        read: dict[int, Utterance | Lost] = {}
+        read: dict[int, Utterance | UnreadableUtterance] = {}
         owners = np.searchsorted(self._ends, [place for _, place in keys], side="right")
         for owner, (speech, chosen, slots) in enumerate(self.parts):
             mine = np.flatnonzero(owners == owner).tolist()

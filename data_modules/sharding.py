@@ -37,7 +37,7 @@ SHARD = re.compile(r"(cuts|recording)\.\d+\.(jsonl\.gz|tar)")  # what a folder o
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenSubset:
     """What was written of a subset, or was there already."""
 
     utterances: int
@@ -49,7 +49,7 @@ class Written:
 
 def write_subset(
     corpus: CorpusDataModule, subset: str, output: Path, utterances_per_shard: int = 1000, replace: bool = False
-) -> Written:
+) -> WrittenSubset:
     """Write a subset of a corpus as `output/<subset>` and `output/<subset>.json`, unless it is there already.
 
     It is written beside its place and renamed when complete. Utterances keep the order of the corpus, so that a plan of
@@ -90,7 +90,7 @@ def write_subset(
             content = {"utterances": utterances, "seconds": seconds, "files": files, "identity": identity}
             content["places"] = places
             write_atomically(output / f"{subset}.json", json.dumps(content, indent=1) + "\n")
-            return Written(utterances, seconds, len(files) // 2, sum(files.values()), new=True)
+            return WrittenSubset(utterances, seconds, len(files) // 2, sum(files.values()), new=True)
     except OSError as error:
         raise InputError(
             f"Cannot write shards to {folder}: {error}. Free some space, or give another --output."
@@ -103,7 +103,7 @@ def _places(path: Path) -> str:
         return " ".join(f"{offset}+{size}" for _, offset, size in read_members(file))
 
 
-def _find_written(output: Path, subset: str, identity: str, replace: bool) -> Written | None:
+def _find_written(output: Path, subset: str, identity: str, replace: bool) -> WrittenSubset | None:
     """What is in the place, if it is what would be written and whole."""
     folder, path = output / subset, output / f"{subset}.json"
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -112,7 +112,9 @@ def _find_written(output: Path, subset: str, identity: str, replace: bool) -> Wr
         content = json.loads(path.read_text("utf-8"))
         same = content["identity"] == identity
         files: dict[str, int] = content["files"]
-        there = Written(content["utterances"], content["seconds"], len(files) // 2, sum(files.values()), new=False)
+        there = WrittenSubset(
+            content["utterances"], content["seconds"], len(files) // 2, sum(files.values()), new=False
+        )
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if same and not check_sizes(str(folder), files, list_files(str(output), subset)):

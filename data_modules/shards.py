@@ -148,7 +148,7 @@ class ShardsDataModule(CorpusDataModule):
         return dataset.decode_audio(cut, io.BytesIO(content))
 
 
-class Listed(NamedTuple):
+class SubsetList(NamedTuple):
     """What `<subset>.json` says: the bytes of every file, and `OFFSET+SIZE` of all utterances of a tar file."""
 
     sizes: dict[str, int]
@@ -248,7 +248,7 @@ def read_members(file: BinaryIO, utterances: int | None = None) -> list[tuple[st
     return members[::2]
 
 
-def read_list(root: str, subset: str) -> Listed | BadFile:
+def read_list(root: str, subset: str) -> SubsetList | BadFile:
     """Read `<subset>.json`, where there is one.
 
     Raises:
@@ -258,9 +258,9 @@ def read_list(root: str, subset: str) -> Listed | BadFile:
     try:
         content = json.loads(storage.read_file(path))
         sizes = {str(name): int(size) for name, size in content["files"].items()}
-        return Listed(sizes, {str(name): str(places) for name, places in content.get("places", {}).items()})
+        return SubsetList(sizes, {str(name): str(places) for name, places in content.get("places", {}).items()})
     except FileNotFoundError:
-        return Listed({}, {})
+        return SubsetList({}, {})
     except ConnectionError as error:
         raise InputError(str(error)) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -60,7 +60,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class SpokenLine:
     """A line that was spoken.
 
     Attributes:
@@ -136,7 +136,7 @@ def _is_made(root: Path, parameters: Mapping[str, float]) -> bool:
     return True
 
 
-def speak(lines: Sequence[Line], workers: int | None = None, progress: bool = True) -> Iterator[Spoken]:
+def speak(lines: Sequence[Line], workers: int | None = None, progress: bool = True) -> Iterator[SpokenLine]:
     """Speak lines, in their order; each depends on nothing but itself, whatever the workers.
 
     Args:
@@ -150,7 +150,7 @@ def speak(lines: Sequence[Line], workers: int | None = None, progress: bool = Tr
     idle: queue.SimpleQueue[espeak.Espeak] = queue.SimpleQueue()
     count = workers or os.cpu_count() or 1
 
-    def take_turns(line: Line) -> Spoken:
+    def take_turns(line: Line) -> SpokenLine:
         voice = idle.get()
         try:
             return _speak(voice, line)
@@ -164,7 +164,7 @@ def speak(lines: Sequence[Line], workers: int | None = None, progress: bool = Tr
         yield from tqdm(results, "embedded corpus", len(lines), unit="utterance", disable=not progress)
 
 
-def ctm_rows(spoken: Spoken) -> Iterable[str]:
+def ctm_rows(spoken: SpokenLine) -> Iterable[str]:
     """Write the segments as lines of a CTM: ID 1 START DURATION PHONE, in seconds."""
     ends = [start for start, _ in spoken.segments[1:]] + [len(spoken.audio)]
     return [
@@ -173,7 +173,7 @@ def ctm_rows(spoken: Spoken) -> Iterable[str]:
     ]
 
 
-def _speak(voice: espeak.Espeak, line: Line) -> Spoken:
+def _speak(voice: espeak.Espeak, line: Line) -> SpokenLine:
     """One finished utterance."""
     random = np.random.default_rng(line.seed)
     speech = voice.speak(
@@ -200,7 +200,7 @@ def _speak(voice: espeak.Espeak, line: Line) -> Spoken:
     level = 10 ** (random.uniform(-27, -21) / 20)  # root mean square, in dB of full scale
     audio = audio * min(level / np.sqrt(np.mean(audio**2)), 0.98 / np.abs(audio).max())
     merged = _merge([(0, "SIL"), *moved, (int(before) + len(resampled), "SIL")])
-    return Spoken(line, np.round(audio * 32767).astype(np.int16), merged, list(words.values()))
+    return SpokenLine(line, np.round(audio * 32767).astype(np.int16), merged, list(words.values()))
 
 
 def _trim(speech: espeak.Speech) -> tuple[np.ndarray, list[tuple[int, str, int]]]:

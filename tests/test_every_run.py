@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from asr_lightning import cli
 from asr_lightning.ablations.overrides import CALLBACK_KEYS
-from asr_lightning.callbacks.choosing import BestCheckpoints
+from asr_lightning.callbacks.best_checkpoints import BestCheckpoints
 from asr_lightning.callbacks.weight_selection import WeightSelection
 from tests.support.commands import said
 

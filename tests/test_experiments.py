@@ -16,7 +16,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from asr_lightning.ablations.overrides import CALLBACK_KEYS, override
 from asr_lightning.ablations.tuning import read_space
-from asr_lightning.callbacks.choosing import run_checkpoints
+from asr_lightning.callbacks.best_checkpoints import run_checkpoints
 from asr_lightning.callbacks.observation import check_paths
 from asr_lightning.cli import CommandLine
 from asr_lightning.errors import InputError

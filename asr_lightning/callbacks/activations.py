@@ -9,7 +9,7 @@ from lightning import Trainer
 from asr_lightning.analysis.activations import PartWriter, Rows, UtteranceActivations, merge_parts, read_description
 from asr_lightning.analysis.token_times import segments_from_onsets
 from asr_lightning.batch import Batch
-from asr_lightning.callbacks.looking import Looking, Stage
+from asr_lightning.callbacks.inspection import Inspection, Stage
 from asr_lightning.callbacks.observation import Observation, check_paths, has_ctc, observe
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
@@ -17,7 +17,7 @@ from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.text.phones import PhoneLabels, Segment, label_spans
 
 
-class Activations(Looking):
+class Activations(Inspection):
     """Writes the activations of named modules into `<run folder>/activations/<stage>`.
 
     The files are those of `asr_lightning.analysis.activations`. A validation replaces those of the one before.
@@ -76,7 +76,7 @@ class Activations(Looking):
         """Whether frames get a phone, or a character in its place."""
         return self.labels is not None or has_ctc(recognizer)
 
-    def look(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
+    def process(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
         """Write down what the modules say of a batch."""
         chosen = [row for row in range(len(batch)) if self._wanted(batch, row)]
         if not chosen:
@@ -108,7 +108,7 @@ class Activations(Looking):
             phones = _characters(recognizer, recognizer.tokenizer.encode(text), (), seen, row, seconds) if text else []
         names = [recognizer.tokenizer.tokens[token] for token in best.tokens] + ["<eos>"]
         spoken = UtteranceActivations(batch.ids[row], batch.subsets[row], batch.speakers[row], seconds, text, best.text)
-        for name, one in seen.watched.items():
+        for name, one in seen.outputs.items():
             length = int(one.lengths[row])
             values = one.values[row, :length].float().cpu().numpy()
             if one.unit == "token":

@@ -12,7 +12,7 @@ from lightning import Trainer
 
 from asr_lightning.analysis.token_times import AttentionFigures, attention_figures, emission_probabilities
 from asr_lightning.batch import Batch
-from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers, without_result
+from asr_lightning.callbacks.inspection import Inspection, Stage, wandb_loggers, without_result
 from asr_lightning.callbacks.observation import Observation, has_ctc, observe
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
@@ -27,7 +27,7 @@ JOINED = {"encoded": "encoder", "predicted": "prediction"}  # of a transducer, b
 COLUMNS = ("utterance", "attention", *(field.name for field in fields(AttentionFigures)))
 
 
-class Alignments(Looking):
+class Alignments(Inspection):
     """Draws where a recogniser was when it emitted each token, and measures how it moves.
 
     `<run folder>/alignments/<stage>` gets, from the best hypotheses,
@@ -80,7 +80,7 @@ class Alignments(Looking):
     def _part(self, trainer: Trainer) -> Path:
         return self._folder(trainer) / f".figures.rank{trainer.global_rank:05}"
 
-    def look(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
+    def process(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
         """Measure and draw a batch."""
         chosen = [row for row in range(len(batch)) if self.subsets is None or batch.subsets[row] in self.subsets]
         if not chosen:
@@ -153,10 +153,10 @@ class Alignments(Looking):
 def attention_paths(recognizer: Recognizer) -> dict[str, str]:
     """Return the attentions of a recogniser over its frames, or what the joint network of a transducer reads."""
     modules = dict(recognizer.named_modules())
-    looking = [
+    attending = [
         name for name, module in modules.items() if isinstance(module, Attention) or name.endswith("cross_attention")
     ]
-    paths = {name: f"{name}:weights" for name in looking}
+    paths = {name: f"{name}:weights" for name in attending}
     return paths | (JOINED if isinstance(recognizer, RNNTransducer) else {})
 
 
@@ -168,11 +168,11 @@ def alignment(
     frames, tokenizer = int(seen.lengths[row]), recognizer.tokenizer
     attention = {}
     if isinstance(recognizer, RNNTransducer) and best.tokens:
-        encoded, predicted = (seen.watched[name].values[row] for name in JOINED)
+        encoded, predicted = (seen.outputs[name].values[row] for name in JOINED)
         projected = recognizer.encoder_projection(encoded[:frames]).unsqueeze(1)
         logits = recognizer.joint(projected, predicted[: len(best.tokens) + 1]).cpu()  # (T, U + 1, V)
         attention["emission"] = emission_probabilities(logits, best.tokens, tokenizer.blank_id).numpy()
-    for name, one in seen.watched.items():
+    for name, one in seen.outputs.items():
         if name in JOINED:
             continue
         weights = one.values[row, : int(one.lengths[row])].float().unflatten(1, (-1, int(seen.lengths.max())))

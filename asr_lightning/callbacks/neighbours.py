@@ -15,7 +15,7 @@ from asr_lightning.analysis.character_neighbours import (
     neighbour_caption,
     neighbour_table,
 )
-from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers, without_result
+from asr_lightning.callbacks.inspection import Inspection, Stage, wandb_loggers, without_result
 from asr_lightning.files import write_atomically
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.report.tables import as_csv, as_markdown
@@ -23,7 +23,7 @@ from asr_lightning.report.tables import as_csv, as_markdown
 SENT = 1000  # lines of each layer that W&B gets
 
 
-class Neighbours(Looking):
+class Neighbours(Inspection):
     """Finds, for every character that was recognised, the decoder states nearest to its own in other sentences.
 
     It reads what `Activations`, which must stand before it in the experiment, has written.

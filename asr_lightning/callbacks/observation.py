@@ -24,7 +24,7 @@ KINDS = ("output", "input", "weights")
 
 
 @dataclass
-class Watched:
+class ModuleOutput:
     """What a module said of a batch.
 
     Attributes:
@@ -51,7 +51,7 @@ class Observation:
         window: Seconds of a feature frame.
     """
 
-    watched: dict[str, Watched]
+    outputs: dict[str, ModuleOutput]
     feature_lengths: Tensor
     lengths: Tensor
     log_probs: Tensor | None
@@ -135,7 +135,7 @@ def observe(
             targets = pad_sequence(rows, batch_first=True, padding_value=recognizer.tokenizer.blank_id)
             target_lengths = torch.tensor([len(one) for one in tokens], device=encoded.device)
             recognizer.decoder_loss(encoded, lengths, targets, target_lengths)
-    watched = {name: _watched(name, paths[name], recorder, target_lengths) for name in paths}
+    watched = {name: _module_output(name, paths[name], recorder, target_lengths) for name in paths}
     return Observation(
         watched,
         feature_lengths,
@@ -199,7 +199,7 @@ def _looked_at(module: nn.Module, arguments: Any, output: Any, kind: str) -> Ten
     raise InputError(f"{type(module).__name__} does not say where it looks: expected an attention over frames")
 
 
-def _watched(name: str, path: str, recorder: _Recorder, target_lengths: Tensor) -> Watched:
+def _module_output(name: str, path: str, recorder: _Recorder, target_lengths: Tensor) -> ModuleOutput:
     if name not in recorder.calls:
         raise InputError(f"{path} was not used while an utterance was recognised: name another module")
     calls, unit = recorder.calls[name], recorder.units[name]
@@ -215,10 +215,10 @@ def _watched(name: str, path: str, recorder: _Recorder, target_lengths: Tensor) 
             "for every token, (B, U, D) or (B, D) again and again"
         )
     if unit == "token":
-        return Watched(unit, values, target_lengths + 1)
+        return ModuleOutput(unit, values, target_lengths + 1)
     if values.shape[1] not in recorder.lengths:
         raise InputError(
             f"{path} gives {values.shape[1]} rows for an utterance, but the encoder works with "
             f"{', '.join(map(str, sorted(recorder.lengths)))} frames: expected one of these"
         )
-    return Watched(unit, values, recorder.lengths[values.shape[1]])
+    return ModuleOutput(unit, values, recorder.lengths[values.shape[1]])

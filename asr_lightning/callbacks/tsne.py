@@ -18,7 +18,7 @@ from asr_lightning.analysis.layers import (
     read_layers,
 )
 from asr_lightning.callbacks.activations import Activations
-from asr_lightning.callbacks.looking import Looking, Stage, wandb_loggers, without_result
+from asr_lightning.callbacks.inspection import Inspection, Stage, wandb_loggers, without_result
 from asr_lightning.errors import InputError
 from asr_lightning.files import write_atomically
 from asr_lightning.models.recognizer import Recognizer
@@ -35,7 +35,7 @@ LABELS = (
 )
 
 
-class TSNE(Looking):
+class TSNE(Inspection):
     """Draws where the frames of a sentence lie in each layer, and measures the layers.
 
     It reads what `Activations`, which must stand before it in the experiment, has written. Every layer of frames is

@@ -163,14 +163,14 @@ def _indices(elements: ElementRule, salt: str, teacher: int, student: int) -> Te
 
 
 @dataclass(frozen=True)
-class Pick:
+class AxisSelection:
     """Which index of the source each index of an axis takes, -1 where it keeps its own value; and the same in words."""
 
     places: Tensor
     words: str
 
 
-def pick_axis(own: Axis, source: Axis, rule: IndexRule) -> Pick:
+def pick_axis(own: Axis, source: Axis, rule: IndexRule) -> AxisSelection:
     """Return what an axis takes of the same axis of another network.
 
     Args:
@@ -189,10 +189,10 @@ def pick_axis(own: Axis, source: Axis, rule: IndexRule) -> Pick:
         places.append(torch.where(pick.places < 0, -1, pick.places + start))
         words.append(pick.words)
         start += axis_size((source_product,))
-    return Pick(torch.cat(places), " and ".join(words))
+    return AxisSelection(torch.cat(places), " and ".join(words))
 
 
-def _pick_product(own: Product, source: Product, rule: IndexRule) -> Pick:
+def _pick_product(own: Product, source: Product, rule: IndexRule) -> AxisSelection:
     if [type(factor) for factor in own] != [type(factor) for factor in source]:
         raise InputError(f"is {own}, but {source} in the teacher")
     places, words = torch.zeros(1, dtype=torch.int64), []
@@ -201,10 +201,10 @@ def _pick_product(own: Product, source: Product, rule: IndexRule) -> Pick:
         outer, inner = places.unsqueeze(1), pick.places
         places = torch.where((outer < 0) | (inner < 0), -1, outer * source_factor.size + inner).flatten()
         words.append(pick.words)
-    return Pick(places, " × ".join(words))
+    return AxisSelection(places, " × ".join(words))
 
 
-def _pick_factor(own: Factor, source: Factor, rule: IndexRule) -> Pick:
+def _pick_factor(own: Factor, source: Factor, rule: IndexRule) -> AxisSelection:
     sizes = f"{own.size} of {source.size}"
     if isinstance(own, Tokens) and isinstance(source, Tokens):
         return _pick_tokens(own.names, source.names)
@@ -212,9 +212,9 @@ def _pick_factor(own: Factor, source: Factor, rule: IndexRule) -> Pick:
         if own != source:
             raise InputError(f"has {own.size} {own.name}, but {source.size} {source.name} in the teacher: both need "
                              "the same features and the same structure")  # fmt: skip
-        return Pick(torch.arange(own.size), f"all {own.size} {own.name}")
+        return AxisSelection(torch.arange(own.size), f"all {own.size} {own.name}")
     if source.size == own.size:
-        return Pick(torch.arange(own.size), f"all {own.size}")
+        return AxisSelection(torch.arange(own.size), f"all {own.size}")
     places = rule(source.size, own.size)
     if isinstance(own, Taps):
         beyond, odd = divmod(source.size - own.size, 2)
@@ -222,17 +222,19 @@ def _pick_factor(own: Factor, source: Factor, rule: IndexRule) -> Pick:
             raise InputError(f"has {own.size} taps, but {source.size} in the teacher: both need to be odd, or both "
                              "even, for one to be centred in the other")  # fmt: skip
         places = torch.arange(own.size) + beyond
-        return Pick(torch.where((places < 0) | (places >= source.size), -1, places), f"central {sizes} taps")
-    return Pick(places, sizes)
+        return AxisSelection(torch.where((places < 0) | (places >= source.size), -1, places), f"central {sizes} taps")
+    return AxisSelection(places, sizes)
 
 
-def _pick_tokens(own: tuple[str, ...], source: tuple[str, ...]) -> Pick:
+def _pick_tokens(own: tuple[str, ...], source: tuple[str, ...]) -> AxisSelection:
     ids = {token: number for number, token in enumerate(source)}
     shared = [token for token in own if token in ids]
     if all(token.startswith("<") for token in shared):  # <blank>, <unk> and <eos> are in every vocabulary
         raise InputError(f"has a row for each of {len(own)} tokens, {len(source)} in the teacher, but the tokenizers "
                          "share none")  # fmt: skip
-    return Pick(torch.tensor([ids.get(token, -1) for token in own]), f"{len(shared)} of {len(own)} tokens by name")
+    return AxisSelection(
+        torch.tensor([ids.get(token, -1) for token in own]), f"{len(shared)} of {len(own)} tokens by name"
+    )
 
 
 def take(own: Tensor, source: Tensor, axes: list[Tensor]) -> Tensor:

@@ -25,7 +25,7 @@ State = tuple[Tensor, ...]  # each with the batch first
 Tokens = tuple[int, ...]
 
 
-class Walks(NamedTuple):
+class AlignmentSum(NamedTuple):
     """The alignments found of a token sequence.
 
     Attributes:
@@ -47,9 +47,9 @@ class Walks(NamedTuple):
         """Return the score that ranks the hypotheses."""
         return self.score + self.text
 
-    def emitting(self, log_prob: float, frame: int, text: float) -> "Walks":
+    def emitting(self, log_prob: float, frame: int, text: float) -> "AlignmentSum":
         """Return all of them one token longer; the language models add `text` for it."""
-        return Walks(
+        return AlignmentSum(
             self.score + log_prob,
             self.best + log_prob,
             (*self.frames, frame),
@@ -57,17 +57,17 @@ class Walks(NamedTuple):
             self.text + text,
         )
 
-    def passing(self, log_prob: float) -> "Walks":
+    def passing(self, log_prob: float) -> "AlignmentSum":
         """Return all of them with a blank behind."""
         return self._replace(score=self.score + log_prob, best=self.best + log_prob)
 
-    def joined(self, other: "Walks") -> "Walks":
+    def joined(self, other: "AlignmentSum") -> "AlignmentSum":
         """Return them together with others of the same tokens."""
         leader = self if self.best >= other.best else other
         return leader._replace(score=_log_add(self.score, other.score))
 
 
-Beam = dict[Tokens, Walks]
+Beam = dict[Tokens, AlignmentSum]
 
 
 class PredictionNetwork(Protocol):
@@ -325,7 +325,7 @@ def beam_search(
         raise ValueError(f"beam and max_symbols must be at least 1, got beam {beam} and max_symbols {max_symbols}")
     lengths = encoder_lengths.tolist()
     histories = _Histories(predictor, joint, blank_id, encoder_outputs, fusion)
-    beams: list[Beam] = [{(): Walks(0.0, 0.0, ())} for _ in lengths]
+    beams: list[Beam] = [{(): AlignmentSum(0.0, 0.0, ())} for _ in lengths]
     ended = [{} if length else histories.with_ends(beams[row]) for row, length in enumerate(lengths)]
     for frame in range(max(lengths, default=0)):
         rows = [row for row, length in enumerate(lengths) if frame < length]
@@ -520,7 +520,7 @@ def _step(
     return dict(_best(longer, beam))
 
 
-def _best(hypotheses: Iterable[tuple[Tokens, Walks]], beam: int) -> list[tuple[Tokens, Walks]]:
+def _best(hypotheses: Iterable[tuple[Tokens, AlignmentSum]], beam: int) -> list[tuple[Tokens, AlignmentSum]]:
     return heapq.nlargest(beam, hypotheses, key=lambda item: item[1].total)
 
 

@@ -53,7 +53,7 @@ class GaussianMixtures:
 
 
 @dataclass(frozen=True)
-class Pass:
+class TrainingPass:
     """Result of a pass over the data.
 
     Attributes:
@@ -76,7 +76,7 @@ def train(
     gaussians: int = 1000,
     seed: int = 1,
     begin: Mapping[str, list[int]] | None = None,
-) -> Iterator[tuple[Pass, GaussianMixtures]]:
+) -> Iterator[tuple[TrainingPass, GaussianMixtures]]:
     """Train mixtures, pass by pass, by alignments of the passes before; mixtures grow till the 3/4.
 
     Args:
@@ -107,7 +107,7 @@ def train(
             raise InputError(f"none of {failed} utterances could be aligned: do transcripts and audio belong together?")
         wanted = model.pdfs + (gaussians - model.pdfs) * min(number, growing) // growing
         log_likelihood, states = _update(states, examples, alignments, wanted, random)
-        yield Pass(number, log_likelihood, states.mixtures.num_gauss, failed), states
+        yield TrainingPass(number, log_likelihood, states.mixtures.num_gauss, failed), states
 
 
 def _flat(pdfs: int, examples: Sequence[TrainingUtterance]) -> kaldi.AmDiagGmm:

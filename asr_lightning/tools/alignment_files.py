@@ -24,7 +24,7 @@ from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.blstm_hmm import ALIGNMENTS, BLSTMHMM
 from asr_lightning.models.recognizer import CTCOutput, Recognizer
 from asr_lightning.text.phones import Segment
-from asr_lightning.tools.state_alignment import Aligned, align_batches, of_network, stored
+from asr_lightning.tools.state_alignment import StateAlignment, align_batches, of_network, stored
 from asr_lightning.tools.transcription import prepare
 
 BY_STATES = ("words", "phones")
@@ -32,7 +32,7 @@ SPACE, PIECE = "_", "▁"  # a character token of its own; what begins a sentenc
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedUtterance:
     """An utterance and the times of its words, and maybe phones; or why there are none."""
 
     id: str
@@ -41,7 +41,9 @@ class Timed:
     problem: str = ""
 
 
-def by_states(model: HiddenMarkovModel, aligned: Iterable[Aligned], hop: float, window: float) -> Iterator[Timed]:
+def by_states(
+    model: HiddenMarkovModel, aligned: Iterable[StateAlignment], hop: float, window: float
+) -> Iterator[TimedUtterance]:
     """Give the times of words and phones whose states are known.
 
     Args:
@@ -52,18 +54,18 @@ def by_states(model: HiddenMarkovModel, aligned: Iterable[Aligned], hop: float, 
     """
     for utterance in aligned:
         if utterance.problem:
-            yield Timed(utterance.id, problem=utterance.problem)
+            yield TimedUtterance(utterance.id, problem=utterance.problem)
             continue
         runs = phone_runs(model, utterance.transition_ids)
         words = in_seconds(word_runs(model.lexicon, runs, utterance.words), hop, window, utterance.seconds)
-        yield Timed(
+        yield TimedUtterance(
             utterance.id,
             utterance.seconds,
             {"words": words, "phones": in_seconds(runs, hop, window, utterance.seconds)},
         )
 
 
-def by_ctc(recognizer: Recognizer, batches: Iterable[Batch]) -> Iterator[Timed]:
+def by_ctc(recognizer: Recognizer, batches: Iterable[Batch]) -> Iterator[TimedUtterance]:
     """Give the times of words, by the most probable path of a CTC output for the transcript.
 
     A word begins with the first frame of its first token, and ends with the last one of its last: such an output peaks
@@ -82,13 +84,13 @@ def by_ctc(recognizer: Recognizer, batches: Iterable[Batch]) -> Iterator[Timed]:
             positions = token_spans(seen.log_probs[row, :frames], sequence, tokenizer.blank_id) if sequence else []
             if not positions:
                 reason = f"too short: {frames} frames for {len(sequence)} tokens" if sequence else "an empty transcript"
-                yield Timed(id, problem=reason)
+                yield TimedUtterance(id, problem=reason)
                 continue
             words = [
                 Segment(max(0.0, begins[positions[first][0]]), min(seconds, ends[positions[last][1]]), word)
                 for first, last, word in word_spans([tokenizer.tokens[token] for token in sequence])
             ]
-            yield Timed(id, seconds, {"words": words})
+            yield TimedUtterance(id, seconds, {"words": words})
 
 
 def word_spans(tokens: Sequence[str]) -> list[tuple[int, int, str]]:
@@ -108,7 +110,9 @@ def word_spans(tokens: Sequence[str]) -> list[tuple[int, int, str]]:
     return spans
 
 
-def write_subset(timed: Iterable[Timed], tiers: Sequence[str], subset: str, output: Path) -> tuple[list[str], int]:
+def write_subset(
+    timed: Iterable[TimedUtterance], tiers: Sequence[str], subset: str, output: Path
+) -> tuple[list[str], int]:
     """Write `SUBSET.TIER.ctm` for every tier, and a TextGrid per utterance.
 
     Args:
@@ -144,7 +148,7 @@ def ctm_rows(id: str, segments: Sequence[Segment]) -> Iterator[str]:
         yield f"{name} 1 {segment.start:.7f} {segment.end - segment.start:.7f} {printable(segment.label)}\n"
 
 
-def write_textgrid(path: Path, utterance: Timed) -> None:
+def write_textgrid(path: Path, utterance: TimedUtterance) -> None:
     """Write Praat's TextGrid with a tier for each, called as the Montreal Forced Aligner does: `words`, `phones`."""
     grid = textgrid.Textgrid()
     for name, segments in utterance.tiers.items():
@@ -154,7 +158,9 @@ def write_textgrid(path: Path, utterance: Timed) -> None:
         grid.save(str(half), format="long_textgrid", includeBlankSpaces=True)
 
 
-def aligner_of(options: argparse.Namespace) -> tuple[Callable[[Iterable[Batch]], Iterator[Timed]], tuple[str, ...]]:
+def aligner_of(
+    options: argparse.Namespace,
+) -> tuple[Callable[[Iterable[Batch]], Iterator[TimedUtterance]], tuple[str, ...]]:
     """Return what aligns batches, and the names of what it finds.
 
     Raises:

@@ -25,9 +25,9 @@ from asr_lightning.text.lexicon import Lexicon, capitals, cmudict, complete_lexi
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney
 from asr_lightning.tools.hybrid import SCALES
-from asr_lightning.tools.mixture_training import Trained, of_mixtures, tie, train_mixtures
+from asr_lightning.tools.mixture_training import TrainedMixtures, of_mixtures, tie, train_mixtures
 from asr_lightning.tools.ngram import find_texts, read_sentences
-from asr_lightning.tools.state_alignment import Aligned, align_batches, likelihoods, of_network, prepare_hybrid
+from asr_lightning.tools.state_alignment import StateAlignment, align_batches, likelihoods, of_network, prepare_hybrid
 from asr_lightning.tools.subsets import development_subsets, evaluation_texts, every, subsets_of, training_texts
 
 SHOWN = 10  # utterances that could not be aligned
@@ -56,7 +56,7 @@ def prepare(options: argparse.Namespace) -> str:
 
 
 def states_of_network(
-    options: argparse.Namespace, trained: Trained
+    options: argparse.Namespace, trained: TrainedMixtures
 ) -> tuple[HiddenMarkovModel, Callable[[Sequence[int]], Sequence[int]]]:
     """Return the states that the network learns, and what makes their alignments of those of the mixtures.
 
@@ -92,7 +92,7 @@ def make_lexicon(options: argparse.Namespace, transcripts: Sequence[str], ngram:
 
 
 def finish(
-    output: Path, tied: HiddenMarkovModel, aligned: Iterable[Aligned],
+    output: Path, tied: HiddenMarkovModel, aligned: Iterable[StateAlignment],
     convert: Callable[[Sequence[int]], Sequence[int]] = lambda ids: ids,
 ) -> list[str]:  # fmt: skip
     """Write alignments in the states of a tied model, the phone grammar that follows, and the model with its counts.

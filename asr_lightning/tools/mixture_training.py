@@ -28,7 +28,7 @@ COLUMNS = "model,pass,log_likelihood_per_frame,gaussians,not_aligned\n"
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedMixtures:
     """Gaussian mixtures and what they learned from.
 
     Attributes:
@@ -48,7 +48,7 @@ class Trained:
         return ((self.features[id][::step], ids) for id, ids in self.alignments.items())
 
 
-def train_mixtures(options: argparse.Namespace, model: HiddenMarkovModel, train: Sequence[str]) -> Trained:
+def train_mixtures(options: argparse.Namespace, model: HiddenMarkovModel, train: Sequence[str]) -> TrainedMixtures:
     """Train monophones, tie the states of triphones, and train these.
 
     Args:
@@ -66,7 +66,7 @@ def train_mixtures(options: argparse.Namespace, model: HiddenMarkovModel, train:
         id: align_frames(decodable, expand_to_states(counted, sentence_transducer(counted, words[id])))
         for id, decodable in decodables.items()
     }
-    before = Trained(monophones, words, features, {id: ids for id, ids in aligned.items() if ids})
+    before = TrainedMixtures(monophones, words, features, {id: ids for id, ids in aligned.items() if ids})
     tied = tie(options, counted, before.aligned())
     begin = {id: tree.convert(counted, tied, ids) if ids else [] for id, ids in aligned.items()}
     examples = [
@@ -75,7 +75,7 @@ def train_mixtures(options: argparse.Namespace, model: HiddenMarkovModel, train:
     ]
     triphones = train_passes(options, "triphones", tied, examples, options.triphone_passes, begin)
     last = {example.id: align_frames(triphones.decodable(example.features), example.graph) for example in examples}
-    return Trained(triphones, words, features, {id: ids for id, ids in last.items() if ids})
+    return TrainedMixtures(triphones, words, features, {id: ids for id, ids in last.items() if ids})
 
 
 def train_monophones(

@@ -43,7 +43,7 @@ Decodables = Callable[[Batch], list[Decodable]]
 
 
 @dataclass(frozen=True)
-class Aligned:
+class StateAlignment:
     """An utterance and its transition ids, one a frame; or why there are none."""
 
     id: str
@@ -55,7 +55,7 @@ class Aligned:
 
 def align_batches(
     model: HiddenMarkovModel, batches: Iterable[Batch], decodables: Decodables, least_fit: float = -math.inf
-) -> Iterator[Aligned]:
+) -> Iterator[StateAlignment]:
     """Align utterances one by one; what cannot be aligned says why.
 
     There is a way of saying any transcript in almost any audio. Whether they belong together is asked of the network:
@@ -79,20 +79,22 @@ def align_batches(
 
 def _align(
     model: HiddenMarkovModel, id: str, words: tuple[str, ...], decodable: Decodable, seconds: float, least_fit: float
-) -> Aligned:
+) -> StateAlignment:
     unknown = [word for word in words if word not in model.word_ids]
     if unknown or not words:
-        return Aligned(id, problem=f"not in the lexicon: {', '.join(unknown)}" if unknown else "an empty transcript")
+        return StateAlignment(
+            id, problem=f"not in the lexicon: {', '.join(unknown)}" if unknown else "an empty transcript"
+        )
     shortest = model.states * sum(min(map(len, model.lexicon.pronunciations[word])) for word in words)
     if decodable.frames < shortest:
-        return Aligned(id, problem=f"too short: {decodable.frames} frames, its words need {shortest}")
+        return StateAlignment(id, problem=f"too short: {decodable.frames} frames, its words need {shortest}")
     ids = align_frames(decodable.scores, expand_to_states(model, sentence_transducer(model, words)))
     if not ids:
-        return Aligned(id, problem="audio and transcript do not match: no way through within the beam")
+        return StateAlignment(id, problem="audio and transcript do not match: no way through within the beam")
     if decodable.log_posteriors is not None and not (fit := _fit(model, ids, decodable.log_posteriors)) >= least_fit:
         found = f"a mean log posterior of {fit:.2f} without pauses, expected {least_fit:g} or more"
-        return Aligned(id, problem=f"audio and transcript do not match: {found}")
-    return Aligned(id, words, tuple(ids), seconds)
+        return StateAlignment(id, problem=f"audio and transcript do not match: {found}")
+    return StateAlignment(id, words, tuple(ids), seconds)
 
 
 def _fit(model: HiddenMarkovModel, transition_ids: Sequence[int], log_posteriors: np.ndarray) -> float:
@@ -124,15 +126,17 @@ def likelihoods(recognizer: BLSTMHMM, batch: Batch) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(rows, lengths.tolist(), strict=True)]
 
 
-def stored(store: AlignmentStore, batches: Iterable[Batch]) -> Iterator[Aligned]:
+def stored(store: AlignmentStore, batches: Iterable[Batch]) -> Iterator[StateAlignment]:
     """Give the alignments of utterances that were written once."""
     for batch in batches:
         for id, text, samples in zip(batch.ids, batch.texts, batch.audio_lengths.tolist(), strict=True):
             ids = store.get(id)
             if ids is None:
-                yield Aligned(id, problem=f"no alignment in {store.path}")
+                yield StateAlignment(id, problem=f"no alignment in {store.path}")
             else:
-                yield Aligned(id, tuple(capitals(text).split()), tuple(ids.tolist()), samples / batch.sample_rate)
+                yield StateAlignment(
+                    id, tuple(capitals(text).split()), tuple(ids.tolist()), samples / batch.sample_rate
+                )
 
 
 def prepare_hybrid(checkpoint: Path, device: str, config: Path) -> BLSTMHMM:

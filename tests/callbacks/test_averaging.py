@@ -19,7 +19,7 @@ from torch import Tensor
 from asr_lightning import cli
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.callbacks.initialization import Initialization
-from asr_lightning.callbacks.movement import DistanceFromStart
+from asr_lightning.callbacks.weight_changes import DistanceFromStart
 from asr_lightning.callbacks.weight_selection import WeightSelection, select_weights
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer, read_checkpoint
 from tests.support.teacher_checkpoint import configuration, save_teacher
@@ -188,7 +188,7 @@ def test_an_experiment_with_both_saves_and_tests_the_averaged_weights(
                 {"class_path": f"{callbacks}.EMAWeightAveraging", "init_args": {"update_starting_at_epoch": 99,
                                                                                 "update_starting_at_step": 99}},
                 {"class_path": f"{callbacks}.ModelCheckpoint", "init_args": {"save_last": True}},
-                {"class_path": "asr_lightning.callbacks.movement.DistanceFromStart"},
+                {"class_path": "asr_lightning.callbacks.weight_changes.DistanceFromStart"},
                 {"class_path": "asr_lightning.callbacks.weight_selection.WeightSelection",
                  "init_args": {"teacher": str(path)}},
             ],

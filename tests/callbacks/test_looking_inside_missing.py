@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from asr_lightning.analysis.activations import read_description
 from asr_lightning.callbacks.activations import Activations
-from asr_lightning.callbacks.looking import without_result
+from asr_lightning.callbacks.inspection import without_result
 from asr_lightning.callbacks.neighbours import Neighbours
 from asr_lightning.callbacks.tsne import TSNE
 from asr_lightning.errors import InputError

@@ -21,7 +21,7 @@ from lhotse import MonoCut
 from asr_lightning.batch import Utterance
 from asr_lightning.errors import InputError
 from data_modules import dataset
-from data_modules.dataset import Lost
+from data_modules.dataset import UnreadableUtterance
 from data_modules.librispeech import LibriSpeechDataModule
 from tests.support import collecting_run, environment
 from tests.support.small_corpora import make_subset, write_chapter
@@ -289,7 +289,7 @@ def test_utterances_are_read_at_the_same_time_where_that_is_asked_for(root: Path
     keys = [(0, number) for number in (5, 0, 7, 3, 2, 11, 30, 9)]
     expected, found = one.__getitems__(keys), four.__getitems__(keys)
     assert [item.id for item in found] == [item.id for item in expected]
-    lost = [isinstance(item, Lost) for item in found]
+    lost = [isinstance(item, UnreadableUtterance) for item in found]
     assert lost == [item.id.endswith("3") for item in expected] and any(lost)
     for item, other in zip(found, expected, strict=True):
         if isinstance(item, Utterance) and isinstance(other, Utterance):

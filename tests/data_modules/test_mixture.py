@@ -15,7 +15,7 @@ from asr_lightning.errors import InputError
 from asr_lightning.models.instantiation import instantiate
 from data_modules.corpus import CorpusDataModule
 from data_modules.librispeech import LibriSpeechDataModule
-from data_modules.mixture import MixtureDataModule, Slots
+from data_modules.mixture import EpochSlots, MixtureDataModule
 from tests.support import collecting_run, environment
 from tests.support.small_corpora import make_subset
 
@@ -45,7 +45,7 @@ def epoch_of(rows: list[dict[str, Any]], epoch: int) -> Counter[str]:
 @pytest.mark.parametrize("weight", [Fraction(1), Fraction(3), Fraction(1, 2), Fraction(2, 5), Fraction(5, 2)])
 def test_utterances_take_the_places_in_turn(count: int, weight: Fraction) -> None:
     durations = np.random.default_rng(count).uniform(1, 10, count)
-    slots = Slots(durations, weight)
+    slots = EpochSlots(durations, weight)
     epochs = 2 * weight.denominator
     counts, comings = Counter[int](), Counter[tuple[int, int]]()
     for epoch in range(epochs):

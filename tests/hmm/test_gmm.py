@@ -13,7 +13,7 @@ from asr_lightning.hmm.gmm import (
     ACOUSTIC_SCALE,
     CepstralFeatures,
     GaussianMixtures,
-    Pass,
+    TrainingPass,
     TrainingUtterance,
     _mixture,
     _split,
@@ -56,20 +56,20 @@ def model() -> HiddenMarkovModel:
     return HiddenMarkovModel.monophone(LEXICON)
 
 
-Trained = tuple[list[Pass], GaussianMixtures]
+TrainedMixtures = tuple[list[TrainingPass], GaussianMixtures]
 
 
-def trained(model: HiddenMarkovModel, examples: list[TrainingUtterance], **options: int) -> Trained:
+def trained(model: HiddenMarkovModel, examples: list[TrainingUtterance], **options: int) -> TrainedMixtures:
     found = list(train(model, examples, **options))
     return [one for one, _ in found], found[-1][1]
 
 
 @pytest.fixture(scope="module")
-def result(model: HiddenMarkovModel) -> Trained:
+def result(model: HiddenMarkovModel) -> TrainedMixtures:
     return trained(model, planted(model, 48)[0], passes=12, gaussians=24)
 
 
-def test_every_pass_explains_the_data_better(result: Trained) -> None:
+def test_every_pass_explains_the_data_better(result: TrainedMixtures) -> None:
     passes, mixtures = result
     assert [one.number for one in passes] == list(range(1, 13)) and not any(one.failed for one in passes)
     rises = np.diff([one.log_likelihood for one in passes])
@@ -116,7 +116,7 @@ def planted_mixtures(model: HiddenMarkovModel) -> kaldi.AmDiagGmm:
     return mixtures
 
 
-def test_planted_borders_are_found(model: HiddenMarkovModel, result: Trained) -> None:
+def test_planted_borders_are_found(model: HiddenMarkovModel, result: TrainedMixtures) -> None:
     examples, truths = planted(model, 48)
     distances = []
     for one, truth in zip(examples, truths, strict=True):
@@ -126,14 +126,14 @@ def test_planted_borders_are_found(model: HiddenMarkovModel, result: Trained) ->
     assert max(distances) <= 2 and np.mean(np.array(distances) == 0) > 0.9
 
 
-def test_transitions_are_counted(result: Trained) -> None:
+def test_transitions_are_counted(result: TrainedMixtures) -> None:
     model = result[1].model
     stays = model.transition_counts[model.stays].sum() / model.transition_counts.sum()
     assert stays == pytest.approx(3 / 4, abs=0.02)  # states last for four frames on average
     assert model.transition_counts.sum() == sum(len(one.features) for one in planted(model, 48)[0])
 
 
-def test_log_likelihoods_are_those_of_the_mixtures(result: Trained) -> None:
+def test_log_likelihoods_are_those_of_the_mixtures(result: TrainedMixtures) -> None:
     states = result[1]
     features = planted(states.model, 1)[0][0].features
     decodable = states.decodable(features)

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.gradients import GradientNorms
-from asr_lightning.callbacks.movement import DistanceFromStart, UpdateSizes
+from asr_lightning.callbacks.weight_changes import DistanceFromStart, UpdateSizes
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.fsdp import full_tensor
 from tests.support.tones import RATE, loader, make_trainer, transducer, utterances

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.callbacks.initialization import FirstWeights
 from asr_lightning.callbacks.measurement import Measurement
-from asr_lightning.callbacks.movement import DistanceFromStart, UpdateSizes, checksum, part_distances
+from asr_lightning.callbacks.weight_changes import DistanceFromStart, UpdateSizes, checksum, part_distances
 from asr_lightning.callbacks.weight_selection import WeightSelection, select_weights
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer

@@ -38,8 +38,8 @@ def without_result(trainer: Trainer, message: str) -> None:
     rank_zero_warn(message)
 
 
-class Looking(Callback):
-    """Base class: begins, looks at every batch, and ends, in the stages that it is asked for.
+class Inspection(Callback):
+    """Base class of callbacks that begin, process every batch and end, in the stages that are asked for.
 
     Args:
         stages: When: `validate`, `test`, `predict`.
@@ -57,8 +57,8 @@ class Looking(Callback):
     def begin(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
         """Begin anew; the folder is named after the stage, in that of the run."""
 
-    def look(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
-        """Look at a batch of B utterances, one at least, and what was recognised."""
+    def process(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
+        """Process a batch of B utterances, one at least, and their best hypotheses."""
 
     def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
         """Put together what was seen; called in all processes."""
@@ -99,10 +99,10 @@ class Looking(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Look at a batch."""
+        """Process a batch."""
         if self._stage is not None and len(batch):
             assert isinstance(pl_module, Recognizer)
-            self.look(trainer, pl_module, batch, [found[0] for found in outputs["hypotheses"]])
+            self.process(trainer, pl_module, batch, [found[0] for found in outputs["hypotheses"]])
 
     on_test_batch_end = on_validation_batch_end
     on_predict_batch_end = on_validation_batch_end

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from asr_lightning.callbacks.choosing import BestCheckpoints, refuse_choice_by_tests
+from asr_lightning.callbacks.best_checkpoints import BestCheckpoints, refuse_choice_by_tests
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import load_recognizer
 from data_modules.librispeech import LibriSpeechDataModule
