@@ -158,7 +158,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             rank_zero_info(f"The manifest is made anew: {error}.")
         listings, bad = self.find_utterances(subset)
         probe = self.is_narrow_band if self.probes else None
-        measured = manifest.measure(listings, self.sample_rate, subset, self.read_header, probe)
+        measured = manifest.read_headers(listings, self.sample_rate, subset, self.read_header, probe)
         return manifest.write_manifest(path, itertools.chain(bad, measured), fingerprint)
 
     def is_narrow_band(self, cut: MonoCut) -> bool | None:

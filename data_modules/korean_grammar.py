@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asr_lightning.text.korean import normalize_korean
-from data_modules.synthesis import Line, Speaker
+from data_modules.synthesis import ScriptLine, Speaker
 
 _FOLDER = 1_000  # utterances, as in KsponSpeech
 
@@ -65,7 +65,7 @@ _PARTICLES = {"은": "는", "이": "가", "을": "를", "이야": "야"}  # afte
 _FILLERS = ("음/", "어/", "그/", "뭐/", "아/")
 
 
-def sentences(random: np.random.Generator) -> Iterator[str]:
+def korean_sentences(random: np.random.Generator) -> Iterator[str]:
     """Yield annotated sentences forever, no two of which are spoken alike.
 
     Words are dealt from shuffled decks, one a class, so that the words of a class come equally often.
@@ -145,14 +145,14 @@ SPEAKERS: dict[str, list[Speaker]] = {
 
 
 @dataclass(frozen=True)
-class KoreanLine(Line):
+class KoreanLine(ScriptLine):
     """With what the corpus writes of it, and where; `sentence` is what is spoken."""
 
     annotation: str
     folder: str
 
 
-def plan(minutes: float = 50, evaluation_minutes: float = 3, seed: int = 1) -> list[KoreanLine]:
+def plan_korean(minutes: float = 50, evaluation_minutes: float = 3, seed: int = 1) -> list[KoreanLine]:
     """Write the script of the corpus without speaking it.
 
     Args:
@@ -160,7 +160,7 @@ def plan(minutes: float = 50, evaluation_minutes: float = 3, seed: int = 1) -> l
         evaluation_minutes: Of audio in each of the other subsets.
         seed: Of sentences, order and sound.
     """
-    stream = sentences(np.random.default_rng(seed))
+    stream = korean_sentences(np.random.default_rng(seed))
     lines: list[KoreanLine] = []
     for subset, speakers in SPEAKERS.items():
         seconds = 60 * (minutes if subset == "train" else evaluation_minutes)

@@ -133,7 +133,7 @@ def _is_usable(name: str) -> bool:
     return not odd and "/" not in name and name not in (".", "..")
 
 
-def measure(
+def read_headers(
     utterances: list[Listing],
     sample_rate: int,
     title: str,

@@ -31,8 +31,8 @@ import soundfile
 from asr_lightning.errors import InputError
 from data_modules import synthesis
 from data_modules.librispeech import LibriSpeechDataModule
-from data_modules.spoken_grammar import SPEAKERS, WORDS, plan, transcript
-from data_modules.synthesis import SAMPLE_RATE, Line, Speaker
+from data_modules.spoken_grammar import SPEAKERS, WORDS, plan_english, transcript
+from data_modules.synthesis import SAMPLE_RATE, ScriptLine, Speaker
 
 __all__ = ["SAMPLE_RATE", "SPEAKERS", "WORDS", "Line", "Speaker", "SpokenDataModule", "plan", "synthesize"]
 
@@ -69,7 +69,7 @@ def synthesize(
         raise InputError(f"words_per_class must be at least 1, or null for all words, got {words_per_class}")
 
     def write(folder: Path) -> None:
-        _write(folder, plan(minutes, evaluation_minutes, seed, words_per_class), workers, progress)
+        _write(folder, plan_english(minutes, evaluation_minutes, seed, words_per_class), workers, progress)
 
     parameters: dict[str, float] = dict(
         format=_FORMAT, minutes=minutes, evaluation_minutes=evaluation_minutes, seed=seed
@@ -79,7 +79,7 @@ def synthesize(
     synthesis.make_once(Path(root), parameters, write)
 
 
-def _write(folder: Path, lines: list[Line], workers: int | None, progress: bool) -> None:
+def _write(folder: Path, lines: list[ScriptLine], workers: int | None, progress: bool) -> None:
     transcripts: dict[Path, list[str]] = defaultdict(list)
     times: dict[Path, list[str]] = defaultdict(list)
     samples: dict[int, int] = defaultdict(int)
@@ -109,11 +109,13 @@ def _write(folder: Path, lines: list[Line], workers: int | None, progress: bool)
     (folder / "lexicon.txt").write_text("".join(_lexicon(said)))
 
 
-def _alone(words: set[str]) -> Iterator[Line]:
+def _alone(words: set[str]) -> Iterator[ScriptLine]:
     """Yield lines of one word each, said by some voices: words that were always joined to others, as `there were`."""
     for word in sorted(words):
         for speaker in SPEAKERS["train-clean-100"][::10]:
-            yield Line(f"{speaker.id}-{word}", "train-clean-100", speaker, word.lower(), seed=zlib.crc32(word.encode()))
+            yield ScriptLine(
+                f"{speaker.id}-{word}", "train-clean-100", speaker, word.lower(), seed=zlib.crc32(word.encode())
+            )
 
 
 def _lexicon(said: dict[str, Counter[str]]) -> Iterator[str]:

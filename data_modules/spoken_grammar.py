@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from asr_lightning.errors import InputError
-from data_modules.synthesis import Line, Speaker
+from data_modules.synthesis import ScriptLine, Speaker
 
 _CHAPTER = 25  # utterances
 _REPEATS = 5_000  # sentences in a row that were there before: hardly any other is left
@@ -99,7 +99,7 @@ WORDS: frozenset[str] = frozenset(
 """Every word that the embedded corpus can say, in capitals."""
 
 
-def sentences(random: np.random.Generator, words_per_class: int | None = None) -> Iterator[str]:
+def english_sentences(random: np.random.Generator, words_per_class: int | None = None) -> Iterator[str]:
     """Yield sentences forever, no two alike, of 3 to 10 words, with commas and question marks.
 
     Words are dealt from shuffled decks, one a class, reshuffled when they run out: the words of a class come equally
@@ -169,9 +169,9 @@ SPEAKERS: dict[str, list[Speaker]] = {
 }
 
 
-def plan(
+def plan_english(
     minutes: float = 50, evaluation_minutes: float = 3, seed: int = 1, words_per_class: int | None = None
-) -> list[Line]:
+) -> list[ScriptLine]:
     """Write the script of the corpus without speaking it.
 
     Args:
@@ -180,8 +180,8 @@ def plan(
         seed: Of sentences, order and sound.
         words_per_class: Only the first words of each class of the grammar are used; all if None.
     """
-    stream = sentences(np.random.default_rng(seed), words_per_class)
-    lines: list[Line] = []
+    stream = english_sentences(np.random.default_rng(seed), words_per_class)
+    lines: list[ScriptLine] = []
     for subset, speakers in SPEAKERS.items():
         seconds = 60 * (minutes if subset == "train-clean-100" else evaluation_minutes)
         turn = 0
@@ -189,7 +189,7 @@ def plan(
             speaker = speakers[turn % len(speakers)]
             chapter, index = divmod(turn // len(speakers), _CHAPTER)
             name = f"{speaker.id}-{1000 * speaker.id + chapter}-{index:04}"
-            lines.append(Line(name, subset, speaker, next(stream), seed=zlib.crc32(f"{seed} {name}".encode())))
+            lines.append(ScriptLine(name, subset, speaker, next(stream), seed=zlib.crc32(f"{seed} {name}".encode())))
             # As measured over 1,000 sentences: silence at both ends, and characters at the speaker's rate.
             seconds -= 0.4 + 9.15 * len(lines[-1].sentence) / speaker.rate
             turn += 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_modules import synthesis
-from data_modules.korean_grammar import KoreanLine, plan
+from data_modules.korean_grammar import KoreanLine, plan_korean
 from data_modules.ksponspeech import KsponSpeechDataModule
 
 _FORMAT = 1  # raise it when the same parameters come to mean other bytes
@@ -71,7 +71,7 @@ def synthesize(
     """
 
     def write(folder: Path) -> None:
-        _write(folder, plan(minutes, evaluation_minutes, seed), workers, progress)
+        _write(folder, plan_korean(minutes, evaluation_minutes, seed), workers, progress)
 
     parameters = dict(format=_FORMAT, minutes=minutes, evaluation_minutes=evaluation_minutes, seed=seed)
     synthesis.make_once(Path(root), parameters, write)

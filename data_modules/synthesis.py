@@ -46,7 +46,7 @@ class Speaker:
 
 
 @dataclass(frozen=True)
-class Line:
+class ScriptLine:
     """An utterance to be: its name, part of the corpus, voice, sentence, and a seed of its own.
 
     Those of subsets whose name ends in `other` are spoken in noisy rooms.
@@ -70,7 +70,7 @@ class SpokenLine:
         words: The phones of each; espeak-ng takes some words together.
     """
 
-    line: Line
+    line: ScriptLine
     audio: np.ndarray
     segments: list[tuple[int, str]]
     words: list[list[str]]
@@ -136,7 +136,7 @@ def _is_made(root: Path, parameters: Mapping[str, float]) -> bool:
     return True
 
 
-def speak(lines: Sequence[Line], workers: int | None = None, progress: bool = True) -> Iterator[SpokenLine]:
+def speak(lines: Sequence[ScriptLine], workers: int | None = None, progress: bool = True) -> Iterator[SpokenLine]:
     """Speak lines, in their order; each depends on nothing but itself, whatever the workers.
 
     Args:
@@ -150,7 +150,7 @@ def speak(lines: Sequence[Line], workers: int | None = None, progress: bool = Tr
     idle: queue.SimpleQueue[espeak.Espeak] = queue.SimpleQueue()
     count = workers or os.cpu_count() or 1
 
-    def take_turns(line: Line) -> SpokenLine:
+    def take_turns(line: ScriptLine) -> SpokenLine:
         voice = idle.get()
         try:
             return _speak(voice, line)
@@ -173,7 +173,7 @@ def ctm_rows(spoken: SpokenLine) -> Iterable[str]:
     ]
 
 
-def _speak(voice: espeak.Espeak, line: Line) -> SpokenLine:
+def _speak(voice: espeak.Espeak, line: ScriptLine) -> SpokenLine:
     """One finished utterance."""
     random = np.random.default_rng(line.seed)
     speech = voice.speak(

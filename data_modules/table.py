@@ -22,7 +22,7 @@ from asr_lightning.errors import InputError, shown
 from data_modules.layouts import role_of, table_name
 from data_modules.listed import ALL, ListedDataModule, Listings
 from data_modules.manifest import BadFile, Listing
-from data_modules.table_reading import AUDIO_SUFFIXES, NAMES, Table, find_tables, look, read_rows
+from data_modules.table_reading import AUDIO_SUFFIXES, NAMES, Table, find_tables, look, read_table_rows
 
 FOLDERS = ("clips", "wavs", "wav", "audio", "audios", "data")  # in which audio may lie, beside its table
 
@@ -158,7 +158,7 @@ class TableDataModule(ListedDataModule):
 
     def _read(self, table: Table, columns: dict[str, str]) -> Iterator[tuple[str, Listing | BadFile]]:
         """Give every row with its subset."""
-        for line, row in read_rows(table, self.encoding):
+        for line, row in read_table_rows(table, self.encoding):
             fields = {role: _field(row.get(column)) for role, column in columns.items()}
             place = f"{table.path}:{line}"
             if "" in row:

@@ -107,7 +107,7 @@ def _delimiter(line: str) -> str:
     return best if counts[best] > 1 else ""
 
 
-def read_rows(table: Table, encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any]]]:
+def read_table_rows(table: Table, encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any]]]:
     """Give the line number and the fields by column of every row; lines without anything are passed over.
 
     Raises:

@@ -133,7 +133,7 @@ class TextDataModule(lightning.LightningDataModule):
         return STAGES[stage]
 
     def _open(self, role: str) -> Lines:
-        return open_lines(find_files(self.patterns[role], self.made_by), self.skip_columns[role], self.normalize)
+        return open_lines(find_texts(self.patterns[role], self.made_by), self.skip_columns[role], self.normalize)
 
     def train_dataloader(self) -> TrainBatches:
         """The training batches of this process.
@@ -259,7 +259,7 @@ class _Share(Sequence):
         return self.order[self.bounds[number] : self.bounds[number + 1]].tolist()
 
 
-def find_files(patterns: list[str], made_by: str = "") -> list[Path]:
+def find_texts(patterns: list[str], made_by: str = "") -> list[Path]:
     """Find the files that are meant, each once, those of a pattern in the order of their paths.
 
     Args:

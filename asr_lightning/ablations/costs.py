@@ -63,7 +63,7 @@ def total(costs: Sequence[Cost]) -> tuple[float, float] | None:
     return sum(cost.seconds for cost in costs) / 3600, max(cost.gigabytes for cost in costs)
 
 
-def costs_section(runs: Sequence[PlannedRun]) -> Section | None:
+def measured_costs_section(runs: Sequence[PlannedRun]) -> Section | None:
     """Return the costs of all commands of some runs, a line each; None where none are known."""
     table = [["run", "command", "starts", "minutes", "peak GB"]]
     for run in runs:

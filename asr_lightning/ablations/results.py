@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from asr_lightning.ablations.costs import costs_section
+from asr_lightning.ablations.costs import measured_costs_section
 from asr_lightning.ablations.definition import Variant
 from asr_lightning.ablations.plan import Plan, PlannedRun
 from asr_lightning.errors import InputError
@@ -201,5 +201,5 @@ def _write_sections(plan: Plan, runs: Sequence[PlannedRun], experiments: Sequenc
     baseline = _baseline(plan, experiments)
     if baseline and (pairs := comparisons(experiments, baseline, [])):
         significance_section(pairs).write(plan.folder)
-    if costs := costs_section(plan.runs):
+    if costs := measured_costs_section(plan.runs):
         costs.write(plan.folder)

@@ -248,7 +248,7 @@ class Tuning:
         """Write `trials.csv`, `trials.md` and `trials.png`, and return what to tell the user."""
         trials = self.study.get_trials(deepcopy=False)
         done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-        table = tabulate(trials, list(self.space), f"{self.subset}/{self.rate}")
+        table = trials_table(trials, list(self.space), f"{self.subset}/{self.rate}")
         write_atomically(self.folder / "trials.md", as_markdown(table) + "\n")
         write_atomically(self.folder / "trials.csv", as_csv(table))
         lines = [as_text(table), "", f"{len(done)} of {len(trials)} trials were finished."]
@@ -261,7 +261,7 @@ class Tuning:
         return "\n".join(lines)
 
 
-def tabulate(trials: Sequence[FrozenTrial], keys: Sequence[str], metric: str) -> Table:
+def trials_table(trials: Sequence[FrozenTrial], keys: Sequence[str], metric: str) -> Table:
     """Make the table: one line a trial, the best first."""
     ordered = sorted(trials, key=lambda trial: (trial.state != TrialState.COMPLETE, trial.value or 0.0, trial.number))
     rows = [["trial", metric, "epochs", "state", *map(short_name, keys)]]

@@ -145,7 +145,7 @@ class Activations(Inspection):
             if self.labels is not None and not labelled:
                 raise InputError(
                     f"expected phones of the {count} utterances that were looked at, found none in "
-                    f"{describe(self.labels)}: its labels are of other utterances; make those of these with "
+                    f"{describe_labels(self.labels)}: its labels are of other utterances; make those of these with "
                     "`asr align`, and name them in Activations"
                 )
             phones = f", {labelled} of them with phones" if labelled < count else ""
@@ -153,7 +153,7 @@ class Activations(Inspection):
         trainer.strategy.barrier()
 
 
-def describe(labels: PhoneLabels) -> str:
+def describe_labels(labels: PhoneLabels) -> str:
     """Return the class of labels and where they lie."""
     place = getattr(labels, "path", None) or getattr(labels, "folder", None)
     return f"{type(labels).__name__}({place or ''})"

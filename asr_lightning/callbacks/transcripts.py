@@ -191,7 +191,7 @@ class Transcripts(Callback):
         for path in (root / "transcripts").glob("validation-epoch*.jsonl"):
             path.unlink()
         if lines:
-            write_atomically(root / "error_rates.csv", as_csv(lines))
+            write_atomically(root / "error_rates.csv", rates_as_csv(lines))
 
     def _collect(self, batch: Batch, hypotheses: list[list[Hypothesis]], dataloader_idx: int) -> None:
         subsets = list(self._transcripts)
@@ -258,7 +258,7 @@ class Transcripts(Callback):
             kept = [line for line in old if int(line["epoch"]) != epoch]
         else:  # what a resumed training repeats, and what it has not reached yet
             kept = [line for line in old if int(line["epoch"]) < epoch]
-        write_atomically(path, as_csv(kept + lines))
+        write_atomically(path, rates_as_csv(kept + lines))
         folder = root / "transcripts"
         for subset, said in self._transcripts.items():
             write_atomically(folder / f"{stage}-epoch{epoch}-{subset}.jsonl", "".join(map(as_json_line, said)))
@@ -325,7 +325,7 @@ def as_json_line(transcript: Transcript) -> str:
     return re.sub("[\x85\u2028\u2029\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
 
-def as_csv(lines: list[Line]) -> str:
+def rates_as_csv(lines: list[Line]) -> str:
     """Return the text of an `error_rates.csv`."""
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

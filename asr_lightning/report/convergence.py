@@ -61,7 +61,7 @@ def _converge(
     return ConvergenceCurve(run, subset, len(seeds), measured, law, forecast, past, past.curve.predict(ahead, level))
 
 
-def tabulate(fits: Sequence[ConvergenceCurve], level: float) -> Table:
+def convergence_table(fits: Sequence[ConvergenceCurve], level: float) -> Table:
     """Make the table: one line for each run and subset, rates in per cent."""
     table = [
         ["run", "subset", "seeds", "epochs", "a %", "b", "c %", "spread %", "at epoch", "predicted %",
@@ -139,7 +139,7 @@ def convergence_section(
     stem, label = f"{metric}_convergence", f"{metric.upper().replace('_', ' ')} (%)"
     return Section(
         stem,
-        tabulate(fits, level),
+        convergence_table(fits, level),
         notes(fits, metric, level),
         files={
             f"{stem}_curves.csv": as_csv([list(CURVE_COLUMNS), *curve_rows(fits)]),

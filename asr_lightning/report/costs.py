@@ -213,12 +213,12 @@ def costs_section(
     return Section(
         "costs",
         cost_table(costs, hours, epochs, devices, price),
-        describe(runs, costs),
+        describe_costs(runs, costs),
         files={"costs.html": lambda path: write_costs(path, runs, costs, inputs)},
     )
 
 
-def describe(runs: Sequence[MeasuredRun], costs: Costs) -> list[str]:
+def describe_costs(runs: Sequence[MeasuredRun], costs: Costs) -> list[str]:
     """Return notes on what was measured, on what, and where the efficiency is from."""
     lines = [
         f"{run.name}: {run.processes} × {run.kind}, {run.precision}, steps of {run.batch_seconds or '?'} s: "

@@ -129,7 +129,7 @@ def names_of(panel: Panel) -> list[str]:
     return list(panel.media_keys) if isinstance(panel, wr.MediaBrowser) else [panel.table_name]
 
 
-def describe(sections: Sections) -> list[str]:
+def describe_workspace(sections: Sections) -> list[str]:
     """Return a line for each section and panel: its title, and what it shows over what."""
     lines = []
     for section, panels in sections.items():

@@ -57,7 +57,7 @@ def _order(row: ErrorRate) -> tuple[str, int, str, int, str]:
     return (row.run, len(row.seed), row.seed, row.epoch, row.subset)  # seed 2 before seed 10
 
 
-def tabulate(rows: Sequence[ErrorRate], metric: Metric, reference: str | None = None) -> Table:
+def rates_table(rows: Sequence[ErrorRate], metric: Metric, reference: str | None = None) -> Table:
     """Make the table: one line per epoch, one column per subset and run, the reference left out."""
     by_run = rates_by_run((row for row in rows if row.run != reference), metric)
     subsets = sorted({subset for by_subset in by_run.values() for subset in by_subset})
@@ -179,7 +179,7 @@ def epoch_section(rows: Sequence[ErrorRate], metric: Metric, reference: str | No
     stem = f"{metric}_per_epoch"
     return Section(
         stem,
-        tabulate(rows, metric, reference),
+        rates_table(rows, metric, reference),
         notes(rows, metric, reference) + (speed_lines(rows, metric, baseline, reference) if baseline else []),
         [COLUMNS, *map(astuple, rows)],
         {f"{stem}.png": lambda path: plot_error_rates(rows, path, metric, reference)},

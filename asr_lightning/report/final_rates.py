@@ -127,7 +127,7 @@ def utterance_table(pair: PairComparison) -> list[list[object]]:
     ]
 
 
-def sentences(pair: PairComparison) -> str:
+def changed_sentences(pair: PairComparison) -> str:
     """Write the most improved and the most harmed sentences in Markdown."""
     lines = [
         escape_markdown(f"# {pair.run} against {pair.baseline} on {pair.subset}"),
@@ -202,4 +202,4 @@ def significance_section(pairs: Sequence[PairComparison]) -> Section:
 def pair_files(pair: PairComparison) -> Mapping[str, str]:
     """Return the files of a pair on a subset, by name."""
     stem = "_".join(re.sub(r"[^\w.+-]+", "-", name) for name in (pair.run, pair.baseline, pair.subset))
-    return {f"utterances_{stem}.csv": as_csv(utterance_table(pair)), f"sentences_{stem}.md": sentences(pair)}
+    return {f"utterances_{stem}.csv": as_csv(utterance_table(pair)), f"sentences_{stem}.md": changed_sentences(pair)}

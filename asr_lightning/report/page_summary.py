@@ -43,9 +43,9 @@ def gather_summary(experiments: Sequence[Experiment], pairs: Sequence[PairCompar
     return {
         "verdicts": verdicts(experiments, pairs, baseline),
         "facts": facts(experiments, configs),
-        "differences": differences(configs),
+        "differences": differing_keys(configs),
         "commands": [
-            {"run": experiment.name, "lines": [line for run in experiment.runs for line in commands(run)]}
+            {"run": experiment.name, "lines": [line for run in experiment.runs for line in commands_of_run(run)]}
             for experiment in experiments
         ],
         "written": ", ".join(filter(None, [time.strftime("%Y-%m-%d"), commit()])),
@@ -177,7 +177,7 @@ def read_config(folder: Path) -> Data:
     return config if isinstance(config, dict) else {}
 
 
-def differences(configs: Mapping[str, Data]) -> Data | None:
+def differing_keys(configs: Mapping[str, Data]) -> Data | None:
     """Return a table of the configuration keys in which experiments differ; None if there are none.
 
     Args:
@@ -222,7 +222,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN4
         yield key, text.rpartition(".")[2] if key.endswith("class_path") else text
 
 
-def commands(run: Run) -> list[str]:
+def commands_of_run(run: Run) -> list[str]:
     """Return the commands that make a run again: as it was started, or from the configuration that it kept."""
     try:
         started = json.loads(regular(run.folder / "finished.json").read_text("utf-8"))

@@ -36,7 +36,7 @@ class LoggedRun:
     logged: dict[str, str]
 
 
-def find_runs(folders: Iterable[Path]) -> list[LoggedRun]:
+def find_wandb_runs(folders: Iterable[Path]) -> list[LoggedRun]:
     """Read the runs that W&B has written below some folders, those of each folder from the oldest.
 
     Raises:
@@ -51,10 +51,10 @@ def find_runs(folders: Iterable[Path]) -> list[LoggedRun]:
                 "this the folder of runs that were trained?"
             )
         paths |= dict.fromkeys(path.resolve() for path in files)
-    return [read_run(path) for path in paths]
+    return [read_wandb_run(path) for path in paths]
 
 
-def read_run(path: Path) -> LoggedRun:
+def read_wandb_run(path: Path) -> LoggedRun:
     """Read a run's file; one that is still written, or was broken off, up to its end.
 
     Raises:

@@ -52,13 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Align the subsets; return the exit status."""
-    from asr_lightning.tools.alignment_files import aligner_of, write_subset
+    from asr_lightning.tools.alignment_files import aligner_of, write_alignments
     from asr_lightning.tools.subsets import open_corpus
 
     aligner, tiers = aligner_of(options)
     problems, aligned = [], 0
     for subset, batches in open_corpus(options.config, options.subsets).items():
-        of_subset, count = write_subset(aligner(batches), tiers, subset, options.output)
+        of_subset, count = write_alignments(aligner(batches), tiers, subset, options.output)
         problems += of_subset
         aligned += count
     print(f"Written to {options.output.absolute()}")

@@ -25,7 +25,7 @@ from asr_lightning.models.blstm_hmm import ALIGNMENTS, BLSTMHMM
 from asr_lightning.models.recognizer import CTCOutput, Recognizer
 from asr_lightning.text.phones import Segment
 from asr_lightning.tools.state_alignment import StateAlignment, align_batches, of_network, stored
-from asr_lightning.tools.transcription import prepare
+from asr_lightning.tools.transcription import prepare_recognizer
 
 BY_STATES = ("words", "phones")
 SPACE, PIECE = "_", "▁"  # a character token of its own; what begins a sentence piece that begins a word
@@ -110,7 +110,7 @@ def word_spans(tokens: Sequence[str]) -> list[tuple[int, int, str]]:
     return spans
 
 
-def write_subset(
+def write_alignments(
     timed: Iterable[TimedUtterance], tiers: Sequence[str], subset: str, output: Path
 ) -> tuple[list[str], int]:
     """Write `SUBSET.TIER.ctm` for every tier, and a TextGrid per utterance.
@@ -170,7 +170,7 @@ def aligner_of(
         store, model = AlignmentStore(options.states / ALIGNMENTS), read_hmm(options.states)
         frames = gmm.HOP_SECONDS * model.subsampling, gmm.WINDOW_SECONDS
         return lambda batches: by_states(model, stored(store, batches), *frames), BY_STATES
-    recognizer = prepare(options.checkpoint, options.device, None, options.config)
+    recognizer = prepare_recognizer(options.checkpoint, options.device, None, options.config)
     if not isinstance(recognizer, BLSTMHMM):
         if not any(isinstance(child, CTCOutput) for child in recognizer.children()):
             kind = type(recognizer).__name__

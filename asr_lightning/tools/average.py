@@ -42,19 +42,19 @@ def run(options: argparse.Namespace) -> int:
     if len(options.checkpoints) < 2:
         raise InputError(f"expected two or more checkpoints to average, got {options.checkpoints[0]} only")
     from asr_lightning.models.checkpoints import CheckpointFiles
-    from asr_lightning.tools.averaging import Weights, average, measure, weights_of, write
+    from asr_lightning.tools.averaging import Weights, average, measure_averages, weights_of, write_average
     from asr_lightning.tools.subsets import development_subsets
-    from asr_lightning.tools.transcription import prepare
+    from asr_lightning.tools.transcription import prepare_recognizer
     from asr_lightning.tools.weight_lines import find_config
 
     config = options.config or find_config(options.checkpoints[0])
     subsets = options.subsets or development_subsets(config, None)
-    recognizer = prepare(options.checkpoints[0], options.device, None, options.config)
+    recognizer = prepare_recognizer(options.checkpoints[0], options.device, None, options.config)
     averaged = average(recognizer, options.checkpoints)
     CheckpointFiles().save_checkpoint(averaged, options.output / "average.ckpt")
     beside = [weights for path in options.beside for weights in weights_of(path)]
-    rates = measure(recognizer, [*beside, Weights("averaged", averaged["state_dict"])], config, subsets)
-    print(write(rates, options.output, len(options.checkpoints)))
+    rates = measure_averages(recognizer, [*beside, Weights("averaged", averaged["state_dict"])], config, subsets)
+    print(write_average(rates, options.output, len(options.checkpoints)))
     return 0
 
 

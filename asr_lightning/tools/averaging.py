@@ -67,7 +67,9 @@ def weights_of(path: Path) -> Iterator[Weights]:
         yield Weights(path.stem, checkpoint["state_dict"])
 
 
-def measure(recognizer: Recognizer, candidates: Sequence[Weights], config: Path, subsets: Sequence[str]) -> list[Row]:
+def measure_averages(
+    recognizer: Recognizer, candidates: Sequence[Weights], config: Path, subsets: Sequence[str]
+) -> list[Row]:
     """Return how good the network is with each of some weights, on each subset."""
     rows = []
     for weights in candidates:
@@ -79,7 +81,7 @@ def measure(recognizer: Recognizer, candidates: Sequence[Weights], config: Path,
     return rows
 
 
-def write(measured: Sequence[Row], output: Path, averaged: int) -> str:
+def write_average(measured: Sequence[Row], output: Path, averaged: int) -> str:
     """Write `average.md` and `average.csv`, and return what to tell the user."""
     subsets = list(measured[0][1])
     table = [["weights", *(f"{subset} {rate.upper()} %" for subset in subsets for rate in RATES)]]

@@ -37,9 +37,9 @@ def run(options: argparse.Namespace) -> int:
     count = len(options.alignments)
     if len(set(names)) != count or len(names) != count:
         raise InputError(f"--names: expected a different name for each of {count} alignments, got {', '.join(names)}")
-    from asr_lightning.tools.boundary_errors import compare
+    from asr_lightning.tools.boundary_errors import compare_boundaries
 
-    print(compare(options.truth, options.alignments, names, options.lexicon, options.output))
+    print(compare_boundaries(options.truth, options.alignments, names, options.lexicon, options.output))
     return 0
 
 

@@ -59,7 +59,9 @@ def exact_words(phones: Sequence[Segment], words: Sequence[Segment], lexicon: Le
     return [Segment(*run) for run in word_runs(lexicon, [astuple(phone) for phone in phones], spoken)]
 
 
-def compare(truth: Path, alignments: Sequence[Path], names: Sequence[str], lexicon: Path | None, output: Path) -> str:
+def compare_boundaries(
+    truth: Path, alignments: Sequence[Path], names: Sequence[str], lexicon: Path | None, output: Path
+) -> str:
     """Write `boundaries.csv`, `.md` and `.png`, and return what to tell the user.
 
     Args:

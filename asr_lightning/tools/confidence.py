@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from asr_lightning.tools import subsets, transcription, word_confidence
 
     names = subsets.development_subsets(options.config, options.subsets)
-    recognizer = transcription.prepare(options.checkpoint, options.device, options.beam, options.config)
+    recognizer = transcription.prepare_recognizer(options.checkpoint, options.device, options.beam, options.config)
     batches = (batch for part in subsets.open_corpus(options.config, names).values() for batch in part)
     bar = tqdm(batches, unit="batch", disable=not sys.stderr.isatty())
     words = word_confidence.collect(recognizer, bar, options.confidence)

@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     if options.command == "tune":
         print(hybrid_states.tune(options))
         return 0
-    make = hybrid_states.prepare if options.command == "prepare" else hybrid_states.realign
+    make = hybrid_states.prepare_alignments if options.command == "prepare" else hybrid_states.realign
     print(hybrid_states.write_together(make, options))
     return 0
 

@@ -33,7 +33,7 @@ from asr_lightning.tools.subsets import development_subsets, evaluation_texts, e
 SHOWN = 10  # utterances that could not be aligned
 
 
-def prepare(options: argparse.Namespace) -> str:
+def prepare_alignments(options: argparse.Namespace) -> str:
     """Train Gaussian mixtures, tie states, align everything, make the graphs; return what to tell the user."""
     train, validation = subsets_of(options.config)
     transcripts = list(training_texts(options.config))

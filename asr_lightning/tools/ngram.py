@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Measure how well a model predicts text, ends of sentences included.",
     )  # fmt: skip
     old.add_argument("--arpa", type=Path, required=True, help="the model, .gz is fine")
-    old.set_defaults(command=measure)
+    old.set_defaults(command=measure_perplexity)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -203,7 +203,7 @@ def estimate(options: argparse.Namespace) -> str:
     return "\n".join([*lines, f"Written to {options.output.absolute()}"])
 
 
-def measure(options: argparse.Namespace) -> str:
+def measure_perplexity(options: argparse.Namespace) -> str:
     """Return the perplexity of texts, in words.
 
     Raises:

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure and draw; return the exit status."""
     from asr_lightning.analysis.interpolation import line_positions
-    from asr_lightning.tools.weight_lines import find_config, measure, read_batches, write
+    from asr_lightning.tools.weight_lines import find_config, measure_line, read_batches, write_line
 
     try:
         where = line_positions(options.start, options.stop, options.points)
@@ -59,9 +59,10 @@ def run(options: argparse.Namespace) -> int:
     config = options.config or find_config(pairs[0][0])
     subset, batches = read_batches(config, options.subset, options.utterances, options.seed)
     lines = [
-        measure(pair, subset, batches, where, options.error_rates, options.device, options.config) for pair in pairs
+        measure_line(pair, subset, batches, where, options.error_rates, options.device, options.config)
+        for pair in pairs
     ]
-    print(write(lines, options.output))
+    print(write_line(lines, options.output))
     return 0
 
 

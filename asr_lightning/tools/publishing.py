@@ -10,7 +10,7 @@ import wandb
 
 from asr_lightning.errors import InputError
 from asr_lightning.report import dashboard
-from asr_lightning.report.wandb_runs import LoggedRun, find_runs, layers_of
+from asr_lightning.report.wandb_runs import LoggedRun, find_wandb_runs, layers_of
 
 ANSWER_SECONDS = 60  # where there is no server, W&B's client at times waits for ever
 NO_LOGIN = (
@@ -101,12 +101,12 @@ def publish(entity: str | None, project: str, groups: Sequence[str], sections: d
 
 def run(options: argparse.Namespace) -> int:
     """Print what a dashboard shows, check runs, and publish it as the options ask; return the exit status."""
-    runs = choose_shown(find_runs(options.runs), options.project, options.group) if options.runs else []
+    runs = choose_shown(find_wandb_runs(options.runs), options.project, options.group) if options.runs else []
     sections = dashboard.make_sections(options.subsets, options.layers or layers_of(runs))
     # made before anything else is said, so that a name which no filter can say ends the command
     dashboard.make_workspace(options.entity or "", options.project, options.group, sections)
     print(f"Groups {', '.join(options.group)} of project {options.project}\n")
-    print("\n".join(dashboard.describe(sections)))
+    print("\n".join(dashboard.describe_workspace(sections)))
     if not options.layers and not layers_of(runs):
         print("  no pictures: W&B must be told of which layers, by --layers, or by --runs that have logged some")
     if runs:

@@ -19,7 +19,7 @@ from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.blstm_hmm import BLSTMHMM
 from asr_lightning.text.lexicon import capitals
 from asr_lightning.text.phones import SILENCE
-from asr_lightning.tools.transcription import prepare
+from asr_lightning.tools.transcription import prepare_recognizer
 
 ACOUSTIC_SCALE = 0.1
 
@@ -145,7 +145,7 @@ def prepare_hybrid(checkpoint: Path, device: str, config: Path) -> BLSTMHMM:
     Raises:
         InputError: It holds no hybrid, or cannot be used.
     """
-    recognizer = prepare(checkpoint, device, None, config)
+    recognizer = prepare_recognizer(checkpoint, device, None, config)
     if not isinstance(recognizer, BLSTMHMM):
         raise InputError(f"{checkpoint}: expected a BLSTMHMM, found a {type(recognizer).__name__}")
     return recognizer

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may be in any encoding
             stream.reconfigure(errors="surrogateescape")
-    given = [*options.audio, *(transcription.read_list(options.list) if options.list is not None else [])]
+    given = [*options.audio, *(transcription.read_file_list(options.list) if options.list is not None else [])]
     if not given:
         raise InputError("expected audio files, folders or a --list of them, got none")
     formats = list(dict.fromkeys(options.formats))
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
             print(make(transcript), end="", flush=True)
 
     calibration = None if options.calibration is None else read_calibration(options.calibration)
-    recognizer = transcription.prepare(options.checkpoint, options.device, options.beam, options.config)
+    recognizer = transcription.prepare_recognizer(options.checkpoint, options.device, options.beam, options.config)
     if options.n_best > 1:
         transcription.keep_hypotheses(recognizer, options.n_best)
 

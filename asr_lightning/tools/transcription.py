@@ -236,7 +236,7 @@ def _transcribe_window(
     recognize: _Recognize, window: Sequence[_Held], files: deque[_File], batch_seconds: float
 ) -> Iterator[Transcript]:
     seconds = [len(one.audio) / one.sample_rate for _, _, one, _ in window]
-    for numbers in plan_batches(seconds, batch_seconds):
+    for numbers in batch_pieces(seconds, batch_seconds):
         for number, found in zip(numbers, recognize([window[n][2] for n in numbers]), strict=True):
             file, place, _, start = window[number]
             if isinstance(found, str):
@@ -256,7 +256,7 @@ def _take_ready(files: deque[_File]) -> Iterator[Transcript]:
         yield ready
 
 
-def plan_batches(seconds: Sequence[float], batch_seconds: float) -> list[list[int]]:
+def batch_pieces(seconds: Sequence[float], batch_seconds: float) -> list[list[int]]:
     """Put pieces of similar length together.
 
     Args:
@@ -296,7 +296,7 @@ def _recognize(
     return [f"{seconds:.0f} s are too long for the memory; cut the file"]
 
 
-def prepare(checkpoint: Path, device: str, beam: int | None, config: Path | None = None) -> Recognizer:
+def prepare_recognizer(checkpoint: Path, device: str, beam: int | None, config: Path | None = None) -> Recognizer:
     """Return the recogniser of a checkpoint, ready to transcribe.
 
     Args:
@@ -381,7 +381,7 @@ def calibrated(transcript: Transcript, calibration: Calibration) -> Transcript:
     return replace(transcript, words=tuple(words))
 
 
-def read_list(path: Path) -> list[str]:
+def read_file_list(path: Path) -> list[str]:
     """Return the lines of a file, or of standard input for `-`, but empty ones.
 
     Raises:

@@ -17,14 +17,14 @@ from asr_lightning.models.same_network import unequal_networks
 from asr_lightning.report.path_figures import plot_lines
 from asr_lightning.report.tables import as_csv, as_text
 from asr_lightning.tools.subsets import open_corpus, read_corpus
-from asr_lightning.tools.transcription import prepare
+from asr_lightning.tools.transcription import prepare_recognizer
 from data_modules.sampler import plan_batches
 
 COLUMNS = ("first", "second", "subset", "alpha", "loss", "utterances", "wer", "cer")
 
 
 @dataclass(frozen=True)
-class Line:
+class LineMeasurements:
     """The measurements between two checkpoints: for each α how good the network is there."""
 
     first: str
@@ -92,7 +92,7 @@ def load_pair(first: Path, second: Path, device: str, config: Path | None = None
     Raises:
         InputError: One cannot be used, or they do not compute the same from the same weights.
     """
-    left, right = prepare(first, device, None, config), prepare(second, "cpu", None, config)
+    left, right = prepare_recognizer(first, device, None, config), prepare_recognizer(second, "cpu", None, config)
     if left.tokenizer.tokens != right.tokenizer.tokens:
         raise InputError(f"{first} and {second}: expected the same tokens in the same order")
     apart = [f"  {key}: {mine} and {theirs}" for key, mine, theirs in unequal_networks(left.hparams, right.hparams)]
@@ -101,7 +101,7 @@ def load_pair(first: Path, second: Path, device: str, config: Path | None = None
     return left, right
 
 
-def measure(
+def measure_line(
     pair: tuple[Path, Path],
     subset: str,
     batches: Sequence[Batch],
@@ -109,7 +109,7 @@ def measure(
     recognize: bool,
     device: str,
     config: Path | None = None,
-) -> Line:
+) -> LineMeasurements:
     """Measure the networks on the line between two checkpoints.
 
     Raises:
@@ -119,7 +119,7 @@ def measure(
     line = along_line(recognizer, other.state_dict(), where, lambda: quality(recognizer, batches, recognize))
     first, second = map(name_of, pair)
     shown = tqdm(line, f"{first} to {second}", total=len(where), unit="network", disable=not sys.stderr.isatty())
-    return Line(first, second, subset, list(shown))
+    return LineMeasurements(first, second, subset, list(shown))
 
 
 def name_of(checkpoint: Path) -> str:
@@ -131,7 +131,7 @@ def name_of(checkpoint: Path) -> str:
     return " ".join(filter(None, words))
 
 
-def rows(lines: Sequence[Line]) -> Iterator[list[str]]:
+def rows(lines: Sequence[LineMeasurements]) -> Iterator[list[str]]:
     """Give the lines of a CSV with `COLUMNS`: loss in nats for each utterance, rates as fractions."""
     for line in lines:
         for alpha, result in line.points:
@@ -140,7 +140,7 @@ def rows(lines: Sequence[Line]) -> Iterator[list[str]]:
             yield [line.first, line.second, line.subset, f"{alpha:.6g}", loss, str(result.utterances), *rates]
 
 
-def write(lines: Sequence[Line], output: Path) -> str:
+def write_line(lines: Sequence[LineMeasurements], output: Path) -> str:
     """Write `path.csv` and `path.png`, and return what to tell the user."""
     write_atomically(output / "path.csv", as_csv([list(COLUMNS), *rows(lines)]))
     subset = lines[0].subset

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from asr_lightning.ablations.costs import Cost, costs_section, read_costs, total
+from asr_lightning.ablations.costs import Cost, measured_costs_section, read_costs, total
 from asr_lightning.ablations.execution import Execution, finished_commands
 from asr_lightning.ablations.plan import PlannedRun
 from asr_lightning.tools import ablate
@@ -65,10 +65,10 @@ def interrupt_after(path: Path) -> None:
 
 def test_starts_of_a_command_are_one_line(tmp_path: Path) -> None:
     run = planned(tmp_path, "import sys; sys.exit(3)")
-    assert costs_section([run]) is None
+    assert measured_costs_section([run]) is None
     for _ in range(2):
         Execution([run]).run()
-    section = costs_section([run, planned(tmp_path, "pass", seed=2)])
+    section = measured_costs_section([run, planned(tmp_path, "pass", seed=2)])
     assert section is not None
     head, line = section.table
     assert head == ["run", "command", "starts", "minutes", "peak GB"]

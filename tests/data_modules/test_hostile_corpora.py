@@ -14,7 +14,7 @@ from data_modules.corpus import CorpusDataModule
 from data_modules.ksponspeech import KsponSpeechDataModule
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.lines import open_lines
-from data_modules.manifest import BadFile, Header, Listing, measure
+from data_modules.manifest import BadFile, Header, Listing, read_headers
 from data_modules.phone_labels import CTMLabels, TextGridLabels
 from tests.support.mutations import FUZZED, RANDOM, Refusing, mutated, spoiled
 from tests.support.small_corpora import make_subset
@@ -123,7 +123,7 @@ def test_lines_of_text(random: Random, folder: Path) -> None:
 @pytest.mark.parametrize("what", ["id", "speaker"])
 def test_names_that_lead_out_of_a_folder_are_bad(name: str, what: str) -> None:
     found = Listing(**{"id": "u", "path": "u.flac", "text": "A", "speaker": "s", what: name})
-    [bad] = measure([found], 16_000, "test", lambda path: Header(16_000, 160, 1))
+    [bad] = read_headers([found], 16_000, "test", lambda path: Header(16_000, 160, 1))
     assert isinstance(bad, BadFile) and bad.kind == "unusable id"
 
 

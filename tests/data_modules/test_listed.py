@@ -10,7 +10,7 @@ from data_modules.kaldi import KaldiDataModule
 from data_modules.listed import SHARES, divide, kept_together, make_unique
 from data_modules.manifest import BadFile, Listing
 from data_modules.table import TableDataModule
-from data_modules.table_reading import look, read_rows
+from data_modules.table_reading import look, read_table_rows
 from tests.support import made_listed
 
 
@@ -86,7 +86,7 @@ def test_tables_of_all_kinds(tmp_path: Path, name: str, content: str, columns: l
         (tmp_path / name).write_text(content, encoding=encoding, newline="")
         table = look(tmp_path / name)
         assert table is not None and table.columns == columns
-        assert [list(fields.values()) for _, fields in read_rows(table)] == [row]
+        assert [list(fields.values()) for _, fields in read_table_rows(table)] == [row]
 
 
 def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:

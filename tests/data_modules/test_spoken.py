@@ -15,7 +15,7 @@ import soundfile
 from asr_lightning.errors import InputError
 from asr_lightning.text.lexicon import read_lexicon, write_lexicon
 from data_modules import espeak, spoken
-from data_modules.spoken import SPEAKERS, WORDS, plan, synthesize
+from data_modules.spoken import SPEAKERS, WORDS, plan_english, synthesize
 from data_modules.spoken_grammar import transcript
 
 SMALL = dict(minutes=0.3, evaluation_minutes=0.1, progress=False)
@@ -59,14 +59,16 @@ def test_the_same_bytes_for_any_number_of_workers(corpus: Path, tmp_path: Path) 
 
 
 def test_another_seed_is_another_corpus() -> None:
-    assert {line.sentence for line in plan(1, 1, seed=1)} != {line.sentence for line in plan(1, 1, seed=2)}
-    assert plan(1, 1, seed=1)[0].seed != plan(1, 1, seed=2)[0].seed
+    assert {line.sentence for line in plan_english(1, 1, seed=1)} != {
+        line.sentence for line in plan_english(1, 1, seed=2)
+    }
+    assert plan_english(1, 1, seed=1)[0].seed != plan_english(1, 1, seed=2)[0].seed
 
 
 def test_a_smaller_grammar_has_the_first_words_of_each_class_in_all_subsets(tmp_path: Path) -> None:
     def words(count: int | None) -> dict[str, set[str]]:
         spoken: dict[str, set[str]] = defaultdict(set)
-        for line in plan(20, 2, words_per_class=count):
+        for line in plan_english(20, 2, words_per_class=count):
             spoken[line.subset].update(transcript(line.sentence).split())
         return spoken
 
@@ -77,7 +79,7 @@ def test_a_smaller_grammar_has_the_first_words_of_each_class_in_all_subsets(tmp_
     with pytest.raises(InputError, match=r"words_per_class must be at least 1, .* got 0"):
         synthesize(tmp_path / "corpus", words_per_class=0)
     with pytest.raises(InputError, match="words_per_class=1 makes about .* expected fewer minutes"):
-        plan(60, words_per_class=1)
+        plan_english(60, words_per_class=1)
 
 
 def test_an_utterance_does_not_depend_on_those_before() -> None:
@@ -95,7 +97,7 @@ def test_an_utterance_does_not_depend_on_those_before() -> None:
 
 def test_layout_is_that_of_librispeech(corpus: Path) -> None:
     assert {path.name for path in corpus.iterdir()} == {"SPEAKERS.TXT", "corpus.json", "lexicon.txt", *SPEAKERS}
-    spoken_lines = {line.id: transcript(line.sentence) for line in plan(0.3, 0.1)}
+    spoken_lines = {line.id: transcript(line.sentence) for line in plan_english(0.3, 0.1)}
     written = {}
     for path in corpus.rglob("*.trans.txt"):
         chapter = path.name.removesuffix(".trans.txt")
@@ -212,7 +214,7 @@ def test_the_other_subsets_are_noisier(corpus: Path) -> None:
 
 
 def test_neither_speakers_nor_voices_nor_sentences_cross_from_training() -> None:
-    lines = plan()
+    lines = plan_english()
     for what in (lambda line: transcript(line.sentence), lambda line: line.speaker.id):
         parts = [{what(line) for line in lines if line.subset == subset} for subset in SPEAKERS]
         assert sum(map(len, parts)) == len(set.union(*parts))
@@ -227,7 +229,7 @@ def test_neither_speakers_nor_voices_nor_sentences_cross_from_training() -> None
 
 def test_the_words_of_a_full_plan_are_many_and_frequent() -> None:
     counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
-    lines = plan()
+    lines = plan_english()
     for line in lines:
         words = transcript(line.sentence).split()
         assert 3 <= len(words) <= 10

@@ -11,7 +11,7 @@ import pytest
 from asr_lightning.errors import InputError
 from asr_lightning.text.hangul import JamoTokenizer
 from asr_lightning.text.korean import normalize_korean
-from data_modules.korean_grammar import SPEAKERS, plan
+from data_modules.korean_grammar import SPEAKERS, plan_korean
 from data_modules.spoken_korean import SpokenKoreanDataModule, synthesize
 
 SMALL = dict(minutes=0.4, evaluation_minutes=0.1)
@@ -42,7 +42,7 @@ def test_the_real_reader_finds_what_was_said(corpus: Path) -> None:
     data = SpokenKoreanDataModule(str(corpus), **SMALL, validation_subsets=subsets, workers=0, batch_seconds=20.0)
     data.prepare_data()
     data.setup("validate")
-    planned = {line.id: line for line in plan(**SMALL)}
+    planned = {line.id: line for line in plan_korean(**SMALL)}
     seen = set()
     for subset, loader in data.val_dataloader().items():
         assert data.manifests[subset].bad == 0
@@ -89,7 +89,7 @@ def test_segments_tile_every_utterance(corpus: Path) -> None:
 
 
 def test_every_mark_of_the_annotation_occurs_and_every_line_is_well_formed() -> None:
-    lines = plan(30, 1)
+    lines = plan_korean(30, 1)
     written = [line.annotation for line in lines]
     for mark in (r"\)/\(", r"[가-힣]/ ", r"[가-힣]\+ ", r"[가-힣]\*", r"^b/", r"n/$", r"\?", r"%\)/\(", r"\(TV\)"):
         assert sum(bool(re.search(mark, text)) for text in written) >= 5, mark
@@ -104,13 +104,13 @@ def test_every_mark_of_the_annotation_occurs_and_every_line_is_well_formed() -> 
 
 
 def test_particles_fit_the_words_before_them() -> None:
-    for line in plan(30, 1):
+    for line in plan_korean(30, 1):
         for last, particle in re.findall(r"([가-힣])(은|는|을|를) ", line.sentence):
             assert (particle in "은을") == ((ord(last) - 0xAC00) % 28 > 0) or last in "같많", line.sentence
 
 
 def test_neither_voices_nor_sentences_cross_from_training() -> None:
-    lines = plan(20, 2)
+    lines = plan_korean(20, 2)
     assert len({line.sentence for line in lines}) == len(lines)
     training = {speaker.voice for speaker in SPEAKERS["train"]}
     for subset, speakers in SPEAKERS.items():

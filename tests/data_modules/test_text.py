@@ -12,7 +12,7 @@ import pytest
 
 from asr_lightning.errors import InputError
 from data_modules.sampler import TrainBatches
-from data_modules.text import TextDataModule, TextTrainBatches, find_files
+from data_modules.text import TextDataModule, TextTrainBatches, find_texts
 from tests.support.small_texts import write_texts
 
 
@@ -199,7 +199,7 @@ def test_files_are_found_once_and_in_order(tmp_path: Path, texts: list[str], mon
     (tmp_path / "text/[odd].txt").write_text("NAME")
     monkeypatch.chdir(tmp_path)
     expected = [tmp_path / "text" / name for name in ("[odd].txt", "deeper/b.txt", "a.txt")]
-    assert find_files(["text/[odd].txt", "text/deeper/*.txt", f"{tmp_path}/**/*.txt"]) == expected
+    assert find_texts(["text/[odd].txt", "text/deeper/*.txt", f"{tmp_path}/**/*.txt"]) == expected
 
 
 @pytest.mark.parametrize(("given", "evaluated"), [({}, "B C"), ({"evaluation_skip_columns": 0}, "A B C")])

@@ -9,8 +9,8 @@ import yaml
 
 from asr_lightning.report.page_sentences import gather_sentences
 from asr_lightning.report.page_summary import (
-    commands,
-    differences,
+    commands_of_run,
+    differing_keys,
     gather_summary,
     gather_training,
     paper_curves,
@@ -102,23 +102,23 @@ def test_only_keys_that_differ_are_listed() -> None:
     callback = {"class_path": "asr_lightning.callbacks.weight_selection.WeightSelection", "init_args": {"axis": True}}
     trainer = {"max_epochs": 4, "default_root_dir": "b", "callbacks": [callback]}
     other = {"seed_everything": 2, "trainer": trainer}
-    table = differences({"plain": shared, "selected": other, "unknown": {}})
+    table = differing_keys({"plain": shared, "selected": other, "unknown": {}})
     assert table is not None
     assert table["head"] == ["key", "plain", "selected"]
     assert table["rows"] == [
         ["trainer.callbacks.WeightSelection.class_path", "–", "WeightSelection"],
         ["trainer.callbacks.WeightSelection.axis", "–", "true"],
     ]
-    assert differences({"plain": shared, "same": shared}) is None
-    assert differences({"plain": shared}) is None
+    assert differing_keys({"plain": shared, "same": shared}) is None
+    assert differing_keys({"plain": shared}) is None
 
 
 def test_commands_are_those_that_started_the_run(tmp_path: Path) -> None:
     [experiment] = experiments(write_run(tmp_path / "my run", "only", 1, 0.4))
     [run] = experiment.runs
-    assert commands(run) == [f"lightning fit --config '{tmp_path}/my run/logs/version_0/config.yaml'"]
+    assert commands_of_run(run) == [f"lightning fit --config '{tmp_path}/my run/logs/version_0/config.yaml'"]
     (run.folder / "finished.json").write_text(json.dumps([["-m", "asr_lightning", "fit", "--config", "a b.yaml"]]))
-    assert commands(run) == ["python -m asr_lightning fit --config 'a b.yaml'"]
+    assert commands_of_run(run) == ["python -m asr_lightning fit --config 'a b.yaml'"]
 
 
 def test_training_curves_are_means_over_the_steps_of_an_epoch(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from asr_lightning.asr import main
-from asr_lightning.report.convergence import converge, tabulate
+from asr_lightning.report.convergence import converge, convergence_table
 from asr_lightning.report.figures import ErrorRate
 from asr_lightning.report.run_folders import COLUMNS
 from asr_lightning.report.tables import as_csv
@@ -81,7 +81,7 @@ def test_the_metric_is_that_which_was_asked_for() -> None:
 
 def test_a_run_without_a_curve_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     found = converge([*rows_of("perfect", (0.0, 1.0, 0.0)), *rows_of("run", (0.6, 0.5, 0.1))])
-    perfect, run = tabulate(found, 0.9)[1:]
+    perfect, run = convergence_table(found, 0.9)[1:]
     assert set(perfect[4:]) == {"–"}
     assert "–" not in run
     output = tmp_path / "out"

@@ -23,7 +23,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from asr_lightning import cli
 from asr_lightning.asr import main
 from asr_lightning.report.dashboard import make_sections, missing_names
-from asr_lightning.report.wandb_runs import LoggedRun, find_runs, layers_of, read_run, records
+from asr_lightning.report.wandb_runs import LoggedRun, find_wandb_runs, layers_of, read_wandb_run, records
 from data_modules.spoken import synthesize
 
 PROJECT = Path(__file__).parents[2]
@@ -106,7 +106,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> list[LoggedRun]:
-    return find_runs([folder / "runs/demo/tiny"])
+    return find_wandb_runs([folder / "runs/demo/tiny"])
 
 
 def test_a_training_reaches_wandb_with_project_group_name_and_job_type(runs: list[LoggedRun]) -> None:
@@ -158,12 +158,12 @@ def test_files_of_many_blocks_are_read_whole_and_broken_ones_up_to_their_end(tmp
     path = log(tmp_path, [{name: 1.0} for name in names])
     wandb.teardown()  # a run that is finished is not yet written to its end
     assert path.stat().st_size > 20 * 32768
-    numbered = [name for name in read_run(path).logged if name.startswith("number")]
+    numbered = [name for name in read_wandb_run(path).logged if name.startswith("number")]
     assert numbered == names
     for share in (0.3, 0.6):
         short = tmp_path / f"run-{share}.wandb"
         short.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-        kept = [name for name in read_run(short).logged if name.startswith("number")]
+        kept = [name for name in read_wandb_run(short).logged if name.startswith("number")]
         assert 0 < len(kept) < 60 and kept == names[: len(kept)]
 
 
@@ -186,7 +186,7 @@ def test_a_header_is_not_looked_for_where_a_block_has_no_room_for_it(left: int, 
         content += bytes(left) + struct.pack("<IHB", 0, len(body), 1) + body
     path = tmp_path / "run-left.wandb"
     path.write_bytes(content)
-    assert read_run(path).name == "after"
+    assert read_wandb_run(path).name == "after"
 
 
 def test_starts_of_one_seed_are_looked_at_together(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from asr_lightning.asr import main
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
-from asr_lightning.tools.weight_lines import find_config, load_pair, measure, name_of, read_batches
+from asr_lightning.tools.weight_lines import find_config, load_pair, measure_line, name_of, read_batches
 from data_modules.spoken_korean import synthesize
 
 
@@ -60,7 +60,7 @@ def test_ends_are_the_losses_of_the_checkpoints_themselves(tmp_path: Path, exper
     subset, batches = read_batches(experiment, None, 3, 1)
     assert subset == "dev"
     assert sum(map(len, batches)) == 3
-    line = measure((first, second), subset, batches, [0.0, 0.5, 1.0], False, "cpu")
+    line = measure_line((first, second), subset, batches, [0.0, 0.5, 1.0], False, "cpu")
     found = [point.loss for _, point in line.points]
     own = []
     for path in (first, second):
@@ -69,7 +69,7 @@ def test_ends_are_the_losses_of_the_checkpoints_themselves(tmp_path: Path, exper
             own.append(torch.cat([recognizer.loss(batch) for batch in batches]).double())
     assert [found[0], found[2]] == pytest.approx([float(losses.mean()) for losses in own], rel=1e-12)
     assert abs(found[0] - found[2]) > 1e-3, "or the two are not told apart"
-    flat = measure((first, first), subset, batches, [-0.25, 0.0, 0.3, 1.0, 1.25], False, "cpu")
+    flat = measure_line((first, first), subset, batches, [-0.25, 0.0, 0.3, 1.0, 1.25], False, "cpu")
     assert len({point.loss for _, point in flat.points}) == 1
     assert flat.barrier == 0.0
 

@@ -23,7 +23,7 @@ from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
 from asr_lightning.models.recognizer import Recognized, Recognizer
 from asr_lightning.tools import transcription
 from asr_lightning.tools.transcript_files import FORMATS, Transcript
-from asr_lightning.tools.transcription import cut_at_pauses, plan_batches, read_pieces
+from asr_lightning.tools.transcription import batch_pieces, cut_at_pauses, read_pieces
 
 Recordings = dict[str, Path]
 
@@ -153,11 +153,11 @@ def test_files_are_read_only_a_few_batches_ahead(recognizer: Recognizer, recordi
 
 def test_batches_hold_similar_lengths_within_the_limit() -> None:
     seconds = [5.0, 1.0, 30.0, 1.2, 4.5, 1.1, 5.0]
-    batches = plan_batches(seconds, 10.0)
+    batches = batch_pieces(seconds, 10.0)
     assert sorted(number for batch in batches for number in batch) == list(range(7))
     assert all(len(batch) == 1 or len(batch) * max(seconds[n] for n in batch) <= 10.0 for batch in batches)
     assert [sorted(batch) for batch in batches] == [[0, 4], [1, 3, 5], [2], [6]]
-    assert plan_batches([], 10.0) == []
+    assert batch_pieces([], 10.0) == []
 
 
 def test_bad_files_are_named_with_the_reason_and_the_rest_goes_on(
@@ -327,8 +327,8 @@ def test_a_rate_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_beam_is_replaced_where_there_is_one(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert transcription.prepare(checkpoint, "cpu", None).search.beam == 1
-    assert transcription.prepare(checkpoint, "cpu", 3).search.beam == 3
+    assert transcription.prepare_recognizer(checkpoint, "cpu", None).search.beam == 1
+    assert transcription.prepare_recognizer(checkpoint, "cpu", 3).search.beam == 3
     with pytest.raises(SystemExit, match="2"):
         run(checkpoint, "--beam", "0", "a.wav")
     assert "argument --beam: invalid whole number from 1 value: '0'" in capsys.readouterr().err
@@ -347,7 +347,7 @@ def test_what_the_recogniser_cannot_do_is_an_error(
     assert "--beam: a RNNTransducer has no beam" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="--device cuda: torch finds no GPU"):
-        transcription.prepare(checkpoint, "cuda", None)
+        transcription.prepare_recognizer(checkpoint, "cuda", None)
 
 
 def remove_class(content: dict[str, Any]) -> None:
