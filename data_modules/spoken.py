@@ -34,7 +34,16 @@ from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.spoken_grammar import SPEAKERS, WORDS, plan_english, transcript
 from data_modules.synthesis import SAMPLE_RATE, ScriptLine, Speaker
 
-__all__ = ["SAMPLE_RATE", "SPEAKERS", "WORDS", "ScriptLine", "Speaker", "SpokenDataModule", "plan_english", "synthesize"]
+__all__ = [
+    "SAMPLE_RATE",
+    "SPEAKERS",
+    "WORDS",
+    "ScriptLine",
+    "Speaker",
+    "SpokenDataModule",
+    "plan_english",
+    "synthesize",
+]
 
 RARE = 50  # a way of saying a word that comes less often than once in so many is no pronunciation of it
 _FORMAT = 2  # raise it when the same parameters come to mean other bytes
