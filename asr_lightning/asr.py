@@ -20,6 +20,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 from types import FrameType
 
 from asr_lightning.errors import InputError, nearest, printable
@@ -119,7 +120,20 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         near = nearest(remaining[0].partition("=")[0], known)
         parser.error(f"unrecognized arguments: {' '.join(remaining)}" + (f"; the nearest is {near}" if near else ""))
     options.remaining = remaining
+    _refuse_missing(options)
     return int(command.run(options))
+
+
+def _refuse_missing(options: argparse.Namespace) -> None:
+    """Refuse checkpoints and experiments that are not there at once, before a command imports torch."""
+    for name in ("checkpoint", "checkpoints", "beside"):
+        given = getattr(options, name, None)
+        for path in given if isinstance(given, list) else [given]:
+            if isinstance(path, Path) and not path.is_file():
+                raise InputError(f"no checkpoint at {path} (looked for {path.absolute()})")
+    config = getattr(options, "config", None)
+    if isinstance(config, Path) and not config.exists():
+        raise InputError(f"{config}: No such file or directory")
 
 
 def add_current_folder() -> None:

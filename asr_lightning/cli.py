@@ -237,6 +237,8 @@ class CommandLine(LightningCLI):
             InputError: The folder is in use, or holds results that would be lost.
         """
         root, config = Path(self.trainer.default_root_dir), self.config_init[subcommand]
+        if subcommand != "fit":  # training's callbacks are of no use to other commands
+            warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
         lock = root / f".{'fit' if subcommand == 'validate' else subcommand}.lock"
         with held(lock, f"{root} is in use") if self.trainer.is_global_zero else nullcontext():
             if self.trainer.is_global_zero and subcommand == "fit":

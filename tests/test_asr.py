@@ -62,6 +62,24 @@ def test_modules_go_on_being_commands_by_all_names_that_they_had(name: str) -> N
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("transcribe --checkpoint no.ckpt a.wav", "no checkpoint at no.ckpt (looked for {folder}/no.ckpt)"),
+        ("align --config no.yaml --states x --output y", "no.yaml: No such file or directory"),
+        ("average no.ckpt b.ckpt --output y", "no checkpoint at no.ckpt (looked for {folder}/no.ckpt)"),
+    ],
+)
+def test_a_file_that_is_missing_is_told_before_torch_is_imported(arguments: str, message: str) -> None:
+    code = (
+        "import sys; from asr_lightning.asr import main\n"
+        f"assert main({arguments.split()}) == 2\n"
+        f"assert not set({SLOW}) & set(sys.modules)"
+    )
+    done = python("-c", code)
+    assert (done.returncode, done.stderr) == (0, f"error: {message.format(folder=PROJECT)}\n")
+
+
 def test_no_other_module_is_made_up() -> None:
     done = python("-m", "asr_lightning.tools.serch", "--help")
     assert done.returncode == 1 and "No module named asr_lightning.tools.serch" in done.stderr
