@@ -45,9 +45,10 @@ def _batches(trainer: Trainer) -> str:
     parts = trainer.world_size * trainer.accumulate_grad_batches
     steps = len(plan) // trainer.accumulate_grad_batches
     heard = plan.durations.sum() * _mean_stretch(trainer) / steps
+    alone = ", longer ones alone" if plan.durations.max() > plan.batch_seconds / parts else ""
     return (
         f"A step: {heard:,.0f} {unit} of {len(plan.durations) / steps:,.1f} {things} in the mean, at most "
-        f"{plan.batch_seconds:,.0f} with padding; in {parts} parts of at most about {plan.batch_seconds / parts:,.0f}, "
+        f"{plan.batch_seconds:,.0f} with padding{alone}; in {parts} parts of at most about {plan.batch_seconds / parts:,.0f}, "
         f"{trainer.world_size} processes × {trainer.accumulate_grad_batches} (accumulate_grad_batches)."
     )
 

@@ -51,6 +51,10 @@ def test_steps_batches_and_rates_are_printed(tmp_path: Path, monkeypatch: pytest
     assert [cut[0], cut[2]] == [lines[0], lines[2]]
     assert cut[1] == lines[1].replace("in 1 parts of at most about 3, 1 processes × 1",
                                       "in 3 parts of at most about 1, 1 processes × 3")  # fmt: skip
+    assert (
+        "alone" not in cut[1]
+        and "3 with padding, longer ones alone; in 6" in told(tmp_path, monkeypatch, accumulate_grad_batches=6)[1]
+    ), "an utterance of more than half a second"
 
 
 def test_other_runs_are_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
