@@ -39,6 +39,7 @@ class RunLogger(WandbLogger):
     def experiment(self) -> Any:  # noqa: ANN401 - W&B's run, or what stands for it in other processes
         """W&B's run, which begins when it is first asked for."""
         if getattr(rank_zero_only, "rank", 0) == 0 and self._experiment is None and wandb.run is None:
+            self._wandb_init.pop("anonymous", None)  # W&B warns of it even where it is None, as Lightning sets it
             self._experiment = wandb.init(**self._wandb_init)
             self._experiment.define_metric(EPOCH)
             self._experiment.define_metric("*", step_metric=EPOCH, step_sync=True)

@@ -86,9 +86,13 @@ def start(folder: Path, command: str, config: dict[str, Any], **options: Any) ->
     wandb.finish()
 
 
-def test_a_training_is_one_run_with_its_configuration_over_epochs_from_one(tmp_path: Path) -> None:
+def test_a_training_is_one_run_with_its_configuration_over_epochs_from_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = {"seed_everything": 3, "model": {"class_path": "a.B", "init_args": {"sizes": [1, 2]}}}
     start(tmp_path, "fit", config)
+    printed = capfd.readouterr()
+    assert "anonymous" not in printed.out + printed.err, "W&B warns of a setting that Lightning makes"
     start(tmp_path, "fit", {**config, "trainer": {"max_epochs": 2}}, max_epochs=2)
     start(tmp_path, "test", {"seed_everything": 4})
     paths = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
