@@ -48,7 +48,8 @@ def _batches(trainer: Trainer) -> str:
     alone = ", longer ones alone" if plan.durations.max() > plan.batch_seconds / parts else ""
     return (
         f"A step: {heard:,.0f} {unit} of {len(plan.durations) / steps:,.1f} {things} in the mean, at most "
-        f"{plan.batch_seconds:,.0f} with padding{alone}; in {parts} parts of at most about {plan.batch_seconds / parts:,.0f}, "
+        f"{plan.batch_seconds:,.0f} with padding{alone}; in {parts} parts of at most about "
+        f"{plan.batch_seconds / parts:,.0f}, "
         f"{trainer.world_size} processes × {trainer.accumulate_grad_batches} (accumulate_grad_batches)."
     )
 

@@ -183,6 +183,9 @@ class RecurrentLayer(nn.Module):
 
 def _run(rnn: nn.Module, inputs: dict[str, Tensor], x: Tensor) -> Tensor:
     """Return (B, T, hidden) for x (B, T, D), computed with `inputs` in place of the layer's input weights, if any."""
+    if isinstance(rnn, nn.GRU) and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # torch's GRU reads them in every step, and autocast remembers only the casts of parameters
+        inputs = {name: value.to(torch.get_autocast_dtype("cpu")) for name, value in inputs.items()}
     with weights_cast_once(x.device):
         return functional_call(rnn, inputs, (x,))[0] if inputs else rnn(x)[0]
 
