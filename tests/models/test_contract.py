@@ -126,6 +126,8 @@ def test_half_precision_computes_on_every_processor(trained: Recognizer, dtype: 
             losses = trained.loss(batch)
             alone = torch.cat([trained.loss(Batch.collate([utterance], RATE)) for utterance in separate(batch)])
             assert trained.transcribe(batch) == TEXTS
+    with torch.inference_mode(), torch.autocast("cpu", dtype, cache_enabled=False):  # as Lightning evaluates
+        assert [best.text for best, *_ in trained.recognize_words(batch_of())] == TEXTS
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses, expected, rtol=0.1, atol=0.2)
     torch.testing.assert_close(alone, losses, rtol=0.1, atol=0.2)
