@@ -41,6 +41,7 @@ import data_modules
 from asr_lightning.ablations import PARENT
 from asr_lightning.callbacks.best_checkpoints import refuse_choice_by_tests, run_checkpoints
 from asr_lightning.callbacks.changed_optimizer import ChangedOptimizer
+from asr_lightning.callbacks.distillation import Distillation, check_terms
 from asr_lightning.callbacks.freezing import Freezing
 from asr_lightning.callbacks.gradients import GradientNorms
 from asr_lightning.callbacks.initialization import Initialization
@@ -78,6 +79,7 @@ CALLBACKS: dict[str, type[Callback]] = {  # of every run, by the key that holds 
     "initialization": Initialization,
     "initialize_from": InitializeFrom,
     "weight_selection": WeightSelection,
+    "distillation": Distillation,
     "freeze": Freezing,
     "transcripts": Transcripts,
     "gradient_norms": GradientNorms,
@@ -315,6 +317,7 @@ class CommandLine(LightningCLI):
         checkpoint = read_checkpoint(path)
         check_same_network(self.model, checkpoint, path)
         if self.subcommand == "fit":
+            check_terms(self.trainer.callbacks, checkpoint, path)  # type: ignore[attr-defined]
             changed = check_training_state(self.model, checkpoint, path, self.trainer.max_epochs)
             self.trainer.callbacks[:0] = [ChangedOptimizer(changed)] if changed else []  # type: ignore[attr-defined]
         return path
@@ -329,7 +332,7 @@ class CommandLine(LightningCLI):
 
 def is_off(callback: Callback) -> bool:
     """Whether a callback of every run has nothing to do, as a measurement at no step."""
-    if isinstance(callback, WeightSelection):
+    if isinstance(callback, WeightSelection | Distillation):
         return callback.teacher is None
     if isinstance(callback, InitializeFrom):
         return callback.checkpoint is None

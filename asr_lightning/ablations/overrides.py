@@ -10,8 +10,8 @@ from asr_lightning.errors import InputError, shown
 
 Experiment = dict[str, Any]  # the content of an experiment's YAML
 CALLBACK_KEYS = (  # what every run does, set up by the command line with a key each
-    *("initialization", "initialize_from", "weight_selection", "freeze", "transcripts", "checkpoints"),
-    *("gradient_norms", "update_sizes", "distance_from_start"),
+    *("initialization", "initialize_from", "weight_selection", "distillation", "freeze", "transcripts"),
+    *("checkpoints", "gradient_norms", "update_sizes", "distance_from_start"),
 )
 
 

@@ -102,7 +102,7 @@ def initialize(module: nn.Module, scheme: Scheme, generator: torch.Generator | N
     for prefix, owner in module.named_modules():
         for name, parameter in owner.named_parameters(prefix, recurse=False):
             kernel = name.rpartition(".")[2].startswith("weight") and parameter.dim() >= 2
-            if not kernel or isinstance(owner, nn.Embedding):
+            if not kernel or isinstance(owner, nn.Embedding) or name not in axes:  # as a projection of `Distillation`
                 continue
             first = axes[name][0][0][0]
             packed = first.size if isinstance(first, Fixed) and first.name in PACKED else 1

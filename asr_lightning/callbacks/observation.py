@@ -122,7 +122,7 @@ def observe(
         InputError: A module was not used, or gives nothing that has a row per frame or per token.
     """
     recorder = _Recorder()
-    head = _ctc_output(recognizer)
+    head = ctc_output(recognizer)
     with ExitStack() as stack:
         for handle in _hooks(recognizer, paths, recorder):
             stack.callback(handle.remove)
@@ -148,10 +148,11 @@ def observe(
 
 def has_ctc(recognizer: nn.Module) -> bool:
     """Whether a recogniser has a CTC output, which can say when characters are spoken."""
-    return _ctc_output(recognizer) is not None
+    return ctc_output(recognizer) is not None
 
 
-def _ctc_output(recognizer: nn.Module) -> CTCOutput | None:
+def ctc_output(recognizer: nn.Module) -> CTCOutput | None:
+    """Return the CTC output of a recognizer; None if it has none."""
     return next((child for child in recognizer.children() if isinstance(child, CTCOutput)), None)
 
 

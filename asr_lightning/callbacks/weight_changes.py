@@ -143,7 +143,10 @@ def _warn(reason: str) -> Weights | None:
 
 
 def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    saved = module.state_dict().keys()  # without what only training has, as a projection of `Distillation`
+    return [
+        (name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad and name in saved
+    ]
 
 
 def copy_weights(module: nn.Module) -> Weights:

@@ -2,6 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,7 @@ from asr_lightning.text.tokenizers import Tokenizer, check_coverage
 MEASURED_FRAMES = 480  # of features, to see how many times fewer come out of an encoder
 
 Recognized = list[list[Hypothesis]]  # for each utterance, the best first
+AddedLoss = Callable[[Tensor, Tensor, Batch], Tensor]  # (encoded (B, T, D), lengths (B,), batch) -> (B,)
 
 
 class Recognizer(lightning.LightningModule, ABC):
@@ -91,6 +93,7 @@ class Recognizer(lightning.LightningModule, ABC):
         self.ctc = CTCOutput(tokenizer.tokens, tokenizer.blank_id, encoder.output_axis()) if ctc_weight > 0 else None
         self.make_optimizer = optimizer or torch.optim.AdamW
         self.make_scheduler = scheduler
+        self.added_loss: AddedLoss | None = None  # in training, as of the callback Distillation
         self._evaluation: Evaluation | None = None
         self._unreviewed: list[tuple[list[str], Tensor]] = []  # ids of batches, and which utterances were usable
         self._utterances_read: int | None = None  # in this epoch, by this rank; None in an epoch resumed in its middle
@@ -137,9 +140,15 @@ class Recognizer(lightning.LightningModule, ABC):
         return self.decode(*self(batch.audio, batch.audio_lengths))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the loss of each utterance, (B,); infinite where its tokens cannot be aligned to its frames."""
+        """Return the loss of each utterance, (B,), in training with `added_loss`.
+
+        It is infinite where the tokens of an utterance cannot be aligned to its frames.
+        """
         encoded, lengths = self(batch.audio, batch.audio_lengths)
-        return self.encoded_loss(encoded, lengths, batch)
+        losses = self.encoded_loss(encoded, lengths, batch)
+        if self.training and self.added_loss is not None:
+            losses = losses + self.added_loss(encoded, lengths, batch)
+        return losses
 
     def encoded_loss(self, encoded: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
         """Return the loss of each utterance, the decoder's mixed with that of CTC, (B,); infinite as that of either.

@@ -174,7 +174,7 @@ def _forward(
     shape = (*encoded.shape[:2], predicted.shape[1])
     normalizer, blank, label = (encoded.new_zeros(shape, dtype=precise) for _ in range(3))
     lengths = encoder_lengths, target_lengths
-    for block in _blocks(shape, len(weight), encoder_lengths, target_lengths):
+    for block in lattice_blocks(shape, len(weight), encoder_lengths, target_lengths):
         logits, _ = _logits(operations, encoded, predicted, weight, bias, block)
         operations.score(logits, targets, lengths, blank_id, block, (normalizer, blank, label))
     losses, by_blank, by_label = operations.occupancies(blank, delayed(label, encoder_lengths, delay_penalty), *lengths)
@@ -201,7 +201,7 @@ def _backward(
     gradients = tuple(torch.zeros_like(x, dtype=normalizer.dtype) for x in (encoded, predicted, weight, bias))
     of_encoded, of_predicted, of_weight, of_bias = gradients
     visited = by_blank + by_label > negligible(normalizer)
-    for block in _blocks(normalizer.shape, len(weight), encoder_lengths, target_lengths, visited):
+    for block in lattice_blocks(normalizer.shape, len(weight), encoder_lengths, target_lengths, visited):
         rows, frames, positions = block
         logits, hidden = _logits(operations, encoded, predicted, weight, bias, block)
         error, of_some_bias = operations.errors(
@@ -224,7 +224,7 @@ def _logits(
     return linear(hidden, weight, bias), hidden
 
 
-def _blocks(
+def lattice_blocks(
     shape: tuple[int, ...],
     vocabulary: int,
     encoder_lengths: Tensor,

@@ -162,7 +162,7 @@ def _recursion(moves: Tensor, emits: Tensor) -> Tensor:
     batch, frames, positions = moves.shape
     start = moves[:, 0, 0].clone()
     moves[:, 0] = emits[:, :, 0] = -math.inf
-    by_blank, by_label = _skew(moves), _skew(emits)
+    by_blank, by_label = diagonals(moves), diagonals(emits)
     log_sums = torch.empty_like(by_blank)
     log_sums[0] = -math.inf
     log_sums[0, :, 0] = start
@@ -178,7 +178,7 @@ def _recursion(moves: Tensor, emits: Tensor) -> Tensor:
     return flat.view(batch, positions, frames + positions)[:, :, :frames].transpose(1, 2)
 
 
-def _skew(lattice: Tensor) -> Tensor:
+def diagonals(lattice: Tensor) -> Tensor:
     """Return the anti-diagonals (T + U, B, U + 1) of (B, T, U + 1), with minus infinity outside of it."""
     batch, frames, positions = lattice.shape
     flat = pad(lattice.transpose(1, 2), (0, positions), value=-math.inf).flatten(1)[:, :-positions]

@@ -1,0 +1,480 @@
+"""Train a student to predict what its teacher predicts, beside its own loss [Hinton et al. 2015].
+
+| term                  | what is compared                                                                          |
+|-----------------------|-------------------------------------------------------------------------------------------|
+| `LatticeDistillation` | blank, next token and the rest at all nodes of the lattice [Panchapagesan et al. 2021]      |
+| `PathDistillation`    | all tokens along the teacher's most probable alignment [Kurata and Saon 2020]               |
+| `EncoderDistillation` | frames of the encoders, those of the student through a learned projection                   |
+| `CTCDistillation`     | all tokens at every frame of the CTC outputs                                                |
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from asr_lightning.batch import Batch
+from asr_lightning.callbacks.observation import ctc_output
+from asr_lightning.errors import InputError
+from asr_lightning.losses.distillation import frame_divergence, frame_error
+from asr_lightning.losses.transducer.distillation import JointInputs, lattice_divergence, path_divergence
+from asr_lightning.models.checkpoints import load_recognizer
+from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.models.rnn_transducer import RNNTransducer
+from asr_lightning.nn.recurrent import weights_cast_once
+
+PROBED_FRAMES = 100  # of features: utterances of so many and a few more show whether two encoders make as many frames
+PROBES = 16  # more than any encoder here joins frames
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """A batch as a recognizer has encoded it.
+
+    Attributes:
+        recognizer: The teacher, or the student.
+        frames: (B, T, D).
+        lengths: (B,) real frames.
+        targets: (B, U) token ids, padded with blanks.
+        target_lengths: (B,) real tokens.
+    """
+
+    recognizer: Recognizer
+    frames: Tensor
+    lengths: Tensor
+    targets: Tensor
+    target_lengths: Tensor
+
+    def joint_inputs(self) -> JointInputs:
+        """Return what the joint network of a transducer reads."""
+        transducer = self.recognizer
+        assert isinstance(transducer, RNNTransducer)
+        return JointInputs(transducer.joint, transducer.project(self.frames), transducer.predict(self.targets))
+
+
+class DistillationTerm(nn.Module, ABC):
+    """Base class: what a student's training adds to the loss of each utterance.
+
+    Its parameters are trained with the student's. They are no part of the student's `state_dict`.
+
+    Args:
+        weight: Factor of the term; 0 leaves it out.
+
+    Raises:
+        ValueError: The weight is negative or not finite.
+    """
+
+    name = ""  # in logs, as `train/distillation/<name>`
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"{type(self).__name__}: expected a weight from 0, got {weight}")
+        self.weight = weight
+
+    @abstractmethod
+    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
+        """Make what is learned, before training begins.
+
+        Raises:
+            InputError: The term cannot be computed of these two.
+        """
+
+    @abstractmethod
+    def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
+        """Return the term of each utterance without its weight, (B,); it has a gradient for the student alone."""
+
+
+class PosteriorTerm(DistillationTerm, ABC):
+    """Base class of terms over the posteriors of tokens, which both networks need to have alike.
+
+    Args:
+        weight: Factor of the term; 0 leaves it out.
+        temperature: Divides the logits of both; the term is multiplied by its square [Hinton et al. 2015, §2].
+
+    Raises:
+        ValueError: The weight is negative, or the temperature is not above 0.
+    """
+
+    def __init__(self, weight: float, temperature: float = 1.0) -> None:
+        super().__init__(weight)
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"{type(self).__name__}: expected a temperature above 0, got {temperature}")
+        self.temperature = temperature
+
+    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
+        """Compare the tokens.
+
+        Raises:
+            InputError: They differ.
+        """
+        own, other = student.tokenizer, teacher.tokenizer
+        if own.tokens == other.tokens and own.blank_id == other.blank_id:
+            return
+        different = [f"{a!r} and {b!r}" for a, b in zip(own.tokens, other.tokens, strict=False) if a != b]
+        raise InputError(
+            f"{type(self).__name__} compares the probabilities of tokens: expected the same ones in the same order, "
+            f"found {len(own.tokens)} of the student and {len(other.tokens)} of the teacher"
+            + (f", first {different[0]}" if different else "")
+            + "; give the student the teacher's tokenizer, or use EncoderDistillation"
+        )
+
+
+class LatticeDistillation(PosteriorTerm):
+    """Divergence at all nodes of the lattice, with three classes: blank, next token, rest.
+
+    It is summed over T · (U + 1) nodes, so its weight is much below 1: `losses.transducer.distillation` has it.
+
+    Args:
+        weight: Factor of the term; 0 leaves it out.
+        temperature: Divides the logits of both.
+    """
+
+    name = "lattice"
+
+    def __init__(self, weight: float = 0.01, temperature: float = 1.0) -> None:
+        super().__init__(weight, temperature)
+
+    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
+        """Check that both are transducers with the same tokens.
+
+        Raises:
+            InputError: They are not.
+        """
+        _check_transducers(self, student, teacher)
+        super().prepare(student, teacher)
+
+    def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
+        """Return the divergence of each utterance, (B,)."""
+        return lattice_divergence(*_of_transducers(student, teacher), temperature=self.temperature)
+
+
+class PathDistillation(PosteriorTerm):
+    """Divergence of all tokens at the T + U nodes of the teacher's most probable alignment.
+
+    Args:
+        weight: Factor of the term; 0 leaves it out.
+        temperature: Divides the logits of both.
+    """
+
+    name = "path"
+
+    def __init__(self, weight: float = 0.5, temperature: float = 1.0) -> None:
+        super().__init__(weight, temperature)
+
+    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
+        """Check that both are transducers with the same tokens.
+
+        Raises:
+            InputError: They are not.
+        """
+        _check_transducers(self, student, teacher)
+        super().prepare(student, teacher)
+
+    def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
+        """Return the divergence of each utterance, (B,)."""
+        return path_divergence(*_of_transducers(student, teacher), temperature=self.temperature)
+
+
+class CTCDistillation(PosteriorTerm):
+    """Divergence of all tokens at every frame of the CTC outputs, of CTC models and of those with a `ctc_weight`.
+
+    Args:
+        weight: Factor of the term; 0 leaves it out.
+        temperature: Divides the logits of both.
+    """
+
+    name = "ctc"
+
+    def __init__(self, weight: float = 0.5, temperature: float = 1.0) -> None:
+        super().__init__(weight, temperature)
+
+    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
+        """Check that both have a CTC output with the same tokens.
+
+        Raises:
+            InputError: They have not.
+        """
+        for role, recognizer in (("student", student), ("teacher", teacher)):
+            if ctc_output(recognizer) is None:
+                raise InputError(
+                    f"CTCDistillation: expected a CTC output of the {role}, found none of {type(recognizer).__name__}; "
+                    "set its ctc_weight above 0, or use EncoderDistillation"
+                )
+        super().prepare(student, teacher)
+
+    def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
+        """Return the divergence of each utterance, (B,)."""
+        own, other = (ctc_output(encoded.recognizer) for encoded in (student, teacher))
+        assert own is not None and other is not None
+        with torch.no_grad():
+            expected = other(teacher.frames)
+        return frame_divergence(own(student.frames), expected, student.lengths, self.temperature)
+
+
+class EncoderDistillation(DistillationTerm):
+    """Mean squared difference of encoded frames, over real frames and the teacher's units.
+
+    The student's frames go through a learned linear projection, which begins as the identity where both encoders have
+    the same size.
+
+    Args:
+        weight: Factor of the term; 0 leaves it out.
+    """
+
+    name = "encoder"
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.projection: Projection | None = None
+
+    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
+        """Make the projection, unless this training has one from before; nothing random of the run is used up."""
+        sizes = student.encoder.dimension, teacher.encoder.dimension
+        if self.projection is not None:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.projection = Projection(*sizes)
+        if sizes[0] == sizes[1]:
+            nn.init.eye_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
+
+    def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
+        """Return the mean squared difference of each utterance, (B,)."""
+        assert self.projection is not None
+        return frame_error(self.projection(student.frames), teacher.frames, student.lengths)
+
+
+class Projection(nn.Linear):
+    """A linear layer that is no part of the `state_dict` of the module around it; `parts` has its values."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ANN401
+        return
+
+    def _load_from_state_dict(self, *_: Any) -> None:  # noqa: ANN401
+        return
+
+
+class Distillation(Callback):
+    """Adds to the student's loss in training how far its predictions are from those of a frozen teacher.
+
+    The teacher reads the same audio in evaluation mode, without masks over its features. It is no part of the student:
+    not of its `state_dict`, its checkpoints or its optimizer. What a term learns is trained by the student's optimizer,
+    and kept in the state of this callback, so that a resumed run goes on exactly.
+
+    `train/loss` includes the terms; `train/distillation/<term>` is each one's mean over a batch, without its weight.
+
+    Args:
+        teacher: Path of the teacher's checkpoint; None trains without one.
+        made_by: The command that makes this checkpoint, for the message when it is missing.
+        terms: What is compared; `LatticeDistillation` if None.
+
+    Raises:
+        InputError: The checkpoint is missing, or teacher and student cannot be compared.
+    """
+
+    def __init__(
+        self, teacher: str | None = None, made_by: str = "", terms: list[DistillationTerm] | None = None
+    ) -> None:
+        self.teacher = teacher
+        self.made_by = made_by
+        self.terms = [LatticeDistillation()] if terms is None else list(terms)
+        self._used = [term for term in self.terms if term.weight > 0]
+        self._network: Recognizer | None = None
+        self._resumed = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read the teacher, and give the student what is learned, before its optimizer is made.
+
+        Raises:
+            InputError: As of the class.
+        """
+        if stage != "fit" or self.teacher is None or not self._used:
+            return
+        if not isinstance(pl_module, Recognizer):
+            raise InputError(f"distillation: expected a recognizer to train, got {type(pl_module).__name__}")
+        if not Path(self.teacher).is_file():
+            advice = f"; make it with `{self.made_by}`" if self.made_by else ""
+            raise InputError(f"no teacher's checkpoint at {self.teacher} ({Path(self.teacher).absolute()}){advice}")
+        with torch.random.fork_rng(devices=[]):  # a run with a teacher draws the same numbers as one without
+            self._network = load_recognizer(self.teacher).requires_grad_(False)
+        for term in self._used:
+            term.prepare(pl_module, self._network)
+        learned = [term for term in self._used if any(True for _ in term.parameters())]
+        if learned:
+            pl_module.add_module("distillation", nn.ModuleList(learned))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the frames of both encoders, and add the terms to the student's loss.
+
+        Raises:
+            InputError: They make other numbers of frames; each process has only a part of the weights; or a training
+                is resumed that had not these terms.
+        """
+        if self._network is None:
+            return
+        if isinstance(pl_module, FSDPModule):
+            raise InputError(
+                f"distillation: expected whole weights, got those that processes share by "
+                f"{type(trainer.strategy).__name__}. Train with --trainer.strategy ddp"
+            )
+        assert isinstance(pl_module, Recognizer)
+        if trainer.ckpt_path is not None and not self._resumed and self._learned():
+            raise InputError(
+                f"{trainer.ckpt_path} was trained without these distillation terms, so what they learn is not known: "
+                "begin a new run, with initialize_from.checkpoint for its weights"
+            )
+        self._network.to(pl_module.device)
+        check_frames(pl_module, self._network)
+        pl_module.added_loss = self._added_loss(pl_module)
+        terms = ", ".join(f"{term.weight:g} × {type(term).__name__}" for term in self._used)
+        rank_zero_info(f"distillation from {self.teacher}: {terms}")
+
+    def _added_loss(self, student: Recognizer) -> Any:  # noqa: ANN401 - an AddedLoss
+        def added_loss(encoded: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+            targets = student.targets(batch)
+            own = EncodedBatch(student, encoded, lengths, *targets)
+            other = self.encode(batch, lengths, targets)
+            values = [term(own, other) for term in self._used]
+            logged = {
+                f"train/distillation/{term.name}": value.detach().nanmean()
+                for term, value in zip(self._used, values, strict=True)
+            }
+            student.log_dict(logged, batch_size=len(batch))
+            weighted = [term.weight * value for term, value in zip(self._used, values, strict=True)]
+            return torch.stack(weighted).sum(dim=0)
+
+        return added_loss
+
+    @torch.no_grad()
+    def encode(self, batch: Batch, lengths: Tensor, targets: tuple[Tensor, Tensor]) -> EncodedBatch:
+        """Return a batch as the teacher encodes it.
+
+        Args:
+            batch: B utterances.
+            lengths: (B,) real frames of the student.
+            targets: Token ids (B, U) and their lengths (B,).
+
+        Raises:
+            InputError: The teacher makes another number of frames than the student.
+        """
+        assert self._network is not None
+        with weights_cast_once(batch.audio.device):
+            frames, own_lengths = self._network(batch.audio, batch.audio_lengths)
+        if batch.audio.device.type == "cpu" and not torch.equal(own_lengths, lengths):  # on a GPU, see `check_frames`
+            raise InputError(_other_frames(own_lengths.tolist(), lengths.tolist()))
+        return EncodedBatch(self._network, frames, lengths, *targets)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the student as it was."""
+        if isinstance(pl_module, Recognizer) and self._network is not None:
+            pl_module.added_loss = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take out of the student what only training needs, and free the teacher."""
+        if stage == "fit":
+            self._network = None
+            if isinstance(pl_module, Recognizer):
+                pl_module.added_loss = None
+                pl_module._modules.pop("distillation", None)
+
+    def _learned(self) -> dict[str, Tensor]:
+        return {
+            f"{number} {type(term).__name__} {name}": parameter
+            for number, term in enumerate(self._used)
+            for name, parameter in term.named_parameters()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the terms have learned."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self._learned().items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what the terms had learned.
+
+        Raises:
+            InputError: It is of other terms, or of another size.
+        """
+        own = self._learned()
+        saved = {name: tuple(value.shape) for name, value in state_dict.items()}
+        if saved != {name: tuple(parameter.shape) for name, parameter in own.items()}:
+            raise InputError(
+                f"the checkpoint is of a training with other distillation terms: it has learned {saved or 'nothing'} "
+                f"there, and {[*own] or 'nothing'} is expected here; keep the terms, or begin a new run"
+            )
+        for name, parameter in own.items():
+            parameter.copy_(state_dict[name])
+        self._resumed = True
+
+
+def check_terms(callbacks: Iterable[Callback], checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse to go on without distillation from a checkpoint whose optimizer also trains what its terms learn.
+
+    Raises:
+        InputError: No callback is a `Distillation`, and the checkpoint has the state of one.
+    """
+    there = any(Distillation.__name__ in key and state for key, state in checkpoint.get("callbacks", {}).items())
+    if there and not any(isinstance(callback, Distillation) for callback in callbacks):
+        raise InputError(
+            f"{path} is of a training with distillation, whose terms are trained with the model: expected the key "
+            "`distillation` with the same terms, found no teacher; or begin a new run, with initialize_from.checkpoint "
+            "for the weights"
+        )
+
+
+def check_frames(student: Recognizer, teacher: Recognizer) -> None:
+    """Refuse a teacher that makes another number of frames of the same audio than its student.
+
+    Raises:
+        InputError: It does, or it reads audio of another sampling rate.
+    """
+    rates = student.features.sample_rate, teacher.features.sample_rate
+    if rates[0] != rates[1]:
+        raise InputError(f"distillation: expected a teacher for audio of {rates[0]} Hz, found one for {rates[1]} Hz")
+    hop = student.features.hop_samples
+    samples = hop * torch.arange(PROBED_FRAMES, PROBED_FRAMES + PROBES, device=student.device)
+    audio = torch.zeros(PROBES, int(samples[-1]), device=student.device)
+    training = student.training
+    student.eval()
+    with torch.no_grad():
+        (_, own), (_, other) = student(audio, samples), teacher(audio, samples)
+    student.train(training)
+    if not torch.equal(own, other):
+        raise InputError(_other_frames(other.tolist(), own.tolist()))
+
+
+def _other_frames(teacher: list[int], student: list[int]) -> str:
+    of_teacher, of_student = next((a, b) for a, b in zip(teacher, student, strict=True) if a != b)
+    return (
+        f"distillation: the teacher encodes an utterance as {of_teacher} frames and the student as {of_student}; "
+        "expected as many, so make the hop of the features and the subsampling of the encoders the same"
+    )
+
+
+def _check_transducers(term: DistillationTerm, student: Recognizer, teacher: Recognizer) -> None:
+    for role, recognizer in (("student", student), ("teacher", teacher)):
+        if not isinstance(recognizer, RNNTransducer):
+            raise InputError(
+                f"{type(term).__name__}: expected a transducer as the {role}, found {type(recognizer).__name__}; use "
+                "CTCDistillation or EncoderDistillation"
+            )
+
+
+def _of_transducers(
+    student: EncodedBatch, teacher: EncodedBatch
+) -> tuple[JointInputs, JointInputs, Tensor, Tensor, Tensor, int]:
+    """Return the arguments of the divergences of transducers but the temperature."""
+    with torch.no_grad():
+        other = teacher.joint_inputs()
+    blank_id = student.recognizer.tokenizer.blank_id
+    lengths = student.lengths, student.target_lengths
+    return student.joint_inputs(), other, student.targets, *lengths, blank_id
