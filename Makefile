@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: help install demo ws rnnt-loss ws-lstm las las-search las-attention e2e e2e-ws students hybrid ds2 ds2-attention ds2-features ds2-extractors
+.PHONY: help install demo ws distillation rnnt-loss ws-lstm las las-search las-attention e2e e2e-ws students hybrid ds2 ds2-attention ds2-features ds2-extractors
 .PHONY: kospeech kspon architectures rehearse report dashboard docs test lint bench peers
 .DELETE_ON_ERROR:
 
@@ -45,6 +45,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## teacher, student from random weights and from selected ones, table, picture and page
 	@$(ABLATE) weight_selection --seeds 1 --variants random selected --jobs 2
 ws: $(INSTALLED); $(ABLATE) weight_selection $(OPTIONS) ## weight selection against random weights, nine ways
+distillation: $(INSTALLED); $(ABLATE) distillation $(OPTIONS) ## weights of a teacher, its predictions, or both
 rnnt-loss: $(INSTALLED); $(ABLATE) rnnt_loss $(OPTIONS) ## the transducer's loss, exact and pruned
 ws-lstm: $(INSTALLED); $(ABLATE) weight_selection_lstm $(OPTIONS) ## the same with LSTM encoders of full size; SCALE=full only
 e2e: $(INSTALLED); $(ABLATE) e2e $(OPTIONS) ## end-to-end models A and B and the hybrid, and what their layers hold
