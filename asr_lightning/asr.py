@@ -37,6 +37,7 @@ COMMANDS = {
         "ngram": "estimate n-gram language models, and measure their perplexity",
         "hybrid": "make the states, alignments and graphs of a BLSTM-HMM hybrid; tune its language model",
         "shards": "write a corpus as tar files",
+        "teacher": "show what a student would get of a teacher by weight selection",
         "parameters": "count the parameters of experiments",
     },
     "Run many trainings": {

@@ -13,6 +13,7 @@ wherever it is read. So weights are selected along the meaning of their axes (`a
 | layers (entries of a `ModuleList`)             | those of the layer rule                                           |
 """
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -44,11 +45,13 @@ class Selected:
         name: In the student.
         source: The parameter of the teacher; empty if it has none and the student keeps its own values.
         axes: Per axis, in words, what was taken.
+        share: Of its values that are the teacher's, from 0 to 1.
     """
 
     name: str
     source: str
     axes: tuple[str, ...]
+    share: float
 
     def __str__(self) -> str:
         if not self.source:
@@ -89,7 +92,7 @@ def select_weights(
     Raises:
         InputError: The teacher is smaller, shallower, of another structure or features, or shares no token.
     """
-    modules = _teacher_modules(student, teacher, layers)
+    modules = teacher_modules(student, teacher, layers)
     axes_of = module_axes if axis_aware else _plain_axes
     axes, teacher_axes, teacher_weights = axes_of(student), axes_of(teacher), teacher.state_dict()
     parts = dict(teacher.named_children())
@@ -100,7 +103,7 @@ def select_weights(
         source = f"{modules[owner]}.{leaf}".strip(".")
         if source not in teacher_weights and name.split(".")[0] not in parts:
             weights[name] = own.detach().clone()
-            report.append(Selected(name, "", ()))
+            report.append(Selected(name, "", (), 0.0))
             continue
         if len(axes[name]) != len(teacher_axes.get(source, ())):
             raise _unusable(f"it has no {source} like the student's {name}")
@@ -112,7 +115,8 @@ def select_weights(
             except InputError as error:
                 raise _unusable(f"axis {place} of {name} {error}") from None
         weights[name] = take(own.detach(), teacher_weights[source].detach(), [pick.places for pick in picks])
-        report.append(Selected(name, source, tuple(pick.words for pick in picks)))
+        share = math.prod(float((pick.places >= 0).double().mean()) for pick in picks)
+        report.append(Selected(name, source, tuple(pick.words for pick in picks), share))
     return weights, report
 
 
@@ -120,8 +124,12 @@ def _unusable(reason: str) -> InputError:
     return InputError(f"this teacher cannot be used: {reason}")
 
 
-def _teacher_modules(student: nn.Module, teacher: nn.Module, rule: LayerRule) -> dict[str, str]:
-    """Return the teacher's name of each of the student's modules, by the layer rule."""
+def teacher_modules(student: nn.Module, teacher: nn.Module, rule: LayerRule) -> dict[str, str]:
+    """Return the teacher's name of each of the student's modules, by the layer rule.
+
+    Raises:
+        InputError: The teacher has fewer layers, or a part of another class.
+    """
     theirs = dict(teacher.named_modules(remove_duplicate=False))
     names = {"": ""}
     layers: dict[str, Tensor] = {}  # by the name of a ModuleList, which of the teacher's its entries are

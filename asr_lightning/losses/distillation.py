@@ -1,4 +1,4 @@
-"""Distances of a student from its teacher, frame by frame [Hinton et al. 2015, "Distilling the knowledge"]."""
+"""Distances of a student from its teacher, frame by frame [Hinton et al. 2015]."""
 
 import math
 

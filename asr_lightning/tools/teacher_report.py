@@ -1,0 +1,285 @@
+"""What a student gets of a teacher by weight selection, and how similar the layers are that are kept and skipped."""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from asr_lightning.analysis.similarity import layer_similarities, stretched
+from asr_lightning.batch import Batch
+from asr_lightning.callbacks.weight_selection import Selected, check_features, select_weights, teacher_modules
+from asr_lightning.errors import InputError
+from asr_lightning.files import read_experiment, write_atomically
+from asr_lightning.models.checkpoints import build_recognizer
+from asr_lightning.models.experiment import read_part
+from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.report.tables import Table, as_csv, as_text, number
+from asr_lightning.tools.transcription import prepare_recognizer
+from asr_lightning.tools.weight_lines import read_batches
+
+RULES = ("layers", "elements", "axis_aware", "seed")  # of `select_weights`, as the key `weight_selection` has them
+LAYER = re.compile(r"\.\d+(?=\.|$)")  # the number of an entry of a list
+PARAMETER_COLUMNS = ("parameter", "shape", "from", "teacher_shape", "axes", "share")
+LAYER_COLUMNS = ("teacher_layer", "student_layer", "to_below", "kept_layer", "to_kept", "selected", "random")
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """A layer of a teacher's encoder and its similarities, from 0 to 1; None where there is nothing to compare.
+
+    Attributes:
+        name: Of the teacher's layer.
+        student: The layer of the student that is made from it; empty if it is skipped.
+        to_below: To the layer below.
+        kept: The most similar other layer that is kept; empty where no other is.
+        to_kept: To this layer.
+        selected: Of the student's layer with selected weights to it; None if it is skipped.
+        random: Of the student's layer with random weights; None if it is skipped.
+    """
+
+    name: str
+    student: str
+    to_below: float | None
+    kept: str
+    to_kept: float | None
+    selected: float | None
+    random: float | None
+
+    def row(self) -> list[str | float | None]:
+        """Return the columns `LAYER_COLUMNS`."""
+        return [self.name, self.student, self.to_below, self.kept, self.to_kept, self.selected, self.random]
+
+
+def report(
+    teacher_path: Path,
+    config: Path,
+    output: Path,
+    rules: Mapping[str, str],
+    subset: str | None,
+    utterances: int,
+    seed: int,
+    device: str,
+) -> str:
+    """Write weights.csv and layers.csv, and return both tables as text.
+
+    Args:
+        teacher_path: Checkpoint of the teacher.
+        config: Experiment of the student.
+        output: Folder of the files.
+        rules: Of `select_weights`, in place of those of the experiment.
+        subset: Of its data; None for the first one of validation.
+        utterances: Drawn at random.
+        seed: Of this draw, and of the student's random weights.
+        device: `cpu`, `cuda` or `auto`.
+
+    Raises:
+        InputError: The teacher cannot be used for this student, or the files cannot be read.
+    """
+    teacher = prepare_recognizer(teacher_path, device, None)
+    torch.manual_seed(seed)
+    student = build_recognizer(read_part(config)).eval()
+    check_features(student.features, teacher.features)
+    given = read_experiment(config).get("weight_selection") or {}
+    chosen: dict[str, Any] = {**{key: given[key] for key in RULES if key in given}, **rules}
+    weights, received = select_weights(student, teacher, **chosen)
+    selected = copy.deepcopy(student)
+    selected.load_state_dict(weights)
+    shapes = {name: tuple(tensor.shape) for name, tensor in teacher.state_dict().items()}
+    own = {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
+    subset, batches = read_batches(config, subset, utterances, seed)
+    modules = teacher_modules(student, teacher, chosen.get("layers", "first"))
+    fits, frames = layer_fits(student, selected, teacher, modules, batches)
+    rows = [
+        (part.name, _shape(own[part.name]), part.source, _shape(shapes.get(part.source)), " | ".join(part.axes),
+         part.share) for part in received
+    ]  # fmt: skip
+    write_atomically(output / "weights.csv", as_csv([PARAMETER_COLUMNS, *rows]))
+    lines = [["" if value is None else value for value in fit.row()] for fit in fits]
+    write_atomically(output / "layers.csv", as_csv([LAYER_COLUMNS, *lines]))
+    rule = ", ".join(f"{key} {value}" for key, value in {"layers": "first", "elements": "uniform", **chosen}.items())
+    return "\n".join(
+        [
+            f"weights of {config} from {teacher_path} ({rule}):",
+            as_text(module_table(received, own, shapes)),
+            "",
+            f"layers of the teacher's encoder over {frames} frames of {subset}, similarity by linear CKA:",
+            as_text(layer_table(fits)),
+            *_summary(fits),
+            f"{output / 'weights.csv'} and {output / 'layers.csv'} have all numbers",
+        ]
+    )
+
+
+def module_table(
+    received: Sequence[Selected], own: Mapping[str, tuple[int, ...]], teacher: Mapping[str, tuple[int, ...]]
+) -> Table:
+    """Return a line for each part of the student, layer by layer: values, source, shares of its own and the teacher's.
+
+    Args:
+        received: As `select_weights` returns it.
+        own: Shapes of the student's state_dict.
+        teacher: Shapes of the teacher's.
+    """
+    rows: Table = [["part", "values", "from", "selected", "of the teacher's"]]
+    groups: dict[str, list[Selected]] = {}
+    for part in received:
+        groups.setdefault(_part(part.name), []).append(part)
+    groups["all"] = list(received)
+    for name, parts in groups.items():
+        sizes = [int(np.prod(own[part.name])) for part in parts]
+        taken = sum(part.share * size for part, size in zip(parts, sizes, strict=True))
+        theirs = sum(int(np.prod(teacher[part.source])) for part in parts if part.source)
+        if name == "all":
+            theirs = sum(int(np.prod(shape)) for shape in teacher.values())
+        sources = {_part(part.source) for part in parts if part.source} if name != "all" else {"the teacher"}
+        rows.append([
+            name, f"{sum(sizes):,}", ", ".join(sorted(sources)) or "–", f"{taken / max(1, sum(sizes)):.1%}",
+            f"{taken / theirs:.1%}" if theirs else "–",
+        ])  # fmt: skip
+    return rows
+
+
+def _part(name: str) -> str:
+    """Return the name up to the first number of a layer, or that of the part and of its child."""
+    numbered = LAYER.search(name)
+    return name[: numbered.end()] if numbered else ".".join(name.split(".")[:-1][:2])
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "" if shape is None else " × ".join(map(str, shape)) or "1"
+
+
+def layer_table(fits: Sequence[LayerFit]) -> Table:
+    """Return a line for each layer of the teacher."""
+    rows: Table = [["layer", "becomes", "to layer below", "to a kept one", "which", "selected", "random"]]
+    for fit in fits:
+        numbers = [number(value, ".3f") for value in (fit.to_below, fit.to_kept, fit.selected, fit.random)]
+        rows.append([fit.name, fit.student or "skipped", numbers[0], numbers[1], fit.kept or "–", *numbers[2:]])
+    return rows
+
+
+def _summary(fits: Sequence[LayerFit]) -> list[str]:
+    skipped = [fit.to_kept for fit in fits if not fit.student and fit.to_kept is not None]
+    lines = []
+    if skipped:
+        lines.append(
+            f"{len(skipped)} of {len(fits)} layers are skipped; their similarity to the nearest kept one is "
+            f"{np.mean(skipped):.3f} in the mean, {min(skipped):.3f} at least"
+        )
+    pairs = [(fit.selected, fit.random) for fit in fits if fit.selected is not None and fit.random is not None]
+    if pairs:
+        first, second = (np.mean(values) for values in zip(*pairs, strict=True))
+        lines.append(f"the student's layers are similar to theirs by {first:.3f} as selected, {second:.3f} at random")
+    return lines
+
+
+def layer_fits(
+    student: Recognizer,
+    selected: Recognizer,
+    teacher: Recognizer,
+    modules: Mapping[str, str],
+    batches: Sequence[Batch],
+) -> tuple[list[LayerFit], int]:
+    """Measure the similarity of the layers of a teacher's encoder among themselves and to a student's.
+
+    Args:
+        student: With random weights, in evaluation mode.
+        selected: The same with selected weights.
+        teacher: In evaluation mode, on the device that computes.
+        modules: The teacher's module of each of the student's, by name.
+        batches: Speech.
+
+    Returns:
+        A line for each layer of the teacher, the lowest first; and the number of frames.
+
+    Raises:
+        InputError: The encoder has no list of layers, or too little speech was read.
+    """
+    path = _layer_list(teacher.encoder)
+    names = [[f"{path}.{index}" for index in range(len(net.encoder.get_submodule(path)))] for net in (teacher, student)]  # type: ignore[arg-type]
+    of_teacher, of_random, of_selected = (
+        layer_outputs(net.to(teacher.device), layers, batches)
+        for net, layers in ((teacher, names[0]), (student, names[1]), (selected, names[1]))
+    )
+    made_of = {modules[f"encoder.{name}"].removeprefix("encoder."): name for name in names[1]}
+    frames = len(of_teacher[0])
+    similar = layer_similarities(of_teacher, of_teacher)
+    fits = []
+    for index, name in enumerate(names[0]):
+        kept = [other for other, label in enumerate(names[0]) if label in made_of and other != index]
+        nearest = max(kept, key=lambda other: similar[index, other], default=None)  # noqa: B023 - used at once
+        own = made_of.get(name, "")
+        both = [
+            None if not own else float(layer_similarities([of_teacher[index]], [outputs[names[1].index(own)]])[0, 0])
+            for outputs in (of_selected, of_random)
+        ]
+        fits.append(
+            LayerFit(
+                f"encoder.{name}", f"encoder.{own}" if own else "", float(similar[index, index - 1]) if index else None,
+                "" if nearest is None else f"encoder.{names[0][nearest]}",
+                None if nearest is None else float(similar[index, nearest]), *both,
+            )
+        )  # fmt: skip
+    return fits, frames
+
+
+def _layer_list(encoder: nn.Module) -> str:
+    """Return the path of the list of layers of an encoder: the outermost one with the most values."""
+    lists = {
+        path: sum(tensor.numel() for tensor in module.state_dict().values())
+        for path, module in encoder.named_modules()
+        if isinstance(module, nn.ModuleList) and not any(char.isdigit() for char in path)
+    }
+    if not any(lists.values()):
+        raise InputError(f"{type(encoder).__name__}: expected an encoder with a list of layers to compare, found none")
+    return max(lists, key=lambda path: lists[path])
+
+
+@torch.no_grad()
+def layer_outputs(recognizer: Recognizer, layers: Sequence[str], batches: Sequence[Batch]) -> list[np.ndarray]:
+    """Return the outputs (N, D) of layers of an encoder over all utterances, each of which is read alone.
+
+    Layers with fewer frames are stretched to the most that one has. A layer with several outputs, as two directions, is
+    all of them side by side.
+
+    Args:
+        recognizer: In evaluation mode.
+        layers: Paths below the encoder.
+        batches: Speech.
+
+    Raises:
+        InputError: There are fewer than two frames, or a layer gives no frames.
+    """
+    calls: dict[str, Tensor] = {}
+    handles = []
+    for name in layers:
+
+        def keep(module: nn.Module, arguments: Any, output: Any, name: str = name) -> None:  # noqa: ANN401
+            parts = output if isinstance(output, tuple | list) else (output,)
+            frames = [part for part in parts if isinstance(part, Tensor) and part.dim() == 3]
+            calls[name] = torch.cat([part for part in frames if part.shape[1] == frames[0].shape[1]], dim=2)
+
+        handles.append(recognizer.encoder.get_submodule(name).register_forward_hook(keep))
+    outputs: list[list[np.ndarray]] = [[] for _ in layers]
+    device = recognizer.device
+    try:
+        for batch in batches:
+            for audio, length in zip(batch.audio, batch.audio_lengths, strict=True):
+                recognizer(audio[None, :length].to(device), length[None].to(device))
+                rows = [calls[name][0].float().cpu().numpy() for name in layers]
+                most = max(map(len, rows))
+                if most:
+                    for kept, values in zip(outputs, rows, strict=True):
+                        kept.append(stretched(values, most))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if sum(map(len, outputs[0])) < 2:
+        raise InputError("expected speech of two frames or more to compare layers with, found less")
+    return [np.concatenate(values) for values in outputs]
