@@ -63,7 +63,7 @@ class RelativeSelfAttention(nn.Module):
         key = split_heads(self.key(x), self.heads)
         value = split_heads(self.value(x), self.heads)
         sinusoids = relative_sinusoids(size, self.dimension, x.device).to(x.dtype)
-        position = self.position(sinusoids).unflatten(1, (self.heads, -1))  # (2T, H, d)
+        position = self.position(sinusoids).reshape(2 * size, self.heads, -1)  # (2T, H, d)
         by_position = torch.einsum("bhtd,rhd->bhtr", query + self.position_bias.unsqueeze(1), position)
         bias = _shift(by_position) / math.sqrt(self.head_dimension)  # (B, H, T, T)
         real = visible_frames(lengths, size).view(-1, 1, 1, size)
@@ -100,7 +100,7 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """Return (B, H, T, D / H) of x (B, T, D)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
 
 def _shift(scores: Tensor) -> Tensor:
@@ -110,7 +110,8 @@ def _shift(scores: Tensor) -> Tensor:
     that is one column shorter, each row begins one column earlier than the row before.
     """
     size = scores.shape[2]
-    return scores.flatten(2)[:, :, size:].unflatten(2, (size, 2 * size - 1))[:, :, :, :size]
+    rows = scores.flatten(2)[:, :, size:]
+    return rows.reshape(scores.shape[0], scores.shape[1], size, 2 * size - 1)[:, :, :, :size]
 
 
 def sinusoids(positions: Tensor, dimension: int) -> Tensor:
@@ -128,7 +129,7 @@ def relative_sinusoids(size: int, dimension: int, device: torch.device | None = 
 
     Source: Dai et al. 2019, "Transformer-XL", §3.3.
     """
-    return sinusoids(torch.arange(size, -size, -1.0, device=device), dimension)
+    return sinusoids((size - torch.arange(2 * size, device=device)).float(), dimension)
 
 
 def sinusoid_axis(dimension: int) -> Axis:
