@@ -129,9 +129,7 @@ def write_torch(form: Any, folder: Path) -> None:  # noqa: ANN401 - as above
                 f"{name}: torch.export unrolls recurrent layers ({type(recurrent[0]).__name__}) to one number of "
                 "frames; expected an encoder without them, or --format onnx"
             )
-        sizes = [
-            {axis: torch.export.Dim.AUTO for axis in graph.axes.get(key, {})} for key in graph.inputs
-        ]
+        sizes = [{axis: torch.export.Dim.AUTO for axis in graph.axes.get(key, {})} for key in graph.inputs]
         try:
             with torch.no_grad():
                 program = torch.export.export(

@@ -7,7 +7,7 @@ with the blank first; and those of NeMo, whose prediction network has a state, w
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,9 @@ from asr_lightning.errors import InputError
 from asr_lightning.models.ctc import CTCRecognizer
 from asr_lightning.models.deep_speech_2 import ClippedRNN, RecurrentLayer
 from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.models.rnn_transducer import NormalizedLSTMPredictor, RNNTransducer, StatelessPredictor
+from asr_lightning.models.rnn_transducer import RNNTransducer, StatelessPredictor
 from asr_lightning.nn.emformer import Emformer
 from asr_lightning.nn.sequences import silence_padding
-from asr_lightning.text.tokenizers import Tokenizer
 
 FRAMES = 120  # of the example that is traced
 BLANK, SPACE = "<blk>", "\N{LOWER ONE EIGHTH BLOCK}"  # as sherpa-onnx names them
@@ -32,7 +31,7 @@ NEMO: dict[str, Any] = {"minimum_hertz": 0.0, "snip_edges": False, "remove_mean"
 BELOW_NYQUIST = 400  # Hz, where sherpa-onnx ends the highest band
 TIMES = {0: "N", 1: "T"}
 
-Run = Callable[..., Sequence[Tensor]]
+Run = Callable[..., Any]  # tensors to a sequence of tensors
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,6 @@ class Exported(ABC):
 
     arguments: dict[str, Any] = KALDI
     max_symbols: int | None = None
-    option = "--model-type"
 
     def __init__(self, recognizer: Recognizer) -> None:
         recognizer = folded(recognizer)
@@ -154,7 +152,6 @@ class StatelessTransducer(Exported):
     """
 
     max_symbols = 1
-    option = "--model-type=transducer"
 
     def make_graphs(self, recognizer: RNNTransducer) -> dict[str, Graph]:
         """Return encoder, decoder and joiner, and the steps of an Emformer."""
@@ -188,8 +185,9 @@ class StatelessTransducer(Exported):
         """Return (real frames, U, V); see `Exported`."""
         encoded, encoded_lengths = runs["encoder"](features, lengths)
         context = self.graphs["decoder"].inputs["y"].shape[1]
-        before = torch.cat([tokens.new_full((len(tokens), context - 1), -1), tokens.new_zeros(len(tokens), 1), tokens], 1)
-        windows = before.unfold(1, context, 1)  # (B, U + 1, context)
+        rows = len(tokens)
+        read = torch.cat([tokens.new_full((rows, context - 1), -1), tokens.new_zeros(rows, 1), tokens], 1)
+        windows = read.unfold(1, context, 1)  # (B, U + 1, context)
         return torch.cat([
             torch.stack([
                 runs["joiner"](frames[:length], predicted.expand(int(length), -1))[0].log_softmax(1)
@@ -204,7 +202,6 @@ class StatefulTransducer(Exported):
 
     arguments = NEMO
     max_symbols = 10
-    option = "--model-type=nemo_transducer"
 
     def make_graphs(self, recognizer: RNNTransducer) -> dict[str, Graph]:
         """Return encoder, decoder and joiner, and the steps of an Emformer."""
@@ -217,7 +214,7 @@ class StatefulTransducer(Exported):
         steps = _streaming(recognizer, self.notes)
         if steps:
             self.notes.append(
-                "streaming_encoder.onnx is for onnxruntime: sherpa-onnx streams transducers with StatelessPredictor only"
+                "streaming_encoder is for onnxruntime: sherpa-onnx streams transducers with StatelessPredictor only"
             )
         return {
             "encoder": Graph(
@@ -266,8 +263,6 @@ class StatefulTransducer(Exported):
 
 class CTC(Exported):
     """A CTC recognizer, in the form that sherpa-onnx knows as that of Zipformer-CTC."""
-
-    option = "--zipformer-ctc-model"
 
     def make_graphs(self, recognizer: CTCRecognizer) -> dict[str, Graph]:
         """Return the one network."""
@@ -379,7 +374,7 @@ class StatefulDecoder(nn.Module):
     def forward(
         self, tokens: Tensor, lengths: Tensor, hidden: Tensor, cell: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Read tokens (B, 1) from states (layers, B, D); return (B, joint dimension, 1), the lengths, and the states."""
+        """Read tokens (B, 1) from states (layers, B, D); return (B, joint dimension, 1), lengths, and states."""
         state = tuple(part for pair in zip(hidden.unbind(0), cell.unbind(0), strict=True) for part in pair)
         predicted, after = self.prediction(self.order[tokens.long()], state)
         return predicted.transpose(1, 2), lengths + 0, torch.stack(after[::2]), torch.stack(after[1::2])
