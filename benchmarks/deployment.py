@@ -63,10 +63,10 @@ def main() -> None:
                 factors = row["factors"]
                 print(
                     f"| {checkpoint} | {name} | {row['megabytes']:.1f} | {statistics.median(factors):.4f} "
-                    f"({min(factors):.4f} to {max(factors):.4f}) | {row['memory']:.0f} | {row['wer']:.2f} |",
+                    f"({min(factors):.4f} to {max(factors):.4f}) | {row['memory']:.0f} | {100 * row['wer']:.2f} |",
                     flush=True,
                 )
-    print(f"\n{provenance('cpu')}")
+    print(f"\n{provenance()}")
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
