@@ -88,13 +88,17 @@ def write_checkpoint(path: Path, config: dict[str, Any]) -> Path:
     with torch.no_grad():
         for name, value in recognizer.named_buffers():
             if name.endswith(("running_mean", "running_variance")):
-                value.add_(torch.rand_like(value))
+                value.add_(0.1 * torch.rand_like(value))
         for name in ("joint", "output"):
             if part := getattr(recognizer, name, None):
                 output = getattr(part, "output", part)
                 output.weight.mul_(8)
                 output.bias.zero_()
-                output.bias[recognizer.tokenizer.blank_id] += 2
+                if name == "output":  # what all frames have in common is taken off, so that they differ
+                    audio = 0.1 * torch.randn(1, 16_000)
+                    encoded, _ = recognizer.eval()(audio, torch.tensor([16_000]))
+                    output.bias.sub_(output.weight @ encoded[0].mean(dim=0))
+                output.bias[recognizer.tokenizer.blank_id] += 2 if name == "joint" else 0
                 output.bias[[recognizer.tokenizer.unk_id, recognizer.tokenizer.eos_id]] -= 100
         if hasattr(recognizer, "encoder_projection"):
             recognizer.encoder_projection.weight.mul_(4)
