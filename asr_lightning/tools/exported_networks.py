@@ -51,7 +51,7 @@ class Graph:
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
     axes: dict[str, dict[int, str]]
-    metadata: dict[str, object] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=dict)
     defaults: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -338,6 +338,7 @@ class StreamingEncoder(nn.Module):
         lengths = lengths + torch.zeros_like(processed)  # a default is one number for all rows
         x = normalized(self.normalization, x, lengths)
         encoder = self.transducer.encoder
+        assert isinstance(encoder, Emformer)
         encoded, counts, past = encoder.step(
             x, lengths, attn_cache.transpose(1, 2), torch.div(processed, encoder.subsampling, rounding_mode="floor")
         )
