@@ -30,6 +30,7 @@ COMMANDS = {
         "transcribe": "write what is said in audio files",
         "confidence": "calibrate the confidence of words on a development set",
         "align": "write when the words and phones of a corpus are spoken",
+        "export": "write ONNX files, which sherpa-onnx executes, or programs of torch.export",
     },
     "Prepare a training": {
         "import": "make a checkpoint from weights that others have published",

@@ -2,12 +2,13 @@
 
 Every feature is `(audio (B, S), lengths (B,)) -> (features (B, T, D), lengths (B,))`. A frame never looks at padding:
 there is no centring, so frame t covers samples `t * hop` to `t * hop + window`, and an utterance of S samples has
-`1 + (S - window) // hop` frames, one at least. Frames beyond an utterance's end are exactly zero.
+`1 + (S - window) // hop` frames, one at least; `KaldiFilterBank` can do otherwise. Frames beyond an utterance's end are
+exactly zero.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torchaudio
@@ -158,6 +159,11 @@ class Features(nn.Module, ABC):
         """Return the last samples (B, S) of utterances, from the next frame's start on, with what frames see behind."""
         return audio
 
+    def cut(self, audio: Tensor, lengths: Tensor) -> Tensor:
+        """Cut audio (B, S), which is zero beyond its lengths (B,), into frames (B, T, window)."""
+        audio = functional.pad(audio, (0, max(0, self.window_samples - audio.shape[1])))
+        return audio.unfold(1, self.window_samples, self.hop_samples)
+
     def frame_lengths(self, lengths: Tensor) -> Tensor:
         """Frames (B,) of utterances of the given samples (B,)."""
         return (1 + (lengths - self.window_samples) // self.hop_samples).clamp(min=1)
@@ -178,8 +184,7 @@ class Features(nn.Module, ABC):
             possible = possible_audio(audio, lengths)  # (B,)
             lengths = lengths * possible
             audio = audio.float().masked_fill(~real_frames(lengths, audio.shape[1]), 0.0)
-            audio = functional.pad(audio, (0, max(0, self.window_samples - audio.shape[1])))
-            features = self.from_frames(audio.unfold(1, self.window_samples, self.hop_samples))  # (B, T, D)
+            features = self.from_frames(self.cut(audio, lengths))  # (B, T, D)
             lengths = self.frame_lengths(lengths)
             if self.normalization is not None:
                 features = self.normalization(features, lengths)
@@ -257,15 +262,7 @@ class LogMel(Features):
     ) -> None:
         super().__init__(mels, sample_rate, window_seconds, hop_seconds, normalization)
         self.transform_samples = _next_power_of_two(self.window_samples)
-        bank = torchaudio.functional.melscale_fbanks(
-            n_freqs=self.transform_samples // 2 + 1,
-            f_min=minimum_hertz,
-            f_max=sample_rate / 2 if maximum_hertz is None else maximum_hertz,
-            n_mels=mels,
-            sample_rate=sample_rate,
-            norm="slaney",
-            mel_scale="slaney",
-        )  # (F, mels)
+        bank = _slaney_bank(self.transform_samples, sample_rate, mels, minimum_hertz, maximum_hertz)
         self.register_buffer("bank", _without_empty_bands(bank), persistent=False)
         self.register_buffer("window", torch.hann_window(self.window_samples), persistent=False)
 
@@ -321,10 +318,11 @@ class MFCC(LogMel):
 
 
 class KaldiFilterBank(Features):
-    """Kaldi's `compute-fbank-feats` with `--dither=0 --snip-edges=true`, batched.
+    """Kaldi's `compute-fbank-feats` with `--dither=0`, batched.
 
-    Per frame: the mean is removed, pre-emphasis, Povey window, power spectrum, Kaldi's mel triangles, logarithm.
-    Equal to `torchaudio.compliance.kaldi.fbank`, which takes one utterance at a time.
+    Per frame: the mean is removed, pre-emphasis, Povey window, power spectrum, mel triangles, logarithm. Equal to
+    `torchaudio.compliance.kaldi.fbank`, which takes one utterance at a time, and to kaldi-native-fbank, with which
+    sherpa-onnx computes features: `docs/deployment.md` has the arguments that its recognizers need.
 
     Args:
         sample_rate: Samples per second.
@@ -335,6 +333,11 @@ class KaldiFilterBank(Features):
         maximum_hertz: Where the highest band ends; half the sample rate if None.
         scale: Multiplies the audio first. Kaldi itself reads samples in ±32768: use 32768 for its own numbers.
         normalization: Applied last.
+        snip_edges: Whether all frames lie within the utterance. Otherwise frame t is centered at sample
+            (t + 1/2) * hop, an utterance of S samples has S / hop frames, rounded, and what frames need beyond an end
+            is reflected there.
+        remove_mean: Whether the mean of every frame is removed.
+        mel_scale: `kaldi`, or `slaney` with area-normalized triangles, as `LogMel` has them.
 
     Raises:
         InputError: The bands are too many or too narrow: one of them would hold no frequency at all.
@@ -355,22 +358,58 @@ class KaldiFilterBank(Features):
         maximum_hertz: float | None = None,
         scale: float = 1.0,
         normalization: Normalization | None = None,
+        snip_edges: bool = True,
+        remove_mean: bool = True,
+        mel_scale: Literal["kaldi", "slaney"] = "kaldi",
     ) -> None:
         super().__init__(mels, sample_rate, window_seconds, hop_seconds, normalization)
-        self.scale = scale
+        self.scale, self.snip_edges, self.remove_mean = scale, snip_edges, remove_mean
         self.transform_samples = _next_power_of_two(self.window_samples)
-        bank, _ = torchaudio.compliance.kaldi.get_mel_banks(
-            mels, self.transform_samples, sample_rate, minimum_hertz, maximum_hertz or 0.0, 100.0, -500.0, 1.0
-        )  # (mels, F - 1): Kaldi leaves out the highest frequency; the last three are for warping, which is off
-        bank = functional.pad(bank, (0, 1)).T.contiguous()  # (F, mels)
+        if mel_scale == "slaney":
+            bank = _slaney_bank(self.transform_samples, sample_rate, mels, minimum_hertz, maximum_hertz)
+        else:
+            bank, _ = torchaudio.compliance.kaldi.get_mel_banks(
+                mels, self.transform_samples, sample_rate, minimum_hertz, maximum_hertz or 0.0, 100.0, -500.0, 1.0
+            )  # (mels, F - 1): Kaldi leaves out the highest frequency; the last three are for warping, which is off
+            bank = functional.pad(bank, (0, 1)).T.contiguous()  # (F, mels)
         self.register_buffer("bank", _without_empty_bands(bank), persistent=False)
         window = torch.hann_window(self.window_samples, periodic=False).pow(0.85)
         self.register_buffer("window", window, persistent=False)
 
+    def cut(self, audio: Tensor, lengths: Tensor) -> Tensor:
+        """Cut audio (B, S) of the given lengths (B,) into frames (B, T, window)."""
+        if self.snip_edges:
+            return super().cut(audio, lengths)
+        audio = functional.pad(audio, (0, max(0, 1 - audio.shape[1])))
+        count = max(1, (audio.shape[1] + self.hop_samples // 2) // self.hop_samples)
+        begin = self.hop_samples // 2 - self.window_samples // 2
+        end = begin + (count - 1) * self.hop_samples + self.window_samples
+        ends = lengths.clamp(min=1).unsqueeze(1)  # (B, 1)
+        samples = torch.arange(begin, end, device=audio.device).remainder(2 * ends)  # reflected again and again
+        samples = torch.where(samples < ends, samples, 2 * ends - 1 - samples)
+        return audio.gather(1, samples).unfold(1, self.window_samples, self.hop_samples)
+
+    def stream(self, audio: Tensor, state: AudioState, last: bool = False) -> tuple[Tensor, AudioState]:
+        """Compute the features of utterances that come in pieces, as `Features.stream` does.
+
+        Raises:
+            InputError: Frames reach beyond the ends, or the normalization needs the whole utterance.
+        """
+        if not self.snip_edges:
+            raise InputError("KaldiFilterBank: features that stream need snip_edges: true, got false")
+        return super().stream(audio, state, last)
+
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        """Frames (B,) of utterances of the given samples (B,)."""
+        if self.snip_edges:
+            return super().frame_lengths(lengths)
+        return ((lengths + self.hop_samples // 2) // self.hop_samples).clamp(min=1)
+
     def from_frames(self, frames: Tensor) -> Tensor:
         """Turn frames of audio (B, T, window) into log mel energies (B, T, D)."""
         frames = frames * self.scale
-        frames = frames - frames.mean(dim=2, keepdim=True)
+        if self.remove_mean:
+            frames = frames - frames.mean(dim=2, keepdim=True)
         previous = torch.cat([frames[:, :, :1], frames[:, :, :-1]], dim=2)
         power = _power((frames - self.PREEMPHASIS * previous) * self.window, self.transform_samples)  # (B, T, F)
         return (power @ self.bank).clamp(min=torch.finfo(torch.float32).eps).log()
@@ -382,6 +421,21 @@ def _samples(seconds: float, sample_rate: int) -> int:
 
 def _next_power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
+
+
+def _slaney_bank(
+    transform_samples: int, sample_rate: int, mels: int, minimum_hertz: float, maximum_hertz: float | None
+) -> Tensor:
+    """Area-normalized triangles (F, mels) on Slaney's mel scale."""
+    return torchaudio.functional.melscale_fbanks(
+        n_freqs=transform_samples // 2 + 1,
+        f_min=minimum_hertz,
+        f_max=sample_rate / 2 if maximum_hertz is None else maximum_hertz,
+        n_mels=mels,
+        sample_rate=sample_rate,
+        norm="slaney",
+        mel_scale="slaney",
+    )
 
 
 def _power(frames: Tensor, transform_samples: int) -> Tensor:

@@ -87,8 +87,9 @@ class RelativeSelfAttention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
         """Attend from queries (B, Q, inner) of the newest of the frames of keys and values (B, K, inner)."""
         query, key, value = (split_heads(part, self.heads) for part in (query, key, value))  # (B, H, Q or K, d)
-        sinusoids = relative_sinusoids(query.shape[2], self.dimension, query.device, key.shape[2]).to(query.dtype)
-        position = self.position(sinusoids).unflatten(1, (self.heads, -1))  # (K + Q, H, d)
+        queries, keys = query.shape[2], key.shape[2]
+        sinusoids = relative_sinusoids(queries, self.dimension, query.device, keys).to(query.dtype)
+        position = self.position(sinusoids).reshape(keys + queries, self.heads, -1)  # (K + Q, H, d)
         by_position = torch.einsum("bhtd,rhd->bhtr", query + self.position_bias.unsqueeze(1), position)
         bias = _shift(by_position) / math.sqrt(self.head_dimension)  # (B, H, Q, K)
         with torch.no_grad():  # the softmax gives no gradient to a weight of 0
@@ -124,7 +125,7 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """Return (B, H, T, D / H) of x (B, T, D)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
 
 def _shift(scores: Tensor) -> Tensor:
@@ -135,7 +136,8 @@ def _shift(scores: Tensor) -> Tensor:
     before.
     """
     queries, columns = scores.shape[2:]
-    shifted = scores.flatten(2)[:, :, queries:].unflatten(2, (queries, columns - 1))
+    rows = scores.flatten(2)[:, :, queries:]
+    shifted = rows.reshape(scores.shape[0], scores.shape[1], queries, columns - 1)
     return shifted[:, :, :, : columns - queries]
 
 
@@ -156,7 +158,8 @@ def relative_sinusoids(
 
     Source: Dai et al. 2019, "Transformer-XL", §3.3.
     """
-    return sinusoids(torch.arange(size if keys is None else keys, -size, -1.0, device=device), dimension)
+    keys = size if keys is None else keys
+    return sinusoids((keys - torch.arange(keys + size, device=device)).float(), dimension)
 
 
 def sinusoid_axis(dimension: int) -> Axis:

@@ -102,8 +102,7 @@ class Emformer(StreamingEncoder):
         """
         lengths = lengths.clamp(max=x.shape[1])
         y, _ = self._encode(self._groups(x, lengths), self._encoded_lengths(lengths), self._no_past(x))
-        size = max(x.shape[1] // self.subsampling, 1)
-        return y[:, :size], self._encoded_lengths(lengths)
+        return y[:, : self._count(x)], self._encoded_lengths(lengths)
 
     def initial_state(self, batch_size: int, device: torch.device) -> State:
         """Return what waits (B, 0, F), and of every layer keys and values to the left (B, left_context, 2 D), unseen.
@@ -132,19 +131,42 @@ class Emformer(StreamingEncoder):
         y, past = self._encode(groups, encoded + count, past, encoded)
         return y, torch.full_like(lengths, count), (x[:, segments * step :], *past, encoded + count)
 
+    def step(self, x: Tensor, lengths: Tensor, past: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode one segment, as `stream` does, without any branch on numbers: what can be exported.
+
+        Args:
+            x: Features (B, look_ahead, F) of the segment and of its right context, from frame `encoded * subsampling`
+                of the utterance on.
+            lengths: Real frames (B,) of x: all, but at the end of an utterance.
+            past: Keys and values of all layers to the left (layers, B, left_context, 2 D), zeros before the first.
+            encoded: Groups (B,) encoded by earlier steps: a multiple of `segment`.
+
+        Returns:
+            The segment (B, segment, D), its lengths (B,), and `past` for the next step.
+        """
+        x = silence_padding(self.projection(silence_padding(x, lengths)), lengths)
+        groups = x.reshape(x.shape[0], -1, self.subsampling * x.shape[2])
+        ends = (lengths // self.subsampling).clamp(min=(encoded == 0).long())
+        y, after = self._encode(groups, encoded + ends, list(past.unbind(0)), encoded)
+        return y, ends.clamp(max=self.segment), torch.stack(after)
+
     def _encoded_lengths(self, lengths: Tensor) -> Tensor:
         return (lengths // self.subsampling).clamp(min=1)
 
+    def _count(self, x: Tensor) -> int:
+        """Return how many groups x (B, T, F) has, one at least, by arithmetic that tracers record for all T."""
+        groups = x.shape[1] // self.subsampling
+        return groups + 1 // (groups + 1)
+
     def _no_past(self, x: Tensor) -> list[Tensor]:
-        return [x.new_zeros(len(x), self.left_context, 2 * self.dimension) for _ in self.layers]
+        return [x.new_zeros(x.shape[0], self.left_context, 2 * self.dimension) for _ in self.layers]
 
     def _groups(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return whole segments and right context (B, N * segment + right_context, D), zeros behind the ends."""
-        size = self.segment * math.ceil(max(x.shape[1] // self.subsampling, 1) / self.segment) + self.right_context
+        size = self.segment * ((self._count(x) + self.segment - 1) // self.segment) + self.right_context
         x = silence_padding(self.projection(silence_padding(x, lengths)), lengths)
-        missing = max(0, size * self.subsampling - x.shape[1])
-        x = functional.pad(x, (0, 0, 0, missing))[:, : size * self.subsampling]
-        return x.unflatten(1, (size, self.subsampling)).flatten(2)
+        x = functional.pad(x, (0, 0, 0, size * self.subsampling))[:, : size * self.subsampling]
+        return x.reshape(x.shape[0], -1, self.subsampling * x.shape[2])
 
     def _encode(
         self, groups: Tensor, ends: Tensor, past: list[Tensor], before: Tensor | None = None
@@ -166,7 +188,8 @@ class Emformer(StreamingEncoder):
         # The right context of an utterance's last segment begins where the utterance ends.
         first = torch.minimum(starts + self.segment, (ends - before).clamp(min=0).unsqueeze(1))  # (B, N)
         index = first.unsqueeze(2) + torch.arange(self.right_context, device=groups.device)  # (B, N, R)
-        right = groups[torch.arange(len(groups), device=groups.device).view(-1, 1, 1), index]  # (B, N, R, D)
+        picked = index.flatten(1).unsqueeze(2).expand(-1, -1, groups.shape[2])
+        right = groups.gather(1, picked).view(*index.shape, groups.shape[2])  # (B, N, R, D)
         offsets = torch.arange(-self.left_context, self.segment, device=groups.device)
         places = before.view(-1, 1, 1) + starts.view(1, -1, 1) + offsets  # (B, N, L + S)
         visible = (places >= 0) & (places < ends.view(-1, 1, 1))
@@ -249,20 +272,27 @@ class EmformerLayer(nn.Module):
         batch, segments, _, dimension = right.shape
         segment = x.shape[1] // segments
         # (B N, S + R, D): every segment with its right context behind it
-        together = torch.cat([x.unflatten(1, (segments, segment)), right], dim=2).flatten(0, 1)
+        together = torch.cat([x.reshape(batch, segments, -1, dimension), right], dim=2).flatten(0, 1)
         normed = self.attention_norm(together)
         query = self.query(normed)
         own = self.key_value(normed)  # (B N, S + R, 2 D)
         own_right = own[:, segment:]
         known = torch.cat([left, own[:, :segment].reshape(batch, -1, 2 * dimension)], dim=1)  # (B, L + N S, 2 D)
-        windows = known.unfold(1, left.shape[1] + segment, segment)  # (B, N, 2 D, L + S)
-        windows = windows.transpose(2, 3).flatten(0, 1)  # (B N, L + S, 2 D)
+        windows = _windows(known, left.shape[1] + segment, segment).flatten(0, 1)  # (B N, L + S, 2 D)
         key, value = torch.cat([windows, own_right], dim=1).chunk(2, dim=2)
         query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
         attended = attend(query, key, value, mask, self.dropout)
         together = together + self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
         hidden = self.dropout(self.activation(self.expansion(self.feed_forward_norm(together))))
         together = self.norm(together + self.dropout(self.contraction(hidden)))
-        together = together.unflatten(0, (batch, segments))
+        together = together.reshape(batch, segments, -1, dimension)
         x, right = together[:, :, :segment].flatten(1, 2), together[:, :, segment:]
         return x, right, known[:, known.shape[1] - left.shape[1] :]
+
+
+def _windows(x: Tensor, size: int, step: int) -> Tensor:
+    """Return windows (B, N, size, D) of x (B, T, D), one every `step` frames."""
+    if not torch.onnx.is_in_onnx_export():
+        return x.unfold(1, size, step).transpose(2, 3)
+    starts = torch.arange(0, x.shape[1] - size + 1, step, device=x.device)  # ONNX has no sliding windows
+    return x[:, starts.unsqueeze(1) + torch.arange(size, device=x.device)]

@@ -127,7 +127,7 @@ def reverse(x: Tensor, lengths: Tensor) -> Tensor:
     """Reverse the real frames of x (B, T, D); padding stays after them."""
     frames = torch.arange(x.shape[1], device=x.device)
     order = torch.where(frames < lengths.unsqueeze(1), lengths.unsqueeze(1) - 1 - frames, frames)
-    return x[torch.arange(len(x), device=x.device).unsqueeze(1), order]  # copies frame by frame, unlike a gather
+    return x[torch.arange(x.shape[0], device=x.device).unsqueeze(1), order]  # copies frame by frame, unlike a gather
 
 
 def read_on(

@@ -157,6 +157,8 @@ def test_normalized_features_stream_where_no_frame_needs_another() -> None:
     torch.testing.assert_close(in_pieces(features, audio, [333]), expected, atol=1e-4, rtol=1e-4)
     with pytest.raises(InputError, match="UtteranceNormalization needs the whole utterance"):
         in_pieces(LogMel(normalization=UtteranceNormalization()), audio, [333])
+    with pytest.raises(InputError, match="features that stream need snip_edges: true"):
+        in_pieces(KaldiFilterBank(snip_edges=False), audio, [333])
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -237,6 +239,31 @@ def test_global_normalization_travels_in_the_state_dict(tmp_path) -> None:
     fresh = LogMel(normalization=GlobalNormalization())
     fresh.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     torch.testing.assert_close(fresh.eval()(*batch)[0], trained.eval()(*batch)[0], atol=0.0, rtol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("slaney", "sample_rate", "mels"), [(False, 16_000, 80), (True, 16_000, 80), (False, 8_000, 20)]
+)
+def test_kaldi_filter_bank_equals_that_of_sherpa_onnx(slaney: bool, sample_rate: int, mels: int) -> None:
+    knf = pytest.importorskip("kaldi_native_fbank")
+    options = knf.FbankOptions()
+    options.frame_opts.dither, options.frame_opts.snip_edges = 0, False
+    options.frame_opts.samp_freq, options.frame_opts.remove_dc_offset = sample_rate, not slaney
+    options.mel_opts.num_bins, options.mel_opts.is_librosa = mels, slaney
+    options.mel_opts.low_freq, options.mel_opts.high_freq = 0 if slaney else 20, -400
+    module = KaldiFilterBank(
+        sample_rate, mels=mels, minimum_hertz=0.0 if slaney else 20.0, maximum_hertz=sample_rate / 2 - 400,
+        snip_edges=False, remove_mean=not slaney, mel_scale="slaney" if slaney else "kaldi",
+    )  # fmt: skip
+    rows = [speech_like(size) for size in (16_000, 12_345, 399, 100, 5_000, 81)]
+    features, lengths = module(*padded(*rows))
+    for row, found, length in zip(rows, features, lengths, strict=True):
+        theirs = knf.OnlineFbank(options)
+        theirs.accept_waveform(sample_rate, row.tolist())
+        theirs.input_finished()
+        expected = torch.tensor([theirs.get_frame(n).tolist() for n in range(theirs.num_frames_ready)])
+        torch.testing.assert_close(found[:length], expected, atol=1e-3, rtol=1e-3)
+        assert not found[length:].any()
 
 
 @pytest.mark.parametrize(
