@@ -56,20 +56,44 @@ class RelativeSelfAttention(nn.Module):
                 axes[f"{name}.bias"] = (inner,)
         return axes
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Attend over the frames of x (B, T, D), each row within its own length (B,)."""
-        size = x.shape[1]
-        query = split_heads(self.query(x), self.heads)  # (B, H, T, d)
-        key = split_heads(self.key(x), self.heads)
-        value = split_heads(self.value(x), self.heads)
-        sinusoids = relative_sinusoids(size, self.dimension, x.device).to(x.dtype)
-        position = self.position(sinusoids).unflatten(1, (self.heads, -1))  # (2T, H, d)
+    def forward(self, x: Tensor, lengths: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Attend over the frames of x (B, T, D), each row within its own length (B,).
+
+        Args:
+            x: (B, T, D).
+            lengths: (B,) real frames.
+            visible: True where a frame attends, (B, T, T), something for every frame; all real frames if None.
+        """
+        if visible is None:
+            visible = visible_frames(lengths, x.shape[1]).unsqueeze(1)  # (B, 1, T)
+        return self._attend(self.query(x), self.key(x), self.value(x), visible)
+
+    def stream(self, x: Tensor, left: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend over the frames to the left and those of the next piece.
+
+        Args:
+            x: The piece (B, T, D).
+            left: Keys and values of L frames before it (B, L, 2 inner).
+            visible: True where its frames attend, (B, 1 or T, L + T), something for every frame.
+
+        Returns:
+            (B, T, D), and the keys and values of the L frames before the next piece.
+        """
+        known = torch.cat([left, torch.cat([self.key(x), self.value(x)], dim=2)], dim=1)
+        key, value = known.chunk(2, dim=2)
+        attended = self._attend(self.query(x), key, value, visible)
+        return attended, known[:, known.shape[1] - left.shape[1] :]
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
+        """Attend from queries (B, Q, inner) of the newest of the frames of keys and values (B, K, inner)."""
+        query, key, value = (split_heads(part, self.heads) for part in (query, key, value))  # (B, H, Q or K, d)
+        sinusoids = relative_sinusoids(query.shape[2], self.dimension, query.device, key.shape[2]).to(query.dtype)
+        position = self.position(sinusoids).unflatten(1, (self.heads, -1))  # (K + Q, H, d)
         by_position = torch.einsum("bhtd,rhd->bhtr", query + self.position_bias.unsqueeze(1), position)
-        bias = _shift(by_position) / math.sqrt(self.head_dimension)  # (B, H, T, T)
-        real = visible_frames(lengths, size).view(-1, 1, 1, size)
+        bias = _shift(by_position) / math.sqrt(self.head_dimension)  # (B, H, Q, K)
         with torch.no_grad():  # the softmax gives no gradient to a weight of 0
-            bias.masked_fill_(~real, float("-inf"))
-        attended = attend(query + self.content_bias.unsqueeze(1), key, value, bias, self.dropout)  # (B, H, T, d)
+            bias.masked_fill_(~visible.unsqueeze(1), float("-inf"))
+        attended = attend(query + self.content_bias.unsqueeze(1), key, value, bias, self.dropout)  # (B, H, Q, d)
         return self.output(attended.transpose(1, 2).flatten(2))
 
 
@@ -104,13 +128,15 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _shift(scores: Tensor) -> Tensor:
-    """Convert scores (B, H, T, 2T) by distance to scores (B, H, T, T) by frame: [i, j] has the distance i - j.
+    """Convert scores (B, H, Q, K + Q) by distance to scores (B, H, Q, K) by frame, of Q queries at the last Q keys.
 
-    Column c has the distance T - c, so row i needs the columns from T - i on. Read from column T on with a row length
-    that is one column shorter, each row begins one column earlier than the row before.
+    [i, j] has the distance K - Q + i - j. Column c has the distance K - c, so row i needs the columns from Q - i on.
+    Read from column Q on with a row length that is one column shorter, each row begins one column earlier than the row
+    before.
     """
-    size = scores.shape[2]
-    return scores.flatten(2)[:, :, size:].unflatten(2, (size, 2 * size - 1))[:, :, :, :size]
+    queries, columns = scores.shape[2:]
+    shifted = scores.flatten(2)[:, :, queries:].unflatten(2, (queries, columns - 1))
+    return shifted[:, :, :, : columns - queries]
 
 
 def sinusoids(positions: Tensor, dimension: int) -> Tensor:
@@ -123,12 +149,14 @@ def sinusoids(positions: Tensor, dimension: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :dimension]
 
 
-def relative_sinusoids(size: int, dimension: int, device: torch.device | None = None) -> Tensor:
-    """Return sinusoids (2 * size, dimension) of the distances size, …, 0, …, -(size - 1).
+def relative_sinusoids(
+    size: int, dimension: int, device: torch.device | None = None, keys: int | None = None
+) -> Tensor:
+    """Return sinusoids (keys + size, dimension) of the distances keys, …, 0, …, -(size - 1); as many keys if None.
 
     Source: Dai et al. 2019, "Transformer-XL", §3.3.
     """
-    return sinusoids(torch.arange(size, -size, -1.0, device=device), dimension)
+    return sinusoids(torch.arange(size if keys is None else keys, -size, -1.0, device=device), dimension)
 
 
 def sinusoid_axis(dimension: int) -> Axis:

@@ -183,7 +183,8 @@ def _check(channels: Sequence[int], kernels: Sequence[object], strides: Sequence
 class ConvolutionalSubsampling(nn.Module):
     """3 × 3 convolutions of stride 2 over time and frequency, each halving both, then a projection.
 
-    Each convolution makes T / 2 frames, rounded up, of T.
+    Each convolution makes T / 2 frames, rounded up, of T. Its output t is of the frames 2t - 1, 2t and 2t + 1, so that
+    every group of `factor` input frames gives an output frame that needs no later group, and streams.
 
     Args:
         input_dimension: F, dimension of the features.
@@ -203,7 +204,8 @@ class ConvolutionalSubsampling(nn.Module):
         if factor not in (2, 4, 8):
             raise ValueError(f"subsampling factor must be 2, 4 or 8, got {factor}")
         self.channels = channels
-        self.frequencies = input_dimension
+        self.factor = factor
+        self.input_dimension = self.frequencies = input_dimension
         inputs = 1
         convolutions = []
         for _ in range(factor.bit_length() - 1):
@@ -221,13 +223,53 @@ class ConvolutionalSubsampling(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Subsample x (B, T, F) to (B, T / factor, D)."""
-        # (B, 1, T, F), with channels last in memory, also of all later tensors: half the time on a CPU
-        x = silence_padding(x, lengths).unsqueeze(3).permute(0, 3, 1, 2)
-        for convolution in self.convolutions:
-            x = convolution(x)
-            lengths = (lengths + 1) // 2
-            with torch.no_grad():  # `relu` gives no gradient to a 0
-                x.masked_fill_(~real_frames(lengths, x.shape[2])[:, None, :, None], 0.0)
-            x = x.relu_()
-        x = self.projection(x.transpose(1, 2).flatten(2))  # (B, T, C, F) -> (B, T, D)
-        return self.dropout(x), lengths
+        x = silence_padding(x, lengths)
+        for number in range(len(self.convolutions)):
+            x, lengths = self._halve(number, x, lengths)
+        return self._project(x), lengths
+
+    def initial_state(self, batch_size: int, device: torch.device) -> tuple[Tensor, ...]:
+        """Return the frames that wait (B, 0, F), and the frame before them of each convolution's input (B, 1, …)."""
+        zeros = self.projection.weight.new_zeros(batch_size, 1, self.input_dimension, device=device)
+        left, frequencies = [zeros], self.input_dimension
+        for _ in self.convolutions[1:]:
+            frequencies = (frequencies + 1) // 2
+            left.append(zeros.new_zeros(batch_size, 1, frequencies, self.channels))
+        return (zeros[:, :0], *left)
+
+    def stream(
+        self, x: Tensor, lengths: Tensor, state: tuple[Tensor, ...], last: bool = False
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Subsample the whole groups of frames; see `StreamingEncoder.stream`."""
+        waiting, *left = state
+        x, lengths = torch.cat([waiting, x], dim=1), lengths + waiting.shape[1]
+        ready = x.shape[1] if last else x.shape[1] // self.factor * self.factor
+        x, waiting = x[:, :ready], x[:, ready:]
+        lengths = lengths.clamp(max=ready)
+        if not ready:
+            return x.new_zeros(len(x), 0, self.projection.out_features), lengths, (waiting, *left)
+        x, after = silence_padding(x, lengths), []
+        for number, before in enumerate(left):
+            after.append(x[:, -1:])
+            x, lengths = self._halve(number, x, lengths, before)
+        return self._project(x), lengths, (waiting, *after)
+
+    def _halve(self, number: int, x: Tensor, lengths: Tensor, left: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Convolve x (B, T, F) or (B, T, F, C) to (B, T / 2, F / 2, C), with the frame to its left, zeros if None."""
+        convolution = self.convolutions[number]
+        assert isinstance(convolution, nn.Conv2d)
+        # (B, C, T, F), with channels last in memory, also of all later tensors: half the time on a CPU
+        if left is None:
+            x = convolution((x.unsqueeze(3) if x.dim() == 3 else x).permute(0, 3, 1, 2))
+        else:
+            x = functional.pad(torch.cat([left, x], dim=1).flatten(2), (0, 0, 0, x.shape[1] % 2))
+            x = x.unflatten(2, (-1, convolution.in_channels)).permute(0, 3, 1, 2)
+            x = functional.conv2d(x, convolution.weight, convolution.bias, stride=2, padding=(0, 1))
+        lengths = (lengths + 1) // 2
+        with torch.no_grad():  # `relu` gives no gradient to a 0
+            x.masked_fill_(~real_frames(lengths, x.shape[2])[:, None, :, None], 0.0)
+        return x.relu_().permute(0, 2, 3, 1), lengths
+
+    def _project(self, x: Tensor) -> Tensor:
+        """Project x (B, T, F, C) to (B, T, D)."""
+        return self.dropout(self.projection(x.transpose(2, 3).flatten(2)))

@@ -13,6 +13,7 @@ from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.extractors import ConvolutionalSubsampling
 from asr_lightning.nn.sequences import Encoder, silence_padding
+from asr_lightning.nn.streaming import State, StreamingEncoder
 
 
 @cache
@@ -193,6 +194,63 @@ class LSTMEncoder(Encoder):
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = self.dropout(norm(layer(x, lengths)))
         return x, lengths
+
+
+class StreamingLSTMEncoder(StreamingEncoder):
+    """Convolutional subsampling, then LSTM layers of one direction with LayerNorm.
+
+    Args:
+        input_dimension: Dimension of the features.
+        hidden: Units, and D of the output.
+        layers: LSTM layers.
+        channels: Of the subsampling's convolutions.
+        subsampling: Input frames per output frame: 2, 4 or 8.
+        dropout: After every layer.
+
+    Attributes:
+        look_ahead: subsampling frames of features, of which an output frame is made.
+    """
+
+    def __init__(
+        self, input_dimension: int, hidden: int, layers: int, channels: int, subsampling: int = 4, dropout: float = 0.1
+    ) -> None:
+        super().__init__(input_dimension, hidden)
+        self.subsampling = ConvolutionalSubsampling(input_dimension, hidden, channels, subsampling, dropout)
+        self.look_ahead = subsampling
+        self.layers = nn.ModuleList(LSTM(hidden, hidden) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(layers))
+        self.dropout = Dropout(dropout)
+
+    def output_axis(self) -> Axis:
+        """Axis of the output: hidden units."""
+        return units(self.dimension)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode features x (B, T, input_dimension) as (B, T / subsampling, hidden)."""
+        x, lengths = self.subsampling(x, lengths)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = self.dropout(norm(layer(x)[0]))
+        return x, lengths
+
+    def initial_state(self, batch_size: int, device: torch.device) -> State:
+        """Return hidden state and cell of every layer, zeros (B, hidden), and the state of the subsampling."""
+        subsampling = self.subsampling.initial_state(batch_size, device)
+        zeros = subsampling[0].new_zeros(batch_size, self.dimension)
+        return (*[zeros] * (2 * len(self.layers)), *subsampling)
+
+    def stream(self, x: Tensor, lengths: Tensor, state: State, last: bool = False) -> tuple[Tensor, Tensor, State]:
+        """Encode the groups of `subsampling` frames that are whole by now; in the last piece all."""
+        of_layers = 2 * len(self.layers)
+        x, lengths, subsampling = self.subsampling.stream(x, lengths, state[of_layers:], last)
+        if not x.shape[1]:
+            return x, lengths, (*state[:of_layers], *subsampling)
+        after: list[Tensor] = []
+        for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            hidden, cell = (part.unsqueeze(0).contiguous() for part in state[2 * number : 2 * number + 2])
+            x, (hidden, cell) = layer(x, (hidden, cell))
+            x = self.dropout(norm(x))
+            after += [hidden.squeeze(0), cell.squeeze(0)]
+        return x, lengths, (*after, *subsampling)
 
 
 class PyramidalLSTMEncoder(Encoder):

@@ -14,6 +14,7 @@ from tests.support.tones import (
     frame_attention,
     lstm_encoder,
     speller,
+    streaming_conformer,
     transducer,
 )
 
@@ -79,6 +80,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
             },
         )["init_args"],
     },
+    "RNN-T with a streaming Conformer": transducer(
+        encoder=streaming_conformer(), features=features("LogMel", "GlobalNormalization", mels=20)
+    ),
+    "RNN-T with a streaming LSTM and CTC": transducer(
+        encoder=recurrent("StreamingLSTMEncoder", layers=2, channels=8, subsampling=2, dropout=0.0), ctc_weight=0.3
+    ),
     "LAS": attention_decoder(
         encoder=recurrent("PyramidalLSTMEncoder", layers=2, plain_layers=1),
         decoder=speller("DotAttention", sampling=0.1),

@@ -157,6 +157,11 @@ def conformer(input_dimension: int, **changes: Any) -> dict[str, Any]:
     }
 
 
+def streaming_conformer() -> dict[str, Any]:
+    config = conformer(20, chunk=4, left_context=8, largest_chunk=6)
+    return {**config, "class_path": "asr_lightning.nn.conformer.StreamingConformer"}
+
+
 def features(name: str, normalization: str | None = None, **arguments: Any) -> dict[str, Any]:
     """By class names, as `features("LogMel", "GlobalNormalization", mels=20)`."""
     if normalization is not None:
