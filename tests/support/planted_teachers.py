@@ -17,10 +17,10 @@ from asr_lightning.audio.normalization import GlobalNormalization
 from asr_lightning.models.deep_speech_2 import DeepSpeech2Encoder
 from asr_lightning.models.jasper import Jasper
 from asr_lightning.models.rnn_transducer import LSTMPredictor, RNNTransducer, StatelessPredictor
-from asr_lightning.nn.conformer import Conformer
+from asr_lightning.nn.conformer import Conformer, StreamingConformer
 from asr_lightning.nn.extractors import Convolutions2d
 from asr_lightning.nn.frame_attention import TimeAttention
-from asr_lightning.nn.recurrent import LSTMEncoder
+from asr_lightning.nn.recurrent import LSTMEncoder, StreamingLSTMEncoder
 from asr_lightning.text.tokenizers import CharacterTokenizer, Tokenizer
 
 RATE, MELS, FREQUENCIES = 8_000, 8, 2  # two convolutions leave 2 of 8 frequencies
@@ -38,6 +38,15 @@ JOINT = 5, [0, 0, 1, 1, 2, 3, 3, 4]
 def conformer(teacher: bool, kernel: int = 5, layers: int = 2) -> Conformer:
     dimension, heads, hidden, channels = (size(one, teacher) for one in (DIMENSION, HEADS, FEED_FORWARD, CHANNELS))
     return Conformer(MELS, dimension, layers, heads, hidden, kernel, channels)
+
+
+def streaming_conformer(teacher: bool, layers: int = 2) -> StreamingConformer:
+    dimension, heads, hidden, channels = (size(one, teacher) for one in (DIMENSION, HEADS, FEED_FORWARD, CHANNELS))
+    return StreamingConformer(MELS, dimension, layers, heads, hidden, 4, channels, chunk=2, left_context=3)
+
+
+def streaming_lstm(teacher: bool, layers: int = 2) -> StreamingLSTMEncoder:
+    return StreamingLSTMEncoder(MELS, size(HIDDEN, teacher), layers, size(CHANNELS, teacher))
 
 
 def lstm(teacher: bool, layers: int = 2) -> LSTMEncoder:
@@ -74,6 +83,8 @@ def size(units: tuple[int, list[int]], teacher: bool) -> int:
 ARCHITECTURES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "conformer, lstm predictor": (conformer, lstm_predictor),
     "conformer, stateless predictor": (conformer, stateless),
+    "streaming, lstm predictor": (streaming_conformer, lstm_predictor),
+    "streaming lstm, stateless predictor": (streaming_lstm, stateless),
     "lstm, lstm predictor": (lstm, lstm_predictor),
     "lstm, stateless predictor": (lstm, stateless),
     "deep speech 2, stateless predictor": (deep_speech_2, stateless),
@@ -137,7 +148,8 @@ COPIES: list[tuple[str, str, str]] = [  # parameter, what it writes, what it rea
     (r"encoder\.layers\.\d\.forward_lstm\.(weight|bias)_ih_l0", "4 x hidden", "2 x hidden"),
     (r"encoder\.layers\.\d\.backward_lstm\.(weight|bias)_ih_l0", "4 x hidden", "2 x hidden"),
     (r"encoder\.layers\.\d\.(for|back)ward_lstm\.(weight|bias)_hh_l0", "4 x hidden", "hidden"),
-    (r"encoder\.norms\.\d\.(weight|bias)", "2 x hidden", ""),
+    (r"encoder\.norms\.\d\.(weight|bias)", "encoded", ""),
+    (r"encoder\.layers\.\d\.(weight|bias)_[ih]h_l0", "4 x hidden", "hidden"),
     (r"encoder\.layers\.\d\.(attention_|convolution\.|)norm\.(weight|bias)", "dimension", ""),
     (r"encoder\.layers\.\d\.(first|second)_feed_forward\.0\.(weight|bias)", "dimension", ""),
     (r"encoder\.layers\.\d\.(first|second)_feed_forward\.1\.(weight|bias)", "feed_forward", "dimension"),
@@ -186,6 +198,8 @@ def copies_of(name: str, encoder: nn.Module, tiled: bool) -> tuple[list[int], li
     copies |= {"3 x hidden": blocks(3, units["hidden"]), "heads x 3": blocks(1, units["heads"], 3)}
     recurrent = isinstance(encoder, LSTMEncoder | DeepSpeech2Encoder)
     copies["encoded"] = copies["2 x hidden" if recurrent else "dimension"]
+    if isinstance(encoder, StreamingLSTMEncoder):
+        copies["encoded"] = copies["hidden"]
     written, read = next((written, read) for pattern, written, read in COPIES if re.fullmatch(pattern, name))
     return copies[written], copies[read]
 
