@@ -7,6 +7,7 @@ there is no centring, so frame t covers samples `t * hop` to `t * hop + window`,
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torchaudio
@@ -20,6 +21,18 @@ from asr_lightning.nn.sequences import real_frames
 MOST_WEIGHTS = 10_000_000  # of a filter bank: those of speech have some 20,000
 LOUDEST = 1e6  # of a sample: powers of louder ones may be more than float32 holds; files have to keep to [-1, 1]
 POWER_FLOOR = 1e-10  # of a spectrum of audio in [-1, 1]; digital silence becomes log(1e-10) = -23.03
+
+
+class AudioState(NamedTuple):
+    """Features of a stream so far.
+
+    Attributes:
+        waiting: Samples (B, W) from the start of the next frame on.
+        started: Whether the first frame has been computed.
+    """
+
+    waiting: Tensor
+    started: bool
 
 
 class Features(nn.Module, ABC):
@@ -86,6 +99,64 @@ class Features(nn.Module, ABC):
     @abstractmethod
     def from_frames(self, frames: Tensor) -> Tensor:
         """Turn frames of audio (B, T, window) into features (B, T, D)."""
+
+    def initial_state(self, batch_size: int, device: torch.device) -> AudioState:
+        """Return the state of `stream` before any audio."""
+        return AudioState(torch.zeros(batch_size, 0, device=device), started=False)
+
+    def stream(self, audio: Tensor, state: AudioState, last: bool = False) -> tuple[Tensor, AudioState]:
+        """Compute the features of utterances that come in pieces; together they are what `forward` makes of the whole.
+
+        Args:
+            audio: The next samples (B, S) in [-1, 1], all of them real; S may be 0.
+            state: As `initial_state` or the piece before gave it.
+            last: Whether no samples follow.
+
+        Returns:
+            The frames that are complete by now, (B, T, D) float32, maybe none, and the state behind them.
+
+        Raises:
+            InputError: The normalization needs the whole utterance.
+        """
+        if self.normalization is not None and not self.normalization.streams:
+            raise InputError(
+                f"{type(self.normalization).__name__} needs the whole utterance; features that stream have "
+                "GlobalNormalization, or none"
+            )
+        audio = torch.cat([state.waiting, audio.float()], dim=1)
+        if last and not state.started and audio.shape[1] < self._first_samples():
+            features, _ = self(audio, torch.full((len(audio),), audio.shape[1], device=audio.device))
+            return features, AudioState(audio[:, :0], started=True)
+        with torch.autocast(device_type=audio.device.type, enabled=False):
+            if not state.started:
+                if audio.shape[1] < self._first_samples():
+                    return audio.new_zeros(len(audio), 0, self.dimension), AudioState(audio, started=False)
+                audio = self._begin(audio)
+            if last:
+                audio = self._finish(audio)
+            # A hop may be longer than a window; then a frame waits for the start of the next.
+            needed = self.window_samples if last else max(self.window_samples, self.hop_samples)
+            frames = max(0, (audio.shape[1] - needed) // self.hop_samples + 1)
+            behind = AudioState(audio[:, frames * self.hop_samples :], started=True)
+            if not frames:
+                return audio.new_zeros(len(audio), 0, self.dimension), behind
+            features = self.from_frames(audio.unfold(1, self.window_samples, self.hop_samples)[:, :frames])
+            if self.normalization is not None:
+                lengths = torch.full((len(audio),), frames, device=audio.device)
+                features = self.normalization(features, lengths)
+            return features, behind
+
+    def _first_samples(self) -> int:
+        """Return how many samples the first frame needs."""
+        return self.window_samples
+
+    def _begin(self, audio: Tensor) -> Tensor:
+        """Return the first samples (B, S) of utterances with what frames see before them."""
+        return audio
+
+    def _finish(self, audio: Tensor) -> Tensor:
+        """Return the last samples (B, S) of utterances, from the next frame's start on, with what frames see behind."""
+        return audio
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
         """Frames (B,) of utterances of the given samples (B,)."""

@@ -13,7 +13,13 @@ VARIANCE_FLOOR = 1e-5  # added to variances, so that a dimension that never chan
 
 
 class Normalization(nn.Module, ABC):
-    """Base class of normalizations: `(features (B, T, D), lengths (B,)) -> features`."""
+    """Base class of normalizations: `(features (B, T, D), lengths (B,)) -> features`.
+
+    Attributes:
+        streams: Whether a frame is normalized without any other, so that the utterance may still be going on.
+    """
+
+    streams = False
 
     def allocate(self, dimension: int) -> None:  # noqa: B027 - not all have statistics
         """Make room for statistics of D dimensions; a feature module calls it once, when it is built."""
@@ -60,6 +66,7 @@ class GlobalNormalization(Normalization):
         InputError: `frames` is not positive.
     """
 
+    streams = True
     count: Tensor
     sums: Tensor
     squares: Tensor

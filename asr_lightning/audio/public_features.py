@@ -61,6 +61,16 @@ class PublicLogMel(Features):
         logs = torch.where(power > math.e, power.clamp(min=math.e).log(), power / math.e)
         return (logs - self.mean) * self.inverse_deviation
 
+    def _first_samples(self) -> int:
+        return WINDOW // 2 + 1
+
+    def _begin(self, audio: Tensor) -> Tensor:
+        return torch.cat([audio[:, 1 : WINDOW // 2 + 1].flip(1), audio], dim=1)
+
+    def _finish(self, audio: Tensor) -> Tensor:
+        # The next frame starts at least 240 samples before the end, so all that is reflected is there.
+        return torch.cat([audio, audio[:, -WINDOW // 2 - 1 : -1].flip(1)], dim=1)
+
     def forward(self, audio: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the features of a batch; see `Features`. Rows shorter than half a window are padded with zeros."""
         with torch.autocast(device_type=audio.device.type, enabled=False):

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -5,8 +6,9 @@ import pytest
 import torch
 import torchaudio
 
-from asr_lightning.audio.features import MFCC, KaldiFilterBank, LogMel, PowerSpectrogram
+from asr_lightning.audio.features import MFCC, Features, KaldiFilterBank, LogMel, PowerSpectrogram
 from asr_lightning.audio.normalization import GlobalNormalization, UtteranceNormalization
+from asr_lightning.audio.public_features import PublicLogMel
 from asr_lightning.errors import InputError
 
 FEATURES = [LogMel, MFCC, PowerSpectrogram, KaldiFilterBank]
@@ -111,6 +113,50 @@ def test_frames_are_counted_by_the_formula(feature: type) -> None:
     assert features.shape == (7, 98, module.dimension)
     assert (module.hop_seconds, module.sample_rate) == (0.010, 16_000)
     assert torch.isfinite(features).all()
+
+
+def in_pieces(features: Features, audio: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Features (B, T, D) of audio (B, S) that comes in pieces of the given sizes, over and over."""
+    state, start, computed = features.initial_state(len(audio), audio.device), 0, []
+    for size in itertools.cycle(sizes):
+        piece = audio[:, start : start + size]
+        start += size
+        frames, state = features.stream(piece, state, last=start >= audio.shape[1])
+        computed.append(frames)
+        if start >= audio.shape[1]:
+            return torch.cat(computed, dim=1)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("samples", [0, 1, 199, 200, 201, 399, 400, 401, 560, 719, 720, 760, 4000, 16_001])
+@pytest.mark.parametrize("feature", [*FEATURES, PublicLogMel])
+def test_features_that_come_in_pieces_are_those_of_the_whole(feature: type, samples: int) -> None:
+    features = feature()
+    audio = torch.stack([speech_like(samples), speech_like(samples, seed=1)])
+    expected, _ = features(audio, torch.tensor([samples, samples]))
+    for sizes in ([1] if samples < 1000 else [160], [7, 0, 500], [160], [640], [max(1, samples)]):
+        got = in_pieces(features, audio, sizes)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_features_of_windows_with_gaps_between_them_stream() -> None:
+    features = LogMel(window_seconds=0.020, hop_seconds=0.033, mels=20)
+    audio = speech_like(9_000).unsqueeze(0)
+    expected, _ = features(audio, torch.tensor([9_000]))
+    for size in (1, 100, 500, 9_000):
+        torch.testing.assert_close(in_pieces(features, audio, [size]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_normalized_features_stream_where_no_frame_needs_another() -> None:
+    audio = speech_like(5_000).unsqueeze(0)
+    features = LogMel(normalization=GlobalNormalization())
+    features(10 * audio, torch.tensor([5_000]))
+    features.eval()
+    expected, _ = features(audio, torch.tensor([5_000]))
+    assert abs(float(expected.mean())) > 0.1
+    torch.testing.assert_close(in_pieces(features, audio, [333]), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(InputError, match="UtteranceNormalization needs the whole utterance"):
+        in_pieces(LogMel(normalization=UtteranceNormalization()), audio, [333])
 
 
 @pytest.mark.parametrize("feature", FEATURES)
