@@ -222,15 +222,70 @@ def greedy_search(
     """
     if max_symbols < 1:
         raise ValueError(f"max_symbols must be at least 1, got {max_symbols}")
+    if not encoder_outputs.shape[0] or not encoder_outputs.shape[1]:
+        return [Hypothesis((), 0.0) for _ in encoder_outputs]
+    state = greedy_state(len(encoder_outputs), predictor, blank_id, encoder_outputs.device)
+    return continue_greedy_search(
+        encoder_outputs, encoder_lengths, predictor, joint, blank_id, state, max_symbols=max_symbols
+    )[0]
+
+
+class GreedyState(NamedTuple):
+    """What greedy search remembers of B utterances between two pieces of them.
+
+    Attributes:
+        predicted: Output of the prediction network behind the last token, (B, 1, D).
+        state: State of the prediction network.
+    """
+
+    predicted: Tensor
+    state: State
+
+
+@torch.no_grad()
+def greedy_state(batch_size: int, predictor: PredictionNetwork, blank_id: int, device: torch.device) -> GreedyState:
+    """Return the state of greedy search before any frame."""
+    start = torch.full((batch_size, 1), blank_id, device=device)
+    return GreedyState(*predictor(start, predictor.initial_state(batch_size, device)))
+
+
+@torch.no_grad()
+def continue_greedy_search(
+    encoder_outputs: Tensor,
+    encoder_lengths: Tensor,
+    predictor: PredictionNetwork,
+    joint: JointNetwork,
+    blank_id: int,
+    state: GreedyState,
+    max_symbols: int = 10,
+) -> tuple[list[Hypothesis], GreedyState]:
+    """Search the next frames of utterances: piece by piece, what `greedy_search` finds in all frames at once.
+
+    Args:
+        encoder_outputs: (B, T, D).
+        encoder_lengths: (B,) real frames.
+        predictor: The prediction network.
+        joint: The joint network.
+        blank_id: The blank's token id.
+        state: As `greedy_state` or the piece before gave it.
+        max_symbols: Most tokens emitted in one frame.
+
+    Returns:
+        B hypotheses of the new frames alone, which are counted from 0, and the state behind them.
+
+    Raises:
+        ValueError: `max_symbols` is less than 1.
+    """
+    if max_symbols < 1:
+        raise ValueError(f"max_symbols must be at least 1, got {max_symbols}")
     batch_size, device = len(encoder_outputs), encoder_outputs.device
     if not batch_size or not encoder_outputs.shape[1]:
-        return [Hypothesis((), 0.0) for _ in range(batch_size)]
+        return [Hypothesis((), 0.0) for _ in encoder_outputs], state
     lengths = encoder_lengths.to(device=device, dtype=torch.int64)
     ahead = torch.arange(WINDOW, device=device)
     place, symbols = lengths.new_zeros(2, batch_size)  # the frame of each row, and the tokens emitted in it
     scores = torch.zeros(batch_size, device=device)
-    start = torch.full((batch_size, 1), blank_id, device=device)
-    predicted, state = predictor(start, predictor.initial_state(batch_size, device))  # (B, 1, D)
+    predicted, memory = state  # (B, 1, D)
     emitted: list[Tensor] = []
     certainties: list[Tensor] = []
 
@@ -256,11 +311,11 @@ def greedy_search(
             symbols[speakers] += 1
             emitted.append(torch.stack([speakers, token, place[speakers]]))
             certainties.append(best[chosen, moved[chosen]])
-            output, after = predictor(token.unsqueeze(1), tuple(part[speakers] for part in state))
+            output, after = predictor(token.unsqueeze(1), tuple(part[speakers] for part in memory))
             predicted = predicted.index_copy(0, speakers, output)
-            state = tuple(part.index_copy(0, speakers, new) for part, new in zip(state, after, strict=True))
+            memory = tuple(part.index_copy(0, speakers, new) for part, new in zip(memory, after, strict=True))
 
-    return _collect(emitted, certainties, scores)
+    return _collect(emitted, certainties, scores), GreedyState(predicted, memory)
 
 
 def _collect(emitted: list[Tensor], certainties: list[Tensor], scores: Tensor) -> list[Hypothesis]:

@@ -5,7 +5,14 @@ import torch
 from torch import Tensor, nn
 
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.decoding.transducer import WINDOW, _Histories, beam_search, greedy_search
+from asr_lightning.decoding.transducer import (
+    WINDOW,
+    _Histories,
+    beam_search,
+    continue_greedy_search,
+    greedy_search,
+    greedy_state,
+)
 from asr_lightning.losses.transducer.logits import transducer_loss
 from tests.support.small_transducers import SmallJoint, SmallPredictor, exhaustive, small_transducer
 
@@ -59,6 +66,32 @@ def test_greedy_equals_the_textbook_alone_in_a_batch_and_with_padding(seed: int,
     frames = batched[2].frames
     assert 1 < len(set(frames)) < 25, "some frames emit, some do not"
     assert len(frames) > len(set(frames)), "some frame emits several symbols"
+
+
+@pytest.mark.parametrize("pieces", [[1] * 25, [3, 0, 22], [10, 15], [25]])
+def test_greedy_search_goes_on_where_it_stopped(pieces: list[int]) -> None:
+    predictor, joint = small_transducer(1, 5, 4, 3.0)
+    encoded = 2 * torch.randn(2, 25, 8)
+    lengths = torch.tensor([25, 19])
+    whole = greedy_search(encoded, lengths, predictor, joint, 4, max_symbols=2)
+    state, start = greedy_state(2, predictor, 4, encoded.device), 0
+    tokens: list[list[int]] = [[], []]
+    frames: list[list[int]] = [[], []]
+    scores = [0.0, 0.0]
+    for size in pieces:
+        real = (lengths - start).clamp(0, size)
+        found, state = continue_greedy_search(
+            encoded[:, start : start + size], real, predictor, joint, 4, state, max_symbols=2
+        )
+        for row, hypothesis in enumerate(found):
+            tokens[row] += hypothesis.tokens
+            frames[row] += [start + frame for frame in hypothesis.frames]
+            scores[row] += hypothesis.score
+        start += size
+    for row, expected in enumerate(whole):
+        assert len(expected.tokens) > 5
+        assert_same(Hypothesis(tuple(tokens[row]), scores[row], tuple(frames[row])),
+                    expected.tokens, expected.score, expected.frames)  # fmt: skip
 
 
 class ScriptedPredictor:
