@@ -186,7 +186,7 @@ def test_it_compiles_into_one_graph() -> None:
 
 def test_the_operators_keep_the_rules_of_operators() -> None:
     tensors, targets = random_case(10, torch.float32)
-    torch.library.opcheck(joint._forward, (*tensors, targets.new_zeros(5, 5), FRAMES, TOKENS, 2, 0.0))
+    torch.library.opcheck(joint._forward, (*tensors, targets.new_zeros(5, 5), FRAMES, TOKENS, 2, 0.0, 0.0))
 
 
 def test_memory_does_not_hold_the_logits_of_all_places() -> None:

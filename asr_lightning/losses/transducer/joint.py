@@ -6,6 +6,7 @@ at a time, so memory does not grow with the vocabulary. It leaves out nodes that
 they change no sum over frames or tokens by more than the rounding of its terms.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from types import ModuleType
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
+from asr_lightning.errors import InputError
 from asr_lightning.losses.transducer import lattice
 from asr_lightning.losses.transducer.check import kernels_work
-from asr_lightning.losses.transducer.lattice import Block, delayed, negligible, real_targets
+from asr_lightning.losses.transducer.lattice import Block, delayed, favored, negligible, real_targets
 from asr_lightning.nn.sequences import silence_padding
 
 LOGITS = {"cpu": 2**20, "cuda": 2**26}  # of a block: on a CPU they stay in its cache
@@ -56,10 +58,15 @@ class ExactLoss(TransducerLoss):
 
     Args:
         delay_penalty: Weight of the delay of tokens, see `lattice.delayed`.
+        fast_emit: λ of FastEmit, see `lattice.favored`.
+
+    Raises:
+        InputError: `fast_emit` is negative or not finite.
     """
 
-    def __init__(self, delay_penalty: float = 0.0) -> None:
+    def __init__(self, delay_penalty: float = 0.0, fast_emit: float = 0.0) -> None:
         self.delay_penalty = delay_penalty
+        self.fast_emit = checked_fast_emit(fast_emit)
 
     def __call__(
         self,
@@ -72,10 +79,21 @@ class ExactLoss(TransducerLoss):
         blank_id: int,
     ) -> Tensor:
         """Return the losses, (B,)."""
-        lengths = encoder_lengths, target_lengths
+        lengths, options = (encoder_lengths, target_lengths), (self.delay_penalty, self.fast_emit)
         return joint_transducer_loss(
-            encoded, predicted, output.weight, output.bias, targets, *lengths, blank_id, self.delay_penalty
+            encoded, predicted, output.weight, output.bias, targets, *lengths, blank_id, *options
         )
+
+
+def checked_fast_emit(weight: float) -> float:
+    """Return the weight of FastEmit, if there can be such a weight.
+
+    Raises:
+        InputError: It is negative or not finite.
+    """
+    if not 0 <= weight < math.inf:
+        raise InputError(f"expected fast_emit to be a finite number from 0, got {weight}")
+    return weight
 
 
 def joint_transducer_loss(
@@ -88,6 +106,7 @@ def joint_transducer_loss(
     target_lengths: Tensor,
     blank_id: int,
     delay_penalty: float = 0.0,
+    fast_emit: float = 0.0,
 ) -> Tensor:
     """Return the transducer loss of the logits linear(tanh(encoded + predicted)), with gradients for all four tensors.
 
@@ -105,6 +124,7 @@ def joint_transducer_loss(
         target_lengths: (B,) real tokens; 0 is an empty transcript, whose only alignment is blanks.
         blank_id: The blank's token id.
         delay_penalty: Weight of the delay of tokens, see `lattice.delayed`.
+        fast_emit: λ of FastEmit, which changes the gradients alone, see `lattice.favored`.
 
     Returns:
         (B,) losses, float32 or that of float64 input; infinite, with a gradient of zero, where there is no frame or no
@@ -123,7 +143,7 @@ def joint_transducer_loss(
     targets = pad(real_targets(targets, target_lengths, blank_id), (0, 1), value=blank_id)  # (B, U + 1)
     lengths = encoder_lengths, target_lengths
     with torch.autocast(kind, enabled=False):
-        losses, *_ = _forward(encoded, predicted, weight, bias, targets, *lengths, blank_id, delay_penalty)
+        losses, *_ = _forward(encoded, predicted, weight, bias, targets, *lengths, blank_id, delay_penalty, fast_emit)
     return losses
 
 
@@ -167,8 +187,9 @@ def _forward(
     target_lengths: Tensor,
     blank_id: int,
     delay_penalty: float,
+    fast_emit: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return losses (B,), and (B, T, U + 1) each: denominators, and the occupancies of blanks and of tokens."""
+    """Return losses (B,), and (B, T, U + 1) each: denominators, weights of blanks and of tokens in the gradient."""
     operations = operations_for(encoded)
     precise = torch.promote_types(encoded.dtype, torch.float32)
     shape = (*encoded.shape[:2], predicted.shape[1])
@@ -178,7 +199,7 @@ def _forward(
         logits, _ = _logits(operations, encoded, predicted, weight, bias, block)
         operations.score(logits, targets, lengths, blank_id, block, (normalizer, blank, label))
     losses, by_blank, by_label = operations.occupancies(blank, delayed(label, encoder_lengths, delay_penalty), *lengths)
-    return losses.to(precise), normalizer, by_blank.to(precise), by_label.to(precise)
+    return losses.to(precise), normalizer, by_blank.to(precise), favored(by_label, fast_emit).to(precise)
 
 
 @torch.library.custom_op("asr_lightning::joint_transducer_backward", mutates_args=())
@@ -268,13 +289,13 @@ def whole_blocks(shape: tuple[int, ...], vocabulary: int) -> Iterator[Block]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
-    *tensors, ctx.blank_id, _ = inputs
+    *tensors, ctx.blank_id, _, _ = inputs
     ctx.save_for_backward(*tensors, *output[1:])
 
 
 def _differentiate(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     tensors = ctx.saved_tensors
-    return (*_backward(*tensors[:7], ctx.blank_id, *tensors[7:], gradient), None, None, None, None, None)
+    return (*_backward(*tensors[:7], ctx.blank_id, *tensors[7:], gradient), *[None] * 6)
 
 
 @_forward.register_fake

@@ -207,3 +207,18 @@ def delayed(label: Tensor, encoder_lengths: Tensor, penalty: float) -> Tensor:
     middle = (encoder_lengths.to(label.dtype) - 1) / 2  # (B,)
     earliness = middle.unsqueeze(1) - torch.arange(label.shape[1], device=label.device)  # (B, T)
     return label + penalty * earliness.to(label.dtype).unsqueeze(2)
+
+
+def favored(by_label: Tensor, weight: float) -> Tensor:
+    """Return probabilities of emissions as FastEmit weighs them in the gradient [Yu et al. 2021, "FastEmit"].
+
+    The derivative of the loss by the log probability of a token is multiplied by 1 + λ, that by the log probability of
+    a blank is not, so that tokens are preferred to blanks wherever an alignment may take either. This is the gradient
+    of L + λ L', where L' is the loss L with blanks held constant; the value stays L, which networks with and without
+    FastEmit can be compared by.
+
+    Args:
+        by_label: (B, T, U + 1) probabilities that an alignment takes the next token there.
+        weight: λ; 0 changes nothing.
+    """
+    return by_label * (1 + weight) if weight else by_label

@@ -26,8 +26,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, pad
 
 from asr_lightning.errors import InputError
-from asr_lightning.losses.transducer.joint import LOGITS, TransducerLoss, check_lengths, check_shapes, operations_for
-from asr_lightning.losses.transducer.lattice import delayed, negligible, real_targets, tanh_
+from asr_lightning.losses.transducer.joint import (
+    LOGITS,
+    TransducerLoss,
+    check_lengths,
+    check_shapes,
+    checked_fast_emit,
+    operations_for,
+)
+from asr_lightning.losses.transducer.lattice import delayed, favored, negligible, real_targets, tanh_
 from asr_lightning.nn.sequences import real_frames, silence_padding
 
 NARROWER = 8.0  # divides the probability that a range may leave out on each side, from one widening to the next
@@ -41,17 +48,21 @@ class PrunedLoss(TransducerLoss):
         left_out: Widen the ranges of an utterance until the alignments outside of them have at most this probability.
             None: `width` positions always, as Kuang et al. have it.
         delay_penalty: Weight of the delay of tokens, see `lattice.delayed`.
+        fast_emit: λ of FastEmit, see `lattice.favored`.
 
     Raises:
-        InputError: `width` is below 2, or `left_out` is not between 0 and 1.
+        InputError: `width` is below 2, `left_out` is not between 0 and 1, or `fast_emit` is negative or not finite.
     """
 
-    def __init__(self, width: int = 5, left_out: float | None = None, delay_penalty: float = 0.0) -> None:
+    def __init__(
+        self, width: int = 5, left_out: float | None = None, delay_penalty: float = 0.0, fast_emit: float = 0.0
+    ) -> None:
         if width < 2:
             raise InputError(f"expected a width of at least 2 positions, got {width}")
         if left_out is not None and not 0 < left_out < 1:
             raise InputError(f"expected left_out to be a probability between 0 and 1, got {left_out}")
         self.width, self.left_out, self.delay_penalty = width, left_out, delay_penalty
+        self.fast_emit = checked_fast_emit(fast_emit)
 
     def __call__(
         self,
@@ -65,7 +76,7 @@ class PrunedLoss(TransducerLoss):
     ) -> Tensor:
         """Return the losses, (B,)."""
         lengths = encoder_lengths, target_lengths
-        options = self.width, self.left_out, self.delay_penalty
+        options = self.width, self.left_out, self.delay_penalty, self.fast_emit
         return pruned_transducer_loss(
             encoded, predicted, output.weight, output.bias, targets, *lengths, blank_id, *options
         )
@@ -84,6 +95,7 @@ def pruned_transducer_loss(
     width: int = 5,
     left_out: float | None = None,
     delay_penalty: float = 0.0,
+    fast_emit: float = 0.0,
 ) -> Tensor:
     """Return `joint_transducer_loss` without the alignments that leave the ranges, with gradients for all four tensors.
 
@@ -105,6 +117,7 @@ def pruned_transducer_loss(
         width: Positions of each frame, at least 2.
         left_out: Highest probability, given the targets, of the alignments outside of the ranges; None: any.
         delay_penalty: Weight of the delay of tokens, see `lattice.delayed`.
+        fast_emit: λ of FastEmit, which changes the gradients alone, see `lattice.favored`.
 
     Returns:
         (B,) losses, float32 or that of float64 input; infinite, with a gradient of zero, where there is no frame or no
@@ -125,7 +138,7 @@ def pruned_transducer_loss(
     lengths = encoder_lengths, target_lengths
     with torch.autocast(kind, enabled=False):
         return _Pruned.apply(
-            encoded, predicted, weight, bias, targets, *lengths, blank_id, width, left_out, delay_penalty,
+            encoded, predicted, weight, bias, targets, *lengths, blank_id, width, left_out, delay_penalty, fast_emit,
             torch.is_grad_enabled(),
         )  # fmt: skip
 
@@ -147,6 +160,7 @@ class _Pruned(Function):
         width: int,
         left_out: float | None,
         delay_penalty: float,
+        fast_emit: float,
         keep: bool,
     ) -> Tensor:
         lengths, occupancies = (encoder_lengths, target_lengths), operations_for(encoded).occupancies
@@ -173,7 +187,7 @@ class _Pruned(Function):
             new |= missing & ~new.any(dim=2).any(dim=1)[:, None, None]  # nothing new in the quantiles: all nodes
             inside |= new
         if keep:
-            visits = by_blank.to(blank.dtype), by_label.to(blank.dtype)
+            visits = by_blank.to(blank.dtype), favored(by_label, fast_emit).to(blank.dtype)
             ctx.save_for_backward(encoded, predicted, weight, targets, *visits, *(x for chunk in saved for x in chunk))
         ctx.blank_id = blank_id
         return losses.to(blank.dtype)
@@ -204,7 +218,7 @@ class _Pruned(Function):
             of_encoded += _sums(inner, nodes // positions, len(encoded) * frames).view_as(encoded)
             of_predicted += _sums(inner, utterance * positions + nodes % positions, targets.numel()).view_as(predicted)
         gradients = of_encoded, of_predicted, of_weight, of_bias
-        return (*(x.to(encoded.dtype) for x in gradients), *[None] * 8)
+        return (*(x.to(encoded.dtype) for x in gradients), *[None] * 9)
 
 
 def _score(
