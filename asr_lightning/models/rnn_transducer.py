@@ -1,14 +1,16 @@
 """RNN transducer [Graves 2012, "Sequence transduction with recurrent neural networks"; Han et al. 2024]."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from asr_lightning.audio.features import AudioState
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.decoding.transducer import TransducerSearch
+from asr_lightning.decoding.transducer import GreedyState, TransducerSearch, continue_greedy_search, greedy_state
 from asr_lightning.errors import InputError
 from asr_lightning.losses.transducer.joint import ExactLoss, TransducerLoss
 from asr_lightning.losses.transducer.logits import TorchaudioLoss, unpadded_transducer_loss
@@ -18,6 +20,7 @@ from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.normalized_lstm import NormalizedLSTM
 from asr_lightning.nn.recurrent import LSTM, read_on
 from asr_lightning.nn.sequences import State
+from asr_lightning.nn.streaming import StreamingEncoder
 
 
 class Predictor(nn.Module, ABC):
@@ -131,6 +134,26 @@ class Joint(nn.Module):
         return self.output(torch.tanh(encoded + predicted))
 
 
+class StreamState(NamedTuple):
+    """What a transducer remembers of utterances between two pieces of their audio.
+
+    Attributes:
+        audio: Samples that wait for the rest of their frame.
+        encoder: State of the encoder.
+        search: State of the greedy search.
+        frames: Encoded by now.
+    """
+
+    audio: AudioState
+    encoder: State
+    search: GreedyState
+    frames: int
+
+    def tensors(self) -> list[Tensor]:
+        """Return all that is kept."""
+        return [self.audio.waiting, *self.encoder, self.search.predicted, *self.search.state]
+
+
 class RNNTransducer(Recognizer):
     """Encoder, prediction network and joint network.
 
@@ -196,6 +219,56 @@ class RNNTransducer(Recognizer):
     def decode(self, encoded: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
         """Return the hypotheses of each encoded utterance (B, T, D), the best first."""
         return self.search(self.project(encoded), lengths, self.prediction, self.joint, self.tokenizer)
+
+    def initial_stream(self, batch_size: int) -> StreamState:
+        """Return the state of `stream` before any audio.
+
+        Raises:
+            InputError: The encoder reads whole utterances only.
+        """
+        if not isinstance(self.encoder, StreamingEncoder):
+            raise InputError(
+                f"{type(self.encoder).__name__} reads whole utterances: expected an encoder that streams, as "
+                "StreamingConformer, StreamingLSTMEncoder or Emformer"
+            )
+        return StreamState(
+            self.features.initial_state(batch_size, self.device),
+            self.encoder.initial_state(batch_size, self.device),
+            greedy_state(batch_size, self.prediction, self.tokenizer.blank_id, self.device),
+            0,
+        )
+
+    @torch.no_grad()
+    def stream(self, audio: Tensor, state: StreamState, last: bool = False) -> tuple[list[Hypothesis], StreamState]:
+        """Recognize utterances that come in pieces, by greedy search.
+
+        All pieces together have the tokens that greedy search finds in the whole.
+
+        Args:
+            audio: The next samples (B, S), all of them real; S may be 0.
+            state: As `initial_stream` or the piece before gave it.
+            last: Whether no samples follow.
+
+        Returns:
+            What the piece adds: B hypotheses of its tokens alone, with frames from the beginning of the utterance; and
+            the state behind it.
+
+        Raises:
+            InputError: The features need whole utterances.
+        """
+        assert isinstance(self.encoder, StreamingEncoder)
+        features, heard = self.features.stream(audio, state.audio, last)
+        lengths = torch.full((len(audio),), features.shape[1], device=audio.device)
+        encoded, lengths, remembered = self.encoder.stream(features.to(self.dtype), lengths, state.encoder, last)
+        added, search = continue_greedy_search(
+            self.project(encoded), lengths, self.prediction, self.joint, self.tokenizer.blank_id, state.search,
+            self.search.max_symbols,
+        )  # fmt: skip
+        added = [
+            replace(hypothesis, frames=tuple(state.frames + frame for frame in hypothesis.frames))
+            for hypothesis in added
+        ]
+        return added, StreamState(heard, remembered, search, state.frames + encoded.shape[1])
 
 
 class NormalizedLSTMPredictor(Predictor):
