@@ -48,6 +48,7 @@ COMMANDS = {
         "report": "write one HTML page of runs",
         "dashboard": "make a W&B workspace and report of runs",
         "average": "average checkpoints, and measure what that gains",
+        "latency": "measure how late words are written, and what recognition costs",
         "path": "measure the loss on straight lines between networks",
         "boundaries": "measure how far the borders of alignments are off",
     },

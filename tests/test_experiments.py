@@ -89,7 +89,7 @@ CHOOSING = [  # checkpoints by a development subset: those of full size that do 
 
 
 def test_a_student_s_experiment_is_the_one_without_selection_and_three_lines() -> None:
-    for name in ("rnnt", "rnnt_lstm", "demo/rnnt"):
+    for name in ("rnnt", "rnnt_lstm", "rnnt_streaming", "demo/rnnt", "demo/rnnt_streaming"):
         one, other = ((EXPERIMENTS / f"{name}_{kind}.yaml").read_text().splitlines() for kind in ("random", "ws"))
         changed = [line for line in difflib.ndiff(one, other) if line[0] in "+-"]
         assert [line.split(":")[0] for line in changed] == [

@@ -1,7 +1,7 @@
 """Conformer encoder [Gulati et al. 2020, "Conformer", §2], also one that streams.
 
 `StreamingConformer` attends within chunks of frames and to some frames to their left, and convolves past frames only
-[Zhang et al. 2020, "Unified streaming and non-streaming two-pass end-to-end speech recognition", §3.2].
+[Zhang et al. 2020, "Unified streaming and non-streaming two-pass end-to-end model for speech recognition"].
 """
 
 import torch
@@ -79,7 +79,7 @@ class StreamingConformer(Conformer, StreamingEncoder):
     """A Conformer that attends in chunks, with a limited context to the left, and convolves past frames only.
 
     A frame attends to its chunk and to the frames up to `left_context` before the chunk. In training every batch has
-    its own size of chunks [Zhang et al. 2020, §3.2]: in half of the batches it is as long as the longest utterance, in
+    its own size of chunks [Zhang et al. 2020]: in half of the batches it is as long as the longest utterance, in
     the others it is drawn evenly from 1 to `largest_chunk`. So one network can be used with chunks of any size, and be
     measured with many. The draw is of torch's generator, which a run seeds anew in every step.
 

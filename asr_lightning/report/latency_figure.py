@@ -1,0 +1,72 @@
+"""Figure of error rates against the delay of words."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from asr_lightning.report.figures import COLORS, MARKERS, PANEL, save_figure
+from asr_lightning.report.fonts import choose_font
+
+
+class Point(NamedTuple):
+    """A network with one look-ahead.
+
+    Attributes:
+        label: Written beside it.
+        delay: Median delay of words, in seconds.
+        late: Their 90th percentile.
+        wer: Word error rate, as a fraction.
+    """
+
+    label: str
+    delay: float
+    late: float
+    wer: float
+
+
+def plot_latency(panels: Mapping[str, Mapping[str, Sequence[Point]]], path: Path) -> None:
+    """Draw WER against the median delay of words, with a line to its 90th percentile, in a panel per subset.
+
+    Args:
+        panels: By subset, then by network: its points. Those without a delay, as no word is right, are left out.
+        path: Of the PNG; an SVG is written beside it.
+
+    Raises:
+        ValueError: There is no point with a delay.
+    """
+    known = {
+        subset: {name: [point for point in points if np.isfinite([point.delay, point.wer]).all()]
+                 for name, points in networks.items()}
+        for subset, networks in panels.items()
+    }  # fmt: skip
+    if not any(points for networks in known.values() for points in networks.values()):
+        raise ValueError("expected a network with a delay to draw, got none: no word is recognized right")
+    choose_font(*(name for networks in panels.values() for name in networks))
+    figure = Figure((max(1.5, len(panels)) * PANEL[0], 1.1 * PANEL[1]), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for panel, (subset, networks) in zip(axes, known.items(), strict=True):
+        for number, (name, points) in enumerate(networks.items()):
+            if not points:
+                continue
+            points = sorted(points, key=lambda point: point.delay)
+            color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+            delays, late = (np.array([1000 * getattr(point, value) for point in points]) for value in ("delay", "late"))
+            rates = [100 * point.wer for point in points]
+            panel.hlines(rates, delays, late, color=color, linewidth=0.8, alpha=0.5)
+            panel.plot(delays, rates, color=color, marker=marker, markersize=5, linewidth=1.4, label=name)
+            for point, delay, rate in zip(points, delays, rates, strict=True):
+                panel.annotate(point.label, (delay, rate), (3, 4), textcoords="offset points", fontsize=7, color=color)
+        panel.set_title(subset, fontsize=11)
+        panel.set_xlabel("delay of words, ms: median and 90 %", fontsize=10)
+        panel.tick_params(labelsize=9)
+        panel.grid(color="0.9")
+    axes[0].set_ylabel("WER, %", fontsize=10)
+    names = {label: line for panel in axes for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=min(len(names), 4), fontsize=9,
+                  frameon=False)  # fmt: skip
+    save_figure(figure, path)
