@@ -163,10 +163,13 @@ class Display:
         self.terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         self.colored = self.terminal and not os.environ.get("NO_COLOR")
         self.shown = ""
+        self.hidden = 0  # characters of the line that is going on, for which its beginning has no room
 
     def show(self, lines: Iterable["Line"], partial: "Partial") -> None:
         """Write lines that are final, and the text of the one that is going on."""
         text = "".join(map(self._line, lines))
+        if text:
+            self.hidden = 0
         growing = self._growing(partial) if self.terminal else ""
         if text or growing != self.shown:  # in one piece, so that nothing is seen in between
             erased = f"\r{CLEAR}" if self.shown else ""
@@ -180,12 +183,18 @@ class Display:
         return f"{line.start:.2f}\t{line.end:.2f}\t{printable(line.text)}\n"
 
     def _growing(self, partial: "Partial") -> str:
-        """Return the end of the text that is going on, as much as a line of the terminal holds."""
-        stable, rest = printable(partial.stable), printable(partial.rest)
-        room = shutil.get_terminal_size().columns - 1
-        rest = last_cells(rest, room)
-        stable = last_cells(stable, room - cells(rest))
-        return f"{stable}{GROWING}{rest}{PLAIN}" if self.colored and rest else stable + rest
+        """Return the text that is going on; of a long one the end, which moves by half a line at a time."""
+        stable = printable(partial.stable)
+        text = stable + printable(partial.rest)
+        room = shutil.get_terminal_size().columns - 2  # for an ellipsis, and the cursor
+        if len(text) <= self.hidden:
+            self.hidden = 0
+        if cells(text[self.hidden :]) > room:
+            self.hidden = len(text) - len(last_cells(text, room // 2))
+        border = max(self.hidden, len(stable))
+        known, rest = text[self.hidden : border], text[border:]
+        dots = "…" if self.hidden else ""
+        return f"{dots}{known}{GROWING}{rest}{PLAIN}" if self.colored and rest else f"{dots}{known}{rest}"
 
 
 def cells(text: str) -> int:
@@ -197,12 +206,10 @@ def cells(text: str) -> int:
 
 
 def last_cells(text: str, room: int) -> str:
-    """Return the end of a text that is at most so wide; an ellipsis stands for what is left out."""
-    if cells(text) <= room:
-        return text
-    while text and cells(text) > room - 1:
+    """Return the longest end of a text that is at most so wide."""
+    while text and cells(text) > room:
         text = text[1:]
-    return f"…{text}" if room > 0 else ""
+    return text
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from asr_lightning.models.rnn_transducer import RNNTransducer
 from asr_lightning.nn.streaming import StreamingEncoder
 from asr_lightning.text.timed_words import Word
 
-STEP_SECONDS = 0.04  # of audio that is recognized at once, however it comes in
+STEP_SECONDS = 0.08  # of audio that is recognized at once, however it comes in
 MOST_TOKENS = 1_000  # of a line; only a network that writes nonsense has words of so many
 
 

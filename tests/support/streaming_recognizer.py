@@ -26,17 +26,19 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def streaming_recognizer(bias: float = 2.5) -> RNNTransducer:
+def streaming_recognizer(config: dict[str, Any] = CONFIG, bias: float = 2.0) -> RNNTransducer:
     """Return a recognizer that is silent where nothing is heard.
 
     Args:
+        config: A transducer of characters.
         bias: Of the blank, in standard deviations of a token's score.
     """
     torch.manual_seed(3)
-    recognizer = build_recognizer(CONFIG)
+    recognizer = build_recognizer(config)
     assert isinstance(recognizer, RNNTransducer)
-    recognizer.eval()
-    audio = torch.from_numpy(babble(30.0, seed=99)).unsqueeze(0)
+    recognizer.eval().search.max_symbols = 2
+    rate = recognizer.features.sample_rate
+    audio = torch.from_numpy(babble(30.0, seed=99, rate=rate)).unsqueeze(0)
     with torch.no_grad():
         recognizer.encoder_projection.weight.mul_(3)
         encoded, _ = recognizer(audio, torch.tensor([audio.shape[1]]))
@@ -45,7 +47,7 @@ def streaming_recognizer(bias: float = 2.5) -> RNNTransducer:
         output = recognizer.joint.output  # all tokens alike in mean and spread
         output.weight.div_(scores.std(dim=0).unsqueeze(1))
         output.bias.copy_((output.bias - scores.mean(dim=0)) / scores.std(dim=0))
-        quiet, _ = recognizer(torch.zeros(1, 16_000), torch.tensor([16_000]))
+        quiet, _ = recognizer(torch.zeros(1, rate), torch.tensor([rate]))
         silence, sound = (torch.tanh(recognizer.project(frames)).mean(dim=(0, 1)) for frames in (quiet, encoded))
         output.weight[0] = 8.0 * (silence - sound) / (silence - sound).square().sum()
         output.bias[0] = bias - output.weight[0] @ sound
