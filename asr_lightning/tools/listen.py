@@ -46,9 +46,7 @@ GROWING, PLAIN, CLEAR = "\x1b[36m", "\x1b[0m", "\x1b[K"  # cyan; the usual color
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .ckpt file of a transducer that streams")
-    parser.add_argument(
-        "pipe", nargs="?", choices=("-",), metavar="-", help="read raw samples of one channel from standard input"
-    )
+    parser.add_argument("-", dest="pipe", action="store_true", help="read raw samples of one channel from a pipe")
     parser.add_argument("--pcm", choices=FORMATS, help="how they are written (default: s16le)")
     parser.add_argument(
         "--rate", type=whole_number(1_000), metavar="HZ", help="samples per second of them (default: the recognizer's)"

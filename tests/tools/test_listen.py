@@ -159,7 +159,7 @@ def test_input_that_is_none_is_refused_in_a_sentence(
     soundfile.write(tmp_path / "a.wav", babble(1, 8), 16_000)
     status, output, errors = listen("-", data=(tmp_path / "a.wav").read_bytes())
     assert status == 2 and not output and "expected raw samples, found the header of WAV: use --file" in errors
-    status, output, errors = listen("-", data=as_pcm(babble(1, 8)) + b"x")
+    status, output, errors = listen("-", data=as_pcm(babble(2, 5)) + b"x")
     assert status == 2 and "ends within a sample: expected a multiple of 2 bytes" in errors and output
     nan = np.array([0.0, np.nan], np.float32).tobytes() * 4
     assert "infinite or not a number" in listen("-", "--pcm", "f32le", data=nan)[2]
@@ -243,7 +243,7 @@ def test_a_terminal_shows_the_line_that_goes_on(colored: bool, monkeypatch: pyte
     beginnings = set()
     for size in range(4, len(long)):
         display.show([], Partial(long[:size], "X"))
-        seen = re.sub(r"\x1b\[\w+", "", terminal.getvalue().rpartition("\r")[2])
+        seen = re.sub(r"\x1b\[\d*[mK]", "", terminal.getvalue().rpartition("\r")[2])
         assert cells(seen) < 30 and seen.endswith(long[max(0, size - 10) : size] + "X")
         beginnings.add(seen[:5])
     assert len(beginnings) < 6, "a long line does not move with every letter"
@@ -411,10 +411,9 @@ def test_a_port_in_use_is_named(server: tuple[str, subprocess.Popen[bytes]], lis
     port = server[0].split(":")[1]
     status, output, errors = listen("--serve", "--port", port)
     assert (status, output) == (2, "")
-    assert (
-        errors
-        == f"error: cannot listen at port {port} of 127.0.0.1: Address already in use; choose another --port or --host\n"
-    )  # noqa: E501
+    assert errors == (
+        f"error: cannot listen at port {port} of 127.0.0.1: Address already in use; choose another --port or --host\n"
+    )
     status, _, errors = listen("--serve", "--host", "no.such.host.invalid")
     assert status == 2 and "expected an address of this machine" in errors
 
