@@ -9,6 +9,7 @@ client more dies in every minute without a word. Memory is flat where the second
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import re
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import soundfile
+from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 PAUSE_SECONDS = 0.6
@@ -35,13 +37,15 @@ class Client(threading.Thread):
     def __init__(self, address: str, audio: np.ndarray, rate: int, seconds: float) -> None:
         super().__init__()
         self.address, self.audio, self.rate, self.seconds = address, audio, rate, seconds
-        self.sent = 0.0  # seconds
+        self.sent = self.written = 0.0  # seconds: sent, and up to the last line
         self.lines = self.words = 0
         self.ended = False
 
     def run(self) -> None:
         """Send and receive."""
-        with connect(f"{self.address}?rate={self.rate}", open_timeout=300, max_queue=None) as connection:
+        with connect(
+            f"{self.address}?rate={self.rate}", open_timeout=300, max_queue=None, ping_interval=None
+        ) as connection:
             reader = threading.Thread(target=self.read, args=(connection,))
             reader.start()
             step = round(MESSAGE_SECONDS * self.rate)
@@ -61,6 +65,7 @@ class Client(threading.Thread):
             if message["type"] == "line":
                 self.lines += 1
                 self.words += len(message["words"])
+                self.written = message["end"]
             elif message["type"] == "error":
                 print(f"a client is refused: {message['message']}", file=sys.stderr)
             self.ended = message["type"] == "end"
@@ -81,9 +86,9 @@ def read_folder(folder: Path) -> tuple[np.ndarray, int]:
 
 def die(address: str) -> None:
     """Connect, send some audio, and vanish."""
-    connection = connect(address, open_timeout=300)
-    connection.send(bytes(100_000))
-    connection.socket.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(WebSocketException, OSError), connect(address, open_timeout=300) as connection:
+        connection.send(bytes(100_000))
+        connection.socket.shutdown(socket.SHUT_RDWR)
 
 
 def main() -> int:
@@ -115,7 +120,7 @@ def main() -> int:
         print("audio (min)   time (s)   memory (MB)   threads   files", flush=True)
         while any(client.is_alive() for client in clients):
             time.sleep(0.5)
-            minutes = sum(client.sent for client in clients) / 60
+            minutes = sum(client.written for client in clients) / 60
             if not rows or minutes >= rows[-1][0] + 1:
                 rows.append((minutes, process.memory_info().rss / 1e6))
                 print(f"{minutes:11.1f} {time.monotonic() - begun:10.0f} {rows[-1][1]:13.1f} "
@@ -123,6 +128,7 @@ def main() -> int:
                 threading.Thread(target=die, args=(address,), daemon=True).start()
         wall, cpu = time.monotonic() - begun, sum(process.cpu_times()[:2])
         rows.append((sum(client.sent for client in clients) / 60, process.memory_info().rss / 1e6))
+        print(f"{rows[-1][0]:11.1f} {wall:10.0f} {rows[-1][1]:13.1f}", flush=True)
         server.terminate()
     half = len(rows) // 2
     minutes, memory = np.array(rows[half:]).T

@@ -86,6 +86,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
     with listening:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MESSAGE_BYTES)  # else the kernel takes minutes
             listening.bind(address)
             listening.listen(128)
         except OSError as error:
@@ -152,6 +153,8 @@ class LiveServer:
             await self._send(client, {"type": "error", "message": str(refusal)})
             await client.close(refusal.code)
         except (WebSocketDisconnect, TimeoutError):  # it is gone, or does not take what it is sent
+            pass
+        except asyncio.CancelledError:  # the server ends, and does not wait for the audio that is there
             pass
         finally:
             self.active -= counted

@@ -287,7 +287,7 @@ def server(checkpoint: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 
 def client(server: tuple[str, object], rate: str = "16000", **options: Any) -> ClientConnection:
-    return connect(f"ws://{server[0]}/listen?rate={rate}", open_timeout=60, **options)
+    return connect(f"ws://{server[0]}/listen?rate={rate}", open_timeout=60, ping_interval=None, **options)
 
 
 def receive(connection: ClientConnection) -> dict[str, Any]:
