@@ -1,5 +1,6 @@
 """`asr listen` as processes: pipes, signals, the server and its page."""
 
+import contextlib
 import io
 import json
 import os
@@ -342,7 +343,8 @@ def test_clients_at_once_get_the_text_that_each_would_get_alone(
 def test_places_are_taken_and_given_back_also_by_clients_that_die(
     recognizer: RNNTransducer, server: tuple[str, subprocess.Popen[bytes]]
 ) -> None:
-    held = [client(server) for _ in range(CLIENTS - 1)]
+    stack = contextlib.ExitStack()
+    held = [stack.enter_context(client(server)) for _ in range(CLIENTS - 1)]
     for connection in held:
         assert receive(connection) == {"type": "ready"}
     code = (
@@ -357,6 +359,7 @@ def test_places_are_taken_and_given_back_also_by_clients_that_die(
         dying.kill()
     for connection in held:
         connection.socket.shutdown(socket.SHUT_RDWR)  # gone without a word
+    stack.close()
     audio = babble(1, 3)
     deadline = time.monotonic() + 60
     while True:
@@ -388,9 +391,10 @@ def test_what_no_client_should_send_ends_its_connection_alone(
             connection.send(bytes(10_000_000))
         while True:
             connection.recv(timeout=60)
-    with pytest.raises(InvalidStatus):
-        client(server, origin="http://elsewhere.example")
-    client(server, origin=f"http://{server[0]}").close()
+    with pytest.raises(InvalidStatus), client(server, origin="http://elsewhere.example"):
+        pass
+    with client(server, origin=f"http://{server[0]}") as connection:
+        assert receive(connection) == {"type": "ready"}
     host, port = server[0].split(":")
     with socket.create_connection((host, int(port)), timeout=60) as raw:
         raw.sendall(b"\x00\xff" * 50_000)
@@ -428,6 +432,14 @@ def fake_microphone(path: Path, audio: np.ndarray) -> list[str]:
     ]
 
 
+def until(happened: Callable[[], bool], seconds: float = 100) -> None:
+    """Wait; the page forbids Playwright's own way of waiting, which evaluates strings."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def contrast(first: str, second: str) -> float:
     """The contrast of two colors [WCAG 2.1] as browsers write them, `rgb(1, 2, 3)`."""
 
@@ -455,8 +467,8 @@ def test_the_page_writes_what_the_microphone_hears(server: tuple[str, subprocess
         page.goto(f"http://{server[0]}/")
         assert page.evaluate("document.activeElement.id") == "record"
         page.keyboard.press("Enter")
-        page.wait_for_function("document.getElementById('status').textContent === 'Listening.'", timeout=60_000)
-        page.wait_for_function("document.getElementById('stable').textContent.length > 8", timeout=100_000)
+        until(lambda: page.text_content("#status") == "Listening.")
+        until(lambda: len(page.text_content("#stable") or "") > 8)
         growing = page.evaluate("[stable, rest].map((part) => part.textContent)")
         for dark in (True, False):
             colors = page.evaluate(
@@ -471,9 +483,7 @@ def test_the_page_writes_what_the_microphone_hears(server: tuple[str, subprocess
         assert page.evaluate("document.documentElement.scrollWidth <= 400")
         page.focus("#record")
         page.keyboard.press("Space")
-        page.wait_for_function(
-            "document.getElementById('status').textContent === 'The microphone is off.'", timeout=100_000
-        )
+        until(lambda: page.text_content("#status") == "The microphone is off.")
         text = " ".join(page.locator("#lines li span").all_text_contents())
         assert text.startswith(growing[0].strip()) and page.locator("#lines time").first.text_content() == "0:00"
         assert page.text_content("#partial") == "" and page.is_enabled("#copy")
