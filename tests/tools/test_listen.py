@@ -432,7 +432,7 @@ def fake_microphone(path: Path, audio: np.ndarray) -> list[str]:
     ]
 
 
-def until(happened: Callable[[], bool], seconds: float = 100) -> None:
+def until(happened: Callable[[], bool], seconds: float = 250) -> None:
     """Wait; the page forbids Playwright's own way of waiting, which evaluates strings."""
     deadline = time.monotonic() + seconds
     while not happened():
@@ -452,6 +452,7 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 def test_the_page_writes_what_the_microphone_hears(server: tuple[str, subprocess.Popen[bytes]], tmp_path: Path) -> None:
     audio = np.concatenate([babble(6, 5), np.zeros(16_000, np.float32)])
