@@ -128,7 +128,7 @@ def _prepare(options: argparse.Namespace) -> "LiveRecognizer":
     from asr_lightning.tools import transcription
     from asr_lightning.tools.live import LiveRecognizer
 
-    recognizer = transcription.prepare(options.checkpoint, options.device, None)
+    recognizer = transcription.prepare_recognizer(options.checkpoint, options.device, None)
     try:
         return LiveRecognizer(recognizer, options.silence, options.longest)
     except InputError as error:

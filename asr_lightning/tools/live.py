@@ -6,12 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from asr_lightning.audio.features import AudioState
 from asr_lightning.audio.resampling import StreamingResampler
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.decoding.transducer import GreedyState, continue_greedy_search, greedy_state
 from asr_lightning.decoding.words import word_tokens, words_of
 from asr_lightning.errors import InputError
 from asr_lightning.models.recognizer import Recognizer
@@ -103,9 +100,6 @@ class LiveRecognizer:
 
     def __init__(self, recognizer: Recognizer, silence: float = 0.8, longest: float = 30.0) -> None:
         self.recognizer = check_streams(recognizer)
-        assert isinstance(recognizer.encoder, StreamingEncoder)
-        self.encoder = recognizer.encoder
-        self.features = recognizer.features
         self.tokenizer = recognizer.tokenizer
         self.times = recognizer.frame_times()
         self.sample_rate = recognizer.features.sample_rate
@@ -160,7 +154,7 @@ class Stream:
             lines += self._ended()
         kept = self.position
         if self.live.silence_frames:  # where the next line would begin
-            kept = min(kept, self._sample(self.frames - self.live.silence_frames // 2))
+            kept = min(kept, self._sample(self.state.frames - self.live.silence_frames // 2))
         kept = max(self.first, self.start, kept)
         self.audio, self.first = self.audio[kept - self.first :].copy(), kept
         return lines
@@ -171,50 +165,26 @@ class Stream:
 
     def _begin(self, sample: int) -> None:
         """Forget everything; go on from a sample."""
-        recognizer, device = self.live.recognizer, self.live.recognizer.device
         self.start = self.position = sample
-        self.frames = 0  # encoded
-        self.audio_state: AudioState = self.live.features.initial_state(1, device)
-        self.encoder_state = self.live.encoder.initial_state(1, device)
         with torch.inference_mode():
-            self.search_state: GreedyState = greedy_state(
-                1, recognizer.prediction, self.live.tokenizer.blank_id, device
-            )
+            self.state = self.live.recognizer.initial_stream(1)
         self.hypothesis = Hypothesis((), 0.0)
 
     @torch.inference_mode()
     def _step(self, audio: np.ndarray, last: bool = False) -> None:
         """Recognize the next samples (S,)."""
-        live, recognizer = self.live, self.live.recognizer
+        recognizer, known = self.live.recognizer, self.hypothesis
         self.position += len(audio)
         samples = torch.from_numpy(np.ascontiguousarray(audio)).to(recognizer.device).unsqueeze(0)
-        features, self.audio_state = live.features.stream(samples, self.audio_state, last)
-        if not features.shape[1] and not last:
-            return
-        lengths = torch.full((1,), features.shape[1], device=recognizer.device)
-        encoded, lengths, self.encoder_state = live.encoder.stream(
-            features.to(recognizer.dtype), lengths, self.encoder_state, last
-        )
-        if encoded.shape[1]:
-            self._search(encoded, lengths)
-
-    def _search(self, encoded: Tensor, lengths: Tensor) -> None:
-        """Put the tokens of the next encoder frames (1, T, D) behind those that are known."""
-        recognizer, known = self.live.recognizer, self.hypothesis
-        [found], self.search_state = continue_greedy_search(
-            recognizer.project(encoded), lengths, recognizer.prediction, recognizer.joint,
-            self.live.tokenizer.blank_id, self.search_state, recognizer.search.max_symbols,
-        )  # fmt: skip
-        if found.tokens:
-            frames = tuple(self.frames + frame for frame in found.frames)
+        [added], self.state = recognizer.stream(samples, self.state, last)
+        if added.tokens:
             self.hypothesis = replace(
                 known,
-                tokens=known.tokens + found.tokens,
-                frames=known.frames + frames,
-                log_probs=known.log_probs + found.log_probs,
+                tokens=known.tokens + added.tokens,
+                frames=known.frames + added.frames,
+                log_probs=known.log_probs + added.log_probs,
             )
             self.partial = self._grown(self.live.tokenizer.decode(self.hypothesis.tokens))
-        self.frames += int(lengths[0])
 
     def _grown(self, text: str) -> Partial:
         """Return the text of the line with what was stable before unchanged."""
@@ -230,13 +200,13 @@ class Stream:
         live, tokens = self.live, self.hypothesis.tokens
         if not tokens:
             return
-        if live.silence_frames and self.frames - 1 - self.hypothesis.frames[-1] >= live.silence_frames:
-            start = self._sample(self.frames - live.silence_frames // 2)
+        if live.silence_frames and self.state.frames - 1 - self.hypothesis.frames[-1] >= live.silence_frames:
+            start = self._sample(self.state.frames - live.silence_frames // 2)
             yield from self._take(len(tokens))
             self._begin(start)
         elif len(tokens) > MOST_TOKENS:
             yield from self._take(len(tokens))
-        elif self.frames - self.hypothesis.frames[0] > live.longest_frames and len(self.partial.stable):
+        elif self.state.frames - self.hypothesis.frames[0] > live.longest_frames and len(self.partial.stable):
             groups = word_tokens(tokens, live.tokenizer)
             if groups[-1][0] > groups[-2][-1]:  # else one token writes the end of a word and the beginning of the next
                 yield from self._take(groups[-2][-1] + 1)
