@@ -28,6 +28,7 @@ from asr_lightning.errors import InputError, nearest, printable
 COMMANDS = {
     "Use a trained network": {
         "transcribe": "write what is said in audio files",
+        "listen": "write what is being said, from a microphone or a pipe, or for a web page",
         "confidence": "calibrate the confidence of words on a development set",
         "align": "write when the words and phones of a corpus are spoken",
         "export": "write ONNX files, which sherpa-onnx executes, or programs of torch.export",

@@ -42,6 +42,48 @@ def resample(audio: np.ndarray, before: int, after: int) -> np.ndarray:
     return (framed @ weights.T).reshape(-1)[:length].astype(np.float32)
 
 
+class StreamingResampler:
+    """Resamples audio that comes in pieces; put together, the results are what `resample` makes of all of it.
+
+    Args:
+        before: Samples per second that come in.
+        after: Samples per second that go out.
+    """
+
+    def __init__(self, before: int, after: int) -> None:
+        self.before, self.after = before, after
+        self.received = self.returned = 0
+        self.weights: np.ndarray | None = None
+        if before != after:
+            self.weights, left, self.hop = _blocks(*_ratio(before, after))
+            self.waiting = np.zeros(left)  # from the first sample of the next block's window on
+
+    def __call__(self, audio: np.ndarray, last: bool = False) -> np.ndarray:
+        """Return the samples (S',) float32 that are known by now.
+
+        Args:
+            audio: The next samples (S,).
+            last: Whether none follow; then the rest is returned.
+        """
+        if self.weights is None:
+            return audio
+        self.received += len(audio)
+        block, window = self.weights.shape
+        padded = np.concatenate([self.waiting, audio])
+        length = resampled_length(self.received, self.before, self.after) - self.returned
+        frames = -(-length // block) if last else max(0, (len(padded) - window) // self.hop + 1)
+        missing = (frames - 1) * self.hop + window - len(padded) if frames else 0
+        if missing > 0:
+            padded = np.concatenate([padded, np.zeros(missing)])
+        self.waiting = padded[frames * self.hop :].copy()
+        if not frames:
+            return np.zeros(0, np.float32)
+        framed = np.lib.stride_tricks.sliding_window_view(padded, window)[:: self.hop][:frames]
+        resampled = (framed @ self.weights.T).reshape(-1)[:length].astype(np.float32)
+        self.returned += len(resampled)
+        return resampled
+
+
 def resampled_length(samples: int, before: int, after: int) -> int:
     """Return the number of samples that `resample` makes of so many."""
     if before == after:

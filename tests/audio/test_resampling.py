@@ -8,7 +8,15 @@ import pytest
 import soundfile
 from scipy import signal
 
-from asr_lightning.audio.resampling import BETA, ROLLOFF, ZERO_CROSSINGS, resample, resampled_length, sixteen_bits
+from asr_lightning.audio.resampling import (
+    BETA,
+    ROLLOFF,
+    ZERO_CROSSINGS,
+    StreamingResampler,
+    resample,
+    resampled_length,
+    sixteen_bits,
+)
 
 
 def level(frequency: float, before: int, after: int) -> float:
@@ -73,3 +81,21 @@ def test_audio_beyond_full_scale_keeps_its_shape() -> None:
         rounded = sixteen_bits(loud)
         assert rounded.min() >= -1 and rounded.max() <= 32_767 / 32_768
         assert np.corrcoef(rounded, loud)[0, 1] > 0.999999
+
+
+@pytest.mark.parametrize(
+    "rates", [(16_000, 16_000), (48_000, 16_000), (8_000, 16_000), (44_100, 16_000), (22_254, 16_000)]
+)
+@pytest.mark.parametrize("samples", [0, 1, 100, 5_000])
+def test_audio_that_comes_in_pieces_is_resampled_as_the_whole(rates: tuple[int, int], samples: int) -> None:
+    audio = np.random.default_rng(samples).standard_normal(samples).astype(np.float32)
+    expected = resample(audio, *rates)
+    for size in (1, 7, 640, 6_000):
+        resampler = StreamingResampler(*rates)
+        pieces = [resampler(audio[start : start + size]) for start in range(0, samples, size)]
+        got = np.concatenate([*pieces, resampler(audio[:0], last=True)])
+        assert len(got) == len(expected) == resampled_length(samples, *rates)
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+    if samples == 5_000:
+        resampler = StreamingResampler(*rates)
+        assert len(resampler(audio)) > 0.5 * len(expected), "most is known before the end"

@@ -1,15 +1,11 @@
 """A real browser."""
 
-import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
+from tests.support.browser import ARGUMENTS, CHROMIUM
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +13,6 @@ def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine")
     with sync_playwright() as driver:
-        arguments = [
-            "--disable-quic",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-        ]
-        arguments += ["--no-sandbox"] if os.geteuid() == 0 else []  # which Chromium refuses to start without
-        launched = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        launched = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield launched
         launched.close()
