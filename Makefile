@@ -8,11 +8,8 @@
 PYTHON ?= python3
 SCALE ?= demo
 JOBS ?= 1
-TEST_JOBS ?= 2
 TESTS ?= tests
-GROUP ?= demo/weight_selection/random demo/weight_selection/selected
 FOLDERS ?= runs/demo/weight_selection
-
 BIN := .venv/bin
 INSTALLED := .venv/installed
 ABLATE = $(BIN)/asr ablate
@@ -22,15 +19,11 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
-
-.PHONY: help install demo ws distillation rnnt-loss ws-lstm las las-search las-attention e2e e2e-ws students hybrid ds2 ds2-attention ds2-features ds2-extractors
-.PHONY: kospeech kspon architectures rehearse report dashboard docs test lint bench peers
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 .DELETE_ON_ERROR:
-
 help: ## this list
 	@echo "targets:"; sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 	@echo "variables:"; sed -n 's/^#  \(.*\)/ \1/p' $(firstword $(MAKEFILE_LIST))
-
 install: $(INSTALLED) ## make .venv with everything in it
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": say PYTHON=...")'
@@ -46,6 +39,7 @@ demo: $(INSTALLED) ## teacher, student from random weights and from selected one
 	@$(ABLATE) weight_selection --seeds 1 --variants random selected --jobs 2
 ws: $(INSTALLED); $(ABLATE) weight_selection $(OPTIONS) ## weight selection against random weights, nine ways
 distillation: $(INSTALLED); $(ABLATE) distillation $(OPTIONS) ## weights of a teacher, its predictions, or both
+streaming: $(INSTALLED); $(ABLATE) streaming $(OPTIONS) ## students that write while one speaks: weights, chunks, delay
 rnnt-loss: $(INSTALLED); $(ABLATE) rnnt_loss $(OPTIONS) ## the transducer's loss, exact and pruned
 ws-lstm: $(INSTALLED); $(ABLATE) weight_selection_lstm $(OPTIONS) ## the same with LSTM encoders of full size; SCALE=full only
 e2e: $(INSTALLED); $(ABLATE) e2e $(OPTIONS) ## end-to-end models A and B and the hybrid, and what their layers hold
@@ -63,14 +57,19 @@ kospeech: $(INSTALLED); $(ABLATE) kospeech $(OPTIONS) ## the report's training o
 kspon: $(INSTALLED); $(ABLATE) kspon $(OPTIONS) ## six networks on KsponSpeech; SCALE=full only
 architectures: $(INSTALLED); $(ABLATE) architectures $(OPTIONS) ## nine networks on LibriSpeech; SCALE=full only
 rehearse: $(INSTALLED); $(ABLATE) $$(grep -l '$(SCALE):' experiments/ablations/*.yaml) --rehearse $(OPTIONS) ## two steps and a tiny evaluation of every run, at SCALE
+sherpa: runs/demo/rnnt_export/seed1/checkpoints/last.ckpt ## from nothing to transcripts by sherpa-onnx: train, export, compare size, speed, WER
+	$(BIN)/asr export $< --output runs/demo/rnnt_export/exported --int8
+	$(BIN)/python benchmarks/deployment.py $< --root data/spoken_small --subset test-clean | tee runs/demo/rnnt_export/deployment.md
+runs/demo/rnnt_export/seed1/checkpoints/last.ckpt: | $(INSTALLED)
+	$(BIN)/lightning fit --config experiments/demo/rnnt_export.yaml --ckpt_path last
 report: $(INSTALLED); $(BIN)/asr report $(FOLDERS) --output runs/report.html ## one HTML page of the runs in FOLDERS
-dashboard: $(INSTALLED); $(BIN)/asr dashboard --group $(GROUP) --runs $(FOLDERS) $(if $(SUBSETS),--subsets $(SUBSETS)) $(if $(SAVE),--save) ## W&B workspace and report of GROUP, checked against the runs in FOLDERS; SAVE=1 publishes them
+dashboard: $(INSTALLED); $(BIN)/asr dashboard --group $(or $(GROUP),demo/weight_selection/random demo/weight_selection/selected) --runs $(FOLDERS) $(if $(SUBSETS),--subsets $(SUBSETS)) $(if $(SAVE),--save) ## W&B workspace and report of GROUP, checked against the runs in FOLDERS; SAVE=1 publishes them
 docs: .venv/docs; NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet ## the documentation as a site in build/site
 .venv/docs: $(INSTALLED)
 	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 test: $(INSTALLED) ## the whole test suite, or TESTS
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS) --numprocesses $(or $(TEST_JOBS),2) --dist loadfile --no-loadscope-reorder
 lint: $(INSTALLED); $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy ## style and types
 bench: runs/peers/installed demo ## one table of speed and memory beside the peers, of one run; see benchmarks/README.md
 	PYTHONPATH=runs/peers OMP_NUM_THREADS=$$(getconf _NPROCESSORS_ONLN) $(BIN)/python benchmarks/table.py

@@ -65,7 +65,7 @@ def test_the_text_of_a_stream_is_that_of_the_whole_whatever_the_pieces(name: str
     recognizer = streaming_recognizer(config)
     audio = with_pauses(1, recognizer.features.sample_rate)
     expected = whole(recognizer, audio)
-    assert len(expected.words) > 2
+    assert len(expected.tokens) > 2
     for sizes in PIECES:
         [line], _ = listen(LiveRecognizer(recognizer, silence=0).stream(), audio, sizes)
         assert line.text == expected.text
