@@ -224,7 +224,10 @@ class _Planner:
         return override(experiment, {**values, **changes})
 
     def _texts(self, variant: Variant, seed: int, experiments: Mapping[str, Experiment]) -> Iterable[str]:
-        """Return the commands of a run; a network is looked into once, that of the first seed."""
+        """Return the commands of a run: training, a test where training validates on other subsets, and those after it.
+
+        A network is looked into once, that of the first seed; that is a test too.
+        """
         command, after = at_scale([variant.command, list(variant.after)], self.scale)
         if command:
             yield command
@@ -234,8 +237,12 @@ class _Planner:
             yield "lightning fit --config {experiment} --ckpt_path last"
         first = seed == (self.seeds or [1])[0]
         own = [text for text in after if first or "{inside}" not in text]
+        look = first and INSIDE in experiments and not any("{inside}" in text for text in own)
+        tested = bool(command or variant.network or look or any(str(text).startswith("lightning test") for text in own))
+        if not tested and _untested(experiments[EXPERIMENT]):
+            yield "lightning test --config {experiment} --ckpt_path {checkpoint}"
         yield from own
-        if first and INSIDE in experiments and not any("{inside}" in text for text in own):
+        if look:
             yield "lightning test --config {inside} --ckpt_path {checkpoint}"
 
 
@@ -245,6 +252,12 @@ def _callbacks(experiment: Experiment, inside: Experiment) -> list[Any]:
     if "callbacks+" in added:
         return [*(own.get("callbacks") or []), *added["callbacks+"]]
     return list(added.get("callbacks") or [])
+
+
+def _untested(experiment: Experiment) -> set[str]:
+    """Return the test subsets that training does not validate on."""
+    data = (experiment.get("data") or {}).get("init_args") or {}
+    return {*(data.get("test_subsets") or ())} - {*(data.get("validation_subsets") or ())}
 
 
 def _root(experiment: Experiment) -> str:

@@ -116,6 +116,18 @@ def test_what_is_tested_is_the_network_that_was_trained(path: Path, scale: str) 
             assert network(trained) == network(run.experiments[name]["model"]), run.folder
 
 
+@pytest.mark.parametrize(("path", "scale"), CASES, ids=IDS)
+def test_every_network_gets_rates_on_the_test_sets(path: Path, scale: str) -> None:
+    """Whichever seed, whether it is validated on them, tested or looked into."""
+    planned = plan(path, scale)
+    for run in planned.compared:
+        data = run.experiments["experiment.yaml"]["data"]["init_args"]
+        tested = any(command[2:3] == ("test",) for command in run.commands)
+        assert data["test_subsets"] and (tested or set(data["test_subsets"]) <= set(data["validation_subsets"])), run
+        assert sum(command[2:3] == ("test",) for command in run.commands) <= 2, "once, and once to look inside"
+        assert set(planned.ablation.subsets) <= set(data["test_subsets"]), "what the table shows"
+
+
 def test_every_ablation_has_a_target_of_make() -> None:
     targets = (PROJECT / "Makefile").read_text("utf-8")
     assert [path.stem for path in ABLATIONS if not re.search(rf"\b{path.stem}\b", targets)] == []
