@@ -11,15 +11,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
 from asr_lightning.batch import Batch, Utterance
-from asr_lightning.callbacks.distillation import (
+from asr_lightning.callbacks.distillation import Distillation, check_terms
+from asr_lightning.callbacks.distillation_terms import (
     CTCDistillation,
-    Distillation,
     DistillationTerm,
     EncodedBatch,
     EncoderDistillation,
     LatticeDistillation,
     PathDistillation,
-    check_terms,
 )
 from asr_lightning.callbacks.initialization import Initialization
 from asr_lightning.callbacks.weight_changes import DistanceFromStart
@@ -350,7 +349,7 @@ def test_weights_and_temperatures_out_of_range_are_refused(make: Any) -> None:
 def test_it_is_a_key_of_an_experiment(tmp_path: Path) -> None:
     parser = LightningArgumentParser(exit_on_error=False)
     CommandLine.add_arguments_to_parser(None, parser)  # type: ignore[arg-type] # it needs no command line
-    path = "asr_lightning.callbacks.distillation"
+    path = "asr_lightning.callbacks.distillation_terms"
     listed = [
         {"class_path": f"{path}.LatticeDistillation", "init_args": {"weight": 0.02, "temperature": 2.0}},
         {"class_path": f"{path}.EncoderDistillation"},

@@ -1,0 +1,272 @@
+"""Terms of distillation: what a student predicts, against what its teacher predicts.
+
+| term                  | what is compared                                                                          |
+|-----------------------|-------------------------------------------------------------------------------------------|
+| `LatticeDistillation` | blank, next token and the rest at all nodes of the lattice [Panchapagesan et al. 2021]      |
+| `PathDistillation`    | all tokens along the teacher's most probable alignment [Kurata and Saon 2020]               |
+| `EncoderDistillation` | frames of the encoders, those of the student through a learned projection                   |
+| `CTCDistillation`     | all tokens at every frame of the CTC outputs                                                |
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asr_lightning.callbacks.observation import ctc_output
+from asr_lightning.errors import InputError
+from asr_lightning.losses.distillation import frame_divergence, frame_error
+from asr_lightning.losses.transducer.distillation import JointInputs, lattice_divergence, path_divergence
+from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.models.rnn_transducer import RNNTransducer
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """A batch as a recognizer has encoded it.
+
+    Attributes:
+        recognizer: The teacher, or the student.
+        frames: (B, T, D).
+        lengths: (B,) real frames.
+        targets: (B, U) token ids, padded with blanks.
+        target_lengths: (B,) real tokens.
+    """
+
+    recognizer: Recognizer
+    frames: Tensor
+    lengths: Tensor
+    targets: Tensor
+    target_lengths: Tensor
+
+    def joint_inputs(self) -> JointInputs:
+        """Return what the joint network of a transducer reads."""
+        transducer = self.recognizer
+        assert isinstance(transducer, RNNTransducer)
+        return JointInputs(transducer.joint, transducer.project(self.frames), transducer.predict(self.targets))
+
+
+class DistillationTerm(nn.Module, ABC):
+    """Base class: what a student's training adds to the loss of each utterance.
+
+    Its parameters are trained with the student's. They are no part of the student's `state_dict`.
+
+    Args:
+        weight: Factor of the term; 0 leaves it out.
+
+    Raises:
+        ValueError: The weight is negative or not finite.
+    """
+
+    name = ""  # in logs, as `train/distillation/<name>`
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"{type(self).__name__}: expected a weight from 0, got {weight}")
+        self.weight = weight
+
+    @abstractmethod
+    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
+        """Make what is learned, before training begins.
+
+        Raises:
+            InputError: The term cannot be computed of these two.
+        """
+
+    @abstractmethod
+    def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
+        """Return the term of each utterance without its weight, (B,); it has a gradient for the student alone."""
+
+
+class PosteriorTerm(DistillationTerm, ABC):
+    """Base class of terms over the posteriors of tokens, which both networks need to have alike.
+
+    Args:
+        weight: Factor of the term; 0 leaves it out.
+        temperature: Divides the logits of both; the term is multiplied by its square [Hinton et al. 2015, §2].
+
+    Raises:
+        ValueError: The weight is negative, or the temperature is not above 0.
+    """
+
+    def __init__(self, weight: float, temperature: float = 1.0) -> None:
+        super().__init__(weight)
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"{type(self).__name__}: expected a temperature above 0, got {temperature}")
+        self.temperature = temperature
+
+    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
+        """Compare the tokens.
+
+        Raises:
+            InputError: They differ.
+        """
+        own, other = student.tokenizer, teacher.tokenizer
+        if own.tokens == other.tokens and own.blank_id == other.blank_id:
+            return
+        different = [f"{a!r} and {b!r}" for a, b in zip(own.tokens, other.tokens, strict=False) if a != b]
+        raise InputError(
+            f"{type(self).__name__} compares the probabilities of tokens: expected the same ones in the same order, "
+            f"found {len(own.tokens)} of the student and {len(other.tokens)} of the teacher"
+            + (f", first {different[0]}" if different else "")
+            + "; give the student the teacher's tokenizer, or use EncoderDistillation"
+        )
+
+
+class LatticeDistillation(PosteriorTerm):
+    """Divergence at all nodes of the lattice, with three classes: blank, next token, rest.
+
+    It is summed over T · (U + 1) nodes, so its weight is much below 1: `losses.transducer.distillation` has it.
+
+    Args:
+        weight: Factor of the term; 0 leaves it out.
+        temperature: Divides the logits of both.
+    """
+
+    name = "lattice"
+
+    def __init__(self, weight: float = 0.01, temperature: float = 1.0) -> None:
+        super().__init__(weight, temperature)
+
+    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
+        """Check that both are transducers with the same tokens.
+
+        Raises:
+            InputError: They are not.
+        """
+        _check_transducers(self, student, teacher)
+        super().prepare(student, teacher)
+
+    def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
+        """Return the divergence of each utterance, (B,)."""
+        return lattice_divergence(*_of_transducers(student, teacher), temperature=self.temperature)
+
+
+class PathDistillation(PosteriorTerm):
+    """Divergence of all tokens at the T + U nodes of the teacher's most probable alignment.
+
+    Args:
+        weight: Factor of the term; 0 leaves it out.
+        temperature: Divides the logits of both.
+    """
+
+    name = "path"
+
+    def __init__(self, weight: float = 0.5, temperature: float = 1.0) -> None:
+        super().__init__(weight, temperature)
+
+    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
+        """Check that both are transducers with the same tokens.
+
+        Raises:
+            InputError: They are not.
+        """
+        _check_transducers(self, student, teacher)
+        super().prepare(student, teacher)
+
+    def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
+        """Return the divergence of each utterance, (B,)."""
+        return path_divergence(*_of_transducers(student, teacher), temperature=self.temperature)
+
+
+class CTCDistillation(PosteriorTerm):
+    """Divergence of all tokens at every frame of the CTC outputs, of CTC models and of those with a `ctc_weight`.
+
+    Args:
+        weight: Factor of the term; 0 leaves it out.
+        temperature: Divides the logits of both.
+    """
+
+    name = "ctc"
+
+    def __init__(self, weight: float = 0.5, temperature: float = 1.0) -> None:
+        super().__init__(weight, temperature)
+
+    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
+        """Check that both have a CTC output with the same tokens.
+
+        Raises:
+            InputError: They have not.
+        """
+        for role, recognizer in (("student", student), ("teacher", teacher)):
+            if ctc_output(recognizer) is None:
+                raise InputError(
+                    f"CTCDistillation: expected a CTC output of the {role}, found none of {type(recognizer).__name__}; "
+                    "set its ctc_weight above 0, or use EncoderDistillation"
+                )
+        super().prepare(student, teacher)
+
+    def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
+        """Return the divergence of each utterance, (B,)."""
+        own, other = (ctc_output(encoded.recognizer) for encoded in (student, teacher))
+        assert own is not None and other is not None
+        with torch.no_grad():
+            expected = other(teacher.frames)
+        return frame_divergence(own(student.frames), expected, student.lengths, self.temperature)
+
+
+class EncoderDistillation(DistillationTerm):
+    """Mean squared difference of encoded frames, over real frames and the teacher's units.
+
+    The student's frames go through a learned linear projection, which begins as the identity where both encoders have
+    the same size.
+
+    Args:
+        weight: Factor of the term; 0 leaves it out.
+    """
+
+    name = "encoder"
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.projection: Projection | None = None
+
+    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
+        """Make the projection, unless this training has one from before; nothing random of the run is used up."""
+        sizes = student.encoder.dimension, teacher.encoder.dimension
+        if self.projection is not None:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.projection = Projection(*sizes)
+        if sizes[0] == sizes[1]:
+            nn.init.eye_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
+
+    def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
+        """Return the mean squared difference of each utterance, (B,)."""
+        assert self.projection is not None
+        return frame_error(self.projection(student.frames), teacher.frames, student.lengths)
+
+
+class Projection(nn.Linear):
+    """A linear layer that is no part of the `state_dict` of the module around it; `parts` has its values."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ANN401
+        return
+
+    def _load_from_state_dict(self, *_: Any) -> None:  # noqa: ANN401
+        return
+
+
+def _check_transducers(term: DistillationTerm, student: Recognizer, teacher: Recognizer) -> None:
+    for role, recognizer in (("student", student), ("teacher", teacher)):
+        if not isinstance(recognizer, RNNTransducer):
+            raise InputError(
+                f"{type(term).__name__}: expected a transducer as the {role}, found {type(recognizer).__name__}; use "
+                "CTCDistillation or EncoderDistillation"
+            )
+
+
+def _of_transducers(
+    student: EncodedBatch, teacher: EncodedBatch
+) -> tuple[JointInputs, JointInputs, Tensor, Tensor, Tensor, int]:
+    """Return the arguments of the divergences of transducers but the temperature."""
+    with torch.no_grad():
+        other = teacher.joint_inputs()
+    blank_id = student.recognizer.tokenizer.blank_id
+    lengths = student.lengths, student.target_lengths
+    return student.joint_inputs(), other, student.targets, *lengths, blank_id
