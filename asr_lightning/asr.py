@@ -130,7 +130,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
 def _refuse_missing(options: argparse.Namespace) -> None:
     """Refuse checkpoints and experiments that are not there at once, before a command imports torch."""
-    for name in ("checkpoint", "checkpoints", "beside"):
+    for name in ("checkpoint", "checkpoints", "beside", "teacher"):
         given = getattr(options, name, None)
         for path in given if isinstance(given, list) else [given]:
             if isinstance(path, Path) and not path.is_file():
