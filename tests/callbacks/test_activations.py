@@ -174,8 +174,8 @@ def test_what_a_module_reads_and_where_an_attention_looks() -> None:
     model, batch = recognizer().eval(), batch_of(TEXTS[:2])
     paths = {"read": "encoder.norms.0:input", "layer": "encoder.layers.0", "weights": "decoder.attention:weights"}
     seen = observe(model, batch, paths, [model.tokenizer.encode(text) for text in TEXTS[:2]])
-    torch.testing.assert_close(seen.watched["read"].values, seen.watched["layer"].values)
-    weights = seen.watched["weights"]
+    torch.testing.assert_close(seen.outputs["read"].values, seen.outputs["layer"].values)
+    weights = seen.outputs["weights"]
     assert weights.unit == "token" and weights.values.shape[1:] == (len(TEXTS[1]) + 2, int(seen.lengths.max()))
     torch.testing.assert_close(weights.values.sum(dim=2), torch.ones(weights.values.shape[:2]))
 

@@ -162,24 +162,24 @@ def test_layers_can_be_looked_at(trained: Recognizer) -> None:
     tokens = [trained.tokenizer.encode(text) for text in batch.texts]
     seen = observe(trained, batch, paths, tokens)
     encoded, lengths = trained(batch.audio, batch.audio_lengths)
-    torch.testing.assert_close(seen.watched["top"].values, encoded)
-    assert seen.watched["top"].lengths.tolist() == lengths.tolist()
-    assert {name: one.unit for name, one in seen.watched.items() if name != "reader"} == {
+    torch.testing.assert_close(seen.outputs["top"].values, encoded)
+    assert seen.outputs["top"].lengths.tolist() == lengths.tolist()
+    assert {name: one.unit for name, one in seen.outputs.items() if name != "reader"} == {
         "top": "frame",
         "features": "frame",
     }
-    starts, ends = seen.spans(seen.watched["top"].lengths)
+    starts, ends = seen.spans(seen.outputs["top"].lengths)
     seconds = batch.audio.shape[1] / batch.sample_rate
     assert len(starts) == encoded.shape[1] and 0.9 * seconds < ends[-1] < seconds + 0.1
     assert (ends[:-1] == pytest.approx(starts[1:])) and starts[0] > -0.1
     for row, utterance in enumerate(separate(batch)):
         alone = observe(trained, Batch.collate([utterance], RATE), paths, tokens[row : row + 1])
-        for name, one in seen.watched.items():
+        for name, one in seen.outputs.items():
             length = int(one.lengths[row])
-            assert length == alone.watched[name].values.shape[1]
+            assert length == alone.outputs[name].values.shape[1]
             assert one.unit == "frame" or length == len(tokens[row]) + 1
             torch.testing.assert_close(
-                one.values[row : row + 1, :length], alone.watched[name].values, rtol=1e-4, atol=1e-4
+                one.values[row : row + 1, :length], alone.outputs[name].values, rtol=1e-4, atol=1e-4
             )
     assert not trained.training and not any(module._forward_hooks for module in trained.modules())
 
