@@ -75,7 +75,7 @@ def test_what_is_no_formula_any_more_is_read_as_it_was() -> None:
 
 
 def test_a_page_holds_names_as_texts() -> None:
-    page = fill("page", {"title": "</script><script>\u202e\udcc7"}, TITLE="", PLOTLY="")
+    page = fill("page", {"title": "</script><script>\u202e\udcc7"}, TITLE="", PLOTLY="", PARTS="{}")
     page.encode("utf-8")
     assert "</script><script>\\" not in page and "\u202e" not in page
     data = page[page.index('{"title"') :]

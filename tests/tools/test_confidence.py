@@ -74,8 +74,10 @@ def arguments(tmp_path: Path) -> list[str]:
         },
     }  # fmt: skip
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump({"data": data}))
+    (tmp_path / "last.ckpt").touch()
     return [
-        "--checkpoint", "last.ckpt", "--config", str(tmp_path / "experiment.yaml"), "--output", str(tmp_path / "out")
+        *("--checkpoint", str(tmp_path / "last.ckpt"), "--config", str(tmp_path / "experiment.yaml")),
+        *("--output", str(tmp_path / "out")),
     ]  # fmt: skip
 
 
@@ -91,7 +93,7 @@ def test_planted_confidences_are_calibrated_and_drawn(
     truth = draw.beta(3, 1, 4_000)
     planted = 1 / (1 + ((1 - truth) / truth) ** 3), draw.random(4_000) < truth, np.arange(4_000) // 8
     read: list[list[str]] = []
-    monkeypatch.setattr(transcription, "prepare", lambda *given: None)
+    monkeypatch.setattr(transcription, "prepare_recognizer", lambda *given: None)
     monkeypatch.setattr(subsets, "open_corpus", lambda config, names: read.append(names) or {})
     monkeypatch.setattr(word_confidence, "collect", lambda *given: planted)
     assert main(["confidence", *arguments, "--method", method]) == 0
@@ -112,7 +114,7 @@ def test_nothing_is_calibrated_on_what_is_tested_or_on_right_words_alone(
 ) -> None:
     assert main(["confidence", *arguments, "--subsets", "test-clean"]) == 2
     assert "found test-clean among its test_subsets" in capsys.readouterr().err
-    monkeypatch.setattr(transcription, "prepare", lambda *given: None)
+    monkeypatch.setattr(transcription, "prepare_recognizer", lambda *given: None)
     monkeypatch.setattr(subsets, "open_corpus", lambda config, names: {})
     ones = np.ones(3), np.ones(3, dtype=bool), np.arange(3)
     monkeypatch.setattr(word_confidence, "collect", lambda *given: ones)

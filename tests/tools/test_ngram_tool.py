@@ -190,7 +190,7 @@ def test_other_units_than_those_of_the_model_are_suspected(
         (["estimate", "train.txt", "--skip-columns", "9"], "error: expected sentences to estimate"),
         (["estimate", "train.txt", "--order", "9"], "error: expected a sentence of 8 or more tokens for an order of 9"),
         (["estimate", "marked.txt"], "error: sentence 1: expected tokens without white space that are not <s> or"),
-        (["estimate", "train.txt", "--config", "m"], "error: --config m: expected --units tokens"),
+        (["estimate", "train.txt", "--config", "bare.yaml"], "error: --config bare.yaml: expected --units tokens"),
         (["estimate", "train.txt", "--units", "tokens", "--config", "m"], "error: m: No such file or directory"),
         (
             ["estimate", "train.txt", "--units", "tokens", "--config", "bare.yaml"],

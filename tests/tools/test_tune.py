@@ -180,10 +180,11 @@ def test_spaces_that_say_nothing_are_refused(tmp_path: Path, space: Any, message
 def test_other_input_that_cannot_be_used_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     space = str(write_space(tmp_path / "space.yaml", {"a": {"low": 0, "high": 1}}))
     base = ["--config", "no.yaml", "--space", space, "--metric", "dev/cer"]
+    there = ["--config", space, *base[2:]]
     for arguments, message in (
-        (base, "cannot read the experiment"),
-        ([*base[:3], "no", *base[4:]], "cannot read a space"),
-        ([*base[:5], "cer"], "--metric as dev/cer"),
+        (base, "no.yaml: No such file or directory"),
+        ([*there[:3], "no", *there[4:]], "cannot read a space"),
+        ([*there[:5], "cer"], "--metric as dev/cer"),
         ([*base, "--sampler", "grid"], "No such file"),
     ):
         assert main(["tune", *arguments]) == 2
