@@ -116,7 +116,25 @@ class PosteriorTerm(DistillationTerm, ABC):
         )
 
 
-class LatticeDistillation(PosteriorTerm):
+class TransducerTerm(PosteriorTerm, ABC):
+    """Base class of terms over the posteriors of transducers."""
+
+    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
+        """Check that both are transducers with the same tokens.
+
+        Raises:
+            InputError: They are not.
+        """
+        for role, recognizer in (("student", student), ("teacher", teacher)):
+            if not isinstance(recognizer, RNNTransducer):
+                raise InputError(
+                    f"{type(self).__name__}: expected a transducer as the {role}, found {type(recognizer).__name__}; "
+                    "use CTCDistillation or EncoderDistillation"
+                )
+        super().prepare(student, teacher)
+
+
+class LatticeDistillation(TransducerTerm):
     """Divergence at all nodes of the lattice, with three classes: blank, next token, rest.
 
     It is summed over T · (U + 1) nodes, so its weight is much below 1: `losses.transducer.distillation` has it.
@@ -131,21 +149,12 @@ class LatticeDistillation(PosteriorTerm):
     def __init__(self, weight: float = 0.01, temperature: float = 1.0) -> None:
         super().__init__(weight, temperature)
 
-    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
-        """Check that both are transducers with the same tokens.
-
-        Raises:
-            InputError: They are not.
-        """
-        _check_transducers(self, student, teacher)
-        super().prepare(student, teacher)
-
     def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
         """Return the divergence of each utterance, (B,)."""
         return lattice_divergence(*_of_transducers(student, teacher), temperature=self.temperature)
 
 
-class PathDistillation(PosteriorTerm):
+class PathDistillation(TransducerTerm):
     """Divergence of all tokens at the T + U nodes of the teacher's most probable alignment.
 
     Args:
@@ -157,15 +166,6 @@ class PathDistillation(PosteriorTerm):
 
     def __init__(self, weight: float = 0.5, temperature: float = 1.0) -> None:
         super().__init__(weight, temperature)
-
-    def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
-        """Check that both are transducers with the same tokens.
-
-        Raises:
-            InputError: They are not.
-        """
-        _check_transducers(self, student, teacher)
-        super().prepare(student, teacher)
 
     def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
         """Return the divergence of each utterance, (B,)."""
@@ -250,15 +250,6 @@ class Projection(nn.Linear):
 
     def _load_from_state_dict(self, *_: Any) -> None:  # noqa: ANN401
         return
-
-
-def _check_transducers(term: DistillationTerm, student: Recognizer, teacher: Recognizer) -> None:
-    for role, recognizer in (("student", student), ("teacher", teacher)):
-        if not isinstance(recognizer, RNNTransducer):
-            raise InputError(
-                f"{type(term).__name__}: expected a transducer as the {role}, found {type(recognizer).__name__}; use "
-                "CTCDistillation or EncoderDistillation"
-            )
 
 
 def _of_transducers(

@@ -231,7 +231,7 @@ def greedy_search(
 
 
 class GreedyState(NamedTuple):
-    """What greedy search remembers of B utterances between two pieces of them.
+    """State of greedy search over B utterances, behind a piece of their frames.
 
     Attributes:
         predicted: Output of the prediction network behind the last token, (B, 1, D).
