@@ -11,7 +11,7 @@ from asr_lightning.text.phones import Segment
 
 @dataclass(frozen=True)
 class Written:
-    """What was written of an utterance, and when.
+    """Words of an utterance, with the audio that had been read when each was complete.
 
     Attributes:
         words: Of the hypothesis.

@@ -135,7 +135,7 @@ class Joint(nn.Module):
 
 
 class StreamState(NamedTuple):
-    """What a transducer remembers of utterances between two pieces of their audio.
+    """State of a transducer behind a piece of the audio of its utterances.
 
     Attributes:
         audio: Samples that wait for the rest of their frame.

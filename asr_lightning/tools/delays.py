@@ -98,7 +98,7 @@ def streams(recognizer: Recognizer) -> bool:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute in one thread."""
+    """Set torch to one thread within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

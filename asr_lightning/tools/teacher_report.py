@@ -1,4 +1,4 @@
-"""What a student gets of a teacher by weight selection, and how similar the layers are that are kept and skipped."""
+"""Report on weight selection from a teacher: the weights of each student part, and the similarity of the layers."""
 
 import copy
 import re

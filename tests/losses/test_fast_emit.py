@@ -16,7 +16,7 @@ FRAMES, TOKENS = torch.tensor([4, 3, 2, 4]), torch.tensor([3, 1, 0, 2])
 
 
 def random_case(seed: int) -> tuple[list[Tensor], Tensor]:
-    """What the joint network reads (T 4, U 3, D 5, V 6), and targets."""
+    """Inputs of the joint network (T 4, U 3, D 5, V 6), and targets."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (4, 4, 5), (4, 4, 5), (6, 5), (6,)
     tensors = [torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_() for size in sizes]

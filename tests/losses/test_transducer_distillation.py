@@ -35,7 +35,7 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def leaves(seed: int, dimension: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """What a joint network reads (T 6, U 4, V 7), and its weights."""
+    """Inputs of a joint network (T 6, U 4, V 7), and its weights."""
     generator = torch.Generator().manual_seed(seed)
     sizes = ((5, 6, dimension), (5, 5, dimension), (7, dimension), (7,))
     return [torch.randn(size, generator=generator, dtype=dtype).requires_grad_() for size in sizes]

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 
 from asr_lightning.models.checkpoints import build_recognizer
+from tests.support.streaming_recognizer import save
 
 MELS = 20
 ENCODERS = {
@@ -102,10 +102,4 @@ def write_checkpoint(path: Path, config: dict[str, Any]) -> Path:
                 output.bias[[recognizer.tokenizer.unk_id, recognizer.tokenizer.eos_id]] -= 100
         if hasattr(recognizer, "encoder_projection"):
             recognizer.encoder_projection.weight.mul_(4)
-    content = {
-        "state_dict": recognizer.state_dict(),
-        "hyper_parameters": dict(recognizer.hparams),
-        "pytorch-lightning_version": lightning.__version__,
-    }
-    torch.save(content, path)
-    return path
+    return save(recognizer, path)
