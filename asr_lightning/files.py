@@ -1,4 +1,4 @@
-"""Atomic file writes, locks, YAML files, the cache folder, and names of run folders."""
+"""Atomic file writes, locks, YAML files, the cache folder, names of run folders, and the commit of the source."""
 
 import errno
 import fcntl
@@ -9,11 +9,13 @@ import re
 import secrets
 import shutil
 import stat
+import subprocess
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -288,3 +290,20 @@ def name_of_run(folder: Path) -> tuple[str, str]:
     folder = folder.absolute()
     seed = re.fullmatch(r"seed(\d+)", folder.name)
     return (folder.parent.name, seed[1]) if seed else (folder.name, "")
+
+
+def source_commit() -> str:
+    """Return the commit of this source, with `-changed` where files differ from it; the version where it has none."""
+    root = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) == root.resolve():  # not a repository that this is installed in
+            changed = git("status", "--porcelain", "--untracked-files=no")
+            return git("rev-parse", "HEAD") + ("-changed" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return f"version {metadata.version('asr_lightning')}"

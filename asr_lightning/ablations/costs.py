@@ -25,15 +25,19 @@ class Cost:
         gigabytes: Most memory that was resident at once, of the largest of its processes; none of a GPU. A process
             begins with what the one that starts it holds, some 0.03 GB of `asr ablate`.
         status: Exit status; a command that was stopped or failed has others than 0.
+        commit: Of the source when it was started; empty where it was not noted.
     """
 
     command: str
     seconds: float
     gigabytes: float
     status: int
+    commit: str = ""
 
 
-def note_cost(run: PlannedRun, command: Sequence[str], seconds: float, usage: struct_rusage, status: int) -> None:
+def note_cost(
+    run: PlannedRun, command: Sequence[str], seconds: float, usage: struct_rusage, status: int, commit: str
+) -> None:
     """Add the costs of a command that has ended to those in the folder of its run.
 
     Args:
@@ -42,8 +46,9 @@ def note_cost(run: PlannedRun, command: Sequence[str], seconds: float, usage: st
         seconds: Wall time.
         usage: As `os.wait4` returns it, of the process and of those that it has waited for.
         status: Exit status.
+        commit: Of the source when it was started.
     """
-    cost = Cost(as_typed(command), round(seconds, 1), round(RSS_UNIT * usage.ru_maxrss / 1e9, 3), status)
+    cost = Cost(as_typed(command), round(seconds, 1), round(RSS_UNIT * usage.ru_maxrss / 1e9, 3), status, commit)
     costs = [asdict(each) for each in [*read_costs(run.folder), cost]]
     write_atomically(run.folder / COSTS, json.dumps(costs, indent=1) + "\n")
 
@@ -79,3 +84,8 @@ def measured_costs_section(runs: Sequence[PlannedRun]) -> Section | None:
         "memory of the largest process of a command; memory of a GPU is not in it."
     ]
     return Section("costs", table, notes) if len(table) > 1 else None
+
+
+def commits(folder: Path) -> list[str]:
+    """Return the commits that the commands of a run were started at, as far as they were noted, each once."""
+    return list(dict.fromkeys(cost.commit for cost in read_costs(folder) if cost.commit))

@@ -19,7 +19,7 @@ from asr_lightning.ablations.costs import note_cost
 from asr_lightning.ablations.overrides import differences
 from asr_lightning.ablations.plan import INSIDE, PlannedRun, as_typed, write_experiments
 from asr_lightning.errors import InputError, printable
-from asr_lightning.files import held, read_experiment, write_atomically
+from asr_lightning.files import held, read_experiment, source_commit, write_atomically
 
 FINISHED = "finished.json"  # the commands of a run that have ended well
 POLL_SECONDS = 0.2
@@ -85,6 +85,7 @@ class _Running:
     read: int = 0
     rest: bytes = field(default=b"")
     started: float = field(default_factory=time.monotonic)
+    commit: str = field(default_factory=source_commit)
 
     def ended(self) -> bool:
         """Return whether it has ended; if so, its costs are in the run's folder."""
@@ -94,7 +95,7 @@ class _Running:
             if process:
                 self.process.returncode = os.waitstatus_to_exitcode(status)
                 seconds = time.monotonic() - self.started
-                note_cost(self.run, self.command, seconds, usage, self.process.returncode)
+                note_cost(self.run, self.command, seconds, usage, self.process.returncode, self.commit)
         return self.process.returncode is not None
 
 

@@ -1,6 +1,5 @@
 """Put the finished runs of an ablation in one table, beside the paper's numbers; picture and page."""
 
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from asr_lightning.ablations.costs import measured_costs_section
 from asr_lightning.ablations.definition import Variant
 from asr_lightning.ablations.plan import Plan, PlannedRun
 from asr_lightning.errors import InputError
-from asr_lightning.files import write_atomically
+from asr_lightning.files import source_commit, write_atomically
 from asr_lightning.report.epoch_rates import epoch_section, find_files, merge
 from asr_lightning.report.final_rates import comparisons, final_section, significance_section
 from asr_lightning.report.page import write_page
@@ -178,13 +177,8 @@ def _notes(plan: Plan) -> list[str]:
     ]
     variants = ((name, ablation.variants[name]) for name in plan.variants)
     notes += [f"{name}: {variant.note}" for name, variant in variants if isinstance(variant, Variant) and variant.note]
-    where = f"Commit {_commit()}, {time.strftime('%Y-%m-%d')}: asr ablate {ablation.name}"
+    where = f"Commit {source_commit()}, {time.strftime('%Y-%m-%d')}: asr ablate {ablation.name}"
     return [*notes, f"{where} --scale {plan.scale}"]
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 def _write_sections(plan: Plan, runs: Sequence[PlannedRun], experiments: Sequence[Experiment]) -> None:

@@ -3,8 +3,6 @@
 import math
 import os
 import secrets
-import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from asr_lightning.files import write_atomically
+from asr_lightning.files import source_commit, write_atomically
 
 EPOCH = "epoch"
 ID_FILE = "wandb/id.txt"  # in the run folder
@@ -133,20 +131,3 @@ def corpus_hours(trainer: Trainer) -> float | None:
     factors = getattr(trainer.datamodule, "speed_factors", None) or [1.0]  # type: ignore[attr-defined]
     seconds = float(np.sum(plan.durations)) * min([1.0, *factors])  # planned as long as at the slowest speed
     return round(seconds / 3600, 4)
-
-
-def source_commit() -> str:
-    """Return the commit of this source, with `-changed` where files differ from it; the version where it has none."""
-    root = Path(__file__).parents[2]
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) == root.resolve():  # not a repository that this is installed in
-            changed = git("status", "--porcelain", "--untracked-files=no")
-            return git("rev-parse", "HEAD") + ("-changed" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        pass
-    return f"version {metadata.version('asr_lightning')}"

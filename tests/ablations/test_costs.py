@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from asr_lightning.ablations.costs import Cost, measured_costs_section, read_costs, total
+from asr_lightning.ablations.costs import Cost, commits, measured_costs_section, read_costs, total
 from asr_lightning.ablations.execution import Execution, finished_commands
 from asr_lightning.ablations.plan import PlannedRun
+from asr_lightning.files import source_commit
 from asr_lightning.tools import ablate
 
 LARGE = "import time; block = bytearray(300_000_000); time.sleep(0.5)"
@@ -46,6 +47,7 @@ def test_a_command_that_fails_or_is_stopped_has_costs_too(tmp_path: Path, monkey
     assert "status 3" in Execution([run]).run()[run.folder]
     assert "status 3" in Execution([run]).run()[run.folder]
     assert [cost.status for cost in read_costs(run.folder)] == [3, 3] and finished_commands(run) == []
+    assert commits(run.folder) == [source_commit()], "that of both starts, once"
     waiting = planned(tmp_path, "open('begun', 'w'); import time; time.sleep(100)", seed=2)
     monkeypatch.chdir(tmp_path)
     stop = threading.Thread(target=interrupt_after, args=(tmp_path / "begun",))
@@ -61,6 +63,11 @@ def interrupt_after(path: Path) -> None:
     while not path.exists():
         threading.Event().wait(0.05)
     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+def test_costs_of_before_commits_were_noted_are_read(tmp_path: Path) -> None:
+    (tmp_path / "costs.json").write_text('[{"command": "lightning fit", "seconds": 1, "gigabytes": 1, "status": 0}]')
+    assert len(read_costs(tmp_path)) == 1 and commits(tmp_path) == []
 
 
 def test_starts_of_a_command_are_one_line(tmp_path: Path) -> None:

@@ -16,13 +16,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from wandb.util import get_core_path
 
 from asr_lightning.callbacks.gradients import GradientNorms
-from asr_lightning.callbacks.wandb_run import (
-    RunLogger,
-    WandbConfiguration,
-    corpus_hours,
-    epochs_trained,
-    source_commit,
-)
+from asr_lightning.callbacks.wandb_run import RunLogger, WandbConfiguration, corpus_hours, epochs_trained
+from asr_lightning.files import source_commit
 from asr_lightning.models.checkpoints import build_recognizer
 from tests.support.tones import TEXTS, batch_of, loader, make_trainer, transducer
 
