@@ -7,13 +7,12 @@
 #   TEST_JOBS=2         processes of `make test`; TESTS='tests/nn …' takes a part of it
 PYTHON ?= python3
 SCALE ?= demo
-JOBS ?= 1
 TESTS ?= tests
 FOLDERS ?= runs/demo/weight_selection
 BIN := .venv/bin
 INSTALLED := .venv/installed
 ABLATE = $(BIN)/asr ablate
-OPTIONS = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(CORPUS),--set data.init_args.root=$(CORPUS))
+OPTIONS = --scale $(SCALE) --jobs $(or $(JOBS),1) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(CORPUS),--set data.init_args.root=$(CORPUS))
 # Small networks are fastest with one thread each, threads that sleep while they wait, and memory kept between steps.
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -62,6 +61,7 @@ sherpa: runs/demo/rnnt_export/seed1/checkpoints/last.ckpt ## from nothing to tra
 	$(BIN)/python benchmarks/deployment.py $< --root data/spoken_small --subset test-clean | tee runs/demo/rnnt_export/deployment.md
 runs/demo/rnnt_export/seed1/checkpoints/last.ckpt: | $(INSTALLED)
 	$(BIN)/lightning fit --config experiments/demo/rnnt_export.yaml --ckpt_path last
+verdicts: $(INSTALLED); $(BIN)/asr verdicts --scale $(SCALE) ## table and page: which claims of the papers the comparisons confirm
 report: $(INSTALLED); $(BIN)/asr report $(FOLDERS) --output runs/report.html ## one HTML page of the runs in FOLDERS
 dashboard: $(INSTALLED); $(BIN)/asr dashboard --group $(or $(GROUP),demo/weight_selection/random demo/weight_selection/selected) --runs $(FOLDERS) $(if $(SUBSETS),--subsets $(SUBSETS)) $(if $(SAVE),--save) ## W&B workspace and report of GROUP, checked against the runs in FOLDERS; SAVE=1 publishes them
 docs: .venv/docs; NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet ## the documentation as a site in build/site

@@ -49,6 +49,7 @@ COMMANDS = {
     "Look at finished runs": {
         "compare": "compare runs: error rates, significance, convergence, costs",
         "report": "write one HTML page of runs",
+        "verdicts": "weigh the claims of the papers by the comparisons that have been run",
         "dashboard": "make a W&B workspace and report of runs",
         "average": "average checkpoints, and measure what that gains",
         "latency": "measure how late words are written, and what recognition costs",

@@ -1,8 +1,9 @@
 """Significance of a difference in word error rate between two recognizers.
 
-Both tests compare two systems on the same utterances. A system may be several transcripts of each utterance, as of
-networks trained with several seeds: its errors are then their mean. The tests ask what other utterances would show of
-these networks; they do not measure the variance between seeds.
+`matched_pairs` and `bootstrap` compare two systems on the same utterances. A system may be several transcripts of each
+utterance, as of networks trained with several seeds: its errors are then their mean. They ask what other utterances
+would show of these networks, and do not measure the variance between seeds. `mean_difference` does, and asks what
+networks of other seeds would show on these utterances.
 """
 
 import math
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit  # the quantile of Student's t
 
 from asr_lightning.scoring.word_edits import WordEdits
 
@@ -18,6 +20,7 @@ SEPARATING_WORDS = 2  # recognized by both systems, one after the other: NIST's 
 RESAMPLES = 10_000
 FEWEST_SPEAKERS = 5  # 4 speakers can be drawn in 35 ways only
 LEVEL = 0.95  # confidence level of the interval
+POWER = 0.8  # probability to see the smallest difference that is called visible
 CHUNK = 1 << 20  # numbers drawn at a time
 ROUNDING = 1e-9  # means over three seeds do not add up exactly
 
@@ -195,3 +198,73 @@ def _resample(counts: Counts, resamples: int, generator: np.random.Generator) ->
         # a resample may have empty references only: as if they were one word
         parts.append(counts[0][chosen].sum(axis=1) / np.maximum(counts[1][chosen].sum(axis=1), 1))
     return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """Result of `mean_difference` and `paired_difference`.
+
+    Attributes:
+        difference: Mean of the first values minus that of the second.
+        low: Lower end of its 95 % interval; None where the spread is not known.
+        high: Upper end.
+        visible: The smallest true difference that so many values of such a spread would show, by an interval without
+            0, in four of five trials; None likewise.
+    """
+
+    difference: float
+    low: float | None
+    high: float | None
+    visible: float | None
+
+
+def mean_difference(first: Sequence[float], second: Sequence[float]) -> MeanDifference:
+    """Return the difference of two means with its interval, for values of any two variances [Welch 1947].
+
+    Args:
+        first: Values of the first system, one for each seed.
+        second: Those of the second; the numbers of seeds may differ.
+
+    Raises:
+        ValueError: A system has no value, or one that is no finite number.
+    """
+    means, errors = [], []
+    for values in (first, second):
+        known = np.asarray(values, dtype=np.float64)
+        if not len(known) or not np.isfinite(known).all():
+            raise ValueError(f"expected finite values of both systems, got {list(values)}")
+        means.append(float(known.mean()))
+        errors.append(float(known.var(ddof=1)) / len(known) if len(known) > 1 else math.nan)  # squared
+    freedom = math.nan
+    if sum(errors) > 0:
+        parts = [error**2 / (len(values) - 1) for error, values in zip(errors, (first, second), strict=True)]
+        freedom = sum(errors) ** 2 / sum(parts)
+    return _with_interval(means[0] - means[1], math.sqrt(sum(errors)), freedom)
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> MeanDifference:
+    """Return the mean difference of paired values, as of the same speakers, with the interval of Student's t.
+
+    Raises:
+        ValueError: There are no pairs, their numbers differ, or a value is no finite number.
+    """
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"expected pairs of values, got {len(first)} and {len(second)}")
+    pairs = np.array([first, second], dtype=np.float64)
+    if not np.isfinite(pairs).all():
+        raise ValueError(f"expected finite values, got {list(first)} and {list(second)}")
+    differences = pairs[0] - pairs[1]
+    count = len(differences)
+    error = float(differences.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    return _with_interval(float(differences.mean()), error, count - 1)
+
+
+def _with_interval(difference: float, error: float, freedom: float) -> MeanDifference:
+    """Add the interval of Student's t to a difference, from its standard error and degrees of freedom."""
+    if math.isnan(error):
+        return MeanDifference(difference, None, None, None)
+    if error == 0:
+        return MeanDifference(difference, difference, difference, 0.0)
+    width = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    visible = width + float(stdtrit(freedom, POWER)) * error
+    return MeanDifference(difference, difference - width, difference + width, visible)

@@ -9,10 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import kstest
+from scipy.stats import kstest, ttest_ind, ttest_rel
 
 from asr_lightning.scoring import significance
-from asr_lightning.scoring.significance import bootstrap, matched_pairs, segment_errors
+from asr_lightning.scoring.significance import (
+    bootstrap,
+    matched_pairs,
+    mean_difference,
+    paired_difference,
+    segment_errors,
+)
 from asr_lightning.scoring.word_edits import WordEdits, find_word_edits
 
 # where Debian's package sctk puts it
@@ -261,3 +267,62 @@ def test_lengths_and_empty_references_are_checked() -> None:
         bootstrap([1, 2], [1, 2], ["a"])
     with pytest.raises(ValueError, match="got 2 without any"):
         bootstrap([1, 2], [0, 0])
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (2, 5), (3, 8)])
+def test_intervals_over_seeds_are_those_of_scipy(sizes: tuple[int, int]) -> None:
+    generator = np.random.default_rng(sum(sizes))
+    first, second = generator.normal(0.1, 0.02, sizes[0]), generator.normal(0.2, 0.1, sizes[1])
+    found = mean_difference(first.tolist(), second.tolist())
+    expected = ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.difference == pytest.approx(first.mean() - second.mean())
+
+
+def test_intervals_over_pairs_are_those_of_scipy() -> None:
+    generator = np.random.default_rng(4)
+    first, second = generator.normal(0.5, 0.1, (2, 4))
+    found = paired_difference(first.tolist(), second.tolist())
+    expected = ttest_rel(first, second).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_a_true_difference_of_the_visible_size_is_seen_in_four_of_five_trials() -> None:
+    generator = np.random.default_rng(0)
+    seeds, spread, trials = 5, 1.0, 4000
+    freedom = 2 * seeds - 2
+    visible = mean_difference([-1.0, 1.0] * 4, [-1.0, 1.0] * 4).visible
+    assert visible is not None
+    # the same with the spread that is drawn from
+    exact = visible / np.sqrt(2 * (8 / 7) / 8) * np.sqrt(2 * spread**2 / seeds)
+    quantiles = {
+        count: significance.stdtrit(count, 0.975) + significance.stdtrit(count, 0.8) for count in (14, freedom)
+    }
+    exact *= quantiles[freedom] / quantiles[14]
+    seen = 0
+    for _ in range(trials):
+        found = mean_difference(
+            generator.normal(exact, spread, seeds).tolist(), generator.normal(0.0, spread, seeds).tolist()
+        )
+        seen += found.low is not None and found.low > 0
+    assert 0.76 < seen / trials < 0.84
+
+
+@pytest.mark.parametrize(("first", "second"), [([0.1], [0.2, 0.3]), ([0.1, 0.2], [0.3]), ([0.1], [0.2])])
+def test_a_single_seed_has_no_interval(first: list[float], second: list[float]) -> None:
+    found = mean_difference(first, second)
+    assert (found.low, found.high, found.visible) == (None, None, None)
+    assert found.difference == pytest.approx(statistics.fmean(first) - statistics.fmean(second))
+
+
+def test_equal_values_have_an_interval_of_no_length() -> None:
+    assert mean_difference([0.5, 0.5], [0.25, 0.25]) == significance.MeanDifference(0.25, 0.25, 0.25, 0.0)
+    assert paired_difference([0.5], [0.25]).low is None
+
+
+@pytest.mark.parametrize("wrong", [[], [float("nan"), 1.0], [float("inf")]])
+def test_values_that_are_none_are_refused(wrong: list[float]) -> None:
+    with pytest.raises(ValueError, match="finite|pairs"):
+        mean_difference([1.0, 2.0], wrong)
+    with pytest.raises(ValueError, match="finite|pairs"):
+        paired_difference(wrong, wrong)

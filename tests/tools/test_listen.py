@@ -423,12 +423,12 @@ def test_a_port_in_use_is_named(server: tuple[str, subprocess.Popen[bytes]], lis
 
 
 def fake_microphone(path: Path, audio: np.ndarray) -> list[str]:
-    """The arguments with which Chromium has a file as its microphone."""
+    """The arguments with which Chromium has a file as its microphone, again and again."""
     soundfile.write(path, audio, 16_000, subtype="PCM_16")
     return [
         "--use-fake-device-for-media-stream",
         "--use-fake-ui-for-media-stream",
-        f"--use-file-for-fake-audio-capture={path}%noloop",
+        f"--use-file-for-fake-audio-capture={path}",
     ]
 
 
@@ -455,8 +455,7 @@ def contrast(first: str, second: str) -> float:
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 def test_the_page_writes_what_the_microphone_hears(server: tuple[str, subprocess.Popen[bytes]], tmp_path: Path) -> None:
-    audio = np.concatenate([babble(6, 5), np.zeros(16_000, np.float32)])
-    arguments = [*ARGUMENTS, *fake_microphone(tmp_path / "microphone.wav", audio)]
+    arguments = [*ARGUMENTS, *fake_microphone(tmp_path / "microphone.wav", babble(6, 5))]
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
         page = browser.new_page(viewport={"width": 400, "height": 700}, color_scheme="dark")
@@ -486,7 +485,7 @@ def test_the_page_writes_what_the_microphone_hears(server: tuple[str, subprocess
         page.keyboard.press("Space")
         until(lambda: page.text_content("#status") == "The microphone is off.")
         text = " ".join(page.locator("#lines li span").all_text_contents())
-        assert text.startswith(growing[0].strip())
+        assert growing[0].strip() in text
         assert re.fullmatch("0:0[0-9]", str(page.locator("#lines time").first.text_content())), "when it was spoken"
         assert page.text_content("#partial") == "" and page.is_enabled("#copy")
         page.click("#clear")
