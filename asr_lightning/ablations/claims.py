@@ -1,0 +1,278 @@
+"""Claims of the papers, each decided by two variants of a comparison: `experiments/claims.yaml`.
+
+- claim: A student learns faster from selected weights than from random ones.
+  source: Han et al. 2024, Table 1
+  paper: 4.86 beside 8.15 % after epoch 5
+  ablation: weight_selection
+  less: selected
+  more: random
+  measure: wer
+  subset: test-clean
+  epoch: {demo: 1, full: 5}
+"""
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from asr_lightning.ablations.costs import commits, read_costs, total
+from asr_lightning.ablations.definition import SCALES, at_scale
+from asr_lightning.ablations.execution import state
+from asr_lightning.ablations.plan import Plan, PlannedRun, plan_ablation
+from asr_lightning.analysis.training_curves import early_and_late
+from asr_lightning.errors import InputError, shown
+from asr_lightning.files import read_yaml
+from asr_lightning.report.gradient_figure import read_gradient_norms
+from asr_lightning.report.run_folders import RATES, Run, read_rates, read_run
+from asr_lightning.report.run_pairs import PairComparison, compare_pairs
+from asr_lightning.scoring import Metric
+from asr_lightning.scoring.significance import MeanDifference, mean_difference, paired_difference
+
+Measure = Literal["wer", "cer", "ser", "swer", "unspaced_cer", "gradient_change", "purity", "order", "silence", "probe"]
+LAYERS = ("purity", "order", "silence", "probe")  # measures of layers, of the callback TSNE
+Verdict = Literal["confirmed", "not confirmed", "undecided", "not run"]
+VERDICTS: tuple[Verdict, ...] = ("not confirmed", "confirmed", "undecided", "not run")  # in this order in tables
+FEWEST = 3  # seeds or speakers that a verdict needs
+TEXTS = ("claim", "source", "paper", "ablation", "less", "more", "measure")
+OPTIONAL = ("subset", "epoch", "layers")
+HASHED = (*RATES.values(), "experiment.yaml")  # files of a run that its digest is of
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of a paper, and what decides it at one scale.
+
+    Attributes:
+        claim: The sentence.
+        source: Authors, year, table.
+        paper: The paper's numbers, in words.
+        ablation: Name of the comparison.
+        less: Variant that has less of the measure if the claim is right.
+        more: Variant that has more.
+        measure: An error rate; `gradient_change`, the mean |ln(next / norm)| in the first tenth of the steps; or a
+            measure of layers.
+        subset: Of error rates; empty for other measures.
+        epoch: Of validation; None for final rates.
+        layers: Which layer of `less` and of `more`, `first` or `last`; empty for other measures.
+    """
+
+    claim: str
+    source: str
+    paper: str
+    ablation: str
+    less: str
+    more: str
+    measure: Measure
+    subset: str = ""
+    epoch: int | None = None
+    layers: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> str:
+        """In words, as `wer, test-clean, epoch 1`."""
+        parts = [self.measure.replace("_", " "), self.subset, f"epoch {self.epoch}" if self.epoch else ""]
+        return ", ".join([part for part in parts if part] + ([" and ".join(self.layers)] if self.layers else []))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What finished runs say to a claim.
+
+    Attributes:
+        claim: The claim.
+        verdict: `confirmed` where every interval is on the claimed side of 0, `not confirmed` where every one is on
+            the other side, `undecided` else, or where there are fewer than three seeds or speakers; `not run` without
+            runs of both variants.
+        less: Values of its variant, one a seed or speaker; rates are fractions.
+        more: Those of the other.
+        difference: Of their means, less minus more, with its interval; None without values of both.
+        units: `seeds` or `speakers`.
+        pair: The two over utterances, for final word error rates whose transcripts were kept.
+        runs: That the values are of.
+        command: Which makes them.
+        reason: Why there is no verdict; may be empty.
+    """
+
+    claim: Claim
+    verdict: Verdict
+    less: tuple[float, ...] = ()
+    more: tuple[float, ...] = ()
+    difference: MeanDifference | None = None
+    units: str = "seeds"
+    pair: PairComparison | None = None
+    runs: tuple[PlannedRun, ...] = ()
+    command: str = ""
+    reason: str = ""
+
+    @property
+    def hours(self) -> float | None:
+        """Wall time of all commands of the runs; None where it was not measured."""
+        known = [costs[0] for run in self.runs if (costs := total(read_costs(run.folder)))]
+        return sum(known) if known else None
+
+    @property
+    def commits(self) -> list[str]:
+        """Those that the runs were made by, as far as noted, each once."""
+        return list(dict.fromkeys(commit for run in self.runs for commit in commits(run.folder)))
+
+
+def read_claims(path: Path, scale: str) -> list[Claim]:
+    """Read the claims.
+
+    Args:
+        path: YAML with the key `claims`, a list.
+        scale: `demo` or `full`.
+
+    Raises:
+        InputError: It cannot be read, or a claim has unknown or missing keys or values that are not expected.
+    """
+    content = read_yaml(path, "the claims")
+    claims = content.get("claims")
+    if set(content) != {"claims"} or not isinstance(claims, list) or not claims:
+        raise InputError(f"{path}: expected a list with the key claims, and no other, found {shown(repr(content))}")
+    return [_read_claim(f"{path}, claim {number}", entry, scale) for number, entry in enumerate(claims, 1)]
+
+
+def _read_claim(where: str, entry: object, scale: str) -> Claim:
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: expected keys with values, found {shown(repr(entry))}")
+    if unknown := [str(key) for key in entry if key not in (*TEXTS, *OPTIONAL)]:
+        raise InputError(f"{where}: unknown {', '.join(unknown)}; expected some of {', '.join((*TEXTS, *OPTIONAL))}")
+    values: dict[str, Any] = {key: at_scale(value, scale) for key, value in entry.items()}
+    for key in (*TEXTS, *(["subset"] if "subset" in values else [])):
+        if not isinstance(values.get(key), str) or not values[key].strip():
+            raise InputError(f"{where}: {key}: expected a text, found {shown(repr(values.get(key)))}")
+    if values["measure"] not in get_args(Measure):
+        expected = ", ".join(get_args(Measure))
+        raise InputError(f"{where}: measure: expected one of {expected}, found {shown(values['measure'])}")
+    epoch, layers = values.get("epoch"), values.get("layers", [])
+    if epoch is not None and (type(epoch) is not int or epoch < 1):
+        raise InputError(f"{where}: epoch: expected a whole number from 1, found {shown(repr(epoch))}")
+    if not isinstance(layers, list) or any(layer not in ("first", "last") for layer in layers):
+        raise InputError(f"{where}: layers: expected first or last for less and for more, found {shown(repr(layers))}")
+    if (values["measure"] in get_args(Metric)) != ("subset" in values):
+        raise InputError(f"{where}: expected a subset for an error rate, and only there")
+    if len(layers) != (2 if values["measure"] in LAYERS else 0):
+        raise InputError(f"{where}: expected layers for {', '.join(LAYERS)}, two of them, and only there")
+    return Claim(**{**values, "layers": tuple(layers)})
+
+
+def weigh(claims: Sequence[Claim], folder: Path, scale: str, output: Path) -> list[Evidence]:
+    """Weigh claims by the runs that are finished; what contradicts a claim comes first.
+
+    Args:
+        claims: As `read_claims` returns them.
+        folder: Of the YAMLs of comparisons.
+        scale: `demo` or `full`.
+        output: Folder of all runs.
+
+    Raises:
+        InputError: A comparison cannot be planned, or has no variant of such a name.
+    """
+    weighed = [_weigh(claim, folder / f"{claim.ablation}.yaml", scale, output) for claim in claims]
+    return sorted(weighed, key=lambda evidence: VERDICTS.index(evidence.verdict))
+
+
+def _weigh(claim: Claim, path: Path, scale: str, output: Path) -> Evidence:
+    names = list(dict.fromkeys([claim.less, claim.more]))
+    plan = plan_ablation(path, scale, output, variants=names)
+    command = f"asr ablate {claim.ablation}" + (f" --scale {scale}" if scale != SCALES[0] else "")
+    finished = tuple(run for run in plan.compared if state(run) == "finished")
+    if {run.name for run in finished} != set(names):
+        return Evidence(claim, "not run", command=command, reason="no finished run of both variants")
+    try:
+        if claim.measure in LAYERS:
+            less, more = _by_speaker(claim, finished)
+            difference, units = paired_difference(less, more), "speakers"
+        else:
+            less, more = (_by_seed(claim, plan, finished, name) for name in (claim.less, claim.more))
+            difference, units = mean_difference(less, more), "seeds"
+    except ValueError as error:  # InputError, or a rate that is no finite number
+        return Evidence(claim, "not run", command=command, runs=finished, reason=str(error))
+    pair = _pair(claim, finished)
+    fewest = min(len(less), len(more))
+    reason = "" if fewest >= FEWEST else f"{fewest} {units if fewest > 1 else units[:-1]}; {FEWEST} are needed"
+    verdict = "undecided" if reason else _verdict(difference, pair)
+    return Evidence(claim, verdict, tuple(less), tuple(more), difference, units, pair, finished, command, reason)
+
+
+def _verdict(difference: MeanDifference, pair: PairComparison | None) -> Verdict:
+    intervals = [(difference.low, difference.high)]
+    if pair is not None:
+        intervals.append((pair.bootstrap.low, pair.bootstrap.high))
+    if all(high is not None and high < 0 for _, high in intervals):
+        return "confirmed"
+    return "not confirmed" if all(low is not None and low > 0 for low, _ in intervals) else "undecided"
+
+
+def _by_seed(claim: Claim, plan: Plan, finished: Sequence[PlannedRun], name: str) -> list[float]:
+    folders = [run.folder for run in finished if run.name == name]
+    if claim.measure == "gradient_change":
+        return [_gradient_change(folder) for folder in folders]
+    if claim.epoch is None:
+        rates = [read_run(folder).rates.get(claim.subset) for folder in folders]
+    else:
+        rates = [
+            next((row for row in _validated(folder) if (row.subset, row.epoch) == (claim.subset, claim.epoch)), None)
+            for folder in folders
+        ]
+    known = [getattr(rate, claim.measure) for rate in rates if rate is not None]
+    if len(known) < len(folders):
+        raise InputError(f"{plan.folder / name}: expected {claim.measured} of every seed, found it for {len(known)}")
+    return known
+
+
+def _validated(folder: Path) -> list[Any]:
+    path = folder / RATES["validation"]
+    return read_rates(path) if path.exists() else []
+
+
+def _gradient_change(folder: Path) -> float:
+    norms = read_gradient_norms(folder)
+    if "total" not in norms:
+        raise InputError(f"{folder}: expected the norm of all gradients together, grad_norm/total, found none")
+    return early_and_late(*norms["total"])[0].relative_change
+
+
+def _by_speaker(claim: Claim, finished: Sequence[PlannedRun]) -> tuple[list[float], list[float]]:
+    """Return the measure of each speaker, in the layer of `less` and in that of `more`."""
+    sides = []
+    for name, layer in zip((claim.less, claim.more), claim.layers, strict=True):
+        run = next(run for run in finished if run.name == name)  # the first seed, whose network is looked into
+        path = run.folder / "tsne" / "test" / "figures.csv"
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = [row for row in csv.DictReader(file) if row["space"] == "original"]
+            chosen = list(dict.fromkeys(row["layer"] for row in rows))[0 if layer == "first" else -1]
+            sides.append({row["speaker"]: float(row[claim.measure]) for row in rows if row["layer"] == chosen})
+        except (OSError, ValueError, LookupError) as error:
+            raise InputError(f"{path}: expected the figures of layers, as the callback TSNE writes them") from error
+    shared = [speaker for speaker in sides[0] if speaker in sides[1]]
+    if not shared:
+        raise InputError(f"{claim.less} and {claim.more}: expected figures of the same speakers, found none in common")
+    return [sides[0][speaker] for speaker in shared], [sides[1][speaker] for speaker in shared]
+
+
+def _pair(claim: Claim, finished: Sequence[PlannedRun]) -> PairComparison | None:
+    """Compare the two over utterances, where the claim is of final word error rates."""
+    if claim.measure != "wer" or claim.epoch is not None:
+        return None
+    runs: dict[str, list[Run]] = {}
+    for run in finished:
+        runs.setdefault(run.name, []).append(read_run(run.folder))
+    by_experiment = {seeds[0].name: seeds for seeds in runs.values()}
+    pairs = compare_pairs(by_experiment, runs[claim.more][0].name)
+    found = [pair for pair in pairs if isinstance(pair, PairComparison) and pair.subset == claim.subset]
+    return found[0] if found else None
+
+
+def digest(folder: Path) -> str:
+    """Return the first twelve digits of the SHA-256 of a run's experiment and error rates."""
+    hashed = hashlib.sha256()
+    for name in HASHED:
+        path = folder / name
+        hashed.update(f"{name}\n".encode() + (path.read_bytes() if path.exists() else b""))
+    return hashed.hexdigest()[:12]

@@ -1,0 +1,132 @@
+"""Verdicts on the claims of papers: a table, and a page of one file with intervals and curves."""
+
+import base64
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from asr_lightning.ablations.claims import FEWEST, VERDICTS, Claim, Evidence, digest
+from asr_lightning.ablations.costs import commits
+from asr_lightning.ablations.execution import changed_values
+from asr_lightning.report.page import fill
+from asr_lightning.report.tables import MISSING, Section, Table, number, summarise
+from asr_lightning.scoring import RATES
+
+HEAD = ["claim", "verdict", "source", "the paper", "measure", "less", "more", "difference", "95 % interval", "over",
+        "over utterances", "visible from", "hours", "command"]  # fmt: skip
+NOTES = [
+    "Less and more: the variants that the claim expects to have less and more of the measure; means ± sample standard "
+    "deviation. Error rates and their differences in %. gradient change: mean |ln(next / norm)| of the norm of all "
+    "gradients in the first tenth of the steps.",
+    "Difference: less minus more. Its 95 % interval is that of Welch's t over seeds, or of Student's paired t over "
+    "speakers; for final word error rates there is one more over utterances or speakers, by bootstrap.",
+    "confirmed: every interval is below 0. not confirmed: every one is above 0. undecided: else, or fewer than "
+    f"{FEWEST} seeds or speakers. Verdicts are not corrected for the number of claims: of twenty that are not true, "
+    "one is expected on either side of 0.",
+    "Visible from: the true difference that so many values of such a spread would show in four of five trials.",
+    "Hours: wall time of all commands of the runs that are compared.",
+]
+THUMBNAIL = 300_000  # bytes of a picture that is put into the page
+
+
+def verdicts_section(evidence: Sequence[Evidence]) -> Section:
+    """Return the table of all claims, with its notes."""
+    return Section("verdicts", [HEAD, *map(_row, evidence)], NOTES)
+
+
+def runs_section(evidence: Sequence[Evidence]) -> Section:
+    """Return the runs that verdicts rest on: folder, digest of its experiment and rates, commits, changed values."""
+    table: Table = [["run", "digest", "commits", "command", "otherwise than planned now"]]
+    rows: dict[Path, list[str]] = {}
+    for one in evidence:
+        for run in one.runs:
+            made_by = ", ".join(commits(run.folder)) or MISSING
+            changed = "; ".join(changed_values(run)) or MISSING
+            rows.setdefault(run.folder, [str(run.folder), digest(run.folder), made_by, one.command, changed])
+    notes = [
+        "Digest: of experiment.yaml and the error rates of the run, the first twelve digits of their SHA-256.",
+        "Otherwise than planned now: values that the run was made with, where the experiment has others today.",
+    ]
+    return Section("runs", table + list(rows.values()), notes)
+
+
+def _row(one: Evidence) -> list[str]:
+    claim, difference = one.claim, one.difference
+    row = [claim.claim, one.verdict, claim.source, claim.paper, claim.measured]
+    row += [f"{claim.less} {_values(claim, one.less)}", f"{claim.more} {_values(claim, one.more)}"]
+    if difference is None:
+        return [*row, *[MISSING] * 6, one.command]
+    row += [_shown(claim, difference.difference, "+"), _interval(claim, difference.low, difference.high)]
+    row.append(
+        f"{len(one.less)} + {len(one.more)} {one.units}" if one.units == "seeds" else f"{len(one.less)} speakers"
+    )
+    over = one.pair.bootstrap if one.pair else None
+    row.append(_interval(claim, over.low, over.high) if over else MISSING)
+    return [*row, _shown(claim, difference.visible), number(one.hours, ".2f"), one.command]
+
+
+def _shown(claim: Claim, value: float | None, sign: str = "") -> str:
+    if claim.measure in RATES:
+        return number(None if value is None else 100 * value, f"{sign}.2f")
+    return number(value, f"{sign}.3f")
+
+
+def _interval(claim: Claim, low: float | None, high: float | None) -> str:
+    return MISSING if low is None or high is None else f"{_shown(claim, low, '+')} to {_shown(claim, high, '+')}"
+
+
+def _values(claim: Claim, values: Sequence[float]) -> str:
+    if claim.measure in RATES:
+        return summarise(values)
+    # as rates are written, without their per cent
+    return " ± ".join(f"{float(part) / 100:.3f}" for part in summarise(values).split(" ± ")) if values else MISSING
+
+
+def verdicts_page(evidence: Sequence[Evidence], scale: str, folder: Path) -> str:
+    """Return the page.
+
+    Args:
+        evidence: Of all claims, in the order in which they are shown.
+        scale: `demo` or `full`.
+        folder: Of the scale's runs, as `runs/demo`; curves are taken from the results there.
+    """
+    data = {
+        "title": f"Verdicts on claims, at the scale {scale}",
+        "counts": {verdict: sum(one.verdict == verdict for one in evidence) for verdict in VERDICTS},
+        "claims": [_card(one) for one in evidence],
+        "curves": {
+            name: curve for name in {one.claim.ablation for one in evidence} if (curve := _curve(folder / name))
+        },
+        "notes": NOTES,
+        "made": time.strftime("%Y-%m-%d"),
+    }
+    return fill("verdicts", data)
+
+
+def _card(one: Evidence) -> dict[str, Any]:
+    claim, difference = one.claim, one.difference
+    intervals: list[tuple[str, list[float | None]]] = []
+    if difference is not None:
+        intervals.append((f"over {one.units}", [difference.difference, difference.low, difference.high]))
+        if one.pair is not None:
+            over = one.pair.bootstrap
+            name = "over speakers" if over.by_speaker else "over utterances"
+            intervals.append((name, [over.difference, over.low, over.high]))
+    scale = 100 if claim.measure in RATES else 1
+    return {
+        "verdict": one.verdict,
+        "reason": one.reason,
+        "cells": dict(zip(HEAD, _row(one), strict=True)),
+        "ablation": claim.ablation,
+        "intervals": [[name, *(end and scale * end for end in ends)] for name, ends in intervals],
+        "unit": "points" if claim.measure in RATES else "",
+        "commits": one.commits,
+        "runs": [[str(run.folder), digest(run.folder)] for run in one.runs],
+    }
+
+
+def _curve(folder: Path) -> str | None:
+    """Return the picture of error rates by epoch as a data URL, if the comparison has one of a page's size."""
+    pictures = [path for path in sorted(folder.glob("*_per_epoch.png")) if path.stat().st_size <= THUMBNAIL]
+    return f"data:image/png;base64,{base64.b64encode(pictures[0].read_bytes()).decode()}" if pictures else None

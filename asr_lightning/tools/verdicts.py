@@ -1,0 +1,60 @@
+"""Weigh the claims of the papers by the comparisons that have been run: table and page.
+
+Example:
+    asr verdicts
+    asr verdicts --scale full --output reports
+
+It trains nothing: `asr ablate` runs comparisons. A claim is confirmed or not confirmed where the 95 % intervals over
+seeds, and over utterances, leave no doubt; else it is undecided. docs/results.md tells more.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from asr_lightning.ablations.definition import SCALES
+from asr_lightning.asr import main
+from asr_lightning.tools.ablate import FOLDER
+
+CLAIMS = Path("experiments/claims.yaml")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--claims", type=Path, default=CLAIMS, metavar="YAML", help=f"default: {CLAIMS}")
+    parser.add_argument("--scale", choices=SCALES, default="demo", help="of the runs (default: demo)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER",
+                        help="`--output` of asr ablate (default: runs)")  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="FOLDER",
+                        help="of verdicts.md, verdicts.csv, runs.md, runs.csv and page.html (default: "
+                        "<runs>/<scale>/verdicts)")  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    """Weigh the claims, and write what was found; return the exit status."""
+    from asr_lightning.ablations.claims import read_claims, weigh
+    from asr_lightning.files import write_atomically
+    from asr_lightning.report.tables import MISSING, as_text
+    from asr_lightning.ablations.verdicts import runs_section, verdicts_page, verdicts_section
+
+    evidence = weigh(read_claims(options.claims, options.scale), FOLDER, options.scale, options.runs)
+    folder = options.output or options.runs / options.scale / "verdicts"
+    section, runs = verdicts_section(evidence), runs_section(evidence)
+    files = section.write(folder) + runs.write(folder)
+    write_atomically(folder / "page.html", verdicts_page(evidence, options.scale, options.runs / options.scale))
+    print(as_text([row[:2] + row[5:9] for row in section.table]))
+    for one in evidence:
+        if one.reason and one.runs:
+            print(f"{one.claim.claim} {one.verdict}: {one.reason}", file=sys.stderr)
+    changed = [line[0] for line in runs.table[1:] if line[-1] != MISSING]
+    if changed:
+        print(f"made with other values than the experiments have now (runs.md): {', '.join(changed)}", file=sys.stderr)
+    missing = list(dict.fromkeys(one.command for one in evidence if one.verdict == "not run"))
+    if missing:
+        print("\nnot run yet:\n" + "\n".join(f"  {command}" for command in missing))
+    print(f"\nWritten to {folder.absolute()}: {', '.join([*files, 'page.html'])}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(["verdicts", *sys.argv[1:]]))
