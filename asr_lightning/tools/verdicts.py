@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Weigh the claims, and write what was found; return the exit status."""
     from asr_lightning.ablations.claims import read_claims, weigh
+    from asr_lightning.ablations.verdicts import runs_section, verdicts_page, verdicts_section
     from asr_lightning.files import write_atomically
     from asr_lightning.report.tables import MISSING, as_text
-    from asr_lightning.ablations.verdicts import runs_section, verdicts_page, verdicts_section
 
     evidence = weigh(read_claims(options.claims, options.scale), FOLDER, options.scale, options.runs)
     folder = options.output or options.runs / options.scale / "verdicts"
