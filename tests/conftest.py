@@ -25,6 +25,23 @@ torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a shell's jobs in the background; programs inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Files that take minutes: they begin first, so that the processes of a parallel run end together.
+LONGEST = (
+    "test_contract",
+    "test_execution",
+    "test_cluster",
+    "test_plan",
+    "test_page",
+    "test_tune",
+    "test_cli",
+    "test_listen",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first; the order of all others stays."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 @pytest.fixture(autouse=True)
 def seed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def assert_shared(ranks: list[list[dict[str, Any]]], alone: list[dict[str, Any]]
         assert sum(share["loss"] for share in shares) / len(ranks) == pytest.approx(whole["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize(("launcher", "processes"), [("torchrun", 2), ("torchrun", 4), ("slurm", 2)])
+@pytest.mark.parametrize(("launcher", "processes"), [("torchrun", 4), ("slurm", 2)])
 def test_processes_train_as_one_with_the_global_batch(
     corpus: Path, alone: list[list[dict[str, Any]]], tmp_path: Path, launcher: str, processes: int
 ) -> None:
