@@ -91,11 +91,12 @@ function dash(number) { return DASHES[Math.floor(number / PALETTES.light.length)
 
 function layout(more = {}) {
   const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true };
-  const { xaxis = {}, yaxis = {}, ...rest } = more;
+  const { xaxis = {}, yaxis = {}, title, ...rest } = more;
   return {
     paper_bgcolor: css("--paper"), plot_bgcolor: css("--paper"), font: { color: css("--ink"), size: 13 }, showlegend: false,
     margin: { l: 56, r: 12, t: 34, b: 44 }, hoverlabel: { namelength: -1 },
     xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
+    ...(title ? { title: { x: 0, xref: "paper", xanchor: "left", ...title } } : {}), // the toolbar is on the right
   };
 }
 
@@ -209,6 +210,11 @@ function curves(all, training) {
 
   function show() {
     const { unit, digits, panels } = chosen();
+    // Epochs of the paper that ours have not come to would leave ours a corner of the panel.
+    const trained = Math.max(...panels.flatMap((panel) => panel.runs.flatMap((run) => Object.values(run.seeds).flat().map(([epoch]) => epoch))));
+    const later = panels.some((panel) => panel.paper.some((one) => one.points.some(([epoch]) => epoch > trained)));
+    for (const panel of panels)
+      panel.paper = panel.paper.map((one) => ({ ...one, points: one.points.filter(([epoch]) => epoch <= trained) })).filter((one) => one.points.length);
     const every = panels.flatMap((panel) => [...panel.runs.flatMap((run) => Object.values(run.seeds).flat()), ...panel.paper.flatMap((one) => one.points)]);
     const log = scale.value === "log", values = every.map(([, value]) => value).filter((value) => !log || value > 0);
     const [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0.1, 1];  // all rates may be 0
@@ -216,7 +222,7 @@ function curves(all, training) {
     const last = Math.max(...every.map(([epoch]) => epoch)), first = Math.min(...every.map(([epoch]) => epoch));
     const several = panels.some((panel) => panel.runs.some((run) => Object.keys(run.seeds).length > 1));
     const papers = panels.some((panel) => panel.paper.length);
-    note.textContent = [several ? "Lines are means over seeds; a band reaches from the lowest to the highest seed." : "", papers ? "Open circles with dotted lines are the paper's." : ""].join(" ").trim();
+    note.textContent = [several ? "Lines are means over seeds; a band reaches from the lowest to the highest seed." : "", papers ? "Open circles with dotted lines are the paper's." : "", later ? `The paper's rates after epoch ${trained} are left out.` : ""].join(" ").trim();
     legend.replaceChildren(...names.filter((name) => panels.some((panel) => panel.runs.some((run) => run.name === name && Object.keys(run.seeds).length))).map((name) => {
       const seeds = Math.max(...panels.flatMap((panel) => panel.runs.filter((run) => run.name === name).map((run) => Object.keys(run.seeds).length)));
       return element("span", {}, swatch(color(names.indexOf(name)), dash(names.indexOf(name))), name + (seeds > 1 ? ` (${seeds} seeds)` : ""));

@@ -6,7 +6,6 @@ Everything is read from the run folders: error rates, `logs/version_<n>/metrics.
 import json
 import shlex
 import statistics
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any
 import yaml
 
 from asr_lightning.errors import InputError
-from asr_lightning.files import load_yaml, regular
-from asr_lightning.report.run_folders import Experiment, Run, numbers, read_metrics, versions
+from asr_lightning.files import load_yaml, regular, source_commit
+from asr_lightning.report.run_folders import SECONDS, Experiment, Run, numbers, read_metrics, versions
 from asr_lightning.report.run_pairs import PairComparison
 from asr_lightning.report.tables import MISSING, p_value
 
@@ -48,7 +47,7 @@ def gather_summary(experiments: Sequence[Experiment], pairs: Sequence[PairCompar
             {"run": experiment.name, "lines": [line for run in experiment.runs for line in commands_of_run(run)]}
             for experiment in experiments
         ],
-        "written": ", ".join(filter(None, [time.strftime("%Y-%m-%d"), commit()])),
+        "written": f"{time.strftime('%Y-%m-%d')}, commit {source_commit()}",
     }
 
 
@@ -169,9 +168,14 @@ def _date(runs: Sequence[Run]) -> str:
 
 
 def read_config(folder: Path) -> Data:
-    """Return the configuration of a run's last start; empty if it kept none that can be read."""
+    """Return the configuration of a run's last training, or of its last start if it has not trained here.
+
+    It is empty if the run kept none that can be read.
+    """
     try:
-        config = load_yaml(regular(versions(folder)[-1].with_name("config.yaml")).read_text("utf-8"))
+        starts = versions(folder)
+        trained = [start for start in starts if SECONDS in regular(start).read_text("utf-8").partition("\n")[0]]
+        config = load_yaml(regular((trained or starts)[-1].with_name("config.yaml")).read_text("utf-8"))
     except (InputError, OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return config if isinstance(config, dict) else {}
@@ -234,15 +238,6 @@ def commands_of_run(run: Run) -> list[str]:
     except InputError:
         return []
     return [f"lightning fit --config {shlex.quote(str(config))}"] if config.exists() else []
-
-
-def commit() -> str:
-    """Return the commit of the checkout in the current folder; empty outside of one."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return f"commit {done.stdout.strip()}" if done.returncode == 0 else ""
 
 
 def gather_training(experiments: Sequence[Experiment]) -> list[Data]:

@@ -14,6 +14,7 @@ from asr_lightning.report.page_summary import (
     gather_summary,
     gather_training,
     paper_curves,
+    read_config,
     verdicts,
 )
 from asr_lightning.report.run_folders import COLUMNS, Experiment, read_experiments, read_run
@@ -164,6 +165,17 @@ def test_sentences_are_sent_with_their_edits_and_fewer_where_there_is_no_room(
     assert 3 < len(section["sentences"]) < 20
     assert all(row[5] != row[6] for row in section["sentences"])
     assert section["note"].endswith("of 60 sentences: those whose numbers of errors differ most.")
+
+
+def test_the_configuration_is_that_of_the_training_not_of_a_look_inside(tmp_path: Path) -> None:
+    for start, columns, callback in ((0, "epoch,step,train/seconds", ""), (1, "epoch,step,clean/wer", "TSNE")):
+        folder = tmp_path / "logs" / f"version_{start}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(f"{columns}\n1,2,3\n")
+        (folder / "config.yaml").write_text(f"trainer: {{callbacks: [{callback}]}}\n")
+    assert read_config(tmp_path) == {"trainer": {"callbacks": []}}
+    (tmp_path / "logs" / "version_0" / "metrics.csv").write_text("epoch,step,clean/wer\n1,2,3\n")
+    assert read_config(tmp_path) == {"trainer": {"callbacks": ["TSNE"]}}, "of its last start if it was only tested"
 
 
 def test_p_values() -> None:
