@@ -43,6 +43,7 @@ rnnt-loss: $(INSTALLED); $(ABLATE) rnnt_loss $(OPTIONS) ## the transducer's loss
 ws-lstm: $(INSTALLED); $(ABLATE) weight_selection_lstm $(OPTIONS) ## the same with LSTM encoders of full size; SCALE=full only
 e2e: $(INSTALLED); $(ABLATE) e2e $(OPTIONS) ## end-to-end models A and B and the hybrid, and what their layers hold
 e2e-ws: $(INSTALLED); $(ABLATE) e2e_students $(OPTIONS) ## students of A, from random weights and from selected ones
+digits: $(INSTALLED); $(ABLATE) digits $(OPTIONS) ## weight selection and fine-tuning on genuine speech: spoken digits in data/fsdd
 students: $(INSTALLED); $(ABLATE) ds2_students jasper_students transformer_students $(OPTIONS) ## the same of Deep Speech 2, Jasper and the Transformer
 hybrid: $(INSTALLED); $(ABLATE) hybrid $(OPTIONS) ## the BLSTM-HMM hybrid, and how well it aligns
 las: $(INSTALLED); $(ABLATE) las $(OPTIONS) ## Listen, Attend and Spell: sampling, language model, pyramid, attention, noise
@@ -50,8 +51,7 @@ las-search: $(INSTALLED); $(ABLATE) las_search $(OPTIONS) ## LAS beside CTC, sea
 las-attention: $(INSTALLED); $(ABLATE) las_attention $(OPTIONS) ## five mechanisms of attention in LAS
 ds2: $(INSTALLED); $(ABLATE) ds2_convolutions ds2_depth ds2_directions ds2_norms ds2_units ds2_training $(OPTIONS) ## parts of Deep Speech 2
 ds2-attention: $(INSTALLED); $(ABLATE) ds2_attention $(OPTIONS) ## attention among the frames of Deep Speech 2
-ds2-features: $(INSTALLED); $(ABLATE) ds2_features $(OPTIONS) ## four kinds of features
-ds2-extractors: $(INSTALLED); $(ABLATE) ds2_extractors $(OPTIONS) ## its convolutions and those of VGG
+ds2-features: $(INSTALLED); $(ABLATE) ds2_features ds2_extractors $(OPTIONS) ## four kinds of features; its convolutions and those of VGG
 kospeech: $(INSTALLED); $(ABLATE) kospeech $(OPTIONS) ## the report's training on ten folders of KsponSpeech, and its remedies; SCALE=full only
 kspon: $(INSTALLED); $(ABLATE) kspon $(OPTIONS) ## six networks on KsponSpeech; SCALE=full only
 architectures: $(INSTALLED); $(ABLATE) architectures $(OPTIONS) ## nine networks on LibriSpeech; SCALE=full only

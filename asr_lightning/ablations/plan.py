@@ -16,7 +16,7 @@ EXPERIMENT, INSIDE = "experiment.yaml", "inside.yaml"
 REHEARSED_SECONDS = 16.0  # of a training batch in a rehearsal
 REHEARSED_EVALUATION_SECONDS = 140.0  # four of the longest utterances
 # Of commands, after two steps of training.
-REHEARSED_OPTIONS = {"align": ("--least-fit=-inf", "--least-share=0.1")}
+REHEARSED_OPTIONS = {"align": ("--least-fit=-inf", "--least-share=0.1"), "latency": ("--utterances=2",)}
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,11 @@ class _Planner:
         fields["root"] = _root(experiments[EXPERIMENT]) or fields["root"]
         level = 1 + max((run.level for run in needed.values()), default=-1)
         needs = tuple(run.folder for run in needed.values())
-        commands = tuple(self._command(text, fields) for text in self._texts(variant, seed, experiments))
+        commands = tuple(self.command(text, fields) for text in self._texts(variant, seed, experiments))
         return PlannedRun(variant.name, seed, folder, experiments, commands, needs, level)
 
-    def _command(self, text: str, fields: Mapping[str, str]) -> tuple[str, ...]:
+    def command(self, text: str, fields: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the words of a command; in a rehearsal, with options that make it short."""
         command = _command(text, fields)
         tool = command[1].rpartition(".")[2]
         return (*command, *(REHEARSED_OPTIONS.get(tool, ()) if self.rehearsal else ()))
@@ -323,7 +324,7 @@ def _output(
     }
     fields["root"] = _root(compared[0].experiments[EXPERIMENT])
     whole = {**fields, **needs, **{name: str(there) for name, there in folders.items()}}
-    words = list(_command(spec["command"], whole))
+    words = list(planner.command(spec["command"], whole))
     for seed in planner.seeds if "each_seed" in spec else ():
         of_seed = {**whole, **{name: str(there / f"seed{seed}") for name, there in folders.items()}}
         words += [_fill(word, of_seed) for word in shlex.split(spec["each_seed"])]

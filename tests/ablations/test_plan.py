@@ -237,8 +237,11 @@ def test_what_looks_inside_is_added_to_the_callbacks_of_the_experiment(base: Pat
 
 
 def test_a_rehearsal_is_short_and_elsewhere(base: Path, tmp_path: Path) -> None:
-    path = write(tmp_path / "one.yaml", base=str(base), variants={"plain": {"after": ["align --output {folder}"]}})
-    [run] = plan_ablation(path, "full", changes={"data.init_args.root": "other"}, rehearsal=True).runs
+    variants = {"plain": {"after": ["align --output {folder}"]}}
+    path = write(tmp_path / "one.yaml", base=str(base), variants=variants, outputs=["latency {runs} --utterances 300"])
+    planned = plan_ablation(path, "full", changes={"data.init_args.root": "other"}, rehearsal=True)
+    [run] = planned.runs
+    assert planned.outputs[0][-3:] == ("--utterances", "300", "--utterances=2"), "the last is taken"
     assert run.commands[1][-2:] == ("--least-fit=-inf", "--least-share=0.1"), "an untrained network aligns nothing well"
     assert run.folder == Path("runs/rehearsal/full/one/plain/seed1")
     experiment = run.experiments["experiment.yaml"]
