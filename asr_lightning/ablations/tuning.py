@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -122,7 +123,7 @@ class Tuning:
         folder: Gets `trials.db`, a run folder for every trial, and the results.
         metric: Subset and rate to minimise, as `dev/cer`.
         sampler: `tpe`, `random` or `grid`.
-        seed: Of the sampler.
+        seed: Of the sampler; a search that goes on draws other values than it began with.
         prune: Stop trials that are worse than the median of the others after as many epochs.
         more: Arguments for every run, as `--trainer.max_epochs 3`.
         checkpoint: Decode with it in place of training.
@@ -153,10 +154,10 @@ class Tuning:
         self.study = optuna.create_study(
             study_name="search",
             storage=_storage(folder / "trials.db"),
-            sampler=_sampler(sampler, space, seed),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4) if prune else optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
+        self.study.sampler = _sampler(sampler, space, seed, len(self.study.trials))
         identity = {"config": str(config), "metric": metric, "space": _flow(dict(space)), "more": " ".join(more)}
         if checkpoint is not None:
             identity["checkpoint"] = str(checkpoint)
@@ -284,9 +285,11 @@ def _storage(path: Path) -> optuna.storages.RDBStorage:
         )
 
 
-def _sampler(name: str, space: Space, seed: int) -> optuna.samplers.BaseSampler:
+def _sampler(name: str, space: Space, seed: int, begun: int) -> optuna.samplers.BaseSampler:
+    """Return a sampler; one that goes on after some trials draws others than these began with."""
     if name == "grid":
         return optuna.samplers.GridSampler({key: _names(values) for key, values in space.items()}, seed=seed)
+    seed = int(np.random.SeedSequence((seed, begun)).generate_state(1)[0]) if begun else seed
     return optuna.samplers.RandomSampler(seed) if name == "random" else optuna.samplers.TPESampler(seed=seed)
 
 

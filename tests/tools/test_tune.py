@@ -65,6 +65,7 @@ def test_trials_are_real_runs_and_a_search_goes_on(
     with Path("out/trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sorted(int(row["trial"]) for row in rows) == [0, 1, 2]
+    assert len({row["optimizer.lr"] for row in rows}) == 3, "the second call draws anew"
     for row in rows:
         made = next(Path(f"out/trial{row['trial']}").rglob("config.yaml"))
         arguments_of_run = yaml.safe_load(made.read_text())["model"]["init_args"]
