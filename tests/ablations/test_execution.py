@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,20 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
     return said, complained
 
 
+@pytest.fixture
+def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+    """The command in this process, whose runs are processes as ever: what need not be killed is sooner done."""
+
+    def call(*arguments: str, status: int = 0) -> tuple[str, str]:
+        capsys.readouterr()
+        ended = main(["ablate", "small.yaml", *arguments])
+        said = capsys.readouterr()
+        assert ended == status, said.out + said.err
+        return said.out, said.err
+
+    return call
+
+
 def wait_for(path: str, process: subprocess.Popen[str]) -> None:
     for _ in range(2400):
         if Path(path).exists():
@@ -94,17 +109,17 @@ def wait_for(path: str, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.timeout(900)  # several real runs after each other
-def test_it_is_run_through_kills_and_gives_a_table(folder: Path) -> None:
+def test_it_is_run_through_kills_and_gives_a_table(folder: Path, here: Callable[..., tuple[str, str]]) -> None:
     runs = "runs/demo/small"
-    said, _ = finish(ablate("--dry-run"))
+    said, _ = here("--dry-run")
     assert "7 runs, 7 of them not finished" in said and not Path("runs").exists()
-    said, _ = finish(ablate("--print-commands"))
+    said, _ = here("--print-commands")
     assert [line[:7] if line.startswith("#") else line.split()[-1] for line in said.splitlines()] == [
         *("# level", f"{runs}/random/seed1", f"{runs}/random/seed2", f"{runs}/teacher/seed1"),
         *("# level", f"{runs}/selected/seed1", f"{runs}/selected/seed2"),
         *(f"{runs}/greedy/seed1", f"{runs}/greedy/seed2"),
     ]
-    _, complained = finish(ablate("--only", f"{runs}/selected/seed1"), 2)
+    _, complained = here("--only", f"{runs}/selected/seed1", status=2)
     assert f"needs {runs}/teacher/seed1, expected to be finished" in complained
 
     process = ablate("--seeds", "1", "--jobs", "2")  # what is needed comes first, and is killed with its parent
@@ -117,7 +132,7 @@ def test_it_is_run_through_kills_and_gives_a_table(folder: Path) -> None:
     _, complained = finish(process, 130)
     assert "the same command goes on from here" in complained
 
-    said, _ = finish(ablate("--seeds", "1", "--jobs", "2"))
+    said, _ = here("--seeds", "1", "--jobs", "2")
     assert "random seed" not in said, "a finished run is left alone"
     assert "Does it help?" in said and "paper's test-clean WER %" in said
     finished = json.loads(Path(f"{runs}/selected/seed1/finished.json").read_text("utf-8"))
@@ -126,16 +141,16 @@ def test_it_is_run_through_kills_and_gives_a_table(folder: Path) -> None:
     costs = read_costs(Path(f"{runs}/selected/seed1"))
     assert costs[-1].command.startswith("lightning fit") and costs[-1].status == 0 and costs[-1].gigabytes > 0.1
     assert "lightning test" in Path(f"{runs}/costs.md").read_text("utf-8")
-    said, _ = finish(ablate("--dry-run"))
+    said, _ = here("--dry-run")
     lines = {line.split()[1]: line.split() for line in said.splitlines() if "runs/demo" in line[:40]}
     assert lines[f"{runs}/random/seed2"][-2:] == [lines[f"{runs}/random/seed1"][-2], "new"], "as the other seed took"
 
-    said, _ = finish(ablate("--seeds", "1"))
+    said, _ = here("--seeds", "1")
     assert "lightning fit" not in said, "nothing is left to do"
     change_epochs(3)
-    _, complained = finish(ablate("--seeds", "1"), 2)
+    _, complained = here("--seeds", "1", status=2)
     assert "trainer.max_epochs: 2 before, 3 now" in complained and "--overwrite" in complained
-    said, _ = finish(ablate("--seeds", "1", "--variants", "random", "--overwrite", "--only", f"{runs}/random/seed1"))
+    said, _ = here("--seeds", "1", "--variants", "random", "--overwrite", "--only", f"{runs}/random/seed1")
     assert f"{runs}/random/seed1: finished" in said and "epoch 3 of 3" in said
 
 
@@ -161,10 +176,12 @@ def change_epochs(epochs: int) -> None:
     Path("rnnt_random.yaml").write_text(as_yaml(override(experiment, {"trainer.max_epochs": epochs})), "utf-8")
 
 
-def test_a_run_that_fails_is_told_and_what_needs_it_is_left_out(folder: Path) -> None:
+def test_a_run_that_fails_is_told_and_what_needs_it_is_left_out(
+    folder: Path, here: Callable[..., tuple[str, str]]
+) -> None:
     experiment = read_experiment(Path("rnnt_teacher.yaml"))
     Path("rnnt_teacher.yaml").write_text(as_yaml(override(experiment, {"trainer.precision": "9-bit"})), "utf-8")
-    _, complained = finish(ablate("--seeds", "1", "--variants", "selected"), 1)
+    _, complained = here("--seeds", "1", "--variants", "selected", status=1)
     assert "runs/demo/small/teacher/seed1: status" in complained and "9-bit" in complained
     assert "runs/demo/small/selected/seed1: it needs runs/demo/small/teacher/seed1" in complained
 
