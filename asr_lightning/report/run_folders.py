@@ -168,9 +168,11 @@ def read_run(folder: Path) -> Run:
     """Read the final rates of a run.
 
     Raises:
-        InputError: Its file is malformed or has no rates.
+        InputError: It has no file of them, or one that is malformed or without rates.
     """
-    stage = next(stage for stage, name in RATES.items() if (folder / name).exists())
+    stage = next((stage for stage, name in RATES.items() if (folder / name).exists()), None)
+    if stage is None:
+        raise InputError(f"{folder}: expected {' or '.join(RATES.values())}, found neither")
     rows = read_rates(folder / RATES[stage])
     last = max((row.epoch for row in rows), default=None)
     if last is None:

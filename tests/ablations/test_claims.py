@@ -121,6 +121,16 @@ def test_without_both_variants_nothing_was_run() -> None:
     assert (weighed().verdict, weighed().command) == ("not run", "asr ablate small")
 
 
+@pytest.mark.parametrize("content", [None, "", "run,seed\n", "\x00", "x" * 100])
+def test_runs_whose_rates_are_gone_or_damaged_are_no_evidence(content: str | None) -> None:
+    plant("new", [0.1, 0.1, 0.1])
+    plant("old", [0.9, 0.9, 0.9])
+    for path in Path("runs/demo/small/new/seed2").glob("*error_rates.csv"):
+        path.unlink() if content is None else path.write_text(content)
+    evidence = weighed()
+    assert evidence.verdict == "not run" and "runs/demo/small/new/seed2" in evidence.reason
+
+
 def test_rates_of_an_epoch_are_those_of_validation() -> None:
     plant("new", [0.1, 0.2, 0.3], epoch=2)
     plant("old", [0.7, 0.8, 0.9], epoch=2)
