@@ -1,11 +1,14 @@
 """Put the finished runs of an ablation in one table, beside the paper's numbers; picture and page."""
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from asr_lightning.ablations.costs import measured_costs_section
 from asr_lightning.ablations.definition import Variant
+from asr_lightning.ablations.execution import finished_commands
 from asr_lightning.ablations.plan import Plan, PlannedRun
 from asr_lightning.errors import InputError
 from asr_lightning.files import source_commit, write_atomically
@@ -27,7 +30,8 @@ def write_results(plan: Plan) -> str:
     Raises:
         InputError: No run has rates, or a file of one is malformed.
     """
-    runs = [run for run in [plan.reference, *plan.compared] if run is not None and _has_rates(run.folder)]
+    there = [run for run in [*plan.compared, plan.reference] if run is not None and _has_rates(run.folder)]
+    runs = [run for run in there if list(run.commands[0]) in finished_commands(run)]
     if not any(run.name in plan.variants for run in runs):
         raise InputError(f"{plan.folder}: no variant has error rates yet")
     problems: list[str] = []
@@ -36,7 +40,12 @@ def write_results(plan: Plan) -> str:
     pairs = _pairs(experiments, plan.ablation.baseline)
     table = results_table(plan, experiments, pairs)
     epochs = epochs_table(plan, runs)
-    notes = [*_notes(plan), *scored_on((rate for run in read for rate in run.rates.values()), differing_only=True)]
+    notes = [
+        *_notes(plan),
+        *_alike(experiments),
+        *(f"Left out: {run.label}, which is still training." for run in there if run not in runs),
+    ]
+    notes += scored_on((rate for run in read for rate in run.rates.values()), differing_only=True)
     parts = [f"# {plan.ablation.question}", as_markdown(table)]
     parts += ["## By epoch", as_markdown(epochs)] if epochs else []
     write_atomically(plan.folder / "table.md", "\n\n".join([*parts, *map(escape_markdown, notes)]) + "\n")
@@ -179,6 +188,24 @@ def _notes(plan: Plan) -> list[str]:
     notes += [f"{name}: {variant.note}" for name, variant in variants if isinstance(variant, Variant) and variant.note]
     where = f"Commit {source_commit()}, {time.strftime('%Y-%m-%d')}: asr ablate {ablation.name}"
     return [*notes, f"{where} --scale {plan.scale}"]
+
+
+def _alike(experiments: Sequence[Experiment]) -> list[str]:
+    """Return a note on every two variants that have the same rates with every seed: maybe they are one network.
+
+    Networks that have written nothing right, as in a rehearsal, are not compared.
+    """
+    rates = {
+        experiment.name: {run.seed: [replace(rate, run="") for rate in run.rates.values()] for run in experiment.runs}
+        for experiment in experiments
+        if any(rate.cer < 1 for run in experiment.runs for rate in run.rates.values())
+    }
+    return [
+        f"{first} and {second} have the same rates with every seed: they may be the same network."
+        for first, second in itertools.combinations(rates, 2)
+        if (seeds := rates[first].keys() & rates[second].keys())
+        and all(rates[first][seed] == rates[second][seed] for seed in seeds)
+    ]
 
 
 def _write_sections(plan: Plan, runs: Sequence[PlannedRun], experiments: Sequence[Experiment]) -> None:

@@ -18,6 +18,7 @@ from asr_lightning.files import load_yaml, regular, source_commit
 from asr_lightning.report.run_folders import SECONDS, Experiment, Run, numbers, read_metrics, versions
 from asr_lightning.report.run_pairs import PairComparison
 from asr_lightning.report.tables import MISSING, p_value
+from asr_lightning.scoring.significance import mean_difference
 
 KEYS = 60  # configuration keys in the table of differences
 # Keys that differ between any two runs and say nothing about the experiment.
@@ -58,7 +59,7 @@ def verdicts(
 
     Returns:
         `lead` (the conclusion), `text` (the numbers), `run`, `subset` and `kind`: `better`, `worse`, `same` (the
-        interval includes 0) or `rate` (no interval).
+        interval over utterances includes 0, or that over seeds where there are several) or `rate` (no interval).
     """
     by_name = {experiment.name: experiment for experiment in experiments}
     compared = [_compared(by_name[pair.run], by_name[pair.baseline], pair) for pair in pairs]
@@ -94,6 +95,15 @@ def _compared(run: Experiment, baseline: Experiment, pair: PairComparison) -> di
         numbers_ += ", no interval from a single speaker or utterance"
     if p is not None:
         numbers_ += f", p {p_value(p) if p < 0.001 else f'= {p_value(p)}'}"
+    over_seeds = mean_difference(*([rate.wer for rate in one.rates(pair.subset)] for one in (run, baseline)))
+    if over_seeds.low is not None and over_seeds.high is not None:
+        numbers_ += f"; 95 % interval over seeds {_signed(over_seeds.low)} to {_signed(over_seeds.high)}"
+        if kind in ("better", "worse") and over_seeds.low <= 0 <= over_seeds.high:
+            fewer = "fewer" if kind == "better" else "more"
+            lead = (
+                f"{run.name} made {fewer} word errors than {baseline.name} on {pair.subset}, but seeds differ as much."
+            )
+            kind = "same"
     return {"lead": lead, "text": f"{numbers_}.", "run": run.name, "subset": pair.subset, "kind": kind}
 
 
@@ -115,19 +125,22 @@ def _signed(rate: float) -> str:
 
 
 def _seeds(run: Experiment, baseline: Experiment, subset: str) -> str:
-    counts = {len(experiment.rates(subset)) for experiment in (run, baseline)}
-    if counts == {1}:
+    own, other = (len(experiment.rates(subset)) for experiment in (run, baseline))
+    if own == other == 1:
         return ", one seed each"
-    return f", means of {' and '.join(map(str, sorted(counts)))} seeds"
+    return f", means of {own} seeds" if own == other else f", means of {own} and {other} seeds"
 
 
 def _epochs(run: Experiment, baseline: Experiment, subset: str) -> str:
-    counts = [max(rate.epoch for rate in experiment.rates(subset)) for experiment in (run, baseline)]
-    if not all(counts):
-        return ""
-    if counts[0] != counts[1]:
-        return f" after {counts[0]} and {counts[1]} epochs"
-    return f" after {counts[0]} epoch{'s' * (counts[0] != 1)}"
+    ranges = []
+    for experiment in (run, baseline):
+        epochs = [rate.epoch for rate in experiment.rates(subset)]
+        first, last = min(epochs), max(epochs)
+        if not last:
+            return ""
+        ranges.append(str(last) if first == last else f"{first} to {last}")  # seeds that are still training
+    own, other = ranges
+    return f" after {own if own == other else f'{own} and {other}'} epoch{'s' * ((own, other) != ('1', '1'))}"
 
 
 def facts(experiments: Sequence[Experiment], configs: Mapping[str, Data]) -> Data:

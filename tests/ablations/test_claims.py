@@ -234,6 +234,18 @@ def test_runs_of_other_values_are_named(folder: Path, capsys: pytest.CaptureFixt
     assert "trainer.max_epochs: 4 before, 9 now" in Path("runs/demo/verdicts/runs.md").read_text()
 
 
+def test_results_leave_out_what_is_still_training_and_name_variants_that_are_alike(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plant("new", [0.1, 0.2, 0.9])
+    plant("old", [0.1, 0.2, 0.3])
+    Path("runs/demo/small/new/seed3/finished.json").unlink()
+    assert main(["ablate", "experiments/ablations/small.yaml", "--results"]) == 0
+    assert "Left out: new/seed3, which is still training." in capsys.readouterr().out
+    text = Path("runs/demo/small/table.md").read_text("utf-8")
+    assert "15.00 ± 7.07" in text and "new and old have the same rates with every seed" in text
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 def test_the_page_shows_every_claim_with_its_interval() -> None:
     plant("new", [0.1, 0.11, 0.12])

@@ -88,7 +88,28 @@ def test_a_verdict_over_seeds_says_of_how_many(tmp_path: Path) -> None:
     runs += [write_run(tmp_path / f"new{seed}", "new", seed, 0.2) for seed in (1, 2, 3)]
     found = experiments(*runs)
     [verdict] = verdicts(found, pairs_of(found, "base"), "base")
-    assert " WER after 4 epochs, means of 2 and 3 seeds: −30.00 points" in str(verdict["text"])
+    assert " WER after 4 epochs, means of 3 and 2 seeds: −30.00 points" in str(verdict["text"])
+
+
+def test_a_verdict_needs_seeds_that_agree(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"base{seed}", "base", seed, share) for seed, share in ((1, 0.9), (2, 0.2))]
+    runs += [write_run(tmp_path / f"new{seed}", "new", seed, 0.2) for seed in (1, 2)]
+    found = experiments(*runs)
+    [verdict] = verdicts(found, pairs_of(found, "base"), "base")
+    assert verdict["lead"] == "new made fewer word errors than base on clean, but seeds differ as much."
+    assert verdict["kind"] == "same" and "; 95 % interval over seeds −" in str(verdict["text"])
+
+
+def test_epochs_of_seeds_that_are_still_training_are_told(tmp_path: Path) -> None:
+    for seed, epochs in ((1, 4), (2, 3)):
+        folder = write_run(tmp_path / f"seed{seed}", "only", seed, 0.4)
+        path = folder / "error_rates.csv"
+        lines = path.read_text().splitlines()
+        path.write_text(
+            "\n".join([lines[0], *(line for line in lines[1:] if int(line.split(",")[2]) <= epochs)]) + "\n"
+        )
+    [verdict] = verdicts(experiments(tmp_path / "seed1", tmp_path / "seed2"), [], "only")
+    assert " WER after 2 to 4 epochs" in str(verdict["text"])
 
 
 def test_a_single_run_has_its_rate_and_seeds_their_range(tmp_path: Path) -> None:
