@@ -4,8 +4,8 @@
   source: Han et al. 2024, Table 1
   paper: 4.86 beside 8.15 % after epoch 5
   ablation: weight_selection
-  less: selected
-  more: random
+  lower: selected
+  higher: random
   measure: wer
   subset: test-clean
   epoch: {demo: 1, full: 5}
@@ -14,7 +14,7 @@
 import csv
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,10 +25,12 @@ from asr_lightning.ablations.plan import Plan, PlannedRun, plan_ablation
 from asr_lightning.analysis.training_curves import early_and_late
 from asr_lightning.errors import InputError, shown
 from asr_lightning.files import read_yaml
+from asr_lightning.report.figures import ErrorRate
 from asr_lightning.report.gradient_figure import read_gradient_norms
-from asr_lightning.report.run_folders import RATES, Run, read_rates, read_run
+from asr_lightning.report.run_folders import RATES as FILES
+from asr_lightning.report.run_folders import Run, read_rates, read_run
 from asr_lightning.report.run_pairs import PairComparison, compare_pairs
-from asr_lightning.scoring import Metric
+from asr_lightning.scoring import RATES
 from asr_lightning.scoring.significance import MeanDifference, mean_difference, paired_difference
 
 Measure = Literal["wer", "cer", "ser", "swer", "unspaced_cer", "gradient_change", "purity", "order", "silence", "probe"]
@@ -36,9 +38,10 @@ LAYERS = ("purity", "order", "silence", "probe")  # measures of layers, of the c
 Verdict = Literal["confirmed", "not confirmed", "undecided", "not run"]
 VERDICTS: tuple[Verdict, ...] = ("not confirmed", "confirmed", "undecided", "not run")  # in this order in tables
 FEWEST = 3  # seeds or speakers that a verdict needs
-TEXTS = ("claim", "source", "paper", "ablation", "less", "more", "measure")
+TEXTS = ("claim", "source", "paper", "ablation", "lower", "higher", "measure")
 OPTIONAL = ("subset", "epoch", "layers")
-HASHED = (*RATES.values(), "experiment.yaml")  # files of a run that its digest is of
+# Files of a run that its digest is of.
+HASHED = ("experiment.yaml", "*error_rates.csv", "transcripts/*.jsonl", "logs/*/metrics.csv", "tsne/test/figures.csv")
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,21 @@ class Claim:
         source: Authors, year, table.
         paper: The paper's numbers, in words.
         ablation: Name of the comparison.
-        less: Variant that has less of the measure if the claim is right.
-        more: Variant that has more.
+        lower: Variant that has the lower value of the measure if the claim is right.
+        higher: Variant that has the higher value.
         measure: An error rate; `gradient_change`, the mean |ln(next / norm)| in the first tenth of the steps; or a
             measure of layers.
         subset: Of error rates; empty for other measures.
         epoch: Of validation; None for final rates.
-        layers: Which layer of `less` and of `more`, `first` or `last`; empty for other measures.
+        layers: Which layer of `lower` and of `higher`, `first` or `last`; empty for other measures.
     """
 
     claim: str
     source: str
     paper: str
     ablation: str
-    less: str
-    more: str
+    lower: str
+    higher: str
     measure: Measure
     subset: str = ""
     epoch: int | None = None
@@ -72,8 +75,9 @@ class Claim:
 
     @property
     def measured(self) -> str:
-        """In words, as `wer, test-clean, epoch 1`."""
-        parts = [self.measure.replace("_", " "), self.subset, f"epoch {self.epoch}" if self.epoch else ""]
+        """In words, as `WER, test-clean, epoch 1`."""
+        measure = self.measure.upper() if self.measure in RATES else self.measure
+        parts = [measure.replace("_", " "), self.subset, f"epoch {self.epoch}" if self.epoch else ""]
         return ", ".join([part for part in parts if part] + ([" and ".join(self.layers)] if self.layers else []))
 
 
@@ -86,24 +90,26 @@ class Evidence:
         verdict: `confirmed` where every interval is on the claimed side of 0, `not confirmed` where every one is on
             the other side, `undecided` else, or where there are fewer than three seeds or speakers; `not run` without
             runs of both variants.
-        less: Values of its variant, one a seed or speaker; rates are fractions.
-        more: Those of the other.
-        difference: Of their means, less minus more, with its interval; None without values of both.
+        lower: Values of its variant, one a seed or speaker; rates are fractions.
+        higher: Those of the other.
+        difference: Of their means, lower minus higher, with its interval; None without values of both.
         units: `seeds` or `speakers`.
         pair: The two over utterances, for final word error rates whose transcripts were kept.
         runs: That the values are of.
+        needed: What those runs needed, as a teacher.
         command: Which makes them.
         reason: Why there is no verdict; may be empty.
     """
 
     claim: Claim
     verdict: Verdict
-    less: tuple[float, ...] = ()
-    more: tuple[float, ...] = ()
+    lower: tuple[float, ...] = ()
+    higher: tuple[float, ...] = ()
     difference: MeanDifference | None = None
     units: str = "seeds"
     pair: PairComparison | None = None
     runs: tuple[PlannedRun, ...] = ()
+    needed: tuple[PlannedRun, ...] = ()
     command: str = ""
     reason: str = ""
 
@@ -133,7 +139,11 @@ def read_claims(path: Path, scale: str) -> list[Claim]:
     claims = content.get("claims")
     if set(content) != {"claims"} or not isinstance(claims, list) or not claims:
         raise InputError(f"{path}: expected a list with the key claims, and no other, found {shown(repr(content))}")
-    return [_read_claim(f"{path}, claim {number}", entry, scale) for number, entry in enumerate(claims, 1)]
+    read = [_read_claim(f"{path}, claim {number}", entry, scale) for number, entry in enumerate(claims, 1)]
+    for number, claim in enumerate(read, 1):
+        if claim in read[: number - 1]:
+            raise InputError(f"{path}, claim {number}: it stands there twice: {claim.claim}")
+    return read
 
 
 def _read_claim(where: str, entry: object, scale: str) -> Claim:
@@ -141,6 +151,8 @@ def _read_claim(where: str, entry: object, scale: str) -> Claim:
         raise InputError(f"{where}: expected keys with values, found {shown(repr(entry))}")
     if unknown := [str(key) for key in entry if key not in (*TEXTS, *OPTIONAL)]:
         raise InputError(f"{where}: unknown {', '.join(unknown)}; expected some of {', '.join((*TEXTS, *OPTIONAL))}")
+    if missing := [key for key in TEXTS if key not in entry]:
+        raise InputError(f"{where}: expected the keys {', '.join(TEXTS)}; {', '.join(missing)} is missing")
     values: dict[str, Any] = {key: at_scale(value, scale) for key, value in entry.items()}
     for key in (*TEXTS, *(["subset"] if "subset" in values else [])):
         if not isinstance(values.get(key), str) or not values[key].strip():
@@ -150,13 +162,22 @@ def _read_claim(where: str, entry: object, scale: str) -> Claim:
         raise InputError(f"{where}: measure: expected one of {expected}, found {shown(values['measure'])}")
     epoch, layers = values.get("epoch"), values.get("layers", [])
     if epoch is not None and (type(epoch) is not int or epoch < 1):
-        raise InputError(f"{where}: epoch: expected a whole number from 1, found {shown(repr(epoch))}")
+        raise InputError(f"{where}: epoch: expected a whole number from 1, or one for each of "
+                         f"{', '.join(SCALES)}, found {shown(repr(epoch))}")  # fmt: skip
     if not isinstance(layers, list) or any(layer not in ("first", "last") for layer in layers):
-        raise InputError(f"{where}: layers: expected first or last for less and for more, found {shown(repr(layers))}")
-    if (values["measure"] in get_args(Metric)) != ("subset" in values):
-        raise InputError(f"{where}: expected a subset for an error rate, and only there")
+        raise InputError(
+            f"{where}: layers: expected first or last for lower and for higher, found {shown(repr(layers))}"
+        )
+    if (values["measure"] in RATES) != ("subset" in values):
+        expected = (
+            "a subset, as test-clean, for" if "subset" not in values else "no subset, which error rates have, for"
+        )
+        raise InputError(f"{where}: expected {expected} the measure {values['measure']}")
     if len(layers) != (2 if values["measure"] in LAYERS else 0):
-        raise InputError(f"{where}: expected layers for {', '.join(LAYERS)}, two of them, and only there")
+        expected = "two layers, as [last, first], for" if values["measure"] in LAYERS else "no layers for"
+        raise InputError(f"{where}: expected {expected} the measure {values['measure']}, found {len(layers)}")
+    if values["lower"] == values["higher"] and len(set(layers)) < 2:
+        raise InputError(f"{where}: expected two variants, or two layers of one, found {values['lower']} beside itself")
     return Claim(**{**values, "layers": tuple(layers)})
 
 
@@ -170,33 +191,49 @@ def weigh(claims: Sequence[Claim], folder: Path, scale: str, output: Path) -> li
         output: Folder of all runs.
 
     Raises:
-        InputError: A comparison cannot be planned, or has no variant of such a name.
+        InputError: There are no runs of the scale, or a comparison cannot be planned or has no such variant.
     """
+    if not (output / scale).is_dir():
+        raise InputError(
+            f"expected runs in {(output / scale).absolute()}, found no such folder: run a comparison first, as `asr "
+            f"ablate {claims[0].ablation}`, or give --runs, the folder that has {scale} in it"
+        )
     weighed = [_weigh(claim, folder / f"{claim.ablation}.yaml", scale, output) for claim in claims]
     return sorted(weighed, key=lambda evidence: VERDICTS.index(evidence.verdict))
 
 
 def _weigh(claim: Claim, path: Path, scale: str, output: Path) -> Evidence:
-    names = list(dict.fromkeys([claim.less, claim.more]))
+    names = list(dict.fromkeys([claim.lower, claim.higher]))
     plan = plan_ablation(path, scale, output, variants=names)
-    command = f"asr ablate {claim.ablation}" + (f" --scale {scale}" if scale != SCALES[0] else "")
+    command = f"asr ablate {claim.ablation} --variants {' '.join(names)}" + f" --scale {scale}" * (scale != SCALES[0])
     finished = tuple(run for run in plan.compared if state(run) == "finished")
-    if {run.name for run in finished} != set(names):
-        return Evidence(claim, "not run", command=command, reason="no finished run of both variants")
+    if missing := [name for name in names if name not in {run.name for run in finished}]:
+        return Evidence(claim, "not run", command=command, reason=f"no finished run of {' and '.join(missing)}")
+    needed = tuple(run for run in plan.runs if run not in plan.compared)
+    evidence = Evidence(claim, "not run", runs=finished, needed=needed, command=command)
     try:
         if claim.measure in LAYERS:
-            less, more = _by_speaker(claim, finished)
-            difference, units = paired_difference(less, more), "speakers"
+            lower, higher = _by_speaker(claim, finished)
+            difference, units = paired_difference(lower, higher), "speakers"
         else:
-            less, more = (_by_seed(claim, plan, finished, name) for name in (claim.less, claim.more))
-            difference, units = mean_difference(less, more), "seeds"
+            lower, higher = (_by_seed(claim, plan, finished, name) for name in (claim.lower, claim.higher))
+            difference, units = mean_difference(lower, higher), "seeds"
     except ValueError as error:  # InputError, or a rate that is no finite number
-        return Evidence(claim, "not run", command=command, runs=finished, reason=str(error))
+        return replace(evidence, reason=str(error))
     pair = _pair(claim, finished)
-    fewest = min(len(less), len(more))
-    reason = "" if fewest >= FEWEST else f"{fewest} {units if fewest > 1 else units[:-1]}; {FEWEST} are needed"
-    verdict = "undecided" if reason else _verdict(difference, pair)
-    return Evidence(claim, verdict, tuple(less), tuple(more), difference, units, pair, finished, command, reason)
+    few = [f"{name} has {len(values)} {units if len(values) > 1 else units[:-1]}"
+           for name, values in ((claim.lower, lower), (claim.higher, higher)) if len(values) < FEWEST]  # fmt: skip
+    reason = f"{', '.join(dict.fromkeys(few))}; {FEWEST} are needed" if few else ""
+    return replace(
+        evidence,
+        verdict="undecided" if few else _verdict(difference, pair),
+        lower=tuple(lower),
+        higher=tuple(higher),
+        difference=difference,
+        units=units,
+        pair=pair,
+        reason=reason,
+    )
 
 
 def _verdict(difference: MeanDifference, pair: PairComparison | None) -> Verdict:
@@ -221,12 +258,21 @@ def _by_seed(claim: Claim, plan: Plan, finished: Sequence[PlannedRun], name: str
         ]
     known = [getattr(rate, claim.measure) for rate in rates if rate is not None]
     if len(known) < len(folders):
-        raise InputError(f"{plan.folder / name}: expected {claim.measured} of every seed, found it for {len(known)}")
+        there = sorted({f"{row.subset}, epoch {row.epoch}" if claim.epoch else row.subset
+                        for folder in folders for row in _there(folder, claim)})  # fmt: skip
+        raise InputError(
+            f"{plan.folder / name}: expected {claim.measured} of every seed, found it for {len(known)} of "
+            f"{len(folders)}; there are {'; '.join(there) or 'no rates'}"
+        )
     return known
 
 
-def _validated(folder: Path) -> list[Any]:
-    path = folder / RATES["validation"]
+def _there(folder: Path, claim: Claim) -> list[ErrorRate]:
+    return _validated(folder) if claim.epoch else list(read_run(folder).rates.values())
+
+
+def _validated(folder: Path) -> list[ErrorRate]:
+    path = folder / FILES["validation"]
     return read_rates(path) if path.exists() else []
 
 
@@ -238,9 +284,9 @@ def _gradient_change(folder: Path) -> float:
 
 
 def _by_speaker(claim: Claim, finished: Sequence[PlannedRun]) -> tuple[list[float], list[float]]:
-    """Return the measure of each speaker, in the layer of `less` and in that of `more`."""
+    """Return the measure of each speaker, in the layer of `lower` and in that of `higher`."""
     sides = []
-    for name, layer in zip((claim.less, claim.more), claim.layers, strict=True):
+    for name, layer in zip((claim.lower, claim.higher), claim.layers, strict=True):
         run = next(run for run in finished if run.name == name)  # the first seed, whose network is looked into
         path = run.folder / "tsne" / "test" / "figures.csv"
         try:
@@ -252,7 +298,9 @@ def _by_speaker(claim: Claim, finished: Sequence[PlannedRun]) -> tuple[list[floa
             raise InputError(f"{path}: expected the figures of layers, as the callback TSNE writes them") from error
     shared = [speaker for speaker in sides[0] if speaker in sides[1]]
     if not shared:
-        raise InputError(f"{claim.less} and {claim.more}: expected figures of the same speakers, found none in common")
+        raise InputError(
+            f"{claim.lower} and {claim.higher}: expected figures of the same speakers, found none in common"
+        )
     return [sides[0][speaker] for speaker in shared], [sides[1][speaker] for speaker in shared]
 
 
@@ -264,15 +312,14 @@ def _pair(claim: Claim, finished: Sequence[PlannedRun]) -> PairComparison | None
     for run in finished:
         runs.setdefault(run.name, []).append(read_run(run.folder))
     by_experiment = {seeds[0].name: seeds for seeds in runs.values()}
-    pairs = compare_pairs(by_experiment, runs[claim.more][0].name)
+    pairs = compare_pairs(by_experiment, runs[claim.higher][0].name)
     found = [pair for pair in pairs if isinstance(pair, PairComparison) and pair.subset == claim.subset]
     return found[0] if found else None
 
 
 def digest(folder: Path) -> str:
-    """Return the first twelve digits of the SHA-256 of a run's experiment and error rates."""
+    """Return twelve digits of the SHA-256 of what a verdict may rest on: experiment, rates, transcripts, logs."""
     hashed = hashlib.sha256()
-    for name in HASHED:
-        path = folder / name
-        hashed.update(f"{name}\n".encode() + (path.read_bytes() if path.exists() else b""))
+    for path in (path for pattern in HASHED for path in sorted(folder.glob(pattern))):
+        hashed.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
     return hashed.hexdigest()[:12]

@@ -9,30 +9,35 @@ from typing import Any
 from asr_lightning.ablations.claims import FEWEST, VERDICTS, Claim, Evidence, digest
 from asr_lightning.ablations.costs import commits
 from asr_lightning.ablations.execution import changed_values
+from asr_lightning.files import source_commit
 from asr_lightning.report.page import fill
 from asr_lightning.report.tables import MISSING, Section, Table, number, summarise
 from asr_lightning.scoring import RATES
 
-HEAD = ["claim", "verdict", "source", "the paper", "measure", "less", "more", "difference", "95 % interval", "over",
+HEAD = ["claim", "verdict", "source", "the paper", "measure", "lower", "higher", "difference", "95 % interval", "over",
         "over utterances", "visible from", "hours", "command"]  # fmt: skip
 NOTES = [
-    "Less and more: the variants that the claim expects to have less and more of the measure; means ± sample standard "
-    "deviation. Error rates and their differences in %. gradient change: mean |ln(next / norm)| of the norm of all "
-    "gradients in the first tenth of the steps.",
-    "Difference: less minus more. Its 95 % interval is that of Welch's t over seeds, or of Student's paired t over "
-    "speakers; for final word error rates there is one more over utterances or speakers, by bootstrap.",
+    "Lower and higher: the variants that the claim expects to have the lower and the higher value of the measure, with "
+    "the means over seeds and their sample standard deviation. Error rates and their differences in %. gradient "
+    "change: mean |ln(next / norm)| of the norm of all gradients in the first tenth of the steps.",
+    "Difference: lower minus higher, below 0 where the claim is right. Its 95 % interval is that of Welch's t over "
+    "seeds, or of Student's paired t over speakers; for final word error rates there is one more over utterances or "
+    "speakers, by bootstrap.",
     "confirmed: every interval is below 0. not confirmed: every one is above 0. undecided: else, or fewer than "
-    f"{FEWEST} seeds or speakers. Verdicts are not corrected for the number of claims: of twenty that are not true, "
-    "one is expected on either side of 0.",
-    "Visible from: the true difference that so many values of such a spread would show in four of five trials.",
-    "Hours: wall time of all commands of the runs that are compared.",
+    f"{FEWEST} seeds or speakers. Verdicts are not corrected for the number of claims: about one in forty that are not "
+    "true would be confirmed by chance.",
+    "Visible from: the true difference that so many values of such a spread would show in four of five trials; smaller "
+    "ones would mostly have been missed.",
+    "Hours: wall time of all commands of the runs that are compared, without what they needed.",
 ]
 THUMBNAIL = 300_000  # bytes of a picture that is put into the page
 
 
 def verdicts_section(evidence: Sequence[Evidence]) -> Section:
-    """Return the table of all claims, with its notes."""
-    return Section("verdicts", [HEAD, *map(_row, evidence)], NOTES)
+    """Return the table of all claims, with its notes; its CSV has the values of every seed or speaker too."""
+    head: list[object] = [*HEAD, "values, lower", "values, higher"]
+    rows = [[*_row(one), _every(one.claim, one.lower), _every(one.claim, one.higher)] for one in evidence]
+    return Section("verdicts", [HEAD, *map(_row, evidence)], NOTES, [head, *rows])
 
 
 def runs_section(evidence: Sequence[Evidence]) -> Section:
@@ -40,12 +45,12 @@ def runs_section(evidence: Sequence[Evidence]) -> Section:
     table: Table = [["run", "digest", "commits", "command", "otherwise than planned now"]]
     rows: dict[Path, list[str]] = {}
     for one in evidence:
-        for run in one.runs:
+        for run in (*one.runs, *one.needed):
             made_by = ", ".join(commits(run.folder)) or MISSING
             changed = "; ".join(changed_values(run)) or MISSING
             rows.setdefault(run.folder, [str(run.folder), digest(run.folder), made_by, one.command, changed])
     notes = [
-        "Digest: of experiment.yaml and the error rates of the run, the first twelve digits of their SHA-256.",
+        "Digest: the first twelve digits of the SHA-256 of the run's experiment, error rates, transcripts and logs.",
         "Otherwise than planned now: values that the run was made with, where the experiment has others today.",
     ]
     return Section("runs", table + list(rows.values()), notes)
@@ -54,12 +59,12 @@ def runs_section(evidence: Sequence[Evidence]) -> Section:
 def _row(one: Evidence) -> list[str]:
     claim, difference = one.claim, one.difference
     row = [claim.claim, one.verdict, claim.source, claim.paper, claim.measured]
-    row += [f"{claim.less} {_values(claim, one.less)}", f"{claim.more} {_values(claim, one.more)}"]
+    row += [f"{claim.lower} {_values(claim, one.lower)}", f"{claim.higher} {_values(claim, one.higher)}"]
     if difference is None:
         return [*row, *[MISSING] * 6, one.command]
     row += [_shown(claim, difference.difference, "+"), _interval(claim, difference.low, difference.high)]
     row.append(
-        f"{len(one.less)} + {len(one.more)} {one.units}" if one.units == "seeds" else f"{len(one.less)} speakers"
+        f"{len(one.lower)} + {len(one.higher)} {one.units}" if one.units == "seeds" else f"{len(one.lower)} speakers"
     )
     over = one.pair.bootstrap if one.pair else None
     row.append(_interval(claim, over.low, over.high) if over else MISSING)
@@ -83,23 +88,30 @@ def _values(claim: Claim, values: Sequence[float]) -> str:
     return " ± ".join(f"{float(part) / 100:.3f}" for part in summarise(values).split(" ± ")) if values else MISSING
 
 
-def verdicts_page(evidence: Sequence[Evidence], scale: str, folder: Path) -> str:
+def _every(claim: Claim, values: Sequence[float]) -> str:
+    return " ".join(_shown(claim, value) for value in values)
+
+
+def verdicts_page(evidence: Sequence[Evidence], scale: str, folder: Path, made_by: str) -> str:
     """Return the page.
 
     Args:
         evidence: Of all claims, in the order in which they are shown.
         scale: `demo` or `full`.
         folder: Of the scale's runs, as `runs/demo`; curves are taken from the results there.
+        made_by: The command that makes the page.
     """
     data = {
         "title": f"Verdicts on claims, at the scale {scale}",
         "counts": {verdict: sum(one.verdict == verdict for one in evidence) for verdict in VERDICTS},
         "claims": [_card(one) for one in evidence],
         "curves": {
-            name: curve for name in {one.claim.ablation for one in evidence} if (curve := _curve(folder / name))
+            name: curve
+            for name in {one.claim.ablation for one in evidence if one.difference and one.claim.measure in RATES}
+            if (curve := _curve(folder / name))
         },
         "notes": NOTES,
-        "made": time.strftime("%Y-%m-%d"),
+        "made": f"Made on {time.strftime('%Y-%m-%d')} by {made_by}, commit {source_commit()}.",
     }
     return fill("verdicts", data)
 
@@ -122,7 +134,9 @@ def _card(one: Evidence) -> dict[str, Any]:
         "intervals": [[name, *(end and scale * end for end in ends)] for name, ends in intervals],
         "unit": "points" if claim.measure in RATES else "",
         "commits": one.commits,
-        "runs": [[str(run.folder), digest(run.folder)] for run in one.runs],
+        "values": [[claim.lower, _every(claim, one.lower)], [claim.higher, _every(claim, one.higher)]],
+        "curve": claim.measure in RATES and difference is not None,
+        "runs": [[str(run.folder), digest(run.folder)] for run in (*one.runs, *one.needed)],
     }
 
 

@@ -105,16 +105,28 @@ def metrics_by_subset(metrics: Mapping[str, float]) -> Table:
 
 
 def as_text(table: Table) -> str:
-    """Align a table for the terminal."""
+    """Align a table for the terminal: texts on the left, numbers on the right."""
     table = [list(map(printable, line)) for line in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in table)
+    sides = [str.rjust if right else str.ljust for right in _numeric(table)]
+    return "\n".join(
+        "  ".join(side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True)).rstrip()
+        for line in table
+    )
 
 
 def as_markdown(table: Table) -> str:
-    """Write a table in Markdown."""
+    """Write a table in Markdown: texts on the left, numbers on the right."""
     lines = [" | ".join(map(escape_markdown, line)) for line in table]
-    return "\n".join(f"| {line} |" for line in [lines[0], " | ".join(["---:"] * len(table[0])), *lines[1:]])
+    sides = " | ".join("---:" if right else "---" for right in _numeric(table))
+    return "\n".join(f"| {line} |" for line in [lines[0], sides, *lines[1:]])
+
+
+def _numeric(table: Table) -> list[bool]:
+    """Return which columns hold nothing but numbers, intervals of them and what is missing."""
+    return [
+        all(re.match(r"(< )?[-+−]?\d|–|nan$|inf$|$", cell) for cell in cells) for cells in zip(*table[1:], strict=True)
+    ] or [False] * len(table[0])
 
 
 def escape_markdown(text: str) -> str:

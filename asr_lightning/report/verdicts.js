@@ -1,4 +1,4 @@
-const WIDTH = 640, LEFT = 130, RIGHT = 20, ROW = 26;
+const LEFT = 118, RIGHT = 14, ROW = 26, BETWEEN = 84; // pixels; marks nearer to each other than the last are left out
 const made = (name, properties = {}, ...children) => {
   const element = Object.assign(document.createElement(name), properties);
   element.append(...children);
@@ -10,18 +10,22 @@ const drawn = (name, attributes, text = "") => {
   element.textContent = text;
   return element;
 };
-const digits = (value) => value.toLocaleString("en-US", { maximumSignificantDigits: 3, signDisplay: "exceptZero" });
+const minus = (text) => String(text).replace(/(^|[\s(])-(?=\d)/g, "$1−"); // a hyphen before a number
+const digits = (value) => minus(value.toLocaleString("en-US", { maximumSignificantDigits: 3, signDisplay: "exceptZero" }));
+const sentence = (...parts) => parts.filter(Boolean).map(minus).join(" ");
 
 // Intervals above one axis with 0 in it: left of 0 the claim is right.
 function intervals(claim) {
+  const width = Math.min(640, document.documentElement.clientWidth - 76);
   const ends = claim.intervals.flatMap(([, ...values]) => values).filter((value) => value !== null);
   const low = Math.min(0, ...ends), high = Math.max(0, ...ends), span = high - low || 1;
-  const x = (value) => LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / span;
-  const height = ROW * claim.intervals.length + 28;
+  const x = (value) => LEFT + (width - LEFT - RIGHT) * (value - low) / span;
+  const height = ROW * claim.intervals.length + 30;
   const told = claim.intervals.map(([name, middle, from, to]) => `${name}: ${digits(middle)}` + (from === null ? "" : ` (${digits(from)} to ${digits(to)})`));
-  const picture = drawn("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": `difference in ${claim.unit || "the measure"}, ${told.join("; ")}` });
+  const picture = drawn("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img",
+    "aria-label": `difference in ${claim.unit || "the measure"}, left of 0 as claimed; ${told.join("; ")}` });
   const bottom = height - 24;
-  picture.append(drawn("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: bottom, y2: bottom }),
+  picture.append(drawn("line", { class: "axis", x1: LEFT, x2: width - RIGHT, y1: bottom, y2: bottom }),
     drawn("line", { class: "axis", x1: x(0), x2: x(0), y1: 0, y2: bottom, "stroke-dasharray": "3 3" }));
   claim.intervals.forEach(([name, middle, from, to], row) => {
     const y = ROW * row + 14;
@@ -29,10 +33,11 @@ function intervals(claim) {
     if (from !== null) picture.append(drawn("line", { x1: x(from), x2: x(to), y1: y, y2: y, "stroke-width": row ? 2 : 4 }));
     picture.append(drawn("circle", { cx: x(middle), cy: y, r: 5 }));
   });
-  const marks = [...new Set([low, 0, high])].filter((mark, index, all) => mark === 0 || Math.abs(x(mark) - x(0)) > 60 || all.length === 1);
+  const marks = [0];
+  for (const mark of [low, high]) if (marks.every((other) => Math.abs(x(mark) - x(other)) > BETWEEN)) marks.push(mark);
   for (const mark of marks) {
-    picture.append(drawn("text", { x: x(mark), y: height - 6, "text-anchor": x(mark) > WIDTH - 60 ? "end" : x(mark) < LEFT + 30 ? "start" : "middle" },
-      mark === 0 ? "0" : `${digits(mark)} ${claim.unit}`));
+    const anchor = x(mark) > width - 40 ? "end" : x(mark) < LEFT + 20 ? "start" : "middle";
+    picture.append(drawn("text", { x: x(mark), y: height - 6, "text-anchor": anchor }, mark === 0 ? "0" : sentence(digits(mark), claim.unit)));
   }
   return picture;
 }
@@ -43,24 +48,34 @@ function card(claim) {
     made("p", {}, made("b", { textContent: claim.verdict }), claim.reason ? `: ${claim.reason}` : ""),
     made("p", { className: "note", textContent: `${cells.source}: ${cells["the paper"]}` }));
   if (claim.intervals.length) {
-    box.append(made("p", { textContent: `${cells.measure}: ${cells.less} beside ${cells.more}; difference ${cells.difference} ${claim.unit}, ${cells.over}; `
-      + `a difference of ${cells["visible from"]} ${claim.unit} would have been seen.` }), intervals(claim));
+    box.append(made("p", { textContent: sentence(`${cells.measure}: ${cells.lower} beside ${cells.higher}; difference ${cells.difference}`, claim.unit) + `, ${cells.over}.` }),
+      intervals(claim), made("p", { className: "note", textContent: "Left of 0: as claimed." + (cells["visible from"] === "–" ? ""
+        : ` True differences smaller than ${sentence(cells["visible from"], claim.unit)} would mostly have been missed.`) }));
   }
   const more = made("details", {}, made("summary", { textContent: "where it comes from" }), made("p", {}, made("code", { textContent: cells.command })));
-  if (claim.runs.length) {
-    more.append(made("p", { textContent: `${cells.hours} hours of ${claim.runs.length} runs` + (claim.commits.length ? `, commit ${claim.commits.join(", ")}` : "") }),
-      made("p", { className: "note", textContent: "Folders, each with the digest of its experiment and rates:" }),
-      made("pre", { textContent: claim.runs.map(([folder, hash]) => `${hash}  ${folder}`).join("\n") }));
-  }
-  if (data.curves[claim.ablation]) more.append(made("img", { src: data.curves[claim.ablation], alt: `error rates by epoch of ${claim.ablation}` }));
+  more.append(made("p", { textContent: `${cells.hours} hours` + (claim.commits.length ? `, commit ${claim.commits.join(", ")}` : "") }),
+    made("pre", { textContent: claim.values.map(([name, values]) => `${name}: ${minus(values)}`).join("\n") }),
+    made("p", { className: "note", textContent: "Folders of the runs and of what they needed, each with the digest of its experiment, rates, transcripts and logs:" }),
+    made("pre", { textContent: claim.runs.map(([folder, hash]) => `${hash}  ${folder}`).join("\n") }));
+  if (claim.curve && data.curves[claim.ablation])
+    more.append(made("p", { className: "note", textContent: "As of the last results of the comparison:" }),
+      made("img", { src: data.curves[claim.ablation], alt: `error rates by epoch of ${claim.ablation}`, loading: "lazy" }));
   box.append(more);
   return box;
+}
+
+// Claims without runs, a line each, below the commands that would decide them.
+function waiting(claims) {
+  const commands = Map.groupBy ? Map.groupBy(claims, (claim) => claim.cells.command) : new Map([["", claims]]);
+  return [...commands].map(([command, same]) => made("div", { className: "waiting" }, made("p", {}, made("code", { textContent: command })),
+    made("ul", {}, ...same.map((claim) => made("li", { textContent: `${claim.cells.claim} (${claim.cells.source})` })))));
 }
 
 document.getElementById("title").textContent = document.title = data.title;
 document.getElementById("counts").append(...Object.entries(data.counts).map(([verdict, count]) => made("span", { textContent: `${count} ${verdict}` })));
 for (const verdict of Object.keys(data.counts)) {
   const shown = data.claims.filter((claim) => claim.verdict === verdict);
-  if (shown.length) document.getElementById("claims").append(made("h2", { textContent: verdict[0].toUpperCase() + verdict.slice(1) }), ...shown.map(card));
+  const [without, others] = [shown.filter((claim) => !claim.runs.length), shown.filter((claim) => claim.runs.length)];
+  if (shown.length) document.getElementById("claims").append(made("h2", { textContent: verdict[0].toUpperCase() + verdict.slice(1) }), ...others.map(card), ...waiting(without));
 }
-document.getElementById("notes").append(...[...data.notes, `Made on ${data.made}.`].map((note) => made("p", { className: "note", textContent: note })));
+document.getElementById("notes").append(...[...data.notes, data.made].map((note) => made("p", { className: "note", textContent: note })));

@@ -5,15 +5,18 @@ Example:
     asr verdicts --scale full --output reports
 
 It trains nothing: `asr ablate` runs comparisons. A claim is confirmed or not confirmed where the 95 % intervals over
-seeds, and over utterances, leave no doubt; else it is undecided. docs/results.md tells more.
+seeds, and over utterances, leave no doubt; else it is undecided. The exit status is 1
+where finished runs lack what a claim asks for. docs/ablations.md tells more.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
 from asr_lightning.ablations.definition import SCALES
 from asr_lightning.asr import main
+from asr_lightning.errors import InputError
 from asr_lightning.tools.ablate import FOLDER
 
 CLAIMS = Path("experiments/claims.yaml")
@@ -35,25 +38,38 @@ def run(options: argparse.Namespace) -> int:
     from asr_lightning.ablations.claims import read_claims, weigh
     from asr_lightning.ablations.verdicts import runs_section, verdicts_page, verdicts_section
     from asr_lightning.files import write_atomically
-    from asr_lightning.report.tables import MISSING, as_text
+    from asr_lightning.report.tables import MISSING
 
-    evidence = weigh(read_claims(options.claims, options.scale), FOLDER, options.scale, options.runs)
+    if not options.claims.is_file():
+        raise InputError(
+            f"no claims at {options.claims} (looked for {options.claims.absolute()}): run this in the project's "
+            "folder, or give --claims"
+        )
     folder = options.output or options.runs / options.scale / "verdicts"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output: expected a folder, found the file {folder}")
+    evidence = weigh(read_claims(options.claims, options.scale), FOLDER, options.scale, options.runs)
     section, runs = verdicts_section(evidence), runs_section(evidence)
     files = section.write(folder) + runs.write(folder)
-    write_atomically(folder / "page.html", verdicts_page(evidence, options.scale, options.runs / options.scale))
-    print(as_text([row[:2] + row[5:9] for row in section.table]))
-    for one in evidence:
-        if one.reason and one.runs:
-            print(f"{one.claim.claim} {one.verdict}: {one.reason}", file=sys.stderr)
+    page = verdicts_page(
+        evidence, options.scale, options.runs / options.scale, shlex.join(["asr", "verdicts", *options.typed])
+    )
+    write_atomically(folder / "page.html", page)
+    for one, row in zip(evidence, section.table[1:], strict=True):
+        cells = dict(zip(section.table[0], row, strict=True))
+        print(f"{one.verdict:15}{cells['claim']}")
+        if one.difference:
+            print(f"{'':15}{cells['measure']}: {cells['lower']} beside {cells['higher']}, {cells['over']}; difference "
+                  f"{cells['difference']} ({cells['95 % interval']})")  # fmt: skip
+        elif one.reason and one.runs:
+            print(f"{'':15}{one.reason}")
     changed = [line[0] for line in runs.table[1:] if line[-1] != MISSING]
     if changed:
         print(f"made with other values than the experiments have now (runs.md): {', '.join(changed)}", file=sys.stderr)
-    missing = list(dict.fromkeys(one.command for one in evidence if one.verdict == "not run"))
-    if missing:
+    if missing := list(dict.fromkeys(one.command for one in evidence if not one.runs)):
         print("\nnot run yet:\n" + "\n".join(f"  {command}" for command in missing))
     print(f"\nWritten to {folder.absolute()}: {', '.join([*files, 'page.html'])}")
-    return 0
+    return int(any(one.verdict == "not run" and one.runs for one in evidence))
 
 
 if __name__ == "__main__":

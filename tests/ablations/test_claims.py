@@ -20,7 +20,7 @@ from tests.support.browser import ARGUMENTS, CHROMIUM
 PROJECT = Path(__file__).parents[2]
 CLAIM = {
     **{"claim": "It helps.", "source": "Us 2026", "paper": "3 beside 4 %", "ablation": "small"},
-    **{"less": "new", "more": "old", "measure": "wer", "subset": "test-clean"},
+    **{"lower": "new", "higher": "old", "measure": "wer", "subset": "test-clean"},
 }
 WORDS = "a b c d e f g h i j".split()
 
@@ -32,7 +32,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ablations = tmp_path / "experiments" / "ablations"
     ablations.mkdir(parents=True)
     base = str(PROJECT / "experiments/demo/rnnt_random.yaml")
-    content = {"question": "Does it help?", "source": "Us 2026", "base": base, "variants": {"old": {}, "new": {}}}
+    content = {
+        "question": "Does it help?",
+        "source": "Us 2026",
+        "base": base,
+        "variants": {"old": {}, "new": {}, "other": {}},
+    }
     (ablations / "small.yaml").write_text(yaml.safe_dump(content))
     return tmp_path
 
@@ -106,19 +111,19 @@ def test_a_verdict_needs_seeds_and_utterances(new: list[float], old: list[float]
     plant("old", old)
     evidence = weighed()
     assert evidence.verdict == verdict and evidence.units == "seeds" and evidence.pair is not None
-    assert (evidence.less, evidence.more) == (tuple(new), tuple(old))
+    assert (evidence.lower, evidence.higher) == (tuple(new), tuple(old))
 
 
 def test_two_seeds_decide_nothing() -> None:
     plant("new", [0.1, 0.1])
     plant("old", [0.9, 0.9])
     evidence = weighed()
-    assert (evidence.verdict, evidence.reason) == ("undecided", "2 seeds; 3 are needed")
+    assert (evidence.verdict, evidence.reason) == ("undecided", "new has 2 seeds, old has 2 seeds; 3 are needed")
 
 
 def test_without_both_variants_nothing_was_run() -> None:
     plant("new", [0.1, 0.1, 0.1])
-    assert (weighed().verdict, weighed().command) == ("not run", "asr ablate small")
+    assert (weighed().verdict, weighed().command) == ("not run", "asr ablate small --variants new old")
 
 
 @pytest.mark.parametrize("content", [None, "", "run,seed\n", "\x00", "x" * 100])
@@ -137,7 +142,8 @@ def test_rates_of_an_epoch_are_those_of_validation() -> None:
     evidence = weighed(epoch=2)
     assert evidence.verdict == "confirmed" and evidence.pair is None, "transcripts of one epoch are kept only"
     missing = weighed(epoch=1)
-    assert missing.verdict == "not run" and "expected wer, test-clean, epoch 1 of every seed" in missing.reason
+    assert missing.verdict == "not run" and "expected WER, test-clean, epoch 1 of every seed" in missing.reason
+    assert "there are test-clean, epoch 2" in missing.reason
 
 
 def test_gradients_are_compared_by_their_early_change() -> None:
@@ -146,16 +152,16 @@ def test_gradients_are_compared_by_their_early_change() -> None:
         plant_gradients(name, changes)
     evidence = weighed(measure="gradient_change", subset=None)
     assert evidence.verdict == "confirmed"
-    assert evidence.less == pytest.approx((0.1, 0.12, 0.11), rel=1e-5)
+    assert evidence.lower == pytest.approx((0.1, 0.12, 0.11), rel=1e-5)
 
 
 def test_layers_are_compared_speaker_by_speaker() -> None:
     for name in ("new", "old"):
         plant(name, [0.5] * 3)
     plant_layers("new", [[0.9, 0.5, 0.7], [0.0] * 3, [0.8, 0.38, 0.61]])
-    evidence = weighed(measure="purity", subset=None, more="new", layers=["last", "first"])
+    evidence = weighed(measure="purity", subset=None, higher="new", layers=["last", "first"])
     assert evidence.verdict == "confirmed" and evidence.units == "speakers", "speakers differ, their differences hardly"
-    assert evidence.less == (0.8, 0.38, 0.61) and evidence.more == (0.9, 0.5, 0.7)
+    assert evidence.lower == (0.8, 0.38, 0.61) and evidence.higher == (0.9, 0.5, 0.7)
     assert "expected the figures of layers" in weighed(measure="purity", subset=None, layers=["last", "last"]).reason
 
 
@@ -163,21 +169,40 @@ def test_layers_are_compared_speaker_by_speaker() -> None:
     ("changed", "message"),
     [
         ({"measure": "bleu"}, "measure: expected one of wer, cer"),
-        ({"epoch": 0.5}, "epoch: expected a whole number from 1, found 0.5"),
-        ({"subset": None}, "expected a subset for an error rate, and only there"),
-        ({"measure": "purity", "subset": None}, "expected layers for purity, order, silence, probe"),
+        ({"epoch": 0.5}, "or one for each of demo, full, found 0.5"),
+        ({"subset": None}, "expected a subset, as test-clean, for the measure wer"),
+        (
+            {"measure": "purity", "subset": None},
+            "expected two layers, as [last, first], for the measure purity, found 0",
+        ),
         ({"layers": ["top", "first"]}, "layers: expected first or last"),
+        ({"epoch": {"demi": 1}}, "epoch: expected a whole number from 1, or one for each of demo, full"),
+        ({"higher": "new"}, "expected two variants, or two layers of one, found new beside itself"),
         ({"clam": "x"}, "unknown clam; expected some of claim, source"),
-        ({"less": None}, "less: expected a text, found None"),
+        ({"lower": None}, "expected the keys claim, source, paper, ablation, lower, higher, measure; lower is missing"),
         ({"ablation": "large"}, "no ablation at experiments/ablations/large.yaml"),
-        ({"less": "newer"}, "no variant newer at the scale demo; expected some of new, old"),
+        ({"lower": "newer"}, "no variant newer at the scale demo; expected some of new, old, other"),
     ],
 )
 def test_wrong_claims_are_told(changed: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     content = [{key: value for key, value in {**CLAIM, **changed}.items() if value is not None}]
     Path("claims.yaml").write_text(yaml.safe_dump({"claims": content}))
+    Path("runs/demo").mkdir(parents=True)
     assert main(["verdicts", "--claims", "claims.yaml"]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("runs", ["nowhere", "runs/demo", "claims.yaml"])
+def test_a_folder_without_runs_is_told(runs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plant("new", [0.1, 0.1, 0.1])
+    Path("claims.yaml").write_text(yaml.safe_dump({"claims": [CLAIM]}))
+    assert main(["verdicts", "--claims", "claims.yaml", "--runs", runs]) == 2
+    assert f"{runs}/demo, found no such folder" in capsys.readouterr().err
+    assert main(["verdicts", "--claims", "claims.yaml", "--output", "claims.yaml"]) == 2
+    assert "--output: expected a folder, found the file claims.yaml" in capsys.readouterr().err
+    Path("claims.yaml").write_text(yaml.safe_dump({"claims": [CLAIM, CLAIM]}))
+    assert main(["verdicts", "--claims", "claims.yaml"]) == 2
+    assert "claim 2: it stands there twice: It helps." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "claim: x", "claims: []", "claims: [x]", "claims: [", "\x00"])
@@ -189,28 +214,33 @@ def test_what_is_no_list_of_claims_is_told(content: str, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_claims_of_this_project_name_comparisons_and_variants(scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_claims_of_this_project_name_comparisons_and_variants(
+    scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(PROJECT)
+    (tmp_path / "runs" / scale).mkdir(parents=True)
     claims = read_claims(Path("experiments/claims.yaml"), scale)
-    evidence = weigh(claims, Path("experiments/ablations"), scale, Path("no_runs"))
+    evidence = weigh(claims, Path("experiments/ablations"), scale, tmp_path / "runs")
     assert len(evidence) == len(claims) > 30 and {one.verdict for one in evidence} == {"not run"}
 
 
 def test_what_contradicts_a_paper_comes_first_and_is_traceable(capsys: pytest.CaptureFixture[str]) -> None:
     plant("new", [0.1, 0.11, 0.12])
     plant("old", [0.3, 0.31, 0.32])
-    claims = [CLAIM, {**CLAIM, "claim": "It hurts.", "less": "old", "more": "new"}]
+    claims = [CLAIM, {**CLAIM, "claim": "It hurts.", "lower": "old", "higher": "new"}]
     claims.append({**CLAIM, "claim": "<b>It</b> was seen.", "measure": "gradient_change"})
     del claims[-1]["subset"]
     Path("claims.yaml").write_text(yaml.safe_dump({"claims": claims}))
-    assert main(["verdicts", "--claims", "claims.yaml"]) == 0
-    said = capsys.readouterr()
-    assert "asr ablate small" in said.out and "<b>It</b> was seen. not run" in said.err
+    assert main(["verdicts", "--claims", "claims.yaml"]) == 1, "there are no gradients"
+    said = capsys.readouterr().out
+    assert "not run        <b>It</b> was seen.\n" in said and "confirmed      It helps.\n" in said
+    assert "WER, test-clean: new 11.00 ± 1.00 beside old 31.00 ± 1.00, 3 + 3 seeds; difference -20.00 (" in said
     folder = Path("runs/demo/verdicts")
     rows = read_rows(folder / "verdicts.csv", {"claim", "verdict"})
     assert [(row["claim"], row["verdict"]) for row in rows] == [
         ("It hurts.", "not confirmed"), ("It helps.", "confirmed"), ("<b>It</b> was seen.", "not run"),
     ]  # fmt: skip
+    assert rows[1]["values, lower"] == "10.00 11.00 12.00"
     assert from_csv(rows[1]["difference"]) == "-20.00" and rows[1]["over"] == "3 + 3 seeds"
     runs = read_rows(folder / "runs.csv", {"run", "digest"})
     assert len(runs) == 6 and len({row["digest"] for row in runs}) == 6
@@ -250,10 +280,10 @@ def test_results_leave_out_what_is_still_training_and_name_variants_that_are_ali
 def test_the_page_shows_every_claim_with_its_interval() -> None:
     plant("new", [0.1, 0.11, 0.12])
     plant("old", [0.3, 0.31, 0.32])
-    claims = [{**CLAIM, "claim": "<b>It helps.</b>"}, {**CLAIM, "less": "old", "more": "new"}]
-    claims.append({**CLAIM, "epoch": 7})
+    claims = [{**CLAIM, "claim": "<b>It helps.</b>"}, {**CLAIM, "lower": "old", "higher": "new"}]
+    claims += [{**CLAIM, "epoch": 7}, {**CLAIM, "claim": "Others help.", "lower": "other"}]
     Path("claims.yaml").write_text(yaml.safe_dump({"claims": claims}))
-    assert main(["verdicts", "--claims", "claims.yaml"]) == 0
+    assert main(["verdicts", "--claims", "claims.yaml"]) == 1, "there is no epoch 7"
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 400, "height": 700})
@@ -263,12 +293,12 @@ def test_the_page_shows_every_claim_with_its_interval() -> None:
         page.goto(Path("runs/demo/verdicts/page.html").absolute().as_uri())
         assert page.locator("h2").all_text_contents()[:3] == ["Not confirmed", "Confirmed", "Not run"]
         assert page.locator(".claim h3").nth(1).text_content() == "<b>It helps.</b>"
-        assert page.locator(".claim svg").count() == 2
+        assert page.locator(".claim svg").count() == 2 and page.locator(".waiting li").count() == 1
         label = page.locator(".claim.confirmed svg").get_attribute("aria-label")
-        assert label is not None and label.startswith("difference in points, over seeds: -20 (")
+        assert label is not None and label.startswith("difference in points, left of 0 as claimed; over seeds: −20 (")
         assert page.evaluate("document.documentElement.scrollWidth <= 400")
         page.locator(".claim.confirmed summary").click()
-        assert page.locator(".claim.confirmed pre").is_visible()
-        assert "asr ablate small" in page.locator(".claim.confirmed details").inner_text()
+        assert page.locator(".claim.confirmed pre").first.is_visible()
+        assert "new: 10.00 11.00 12.00" in page.locator(".claim.confirmed details").inner_text()
         browser.close()
     assert not problems and set(VERDICTS) == {"not confirmed", "confirmed", "undecided", "not run"}
