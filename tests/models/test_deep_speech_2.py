@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from asr_lightning.models.deep_speech_2 import ClippedRNN, DeepSpeech2Encoder, RecurrentLayer
 from asr_lightning.models.jasper import Jasper
@@ -262,3 +263,32 @@ def test_kospeechs_network_has_its_parameters_to_the_last_one() -> None:
 def test_jasper_says_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match=r"odd kernels .* got channels=\[8\], kernels=\[4\]"):
         Jasper(20, channels=[8], kernels=[4], dropouts=[0.1])
+
+
+class Names(TorchDispatchMode):
+    """Collects the names of operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:  # noqa: ANN401
+        self.names.add(str(function))
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("kind", ["vanilla", "gru", "lstm"])
+def test_evaluation_copies_no_weights_for_each_frame(
+    kind: Any, batch_norm: bool, precision: torch.dtype | None
+) -> None:
+    layer = RecurrentLayer(kind, units(24), 24, batch_norm).eval()
+    frames, lengths = torch.randn(3, 40, 24), torch.tensor([40, 30, 20])
+    with (
+        torch.inference_mode(),
+        torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None, cache_enabled=False),
+        Names() as called,
+    ):
+        layer(frames, lengths)
+    assert "aten.bmm.default" not in called.names, "which multiplies each frame with a copy of its own"
