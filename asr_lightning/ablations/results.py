@@ -55,6 +55,8 @@ def write_results(plan: Plan) -> str:
     title = {"title": f"Variants, beside {plan.ablation.source}", "head": table[0], "rows": table[1:]}
     if page["curves"]:
         page["curves"]["paper"] = paper_curves(plan.ablation.paper)
+    if page["summary"]:
+        page["summary"]["commands"].insert(0, {"run": "all of them", "lines": [_command(plan)]})
     page["tables"] = [{**title, "notes": notes}, *page["tables"]]
     write_page(plan.folder / "page.html", page)
     told = [
@@ -186,8 +188,13 @@ def _notes(plan: Plan) -> list[str]:
     ]
     variants = ((name, ablation.variants[name]) for name in plan.variants)
     notes += [f"{name}: {variant.note}" for name, variant in variants if isinstance(variant, Variant) and variant.note]
-    where = f"Commit {source_commit()}, {time.strftime('%Y-%m-%d')}: asr ablate {ablation.name}"
-    return [*notes, f"{where} --scale {plan.scale}"]
+    if plan.scale == "demo" and ablation.paper:
+        notes.append("Networks and data of the demo are small: their rates cannot be compared with the paper's.")
+    return [*notes, f"Commit {source_commit()}, {time.strftime('%Y-%m-%d')}: {_command(plan)}"]
+
+
+def _command(plan: Plan) -> str:
+    return f"asr ablate {plan.ablation.name} --scale {plan.scale}"
 
 
 def _alike(experiments: Sequence[Experiment]) -> list[str]:

@@ -222,7 +222,7 @@ function curves(all, training) {
     const last = Math.max(...every.map(([epoch]) => epoch)), first = Math.min(...every.map(([epoch]) => epoch));
     const several = panels.some((panel) => panel.runs.some((run) => Object.keys(run.seeds).length > 1));
     const papers = panels.some((panel) => panel.paper.length);
-    note.textContent = [several ? "Lines are means over seeds; a band reaches from the lowest to the highest seed." : "", papers ? "Open circles with dotted lines are the paper's." : "", later ? `The paper's rates after epoch ${trained} are left out.` : ""].join(" ").trim();
+    note.textContent = [several ? "Lines are means over seeds; a band reaches from the lowest to the highest seed." : "", papers ? "Open circles with dotted lines are the paper's." : "", !later ? "" : papers ? `The paper's rates after epoch ${trained} are left out.` : "The paper's rates begin after the last epoch of these runs, and are left out."].join(" ").trim();
     legend.replaceChildren(...names.filter((name) => panels.some((panel) => panel.runs.some((run) => run.name === name && Object.keys(run.seeds).length))).map((name) => {
       const seeds = Math.max(...panels.flatMap((panel) => panel.runs.filter((run) => run.name === name).map((run) => Object.keys(run.seeds).length)));
       return element("span", {}, swatch(color(names.indexOf(name)), dash(names.indexOf(name))), name + (seeds > 1 ? ` (${seeds} seeds)` : ""));
@@ -313,6 +313,7 @@ function layers(runs) {
   const rest = element("input", { type: "checkbox", onchange: show });
   const strip = element("div", { class: "strip", tabindex: 0, role: "group" });
   const legend = element("div", { class: "legend" }), grid = element("div", { class: "square" }), limits = element("p", { class: "note" });
+  run.part.hidden = false; // whose these are is said of a single one too
   place.append(element("div", { class: "controls" }, run.part, speaker.part, sentence.part, view.part, layer.part, kind.part, element("label", {}, rest, "all sentences behind")), strip, legend, grid, limits);
   for (const { labels, speakers } of runs)
     for (const { layers } of Object.values(speakers))
@@ -400,6 +401,7 @@ function figures(runs) {
   const place = section("figures", "Measurements of layers");
   const run = chooser("network", runs.map((one, number) => [number, one.name]), show, true);
   const legend = element("div", { class: "legend" }), plots = element("div", { class: "plots" }), note = element("p", { class: "note" });
+  run.part.hidden = false; // whose these are is said of a single one too
   place.append(element("div", { class: "controls" }, run.part), legend, plots, note);
   // Layer names without the beginning that all of them share.
   function short(names) {
@@ -439,6 +441,7 @@ function neighbours(runs) {
   const list = element("ol", { class: "neighbours", "aria-live": "polite" });
   const totals = element("div", {}), limits = element("p", { class: "note" });
   let printed = "";
+  run.part.hidden = false; // whose these are is said of a single one too
   place.append(element("div", { class: "controls" }, run.part, sentence.part, layer.part), limits, text, list, copier("copy in the paper's notation", () => printed), totals);
   let chosen = 0;
   const current = () => runs[run.select.value];
@@ -494,6 +497,7 @@ function alignments(runs) {
   const player = element("audio", { controls: "", preload: "metadata", "aria-label": "recording" });
   const plot = element("div", { class: "plot", role: "group" });
   const legend = element("div", { class: "legend" }), limits = element("p", { class: "note" });
+  run.part.hidden = false; // whose these are is said of a single one too
   place.append(element("div", { class: "controls" }, run.part, utterance.part, map.part), limits, player, legend, plot);
   const current = () => runs[run.select.value].utterances[utterance.select.value];
   function fill() {
