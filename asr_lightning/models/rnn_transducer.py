@@ -117,7 +117,11 @@ class PredictionNetwork(nn.Module):
 
 
 class Joint(nn.Module):
-    """Joint network: scores of all tokens for a frame and a history, linear(tanh(frame + history))."""
+    """Joint network: scores of all tokens for a frame and a history, linear(tanh(frame + history)).
+
+    Searches call it. Losses compute the same from `output`, without the scores of all frames and histories at once: a
+    network with a joint network of another form has a `decoder_loss` of its own too, as `NormalizedTransducer`.
+    """
 
     def __init__(self, vocabulary: tuple[str, ...], dimension: int) -> None:
         super().__init__()
@@ -209,7 +213,17 @@ class RNNTransducer(Recognizer):
         return self.prediction(torch.cat([start, targets], dim=1), state)[0]
 
     def decoder_loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
-        """Return the transducer loss of each utterance, (B,)."""
+        """Return the transducer loss of each utterance, (B,).
+
+        Raises:
+            InputError: The joint network is of another form than the losses compute.
+        """
+        if type(self.joint).forward is not Joint.forward:
+            raise InputError(
+                f"expected linear(tanh(frame + history)) as joint network, which {type(self.transducer_loss).__name__} "
+                f"computes by itself, got {type(self.joint).__name__} with a forward of its own: give the network a "
+                "decoder_loss too, as NormalizedTransducer has"
+            )
         return self.transducer_loss(
             self.project(encoded), self.predict(targets), self.joint.output,
             targets, lengths, target_lengths, self.tokenizer.blank_id,

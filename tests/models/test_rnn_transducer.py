@@ -8,7 +8,13 @@ from torch.nn import functional
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer
-from asr_lightning.models.rnn_transducer import LSTMPredictor, Predictor, RNNTransducer, StatelessPredictor
+from asr_lightning.models.rnn_transducer import (
+    LSTMPredictor,
+    Predictor,
+    RectifiedJoint,
+    RNNTransducer,
+    StatelessPredictor,
+)
 from tests.support.tones import batch_of, lstm_encoder, transducer
 
 PREDICTORS: dict[str, Predictor] = {
@@ -188,3 +194,13 @@ def test_the_beam_finds_what_is_at_least_as_probable_as_the_greedy_path(beam: in
         scores = [hypothesis.score for hypothesis in hypotheses]
         assert scores == sorted(scores, reverse=True) and len(scores) <= beam
         assert scores[0] >= path.score - 1e-4
+
+
+def test_a_joint_network_of_another_form_is_not_trained_as_if_it_were_ours() -> None:
+    recognizer = make()
+    assert recognizer.loss(batch_of()).isfinite().all()
+    recognizer.joint = RectifiedJoint(recognizer.tokenizer.tokens, recognizer.encoder_projection.out_features)
+    with pytest.raises(
+        InputError, match="got RectifiedJoint with a forward of its own: give the network a decoder_loss"
+    ):
+        recognizer.loss(batch_of())
