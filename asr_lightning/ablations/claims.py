@@ -182,7 +182,7 @@ def _read_claim(where: str, entry: object, scale: str) -> Claim:
 
 
 def weigh(claims: Sequence[Claim], folder: Path, scale: str, output: Path) -> list[Evidence]:
-    """Weigh claims by the runs that are finished; what contradicts a claim comes first.
+    """Weigh claims by the runs that are finished, of all seeds; what contradicts a claim comes first.
 
     Args:
         claims: As `read_claims` returns them.
@@ -205,6 +205,7 @@ def weigh(claims: Sequence[Claim], folder: Path, scale: str, output: Path) -> li
 def _weigh(claim: Claim, path: Path, scale: str, output: Path) -> Evidence:
     names = list(dict.fromkeys([claim.lower, claim.higher]))
     plan = plan_ablation(path, scale, output, variants=names)
+    plan = plan_ablation(path, scale, output, _seeds(plan), names)
     command = f"asr ablate {claim.ablation} --variants {' '.join(names)}" + f" --scale {scale}" * (scale != SCALES[0])
     finished = tuple(run for run in plan.compared if state(run) == "finished")
     if missing := [name for name in names if name not in {run.name for run in finished}]:
@@ -234,6 +235,13 @@ def _weigh(claim: Claim, path: Path, scale: str, output: Path) -> Evidence:
         pair=pair,
         reason=reason,
     )
+
+
+def _seeds(plan: Plan) -> list[int]:
+    """Return the seeds of a comparison, and all others that its variants have folders of."""
+    folders = {folder for run in plan.compared for folder in run.folder.parent.glob("seed*")}
+    numbers = {folder.name.removeprefix("seed") for folder in folders}
+    return sorted({run.seed for run in plan.compared} | {int(number) for number in numbers if number.isdecimal()})
 
 
 def _verdict(difference: MeanDifference, pair: PairComparison | None) -> Verdict:

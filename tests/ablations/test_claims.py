@@ -44,7 +44,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def plant(name: str, rates: Sequence[float], utterances: int = 40, epoch: int = 0) -> None:
     """Make finished runs of a variant: so many of ten words wrong in every utterance, on average."""
-    for run in plan_ablation(Path("experiments/ablations/small.yaml"), "demo").compared:
+    seeds = range(1, len(rates) + 1)
+    for run in plan_ablation(Path("experiments/ablations/small.yaml"), "demo", seeds=seeds).compared:
         if run.name != name or run.seed > len(rates):
             continue
         write_experiments(run)
@@ -112,6 +113,14 @@ def test_a_verdict_needs_seeds_and_utterances(new: list[float], old: list[float]
     evidence = weighed()
     assert evidence.verdict == verdict and evidence.units == "seeds" and evidence.pair is not None
     assert (evidence.lower, evidence.higher) == (tuple(new), tuple(old))
+
+
+def test_more_seeds_than_the_comparison_names_are_counted() -> None:
+    plant("new", [0.1, 0.2, 0.3, 0.4, 0.5])
+    plant("old", [0.6, 0.7, 0.8, 0.9])
+    Path("runs/demo/small/new/seed_old").mkdir()
+    evidence = weighed()
+    assert (len(evidence.lower), len(evidence.higher)) == (5, 4)
 
 
 def test_two_seeds_decide_nothing() -> None:
