@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -107,10 +108,28 @@ def plot_error_rates(
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(color="0.9")
     _scale_rates(panels[0], [100 * rate for rate in drawn], metric)
-    names = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    columns = min(len(names), 5)
-    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    draw_legend(figure, panels, 5, fontsize=9)
     save_figure(figure, Path(path))
+
+
+def draw_legend(figure: Figure, panels: Iterable[Axes], most: int, **options: Any) -> None:  # noqa: ANN401 - matplotlib's
+    """Draw one legend of all panels below them, with as many columns as the figure is wide for.
+
+    Args:
+        figure: Whose layout is constrained.
+        panels: With lines that have labels; the same label is one entry.
+        most: Columns.
+        **options: Of matplotlib's `Figure.legend`.
+    """
+    names = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    for columns in range(max(1, min(len(names), most)), 0, -1):
+        legend = figure.legend(
+            names.values(), names.keys(), loc="outside lower center", ncols=columns, frameon=False, **options
+        )
+        figure.draw_without_rendering()
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def save_figure(figure: Figure, path: Path) -> None:

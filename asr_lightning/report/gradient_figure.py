@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from asr_lightning.analysis.training_curves import NormSpan, early_and_late
 from asr_lightning.errors import InputError
 from asr_lightning.files import replacing
-from asr_lightning.report.figures import COLORS
+from asr_lightning.report.figures import COLORS, draw_legend
 from asr_lightning.report.run_folders import Experiment, read_metrics, versions
 from asr_lightning.report.tables import Section, Table
 
@@ -152,8 +152,7 @@ def plot_gradients(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
             panel.grid(color="0.9")
     axes[0][0].set_ylabel("gradient norm, before clipping", fontsize=13)
     axes[1][0].set_ylabel("change: mean |ln(next / norm)|", fontsize=13)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(labels)), fontsize=12, frameon=False)
+    draw_legend(figure, axes.flat, len(series), fontsize=12)
     with replacing(path) as half:
         figure.savefig(half, format="png")
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from asr_lightning.report.figures import COLORS, MARKERS, PANEL, save_figure
+from asr_lightning.report.figures import COLORS, MARKERS, PANEL, draw_legend, save_figure
 from asr_lightning.report.fonts import choose_font
 
 
@@ -66,7 +66,5 @@ def plot_latency(panels: Mapping[str, Mapping[str, Sequence[Point]]], path: Path
         panel.tick_params(labelsize=9)
         panel.grid(color="0.9")
     axes[0].set_ylabel("WER, %", fontsize=10)
-    names = {label: line for panel in axes for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=min(len(names), 4), fontsize=9,
-                  frameon=False)  # fmt: skip
+    draw_legend(figure, axes, 4, fontsize=9)
     save_figure(figure, path)

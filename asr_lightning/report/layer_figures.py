@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from asr_lightning.analysis.layers import LayerCurve, Projected
 from asr_lightning.errors import InputError
-from asr_lightning.report.figures import save_figure
+from asr_lightning.report.figures import draw_legend, save_figure
 from asr_lightning.report.fonts import choose_font
 from asr_lightning.report.phone_style import MATPLOTLIB, phone_styles
 
@@ -203,16 +203,9 @@ def plot_curves(curves: Sequence[LayerCurve], path: Path) -> None:
         panel.grid(color="0.9")
     for panel in panels[len(names) :]:
         panel.remove()
-    known = {
-        label: line
-        for panel in panels[: len(names)]
-        for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
     bounded = any(np.isfinite(curve.intervals).any() for curve in curves)
-    figure.legend(
-        known.values(), known.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False,
-        title="means over speakers with 95 % intervals" if bounded else "one speaker: no intervals", title_fontsize=8,
-    )  # fmt: skip
+    title = "means over speakers with 95 % intervals" if bounded else "one speaker: no intervals"
+    draw_legend(figure, panels[: len(names)], 3, fontsize=8, title=title, title_fontsize=8)
     save_figure(figure, path)
 
 

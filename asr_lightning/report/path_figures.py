@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asr_lightning.analysis.convergence import Backcast, PowerLaw, Prediction
-from asr_lightning.report.figures import COLORS, MARKERS, PANEL, WIDE_RANGE, save_figure
+from asr_lightning.report.figures import COLORS, MARKERS, PANEL, WIDE_RANGE, draw_legend, save_figure
 from asr_lightning.report.fonts import choose_font
 
 
@@ -133,9 +133,5 @@ def _scale(values: Sequence[float], panel: Axes) -> str:
 
 
 def _finish(figure: Figure, axes: Sequence[Axes], path: Path, columns: int) -> None:
-    names = {label: line for panel in axes for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        names.values(), names.keys(), loc="outside lower center", ncols=min(columns, len(names)), fontsize=8,
-        frameon=False,
-    )  # fmt: skip
+    draw_legend(figure, axes, columns, fontsize=8)
     save_figure(figure, path)

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
-from asr_lightning.report.figures import COLORS, ErrorRate, plot_error_rates, rates_by_run
+from asr_lightning.report.figures import COLORS, ErrorRate, draw_legend, plot_error_rates, rates_by_run
 from tests.support.pictures import count, pixels
 
 
@@ -78,3 +80,18 @@ def test_curves_are_sorted_by_epoch_and_metric() -> None:
     rows = [ErrorRate("ws", "1", epoch, "clean", epoch / 100, epoch / 200, 1.0, 1.0, 1.0) for epoch in (10, 2, 1)]
     assert list(rates_by_run(rows)["ws"]["clean"]["1"].items()) == [(1, 0.01), (2, 0.02), (10, 0.1)]
     assert rates_by_run(rows, "cer")["ws"]["clean"]["1"][10] == 0.05
+
+
+@pytest.mark.parametrize("names", [1, 3, 12])
+def test_a_legend_is_as_wide_as_its_figure_at_most(names: int) -> None:
+    figure = Figure((5, 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2)
+    for panel in panels:
+        for number in range(names):
+            panel.plot([0, 1], label=f"a long name of a run, {number}")
+    draw_legend(figure, panels, 5, fontsize=9)
+    [legend] = figure.legends
+    assert len(legend.get_texts()) == names
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0
