@@ -18,7 +18,7 @@ from lhotse.serialization import deserialize_item
 from tqdm import tqdm
 
 from asr_lightning.audio.reading import TOLERANCE, Header, read_header
-from asr_lightning.audio.resampling import RATES, resampled_length
+from asr_lightning.audio.resampling import SAMPLE_RATES, resampled_length
 from asr_lightning.errors import REASON, InputError, printable, reason, shown
 from asr_lightning.files import replacing
 
@@ -164,8 +164,8 @@ def read_headers(
         except Exception as error:  # libsndfile, the file system and decoders each have their own
             link = f"a link to {os.readlink(listing.path)}: " if os.path.islink(listing.path) else ""
             return BadFile(listing.path, "unreadable audio", link + " ".join(str(error).split())[:200])
-        if not RATES[0] <= header.sample_rate <= RATES[1]:
-            expected = f"expected {RATES[0]:,} to {RATES[1]:,} Hz"
+        if not SAMPLE_RATES[0] <= header.sample_rate <= SAMPLE_RATES[1]:
+            expected = f"expected {SAMPLE_RATES[0]:,} to {SAMPLE_RATES[1]:,} Hz"
             return BadFile(listing.path, "wrong sample rate", f"{header.sample_rate:,} Hz, {expected}")
         if header.samples == 0:
             return BadFile(listing.path, "empty audio", "0 samples")

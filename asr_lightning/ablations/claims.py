@@ -1,4 +1,4 @@
-"""Claims of the papers, each decided by two variants of a comparison: `experiments/claims.yaml`.
+"""Claims of the papers, each decided by two variants of a comparison: `experiments/claims/papers.yaml`.
 
 - claim: A student learns faster from selected weights than from random ones.
   source: Han et al. 2024, Table 1
@@ -27,8 +27,7 @@ from asr_lightning.errors import InputError, shown
 from asr_lightning.files import read_yaml
 from asr_lightning.report.figures import ErrorRate
 from asr_lightning.report.gradient_figure import read_gradient_norms
-from asr_lightning.report.run_folders import RATES as FILES
-from asr_lightning.report.run_folders import Run, read_rates, read_run
+from asr_lightning.report.run_folders import RATE_FILES, Run, read_rates, read_run
 from asr_lightning.report.run_pairs import PairComparison, compare_pairs
 from asr_lightning.scoring import RATES
 from asr_lightning.scoring.significance import MeanDifference, mean_difference, paired_difference
@@ -280,7 +279,7 @@ def _there(folder: Path, claim: Claim) -> list[ErrorRate]:
 
 
 def _validated(folder: Path) -> list[ErrorRate]:
-    path = folder / FILES["validation"]
+    path = folder / RATE_FILES["validation"]
     return read_rates(path) if path.exists() else []
 
 

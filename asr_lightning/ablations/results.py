@@ -17,7 +17,7 @@ from asr_lightning.report.final_rates import comparisons, final_section, signifi
 from asr_lightning.report.page import write_page
 from asr_lightning.report.page_contents import gather
 from asr_lightning.report.page_summary import paper_curves
-from asr_lightning.report.run_folders import RATES, Experiment, Run, read_experiments, read_runs, scored_on
+from asr_lightning.report.run_folders import RATE_FILES, Experiment, Run, read_experiments, read_runs, scored_on
 from asr_lightning.report.run_pairs import PairComparison, compare_pairs
 from asr_lightning.report.tables import MISSING, Table, as_csv, as_markdown, as_text, escape_markdown, number, summarise
 
@@ -72,7 +72,7 @@ def write_results(plan: Plan) -> str:
 
 
 def _has_rates(folder: Path) -> bool:
-    return any((folder / name).exists() for name in RATES.values())
+    return any((folder / name).exists() for name in RATE_FILES.values())
 
 
 def _baseline(plan: Plan, experiments: Sequence[Experiment]) -> str | None:
@@ -132,7 +132,7 @@ def epochs_table(plan: Plan, runs: Sequence[PlannedRun]) -> Table:
         if after:
             columns.setdefault(title, {})[int(after)] = dict(rates)
     rows = (
-        merge(find_files([run.folder for run in runs if (run.folder / RATES["validation"]).exists()]))
+        merge(find_files([run.folder for run in runs if (run.folder / RATE_FILES["validation"]).exists()]))
         if columns
         else []
     )
@@ -218,7 +218,7 @@ def _alike(experiments: Sequence[Experiment]) -> list[str]:
 def _write_sections(plan: Plan, runs: Sequence[PlannedRun], experiments: Sequence[Experiment]) -> None:
     """Write curves of the runs that were trained, final rates, significance, sentences and costs."""
     metrics = plan.ablation.metrics
-    trained = [run for run in runs if (run.folder / RATES["validation"]).exists()]
+    trained = [run for run in runs if (run.folder / RATE_FILES["validation"]).exists()]
     names = {run.name for run in trained}
     reference = plan.reference.name if plan.reference and plan.reference.name in names else None
     if names - {reference}:

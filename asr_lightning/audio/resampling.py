@@ -8,7 +8,7 @@ import numpy as np
 from scipy import signal
 
 LARGEST_RATIO = 1_000  # of two rates; the filters grow with it
-RATES = (1_000, 1_000_000)  # lowest and highest number of samples per second that may be speech
+SAMPLE_RATES = (1_000, 1_000_000)  # lowest and highest number of samples per second that may be speech
 # A sinc of 64 zero crossings to each side in a Kaiser window, cut off at 94.8 % of the lower Nyquist frequency: from
 # 44.1 to 16 kHz flat to 7 kHz, and more than 90 dB down from 8.5 kHz on. A short filter, as torchaudio's default of 6
 # crossings, lets 8.4 kHz through at -10 dB, which comes back as 7.6 kHz.

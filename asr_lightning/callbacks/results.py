@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from asr_lightning.errors import InputError
 
-RATES = ("error_rates.csv", "test_error_rates.csv")
+RATE_FILES = ("error_rates.csv", "test_error_rates.csv")
 TRANSCRIPTS = ("transcripts/validation-epoch*.jsonl", "transcripts/test-epoch*.jsonl")
 LOGS = ("logs/version_*", "wandb/run-*", "wandb/offline-run-*")  # a folder for every start
 SHOWN = 4  # names of results in a message
@@ -20,7 +20,7 @@ def results(trainer: Trainer) -> list[Path]:
     """Return the checkpoints that `--ckpt_path last` finds, error rates and transcripts in the folder of a run."""
     root = Path(trainer.default_root_dir)
     found = [path for folder in checkpoint_folders(trainer) for path in sorted(folder.glob("last*.ckpt"))]
-    return [*found, *_matching(root, RATES), *_matching(root, TRANSCRIPTS)]
+    return [*found, *_matching(root, RATE_FILES), *_matching(root, TRANSCRIPTS)]
 
 
 def checkpoint_folders(trainer: Trainer) -> list[Path]:
@@ -74,7 +74,7 @@ class RemoveResults(Callback):
         if not trainer.is_global_zero:
             return
         root, own = Path(trainer.default_root_dir), _log_folders(trainer.loggers)
-        found = [*_matching(root, RATES), *_matching(root, TRANSCRIPTS), *root.glob("checkpoints/*.ckpt")]
+        found = [*_matching(root, RATE_FILES), *_matching(root, TRANSCRIPTS), *root.glob("checkpoints/*.ckpt")]
         for folder in checkpoint_folders(trainer):
             found += folder.glob("*.ckpt" if folder.is_relative_to(root.resolve()) else "last*.ckpt")
         for path in found:

@@ -19,7 +19,7 @@ from asr_lightning.report.page_data import gather_alignments, gather_curves, gat
 from asr_lightning.report.page_layers import gather_layers
 from asr_lightning.report.page_sentences import gather_sentences
 from asr_lightning.report.page_summary import gather_summary, gather_training
-from asr_lightning.report.run_folders import RATES, Experiment, find_runs, read_experiments, read_runs
+from asr_lightning.report.run_folders import RATE_FILES, Experiment, find_runs, read_experiments, read_runs
 from asr_lightning.report.run_pairs import PairComparison
 
 GATHERERS = {"layers": ("tsne", gather_layers), "neighbours": ("neighbours", gather_neighbours),
@@ -50,7 +50,7 @@ def gather(
     """
     problems: list[str] = []
     found = find_runs(runs)
-    trained = [run for run in found if (run / RATES["validation"]).exists()]
+    trained = [run for run in found if (run / RATE_FILES["validation"]).exists()]
     experiments = read_experiments(read_runs(found, problems), problems)
     names = [experiment.name for experiment in experiments]
     if baseline is not None and baseline not in names:

@@ -12,8 +12,8 @@ from asr_lightning.errors import InputError, reason
 from asr_lightning.report.figures import ErrorRate
 from asr_lightning.report.figures import rates_by_run as rate_curves
 from asr_lightning.report.tables import read_rows
+from asr_lightning.scoring import RATES
 
-METRICS = ("wer", "cer", "ser", "swer", "unspaced_cer")
 CHARACTERS = 20_000  # of each network, that may be neighbours
 NEIGHBOURHOODS = 60_000  # of characters in layers, of the page, about 70 bytes each
 ALIGNMENT_BYTES = 5_000_000  # of the page
@@ -26,20 +26,20 @@ def gather_curves(rows: Sequence[ErrorRate]) -> Data | None:
     """Return error rates by run, subset, metric and seed; None without any."""
     if not rows:
         return None
-    by_metric = {metric: rate_curves(rows, metric) for metric in METRICS}  # type: ignore[arg-type]
+    by_metric = {metric: rate_curves(rows, metric) for metric in RATES}
     names = list(by_metric["wer"])
     runs = [
         {
             "name": name,
             "rates": {
-                subset: {metric: _pairs(by_metric[metric][name][subset]) for metric in METRICS}
+                subset: {metric: _pairs(by_metric[metric][name][subset]) for metric in RATES}
                 for subset in by_metric["wer"][name]
             },
         }
         for name in names
     ]
     subsets = sorted({row.subset for row in rows})
-    return {"metrics": METRICS, "subsets": subsets, "epochs": max(row.epoch for row in rows), "runs": runs}
+    return {"metrics": RATES, "subsets": subsets, "epochs": max(row.epoch for row in rows), "runs": runs}
 
 
 def _pairs(seeds: dict[str, dict[int, float]]) -> dict[str, list[list[float]]]:

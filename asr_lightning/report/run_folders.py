@@ -15,7 +15,7 @@ from asr_lightning.report.figures import ErrorRate
 
 COLUMNS = [field.name for field in fields(ErrorRate)]
 COUNTED = 2  # of the columns, the last ones: old files are without them
-RATES = {"test": "test_error_rates.csv", "validation": "error_rates.csv"}  # by stage; the first that is there
+RATE_FILES = {"test": "test_error_rates.csv", "validation": "error_rates.csv"}  # by stage; the first that is there
 
 SECONDS, SPEED = "train/seconds", "train/audio_seconds_per_second_epoch"  # what is read of metrics.csv
 PROCESSES, GPUS = "train/processes", "train/gpus"
@@ -154,7 +154,7 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
     Raises:
         InputError: There is none under one of them.
     """
-    names = list(RATES.values())
+    names = list(RATE_FILES.values())
     run_folders: dict[Path, None] = {}
     for folder in folders:
         runs = sorted({file.parent.resolve() for name in names for file in folder.rglob(name)})
@@ -170,13 +170,13 @@ def read_run(folder: Path) -> Run:
     Raises:
         InputError: It has no file of them, or one that is malformed or without rates.
     """
-    stage = next((stage for stage, name in RATES.items() if (folder / name).exists()), None)
+    stage = next((stage for stage, name in RATE_FILES.items() if (folder / name).exists()), None)
     if stage is None:
-        raise InputError(f"{folder}: expected {' or '.join(RATES.values())}, found neither")
-    rows = read_rates(folder / RATES[stage])
+        raise InputError(f"{folder}: expected {' or '.join(RATE_FILES.values())}, found neither")
+    rows = read_rates(folder / RATE_FILES[stage])
     last = max((row.epoch for row in rows), default=None)
     if last is None:
-        raise InputError(f"{folder / RATES[stage]}: expected a line for each subset, got an empty file")
+        raise InputError(f"{folder / RATE_FILES[stage]}: expected a line for each subset, got an empty file")
     return Run(folder, stage, {row.subset: row for row in rows if row.epoch == last})
 
 

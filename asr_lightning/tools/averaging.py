@@ -17,7 +17,7 @@ from asr_lightning.models.same_network import check_same_network
 from asr_lightning.report.tables import as_csv, as_markdown, as_text, escape_markdown, summarise
 from asr_lightning.tools.subsets import every
 
-RATES = ("wer", "cer")
+METRICS = ("wer", "cer")
 OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "averaging_state", "current_model_state")
 
 
@@ -84,14 +84,14 @@ def measure_averages(
 def write_average(measured: Sequence[Row], output: Path, averaged: int) -> str:
     """Write `average.md` and `average.csv`, and return what to tell the user."""
     subsets = list(measured[0][1])
-    table = [["weights", *(f"{subset} {rate.upper()} %" for subset in subsets for rate in RATES)]]
-    rows: list[list[object]] = [["weights", "subset", "utterances", "loss", *RATES]]
+    table = [["weights", *(f"{subset} {rate.upper()} %" for subset in subsets for rate in METRICS)]]
+    rows: list[list[object]] = [["weights", "subset", "utterances", "loss", *METRICS]]
     for name, by_subset in measured:
         table.append(
-            [name, *(summarise([by_subset[subset].error_rates[rate]]) for subset in subsets for rate in RATES)]
+            [name, *(summarise([by_subset[subset].error_rates[rate]]) for subset in subsets for rate in METRICS)]
         )
         for subset, result in by_subset.items():
-            rows.append([name, subset, result.utterances, result.loss, *(result.error_rates[rate] for rate in RATES)])
+            rows.append([name, subset, result.utterances, result.loss, *(result.error_rates[rate] for rate in METRICS)])
     counts = ", ".join(f"{measured[0][1][subset].utterances:,} of {subset}" for subset in subsets)
     note = f"Averaged: the weights of {averaged} checkpoints. Utterances with a finite loss: {counts}."
     write_atomically(output / "average.md", f"{as_markdown(table)}\n\n{escape_markdown(note)}\n")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from asr_lightning.audio.reading import check_samples, open_sound, read_blocks
-from asr_lightning.audio.resampling import RATES
+from asr_lightning.audio.resampling import SAMPLE_RATES
 from asr_lightning.errors import InputError, reason
 
 PCM = {"s16le": "<i2", "s16be": ">i2", "s32le": "<i4", "f32le": "<f4"}  # as ffmpeg calls them
@@ -86,8 +86,10 @@ def read_file(path: str) -> tuple[int, Iterator[np.ndarray]]:
     """
     with open_sound(path) as sound:
         rate = sound.samplerate
-    if not RATES[0] <= rate <= RATES[1]:
-        raise InputError(f"{path}: expected {RATES[0]:,} to {RATES[1]:,} samples per second, its header says {rate:,}")
+    if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
+        raise InputError(
+            f"{path}: expected {SAMPLE_RATES[0]:,} to {SAMPLE_RATES[1]:,} samples per second, its header says {rate:,}"
+        )
     return rate, _pieces(path, rate)
 
 

@@ -42,7 +42,8 @@ except ImportError as error:
         f"--serve needs starlette, uvicorn and websockets ({error.name} is missing): pip install 'asr_lightning[serve]'"
     ) from error
 
-RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 88_200, 96_000, 176_400, 192_000)
+BROWSER_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 88_200, 96_000, 176_400,
+                 192_000)  # fmt: skip
 MESSAGE_BYTES = 1 << 18  # of a client's message, at most
 STEP_SECONDS = 0.5  # of a client's audio before it is another one's turn
 IDLE_SECONDS = 60.0  # without a message, or until a client takes one
@@ -223,7 +224,7 @@ def _rate(text: str, own: int) -> int:
     Raises:
         Refused: It is not usual. A filter is kept for every rate, so that any rate at all would fill the memory.
     """
-    rates = sorted({*RATES, own})
+    rates = sorted({*BROWSER_RATES, own})
     if text in map(str, rates):
         return int(text)
     raise Refused(f"expected a rate of {', '.join(map(str, rates))} samples per second, got {_named(text)}", 1008)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from asr_lightning.analysis.calibration import Calibration
 from asr_lightning.audio import reading
-from asr_lightning.audio.resampling import RATES, resample
+from asr_lightning.audio.resampling import SAMPLE_RATES, resample
 from asr_lightning.batch import Batch, Utterance, is_memory_error
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.merging import join_words
@@ -131,8 +131,10 @@ def read_pieces(path: str, sample_rate: int) -> Iterator[Piece]:
     """
     with reading.open_sound(path) as sound:
         rate = sound.samplerate
-        if not RATES[0] <= rate <= RATES[1]:
-            raise InputError(f"expected {RATES[0]:,} to {RATES[1]:,} samples per second, its header says {rate:,}")
+        if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
+            raise InputError(
+                f"expected {SAMPLE_RATES[0]:,} to {SAMPLE_RATES[1]:,} samples per second, its header says {rate:,}"
+            )
         empty = True
         for audio, start, border in cut_at_pauses(reading.read_blocks(sound), rate):
             reading.check_samples(audio)

@@ -19,7 +19,7 @@ from asr_lightning.asr import main
 from asr_lightning.errors import InputError
 from asr_lightning.tools.ablate import FOLDER
 
-CLAIMS = Path("experiments/claims.yaml")
+CLAIMS = Path("experiments/claims/papers.yaml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

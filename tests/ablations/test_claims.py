@@ -228,7 +228,7 @@ def test_the_claims_of_this_project_name_comparisons_and_variants(
 ) -> None:
     monkeypatch.chdir(PROJECT)
     (tmp_path / "runs" / scale).mkdir(parents=True)
-    claims = read_claims(Path("experiments/claims.yaml"), scale)
+    claims = read_claims(Path("experiments/claims/papers.yaml"), scale)
     evidence = weigh(claims, Path("experiments/ablations"), scale, tmp_path / "runs")
     assert len(evidence) == len(claims) > 30 and {one.verdict for one in evidence} == {"not run"}
 
