@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         if one.difference:
             print(f"{'':15}{cells['measure']}: {cells['lower']} beside {cells['higher']}, {cells['over']}; difference "
                   f"{cells['difference']} ({cells['95 % interval']})")  # fmt: skip
-        elif one.reason and one.runs:
+        if one.reason and one.runs:
             print(f"{'':15}{one.reason}")
     changed = [line[0] for line in runs.table[1:] if line[-1] != MISSING]
     if changed:

@@ -123,11 +123,13 @@ def test_more_seeds_than_the_comparison_names_are_counted() -> None:
     assert (len(evidence.lower), len(evidence.higher)) == (5, 4)
 
 
-def test_two_seeds_decide_nothing() -> None:
+def test_two_seeds_decide_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     plant("new", [0.1, 0.1])
     plant("old", [0.9, 0.9])
     evidence = weighed()
     assert (evidence.verdict, evidence.reason) == ("undecided", "new has 2 seeds, old has 2 seeds; 3 are needed")
+    assert main(["verdicts", "--claims", "claims.yaml"]) == 0
+    assert "\n               new has 2 seeds, old has 2 seeds; 3 are needed\n" in capsys.readouterr().out
 
 
 def test_without_both_variants_nothing_was_run() -> None:
