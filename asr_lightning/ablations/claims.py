@@ -82,7 +82,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What finished runs say to a claim.
+    """Values of a claim's finished runs, and the verdict.
 
     Attributes:
         claim: The claim.
@@ -120,7 +120,7 @@ class Evidence:
 
     @property
     def commits(self) -> list[str]:
-        """Those that the runs were made by, as far as noted, each once."""
+        """Commits that the commands of the runs were started at, as far as noted, each once."""
         return list(dict.fromkeys(commit for run in self.runs for commit in commits(run.folder)))
 
 
@@ -204,7 +204,8 @@ def weigh(claims: Sequence[Claim], folder: Path, scale: str, output: Path) -> li
 def _weigh(claim: Claim, path: Path, scale: str, output: Path) -> Evidence:
     names = list(dict.fromkeys([claim.lower, claim.higher]))
     plan = plan_ablation(path, scale, output, variants=names)
-    plan = plan_ablation(path, scale, output, _seeds(plan), names)
+    if (seeds := _seeds(plan)) != sorted({run.seed for run in plan.compared}):
+        plan = plan_ablation(path, scale, output, seeds, names)
     command = f"asr ablate {claim.ablation} --variants {' '.join(names)}" + f" --scale {scale}" * (scale != SCALES[0])
     finished = tuple(run for run in plan.compared if state(run) == "finished")
     if missing := [name for name in names if name not in {run.name for run in finished}]:
@@ -256,29 +257,26 @@ def _by_seed(claim: Claim, plan: Plan, finished: Sequence[PlannedRun], name: str
     folders = [run.folder for run in finished if run.name == name]
     if claim.measure == "gradient_change":
         return [_gradient_change(folder) for folder in folders]
-    if claim.epoch is None:
-        rates = [read_run(folder).rates.get(claim.subset) for folder in folders]
-    else:
-        rates = [
-            next((row for row in _validated(folder) if (row.subset, row.epoch) == (claim.subset, claim.epoch)), None)
-            for folder in folders
-        ]
-    known = [getattr(rate, claim.measure) for rate in rates if rate is not None]
+    rows = [_rates(folder, claim) for folder in folders]
+    chosen = [
+        [rate for rate in rates if rate.subset == claim.subset and claim.epoch in (None, rate.epoch)] for rates in rows
+    ]
+    known = [getattr(rates[0], claim.measure) for rates in chosen if rates]
     if len(known) < len(folders):
-        there = sorted({f"{row.subset}, epoch {row.epoch}" if claim.epoch else row.subset
-                        for folder in folders for row in _there(folder, claim)})  # fmt: skip
+        there = {
+            f"{rate.subset}, epoch {rate.epoch}" if claim.epoch else rate.subset for rates in rows for rate in rates
+        }
         raise InputError(
             f"{plan.folder / name}: expected {claim.measured} of every seed, found it for {len(known)} of "
-            f"{len(folders)}; there are {'; '.join(there) or 'no rates'}"
+            f"{len(folders)}; there are {'; '.join(sorted(there)) or 'no rates'}"
         )
     return known
 
 
-def _there(folder: Path, claim: Claim) -> list[ErrorRate]:
-    return _validated(folder) if claim.epoch else list(read_run(folder).rates.values())
-
-
-def _validated(folder: Path) -> list[ErrorRate]:
+def _rates(folder: Path, claim: Claim) -> list[ErrorRate]:
+    """Return the final rates of a run, or those of every validation where the claim is of one."""
+    if claim.epoch is None:
+        return list(read_run(folder).rates.values())
     path = folder / RATE_FILES["validation"]
     return read_rates(path) if path.exists() else []
 

@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,28 @@ THUMBNAIL = 300_000  # bytes of a picture that is put into the page
 def verdicts_section(evidence: Sequence[Evidence]) -> Section:
     """Return the table of all claims, with its notes; its CSV has the values of every seed or speaker too."""
     head: list[object] = [*HEAD, "values, lower", "values, higher"]
-    rows = [[*_row(one), _every(one.claim, one.lower), _every(one.claim, one.higher)] for one in evidence]
-    return Section("verdicts", [HEAD, *map(_row, evidence)], NOTES, [head, *rows])
+    table = [_row(one) for one in evidence]
+    values = [[_every(one.claim, side) for side in (one.lower, one.higher)] for one in evidence]
+    rows = [[*row, *both] for row, both in zip(table, values, strict=True)]
+    return Section("verdicts", [HEAD, *table], NOTES, [head, *rows])
 
 
-def runs_section(evidence: Sequence[Evidence]) -> Section:
-    """Return the runs that verdicts rest on: folder, digest of its experiment and rates, commits, changed values."""
+def digests(evidence: Sequence[Evidence]) -> dict[Path, str]:
+    """Return the digest of every run that verdicts rest on, by its folder."""
+    return {folder: digest(folder) for folder in {run.folder for one in evidence for run in (*one.runs, *one.needed)}}
+
+
+def runs_section(evidence: Sequence[Evidence], known: Mapping[Path, str]) -> Section:
+    """Return the runs that verdicts rest on: folder, digest, commits, changed values; digests as of `digests`."""
     table: Table = [["run", "digest", "commits", "command", "otherwise than planned now"]]
     rows: dict[Path, list[str]] = {}
     for one in evidence:
         for run in (*one.runs, *one.needed):
+            if run.folder in rows:
+                continue
             made_by = ", ".join(commits(run.folder)) or MISSING
             changed = "; ".join(changed_values(run)) or MISSING
-            rows.setdefault(run.folder, [str(run.folder), digest(run.folder), made_by, one.command, changed])
+            rows[run.folder] = [str(run.folder), known[run.folder], made_by, one.command, changed]
     notes = [
         "Digest: the first twelve digits of the SHA-256 of the run's experiment, error rates, transcripts and logs.",
         "Otherwise than planned now: values that the run was made with, where the experiment has others today.",
@@ -92,11 +101,14 @@ def _every(claim: Claim, values: Sequence[float]) -> str:
     return " ".join(_shown(claim, value) for value in values)
 
 
-def verdicts_page(evidence: Sequence[Evidence], scale: str, folder: Path, made_by: str) -> str:
+def verdicts_page(
+    evidence: Sequence[Evidence], known: Mapping[Path, str], scale: str, folder: Path, made_by: str
+) -> str:
     """Return the page.
 
     Args:
         evidence: Of all claims, in the order in which they are shown.
+        known: As `digests` returns them.
         scale: `demo` or `full`.
         folder: Of the scale's runs, as `runs/demo`; curves are taken from the results there.
         made_by: The command that makes the page.
@@ -104,7 +116,7 @@ def verdicts_page(evidence: Sequence[Evidence], scale: str, folder: Path, made_b
     data = {
         "title": f"Verdicts on claims, at the scale {scale}",
         "counts": {verdict: sum(one.verdict == verdict for one in evidence) for verdict in VERDICTS},
-        "claims": [_card(one) for one in evidence],
+        "claims": [_card(one, known) for one in evidence],
         "curves": {
             name: curve
             for name in {one.claim.ablation for one in evidence if one.difference and one.claim.measure in RATES}
@@ -116,7 +128,7 @@ def verdicts_page(evidence: Sequence[Evidence], scale: str, folder: Path, made_b
     return fill("verdicts", data)
 
 
-def _card(one: Evidence) -> dict[str, Any]:
+def _card(one: Evidence, known: Mapping[Path, str]) -> dict[str, Any]:
     claim, difference = one.claim, one.difference
     intervals: list[tuple[str, list[float | None]]] = []
     if difference is not None:
@@ -136,7 +148,7 @@ def _card(one: Evidence) -> dict[str, Any]:
         "commits": one.commits,
         "values": [[claim.lower, _every(claim, one.lower)], [claim.higher, _every(claim, one.higher)]],
         "curve": claim.measure in RATES and difference is not None,
-        "runs": [[str(run.folder), digest(run.folder)] for run in (*one.runs, *one.needed)],
+        "runs": [[str(run.folder), known[run.folder]] for run in (*one.runs, *one.needed)],
     }
 
 

@@ -15,16 +15,6 @@ const redraws = [];  // called when the theme changes
 
 // Elements.
 
-function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else if (value !== false && value !== undefined) made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
-}
-
 // Text in backticks is code; backslashes of Markdown go.
 function rich(text) {
   return String(text).replace(/\\([|<`[])/g, "$1").split("`").map((part, number) => (number % 2 ? element("code", {}, part) : part));
@@ -48,6 +38,13 @@ function chooser(label, options, act, wide = false) {
   };
   fill(options);
   return { part, select, fill };
+}
+
+// Whose layers, neighbours or alignments are shown: said of a single network too.
+function networks(runs, act) {
+  const made = chooser("network", runs.map((one, number) => [number, one.name]), act, true);
+  made.part.hidden = false;
+  return made;
 }
 
 function slider(label, act) {
@@ -304,7 +301,7 @@ function sentences(pairs) {
 
 function layers(runs) {
   const place = section("layers", "Layers (t-SNE)", "Frames of one sentence, each layer projected by itself, all oriented alike. By order: from red at the start to violet at the end. By phone: a color for each class, a shape for each phone of a class.");
-  const run = chooser("network", runs.map((one, number) => [number, one.name]), fill, true);
+  const run = networks(runs, fill);
   const speaker = chooser("speaker", [], fill);
   const sentence = chooser("sentence", [], show, true);
   const view = radios("view", "view", [["all", "all layers"], ["one", "one layer"]], show, NARROW.matches ? "one" : "all");
@@ -313,7 +310,6 @@ function layers(runs) {
   const rest = element("input", { type: "checkbox", onchange: show });
   const strip = element("div", { class: "strip", tabindex: 0, role: "group" });
   const legend = element("div", { class: "legend" }), grid = element("div", { class: "square" }), limits = element("p", { class: "note" });
-  run.part.hidden = false; // whose these are is said of a single one too
   place.append(element("div", { class: "controls" }, run.part, speaker.part, sentence.part, view.part, layer.part, kind.part, element("label", {}, rest, "all sentences behind")), strip, legend, grid, limits);
   for (const { labels, speakers } of runs)
     for (const { layers } of Object.values(speakers))
@@ -399,9 +395,8 @@ const FIGURES = {
 
 function figures(runs) {
   const place = section("figures", "Measurements of layers");
-  const run = chooser("network", runs.map((one, number) => [number, one.name]), show, true);
+  const run = networks(runs, show);
   const legend = element("div", { class: "legend" }), plots = element("div", { class: "plots" }), note = element("p", { class: "note" });
-  run.part.hidden = false; // whose these are is said of a single one too
   place.append(element("div", { class: "controls" }, run.part), legend, plots, note);
   // Layer names without the beginning that all of them share.
   function short(names) {
@@ -434,14 +429,13 @@ function figures(runs) {
 
 function neighbours(runs) {
   const place = section("neighbours", "Decoder neighbors", "Choose a character: the decoder states nearest to its own, in other sentences, and how many characters right before are the same. Arrow keys move along the sentence.");
-  const run = chooser("network", runs.map((one, number) => [number, one.name]), fill, true);
+  const run = networks(runs, fill);
   const sentence = chooser("sentence", [], () => { chosen = first(); show(); }, true);
   const layer = slider("layer", show);
   const text = element("div", { class: "sentence", role: "toolbar", "aria-label": "characters of the sentence" });
   const list = element("ol", { class: "neighbours", "aria-live": "polite" });
   const totals = element("div", {}), limits = element("p", { class: "note" });
   let printed = "";
-  run.part.hidden = false; // whose these are is said of a single one too
   place.append(element("div", { class: "controls" }, run.part, sentence.part, layer.part), limits, text, list, copier("copy in the paper's notation", () => printed), totals);
   let chosen = 0;
   const current = () => runs[run.select.value];
@@ -491,13 +485,12 @@ function neighbours(runs) {
 
 function alignments(runs) {
   const place = section("alignments", "Alignments", "Attention weights or emission probabilities of each token over time, and posteriors of the CTC output. The line moves with the audio.");
-  const run = chooser("network", runs.map((one, number) => [number, one.name]), fill, true);
+  const run = networks(runs, fill);
   const utterance = chooser("utterance", [], show, true);
   const map = chooser("map", [], show);
   const player = element("audio", { controls: "", preload: "metadata", "aria-label": "recording" });
   const plot = element("div", { class: "plot", role: "group" });
   const legend = element("div", { class: "legend" }), limits = element("p", { class: "note" });
-  run.part.hidden = false; // whose these are is said of a single one too
   place.append(element("div", { class: "controls" }, run.part, utterance.part, map.part), limits, player, legend, plot);
   const current = () => runs[run.select.value].utterances[utterance.select.value];
   function fill() {

@@ -1,14 +1,9 @@
 const LEFT = 118, RIGHT = 14, ROW = 26, BETWEEN = 84; // pixels; marks nearer to each other than the last are left out
-const made = (name, properties = {}, ...children) => {
-  const element = Object.assign(document.createElement(name), properties);
-  element.append(...children);
-  return element;
-};
 const drawn = (name, attributes, text = "") => {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.textContent = text;
-  return element;
+  const shape = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) shape.setAttribute(key, value);
+  shape.textContent = text;
+  return shape;
 };
 const minus = (text) => String(text).replace(/(^|[\s(])-(?=\d)/g, "$1−"); // a hyphen before a number
 const digits = (value) => minus(value.toLocaleString("en-US", { maximumSignificantDigits: 3, signDisplay: "exceptZero" }));
@@ -44,38 +39,37 @@ function intervals(claim) {
 
 function card(claim) {
   const cells = claim.cells;
-  const box = made("section", { className: `claim ${claim.verdict.replace(" ", "-")}` }, made("h3", { textContent: cells.claim }),
-    made("p", {}, made("b", { textContent: claim.verdict }), claim.reason ? `: ${claim.reason}` : ""),
-    made("p", { className: "note", textContent: `${cells.source}: ${cells["the paper"]}` }));
+  const box = element("section", { class: `claim ${claim.verdict.replace(" ", "-")}` }, element("h3", {}, cells.claim),
+    element("p", {}, element("b", {}, claim.verdict), claim.reason ? `: ${claim.reason}` : ""),
+    element("p", { class: "note" }, `${cells.source}: ${cells["the paper"]}`));
   if (claim.intervals.length) {
-    box.append(made("p", { textContent: sentence(`${cells.measure}: ${cells.lower} beside ${cells.higher}; difference ${cells.difference}`, claim.unit) + `, ${cells.over}.` }),
-      intervals(claim), made("p", { className: "note", textContent: "Left of 0: as claimed." + (cells["visible from"] === "–" ? ""
-        : ` True differences smaller than ${sentence(cells["visible from"], claim.unit)} would mostly have been missed.`) }));
+    box.append(element("p", {}, sentence(`${cells.measure}: ${cells.lower} beside ${cells.higher}; difference ${cells.difference}`, claim.unit) + `, ${cells.over}.`),
+      intervals(claim), element("p", { class: "note" }, "Left of 0: as claimed." + (cells["visible from"] === "–" ? ""
+        : ` True differences smaller than ${sentence(cells["visible from"], claim.unit)} would mostly have been missed.`)));
   }
-  const more = made("details", {}, made("summary", { textContent: "where it comes from" }), made("p", {}, made("code", { textContent: cells.command })));
-  more.append(made("p", { textContent: `${cells.hours} hours` + (claim.commits.length ? `, commit ${claim.commits.join(", ")}` : "") }),
-    made("pre", { textContent: claim.values.map(([name, values]) => `${name}: ${minus(values)}`).join("\n") }),
-    made("p", { className: "note", textContent: "Folders of the runs and of what they needed, each with the digest of its experiment, rates, transcripts and logs:" }),
-    made("pre", { textContent: claim.runs.map(([folder, hash]) => `${hash}  ${folder}`).join("\n") }));
+  const more = element("details", {}, element("summary", {}, "where it comes from"), element("p", {}, element("code", {}, cells.command)));
+  more.append(element("p", {}, `${cells.hours} hours` + (claim.commits.length ? `, commit ${claim.commits.join(", ")}` : "")),
+    element("pre", {}, claim.values.map(([name, values]) => `${name}: ${minus(values)}`).join("\n")),
+    element("p", { class: "note" }, "Folders of the runs and of what they needed, each with the digest of its experiment, rates, transcripts and logs:"),
+    element("pre", {}, claim.runs.map(([folder, hash]) => `${hash}  ${folder}`).join("\n")));
   if (claim.curve && data.curves[claim.ablation])
-    more.append(made("p", { className: "note", textContent: "As of the last results of the comparison:" }),
-      made("img", { src: data.curves[claim.ablation], alt: `error rates by epoch of ${claim.ablation}`, loading: "lazy" }));
+    more.append(element("p", { class: "note" }, "As of the last results of the comparison:"),
+      element("img", { src: data.curves[claim.ablation], alt: `error rates by epoch of ${claim.ablation}`, loading: "lazy" }));
   box.append(more);
   return box;
 }
 
 // Claims without runs, a line each, below the commands that would decide them.
 function waiting(claims) {
-  const commands = Map.groupBy ? Map.groupBy(claims, (claim) => claim.cells.command) : new Map([["", claims]]);
-  return [...commands].map(([command, same]) => made("div", { className: "waiting" }, made("p", {}, made("code", { textContent: command })),
-    made("ul", {}, ...same.map((claim) => made("li", { textContent: `${claim.cells.claim} (${claim.cells.source})` })))));
+  return [...new Set(claims.map((claim) => claim.cells.command))].map((command) => element("div", { class: "waiting" }, element("p", {}, element("code", {}, command)),
+    element("ul", {}, ...claims.filter((claim) => claim.cells.command === command).map((claim) => element("li", {}, `${claim.cells.claim} (${claim.cells.source})`)))));
 }
 
 document.getElementById("title").textContent = document.title = data.title;
-document.getElementById("counts").append(...Object.entries(data.counts).map(([verdict, count]) => made("span", { textContent: `${count} ${verdict}` })));
+document.getElementById("counts").append(...Object.entries(data.counts).map(([verdict, count]) => element("span", {}, `${count} ${verdict}`)));
 for (const verdict of Object.keys(data.counts)) {
   const shown = data.claims.filter((claim) => claim.verdict === verdict);
   const [without, others] = [shown.filter((claim) => !claim.runs.length), shown.filter((claim) => claim.runs.length)];
-  if (shown.length) document.getElementById("claims").append(made("h2", { textContent: verdict[0].toUpperCase() + verdict.slice(1) }), ...others.map(card), ...waiting(without));
+  if (shown.length) document.getElementById("claims").append(element("h2", {}, verdict[0].toUpperCase() + verdict.slice(1)), ...others.map(card), ...waiting(without));
 }
-document.getElementById("notes").append(...[...data.notes, data.made].map((note) => made("p", { className: "note", textContent: note })));
+document.getElementById("notes").append(...[...data.notes, data.made].map((note) => element("p", { class: "note" }, note)));

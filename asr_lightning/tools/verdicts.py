@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Weigh the claims, and write what was found; return the exit status."""
     from asr_lightning.ablations.claims import read_claims, weigh
-    from asr_lightning.ablations.verdicts import runs_section, verdicts_page, verdicts_section
+    from asr_lightning.ablations.verdicts import digests, runs_section, verdicts_page, verdicts_section
     from asr_lightning.files import write_atomically
     from asr_lightning.report.tables import MISSING
 
@@ -49,10 +49,11 @@ def run(options: argparse.Namespace) -> int:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output: expected a folder, found the file {folder}")
     evidence = weigh(read_claims(options.claims, options.scale), FOLDER, options.scale, options.runs)
-    section, runs = verdicts_section(evidence), runs_section(evidence)
+    known = digests(evidence)
+    section, runs = verdicts_section(evidence), runs_section(evidence, known)
     files = section.write(folder) + runs.write(folder)
     page = verdicts_page(
-        evidence, options.scale, options.runs / options.scale, shlex.join(["asr", "verdicts", *options.typed])
+        evidence, known, options.scale, options.runs / options.scale, shlex.join(["asr", "verdicts", *options.typed])
     )
     write_atomically(folder / "page.html", page)
     for one, row in zip(evidence, section.table[1:], strict=True):
