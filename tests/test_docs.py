@@ -19,6 +19,7 @@ from asr_lightning import asr, cli
 from asr_lightning.hmm.model import HiddenMarkovModel
 from asr_lightning.text.lexicon import Lexicon
 from asr_lightning.text.tokenizers import train_sentencepiece
+from tests.support.small_texts import sentences
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -155,6 +156,8 @@ def test_recipes_build_their_model_data_and_callbacks(
     if "bpe200" in line:
         texts = ["THE CAT SAW THE DOG", "A BIRD SINGS IN THE OLD TREE", "WE WALKED HOME BY THE QUIET RIVER"] * 3
         train_sentencepiece(texts, 40, Path("runs/bpe200"), "bpe")
+    if "_public" in line:
+        train_sentencepiece(sentences(200), 40, Path("runs/public/checkpoints/tokens"))
     if "hybrid" in line:
         for folder in ("runs/hybrid/states", "runs/demo/hybrid/states"):
             HiddenMarkovModel.monophone(Lexicon({"A": (("a",),)})).write(Path(folder))

@@ -27,6 +27,8 @@ from asr_lightning.models.instantiation import instantiate
 from asr_lightning.scoring import RATES
 from asr_lightning.text.hangul import write_characters
 from asr_lightning.text.lexicon import Lexicon
+from asr_lightning.text.tokenizers import train_sentencepiece
+from tests.support.small_texts import sentences
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 ALL = sorted([*EXPERIMENTS.glob("*.yaml"), *EXPERIMENTS.glob("demo/*.yaml")])
@@ -36,10 +38,19 @@ MODELS = [yaml.safe_load(path.read_text("utf-8"))["model"]["init_args"] for path
 STATES = {model["folder"] for model in MODELS if "folder" in model}  # of hybrids
 
 
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a SentencePiece model."""
+    return train_sentencepiece(sentences(200), 40, tmp_path_factory.mktemp("pieces") / "tokens")
+
+
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: Path) -> None:
     """Where only the files are that users make first."""
     monkeypatch.chdir(tmp_path)
+    public = Path("runs/public/checkpoints")
+    public.mkdir(parents=True)
+    shutil.copy(pieces, public / "tokens.model")
     write_characters(["".join(map(chr, range(0xAC00, 0xAC00 + 1_997)))], Path("data/ksponspeech_characters.tsv"))
     for folder in STATES:
         HiddenMarkovModel.monophone(Lexicon({"A": (("a",),)})).write(Path(folder))
@@ -70,7 +81,10 @@ def test_runs_have_folders_of_the_experiments_name(path: Path) -> None:
 def test_what_every_run_does_stands_in_no_experiment(path: Path) -> None:
     config = yaml.safe_load(path.read_text("utf-8"))
     assert "callbacks" not in config["trainer"]
-    assert set(config) <= {"model", "data", "trainer", "initialization", "weight_selection", "checkpoints"}
+    assert set(config) <= {
+        *("model", "data", "trainer", "checkpoints"),
+        *("initialization", "initialize_from", "weight_selection"),
+    }
     parser = LightningArgumentParser(exit_on_error=False)
     CommandLine.add_arguments_to_parser(None, parser)  # type: ignore[arg-type] # it needs no command line
     given = {key: config[key] for key in CALLBACK_KEYS if key in config}
@@ -96,6 +110,20 @@ def test_a_student_s_experiment_is_the_one_without_selection_and_three_lines() -
             *("-   default_root_dir", "+   default_root_dir"),
             *("+ weight_selection", "+   teacher", "+   made_by"),
         ]
+
+
+def test_students_of_a_public_teacher_differ_in_what_they_take_of_it() -> None:
+    selected, random = (
+        yaml.safe_load((EXPERIMENTS / f"rnnt_{kind}_public.yaml").read_text()) for kind in ("ws", "random")
+    )
+    teacher = selected.pop("weight_selection")["teacher"]
+    statistics = random.pop("initialize_from")
+    for experiment in (selected, random):
+        del experiment["trainer"]["default_root_dir"]
+    assert selected == random and statistics["checkpoint"] == teacher
+    with parameters_without_memory():
+        parts = [name for name, part in build_recognizer(random["model"]).named_children() if part.state_dict()]
+    assert sorted(statistics["skip"]) == sorted({*parts} - {"features", "ctc"})
 
 
 def test_a_hybrid_without_its_states_says_how_to_make_them() -> None:

@@ -11,6 +11,7 @@ torchaudio says it in its documentation of the bundle.
 # ruff: noqa: N999 - the command is `asr import`
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="state_dict of torchaudio's RNNT, or a checkpoint")
     parser.add_argument("--tokens", type=Path, metavar="FILE", help="its SentencePiece model")
     parser.add_argument("--statistics", type=Path, metavar="FILE", help="its JSON with mean and invstddev of features")
-    parser.add_argument("--output", type=Path, required=True, metavar="CHECKPOINT", help="what is written")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="CHECKPOINT", help="what is written, beside tokens.model"
+    )
     for name, default, about in (
         ("heads", 8, "of the self-attention"),
         ("segment", 4, "groups of frames that are encoded at once"),
@@ -53,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the checkpoint; return the exit status."""
     from asr_lightning.errors import InputError
+    from asr_lightning.files import replacing
     from asr_lightning.models.checkpoints import CheckpointFiles
     from asr_lightning.models.public_transducers import download, torchaudio_transducer
 
@@ -66,8 +70,11 @@ def run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     checkpoint = {"state_dict": recognizer.state_dict(), "hyper_parameters": dict(recognizer.hparams)}
     CheckpointFiles().save_checkpoint(checkpoint, options.output)
+    tokens = options.output.with_name("tokens.model")
+    with replacing(tokens) as unfinished:
+        shutil.copyfile(files[1], unfinished)
     count = sum(parameter.numel() for parameter in recognizer.parameters())
-    print(f"{options.output}: {count:,} parameters, {len(recognizer.tokenizer):,} tokens")
+    print(f"{options.output}: {count:,} parameters; {tokens}: {len(recognizer.tokenizer):,} tokens with the blank")
     return 0
 
 

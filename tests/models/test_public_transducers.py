@@ -9,18 +9,22 @@ import pytest
 import sentencepiece
 import torch
 import torchaudio
+import yaml
 from torch import Tensor, nn
 from torchaudio.models import RNNT, RNNTBeamSearch, emformer_rnnt_base, emformer_rnnt_model
 
 from asr_lightning.asr import main
+from asr_lightning.callbacks.transfer import transfer_weights
+from asr_lightning.callbacks.weight_selection import select_weights
 from asr_lightning.decoding.transducer import TransducerSearch
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import CheckpointFiles, load_recognizer
+from asr_lightning.models.checkpoints import CheckpointFiles, build_recognizer, load_recognizer
 from asr_lightning.models.public_transducers import torchaudio_transducer
 from asr_lightning.models.rnn_transducer import NormalizedTransducer
 from asr_lightning.nn.axes import module_axes
 from tests.support.small_texts import sentences
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SENTENCES = sentences(400)
 
 PIECES = 60
@@ -136,6 +140,29 @@ def test_a_checkpoint_of_it_is_read_as_any_other(pair: tuple[RNNT, NormalizedTra
     assert [factor.size for factor in axes["encoder_projection.weight"][1][0]] == [4, ours.encoder.dimension // 4]
 
 
+def test_a_student_of_the_experiment_is_selected_from_it(pair: tuple[RNNT, NormalizedTransducer], files: Path) -> None:
+    """Or takes its statistics alone: the two students begin with the same features and with other weights."""
+    _, teacher = pair
+    experiment = yaml.safe_load((EXPERIMENTS / "rnnt_ws_public.yaml").read_text("utf-8"))["model"]
+    experiment["init_args"]["tokenizer"]["init_args"]["model"] = str(files / "tokens.model")
+    if teacher.encoder.dimension < 256:  # the small teacher has a smaller student
+        experiment["init_args"]["encoder"]["init_args"] |= {
+            "projection": 4, "heads": 2, "feed_forward": 10, "layers": 1
+        }  # fmt: skip
+        experiment["init_args"]["predictor"]["init_args"]["dimension"] = 6
+        experiment["init_args"]["joint_dimension"] = 12
+    student = build_recognizer(experiment)
+    weights, report = select_weights(student, teacher)
+    left = {entry.name for entry in report if entry.share < 1}
+    assert left == {name for name in weights if name.startswith("ctc.")} and left
+    random = (yaml.safe_load((EXPERIMENTS / "rnnt_random_public.yaml").read_text("utf-8")))["initialize_from"]
+    taken, _ = transfer_weights(student, teacher, skip=random["skip"])
+    changed = {name for name, value in student.state_dict().items() if not torch.equal(taken[name], value)}
+    assert changed == {"features.mean", "features.inverse_deviation"}
+    for name in changed:
+        assert torch.equal(taken[name], weights[name])
+
+
 def test_wrong_files_are_named(files: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights.pt"
     torch.save({name: value for name, value in public("small").state_dict().items() if "joiner" not in name}, weights)
@@ -172,6 +199,7 @@ def test_the_command_writes_a_checkpoint(
     assert run(*named, *more) == 0
     assert "61 tokens" in capsys.readouterr().out
     assert isinstance(load_recognizer(tmp_path / "run/public.ckpt"), NormalizedTransducer)
+    assert (tmp_path / "run/tokens.model").read_bytes() == (files / "tokens.model").read_bytes()
     assert run(*named, "--output", tmp_path / "none.ckpt") == 2
     assert "either --bundle, or all of --weights" in capsys.readouterr().err
     assert run("--bundle", "WAV2VEC2_BASE", "--output", tmp_path / "none.ckpt") == 2
