@@ -1,1 +1,1 @@
-"""What is drawn and written of finished runs."""
+"""Figures, tables and pages of finished runs."""

@@ -1,4 +1,4 @@
-"""Pictures of how a recognizer moves along an utterance: attention weights, and posteriors with what was emitted."""
+"""Figures of the alignment of an utterance: attention weights, and posteriors with the emitted tokens."""
 
 import textwrap
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ class UtteranceAlignment:
 
     Attributes:
         utterance: Name.
-        title: What was recognized.
-        tokens: U names of what was recognized.
+        title: The recognized text.
+        tokens: U names of the recognized tokens.
         seconds: Duration.
         attention: (U + 1, T) for every name of an attention; the last row is for the end of the sentence.
         posteriors: (T, V) probabilities of the CTC output or, of a transducer, of passing each frame with each token.
@@ -87,9 +87,9 @@ def plot_alignment(utterance: UtteranceAlignment, path: Path) -> None:
 def _draw_posteriors(panel: Axes, utterance: UtteranceAlignment, posteriors: np.ndarray) -> None:
     times = (np.arange(len(posteriors)) + 0.5) * utterance.seconds / len(posteriors)
     panel.plot(times, posteriors[:, utterance.blank_id], color="0.6", linewidth=1.0, label="blank")
-    without_blank = np.delete(posteriors.max(axis=0), utterance.blank_id)
+    peaks = np.delete(posteriors.max(axis=0), utterance.blank_id)
     columns = np.delete(np.arange(posteriors.shape[1]), utterance.blank_id)
-    for number, column in enumerate(columns[np.argsort(-without_blank)[:MOST]]):
+    for number, column in enumerate(columns[np.argsort(-peaks)[:MOST]]):
         panel.plot(times, posteriors[:, column], color=COLORS[number], linewidth=1.1,
                    label=display_token(utterance.vocabulary[column]))  # fmt: skip
     for onset, token in zip(utterance.onsets, utterance.tokens, strict=False):

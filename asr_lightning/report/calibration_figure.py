@@ -17,7 +17,7 @@ def plot_reliability(lines: Mapping[str, Reliability], path: Path) -> None:
     """Draw accuracy against confidence, and below how many words are in each bin; write a PNG.
 
     Args:
-        lines: By what they are called.
+        lines: By name.
         path: Of the picture.
 
     Raises:
@@ -27,20 +27,20 @@ def plot_reliability(lines: Mapping[str, Reliability], path: Path) -> None:
         raise ValueError("expected at least one reliability to draw, got none")
     figure = Figure(figsize=SIZE, dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    above.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="perfectly calibrated")
+    accuracy_panel, count_panel = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    accuracy_panel.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="perfectly calibrated")
     for number, (name, line) in enumerate(lines.items()):
         style = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
-        above.plot(line.confidence, line.accuracy, label=f"{name}, ECE {line.expected_error:.3f}", **style)
-        below.plot(line.confidence, line.counts, **style)
-    above.set_ylabel("share of right words")
-    above.set_ylim(-0.03, 1.03)
-    above.legend(frameon=False)
-    below.set_ylabel("words")
-    below.set_yscale("log")
-    below.set_xlabel("confidence")
-    below.set_xlim(-0.03, 1.03)
-    for panel in (above, below):
+        accuracy_panel.plot(line.confidence, line.accuracy, label=f"{name}, ECE {line.expected_error:.3f}", **style)
+        count_panel.plot(line.confidence, line.counts, **style)
+    accuracy_panel.set_ylabel("share of right words")
+    accuracy_panel.set_ylim(-0.03, 1.03)
+    accuracy_panel.legend(frameon=False)
+    count_panel.set_ylabel("words")
+    count_panel.set_yscale("log")
+    count_panel.set_xlabel("confidence")
+    count_panel.set_xlim(-0.03, 1.03)
+    for panel in (accuracy_panel, count_panel):
         panel.grid(alpha=0.3)
-    with replacing(path) as half:
-        figure.savefig(half, format="png")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -33,7 +33,7 @@ def converge(
         level: Share of measurements that intervals are to hold.
 
     Returns:
-        One for each run and subset, in their order.
+        One curve for each run and subset, in their order.
     """
     fits = []
     for run, by_subset in rates_by_run(rows, metric).items():
@@ -51,14 +51,16 @@ def _converge(
         law = fit([epoch for epoch, _ in measured], [rate for _, rate in measured])
     except ValueError as error:
         return ConvergenceCurve(run, subset, len(seeds), measured, problem=str(error))
-    ahead = np.linspace(epochs[0], max(horizon or math.ceil(1.5 * epochs[-1]), epochs[-1]), DRAWN)
-    forecast = law.predict(ahead, level)
-    seen = early or epochs[max(PARAMETERS, math.ceil(len(epochs) / 2)) - 1]
+    drawn_epochs = np.linspace(epochs[0], max(horizon or math.ceil(1.5 * epochs[-1]), epochs[-1]), DRAWN)
+    forecast = law.predict(drawn_epochs, level)
+    fitted_to = early or epochs[max(PARAMETERS, math.ceil(len(epochs) / 2)) - 1]
     try:
-        past = backcast(seeds, seen, level)
+        early_fit = backcast(seeds, fitted_to, level)
     except ValueError:  # too few epochs, before or after
         return ConvergenceCurve(run, subset, len(seeds), measured, law, forecast)
-    return ConvergenceCurve(run, subset, len(seeds), measured, law, forecast, past, past.curve.predict(ahead, level))
+    return ConvergenceCurve(
+        run, subset, len(seeds), measured, law, forecast, early_fit, early_fit.curve.predict(drawn_epochs, level)
+    )
 
 
 def convergence_table(fits: Sequence[ConvergenceCurve], level: float) -> Table:
@@ -67,21 +69,21 @@ def convergence_table(fits: Sequence[ConvergenceCurve], level: float) -> Table:
         ["run", "subset", "seeds", "epochs", "a %", "b", "c %", "spread %", "at epoch", "predicted %",
          "seen to epoch", "back-cast error %", "carried-forward error %", "coverage"],
     ]  # fmt: skip
-    for fitted in fits:
-        epochs = len({epoch for epoch, _ in fitted.measured})
-        line = [fitted.run, fitted.subset, str(fitted.seeds), str(epochs)]
-        if fitted.law is None or fitted.forecast is None:
+    for curve in fits:
+        epochs = len({epoch for epoch, _ in curve.measured})
+        line = [curve.run, curve.subset, str(curve.seeds), str(epochs)]
+        if curve.law is None or curve.forecast is None:
             table.append([*line, *[MISSING] * (len(table[0]) - len(line))])
             continue
-        bounds, ahead = fitted.law.bounds(level), fitted.forecast
-        line += [_within(getattr(fitted.law, name), bounds[name], 1 if name == "b" else 100) for name in "abc"]
-        line.append(MISSING if math.isnan(fitted.law.spread) else f"{100 * fitted.law.spread:.1f}")
-        last = float(ahead.rates[-1]), (float(ahead.lower[-1]), float(ahead.upper[-1]))
-        line += [f"{ahead.epochs[-1]:.0f}", _within(*last, 100)]
-        past = fitted.backcast
-        line += [MISSING] * 4 if past is None else [
-            str(past.fitted_to), f"{100 * past.error:.2f}", f"{100 * past.naive_error:.2f}",
-            MISSING if math.isnan(past.coverage) else f"{past.coverage:.0%} of {len(past.epochs)}",
+        bounds, forecast = curve.law.bounds(level), curve.forecast
+        line += [_within(getattr(curve.law, name), bounds[name], 1 if name == "b" else 100) for name in "abc"]
+        line.append(MISSING if math.isnan(curve.law.spread) else f"{100 * curve.law.spread:.1f}")
+        last_rate = float(forecast.rates[-1]), (float(forecast.lower[-1]), float(forecast.upper[-1]))
+        line += [f"{forecast.epochs[-1]:.0f}", _within(*last_rate, 100)]
+        early_fit = curve.backcast
+        line += [MISSING] * 4 if early_fit is None else [
+            str(early_fit.fitted_to), f"{100 * early_fit.error:.2f}", f"{100 * early_fit.naive_error:.2f}",
+            MISSING if math.isnan(early_fit.coverage) else f"{early_fit.coverage:.0%} of {len(early_fit.epochs)}",
         ]  # fmt: skip
         table.append(line)
     return table
@@ -97,18 +99,18 @@ def _within(value: float, bounds: tuple[float, float], factor: float) -> str:
 def curve_rows(fits: Sequence[ConvergenceCurve]) -> list[list[str]]:
     """Return the curves that are drawn, as the lines of a CSV with `CURVE_COLUMNS`; rates are fractions."""
     lines = []
-    for fitted in fits:
-        if fitted.forecast is None:
+    for curve in fits:
+        if curve.forecast is None:
             continue
-        early = fitted.early.rates if fitted.early else [math.nan] * DRAWN
-        ahead = fitted.forecast
-        columns = zip(ahead.epochs, ahead.rates, ahead.lower, ahead.upper, early, strict=True)
-        lines += [[fitted.run, fitted.subset, *(f"{value:.6g}" for value in row)] for row in columns]
+        early = curve.early.rates if curve.early else [math.nan] * DRAWN
+        forecast = curve.forecast
+        rows = zip(forecast.epochs, forecast.rates, forecast.lower, forecast.upper, early, strict=True)
+        lines += [[curve.run, curve.subset, *(f"{value:.6g}" for value in row)] for row in rows]
     return lines
 
 
 def notes(fits: Sequence[ConvergenceCurve], metric: Metric, level: float) -> list[str]:
-    """Return notes on what the table's numbers are."""
+    """Return notes that explain the numbers of the table."""
     return [
         f"{metric.upper()} at epoch e is taken for c + a·e^(-b), fitted to logarithms of the rates of all seeds "
         "together; spread is that of single measurements around the curve, in per cent of the rate.",
@@ -116,7 +118,7 @@ def notes(fits: Sequence[ConvergenceCurve], metric: Metric, level: float) -> lis
         "Back-cast: fitted to the first epochs only, and compared with what came later: mean absolute error in points "
         "of per cent, beside that of the last rate seen of the same seed carried forward; coverage is the share of "
         f"later measurements within their {level:.0%} intervals. Three points give no interval to three parameters.",
-        *(f"{fitted.run}, {fitted.subset}: no curve; {fitted.problem}" for fitted in fits if fitted.problem),
+        *(f"{curve.run}, {curve.subset}: no curve; {curve.problem}" for curve in fits if curve.problem),
     ]
 
 
@@ -133,8 +135,8 @@ def convergence_section(
         InputError: No run has rates of epoch 1 or later.
     """
     fits = converge(rows, metric, horizon, early, level)
-    drawn = [fitted for fitted in fits if fitted.measured]
-    if not drawn:
+    measured_fits = [curve for curve in fits if curve.measured]
+    if not measured_fits:
         raise InputError("expected rates of epoch 1 or later, got none")
     stem, label = f"{metric}_convergence", f"{metric.upper().replace('_', ' ')} (%)"
     return Section(
@@ -143,6 +145,6 @@ def convergence_section(
         notes(fits, metric, level),
         files={
             f"{stem}_curves.csv": as_csv([list(CURVE_COLUMNS), *curve_rows(fits)]),
-            f"{stem}.png": lambda path: plot_convergence(drawn, label, level, path),
+            f"{stem}.png": lambda path: plot_convergence(measured_fits, label, level, path),
         },
     )

@@ -25,8 +25,8 @@ class MeasuredRun:
         kind: `GPU`, `CPU`, or `unknown device` if neither log nor configuration tells.
         processes: That trained together, one per device.
         speeds: Seconds of audio per second of training, of each epoch and of all processes together.
-        batch_seconds: Of an optimizer step, as the configuration says it; empty where it does not.
-        precision: As the configuration says it.
+        batch_seconds: Seconds of audio in an optimizer step, as configured; empty if not configured.
+        precision: As configured.
         model: Its configuration.
     """
 
@@ -49,7 +49,7 @@ def find_measured_runs(folders: Sequence[Path]) -> list[MeasuredRun]:
     """Read the runs in some folders, at any depth.
 
     Raises:
-        InputError: There is none, or one without speeds; or they are no runs of one model on one kind of device.
+        InputError: There is no run, one has no speeds, or they are not of one model on one kind of device.
     """
     folders_of_runs: dict[Path, None] = {}
     for folder in folders:
@@ -57,17 +57,17 @@ def find_measured_runs(folders: Sequence[Path]) -> list[MeasuredRun]:
         if not runs:
             raise InputError(f"expected logs/version_<n>/metrics.csv in {folder.absolute()} or under it, got none")
         folders_of_runs |= dict.fromkeys(runs)
-    measured = [read_measured_run(folder) for folder in folders_of_runs]
-    first = measured[0]
-    for other in measured[1:]:
-        if other.kind != first.kind:
+    measured_runs = [read_measured_run(folder) for folder in folders_of_runs]
+    first = measured_runs[0]
+    for run in measured_runs[1:]:
+        if run.kind != first.kind:
             raise InputError(
-                f"{first.folder} was trained on a {first.kind}, {other.folder} on a {other.kind}: their speeds "
+                f"{first.folder} was trained on a {first.kind}, {run.folder} on a {run.kind}: their speeds "
                 "cannot be compared; give one kind at a time"
             )
-        if other.model != first.model:
-            raise InputError(f"{first.folder} and {other.folder} train different models: give one model at a time")
-    return measured
+        if run.model != first.model:
+            raise InputError(f"{first.folder} and {run.folder} train different models: give one model at a time")
+    return measured_runs
 
 
 def read_measured_run(folder: Path) -> MeasuredRun:
@@ -117,8 +117,8 @@ def _processes(log: list[dict[str, str]], config: dict[str, Any]) -> int:
 def _kind(log: list[dict[str, str]], config: dict[str, Any]) -> str:
     if numbers(log, PROCESSES):
         return "GPU" if any(numbers(log, GPUS)) else "CPU"
-    named = {"cpu": "CPU", "gpu": "GPU", "cuda": "GPU"}
-    return named.get(str((config.get("trainer") or {}).get("accelerator")), "unknown device")
+    kinds = {"cpu": "CPU", "gpu": "GPU", "cuda": "GPU"}
+    return kinds.get(str((config.get("trainer") or {}).get("accelerator")), "unknown device")
 
 
 @dataclass(frozen=True)
@@ -142,16 +142,16 @@ class Costs:
         for run in runs:
             by_count.setdefault(run.processes, []).extend(run.speeds)
         speeds = {count: statistics.median(by_count[count]) for count in sorted(by_count)}
-        least, most = min(speeds), max(speeds)
+        min_devices, max_devices = min(speeds), max(speeds)
         if efficiency is None and len(speeds) > 1:
-            return cls(speeds, speeds[most] / most / (speeds[least] / least), True)
+            return cls(speeds, speeds[max_devices] / max_devices / (speeds[min_devices] / min_devices), True)
         return cls(speeds, ASSUMED_EFFICIENCY if efficiency is None else efficiency, False)
 
     def speed(self, devices: int) -> float:
-        """Return seconds of audio per second of so many devices: as measured, or carried over from the fewest."""
-        least = min(self.speeds)
-        share = self.efficiency if devices > least else 1.0
-        return self.speeds.get(devices, devices * self.speeds[least] / least * share)
+        """Return seconds of audio per second of a number of devices: measured, or extrapolated from the fewest."""
+        fewest = min(self.speeds)
+        share = self.efficiency if devices > fewest else 1.0
+        return self.speeds.get(devices, devices * self.speeds[fewest] / fewest * share)
 
 
 def cost_table(costs: Costs, hours: float, epochs: float, devices: Sequence[int], price: float | None) -> Table:
@@ -159,10 +159,10 @@ def cost_table(costs: Costs, hours: float, epochs: float, devices: Sequence[int]
     head = ["devices", "from", "audio s/s", "hours", "days", "device-hours"]
     table = [[*head, "money"] if price is not None else head]
     for count in devices:
-        wall = hours * epochs / costs.speed(count)
+        wall_hours = hours * epochs / costs.speed(count)
         line = [str(count), "measured" if count in costs.speeds else "estimate", f"{costs.speed(count):,.1f}"]
-        line += [f"{value:,.1f}" for value in (wall, wall / 24, wall * count)]
-        table.append([*line, f"{wall * count * price:,.2f}"] if price is not None else line)
+        line += [f"{value:,.1f}" for value in (wall_hours, wall_hours / 24, wall_hours * count)]
+        table.append([*line, f"{wall_hours * count * price:,.2f}"] if price is not None else line)
     return table
 
 
@@ -175,7 +175,7 @@ def write_costs(path: Path, runs: Sequence[MeasuredRun], costs: Costs, inputs: d
         costs: Their speeds.
         inputs: Initial `hours`, `epochs`, `devices` and `price`.
     """
-    measured = [
+    rows = [
         {
             "run": run.name, "folder": str(run.folder), "device": run.kind, "processes": run.processes,
             "batch": run.batch_seconds, "precision": run.precision, "epochs": len(run.speeds), "speed": run.speed,
@@ -184,7 +184,7 @@ def write_costs(path: Path, runs: Sequence[MeasuredRun], costs: Costs, inputs: d
         for run in runs
     ]  # fmt: skip
     data = {
-        "runs": measured, "kind": runs[0].kind, "speeds": list(costs.speeds.items()), "measured": costs.measured,
+        "runs": rows, "kind": runs[0].kind, "speeds": list(costs.speeds.items()), "measured": costs.measured,
         "inputs": {**inputs, "efficiency": costs.efficiency},
     }  # fmt: skip
     write_atomically(path, fill("costs", data))
@@ -219,7 +219,7 @@ def costs_section(
 
 
 def describe_costs(runs: Sequence[MeasuredRun], costs: Costs) -> list[str]:
-    """Return notes on what was measured, on what, and where the efficiency is from."""
+    """Return notes on the measured speeds, the devices, and the origin of the efficiency."""
     lines = [
         f"{run.name}: {run.processes} × {run.kind}, {run.precision}, steps of {run.batch_seconds or '?'} s: "
         f"{run.speed:,.1f} audio seconds per second, median of {len(run.speeds)} epochs "

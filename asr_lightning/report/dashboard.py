@@ -48,7 +48,7 @@ def make_sections(subsets: Sequence[str], layers: Sequence[str] = ()) -> Section
         _lines("Gradient norms, before clipping", HALF, EPOCH, pattern="grad_norm/.*"),
         _lines("Sizes of updates", HALF, EPOCH, pattern="update_norm/.*"),
     ]
-    inside: list[Panel] = [
+    layer_panels: list[Panel] = [
         wr.MediaBrowser(
             title=f"t-SNE of {layer}",
             media_keys=[f"tsne/{layer}/{picture}" for picture in PICTURES],
@@ -57,8 +57,8 @@ def make_sections(subsets: Sequence[str], layers: Sequence[str] = ()) -> Section
         )
         for layer in layers
     ]
-    inside.append(wr.WeavePanelSummaryTable(table_name="neighbours", layout=wr.Layout(**WHOLE)))
-    return {"Error rates": rates, "Training": training, "Looking inside": inside}
+    layer_panels.append(wr.WeavePanelSummaryTable(table_name="neighbours", layout=wr.Layout(**WHOLE)))
+    return {"Error rates": rates, "Training": training, "Looking inside": layer_panels}
 
 
 def _lines(
@@ -87,7 +87,7 @@ def make_workspace(entity: str, project: str, groups: Sequence[str], sections: S
         sections: Of `make_sections`.
 
     Raises:
-        InputError: A filter cannot say a group's name.
+        InputError: A group's name cannot be written in a filter.
     """
     return ws.Workspace(
         entity=entity,
@@ -103,7 +103,7 @@ def make_report(entity: str, project: str, groups: Sequence[str], sections: Sect
     """Return a report; its `save` makes it at W&B. Arguments and errors are those of `make_workspace`."""
     blocks: list[wr.H2 | wr.P | wr.PanelGrid] = [wr.P(READING), wr.P(f"Groups: {', '.join(groups)}")]
     for name, panels in sections.items():
-        # Without a project of its own, a set of runs is of the report's, and no server is asked for that one's number.
+        # Without a project, a run set takes that of the report, and no server is asked for the number of a project.
         runs = wr.Runset(name="Runs", filters=_filters(groups), groupby=["run.Group", "run.Name"])
         blocks += [wr.H2(name), wr.PanelGrid(runsets=[runs], panels=[*panels])]
     return wr.Report(entity=entity, project=project, title=make_title(groups), blocks=[*blocks], width="fluid")
@@ -130,7 +130,7 @@ def names_of(panel: Panel) -> list[str]:
 
 
 def describe_workspace(sections: Sections) -> list[str]:
-    """Return a line for each section and panel: its title, and what it shows over what."""
+    """Return a line for each section and panel: its title, the names that it shows, and its axis."""
     lines = []
     for section, panels in sections.items():
         lines.append(section)
@@ -149,14 +149,14 @@ def missing_names(panel: Panel, logged: Mapping[str, str]) -> list[str]:
         logged: From each name to its kind: `number`, or what W&B calls the type of a picture or table.
     """
     kinds = KINDS.get(type(panel), TABLE)
-    of_kind = [name for name, kind in logged.items() if kind in kinds]
+    usable = [name for name, kind in logged.items() if kind in kinds]
     names = names_of(panel)
     if isinstance(panel, wr.LinePlot):
         pattern = panel.metric_regex
-        if pattern and any(re.fullmatch(pattern, name) for name in of_kind):
+        if pattern and any(re.fullmatch(pattern, name) for name in usable):
             names.remove(pattern)
         names.append(str(panel.x))
-    return [name for name in names if name not in of_kind]
+    return [name for name in names if name not in usable]
 
 
 def is_optional(name: str) -> bool:

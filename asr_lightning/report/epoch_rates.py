@@ -40,17 +40,17 @@ def merge(files: Iterable[Path]) -> list[ErrorRate]:
     Raises:
         InputError: Two lines are of the same run, seed, epoch and subset.
     """
-    seen: dict[tuple[str, str, int, str], tuple[ErrorRate, Path]] = {}
+    merged: dict[tuple[str, str, int, str], tuple[ErrorRate, Path]] = {}
     for path in files:
         for row in read_rates(path):
             key = (row.run, row.seed, row.epoch, row.subset)
-            if key in seen:
+            if key in merged:
                 raise InputError(
-                    f"run {row.run!r}, seed {row.seed!r}, epoch {row.epoch}, {row.subset} is in {seen[key][1]} and"
+                    f"run {row.run!r}, seed {row.seed!r}, epoch {row.epoch}, {row.subset} is in {merged[key][1]} and"
                     f" again in {path}: give one of the two folders, or name the runs apart (Transcripts.run)"
                 )
-            seen[key] = (row, path)
-    return sorted((row for row, _ in seen.values()), key=_order)
+            merged[key] = (row, path)
+    return sorted((row for row, _ in merged.values()), key=_order)
 
 
 def _order(row: ErrorRate) -> tuple[str, int, str, int, str]:
@@ -80,22 +80,22 @@ def epochs_to_reach(rates: dict[int, float], target: float) -> float | None:
         target: The rate to reach.
 
     Returns:
-        None where it never is.
+        None if it never is.
     """
-    before: tuple[int, float] | None = None
+    previous: tuple[int, float] | None = None
     for epoch, rate in rates.items():
         if rate <= target:
-            if before is None or math.isinf(before[1]):
+            if previous is None or math.isinf(previous[1]):
                 return float(epoch)
-            return before[0] + (epoch - before[0]) * (before[1] - target) / (before[1] - rate)
-        before = (epoch, rate)
+            return previous[0] + (epoch - previous[0]) * (previous[1] - target) / (previous[1] - rate)
+        previous = (epoch, rate)
     return None
 
 
 def half_way(seeds: Iterable[dict[int, float]]) -> tuple[int, float]:
     """Return the epoch half-way through a run, and its mean rate there over the seeds that have it.
 
-    Where that epoch was not validated, it is the last one before it, or else the first of all.
+    If that epoch was not validated, it is the last validated one before, or else the first of all.
     """
     seeds = list(seeds)
     epochs = sorted({epoch for rates in seeds for epoch in rates})
@@ -116,7 +116,7 @@ def speed_lines(rows: Sequence[ErrorRate], metric: Metric, baseline: str, refere
             if run == baseline or subset not in by_subset:
                 continue
             seeds = list(by_subset[subset].values())
-            reached = [when for rates in seeds if (when := epochs_to_reach(rates, target)) is not None]
+            reached = [epochs for rates in seeds if (epochs := epochs_to_reach(rates, target)) is not None]
             if len(reached) == len(seeds):
                 result = f"{statistics.fmean(reached):.1f}"
             else:
@@ -138,31 +138,33 @@ def crossing_table(rows: Sequence[ErrorRate], metric: Metric, baseline: str) -> 
     table = [["run", "subset", f"epoch at which {baseline} is as good", "95 % interval over seeds"]]
     for run, by_subset in by_run.items():
         for subset, seeds in by_subset.items():
-            others = by_run.get(baseline, {}).get(subset)
-            if run == baseline or others is None:
+            baseline_seeds = by_run.get(baseline, {}).get(subset)
+            if run == baseline or baseline_seeds is None:
                 continue
             try:
-                found = crossing(list(others.values()), list(seeds.values()))
+                result = crossing(list(baseline_seeds.values()), list(seeds.values()))
             except InputError:  # fewer than two epochs in common
                 continue
-            if found.epoch is not None:
-                several = min(len(others), len(seeds)) > 1
-                known = several and found.lower is not None  # no resample may cross, where means only touch
-                interval = f"{found.lower:.1f} to {found.upper:.1f}" if known else MISSING
-                table.append([run, subset, f"{found.epoch:.1f}", interval])
+            if result.epoch is not None:
+                several = min(len(baseline_seeds), len(seeds)) > 1
+                has_interval = several and result.lower is not None  # no resample may cross, where means only touch
+                interval = f"{result.lower:.1f} to {result.upper:.1f}" if has_interval else MISSING
+                table.append([run, subset, f"{result.epoch:.1f}", interval])
     return table
 
 
 def notes(rows: Sequence[ErrorRate], metric: Metric, reference: str | None) -> list[str]:
-    """Return notes on what the table's numbers are of, and the last rates of the reference."""
+    """Return notes on the metric, the seeds and the scored utterances, and the last rates of the reference."""
     lines = [f"{metric.upper()} in %; mean ± sample standard deviation where a run has several seeds."]
     for run, by_subset in rates_by_run(rows, metric).items():
         seeds = sorted({seed for by_seed in by_subset.values() for seed in by_seed}, key=lambda seed: (len(seed), seed))
         lines.append(f"{run}: {len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(seed or '?' for seed in seeds)})")
         if run == reference:
-            last = {name: [list(rates.values())[-1] for rates in seeds.values()] for name, seeds in by_subset.items()}
+            last_rates = {
+                name: [list(rates.values())[-1] for rates in seeds.values()] for name, seeds in by_subset.items()
+            }
             lines[-1] += ", after its last epoch " + ", ".join(
-                f"{name} {summarise(rates)}" for name, rates in last.items()
+                f"{name} {summarise(rates)}" for name, rates in last_rates.items()
             )
     return lines + scored_on(rows)
 

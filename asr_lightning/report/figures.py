@@ -38,8 +38,8 @@ class ErrorRate:
         epoch: 1 is the first finished one, 0 is before training.
         subset: Part of the corpus, as `test-clean`.
         wer, cer, ser, swer, unspaced_cer: Of `asr_lightning.scoring.error_rates`. Fractions: 0.1 is 10 %.
-        utterances: That the rates are of; None in files from before they were counted, as all that follow.
-        words: Of their references.
+        utterances: How many were scored; None in older files, which do not count them, as for `words`.
+        words: How many their references have.
     """
 
     run: str
@@ -91,23 +91,23 @@ def plot_error_rates(
         raise ValueError(f"expected error rates of at least one run besides {reference_run!r}, got {len(rows)} rows")
     figure = Figure((max(2, len(subsets)) * PANEL[0], PANEL[1]), layout="constrained")
     FigureCanvasAgg(figure)
-    drawn = [getattr(row, metric) for row in rows if row.run != reference_run]
+    rates = [getattr(row, metric) for row in rows if row.run != reference_run]
     panels = figure.subplots(1, len(subsets), sharex=True, sharey=True, squeeze=False)[0]
     for panel, subset in zip(panels, subsets, strict=True):
         for number, (run, by_subset) in enumerate(by_run.items()):
             _draw_run(panel, by_subset.get(subset, {}), run, number)
         if subset in reference:
-            last = float(np.mean([list(seed.values())[-1] for seed in reference[subset].values()]))
+            last_rate = float(np.mean([list(seed.values())[-1] for seed in reference[subset].values()]))
             panel.axhline(
-                100 * last, color="0.35", linestyle="--", linewidth=1.8, label=f"{reference_run} (last epoch)"
+                100 * last_rate, color="0.35", linestyle="--", linewidth=1.8, label=f"{reference_run} (last epoch)"
             )
-            drawn.append(last)
+            rates.append(last_rate)
         panel.set_title(subset, fontsize=11)
         panel.set_xlabel("epoch", fontsize=10)
         panel.tick_params(labelsize=9)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(color="0.9")
-    _scale_rates(panels[0], [100 * rate for rate in drawn], metric)
+    _scale_rates(panels[0], [100 * rate for rate in rates], metric)
     draw_legend(figure, panels, 5, fontsize=9)
     save_figure(figure, Path(path))
 
@@ -118,13 +118,13 @@ def draw_legend(figure: Figure, panels: Iterable[Axes], most: int, **options: An
     Args:
         figure: Whose layout is constrained.
         panels: With lines that have labels; the same label is one entry.
-        most: Columns.
+        most: Greatest number of columns.
         **options: Of matplotlib's `Figure.legend`.
     """
-    names = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    for columns in range(max(1, min(len(names), most)), 0, -1):
+    entries = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    for columns in range(max(1, min(len(entries), most)), 0, -1):
         legend = figure.legend(
-            names.values(), names.keys(), loc="outside lower center", ncols=columns, frameon=False, **options
+            entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False, **options
         )
         figure.draw_without_rendering()
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
@@ -136,8 +136,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG with 300 dots per inch, and as SVG with the same name beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("png", "svg"):
-        with replacing(path.with_suffix(f".{suffix}")) as half:
-            figure.savefig(half, format=suffix, dpi=DOTS)
+        with replacing(path.with_suffix(f".{suffix}")) as temporary:
+            figure.savefig(temporary, format=suffix, dpi=DOTS)
 
 
 def _draw_run(panel: Axes, seeds: dict[str, dict[int, float]], run: str, number: int) -> None:
@@ -152,9 +152,9 @@ def _draw_run(panel: Axes, seeds: dict[str, dict[int, float]], run: str, number:
     if len(seeds) > 1:
         for seed_rates in rates:
             panel.plot(epochs, seed_rates, color=color, linewidth=0.8, alpha=0.5)
-        known = ~np.isnan(rates).all(axis=0)
-        low, high = np.nanmin(rates[:, known], axis=0), np.nanmax(rates[:, known], axis=0)
-        panel.fill_between(np.array(epochs)[known], low, high, color=color, alpha=0.15, linewidth=0)
+        measured = ~np.isnan(rates).all(axis=0)
+        low, high = np.nanmin(rates[:, measured], axis=0), np.nanmax(rates[:, measured], axis=0)
+        panel.fill_between(np.array(epochs)[measured], low, high, color=color, alpha=0.15, linewidth=0)
     mean = np.array(
         [
             epoch_rates[~np.isnan(epoch_rates)].mean() if not np.isnan(epoch_rates).all() else np.nan

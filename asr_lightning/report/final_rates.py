@@ -87,27 +87,29 @@ def _speed(real_time_factor: float | None) -> float | None:
 
 def significance_line(pair: PairComparison) -> list[str]:
     """Write a comparison as a line of the table."""
-    drawn, test = pair.bootstrap, pair.matched_pairs
+    bootstrap, test = pair.bootstrap, pair.matched_pairs
     return [
         pair.subset,
         pair.run,
         pair.baseline,
-        f"{100 * drawn.difference:+.2f}",
-        MISSING if drawn.low is None or drawn.high is None else f"{100 * drawn.low:+.2f} … {100 * drawn.high:+.2f}",
-        number(drawn.improvement, ".3f"),
-        f"{drawn.units} {'speakers' if drawn.by_speaker else 'utterances'}",
+        f"{100 * bootstrap.difference:+.2f}",
+        MISSING
+        if bootstrap.low is None or bootstrap.high is None
+        else f"{100 * bootstrap.low:+.2f} … {100 * bootstrap.high:+.2f}",
+        number(bootstrap.improvement, ".3f"),
+        f"{bootstrap.units} {'speakers' if bootstrap.by_speaker else 'utterances'}",
         p_value(test.p),
         number(test.z, "+.2f"),
         str(test.segments),
-        *(f"{counted:,}" for counted in _counts(pair)),
+        *(f"{value:,}" for value in _counts(pair)),
     ]
 
 
 def significance_row(pair: PairComparison) -> list[object]:
     """Write a comparison as a row of the file: rates are fractions."""
-    drawn, test = pair.bootstrap, pair.matched_pairs
-    unit = "speaker" if drawn.by_speaker else "utterance"
-    sampled = [drawn.difference, drawn.low, drawn.high, drawn.improvement, drawn.units, unit]
+    bootstrap, test = pair.bootstrap, pair.matched_pairs
+    unit = "speaker" if bootstrap.by_speaker else "utterance"
+    sampled = [bootstrap.difference, bootstrap.low, bootstrap.high, bootstrap.improvement, bootstrap.units, unit]
     tested = [test.segments, test.mean, test.deviation, test.z, "" if test.p is None else f"{test.p:.6g}"]
     return [pair.subset, pair.run, pair.baseline, *sampled, *tested, *_counts(pair)]
 
@@ -146,11 +148,11 @@ def changed_sentences(pair: PairComparison) -> str:
 def _sentence(pair: PairComparison, example: ExampleSentence) -> list[str]:
     errors = example.errors
     speaker = f", speaker {errors.speaker}" if errors.speaker else ""
-    shown = [
+    hypotheses = [
         (_label(pair.baseline, pair.baseline_seeds, example.baseline_seed), example.baseline_hypothesis),
         (_label(pair.run, pair.seeds, example.seed), example.hypothesis),
     ]
-    rows = [(label, find_word_edits(example.reference, hypothesis)) for label, hypothesis in shown]
+    rows = [(label, find_word_edits(example.reference, hypothesis)) for label, hypothesis in hypotheses]
     counts = f"{errors.baseline_errors:.3g} → {errors.errors:.3g} errors in {errors.words} words"
     alignments = printable_lines(format_word_edits(rows)).replace("```", r"\`\`\`")  # which would end the block
     return [f"{escape_markdown(errors.id + speaker)}: {counts}", "", "```text", alignments, "```"]
@@ -176,8 +178,8 @@ def comparisons(experiments: Sequence[Experiment], baseline: str, problems: list
 
     Args:
         experiments: With the baseline.
-        baseline: Name of the one that the others are compared with.
-        problems: Gets why pairs cannot be compared.
+        baseline: Name of the experiment that the others are compared with.
+        problems: Receives the reasons why pairs cannot be compared.
     """
     pairs = []
     for pair in compare_pairs({experiment.name: experiment.runs for experiment in experiments}, baseline):

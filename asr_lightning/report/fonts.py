@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib import font_manager
 
-# Families with Hangul and the beginnings of their files; the first that is installed is used.
+# Families with Hangul and the prefixes of their files; the first that is installed is used.
 FAMILIES = {
     "Noto Sans CJK KR": "NotoSansCJK",
     "Noto Sans KR": "NotoSansKR",
@@ -33,13 +33,13 @@ def east_asian_family() -> str | None:
 
     Files are looked up as well: matplotlib's list of fonts is as old as its first import on the machine.
     """
-    known = {font.name for font in font_manager.fontManager.ttflist}
-    if installed := next((family for family in FAMILIES if family in known), None):
+    installed_families = {font.name for font in font_manager.fontManager.ttflist}
+    if installed := next((family for family in FAMILIES if family in installed_families), None):
         return installed
     files = sorted(font_manager.findSystemFonts())
-    for beginning in FAMILIES.values():
+    for prefix in FAMILIES.values():
         for file in files:
-            if Path(file).name.startswith(beginning):
+            if Path(file).name.startswith(prefix):
                 font_manager.fontManager.addfont(file)
                 return font_manager.FontProperties(fname=file).get_name()
     return None

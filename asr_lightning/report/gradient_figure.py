@@ -17,7 +17,7 @@ from asr_lightning.report.run_folders import Experiment, read_metrics, versions
 from asr_lightning.report.tables import Section, Table
 
 PREFIX = "grad_norm/"
-HEADER = ["module", "run", "seeds", *(f"{span} {what}" for what in ("norm", "change", "relative change")
+HEADER = ["module", "run", "seeds", *(f"{span} {quantity}" for quantity in ("norm", "change", "relative change")
                                       for span in ("early", "late"))]  # fmt: skip
 POINTS = 100  # of a line in the figure
 
@@ -25,28 +25,28 @@ Series = tuple[np.ndarray, np.ndarray]  # (N,) optimizer steps and (N,) gradient
 
 
 def read_gradient_norms(folder: Path) -> dict[str, Series]:
-    """Return the gradient norms of a run by module; a start that goes on replaces the steps that it repeats.
+    """Return the gradient norms of a run by module; a start that resumes replaces the steps that it repeats.
 
     Raises:
-        InputError: The run has logged none, or what is no number.
+        InputError: The run has logged none, or a value is not a number.
     """
     norms: dict[str, dict[int, float]] = {}
     for path in versions(folder):
-        started: dict[str, dict[int, float]] = {}
+        start_norms: dict[str, dict[int, float]] = {}
         for row in read_metrics(path):
             for name, value in row.items():
                 if value and (name or "").startswith(PREFIX):
                     step, norm = _numbers(path, row["step"], value)
-                    started.setdefault(name.removeprefix(PREFIX), {})[step] = norm
-        for module, own in started.items():
-            before = {step: norm for step, norm in norms.get(module, {}).items() if step < min(own)}
-            norms[module] = before | own
+                    start_norms.setdefault(name.removeprefix(PREFIX), {})[step] = norm
+        for module, by_step in start_norms.items():
+            earlier = {step: norm for step, norm in norms.get(module, {}).items() if step < min(by_step)}
+            norms[module] = earlier | by_step
     if not norms:
         raise InputError(
             f"{folder}: expected {PREFIX}… in logs/version_<n>/metrics.csv, found none: every run logs them, unless "
             "gradient_norms.every_n_steps is 0"
         )
-    return {module: (np.array(list(own)), np.array(list(own.values()))) for module, own in norms.items()}
+    return {module: (np.array(list(by_step)), np.array(list(by_step.values()))) for module, by_step in norms.items()}
 
 
 def _numbers(path: Path, step: str, norm: str) -> tuple[int, float]:
@@ -82,7 +82,7 @@ def gradient_section(experiments: Sequence[Experiment], problems: list[str]) -> 
 
     Args:
         experiments: Over their seeds.
-        problems: Gets why runs are left out.
+        problems: Receives the reasons why runs are left out.
     """
     runs: dict[str, list[Path]] = {}
     for experiment in experiments:
@@ -109,10 +109,10 @@ def _modules(series: Mapping[str, Sequence[Mapping[str, Series]]]) -> list[str]:
 
 
 def _cells(spans: Sequence[tuple[NormSpan, NormSpan]]) -> list[str]:
-    values = [[getattr(seed[span], what) for seed in spans]
-              for what in ("norm", "change", "relative_change") for span in (0, 1)]  # fmt: skip
+    values = [[getattr(seed[span], quantity) for seed in spans]
+              for quantity in ("norm", "change", "relative_change") for span in (0, 1)]  # fmt: skip
     return [
-        f"{statistics.fmean(own):.3g}" + (f" ({min(own):.3g}–{max(own):.3g})" if len(own) > 1 else "") for own in values
+        f"{statistics.fmean(row):.3g}" + (f" ({min(row):.3g}–{max(row):.3g})" if len(row) > 1 else "") for row in values
     ]
 
 
@@ -136,9 +136,9 @@ def plot_gradients(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
     axes = figure.subplots(2, len(modules), squeeze=False, sharex="col")
     for column, module in enumerate(modules):
         for number, (name, seeds) in enumerate(series.items()):
-            own = [seed[module] for seed in seeds if module in seed]
+            norms = [seed[module] for seed in seeds if module in seed]
             color = COLORS[number % len(COLORS)]
-            for panel, curves in ((axes[0][column], own), (axes[1][column], [_changes(*one) for one in own])):
+            for panel, curves in ((axes[0][column], norms), (axes[1][column], [_changes(*curve) for curve in norms])):
                 steps, low, mean, high = _band(curves)
                 panel.plot(steps, mean, color=color, linewidth=1.5, label=name)
                 panel.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
@@ -153,28 +153,28 @@ def plot_gradients(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
     axes[0][0].set_ylabel("gradient norm, before clipping", fontsize=13)
     axes[1][0].set_ylabel("change: mean |ln(next / norm)|", fontsize=13)
     draw_legend(figure, axes.flat, len(series), fontsize=12)
-    with replacing(path) as half:
-        figure.savefig(half, format="png")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _changes(steps: np.ndarray, norms: np.ndarray) -> Series:
-    known = norms > 0  # norms of a frozen module are 0
-    return steps[known][1:], np.abs(np.diff(np.log(norms[known])))
+    nonzero = norms > 0  # norms of a frozen module are 0
+    return steps[nonzero][1:], np.abs(np.diff(np.log(norms[nonzero])))
 
 
 def _band(curves: Sequence[Series]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the middles of spans, and the least, the mean and the greatest seed's mean in each."""
-    first = min((int(steps[0]) for steps, _ in curves if len(steps)), default=0)
-    last = max((int(steps[-1]) for steps, _ in curves if len(steps)), default=1)
-    most = max((len(steps) for steps, _ in curves), default=1)
-    edges = np.linspace(first, last + 1, min(POINTS, max(1, most)) + 1)
+    first_step = min((int(steps[0]) for steps, _ in curves if len(steps)), default=0)
+    last_step = max((int(steps[-1]) for steps, _ in curves if len(steps)), default=1)
+    longest = max((len(steps) for steps, _ in curves), default=1)
+    edges = np.linspace(first_step, last_step + 1, min(POINTS, max(1, longest)) + 1)
     means = np.full((len(curves), len(edges) - 1), np.nan)
     for row, (steps, values) in enumerate(curves):
         spans = np.digitize(steps, edges) - 1
         counts = np.bincount(spans, minlength=means.shape[1])
         sums = np.bincount(spans, values, minlength=means.shape[1])
         means[row, counts > 0] = sums[counts > 0] / counts[counts > 0]
-    kept = ~np.isnan(means).all(0)
-    middles = ((edges[:-1] + edges[1:]) / 2)[kept]
-    chosen = means[:, kept]
-    return middles, np.nanmin(chosen, 0), np.nanmean(chosen, 0), np.nanmax(chosen, 0)
+    filled = ~np.isnan(means).all(0)
+    middles = ((edges[:-1] + edges[1:]) / 2)[filled]
+    seed_means = means[:, filled]
+    return middles, np.nanmin(seed_means, 0), np.nanmean(seed_means, 0), np.nanmax(seed_means, 0)

@@ -32,24 +32,24 @@ def plot_latency(panels: Mapping[str, Mapping[str, Sequence[Point]]], path: Path
     """Draw WER against the median delay of words, with a line to its 90th percentile, in a panel per subset.
 
     Args:
-        panels: By subset, then by network: its points. Those without a delay, as no word is right, are left out.
+        panels: Points by subset and network. Points without a delay, since no word is right, are left out.
         path: Of the PNG; an SVG is written beside it.
 
     Raises:
         ValueError: There is no point with a delay.
     """
-    known = {
+    measured = {
         subset: {name: [point for point in points if np.isfinite([point.delay, point.wer]).all()]
                  for name, points in networks.items()}
         for subset, networks in panels.items()
     }  # fmt: skip
-    if not any(points for networks in known.values() for points in networks.values()):
+    if not any(points for networks in measured.values() for points in networks.values()):
         raise ValueError("expected a network with a delay to draw, got none: no word is recognized right")
     choose_font(*(name for networks in panels.values() for name in networks))
     figure = Figure((max(1.5, len(panels)) * PANEL[0], 1.1 * PANEL[1]), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for panel, (subset, networks) in zip(axes, known.items(), strict=True):
+    for panel, (subset, networks) in zip(axes, measured.items(), strict=True):
         for number, (name, points) in enumerate(networks.items()):
             if not points:
                 continue

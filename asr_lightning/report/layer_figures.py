@@ -84,8 +84,8 @@ def _along(labels: np.ndarray) -> tuple[list[float], list[str]]:
     begins = [index for index in range(len(labels)) if labels[index] and (
         index == 0 or labels[index] != labels[index - 1]
     )]  # fmt: skip
-    last = max(1, len(labels) - 1)
-    return [index / last for index in begins], [str(labels[index]) for index in begins]
+    last_index = max(1, len(labels) - 1)
+    return [index / last_index for index in begins], [str(labels[index]) for index in begins]
 
 
 def _words(positions: Sequence[float], characters: Sequence[str]) -> tuple[list[float], list[str]]:
@@ -100,16 +100,16 @@ def _words(positions: Sequence[float], characters: Sequence[str]) -> tuple[list[
 
 
 def _apart(positions: Sequence[float], labels: Sequence[str], room: int) -> tuple[list[float], list[str]]:
-    """Return the labels that do not overlap those before them on a bar of so many letters."""
-    kept: tuple[list[float], list[str]] = [], []
+    """Return positions and labels without those that would overlap on a bar of `room` letters."""
+    shown: tuple[list[float], list[str]] = [], []
     end = -1.0
     for position, label in zip(positions, labels, strict=True):
         half = (len(label) + 1) / room / 2
         if position - half >= end:
-            kept[0].append(position)
-            kept[1].append(label)
+            shown[0].append(position)
+            shown[1].append(label)
             end = position + half
-    return kept
+    return shown
 
 
 def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: Path) -> None:
@@ -141,23 +141,23 @@ def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: P
         _trace(panel, layer_points.positions[rows])
         for phone in phones:
             points = layer_points.positions[rows[layer_points.layer.phones[rows] == phone]]
-            look = styles.get(phone) or phone_styles([phone])[phone]
+            style = styles.get(phone) or phone_styles([phone])[phone]
             panel.scatter(
                 points[:, 0],
                 points[:, 1],
-                color=look.color,
+                color=style.color,
                 s=15,
                 linewidths=0.4,
                 zorder=2,
-                marker=MATPLOTLIB[look.shape],
+                marker=MATPLOTLIB[style.shape],
             )
-        rest = layer_points.positions[rows[layer_points.layer.phones[rows] == ""]]  # after the last label
-        panel.scatter(rest[:, 0], rest[:, 1], facecolors="none", edgecolors=GREY, s=10, zorder=2)
+        unlabeled = layer_points.positions[rows[layer_points.layer.phones[rows] == ""]]  # after the last label
+        panel.scatter(unlabeled[:, 0], unlabeled[:, 1], facecolors="none", edgecolors=GREY, s=10, zorder=2)
         panel.set_title(layer_points.layer.name, fontsize=9)
     handles = [
-        Line2D([], [], linestyle="", color=look.color, markersize=5, marker=MATPLOTLIB[look.shape],
-               label=look.ipa if look.ipa == phone else f"{look.ipa} ({phone})")
-        for phone, look in styles.items()
+        Line2D([], [], linestyle="", color=style.color, markersize=5, marker=MATPLOTLIB[style.shape],
+               label=style.ipa if style.ipa == phone else f"{style.ipa} ({phone})")
+        for phone, style in styles.items()
         if phone in phones
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns), fontsize=8,

@@ -10,7 +10,7 @@ from plotly.offline import get_plotlyjs
 from asr_lightning.errors import printable
 from asr_lightning.files import write_atomically
 
-PARTS = ("sentences", "layers", "neighbours", "alignments")  # megabytes, behind what answers the question
+PARTS = ("sentences", "layers", "neighbours", "alignments")  # megabytes; placed behind the data of the first screen
 
 
 def write_page(path: Path, data: dict[str, Any]) -> None:
@@ -22,13 +22,13 @@ def write_page(path: Path, data: dict[str, Any]) -> None:
     """
     plotly = get_plotlyjs().replace("</script", "<\\/script")
     parts = {name: data[name] for name in PARTS if name in data}
-    first = {name: value for name, value in data.items() if name not in PARTS}
+    other_data = {name: value for name, value in data.items() if name not in PARTS}
     texts = {"TITLE": _escaped(data["title"]), "PLOTLY": plotly, "PARTS": _as_json(parts)}
-    write_atomically(path, fill("page", first, **texts))
+    write_atomically(path, fill("page", other_data, **texts))
 
 
 def fill(name: str, data: Any, **texts: str) -> str:  # noqa: ANN401 - whatever JSON holds
-    """Return `<name>.html` with the style of all pages, its script behind that of all pages, data and other texts."""
+    """Return `<name>.html` with the common style, the common script and its own, the data and other texts."""
 
     def read(part: str) -> str:
         return (files("asr_lightning.report") / part).read_text("utf-8")
@@ -44,7 +44,7 @@ def fill(name: str, data: Any, **texts: str) -> str:  # noqa: ANN401 - whatever 
 
 
 def _as_json(data: Any) -> str:  # noqa: ANN401
-    """Return JSON in which nothing can end the element that it stands in."""
+    """Return JSON that cannot end the HTML element around it."""
     text = json.dumps(_shown(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 

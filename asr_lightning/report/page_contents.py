@@ -24,7 +24,7 @@ from asr_lightning.report.run_pairs import PairComparison
 
 GATHERERS = {"layers": ("tsne", gather_layers), "neighbours": ("neighbours", gather_neighbours),
              "alignments": ("alignments", gather_alignments)}  # fmt: skip
-# what numbers, columns and archives of damaged files give
+# raised while reading numbers, columns and archives of damaged files
 DAMAGED = (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, SyntaxError, TokenError, csv.Error,
            zlib.error, BadZipFile, RuntimeError)  # fmt: skip
 Gatherer = Callable[[str, Path, int], dict[str, Any] | None]
@@ -49,13 +49,13 @@ def gather(
         InputError: There are no runs, they have nothing to show, or the baseline is none of them.
     """
     problems: list[str] = []
-    found = find_runs(runs)
-    trained = [run for run in found if (run / RATE_FILES["validation"]).exists()]
-    experiments = read_experiments(read_runs(found, problems), problems)
+    folders = find_runs(runs)
+    trained = [run for run in folders if (run / RATE_FILES["validation"]).exists()]
+    experiments = read_experiments(read_runs(folders, problems), problems)
     names = [experiment.name for experiment in experiments]
     if baseline is not None and baseline not in names:
         raise InputError(f"--baseline: expected one of the runs found, {', '.join(names)}; got {baseline!r}")
-    title = title or _title(names or [name_of_run(run)[0] for run in found])
+    title = title or _title(names or [name_of_run(run)[0] for run in folders])
     rates = _rates(trained or runs, problems)
     data: dict[str, Any] = {"title": title, "curves": gather_curves(rates), "summary": None}
     data |= {"training": gather_training(experiments), "tables": [], "sentences": []}
@@ -69,20 +69,22 @@ def gather(
             data["tables"].append(
                 {"title": "Where curves cross", "head": crossings[0], "rows": crossings[1:], "notes": notes}
             )
-        data["sentences"] = gather_sentences({one.name: one.runs for one in experiments}, pairs)
+        data["sentences"] = gather_sentences({experiment.name: experiment.runs for experiment in experiments}, pairs)
     for part, (folder, gatherer) in GATHERERS.items():
-        share = max(1, sum((run / folder / stage).is_dir() for run in found))
-        data[part] = [one for run in found if (one := _try(gatherer, run, run / folder / stage, share, problems))]
+        share = max(1, sum((run / folder / stage).is_dir() for run in folders))
+        data[part] = [
+            content for run in folders if (content := _try(gatherer, run, run / folder / stage, share, problems))
+        ]
     if not any(data[part] for part in ("curves", "tables", *GATHERERS)):
-        missing = f": {'; '.join(problems)}" if problems else ""
-        raise InputError(f"expected runs with something to show in {', '.join(map(str, runs))}, found nothing{missing}")
+        reasons = f": {'; '.join(problems)}" if problems else ""
+        raise InputError(f"expected runs with something to show in {', '.join(map(str, runs))}, found nothing{reasons}")
     return data, problems
 
 
-def _title(names: Sequence[str], most: int = 4) -> str:
+def _title(names: Sequence[str], limit: int = 4) -> str:
     distinct = list(dict.fromkeys(names))
-    more = f" and {len(distinct) - most} more" if len(distinct) > most else ""
-    return ", ".join(distinct[:most]) + more
+    more = f" and {len(distinct) - limit} more" if len(distinct) > limit else ""
+    return ", ".join(distinct[:limit]) + more
 
 
 def _rates(runs: Sequence[Path], problems: list[str]) -> list[ErrorRate]:
@@ -109,8 +111,8 @@ def _tables(experiments: Sequence[Experiment], pairs: Sequence[PairComparison]) 
     if pairs:
         sections["Significance"] = significance_section(pairs)
     if len(experiments) > 1 and (gradients := gradient_section(experiments, [])):
-        whole = [row for row in gradients.table[1:] if row[0] == "total"]
-        sections["Gradient norms"] = replace(gradients, table=[gradients.table[0], *whole])
+        totals = [row for row in gradients.table[1:] if row[0] == "total"]
+        sections["Gradient norms"] = replace(gradients, table=[gradients.table[0], *totals])
     return [
         {"title": title, "head": section.table[0], "rows": section.table[1:], "notes": list(section.notes)}
         for title, section in sections.items()

@@ -51,8 +51,8 @@ def _pairs(seeds: dict[str, dict[int, float]]) -> dict[str, list[list[float]]]:
 def gather_neighbours(name: str, folder: Path, share: int = 1) -> Data | None:
     """Return what the callback `Neighbours` wrote of a run; None where it wrote nothing.
 
-    The first sentences with at most 20,000 characters are kept, and neighbours in others are left out. Of fewer of
-    them, the first ones, the page holds the neighbours, if there is no room for more.
+    The page holds the first sentences with at most 20,000 characters, and no neighbours in other sentences. If there is
+    no room for the neighbours of all of these, it holds those of the first sentences only.
 
     Args:
         name: Of the run.
@@ -68,26 +68,27 @@ def gather_neighbours(name: str, folder: Path, share: int = 1) -> Data | None:
         head, *rows = csv.reader(file)
     if not rows:
         raise InputError(f"{folder / 'table.csv'}: expected a line of each layer, found none")
-    layers, most = [], 0
+    layers, max_ranks = [], 0
     for row in rows:
         lines = read_rows(folder / f"{row[0]}.csv", {"utterance", "index", "character", "neighbour_1"})
         if not lines:
             raise InputError(f"{folder / row[0]}.csv: expected a line of each character, found none")
-        kept = _whole_sentences(lines, CHARACTERS)
-        asked = _whole_sentences(kept, NEIGHBOURHOODS // share // len(rows))
-        row_of = {(line["utterance"], line["index"]): number for number, line in enumerate(kept)}
+        page_lines = _whole_sentences(lines, CHARACTERS)
+        queries = _whole_sentences(page_lines, NEIGHBOURHOODS // share // len(rows))
+        row_of = {(line["utterance"], line["index"]): index for index, line in enumerate(page_lines)}
         ranks = sum(key.startswith("neighbour_") for key in lines[0])
-        layers.append({"name": row[0], **_nearest(asked, row_of, ranks)})
-        most = max(most, ranks)
-    utterances = list(dict.fromkeys(line["utterance"] for line in kept))
-    characters = [line["character"] for line in kept]
-    number = {utterance: row_of for row_of, utterance in enumerate(utterances)}
-    sentence = [number[line["utterance"]] for line in kept]
-    begins = [row_of for row_of, line in enumerate(kept) if line["index"] == "0"] + [len(kept)]
+        layers.append({"name": row[0], **_nearest(queries, row_of, ranks)})
+        max_ranks = max(max_ranks, ranks)
+    utterances = list(dict.fromkeys(line["utterance"] for line in page_lines))
+    characters = [line["character"] for line in page_lines]
+    sentence_of = {utterance: index for index, utterance in enumerate(utterances)}
+    sentence_indices = [sentence_of[line["utterance"]] for line in page_lines]
+    begins = [index for index, line in enumerate(page_lines) if line["index"] == "0"] + [len(page_lines)]
     texts = [
-        "".join(characters[one:two]).replace("_", " ").strip() for one, two in zip(begins, begins[1:], strict=False)
+        "".join(characters[start:stop]).replace("_", " ").strip()
+        for start, stop in zip(begins, begins[1:], strict=False)
     ]
-    shown = sum(line["index"] == "0" for line in asked)
+    shown = sum(line["index"] == "0" for line in queries)
     note = "" if shown == len(utterances) else (
         f"This page holds the neighbors of the characters of {shown} of {len(utterances)} sentences, the first by "
         "name; the files below neighbours/ hold all."
@@ -98,40 +99,42 @@ def gather_neighbours(name: str, folder: Path, share: int = 1) -> Data | None:
         "asked": shown,
         "note": note,
         "characters": characters,
-        "sentence": sentence,
+        "sentence": sentence_indices,
         "begins": begins,
-        "sentences": [{"id": one, "text": text} for one, text in zip(utterances, texts, strict=True)],
+        "sentences": [{"id": utterance, "text": text} for utterance, text in zip(utterances, texts, strict=True)],
         "table": {
             "title": f"Matching preceding characters, {name}",
             "head": head,
             "rows": rows,
             "notes": [
                 *_caption(folder / "table.md"),
-                f"Total and mean over {most} neighbor{'s' * (most != 1)} of each character; means for shuffled "
-                "states, and for neighbors drawn by their last one, two or three characters.",
+                f"Total and mean over {max_ranks} neighbor{'s' * (max_ranks != 1)} of each character; means for "
+                "shuffled states, and for neighbors drawn by their last one, two or three characters.",
             ],
         },
     }
 
 
 def _caption(path: Path) -> list[str]:
-    """Return what stands below a table in Markdown."""
+    """Return the notes below a table in Markdown."""
     return path.read_text("utf-8").strip().split("\n\n")[1:] if path.exists() else []
 
 
-def _whole_sentences(lines: list[dict[str, str]], most: int) -> list[dict[str, str]]:
-    """Return the first sentences with at most so many characters together, but one sentence at least."""
+def _whole_sentences(lines: list[dict[str, str]], limit: int) -> list[dict[str, str]]:
+    """Return the first sentences with at most `limit` characters together, but at least one sentence."""
     ends = [index for index, line in enumerate(lines) if line["index"] == "0"][1:] + [len(lines)]
-    return lines[: max([ends[0], *(end for end in ends if end <= most)])]
+    return lines[: max([ends[0], *(end for end in ends if end <= limit)])]
 
 
 def _nearest(lines: list[dict[str, str]], row_of: dict[tuple[str, str], int], ranks: int) -> Data:
     nearest: Data = {"places": [], "counts": [], "distances": []}
     for line in lines:
-        known = [rank for rank in range(1, ranks + 1) if (line[f"utterance_{rank}"], line[f"index_{rank}"]) in row_of]
-        nearest["places"].append([row_of[line[f"utterance_{rank}"], line[f"index_{rank}"]] for rank in known])
-        nearest["counts"].append([int(line[f"matching_{rank}"]) for rank in known])
-        nearest["distances"].append([round(float(line[f"distance_{rank}"]), 2) for rank in known])
+        shown_ranks = [
+            rank for rank in range(1, ranks + 1) if (line[f"utterance_{rank}"], line[f"index_{rank}"]) in row_of
+        ]
+        nearest["places"].append([row_of[line[f"utterance_{rank}"], line[f"index_{rank}"]] for rank in shown_ranks])
+        nearest["counts"].append([int(line[f"matching_{rank}"]) for rank in shown_ranks])
+        nearest["distances"].append([round(float(line[f"distance_{rank}"]), 2) for rank in shown_ranks])
     return nearest
 
 
@@ -149,8 +152,8 @@ def gather_alignments(name: str, folder: Path, share: int = 1) -> Data | None:
     utterances = []
     for path in sorted(folder.glob("*.npz")):
         try:
-            with np.load(path, allow_pickle=False) as kept:
-                parts = {key: kept[key] for key in kept.files}
+            with np.load(path, allow_pickle=False) as archive:
+                parts = {key: archive[key] for key in archive.files}
             audio = path.with_suffix(".flac").read_bytes()
             tokens = [str(token) for token in parts["tokens"]]
             maps = [
@@ -175,21 +178,21 @@ def gather_alignments(name: str, folder: Path, share: int = 1) -> Data | None:
         )
     if not utterances:
         return None
-    kept = _within(utterances, ALIGNMENT_BYTES // share)
-    note = "" if len(kept) == len(utterances) else (
-        f"This page holds {len(kept)} of {len(utterances)} utterances; the files below alignments/ hold all."
+    chosen = _within(utterances, ALIGNMENT_BYTES // share)
+    note = "" if len(chosen) == len(utterances) else (
+        f"This page holds {len(chosen)} of {len(utterances)} utterances; the files below alignments/ hold all."
     )  # fmt: skip
-    return {"name": name, "utterances": kept, "note": note}
+    return {"name": name, "utterances": chosen, "note": note}
 
 
-def _within(utterances: list[Data], most: int) -> list[Data]:
-    """Return those that fit into so many bytes one after the other; the smallest where none does."""
-    kept, left = [], most
+def _within(utterances: list[Data], room: int) -> list[Data]:
+    """Return the utterances that fit into `room` bytes together, in their order; the smallest if none fits."""
+    chosen, remaining = [], room
     for utterance in utterances:
-        if (size := _size(utterance)) <= left:
-            kept.append(utterance)
-            left -= size
-    return kept or [min(utterances, key=_size)]
+        if (size := _size(utterance)) <= remaining:
+            chosen.append(utterance)
+            remaining -= size
+    return chosen or [min(utterances, key=_size)]
 
 
 def _size(utterance: Data) -> int:
@@ -198,17 +201,17 @@ def _size(utterance: Data) -> int:
 
 def _map(name: str, kind: str, weights: np.ndarray, labels: list[str]) -> Data:
     """Write weights (U, T) as bytes: 255 is the greatest."""
-    most = float(weights.max()) if weights.size else 0.0
-    numbers = np.round(255 * weights / most if most > 0 else weights).astype(np.uint8)
+    greatest = float(weights.max()) if weights.size else 0.0
+    numbers = np.round(255 * weights / greatest if greatest > 0 else weights).astype(np.uint8)
     content = base64.b64encode(numbers.tobytes()).decode()
-    return {"name": name, "kind": kind, "shape": weights.shape, "most": most, "weights": content, "labels": labels}
+    return {"name": name, "kind": kind, "shape": weights.shape, "most": greatest, "weights": content, "labels": labels}
 
 
 def _posteriors(parts: dict[str, np.ndarray]) -> Data:
     posteriors, vocabulary = parts["posteriors"], [str(token) for token in parts["vocabulary"]]
     blank = int(parts["blank_id"])
-    others = [int(column) for column in np.argsort(-posteriors.max(axis=0)) if column != blank][:POSTERIORS]
-    columns = [blank, *others]
+    token_columns = [int(column) for column in np.argsort(-posteriors.max(axis=0)) if column != blank][:POSTERIORS]
+    columns = [blank, *token_columns]
     names = [vocabulary[column] for column in columns]
     emitted = [[int(frame), str(token)] for frame, token in zip(parts["onsets"], parts["tokens"], strict=False)]
     return {**_map("CTC posteriors", "posteriors", posteriors[:, columns].T, names), "emitted": emitted}

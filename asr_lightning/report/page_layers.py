@@ -41,28 +41,30 @@ def gather_layers(name: str, folder: Path, share: int = 1) -> Data | None:
         return None
     measured = [
         LayerMeasurement(
-            row["layer"], row["speaker"], row["space"], LayerFigures(*(float(row[one]) for one in FIGURES))
+            row["layer"], row["speaker"], row["space"], LayerFigures(*(float(row[figure]) for figure in FIGURES))
         )
         for row in read_rows(folder / "figures.csv", {"layer", "speaker", "space", *FIGURES})
     ]
-    layers = list(dict.fromkeys(one.layer for one in measured))
+    layers = list(dict.fromkeys(measurement.layer for measurement in measured))
     captions = _captions(folder)
-    everyone = list(dict.fromkeys(one.speaker for one in measured))
-    first = [speaker for speaker in everyone if speaker in {one for one, _ in captions}]
-    kept = list(dict.fromkeys([*first, *everyone]))[:SPEAKERS]
+    all_speakers = list(dict.fromkeys(measurement.speaker for measurement in measured))
+    with_pictures = [speaker for speaker in all_speakers if speaker in {owner for owner, _ in captions}]
+    chosen = list(dict.fromkeys([*with_pictures, *all_speakers]))[:SPEAKERS]
     texts = _texts(folder.parents[1] / "activations" / folder.name)
     texts |= {utterance: text for (_, utterance), text in captions.items()}
     labels: dict[str, int] = {"": 0}
     speakers, shown, total = {}, 0, 0
-    for speaker in kept:
-        drawn = [utterance for one, utterance in captions if one == speaker]
-        speakers[speaker], counted = _speaker(
-            folder / speaker, layers, texts, drawn, POINTS // share // max(1, len(kept)), labels
+    for speaker in chosen:
+        pictured = [utterance for owner, utterance in captions if owner == speaker]
+        speakers[speaker], frame_count = _speaker(
+            folder / speaker, layers, texts, pictured, POINTS // share // max(1, len(chosen)), labels
         )
-        shown += sum(len(one["x"]) for one in speakers[speaker]["layers"].values())
-        total += counted
-    phones = {phone for one in speakers.values() for layer in one["layers"].values() for phone in layer["phone"]} - {0}
-    found = layer_curves(measured)
+        shown += sum(len(layer["x"]) for layer in speakers[speaker]["layers"].values())
+        total += frame_count
+    phones = {
+        phone for content in speakers.values() for layer in content["layers"].values() for phone in layer["phone"]
+    } - {0}
+    curves = layer_curves(measured)
     if not phones:
         raise InputError(
             f"{folder}: expected frames with phones, found none: look inside again with Activations.labels, which "
@@ -72,22 +74,22 @@ def gather_layers(name: str, folder: Path, share: int = 1) -> Data | None:
     return {
         "name": name,
         "layers": layers,
-        "order": kept,  # in a browser, keys that are numbers come in the order of numbers
+        "order": chosen,  # in a browser, keys that are numbers come in the order of numbers
         "speakers": speakers,
         "labels": names,
-        "note": _note(shown, total, len(kept), len(everyone)),
+        "note": _note(shown, total, len(chosen), len(all_speakers)),
         "phones": {phone: asdict(style) for phone, style in phone_styles(names[phone] for phone in phones).items()},
-        "figures": [one for one in FIGURES if one != "chance" and is_known(found, one)],
-        "curves": [_curve(one) for one in found],
+        "figures": [figure for figure in FIGURES if figure != "chance" and is_known(curves, figure)],
+        "curves": [_curve(curve) for curve in curves],
     }
 
 
-def _note(shown: int, total: int, kept: int, speakers: int) -> str:
-    most = f"{kept} of {speakers} speakers; " if kept < speakers else ""
-    if shown == total and not most:
+def _note(shown: int, total: int, chosen: int, speakers: int) -> str:
+    part = f"{chosen} of {speakers} speakers; " if chosen < speakers else ""
+    if shown == total and not part:
         return ""
     return (
-        f"This page holds {shown:,} of the {total:,} frames of these speakers in all layers: {most}of each "
+        f"This page holds {shown:,} of the {total:,} frames of these speakers in all layers: {part}of each "
         f"the sentences with pictures and others drawn by lot (seed {SEED}), of each sentence at most {FRAMES} frames, "
         "evenly thinned. The files below tsne/ hold all, and the numbers are of all."
     )
@@ -105,7 +107,7 @@ def _curve(curve: LayerCurve) -> Data:
 
 def _captions(folder: Path) -> dict[tuple[str, str], str]:
     """Return the captions of the sentences that have pictures, by speaker and utterance."""
-    if not (folder / "sentences.csv").exists():  # of a run from before it was written
+    if not (folder / "sentences.csv").exists():  # older runs have none
         return {}
     rows = read_rows(folder / "sentences.csv", {"speaker", "utterance", "text", "note"})
     return {
@@ -120,7 +122,7 @@ def _texts(activations: Path) -> dict[str, str]:
 
 
 def _speaker(
-    folder: Path, layers: Sequence[str], texts: Mapping[str, str], drawn: Sequence[str], most: int,
+    folder: Path, layers: Sequence[str], texts: Mapping[str, str], pictured: Sequence[str], limit: int,
     labels: dict[str, int],
 ) -> tuple[Data, int]:  # fmt: skip
     """Return the frames of a speaker that are shown, and how many there are in all layers.
@@ -129,8 +131,8 @@ def _speaker(
         folder: Of the speaker.
         layers: Names.
         texts: Of utterances, by name.
-        drawn: Utterances that have pictures.
-        most: Frames, in all layers together.
+        pictured: Utterances that have pictures.
+        limit: Greatest number of frames, in all layers together.
         labels: Numbers of characters and phones, which new ones are added to.
     """
     counts = {}
@@ -139,56 +141,56 @@ def _speaker(
             counts[layer] = Counter(from_csv(name) for (name,) in rows)
     names = sorted(set().union(*counts.values()))
     sizes = {name: sum(min(FRAMES, count[name]) for count in counts.values()) for name in names}
-    kept = choose(sizes, [name for name in drawn if name in sizes], most)
-    number = {name: index for index, name in enumerate(kept)}
-    found = {
-        "utterances": [{"id": name, "text": texts.get(name, "")} for name in kept],
-        "layers": {layer: _layer(folder / f"{layer}.csv", number, labels) for layer in layers},
+    chosen = choose(sizes, [name for name in pictured if name in sizes], limit)
+    index_of = {name: index for index, name in enumerate(chosen)}
+    content = {
+        "utterances": [{"id": name, "text": texts.get(name, "")} for name in chosen],
+        "layers": {layer: _layer(folder / f"{layer}.csv", index_of, labels) for layer in layers},
     }
-    return found, sum(count.total() for count in counts.values())
+    return content, sum(count.total() for count in counts.values())
 
 
 def choose(sizes: Mapping[str, int], first: Sequence[str], most: int) -> list[str]:
-    """Return sentences whose sizes add up to at most so many, but one at least: some first, then others by lot.
+    """Return sentences whose sizes add up to at most `most`, but at least one: `first`, then others drawn by lot.
 
     Args:
         sizes: By name.
         first: Names that are taken before others.
-        most: Sum of the sizes.
+        most: Greatest sum of the sizes.
     """
-    rest = [name for name in sorted(sizes) if name not in first]
+    others = [name for name in sorted(sizes) if name not in first]
     chosen: list[str] = []
-    left = most
-    for name in [*first, *(rest[index] for index in np.random.default_rng(SEED).permutation(len(rest)))]:
-        if sizes[name] <= left or not chosen:
+    remaining = most
+    for name in [*first, *(others[index] for index in np.random.default_rng(SEED).permutation(len(others)))]:
+        if sizes[name] <= remaining or not chosen:
             chosen.append(name)
-            left -= sizes[name]
+            remaining -= sizes[name]
     return [*(name for name in chosen if name in first), *sorted(name for name in chosen if name not in first)]
 
 
-def _layer(path: Path, number: Mapping[str, int], labels: dict[str, int]) -> Data:
-    sentences: dict[str, list[tuple[str, ...]]] = {name: [] for name in number}
+def _layer(path: Path, index_of: Mapping[str, int], labels: dict[str, int]) -> Data:
+    sentences: dict[str, list[tuple[str, ...]]] = {name: [] for name in index_of}
     with _rows(path, COLUMNS) as rows:
         for row in rows:
             if (name := from_csv(row[0])) in sentences:
                 sentences[name].append(row[1:])
-    frames_of: Data = {column: [] for column in ("utterance", "start", "x", "y", "character", "phone")}
+    frame_columns: Data = {column: [] for column in ("utterance", "start", "x", "y", "character", "phone")}
     length = 0.0
     for name, frames in sentences.items():
         for index in np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int):
             start, end, character, phone, x, y = frames[index]
             length = max(length, float(end) - float(start))
-            frames_of["utterance"].append(number[name])
+            frame_columns["utterance"].append(index_of[name])
             for key, value in (("start", start), ("x", x), ("y", y)):
-                frames_of[key].append(round(float(value), 3))
+                frame_columns[key].append(round(float(value), 3))
             for key, value in (("character", character), ("phone", phone)):
-                frames_of[key].append(labels.setdefault(from_csv(value), len(labels)))
-    return {**frames_of, "length": round(length, 4)}
+                frame_columns[key].append(labels.setdefault(from_csv(value), len(labels)))
+    return {**frame_columns, "length": round(length, 4)}
 
 
 @contextmanager
 def _rows(path: Path, columns: Collection[str]) -> Iterator[Iterator[tuple[str, ...]]]:
-    """Give the wanted columns of a file's rows, one row after the other.
+    """Yield an iterator over the rows of a file, with the given columns only.
 
     Raises:
         InputError: It cannot be read, or lacks a column.
@@ -199,8 +201,8 @@ def _rows(path: Path, columns: Collection[str]) -> Iterator[Iterator[tuple[str, 
             head = next(reader, [])
             if missing := sorted(set(columns) - set(head)):
                 raise InputError(f"{path}: expected the columns {', '.join(missing)} too")
-            columns_read = [head.index(column) for column in columns]
-            yield (tuple(row[index] for index in columns_read) for row in reader)
+            indices = [head.index(column) for column in columns]
+            yield (tuple(row[index] for index in indices) for row in reader)
     except (OSError, UnicodeDecodeError, csv.Error, IndexError) as error:
         raise InputError(f"cannot read {path}: {reason(error)}; let the callbacks write it again") from error
 

@@ -26,12 +26,14 @@ def gather_sentences(runs: Mapping[str, Sequence[Run]], pairs: Sequence[PairComp
 
 
 def _sentences(runs: Mapping[str, Sequence[Run]], pair: PairComparison, room: int) -> Data:
-    own, other = (
+    first_run, first_baseline = (
         next(run for run in runs[name] if run.seed == seeds[0])
         for name, seeds in ((pair.run, pair.seeds), (pair.baseline, pair.baseline_seeds))
     )
     transcripts = zip(
-        read_transcripts(own.transcripts(pair.subset)), read_transcripts(other.transcripts(pair.subset)), strict=True
+        read_transcripts(first_run.transcripts(pair.subset)),
+        read_transcripts(first_baseline.transcripts(pair.subset)),
+        strict=True,
     )
     rows = [
         [
@@ -45,16 +47,16 @@ def _sentences(runs: Mapping[str, Sequence[Run]], pair: PairComparison, room: in
         ]
         for utterance, (run, baseline) in zip(pair.utterances, transcripts, strict=True)
     ]
-    kept: list[int] = []
-    left = room
+    chosen: list[int] = []
+    remaining = room
     for index in sorted(range(len(rows)), key=lambda index: -abs(pair.utterances[index].difference)):
         size = len(json.dumps(rows[index], ensure_ascii=False).encode())
-        if size > left and kept:
+        if size > remaining and chosen:
             break
-        kept.append(index)
-        left -= size
-    note = "" if len(kept) == len(rows) else (
-        f"This page holds {len(kept):,} of {len(rows):,} sentences: those whose numbers of errors differ most."
+        chosen.append(index)
+        remaining -= size
+    note = "" if len(chosen) == len(rows) else (
+        f"This page holds {len(chosen):,} of {len(rows):,} sentences: those whose numbers of errors differ most."
     )  # fmt: skip
     seeds = len(pair.seeds) > 1 or len(pair.baseline_seeds) > 1
     return {
@@ -63,7 +65,7 @@ def _sentences(runs: Mapping[str, Sequence[Run]], pair: PairComparison, room: in
         "subset": pair.subset,
         "seeds": [pair.baseline_seeds[0], pair.seeds[0]] if seeds else None,
         "note": note,
-        "sentences": [rows[index] for index in sorted(kept)],
+        "sentences": [rows[index] for index in sorted(chosen)],
     }
 
 

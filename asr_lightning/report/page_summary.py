@@ -78,33 +78,39 @@ def _subsets(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def _compared(run: Experiment, baseline: Experiment, pair: PairComparison) -> dict[str, str | None]:
-    drawn, p = pair.bootstrap, pair.matched_pairs.p
-    own, other = (_mean_rate(experiment, pair.subset) for experiment in (run, baseline))
-    numbers_ = f"{own} against {other} WER{_epochs(run, baseline, pair.subset)}{_seeds(run, baseline, pair.subset)}: "
-    numbers_ += f"{_signed(drawn.difference)} points"
+    bootstrap, p = pair.bootstrap, pair.matched_pairs.p
+    run_rate, baseline_rate = (_mean_rate(experiment, pair.subset) for experiment in (run, baseline))
+    text = (
+        f"{run_rate} against {baseline_rate} WER"
+        f"{_epochs(run, baseline, pair.subset)}{_seeds(run, baseline, pair.subset)}: "
+    )
+    text += f"{_signed(bootstrap.difference)} points"
     kind, lead = "rate", f"{run.name} and {baseline.name} on {pair.subset}"
-    if drawn.low is not None and drawn.high is not None:
-        numbers_ += f", 95 % interval {_signed(drawn.low)} to {_signed(drawn.high)}"
-        kind = "better" if drawn.high < 0 else "worse" if drawn.low > 0 else "same"
+    if bootstrap.low is not None and bootstrap.high is not None:
+        text += f", 95 % interval {_signed(bootstrap.low)} to {_signed(bootstrap.high)}"
+        kind = "better" if bootstrap.high < 0 else "worse" if bootstrap.low > 0 else "same"
         lead = {
             "better": f"{run.name} makes fewer word errors than {baseline.name} on {pair.subset}.",
             "worse": f"{run.name} makes more word errors than {baseline.name} on {pair.subset}.",
             "same": f"No difference is shown between {run.name} and {baseline.name} on {pair.subset}.",
         }[kind]
     else:
-        numbers_ += ", no interval from a single speaker or utterance"
+        text += ", no interval from a single speaker or utterance"
     if p is not None:
-        numbers_ += f", p {p_value(p) if p < 0.001 else f'= {p_value(p)}'}"
-    over_seeds = mean_difference(*([rate.wer for rate in one.rates(pair.subset)] for one in (run, baseline)))
+        text += f", p {p_value(p) if p < 0.001 else f'= {p_value(p)}'}"
+    over_seeds = mean_difference(
+        *([rate.wer for rate in experiment.rates(pair.subset)] for experiment in (run, baseline))
+    )
     if over_seeds.low is not None and over_seeds.high is not None:
-        numbers_ += f"; 95 % interval over seeds {_signed(over_seeds.low)} to {_signed(over_seeds.high)}"
+        text += f"; 95 % interval over seeds {_signed(over_seeds.low)} to {_signed(over_seeds.high)}"
         if kind in ("better", "worse") and over_seeds.low <= 0 <= over_seeds.high:
-            fewer = "fewer" if kind == "better" else "more"
+            comparison = "fewer" if kind == "better" else "more"
             lead = (
-                f"{run.name} made {fewer} word errors than {baseline.name} on {pair.subset}, but seeds differ as much."
+                f"{run.name} made {comparison} word errors than {baseline.name} on {pair.subset}, "
+                "but seeds differ as much."
             )
             kind = "same"
-    return {"lead": lead, "text": f"{numbers_}.", "run": run.name, "subset": pair.subset, "kind": kind}
+    return {"lead": lead, "text": f"{text}.", "run": run.name, "subset": pair.subset, "kind": kind}
 
 
 def _alone(experiment: Experiment, subset: str) -> dict[str, str | None]:
@@ -125,10 +131,10 @@ def _signed(rate: float) -> str:
 
 
 def _seeds(run: Experiment, baseline: Experiment, subset: str) -> str:
-    own, other = (len(experiment.rates(subset)) for experiment in (run, baseline))
-    if own == other == 1:
+    count, baseline_count = (len(experiment.rates(subset)) for experiment in (run, baseline))
+    if count == baseline_count == 1:
         return ", one seed each"
-    return f", means of {own} seeds" if own == other else f", means of {own} and {other} seeds"
+    return f", means of {count} seeds" if count == baseline_count else f", means of {count} and {baseline_count} seeds"
 
 
 def _epochs(run: Experiment, baseline: Experiment, subset: str) -> str:
@@ -139,8 +145,11 @@ def _epochs(run: Experiment, baseline: Experiment, subset: str) -> str:
         if not last:
             return ""
         ranges.append(str(last) if first == last else f"{first} to {last}")  # seeds that are still training
-    own, other = ranges
-    return f" after {own if own == other else f'{own} and {other}'} epoch{'s' * ((own, other) != ('1', '1'))}"
+    run_range, baseline_range = ranges
+    return (
+        f" after {run_range if run_range == baseline_range else f'{run_range} and {baseline_range}'}"
+        f" epoch{'s' * ((run_range, baseline_range) != ('1', '1'))}"
+    )
 
 
 def facts(experiments: Sequence[Experiment], configs: Mapping[str, Data]) -> Data:
@@ -183,7 +192,7 @@ def _date(runs: Sequence[Run]) -> str:
 def read_config(folder: Path) -> Data:
     """Return the configuration of a run's last training, or of its last start if it has not trained here.
 
-    It is empty if the run kept none that can be read.
+    It is empty if the run has none that can be read.
     """
     try:
         starts = versions(folder)

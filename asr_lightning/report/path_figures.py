@@ -24,7 +24,7 @@ class ConvergenceCurve:
         subset: Part of the corpus.
         seeds: How many were trained.
         measured: Epoch and rate, as a fraction, of all measurements of all seeds from epoch 1 on.
-        law: Fitted to all of these; None where no curve could be, with the reason in `problem`.
+        law: Fitted to all of these; None if no curve could be fitted, with the reason in `problem`.
         forecast: Of `law`, from the first epoch beyond the last one.
         backcast: Fitted to the first epochs, and held against the later ones; None where these are too few.
         early: What that curve predicts for the epochs of `forecast`.
@@ -82,13 +82,13 @@ def plot_convergence(curves: Sequence[ConvergenceCurve], label: str, level: floa
     runs = list(dict.fromkeys(curve.run for curve in curves))
     figure, axes = _figure(len(subsets))
     for panel, subset in zip(axes, subsets, strict=True):
-        own = [curve for curve in curves if curve.subset == subset]
-        for curve in own:
+        subset_curves = [curve for curve in curves if curve.subset == subset]
+        for curve in subset_curves:
             _draw(panel, curve, COLORS[runs.index(curve.run) % len(COLORS)], level)
         panel.set_title(subset, fontsize=11)
         panel.set_xlabel("epoch", fontsize=10)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        rates = [100 * rate for curve in own for _, rate in curve.measured]
+        rates = [100 * rate for curve in subset_curves for _, rate in curve.measured]
         panel.set_ylabel(label + _scale(rates, panel), fontsize=10)
         positive = [rate for rate in rates if 0 < rate < np.inf]
         if positive:  # a band may be infinitely wide
@@ -100,11 +100,11 @@ def _draw(panel: Axes, curve: ConvergenceCurve, color: str, level: float) -> Non
     epochs, rates = zip(*curve.measured, strict=True)
     panel.plot(epochs, [100 * rate for rate in rates], "o", color=color, markersize=3.5, label=curve.run)
     if curve.forecast is not None:
-        ahead = curve.forecast
-        panel.plot(ahead.epochs, 100 * ahead.rates, color=color, linewidth=1.5, label=f"{curve.run}, fitted")
+        forecast = curve.forecast
+        panel.plot(forecast.epochs, 100 * forecast.rates, color=color, linewidth=1.5, label=f"{curve.run}, fitted")
         panel.fill_between(
-            ahead.epochs, 100 * ahead.lower, 100 * np.minimum(ahead.upper, 1e3), color=color, alpha=0.15, linewidth=0,
-            label=f"{curve.run}, {level:.0%} of measurements",
+            forecast.epochs, 100 * forecast.lower, 100 * np.minimum(forecast.upper, 1e3), color=color, alpha=0.15,
+            linewidth=0, label=f"{curve.run}, {level:.0%} of measurements",
         )  # fmt: skip
     if curve.early is not None:
         early = curve.early

@@ -41,7 +41,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """That of the experiment, the same for all its seeds."""
+        """Name of the experiment, the same for all its seeds."""
         return next(iter(self.rates.values())).run
 
     @property
@@ -63,7 +63,7 @@ class Experiment:
         name: Of the experiment.
         runs: One for each seed.
         parameters: Trainable ones.
-        training_seconds: Wall time of training, mean over seeds; None where they only tested another's network.
+        training_seconds: Wall time of training, mean over seeds; None if the runs only tested another run's network.
         audio_seconds_per_second: Speed of training over all epochs, mean over seeds; None as above.
         real_time_factors: Seconds of search per second of audio, by subset; those of the rates, mean over seeds.
     """
@@ -76,7 +76,7 @@ class Experiment:
     real_time_factors: dict[str, float]
 
     def rates(self, subset: str) -> list[ErrorRate]:
-        """Those of each seed that has the subset."""
+        """Return the rates of each seed that has the subset."""
         return [run.rates[subset] for run in self.runs if subset in run.rates]
 
 
@@ -123,8 +123,8 @@ def scored_on(rates: Iterable[ErrorRate], differing_only: bool = False) -> list[
         if len(by_counts) == 1:
             lines += [] if differing_only else [f"{subset}: {_counted(*next(iter(by_counts)))}."]
             continue
-        of = "; ".join(f"{_counted(*counts)} in {_several(list(runs))}" for counts, runs in by_counts.items())
-        lines.append(f"{subset}: NOT all on the same utterances, so that rates cannot be compared: {of}.")
+        groups = "; ".join(f"{_counted(*counts)} in {_several(list(runs))}" for counts, runs in by_counts.items())
+        lines.append(f"{subset}: NOT all on the same utterances, so that rates cannot be compared: {groups}.")
     return lines
 
 
@@ -134,9 +134,9 @@ def _counted(utterances: int | None, words: int | None) -> str:
     return f"{utterances:,} utterances, {words:,} words"
 
 
-def _several(names: Sequence[str], most: int = 5) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+def _several(names: Sequence[str], limit: int = 5) -> str:
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager
@@ -174,10 +174,10 @@ def read_run(folder: Path) -> Run:
     if stage is None:
         raise InputError(f"{folder}: expected {' or '.join(RATE_FILES.values())}, found neither")
     rows = read_rates(folder / RATE_FILES[stage])
-    last = max((row.epoch for row in rows), default=None)
-    if last is None:
+    last_epoch = max((row.epoch for row in rows), default=None)
+    if last_epoch is None:
         raise InputError(f"{folder / RATE_FILES[stage]}: expected a line for each subset, got an empty file")
-    return Run(folder, stage, {row.subset: row for row in rows if row.epoch == last})
+    return Run(folder, stage, {row.subset: row for row in rows if row.epoch == last_epoch})
 
 
 def read_runs(folders: Iterable[Path], problems: list[str]) -> list[Run]:
@@ -196,7 +196,7 @@ def read_experiments(runs: Iterable[Run], problems: list[str] | None = None) -> 
 
     Args:
         runs: Their experiments come in the order of their first ones.
-        problems: Gets the errors of logs, whose values are None then. Without it, they are raised.
+        problems: Receives the errors of logs, whose values are then None. Without it, they are raised.
 
     Raises:
         InputError: A log is missing or malformed, and there are no `problems` to put that into.
@@ -260,7 +260,7 @@ def read_metrics(path: Path) -> Log:
     """Read one `metrics.csv`.
 
     Raises:
-        InputError: It cannot be read, or a number in it is none.
+        InputError: It cannot be read, or a value in it is not a number.
     """
     with _reading(path), regular(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -272,10 +272,10 @@ def read_metrics(path: Path) -> Log:
 
 
 def _number(value: str | None, source: str) -> float | None:
-    """Return a number, if there is one.
+    """Return the number in a cell; None if it is empty.
 
     Raises:
-        InputError: There is something else.
+        InputError: The cell holds something else.
     """
     try:
         number = float(value) if value else None
@@ -292,5 +292,5 @@ def numbers(log: Log, name: str) -> list[float]:
 
 
 def _mean_of_last(logs: Sequence[Log], name: str) -> float | None:
-    last = [values[-1] for log in logs if (values := numbers(log, name))]
-    return statistics.fmean(last) if last else None
+    last_values = [values[-1] for log in logs if (values := numbers(log, name))]
+    return statistics.fmean(last_values) if last_values else None

@@ -71,15 +71,15 @@ class PairComparison:
 
     Attributes:
         run: Name of the experiment.
-        baseline: That of the baseline.
+        baseline: Name of the baseline.
         subset: Part of the corpus.
         seeds: Of the run.
         baseline_seeds: Of the baseline.
         utterances: In the order of the transcripts, by id.
         matched_pairs: MAPSSWE over all segments.
         bootstrap: Of the word error rate.
-        improved: The utterances with the most errors less, the greatest difference first; then by id.
-        harmed: Those with the most errors more.
+        improved: The most improved utterances, the greatest difference first; then by id.
+        harmed: The most harmed ones, likewise.
     """
 
     run: str
@@ -120,12 +120,12 @@ def compare_pairs(runs: Mapping[str, Sequence[Run]], baseline: str) -> Iterator[
         Results one at a time; all that is kept between them are counts of utterances of one subset.
     """
     for subset in sorted({subset for run in runs[baseline] for subset in run.rates}):
-        others = {name: seeds for name, seeds in runs.items() if name != baseline and _scored(seeds, subset)}
-        if not others:
+        scored = {name: seeds for name, seeds in runs.items() if name != baseline and _scored(seeds, subset)}
+        if not scored:
             continue
         baseline_seeds, problems = _usable(runs[baseline], subset)
         yield from problems
-        for name, seeds in others.items():
+        for name, seeds in scored.items():
             if not baseline_seeds:
                 yield Skipped(name, subset, f"the baseline {baseline} has no transcripts to compare with")
                 continue
@@ -207,16 +207,16 @@ def find_difference(path: Path, other: Path) -> str | None:
         InputError: One of them cannot be read, or is malformed.
     """
     pairs = itertools.zip_longest(read_transcripts(path), read_transcripts(other))
-    for line, (own, expected) in enumerate(pairs, 1):
-        got, wanted = (
+    for line, (actual, expected) in enumerate(pairs, 1):
+        actual_content, expected_content = (
             None if transcript is None else (transcript.id, transcript.reference.split())
-            for transcript in (own, expected)
+            for transcript in (actual, expected)
         )
-        if got == wanted:
+        if actual_content == expected_content:
             continue
         descriptions = [
             "the end" if transcript is None else f"{transcript.id} {transcript.reference!r}"
-            for transcript in (expected, own)
+            for transcript in (expected, actual)
         ]
         return f"{path}, line {line}: expected, as in {other}, {descriptions[0]}, got {descriptions[1]}"
     return None
@@ -227,7 +227,7 @@ def _scored(runs: Sequence[Run], subset: str) -> list[Run]:
 
 
 def _usable(runs: Sequence[Run], subset: str, first: Path | None = None) -> tuple[list[Run], list[Skipped]]:
-    """The runs with transcripts of the same utterances as the first, and what is wrong with the others."""
+    """Return the runs with transcripts of the same utterances as the first, and the problems of the others."""
     usable, problems = [], []
     for run in _scored(runs, subset):
         path = run.transcripts(subset)
@@ -249,36 +249,38 @@ def _together(runs: Sequence[Run], subset: str) -> Iterator[tuple[TranscriptLine
 
 
 def _score(transcripts: Sequence[TranscriptLine], seeds: int) -> tuple[UtteranceErrors, list[float]]:
-    """The errors in an utterance, and their differences by segment; so many transcripts are of the run."""
+    """Return the errors in an utterance, and differences by segment; the first `seeds` transcripts are the run's."""
     alignments = [find_word_edits(transcript.reference, transcript.hypothesis) for transcript in transcripts]
-    first, second = alignments[:seeds], alignments[seeds:]
+    run_edits, baseline_edits = alignments[:seeds], alignments[seeds:]
     errors = UtteranceErrors(
         id=transcripts[-1].id,
         speaker=transcripts[-1].speaker,
-        words=len(first[0].reference),
-        errors=sum(edits.errors for edits in first) / len(first),
-        baseline_errors=sum(edits.errors for edits in second) / len(second),
+        words=len(run_edits[0].reference),
+        errors=sum(edits.errors for edits in run_edits) / len(run_edits),
+        baseline_errors=sum(edits.errors for edits in baseline_edits) / len(baseline_edits),
     )
-    return errors, [run_errors - baseline_errors for run_errors, baseline_errors in segment_errors(first, second)]
+    return errors, [
+        run_errors - baseline_errors for run_errors, baseline_errors in segment_errors(run_edits, baseline_edits)
+    ]
 
 
 def _read_examples(
     run: Sequence[Run], baseline: Sequence[Run], subset: str, chosen: Mapping[int, UtteranceErrors]
 ) -> dict[int, ExampleSentence]:
-    """The transcripts of some utterances, by their places: read again, so that not all texts are held."""
+    """Read the transcripts of the chosen utterances again, by row, so that not all texts are held in memory."""
     examples = {}
     for row, transcripts in enumerate(_together([*run, *baseline], subset)):
         if row in chosen:
-            errors = [find_word_edits(one.reference, one.hypothesis).errors for one in transcripts]
+            errors = [find_word_edits(transcript.reference, transcript.hypothesis).errors for transcript in transcripts]
             better, worse = (min, max) if chosen[row].difference < 0 else (max, min)
-            one = errors.index(better(errors[: len(run)]))
-            other = errors.index(worse(errors[len(run) :]), len(run))
+            index = errors.index(better(errors[: len(run)]))
+            baseline_index = errors.index(worse(errors[len(run) :]), len(run))
             examples[row] = ExampleSentence(
                 errors=chosen[row],
                 reference=transcripts[0].reference,
-                hypothesis=transcripts[one].hypothesis,
-                seed=run[one].seed,
-                baseline_hypothesis=transcripts[other].hypothesis,
-                baseline_seed=baseline[other - len(run)].seed,
+                hypothesis=transcripts[index].hypothesis,
+                seed=run[index].seed,
+                baseline_hypothesis=transcripts[baseline_index].hypothesis,
+                baseline_seed=baseline[baseline_index - len(run)].seed,
             )
     return examples

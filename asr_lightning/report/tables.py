@@ -14,7 +14,7 @@ from asr_lightning.files import write_atomically
 from asr_lightning.scoring import RATES
 
 MISSING = "–"
-FORMULA = ("=", "+", "-", "@")  # begin one in a spreadsheet
+FORMULA = ("=", "+", "-", "@")  # the first character of a formula in a spreadsheet
 NUMBER = re.compile(r"[+-](\d[\d,]*(\.\d*)?(e[+-]?\d+)?|inf|nan)( ± [\d.]+)?")
 
 Table = list[list[str]]  # its first line is the head
@@ -61,7 +61,7 @@ class Section:
 def summarise(rates: Sequence[float]) -> str:
     """Write the mean of some seeds in per cent, with their sample standard deviation where there are several.
 
-    A rate that is no number, of nothing that was scored, makes the mean unknown.
+    A rate that is not a number, as where nothing was scored, makes the mean unknown.
     """
     if not rates or any(map(math.isnan, rates)):
         return MISSING
@@ -72,7 +72,7 @@ def summarise(rates: Sequence[float]) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """Write a number, as `number(0.5, ".3f")`, or that it is missing or none."""
+    """Write a number, as `number(0.5, ".3f")`, or `–` if it is missing or not a number."""
     return MISSING if value is None or math.isnan(value) else format(value, form)
 
 
@@ -83,10 +83,10 @@ def p_value(p: float | None) -> str:
 
 def count(values: Sequence[int | None]) -> str:
     """Write a count: one number if all seeds agree, else the smallest and the largest."""
-    known = sorted({value for value in values if value is not None})
-    if not known or None in values:
+    counts = sorted({value for value in values if value is not None})
+    if not counts or None in values:
         return MISSING
-    return f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}"
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
 
 
 def metrics_by_subset(metrics: Mapping[str, float]) -> Table:
@@ -94,10 +94,10 @@ def metrics_by_subset(metrics: Mapping[str, float]) -> Table:
     values: dict[str, dict[str, str]] = {}
     for key, value in metrics.items():
         subset, _, metric = key.rpartition("/")
-        rate = metric in RATES
-        form = ".2f" if rate else ",.0f" if float(value).is_integer() else ".4g" if abs(value) < 1 else ",.3f"
-        values.setdefault(subset, {})[f"{metric.upper()} %" if rate else metric] = format(
-            100 * value if rate else value, form
+        is_rate = metric in RATES
+        form = ".2f" if is_rate else ",.0f" if float(value).is_integer() else ".4g" if abs(value) < 1 else ",.3f"
+        values.setdefault(subset, {})[f"{metric.upper()} %" if is_rate else metric] = format(
+            100 * value if is_rate else value, form
         )
     columns = list(dict.fromkeys(column for line in values.values() for column in line))
     lines = [[subset, *(line.get(column, MISSING) for column in columns)] for subset, line in values.items()]
@@ -108,7 +108,7 @@ def as_text(table: Table) -> str:
     """Align a table for the terminal: texts on the left, numbers on the right."""
     table = [list(map(printable, line)) for line in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    sides = [str.rjust if right else str.ljust for right in _numeric(table)]
+    sides = [str.rjust if numeric else str.ljust for numeric in _numeric(table)]
     return "\n".join(
         "  ".join(side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True)).rstrip()
         for line in table
@@ -118,12 +118,12 @@ def as_text(table: Table) -> str:
 def as_markdown(table: Table) -> str:
     """Write a table in Markdown: texts on the left, numbers on the right."""
     lines = [" | ".join(map(escape_markdown, line)) for line in table]
-    sides = " | ".join("---:" if right else "---" for right in _numeric(table))
+    sides = " | ".join("---:" if numeric else "---" for numeric in _numeric(table))
     return "\n".join(f"| {line} |" for line in [lines[0], sides, *lines[1:]])
 
 
 def _numeric(table: Table) -> list[bool]:
-    """Return which columns hold nothing but numbers, intervals of them and what is missing."""
+    """Return for each column whether it holds only numbers, intervals and missing values."""
     return [
         all(re.match(r"(< )?[-+−]?\d|–|nan$|inf$|$", cell) for cell in cells) for cells in zip(*table[1:], strict=True)
     ] or [False] * len(table[0])
@@ -156,12 +156,12 @@ def _cell(value: object) -> object:
 
 
 def from_csv(cell: str) -> str:
-    """Return a text that `as_csv` has written, without what keeps it from being a formula."""
+    """Return a text that `as_csv` has written, without the apostrophe before a formula."""
     return cell[1:] if cell.startswith("'") and _is_formula(cell[1:]) else cell
 
 
 def read_rows(path: Path, columns: set[str]) -> list[dict[str, str]]:
-    """Read what `as_csv` has written, with a head.
+    """Read a CSV file with a head that `as_csv` has written.
 
     Args:
         path: The file.

@@ -24,7 +24,7 @@ class LoggedRun:
 
     Attributes:
         path: The file.
-        project, group, name, job_type: As W&B will know the run; empty where it was not given.
+        project, group, name, job_type: As W&B will show the run; empty where not given.
         logged: From each name to its kind: `number`, or what W&B calls the type of a picture or table.
     """
 
@@ -58,7 +58,7 @@ def read_wandb_run(path: Path) -> LoggedRun:
     """Read a run's file; one that is still written, or was broken off, up to its end.
 
     Raises:
-        InputError: It is no file of W&B's, or ends before it says of which run it is.
+        InputError: It is no file of W&B's, or ends before the record that names the run.
     """
     run = None
     logged: dict[str, str] = {}
@@ -81,9 +81,9 @@ def records(content: bytes) -> Iterator[Record]:
     """Yield the records of a file in the log format of LevelDB, up to its end."""
     offset, parts = START, b""
     while content.startswith(MAGIC) and offset + HEADER.size <= len(content):
-        left = BLOCK - offset % BLOCK
-        if left < HEADER.size:
-            offset += left
+        remaining = BLOCK - offset % BLOCK
+        if remaining < HEADER.size:
+            offset += remaining
             continue
         _, length, kind = HEADER.unpack_from(content, offset)
         offset += HEADER.size + length
