@@ -96,21 +96,21 @@ class ErrorRates(Metric):
 def space_free_errors(reference: str, hypothesis: str) -> int:
     """Return the fewest word errors of a hypothesis over all ways to set spaces in it [Bang et al. 2020, sWER].
 
-    They set spaces by an alignment of characters, of which there may be several; the fewest errors are one number.
+    Bang et al. set spaces by an alignment of characters, of which there may be several; the minimum is unique.
     """
     words, letters = reference.split(), hypothesis.replace(" ", "")
     if words == hypothesis.split():
         return 0
     fewest = [min(length, 1) for length in range(len(letters) + 1)]  # of no words and so many letters: one insertion
     for word in words:
-        before, fewest = fewest, []
-        shorter = before_shorter = len(words) + 1  # the fewest with any smaller number of letters
-        for length, errors in enumerate(before):
-            best = min(errors + 1, before_shorter + 1, shorter + 1)  # deletion, substitution, insertion
+        previous, fewest = fewest, []
+        shorter = previous_shorter = len(words) + 1  # the fewest with any smaller number of letters
+        for length, errors in enumerate(previous):
+            best = min(errors + 1, previous_shorter + 1, shorter + 1)  # deletion, substitution, insertion
             if letters.startswith(word, length - len(word)) and length >= len(word):
-                best = min(best, before[length - len(word)])
+                best = min(best, previous[length - len(word)])
             fewest.append(best)
-            shorter, before_shorter = min(shorter, best), min(before_shorter, errors)
+            shorter, previous_shorter = min(shorter, best), min(previous_shorter, errors)
     return fewest[-1]
 
 

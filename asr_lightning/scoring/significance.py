@@ -54,7 +54,7 @@ class Bootstrap:
         difference: Word error rate of the first system minus that of the second; a fraction, negative where the first
             is better.
         low, high: The 95 % interval of it; None with a single speaker or utterance.
-        improvement: Share of the resamples in which the first system has the lower rate; draws count half. None
+        improvement: Share of the resamples in which the first system has the lower rate; ties count half. None
             likewise.
         units: How many speakers or utterances were drawn.
         by_speaker: Which of the two.
@@ -71,10 +71,10 @@ class Bootstrap:
 def segment_errors(first: Sequence[WordEdits], second: Sequence[WordEdits]) -> list[tuple[float, float]]:
     """Return the errors of the independent segments of an utterance [Gillick & Cox 1989].
 
-    A segment holds errors of any transcript, and lies between two places without any: at least two successive words of
-    the reference that all transcripts have right, without an insertion before or between them that would part them, or
-    an end of the utterance. An error that fewer right words part from the one before is in the same segment, and each
-    error is in one segment. With one transcript for each system these are the rules of sc_stats in NIST's SCTK 2.4.10.
+    A segment holds errors of any transcript. On each side it is bounded by at least two successive words of the
+    reference that all transcripts have right, without an insertion before or between them, or by an end of the
+    utterance. Errors with fewer right words between them are in the same segment, and each error is in one segment.
+    With one transcript for each system these are the rules of sc_stats in NIST's SCTK 2.4.10.
 
     Args:
         first: Alignments of the transcripts of the first system, one for each seed, to the same reference.
@@ -89,7 +89,7 @@ def segment_errors(first: Sequence[WordEdits], second: Sequence[WordEdits]) -> l
     reference = _common_reference(first, second)
     segments: list[tuple[float, float]] = []
     errors = [0, 0]  # since the last segment, of all transcripts of a system
-    right = 0  # successive words
+    correct = 0  # successive words
     for position in range(len(reference) + 1):
         inserted = [sum(len(edits.insertions[position]) for edits in system) for system in (first, second)]
         wrong = [0, 0]
@@ -98,8 +98,8 @@ def segment_errors(first: Sequence[WordEdits], second: Sequence[WordEdits]) -> l
                 sum(edits.heard[position] != reference[position] for edits in system) for system in (first, second)
             ]
         errors = [sum(counts) for counts in zip(errors, inserted, wrong, strict=True)]
-        right = 0 if any(wrong) else 1 if any(inserted) else right + 1
-        if any(errors) and (right >= SEPARATING_WORDS or position == len(reference)):
+        correct = 0 if any(wrong) else 1 if any(inserted) else correct + 1
+        if any(errors) and (correct >= SEPARATING_WORDS or position == len(reference)):
             segments.append((errors[0] / len(first), errors[1] / len(second)))
             errors = [0, 0]
     return segments
@@ -171,13 +171,13 @@ def bootstrap(
     difference, units = float(counts[0].sum() / counts[1].sum()), counts.shape[1]
     if units < 2:
         return Bootstrap(difference, None, None, None, units, by_speaker)
-    drawn = _resample(counts, resamples, np.random.default_rng(seed))
-    low, high = map(float, np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    resampled = _resample(counts, resamples, np.random.default_rng(seed))
+    low, high = map(float, np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     return Bootstrap(
         difference=difference,
         low=low,
         high=high,
-        improvement=float(np.mean(drawn < -ROUNDING) + np.mean(np.abs(drawn) <= ROUNDING) / 2),
+        improvement=float(np.mean(resampled < -ROUNDING) + np.mean(np.abs(resampled) <= ROUNDING) / 2),
         units=units,
         by_speaker=by_speaker,
     )
@@ -189,7 +189,7 @@ def _sum_by_speaker(counts: Counts, speakers: Sequence[str]) -> Counts:
 
 
 def _resample(counts: Counts, resamples: int, generator: np.random.Generator) -> Counts:
-    """Differences of rates, (resamples,), from differences of errors and words of N units, (2, N)."""
+    """Return differences of rates, (resamples,), from differences of errors and words of N units, (2, N)."""
     units = counts.shape[1]
     step = max(CHUNK // units, 1)
     parts = []
@@ -230,11 +230,11 @@ def mean_difference(first: Sequence[float], second: Sequence[float]) -> MeanDiff
     """
     means, errors = [], []
     for values in (first, second):
-        known = np.asarray(values, dtype=np.float64)
-        if not len(known) or not np.isfinite(known).all():
+        sample = np.asarray(values, dtype=np.float64)
+        if not len(sample) or not np.isfinite(sample).all():
             raise ValueError(f"expected finite values of both systems, got {list(values)}")
-        means.append(float(known.mean()))
-        errors.append(float(known.var(ddof=1)) / len(known) if len(known) > 1 else math.nan)  # squared
+        means.append(float(sample.mean()))
+        errors.append(float(sample.var(ddof=1)) / len(sample) if len(sample) > 1 else math.nan)  # squared
     freedom = math.nan
     if sum(errors) > 0:
         parts = [error**2 / (len(values) - 1) for error, values in zip(errors, (first, second), strict=True)]

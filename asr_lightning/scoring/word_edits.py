@@ -55,10 +55,10 @@ def correct_words(reference: str, hypothesis: str) -> list[bool]:
     """Return for each word of a hypothesis whether it is right, by the alignment with the reference."""
     alignment = find_word_edits(reference, hypothesis)
     marks = [False] * len(alignment.insertions[0])
-    for spoken, heard, inserted in zip(
+    for word, recognized, inserted in zip(
         alignment.reference, alignment.heard, alignment.insertions[1:], strict=True
     ):  # fmt: skip
-        marks += [] if heard is None else [heard == spoken]
+        marks += [] if recognized is None else [recognized == word]
         marks += [False] * len(inserted)
     return marks
 
@@ -66,15 +66,15 @@ def correct_words(reference: str, hypothesis: str) -> list[bool]:
 def display_width(text: str) -> int:
     """Return how many columns a text takes in a fixed-width font: Hangul syllables and the like take two."""
     # the vowels and finals of conjoining jamo are drawn into the syllable that they follow, accents into their letter
-    drawn = [sign for sign in text if not (unicodedata.combining(sign) or "\u1160" <= sign <= "\u11ff")]
-    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in drawn)
+    spacing_signs = [sign for sign in text if not (unicodedata.combining(sign) or "\u1160" <= sign <= "\u11ff")]
+    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in spacing_signs)
 
 
 def format_word_edits(rows: Sequence[tuple[str, WordEdits]], line_width: int = LINE_WIDTH) -> str:
     """Format a reference and the hypotheses of several recognizers below each other, word below word, in fixed width.
 
-    A wrong or inserted word stands between asterisks; asterisks alone are a missing word, as in NIST's sclite, whose
-    capitals other scripts do not have. If one recognizer inserts a word, the others have a blank.
+    A wrong or inserted word stands between asterisks; asterisks alone are a missing word, as in NIST's sclite, but
+    without its capitals, which other scripts do not have. If one recognizer inserts a word, the others have a blank.
 
     Args:
         rows: A label and an alignment for each recognizer, all of the same reference.
@@ -100,7 +100,7 @@ def format_word_edits(rows: Sequence[tuple[str, WordEdits]], line_width: int = L
 
 
 def _columns(alignments: Sequence[WordEdits]) -> list[list[str | None]]:
-    """Cells of the reference and of each recognizer, where None is a missing word."""
+    """Return the cells of the reference and of each recognizer, where None is a missing word."""
     reference = alignments[0].reference
     columns: list[list[str | None]] = []
     for position in range(len(reference) + 1):
