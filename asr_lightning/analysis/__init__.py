@@ -1,1 +1,1 @@
-"""Looks inside recognizers and their training: projections, neighbours, probes, alignments, lines and curves."""
+"""Analysis of recognizers and their training: projections, neighbours, probes, alignments, lines and curves."""

@@ -124,8 +124,8 @@ class PartWriter:
             with (self.folder / module).open("ab") as file:
                 offset = file.tell()
                 file.write(values.tobytes())
-            known = {column.name: getattr(rows, column.name) for column in fields(rows) if column.name != "values"}
-            line["modules"][module] = {"place": offset, "shape": values.shape, **known}
+            columns = {column.name: getattr(rows, column.name) for column in fields(rows) if column.name != "values"}
+            line["modules"][module] = {"place": offset, "shape": values.shape, **columns}
         with (self.folder / "utterances.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -147,8 +147,8 @@ def merge_parts(parts: Sequence[Path], folder: Path, about: dict[str, Any], limi
     lines = sorted(_lines(parts), key=lambda line: line[1]["utterance"])
     chosen: dict[str, tuple[Path, dict[str, Any]]] = {line["utterance"]: (part, line) for part, line in lines}
     if speakers is not None:
-        kept = set(sorted({line["speaker"] for _, line in chosen.values()})[:speakers])
-        chosen = {name: entry for name, entry in chosen.items() if entry[1]["speaker"] in kept}
+        first_speakers = set(sorted({line["speaker"] for _, line in chosen.values()})[:speakers])
+        chosen = {utterance: entry for utterance, entry in chosen.items() if entry[1]["speaker"] in first_speakers}
     chosen = dict(list(chosen.items())[:limit])
     new = folder.with_name(f".{folder.name}.new")
     remove(new)
@@ -158,9 +158,9 @@ def merge_parts(parts: Sequence[Path], folder: Path, about: dict[str, Any], limi
         writer.writeheader()
         writer.writerows(line for _, line in chosen.values())
     modules = dict.fromkeys(name for _, line in chosen.values() for name in line["modules"])
-    described = {module: _write_module(new, module, list(chosen.values())) for module in modules}
+    descriptions = {module: _write_module(new, module, list(chosen.values())) for module in modules}
     counts = {"utterances": len(chosen), "with_phones": sum(_has_phones(line) for _, line in chosen.values())}
-    write_atomically(new / DESCRIPTION, json.dumps({**about, **counts, "modules": described}, indent=1))
+    write_atomically(new / DESCRIPTION, json.dumps({**about, **counts, "modules": descriptions}, indent=1))
     for name in _written(folder):
         (folder / name).unlink(missing_ok=True)
     folder.mkdir(exist_ok=True)
@@ -206,8 +206,8 @@ def _write_module(folder: Path, module: str, chosen: list[tuple[Path, dict[str, 
         begin = 0
         for part, line, rows in entries:
             count = rows["shape"][0]
-            read = np.fromfile(part / module, np.float32, count * dimension, offset=rows["place"])
-            values[begin : begin + count] = read.reshape(count, dimension)
+            block = np.fromfile(part / module, np.float32, count * dimension, offset=rows["place"])
+            values[begin : begin + count] = block.reshape(count, dimension)
             begin += count
             columns = [rows[name] or [""] * count for name in ("starts", "ends", "characters", "phones")]
             for number, row in enumerate(zip(*columns, strict=True)):
@@ -225,10 +225,10 @@ def read_description(folder: Path) -> dict[str, Any]:
         InputError: There is none, or it cannot be read.
     """
     try:
-        described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text("utf-8"))
-        if not all(module["unit"] in ("frame", "token") for module in described["modules"].values()):
+        description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+        if not all(module["unit"] in ("frame", "token") for module in description["modules"].values()):
             raise ValueError("a module without a unit")
-        return described
+        return description
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"expected activations in {folder}, with a {DESCRIPTION}, got {type(error).__name__}: {reason(error)}; "
@@ -244,8 +244,8 @@ def layers_of_unit(folder: Path, unit: Unit, wanted: Sequence[str] | None = None
     """
     layers = [name for name, module in read_description(folder)["modules"].items() if module["unit"] == unit]
     if not layers or any(name not in layers for name in wanted or []):
-        asked = f", {', '.join(wanted)}" if wanted else ""
-        raise InputError(f"{folder}: expected layers of {unit}s{asked}, found {', '.join(layers) or 'none'}")
+        names = f", {', '.join(wanted)}" if wanted else ""
+        raise InputError(f"{folder}: expected layers of {unit}s{names}, found {', '.join(layers) or 'none'}")
     return list(wanted or layers)
 
 
@@ -255,14 +255,14 @@ def read_layer(folder: Path, module: str) -> Layer:
     Raises:
         InputError: There are none, or the files do not belong together.
     """
-    described = read_description(folder)["modules"]
-    if module not in described:
-        raise InputError(f"expected one of the modules in {folder}, {', '.join(described)}; got {module!r}")
+    modules = read_description(folder)["modules"]
+    if module not in modules:
+        raise InputError(f"expected one of the modules in {folder}, {', '.join(modules)}; got {module!r}")
     try:
         values = np.load(folder / f"{module}.npy", mmap_mode="r")
         with (folder / f"{module}.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))[1:]
-    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TokenError, csv.Error) as error:  # NumPy's too
+    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TokenError, csv.Error) as error:  # also NumPy's
         raise InputError(f"{folder}: the rows of {module} cannot be read: {reason(error)}") from error
     if values.ndim != 2 or values.dtype.kind != "f":
         raise InputError(f"{folder}/{module}.npy: expected rows of numbers, found {values.shape} of {values.dtype}")
@@ -278,7 +278,7 @@ def read_layer(folder: Path, module: str) -> Layer:
         ) from error
     labels = [np.array(column, dtype=str) for column in (names, speakers, characters, phones)]
     return Layer(
-        module, described[module]["unit"], values, labels[0], labels[1], indices,
+        module, modules[module]["unit"], values, labels[0], labels[1], indices,
         seconds[0], seconds[1], labels[2], labels[3],
     )  # fmt: skip
 

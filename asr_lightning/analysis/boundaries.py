@@ -65,6 +65,6 @@ def corpus_boundary_errors(
     truth: Mapping[str, Sequence[Segment]], estimates: Mapping[str, Sequence[Segment]]
 ) -> BoundaryErrors:
     """Return the boundary errors of all utterances that have a reference."""
-    both = [name for name in estimates if truth.get(name)]
-    errors = [boundary_errors(truth[name], estimates[name]) for name in both]
-    return BoundaryErrors(np.concatenate([np.zeros(0), *errors]), sum(len(truth[name]) - 1 for name in both))
+    names = [name for name in estimates if truth.get(name)]
+    errors = [boundary_errors(truth[name], estimates[name]) for name in names]
+    return BoundaryErrors(np.concatenate([np.zeros(0), *errors]), sum(len(truth[name]) - 1 for name in names))

@@ -18,7 +18,7 @@ Bools = npt.NDArray[np.bool_]
 
 EDGE = 1e-6  # confidences are kept so far from 0 and 1, whose logarithms are infinite
 BINS = 10
-LOG_TEMPERATURES = (-4.0, 4.0)  # natural logarithms: where the best temperature is looked for
+LOG_TEMPERATURES = (-4.0, 4.0)  # natural logarithms: range in which the best temperature is searched
 
 
 def normalized_cross_entropy(confidences: Floats, correct: Bools) -> float:
@@ -91,12 +91,12 @@ class Calibration(ABC):
 
     @abstractmethod
     def as_json(self) -> dict[str, Any]:
-        """Return what `read_calibration` makes the same map of."""
+        """Return the data from which `read_calibration` makes the same map."""
 
 
 @dataclass(frozen=True)
 class Temperature(Calibration):
-    """Divides log odds by a number above 0 [Guo et al. 2017, 4.2]: above 1, confidences become less sure."""
+    """Division of log odds by a temperature above 0 [Guo et al. 2017, 4.2]: above 1, confidences become less sure."""
 
     temperature: float
 
@@ -112,7 +112,7 @@ class Temperature(Calibration):
 
 @dataclass(frozen=True)
 class Isotonic(Calibration):
-    """The best map that never falls [Zadrozny and Elkan 2002]; lines between the means of its steps.
+    """The best non-decreasing map [Zadrozny and Elkan 2002]; lines between the means of its steps.
 
     Attributes:
         confidence: (M,) rising.
@@ -153,21 +153,21 @@ def fit_temperature(confidences: Floats, correct: Bools) -> Temperature:
 def fit_isotonic(confidences: Floats, correct: Bools) -> Isotonic:
     """Return the least squares map that never falls, by pooling adjacent violators [Ayer et al. 1955].
 
-    A step of n words is at least 1 / (2n) away from 0 and 1, since so few words make nothing certain.
+    A step of n words is at least 1 / (2n) away from 0 and 1, since few words prove little.
 
     Raises:
         ValueError: There are no words, or confidences are no probabilities.
     """
     _check(confidences, correct)
-    values, places = np.unique(confidences, return_inverse=True)
-    counts = np.bincount(places).astype(float)
-    right = np.bincount(places, weights=correct)
+    values, indices = np.unique(confidences, return_inverse=True)
+    counts = np.bincount(indices).astype(float)
+    hit_counts = np.bincount(indices, weights=correct)
     steps: list[tuple[float, float, float]] = []  # words, right words, summed confidence
-    for count, hits, total in zip(counts, right, counts * values, strict=True):
+    for count, hits, total in zip(counts, hit_counts, counts * values, strict=True):
         step = (count, hits, total)
         while steps and steps[-1][1] / steps[-1][0] >= step[1] / step[0]:
-            before = steps.pop()
-            step = (before[0] + step[0], before[1] + step[1], before[2] + step[2])
+            previous = steps.pop()
+            step = (previous[0] + step[0], previous[1] + step[1], previous[2] + step[2])
         steps.append(step)
     accuracy = np.maximum.accumulate([np.clip(hits / n, 1 / (2 * n), 1 - 1 / (2 * n)) for n, hits, _ in steps])
     return Isotonic(tuple(float(total / n) for n, _, total in steps), tuple(accuracy.tolist()))

@@ -43,8 +43,8 @@ class PublishedTable:
 
     def columns(self, layer: int, k: int) -> list[str]:
         """Return total and mean of a layer by its number from 0; dashes where the paper has no such layer."""
-        known = layer < len(self.totals)
-        return [str(self.totals[layer]), self.mean(layer, k)] if known else [MISSING, MISSING]
+        published = layer < len(self.totals)
+        return [str(self.totals[layer]), self.mean(layer, k)] if published else [MISSING, MISSING]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def find_character_neighbours(
 
     Args:
         folder: Of activations.
-        layers: Of its modules those of tokens.
+        layers: Modules of tokens in that folder.
         k: Neighbours.
         seed: Of the sentences and of the baselines.
         device: Where states are compared.
@@ -139,7 +139,7 @@ def find_character_neighbours(
 
 
 def _of_sentences(layer: Layer, count: int | None, seed: int) -> Layer:
-    """Return the states of characters, without those of sentences' ends, of so many sentences drawn by lot."""
+    """Return the states of characters, without those of sentences' ends, of `count` sentences drawn by lot."""
     rows = layer.characters != "<eos>"
     names = np.unique(layer.utterances[rows])
     if count is not None and count < len(names):
@@ -158,11 +158,17 @@ def neighbour_table(layers: list[CharacterNeighbours], published: PublishedTable
     head = ["layer", "sentences", "tokens", "total", "mean", *paper, "shuffled states"]
     rows = [head + [f"{order}-gram" for order in ORDERS]]
     for number, layer in enumerate(layers):
-        mine, k = layer.matches, layer.neighbours.shape[1]
+        matches, k = layer.matches, layer.neighbours.shape[1]
         rows.append(
-            [layer.layer, str(layer.sentences), str(len(layer.characters)), f"{mine.total:.0f}", f"{mine.mean:.2f}"]
+            [
+                layer.layer,
+                str(layer.sentences),
+                str(len(layer.characters)),
+                f"{matches.total:.0f}",
+                f"{matches.mean:.2f}",
+            ]
             + (published.columns(number, k) if published else [])
-            + [f"{other.mean:.2f}" for other in (layer.shuffled, *layer.ngrams)]
+            + [f"{baseline.mean:.2f}" for baseline in (layer.shuffled, *layer.ngrams)]
         )
     return rows
 
@@ -170,10 +176,10 @@ def neighbour_table(layers: list[CharacterNeighbours], published: PublishedTable
 def neighbour_caption(layers: list[CharacterNeighbours], seed: int, published: PublishedTable | None = None) -> str:
     """Return the caption of the table."""
     first = layers[0]
-    ours = (
+    caption = (
         f"{first.neighbours.shape[1]} neighbors of each of {len(first.characters):,} tokens of {first.sentences} "
         f"sentences (drawn with seed {seed} if the data hold more); neighbors come from the same sentences. Total and "
         "mean of the characters right before that match."
     )
-    theirs = f" The paper has {published.sentences} sentences and {published.tokens:,} tokens." if published else ""
-    return ours + theirs
+    paper = f" The paper has {published.sentences} sentences and {published.tokens:,} tokens." if published else ""
+    return caption + paper

@@ -65,21 +65,21 @@ def choose_sentences(
         sizes: Frames of the utterances that can be drawn, by name.
         speaker: Whose longest sentences replace missing ones.
     """
-    known = {name: utterances[name] for name in sizes}
-    names = find_sentences(wanted, known)
-    taken = {name for name in names.values() if name}
+    rows = {name: utterances[name] for name in sizes}
+    names = find_sentences(wanted, rows)
+    chosen_names = {name for name in names.values() if name}
     longest = sorted(
-        (name for name, row in known.items() if row["speaker"] == speaker and name not in taken),
+        (name for name, row in rows.items() if row["speaker"] == speaker and name not in chosen_names),
         key=lambda name: (-sizes[name], name),
     )
     chosen = []
-    for sentence, found_name in names.items():
+    for sentence, match in names.items():
         note = (
             ""
-            if found_name
+            if match
             else f"the longest sentence of speaker {speaker}: there is no {sentence!r} with phones in these data"
         )
-        name = found_name or (longest.pop(0) if longest else None)
+        name = match or (longest.pop(0) if longest else None)
         if name:
-            chosen.append(ChosenSentence(name, known[name]["speaker"], text_of(known[name]), note))
+            chosen.append(ChosenSentence(name, rows[name]["speaker"], text_of(rows[name]), note))
     return chosen

@@ -43,8 +43,8 @@ def line_positions(first: float = -0.25, last: float = 1.25, count: int = 13) ->
     if not first <= 0 < 1 <= last or count < 2:
         raise ValueError(f"expected 2 or more values in a range that holds 0 and 1, got {count} from {first} to {last}")
     spread = [first + (last - first) * number / (count - 1) for number in range(count)]
-    between = [alpha for alpha in spread if min(abs(alpha), abs(alpha - 1)) > 1e-9]
-    return sorted([0.0, 1.0, *between])
+    inner = [alpha for alpha in spread if min(abs(alpha), abs(alpha - 1)) > 1e-9]
+    return sorted([0.0, 1.0, *inner])
 
 
 def interpolate(
@@ -57,17 +57,16 @@ def interpolate(
         second: At α = 1, which gives it exactly; with the same names and shapes.
         alpha: α; below 0 and above 1 the line continues.
         parameters: Names of parameters. All other entries are buffers, such as the running statistics of BatchNorm;
-            these stay as at the nearer end beyond the ends, where a variance could become negative. Whole numbers are
-            rounded.
+            beyond an end these are as at that end, since a variance could become negative. Whole numbers are rounded.
     """
-    between = min(max(alpha, 0.0), 1.0)
+    clamped = min(max(alpha, 0.0), 1.0)
     weights = {}
     for name, start in first.items():
         end = second[name]
         if start.is_floating_point():
-            weights[name] = torch.lerp(start, end, alpha if name in parameters else between)
+            weights[name] = torch.lerp(start, end, alpha if name in parameters else clamped)
         else:
-            weights[name] = torch.lerp(start.double(), end.double(), between).round().to(start.dtype)
+            weights[name] = torch.lerp(start.double(), end.double(), clamped).round().to(start.dtype)
     return weights
 
 
@@ -90,10 +89,10 @@ def along_line(
     """
     first = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    other = {name: tensor.to(first[name].device) for name, tensor in second.items()}
+    second_weights = {name: tensor.to(first[name].device) for name, tensor in second.items()}
     try:
         for alpha in where:
-            network.load_state_dict(interpolate(first, other, alpha, parameters))
+            network.load_state_dict(interpolate(first, second_weights, alpha, parameters))
             yield alpha, measure()
     finally:
         network.load_state_dict(first)
@@ -111,13 +110,13 @@ def quality(recognizer: Recognizer, batches: Iterable[Batch], recognize: bool = 
     total, count = 0.0, 0
     rates = ErrorRates().to(recognizer.device)
     for batch in batches:
-        here = batch.to(recognizer.device)
-        losses = recognizer.loss(here)
+        device_batch = batch.to(recognizer.device)
+        losses = recognizer.loss(device_batch)
         usable = losses.isfinite()
         total += float(losses[usable].double().sum())
         count += int(usable.sum())
         if recognize:
-            rates.update([recognizer.tokenizer.fold(text) for text in batch.texts], recognizer.transcribe(here))
+            rates.update([recognizer.tokenizer.fold(text) for text in batch.texts], recognizer.transcribe(device_batch))
     error_rates = {name: float(value) for name, value in rates.compute().items()} if recognize else {}
     return Quality(total / count if count else math.nan, count, error_rates)
 
@@ -132,6 +131,6 @@ def barrier(line: Sequence[tuple[float, float]]) -> float:
         In the unit of the loss; 0 where it rises nowhere, NaN where a loss is not finite.
     """
     losses = dict(line)
-    first, last = losses[0.0], losses[1.0]
-    rises = [loss - (first + alpha * (last - first)) for alpha, loss in line if 0 <= alpha <= 1]  # 0 if all are alike
+    start, end = losses[0.0], losses[1.0]
+    rises = [loss - (start + alpha * (end - start)) for alpha, loss in line if 0 <= alpha <= 1]  # 0 if all are alike
     return math.nan if any(math.isnan(rise) for rise in rises) else max(rises)

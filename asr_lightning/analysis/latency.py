@@ -64,7 +64,7 @@ class Latency:
         Args:
             reference: Its words.
             written: What was recognized.
-            spoken: When each word of the reference is spoken; None where nothing is known of it.
+            spoken: When each word of the reference is spoken; None if unknown.
 
         Raises:
             ValueError: There are not as many times as words.

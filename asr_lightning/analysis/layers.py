@@ -54,21 +54,21 @@ def project_layers(layers: Sequence[Layer], speaker: str, seed: int = 1, **optio
     """
     projected: list[Projected] = []
     for layer in layers:
-        mine = layer.where(np.flatnonzero(layer.speakers == speaker))
-        points = project(mine.values, seed=seed, **options)  # type: ignore[arg-type]
+        frames = layer.where(np.flatnonzero(layer.speakers == speaker))
+        points = project(frames.values, seed=seed, **options)  # type: ignore[arg-type]
         if projected:
             first = projected[0]
-            rows = counterparts(mine.utterances, mine.starts, first.layer.utterances, first.layer.starts)
+            rows = counterparts(frames.utterances, frames.starts, first.layer.utterances, first.layer.starts)
             turn = aligned(points[rows >= 0], first.positions[rows[rows >= 0]])
             points = _applied(points, points[rows >= 0], turn)
-        projected.append(Projected(mine, points))
+        projected.append(Projected(frames, points))
     return projected
 
 
-def _applied(points: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Rotate all points as some of them were rotated."""
-    turn = np.linalg.lstsq(before - before.mean(axis=0), after, rcond=None)[0]
-    return (points - before.mean(axis=0)) @ turn
+def _applied(points: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Rotate all points by the rotation that takes `source` to `target`."""
+    turn = np.linalg.lstsq(source - source.mean(axis=0), target, rcond=None)[0]
+    return (points - source.mean(axis=0)) @ turn
 
 
 def measure_layers(projected: Iterable[Projected], k: int = 5) -> list[LayerMeasurement]:

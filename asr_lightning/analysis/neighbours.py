@@ -39,10 +39,10 @@ def nearest(
         candidates, farthest = _candidates(states, groups, rows, center, k + SPARE, device)
         exact = _measured(states, rows, candidates)
         unsure = np.flatnonzero(~_sure(states[rows] - center, np.sort(exact, axis=1)[:, :k], farthest, longest))
-        for first in range(0, len(unsure), PRECISE_QUERIES):
-            some = unsure[first : first + PRECISE_QUERIES]
-            candidates[some] = _precise_candidates(states, groups, rows[some], candidates.shape[1], device)
-            exact[some] = _measured(states, rows[some], candidates[some])
+        for start in range(0, len(unsure), PRECISE_QUERIES):
+            indices = unsure[start : start + PRECISE_QUERIES]
+            candidates[indices] = _precise_candidates(states, groups, rows[indices], candidates.shape[1], device)
+            exact[indices] = _measured(states, rows[indices], candidates[indices])
         order = np.argsort(exact, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(exact, order, axis=1)
         distances[begin : begin + len(rows), : best.shape[1]] = best
@@ -53,28 +53,28 @@ def nearest(
 
 
 def _extent(states: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the mean (D,) of all states, and how far from it the farthest is."""
+    """Return the mean (D,) of all states, and the greatest distance from it."""
     center, longest = np.zeros(states.shape[1]), 0.0
     for begin in range(0, len(states), CANDIDATES):
         center += states[begin : begin + CANDIDATES].sum(axis=0, dtype=np.float64) / len(states)
     for begin in range(0, len(states), CANDIDATES):
-        between = states[begin : begin + CANDIDATES] - center
-        longest = max(longest, float(np.sqrt(np.einsum("nd,nd->n", between, between).max())))
+        offsets = states[begin : begin + CANDIDATES] - center
+        longest = max(longest, float(np.sqrt(np.einsum("nd,nd->n", offsets, offsets).max())))
     return center, longest
 
 
 def _sure(query: np.ndarray, nearest: np.ndarray, farthest: np.ndarray, longest: float) -> np.ndarray:
-    """Return where (Q,) no state that is no candidate can be as near as the last of the nearest.
+    """Return for which queries (Q,) every state that is no candidate is farther than the last of the nearest.
 
     Args:
         query: (Q, D) from the center.
         nearest: (Q, k) exact distances, the last one the greatest.
         farthest: (Q,) squares of the last candidates' distances in single precision, without those of the queries;
             infinite where all states are candidates.
-        longest: Of all states, from the center.
+        longest: Greatest distance of a state from the center.
 
-    The error of a sum of D products is at most D roundings of the sum of their sizes [Higham 2002, section 3.1]; there
-    are a few more of the states themselves and of what is added up.
+    The error of a sum of D products is at most D roundings of the sum of their sizes [Higham 2002, section 3.1]; a
+    few more are those of the states themselves and of the terms that are added.
     """
     rounding = 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
     squares = np.einsum("qd,qd->q", query, query)
@@ -85,59 +85,59 @@ def _sure(query: np.ndarray, nearest: np.ndarray, farthest: np.ndarray, longest:
 def _candidates(
     states: np.ndarray, groups: np.ndarray, rows: np.ndarray, center: np.ndarray, count: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nearest by single precision, and the last ones' squares without those of the queries.
+    """Return the nearest in single precision, and the squared distances of the last, without the queries' squares.
 
     Indices (Q, count) in ascending order, -1 for none; squares (Q,) are then infinite.
     """
     query = torch.from_numpy((states[rows] - center).astype(np.float32)).to(device)
-    own = torch.from_numpy(groups[rows].astype(np.int64)).to(device).unsqueeze(1)
+    query_groups = torch.from_numpy(groups[rows].astype(np.int64)).to(device).unsqueeze(1)
     best = torch.full((len(rows), count), float("inf"), device=device)
-    where = torch.full((len(rows), count), -1, dtype=torch.int64, device=device)
+    nearest_rows = torch.full((len(rows), count), -1, dtype=torch.int64, device=device)
     for begin in range(0, len(states), CANDIDATES):
         block = torch.from_numpy((states[begin : begin + CANDIDATES] - center).astype(np.float32)).to(device)
-        theirs = torch.from_numpy(groups[begin : begin + CANDIDATES].astype(np.int64)).to(device)
+        block_groups = torch.from_numpy(groups[begin : begin + CANDIDATES].astype(np.int64)).to(device)
         squares = torch.addmm(block.square().sum(dim=1), query, block.T, alpha=-2.0)  # without the same |query|²
-        squares.masked_fill_(own == theirs, float("inf"))
+        squares.masked_fill_(query_groups == block_groups, float("inf"))
         near, column = squares.topk(min(count, len(block)), dim=1, largest=False)
         best, order = torch.cat([best, near], dim=1).topk(count, dim=1, largest=False)
-        where = torch.cat([where, column + begin], dim=1).gather(1, order)
-    candidates = torch.where(best.isinf(), -1, where)
+        nearest_rows = torch.cat([nearest_rows, column + begin], dim=1).gather(1, order)
+    candidates = torch.where(best.isinf(), -1, nearest_rows)
     return candidates.sort(dim=1).values.cpu().numpy(), best.amax(dim=1).double().cpu().numpy()
 
 
 def _precise_candidates(
     states: np.ndarray, groups: np.ndarray, rows: np.ndarray, count: int, device: str
 ) -> np.ndarray:
-    """Return the indices (Q, count) of the nearest by double precision, in ascending order; -1 for none.
+    """Return the indices (Q, count) of the nearest in double precision, in ascending order; -1 for none.
 
     Of equally near states the lower indices.
     """
     query = torch.from_numpy(states[rows].astype(np.float64)).to(device)
-    own = torch.from_numpy(groups[rows].astype(np.int64)).to(device).unsqueeze(1)
+    query_groups = torch.from_numpy(groups[rows].astype(np.int64)).to(device).unsqueeze(1)
     best = torch.full((len(rows), count), float("inf"), dtype=torch.float64, device=device)
-    where = torch.full((len(rows), count), -1, dtype=torch.int64, device=device)
+    nearest_rows = torch.full((len(rows), count), -1, dtype=torch.int64, device=device)
     for begin in range(0, len(states), CANDIDATES):
         block = torch.from_numpy(states[begin : begin + CANDIDATES].astype(np.float64)).to(device)
-        theirs = torch.from_numpy(groups[begin : begin + CANDIDATES].astype(np.int64)).to(device)
+        block_groups = torch.from_numpy(groups[begin : begin + CANDIDATES].astype(np.int64)).to(device)
         distances = torch.cdist(query, block, compute_mode="donot_use_mm_for_euclid_dist")
-        distances.masked_fill_(own == theirs, float("inf"))
+        distances.masked_fill_(query_groups == block_groups, float("inf"))
         near, column = (part[:, :count] for part in distances.sort(dim=1, stable=True))
         best, order = (part[:, :count] for part in torch.cat([best, near], dim=1).sort(dim=1, stable=True))
-        where = torch.cat([where, column + begin], dim=1).gather(1, order)
-    return torch.where(best.isinf(), -1, where).sort(dim=1).values.cpu().numpy()
+        nearest_rows = torch.cat([nearest_rows, column + begin], dim=1).gather(1, order)
+    return torch.where(best.isinf(), -1, nearest_rows).sort(dim=1).values.cpu().numpy()
 
 
 def _measured(states: np.ndarray, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Distances (Q, count) in double precision; infinite for index -1."""
-    between = np.subtract(states[candidates.clip(min=0)], states[rows][:, None], dtype=np.float64)  # (Q, count, D)
-    exact = np.sqrt(np.einsum("qcd,qcd->qc", between, between))
+    """Return the distances (Q, count) in double precision; infinite for index -1."""
+    offsets = np.subtract(states[candidates.clip(min=0)], states[rows][:, None], dtype=np.float64)  # (Q, count, D)
+    exact = np.sqrt(np.einsum("qcd,qcd->qc", offsets, offsets))
     return np.where(candidates >= 0, exact, np.inf)
 
 
 def matching_before(
     characters: np.ndarray, groups: np.ndarray, neighbours: np.ndarray, queries: np.ndarray
 ) -> np.ndarray:
-    """Count how many characters right before a query's are the same before its neighbours'.
+    """Count the characters right before each query's that also stand right before its neighbours'.
 
     Args:
         characters: (N,) of every state, in the order of their sentences.
@@ -149,17 +149,22 @@ def matching_before(
         (Q, k) counts: 0 where the character before differs, or a sentence has just begun.
     """
     counts = np.zeros(neighbours.shape, dtype=np.int64)
-    mine = np.broadcast_to(queries[:, None], neighbours.shape)
-    going = neighbours >= 0
+    positions = np.broadcast_to(queries[:, None], neighbours.shape)
+    matching = neighbours >= 0
     back = 0
-    while going.any():
+    while matching.any():
         back += 1
-        own, other = mine - back, neighbours - back
-        inside = (own >= 0) & (other >= 0)
-        own, other = own.clip(min=0), other.clip(min=0)
-        going = going & inside & (groups[own] == groups[mine]) & (groups[other] == groups[neighbours])
-        going &= characters[own] == characters[other]
-        counts += going
+        query_rows, neighbour_rows = positions - back, neighbours - back
+        inside = (query_rows >= 0) & (neighbour_rows >= 0)
+        query_rows, neighbour_rows = query_rows.clip(min=0), neighbour_rows.clip(min=0)
+        matching = (
+            matching
+            & inside
+            & (groups[query_rows] == groups[positions])
+            & (groups[neighbour_rows] == groups[neighbours])
+        )
+        matching &= characters[query_rows] == characters[neighbour_rows]
+        counts += matching
     return counts
 
 
@@ -210,17 +215,17 @@ def ngram_baseline(
     results = []
     for _ in range(draws):
         neighbours = np.full((len(queries), k), -1, dtype=np.int64)
-        for keys, alike in zip(histories, members, strict=True):
+        for keys, rows_of in zip(histories, members, strict=True):
             for row, query in enumerate(queries):
                 missing = int((neighbours[row] < 0).sum())
                 if not missing:
                     continue
-                known = alike[keys[query]]
-                others = known[(groups[known] != groups[query]) & ~np.isin(known, neighbours[row])]
-                drawn = random.permutation(others)[:missing] if len(others) <= missing else random.choice(
-                    others, missing, replace=False
+                candidates = rows_of[keys[query]]
+                allowed = candidates[(groups[candidates] != groups[query]) & ~np.isin(candidates, neighbours[row])]
+                sample = random.permutation(allowed)[:missing] if len(allowed) <= missing else random.choice(
+                    allowed, missing, replace=False
                 )  # fmt: skip
-                neighbours[row, k - missing : k - missing + len(drawn)] = drawn
+                neighbours[row, k - missing : k - missing + len(sample)] = sample
         results.append(matching_before(characters, groups, neighbours, queries))
     return _over_draws(results)
 
@@ -232,14 +237,14 @@ def _over_draws(results: Sequence[np.ndarray]) -> Matches:
 
 
 def _histories(characters: np.ndarray, groups: np.ndarray, length: int) -> np.ndarray:
-    """A number (N,) for every different history of so many characters, within a sentence."""
+    """Return a number (N,) for every different history of `length` characters, within a sentence."""
     _, keys = np.unique(characters, return_inverse=True)
     numbers = keys.astype(np.int64)
-    everything = np.arange(len(numbers))
+    rows = np.arange(len(numbers))
     for back in range(1, length):
-        before = (everything - back).clip(min=0)
-        inside = (everything >= back) & (groups[before] == groups)
-        joined = numbers * (keys.max() + 2) + np.where(inside, keys[before] + 1, 0)
+        previous = (rows - back).clip(min=0)
+        inside = (rows >= back) & (groups[previous] == groups)
+        joined = numbers * (keys.max() + 2) + np.where(inside, keys[previous] + 1, 0)
         _, numbers = np.unique(joined, return_inverse=True)
     return numbers
 
@@ -257,11 +262,11 @@ def in_context(characters: Sequence[str], index: int, before: int = 20, after: i
         characters: Of the sentence, `_` for a space.
         index: Of the character.
         before: Characters shown before it.
-        after: And after it.
+        after: Characters shown after it.
     """
     start = max(0, index - before)
-    ahead, behind = (
+    preceding, following = (
         "".join(part).replace("_", " ") for part in (characters[start:index], characters[index + 1 : index + 1 + after])
     )
-    more = "…" if index + 1 + after < len(characters) else ""
-    return f"{'…' if start else ''}{ahead}<<{characters[index]}>>{behind}{more}".strip()
+    ellipsis = "…" if index + 1 + after < len(characters) else ""
+    return f"{'…' if start else ''}{preceding}<<{characters[index]}>>{following}{ellipsis}".strip()

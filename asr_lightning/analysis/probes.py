@@ -45,14 +45,14 @@ def measure_layer(
         times: (N,) seconds.
         k: Neighbours.
     """
-    known = phones != ""
-    shares = np.unique(phones[known], return_counts=True)[1] / max(1, known.sum())
+    labeled = phones != ""
+    shares = np.unique(phones[labeled], return_counts=True)[1] / max(1, labeled.sum())
     return LayerFigures(
-        purity=phone_purity(values[known], phones[known], groups[known], k),
+        purity=phone_purity(values[labeled], phones[labeled], groups[labeled], k),
         chance=float(np.square(shares).sum()),
         order=order_correlation(values, times, groups),
-        silence=silence_spread(values[known], phones[known]),
-        probe=linear_probe(values[known], phones[known], groups[known]),
+        silence=silence_spread(values[labeled], phones[labeled]),
+        probe=linear_probe(values[labeled], phones[labeled], groups[labeled]),
     )
 
 
@@ -66,7 +66,7 @@ def phone_purity(values: np.ndarray, phones: np.ndarray, groups: np.ndarray, k: 
 
 
 def order_correlation(values: np.ndarray, times: np.ndarray, groups: np.ndarray) -> float:
-    """Return Spearman's correlation of distances in time and in space, within utterances, their mean.
+    """Return the mean over utterances of Spearman's correlation of distances in time and in space.
 
     Utterances of fewer than three frames, and those whose frames are all alike, are left out; NaN if none is left.
     """
@@ -76,9 +76,9 @@ def order_correlation(values: np.ndarray, times: np.ndarray, groups: np.ndarray)
         rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), LONGEST)).round().astype(int)]
         if len(rows) < 3:
             continue
-        apart = pdist(values[rows].astype(np.float64))
-        if np.ptp(apart) > 0:
-            correlations.append(spearmanr(pdist(times[rows, None]), apart).statistic)
+        distances = pdist(values[rows].astype(np.float64))
+        if np.ptp(distances) > 0:
+            correlations.append(spearmanr(pdist(times[rows, None]), distances).statistic)
     return float(np.mean(correlations)) if correlations else float("nan")
 
 
@@ -87,15 +87,15 @@ def silence_spread(values: np.ndarray, phones: np.ndarray) -> float:
     silent = values[phones == SILENCE].astype(np.float64)
     if len(silent) < 2:
         return float("nan")
-    everything = values.astype(np.float64)
-    own, total = (np.sqrt(part.var(axis=0).sum()) for part in (silent, everything))
-    return float(own / total) if total > 0 else float("nan")
+    all_frames = values.astype(np.float64)
+    silent_size, total_size = (np.sqrt(part.var(axis=0).sum()) for part in (silent, all_frames))
+    return float(silent_size / total_size) if total_size > 0 else float("nan")
 
 
 def linear_probe(values: np.ndarray, phones: np.ndarray, groups: np.ndarray) -> float:
     """Return the accuracy of ridge regression on one-hot phones, utterances in five folds; NaN with fewer than two.
 
-    Every fold is classified by what the others have taught; dimensions are standardized by the others as well.
+    Every fold is classified by the weights of the others; dimensions are standardized by the others as well.
     """
     names = np.unique(groups)
     if len(names) < 2:
@@ -103,30 +103,30 @@ def linear_probe(values: np.ndarray, phones: np.ndarray, groups: np.ndarray) -> 
     kinds, classes = np.unique(phones, return_inverse=True)
     fold_of = dict(zip(names.tolist(), (np.arange(len(names)) % min(FOLDS, len(names))).tolist(), strict=True))
     folds = np.array([fold_of[group] for group in groups.tolist()])
-    right = 0
+    correct = 0
     for fold in np.unique(folds):
         learn, test = folds != fold, folds == fold
         weights, mean, scale = _ridge(values[learn].astype(np.float64), np.eye(len(kinds))[classes[learn]])
         scores = np.c_[(values[test] - mean) / scale, np.ones(test.sum())] @ weights
-        right += int((scores.argmax(axis=1) == classes[test]).sum())
-    return right / len(values)
+        correct += int((scores.argmax(axis=1) == classes[test]).sum())
+    return correct / len(values)
 
 
 def _ridge(points: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     mean, scale = points.mean(axis=0), points.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
-    known = np.c_[(points - mean) / scale, np.ones(len(points))]
-    penalty = RIDGE * len(points) * np.eye(known.shape[1])
+    design = np.c_[(points - mean) / scale, np.ones(len(points))]
+    penalty = RIDGE * len(points) * np.eye(design.shape[1])
     penalty[-1, -1] = 0.0
-    return np.linalg.solve(known.T @ known + penalty, known.T @ targets), mean, scale
+    return np.linalg.solve(design.T @ design + penalty, design.T @ targets), mean, scale
 
 
 def speaker_interval(values: np.ndarray, seed: int = 1, draws: int = 2000) -> tuple[float, float]:
     """Return the 95 % confidence interval of a mean over speakers, by bootstrap; NaN twice for fewer than two."""
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
-    if len(known) < 2:
+    sample = np.asarray(values, dtype=np.float64)
+    sample = sample[~np.isnan(sample)]
+    if len(sample) < 2:
         return float("nan"), float("nan")
-    means = known[np.random.default_rng(seed).integers(len(known), size=(draws, len(known)))].mean(axis=1)
+    means = sample[np.random.default_rng(seed).integers(len(sample), size=(draws, len(sample)))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

@@ -23,11 +23,11 @@ def project(
 
     Args:
         points: At least 4; equal points get equal coordinates.
-        components: Principal components that t-SNE sees.
+        components: Principal components given to t-SNE.
         perplexity: About how many neighbours a point has; less where there are few points.
         iterations: Of the optimization, a quarter of them with early exaggeration.
         seed: Of everything random.
-        threads: How many; the result is the same.
+        threads: How many; the result does not depend on it.
 
     Raises:
         ValueError: There are fewer than 4 points, or some are not finite.
@@ -36,7 +36,7 @@ def project(
         raise ValueError(f"t-SNE needs at least 4 finite points, got {len(points)}, of which some may not be finite")
     reduced = principal_components(points, components)
     scale = reduced[:, 0].std() or 1.0
-    # A hair of noise keeps equal points apart, which openTSNE's own initialization divides by zero for.
+    # A little noise keeps equal points apart: openTSNE's own initialization divides by zero for them.
     begin = np.random.default_rng(seed).normal(scale=1e-6, size=(len(points), 2))
     begin[:, : reduced.shape[1]] += 1e-4 * reduced[:, :2] / scale
     tsne = TSNE(
@@ -77,7 +77,7 @@ def counterparts(names: np.ndarray, times: np.ndarray, other_names: np.ndarray, 
     """
     rows = np.full(len(names), -1, dtype=np.int64)
     for name in np.unique(names):
-        mine, theirs = np.flatnonzero(names == name), np.flatnonzero(other_names == name)
-        if len(theirs):
-            rows[mine] = theirs[np.abs(times[mine][:, None] - other_times[theirs]).argmin(axis=1)]
+        indices, other_indices = np.flatnonzero(names == name), np.flatnonzero(other_names == name)
+        if len(other_indices):
+            rows[indices] = other_indices[np.abs(times[indices][:, None] - other_times[other_indices]).argmin(axis=1)]
     return rows

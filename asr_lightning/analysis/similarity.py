@@ -26,7 +26,7 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def stretched(values: np.ndarray, frames: int) -> np.ndarray:
-    """Return the frames (T, D) of an utterance repeated or left out, evenly, so that they are so many."""
+    """Return `frames` frames of an utterance (T, D), evenly repeated or left out."""
     return values[np.arange(frames) * len(values) // frames]
 
 
@@ -37,4 +37,4 @@ def layer_similarities(first: Sequence[np.ndarray], second: Sequence[np.ndarray]
         first: L layers, (N, D) each, of the same N frames.
         second: M layers likewise.
     """
-    return np.array([[linear_cka(one, other) for other in second] for one in first]).reshape(len(first), len(second))
+    return np.array([[linear_cka(x, y) for y in second] for x in first]).reshape(len(first), len(second))

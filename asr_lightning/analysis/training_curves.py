@@ -19,7 +19,7 @@ class NormSpan:
         last: Step of the last.
         count: How many there are.
         norm: Their mean.
-        change: Mean absolute difference of two that follow each other.
+        change: Mean absolute difference of successive norms.
         relative_change: Mean of |ln(next / norm)|, which is the same for gradients of any scale; norms of 0, as of a
             frozen module, are left out.
     """
@@ -55,20 +55,20 @@ def early_and_late(steps: ArrayLike, norms: ArrayLike, share: float = 0.1) -> tu
 
 
 def _span(steps: np.ndarray, norms: np.ndarray, inside: np.ndarray) -> NormSpan:
-    chosen, at = norms[inside], steps[inside]
-    if len(chosen) < 2:
+    span_norms, span_steps = norms[inside], steps[inside]
+    if len(span_norms) < 2:
         raise InputError(
-            f"gradient norms: expected two or more from step {at[0]} to {at[-1]}, found {len(chosen)}: take a larger "
-            "share, or log more often by trainer.log_every_n_steps"
+            f"gradient norms: expected two or more from step {span_steps[0]} to {span_steps[-1]}, found "
+            f"{len(span_norms)}: take a larger share, or log more often by trainer.log_every_n_steps"
         )
-    positive = chosen[chosen > 0]
+    positive = span_norms[span_norms > 0]
     relative = np.abs(np.diff(np.log(positive)))
     return NormSpan(
-        first=int(at[0]),
-        last=int(at[-1]),
-        count=len(chosen),
-        norm=float(chosen.mean()),
-        change=float(np.abs(np.diff(chosen)).mean()),
+        first=int(span_steps[0]),
+        last=int(span_steps[-1]),
+        count=len(span_norms),
+        norm=float(span_norms.mean()),
+        change=float(np.abs(np.diff(span_norms)).mean()),
         relative_change=float(relative.mean()) if len(relative) else math.nan,
     )
 
@@ -99,8 +99,8 @@ def crossing(
 ) -> Crossing:
     """Return the last epoch at which the mean rate of the baseline falls to that of the other experiment.
 
-    The interval is that of a bootstrap over seeds: those of each experiment are drawn with replacement. From three
-    seeds an experiment it is a rough one.
+    The interval is that of a bootstrap over seeds: those of each experiment are drawn with replacement. With
+    three seeds for each experiment it is a rough one.
 
     Args:
         baseline: Rate by epoch, for each seed.
@@ -119,11 +119,11 @@ def crossing(
         raise InputError(f"crossing: expected two or more epochs that all seeds have, got {len(epochs)}")
     first, second = (np.array([[curve[epoch] for epoch in epochs] for curve in curves]) for curves in (baseline, other))
     generator = np.random.default_rng(seed)
-    found = []
+    crossings = []
     for _ in range(resamples):
         draws = [curves[generator.integers(len(curves), size=len(curves))] for curves in (first, second)]
-        found.append(_last_crossing(epochs, draws[0].mean(0) - draws[1].mean(0)))
-    crossed = [epoch for epoch in found if epoch is not None]
+        crossings.append(_last_crossing(epochs, draws[0].mean(0) - draws[1].mean(0)))
+    crossed = [epoch for epoch in crossings if epoch is not None]
     tail = (1 - level) / 2
     lower, upper = np.quantile(crossed, [tail, 1 - tail]).tolist() if crossed else (None, None)
     return Crossing(_last_crossing(epochs, first.mean(0) - second.mean(0)), lower, upper, len(crossed) / resamples)
@@ -132,7 +132,7 @@ def crossing(
 def _last_crossing(epochs: Sequence[int], differences: np.ndarray) -> float | None:
     """Return where differences, on lines between epochs, last fall from above 0 to 0 or below."""
     for index in range(len(epochs) - 1, 0, -1):
-        before, after = differences[index - 1], differences[index]
-        if before > 0 >= after:
-            return float(epochs[index - 1] + (epochs[index] - epochs[index - 1]) * before / (before - after))
+        start, end = differences[index - 1], differences[index]
+        if start > 0 >= end:
+            return float(epochs[index - 1] + (epochs[index] - epochs[index - 1]) * start / (start - end))
     return None
