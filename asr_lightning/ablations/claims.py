@@ -39,7 +39,7 @@ VERDICTS: tuple[Verdict, ...] = ("not confirmed", "confirmed", "undecided", "not
 FEWEST = 3  # seeds or speakers that a verdict needs
 TEXTS = ("claim", "source", "paper", "ablation", "lower", "higher", "measure")
 OPTIONAL = ("subset", "epoch", "layers")
-# Files of a run that its digest is of.
+# Files of a run that its digest covers.
 HASHED = ("experiment.yaml", "*error_rates.csv", "transcripts/*.jsonl", "logs/*/metrics.csv", "tsne/test/figures.csv")
 
 
@@ -93,10 +93,10 @@ class Evidence:
         higher: Those of the other.
         difference: Of their means, lower minus higher, with its interval; None without values of both.
         units: `seeds` or `speakers`.
-        pair: The two over utterances, for final word error rates whose transcripts were kept.
-        runs: That the values are of.
-        needed: What those runs needed, as a teacher.
-        command: Which makes them.
+        pair: Comparison of the two over utterances, for final word error rates whose transcripts were kept.
+        runs: Runs that gave the values.
+        needed: Runs that those needed, such as a teacher.
+        command: Makes these runs.
         reason: Why there is no verdict; may be empty.
     """
 
@@ -115,8 +115,8 @@ class Evidence:
     @property
     def hours(self) -> float | None:
         """Wall time of all commands of the runs; None where it was not measured."""
-        known = [costs[0] for run in self.runs if (costs := total(read_costs(run.folder)))]
-        return sum(known) if known else None
+        hours = [costs[0] for run in self.runs if (costs := total(read_costs(run.folder)))]
+        return sum(hours) if hours else None
 
     @property
     def commits(self) -> list[str]:
@@ -135,53 +135,55 @@ def read_claims(path: Path, scale: str) -> list[Claim]:
         InputError: It cannot be read, or a claim has unknown or missing keys or values that are not expected.
     """
     content = read_yaml(path, "the claims")
-    claims = content.get("claims")
-    if set(content) != {"claims"} or not isinstance(claims, list) or not claims:
+    entries = content.get("claims")
+    if set(content) != {"claims"} or not isinstance(entries, list) or not entries:
         raise InputError(f"{path}: expected a list with the key claims, and no other, found {shown(repr(content))}")
-    read = [_read_claim(f"{path}, claim {number}", entry, scale) for number, entry in enumerate(claims, 1)]
-    for number, claim in enumerate(read, 1):
-        if claim in read[: number - 1]:
+    claims = [_read_claim(f"{path}, claim {number}", entry, scale) for number, entry in enumerate(entries, 1)]
+    for number, claim in enumerate(claims, 1):
+        if claim in claims[: number - 1]:
             raise InputError(f"{path}, claim {number}: it stands there twice: {claim.claim}")
-    return read
+    return claims
 
 
-def _read_claim(where: str, entry: object, scale: str) -> Claim:
+def _read_claim(location: str, entry: object, scale: str) -> Claim:
     if not isinstance(entry, dict):
-        raise InputError(f"{where}: expected keys with values, found {shown(repr(entry))}")
+        raise InputError(f"{location}: expected keys with values, found {shown(repr(entry))}")
     if unknown := [str(key) for key in entry if key not in (*TEXTS, *OPTIONAL)]:
-        raise InputError(f"{where}: unknown {', '.join(unknown)}; expected some of {', '.join((*TEXTS, *OPTIONAL))}")
+        raise InputError(f"{location}: unknown {', '.join(unknown)}; expected some of {', '.join((*TEXTS, *OPTIONAL))}")
     if missing := [key for key in TEXTS if key not in entry]:
-        raise InputError(f"{where}: expected the keys {', '.join(TEXTS)}; {', '.join(missing)} is missing")
+        raise InputError(f"{location}: expected the keys {', '.join(TEXTS)}; {', '.join(missing)} is missing")
     values: dict[str, Any] = {key: at_scale(value, scale) for key, value in entry.items()}
     for key in (*TEXTS, *(["subset"] if "subset" in values else [])):
         if not isinstance(values.get(key), str) or not values[key].strip():
-            raise InputError(f"{where}: {key}: expected a text, found {shown(repr(values.get(key)))}")
+            raise InputError(f"{location}: {key}: expected a text, found {shown(repr(values.get(key)))}")
     if values["measure"] not in get_args(Measure):
         expected = ", ".join(get_args(Measure))
-        raise InputError(f"{where}: measure: expected one of {expected}, found {shown(values['measure'])}")
+        raise InputError(f"{location}: measure: expected one of {expected}, found {shown(values['measure'])}")
     epoch, layers = values.get("epoch"), values.get("layers", [])
     if epoch is not None and (type(epoch) is not int or epoch < 1):
-        raise InputError(f"{where}: epoch: expected a whole number from 1, or one for each of "
+        raise InputError(f"{location}: epoch: expected a whole number from 1, or one for each of "
                          f"{', '.join(SCALES)}, found {shown(repr(epoch))}")  # fmt: skip
     if not isinstance(layers, list) or any(layer not in ("first", "last") for layer in layers):
         raise InputError(
-            f"{where}: layers: expected first or last for lower and for higher, found {shown(repr(layers))}"
+            f"{location}: layers: expected first or last for lower and for higher, found {shown(repr(layers))}"
         )
     if (values["measure"] in RATES) != ("subset" in values):
         expected = (
             "a subset, as test-clean, for" if "subset" not in values else "no subset, which error rates have, for"
         )
-        raise InputError(f"{where}: expected {expected} the measure {values['measure']}")
+        raise InputError(f"{location}: expected {expected} the measure {values['measure']}")
     if len(layers) != (2 if values["measure"] in LAYERS else 0):
         expected = "two layers, as [last, first], for" if values["measure"] in LAYERS else "no layers for"
-        raise InputError(f"{where}: expected {expected} the measure {values['measure']}, found {len(layers)}")
+        raise InputError(f"{location}: expected {expected} the measure {values['measure']}, found {len(layers)}")
     if values["lower"] == values["higher"] and len(set(layers)) < 2:
-        raise InputError(f"{where}: expected two variants, or two layers of one, found {values['lower']} beside itself")
+        raise InputError(
+            f"{location}: expected two variants, or two layers of one, found {values['lower']} beside itself"
+        )
     return Claim(**{**values, "layers": tuple(layers)})
 
 
 def weigh(claims: Sequence[Claim], folder: Path, scale: str, output: Path) -> list[Evidence]:
-    """Weigh claims by the runs that are finished, of all seeds; what contradicts a claim comes first.
+    """Weigh claims by the runs that are finished, of all seeds; contradicted claims come first.
 
     Args:
         claims: As `read_claims` returns them.
@@ -222,12 +224,12 @@ def _weigh(claim: Claim, path: Path, scale: str, output: Path) -> Evidence:
     except ValueError as error:  # InputError, or a rate that is no finite number
         return replace(evidence, reason=str(error))
     pair = _pair(claim, finished)
-    few = [f"{name} has {len(values)} {units if len(values) > 1 else units[:-1]}"
+    shortages = [f"{name} has {len(values)} {units if len(values) > 1 else units[:-1]}"
            for name, values in ((claim.lower, lower), (claim.higher, higher)) if len(values) < FEWEST]  # fmt: skip
-    reason = f"{', '.join(dict.fromkeys(few))}; {FEWEST} are needed" if few else ""
+    reason = f"{', '.join(dict.fromkeys(shortages))}; {FEWEST} are needed" if shortages else ""
     return replace(
         evidence,
-        verdict="undecided" if few else _verdict(difference, pair),
+        verdict="undecided" if shortages else _verdict(difference, pair),
         lower=tuple(lower),
         higher=tuple(higher),
         difference=difference,
@@ -261,16 +263,16 @@ def _by_seed(claim: Claim, plan: Plan, finished: Sequence[PlannedRun], name: str
     chosen = [
         [rate for rate in rates if rate.subset == claim.subset and claim.epoch in (None, rate.epoch)] for rates in rows
     ]
-    known = [getattr(rates[0], claim.measure) for rates in chosen if rates]
-    if len(known) < len(folders):
-        there = {
+    values = [getattr(rates[0], claim.measure) for rates in chosen if rates]
+    if len(values) < len(folders):
+        available = {
             f"{rate.subset}, epoch {rate.epoch}" if claim.epoch else rate.subset for rates in rows for rate in rates
         }
         raise InputError(
-            f"{plan.folder / name}: expected {claim.measured} of every seed, found it for {len(known)} of "
-            f"{len(folders)}; there are {'; '.join(sorted(there)) or 'no rates'}"
+            f"{plan.folder / name}: expected {claim.measured} of every seed, found it for {len(values)} of "
+            f"{len(folders)}; there are {'; '.join(sorted(available)) or 'no rates'}"
         )
-    return known
+    return values
 
 
 def _rates(folder: Path, claim: Claim) -> list[ErrorRate]:
@@ -290,23 +292,23 @@ def _gradient_change(folder: Path) -> float:
 
 def _by_speaker(claim: Claim, finished: Sequence[PlannedRun]) -> tuple[list[float], list[float]]:
     """Return the measure of each speaker, in the layer of `lower` and in that of `higher`."""
-    sides = []
+    measures = []
     for name, layer in zip((claim.lower, claim.higher), claim.layers, strict=True):
-        run = next(run for run in finished if run.name == name)  # the first seed, whose network is looked into
+        run = next(run for run in finished if run.name == name)  # the first seed: only its layers are measured
         path = run.folder / "tsne" / "test" / "figures.csv"
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row["space"] == "original"]
-            chosen = list(dict.fromkeys(row["layer"] for row in rows))[0 if layer == "first" else -1]
-            sides.append({row["speaker"]: float(row[claim.measure]) for row in rows if row["layer"] == chosen})
+            layer_name = list(dict.fromkeys(row["layer"] for row in rows))[0 if layer == "first" else -1]
+            measures.append({row["speaker"]: float(row[claim.measure]) for row in rows if row["layer"] == layer_name})
         except (OSError, ValueError, LookupError) as error:
             raise InputError(f"{path}: expected the figures of layers, as the callback TSNE writes them") from error
-    shared = [speaker for speaker in sides[0] if speaker in sides[1]]
+    shared = [speaker for speaker in measures[0] if speaker in measures[1]]
     if not shared:
         raise InputError(
             f"{claim.lower} and {claim.higher}: expected figures of the same speakers, found none in common"
         )
-    return [sides[0][speaker] for speaker in shared], [sides[1][speaker] for speaker in shared]
+    return [measures[0][speaker] for speaker in shared], [measures[1][speaker] for speaker in shared]
 
 
 def _pair(claim: Claim, finished: Sequence[PlannedRun]) -> PairComparison | None:
@@ -318,8 +320,8 @@ def _pair(claim: Claim, finished: Sequence[PlannedRun]) -> PairComparison | None
         runs.setdefault(run.name, []).append(read_run(run.folder))
     by_experiment = {seeds[0].name: seeds for seeds in runs.values()}
     pairs = compare_pairs(by_experiment, runs[claim.higher][0].name)
-    found = [pair for pair in pairs if isinstance(pair, PairComparison) and pair.subset == claim.subset]
-    return found[0] if found else None
+    matches = [pair for pair in pairs if isinstance(pair, PairComparison) and pair.subset == claim.subset]
+    return matches[0] if matches else None
 
 
 def digest(folder: Path) -> str:

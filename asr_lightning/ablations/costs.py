@@ -22,8 +22,8 @@ class Cost:
     Attributes:
         command: As a user would type it.
         seconds: Wall time.
-        gigabytes: Most memory that was resident at once, of the largest of its processes; none of a GPU. A process
-            begins with what the one that starts it holds, some 0.03 GB of `asr ablate`.
+        gigabytes: Most memory that was resident at once, of the largest of its processes; without that of a GPU. A
+            process begins with the memory of the one that starts it, some 0.03 GB for `asr ablate`.
         status: Exit status; a command that was stopped or failed has others than 0.
         commit: Of the source when it was started; empty where it was not noted.
     """
@@ -49,7 +49,7 @@ def note_cost(
         commit: Of the source when it was started.
     """
     cost = Cost(as_typed(command), round(seconds, 1), round(RSS_UNIT * usage.ru_maxrss / 1e9, 3), status, commit)
-    costs = [asdict(each) for each in [*read_costs(run.folder), cost]]
+    costs = [asdict(entry) for entry in [*read_costs(run.folder), cost]]
     write_atomically(run.folder / COSTS, json.dumps(costs, indent=1) + "\n")
 
 

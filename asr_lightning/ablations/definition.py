@@ -55,7 +55,7 @@ class Variant:
         command: A tool that makes what is needed, in place of training, maybe by scale; empty to train.
         after: Commands after training, as `hybrid tune --config {experiment} …`, maybe by scale.
         inside: YAML whose callbacks look into the first seed's network after training, by scale; may be empty.
-        scales: Those that it exists at.
+        scales: Those at which it exists.
         note: What a reader of the table should know.
     """
 
@@ -72,8 +72,8 @@ class Variant:
     def names(self, scale: str) -> list[str]:
         """Return the runs that it refers to by placeholders or as its network, each once."""
         texts = texts_in(at_scale([self.values, self.command, list(self.after)], scale))
-        named = [name for text in texts for name in PLACEHOLDER.findall(text) if name not in OWN]
-        return list(dict.fromkeys([*([self.network] if self.network else []), *named]))
+        names = [name for text in texts for name in PLACEHOLDER.findall(text) if name not in OWN]
+        return list(dict.fromkeys([*([self.network] if self.network else []), *names]))
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class Ablation:
         variants: By name, likewise; the first is the baseline.
         outputs: Commands at the end, over all runs; each a text, or `command` and `each_seed` (words that are added for
             every seed); those that name a variant which is not there are left out.
-        reference: Name of what is needed that tables and pictures show too, as the teacher; may be empty.
+        reference: Name of a need that tables and pictures show too, such as the teacher; may be empty.
         paper: Rates of the source in per cent, by column (`test-clean WER`, `test-clean WER, epoch 5`) and variant.
-        scales: Those that `base` has; variants of other ablations are there at these.
+        scales: Those that `base` has; variants of other ablations exist at these.
     """
 
     name: str
@@ -180,10 +180,10 @@ def read_ablation(path: Path) -> Ablation:
     return ablation
 
 
-def _runs(path: Path, where: str, content: object, shared: Mapping[str, Any]) -> dict[str, Variant | str]:
-    """Read variants or what is needed; a text is `ablation/variant`."""
-    if not isinstance(content, dict) or (where == "variants" and not content):
-        raise InputError(f"{path}: {where}: expected names with values, found {shown(repr(content))}")
+def _runs(path: Path, section: str, content: object, shared: Mapping[str, Any]) -> dict[str, Variant | str]:
+    """Read variants or needs; a text is `ablation/variant`."""
+    if not isinstance(content, dict) or (section == "variants" and not content):
+        raise InputError(f"{path}: {section}: expected names with values, found {shown(repr(content))}")
     runs: dict[str, Variant | str] = {}
     for name, run in content.items():
         runs[name] = run if isinstance(run, str) else _variant(path, name, run or {}, shared)
@@ -196,25 +196,27 @@ def _runs(path: Path, where: str, content: object, shared: Mapping[str, Any]) ->
 
 def _content(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
-        raise InputError(f"no ablation at {path} (looked for {path.absolute()}); in that folder: {there}")
+        names = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
+        raise InputError(f"no ablation at {path} (looked for {path.absolute()}); in that folder: {names}")
     return read_yaml(path, "the ablation")
 
 
 def _check_keys(
-    path: Path, where: str, content: object, known: Mapping[str, tuple[type, ...]], needed: Set[str]
+    path: Path, location: str, content: object, allowed: Mapping[str, tuple[type, ...]], needed: Set[str]
 ) -> None:
     if not isinstance(content, dict):
-        raise InputError(f"{path}: {where}: expected keys with values, found {shown(repr(content))}")
-    if unknown := [str(key) for key in content if key not in known]:
-        raise InputError(f"{path}: {where}: unknown {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
+        raise InputError(f"{path}: {location}: expected keys with values, found {shown(repr(content))}")
+    if unknown := [str(key) for key in content if key not in allowed]:
+        raise InputError(
+            f"{path}: {location}: unknown {', '.join(unknown)}; expected some of {', '.join(sorted(allowed))}"
+        )
     if missing := sorted(needed - set(content)):
-        raise InputError(f"{path}: {where}: {', '.join(missing)} is missing")
+        raise InputError(f"{path}: {location}: {', '.join(missing)} is missing")
     for key, value in content.items():
-        if value is not None and not isinstance(value, known[key]):
+        if value is not None and not isinstance(value, allowed[key]):
             kinds: dict[type, str] = {str: "a text", list: "a list", dict: "names with values"}
-            expected = " or ".join(kinds[kind] for kind in known[key])
-            raise InputError(f"{path}: {where}: {key}: expected {expected}, found {shown(repr(value))}")
+            expected = " or ".join(kinds[kind] for kind in allowed[key])
+            raise InputError(f"{path}: {location}: {key}: expected {expected}, found {shown(repr(value))}")
 
 
 def _variant(path: Path, name: str, content: object, shared: Mapping[str, Any]) -> Variant:
@@ -224,10 +226,10 @@ def _variant(path: Path, name: str, content: object, shared: Mapping[str, Any]) 
         raise InputError(
             f"{path}: {name}: expected a name of small letters, digits and _ that is none of {', '.join(OWN)}"
         )
-    given = {**shared, **content}
-    base = given["base"]
+    merged = {**shared, **content}
+    base = merged["base"]
     by_scale = dict.fromkeys(SCALES, base) if isinstance(base, str) else base
-    scales = tuple(given.get("scales") or [scale for scale in SCALES if scale in by_scale])
+    scales = tuple(merged.get("scales") or [scale for scale in SCALES if scale in by_scale])
     if (
         not isinstance(by_scale, dict)
         or not scales
@@ -236,24 +238,26 @@ def _variant(path: Path, name: str, content: object, shared: Mapping[str, Any]) 
     ):
         raise InputError(f"{path}: {name}: base: expected the path of an experiment at the scales {', '.join(SCALES)}, "
                          f"found {shown(repr(base))}")  # fmt: skip
-    inside = given.get("inside") or {}
+    inside = merged.get("inside") or {}
     return Variant(
         str(name),
         by_scale,
         {**shared.get("values", {}), **(content.get("values") or {})},
-        str(given.get("network") or ""),
-        given.get("command") or "",
-        tuple(given.get("after") or ()),
+        str(merged.get("network") or ""),
+        merged.get("command") or "",
+        tuple(merged.get("after") or ()),
         dict.fromkeys(SCALES, inside) if isinstance(inside, str) else inside,
         scales,
-        str(given.get("note") or ""),
+        str(merged.get("note") or ""),
     )
 
 
 def _check(path: Path, ablation: Ablation) -> None:
     """Check references between runs, seeds, metrics and the paper's columns."""
-    if double := sorted(set(ablation.needs) & set(ablation.variants)):
-        raise InputError(f"{path}: {', '.join(double)}: expected another name for what is needed than for a variant")
+    if duplicates := sorted(set(ablation.needs) & set(ablation.variants)):
+        raise InputError(
+            f"{path}: {', '.join(duplicates)}: expected another name for what is needed than for a variant"
+        )
     if ablation.reference and ablation.reference not in ablation.needs:
         raise InputError(f"{path}: reference: expected something that is needed, found {ablation.reference}")
     known = {*ablation.needs, *ablation.variants}

@@ -1,4 +1,4 @@
-"""Run what is planned: several runs at a time, each where it was stopped, finished ones left alone."""
+"""Run planned runs: several at a time, each resumed where it was stopped; finished ones are skipped."""
 
 import json
 import os
@@ -40,34 +40,34 @@ def finished_commands(run: PlannedRun) -> list[list[str]]:
 
 def state(run: PlannedRun) -> str:
     """Return `finished`, `begun` or `new`."""
-    done = finished_commands(run)
-    if all(list(command) in done for command in run.commands):
+    finished = finished_commands(run)
+    if all(list(command) in finished for command in run.commands):
         return "finished"
-    return "begun" if done or any(run.folder.glob("checkpoints/*.ckpt")) else "new"
+    return "begun" if finished or any(run.folder.glob("checkpoints/*.ckpt")) else "new"
 
 
 def changed_values(run: PlannedRun) -> list[str]:
-    """Return what a run that was begun has otherwise than it is planned now, a line each."""
+    """Return the values in which a run that was begun differs from its plan, a line each."""
     if state(run) == "new":
         return []
-    changed = []
+    lines = []
     for name, experiment in run.experiments.items():
         if name != INSIDE and (run.folder / name).exists():
-            changed += differences(read_experiment(run.folder / name), experiment)
-    return changed
+            lines += differences(read_experiment(run.folder / name), experiment)
+    return lines
 
 
 def check_unchanged(runs: Sequence[PlannedRun], overwrite: bool) -> None:
     """Refuse runs that were begun with other values; with `overwrite`, remove them.
 
     Raises:
-        InputError: A run was.
+        InputError: A run was begun with other values.
     """
     changed = {run.folder: lines for run in runs if (lines := changed_values(run))}
     if not overwrite and changed:
-        told = [f"{folder}:\n  " + "\n  ".join(lines) for folder, lines in changed.items()]
+        descriptions = [f"{folder}:\n  " + "\n  ".join(lines) for folder, lines in changed.items()]
         raise InputError(
-            "\n".join(["these runs were begun with other values than the ablation has now:", *told])
+            "\n".join(["these runs were begun with other values than the ablation has now:", *descriptions])
             + "\nGive --overwrite to remove them and begin anew, or another --output"
         )
     for folder in changed:
@@ -90,7 +90,7 @@ class _Running:
     def ended(self) -> bool:
         """Return whether it has ended; if so, its costs are in the run's folder."""
         if self.process.returncode is None:
-            # `Popen.poll` would not tell of the memory
+            # `Popen.poll` does not report memory
             process, status, usage = os.wait4(self.process.pid, os.WNOHANG)
             if process:
                 self.process.returncode = os.waitstatus_to_exitcode(status)
@@ -135,12 +135,12 @@ class Execution:
         return self.failed
 
     def _skip(self) -> None:
-        """Leave out what needs a run that failed."""
+        """Leave out runs that need a run that failed."""
         for run in list(self.waiting):
-            missing = [folder for folder in run.needs if folder in self.failed]
-            if missing:
+            failed_folders = [folder for folder in run.needs if folder in self.failed]
+            if failed_folders:
                 self.waiting.remove(run)
-                self.failed[run.folder] = f"it needs {missing[0]}"
+                self.failed[run.folder] = f"it needs {failed_folders[0]}"
 
     def _start(self) -> None:
         for run in list(self.waiting):
@@ -158,9 +158,9 @@ class Execution:
 
     def _next(self, run: PlannedRun) -> None:
         """Start the next command of a run, or note that it is finished."""
-        done = finished_commands(run)
-        left = [command for command in run.commands if list(command) not in done]
-        if not left:
+        finished = finished_commands(run)
+        remaining = [command for command in run.commands if list(command) not in finished]
+        if not remaining:
             self.unfinished.discard(run.folder)
             self.locks.pop(run.folder).close()
             self._say(run, "finished")
@@ -173,18 +173,18 @@ class Execution:
             return
         write_experiments(run)
         log = (run.folder / "output.log").open("ab")
-        self._say(run, as_typed(left[0]))
+        self._say(run, as_typed(remaining[0]))
         process = subprocess.Popen(
-            [sys.executable, *left[0]],
+            [sys.executable, *remaining[0]],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env={**os.environ, PARENT: str(os.getpid())},
         )
-        self.running.append(_Running(run, left[0], process, log, read=log.tell()))
+        self.running.append(_Running(run, remaining[0], process, log, read=log.tell()))
 
-    def _fail(self, run: PlannedRun, why: str) -> None:
-        self.failed[run.folder] = why
+    def _fail(self, run: PlannedRun, reason: str) -> None:
+        self.failed[run.folder] = reason
         self.locks.pop(run.folder).close()
 
     def _look(self) -> None:
@@ -197,8 +197,8 @@ class Execution:
             self.running.remove(running)
             running.log.close()
             if running.process.returncode == 0:
-                done = [*finished_commands(running.run), list(running.command)]
-                write_atomically(running.run.folder / FINISHED, json.dumps(done, indent=1) + "\n")
+                commands = [*finished_commands(running.run), list(running.command)]
+                write_atomically(running.run.folder / FINISHED, json.dumps(commands, indent=1) + "\n")
                 self._next(running.run)
             else:
                 path = running.run.folder / "output.log"
@@ -209,16 +209,16 @@ class Execution:
     def _show(self, running: _Running) -> None:
         with (running.run.folder / "output.log").open("rb") as file:
             file.seek(running.read)
-            new = file.read()
-        running.read += len(new)
-        *lines, running.rest = (running.rest + new).replace(b"\r", b"\n").split(b"\n")
+            content = file.read()
+        running.read += len(content)
+        *lines, running.rest = (running.rest + content).replace(b"\r", b"\n").split(b"\n")
         for line in lines:
             text = CURSOR.sub("", line.decode("utf-8", errors="replace"))
             if self.verbose or SHOWN.match(text):
                 print(printable(text) if SHOWN.match(text) else f"{running.run.label}: {printable(text)}", flush=True)
 
-    def _say(self, run: PlannedRun, what: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {run.folder}: {what}", flush=True)
+    def _say(self, run: PlannedRun, text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {run.folder}: {text}", flush=True)
 
     def _end(self) -> None:
         """End what still runs; training saves a checkpoint first."""
@@ -242,11 +242,13 @@ def run_outputs(commands: Sequence[Sequence[str]]) -> list[str]:
     """Run the commands at the end of an ablation; return what failed, a message each."""
     failed = []
     for command in commands:
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, errors="replace", check=False)
-        if done.returncode:
-            failed.append(f"{as_typed(command)}\n{(done.stderr or done.stdout).strip()}")
-        elif done.stdout.strip():
-            print(done.stdout.strip().splitlines()[-1], flush=True)
+        result = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, errors="replace", check=False
+        )
+        if result.returncode:
+            failed.append(f"{as_typed(command)}\n{(result.stderr or result.stdout).strip()}")
+        elif result.stdout.strip():
+            print(result.stdout.strip().splitlines()[-1], flush=True)
     return failed
 
 

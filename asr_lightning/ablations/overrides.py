@@ -21,14 +21,14 @@ def override(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
     A key is the path to a value, as `model.init_args.encoder.init_args.layers`. A member of a list, as a callback, is
     addressed by the name of its class: `trainer.callbacks.WeightSelection.init_args.layers`. A key that ends in `+`
     appends its value to a list: `trainer.callbacks+`. A class that is given as a value takes the place of the old one,
-    with its arguments. Arguments of what every run does need not stand in the experiment: `weight_selection.layers`.
+    with its arguments. Keys below `CALLBACK_KEYS` need not be in the experiment: `weight_selection.layers`.
 
     Args:
         experiment: The content of a YAML; it is not changed.
         values: New value by key.
 
     Raises:
-        InputError: A key leads nowhere.
+        InputError: The experiment has no such key.
     """
     result = copy.deepcopy(experiment)
     for key, value in values.items():
@@ -61,9 +61,9 @@ def _step(node: Any, part: str, key: str, path: list[str]) -> Any:  # noqa: ANN4
     if isinstance(node, dict) and f"{part}+" in node:  # of what is added to an experiment
         return node[f"{part}+"]
     if isinstance(node, list):
-        named = [member for member in node if _class_name(member) == part]
-        if len(named) == 1:
-            return named[0]
+        matches = [member for member in node if _class_name(member) == part]
+        if len(matches) == 1:
+            return matches[0]
     raise InputError(_nowhere(key, part, path, node))
 
 
@@ -81,9 +81,10 @@ def _nowhere(key: str, part: str, path: list[str], node: object) -> str:
     keys = (
         node if isinstance(node, dict) else [_class_name(member) for member in node] if isinstance(node, list) else []
     )
-    there = ", ".join(map(str, keys)) or "nothing below it"
+    available = ", ".join(map(str, keys)) or "nothing below it"
     return (
-        f"{key}: expected a key of the experiment, found no {part!r} at {'.'.join(path) or 'the top'}; there is {there}"
+        f"{key}: expected a key of the experiment, found no {part!r} at {'.'.join(path) or 'the top'}; "
+        f"there is {available}"
     )
 
 

@@ -15,7 +15,7 @@ from asr_lightning.files import read_yaml, write_atomically
 EXPERIMENT, INSIDE = "experiment.yaml", "inside.yaml"
 REHEARSED_SECONDS = 16.0  # of a training batch in a rehearsal
 REHEARSED_EVALUATION_SECONDS = 140.0  # four of the longest utterances
-# Of commands, after two steps of training.
+# Options of commands in a rehearsal, after two steps of training.
 REHEARSED_OPTIONS = {"align": ("--least-fit=-inf", "--least-share=0.1"), "latency": ("--utterances=2",)}
 
 
@@ -43,7 +43,7 @@ class PlannedRun:
 
     @property
     def label(self) -> str:
-        """As in messages and for `--only`: `random/seed1`."""
+        """Name in messages and for `--only`: `random/seed1`."""
         return f"{self.name}/seed{self.seed}"
 
     @property
@@ -103,12 +103,12 @@ def plan_ablation(
     """
     planner = _Planner(scale, output / "rehearsal" if rehearsal else output, dict(changes or {}), rehearsal)
     ablation = read_ablation(path)
-    there = ablation.names(scale)
-    if unknown := [name for name in variants if name not in there]:
+    names = ablation.names(scale)
+    if unknown := [name for name in variants if name not in names]:
         raise InputError(
-            f"{path}: no variant {', '.join(unknown)} at the scale {scale}; expected some of {', '.join(there)}"
+            f"{path}: no variant {', '.join(unknown)} at the scale {scale}; expected some of {', '.join(names)}"
         )
-    chosen = [name for name in there if not variants or name in variants]
+    chosen = [name for name in names if not variants or name in variants]
     if not chosen:
         raise InputError(f"{path}: it has no variants at the scale {scale}")
     planner.seeds = list(seeds) or list(ablation.seeds)
@@ -116,15 +116,15 @@ def plan_ablation(
     compared = tuple(planner.add(path, ablation, name, seed) for name in chosen for seed in planner.seeds)
     folder = planner.folder(ablation)
     outputs = [_output(planner, path, ablation, compared, text) for text in at_scale(list(ablation.outputs), scale)]
-    wanted = [command for command in outputs if command]
+    commands = [command for command in outputs if command]
     reference = planner.add(path, ablation, ablation.reference, 1) if ablation.reference else None
     return Plan(
-        ablation, scale, folder, tuple(planner.runs.values()), compared, tuple(chosen), tuple(wanted), reference
+        ablation, scale, folder, tuple(planner.runs.values()), compared, tuple(chosen), tuple(commands), reference
     )
 
 
 class _Planner:
-    """Collects runs, each after what it needs."""
+    """Collection of runs, each after those that it needs."""
 
     def __init__(self, scale: str, output: Path, changes: dict[str, Any], rehearsal: bool) -> None:
         self.scale, self.output, self.changes, self.rehearsal = scale, output, changes, rehearsal
@@ -133,18 +133,18 @@ class _Planner:
         self.pending: list[Path] = []
 
     def folder(self, ablation: Ablation) -> Path:
-        """Of an ablation's results."""
+        """Return the folder of an ablation's results."""
         return self.output / self.scale / ablation.name
 
     def add(self, path: Path, ablation: Ablation, name: str, seed: int) -> PlannedRun:
         """Plan a run and what it needs, unless it is planned already."""
         need = ablation.needs.get(name)
-        chosen = need or ablation.variants.get(name)
-        if isinstance(chosen, str):
-            other, _, variant = chosen.partition("/")
-            elsewhere = path.with_name(f"{other}.yaml")
-            return self.add(elsewhere, read_ablation(elsewhere), variant, 1 if need else seed)
-        if chosen is None or self.scale not in chosen.scales:
+        variant = need or ablation.variants.get(name)
+        if isinstance(variant, str):
+            ablation_name, _, variant_name = variant.partition("/")
+            other_path = path.with_name(f"{ablation_name}.yaml")
+            return self.add(other_path, read_ablation(other_path), variant_name, 1 if need else seed)
+        if variant is None or self.scale not in variant.scales:
             raise InputError(f"{path}: there is no {name or 'variant without a name'} at the scale {self.scale}")
         seed = 1 if need else seed
         folder = self.folder(ablation) / name / f"seed{seed}"
@@ -153,9 +153,9 @@ class _Planner:
         if folder in self.pending:
             raise InputError(f"{path}: {name} needs itself, by way of {', '.join(f.parent.name for f in self.pending)}")
         self.pending.append(folder)
-        needed = {other: self.add(path, ablation, other, seed) for other in chosen.names(self.scale)}
+        needed = {need_name: self.add(path, ablation, need_name, seed) for need_name in variant.names(self.scale)}
         self.pending.remove(folder)
-        run = self._run(chosen, seed, folder, needed)
+        run = self._run(variant, seed, folder, needed)
         self.runs[folder] = run
         return run
 
@@ -188,26 +188,28 @@ class _Planner:
     def _experiments(
         self, variant: Variant, seed: int, folder: Path, fields: Mapping[str, str]
     ) -> dict[str, Experiment]:
-        """Compose what a run trains or tests, and what looks into it."""
+        """Compose the experiment that a run trains or tests, and the one that looks into its network."""
         values = at_scale(variant.values, self.scale)
-        within = {key.removeprefix("inside."): value for key, value in values.items() if key.startswith("inside.")}
+        inside_values = {
+            key.removeprefix("inside."): value for key, value in values.items() if key.startswith("inside.")
+        }
         values = {key: value for key, value in values.items() if not key.startswith("inside.")}
         experiment = override(read_yaml(Path(variant.base[self.scale]), "the experiment"), _filled(values, fields))
         experiment = self._changed(experiment, seed, folder)
         if self.scale not in variant.inside:
             return {EXPERIMENT: experiment}
-        looking = override(
+        inside = override(
             read_yaml(Path(variant.inside[self.scale]), "the experiment"),
-            _filled(within, {**fields, "root": _root(experiment)}),
+            _filled(inside_values, {**fields, "root": _root(experiment)}),
         )
-        callbacks = _callbacks(experiment, looking)
-        for callback in callbacks if self.rehearsal else ():  # the network knows no words yet
+        callbacks = _callbacks(experiment, inside)
+        for callback in callbacks if self.rehearsal else ():  # the network recognizes no words yet
             if str(callback.get("class_path")).endswith(".Neighbours"):
                 callback["init_args"] = {**callback.get("init_args", {}), "silence": "warn"}
         return {EXPERIMENT: experiment, INSIDE: override(experiment, {"trainer.callbacks": callbacks})}
 
     def _changed(self, experiment: Experiment, seed: int, folder: Path) -> Experiment:
-        """Put seed and folder in, the user's changes, and what makes a rehearsal short."""
+        """Set seed and folder, the user's changes, and the values that make a rehearsal short."""
         data = (experiment.get("data") or {}).get("init_args") or {}
         values: dict[str, Any] = {"seed_everything": seed, "trainer.default_root_dir": str(folder)}
         if self.rehearsal:
@@ -227,32 +229,37 @@ class _Planner:
     def _texts(self, variant: Variant, seed: int, experiments: Mapping[str, Experiment]) -> Iterable[str]:
         """Return the commands of a run: training, a test where training validates on other subsets, and those after it.
 
-        A network is looked into once, that of the first seed; that is a test too.
+        Only the network of the first seed is looked into; this is a test too.
         """
-        command, after = at_scale([variant.command, list(variant.after)], self.scale)
+        command, after_texts = at_scale([variant.command, list(variant.after)], self.scale)
         if command:
             yield command
         elif variant.network:
             yield "lightning test --config {experiment} --ckpt_path {checkpoint}"
         else:
             yield "lightning fit --config {experiment} --ckpt_path last"
-        first = seed == (self.seeds or [1])[0]
-        own = [text for text in after if first or "{inside}" not in text]
-        look = first and INSIDE in experiments and not any("{inside}" in text for text in own)
-        tested = bool(command or variant.network or look or any(str(text).startswith("lightning test") for text in own))
+        is_first = seed == (self.seeds or [1])[0]
+        seed_texts = [text for text in after_texts if is_first or "{inside}" not in text]
+        look_inside = is_first and INSIDE in experiments and not any("{inside}" in text for text in seed_texts)
+        tested = bool(
+            command
+            or variant.network
+            or look_inside
+            or any(str(text).startswith("lightning test") for text in seed_texts)
+        )
         if not tested and _untested(experiments[EXPERIMENT]):
             yield "lightning test --config {experiment} --ckpt_path {checkpoint}"
-        yield from own
-        if look:
+        yield from seed_texts
+        if look_inside:
             yield "lightning test --config {inside} --ckpt_path {checkpoint}"
 
 
 def _callbacks(experiment: Experiment, inside: Experiment) -> list[Any]:
     """Return the callbacks that look inside: those of `trainer.callbacks+` are added, a whole list replaces them."""
-    own, added = (part.get("trainer") or {} for part in (experiment, inside))
-    if "callbacks+" in added:
-        return [*(own.get("callbacks") or []), *added["callbacks+"]]
-    return list(added.get("callbacks") or [])
+    trainer, inside_trainer = (part.get("trainer") or {} for part in (experiment, inside))
+    if "callbacks+" in inside_trainer:
+        return [*(trainer.get("callbacks") or []), *inside_trainer["callbacks+"]]
+    return list(inside_trainer.get("callbacks") or [])
 
 
 def _untested(experiment: Experiment) -> set[str]:
@@ -286,7 +293,7 @@ def as_typed(command: Sequence[str]) -> str:
 
 
 def _words(part: str, fields: Mapping[str, str]) -> list[str]:
-    """Fill a word; the runs become a word each."""
+    """Fill the placeholders of a word; `{runs}` becomes a word for each run."""
     return fields["runs"].split("\n") if part == "{runs}" and "runs" in fields else [_fill(part, fields)]
 
 
@@ -311,23 +318,23 @@ def _output(
     spec = {"command": text} if isinstance(text, str) else dict(text)
     if set(spec) - {"command", "each_seed"} or "command" not in spec:
         raise InputError(f"{ablation.name}: outputs: expected commands, or command and each_seed, found {text!r}")
-    named = [name for part in spec.values() for name in PLACEHOLDER.findall(part)]
+    names = [name for part in spec.values() for name in PLACEHOLDER.findall(part)]
     folders = {run.name: run.folder.parent for run in compared}
-    if any(name in ablation.variants and name not in folders for name in named):
+    if any(name in ablation.variants and name not in folders for name in names):
         return ()
     folder = planner.folder(ablation)
-    needs = {name: str(planner.add(path, ablation, name, 1).folder) for name in named if name in ablation.needs}
+    needs = {name: str(planner.add(path, ablation, name, 1).folder) for name in names if name in ablation.needs}
     fields = {
         "output": str(folder),
         "runs": "\n".join(str(run.folder) for run in compared),
         "scale": planner.scale,
     }
     fields["root"] = _root(compared[0].experiments[EXPERIMENT])
-    whole = {**fields, **needs, **{name: str(there) for name, there in folders.items()}}
-    words = list(planner.command(spec["command"], whole))
+    all_fields = {**fields, **needs, **{name: str(run_folder) for name, run_folder in folders.items()}}
+    words = list(planner.command(spec["command"], all_fields))
     for seed in planner.seeds if "each_seed" in spec else ():
-        of_seed = {**whole, **{name: str(there / f"seed{seed}") for name, there in folders.items()}}
-        words += [_fill(word, of_seed) for word in shlex.split(spec["each_seed"])]
+        seed_fields = {**all_fields, **{name: str(run_folder / f"seed{seed}") for name, run_folder in folders.items()}}
+        words += [_fill(word, seed_fields) for word in shlex.split(spec["each_seed"])]
     return tuple(words)
 
 

@@ -30,22 +30,22 @@ def write_results(plan: Plan) -> str:
     Raises:
         InputError: No run has rates, or a file of one is malformed.
     """
-    there = [run for run in [*plan.compared, plan.reference] if run is not None and _has_rates(run.folder)]
-    runs = [run for run in there if list(run.commands[0]) in finished_commands(run)]
+    with_rates = [run for run in [*plan.compared, plan.reference] if run is not None and _has_rates(run.folder)]
+    runs = [run for run in with_rates if list(run.commands[0]) in finished_commands(run)]
     if not any(run.name in plan.variants for run in runs):
         raise InputError(f"{plan.folder}: no variant has error rates yet")
     problems: list[str] = []
-    read = read_runs([run.folder for run in runs], problems)
-    experiments = read_experiments(read, problems)
+    final_runs = read_runs([run.folder for run in runs], problems)
+    experiments = read_experiments(final_runs, problems)
     pairs = _pairs(experiments, plan.ablation.baseline)
     table = results_table(plan, experiments, pairs)
     epochs = epochs_table(plan, runs)
     notes = [
         *_notes(plan),
         *_alike(experiments),
-        *(f"Left out: {run.label}, which is still training." for run in there if run not in runs),
+        *(f"Left out: {run.label}, which is still training." for run in with_rates if run not in runs),
     ]
-    notes += scored_on((rate for run in read for rate in run.rates.values()), differing_only=True)
+    notes += scored_on((rate for run in final_runs for rate in run.rates.values()), differing_only=True)
     parts = [f"# {plan.ablation.question}", as_markdown(table)]
     parts += ["## By epoch", as_markdown(epochs)] if epochs else []
     write_atomically(plan.folder / "table.md", "\n\n".join([*parts, *map(escape_markdown, notes)]) + "\n")
@@ -59,7 +59,7 @@ def write_results(plan: Plan) -> str:
         page["summary"]["commands"].insert(0, {"run": "all of them", "lines": [_command(plan)]})
     page["tables"] = [{**title, "notes": notes}, *page["tables"]]
     write_page(plan.folder / "page.html", page)
-    told = [
+    lines = [
         as_text(table),
         *([as_text(epochs)] if epochs else []),
         *notes,
@@ -68,7 +68,7 @@ def write_results(plan: Plan) -> str:
     files = ", ".join(
         sorted(file.name for file in plan.folder.iterdir() if file.is_file() and not file.name.startswith("."))
     )
-    return "\n\n".join([plan.ablation.question, *told, f"Written to {plan.folder.absolute()}: {files}"])
+    return "\n\n".join([plan.ablation.question, *lines, f"Written to {plan.folder.absolute()}: {files}"])
 
 
 def _has_rates(folder: Path) -> bool:
@@ -89,17 +89,17 @@ def _pairs(experiments: Sequence[Experiment], baseline: str) -> Pairs:
 
 
 def results_table(plan: Plan, experiments: Sequence[Experiment], pairs: Pairs) -> Table:
-    """Make the table: a line per variant; rates of ours beside those of the paper."""
+    """Make the table: a line per variant; our rates beside those of the paper."""
     by_name = {experiment.name: experiment for experiment in experiments}
     names = [*([plan.reference.name] if plan.reference else []), *plan.variants]
-    there = sorted({subset for experiment in experiments for run in experiment.runs for subset in run.rates})
-    subsets = [subset for subset in plan.ablation.subsets if subset in there] or there
+    available = sorted({subset for experiment in experiments for run in experiment.runs for subset in run.rates})
+    subsets = [subset for subset in plan.ablation.subsets if subset in available] or available
     columns = [(subset, metric) for subset in subsets for metric in plan.ablation.metrics]
     paper = {column: rates for column, rates in plan.ablation.paper.items() if ", epoch" not in column}
-    ours = [_title(subset, metric) for subset, metric in columns]
-    only_paper = [column for column in paper if column not in ours]
+    titles = [_title(subset, metric) for subset, metric in columns]
+    only_paper = [column for column in paper if column not in titles]
     head = ["variant", "seeds", "parameters"]
-    for title in ours:
+    for title in titles:
         head += [f"{title} %", *([f"paper's {title} %"] if title in paper else [])]
     head += [f"paper's {column} %" for column in only_paper]
     head += (
@@ -112,7 +112,7 @@ def results_table(plan: Plan, experiments: Sequence[Experiment], pairs: Pairs) -
         experiment = by_name.get(name)
         line = [name, str(len(experiment.runs)) if experiment else "0"]
         line.append(number(experiment.parameters, ",") if experiment else MISSING)
-        for (subset, metric), title in zip(columns, ours, strict=True):
+        for (subset, metric), title in zip(columns, titles, strict=True):
             line.append(
                 summarise([getattr(rate, metric) for rate in experiment.rates(subset)]) if experiment else MISSING
             )
@@ -128,9 +128,9 @@ def epochs_table(plan: Plan, runs: Sequence[PlannedRun]) -> Table:
     """Make the table of the epochs that the paper has rates of; empty where ours were not trained for any of them."""
     columns: dict[str, dict[int, dict[str, float]]] = {}
     for column, rates in plan.ablation.paper.items():
-        title, _, after = column.partition(", epoch ")
-        if after:
-            columns.setdefault(title, {})[int(after)] = dict(rates)
+        title, _, epoch_text = column.partition(", epoch ")
+        if epoch_text:
+            columns.setdefault(title, {})[int(epoch_text)] = dict(rates)
     rows = (
         merge(find_files([run.folder for run in runs if (run.folder / RATE_FILES["validation"]).exists()]))
         if columns
@@ -145,8 +145,11 @@ def epochs_table(plan: Plan, runs: Sequence[PlannedRun]) -> Table:
         for title, by_epoch in columns.items():
             subset, _, rate = title.rpartition(" ")
             for name in names:
-                of = [row for row in rows if (row.run, row.subset, row.epoch) == (name, subset, epoch)]
-                line += [summarise([getattr(row, rate.lower()) for row in of]), _paper(by_epoch.get(epoch, {}), name)]
+                matching = [row for row in rows if (row.run, row.subset, row.epoch) == (name, subset, epoch)]
+                line += [
+                    summarise([getattr(row, rate.lower()) for row in matching]),
+                    _paper(by_epoch.get(epoch, {}), name),
+                ]
         table.append(line)
     trained = {row.epoch for row in rows}
     return table if trained & {epoch for by_epoch in columns.values() for epoch in by_epoch} else []
@@ -166,12 +169,14 @@ def _paper(rates: Mapping[str, float], name: str) -> str:
 def _difference(pair: PairComparison | None) -> list[str]:
     if pair is None:
         return [MISSING] * 3
-    drawn, p = pair.bootstrap, pair.matched_pairs.p
+    bootstrap, p = pair.bootstrap, pair.matched_pairs.p
     interval = (
-        MISSING if drawn.low is None or drawn.high is None else f"{100 * drawn.low:+.2f} … {100 * drawn.high:+.2f}"
+        MISSING
+        if bootstrap.low is None or bootstrap.high is None
+        else f"{100 * bootstrap.low:+.2f} … {100 * bootstrap.high:+.2f}"
     )
     return [
-        f"{100 * drawn.difference:+.2f}",
+        f"{100 * bootstrap.difference:+.2f}",
         interval,
         MISSING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
     ]
@@ -200,7 +205,7 @@ def _command(plan: Plan) -> str:
 def _alike(experiments: Sequence[Experiment]) -> list[str]:
     """Return a note on every two variants that have the same rates with every seed: maybe they are one network.
 
-    Networks that have written nothing right, as in a rehearsal, are not compared.
+    Networks with a CER of 1 or more everywhere, as in a rehearsal, are not compared.
     """
     rates = {
         experiment.name: {run.seed: [replace(rate, run="") for rate in run.rates.values()] for run in experiment.runs}

@@ -57,12 +57,12 @@ def _is_range(values: Mapping[str, Any]) -> bool:
     if not all(type(number) in (int, float) and abs(number) <= LARGEST for number in numbers):
         return False
     log = values.get("log", False)
-    least = 0 < values["low"] and "step" not in values if log else values.get("step", 1) > 0
-    return type(log) is bool and bool(least) and bool(values["low"] < values["high"])
+    valid_low = 0 < values["low"] and "step" not in values if log else values.get("step", 1) > 0
+    return type(log) is bool and bool(valid_low) and bool(values["low"] < values["high"])
 
 
 def check_subsets(config: Path, metric: str, subsets: Sequence[str]) -> None:
-    """See that nothing is chosen by what an experiment tests on.
+    """Check that the metric is of a subset that is evaluated, and that the experiment does not test on.
 
     Args:
         config: The experiment.
@@ -76,17 +76,17 @@ def check_subsets(config: Path, metric: str, subsets: Sequence[str]) -> None:
     arguments = data.get("init_args", data) if isinstance(data, dict) else {}
     tested, validated = ((arguments or {}).get(name) or [] for name in ("test_subsets", "validation_subsets"))
     evaluated = list(subsets) or validated
-    chosen = metric.rpartition("/")[0]
-    if chosen in tested:
+    subset = metric.rpartition("/")[0]
+    if subset in tested:
         raise InputError(
-            f"{config}: expected a metric of a subset that the experiment does not test on, found {chosen} among its "
+            f"{config}: expected a metric of a subset that the experiment does not test on, found {subset} among its "
             "test_subsets: what is chosen by it cannot be tested on it; give a development set of the corpus, as "
             "--subsets dev --metric dev/cer"
         )
-    if chosen not in evaluated:
+    if subset not in evaluated:
         raise InputError(
             f"{config}: expected a metric of a subset that is evaluated while training, one of "
-            f"{', '.join(map(str, evaluated)) or 'none'}, found {shown(chosen)}: give --subsets {shown(chosen)} too"
+            f"{', '.join(map(str, evaluated)) or 'none'}, found {shown(subset)}: give --subsets {shown(subset)} too"
         )
 
 
@@ -97,9 +97,9 @@ def suggest(trial: Trial, space: Space) -> dict[str, Any]:
         if isinstance(values, list):
             chosen[key] = trial.suggest_categorical(key, _names(values))
         else:
-            whole = all(isinstance(values[end], int) for end in ("low", "high"))
-            draw: Any = trial.suggest_int if whole else trial.suggest_float
-            chosen[key] = draw(key, **values)
+            integral = all(isinstance(values[end], int) for end in ("low", "high"))
+            suggest_value: Any = trial.suggest_int if integral else trial.suggest_float
+            chosen[key] = suggest_value(key, **values)
     return chosen
 
 
@@ -119,8 +119,8 @@ class Tuning:
 
     Args:
         config: The experiment.
-        space: See above.
-        folder: Gets `trials.db`, a run folder for every trial, and the results.
+        space: As `read_space` returns it.
+        folder: Receives `trials.db`, a run folder for every trial, and the results.
         metric: Subset and rate to minimise, as `dev/cer`.
         sampler: `tpe`, `random` or `grid`.
         seed: Of the sampler; a search that goes on draws other values than it began with.
@@ -161,21 +161,21 @@ class Tuning:
         identity = {"config": str(config), "metric": metric, "space": _flow(dict(space)), "more": " ".join(more)}
         if checkpoint is not None:
             identity["checkpoint"] = str(checkpoint)
-        before = self.study.user_attrs.get("identity", identity)
+        stored = self.study.user_attrs.get("identity", identity)
         changed = [
-            f"  {key}: {before.get(key, 'none')} before, {identity.get(key, 'none')} now"
-            for key in {**before, **identity}
-            if before.get(key) != identity.get(key)
+            f"  {key}: {stored.get(key, 'none')} before, {identity.get(key, 'none')} now"
+            for key in {**stored, **identity}
+            if stored.get(key) != identity.get(key)
         ]
         if changed:
             raise InputError("\n".join([f"{folder} holds other trials; give another --output:", *changed]))
         self.study.set_user_attr("identity", identity)
-        nothing = {key: 0 for key in ranges if space[key]["low"] <= 0 <= space[key]["high"]}
-        if checkpoint is not None and len(nothing) == len(space) and not self.study.trials:
-            self.study.enqueue_trial(nothing)
+        zeros = {key: 0 for key in ranges if space[key]["low"] <= 0 <= space[key]["high"]}
+        if checkpoint is not None and len(zeros) == len(space) and not self.study.trials:
+            self.study.enqueue_trial(zeros)
 
     def run(self, trials: int, workers: int) -> None:
-        """Make trials until there are so many, several at a time; those of an earlier call count.
+        """Make trials until there are `trials` of them, several at a time; those of an earlier call count.
 
         Raises:
             InputError: A trial failed for another reason than its values.
@@ -209,16 +209,16 @@ class Tuning:
                 f"trial {trial.number} failed with status {process.returncode}; its values: {values}. The end of "
                 f"{folder / 'output.log'}:\n{tail(folder / 'output.log')}"
             )
-        last = rates[max(rates)]
-        print(f"trial {trial.number}: {self.subset}/{self.rate} {last:.2%} with {values}", flush=True)
-        return last
+        last_rate = rates[max(rates)]
+        print(f"trial {trial.number}: {self.subset}/{self.rate} {last_rate:.2%} with {values}", flush=True)
+        return last_rate
 
     def _stage(self) -> list[str]:
-        """Return what a trial is: training, or decoding with the checkpoint."""
+        """Return the command of a trial: training, or decoding with the checkpoint."""
         if self.checkpoint is None:
             return ["fit", "--config", str(self.config)]
-        chosen = ["--data.init_args.test_subsets", f"[{self.subset}]"]
-        return ["test", "--config", str(self.config), "--ckpt_path", str(self.checkpoint), *chosen]
+        subset_arguments = ["--data.init_args.test_subsets", f"[{self.subset}]"]
+        return ["test", "--config", str(self.config), "--ckpt_path", str(self.checkpoint), *subset_arguments]
 
     def _watch(self, trial: Trial, process: subprocess.Popen[bytes], folder: Path) -> bool:
         """Report every epoch; end the run and return True if it is hopeless."""
@@ -248,17 +248,19 @@ class Tuning:
     def report(self) -> str:
         """Write `trials.csv`, `trials.md` and `trials.png`, and return what to tell the user."""
         trials = self.study.get_trials(deepcopy=False)
-        done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         table = trials_table(trials, list(self.space), f"{self.subset}/{self.rate}")
         write_atomically(self.folder / "trials.md", as_markdown(table) + "\n")
         write_atomically(self.folder / "trials.csv", as_csv(table))
-        lines = [as_text(table), "", f"{len(done)} of {len(trials)} trials were finished."]
-        if done:
-            plot_search(done, list(self.space), f"{self.subset} {self.rate.upper()} (%)", self.folder / "trials.png")
+        lines = [as_text(table), "", f"{len(finished)} of {len(trials)} trials were finished."]
+        if finished:
+            plot_search(
+                finished, list(self.space), f"{self.subset} {self.rate.upper()} (%)", self.folder / "trials.png"
+            )
             best = self.study.best_trial
             values = " ".join(f"--{key} {_flow(value)}" for key, value in best.params.items())
             lines.append(f"The best, trial {best.number}: {best.value:.2%} with {values}")
-        lines.append(f"Written to {self.folder.absolute()}: trials.md, trials.csv{', trials.png' if done else ''}")
+        lines.append(f"Written to {self.folder.absolute()}: trials.md, trials.csv{', trials.png' if finished else ''}")
         return "\n".join(lines)
 
 
@@ -286,7 +288,7 @@ def _storage(path: Path) -> optuna.storages.RDBStorage:
 
 
 def _sampler(name: str, space: Space, seed: int, begun: int) -> optuna.samplers.BaseSampler:
-    """Return a sampler; one that goes on after some trials draws others than these began with."""
+    """Return a sampler; after trials of an earlier search it draws other values than that one did."""
     if name == "grid":
         return optuna.samplers.GridSampler({key: _names(values) for key, values in space.items()}, seed=seed)
     seed = int(np.random.SeedSequence((seed, begun)).generate_state(1)[0]) if begun else seed

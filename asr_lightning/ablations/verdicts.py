@@ -36,28 +36,30 @@ THUMBNAIL = 300_000  # bytes of a picture that is put into the page
 def verdicts_section(evidence: Sequence[Evidence]) -> Section:
     """Return the table of all claims, with its notes; its CSV has the values of every seed or speaker too."""
     head: list[object] = [*HEAD, "values, lower", "values, higher"]
-    table = [_row(one) for one in evidence]
-    values = [[_every(one.claim, side) for side in (one.lower, one.higher)] for one in evidence]
-    rows = [[*row, *both] for row, both in zip(table, values, strict=True)]
+    table = [_row(item) for item in evidence]
+    values = [[_every(item.claim, side) for side in (item.lower, item.higher)] for item in evidence]
+    rows = [[*row, *cells] for row, cells in zip(table, values, strict=True)]
     return Section("verdicts", [HEAD, *table], NOTES, [head, *rows])
 
 
 def digests(evidence: Sequence[Evidence]) -> dict[Path, str]:
     """Return the digest of every run that verdicts rest on, by its folder."""
-    return {folder: digest(folder) for folder in {run.folder for one in evidence for run in (*one.runs, *one.needed)}}
+    return {
+        folder: digest(folder) for folder in {run.folder for item in evidence for run in (*item.runs, *item.needed)}
+    }
 
 
 def runs_section(evidence: Sequence[Evidence], known: Mapping[Path, str]) -> Section:
     """Return the runs that verdicts rest on: folder, digest, commits, changed values; digests as of `digests`."""
     table: Table = [["run", "digest", "commits", "command", "otherwise than planned now"]]
     rows: dict[Path, list[str]] = {}
-    for one in evidence:
-        for run in (*one.runs, *one.needed):
+    for item in evidence:
+        for run in (*item.runs, *item.needed):
             if run.folder in rows:
                 continue
             made_by = ", ".join(commits(run.folder)) or MISSING
             changed = "; ".join(changed_values(run)) or MISSING
-            rows[run.folder] = [str(run.folder), known[run.folder], made_by, one.command, changed]
+            rows[run.folder] = [str(run.folder), known[run.folder], made_by, item.command, changed]
     notes = [
         "Digest: the first twelve digits of the SHA-256 of the run's experiment, error rates, transcripts and logs.",
         "Otherwise than planned now: values that the run was made with, where the experiment has others today.",
@@ -65,19 +67,21 @@ def runs_section(evidence: Sequence[Evidence], known: Mapping[Path, str]) -> Sec
     return Section("runs", table + list(rows.values()), notes)
 
 
-def _row(one: Evidence) -> list[str]:
-    claim, difference = one.claim, one.difference
-    row = [claim.claim, one.verdict, claim.source, claim.paper, claim.measured]
-    row += [f"{claim.lower} {_values(claim, one.lower)}", f"{claim.higher} {_values(claim, one.higher)}"]
+def _row(evidence: Evidence) -> list[str]:
+    claim, difference = evidence.claim, evidence.difference
+    row = [claim.claim, evidence.verdict, claim.source, claim.paper, claim.measured]
+    row += [f"{claim.lower} {_values(claim, evidence.lower)}", f"{claim.higher} {_values(claim, evidence.higher)}"]
     if difference is None:
-        return [*row, *[MISSING] * 6, one.command]
+        return [*row, *[MISSING] * 6, evidence.command]
     row += [_shown(claim, difference.difference, "+"), _interval(claim, difference.low, difference.high)]
     row.append(
-        f"{len(one.lower)} + {len(one.higher)} {one.units}" if one.units == "seeds" else f"{len(one.lower)} speakers"
+        f"{len(evidence.lower)} + {len(evidence.higher)} {evidence.units}"
+        if evidence.units == "seeds"
+        else f"{len(evidence.lower)} speakers"
     )
-    over = one.pair.bootstrap if one.pair else None
-    row.append(_interval(claim, over.low, over.high) if over else MISSING)
-    return [*row, _shown(claim, difference.visible), number(one.hours, ".2f"), one.command]
+    bootstrap = evidence.pair.bootstrap if evidence.pair else None
+    row.append(_interval(claim, bootstrap.low, bootstrap.high) if bootstrap else MISSING)
+    return [*row, _shown(claim, difference.visible), number(evidence.hours, ".2f"), evidence.command]
 
 
 def _shown(claim: Claim, value: float | None, sign: str = "") -> str:
@@ -115,11 +119,11 @@ def verdicts_page(
     """
     data = {
         "title": f"Verdicts on claims, at the scale {scale}",
-        "counts": {verdict: sum(one.verdict == verdict for one in evidence) for verdict in VERDICTS},
-        "claims": [_card(one, known) for one in evidence],
+        "counts": {verdict: sum(item.verdict == verdict for item in evidence) for verdict in VERDICTS},
+        "claims": [_card(item, known) for item in evidence],
         "curves": {
             name: curve
-            for name in {one.claim.ablation for one in evidence if one.difference and one.claim.measure in RATES}
+            for name in {item.claim.ablation for item in evidence if item.difference and item.claim.measure in RATES}
             if (curve := _curve(folder / name))
         },
         "notes": NOTES,
@@ -128,27 +132,27 @@ def verdicts_page(
     return fill("verdicts", data)
 
 
-def _card(one: Evidence, known: Mapping[Path, str]) -> dict[str, Any]:
-    claim, difference = one.claim, one.difference
+def _card(evidence: Evidence, known: Mapping[Path, str]) -> dict[str, Any]:
+    claim, difference = evidence.claim, evidence.difference
     intervals: list[tuple[str, list[float | None]]] = []
     if difference is not None:
-        intervals.append((f"over {one.units}", [difference.difference, difference.low, difference.high]))
-        if one.pair is not None:
-            over = one.pair.bootstrap
-            name = "over speakers" if over.by_speaker else "over utterances"
-            intervals.append((name, [over.difference, over.low, over.high]))
+        intervals.append((f"over {evidence.units}", [difference.difference, difference.low, difference.high]))
+        if evidence.pair is not None:
+            bootstrap = evidence.pair.bootstrap
+            name = "over speakers" if bootstrap.by_speaker else "over utterances"
+            intervals.append((name, [bootstrap.difference, bootstrap.low, bootstrap.high]))
     scale = 100 if claim.measure in RATES else 1
     return {
-        "verdict": one.verdict,
-        "reason": one.reason,
-        "cells": dict(zip(HEAD, _row(one), strict=True)),
+        "verdict": evidence.verdict,
+        "reason": evidence.reason,
+        "cells": dict(zip(HEAD, _row(evidence), strict=True)),
         "ablation": claim.ablation,
         "intervals": [[name, *(end and scale * end for end in ends)] for name, ends in intervals],
         "unit": "points" if claim.measure in RATES else "",
-        "commits": one.commits,
-        "values": [[claim.lower, _every(claim, one.lower)], [claim.higher, _every(claim, one.higher)]],
+        "commits": evidence.commits,
+        "values": [[claim.lower, _every(claim, evidence.lower)], [claim.higher, _every(claim, evidence.higher)]],
         "curve": claim.measure in RATES and difference is not None,
-        "runs": [[str(run.folder), known[run.folder]] for run in (*one.runs, *one.needed)],
+        "runs": [[str(run.folder), known[run.folder]] for run in (*evidence.runs, *evidence.needed)],
     }
 
 
