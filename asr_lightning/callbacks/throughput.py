@@ -1,4 +1,4 @@
-"""How fast a recogniser trains, in the audio that it has heard."""
+"""Training speed: seconds of audio per second of wall time."""
 
 import time
 from typing import Any
