@@ -201,7 +201,7 @@ def _figures(weights: np.ndarray) -> list[str]:
 
 
 def _lists(folder: Path, pattern: str) -> list[Path]:
-    """The lists of what was drawn, beside their folder; those of ranks are put together at the end."""
+    """Return the files that list drawn utterances, beside their folder; those of ranks are merged at the end."""
     return sorted(folder.parent.glob(f".{folder.name}{pattern}"))
 
 

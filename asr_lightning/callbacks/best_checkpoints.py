@@ -100,7 +100,7 @@ def run_checkpoints(
 
 
 def refuse_choice_by_tests(callbacks: Iterable[Callback], subsets: Mapping[str, Sequence[str]]) -> None:
-    """Refuse callbacks that keep checkpoints or end training by what the experiment tests on.
+    """Refuse callbacks that keep checkpoints or end training by a subset that the experiment tests on.
 
     Args:
         callbacks: Of the trainer.

@@ -22,7 +22,7 @@ PROBES = 16  # each a frame longer; more than the subsampling factor of any enco
 
 
 class Distillation(Callback):
-    """Adds to the student's loss in training how far its predictions are from those of a frozen teacher.
+    """Adds terms to the student's training loss: distances of its predictions from those of a frozen teacher.
 
     The teacher reads the same audio in evaluation mode, without masks over its features. It is no part of the student:
     not of its `state_dict`, its checkpoints or its optimizer. What a term learns is trained by the student's optimizer,
@@ -50,7 +50,7 @@ class Distillation(Callback):
         self._resumed = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the teacher, and give the student what is learned, before its optimizer is made.
+        """Read the teacher, and add the terms' parameters to the student before its optimizer is made.
 
         Raises:
             InputError: As of the class.
@@ -138,7 +138,7 @@ class Distillation(Callback):
             pl_module.added_loss = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take out of the student what only training needs, and free the teacher."""
+        """Remove the terms from the student, and free the teacher."""
         if stage == "fit":
             self._network = None
             if isinstance(pl_module, Recognizer):

@@ -42,14 +42,14 @@ class EncodedBatch:
     target_lengths: Tensor
 
     def joint_inputs(self) -> JointInputs:
-        """Return what the joint network of a transducer reads."""
+        """Return the inputs of a transducer's joint network."""
         transducer = self.recognizer
         assert isinstance(transducer, RNNTransducer)
         return JointInputs(transducer.joint, transducer.project(self.frames), transducer.predict(self.targets))
 
 
 class DistillationTerm(nn.Module, ABC):
-    """Base class: what a student's training adds to the loss of each utterance.
+    """Base class: a term that is added to the student's loss of each utterance in training.
 
     Its parameters are trained with the student's. They are no part of the student's `state_dict`.
 
@@ -70,7 +70,7 @@ class DistillationTerm(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
-        """Make what is learned, before training begins.
+        """Make the parameters of the term, before training begins.
 
         Raises:
             InputError: The term cannot be computed of these two.

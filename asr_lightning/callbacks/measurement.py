@@ -6,7 +6,7 @@ from asr_lightning.errors import InputError
 
 
 class Measurement(Callback):
-    """Base class of what is measured every so many optimiser steps."""
+    """Base class of measurements at a fixed interval of optimizer steps."""
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         """Choose how often.

@@ -147,7 +147,7 @@ def observe(
 
 
 def has_ctc(recognizer: nn.Module) -> bool:
-    """Whether a recogniser has a CTC output, which can say when characters are spoken."""
+    """Whether a recogniser has a CTC output, which gives the times of characters."""
     return ctc_output(recognizer) is not None
 
 

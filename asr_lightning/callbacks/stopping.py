@@ -1,4 +1,4 @@
-"""Stopping a run from outside, by SIGTERM or Ctrl-C, and going on without losing anything of it."""
+"""Stop a run by SIGTERM or Ctrl-C, and resume it without loss."""
 
 import os
 import signal
@@ -112,7 +112,7 @@ class OtherParts(Callback):
 
 
 class SaveLastEpoch(Callback):
-    """Lets checkpoints of every epoch be written at its end too, not only after a validation.
+    """Writes checkpoints of every epoch at its end too, not only after a validation.
 
     Lightning writes them after a validation wherever not every epoch ends with one: with `check_val_every_n_epoch`,
     `val_check_interval`, or where `max_steps` or `max_time` end training. What was trained since would be lost.

@@ -100,7 +100,7 @@ class Transcripts(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what a broken prediction has left."""
+        """Remove the files of an interrupted prediction."""
         if trainer.is_global_zero:
             for path in (Path(trainer.default_root_dir) / "transcripts").glob(".predict*.rank*"):
                 path.unlink()
@@ -284,12 +284,12 @@ def readable_time(seconds: float) -> str:
 
 
 def names_of_subsets(dataloaders: Any, pooled: str) -> list[str]:  # whatever a data module returns
-    """Return the names of dataloaders, or the one that all share where they have none."""
+    """Return the names of dataloaders, or their common name where they have none."""
     return list(dataloaders) if isinstance(dataloaders, dict) else [pooled]
 
 
 def n_best(hypotheses: list[Hypothesis]) -> Transcript:
-    """Return all hypotheses with what they are ranked by, as `n_best`; nothing where there is only one."""
+    """Return all hypotheses with the scores that rank them, as `n_best`; nothing where there is only one."""
     if len(hypotheses) == 1:
         return {}
     return {

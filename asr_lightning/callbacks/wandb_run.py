@@ -76,7 +76,7 @@ class RunLogger(WandbLogger):
 
 
 def epochs_trained(trainer: Trainer) -> float:
-    """Return how many epochs are trained so far, with the share of the one that goes on."""
+    """Return how many epochs are trained so far, with the share of the current one."""
     if trainer.state.fn != TrainerFn.FITTING:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WandbConfiguration) and callback.epochs is not None:

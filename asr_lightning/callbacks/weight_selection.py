@@ -174,14 +174,14 @@ def _indices(elements: ElementRule, salt: str, teacher: int, student: int) -> Te
 
 @dataclass(frozen=True)
 class AxisSelection:
-    """Which index of the source each index of an axis takes, -1 where it keeps its own value; and the same in words."""
+    """Index of the source for each index of an axis, -1 where it keeps its own value; and the same in words."""
 
     places: Tensor
     words: str
 
 
 def pick_axis(own: Axis, source: Axis, rule: IndexRule) -> AxisSelection:
-    """Return what an axis takes of the same axis of another network.
+    """Return the selection for an axis from the same axis of another network.
 
     Args:
         own: The meaning of the axis.

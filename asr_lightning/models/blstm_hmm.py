@@ -215,7 +215,7 @@ class BLSTMHMM(Recognizer):
         return hypotheses
 
     def _words(self, sentence: FoundSentence, frames: int) -> tuple[Word, ...]:
-        """Return the words of a sentence of so many frames by their states; none of one from a lattice."""
+        """Return the words of a sentence with the times of their states; none for a sentence from a lattice."""
         if not sentence.transition_ids:
             return ()
         hop = self.features.hop_seconds * self.states.subsampling

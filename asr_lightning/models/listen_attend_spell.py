@@ -122,7 +122,7 @@ class Speller(AttentionDecoder):
             return self.output(torch.stack(outputs, dim=1))
 
     def attention_weights(self, tokens: Tensor, memory: State) -> Tensor:
-        """Return the mean weights of the heads, (B, U, T), behind each of the token ids (B, U)."""
+        """Return the mean weights of the heads, (B, U, T), after each of the token ids (B, U)."""
         state = self.initial_state(memory)
         weights = []
         for token in tokens.unbind(dim=1):

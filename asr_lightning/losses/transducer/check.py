@@ -33,7 +33,7 @@ def kernels_work(device: torch.device) -> bool:
 
 
 def failure(kernels: ModuleType, device: torch.device) -> str:
-    """Return in one line why kernels are not to be trusted on a device; empty where they are."""
+    """Return the reason not to use kernels on a device, in one line; empty where they are correct."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         try:
             with torch.no_grad(), torch.device("cpu"):

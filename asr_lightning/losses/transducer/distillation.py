@@ -23,7 +23,7 @@ from asr_lightning.nn.sequences import real_frames, silence_padding
 
 @dataclass(frozen=True)
 class JointInputs:
-    """A joint network, and what it reads of a batch.
+    """A joint network, and its inputs for a batch.
 
     Attributes:
         joint: Returns logits (..., V) of frames (..., D) and histories (..., D) that broadcast.

@@ -262,7 +262,7 @@ def lattice_blocks(
 def real_blocks(
     vocabulary: int, encoder_lengths: Tensor, target_lengths: Tensor, visited: Tensor | None
 ) -> Iterator[Block]:
-    """Yield blocks of one utterance each without padding; of `visited` (B, T, U + 1), where given, all that is True.
+    """Yield blocks of one utterance each, without padding; with `visited` (B, T, U + 1), only blocks around its nodes.
 
     The frames of a block need all positions from the first to the last that is visited in any of them.
     """

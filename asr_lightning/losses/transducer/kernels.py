@@ -38,7 +38,7 @@ def coordinates(index, start, span, positions):
 
 @triton.jit
 def _moves(blank, label, step, position, length, tokens, positions, back):
-    """Return the node that a step reaches, the scores of blank and token that lead there, and whether it is real.
+    """Return the node that a step reaches, the scores of blank and token that lead there, and whether it is valid.
 
     On the reversed lattice the first frame is the last, and a score belongs to the node reached, else to the one left.
     """

@@ -1,4 +1,4 @@
-"""The lattice of the transducer in plain PyTorch: the recursions over it, and what is done to a block of it.
+"""The lattice of the transducer in plain PyTorch: the recursions over it, and the operations on its blocks.
 
 Node (t, u) of the lattice is frame t after u tokens. `kernels.py` has the same functions for a GPU.
 """
@@ -15,7 +15,7 @@ Block = tuple[slice, slice, slice]  # utterances, frames and positions of the la
 
 
 def negligible(normalizer: Tensor) -> float:
-    """Return the probability of a visit that adds less to a sum over frames or tokens than rounding changes it."""
+    """Return the highest probability of a visit whose part of a sum over frames or tokens is lost in rounding."""
     return torch.finfo(normalizer.dtype).eps / max(normalizer.shape[1:])
 
 
