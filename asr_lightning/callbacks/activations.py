@@ -1,4 +1,4 @@
-"""Writes down what layers say of every frame and token, for t-SNE, probes and neighbours."""
+"""Write activations of layers for every frame and token: for t-SNE, probes and neighbours."""
 
 import re
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ from asr_lightning.text.phones import PhoneLabels, Segment, label_spans
 class Activations(Inspection):
     """Writes the activations of named modules into `<run folder>/activations/<stage>`.
 
-    The files are those of `asr_lightning.analysis.activations`. A validation replaces those of the one before.
+    The files are those of `asr_lightning.analysis.activations`. A validation replaces the files of the previous one.
     Nothing is hooked, computed or kept outside the chosen stages; within them, every batch is encoded once more, and
     the decoder reads the best hypothesis, so its states are those that led to it. At most a batch is held in memory.
-    With several processes each writes what it sees, and the first puts it together, utterances by their names.
+    With several processes each writes its own utterances, and the first merges them, sorted by name.
 
     Args:
-        modules: What to look at: a name of yours for each, and the path of the module, as `{layer1: encoder.layers.0,
-            top: encoder, decoder1: decoder.cells.0}`. `encoder.layers.1:input` is what a module reads.
+        modules: A name that you choose for each module, and its path, as `{layer1: encoder.layers.0, top: encoder,
+            decoder1: decoder.cells.0}`. `encoder.layers.1:input` is the input of a module.
         stages: When: `validate`, `test`, `predict`.
-        labels: Who knows the phones. Without, they are the characters of the transcript, as the recogniser's own CTC
-            output aligns them; nothing where it has none, and then `TSNE` has nothing to colour by.
+        labels: The phones of utterances. If None, characters of the transcript stand for them, as the recognizer's CTC
+            output aligns them; without a CTC output there are none, and `TSNE` cannot color frames.
         subsets: Only utterances of these; all if None.
         speakers: Names of speakers, or how many of them to keep, the first by name; all if None.
-        utterances: How many to keep, the first by name of those seen; all if None. Each process looks at as many.
+        utterances: How many to keep, the first by name of those seen; all if None. Each process looks at this many.
 
     Raises:
-        ValueError: A stage or a name of a module that cannot be.
+        ValueError: There is no such stage, no module, or a module's name has other characters than allowed.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Activations(Inspection):
         self._seen = 0
 
     def begin(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
-        """Begin anew.
+        """Start the file of this process.
 
         Raises:
             InputError: A module does not exist, or the labels do not.
@@ -77,14 +77,14 @@ class Activations(Inspection):
         return self.labels is not None or has_ctc(recognizer)
 
     def process(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
-        """Write down what the modules say of a batch."""
+        """Write the outputs of the modules for a batch."""
         chosen = [row for row in range(len(batch)) if self._wanted(batch, row)]
         if not chosen:
             return
         assert self._part is not None
-        seen = observe(recognizer, batch, self.modules, [one.tokens for one in best])
+        observation = observe(recognizer, batch, self.modules, [hypothesis.tokens for hypothesis in best])
         for row in chosen:
-            self._part.append(self._spoken(recognizer, batch, best[row], seen, row))
+            self._part.append(self._spoken(recognizer, batch, best[row], observation, row))
 
     def _wanted(self, batch: Batch, row: int) -> bool:
         if self.subsets is not None and batch.subsets[row] not in self.subsets:
@@ -97,44 +97,50 @@ class Activations(Inspection):
         return True
 
     def _spoken(
-        self, recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Observation, row: int
+        self, recognizer: Recognizer, batch: Batch, best: Hypothesis, observation: Observation, row: int
     ) -> UtteranceActivations:
         seconds = int(batch.audio_lengths[row]) / batch.sample_rate
         text = batch.texts[row]
-        said = _characters(recognizer, best.tokens, best.frames, seen, row, seconds)
+        characters = _characters(recognizer, best.tokens, best.frames, observation, row, seconds)
         if self.labels is not None:
             phones = self.labels.segments(batch.ids[row])
         else:
-            phones = _characters(recognizer, recognizer.tokenizer.encode(text), (), seen, row, seconds) if text else []
+            phones = (
+                _characters(recognizer, recognizer.tokenizer.encode(text), (), observation, row, seconds)
+                if text
+                else []
+            )
         names = [recognizer.tokenizer.tokens[token] for token in best.tokens] + ["<eos>"]
-        spoken = UtteranceActivations(batch.ids[row], batch.subsets[row], batch.speakers[row], seconds, text, best.text)
-        for name, one in seen.outputs.items():
-            length = int(one.lengths[row])
-            values = one.values[row, :length].float().cpu().numpy()
-            if one.unit == "token":
-                spoken.modules[name] = Rows(values, "token", characters=names)
+        utterance = UtteranceActivations(
+            batch.ids[row], batch.subsets[row], batch.speakers[row], seconds, text, best.text
+        )
+        for name, output in observation.outputs.items():
+            length = int(output.lengths[row])
+            values = output.values[row, :length].float().cpu().numpy()
+            if output.unit == "token":
+                utterance.modules[name] = Rows(values, "token", characters=names)
                 continue
-            starts, ends = (times[:length] for times in seen.spans(one.lengths))
-            spoken.modules[name] = Rows(
-                values, "frame", starts.tolist(), ends.tolist(), label_spans(said, starts, ends),
+            starts, ends = (times[:length] for times in observation.spans(output.lengths))
+            utterance.modules[name] = Rows(
+                values, "frame", starts.tolist(), ends.tolist(), label_spans(characters, starts, ends),
                 label_spans(phones, starts, ends),
             )  # fmt: skip
-        return spoken
+        return utterance
 
     def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
-        """Put together what the processes have seen."""
+        """Merge the files of the processes."""
         self._part = None
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            about = {
+            description = {
                 "recognizer": type(recognizer).__name__,
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
                 "paths": self.modules,
             }
-            number = self.speakers if isinstance(self.speakers, int) else None
+            speakers = self.speakers if isinstance(self.speakers, int) else None
             count = merge_parts(
-                sorted(folder.parent.glob(f".{folder.name}.rank*")), folder, about, self.utterances, number
+                sorted(folder.parent.glob(f".{folder.name}.rank*")), folder, description, self.utterances, speakers
             )
             if not count:
                 raise InputError(
@@ -155,17 +161,22 @@ class Activations(Inspection):
 
 def describe_labels(labels: PhoneLabels) -> str:
     """Return the class of labels and where they lie."""
-    place = getattr(labels, "path", None) or getattr(labels, "folder", None)
-    return f"{type(labels).__name__}({place or ''})"
+    path = getattr(labels, "path", None) or getattr(labels, "folder", None)
+    return f"{type(labels).__name__}({path or ''})"
 
 
 def _characters(
-    recognizer: Recognizer, tokens: Sequence[int], onsets: Sequence[int], seen: Observation, row: int, seconds: float
+    recognizer: Recognizer,
+    tokens: Sequence[int],
+    onsets: Sequence[int],
+    observation: Observation,
+    row: int,
+    seconds: float,
 ) -> list[Segment]:
-    """Say when tokens are spoken: as the search has found, or else by the CTC output; nothing where neither knows."""
-    onsets = onsets or seen.onsets(row, tokens, recognizer.tokenizer.blank_id)
+    """Return segments of tokens, timed by the search or else by the CTC output; none where neither gives times."""
+    onsets = onsets or observation.onsets(row, tokens, recognizer.tokenizer.blank_id)
     if not onsets or len(onsets) != len(tokens):
         return []
-    starts, _ = seen.spans(seen.lengths)
+    starts, _ = observation.spans(observation.lengths)
     labels = [recognizer.tokenizer.tokens[token] for token in tokens]
     return segments_from_onsets([float(starts[onset]) for onset in onsets], labels, seconds)

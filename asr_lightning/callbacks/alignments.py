@@ -1,4 +1,4 @@
-"""Pictures and numbers of how a recogniser moves along utterances."""
+"""Pictures and measures of alignments: attention weights, emission probabilities, CTC posteriors."""
 
 import json
 from dataclasses import astuple, fields
@@ -23,17 +23,17 @@ from asr_lightning.nn.mechanisms import Attention
 from asr_lightning.report.alignment_figure import UtteranceAlignment, plot_alignment
 from asr_lightning.report.tables import as_csv
 
-JOINED = {"encoded": "encoder", "predicted": "prediction"}  # of a transducer, by the modules that give them
+JOINED = {"encoded": "encoder", "predicted": "prediction"}  # inputs of the joint network: module by name
 COLUMNS = ("utterance", "attention", *(field.name for field in fields(AttentionFigures)))
 
 
 class Alignments(Inspection):
-    """Draws where a recogniser was when it emitted each token, and measures how it moves.
+    """Draws and measures the alignment of tokens with the frames of utterances.
 
     `<run folder>/alignments/<stage>` gets, from the best hypotheses,
 
     * `<utterance>.png`: the weights of every attention over the encoded frames, or, for a transducer, how probable it
-      is that each token is emitted at each frame; and the posteriors of a CTC output, with the tokens in place.
+      is that each token is emitted at each frame; and the posteriors of a CTC output, with the tokens at their frames.
       `<utterance>.npz` and `.flac` hold the same numbers, and the audio.
     * `figures.csv`: how monotonic, covering and sharp these weights are, by utterance and attention; not of a network
       that has only a CTC output, which has no such weights.
@@ -45,7 +45,7 @@ class Alignments(Inspection):
     Args:
         utterances: How many are drawn, the first by name of those seen. All are measured.
         subsets: Only utterances of these; all if None.
-        stage: When.
+        stage: When: `validate`, `test` or `predict`.
     """
 
     def __init__(self, utterances: int = 5, subsets: list[str] | None = None, stage: Stage = "test") -> None:
@@ -55,10 +55,10 @@ class Alignments(Inspection):
         self._drawn: list[str] = []
 
     def begin(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
-        """Begin anew.
+        """Remove the files of an earlier test.
 
         Raises:
-            InputError: The network has nothing that shows where it is.
+            InputError: The network has neither attention nor a joint network nor a CTC output.
         """
         if not attention_paths(recognizer) and not has_ctc(recognizer):
             raise InputError(
@@ -85,38 +85,40 @@ class Alignments(Inspection):
         chosen = [row for row in range(len(batch)) if self.subsets is None or batch.subsets[row] in self.subsets]
         if not chosen:
             return
-        seen = observe(recognizer, batch, attention_paths(recognizer), [one.tokens for one in best])
+        observation = observe(
+            recognizer, batch, attention_paths(recognizer), [hypothesis.tokens for hypothesis in best]
+        )
         for row in chosen:
-            one = alignment(recognizer, batch, best[row], seen, row)
-            lines = [[one.utterance, name, *_figures(weights)] for name, weights in one.attention.items()]
+            aligned = alignment(recognizer, batch, best[row], observation, row)
+            lines = [[aligned.utterance, name, *_figures(weights)] for name, weights in aligned.attention.items()]
             with append_to(self._part(trainer)) as file:
                 file.write(as_csv(lines))
-            self._draw(one, batch, row, self._folder(trainer), trainer.global_rank)
+            self._draw(aligned, batch, row, self._folder(trainer), trainer.global_rank)
 
-    def _draw(self, one: UtteranceAlignment, batch: Batch, row: int, folder: Path, rank: int) -> None:
-        """Draw it if it is among the first by name, and forget one that no longer is."""
-        if self.utterances < 1 or (len(self._drawn) >= self.utterances and one.utterance >= max(self._drawn)):
+    def _draw(self, aligned: UtteranceAlignment, batch: Batch, row: int, folder: Path, rank: int) -> None:
+        """Draw an utterance if it is among the first by name; remove the files of one that no longer is."""
+        if self.utterances < 1 or (len(self._drawn) >= self.utterances and aligned.utterance >= max(self._drawn)):
             return
-        if not one.attention and one.posteriors is None:
+        if not aligned.attention and aligned.posteriors is None:
             return
         with folder.with_name(f".{folder.name}.drawn.rank{rank:05}").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(one.utterance) + "\n")  # before it is drawn: a test may be killed
-        plot_alignment(one, folder / f"{one.utterance}.png")
-        kept: dict[str, Any] = {f"attention/{name}": weights for name, weights in one.attention.items()}
-        if one.posteriors is not None:
-            kept["posteriors"] = one.posteriors
+            file.write(json.dumps(aligned.utterance) + "\n")  # before it is drawn: a test may be killed
+        plot_alignment(aligned, folder / f"{aligned.utterance}.png")
+        arrays: dict[str, Any] = {f"attention/{name}": weights for name, weights in aligned.attention.items()}
+        if aligned.posteriors is not None:
+            arrays["posteriors"] = aligned.posteriors
         for name in ("tokens", "seconds", "onsets", "vocabulary", "blank_id"):
-            kept[name] = np.array(getattr(one, name))
-        np.savez_compressed(folder / f"{one.utterance}.npz", **kept)
+            arrays[name] = np.array(getattr(aligned, name))
+        np.savez_compressed(folder / f"{aligned.utterance}.npz", **arrays)
         audio = batch.audio[row, : int(batch.audio_lengths[row])].cpu().numpy()
-        soundfile.write(folder / f"{one.utterance}.flac", audio, batch.sample_rate, subtype="PCM_16")
-        self._drawn.append(one.utterance)
+        soundfile.write(folder / f"{aligned.utterance}.flac", audio, batch.sample_rate, subtype="PCM_16")
+        self._drawn.append(aligned.utterance)
         for name in sorted(self._drawn)[self.utterances :]:
             _remove(folder, name)
             self._drawn.remove(name)
 
     def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
-        """Put together what the processes have seen.
+        """Merge the figures of the processes.
 
         Raises:
             InputError: Nothing was looked at, or there is nothing to draw.
@@ -130,14 +132,14 @@ class Alignments(Inspection):
             part.unlink()
         if lines:
             write_atomically(folder / "figures.csv", "".join(f"{line}\n" for line in [",".join(COLUMNS), *lines]))
-        drawn = _listed(folder, ".drawn.rank*")
-        for name in drawn[self.utterances :]:
+        names = _listed(folder, ".drawn.rank*")
+        for name in names[self.utterances :]:
             _remove(folder, name)
-        del drawn[self.utterances :]
-        write_atomically(folder.with_name(f".{folder.name}.drawn"), "".join(f"{json.dumps(name)}\n" for name in drawn))
+        del names[self.utterances :]
+        write_atomically(folder.with_name(f".{folder.name}.drawn"), "".join(f"{json.dumps(name)}\n" for name in names))
         for path in _lists(folder, ".drawn.rank*"):
             path.unlink()
-        if not lines and not drawn:
+        if not lines and not names:
             subsets = f" of the subsets {', '.join(self.subsets)}" if self.subsets is not None else ""
             without_result(
                 trainer,
@@ -146,8 +148,8 @@ class Alignments(Inspection):
             )
             return
         for logger in wandb_loggers(trainer):
-            logger.log_image("alignments", [str(folder / f"{name}.png") for name in drawn])
-        recognizer.print(f"Alignments of {len(drawn)} utterances are in {folder.absolute()}")
+            logger.log_image("alignments", [str(folder / f"{name}.png") for name in names])
+        recognizer.print(f"Alignments of {len(names)} utterances are in {folder.absolute()}")
 
 
 def attention_paths(recognizer: Recognizer) -> dict[str, str]:
@@ -164,7 +166,7 @@ def attention_paths(recognizer: Recognizer) -> dict[str, str]:
 def alignment(
     recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Observation, row: int
 ) -> UtteranceAlignment:
-    """Gather what is known of an utterance."""
+    """Return the alignment of an utterance, for its picture and its figures."""
     frames, tokenizer = int(seen.lengths[row]), recognizer.tokenizer
     attention = {}
     if isinstance(recognizer, RNNTransducer) and best.tokens:
@@ -172,10 +174,10 @@ def alignment(
         projected = recognizer.encoder_projection(encoded[:frames]).unsqueeze(1)
         logits = recognizer.joint(projected, predicted[: len(best.tokens) + 1]).cpu()  # (T, U + 1, V)
         attention["emission"] = emission_probabilities(logits, best.tokens, tokenizer.blank_id).numpy()
-    for name, one in seen.outputs.items():
+    for name, output in seen.outputs.items():
         if name in JOINED:
             continue
-        weights = one.values[row, : int(one.lengths[row])].float().unflatten(1, (-1, int(seen.lengths.max())))
+        weights = output.values[row, : int(output.lengths[row])].float().unflatten(1, (-1, int(seen.lengths.max())))
         for head, of_head in enumerate(weights[:, :, :frames].unbind(dim=1)):
             attention[f"{name}, head {head + 1}" if weights.shape[1] > 1 else name] = of_head.cpu().numpy()
     posteriors = None if seen.log_probs is None else seen.log_probs[row, :frames].exp().cpu().numpy()
@@ -194,17 +196,17 @@ def alignment(
 
 def _figures(weights: np.ndarray) -> list[str]:
     totals = weights.sum(axis=1, keepdims=True)
-    even = weights / np.where(totals > 0, totals, 1.0)  # what a transducer emits nowhere adds up to less than one
-    return [f"{value:.4f}" for value in astuple(attention_figures(even))]
+    normalized = weights / np.where(totals > 0, totals, 1.0)  # emission probabilities may add up to less
+    return [f"{value:.4f}" for value in astuple(attention_figures(normalized))]
 
 
 def _lists(folder: Path, pattern: str) -> list[Path]:
-    """The lists of what was drawn, beside their folder; those of ranks are put together at the end."""
+    """Return the files that list drawn utterances, beside their folder; those of ranks are merged at the end."""
     return sorted(folder.parent.glob(f".{folder.name}{pattern}"))
 
 
 def _listed(folder: Path, pattern: str) -> list[str]:
-    """Return the names of the utterances that lists hold; a line that was broken off names nothing."""
+    """Return the names of the utterances that lists hold; an incomplete line is left out."""
     names = set()
     for path in _lists(folder, pattern):
         for line in path.read_text("utf-8", errors="replace").splitlines():

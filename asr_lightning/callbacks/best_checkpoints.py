@@ -21,7 +21,7 @@ class BestCheckpoints(ModelCheckpoint):
     Args:
         keep: How many.
         metric: An error rate, as `wer` or `cer`.
-        subset: Whose it is; the first one that the data validate on and neither train nor test on if None.
+        subset: Its subset; the first one that the data validate on and neither train nor test on if None.
     """
 
     def __init__(self, keep: int = 10, metric: str = "wer", subset: str | None = None) -> None:
@@ -48,10 +48,10 @@ class BestCheckpoints(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def _chosen(self, subsets: Mapping[str, Sequence[str]]) -> str:
-        free = development_subsets(subsets)
-        if self.subset is None and free:
-            return free[0]
-        if self.subset in free:
+        candidates = development_subsets(subsets)
+        if self.subset is None and candidates:
+            return candidates[0]
+        if self.subset in candidates:
             return self.subset
         raise InputError(
             f"BestCheckpoints: expected {self.subset or 'a subset'} among data.init_args.validation_subsets that is "
@@ -90,36 +90,36 @@ def run_checkpoints(
     for name, number in (("every_n_steps", every_n_steps), ("best", best)):
         if number < 0:
             raise InputError(f"checkpoints.{name}: expected 0 or more, got {number}")
-    savings = [ModelCheckpoint(filename="last", every_n_epochs=1, enable_version_counter=False)]
+    callbacks = [ModelCheckpoint(filename="last", every_n_epochs=1, enable_version_counter=False)]
     if every_n_steps:
         step = ModelCheckpoint(filename="last-step", every_n_train_steps=every_n_steps, enable_version_counter=False)
-        savings.append(step)
+        callbacks.append(step)
     if best and (subset is not None or development_subsets(subsets)):
-        savings.append(BestCheckpoints(best, metric, subset))
-    return savings
+        callbacks.append(BestCheckpoints(best, metric, subset))
+    return callbacks
 
 
 def refuse_choice_by_tests(callbacks: Iterable[Callback], subsets: Mapping[str, Sequence[str]]) -> None:
-    """Refuse callbacks that keep checkpoints or end training by what the experiment tests on.
+    """Refuse callbacks that keep checkpoints or end training by a subset that the experiment tests on.
 
     Args:
         callbacks: Of the trainer.
         subsets: Of the data, by what they are for: `validation` and `test`.
 
     Raises:
-        InputError: One does; all checkpoints may be kept (`save_top_k: -1`), since nothing is chosen then.
+        InputError: A callback does; all checkpoints may be kept (`save_top_k: -1`), since nothing is chosen then.
     """
     tested, validated = list(subsets.get("test", ())), list(subsets.get("validation", ()))
     for callback in callbacks:
         monitor = _monitor(callback)
         subset = (monitor or "").rpartition("/")[0]
         pooled = subset == POOLED and POOLED not in validated
-        seen = [one for one in tested if (one in validated if pooled else one == subset)]
-        if seen:
-            advice = [one for one in validated if one not in tested]
+        overlap = [name for name in tested if (name in validated if pooled else name == subset)]
+        if overlap:
+            advice = [name for name in validated if name not in tested]
             raise InputError(
                 f"{type(callback).__name__}: expected a metric of a subset that the experiment does not test on, got "
-                f"{monitor}, which is of {', '.join(seen)} among data.init_args.test_subsets: what is chosen by it "
+                f"{monitor}, which is of {', '.join(overlap)} among data.init_args.test_subsets: what is chosen by it "
                 f"cannot be tested on it. Set monitor to one of {', '.join(advice) or 'a development subset'}, as "
                 f"{(advice or ['dev-clean'])[0]}/wer"
             )

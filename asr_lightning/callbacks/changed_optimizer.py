@@ -14,10 +14,10 @@ from asr_lightning.models.schedules import begin_schedule
 
 
 class ChangedOptimizer(Callback):
-    """Lets the experiment's arguments hold, since Lightning restores the checkpoint's.
+    """Applies the experiment's arguments, since Lightning restores those of the checkpoint.
 
     Learning rates, and whatever else a schedule moves, become what they would be at this step if the experiment's
-    arguments had held from the first step on. What the optimizer has gathered for each weight stays.
+    arguments had held from the first step on. The optimizer's state of each weight stays.
 
     Args:
         changed: Keys of these arguments, as `optimizer.lr`, for the message.
@@ -27,19 +27,19 @@ class ChangedOptimizer(Callback):
         self.changed = sorted(changed)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the arguments in their places; everything is restored by now, and no step is done.
+        """Set the arguments, after everything is restored and before the first step.
 
         Raises:
-            InputError: The schedule ends before the step that training has come to.
+            InputError: The schedule ends before the step at which training goes on.
         """
         [optimizer] = trainer.optimizers
         schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
-        fresh, moved = _made_anew(pl_module, optimizer.param_groups[0]["params"])
-        begin_schedule(moved, trainer)
+        new_optimizer, new_schedule = _made_anew(pl_module, optimizer.param_groups[0]["params"])
+        begin_schedule(new_schedule, trainer)
         for schedule in schedules:
-            self._move(moved, schedule.last_epoch)
-            schedule.load_state_dict(moved.state_dict())
-        for group, values in zip(optimizer.param_groups, fresh.param_groups, strict=True):
+            self._move(new_schedule, schedule.last_epoch)
+            schedule.load_state_dict(new_schedule.state_dict())
+        for group, values in zip(optimizer.param_groups, new_optimizer.param_groups, strict=True):
             group.update({key: value for key, value in values.items() if key != "params"})
         rate = optimizer.param_groups[0]["lr"]
         rank_zero_info(f"Changed since the checkpoint: {', '.join(self.changed)}; the learning rate is {rate:.3g}.")

@@ -17,12 +17,12 @@ from asr_lightning.models.checkpoints import load_recognizer
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.recurrent import weights_cast_once
 
-PROBED_FRAMES = 100  # of features: utterances of so many and a few more show whether two encoders make as many frames
-PROBES = 16  # more than any encoder here joins frames
+PROBED_FRAMES = 100  # feature frames of the shortest probe that compares the frames of two encoders
+PROBES = 16  # each a frame longer; more than the subsampling factor of any encoder here
 
 
 class Distillation(Callback):
-    """Adds to the student's loss in training how far its predictions are from those of a frozen teacher.
+    """Adds terms to the student's training loss: distances of its predictions from those of a frozen teacher.
 
     The teacher reads the same audio in evaluation mode, without masks over its features. It is no part of the student:
     not of its `state_dict`, its checkpoints or its optimizer. What a term learns is trained by the student's optimizer,
@@ -50,7 +50,7 @@ class Distillation(Callback):
         self._resumed = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the teacher, and give the student what is learned, before its optimizer is made.
+        """Read the teacher, and add the terms' parameters to the student before its optimizer is made.
 
         Raises:
             InputError: As of the class.
@@ -74,8 +74,8 @@ class Distillation(Callback):
         """Compare the frames of both encoders, and add the terms to the student's loss.
 
         Raises:
-            InputError: They make other numbers of frames; each process has only a part of the weights; or a training
-                is resumed that had not these terms.
+            InputError: The numbers of frames differ; each process has only a part of the weights; or the resumed
+                training did not have these terms.
         """
         if self._network is None:
             return
@@ -99,9 +99,9 @@ class Distillation(Callback):
     def _added_loss(self, student: Recognizer) -> Any:  # noqa: ANN401 - an AddedLoss
         def added_loss(encoded: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
             targets = student.targets(batch)
-            own = EncodedBatch(student, encoded, lengths, *targets)
-            other = self.encode(batch, lengths, targets)
-            values = [term(own, other) for term in self._used]
+            student_batch = EncodedBatch(student, encoded, lengths, *targets)
+            teacher_batch = self.encode(batch, lengths, targets)
+            values = [term(student_batch, teacher_batch) for term in self._used]
             logged = {
                 f"train/distillation/{term.name}": value.detach().nanmean()
                 for term, value in zip(self._used, values, strict=True)
@@ -126,18 +126,19 @@ class Distillation(Callback):
         """
         assert self._network is not None
         with weights_cast_once(batch.audio.device):
-            frames, own_lengths = self._network(batch.audio, batch.audio_lengths)
-        if batch.audio.device.type == "cpu" and not torch.equal(own_lengths, lengths):  # on a GPU, see `check_frames`
-            raise InputError(_other_frames(own_lengths.tolist(), lengths.tolist()))
+            frames, teacher_lengths = self._network(batch.audio, batch.audio_lengths)
+        # on a GPU, see `check_frames`
+        if batch.audio.device.type == "cpu" and not torch.equal(teacher_lengths, lengths):
+            raise InputError(_other_frames(teacher_lengths.tolist(), lengths.tolist()))
         return EncodedBatch(self._network, frames, lengths, *targets)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the student as it was."""
+        """Remove the terms from the student's loss."""
         if isinstance(pl_module, Recognizer) and self._network is not None:
             pl_module.added_loss = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take out of the student what only training needs, and free the teacher."""
+        """Remove the terms from the student, and free the teacher."""
         if stage == "fit":
             self._network = None
             if isinstance(pl_module, Recognizer):
@@ -157,19 +158,19 @@ class Distillation(Callback):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with what the terms had learned.
+        """Restore what the terms have learned.
 
         Raises:
             InputError: It is of other terms, or of another size.
         """
-        own = self._learned()
+        parameters = self._learned()
         saved = {name: tuple(value.shape) for name, value in state_dict.items()}
-        if saved != {name: tuple(parameter.shape) for name, parameter in own.items()}:
+        if saved != {name: tuple(parameter.shape) for name, parameter in parameters.items()}:
             raise InputError(
                 f"the checkpoint is of a training with other distillation terms: it has learned {saved or 'nothing'} "
-                f"there, and {[*own] or 'nothing'} is expected here; keep the terms, or begin a new run"
+                f"there, and {[*parameters] or 'nothing'} is expected here; keep the terms, or begin a new run"
             )
-        for name, parameter in own.items():
+        for name, parameter in parameters.items():
             parameter.copy_(state_dict[name])
         self._resumed = True
 
@@ -180,8 +181,8 @@ def check_terms(callbacks: Iterable[Callback], checkpoint: Mapping[str, Any], pa
     Raises:
         InputError: No callback is a `Distillation`, and the checkpoint has the state of one.
     """
-    there = any(Distillation.__name__ in key and state for key, state in checkpoint.get("callbacks", {}).items())
-    if there and not any(isinstance(callback, Distillation) for callback in callbacks):
+    has_terms = any(Distillation.__name__ in key and state for key, state in checkpoint.get("callbacks", {}).items())
+    if has_terms and not any(isinstance(callback, Distillation) for callback in callbacks):
         raise InputError(
             f"{path} is of a training with distillation, whose terms are trained with the model: expected the key "
             "`distillation` with the same terms, found no teacher; or begin a new run, with initialize_from.checkpoint "
@@ -204,10 +205,10 @@ def check_frames(student: Recognizer, teacher: Recognizer) -> None:
     training = student.training
     student.eval()
     with torch.no_grad():
-        (_, own), (_, other) = student(audio, samples), teacher(audio, samples)
+        (_, student_lengths), (_, teacher_lengths) = student(audio, samples), teacher(audio, samples)
     student.train(training)
-    if not torch.equal(own, other):
-        raise InputError(_other_frames(other.tolist(), own.tolist()))
+    if not torch.equal(student_lengths, teacher_lengths):
+        raise InputError(_other_frames(teacher_lengths.tolist(), student_lengths.tolist()))
 
 
 def _other_frames(teacher: list[int], student: list[int]) -> str:

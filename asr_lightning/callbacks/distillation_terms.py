@@ -42,14 +42,14 @@ class EncodedBatch:
     target_lengths: Tensor
 
     def joint_inputs(self) -> JointInputs:
-        """Return what the joint network of a transducer reads."""
+        """Return the inputs of a transducer's joint network."""
         transducer = self.recognizer
         assert isinstance(transducer, RNNTransducer)
         return JointInputs(transducer.joint, transducer.project(self.frames), transducer.predict(self.targets))
 
 
 class DistillationTerm(nn.Module, ABC):
-    """Base class: what a student's training adds to the loss of each utterance.
+    """Base class: a term that is added to the student's loss of each utterance in training.
 
     Its parameters are trained with the student's. They are no part of the student's `state_dict`.
 
@@ -70,7 +70,7 @@ class DistillationTerm(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
-        """Make what is learned, before training begins.
+        """Make the parameters of the term, before training begins.
 
         Raises:
             InputError: The term cannot be computed of these two.
@@ -82,7 +82,7 @@ class DistillationTerm(nn.Module, ABC):
 
 
 class PosteriorTerm(DistillationTerm, ABC):
-    """Base class of terms over the posteriors of tokens, which both networks need to have alike.
+    """Base class of terms over the posteriors of tokens, for which both networks need the same tokens.
 
     Args:
         weight: Factor of the term; 0 leaves it out.
@@ -104,13 +104,15 @@ class PosteriorTerm(DistillationTerm, ABC):
         Raises:
             InputError: They differ.
         """
-        own, other = student.tokenizer, teacher.tokenizer
-        if own.tokens == other.tokens and own.blank_id == other.blank_id:
+        tokenizer, teacher_tokenizer = student.tokenizer, teacher.tokenizer
+        if tokenizer.tokens == teacher_tokenizer.tokens and tokenizer.blank_id == teacher_tokenizer.blank_id:
             return
-        different = [f"{a!r} and {b!r}" for a, b in zip(own.tokens, other.tokens, strict=False) if a != b]
+        different = [
+            f"{a!r} and {b!r}" for a, b in zip(tokenizer.tokens, teacher_tokenizer.tokens, strict=False) if a != b
+        ]
         raise InputError(
             f"{type(self).__name__} compares the probabilities of tokens: expected the same ones in the same order, "
-            f"found {len(own.tokens)} of the student and {len(other.tokens)} of the teacher"
+            f"found {len(tokenizer.tokens)} of the student and {len(teacher_tokenizer.tokens)} of the teacher"
             + (f", first {different[0]}" if different else "")
             + "; give the student the teacher's tokenizer, or use EncoderDistillation"
         )
@@ -189,7 +191,7 @@ class CTCDistillation(PosteriorTerm):
         """Check that both have a CTC output with the same tokens.
 
         Raises:
-            InputError: They have not.
+            InputError: One of them has none, or the tokens differ.
         """
         for role, recognizer in (("student", student), ("teacher", teacher)):
             if ctc_output(recognizer) is None:
@@ -201,11 +203,11 @@ class CTCDistillation(PosteriorTerm):
 
     def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
         """Return the divergence of each utterance, (B,)."""
-        own, other = (ctc_output(encoded.recognizer) for encoded in (student, teacher))
-        assert own is not None and other is not None
+        student_output, teacher_output = (ctc_output(encoded.recognizer) for encoded in (student, teacher))
+        assert student_output is not None and teacher_output is not None
         with torch.no_grad():
-            expected = other(teacher.frames)
-        return frame_divergence(own(student.frames), expected, student.lengths, self.temperature)
+            expected = teacher_output(teacher.frames)
+        return frame_divergence(student_output(student.frames), expected, student.lengths, self.temperature)
 
 
 class EncoderDistillation(DistillationTerm):
@@ -225,7 +227,7 @@ class EncoderDistillation(DistillationTerm):
         self.projection: Projection | None = None
 
     def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
-        """Make the projection, unless this training has one from before; nothing random of the run is used up."""
+        """Make the projection, unless there is one already; the run's random numbers are not used."""
         sizes = student.encoder.dimension, teacher.encoder.dimension
         if self.projection is not None:
             return
@@ -243,7 +245,7 @@ class EncoderDistillation(DistillationTerm):
 
 
 class Projection(nn.Linear):
-    """A linear layer that is no part of the `state_dict` of the module around it; `parts` has its values."""
+    """A linear layer that is no part of the `state_dict` of the module around it; `Distillation` keeps its values."""
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ANN401
         return
@@ -255,9 +257,9 @@ class Projection(nn.Linear):
 def _of_transducers(
     student: EncodedBatch, teacher: EncodedBatch
 ) -> tuple[JointInputs, JointInputs, Tensor, Tensor, Tensor, int]:
-    """Return the arguments of the divergences of transducers but the temperature."""
+    """Return the arguments of the transducer divergences, without the temperature."""
     with torch.no_grad():
-        other = teacher.joint_inputs()
+        teacher_inputs = teacher.joint_inputs()
     blank_id = student.recognizer.tokenizer.blank_id
     lengths = student.lengths, student.target_lengths
-    return student.joint_inputs(), other, student.targets, *lengths, blank_id
+    return student.joint_inputs(), teacher_inputs, student.targets, *lengths, blank_id

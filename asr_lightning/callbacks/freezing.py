@@ -50,7 +50,7 @@ class Freezing(Callback):
         return (module.get_submodule(path) for path, first in self.until.items() if epoch < first)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train what was frozen until now; a validation leaves modes as it has found them."""
+        """Put modules into training mode from their first epoch on; a validation leaves all modes as they are."""
         for path, first in self.until.items():
             if trainer.current_epoch + 1 >= first:
                 pl_module.get_submodule(path).train()

@@ -1,4 +1,4 @@
-"""How strongly each part of a recogniser is pulled."""
+"""Gradient norm per module."""
 
 import torch
 from lightning import LightningModule, Trainer

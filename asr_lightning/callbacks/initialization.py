@@ -104,8 +104,8 @@ def initialize(module: nn.Module, scheme: Scheme, generator: torch.Generator | N
             kernel = name.rpartition(".")[2].startswith("weight") and parameter.dim() >= 2
             if not kernel or isinstance(owner, nn.Embedding) or name not in axes:  # as a projection of `Distillation`
                 continue
-            first = axes[name][0][0][0]
-            packed = first.size if isinstance(first, Fixed) and first.name in PACKED else 1
+            factor = axes[name][0][0][0]
+            packed = factor.size if isinstance(factor, Fixed) and factor.name in PACKED else 1
             for part in parameter.chunk(getattr(owner, "groups", packed)):
                 part.copy_(_draw(part.shape, scheme, generator))
 

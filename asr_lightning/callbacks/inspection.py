@@ -1,4 +1,4 @@
-"""What the callbacks that look inside have in common: they do the same in validation, test and prediction."""
+"""Base class of callbacks that inspect a network in validation, test or prediction."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,14 +24,14 @@ def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
 
 
 def without_result(trainer: Trainer, message: str) -> None:
-    """Refuse to end without a result; in a validation while training, only warn: the network may not know words yet.
+    """Refuse to end without a result; in a validation while training, only warn: early in training there may be none.
 
     Args:
         trainer: Of the test, prediction or validation that ends.
         message: What is missing, and what makes it.
 
     Raises:
-        InputError: It is no validation while training.
+        InputError: This is not a validation while training.
     """
     if trainer.state.fn != TrainerFn.FITTING:
         raise InputError(message)
@@ -49,19 +49,19 @@ class Inspection(Callback):
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
-        if unknown := [one for one in stages if one not in STAGES]:
+        if unknown := [stage for stage in stages if stage not in STAGES]:
             raise ValueError(f"stages are {', '.join(STAGES)}, got {unknown}")
         self.stages = tuple(stages)
-        self._stage: str | None = None  # the one that goes on
+        self._stage: str | None = None  # the current one
 
     def begin(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
-        """Begin anew; the folder is named after the stage, in that of the run."""
+        """Begin a stage; the folder is `<run folder>/<callback>/<stage>`."""
 
     def process(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
         """Process a batch of B utterances, one at least, and their best hypotheses."""
 
     def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
-        """Put together what was seen; called in all processes."""
+        """Merge what was collected; called in all processes."""
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stage = stage if stage in self.stages and not trainer.sanity_checking else None
@@ -102,7 +102,7 @@ class Inspection(Callback):
         """Process a batch."""
         if self._stage is not None and len(batch):
             assert isinstance(pl_module, Recognizer)
-            self.process(trainer, pl_module, batch, [found[0] for found in outputs["hypotheses"]])
+            self.process(trainer, pl_module, batch, [hypotheses[0] for hypotheses in outputs["hypotheses"]])
 
     on_test_batch_end = on_validation_batch_end
     on_predict_batch_end = on_validation_batch_end

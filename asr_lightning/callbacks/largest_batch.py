@@ -33,16 +33,16 @@ class LargestBatch(Callback):
 
     Steps stay as they are: `batch_seconds` is that of a step, and their parts become smaller. Loss and gradients are
     computed of the parts that need most: the one with the longest utterance, the one with the most seconds, the one
-    with the most utterances. They are real ones, of the first epoch's plan. The number of parts is doubled until they
+    with the most utterances. They are parts of the first epoch's plan. The number of parts is doubled until they
     fit, and then the least such number is found. The optimizer's memory is set aside as for AdamW. With several
-    processes it has to fit for all. Weights, statistics and random numbers are as they were afterwards. A resumed run
+    processes it has to fit for all. Weights, statistics and random numbers are restored afterwards. A resumed run
     keeps what its checkpoint has.
 
     Args:
-        margin: The number that was found is divided by it, for what else comes to lie in memory; where steps fit
-            uncut, they stay so.
+        margin: The number of parts is divided by it, to leave memory for other things; a step that fits as a whole
+            is not cut.
         most: Seconds, padding included, that no part of several utterances exceeds. Where there is no accelerator it
-            has to be given: computers do not end when their memory does, but become slow.
+            has to be given: without free memory, computers become slow instead of stopping.
     """
 
     def __init__(self, margin: float = 0.9, most: float | None = None) -> None:
@@ -59,11 +59,11 @@ class LargestBatch(Callback):
         return {"accumulation": self.accumulation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it from a checkpoint; those of older versions have none."""
+        """Restore the accumulation; checkpoints of older versions have none."""
         self.accumulation = state_dict.get("accumulation")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the number of parts, while the optimizer is there and the batches are not yet planned.
+        """Find the number of parts, after the optimizer is made and before batches are planned.
 
         Raises:
             InputError: The data have no batches of seconds, weights are shared among processes, there is neither an
@@ -79,10 +79,10 @@ class LargestBatch(Callback):
             device = trainer.strategy.root_device
             if device.type == "cpu" and self.most is None:
                 raise InputError("LargestBatch: expected an accelerator, found none: take it out, or give it `most`")
-            found = self._search(trainer, pl_module, data)
-            self.accumulation = found if found == 1 else math.ceil(found / self.margin)
+            parts = self._search(trainer, pl_module, data)
+            self.accumulation = parts if parts == 1 else math.ceil(parts / self.margin)
             rank_zero_info(
-                f"accumulate_grad_batches is {self.accumulation}: parts of {found} to a step of {data.batch_seconds:g} "
+                f"accumulate_grad_batches is {self.accumulation}: parts of {parts} to a step of {data.batch_seconds:g} "
                 f"s fit into the memory of {device}. To begin so without a search: --trainer.accumulate_grad_batches "
                 f"{self.accumulation}, and without LargestBatch."
             )
@@ -90,7 +90,7 @@ class LargestBatch(Callback):
 
     def _search(self, trainer: Trainer, pl_module: LightningModule, data: Any) -> int:  # noqa: ANN401
         """Return the least accumulation whose parts fit."""
-        before, fails, accumulation = trainer.accumulate_grad_batches, 0, 1
+        previous, fails, accumulation = trainer.accumulate_grad_batches, 0, 1
         fits: int | None = None
         try:
             while fits is None or fits - fails > 1:
@@ -107,12 +107,12 @@ class LargestBatch(Callback):
                     self._check_room(hardest, batches.durations, trainer.strategy.root_device)
                 accumulation = 2 * accumulation if fits is None else (fits + fails) // 2
         finally:
-            trainer.accumulate_grad_batches = before
+            trainer.accumulate_grad_batches = previous
         return fits
 
     def _allowed(self, parts: list[list[int]], durations: np.ndarray) -> bool:
-        most = self.most or math.inf
-        return all(len(part) == 1 or durations[part].max() * len(part) <= most for part in parts)
+        limit = self.most or math.inf
+        return all(len(part) == 1 or durations[part].max() * len(part) <= limit for part in parts)
 
     def _check_room(self, parts: list[list[int]], durations: np.ndarray, device: torch.device) -> None:
         if all(len(part) == 1 for part in parts):
@@ -126,7 +126,7 @@ class LargestBatch(Callback):
 def _fits(
     pl_module: LightningModule, batches: Batches, parts: list[list[int]], device: torch.device, precision: Precision
 ) -> bool:
-    """Whether there is memory for some parts of steps; the recogniser is afterwards as it was."""
+    """Whether there is memory for some parts of steps; the recognizer is restored afterwards."""
     buffers = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
     mode, gpus = pl_module.training, [device] if device.type == "cuda" else []
     pl_module.train()
@@ -150,8 +150,8 @@ def _fits(
 
 def _compute(pl_module: LightningModule, batches: Batches, parts: list[list[int]], device: torch.device) -> None:
     """Compute losses and gradients, and drop them, beside as much memory as AdamW takes."""
-    weights = sum(one.numel() * one.element_size() for one in pl_module.parameters())
-    _set_aside = torch.empty(OF_ADAMW * weights, dtype=torch.uint8, device=device)
+    weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in pl_module.parameters())
+    _set_aside = torch.empty(OF_ADAMW * weight_bytes, dtype=torch.uint8, device=device)
     for batch in batches.load(parts, 0):
         pl_module.loss(batch.to(device)).mean().backward()  # type: ignore[operator]
         pl_module.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""When a measurement is due, the same for all that measure optimiser steps."""
+"""Base class of callbacks that measure optimizer steps."""
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -6,14 +6,14 @@ from asr_lightning.errors import InputError
 
 
 class Measurement(Callback):
-    """Base class of what is measured every so many optimiser steps."""
+    """Base class of measurements at a fixed interval of optimizer steps."""
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         """Choose how often.
 
         Args:
             every_n_steps: Optimiser steps between two measurements; by default `trainer.log_every_n_steps`. A logger
-                only writes every `trainer.log_every_n_steps`, what was measured last, so this must divide that. 0
+                writes the last measurement every `trainer.log_every_n_steps`, which this number must divide. 0
                 measures nothing.
         """
         if every_n_steps is not None and every_n_steps < 0:
@@ -21,7 +21,7 @@ class Measurement(Callback):
         self.every_n_steps = every_n_steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that what a logger writes is of the step that it writes it for."""
+        """Check that the steps at which loggers write are measured."""
         interval = _log_interval(trainer)
         if self.every_n_steps and interval % self.every_n_steps:
             raise InputError(
@@ -31,7 +31,7 @@ class Measurement(Callback):
             )
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Say, before an optimiser step, whether it is one to measure."""
+        """Whether the next optimizer step is to be measured; called before the step."""
         every = _log_interval(trainer) if self.every_n_steps is None else self.every_n_steps
         return every > 0 and (trainer.global_step + 1) % every == 0
 

@@ -35,8 +35,8 @@ class Neighbours(Inspection):
     Args:
         layers: Names of `Activations.modules`, the lowest first; all that have tokens if None.
         k: Neighbours of each character.
-        sentences: How many are compared with each other, drawn by lot; as many as there are where these are fewer, all
-            if None. The paper has 79, and more candidates make longer matches.
+        sentences: How many are compared with each other, drawn at random; all where there are fewer, or if None. The
+            paper has 79, and more candidates make longer matches.
         published: The paper's table, which is printed beside ours.
         seed: Of the sentences and of the baselines.
         stage: Of the activations.
@@ -67,7 +67,7 @@ class Neighbours(Inspection):
         self.silence = silence
 
     def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
-        """Find and write.
+        """Find the neighbours and write the tables.
 
         Raises:
             InputError: The network has recognized no characters in two sentences, and `silence` is `refuse`.
@@ -78,32 +78,34 @@ class Neighbours(Inspection):
             (folder / name).unlink(missing_ok=True)
         activations = folder.parents[1] / "activations" / folder.name
         layers = layers_of_unit(activations, "token", self.layers)
-        found = find_character_neighbours(
+        results = find_character_neighbours(
             activations, layers, self.k, self.seed, str(recognizer.device), self.sentences
         )
-        if not found:
-            seen = read_description(activations)
+        if not results:
+            metadata = read_description(activations)
             message = (
                 f"no neighbours: expected at least two sentences with characters in {activations}, but the network "
-                f"recognized fewer in {seen.get('utterances')} utterances; train it longer, or leave Neighbours out"
+                f"recognized fewer in {metadata.get('utterances')} utterances; train it longer, or leave Neighbours out"
             )
             if self.silence == "warn":
                 rank_zero_warn(message)
             else:
                 without_result(trainer, message)
             return
-        said = {one.layer: lines(one) for one in found}
-        for layer, of_layer in said.items():
+        lines_by_layer = {result.layer: lines(result) for result in results}
+        for layer, of_layer in lines_by_layer.items():
             write_atomically(folder / f"{layer}.csv", as_csv([header(self.k), *of_layer]))
-        rows = neighbour_table(found, self.published)
+        rows = neighbour_table(results, self.published)
         write_atomically(folder / "table.csv", as_csv(rows))
-        about = neighbour_caption(found, self.seed, self.published)
-        write_atomically(folder / "table.md", f"{as_markdown(rows)}\n\n{about}\n")
+        caption = neighbour_caption(results, self.seed, self.published)
+        write_atomically(folder / "table.md", f"{as_markdown(rows)}\n\n{caption}\n")
         columns = ["layer", "utterance", "position", "sentence", *(f"neighbour_{n + 1}" for n in range(self.k))]
         for logger in wandb_loggers(trainer):
-            data = [[layer, *sent(line, self.k)] for layer, of_layer in said.items() for line in of_layer[:SENT]]
+            data = [
+                [layer, *sent(line, self.k)] for layer, of_layer in lines_by_layer.items() for line in of_layer[:SENT]
+            ]
             logger.log_table("neighbours", columns=columns, data=data)
-        recognizer.print(f"{about}\nWritten to {folder.absolute()}")
+        recognizer.print(f"{caption}\nWritten to {folder.absolute()}")
 
 
 def header(k: int) -> list[str]:
@@ -116,20 +118,20 @@ def header(k: int) -> list[str]:
 
 def lines(found: CharacterNeighbours) -> list[list[str]]:
     """Return a line for every character."""
-    shown = [found.context(row) for row in range(len(found.characters))]
+    contexts = [found.context(row) for row in range(len(found.characters))]
     result = []
-    for row, places in enumerate(found.neighbours):
-        line = [str(found.utterances[row]), str(found.index[row]), str(found.characters[row]), shown[row]]
-        for rank, place in enumerate(places):
-            if place < 0:
+    for row, neighbours in enumerate(found.neighbours):
+        line = [str(found.utterances[row]), str(found.index[row]), str(found.characters[row]), contexts[row]]
+        for rank, neighbour in enumerate(neighbours):
+            if neighbour < 0:
                 line += [""] * 5
                 continue
-            line += [shown[place], str(found.utterances[place]), str(found.index[place])]
+            line += [contexts[neighbour], str(found.utterances[neighbour]), str(found.index[neighbour])]
             line += [f"{found.distances[row, rank]:.4f}", str(found.counts[row, rank])]
         result.append(line)
     return result
 
 
 def sent(line: list[str], k: int) -> list[str]:
-    """Return what W&B shows of a line: where, the sentence, and the neighbours' sentences."""
+    """Return the columns of a line for W&B: utterance, index, sentence and the neighbours' sentences."""
     return [line[0], line[1], line[3], *(line[4 + 5 * number] for number in range(k))]

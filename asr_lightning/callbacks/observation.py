@@ -1,7 +1,7 @@
-"""Watches named modules of a recogniser while it encodes a batch and writes down what it has recognised.
+"""Outputs of named modules while a recognizer encodes a batch and its decoder reads tokens.
 
-A module is named by its path, as `encoder.layers.2`; what it gives is looked at, the first of several tensors.
-`encoder.layers.2:input` is what it reads, `decoder.attention:weights` where an attention looks.
+A path as `encoder.layers.2` means the output of the module, the first tensor where there are several;
+`encoder.layers.2:input` means its input, `decoder.attention:weights` the weights of an attention.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ KINDS = ("output", "input", "weights")
 
 @dataclass
 class ModuleOutput:
-    """What a module said of a batch.
+    """The output of a module for a batch.
 
     Attributes:
         unit: What a row is: a frame, or a token of what was recognised (and one for its end).
@@ -40,10 +40,10 @@ class ModuleOutput:
 
 @dataclass
 class Observation:
-    """What was seen of a batch.
+    """Outputs of modules for a batch, with the lengths and times of frames.
 
     Attributes:
-        watched: By the name that the caller gave.
+        outputs: By the name that the caller gave.
         feature_lengths: (B,) feature frames.
         lengths: (B,) encoder frames.
         log_probs: (B, T, V) of the CTC output, if there is one.
@@ -72,7 +72,7 @@ class Observation:
         return centres - step / 2, centres + step / 2
 
     def onsets(self, row: int, tokens: Sequence[int], blank_id: int) -> list[int]:
-        """Return the encoder frame at which each token begins, by the CTC output; nothing where that cannot say."""
+        """Return the encoder frame at which each token begins, by the CTC output; empty where there is none."""
         if self.log_probs is None:
             return []
         aligned = token_spans(self.log_probs[row, : int(self.lengths[row])], tokens, blank_id)
@@ -81,28 +81,28 @@ class Observation:
 
 @dataclass
 class _Recorder:
-    """Collects calls of watched modules, and the lengths that go round in the encoder."""
+    """Collects outputs of modules, and the lengths of sequences within the encoder."""
 
     calls: dict[str, list[Tensor]] = field(default_factory=dict)
     units: dict[str, Unit] = field(default_factory=dict)
-    lengths: dict[int, Tensor] = field(default_factory=dict)  # by how many frames the longest has
+    lengths: dict[int, Tensor] = field(default_factory=dict)  # by the number of frames of the longest
     phase: Unit = "frame"
 
 
 def check_paths(recognizer: nn.Module, paths: Mapping[str, str]) -> None:
-    """Say which of the named modules does not exist.
+    """Check that the named modules exist.
 
     Raises:
-        InputError: One does not.
+        InputError: A module does not exist.
     """
     modules = dict(recognizer.named_modules())
     for path in paths.values():
         name, _, kind = path.partition(":")
         if name not in modules or (kind or "output") not in KINDS:
-            near = [one for one in modules if one.startswith(name.split(".")[0])][:12]
+            similar = [other for other in modules if other.startswith(name.split(".")[0])][:12]
             raise InputError(
                 f"expected the path of a module of {type(recognizer).__name__}, maybe with `:input` or `:weights` "
-                f"behind it, got {path!r}; there are, for instance, {', '.join(near or list(modules)[1:12])}"
+                f"behind it, got {path!r}; there are, for instance, {', '.join(similar or list(modules)[1:12])}"
             )
 
 
@@ -110,7 +110,7 @@ def check_paths(recognizer: nn.Module, paths: Mapping[str, str]) -> None:
 def observe(
     recognizer: Recognizer, batch: Batch, paths: Mapping[str, str], tokens: Sequence[Sequence[int]]
 ) -> Observation:
-    """Encode a batch, let the decoder read tokens, and look at modules meanwhile.
+    """Encode a batch, let the decoder read tokens, and return the outputs of modules.
 
     Args:
         recognizer: In evaluation mode.
@@ -131,13 +131,13 @@ def observe(
             encoded, lengths = recognizer.encoder(features, feature_lengths)
             logits = None if head is None else head(encoded)
             recorder.phase = "token"
-            rows = [torch.tensor(one, dtype=torch.int64, device=encoded.device) for one in tokens]
+            rows = [torch.tensor(sequence, dtype=torch.int64, device=encoded.device) for sequence in tokens]
             targets = pad_sequence(rows, batch_first=True, padding_value=recognizer.tokenizer.blank_id)
-            target_lengths = torch.tensor([len(one) for one in tokens], device=encoded.device)
+            target_lengths = torch.tensor([len(sequence) for sequence in tokens], device=encoded.device)
             recognizer.decoder_loss(encoded, lengths, targets, target_lengths)
-    watched = {name: _module_output(name, paths[name], recorder, target_lengths) for name in paths}
+    outputs = {name: _module_output(name, paths[name], recorder, target_lengths) for name in paths}
     return Observation(
-        watched,
+        outputs,
         feature_lengths,
         lengths,
         None if logits is None else logits.float().log_softmax(dim=2),
@@ -147,7 +147,7 @@ def observe(
 
 
 def has_ctc(recognizer: nn.Module) -> bool:
-    """Whether a recogniser has a CTC output, which can say when characters are spoken."""
+    """Whether a recogniser has a CTC output, which gives the times of characters."""
     return ctc_output(recognizer) is not None
 
 
@@ -171,21 +171,21 @@ def _hooks(recognizer: Recognizer, paths: Mapping[str, str], recorder: _Recorder
 
         def note(_: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:  # noqa: ANN401
             if recorder.phase == "frame":
-                given = output if isinstance(output, tuple) else ()
-                for one in (*arguments, *keywords.values(), *given):
-                    if isinstance(one, Tensor) and one.dim() == 1 and one.dtype == torch.int64 and len(one):
-                        recorder.lengths[int(one.max())] = one
+                outputs = output if isinstance(output, tuple) else ()
+                for value in (*arguments, *keywords.values(), *outputs):
+                    if isinstance(value, Tensor) and value.dim() == 1 and value.dtype == torch.int64 and len(value):
+                        recorder.lengths[int(value.max())] = value
 
         yield module.register_forward_hook(note, with_kwargs=True)
     modules = dict(recognizer.named_modules())
     for name, path in paths.items():
-        place, _, kind = path.partition(":")
+        module_path, _, kind = path.partition(":")
 
         def keep(module: nn.Module, arguments: Any, output: Any, name: str = name, kind: str = kind) -> None:  # noqa: ANN401
             if recorder.units.setdefault(name, recorder.phase) == recorder.phase:
                 recorder.calls.setdefault(name, []).append(_looked_at(module, arguments, output, kind or "output"))
 
-        yield modules[place].register_forward_hook(keep)
+        yield modules[module_path].register_forward_hook(keep)
 
 
 def _looked_at(module: nn.Module, arguments: Any, output: Any, kind: str) -> Tensor:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""A progress bar that no GPU is waited for."""
+"""A progress bar that does not wait for the GPU."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ class ProgressBar(TQDMProgressBar):
         self._loss: dict[str, float] = {}
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return what stands behind the bar."""
+        """Return the numbers that are shown behind the bar."""
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it elsewhere
         due = every > 0 and trainer.global_step % every == 0
         if trainer.training and (due or pl_module.device.type == "cpu") and LOSS in trainer.callback_metrics:

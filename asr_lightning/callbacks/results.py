@@ -1,4 +1,4 @@
-"""The results that a run leaves in its folder: what they are, and who may overwrite them."""
+"""Results in the folder of a run: the list of them, and the check before they are overwritten."""
 
 import shutil
 from collections.abc import Iterable
@@ -19,18 +19,22 @@ SHOWN = 4  # names of results in a message
 def results(trainer: Trainer) -> list[Path]:
     """Return the checkpoints that `--ckpt_path last` finds, error rates and transcripts in the folder of a run."""
     root = Path(trainer.default_root_dir)
-    found = [path for folder in checkpoint_folders(trainer) for path in sorted(folder.glob("last*.ckpt"))]
-    return [*found, *_matching(root, RATE_FILES), *_matching(root, TRANSCRIPTS)]
+    checkpoints = [path for folder in checkpoint_folders(trainer) for path in sorted(folder.glob("last*.ckpt"))]
+    return [*checkpoints, *_matching(root, RATE_FILES), *_matching(root, TRANSCRIPTS)]
 
 
 def checkpoint_folders(trainer: Trainer) -> list[Path]:
     """Return the folders that checkpoints are written to, each once."""
-    savings = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.dirpath]
-    return list(dict.fromkeys(Path(str(saving.dirpath)) for saving in savings))
+    callbacks = [
+        callback
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath
+    ]
+    return list(dict.fromkeys(Path(str(callback.dirpath)) for callback in callbacks))
 
 
 def refuse_results(trainer: Trainer, checkpoint: str | None, overwrite: bool) -> None:
-    """Refuse to train in a folder that holds results, unless the run goes on with what lies there.
+    """Refuse to train in a folder that holds results, unless the run goes on from them.
 
     Args:
         trainer: Of the run that begins.
@@ -41,8 +45,8 @@ def refuse_results(trainer: Trainer, checkpoint: str | None, overwrite: bool) ->
     Raises:
         InputError: There are results; or the checkpoint to begin with is among those that would be removed.
     """
-    root, found = Path(trainer.default_root_dir), results(trainer)
-    if checkpoint in ("last", "hpc") or any(root.glob("hpc_ckpt_*.ckpt")) or not found:
+    root, paths = Path(trainer.default_root_dir), results(trainer)
+    if checkpoint in ("last", "hpc") or any(root.glob("hpc_ckpt_*.ckpt")) or not paths:
         return
     folders = [root, *checkpoint_folders(trainer)]
     within = checkpoint is not None and any(
@@ -55,7 +59,7 @@ def refuse_results(trainer: Trainer, checkpoint: str | None, overwrite: bool) ->
         )
     if within or overwrite:
         return
-    names = ", ".join(str(path) for path in found[:SHOWN]) + (" …" if len(found) > SHOWN else "")
+    names = ", ".join(str(path) for path in paths[:SHOWN]) + (" …" if len(paths) > SHOWN else "")
     raise InputError(
         f"{root} holds the results of an earlier run: {names}. Go on with it by --ckpt_path last, name another folder "
         "with --trainer.default_root_dir, or begin anew and remove its results with --overwrite"
@@ -73,14 +77,14 @@ class RemoveResults(Callback):
         """Remove them, once for all processes; loggers of this start are open already, and keep their folders."""
         if not trainer.is_global_zero:
             return
-        root, own = Path(trainer.default_root_dir), _log_folders(trainer.loggers)
-        found = [*_matching(root, RATE_FILES), *_matching(root, TRANSCRIPTS), *root.glob("checkpoints/*.ckpt")]
+        root, current_logs = Path(trainer.default_root_dir), _log_folders(trainer.loggers)
+        paths = [*_matching(root, RATE_FILES), *_matching(root, TRANSCRIPTS), *root.glob("checkpoints/*.ckpt")]
         for folder in checkpoint_folders(trainer):
-            found += folder.glob("*.ckpt" if folder.is_relative_to(root.resolve()) else "last*.ckpt")
-        for path in found:
+            paths += folder.glob("*.ckpt" if folder.is_relative_to(root.resolve()) else "last*.ckpt")
+        for path in paths:
             path.unlink(missing_ok=True)
         for path in _matching(root, LOGS):
-            if path.resolve() not in own and path.is_dir() and not path.is_symlink():
+            if path.resolve() not in current_logs and path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
 
 
@@ -92,13 +96,13 @@ def reserve_logs(loggers: Iterable[Logger]) -> None:
                 Path(logger.log_dir).mkdir(parents=True)
                 break
             except FileExistsError:
-                if not isinstance(logger.version, int):  # named in the experiment: to be written on
+                if not isinstance(logger.version, int):  # a version that the experiment names is continued
                     break
                 logger._version = logger.version + 1
 
 
 def _log_folders(loggers: Iterable[Logger]) -> set[Path]:
-    """Return where this start logs."""
+    """Return the folders that this start logs to."""
     csv = [logger.log_dir for logger in loggers if isinstance(logger, CSVLogger)]
     wandb = [str(Path(logger.experiment.dir).parent) for logger in loggers if isinstance(logger, WandbLogger)]
     return {Path(path).resolve() for path in (*csv, *wandb)}

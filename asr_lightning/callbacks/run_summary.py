@@ -19,9 +19,9 @@ class StepPlan(Protocol):
 
 
 class RunSummary(Callback):
-    """Prints steps per epoch and in all, what a step learns from, how it is shared, and the peak learning rate.
+    """Prints steps per epoch and in total, the data of a step, its parts, and the peak learning rate.
 
-    Two runs of one experiment on different numbers of devices print the same, but for how a step is shared.
+    Two runs of one experiment on different numbers of devices print the same, except for the parts of a step.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -44,10 +44,10 @@ def _batches(trainer: Trainer) -> str:
     unit, things = plan.units
     parts = trainer.world_size * trainer.accumulate_grad_batches
     steps = len(plan) // trainer.accumulate_grad_batches
-    heard = plan.durations.sum() * _mean_stretch(trainer) / steps
+    amount = plan.durations.sum() * _mean_stretch(trainer) / steps
     alone = ", longer ones alone" if plan.durations.max() > plan.batch_seconds / parts else ""
     return (
-        f"A step: {heard:,.0f} {unit} of {len(plan.durations) / steps:,.1f} {things} in the mean, at most "
+        f"A step: {amount:,.0f} {unit} of {len(plan.durations) / steps:,.1f} {things} in the mean, at most "
         f"{plan.batch_seconds:,.0f} with padding{alone}; in {parts} parts of at most about "
         f"{plan.batch_seconds / parts:,.0f}, "
         f"{trainer.world_size} processes × {trainer.accumulate_grad_batches} (accumulate_grad_batches)."
@@ -55,7 +55,7 @@ def _batches(trainer: Trainer) -> str:
 
 
 def _mean_stretch(trainer: Trainer) -> float:
-    """Return how long an utterance is in the mean over its speeds, of what it is at the slowest, which is planned."""
+    """Return the mean length of an utterance over its speeds, as a share of that at the slowest, which is planned."""
     factors = getattr(trainer.datamodule, "speed_factors", None) or [1.0]  # type: ignore[attr-defined]
     return float(np.mean([1.0 / factor for factor in factors])) * min([1.0, *factors])
 

@@ -1,4 +1,4 @@
-"""Stopping a run from outside, by SIGTERM or Ctrl-C, and going on without losing anything of it."""
+"""Stop a run by SIGTERM or Ctrl-C, and resume it without loss."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ class SaveWhenStopped(Callback):
         self._step = 0  # optimiser steps done before the batch at hand
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen from here on: Lightning installs its own handlers just before, and gives all back at the end."""
+        """Install the handlers: Lightning installs its own just before, and restores the old ones at the end."""
         self._received, self._step = 0, trainer.global_step
         for number in SIGNALS:
             signal.signal(number, self._note)
@@ -51,8 +51,8 @@ class SaveWhenStopped(Callback):
         """Save and end where all ranks have done the same steps.
 
         Raises:
-            SystemExit: A rank has received a signal. Only the first rank's status tells, since Lightning kills the
-                first at once when another one ends with an error.
+            SystemExit: A rank has received a signal. All others exit with status 0, since Lightning
+                kills the first rank at once when another one ends with an error.
         """
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
         if not stepped:
@@ -62,8 +62,8 @@ class SaveWhenStopped(Callback):
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if not stop:
             return
-        saving = trainer.checkpoint_callback
-        path = Path(getattr(saving, "dirpath", None) or Path(trainer.default_root_dir) / "checkpoints") / NAME
+        callback = trainer.checkpoint_callback
+        path = Path(getattr(callback, "dirpath", None) or Path(trainer.default_root_dir) / "checkpoints") / NAME
         trainer.save_checkpoint(path, weights_only=False)
         rank_zero_info(f"Stopped after step {trainer.global_step}. The same command with --ckpt_path {path} goes on.")
         raise SystemExit(128 + (self._received or signal.SIGTERM) if trainer.is_global_zero else 0)
@@ -73,7 +73,7 @@ class FinishEpoch(Callback):
     """Lets a run that was stopped between the last step of an epoch and its end go on with the validation.
 
     Lightning takes a checkpoint that was written after an epoch's last step for the end of the epoch, and would leave
-    out the validation and whatever else stands there: error rates, and after the last epoch the last checkpoint.
+    out the validation and everything else at that point: error rates, and after the last epoch the last checkpoint.
     """
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -102,17 +102,17 @@ class OtherParts(Callback):
         """Count the batches that are done as the run cuts steps now, which Lightning restores afterwards."""
         loops = checkpoint.get("loops", {}).get("fit_loop", {})
         loaders = loops.get("state_dict", {}).get("combined_loader") or [{}]
-        before, now = loaders[0].get("accumulate_grad_batches"), trainer.accumulate_grad_batches
-        if not before or before == now:
+        old_parts, new_parts = loaders[0].get("accumulate_grad_batches"), trainer.accumulate_grad_batches
+        if not old_parts or old_parts == new_parts:
             return
         for counts in (loops["epoch_loop.batch_progress"][span] for span in ("total", "current")):
-            processed = counts["processed"] // before * now
+            processed = counts["processed"] // old_parts * new_parts
             # the batch after which a checkpoint is written is processed, and not completed yet
             counts.update({name: number - counts["processed"] + processed for name, number in counts.items()})
 
 
 class SaveLastEpoch(Callback):
-    """Lets checkpoints of every epoch be written at its end too, not only after a validation.
+    """Writes checkpoints of every epoch at its end too, not only after a validation.
 
     Lightning writes them after a validation wherever not every epoch ends with one: with `check_val_every_n_epoch`,
     `val_check_interval`, or where `max_steps` or `max_time` end training. What was trained since would be lost.
@@ -121,24 +121,28 @@ class SaveLastEpoch(Callback):
     """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what is due, and the last epoch whatever it is; Lightning saves nothing twice after the same step."""
+        """Save the checkpoints that are due, and all after the last epoch; Lightning saves nothing twice at a step."""
         loop, epochs = trainer.fit_loop, trainer.current_epoch + 1
         ends = trainer.should_stop or epochs == loop.max_epochs or trainer.global_step == loop.max_steps
-        for saving in _savings(trainer):
-            if saving.monitor is None and saving._every_n_epochs > 0 and (ends or epochs % saving._every_n_epochs == 0):
-                metrics = saving._monitor_candidates(trainer)  # maybe a part of the file's name
-                saving._save_topk_checkpoint(trainer, metrics)
-                if saving.save_last:
-                    saving._save_last_checkpoint(trainer, metrics)
+        for callback in _savings(trainer):
+            if (
+                callback.monitor is None
+                and callback._every_n_epochs > 0
+                and (ends or epochs % callback._every_n_epochs == 0)
+            ):
+                metrics = callback._monitor_candidates(trainer)  # maybe a part of the file's name
+                callback._save_topk_checkpoint(trainer, metrics)
+                if callback.save_last:
+                    callback._save_last_checkpoint(trainer, metrics)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the `save_last` of those that are chosen by a metric."""
-        for saving in _savings(trainer):
-            if saving.save_last is True:
-                saving._save_last_checkpoint(trainer, saving._monitor_candidates(trainer))
+        """Write the `save_last` of callbacks that choose checkpoints by a metric."""
+        for callback in _savings(trainer):
+            if callback.save_last is True:
+                callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
 
 
 def _savings(trainer: Trainer) -> list[ModelCheckpoint]:
-    """Return what has not saved the step that was made last."""
-    savings = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
-    return [one for one in savings if not one._should_skip_saving_checkpoint(trainer)]
+    """Return the callbacks that have not saved the last step."""
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return [callback for callback in callbacks if not callback._should_skip_saving_checkpoint(trainer)]

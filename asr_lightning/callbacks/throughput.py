@@ -1,4 +1,4 @@
-"""How fast a recogniser trains, in the audio that it has heard."""
+"""Training speed: seconds of audio per second of wall time."""
 
 import time
 from typing import Any
@@ -26,7 +26,7 @@ class Span:
 
 
 class Throughput(Callback):
-    """Logs how much audio is trained on, and how much of what is computed is padding.
+    """Logs the audio that is trained on per second, and the share of padding.
 
     * `train/audio_seconds_per_second`: real audio, without padding, of all ranks, since the last time it was logged
       (every `trainer.log_every_n_steps`).
@@ -48,7 +48,7 @@ class Throughput(Callback):
         self._logged_step = 0
 
     def state_dict(self) -> dict[str, float]:
-        """Return what a resumed run goes on from."""
+        """Return the seconds of training so far."""
         return {"seconds": self._seconds}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Writes down what a recogniser heard, and how wrong it was, epoch by epoch."""
+"""Write error rates and transcripts of every epoch."""
 
 import csv
 import io
@@ -100,7 +100,7 @@ class Transcripts(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what a broken prediction has left."""
+        """Remove the files of an interrupted prediction."""
         if trainer.is_global_zero:
             for path in (Path(trainer.default_root_dir) / "transcripts").glob(".predict*.rank*"):
                 path.unlink()
@@ -119,35 +119,41 @@ class Transcripts(Callback):
         folder = Path(trainer.default_root_dir) / "transcripts"
         folder.mkdir(parents=True, exist_ok=True)
         lines: dict[str, list[str]] = {}
-        for subset, name, speaker, found in zip(
+        for subset, name, speaker, candidates in zip(
             batch.subsets, batch.ids, batch.speakers, outputs["hypotheses"], strict=True
         ):
-            words = [word.as_json() for word in found[0].words]
-            line = {"id": name, "speaker": speaker, "hypothesis": found[0].text, "words": words, **n_best(found)}
+            words = [word.as_json() for word in candidates[0].words]
+            line = {
+                "id": name,
+                "speaker": speaker,
+                "hypothesis": candidates[0].text,
+                "words": words,
+                **n_best(candidates),
+            }
             stem = f".predict-{subset}" if subset else ".predict"
             lines.setdefault(f"{stem}.jsonl", []).append(as_json_line(line))
             if words:
-                lines.setdefault(f"{stem}.ctm", []).append(as_ctm(name, found[0].words))
+                lines.setdefault(f"{stem}.ctm", []).append(as_ctm(name, candidates[0].words))
         for name, of_subset in lines.items():
             with append_to(folder / f"{name}.rank{trainer.global_rank:05}") as file:
                 file.writelines(of_subset)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the ranks' files together, and say where they are."""
+        """Merge the files of the ranks, and print their paths."""
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
         parts: dict[Path, list[Path]] = {}
         for part in sorted((Path(trainer.default_root_dir) / "transcripts").glob(".predict*.rank*")):
             parts.setdefault(part.with_name(part.stem.removeprefix(".")), []).append(part)
-        for whole, (first, *others) in parts.items():
+        for path, (first, *others) in parts.items():
             with append_to(first) as target:
                 for other in others:
                     with other.open("rb") as source:
                         shutil.copyfileobj(source, target.buffer)
                     other.unlink()
-            os.replace(first, whole)
-            pl_module.print(f"Written to {whole.absolute()}")
+            os.replace(first, path)
+            pl_module.print(f"Written to {path.absolute()}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print: not earlier, since the recogniser logs its rates after the callbacks' epoch end."""
@@ -174,7 +180,7 @@ class Transcripts(Callback):
             self._write(trainer, "test", epoch, lines)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Learn which epoch is tested; a trainer that tests does not restore it."""
+        """Read which epoch is tested; a trainer that tests does not restore it."""
         if trainer.state.fn == TrainerFn.TESTING:
             # epochs begun: a checkpoint is saved before its own epoch counts as finished
             self._epoch_of_checkpoint = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["started"]
@@ -223,8 +229,8 @@ class Transcripts(Callback):
         title = f"{self.run or name}{f' seed {seed}' if seed else ''}, epoch {epoch}"
         if not trainer.max_epochs or trainer.max_epochs < epoch:
             return title
-        began, before = self._training_began
-        left = (time.monotonic() - began) / (epoch - before) * (trainer.max_epochs - epoch)  # seconds
+        began, epochs_before = self._training_began
+        left = (time.monotonic() - began) / (epoch - epochs_before) * (trainer.max_epochs - epoch)  # seconds
         return f"{title} of {trainer.max_epochs}" + (f", {readable_time(left)} left" if left > 0 else "")
 
     def _gather(self, trainer: Trainer) -> None:
@@ -256,12 +262,12 @@ class Transcripts(Callback):
         old = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))) if path.exists() else []
         if stage == "test":
             kept = [line for line in old if int(line["epoch"]) != epoch]
-        else:  # what a resumed training repeats, and what it has not reached yet
+        else:  # without epochs that a resumed training repeats or has not reached yet
             kept = [line for line in old if int(line["epoch"]) < epoch]
         write_atomically(path, rates_as_csv(kept + lines))
         folder = root / "transcripts"
-        for subset, said in self._transcripts.items():
-            write_atomically(folder / f"{stage}-epoch{epoch}-{subset}.jsonl", "".join(map(as_json_line, said)))
+        for subset, entries in self._transcripts.items():
+            write_atomically(folder / f"{stage}-epoch{epoch}-{subset}.jsonl", "".join(map(as_json_line, entries)))
         for path in folder.glob(f"{stage}-epoch*.jsonl"):
             written = re.match(rf"{stage}-epoch(\d+)-", path.name)
             other = int(written[1]) if written else epoch
@@ -278,19 +284,23 @@ def readable_time(seconds: float) -> str:
 
 
 def names_of_subsets(dataloaders: Any, pooled: str) -> list[str]:  # whatever a data module returns
-    """Return the names of dataloaders, or the one that all share where they have none."""
+    """Return the names of dataloaders, or their common name where they have none."""
     return list(dataloaders) if isinstance(dataloaders, dict) else [pooled]
 
 
 def n_best(hypotheses: list[Hypothesis]) -> Transcript:
-    """Return all hypotheses with what they are ranked by, as `n_best`; nothing where there is only one."""
+    """Return all hypotheses with the scores that rank them, as `n_best`; nothing where there is only one."""
     if len(hypotheses) == 1:
         return {}
-    return {"n_best": [{"text": one.text, "score": one.score, **one.parts} for one in hypotheses]}
+    return {
+        "n_best": [
+            {"text": hypothesis.text, "score": hypothesis.score, **hypothesis.parts} for hypothesis in hypotheses
+        ]
+    }
 
 
 def transcripts(batch: Batch, hypotheses: list[list[Hypothesis]]) -> list[Transcript]:
-    """Say what was spoken and what was heard.
+    """Return reference, hypothesis and word errors of each utterance.
 
     Args:
         batch: B utterances, maybe none.
@@ -301,8 +311,8 @@ def transcripts(batch: Batch, hypotheses: list[list[Hypothesis]]) -> list[Transc
         and `n_best` where there are several hypotheses.
     """
     lines = []
-    for name, speaker, text, found in zip(batch.ids, batch.speakers, batch.texts, hypotheses, strict=True):
-        hypothesis = found[0].text
+    for name, speaker, text, candidates in zip(batch.ids, batch.speakers, batch.texts, hypotheses, strict=True):
+        hypothesis = candidates[0].text
         result = jiwer.process_words(" ".join(text.split()), " ".join(hypothesis.split()))
         lines.append(
             {
@@ -312,7 +322,7 @@ def transcripts(batch: Batch, hypotheses: list[list[Hypothesis]]) -> list[Transc
                 "hypothesis": hypothesis,
                 "word_errors": result.substitutions + result.deletions + result.insertions,
                 "words": result.hits + result.substitutions + result.deletions,
-                **n_best(found),
+                **n_best(candidates),
             }
         )
     return lines

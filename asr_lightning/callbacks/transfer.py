@@ -67,31 +67,33 @@ def transfer_weights(
     weights: dict[str, Tensor] = {}
     report: list[Transferred] = []
     different = _class_differences(model, source, skip, rename)
-    for name, own in model.state_dict().items():
-        other = _renamed(name, rename)
-        weights[name] = own.detach().clone()
+    for name, tensor in model.state_dict().items():
+        source_name = _renamed(name, rename)
+        weights[name] = tensor.detach().clone()
         if _within(name, skip):
             report.append(Transferred(name, "random", "skipped"))
-        elif other not in source_weights:
-            report.append(Transferred(name, "random", f"the checkpoint has no {other}"))
-        elif len(axes[name]) != len(source_axes[other]):
-            different.setdefault(name, f"{len(axes[name])} axes here, {len(source_axes[other])} in the checkpoint")
+        elif source_name not in source_weights:
+            report.append(Transferred(name, "random", f"the checkpoint has no {source_name}"))
+        elif len(axes[name]) != len(source_axes[source_name]):
+            different.setdefault(
+                name, f"{len(axes[name])} axes here, {len(source_axes[source_name])} in the checkpoint"
+            )
         elif not _within(name, different):
             try:
-                picks = [pick_axis(*pair, _first) for pair in zip(axes[name], source_axes[other], strict=True)]
+                picks = [pick_axis(*pair, _first) for pair in zip(axes[name], source_axes[source_name], strict=True)]
             except InputError as error:
                 different[name] = f"an axis {str(error).replace('the teacher', 'the checkpoint')}"
                 continue
-            weights[name] = take(own.detach(), source_weights[other].detach(), [pick.places for pick in picks])
-            exact = own.shape == source_weights[other].shape and all(
+            weights[name] = take(tensor.detach(), source_weights[source_name].detach(), [pick.places for pick in picks])
+            exact = tensor.shape == source_weights[source_name].shape and all(
                 torch.equal(pick.places, torch.arange(len(pick.places))) for pick in picks
             )
-            elsewhere = f"from {other}: " if other != name else ""
+            elsewhere = f"from {source_name}: " if source_name != name else ""
             note = elsewhere + (" | ".join(pick.words for pick in picks) or "its value")
             report.append(Transferred(name, "taken" if exact else "cut", note))
     if different:
         _refuse(different)
-    if not any(one.kind != "random" for one in report):
+    if not any(entry.kind != "random" for entry in report):
         raise InputError(
             f"expected a checkpoint with parts of this network, which has {', '.join(_children(model))}, found "
             f"{', '.join(_children(source))}: name the parts that are the same by `rename`"
@@ -108,10 +110,10 @@ def _refuse(different: Mapping[str, str]) -> None:
     )
 
 
-def _first(source: int, own: int) -> Tensor:
-    """Return the first units of an axis, and -1 for those beyond."""
-    indices = torch.arange(own)
-    return torch.where(indices < source, indices, -1)
+def _first(source_size: int, size: int) -> Tensor:
+    """Return the indices of the first units of an axis, and -1 for units that the source lacks."""
+    indices = torch.arange(size)
+    return torch.where(indices < source_size, indices, -1)
 
 
 def _within(name: str, paths: Iterable[str]) -> bool:
@@ -156,7 +158,7 @@ def _children(module: nn.Module) -> list[str]:
 class InitializeFrom(FirstWeights):
     """Initializes the model from a checkpoint when training begins; never when it is resumed.
 
-    `transfer_weights` has the rules. The experiment decides everything but these values: tokens, sizes, optimizer,
+    For the rules see `transfer_weights`. The experiment decides everything but these values: tokens, sizes, optimizer,
     schedule and the step that training begins at, which is 0. What each parameter received is printed.
 
     Args:
@@ -189,15 +191,17 @@ class InitializeFrom(FirstWeights):
             check_features(pl_module.features, source.features)
         weights, report = transfer_weights(pl_module, source, self.skip, self.rename)
         pl_module.load_state_dict(weights)
-        counts = {kind: sum(one.kind == kind for one in report) for kind in ("taken", "cut", "random")}
+        counts = {kind: sum(entry.kind == kind for entry in report) for kind in ("taken", "cut", "random")}
         unused = [
-            name for name in _children(source) if not any(one.note and _uses(one, name, self.rename) for one in report)
+            name
+            for name in _children(source)
+            if not any(entry.note and _uses(entry, name, self.rename) for entry in report)
         ]
         title = f"initialized from {self.checkpoint}: " + ", ".join(
             f"{number} {kind}" for kind, number in counts.items()
         )
-        left = [f"not used of the checkpoint: {', '.join(unused)}"] if unused else []
-        rank_zero_info("\n  ".join([title, *map(str, report), *left]))
+        unused_line = [f"not used of the checkpoint: {', '.join(unused)}"] if unused else []
+        rank_zero_info("\n  ".join([title, *map(str, report), *unused_line]))
 
 
 def _uses(entry: Transferred, part: str, rename: Mapping[str, str]) -> bool:

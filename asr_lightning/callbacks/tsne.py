@@ -41,7 +41,7 @@ class TSNE(Inspection):
     It reads what `Activations`, which must stand before it in the experiment, has written. Every layer of frames is
     projected by itself, from all utterances of one speaker, and turned like the first. `<run folder>/tsne/<stage>` gets
 
-    * `<speaker>/<layer>.csv`: places of all frames, with the columns of the activations and `x,y`;
+    * `<speaker>/<layer>.csv`: positions of all frames, with the columns of the activations and `x,y`;
     * `<speaker>/<utterance>-order.png`, `-phone.png`: the layers side by side; one for each layer below `<utterance>/`,
       which W&B gets as `tsne/<layer>/order` and `tsne/<layer>/phone`;
     * `sentences.csv`: which sentences these are, and whether one stands in for another that the corpus lacks;
@@ -55,7 +55,7 @@ class TSNE(Inspection):
         sentences: What is drawn. A number: so many of each speaker, those of the most typical length first. A list of
             names or texts: these; where the corpus lacks one, the longest sentence of the first speaker stands in for
             it, and caption and log say so.
-        components: Principal components that t-SNE sees.
+        components: Principal components that t-SNE reads.
         perplexity: About how many neighbours a frame has.
         iterations: Of the optimisation.
         neighbours: Of the phone purity.
@@ -89,8 +89,8 @@ class TSNE(Inspection):
         Raises:
             InputError: There will be none.
         """
-        before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
-        makers = [one for one in before if isinstance(one, Activations) and folder.name in one.stages]
+        earlier = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
+        makers = [other for other in earlier if isinstance(other, Activations) and folder.name in other.stages]
         if not makers:
             read_description(_activations(folder))
         elif not makers[-1].knows_phones(recognizer):
@@ -115,47 +115,49 @@ class TSNE(Inspection):
         if not sizes:
             without_result(trainer, f"expected phones of frames in {activations}, found none; {LABELS}")
             return
-        measured, drawn = [], []
+        measured, sentences = [], []
         speakers = self._chosen_speakers(layers[0], utterances)
         for speaker in speakers:
             try:
-                projected = project_layers(layers, speaker, self.seed, **self.options)
+                projections = project_layers(layers, speaker, self.seed, **self.options)
             except ValueError as error:  # hardly a frame, or numbers that overflowed: the other speakers go on
                 rank_zero_warn(f"no t-SNE of speaker {speaker}: {error}")
                 continue
-            measured += measure_layers(projected, self.neighbours)
-            for one in projected:
-                write_atomically(folder / speaker / f"{one.layer.name}.csv", places_as_csv(one))
-            for chosen in self._chosen_sentences(speaker, utterances, sizes, first=speaker == speakers[0]):
-                if chosen.note:
-                    rank_zero_warn(f"{chosen.utterance} is drawn: {chosen.note}")
-                self._draw_sentence(trainer, projected, chosen, folder / speaker)
-                drawn.append(chosen)
+            measured += measure_layers(projections, self.neighbours)
+            for projection in projections:
+                write_atomically(folder / speaker / f"{projection.layer.name}.csv", places_as_csv(projection))
+            for sentence in self._chosen_sentences(speaker, utterances, sizes, first=speaker == speakers[0]):
+                if sentence.note:
+                    rank_zero_warn(f"{sentence.utterance} is drawn: {sentence.note}")
+                self._draw_sentence(trainer, projections, sentence, folder / speaker)
+                sentences.append(sentence)
         if not measured:
             without_result(trainer, f"no t-SNE: none of the speakers {', '.join(speakers)} has frames to be projected")
             return
-        if self.sentences and not drawn:
+        if self.sentences and not sentences:
             raise InputError(
                 f"TSNE: expected sentences of the speakers {', '.join(speakers)}, got {self.sentences}; give a number "
                 "of speakers: those of the sentences come first"
             )
-        rows = [[one.speaker, one.utterance, one.text, one.note] for one in drawn]
+        rows = [[sentence.speaker, sentence.utterance, sentence.text, sentence.note] for sentence in sentences]
         write_atomically(folder / SENTENCES, as_csv([SENTENCE_COLUMNS, *rows]))
         write_atomically(folder / "figures.csv", as_csv(layer_table(measured)))
         plot_curves(layer_curves(measured), folder / "figures.png")
         recognizer.print(f"t-SNE of {len(layers)} layers is in {folder.absolute()}")
 
     def _draw_sentence(
-        self, trainer: Trainer, projected: Sequence[Projected], chosen: ChosenSentence, folder: Path
+        self, trainer: Trainer, projections: Sequence[Projected], sentence: ChosenSentence, folder: Path
     ) -> None:
-        utterance, caption = chosen.utterance, chosen.caption
+        utterance, caption = sentence.utterance, sentence.caption
         for kind, plot in (("order", plot_order), ("phone", plot_phones)):
-            plot(projected, utterance, caption, folder / f"{utterance}-{kind}.png")
-            for one in projected:
-                path = folder / utterance / f"{one.layer.name}-{kind}.png"
-                plot([one], utterance, caption, path)
+            plot(projections, utterance, caption, folder / f"{utterance}-{kind}.png")
+            for projection in projections:
+                path = folder / utterance / f"{projection.layer.name}-{kind}.png"
+                plot([projection], utterance, caption, path)
                 for logger in wandb_loggers(trainer):
-                    logger.log_image(f"tsne/{one.layer.name}/{kind}", [str(path)], caption=[f"{utterance}: {caption}"])
+                    logger.log_image(
+                        f"tsne/{projection.layer.name}/{kind}", [str(path)], caption=[f"{utterance}: {caption}"]
+                    )
 
     def _chosen_speakers(self, layer: Layer, utterances: Mapping[str, Mapping[str, str]]) -> list[str]:
         names, counts = np.unique(layer.speakers, return_counts=True)
@@ -171,14 +173,14 @@ class TSNE(Inspection):
     def _chosen_sentences(
         self, speaker: str, utterances: Mapping[str, Mapping[str, str]], sizes: Mapping[str, int], first: bool
     ) -> list[ChosenSentence]:
-        """Return the sentences of a speaker that are drawn; of the first speaker also those that stand in."""
-        mine = {name: size for name, size in sizes.items() if utterances[name]["speaker"] == speaker}
+        """Return the sentences of a speaker that are drawn; of the first speaker also the substitutes."""
+        own_sizes = {name: size for name, size in sizes.items() if utterances[name]["speaker"] == speaker}
         if isinstance(self.sentences, int):
-            typical = np.median(list(mine.values())) if mine else 0
-            names = sorted(mine, key=lambda name: abs(mine[name] - typical))[: self.sentences]
+            typical = np.median(list(own_sizes.values())) if own_sizes else 0
+            names = sorted(own_sizes, key=lambda name: abs(own_sizes[name] - typical))[: self.sentences]
             return [ChosenSentence(name, speaker, text_of(utterances[name])) for name in names]
-        chosen = choose_sentences(self.sentences, utterances, sizes, speaker)
-        return [one for one in chosen if one.speaker == speaker and (first or not one.note)]
+        sentences = choose_sentences(self.sentences, utterances, sizes, speaker)
+        return [sentence for sentence in sentences if sentence.speaker == speaker and (first or not sentence.note)]
 
 
 def _activations(folder: Path) -> Path:
@@ -189,12 +191,12 @@ def _activations(folder: Path) -> Path:
 def _labelled(layer: Layer) -> dict[str, int]:
     """Return the utterances that have phones, by name, and how many frames each has."""
     names, numbers, counts = np.unique(layer.utterances, return_inverse=True, return_counts=True)
-    known = np.bincount(numbers, layer.phones != "", minlength=len(names)) > 0
-    return {str(name): int(count) for name, count, one in zip(names, counts, known, strict=True) if one}
+    with_phones = np.bincount(numbers, layer.phones != "", minlength=len(names)) > 0
+    return {str(name): int(count) for name, count, labelled in zip(names, counts, with_phones, strict=True) if labelled}
 
 
 def places_as_csv(projected: Projected) -> str:
-    """Write where frames are, one line each."""
+    """Return positions of frames, a line per frame."""
     layer = projected.layer
     lines: list[list[object]] = [[*COLUMNS]]
     columns = (layer.utterances, layer.speakers, layer.index, layer.starts, layer.ends, layer.characters, layer.phones)

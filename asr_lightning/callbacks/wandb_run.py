@@ -46,17 +46,17 @@ class RunLogger(WandbLogger):
     def keep_id(self, folder: Path, goes_on: bool) -> None:
         """Take the id of the training in a run folder, or that of a new run, which is kept there when training begins.
 
-        The environment variable WANDB_RUN_ID, which the agent of a sweep sets, goes before.
+        The environment variable WANDB_RUN_ID, which the agent of a sweep sets, has precedence.
 
         Args:
             folder: Of the run.
             goes_on: Whether the training of this folder goes on or is tested; another one begins otherwise.
         """
         path = folder / ID_FILE
-        known = path.read_text("utf-8").strip() if goes_on and path.is_file() else ""
-        self._id = os.environ.get("WANDB_RUN_ID") or known or secrets.token_hex(4)
+        saved_id = path.read_text("utf-8").strip() if goes_on and path.is_file() else ""
+        self._id = os.environ.get("WANDB_RUN_ID") or saved_id or secrets.token_hex(4)
         self._wandb_init |= {"id": self._id, "resume": "allow"}
-        if known:
+        if saved_id:
             self._wandb_init["job_type"] = TRAINING
 
     @rank_zero_only
@@ -76,7 +76,7 @@ class RunLogger(WandbLogger):
 
 
 def epochs_trained(trainer: Trainer) -> float:
-    """Return how many epochs are trained so far, with the share of the one that goes on."""
+    """Return how many epochs are trained so far, with the share of the current one."""
     if trainer.state.fn != TrainerFn.FITTING:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WandbConfiguration) and callback.epochs is not None:
@@ -89,7 +89,7 @@ def epochs_trained(trainer: Trainer) -> float:
 
 
 class WandbConfiguration(Callback):
-    """Tells W&B what a run is, as its config, so that runs can be filtered and grouped by it.
+    """Logs the configuration of a run to W&B, so that runs can be filtered and grouped by it.
 
     The config has the keys of the experiment, with all defaults, and `commit`, `parameters` (how many the model has)
     and `corpus_hours` (of the training data; of audio only).
@@ -103,7 +103,7 @@ class WandbConfiguration(Callback):
         self.epochs: float | None = None  # of the checkpoint that is tested
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Learn how long the network that is tested was trained; a trainer that tests does not restore it."""
+        """Read how long the network that is tested was trained; a trainer that tests does not restore it."""
         if trainer.state.fn != TrainerFn.FITTING and "loops" in checkpoint:
             fit = checkpoint["loops"]["fit_loop"]
             batches = fit["epoch_loop.batch_progress"]
@@ -113,7 +113,7 @@ class WandbConfiguration(Callback):
             self.epochs = epochs + share
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell it, once the corpus is read."""
+        """Log the configuration, after the corpus is read."""
         numbers: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in pl_module.parameters())}
         if (hours := corpus_hours(trainer)) is not None:
             numbers["corpus_hours"] = hours
@@ -124,7 +124,7 @@ class WandbConfiguration(Callback):
 
 
 def corpus_hours(trainer: Trainer) -> float | None:
-    """Return the hours of audio that an epoch trains on, at the speed that they were spoken; None of other data."""
+    """Return the hours of audio that an epoch trains on, at the speed of the recordings; None for other data."""
     plan: Any = trainer.train_dataloader
     if getattr(plan, "units", ("",))[0] != "s of audio":
         return None

@@ -1,4 +1,4 @@
-"""How far each part of a recogniser moves: in one optimiser step, and since training began."""
+"""Norms of weight changes per module: in one optimizer step, and since training began."""
 
 import math
 import zlib
@@ -26,9 +26,9 @@ class UpdateSizes(Measurement):
     * `relative_update/<part>`: the same, divided by the 2-norm of these parameters before the step. Left out for a part
       that is all zero.
 
-    The step is what the optimiser made of the clipped gradient, its learning rate and its weight decay; the size of one
-    that was skipped, as without a usable utterance, is 0. All ranks measure the same, without asking each other where
-    each has all parameters. While a measured step is made there is a copy of the parameters on their device.
+    The step includes clipping, learning rate and weight decay; a skipped one, as without a usable utterance, has the
+    size 0. All ranks measure the same, without communication where each has all parameters. During a measured step
+    there is a copy of the parameters on their device.
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
@@ -50,9 +50,9 @@ class UpdateSizes(Measurement):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure, if a step to measure was made in this batch."""
-        before, self._before = self._before, None
-        if before is not None:  # a logger would write the last step's size in the place of one that is not given
-            sizes = part_distances(pl_module, before)
+        old_weights, self._before = self._before, None
+        if old_weights is not None:  # without a value, a logger would write that of an earlier step again
+            sizes = part_distances(pl_module, old_weights)
             pl_module.log_dict(_named(sizes, "update_norm", "relative_update"), batch_size=1)
 
 
@@ -63,14 +63,14 @@ class DistanceFromStart(Measurement):
     * `relative_distance/<part>`: the same, divided by the 2-norm of these parameters at the start. Left out for a part
       that began all zero, as a network that is only biases.
 
-    The start is taken when everything that sets weights has set them, as `WeightSelection` does, wherever it stands in
-    the list of callbacks. A copy of these weights stays on the device of the parameters.
+    The start is copied after all callbacks that set weights, as `WeightSelection`, wherever they stand in the list of
+    callbacks. A copy of these weights stays on the device of the parameters.
 
     The start is written once, as `checkpoints/initial.ckpt` in the run folder, and read again when a run is resumed. In
     the state of the callback it would make every checkpoint larger, each time by the same numbers; as a checkpoint of
     its own it is also an end point for `asr path`. The state only holds a checksum, so that the start
-    of another run is not taken for one's own: where the file is missing or another's, there is a warning, and the
-    distances are left out.
+    of another run is recognized: where the file is missing or of another run, there is a warning, and the distances
+    are left out.
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
@@ -86,11 +86,11 @@ class DistanceFromStart(Measurement):
         self._due = False
 
     def state_dict(self) -> dict[str, str]:
-        """Return what tells the own start from others."""
+        """Return the checksum of the start."""
         return {"checksum": self._checksum}
 
     def load_state_dict(self, state_dict: dict[str, str]) -> None:
-        """Know the own start."""
+        """Restore the checksum of the start."""
         self._checksum = state_dict["checksum"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -165,7 +165,7 @@ def checksum(weights: Weights) -> str:
 
 @torch.no_grad()
 def part_distances(module: nn.Module, start: Weights) -> dict[str, tuple[float, float]]:
-    """Measure how far the parameters of a module are from others.
+    """Measure the distance of a module's parameters from others.
 
     Args:
         module: Its parts are its children.
@@ -177,22 +177,22 @@ def part_distances(module: nn.Module, start: Weights) -> dict[str, tuple[float, 
     names = [name for name, _ in module.named_parameters() if name in start]
     parameters = dict(module.named_parameters())
     norms = [
-        torch.stack([full_tensor(torch.linalg.vector_norm(one)) for one in (parameters[name].float() - old, old)])
+        torch.stack([full_tensor(torch.linalg.vector_norm(tensor)) for tensor in (parameters[name].float() - old, old)])
         for name in names
         for old in [start[name].float()]
     ]
     squares = torch.stack(norms).double().square().tolist() if norms else []  # waits for the device once
     by_part = {part: [s for name, s in zip(names, squares, strict=True) if name.startswith(f"{part}.")]
                for part, _ in module.named_children()}  # fmt: skip
-    sums = {**{part: own for part, own in by_part.items() if own}, "total": squares}
-    return {part: (_root(own, 0), _root(own, 1)) for part, own in sums.items()}
+    sums = {**{part: values for part, values in by_part.items() if values}, "total": squares}
+    return {part: (_root(values, 0), _root(values, 1)) for part, values in sums.items()}
 
 
 def _root(squares: list[list[float]], column: int) -> float:
-    return math.sqrt(math.fsum(one[column] for one in squares))
+    return math.sqrt(math.fsum(row[column] for row in squares))
 
 
 def _named(distances: dict[str, tuple[float, float]], absolute: str, relative: str) -> dict[str, float]:
-    """Return what is logged: the norms, and their share of the start's where this is not zero."""
+    """Return what is logged: the norms, and their ratio to those of the start where these are not 0."""
     shares = {f"{relative}/{part}": norm / start for part, (norm, start) in distances.items() if start > 0}
     return {f"{absolute}/{part}": norm for part, (norm, _) in distances.items()} | shares

@@ -1,7 +1,7 @@
 """Initialise a student from a larger teacher by selecting weights [Han et al. 2024 §II.2; Xu et al. 2024].
 
-The method stands on consistency: the unit that is kept where a hidden axis is written must be the unit that is kept
-wherever it is read. So weights are selected along the meaning of their axes (`asr_lightning.nn.axes`):
+The method needs consistency: the units of a hidden axis that are kept where a layer writes it must be those that are
+kept wherever a layer reads it. So weights are selected along the meaning of their axes (`asr_lightning.nn.axes`):
 
 | axis                                           | what a student takes                                              |
 |------------------------------------------------|-------------------------------------------------------------------|
@@ -61,7 +61,7 @@ class Selected:
 
 
 def uniform_indices(teacher: int, student: int) -> Tensor:
-    """Return `student` places spread evenly over `teacher` places, as the public code of Xu et al. 2024 does."""
+    """Return `student` indices spread evenly over `teacher` indices, as the public code of Xu et al. 2024 does."""
     if teacher % student == 0:
         return torch.arange(student) * (teacher // student)
     return torch.round(torch.linspace(0, teacher - 1, student)).long()
@@ -83,7 +83,7 @@ def select_weights(
         layers: Which layers: the first (the paper's rule), evenly spread ones, or the last.
         elements: Which units: evenly spread (the paper's rule), the first, random ones that are the same on all axes of
             the same sizes, or random ones drawn for each axis of each parameter anew.
-        axis_aware: False forgets what axes mean and selects by their sizes alone, as the public code of Xu et al. does.
+        axis_aware: False ignores what axes mean and selects by their sizes alone, as the public code of Xu et al. does.
         seed: Of the random rules.
 
     Returns:
@@ -98,23 +98,23 @@ def select_weights(
     parts = dict(teacher.named_children())
     weights: dict[str, Tensor] = {}
     report: list[Selected] = []
-    for name, own in student.state_dict().items():
+    for name, tensor in student.state_dict().items():
         owner, _, leaf = name.rpartition(".")
         source = f"{modules[owner]}.{leaf}".strip(".")
         if source not in teacher_weights and name.split(".")[0] not in parts:
-            weights[name] = own.detach().clone()
+            weights[name] = tensor.detach().clone()
             report.append(Selected(name, "", (), 0.0))
             continue
         if len(axes[name]) != len(teacher_axes.get(source, ())):
             raise _unusable(f"it has no {source} like the student's {name}")
         picks = []
-        for place, pair in enumerate(zip(axes[name], teacher_axes[source], strict=True)):
-            salt = f"{seed} {name}.{place}" if elements == "random_inconsistent" else f"{seed} "
+        for axis, pair in enumerate(zip(axes[name], teacher_axes[source], strict=True)):
+            salt = f"{seed} {name}.{axis}" if elements == "random_inconsistent" else f"{seed} "
             try:
                 picks.append(pick_axis(*pair, partial(_indices, elements, salt)))
             except InputError as error:
-                raise _unusable(f"axis {place} of {name} {error}") from None
-        weights[name] = take(own.detach(), teacher_weights[source].detach(), [pick.places for pick in picks])
+                raise _unusable(f"axis {axis} of {name} {error}") from None
+        weights[name] = take(tensor.detach(), teacher_weights[source].detach(), [pick.places for pick in picks])
         share = math.prod(float((pick.places >= 0).double().mean()) for pick in picks)
         report.append(Selected(name, source, tuple(pick.words for pick in picks), share))
     return weights, report
@@ -130,18 +130,20 @@ def teacher_modules(student: nn.Module, teacher: nn.Module, rule: LayerRule) -> 
     Raises:
         InputError: The teacher has fewer layers, or a part of another class.
     """
-    theirs = dict(teacher.named_modules(remove_duplicate=False))
+    modules = dict(teacher.named_modules(remove_duplicate=False))
     names = {"": ""}
     layers: dict[str, Tensor] = {}  # by the name of a ModuleList, which of the teacher's its entries are
     for name, module in student.named_modules(remove_duplicate=False):
-        parent, _, last = name.rpartition(".")
-        names[name] = f"{names[parent]}.{layers[parent][int(last)] if parent in layers else last}".strip(".")
-        source = theirs.get(names[name])
+        parent, _, leaf = name.rpartition(".")
+        names[name] = f"{names[parent]}.{layers[parent][int(leaf)] if parent in layers else leaf}".strip(".")
+        source = modules.get(names[name])
         if source is None or not module.state_dict():
             continue
         if not isinstance(module, type(source)) and not isinstance(source, type(module)):
-            own, other = type(module).__name__, type(source).__name__
-            raise _unusable(f"{name or 'the recogniser'} is of class {own}, but {other} in the teacher")
+            student_class, teacher_class = type(module).__name__, type(source).__name__
+            raise _unusable(
+                f"{name or 'the recogniser'} is of class {student_class}, but {teacher_class} in the teacher"
+            )
         if isinstance(module, nn.ModuleList):
             if len(source) < len(module):
                 raise _unusable(f"{name} has {len(module)} layers, but only {len(source)} in the teacher")
@@ -172,14 +174,14 @@ def _indices(elements: ElementRule, salt: str, teacher: int, student: int) -> Te
 
 @dataclass(frozen=True)
 class AxisSelection:
-    """Which index of the source each index of an axis takes, -1 where it keeps its own value; and the same in words."""
+    """Index of the source for each index of an axis, -1 where it keeps its own value; and the same in words."""
 
     places: Tensor
     words: str
 
 
 def pick_axis(own: Axis, source: Axis, rule: IndexRule) -> AxisSelection:
-    """Return what an axis takes of the same axis of another network.
+    """Return the selection for an axis from the same axis of another network.
 
     Args:
         own: The meaning of the axis.
@@ -191,25 +193,25 @@ def pick_axis(own: Axis, source: Axis, rule: IndexRule) -> AxisSelection:
     """
     if len(own) != len(source):
         raise InputError(f"joins {len(own)} parts, but {len(source)} in the teacher")
-    places, words, start = [], [], 0
+    indices, words, start = [], [], 0
     for product, source_product in zip(own, source, strict=True):
         pick = _pick_product(product, source_product, rule)
-        places.append(torch.where(pick.places < 0, -1, pick.places + start))
+        indices.append(torch.where(pick.places < 0, -1, pick.places + start))
         words.append(pick.words)
         start += axis_size((source_product,))
-    return AxisSelection(torch.cat(places), " and ".join(words))
+    return AxisSelection(torch.cat(indices), " and ".join(words))
 
 
 def _pick_product(own: Product, source: Product, rule: IndexRule) -> AxisSelection:
     if [type(factor) for factor in own] != [type(factor) for factor in source]:
         raise InputError(f"is {own}, but {source} in the teacher")
-    places, words = torch.zeros(1, dtype=torch.int64), []
+    indices, words = torch.zeros(1, dtype=torch.int64), []
     for factor, source_factor in zip(own, source, strict=True):
         pick = _pick_factor(factor, source_factor, rule)
-        outer, inner = places.unsqueeze(1), pick.places
-        places = torch.where((outer < 0) | (inner < 0), -1, outer * source_factor.size + inner).flatten()
+        outer, inner = indices.unsqueeze(1), pick.places
+        indices = torch.where((outer < 0) | (inner < 0), -1, outer * source_factor.size + inner).flatten()
         words.append(pick.words)
-    return AxisSelection(places, " × ".join(words))
+    return AxisSelection(indices, " × ".join(words))
 
 
 def _pick_factor(own: Factor, source: Factor, rule: IndexRule) -> AxisSelection:
@@ -223,15 +225,17 @@ def _pick_factor(own: Factor, source: Factor, rule: IndexRule) -> AxisSelection:
         return AxisSelection(torch.arange(own.size), f"all {own.size} {own.name}")
     if source.size == own.size:
         return AxisSelection(torch.arange(own.size), f"all {own.size}")
-    places = rule(source.size, own.size)
+    indices = rule(source.size, own.size)
     if isinstance(own, Taps):
-        beyond, odd = divmod(source.size - own.size, 2)
+        offset, odd = divmod(source.size - own.size, 2)
         if odd:
             raise InputError(f"has {own.size} taps, but {source.size} in the teacher: both need to be odd, or both "
                              "even, for one to be centred in the other")  # fmt: skip
-        places = torch.arange(own.size) + beyond
-        return AxisSelection(torch.where((places < 0) | (places >= source.size), -1, places), f"central {sizes} taps")
-    return AxisSelection(places, sizes)
+        indices = torch.arange(own.size) + offset
+        return AxisSelection(
+            torch.where((indices < 0) | (indices >= source.size), -1, indices), f"central {sizes} taps"
+        )
+    return AxisSelection(indices, sizes)
 
 
 def _pick_tokens(own: tuple[str, ...], source: tuple[str, ...]) -> AxisSelection:
@@ -247,12 +251,12 @@ def _pick_tokens(own: tuple[str, ...], source: tuple[str, ...]) -> AxisSelection
 
 def take(own: Tensor, source: Tensor, axes: list[Tensor]) -> Tensor:
     """Return `own` with the values of `source` at the indices of each axis; -1 keeps the own value."""
-    known = torch.ones((), dtype=torch.bool)
-    taken = source.cpu()
-    for place, indices in enumerate(axes):
-        taken = taken.index_select(place, indices.clamp(min=0))
-        known = known.unsqueeze(-1) & (indices >= 0)
-    return torch.where(known.to(own.device), taken.to(own), own)
+    selected = torch.ones((), dtype=torch.bool)
+    values = source.cpu()
+    for axis, indices in enumerate(axes):
+        values = values.index_select(axis, indices.clamp(min=0))
+        selected = selected.unsqueeze(-1) & (indices >= 0)
+    return torch.where(selected.to(own.device), values.to(own), own)
 
 
 def _plain_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
@@ -267,7 +271,7 @@ class WeightSelection(FirstWeights):
         made_by: The command that makes this checkpoint, for the message when it is missing.
         layers: Which layers: `first` (the paper's rule), `uniform` or `last`.
         elements: Which units: `uniform` (the paper's rule), `consecutive`, `random_consistent`, `random_inconsistent`.
-        axis_aware: False selects by the sizes of axes alone, whatever they mean: gates and heads are torn apart. For
+        axis_aware: False selects by the sizes of axes alone, whatever they mean: gates and heads are mixed. For
             comparison with the public code.
         seed: Of the random rules.
 
@@ -298,7 +302,7 @@ class WeightSelection(FirstWeights):
         return self.teacher is not None
 
     def set_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Select the weights, and print what each of them is; all ranks read the same file."""
+        """Select the weights, and print the source of each parameter; all ranks read the same file."""
         assert self.teacher is not None
         if not Path(self.teacher).is_file():
             advice = f"; make it with `{self.made_by}`" if self.made_by else ""
@@ -321,9 +325,9 @@ def check_features(own: Features, source: Features) -> None:
     same = rates[0] == rates[1] and shapes[0] == shapes[1]
     if same:
         both[0].load_state_dict(source.state_dict())
-        second = torch.randn(1, rates[0], generator=torch.Generator().manual_seed(0)) / 10
-        heard, expected = (features(second, torch.tensor(rates[:1]))[0] for features in both)
-        same = heard.shape == expected.shape and torch.allclose(heard, expected, rtol=1e-3, atol=1e-3)
+        audio = torch.randn(1, rates[0], generator=torch.Generator().manual_seed(0)) / 10
+        computed, expected = (features(audio, torch.tensor(rates[:1]))[0] for features in both)
+        same = computed.shape == expected.shape and torch.allclose(computed, expected, rtol=1e-3, atol=1e-3)
     if not same:
         words = [
             f"{type(features).__name__} of {features.dimension} dimensions, {features.window_samples} samples every "

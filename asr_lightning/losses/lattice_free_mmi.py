@@ -39,9 +39,9 @@ def lattice_free_mmi_loss(scores: Tensor, lengths: Tensor, numerators: GraphBatc
         ValueError: As `total_log_probability`.
     """
     transcript = total_log_probability(scores, lengths, numerators)
-    everything = total_log_probability(scores, lengths, denominator)
-    usable = transcript.isfinite() & everything.isfinite()
-    losses = torch.where(usable, everything - transcript, torch.full_like(transcript, torch.inf))
+    all_paths = total_log_probability(scores, lengths, denominator)
+    usable = transcript.isfinite() & all_paths.isfinite()
+    losses = torch.where(usable, all_paths - transcript, torch.full_like(transcript, torch.inf))
     return losses.to(torch.promote_types(scores.dtype, torch.float32))
 
 
@@ -95,26 +95,26 @@ class _Total(Function):
         alpha = graphs.initial.expand(-1, groups[1]).contiguous()  # (S, K)
         ended = torch.zeros(groups, dtype=torch.float64, device=scores.device)
         every = math.isqrt(max(ends)) + 1
-        kept = []
+        alphas = []
         arrived, nodes = alpha.new_empty(2, len(graphs.node_states), groups[1])
         for frame in range(max(ends) + 1):
             if frame in ends:
-                here = product(graphs.members, alpha * graphs.final)
-                ended = torch.where((lengths == frame).view(groups), here, ended)
+                weights = product(graphs.members, alpha * graphs.final)
+                ended = torch.where((lengths == frame).view(groups), weights, ended)
             if frame == max(ends):
                 break
             if frame % every == 0:
-                kept.append(alpha)
+                alphas.append(alpha)
             alpha = emissions.take(alpha, frame, arrived, nodes)
             sums = product(graphs.members, alpha)  # (G, K)
             alpha *= torch.where(sums > FLOOR, 1 / sums, 0.0).index_select(0, graphs.state_graphs)
             emissions.rescale(frame, sums.reshape(-1))
         ended = ended.view(-1)
         possible = ended > FLOOR
-        real = real_frames(lengths, scores.shape[1])
-        totals = emissions.normalizers.masked_fill(~real, 0.0).sum(dim=1) + ended.log()
+        valid = real_frames(lengths, scores.shape[1])
+        totals = emissions.normalizers.masked_fill(~valid, 0.0).sum(dim=1) + ended.log()
         ctx.save_for_backward(scores, lengths, emissions.normalizers, torch.where(possible, 1 / ended, 0.0))
-        ctx.graphs, ctx.kept, ctx.every, ctx.ends = graphs, kept, every, ends
+        ctx.graphs, ctx.kept, ctx.every, ctx.ends = graphs, alphas, every, ends
         return torch.where(possible, totals, -torch.inf)
 
     @staticmethod

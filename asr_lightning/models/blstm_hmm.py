@@ -215,7 +215,7 @@ class BLSTMHMM(Recognizer):
         return hypotheses
 
     def _words(self, sentence: FoundSentence, frames: int) -> tuple[Word, ...]:
-        """Return the words of a sentence of so many frames by their states; none of one from a lattice."""
+        """Return the words of a sentence with the times of their states; none for a sentence from a lattice."""
         if not sentence.transition_ids:
             return ()
         hop = self.features.hop_seconds * self.states.subsampling
@@ -227,7 +227,9 @@ class BLSTMHMM(Recognizer):
         except ValueError:  # the last word of an unfinished sentence is not whole
             return ()
         segments = in_seconds(runs, hop, window, frames * hop + window)
-        return tuple(Word(one.label, one.start, one.end) for one in segments if one.label != SILENCE)
+        return tuple(
+            Word(segment.label, segment.start, segment.end) for segment in segments if segment.label != SILENCE
+        )
 
     # Files are read when they are needed: training on alignments needs no graphs, and aligning no alignments.
 

@@ -76,12 +76,12 @@ def remember_configuration(model: LightningModule, config: dict[str, Any]) -> No
     Raises:
         InputError: The model has no tokenizer, so it is neither a recognizer nor a language model.
     """
-    if not isinstance(own := getattr(model, "tokenizer", None), Tokenizer):
+    if not isinstance(vocabulary := getattr(model, "tokenizer", None), Tokenizer):
         raise InputError(
             "this is no configuration of a recognizer, nor of a language model, which both have a `tokenizer`: "
             f"{config['class_path']}"
         )
-    tokenizer = {**config["init_args"]["tokenizer"], "init_args": own.init_args()}
+    tokenizer = {**config["init_args"]["tokenizer"], "init_args": vocabulary.init_args()}
     arguments = {**config["init_args"], "tokenizer": tokenizer}
     fingerprints = model.fingerprints() if isinstance(model, Recognizer) else {}
     if fingerprints:

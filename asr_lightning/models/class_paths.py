@@ -87,12 +87,12 @@ def imports_only(allowed: Iterable[str]) -> Iterator[None]:
 
     Its policy is that of the process and can only be extended, so the former policy is restored at the end.
     """
-    before = dict(parsing_settings)
+    settings = dict(parsing_settings)
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[name for name in allowed if _dotted(name)])
     try:
         yield
     finally:
-        parsing_settings.update(before)
+        parsing_settings.update(settings)
 
 
 def denied_name(error: BaseException) -> str | None:

@@ -64,9 +64,9 @@ class DeepSpeech2Encoder(Encoder):
         self.extractor = extractor
         self.directions = directions
         self.recurrent_axis = units(hidden) if directions == "sum" else axis(Fixed(2, "directions"), Units(hidden))
-        read = [extractor.output_axis()] + [self.recurrent_axis] * (layers - 1)
-        self.layers = nn.ModuleList(RecurrentLayer(kind, axis_, hidden, batch_norm, shared_input) for axis_ in read)
-        self.attentions = nn.ModuleList(attention(self.recurrent_axis) for _ in read if attention is not None)
+        inputs = [extractor.output_axis()] + [self.recurrent_axis] * (layers - 1)
+        self.layers = nn.ModuleList(RecurrentLayer(kind, axis_, hidden, batch_norm, shared_input) for axis_ in inputs)
+        self.attentions = nn.ModuleList(attention(self.recurrent_axis) for _ in inputs if attention is not None)
         self.fully_connected = nn.Linear(width, fully_connected, bias=not batch_norm) if fully_connected else None
         self.norm = MaskedBatchNorm(fully_connected) if fully_connected and batch_norm else None
         self.layer_norm = None if fully_connected else nn.LayerNorm(width)
@@ -167,16 +167,16 @@ class RecurrentLayer(nn.Module):
 
     def _normalized_inputs(self, x: Tensor, lengths: Tensor) -> list[dict[str, Tensor]]:
         """Return input matrix and bias of both directions with BatchNorm folded in; empty without BatchNorm."""
-        both = (self.forward_norm, self.forward_rnn), (self.backward_norm, self.backward_rnn)
-        own = [(norm, rnn.weight_ih_l0, rnn.bias_ih_l0) for norm, rnn in both if norm is not None]
-        if not own:
+        directions = (self.forward_norm, self.forward_rnn), (self.backward_norm, self.backward_rnn)
+        normalized = [(norm, rnn.weight_ih_l0, rnn.bias_ih_l0) for norm, rnn in directions if norm is not None]
+        if not normalized:
             return [{}, {}]
-        terms: list[Term] | list[None] = [None] * len(own)
+        terms: list[Term] | list[None] = [None] * len(normalized)
         if self.training:
-            terms = term_statistics(x, lengths, [weight for _, weight, _ in own])
+            terms = term_statistics(x, lengths, [weight for _, weight, _ in normalized])
         inputs = [
             dict(zip(INPUT, norm(weight, bias, term), strict=True))
-            for (norm, weight, bias), term in zip(own, terms, strict=True)
+            for (norm, weight, bias), term in zip(normalized, terms, strict=True)
         ]
         return inputs if len(inputs) == 2 else inputs * 2  # the same for both directions if they share it
 

@@ -70,7 +70,7 @@ class EncoderDecoder(Recognizer):
         """Return the frames of the tokens of the best hypothesis of each encoded utterance (B, T, D).
 
         Where forced alignment has found none, it is the frame that the attention weights most when the token is
-        predicted. A peak before that of the token before is moved there, so that words do not run backwards.
+        predicted. A peak earlier than that of the previous token is moved to it, so that times never decrease.
         """
         if all(hypothesis.frames or not hypothesis.tokens for hypothesis in best):
             return super().token_frames(encoded, lengths, best)

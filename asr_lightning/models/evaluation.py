@@ -99,7 +99,7 @@ class SubsetMetrics:
         self.loss = MeanMetric(nan_strategy="disable").to(device)
         self.search_seconds = SumMetric().to(device)
         self.audio_seconds = SumMetric().to(device)
-        self.update([], [], [], torch.zeros(0, device=device), 0.0, 0.0)  # torchmetrics warns of metrics without one
+        self.update([], [], [], torch.zeros(0, device=device), 0.0, 0.0)  # torchmetrics warns of metrics without update
 
     def update(
         self,

@@ -15,7 +15,7 @@ from asr_lightning.errors import InputError
 
 
 def share_weights(module: nn.Module, encoder: nn.Module, mesh: DeviceMesh) -> None:
-    """Leave each process its part of every parameter of a module; a second call changes nothing.
+    """Divide every parameter of a module among the processes; a second call changes nothing.
 
     The weights of one layer of the encoder at a time are gathered, while it computes. All other weights are gathered
     from the module's `forward` to the end of the backward pass, since decoders use them outside of `forward`.

@@ -132,7 +132,7 @@ def _refusing(expected: str) -> Iterator[None]:
 def within_memory() -> Iterator[None]:
     """Refuse modules larger than the memory before they are filled: a wrong number would otherwise take hours."""
     tensors, bytes_ = 0, 0
-    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal tensors, bytes_
@@ -140,10 +140,10 @@ def within_memory() -> Iterator[None]:
             return
         tensors += 1
         bytes_ += 0 if parameter.is_meta else parameter.nbytes
-        if tensors > MOST_PARAMETERS or bytes_ > most:
+        if tensors > MOST_PARAMETERS or bytes_ > limit:
             raise InputError(
                 f"the model has more than {MOST_PARAMETERS:,} weights and biases, or they take more than the "
-                f"{most / 2**30:.0f} GB of this machine; {type(module).__name__}.{name} has {parameter.numel():,} "
+                f"{limit / 2**30:.0f} GB of this machine; {type(module).__name__}.{name} has {parameter.numel():,} "
                 "numbers: expected fewer layers, or smaller ones"
             )
 
@@ -162,29 +162,29 @@ def input_error(error: BaseException | None) -> InputError | None:
 
 
 def misspelt_class(message: str) -> str:
-    """Return what to write in place of a class of ours that does not exist, if a message names one; else nothing."""
+    """Return a hint on a class of this project that does not exist, if a message names one; else an empty text."""
     for path in re.findall(rf"\b((?:{'|'.join(OURS)})(?:\.\w+)+)", message):
-        package, found = path.split(".")[0], sys.modules.get(path.split(".")[0])
+        package, module = path.split(".")[0], sys.modules.get(path.split(".")[0])
         for name in path.split(".")[1:]:
-            inner = getattr(found, name, None)
-            if inner is None and hasattr(found, "__path__") and importlib.util.find_spec(f"{package}.{name}"):
+            inner = getattr(module, name, None)
+            if inner is None and hasattr(module, "__path__") and importlib.util.find_spec(f"{package}.{name}"):
                 inner = importlib.import_module(f"{package}.{name}")
             if inner is None:
-                there = _members(found)
-                close = difflib.get_close_matches(name, there, cutoff=0.0, n=len(there))
+                names = _members(module)
+                close = difflib.get_close_matches(name, names, cutoff=0.0, n=len(names))
                 return f"there is no {name} in {package}; there are {', '.join(close[:CLOSE])}" if close else ""
             if inspect.isclass(inner):
                 break
-            package, found = f"{package}.{name}", inner
+            package, module = f"{package}.{name}", inner
     return ""
 
 
 def _members(module: Any) -> list[str]:  # noqa: ANN401 - a module
     """Return the names of a package's modules, or of a module's own public classes."""
     if hasattr(module, "__path__"):
-        return [one.name for one in pkgutil.iter_modules(module.__path__)]
+        return [info.name for info in pkgutil.iter_modules(module.__path__)]
     members = inspect.getmembers(module, inspect.isclass)
-    return [name for name, one in members if one.__module__ == module.__name__ and not name.startswith("_")]
+    return [name for name, member in members if member.__module__ == module.__name__ and not name.startswith("_")]
 
 
 def brief(message: str) -> str:
@@ -216,11 +216,13 @@ def nearest_line(name: str, names: Iterable[str]) -> str:
 
 
 def _unknown_argument(message: str) -> tuple[str, list[str]]:
-    """Return the unknown argument of a class in a message of jsonargparse, and those that there are; empty if none."""
-    found = UNKNOWN_ARGUMENT.search(message)
-    module, _, name = found["path"].rpartition(".") if found else ("", "", "")
+    """Return the unknown argument of a class in a message of jsonargparse, and those of the class; empty if none."""
+    match = UNKNOWN_ARGUMENT.search(message)
+    module, _, name = match["path"].rpartition(".") if match else ("", "", "")
     kind = getattr(sys.modules.get(module), name, None)
-    if found is None or not inspect.isclass(kind):
+    if match is None or not inspect.isclass(kind):
         return "", []
-    known = (inspect.signature(vars(one)["__init__"]).parameters for one in kind.__mro__ if "__init__" in vars(one))
-    return found["argument"], [name for names in known for name in names]
+    signatures = (
+        inspect.signature(vars(base)["__init__"]).parameters for base in kind.__mro__ if "__init__" in vars(base)
+    )
+    return match["argument"], [name for names in signatures for name in names]

@@ -60,14 +60,14 @@ class Jasper(Encoder):
         self.dense = dense
         self.prologue = Convolution(input_dimension, *prologue, stride=2)
         self.blocks = nn.ModuleList()
-        read = [prologue[0]]
+        inputs = [prologue[0]]
         for size, kernel, dropout in zip(channels, kernels, dropouts, strict=True):
             for _ in range(copies):
-                residuals = read if dense else read[-1:]
+                residuals = inputs if dense else inputs[-1:]
                 self.blocks.append(JasperBlock(residuals, size, kernel, repeats, dropout))
-                read = [*read, size]
+                inputs = [*inputs, size]
         self.epilogue = nn.ModuleList(
-            [Convolution(read[-1], *epilogue, dilation=2), Convolution(epilogue[0], dimension, 1)]
+            [Convolution(inputs[-1], *epilogue, dilation=2), Convolution(epilogue[0], dimension, 1)]
         )
         self.prologue_dropout, self.epilogue_dropout = Dropout(dropouts[0]), Dropout(epilogue_dropout)
 
@@ -85,10 +85,10 @@ class Jasper(Encoder):
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode features x (B, T, F) as (B, T / 2, D)."""
         x, lengths = self.prologue(x, lengths)
-        read = [self.prologue_dropout(torch.relu(x))]
+        inputs = [self.prologue_dropout(torch.relu(x))]
         for block in self.blocks:
-            read.append(block(read if self.dense else read[-1:], lengths))
-        x = read[-1]
+            inputs.append(block(inputs if self.dense else inputs[-1:], lengths))
+        x = inputs[-1]
         for convolution in self.epilogue:
             x, _ = convolution(x, lengths)
             x = self.epilogue_dropout(torch.relu(x))
@@ -120,8 +120,8 @@ class JasperBlock(nn.Module):
         for convolution in convolutions:
             x = self.dropout(torch.relu(convolution(x, lengths)[0]))
         x, _ = last(x, lengths)
-        for residual, before in zip(self.residuals, read, strict=True):
-            x = x + residual(before, lengths)[0]
+        for residual, block_input in zip(self.residuals, read, strict=True):
+            x = x + residual(block_input, lengths)[0]
         return self.dropout(torch.relu(x))
 
 

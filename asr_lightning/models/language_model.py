@@ -303,11 +303,11 @@ class PretrainedLanguageModel(LanguageModel):
         return self._loaded
 
 
-def _difference(own: Tokenizer, other: Tokenizer) -> str:
+def _difference(tokenizer: Tokenizer, other: Tokenizer) -> str:
     """Return the difference of two vocabularies in words; an empty text if they are equal."""
-    if len(own) != len(other):
-        return f"{len(own)}, not {len(other)}"
-    for id, (token, other_token) in enumerate(zip(own.tokens, other.tokens, strict=True)):
+    if len(tokenizer) != len(other):
+        return f"{len(tokenizer)}, not {len(other)}"
+    for id, (token, other_token) in enumerate(zip(tokenizer.tokens, other.tokens, strict=True)):
         if token != other_token:
             return f"token {id} is {token!r}, not {other_token!r}"
-    return "" if own.eos_id == other.eos_id else f"the end is token {own.eos_id}, not {other.eos_id}"
+    return "" if tokenizer.eos_id == other.eos_id else f"the end is token {tokenizer.eos_id}, not {other.eos_id}"

@@ -122,7 +122,7 @@ class Speller(AttentionDecoder):
             return self.output(torch.stack(outputs, dim=1))
 
     def attention_weights(self, tokens: Tensor, memory: State) -> Tensor:
-        """Return the mean weights of the heads, (B, U, T), behind each of the token ids (B, U)."""
+        """Return the mean weights of the heads, (B, U, T), after each of the token ids (B, U)."""
         state = self.initial_state(memory)
         weights = []
         for token in tokens.unbind(dim=1):
@@ -135,10 +135,10 @@ class Speller(AttentionDecoder):
         logits: list[Tensor] = []
         for token in tokens.unbind(dim=1):
             if logits:
-                own = logits[-1].detach().float().softmax(dim=1).multinomial(1).squeeze(1)
-                token = torch.where(torch.rand_like(token, dtype=torch.float32) < self.sampling, own, token)
-            following, state = self.step(token, state, memory)
-            logits.append(following)
+                sampled = logits[-1].detach().float().softmax(dim=1).multinomial(1).squeeze(1)
+                token = torch.where(torch.rand_like(token, dtype=torch.float32) < self.sampling, sampled, token)
+            next_logits, state = self.step(token, state, memory)
+            logits.append(next_logits)
         return torch.stack(logits, dim=1)
 
     def _read(self, embedded: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
@@ -146,17 +146,17 @@ class Speller(AttentionDecoder):
         if self.query_state == "previous":
             *cells, weights = state
             context, weights = self.attention(cells[0], weights, memory)
-            x, after = self._read_layers(torch.cat([embedded, context], dim=1), cells)
-            return x, (*after, weights)
+            x, next_cells = self._read_layers(torch.cat([embedded, context], dim=1), cells)
+            return x, (*next_cells, weights)
         *cells, context, weights = state
-        x, after = self._read_layers(torch.cat([embedded, context], dim=1), cells)
+        x, next_cells = self._read_layers(torch.cat([embedded, context], dim=1), cells)
         context, weights = self.attention(x, weights, memory)
-        return torch.cat([x, context], dim=1), (*after, context, weights)
+        return torch.cat([x, context], dim=1), (*next_cells, context, weights)
 
     def _read_layers(self, x: Tensor, cells: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return the last layer's state (N, hidden) for x (N, D), and hidden state and cell of all layers."""
-        after: list[Tensor] = []
+        next_cells: list[Tensor] = []
         for cell, hidden, memory_cell in zip(self.cells, cells[::2], cells[1::2], strict=True):
             x, memory_cell = cell(self.dropout(x), (hidden, memory_cell))
-            after += [x, memory_cell]
-        return x, after
+            next_cells += [x, memory_cell]
+        return x, next_cells

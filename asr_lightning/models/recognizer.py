@@ -37,7 +37,7 @@ from asr_lightning.nn.recurrent import weights_cast_once
 from asr_lightning.nn.sequences import Encoder
 from asr_lightning.text.tokenizers import Tokenizer, check_coverage
 
-MEASURED_FRAMES = 480  # of features, to see how many times fewer come out of an encoder
+MEASURED_FRAMES = 480  # feature frames that measure the subsampling of an encoder
 
 Recognized = list[list[Hypothesis]]  # for each utterance, the best first
 AddedLoss = Callable[[Tensor, Tensor, Batch], Tensor]  # (encoded (B, T, D), lengths (B,), batch) -> (B,)
@@ -151,7 +151,7 @@ class Recognizer(lightning.LightningModule, ABC):
         return losses
 
     def encoded_loss(self, encoded: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
-        """Return the loss of each utterance, the decoder's mixed with that of CTC, (B,); infinite as that of either.
+        """Return the loss of each utterance, the decoder's mixed with that of CTC, (B,); infinite where either is.
 
         Args:
             encoded: (B, T, D), the batch as `forward` encodes it.
@@ -162,8 +162,8 @@ class Recognizer(lightning.LightningModule, ABC):
         losses = self.decoder_loss(encoded, lengths, targets, target_lengths)
         if self.ctc is None:
             return losses
-        aligned = self.ctc.loss(encoded, lengths, targets, target_lengths)
-        return (1.0 - self.ctc_weight) * losses + self.ctc_weight * aligned
+        ctc_losses = self.ctc.loss(encoded, lengths, targets, target_lengths)
+        return (1.0 - self.ctc_weight) * losses + self.ctc_weight * ctc_losses
 
     def transcribe(self, batch: Batch) -> list[str]:
         """Return the text of the best hypothesis of each of the B utterances."""
@@ -183,15 +183,15 @@ class Recognizer(lightning.LightningModule, ABC):
             recognized = self._with_texts(self.decode(encoded, lengths))
             frames = self.token_frames(encoded, lengths, [hypotheses[0] for hypotheses in recognized])
         times = self.frame_times()
-        for hypotheses, of_best, samples in zip(recognized, frames, batch.audio_lengths.tolist(), strict=True):
+        for hypotheses, best_frames, samples in zip(recognized, frames, batch.audio_lengths.tolist(), strict=True):
             seconds = samples / batch.sample_rate
             for rank, hypothesis in enumerate(hypotheses):
-                known = [
+                words = [
                     replace(word, start=min(word.start, seconds), end=min(word.end, seconds))
                     for word in hypothesis.words
                 ]
-                dated = hypothesis if rank else replace(hypothesis, frames=of_best)
-                hypothesis.words = tuple(known) or words_of(dated, self.tokenizer, times, seconds, pooling)
+                timed = hypothesis if rank else replace(hypothesis, frames=best_frames)
+                hypothesis.words = tuple(words) or words_of(timed, self.tokenizer, times, seconds, pooling)
         return recognized
 
     def token_frames(self, encoded: Tensor, lengths: Tensor, best: list[Hypothesis]) -> list[tuple[int, ...]]:
@@ -202,7 +202,7 @@ class Recognizer(lightning.LightningModule, ABC):
         return [hypothesis.frames for hypothesis in best]
 
     def frame_times(self) -> FrameTimes:
-        """Return when encoder frames are, from how many frames the encoder makes of many feature frames."""
+        """Return the times of encoder frames, from the measured subsampling of the encoder."""
         if self._frame_times is None:
             training = self.training
             self.eval()
@@ -297,8 +297,8 @@ class Recognizer(lightning.LightningModule, ABC):
         """Return a zero that depends on every parameter, since the other ranks wait for the gradients of this rank."""
         zero = torch.zeros((), device=self.device)
         if self.device_mesh is not None:  # the other ranks wait in the forward pass too, for the weights of this rank
-            second = self.features.sample_rate
-            encoded, _ = self(zero.expand(1, second), torch.full((1,), second, device=self.device))
+            samples = self.features.sample_rate
+            encoded, _ = self(zero.expand(1, samples), torch.full((1,), samples, device=self.device))
             zero = encoded.sum()
         unshared = (parameter for parameter in self.parameters() if not isinstance(parameter, DTensor))
         return sum((parameter.sum() for parameter in unshared), start=zero) * 0
@@ -418,11 +418,11 @@ class Recognizer(lightning.LightningModule, ABC):
         if not len(batch):
             return []
         self._check_rate(batch)
-        before = time.perf_counter()
+        start = time.perf_counter()
         with weights_cast_once(self.device):
             encoded, lengths = self(batch.audio, batch.audio_lengths)
             recognized = self._with_texts(self.decode(encoded, lengths))
-        seconds = time.perf_counter() - before  # the texts are on the CPU, so the GPU has finished
+        seconds = time.perf_counter() - start  # the texts are on the CPU, so the GPU has finished
         losses = infinite_without_audio(self.encoded_loss(encoded, lengths, batch), batch)
         texts = [best.text for best, *_ in recognized]
         spelled = [self.tokenizer.decode(self.tokenizer.encode(text)) for text in references]

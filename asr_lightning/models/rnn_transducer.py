@@ -139,7 +139,7 @@ class Joint(nn.Module):
 
 
 class StreamState(NamedTuple):
-    """State of a transducer behind a piece of the audio of its utterances.
+    """State of a transducer after a piece of the audio of its utterances.
 
     Attributes:
         audio: Samples that wait for the rest of their frame.
@@ -154,7 +154,7 @@ class StreamState(NamedTuple):
     frames: int
 
     def tensors(self) -> list[Tensor]:
-        """Return all that is kept."""
+        """Return all tensors of the state."""
         return [self.audio.waiting, *self.encoder, self.search.predicted, *self.search.state]
 
 
@@ -203,11 +203,11 @@ class RNNTransducer(Recognizer):
         return {"encoder_projection.weight": (inner, self.encoder.output_axis())}
 
     def project(self, encoded: Tensor) -> Tensor:
-        """Return what the joint network adds of frames (..., D): (..., joint_dimension)."""
+        """Return frames (..., D) projected for the joint network, (..., joint_dimension)."""
         return self.encoder_projection(encoded)
 
     def predict(self, targets: Tensor) -> Tensor:
-        """Return what the joint network adds of the histories of targets (B, U): (B, U + 1, joint_dimension)."""
+        """Return histories of targets (B, U) projected for the joint network, (B, U + 1, joint_dimension)."""
         start = targets.new_full((len(targets), 1), self.tokenizer.blank_id)
         state = self.prediction.initial_state(len(targets), targets.device)
         return self.prediction(torch.cat([start, targets], dim=1), state)[0]
@@ -260,29 +260,29 @@ class RNNTransducer(Recognizer):
 
         Args:
             audio: The next samples (B, S), all of them real; S may be 0.
-            state: As `initial_stream` or the piece before gave it.
+            state: As returned by `initial_stream`, or for the previous piece.
             last: Whether no samples follow.
 
         Returns:
             What the piece adds: B hypotheses of its tokens alone, with frames from the beginning of the utterance; and
-            the state behind it.
+            the state after it.
 
         Raises:
             InputError: The features need whole utterances.
         """
         assert isinstance(self.encoder, StreamingEncoder)
-        features, heard = self.features.stream(audio, state.audio, last)
+        features, audio_state = self.features.stream(audio, state.audio, last)
         lengths = torch.full((len(audio),), features.shape[1], device=audio.device)
-        encoded, lengths, remembered = self.encoder.stream(features.to(self.dtype), lengths, state.encoder, last)
-        added, search = continue_greedy_search(
+        encoded, lengths, encoder_state = self.encoder.stream(features.to(self.dtype), lengths, state.encoder, last)
+        hypotheses, search_state = continue_greedy_search(
             self.project(encoded), lengths, self.prediction, self.joint, self.tokenizer.blank_id, state.search,
             self.search.max_symbols,
         )  # fmt: skip
-        added = [
+        hypotheses = [
             replace(hypothesis, frames=tuple(state.frames + frame for frame in hypothesis.frames))
-            for hypothesis in added
+            for hypothesis in hypotheses
         ]
-        return added, StreamState(heard, remembered, search, state.frames + encoded.shape[1])
+        return hypotheses, StreamState(audio_state, encoder_state, search_state, state.frames + encoded.shape[1])
 
 
 class NormalizedLSTMPredictor(Predictor):
@@ -307,12 +307,12 @@ class NormalizedLSTMPredictor(Predictor):
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Read embeddings x (B, U, D)."""
-        x, after = self.norm(x), []
+        x, next_state = self.norm(x), []
         for layer, hidden, cell in zip(self.layers, state[::2], state[1::2], strict=True):
-            x, behind = layer(x, (hidden, cell))
+            x, layer_state = layer(x, (hidden, cell))
             x = self.dropout(x)
-            after += behind
-        return x, tuple(after)
+            next_state += layer_state
+        return x, tuple(next_state)
 
 
 class NormalizedPredictionNetwork(PredictionNetwork):
@@ -323,7 +323,7 @@ class NormalizedPredictionNetwork(PredictionNetwork):
         self.norm = nn.LayerNorm(joint_dimension)
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read token ids (B, U), return (B, U, joint_dimension) and the state behind them."""
+        """Read token ids (B, U), return (B, U, joint_dimension) and the state after them."""
         predicted, state = super().forward(tokens, state)
         return self.norm(predicted), state
 
@@ -354,7 +354,7 @@ class NormalizedTransducer(RNNTransducer):
         self.joint = RectifiedJoint(self.tokenizer.tokens, joint_dimension)
 
     def project(self, encoded: Tensor) -> Tensor:
-        """Return what the joint network adds of frames (..., D): (..., joint_dimension)."""
+        """Return frames (..., D) projected for the joint network, (..., joint_dimension)."""
         return self.encoder_norm(self.encoder_projection(encoded))
 
     def decoder_loss(self, encoded: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:

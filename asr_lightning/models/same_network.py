@@ -70,9 +70,9 @@ def check_same_network(model: LightningModule, checkpoint: Mapping[str, Any], pa
     Raises:
         InputError: They differ in an argument that may not differ; the message names it.
     """
-    mine = configuration({"hyper_parameters": model.hparams})
+    expected = configuration({"hyper_parameters": model.hparams})
     with naming(path):
-        differences = list(_differences(model, mine, configuration(checkpoint)))
+        differences = list(_differences(model, expected, configuration(checkpoint)))
     _refuse(
         differences, f"{path} is a checkpoint of another network than the experiment's",
         "Give the experiment the values of the checkpoint, or remove its `model` to use that of the checkpoint; "
@@ -86,12 +86,12 @@ def check_fingerprints(model: LightningModule, checkpoint: Mapping[str, Any], pa
     """Refuse a checkpoint whose network was made from files that have changed.
 
     Raises:
-        InputError: They have; checkpoints without fingerprints pass.
+        InputError: The files have changed; checkpoints without fingerprints pass.
     """
-    mine = model.hparams.get("_fingerprints", {})
-    theirs = checkpoint.get("hyper_parameters", {}).get("_fingerprints", {})
+    expected = model.hparams.get("_fingerprints", {})
+    saved = checkpoint.get("hyper_parameters", {}).get("_fingerprints", {})
     _refuse(
-        [(key, theirs[key], mine[key]) for key in mine if key in theirs and mine[key] != theirs[key]],
+        [(key, saved[key], expected[key]) for key in expected if key in saved and expected[key] != saved[key]],
         f"{path}: the network was made from other files than those of the experiment's `{FOLDER}`",
         "Give the folder that it was trained with, or train again",
     )
@@ -101,7 +101,7 @@ def check_weights(model: LightningModule, checkpoint: Mapping[str, Any], path: s
     """Refuse a checkpoint whose weights have other names or shapes than those of a model.
 
     Raises:
-        InputError: They have, or are not tensors.
+        InputError: Names or shapes differ, or weights are not tensors.
     """
     expected, saved = model.state_dict(), checkpoint["state_dict"]
 
@@ -146,22 +146,22 @@ def check_training_state(
             f"{path}: training has reached epoch {epoch}, beyond trainer.max_epochs {max_epochs}: increase it, or "
             "use an earlier checkpoint"
         )
-    mine, theirs = map(_with_optimizer, ({"hyper_parameters": model.hparams}, checkpoint))
-    only = _state_only(theirs, mine)
-    classes = _class_differences(_flat(only["init_args"]), _flat(mine["init_args"]))
+    expected, saved = map(_with_optimizer, ({"hyper_parameters": model.hparams}, checkpoint))
+    saved_state = _state_only(saved, expected)
+    classes = _class_differences(_flat(saved_state["init_args"]), _flat(expected["init_args"]))
     _refuse(
         classes, f"{path}: the state of the training is of other classes than the experiment's",
         f"Keep the classes, or {_new_run(path)}",
     )  # fmt: skip
     with naming(path):
-        both = [_with_defaults(model, config, mine) for config in (only, mine)]
-    changed = [difference for difference in _unequal(*both) if difference[0].startswith(STATE)]
+        complete = [_with_defaults(model, config, expected) for config in (saved_state, expected)]
+    changed = [difference for difference in _unequal(*complete) if difference[0].startswith(STATE)]
     _refuse(
         [difference for difference in changed if not _takes_effect(*difference)],
         f"{path}: the state of the training was gathered with other arguments than the experiment's",
         f"Keep these, or {_new_run(path)}",
     )
-    if changed and str((mine["init_args"].get("scheduler") or {}).get("class_path")).endswith("ReduceLROnPlateau"):
+    if changed and str((expected["init_args"].get("scheduler") or {}).get("class_path")).endswith("ReduceLROnPlateau"):
         _refuse(
             changed, f"{path}: the decisions of ReduceLROnPlateau with other arguments are not known",
             f"Keep these, or {_new_run(path)}",
@@ -176,11 +176,11 @@ def _with_optimizer(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "init_args": {**config["init_args"], "optimizer": optimizer}}
 
 
-def _takes_effect(key: str, theirs: Any, mine: Any) -> bool:  # noqa: ANN401 - arguments of any kind
+def _takes_effect(key: str, saved: Any, expected: Any) -> bool:  # noqa: ANN401 - arguments of any kind
     part, _, name = key.partition(".")
     if part == "scheduler":
         return True
-    return name in CHANGEABLE and not (name == "momentum" and (theirs == 0) != (mine == 0))
+    return name in CHANGEABLE and not (name == "momentum" and (saved == 0) != (expected == 0))
 
 
 def _new_run(path: str | Path) -> str:
@@ -190,51 +190,51 @@ def _new_run(path: str | Path) -> str:
     )
 
 
-def _differences(model: LightningModule, mine: dict[str, Any], theirs: dict[str, Any]) -> Iterator[Difference]:
+def _differences(model: LightningModule, expected: dict[str, Any], saved: dict[str, Any]) -> Iterator[Difference]:
     """Yield differences that are refused; classes first, since arguments of different classes cannot be compared."""
-    if theirs["class_path"] != mine["class_path"]:
-        yield "model", _ClassPath(theirs["class_path"]), _ClassPath(mine["class_path"])
+    if saved["class_path"] != expected["class_path"]:
+        yield "model", _ClassPath(saved["class_path"]), _ClassPath(expected["class_path"])
         return
-    theirs = _network_only(theirs, mine)
-    classes = list(_class_differences(_flat(theirs["init_args"]), _flat(mine["init_args"])))
+    saved = _network_only(saved, expected)
+    classes = list(_class_differences(_flat(saved["init_args"]), _flat(expected["init_args"])))
     if classes:
         yield from classes
         return
-    for key, there, here in _unequal(_with_defaults(model, theirs, mine), mine):
+    for key, saved_value, expected_value in _unequal(_with_defaults(model, saved, expected), expected):
         if key.startswith("tokenizer."):
             continue
-        if key != "ctc_weight" or (there > 0) != (here > 0):  # only one of them has the output
-            yield key, there, here
-    tokenizer, _ = instantiate(theirs["init_args"]["tokenizer"], Tokenizer, "a tokenizer", allowed_beside(mine))  # type: ignore[type-abstract]
+        if key != "ctc_weight" or (saved_value > 0) != (expected_value > 0):  # only one of them has the output
+            yield key, saved_value, expected_value
+    tokenizer, _ = instantiate(saved["init_args"]["tokenizer"], Tokenizer, "a tokenizer", allowed_beside(expected))  # type: ignore[type-abstract]
     yield from _tokens(tokenizer, model.tokenizer)  # type: ignore[arg-type]
 
 
-def _tokens(theirs: Tokenizer, mine: Tokenizer) -> Iterator[Difference]:
+def _tokens(saved: Tokenizer, expected: Tokenizer) -> Iterator[Difference]:
     """Yield the first different token of two tokenizers of the same class, or the different arguments."""
-    if len(theirs) != len(mine):
-        yield "tokenizer, number of tokens", len(theirs), len(mine)
+    if len(saved) != len(expected):
+        yield "tokenizer, number of tokens", len(saved), len(expected)
         return
-    for id, (there, here) in enumerate(zip(theirs.tokens, mine.tokens, strict=True)):
-        if there != here:
-            yield f"tokenizer, token {id}", there, here
+    for id, (saved_token, expected_token) in enumerate(zip(saved.tokens, expected.tokens, strict=True)):
+        if saved_token != expected_token:
+            yield f"tokenizer, token {id}", saved_token, expected_token
             return
     for name in ("blank_id", "unk_id", "eos_id"):
-        if getattr(theirs, name) != getattr(mine, name):
-            yield f"tokenizer, {name}", getattr(theirs, name), getattr(mine, name)
-    arguments = theirs.init_args(), mine.init_args()
+        if getattr(saved, name) != getattr(expected, name):
+            yield f"tokenizer, {name}", getattr(saved, name), getattr(expected, name)
+    arguments = saved.init_args(), expected.init_args()
     for key in sorted({*arguments[0], *arguments[1]} - {BYTES}):
         if arguments[0].get(key) != arguments[1].get(key):
             yield f"tokenizer.{key}", arguments[0].get(key), arguments[1].get(key)
 
 
-def _network_only(theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
+def _network_only(saved: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
     """Return a checkpoint's configuration, with the experiment's values of all arguments that may differ."""
-    return _replaced(theirs, mine, [*FREE, FOLDER])
+    return _replaced(saved, expected, [*FREE, FOLDER])
 
 
-def _state_only(theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
+def _state_only(saved: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
     """Return the experiment's configuration with the checkpoint's optimizer and schedule."""
-    return _replaced(mine, theirs, STATE)
+    return _replaced(expected, saved, STATE)
 
 
 def _replaced(config: dict[str, Any], other: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
@@ -244,27 +244,27 @@ def _replaced(config: dict[str, Any], other: dict[str, Any], keys: Iterable[str]
     return {**config, "init_args": {**kept, **replaced}}
 
 
-def _with_defaults(model: LightningModule, config: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
+def _with_defaults(model: LightningModule, config: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration with its defaults, since an older checkpoint may lack arguments; nothing is imported."""
-    return with_defaults(config, type(model), "the experiment's model", allowed_beside(mine))
+    return with_defaults(config, type(model), "the experiment's model", allowed_beside(expected))
 
 
-def _unequal(theirs: dict[str, Any], mine: dict[str, Any]) -> list[Difference]:
-    there, here = _flat(theirs["init_args"]), _flat(mine["init_args"])
+def _unequal(saved: dict[str, Any], expected: dict[str, Any]) -> list[Difference]:
+    saved_values, expected_values = _flat(saved["init_args"]), _flat(expected["init_args"])
     return [
-        (key, there.get(key), here.get(key))
-        for key in {**here, **there}
-        if there.get(key) != here.get(key) and not FREE_ANYWHERE.search(key)
+        (key, saved_values.get(key), expected_values.get(key))
+        for key in {**expected_values, **saved_values}
+        if saved_values.get(key) != expected_values.get(key) and not FREE_ANYWHERE.search(key)
     ]
 
 
-def _class_differences(theirs: dict[str, Any], mine: dict[str, Any]) -> Iterator[Difference]:
-    for key, value in theirs.items():
-        if isinstance(value, _ClassPath) and value != mine.get(key):
-            yield key, value, mine.get(key)
-    for key, value in mine.items():
-        if isinstance(value, _ClassPath) and key in theirs and not isinstance(theirs[key], _ClassPath):
-            yield key, theirs[key], value
+def _class_differences(saved: dict[str, Any], expected: dict[str, Any]) -> Iterator[Difference]:
+    for key, value in saved.items():
+        if isinstance(value, _ClassPath) and value != expected.get(key):
+            yield key, value, expected.get(key)
+    for key, value in expected.items():
+        if isinstance(value, _ClassPath) and key in saved and not isinstance(saved[key], _ClassPath):
+            yield key, saved[key], value
 
 
 class _ClassPath(str):
@@ -294,16 +294,16 @@ def unequal_networks(first: Mapping[str, Any], second: Mapping[str, Any]) -> lis
     """
     config, other = ({"init_args": dict(hparams)} for hparams in (first, second))
     return [
-        (key, there, here)
-        for key, there, here in _unequal(_network_only(config, other), other)
-        if not key.startswith("tokenizer.") and (key != "ctc_weight" or (there > 0) != (here > 0))
+        (key, value, other_value)
+        for key, value, other_value in _unequal(_network_only(config, other), other)
+        if not key.startswith("tokenizer.") and (key != "ctc_weight" or (value > 0) != (other_value > 0))
     ]
 
 
 def _refuse(differences: Iterable[Difference], what: str, advice: str) -> None:
     lines = [
-        f"  {key}: {shown(_text(there))} in the checkpoint, {shown(_text(here))} in the experiment"
-        for key, there, here in differences
+        f"  {key}: {shown(_text(saved_value))} in the checkpoint, {shown(_text(expected_value))} in the experiment"
+        for key, saved_value, expected_value in differences
     ]
     if lines:
         more = [f"  … and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []

@@ -87,8 +87,8 @@ class WarmupCosine(RunSchedule):
         warmup = self.steps(self.warmup_share)
         if step < warmup:
             return (step + 1) / warmup
-        done = min(1.0, (step - warmup) / max(1, self.total_steps - warmup))
-        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+        progress = min(1.0, (step - warmup) / max(1, self.total_steps - warmup))
+        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 class WarmupInverseRoot(RunSchedule):
@@ -150,11 +150,11 @@ class TriStage(RunSchedule):
 
     def factor(self, step: int) -> float:
         """Return the share of the peak at a step."""
-        warmup, falls = self.steps(self.warmup_share), self.steps(self.warmup_share + self.hold_share)
+        warmup, decay_start = self.steps(self.warmup_share), self.steps(self.warmup_share + self.hold_share)
         if step < warmup:
             return self.start + (1.0 - self.start) * step / warmup
-        done = min(1.0, max(0, step - falls) / max(1, self.total_steps - falls))
-        return float(self.floor**done)
+        progress = min(1.0, max(0, step - decay_start) / max(1, self.total_steps - decay_start))
+        return float(self.floor**progress)
 
 
 def steps_per_epoch(trainer: Trainer) -> int:
@@ -205,10 +205,10 @@ def _check_shares(schedule: RunSchedule, **shares: float) -> None:
 
 
 def _refuse_steps(schedule: RunSchedule, **steps: int | None) -> None:
-    given = {name: count for name, count in steps.items() if count is not None}
-    if given:
+    counts = {name: count for name, count in steps.items() if count is not None}
+    if counts:
         raise InputError(
             f"{type(schedule).__name__}: expected shares of the run, got "
-            f"{', '.join(f'{name} {count}' for name, count in given.items())}. Write warmup_share (and hold_share) "
+            f"{', '.join(f'{name} {count}' for name, count in counts.items())}. Write warmup_share (and hold_share) "
             "instead: these steps divided by the steps of the run, which are printed when it begins"
         )

@@ -71,9 +71,9 @@ class TransformerEncoder(Encoder):
         x, lengths = self.subsampling(x, lengths)
         # Under autocast x is bfloat16, too coarse for the residual stream, which has the weights' precision.
         x = self.dropout(_add_positions(x.to(self.norm.weight.dtype)))
-        real = visible_frames(lengths, x.shape[1]).unsqueeze(1)
+        visible = visible_frames(lengths, x.shape[1]).unsqueeze(1)
         for layer in self.layers:
-            x = layer(x, real)
+            x = layer(x, visible)
         return self.norm(x), lengths
 
 
@@ -164,16 +164,16 @@ class TransformerDecoder(AttentionDecoder):
 
     def _read(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
         """Return logits (N, U, V) for U more token ids (N, U) after those of the state, and the next state."""
-        before, size = state[0].shape[1], tokens.shape[1]
-        past = torch.ones(size, before + size, dtype=torch.bool, device=tokens.device).tril(before)
-        x = self.dropout(_add_positions(self.embedding(tokens), before))  # (N, U, D)
-        real, *cross = memory
-        after: list[Tensor] = []
+        offset, size = state[0].shape[1], tokens.shape[1]
+        past = torch.ones(size, offset + size, dtype=torch.bool, device=tokens.device).tril(offset)
+        x = self.dropout(_add_positions(self.embedding(tokens), offset))  # (N, U, D)
+        visible, *cross = memory
+        next_state: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             of_layer = slice(2 * index, 2 * index + 2)
-            x, keys_values = layer(x, state[of_layer], past, cross[of_layer], real)
-            after += keys_values
-        return self.output(self.norm(x)), tuple(after)
+            x, keys_values = layer(x, state[of_layer], past, cross[of_layer], visible)
+            next_state += keys_values
+        return self.output(self.norm(x)), tuple(next_state)
 
 
 class EncoderBlock(nn.Module):
@@ -315,13 +315,13 @@ class StreamNorm(nn.LayerNorm):
         return {"weight": (stream,), "bias": (stream,)}
 
 
-def _head_dimension(dimension: int, heads: int, given: int | None) -> int:
-    if dimension % 2 or (given is None and dimension % heads):
+def _head_dimension(dimension: int, heads: int, head_dimension: int | None) -> int:
+    if dimension % 2 or (head_dimension is None and dimension % heads):
         raise ValueError(f"transformers need an even dimension that heads divide, got {dimension} and {heads} heads")
-    return given or dimension // heads
+    return head_dimension or dimension // heads
 
 
-def _add_positions(x: Tensor, before: int = 0) -> Tensor:
-    """Scale x (N, U, D) by √D and add the sinusoids of its positions, which begin at `before`."""
-    positions = torch.arange(before, before + x.shape[1], device=x.device)
+def _add_positions(x: Tensor, offset: int = 0) -> Tensor:
+    """Scale x (N, U, D) by √D and add the sinusoids of its positions, which begin at `offset`."""
+    positions = torch.arange(offset, offset + x.shape[1], device=x.device)
     return x * math.sqrt(x.shape[2]) + sinusoids(positions, x.shape[2]).to(x.dtype)

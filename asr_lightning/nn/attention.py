@@ -62,7 +62,7 @@ class RelativeSelfAttention(nn.Module):
         Args:
             x: (B, T, D).
             lengths: (B,) real frames.
-            visible: True where a frame attends, (B, T, T), something for every frame; all real frames if None.
+            visible: True where a frame attends, (B, T, T), at least once for every frame; all real frames if None.
         """
         if visible is None:
             visible = visible_frames(lengths, x.shape[1]).unsqueeze(1)  # (B, 1, T)
@@ -74,15 +74,15 @@ class RelativeSelfAttention(nn.Module):
         Args:
             x: The piece (B, T, D).
             left: Keys and values of L frames before it (B, L, 2 inner).
-            visible: True where its frames attend, (B, 1 or T, L + T), something for every frame.
+            visible: True where its frames attend, (B, 1 or T, L + T), at least once for every frame.
 
         Returns:
             (B, T, D), and the keys and values of the L frames before the next piece.
         """
-        known = torch.cat([left, torch.cat([self.key(x), self.value(x)], dim=2)], dim=1)
-        key, value = known.chunk(2, dim=2)
+        key_values = torch.cat([left, torch.cat([self.key(x), self.value(x)], dim=2)], dim=1)
+        key, value = key_values.chunk(2, dim=2)
         attended = self._attend(self.query(x), key, value, visible)
-        return attended, known[:, known.shape[1] - left.shape[1] :]
+        return attended, key_values[:, key_values.shape[1] - left.shape[1] :]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
         """Attend from queries (B, Q, inner) of the newest of the frames of keys and values (B, K, inner)."""

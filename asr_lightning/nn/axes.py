@@ -99,12 +99,12 @@ def axis_size(axis: Axis) -> int:
 def _declared(module: nn.Module) -> Iterator[tuple[str, tuple[Axis, ...]]]:
     # Inner modules first: `dict` keeps the last value of a name, which is that of the outer module.
     for name, part in reversed(list(module.named_modules(remove_duplicate=False))):
-        own = _recurrent_axes(part) if isinstance(part, nn.RNNBase) else {}
+        declared = _recurrent_axes(part) if isinstance(part, nn.RNNBase) else {}
         if isinstance(part, nn.RNNCellBase):
-            own = _cell_axes(part)
+            declared = _cell_axes(part)
         if hasattr(part, "parameter_axes"):
-            own = part.parameter_axes()
-        for parameter, axes in own.items():
+            declared = part.parameter_axes()
+        for parameter, axes in declared.items():
             yield (f"{name}.{parameter}" if name else parameter), axes
 
 

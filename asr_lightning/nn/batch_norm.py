@@ -33,15 +33,15 @@ class MaskedBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Normalize x (B, T, D) of the given lengths (B,)."""
-        real = real_frames(lengths, x.shape[1]).unsqueeze(2)  # (B, T, 1)
-        return self._normalized(x, real, lengths.sum(), (0, 1))
+        mask = real_frames(lengths, x.shape[1]).unsqueeze(2)  # (B, T, 1)
+        return self._normalized(x, mask, lengths.sum(), (0, 1))
 
-    def _normalized(self, x: Tensor, real: Tensor, count: Tensor, dimensions: tuple[int, ...]) -> Tensor:
+    def _normalized(self, x: Tensor, mask: Tensor, count: Tensor, dimensions: tuple[int, ...]) -> Tensor:
         """Normalize x over `dimensions`, with the statistics of its real entries, `count` for each channel."""
         shape = [1 if dimension in dimensions else -1 for dimension in range(x.dim())]
         if self.training:
             y, mean, variance = _Normalization.apply(
-                x.float(), real.float(), count.clamp(min=1), self.weight, self.bias, self.epsilon, dimensions
+                x.float(), mask.float(), count.clamp(min=1), self.weight, self.bias, self.epsilon, dimensions
             )
             update_running_statistics(self, mean, variance, count)
             return y.to(x.dtype)
@@ -59,7 +59,7 @@ class _Normalization(torch.autograd.Function):
     def forward(
         context: Any,  # noqa: ANN401
         x: Tensor,
-        real: Tensor,
+        mask: Tensor,
         count: Tensor,
         weight: Tensor,
         bias: Tensor,
@@ -68,11 +68,11 @@ class _Normalization(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the normalized x, and mean and variance of every channel."""
         shape = [1 if dimension in dimensions else -1 for dimension in range(x.dim())]
-        mean = (x * real).sum(dim=dimensions) / count
-        centered = (x - mean.view(shape)).mul_(real)
+        mean = (x * mask).sum(dim=dimensions) / count
+        centered = (x - mean.view(shape)).mul_(mask)
         variance = torch.linalg.vector_norm(centered, dim=dimensions).square() / count
         inverse = torch.rsqrt(variance + epsilon)
-        context.save_for_backward(centered, real, count, weight, inverse)
+        context.save_for_backward(centered, mask, count, weight, inverse)
         context.dimensions, context.shape = dimensions, shape
         context.mark_non_differentiable(mean, variance)
         return torch.addcmul(bias.view(shape), centered, (inverse * weight).view(shape)), mean, variance
@@ -80,16 +80,16 @@ class _Normalization(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         """Return the gradients of x, weight and bias."""
-        centered, real, count, weight, inverse = context.saved_tensors
+        centered, mask, count, weight, inverse = context.saved_tensors
         dimensions, shape = context.dimensions, context.shape
         of_bias = gradient.sum(dim=dimensions)
-        of_real = gradient * real
-        total = of_real.sum(dim=dimensions)
-        along = (of_real * centered).sum(dim=dimensions)  # centered is zero in padding
-        slope = along * inverse.square() / count
-        of_x = of_real.sub_((total / count).view(shape)).addcmul_(centered, slope.view(shape), value=-1.0)
-        of_x = of_x.mul_((inverse * weight).view(shape)).mul_(real)
-        return of_x, None, None, along * inverse, of_bias, None, None
+        masked = gradient * mask
+        total = masked.sum(dim=dimensions)
+        projection = (masked * centered).sum(dim=dimensions)  # centered is zero in padding
+        slope = projection * inverse.square() / count
+        of_x = masked.sub_((total / count).view(shape)).addcmul_(centered, slope.view(shape), value=-1.0)
+        of_x = of_x.mul_((inverse * weight).view(shape)).mul_(mask)
+        return of_x, None, None, projection * inverse, of_bias, None, None
 
 
 class MaskedBatchNorm2d(MaskedBatchNorm):
@@ -97,8 +97,8 @@ class MaskedBatchNorm2d(MaskedBatchNorm):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Normalize x (B, C, T, F) of the given lengths (B,)."""
-        real = real_frames(lengths, x.shape[2])[:, None, :, None]
-        return self._normalized(x, real, lengths.sum() * x.shape[3], (0, 2, 3))
+        mask = real_frames(lengths, x.shape[2])[:, None, :, None]
+        return self._normalized(x, mask, lengths.sum() * x.shape[3], (0, 2, 3))
 
 
 class RunningStatistics(Protocol):
@@ -113,8 +113,8 @@ class RunningStatistics(Protocol):
 def update_running_statistics(norm: RunningStatistics, mean: Tensor, variance: Tensor, count: Tensor) -> None:
     """Move running statistics towards those of a batch.
 
-    A batch without frames changes nothing, nor does a channel whose numbers overflowed: statistics that are not finite
-    once would stay so.
+    A batch without frames changes nothing, nor does a channel whose numbers overflowed: a statistic that is not
+    finite would never become finite again.
     """
     unbiased = variance * (count / (count - 1).clamp(min=1))
     finite = (count > 0) & mean.isfinite() & unbiased.isfinite()  # (D,)
@@ -161,10 +161,10 @@ def term_statistics(x: Tensor, lengths: Tensor, weights: list[Tensor]) -> list[T
     """Return mean and variance (G,) of W x over the real frames of x (B, T, D), and their number, for every W."""
     with torch.autocast(device_type=x.device.type, enabled=False):
         count = lengths.sum()
-        at_least_one = count.clamp(min=1)
-        mean = silence_padding(x.float(), lengths).sum(dim=(0, 1)) / at_least_one
+        divisor = count.clamp(min=1)
+        mean = silence_padding(x.float(), lengths).sum(dim=(0, 1)) / divisor
         centered = silence_padding(x.float() - mean, lengths).flatten(0, 1)
-        variances = _TermVariance.apply(torch.cat(weights), centered, at_least_one).chunk(len(weights))
+        variances = _TermVariance.apply(torch.cat(weights), centered, divisor).chunk(len(weights))
         return [(weight @ mean, variance, count) for weight, variance in zip(weights, variances, strict=True)]
 
 

@@ -99,7 +99,7 @@ class StreamingConformer(Conformer, StreamingEncoder):
         largest_chunk: Largest of the limited chunks drawn in training; 0: training has chunks of `chunk` frames.
 
     Attributes:
-        look_ahead: chunk * subsampling frames of features, until a chunk's first is encoded.
+        look_ahead: chunk * subsampling frames of features, which the first frame of a chunk needs.
 
     Raises:
         InputError: A size is impossible.
@@ -144,19 +144,19 @@ class StreamingConformer(Conformer, StreamingEncoder):
         """Return where frames attend, (B, size, size): chunks and their left context, of a random size in training."""
         chunk = self.chunk
         if self.training and self.largest_chunk:
-            whole, drawn = torch.rand(2).tolist()
-            chunk = max(1, size) if whole < 0.5 else 1 + int(drawn * self.largest_chunk)
+            coin, size_draw = torch.rand(2).tolist()
+            chunk = max(1, size) if coin < 0.5 else 1 + int(size_draw * self.largest_chunk)
         frames = torch.arange(size, device=lengths.device)
         starts = (frames // chunk * chunk).unsqueeze(1)  # (T, 1)
         within = (frames >= starts - self.left_context) & (frames < starts + chunk)  # (T, T)
         visible = within & real_frames(lengths, size).unsqueeze(1)
-        return visible | ~visible.any(dim=2, keepdim=True)  # padding may see no real frame, but has to see something
+        return visible | ~visible.any(dim=2, keepdim=True)  # padding that sees no real frame attends to all
 
     def initial_state(self, batch_size: int, device: torch.device) -> State:
         """Return the state before any frame.
 
-        It is what waits for the rest of a chunk (B, 0, D), how many frames were encoded (B,), then of every layer keys
-        and values to the left (B, left_context, 2 inner) and frames to the left of the convolution
+        It is the frames that wait for the rest of a chunk (B, 0, D), the number of encoded frames (B,), then for every
+        layer keys and values to the left (B, left_context, 2 inner) and frames to the left of the convolution
         (B, kernel - 1, D), and the state of the subsampling.
         """
         subsampling = self.subsampling.initial_state(batch_size, device)
@@ -169,7 +169,7 @@ class StreamingConformer(Conformer, StreamingEncoder):
         return (*state, *subsampling)
 
     def stream(self, x: Tensor, lengths: Tensor, state: State, last: bool = False) -> tuple[Tensor, Tensor, State]:
-        """Encode the chunks that are whole by now; in the last piece all.
+        """Encode all complete chunks; in the last piece all frames.
 
         Raises:
             InputError: The encoder is in training, where BatchNorm has no statistics yet to encode a piece by.
@@ -185,16 +185,16 @@ class StreamingConformer(Conformer, StreamingEncoder):
         outputs = [x[:, :0]]
         for start in range(0, ready, self.chunk):
             y = x[:, start : min(start + self.chunk, ready)]
-            real = (lengths - start).clamp(min=0)
-            before = torch.arange(-self.left_context, 0, device=x.device) + encoded.unsqueeze(1) >= 0  # (B, L)
-            visible = torch.cat([before, real_frames(real, y.shape[1])], dim=1).unsqueeze(1)
+            chunk_lengths = (lengths - start).clamp(min=0)
+            left_visible = torch.arange(-self.left_context, 0, device=x.device) + encoded.unsqueeze(1) >= 0  # (B, L)
+            visible = torch.cat([left_visible, real_frames(chunk_lengths, y.shape[1])], dim=1).unsqueeze(1)
             visible = visible | ~visible.any(dim=2, keepdim=True)
             for number, layer in enumerate(self.layers):
                 assert isinstance(layer, ConformerBlock)
                 left = of_layers[2 * number], of_layers[2 * number + 1]
-                y, of_layers[2 * number : 2 * number + 2] = layer.stream(y, real, left, visible)
+                y, of_layers[2 * number : 2 * number + 2] = layer.stream(y, chunk_lengths, left, visible)
             outputs.append(y)
-            encoded = encoded + real.clamp(max=y.shape[1])
+            encoded = encoded + chunk_lengths.clamp(max=y.shape[1])
         return torch.cat(outputs, dim=1), lengths, (x[:, ready:], encoded, *of_layers, *subsampling)
 
 
@@ -231,15 +231,15 @@ class ConformerBlock(nn.Module):
     def stream(
         self, x: Tensor, lengths: Tensor, left: tuple[Tensor, Tensor], visible: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Transform a piece x (B, T, D) with what attention and convolution keep to its left, and return both anew."""
-        known, before = left
+        """Transform a piece x (B, T, D) with the left context of attention and convolution, and return the next."""
+        key_values, left_frames = left
         x = torch.add(x, self.first_feed_forward(x), alpha=0.5)
-        attended, known = self.attention.stream(self.attention_norm(x), known, visible)
+        attended, key_values = self.attention.stream(self.attention_norm(x), key_values, visible)
         x = x + attended
-        convolved, before = self.convolution.stream(x, lengths, before)
+        convolved, left_frames = self.convolution.stream(x, lengths, left_frames)
         x = x + convolved
         x = torch.add(x, self.second_feed_forward(x), alpha=0.5)
-        return self.norm(x), (known, before)
+        return self.norm(x), (key_values, left_frames)
 
 
 class ConformerFeedForward(nn.Sequential):

@@ -36,5 +36,5 @@ class Dropout(nn.Module):
             return nn.functional.dropout(x, self.p, self.training)
         draws = torch.empty(-(-x.numel() // DRAWS), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         # Compared as float32, which represents them exactly and has vector instructions.
-        kept = draws[: x.numel()].view(x.shape).float().ge_(dropped - 2**15)
-        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))
+        mask = draws[: x.numel()].view(x.shape).float().ge_(dropped - 2**15)
+        return x * mask.to(x.dtype).mul_(2**16 / (2**16 - dropped))

@@ -1,8 +1,8 @@
 """The Emformer encoder without memory [Shi et al. 2021, "Emformer: Efficient memory transformer based acoustic model"].
 
-Frames are cut into segments. A segment attends to itself, to some frames to its left and to the frames right behind
-it, its right context. The right context is computed by every layer anew for each segment, so that no layer widens it:
-the look-ahead of the whole encoder is that of one layer.
+Frames are cut into segments. A segment attends to itself, to some frames to its left and to the frames right after
+it, its right context. Every layer computes the right context anew for each segment, so that no layer widens it: the
+look-ahead of the whole encoder is that of one layer.
 """
 
 import math
@@ -23,7 +23,7 @@ class Emformer(StreamingEncoder):
     """A projection, groups of frames side by side as one, then Emformer layers.
 
     The sizes of torchaudio's `emformer_rnnt_base` are the defaults. It computes the same as the encoder there, with
-    two differences that only batches and ends of streams show: no row sees another row's padding, and nothing behind
+    two differences that only batches and ends of streams show: no row sees another row's padding, and nothing after
     an utterance's end is attended to.
 
     Args:
@@ -35,12 +35,12 @@ class Emformer(StreamingEncoder):
         feed_forward: Hidden units of the feed-forward parts.
         segment: Groups of a segment.
         left_context: Groups to the left of a segment that it attends to.
-        right_context: Groups behind a segment that it attends to.
+        right_context: Groups after a segment that it attends to.
         activation: Of the feed-forward parts: `gelu`, `relu` or `silu`.
         dropout: Of every part.
 
     Attributes:
-        look_ahead: (segment + right_context) * subsampling frames of features, until a segment's first is encoded.
+        look_ahead: (segment + right_context) * subsampling frames of features, which a segment needs.
 
     Raises:
         InputError: A size is impossible.
@@ -105,15 +105,15 @@ class Emformer(StreamingEncoder):
         return y[:, : self._count(x)], self._encoded_lengths(lengths)
 
     def initial_state(self, batch_size: int, device: torch.device) -> State:
-        """Return what waits (B, 0, F), and of every layer keys and values to the left (B, left_context, 2 D), unseen.
+        """Return waiting frames (B, 0, F), and for every layer keys and values to the left (B, left_context, 2 D).
 
-        The last is how many groups were encoded, (B,).
+        The keys and values are masked zeros. The last is the number of encoded groups, (B,).
         """
         waiting = torch.zeros(batch_size, 0, self.input_dimension, device=device)
         return (waiting, *self._no_past(waiting), torch.zeros(batch_size, dtype=torch.long, device=device))
 
     def stream(self, x: Tensor, lengths: Tensor, state: State, last: bool = False) -> tuple[Tensor, Tensor, State]:
-        """Encode the segments that have their right context by now; in the last piece all."""
+        """Encode the segments whose right context is complete; in the last piece all."""
         waiting, *past, encoded = state
         x = torch.cat([waiting, x], dim=1)
         total = waiting.shape[1] + lengths
@@ -125,14 +125,14 @@ class Emformer(StreamingEncoder):
         segments = max(0, (x.shape[1] - self.right_context * self.subsampling) // step)
         if not segments:
             return x.new_zeros(len(x), 0, self.dimension), torch.zeros_like(lengths), (x, *past, encoded)
-        seen = x[:, : segments * step + self.right_context * self.subsampling]
-        groups = self.projection(seen).unflatten(1, (-1, self.subsampling)).flatten(2)
+        frames = x[:, : segments * step + self.right_context * self.subsampling]
+        groups = self.projection(frames).unflatten(1, (-1, self.subsampling)).flatten(2)
         count = segments * self.segment
         y, past = self._encode(groups, encoded + count, past, encoded)
         return y, torch.full_like(lengths, count), (x[:, segments * step :], *past, encoded + count)
 
     def step(self, x: Tensor, lengths: Tensor, past: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode one segment, as `stream` does, without any branch on numbers: what can be exported.
+        """Encode one segment, as `stream` does, without branches on values, so that it can be exported.
 
         Args:
             x: Features (B, look_ahead, F) of the segment and of its right context, from frame `encoded * subsampling`
@@ -147,8 +147,8 @@ class Emformer(StreamingEncoder):
         x = silence_padding(self.projection(silence_padding(x, lengths)), lengths)
         groups = x.reshape(x.shape[0], -1, self.subsampling * x.shape[2])
         ends = (lengths // self.subsampling).clamp(min=(encoded == 0).long())
-        y, after = self._encode(groups, encoded + ends, list(past.unbind(0)), encoded)
-        return y, ends.clamp(max=self.segment), torch.stack(after)
+        y, next_past = self._encode(groups, encoded + ends, list(past.unbind(0)), encoded)
+        return y, ends.clamp(max=self.segment), torch.stack(next_past)
 
     def _encoded_lengths(self, lengths: Tensor) -> Tensor:
         return (lengths // self.subsampling).clamp(min=1)
@@ -162,14 +162,14 @@ class Emformer(StreamingEncoder):
         return [x.new_zeros(x.shape[0], self.left_context, 2 * self.dimension) for _ in self.layers]
 
     def _groups(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Return whole segments and right context (B, N * segment + right_context, D), zeros behind the ends."""
+        """Return whole segments and right context (B, N * segment + right_context, D), zeros after the ends."""
         size = self.segment * ((self._count(x) + self.segment - 1) // self.segment) + self.right_context
         x = silence_padding(self.projection(silence_padding(x, lengths)), lengths)
         x = functional.pad(x, (0, 0, 0, size * self.subsampling))[:, : size * self.subsampling]
         return x.reshape(x.shape[0], -1, self.subsampling * x.shape[2])
 
     def _encode(
-        self, groups: Tensor, ends: Tensor, past: list[Tensor], before: Tensor | None = None
+        self, groups: Tensor, ends: Tensor, past: list[Tensor], encoded: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """Encode N segments (B, N * segment + right_context, D).
 
@@ -177,31 +177,31 @@ class Emformer(StreamingEncoder):
             groups: The segments' groups, and the right context of the last.
             ends: How many groups each utterance has (B,), with those of earlier pieces.
             past: Keys and values to the left of every layer.
-            before: Groups of earlier pieces (B,); none if None.
+            encoded: Groups of earlier pieces (B,); none if None.
 
         Returns:
             (B, N * segment, D), and the keys and values to the left of what comes next.
         """
-        before = torch.zeros_like(ends) if before is None else before
+        encoded = torch.zeros_like(ends) if encoded is None else encoded
         size = groups.shape[1] - self.right_context
         starts = torch.arange(0, size, self.segment, device=groups.device)  # (N,)
         # The right context of an utterance's last segment begins where the utterance ends.
-        first = torch.minimum(starts + self.segment, (ends - before).clamp(min=0).unsqueeze(1))  # (B, N)
+        first = torch.minimum(starts + self.segment, (ends - encoded).clamp(min=0).unsqueeze(1))  # (B, N)
         index = first.unsqueeze(2) + torch.arange(self.right_context, device=groups.device)  # (B, N, R)
         picked = index.flatten(1).unsqueeze(2).expand(-1, -1, groups.shape[2])
         right = groups.gather(1, picked).view(*index.shape, groups.shape[2])  # (B, N, R, D)
         offsets = torch.arange(-self.left_context, self.segment, device=groups.device)
-        places = before.view(-1, 1, 1) + starts.view(1, -1, 1) + offsets  # (B, N, L + S)
-        visible = (places >= 0) & (places < ends.view(-1, 1, 1))
+        positions = encoded.view(-1, 1, 1) + starts.view(1, -1, 1) + offsets  # (B, N, L + S)
+        visible = (positions >= 0) & (positions < ends.view(-1, 1, 1))
         visible = functional.pad(visible, (0, self.right_context), value=True)
-        # A segment behind an utterance's end would see nothing where there is no right context: it sees itself.
+        # Without right context, a segment after an utterance's end would see nothing: it sees everything here.
         visible = visible | ~visible.any(dim=2, keepdim=True)
         mask = visible.flatten(0, 1)[:, None, None]  # (B N, 1, 1, L + S + R)
-        x, future = groups[:, :size], []
+        x, next_past = groups[:, :size], []
         for layer, left in zip(self.layers, past, strict=True):
             x, right, left = layer(x, right, left, mask)
-            future.append(left)
-        return x, future
+            next_past.append(left)
+        return x, next_past
 
 
 class EmformerLayer(nn.Module):
@@ -245,10 +245,10 @@ class EmformerLayer(nn.Module):
         """Return the axes of the parameters, where those of input and output are `outer`."""
         dimension = self.query.in_features
         head = (Units(self.heads), Units(dimension // self.heads))
-        both, hidden = axis(Fixed(2, "key and value"), *head), units(self.expansion.out_features)
+        key_value, hidden = axis(Fixed(2, "key and value"), *head), units(self.expansion.out_features)
         axes: dict[str, tuple[Axis, ...]] = {
             "query.weight": (axis(*head), outer), "query.bias": (axis(*head),),
-            "key_value.weight": (both, outer), "key_value.bias": (both,),
+            "key_value.weight": (key_value, outer), "key_value.bias": (key_value,),
             "output.weight": (outer, axis(*head)), "output.bias": (outer,),
             "expansion.weight": (hidden, outer),
             "contraction.weight": (outer, hidden), "contraction.bias": (outer,),
@@ -271,15 +271,16 @@ class EmformerLayer(nn.Module):
         """
         batch, segments, _, dimension = right.shape
         segment = x.shape[1] // segments
-        # (B N, S + R, D): every segment with its right context behind it
+        # (B N, S + R, D): every segment, then its right context
         together = torch.cat([x.reshape(batch, segments, -1, dimension), right], dim=2).flatten(0, 1)
         normed = self.attention_norm(together)
         query = self.query(normed)
-        own = self.key_value(normed)  # (B N, S + R, 2 D)
-        own_right = own[:, segment:]
-        known = torch.cat([left, own[:, :segment].reshape(batch, -1, 2 * dimension)], dim=1)  # (B, L + N S, 2 D)
-        windows = _windows(known, left.shape[1] + segment, segment).flatten(0, 1)  # (B N, L + S, 2 D)
-        key, value = torch.cat([windows, own_right], dim=1).chunk(2, dim=2)
+        key_values = self.key_value(normed)  # (B N, S + R, 2 D)
+        right_key_values = key_values[:, segment:]
+        # (B, L + N S, 2 D)
+        history = torch.cat([left, key_values[:, :segment].reshape(batch, -1, 2 * dimension)], dim=1)
+        windows = _windows(history, left.shape[1] + segment, segment).flatten(0, 1)  # (B N, L + S, 2 D)
+        key, value = torch.cat([windows, right_key_values], dim=1).chunk(2, dim=2)
         query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
         attended = attend(query, key, value, mask, self.dropout)
         together = together + self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
@@ -287,7 +288,7 @@ class EmformerLayer(nn.Module):
         together = self.norm(together + self.dropout(self.contraction(hidden)))
         together = together.reshape(batch, segments, -1, dimension)
         x, right = together[:, :, :segment].flatten(1, 2), together[:, :, segment:]
-        return x, right, known[:, known.shape[1] - left.shape[1] :]
+        return x, right, history[:, history.shape[1] - left.shape[1] :]
 
 
 def _windows(x: Tensor, size: int, step: int) -> Tensor:

@@ -52,8 +52,8 @@ class Convolutions2d(Encoder):
         self.channels, self.frequencies = channels[-1], frequencies
         self.time_strides = [stride for _, stride in strides]
         self.convolutions = nn.ModuleList(
-            _convolution2d(before, after, kernel, stride, not batch_norm)
-            for before, after, kernel, stride in zip([1, *channels[:-1]], channels, kernels, strides, strict=True)
+            _convolution2d(inputs, outputs, kernel, stride, not batch_norm)
+            for inputs, outputs, kernel, stride in zip([1, *channels[:-1]], channels, kernels, strides, strict=True)
         )
         self.norms = nn.ModuleList(MaskedBatchNorm2d(size) for size in channels if batch_norm)
 
@@ -104,8 +104,8 @@ class Convolutions1d(Encoder):
         super().__init__(input_dimension, channels[-1])
         self.strides = list(strides)
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(before, after, kernel, stride, kernel // 2, bias=not batch_norm)
-            for before, after, kernel, stride in zip(
+            nn.Conv1d(inputs, outputs, kernel, stride, kernel // 2, bias=not batch_norm)
+            for inputs, outputs, kernel, stride in zip(
                 [input_dimension, *channels[:-1]], channels, kernels, strides, strict=True
             )
         )
@@ -150,8 +150,8 @@ class VGG(Encoder):
         self.channels, self.frequencies = channels[-1], frequencies
         sizes = [size for channel in channels for size in (channel, channel)]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, 3, padding=1, bias=not batch_norm)
-            for before, after in zip([1, *sizes[:-1]], sizes, strict=True)
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=not batch_norm)
+            for inputs, outputs in zip([1, *sizes[:-1]], sizes, strict=True)
         )
         self.norms = nn.ModuleList(MaskedBatchNorm2d(size) for size in sizes if batch_norm)
 
@@ -184,7 +184,7 @@ class ConvolutionalSubsampling(nn.Module):
     """3 × 3 convolutions of stride 2 over time and frequency, each halving both, then a projection.
 
     Each convolution makes T / 2 frames, rounded up, of T. Its output t is of the frames 2t - 1, 2t and 2t + 1, so that
-    every group of `factor` input frames gives an output frame that needs no later group, and streams.
+    every group of `factor` input frames gives an output frame that needs no later group, as streaming requires.
 
     Args:
         input_dimension: F, dimension of the features.
@@ -194,7 +194,7 @@ class ConvolutionalSubsampling(nn.Module):
         dropout: Of the output.
 
     Raises:
-        ValueError: Another factor.
+        ValueError: The factor is none of these.
     """
 
     def __init__(
@@ -240,7 +240,7 @@ class ConvolutionalSubsampling(nn.Module):
     def stream(
         self, x: Tensor, lengths: Tensor, state: tuple[Tensor, ...], last: bool = False
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Subsample the whole groups of frames; see `StreamingEncoder.stream`."""
+        """Subsample the complete groups of frames; see `StreamingEncoder.stream`."""
         waiting, *left = state
         x, lengths = torch.cat([waiting, x], dim=1), lengths + waiting.shape[1]
         ready = x.shape[1] if last else x.shape[1] // self.factor * self.factor
@@ -248,11 +248,11 @@ class ConvolutionalSubsampling(nn.Module):
         lengths = lengths.clamp(max=ready)
         if not ready:
             return x.new_zeros(len(x), 0, self.projection.out_features), lengths, (waiting, *left)
-        x, after = silence_padding(x, lengths), []
-        for number, before in enumerate(left):
-            after.append(x[:, -1:])
-            x, lengths = self._halve(number, x, lengths, before)
-        return self._project(x), lengths, (waiting, *after)
+        x, next_left = silence_padding(x, lengths), []
+        for number, left_frame in enumerate(left):
+            next_left.append(x[:, -1:])
+            x, lengths = self._halve(number, x, lengths, left_frame)
+        return self._project(x), lengths, (waiting, *next_left)
 
     def _halve(self, number: int, x: Tensor, lengths: Tensor, left: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Convolve x (B, T, F) or (B, T, F, C) to (B, T / 2, F / 2, C), with the frame to its left, zeros if None."""

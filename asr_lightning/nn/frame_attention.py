@@ -139,7 +139,7 @@ class AdditiveTimeAttention(FrameAttention):
         read: See `FrameAttention`.
         hidden: Units of the energies.
         dropout: Of the attention weights and of the output.
-        location: Add a convolution of the weights of the frame before to the energies [Chorowski et al. 2015, 2.2].
+        location: Add a convolution of the previous frame's weights to the energies [Chorowski et al. 2015, 2.2].
             The frames are then computed one after the other, which takes longer.
         channels: Of that convolution.
         filter_frames: Frames on each side of the filter's center.
@@ -181,17 +181,17 @@ class AdditiveTimeAttention(FrameAttention):
         normed = self.norm(x)
         queries, keys, values = self.query(normed), self.key(normed), self.value(normed)
         mask = visible_frames(lengths, x.shape[1]).unsqueeze(1)  # (B, 1, T)
-        before = keys.new_zeros(mask.shape)  # (B, 1, T), weights of the frame before the first
+        previous = keys.new_zeros(mask.shape)  # (B, 1, T), weights of the frame before the first
         rows = max(1, BLOCK // max(1, keys.numel()))
         parts = []
         for start in range(0, x.shape[1], rows):
             block = queries[:, start : start + rows]
-            part, before = checkpoint(self._attend, block, keys, values, mask, before, use_reentrant=False)
+            part, previous = checkpoint(self._attend, block, keys, values, mask, previous, use_reentrant=False)
             parts.append(part)
         return x + self.dropout(self.output(torch.cat(parts, dim=1)))
 
     def _attend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, before: Tensor
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, previous: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the attention (B, Q, D) of queries (B, Q, hidden), and the weights (B, 1, T) of the last query."""
         if self.location is None or self.convolution is None:
@@ -199,10 +199,10 @@ class AdditiveTimeAttention(FrameAttention):
             return self.dropout(weights) @ values, weights[:, -1:]
         rows = []
         for query in queries.split(1, dim=1):  # (B, 1, hidden)
-            located = self.location(self.convolution(before).transpose(1, 2))  # (B, T, hidden)
-            before = self._weights((query + keys + located).unsqueeze(1), mask)  # (B, 1, T)
-            rows.append(before)
-        return self.dropout(torch.cat(rows, dim=1)) @ values, before
+            located = self.location(self.convolution(previous).transpose(1, 2))  # (B, T, hidden)
+            previous = self._weights((query + keys + located).unsqueeze(1), mask)  # (B, 1, T)
+            rows.append(previous)
+        return self.dropout(torch.cat(rows, dim=1)) @ values, previous
 
     def _weights(self, sums: Tensor, mask: Tensor) -> Tensor:
         """Return weights (B, Q, T) of the arguments of the tanh (B, Q, T, hidden), 0 outside of the mask (B, 1, T)."""

@@ -63,7 +63,7 @@ class Attention(nn.Module, ABC):
         Args:
             query: (B, K, D).
             keys: (B, H, T, D).
-            previous: (B, K, H, T), the weights of the query before; all zero before the first query.
+            previous: (B, K, H, T), the weights of the previous query; all zero before the first query.
         """
 
     def remember(self, encoded: Tensor, lengths: Tensor) -> State:
@@ -80,18 +80,18 @@ class Attention(nn.Module, ABC):
 
         Args:
             query: (N, D).
-            previous: (N, H, T), the weights of the query before.
+            previous: (N, H, T), the weights of the previous query.
             memory: Result of `remember`.
 
         Returns:
             The context (N, D) and the weights (N, H, T), which sum to 1.
         """
-        keys, values, real = memory
+        keys, values, mask = memory
         per_utterance = (len(keys), -1)
         energies = self.energies(query.unflatten(0, per_utterance), keys, previous.unflatten(0, per_utterance))
         if self.sharpening != 1.0:
             energies = energies * self.sharpening
-        weights = energies.masked_fill(~real[:, None, None, :], float("-inf")).softmax(dim=3)  # (B, K, H, T)
+        weights = energies.masked_fill(~mask[:, None, None, :], float("-inf")).softmax(dim=3)  # (B, K, H, T)
         context = self.mean(weights.transpose(1, 2), values).transpose(1, 2)  # (B, H, K, D) -> (B, K, H, D)
         return context.flatten(2).flatten(0, 1), weights.flatten(0, 1)
 
@@ -159,7 +159,7 @@ class AdditiveAttention(Attention):
 
 
 class LocationAwareAttention(AdditiveAttention):
-    """Additive attention over frames and the weights before [Chorowski et al. 2015, 2.2; Lim et al. 2019, 2.3].
+    """Additive attention over frames and the previous weights [Chorowski et al. 2015, 2.2; Lim et al. 2019, 2.3].
 
     As in the toolkit of Lim et al., `filter_frames` are those on each side: 100 makes a kernel of 201 frames. Their
     window of 5 frames is a parameter of that toolkit which its location-aware attention does not use; here `window` is
@@ -236,9 +236,9 @@ class MultiHeadAttention(Attention):
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Axes of queries, keys and values: heads × dimensions of a head."""
         inner = self.output_axis()
-        read = {"query": self.query_axis, "key": self.memory_axis, "value": self.memory_axis}
-        weights = {f"{name}.weight": (inner, source) for name, source in read.items()}
-        return {**weights, **{f"{name}.bias": (inner,) for name in read}}
+        sources = {"query": self.query_axis, "key": self.memory_axis, "value": self.memory_axis}
+        weights = {f"{name}.weight": (inner, source) for name, source in sources.items()}
+        return {**weights, **{f"{name}.bias": (inner,) for name in sources}}
 
     def output_axis(self) -> Axis:
         """Axis of the context: heads × dimensions of a head."""

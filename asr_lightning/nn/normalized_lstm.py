@@ -30,13 +30,13 @@ class NormalizedLSTM(nn.Module):
         return {**weights, "gate_norm.weight": (gates,), "gate_norm.bias": (gates,)}
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Read x (B, U, D) from a state (B, D) twice; return (B, U, D) and the state behind it."""
+        """Read x (B, U, D) from a state (B, D) twice; return (B, U, D) and the next state."""
         hidden, cell = state
         outputs = []
         with weights_cast_once(x.device):
             for step in self.input(x).unbind(dim=1):
-                into, forget, new, out = self.gate_norm(step + self.recurrence(hidden)).chunk(4, dim=1)
-                cell = self.cell_norm(forget.sigmoid() * cell + into.sigmoid() * new.tanh())
-                hidden = out.sigmoid() * cell.tanh()
+                entry, forget, content, output = self.gate_norm(step + self.recurrence(hidden)).chunk(4, dim=1)
+                cell = self.cell_norm(forget.sigmoid() * cell + entry.sigmoid() * content.tanh())
+                hidden = output.sigmoid() * cell.tanh()
                 outputs.append(hidden)
         return torch.stack(outputs, dim=1) if outputs else x, (hidden, cell)

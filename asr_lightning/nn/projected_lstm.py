@@ -150,9 +150,9 @@ class RecurrentProjectionEncoder(Encoder):
         """Axes of the layers' inputs: features of neighboring frames, or the output of the layer below."""
         gates = axis(Fixed(4, "gates"), Units(self.hidden))
         stacked = axis(Fixed(2 * self.context + 1, "frames"), Fixed(self.input_dimension, "features"))
-        read = [stacked] + [self.output_axis()] * (len(self.layers) - 1)
+        inputs = [stacked] + [self.output_axis()] * (len(self.layers) - 1)
         names = ("forward_lstm", "backward_lstm")
-        return {f"layers.{n}.{name}.weight_ih": (gates, axis_) for n, axis_ in enumerate(read) for name in names}
+        return {f"layers.{n}.{name}.weight_ih": (gates, axis_) for n, axis_ in enumerate(inputs) for name in names}
 
     def output_axis(self) -> Axis:
         """Axis of the output: r and p of the forward direction, then of the backward direction."""

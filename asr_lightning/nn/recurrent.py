@@ -54,11 +54,11 @@ def lstm_autocast(device: torch.device) -> Iterator[bool]:
 def weights_cast_once(device: torch.device) -> Iterator[None]:
     """Under autocast, cast every weight once, not in each step of a recurrence or a search.
 
-    Autocast remembers no cast in inference mode, which Lightning validates and tests in: there it is left for one
-    without gradients. And Lightning's mixed precision switches the memory of casts off (lightning 2.6.6,
-    `MixedPrecision`), since a weight that is first cast without gradients would get none later. Here it is empty before
-    and after. Without it the GRU of Deep Speech 2 keeps a copy of its weights per frame for the backward pass: 17 GB
-    for 16 s of speech; and its evaluation takes forty times as long.
+    Autocast caches no cast in inference mode, in which Lightning validates and tests: a mode without gradients
+    replaces it here. And Lightning's mixed precision disables the cache (lightning 2.6.6, `MixedPrecision`), since a
+    weight that is first cast without gradients would get none later. Here the cache is empty before and after. Without
+    it the GRU of Deep Speech 2 keeps a copy of its weights per frame for the backward pass: 17 GB for 16 s of speech;
+    and its evaluation takes forty times as long.
     """
     kind, inference = device.type, torch.is_inference_mode_enabled()
     if not torch.is_autocast_enabled(kind) or (torch.is_autocast_cache_enabled() and not inference):
@@ -96,8 +96,8 @@ class LSTM(nn.LSTM):
             if precise:
                 x = x.float()
                 state = None if state is None else (state[0].float(), state[1].float())
-            output, after = super().forward(x, state)  # type: ignore[has-type]
-            return output, after
+            output, next_state = super().forward(x, state)  # type: ignore[has-type]
+            return output, next_state
 
 
 class BidirectionalLSTM(nn.Module):
@@ -144,12 +144,12 @@ def read_on(
     Returns:
         (B, U, hidden), and the next state.
     """
-    after: list[Tensor] = []
+    next_state: list[Tensor] = []
     for layer, hidden, cell in zip(layers, state[::2], state[1::2], strict=True):
-        before = (hidden.unsqueeze(0).contiguous(), cell.unsqueeze(0).contiguous())
-        x, (hidden, cell) = layer(dropout(x), before)
-        after += [hidden.squeeze(0), cell.squeeze(0)]
-    return x, tuple(after)
+        layer_state = (hidden.unsqueeze(0).contiguous(), cell.unsqueeze(0).contiguous())
+        x, (hidden, cell) = layer(dropout(x), layer_state)
+        next_state += [hidden.squeeze(0), cell.squeeze(0)]
+    return x, tuple(next_state)
 
 
 class LSTMEncoder(Encoder):
@@ -178,17 +178,17 @@ class LSTMEncoder(Encoder):
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Axes of the layers' inputs and of the norms: directions × units."""
-        both = self.output_axis()
+        directions = self.output_axis()
         gates = axis(Fixed(4, "gates"), Units(self.hidden))
         projection = self.subsampling.parameter_axes()["projection.weight"]
         axes: dict[str, tuple[Axis, ...]] = {
-            "subsampling.projection.weight": (both, projection[1]),
-            "subsampling.projection.bias": (both,),
+            "subsampling.projection.weight": (directions, projection[1]),
+            "subsampling.projection.bias": (directions,),
         }
         for layer in range(len(self.layers)):
-            axes[f"norms.{layer}.weight"] = axes[f"norms.{layer}.bias"] = (both,)
+            axes[f"norms.{layer}.weight"] = axes[f"norms.{layer}.bias"] = (directions,)
             for direction in ("forward_lstm", "backward_lstm"):
-                axes[f"layers.{layer}.{direction}.weight_ih_l0"] = (gates, both)
+                axes[f"layers.{layer}.{direction}.weight_ih_l0"] = (gates, directions)
         return axes
 
     def output_axis(self) -> Axis:
@@ -246,18 +246,18 @@ class StreamingLSTMEncoder(StreamingEncoder):
         return (*[zeros] * (2 * len(self.layers)), *subsampling)
 
     def stream(self, x: Tensor, lengths: Tensor, state: State, last: bool = False) -> tuple[Tensor, Tensor, State]:
-        """Encode the groups of `subsampling` frames that are whole by now; in the last piece all."""
+        """Encode the complete groups of `subsampling` frames; in the last piece all frames."""
         of_layers = 2 * len(self.layers)
         x, lengths, subsampling = self.subsampling.stream(x, lengths, state[of_layers:], last)
         if not x.shape[1]:
             return x, lengths, (*state[:of_layers], *subsampling)
-        after: list[Tensor] = []
+        next_state: list[Tensor] = []
         for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             hidden, cell = (part.unsqueeze(0).contiguous() for part in state[2 * number : 2 * number + 2])
             x, (hidden, cell) = layer(x, (hidden, cell))
             x = self.dropout(norm(x))
-            after += [hidden.squeeze(0), cell.squeeze(0)]
-        return x, lengths, (*after, *subsampling)
+            next_state += [hidden.squeeze(0), cell.squeeze(0)]
+        return x, lengths, (*next_state, *subsampling)
 
 
 class PyramidalLSTMEncoder(Encoder):
@@ -295,11 +295,11 @@ class PyramidalLSTMEncoder(Encoder):
         """Axes of the layers' inputs: pairs of frames of features or of directions × units."""
         axes: dict[str, tuple[Axis, ...]] = {}
         gates = axis(Fixed(4, "gates"), Units(self.hidden))
-        read = [axis(Fixed(self.input_dimension, "features"))]
-        read += [self.output_axis()] * (len(self.plain) + len(self.pyramid) - 1)
+        inputs = [axis(Fixed(self.input_dimension, "features"))]
+        inputs += [self.output_axis()] * (len(self.plain) + len(self.pyramid) - 1)
         names = [f"plain.{layer}" for layer in range(len(self.plain))]
         names += [f"pyramid.{layer}" for layer in range(len(self.pyramid))]
-        for name, [factors] in zip(names, read, strict=True):
+        for name, [factors] in zip(names, inputs, strict=True):
             pair = (Fixed(2, "frames of a pair"),) if name.startswith("pyramid") else ()
             for direction in ("forward_lstm", "backward_lstm"):
                 axes[f"{name}.{direction}.weight_ih_l0"] = (gates, axis(*pair, *factors))
@@ -364,10 +364,10 @@ class ProjectedLSTMEncoder(Encoder):
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Axes of the first layer's input, features, and of the projections' inputs, directions × units."""
-        both = axis(Fixed(2, "directions"), Units(self.hidden))
+        directions = axis(Fixed(2, "directions"), Units(self.hidden))
         gates = axis(Fixed(4, "gates"), Units(self.hidden))
         features = axis(Fixed(self.input_dimension, "features"))
-        projections = {f"projections.{n}.weight": (units(self.dimension), both) for n in range(len(self.layers))}
+        projections = {f"projections.{n}.weight": (units(self.dimension), directions) for n in range(len(self.layers))}
         names = ("forward_lstm", "backward_lstm")
         return {**projections, **{f"layers.0.{name}.weight_ih_l0": (gates, features) for name in names}}
 

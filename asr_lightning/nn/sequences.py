@@ -25,8 +25,8 @@ def visible_frames(lengths: Tensor, size: int) -> Tensor:
 
 def silence_padding(x: Tensor, lengths: Tensor) -> Tensor:
     """Set the padding of x (B, T, ...) to zero."""
-    real = real_frames(lengths, x.shape[1])
-    return x.masked_fill(~real.view(*real.shape, *[1] * (x.dim() - 2)), 0.0)
+    mask = real_frames(lengths, x.shape[1])
+    return x.masked_fill(~mask.view(*mask.shape, *[1] * (x.dim() - 2)), 0.0)
 
 
 class Encoder(nn.Module, ABC):
@@ -83,7 +83,7 @@ class AttentionDecoder(nn.Module, ABC):
 
     @abstractmethod
     def attention_weights(self, tokens: Tensor, memory: State) -> Tensor:
-        """Return how strongly each frame is attended to when what follows each token is predicted.
+        """Return the attention weights of frames for the prediction of the token after each token.
 
         Args:
             tokens: (B, U) token ids.

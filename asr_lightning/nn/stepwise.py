@@ -105,22 +105,22 @@ class _Gates(torch.autograd.Function):
     """New cell and hidden state from the gates (N, 4 · hidden), where autograd would keep a dozen operations."""
 
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    def forward(ctx: Any, gates: Tensor, old_cell: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         entry, forget, content, output = gates.chunk(4, dim=1)
         entry, forget, content, output = entry.sigmoid(), forget.sigmoid(), content.tanh(), output.sigmoid()
-        cell = (forget * before).addcmul_(entry, content)
+        cell = (forget * old_cell).addcmul_(entry, content)
         activated = cell.tanh()
-        ctx.save_for_backward(entry, forget, content, output, before, activated)
+        ctx.save_for_backward(entry, forget, content, output, old_cell, activated)
         return output * activated, cell
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_hidden: Tensor, of_cell: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        entry, forget, content, output, before, activated = ctx.saved_tensors
+        entry, forget, content, output, old_cell, activated = ctx.saved_tensors
         of_cell = of_cell + torch.ops.aten.tanh_backward(of_hidden * output, activated)
         of_gates = [
             torch.ops.aten.sigmoid_backward(of_cell * content, entry),
-            torch.ops.aten.sigmoid_backward(of_cell * before, forget),
+            torch.ops.aten.sigmoid_backward(of_cell * old_cell, forget),
             torch.ops.aten.tanh_backward(of_cell * entry, content),
             torch.ops.aten.sigmoid_backward(of_hidden * activated, output),
         ]

@@ -16,7 +16,7 @@ class StreamingEncoder(Encoder):
     Read piece by piece, in pieces of any sizes, an utterance is encoded as `forward` encodes it whole.
 
     Attributes:
-        look_ahead: Frames of features behind the newest encoded one that must be there before it is encoded.
+        look_ahead: Frames of features after the newest encoded one that are needed to encode it.
     """
 
     look_ahead: int
@@ -32,9 +32,9 @@ class StreamingEncoder(Encoder):
         Args:
             x: Features (B, T, F); T may be 0.
             lengths: Real frames (B,) of the piece: all T of them, but in the last piece.
-            state: As `initial_state` or the piece before gave it.
+            state: As returned by `initial_state`, or for the previous piece.
             last: Whether no frames follow; then everything that waits for its look-ahead is encoded.
 
         Returns:
-            What can be encoded by now (B, T', D), maybe nothing, its lengths (B,), and the state behind it.
+            What can be encoded by now (B, T', D), maybe nothing, its lengths (B,), and the state after it.
         """

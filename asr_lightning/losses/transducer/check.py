@@ -33,7 +33,7 @@ def kernels_work(device: torch.device) -> bool:
 
 
 def failure(kernels: ModuleType, device: torch.device) -> str:
-    """Return in one line why kernels are not to be trusted on a device; empty where they are."""
+    """Return the reason not to use kernels on a device, in one line; empty where they are correct."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         try:
             with torch.no_grad(), torch.device("cpu"):
@@ -58,8 +58,8 @@ def _differences(kernels: ModuleType, device: torch.device, dtype: torch.dtype) 
     def on_device(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(tensor.to(device, copy=True) for tensor in tensors)
 
-    def compare(name: str, ours: Sequence[Tensor], right: Sequence[Tensor]) -> None:
-        for computed, exact in zip(ours, right, strict=True):
+    def compare(name: str, results: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+        for computed, exact in zip(results, expected, strict=True):
             tolerance = max(1e-5, torch.finfo(computed.dtype).eps)
             if not torch.allclose(computed.cpu().double(), exact.double(), rtol=tolerance, atol=1e-5):
                 different.add(name)
@@ -67,26 +67,26 @@ def _differences(kernels: ModuleType, device: torch.device, dtype: torch.dtype) 
     encoded, predicted, weight, gradient, targets = _small_case(dtype)
     lengths = torch.tensor([6, 4, 0, 5]), torch.tensor([69, 37, 8, 0])
     batch, frames, positions = len(targets), encoded.shape[1], targets.shape[1]
-    real = real_frames(lengths[0], frames)[:, :, None] & real_frames(lengths[1] + 1, positions)[:, None]
+    valid = real_frames(lengths[0], frames)[:, :, None] & real_frames(lengths[1] + 1, positions)[:, None]
     normalizer, blank, label = torch.zeros(3, batch, frames, positions, dtype=torch.float32).unbind()
-    right, (first, second, third) = (normalizer, blank, label), on_device(normalizer, blank, label)
-    ours = first, second, third
+    expected, (first, second, third) = (normalizer, blank, label), on_device(normalizer, blank, label)
+    results = first, second, third
     blocks = [(slice(0, batch), span, slice(0, positions)) for span in (slice(0, 2), slice(2, frames))]
     for block in blocks:
         hidden = lattice.hidden_units(encoded.float(), predicted.float(), block)
         compare("hidden_units", [kernels.hidden_units(*on_device(encoded, predicted), block)], [hidden])
         logits = linear(hidden, weight.float()).to(dtype)
-        kernels.score(*on_device(logits, targets), on_device(*lengths), BLANK_ID, block, ours)
-        lattice.score(logits.float(), targets, lengths, BLANK_ID, block, right)
-    compare("score", [x.cpu()[real] for x in ours], [x[real] for x in right])
+        kernels.score(*on_device(logits, targets), on_device(*lengths), BLANK_ID, block, results)
+        lattice.score(logits.float(), targets, lengths, BLANK_ID, block, expected)
+    compare("score", [x.cpu()[valid] for x in results], [x[valid] for x in expected])
     visits = lattice.occupancies(blank, label, *lengths)
     compare("occupancies", kernels.occupancies(*on_device(blank, label, *lengths)), visits)
-    known = normalizer, visits[1].float(), visits[2].float(), gradient
+    arguments = normalizer, visits[1].float(), visits[2].float(), gradient
     for block in blocks:
         hidden = lattice.hidden_units(encoded.float(), predicted.float(), block).to(dtype)
         logits = linear(hidden.float(), weight.float()).to(dtype)
-        errors = kernels.errors(*on_device(logits, targets), BLANK_ID, *on_device(*known), block)
-        error, of_bias = lattice.errors(logits.float(), targets, BLANK_ID, *known, block)
+        errors = kernels.errors(*on_device(logits, targets), BLANK_ID, *on_device(*arguments), block)
+        error, of_bias = lattice.errors(logits.float(), targets, BLANK_ID, *arguments, block)
         compare("errors", errors, [error, of_bias])
         of_hidden = linear(error, weight.float().T).to(dtype)
         compare("sums", kernels.sums(*on_device(of_hidden, hidden)), lattice.sums(of_hidden.float(), hidden.float()))

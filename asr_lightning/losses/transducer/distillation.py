@@ -23,7 +23,7 @@ from asr_lightning.nn.sequences import real_frames, silence_padding
 
 @dataclass(frozen=True)
 class JointInputs:
-    """A joint network, and what it reads of a batch.
+    """A joint network, and its inputs for a batch.
 
     Attributes:
         joint: Returns logits (..., V) of frames (..., D) and histories (..., D) that broadcast.
@@ -92,7 +92,7 @@ def lattice_divergence(
     targets, lengths = _checked(student, teacher, targets, encoder_lengths, target_lengths, blank_id)
     student, teacher = student.without_padding(*lengths), teacher.without_padding(*lengths)
     shape = (*student.frames.shape[:2], student.histories.shape[1])
-    real = real_frames(encoder_lengths, shape[1]).unsqueeze(2) & real_frames(target_lengths + 1, shape[2]).unsqueeze(1)
+    valid = real_frames(encoder_lengths, shape[1]).unsqueeze(2) & real_frames(target_lengths + 1, shape[2]).unsqueeze(1)
     rows = torch.arange(shape[0], device=targets.device)
     vocabulary = _vocabulary(teacher)
     total = student.frames.sum(dim=(1, 2), dtype=_precise(student.frames)) * 0.0  # also where there are no nodes
@@ -111,7 +111,7 @@ def lattice_divergence(
             expected = reduced_log_probs(teacher.logits(block), tokens, blank_id, temperature)
         term = checkpoint(
             of_block, student.frames[utterances, frames], student.histories[utterances, positions], expected, tokens,
-            real[block], use_reentrant=False, preserve_rng_state=False,  # a joint network draws nothing
+            valid[block], use_reentrant=False, preserve_rng_state=False,  # a joint network draws nothing
         )  # fmt: skip
         total = total.index_add(0, rows[utterances], term.to(total.dtype))
     return temperature**2 * total
@@ -135,21 +135,27 @@ def path_divergence(
     next_tokens, lengths = _checked(student, teacher, targets, encoder_lengths, target_lengths, blank_id)
     student, teacher = student.without_padding(*lengths), teacher.without_padding(*lengths)
     with torch.no_grad():
-        frames, positions, real = best_path(*lattice_scores(teacher, next_tokens, *lengths, blank_id), *lengths)
-    step = max(1, _most(real) // max(1, _vocabulary(teacher) * len(real)))
+        frames, positions, valid = best_path(*lattice_scores(teacher, next_tokens, *lengths, blank_id), *lengths)
+    step = max(1, _most(valid) // max(1, _vocabulary(teacher) * len(valid)))
     total = student.frames.sum(dim=(1, 2), dtype=_precise(student.frames)) * 0.0
 
     def of_nodes(frames: Tensor, histories: Tensor, expected: Tensor, inside: Tensor) -> Tensor:
-        own = log_probabilities(student.joint(frames, histories), temperature)
-        return divergence(expected, own).masked_fill(~inside, 0.0).sum(dim=1)
+        scores = log_probabilities(student.joint(frames, histories), temperature)
+        return divergence(expected, scores).masked_fill(~inside, 0.0).sum(dim=1)
 
-    for start in range(0, real.shape[1], step):
+    for start in range(0, valid.shape[1], step):
         nodes = slice(start, start + step)
-        at = [_rows_at(x, index[:, nodes]) for x, index in ((student.frames, frames), (student.histories, positions))]
+        student_inputs = [
+            _rows_at(x, index[:, nodes]) for x, index in ((student.frames, frames), (student.histories, positions))
+        ]
         with torch.no_grad():
-            theirs = (_rows_at(x, i[:, nodes]) for x, i in ((teacher.frames, frames), (teacher.histories, positions)))
-            expected = log_probabilities(teacher.joint(*theirs), temperature)
-        term = checkpoint(of_nodes, *at, expected, real[:, nodes], use_reentrant=False, preserve_rng_state=False)
+            teacher_inputs = (
+                _rows_at(x, i[:, nodes]) for x, i in ((teacher.frames, frames), (teacher.histories, positions))
+            )
+            expected = log_probabilities(teacher.joint(*teacher_inputs), temperature)
+        term = checkpoint(
+            of_nodes, *student_inputs, expected, valid[:, nodes], use_reentrant=False, preserve_rng_state=False
+        )
         total = total + term.to(total.dtype)
     return temperature**2 * total
 
@@ -214,11 +220,11 @@ def best_path(
         if diagonal:
             by_token = emitted[diagonal - 1].gather(1, position.unsqueeze(1)).squeeze(1)
             position = position - (by_token & (last >= diagonal)).to(position.dtype)
-    at = torch.stack(path[::-1], dim=1)  # (B, T + U)
-    diagonal_index = torch.arange(at.shape[1], device=at.device)
-    real = diagonal_index <= last.unsqueeze(1)
-    at = at.masked_fill(~real, 0)
-    return (diagonal_index - at).masked_fill(~real, 0), at, real
+    path_positions = torch.stack(path[::-1], dim=1)  # (B, T + U)
+    diagonal_index = torch.arange(path_positions.shape[1], device=path_positions.device)
+    valid = diagonal_index <= last.unsqueeze(1)
+    path_positions = path_positions.masked_fill(~valid, 0)
+    return (diagonal_index - path_positions).masked_fill(~valid, 0), path_positions, valid
 
 
 def _checked(

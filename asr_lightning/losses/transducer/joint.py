@@ -86,7 +86,7 @@ class ExactLoss(TransducerLoss):
 
 
 def checked_fast_emit(weight: float) -> float:
-    """Return the weight of FastEmit, if there can be such a weight.
+    """Return the weight of FastEmit, if it is valid.
 
     Raises:
         InputError: It is negative or not finite.
@@ -225,12 +225,12 @@ def _backward(
     for block in lattice_blocks(normalizer.shape, len(weight), encoder_lengths, target_lengths, visited):
         rows, frames, positions = block
         logits, hidden = _logits(operations, encoded, predicted, weight, bias, block)
-        error, of_some_bias = operations.errors(
+        error, of_block_bias = operations.errors(
             logits, targets, blank_id, normalizer, by_blank, by_label, gradient, block
         )
         flat = error.flatten(0, 2)
         of_weight += flat.T @ hidden.flatten(0, 2)
-        of_bias += of_some_bias
+        of_bias += of_block_bias
         of_frames, of_positions = operations.sums((flat @ weight).view_as(hidden), hidden)
         of_encoded[rows, frames] += of_frames
         of_predicted[rows, positions] += of_positions
@@ -252,7 +252,7 @@ def lattice_blocks(
     target_lengths: Tensor,
     visited: Tensor | None = None,
 ) -> Iterator[Block]:
-    """Divide the lattice (B, T, U + 1) into blocks whose logits are few."""
+    """Divide the lattice (B, T, U + 1) into blocks with a bounded number of logits."""
     check_lengths(shape, encoder_lengths, target_lengths)
     if encoder_lengths.device.type == "cpu":
         return real_blocks(vocabulary, encoder_lengths, target_lengths, visited)
@@ -262,7 +262,7 @@ def lattice_blocks(
 def real_blocks(
     vocabulary: int, encoder_lengths: Tensor, target_lengths: Tensor, visited: Tensor | None
 ) -> Iterator[Block]:
-    """Yield blocks of one utterance each without padding; of `visited` (B, T, U + 1), where given, all that is True.
+    """Yield blocks of one utterance each, without padding; with `visited` (B, T, U + 1), only blocks around its nodes.
 
     The frames of a block need all positions from the first to the last that is visited in any of them.
     """

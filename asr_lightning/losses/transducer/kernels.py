@@ -38,18 +38,18 @@ def coordinates(index, start, span, positions):
 
 @triton.jit
 def _moves(blank, label, step, position, length, tokens, positions, back):
-    """Return the node that a step reaches, the scores of blank and token that lead there, and whether it is real.
+    """Return the node that a step reaches, the scores of blank and token that lead there, and whether it is valid.
 
     On the reversed lattice the first frame is the last, and a score belongs to the node reached, else to the one left.
     """
     column = step - position
     inside = (column >= 0) & (column < length) & (position <= tokens)
     frame = tl.where(back == 1, length - 1 - column, column)
-    at = frame * positions + tl.where(back == 1, tokens - position, position)
-    before = (1 - back) * positions
-    by_blank = tl.load(blank + at - before, mask=inside & (at >= before), other=0.0)
-    by_label = tl.load(label + at - (1 - back), mask=inside & (position > 0), other=float("-inf"))
-    return at, by_blank.to(tl.float64), by_label.to(tl.float64), inside
+    node = frame * positions + tl.where(back == 1, tokens - position, position)
+    stride = (1 - back) * positions
+    by_blank = tl.load(blank + node - stride, mask=inside & (node >= stride), other=0.0)
+    by_label = tl.load(label + node - (1 - back), mask=inside & (position > 0), other=float("-inf"))
+    return node, by_blank.to(tl.float64), by_label.to(tl.float64), inside
 
 
 @without_sizes
@@ -68,18 +68,18 @@ def _recursion_kernel(
     label += first
     log_sums += first + back.to(tl.int64) * tl.num_programs(0) * frames * positions
     position = tl.arange(0, held)
-    before = tl.maximum(position - 1, 0)
+    previous = tl.maximum(position - 1, 0)
     carried = tl.where(position == 0, 0.0, float("-inf")).to(tl.float64)
-    at, by_blank, by_label, inside = _moves(blank, label, 0, position, length, tokens, positions, back)
+    node, by_blank, by_label, inside = _moves(blank, label, 0, position, length, tokens, positions, back)
     step = 0
     while step < steps:  # not `for … in range(steps)`: Triton's interpreter and numpy disagree about such bounds
-        here, moved, emitted, real = at, carried + by_blank, tl.gather(carried, before, 0) + by_label, inside
+        current, moved, emitted, valid = node, carried + by_blank, tl.gather(carried, previous, 0) + by_label, inside
         # Scores of the next step are loaded while this one computes.
-        at, by_blank, by_label, inside = _moves(blank, label, step + 1, position, length, tokens, positions, back)
+        node, by_blank, by_label, inside = _moves(blank, label, step + 1, position, length, tokens, positions, back)
         largest = tl.maximum(moved, emitted)
         shift = tl.where(largest == float("-inf"), 0.0, largest)
-        carried = tl.where(real, shift + tl.log(tl.exp(moved - shift) + tl.exp(emitted - shift)), carried)
-        tl.store(log_sums + here, carried, mask=real)
+        carried = tl.where(valid, shift + tl.log(tl.exp(moved - shift) + tl.exp(emitted - shift)), carried)
+        tl.store(log_sums + current, carried, mask=valid)
         step += 1
     likelihood = tl.sum(tl.where(position == tokens, carried, 0.0), axis=0)
     loss = tl.where(fits, tl.where(empty, float("inf"), -likelihood), float("nan"))
@@ -96,18 +96,18 @@ def _occupancy_kernel(
     inside = index < count
     length = tl.load(encoder_lengths + row, mask=inside, other=0)
     tokens = tl.load(target_lengths + row, mask=inside, other=0)
-    real = inside & (frame < length) & (position <= tokens)
+    valid = inside & (frame < length) & (position <= tokens)
     last, full = frame >= tl.minimum(length, frames) - 1, position >= tl.minimum(tokens, positions - 1)
-    alpha = tl.load(log_sums + index, mask=real, other=float("-inf"))
-    loss = tl.load(losses + row, mask=real, other=0.0)
+    alpha = tl.load(log_sums + index, mask=valid, other=float("-inf"))
+    loss = tl.load(losses + row, mask=valid, other=0.0)
     left = alpha + tl.where(loss == float("inf"), float("-inf"), loss)  # an impossible utterance visits no node
-    onward = tl.load(log_sums + count + index + positions, mask=real & ~last, other=float("-inf"))
+    onward = tl.load(log_sums + count + index + positions, mask=valid & ~last, other=float("-inf"))
     onward = tl.where(last & full, 0.0, onward)  # the end is behind the last frame, with all tokens emitted
-    upward = tl.load(log_sums + count + index + 1, mask=real & ~full, other=float("-inf"))
-    of_blank = tl.exp(left + tl.load(blank + index, mask=real, other=0.0) + onward)
-    of_label = tl.exp(left + tl.load(label + index, mask=real & ~full, other=0.0) + upward)
-    tl.store(by_blank + index, tl.where(real, of_blank, 0.0), mask=inside)
-    tl.store(by_label + index, tl.where(real, of_label, 0.0), mask=inside)
+    upward = tl.load(log_sums + count + index + 1, mask=valid & ~full, other=float("-inf"))
+    of_blank = tl.exp(left + tl.load(blank + index, mask=valid, other=0.0) + onward)
+    of_label = tl.exp(left + tl.load(label + index, mask=valid & ~full, other=0.0) + upward)
+    tl.store(by_blank + index, tl.where(valid, of_blank, 0.0), mask=inside)
+    tl.store(by_label + index, tl.where(valid, of_label, 0.0), mask=inside)
 
 
 def occupancies(
@@ -184,28 +184,28 @@ def _score_kernel(
     index = tl.program_id(0) * rows + tl.arange(0, rows)
     row, frame, position = coordinates(index, start, span, positions)
     inside = index < count
-    real = inside & (frame < tl.load(encoder_lengths + row, mask=inside, other=0))
-    real = real & (position <= tl.load(target_lengths + row, mask=inside, other=0))
+    valid = inside & (frame < tl.load(encoder_lengths + row, mask=inside, other=0))
+    valid = valid & (position <= tl.load(target_lengths + row, mask=inside, other=0))
     scores = logits + index.to(tl.int64) * vocabulary
     largest = tl.full([rows], float("-inf"), tl.float32)
     total = tl.zeros([rows], tl.float32)
     for first in range(0, vocabulary, columns):
         token = first + tl.arange(0, columns)[None, :]
-        x = tl.load(scores[:, None] + token, mask=real[:, None] & (token < vocabulary), other=float("-inf"))
+        x = tl.load(scores[:, None] + token, mask=valid[:, None] & (token < vocabulary), other=float("-inf"))
         x = x.to(tl.float32)
         top = tl.maximum(largest, tl.max(x, axis=1))
         shift = tl.where(top == float("-inf"), 0.0, top)  # a chunk may hold nothing but minus infinity
         total = total * tl.exp(largest - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
         largest = top
     denominator = tl.where(largest == float("-inf"), 0.0, tl.log(total) + largest)  # 0 where every token is impossible
-    target = tl.load(targets + row * positions + position, mask=real, other=0)
-    known = real & (target >= 0) & (target < vocabulary)  # an unknown token has a score of NaN
-    of_blank = tl.load(scores + blank_id, mask=real, other=0.0).to(tl.float32)
+    target = tl.load(targets + row * positions + position, mask=valid, other=0)
+    known = valid & (target >= 0) & (target < vocabulary)  # an unknown token has a score of NaN
+    of_blank = tl.load(scores + blank_id, mask=valid, other=0.0).to(tl.float32)
     of_label = tl.load(scores + target, mask=known, other=float("nan")).to(tl.float32)
-    at = (row * frames + frame) * positions + position
-    tl.store(normalizer + at, denominator, mask=real)
-    tl.store(blank + at, of_blank - denominator, mask=real)
-    tl.store(label + at, of_label - denominator, mask=real)
+    node = (row * frames + frame) * positions + position
+    tl.store(normalizer + node, denominator, mask=valid)
+    tl.store(blank + node, of_blank - denominator, mask=valid)
+    tl.store(label + node, of_label - denominator, mask=valid)
 
 
 @without_sizes
@@ -220,23 +220,23 @@ def _error_kernel(
         index = (tl.program_id(0) * tiles + tile) * rows + tl.arange(0, rows)
         row, frame, position = coordinates(index, start, span, positions)
         inside = index < count
-        at = (row * frames + frame) * positions + position
-        of_blank = tl.load(by_blank + at, mask=inside, other=0.0)
-        of_label = tl.load(by_label + at, mask=inside, other=0.0)
+        node = (row * frames + frame) * positions + position
+        of_blank = tl.load(by_blank + node, mask=inside, other=0.0)
+        of_label = tl.load(by_label + node, mask=inside, other=0.0)
         visited = of_blank + of_label
         needed = inside & ~(visited <= least)  # also where it is NaN
         wanted = needed[:, None] & (token < vocabulary)
         target = tl.load(targets + row * positions + position, mask=needed, other=0)
         scale = tl.load(gradient + row, mask=needed, other=0.0)
-        denominator = tl.load(normalizer + at, mask=needed, other=0.0)
-        here = logits + index.to(tl.int64)[:, None] * vocabulary + token
-        x = tl.load(here, mask=wanted, other=0.0).to(tl.float32)
+        denominator = tl.load(normalizer + node, mask=needed, other=0.0)
+        pointers = logits + index.to(tl.int64)[:, None] * vocabulary + token
+        x = tl.load(pointers, mask=wanted, other=0.0).to(tl.float32)
         error = tl.exp(x - denominator[:, None]) * visited[:, None]
         error -= tl.where(token == blank_id, of_blank[:, None], 0.0)
         error -= tl.where(token == target[:, None], of_label[:, None], 0.0)
         error = tl.where(wanted, error * scale[:, None], 0.0)
         total += tl.sum(error, axis=0, keep_dims=True)
-        tl.store(here, error, mask=inside[:, None] & (token < vocabulary))
+        tl.store(pointers, error, mask=inside[:, None] & (token < vocabulary))
     tl.store(of_bias + tl.program_id(0) * vocabulary + token, total, mask=token < vocabulary)
 
 
@@ -253,13 +253,15 @@ def _sum_kernel(
     total = tl.zeros([width, units], tl.float32)
     for step in range(depth):
         frame = tile * depth + step
-        at = ((row * span + frame) * positions + position) * dimension + unit
+        offsets = ((row * span + frame) * positions + position) * dimension + unit
         inside = (frame < span) & (position < positions) & (unit < dimension)
-        y = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32)
-        inner = tl.load(of_hidden + at, mask=inside, other=0.0).to(tl.float32) * (1.0 - y * y)
+        y = tl.load(hidden + offsets, mask=inside, other=0.0).to(tl.float32)
+        inner = tl.load(of_hidden + offsets, mask=inside, other=0.0).to(tl.float32) * (1.0 - y * y)
         total += inner
-        to = ((tl.program_id(1) * batch + row) * span + frame) * dimension + unit
-        tl.store(of_frames + to, tl.sum(inner, axis=0, keep_dims=True), mask=(frame < span) & (unit < dimension))
+        frame_offsets = ((tl.program_id(1) * batch + row) * span + frame) * dimension + unit
+        tl.store(
+            of_frames + frame_offsets, tl.sum(inner, axis=0, keep_dims=True), mask=(frame < span) & (unit < dimension)
+        )
     tl.store(
         of_positions + ((tile * batch + row) * positions + position) * dimension + unit,
         total,
@@ -331,9 +333,9 @@ def sums(of_hidden: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 def _sizes(block: Block, frames: int) -> tuple[int, int, int, int, int]:
     """Return the nodes of a block, its first frame, its frames, the frames of the lattice, and its positions."""
-    rows, within, positions = block
-    span = within.stop - within.start
-    return rows.stop * span * positions.stop, within.start, span, frames, positions.stop
+    rows, span_frames, positions = block
+    span = span_frames.stop - span_frames.start
+    return rows.stop * span * positions.stop, span_frames.start, span, frames, positions.stop
 
 
 def _tile(width: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The lattice of the transducer in plain PyTorch: the recursions over it, and what is done to a block of it.
+"""The lattice of the transducer in plain PyTorch: the recursions over it, and the operations on its blocks.
 
 Node (t, u) of the lattice is frame t after u tokens. `kernels.py` has the same functions for a GPU.
 """
@@ -15,7 +15,7 @@ Block = tuple[slice, slice, slice]  # utterances, frames and positions of the la
 
 
 def negligible(normalizer: Tensor) -> float:
-    """Return the probability of a visit that adds less to a sum over frames or tokens than rounding changes it."""
+    """Return the highest probability of a visit whose part of a sum over frames or tokens is lost in rounding."""
     return torch.finfo(normalizer.dtype).eps / max(normalizer.shape[1:])
 
 
@@ -128,9 +128,9 @@ def occupancies(
     if not blank.numel():  # no utterance has a frame
         zeros = torch.zeros_like(blank, dtype=torch.float64)
         return zeros.new_full((batch,), math.inf), zeros, zeros.clone()
-    real = real_frames(encoder_lengths, frames).unsqueeze(2) & real_frames(target_lengths + 1, positions).unsqueeze(1)
-    blank = blank.double().masked_fill(~real, 0.0)
-    label = label.double().masked_fill(~pad(real[:, :, 1:], (0, 1)), 0.0)
+    valid = real_frames(encoder_lengths, frames).unsqueeze(2) & real_frames(target_lengths + 1, positions).unsqueeze(1)
+    blank = blank.double().masked_fill(~valid, 0.0)
+    label = label.double().masked_fill(~pad(valid[:, :, 1:], (0, 1)), 0.0)
     rows = torch.arange(batch, device=blank.device)
     index = (  # of the reversed lattice, where the last frame of each utterance is the first
         rows[:, None, None],
@@ -140,13 +140,13 @@ def occupancies(
     moves = torch.cat([pad(blank[:, :-1], (0, 0, 1, 0)), blank[index]])
     emits = torch.cat([label.roll(1, dims=2), label[index]])
     alpha, reversed_beta = _recursion(moves, emits).chunk(2)
-    beta = pad(reversed_beta[index].masked_fill(~real, -math.inf), (0, 0, 0, 1), value=-math.inf)  # (B, T + 1, U + 1)
+    beta = pad(reversed_beta[index].masked_fill(~valid, -math.inf), (0, 0, 0, 1), value=-math.inf)  # (B, T + 1, U + 1)
     beta[rows, encoder_lengths, target_lengths] = 0.0  # the end: behind the last frame, with all tokens emitted
     losses = torch.where(encoder_lengths > 0, -beta[:, 0, 0], math.inf)
     left = (
         alpha + losses.masked_fill(losses == math.inf, -math.inf)[:, None, None]
     )  # an impossible utterance visits no node
-    left = left.masked_fill(~real, -math.inf)
+    left = left.masked_fill(~valid, -math.inf)
     by_blank = (left + blank + beta[:, 1:]).exp()
     by_label = pad((left[:, :, :-1] + label[:, :, :-1] + beta[:, :-1, 1:]).exp(), (0, 1))
     return losses, by_blank, by_label
@@ -214,8 +214,8 @@ def favored(by_label: Tensor, weight: float) -> Tensor:
 
     The derivative of the loss by the log probability of a token is multiplied by 1 + λ, that by the log probability of
     a blank is not, so that tokens are preferred to blanks wherever an alignment may take either. This is the gradient
-    of L + λ L', where L' is the loss L with blanks held constant; the value stays L, which networks with and without
-    FastEmit can be compared by.
+    of L + λ L', where L' is the loss L with blanks held constant; the value stays L, so that networks with and
+    without FastEmit can be compared.
 
     Args:
         by_label: (B, T, U + 1) probabilities that an alignment takes the next token there.

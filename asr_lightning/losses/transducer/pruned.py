@@ -165,21 +165,21 @@ class _Pruned(Function):
     ) -> Tensor:
         lengths, occupancies = (encoder_lengths, target_lengths), operations_for(encoded).occupancies
         blank, label = estimated_scores(encoded, predicted, weight, bias, targets, *lengths, blank_id)  # (B, T, U + 1)
-        real = real_frames(encoder_lengths, blank.shape[1]).unsqueeze(2)
-        real = real & real_frames(target_lengths + 1, blank.shape[2]).unsqueeze(1)
+        valid = real_frames(encoder_lengths, blank.shape[1]).unsqueeze(2)
+        valid = valid & real_frames(target_lengths + 1, blank.shape[2]).unsqueeze(1)
         _, by_blank, _ = occupancies(blank, delayed(label, encoder_lengths, delay_penalty), *lengths)
-        inside = real & best_ranges(by_blank, *lengths, width)
+        inside = valid & best_ranges(by_blank, *lengths, width)
         new, share, saved = inside, left_out or 0.0, []
         while True:  # once without `left_out`
             saved += _score(encoded, predicted, weight, bias, targets, blank_id, new, blank, label, keep)
-            late = delayed(label, encoder_lengths, delay_penalty)
-            within = (scores.masked_fill(~inside, -math.inf) for scores in (blank, late))
+            penalized = delayed(label, encoder_lengths, delay_penalty)
+            within = (scores.masked_fill(~inside, -math.inf) for scores in (blank, penalized))
             losses, by_blank, by_label = occupancies(*within, *lengths)
             if left_out is None:
                 break
-            all_losses, all_blanks, _ = occupancies(blank, late, *lengths)
+            all_losses, all_blanks, _ = occupancies(blank, penalized, *lengths)
             exceeds = 1 - (all_losses - losses).exp() > left_out  # (B,)
-            missing = real & ~inside & exceeds[:, None, None]
+            missing = valid & ~inside & exceeds[:, None, None]
             if not bool(missing.any()):
                 break
             share /= NARROWER
@@ -247,19 +247,19 @@ def _score(
         label: (B, T, U + 1) log probabilities of the next token, to be written.
         keep: Return what is computed, in chunks; otherwise nothing.
     """
-    kept, (_, frames, positions) = [], chosen.shape
+    chunks, (_, frames, positions) = [], chosen.shape
     size = max(1, LOGITS["cpu" if blank.device.type == "cpu" else "cuda"] // len(weight))
     for nodes in chosen.flatten().nonzero().squeeze(1).split(size):
-        at = nodes // (frames * positions) * positions + nodes % positions  # row of `predicted` and of `targets`
-        hidden = tanh_(encoded.flatten(0, 1)[nodes // positions] + predicted.flatten(0, 1)[at])
+        rows = nodes // (frames * positions) * positions + nodes % positions  # row of `predicted` and of `targets`
+        hidden = tanh_(encoded.flatten(0, 1)[nodes // positions] + predicted.flatten(0, 1)[rows])
         logits = linear(hidden, weight, bias)
         log_probs = logits.log_softmax(dim=1, dtype=blank.dtype)
         log_probs.masked_fill_((logits.amax(dim=1) == -math.inf).unsqueeze(1), -math.inf)  # every token is impossible
         blank.view(-1)[nodes] = log_probs[:, blank_id]
-        label.view(-1)[nodes] = log_probs.gather(1, targets.flatten()[at].unsqueeze(1)).squeeze(1)
+        label.view(-1)[nodes] = log_probs.gather(1, targets.flatten()[rows].unsqueeze(1)).squeeze(1)
         if keep:
-            kept.append((nodes, hidden, log_probs))
-    return kept
+            chunks.append((nodes, hidden, log_probs))
+    return chunks
 
 
 def _sums(x: Tensor, index: Tensor, size: int) -> Tensor:
