@@ -57,9 +57,9 @@ def plant(name: str, rates: Sequence[float], utterances: int = 40, epoch: int = 
         lines = []
         for number in range(utterances):
             wrong = round(10 * rate * (number + 1)) - round(10 * rate * number)
-            heard = ["x"] * wrong + WORDS[wrong:]
+            words = ["x"] * wrong + WORDS[wrong:]
             lines.append(
-                {"id": f"u{number:02}", "speaker": "", "reference": " ".join(WORDS), "hypothesis": " ".join(heard)}
+                {"id": f"u{number:02}", "speaker": "", "reference": " ".join(WORDS), "hypothesis": " ".join(words)}
             )
         path = run.folder / "transcripts" / f"test-epoch{epoch}-test-clean.jsonl"
         path.parent.mkdir(exist_ok=True)
@@ -232,7 +232,7 @@ def test_the_claims_of_this_project_name_comparisons_and_variants(
     (tmp_path / "runs" / scale).mkdir(parents=True)
     claims = read_claims(Path("experiments/claims/papers.yaml"), scale)
     evidence = weigh(claims, Path("experiments/ablations"), scale, tmp_path / "runs")
-    assert len(evidence) == len(claims) > 30 and {one.verdict for one in evidence} == {"not run"}
+    assert len(evidence) == len(claims) > 30 and {result.verdict for result in evidence} == {"not run"}
 
 
 def test_what_contradicts_a_paper_comes_first_and_is_traceable(capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,9 +243,9 @@ def test_what_contradicts_a_paper_comes_first_and_is_traceable(capsys: pytest.Ca
     del claims[-1]["subset"]
     Path("claims.yaml").write_text(yaml.safe_dump({"claims": claims}))
     assert main(["verdicts", "--claims", "claims.yaml"]) == 1, "there are no gradients"
-    said = capsys.readouterr().out
-    assert "not run        <b>It</b> was seen.\n" in said and "confirmed      It helps.\n" in said
-    assert "WER, test-clean: new 11.00 ± 1.00 beside old 31.00 ± 1.00, 3 + 3 seeds; difference -20.00 (" in said
+    output = capsys.readouterr().out
+    assert "not run        <b>It</b> was seen.\n" in output and "confirmed      It helps.\n" in output
+    assert "WER, test-clean: new 11.00 ± 1.00 beside old 31.00 ± 1.00, 3 + 3 seeds; difference -20.00 (" in output
     folder = Path("runs/demo/verdicts")
     rows = read_rows(folder / "verdicts.csv", {"claim", "verdict"})
     assert [(row["claim"], row["verdict"]) for row in rows] == [
@@ -255,11 +255,11 @@ def test_what_contradicts_a_paper_comes_first_and_is_traceable(capsys: pytest.Ca
     assert from_csv(rows[1]["difference"]) == "-20.00" and rows[1]["over"] == "3 + 3 seeds"
     runs = read_rows(folder / "runs.csv", {"run", "digest"})
     assert len(runs) == 6 and len({row["digest"] for row in runs}) == 6
-    before = runs[0]["digest"]
+    digest = runs[0]["digest"]
     path = Path(runs[0]["run"]) / "test_error_rates.csv"
     path.write_text(path.read_text().replace("40,400", "40,401"))
     main(["verdicts", "--claims", "claims.yaml"])
-    assert read_rows(folder / "runs.csv", {"digest"})[0]["digest"] != before
+    assert read_rows(folder / "runs.csv", {"digest"})[0]["digest"] != digest
 
 
 def test_runs_of_other_values_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ def planned(folder: Path, *codes: str, seed: int = 1) -> PlannedRun:
 
 def test_seconds_and_memory_are_those_of_each_command(tmp_path: Path) -> None:
     run = planned(tmp_path, "pass", LARGE, OF_A_CHILD)
-    code = (  # a process of its own: a child begins with the memory of its parent, and pytest's is large
+    code = (  # in another process: a child begins with the memory of its parent, and pytest's is large
         "import pathlib\n"
         "from asr_lightning.ablations.execution import Execution\n"
         "from asr_lightning.ablations.plan import PlannedRun\n"

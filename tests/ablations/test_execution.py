@@ -80,21 +80,21 @@ def ablate(*arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
-    said, complained = process.communicate(timeout=400)
-    assert process.returncode == status, said + complained
-    return said, complained
+    output, errors = process.communicate(timeout=400)
+    assert process.returncode == status, output + errors
+    return output, errors
 
 
 @pytest.fixture
 def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
-    """The command in this process, whose runs are processes as ever: what need not be killed is sooner done."""
+    """The command in this process, its runs in processes of their own: faster where no run is killed."""
 
     def call(*arguments: str, status: int = 0) -> tuple[str, str]:
         capsys.readouterr()
-        ended = main(["ablate", "small.yaml", *arguments])
-        said = capsys.readouterr()
-        assert ended == status, said.out + said.err
-        return said.out, said.err
+        code = main(["ablate", "small.yaml", *arguments])
+        captured = capsys.readouterr()
+        assert code == status, captured.out + captured.err
+        return captured.out, captured.err
 
     return call
 
@@ -111,16 +111,16 @@ def wait_for(path: str, process: subprocess.Popen[str]) -> None:
 @pytest.mark.timeout(900)  # several real runs after each other
 def test_it_is_run_through_kills_and_gives_a_table(folder: Path, here: Callable[..., tuple[str, str]]) -> None:
     runs = "runs/demo/small"
-    said, _ = here("--dry-run")
-    assert "7 runs, 7 of them not finished" in said and not Path("runs").exists()
-    said, _ = here("--print-commands")
-    assert [line[:7] if line.startswith("#") else line.split()[-1] for line in said.splitlines()] == [
+    output, _ = here("--dry-run")
+    assert "7 runs, 7 of them not finished" in output and not Path("runs").exists()
+    output, _ = here("--print-commands")
+    assert [line[:7] if line.startswith("#") else line.split()[-1] for line in output.splitlines()] == [
         *("# level", f"{runs}/random/seed1", f"{runs}/random/seed2", f"{runs}/teacher/seed1"),
         *("# level", f"{runs}/selected/seed1", f"{runs}/selected/seed2"),
         *(f"{runs}/greedy/seed1", f"{runs}/greedy/seed2"),
     ]
-    _, complained = here("--only", f"{runs}/selected/seed1", status=2)
-    assert f"needs {runs}/teacher/seed1, expected to be finished" in complained
+    _, errors = here("--only", f"{runs}/selected/seed1", status=2)
+    assert f"needs {runs}/teacher/seed1, expected to be finished" in errors
 
     process = ablate("--seeds", "1", "--jobs", "2")  # what is needed comes first, and is killed with its parent
     wait_for(f"{runs}/teacher/seed1/checkpoints/last.ckpt", process)
@@ -129,29 +129,29 @@ def test_it_is_run_through_kills_and_gives_a_table(folder: Path, here: Callable[
     process = ablate("--seeds", "1", "--jobs", "2")
     wait_for(f"{runs}/selected/seed1/error_rates.csv", process)
     os.killpg(process.pid, signal.SIGINT)
-    _, complained = finish(process, 130)
-    assert "the same command goes on from here" in complained
+    _, errors = finish(process, 130)
+    assert "the same command goes on from here" in errors
 
-    said, _ = here("--seeds", "1", "--jobs", "2")
-    assert "random seed" not in said, "a finished run is left alone"
-    assert "Does it help?" in said and "paper's test-clean WER %" in said
+    output, _ = here("--seeds", "1", "--jobs", "2")
+    assert "random seed" not in output, "a finished run is left alone"
+    assert "Does it help?" in output and "paper's test-clean WER %" in output
     finished = json.loads(Path(f"{runs}/selected/seed1/finished.json").read_text("utf-8"))
     assert [command[:3] for command in finished] == [["-m", "asr_lightning", "fit"]]
     check_results(Path(runs))
     costs = read_costs(Path(f"{runs}/selected/seed1"))
     assert costs[-1].command.startswith("lightning fit") and costs[-1].status == 0 and costs[-1].gigabytes > 0.1
     assert "lightning test" in Path(f"{runs}/costs.md").read_text("utf-8")
-    said, _ = here("--dry-run")
-    lines = {line.split()[1]: line.split() for line in said.splitlines() if "runs/demo" in line[:40]}
+    output, _ = here("--dry-run")
+    lines = {line.split()[1]: line.split() for line in output.splitlines() if "runs/demo" in line[:40]}
     assert lines[f"{runs}/random/seed2"][-2:] == [lines[f"{runs}/random/seed1"][-2], "new"], "as the other seed took"
 
-    said, _ = here("--seeds", "1")
-    assert "lightning fit" not in said, "nothing is left to do"
+    output, _ = here("--seeds", "1")
+    assert "lightning fit" not in output, "nothing is left to do"
     change_epochs(3)
-    _, complained = here("--seeds", "1", status=2)
-    assert "trainer.max_epochs: 2 before, 3 now" in complained and "--overwrite" in complained
-    said, _ = here("--seeds", "1", "--variants", "random", "--overwrite", "--only", f"{runs}/random/seed1")
-    assert f"{runs}/random/seed1: finished" in said and "epoch 3 of 3" in said
+    _, errors = here("--seeds", "1", status=2)
+    assert "trainer.max_epochs: 2 before, 3 now" in errors and "--overwrite" in errors
+    output, _ = here("--seeds", "1", "--variants", "random", "--overwrite", "--only", f"{runs}/random/seed1")
+    assert f"{runs}/random/seed1: finished" in output and "epoch 3 of 3" in output
 
 
 def check_results(runs: Path) -> None:
@@ -181,16 +181,16 @@ def test_a_run_that_fails_is_told_and_what_needs_it_is_left_out(
 ) -> None:
     experiment = read_experiment(Path("rnnt_teacher.yaml"))
     Path("rnnt_teacher.yaml").write_text(as_yaml(override(experiment, {"trainer.precision": "9-bit"})), "utf-8")
-    _, complained = here("--seeds", "1", "--variants", "selected", status=1)
-    assert "runs/demo/small/teacher/seed1: status" in complained and "9-bit" in complained
-    assert "runs/demo/small/selected/seed1: it needs runs/demo/small/teacher/seed1" in complained
+    _, errors = here("--seeds", "1", "--variants", "selected", status=1)
+    assert "runs/demo/small/teacher/seed1: status" in errors and "9-bit" in errors
+    assert "runs/demo/small/selected/seed1: it needs runs/demo/small/teacher/seed1" in errors
 
 
 def test_two_comparisons_do_not_write_the_same_run(folder: Path) -> None:
     run = Path("runs/demo/small/teacher/seed1")
     with held(run / ".run.lock", "x"):
-        _, complained = finish(ablate("--seeds", "1", "--only", str(run)), 1)
-    assert f"{run} is in use: process {os.getpid()}" in complained and "another folder with --output" in complained
+        _, errors = finish(ablate("--seeds", "1", "--only", str(run)), 1)
+    assert f"{run} is in use: process {os.getpid()}" in errors and "another folder with --output" in errors
     assert not (run / "output.log").exists()
 
 
@@ -220,8 +220,8 @@ def test_the_script_for_slurm_rehearses_every_run_after_what_it_needs(folder: Pa
     command = ["bash", str(PROJECT / "experiments/cluster/ablation.sh"), "small.yaml", "--rehearse"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr + Path("jobs.log").read_text("utf-8")
-    first, after, second, last = Path("queue.txt").read_text("utf-8").splitlines()[:4]
-    assert after == f"after {first}" and last == f"after {second}", "a level after the other, then the results"
+    first, dependency, second, last = Path("queue.txt").read_text("utf-8").splitlines()[:4]
+    assert dependency == f"after {first}" and last == f"after {second}", "a level after the other, then the results"
     runs = Path("runs/rehearsal/demo/small")
     assert sorted(str(path.parent.relative_to(runs)) for path in runs.glob("*/*/finished.json")) == [
         *("greedy/seed1", "random/seed1", "selected/seed1", "teacher/seed1"),
@@ -258,8 +258,10 @@ def test_several_ablations_run_one_after_another(folder: Path, capsys: pytest.Ca
     other = Path("other.yaml")
     other.write_text(Path("small.yaml").read_text("utf-8").replace("Does it help?", "Does it help again?"), "utf-8")
     assert main(["ablate", "small.yaml", str(other), "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert said.index("Does it help?") < said.index("results: runs/demo/small") < said.index("Does it help again?")
+    output = capsys.readouterr().out
+    assert (
+        output.index("Does it help?") < output.index("results: runs/demo/small") < output.index("Does it help again?")
+    )
     other.unlink()
     assert main(["ablate", str(other), "small.yaml", "--dry-run"]) == 2, "it ends at the first that fails"
     assert "Does it help?" not in capsys.readouterr().out

@@ -20,7 +20,7 @@ EXPERIMENT = {
 
 
 def test_values_are_changed_where_their_keys_lead() -> None:
-    before = as_yaml(EXPERIMENT)
+    text = as_yaml(EXPERIMENT)
     changed = override(
         EXPERIMENT,
         {
@@ -34,7 +34,7 @@ def test_values_are_changed_where_their_keys_lead() -> None:
             "trainer.limit_train_batches": 2,
         },
     )
-    assert as_yaml(EXPERIMENT) == before, "the experiment itself stays"
+    assert as_yaml(EXPERIMENT) == text, "the experiment itself stays"
     assert differences(EXPERIMENT, changed) == [
         "seed_everything: 1 before, 2 now",
         "model.init_args.encoder.init_args.layers: 3 before, 5 now",

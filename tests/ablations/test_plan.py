@@ -73,12 +73,12 @@ def test_every_model_corpus_and_callback_of_every_ablation_can_be_built(path: Pa
 @pytest.mark.parametrize(("path", "scale"), CASES, ids=IDS)
 def test_lists_of_characters_are_made_by_what_is_needed(path: Path, scale: str) -> None:
     planned = plan(path, scale)
-    made = {word for run in planned.runs for command in run.commands for word in command}
+    words = {word for run in planned.runs for command in run.commands for word in command}
     for run in planned.runs:
         if all("fit" in command or "test" in command for command in run.commands):
             tokenizer = run.experiments["experiment.yaml"]["model"]["init_args"]["tokenizer"]
             characters = tokenizer.get("init_args", {}).get("characters")
-            assert characters is None or characters in made, characters
+            assert characters is None or characters in words, characters
 
 
 @pytest.mark.parametrize(("path", "scale"), CASES, ids=IDS)
@@ -86,7 +86,7 @@ def test_no_two_variants_are_the_same(path: Path, scale: str) -> None:
     planned = plan_ablation(Path("experiments/ablations") / path.name, scale, seeds=[1])
     for index, run in enumerate(planned.compared):
         for other in planned.compared[:index]:
-            first, second = (one.experiments["experiment.yaml"] for one in (run, other))
+            first, second = (planned_run.experiments["experiment.yaml"] for planned_run in (run, other))
             lines = [line for line in differences(first, second) if not line.startswith("trainer.default_root_dir")]
             assert lines, (run.name, other.name)
 
@@ -96,7 +96,7 @@ def test_variants_are_trained_for_as_long_on_the_same_data(path: Path, scale: st
     planned = plan_ablation(Path("experiments/ablations") / path.name, scale, seeds=[1])
     trained = [run.experiments["experiment.yaml"] for run in planned.compared if "fit" in run.commands[0]]
     for key in ("root", "train_subsets", "minutes", "test_subsets"):
-        assert len({str(one["data"]["init_args"].get(key)) for one in trained}) == 1, key
+        assert len({str(experiment["data"]["init_args"].get(key)) for experiment in trained}) == 1, key
 
 
 def network(model: dict[str, Any]) -> dict[str, Any]:
@@ -135,11 +135,11 @@ def test_every_ablation_has_a_target_of_make() -> None:
 
 @pytest.mark.parametrize(("path", "scale"), CASES, ids=IDS)
 def test_a_run_comes_after_what_it_needs(path: Path, scale: str) -> None:
-    before: dict[Path, int] = {}
+    levels: dict[Path, int] = {}
     for run in plan(path, scale).runs:
-        assert set(run.needs) <= set(before), run.folder
-        assert run.level == 1 + max((before[need] for need in run.needs), default=-1)
-        before[run.folder] = run.level
+        assert set(run.needs) <= set(levels), run.folder
+        assert run.level == 1 + max((levels[need] for need in run.needs), default=-1)
+        levels[run.folder] = run.level
 
 
 @pytest.fixture
@@ -228,7 +228,9 @@ def test_what_looks_inside_is_added_to_the_callbacks_of_the_experiment(base: Pat
     values = {"inside.trainer.callbacks.Look.init_args.at": "{root}/y", "weight_selection.layers": "last"}
     path = write(tmp_path / "one.yaml", base=str(base), variants={"a": {"values": values, "inside": str(inside)}})
     experiments = plan_ablation(path, "demo", seeds=[1]).runs[0].experiments
-    assert [one["class_path"] for one in experiments["experiment.yaml"]["trainer"]["callbacks"]] == ["a.Selection"]
+    assert [callback["class_path"] for callback in experiments["experiment.yaml"]["trainer"]["callbacks"]] == [
+        "a.Selection"
+    ]
     assert experiments["inside.yaml"]["trainer"]["callbacks"] == [
         *experiments["experiment.yaml"]["trainer"]["callbacks"],
         {"class_path": "a.Look", "init_args": {"at": "corpus/y"}},

@@ -22,8 +22,8 @@ def test_errors_are_those_that_were_planted() -> None:
 
 
 def test_only_segments_that_both_have_are_compared() -> None:
-    found = segments(("SIL", 0.0), ("a", 0.2), ("x", 0.5), ("a", 0.75), ("b", 0.9), ("SIL", 1.0))
-    assert boundary_errors(TRUTH, found) == pytest.approx([0.0, 0.05, 0.0])  # x is no b, and the b comes too late
+    other = segments(("SIL", 0.0), ("a", 0.2), ("x", 0.5), ("a", 0.75), ("b", 0.9), ("SIL", 1.0))
+    assert boundary_errors(TRUTH, other) == pytest.approx([0.0, 0.05, 0.0])  # x is no b, and the b comes too late
     without_pauses = segments(("a", 0.0), ("b", 0.5), ("a", 0.6))
     assert boundary_errors(TRUTH, without_pauses) == pytest.approx([0.0, 0.1])  # where it begins is no border
 

@@ -62,12 +62,12 @@ def test_other_words_are_better_calibrated_than_before(
 ) -> None:
     calibration = fit(*planted(20_000, 3, 3.0))
     confidences, correct = planted(20_000, 4, 3.0)
-    after = calibration(confidences)
+    calibrated = calibration(confidences)
     assert reliability(confidences, correct).expected_error > 0.08
-    assert reliability(after, correct).expected_error < 0.02
-    assert normalized_cross_entropy(after, correct) > normalized_cross_entropy(confidences, correct) + 0.1
+    assert reliability(calibrated, correct).expected_error < 0.02
+    assert normalized_cross_entropy(calibrated, correct) > normalized_cross_entropy(confidences, correct) + 0.1
     order = np.argsort(confidences)
-    assert (np.diff(after[order]) >= 0).all()
+    assert (np.diff(calibrated[order]) >= 0).all()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -77,8 +77,8 @@ def test_isotonic_steps_are_those_of_all_cuts(seed: int) -> None:
     confidences, correct = draw.permutation(np.arange(1, 13) / 13), draw.random(12) < 0.6
     marks = correct[np.argsort(confidences)].astype(float)
     expected = [
-        max(min(marks[begin : end + 1].mean() for end in range(place, 12)) for begin in range(place + 1))
-        for place in range(12)
+        max(min(marks[begin : end + 1].mean() for end in range(index, 12)) for begin in range(index + 1))
+        for index in range(12)
     ]
     fitted = fit_isotonic(confidences, correct)
     sizes = np.unique(expected, return_counts=True)[1]
@@ -87,9 +87,9 @@ def test_isotonic_steps_are_those_of_all_cuts(seed: int) -> None:
 
 
 def test_maps_come_back_from_their_files(tmp_path: Path) -> None:
-    for made in (Temperature(1.5), Isotonic((0.1, 0.7), (0.2, 0.9))):
-        (tmp_path / "c.json").write_text(json.dumps(made.as_json()))
-        assert read_calibration(tmp_path / "c.json") == made
+    for calibration in (Temperature(1.5), Isotonic((0.1, 0.7), (0.2, 0.9))):
+        (tmp_path / "c.json").write_text(json.dumps(calibration.as_json()))
+        assert read_calibration(tmp_path / "c.json") == calibration
     for content in (
         "{}",
         "no",

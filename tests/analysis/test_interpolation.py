@@ -33,14 +33,17 @@ def test_a_planted_quadratic_is_the_parabola_that_algebra_gives() -> None:
         return float(row @ curvature @ row)
 
     line = dict(along_line(network, other, line_positions(), loss))
-    ends, mixed = [float(one @ curvature @ one) for one in (first, second)], float(first @ curvature @ second)
-    for place, loss in line.items():
-        rest = 1 - place
-        assert loss == pytest.approx(rest**2 * ends[0] + 2 * rest * place * mixed + place**2 * ends[1], rel=1e-12)
+    ends, mixed = (
+        [float(weights @ curvature @ weights) for weights in (first, second)],
+        float(first @ curvature @ second),
+    )
+    for position, loss in line.items():
+        rest = 1 - position
+        assert loss == pytest.approx(rest**2 * ends[0] + 2 * rest * position * mixed + position**2 * ends[1], rel=1e-12)
     assert [line[0.0], line[1.0]] == pytest.approx(ends, rel=1e-12)
     assert torch.equal(network.weight[0], first), "it has its own weights again"
     assert barrier(list(line.items())) == pytest.approx(0, abs=1e-12), "a convex bowl has none"
-    hill = [(place, -loss) for place, loss in line.items()]
+    hill = [(position, -loss) for position, loss in line.items()]
     gap = float((second - first) @ curvature @ (second - first))
     assert barrier(hill) == pytest.approx(gap / 4), "half-way, and 0.5 is among the places"
 
@@ -56,33 +59,33 @@ def test_weights_come_back_when_measuring_fails() -> None:
     assert torch.equal(network.weight, torch.zeros(1, 2))
 
 
-@pytest.mark.parametrize("place", [-0.25, 0.0, 0.1, 1 / 3, 0.5, 0.7, 1.0, 1.25])
-def test_ends_are_exact_and_a_network_with_itself_stays_what_it_is(place: float) -> None:
+@pytest.mark.parametrize("position", [-0.25, 0.0, 0.1, 1 / 3, 0.5, 0.7, 1.0, 1.25])
+def test_ends_are_exact_and_a_network_with_itself_stays_what_it_is(position: float) -> None:
     draw = torch.Generator().manual_seed(2)
     first, second = ({"weight": torch.randn(1_000, generator=draw) * 10.0**power} for power in (3, -3))
-    assert torch.equal(interpolate(first, first, place, ["weight"])["weight"], first["weight"])
-    if place in (0.0, 1.0):
+    assert torch.equal(interpolate(first, first, position, ["weight"])["weight"], first["weight"])
+    if position in (0.0, 1.0):
         assert torch.equal(
-            interpolate(first, second, place, ["weight"])["weight"], (first, second)[int(place)]["weight"]
+            interpolate(first, second, position, ["weight"])["weight"], (first, second)[int(position)]["weight"]
         )
 
 
 def test_buffers_stay_within_the_ends_and_counts_are_whole() -> None:
     first = {"weight": torch.tensor([1.0]), "variance": torch.tensor([1.0]), "count": torch.tensor(10)}
     second = {"weight": torch.tensor([9.0]), "variance": torch.tensor([9.0]), "count": torch.tensor(21)}
-    before, between, after = (interpolate(first, second, place, ["weight"]) for place in (-0.25, 0.25, 1.25))
-    assert [float(one["weight"]) for one in (before, between, after)] == [-1.0, 3.0, 11.0]
-    assert [float(one["variance"]) for one in (before, between, after)] == [1.0, 3.0, 9.0]
-    assert [one["count"].item() for one in (before, between, after)] == [10, 13, 21]
-    assert before["count"].dtype == torch.int64
+    below, between, above = (interpolate(first, second, position, ["weight"]) for position in (-0.25, 0.25, 1.25))
+    assert [float(state["weight"]) for state in (below, between, above)] == [-1.0, 3.0, 11.0]
+    assert [float(state["variance"]) for state in (below, between, above)] == [1.0, 3.0, 9.0]
+    assert [state["count"].item() for state in (below, between, above)] == [10, 13, 21]
+    assert below["count"].dtype == torch.int64
 
 
 def test_running_statistics_are_interpolated_too() -> None:
-    one, other = MaskedBatchNorm(2), MaskedBatchNorm(2)
-    other.running_mean.fill_(4.0)
+    first, second = MaskedBatchNorm(2), MaskedBatchNorm(2)
+    second.running_mean.fill_(4.0)
     x, lengths = torch.ones(1, 3, 2), torch.tensor([3])
-    one.eval()
-    values = dict(along_line(one, other.state_dict(), [0.0, 0.5], lambda: float(one(x, lengths).detach().mean())))
+    first.eval()
+    values = dict(along_line(first, second.state_dict(), [0.0, 0.5], lambda: float(first(x, lengths).detach().mean())))
     assert values == pytest.approx({0.0: 1.0, 0.5: -1.0}, rel=1e-4)
 
 
@@ -130,14 +133,14 @@ def test_quality_is_that_of_validation(recognizer: Recognizer) -> None:
     ]
     batches = [Batch.collate(spoken[:1]), Batch.collate(spoken[1:])]
     with torch.no_grad():
-        alone = [float(recognizer.loss(Batch.collate([one]))) for one in spoken]
+        alone = [float(recognizer.loss(Batch.collate([utterance]))) for utterance in spoken]
     assert math.isinf(alone[2])
-    found = quality(recognizer, batches, recognize=True)
-    assert found.loss == pytest.approx(sum(alone[row] for row in (0, 1, 3)) / 3, rel=1e-5)
-    assert found.utterances == 3
+    result = quality(recognizer, batches, recognize=True)
+    assert result.loss == pytest.approx(sum(alone[row] for row in (0, 1, 3)) / 3, rel=1e-5)
+    assert result.utterances == 3
     rates = ErrorRates()
-    rates.update(texts, [recognizer.transcribe(Batch.collate([one]))[0] for one in spoken])
-    assert found.error_rates == pytest.approx({name: float(value) for name, value in rates.compute().items()})
+    rates.update(texts, [recognizer.transcribe(Batch.collate([utterance]))[0] for utterance in spoken])
+    assert result.error_rates == pytest.approx({name: float(value) for name, value in rates.compute().items()})
     assert quality(recognizer, batches).error_rates == {}
     nothing = quality(recognizer, [])
     assert (nothing.utterances, math.isnan(nothing.loss)) == (0, True)

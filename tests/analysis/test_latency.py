@@ -16,8 +16,8 @@ def test_only_correct_words_have_a_delay_and_each_is_behind_its_own_end() -> Non
     latency = Latency()
     times = spoken(("THE", 0.1, 0.3), ("CAT", 0.4, 0.8), ("SAT", 0.8, 1.2), ("DOWN", 1.3, 1.9))
     # an insertion before, a substitution, a deletion
-    written = Written(("OH", "THE", "HAT", "DOWN"), (0.3, 0.5, 1.0, 2.0), 0.25, 2.0, 0.4, 100)
-    latency.add(["THE", "CAT", "SAT", "DOWN"], written, times)
+    hypothesis = Written(("OH", "THE", "HAT", "DOWN"), (0.3, 0.5, 1.0, 2.0), 0.25, 2.0, 0.4, 100)
+    latency.add(["THE", "CAT", "SAT", "DOWN"], hypothesis, times)
     assert latency.delays == pytest.approx([0.2, 0.1])
     assert latency.first_delays == pytest.approx([0.15])
     assert (latency.errors, latency.words, latency.at_end) == (3, 4, 1)

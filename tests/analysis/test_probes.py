@@ -24,7 +24,7 @@ def frames(kind: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray
     noise = 0.1 * random.normal(size=(320, 10))
     if kind == "phone":
         centers = random.normal(size=(4, 10))
-        noise += centers[[PHONES.tolist().index(one) for one in phones]]
+        noise += centers[[PHONES.tolist().index(phone) for phone in phones]]
     elif kind == "time":
         noise *= 0.01
         noise[:, 0] += times
@@ -49,7 +49,7 @@ def test_a_layer_of_time_is_known_as_one() -> None:
 def test_noise_is_at_chance() -> None:
     values, phones, groups, times = frames("noise")
     figures = measure_layer(values, phones, groups, times)
-    assert figures.chance == pytest.approx(sum((phones == one).mean() ** 2 for one in PHONES))
+    assert figures.chance == pytest.approx(sum((phones == phone).mean() ** 2 for phone in PHONES))
     assert abs(figures.purity - figures.chance) < 0.05
     assert abs(figures.order) < 0.05
     assert 0.9 < figures.silence < 1.1
@@ -80,7 +80,7 @@ def test_silence_spread_is_a_ratio_of_deviations() -> None:
 def test_a_probe_never_sees_the_utterance_that_it_is_tested_on() -> None:
     random = np.random.default_rng(4)
     groups = np.repeat(np.arange(10), 6)
-    values = np.eye(10)[groups]  # says the utterance and nothing else
+    values = np.eye(10)[groups]  # depend on the utterance and nothing else
     phones = random.choice(PHONES, 10)[groups]  # which every utterance has only one of
     assert linear_probe(values, phones, groups) < 0.6
     assert math.isnan(linear_probe(values, phones, np.zeros(60, int)))

@@ -12,22 +12,22 @@ def clusters(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def test_clusters_are_recovered() -> None:
     points, labels = clusters()
-    places = project(points, perplexity=10, iterations=300)
-    assert places.shape == (150, 2)
-    apart = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(150)
-    assert (labels[apart.argsort(axis=1)[:, :10]] == labels[:, None]).mean() > 0.98
-    np.testing.assert_allclose(places.mean(axis=0), 0.0, atol=1e-6)
-    assert np.square(places).sum(axis=1).mean() == pytest.approx(1.0)
+    positions = project(points, perplexity=10, iterations=300)
+    assert positions.shape == (150, 2)
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=2) + 1e9 * np.eye(150)
+    assert (labels[distances.argsort(axis=1)[:, :10]] == labels[:, None]).mean() > 0.98
+    np.testing.assert_allclose(positions.mean(axis=0), 0.0, atol=1e-6)
+    assert np.square(positions).sum(axis=1).mean() == pytest.approx(1.0)
 
 
 def test_a_path_through_time_stays_one() -> None:
     time = np.linspace(0, 1, 120)
     points = np.stack([np.cos(3 * time), np.sin(3 * time), time, *[0 * time] * 7], axis=1)
-    places = project(points, perplexity=15, iterations=400)
-    steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
-    assert np.median(steps) < 0.1 * np.ptp(places, axis=0).max()
-    apart = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(120)
-    assert (np.abs(apart.argmin(axis=1) - np.arange(120)) <= 2).all()
+    positions = project(points, perplexity=15, iterations=400)
+    steps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    assert np.median(steps) < 0.1 * np.ptp(positions, axis=0).max()
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=2) + 1e9 * np.eye(120)
+    assert (np.abs(distances.argmin(axis=1) - np.arange(120)) <= 2).all()
 
 
 def test_the_seed_decides() -> None:
@@ -38,9 +38,9 @@ def test_the_seed_decides() -> None:
 
 @pytest.mark.parametrize("count", [4, 7])
 def test_few_points_and_equal_ones(count: int) -> None:
-    places = project(np.ones((count, 3)), iterations=50)
-    assert places.shape == (count, 2)
-    assert np.isfinite(places).all()
+    positions = project(np.ones((count, 3)), iterations=50)
+    assert positions.shape == (count, 2)
+    assert np.isfinite(positions).all()
 
 
 @pytest.mark.parametrize("points", [np.zeros((3, 2)), np.full((9, 2), np.nan)])
@@ -51,16 +51,16 @@ def test_what_cannot_be_projected_is_told(points: np.ndarray) -> None:
 
 def test_principal_components_are_those_of_the_singular_values() -> None:
     points, _ = clusters()
-    mine = principal_components(points, 3)
+    components = principal_components(points, 3)
     left, values, _ = np.linalg.svd(points - points.mean(axis=0), full_matrices=False)
-    theirs = left[:, :3] * values[:3]
-    np.testing.assert_allclose(np.abs(mine), np.abs(theirs), atol=1e-8)
+    expected = left[:, :3] * values[:3]
+    np.testing.assert_allclose(np.abs(components), np.abs(expected), atol=1e-8)
 
 
 def test_a_turned_mirrored_picture_is_turned_back() -> None:
-    places = normalized(np.random.default_rng(1).normal(size=(30, 2)))
-    turned = places @ np.array([[0.6, 0.8], [0.8, -0.6]]) + 3.0
-    np.testing.assert_allclose(aligned(turned, places), places, atol=1e-12)
+    positions = normalized(np.random.default_rng(1).normal(size=(30, 2)))
+    turned = positions @ np.array([[0.6, 0.8], [0.8, -0.6]]) + 3.0
+    np.testing.assert_allclose(aligned(turned, positions), positions, atol=1e-12)
 
 
 def test_rows_of_layers_meet_by_time() -> None:

@@ -19,11 +19,11 @@ def test_the_best_path_is_that_of_all(tokens: tuple[int, ...]) -> None:
     torch.manual_seed(len(tokens))
     log_probs = torch.randn(6, 3).log_softmax(dim=1)
 
-    def said(path: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(one for before, one in zip((0, *path), path, strict=False) if one not in (0, before))
+    def collapse(path: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(token for previous, token in zip((0, *path), path, strict=False) if token not in (0, previous))
 
-    paths = [path for path in product(range(3), repeat=6) if said(path) == tokens]
-    best = max(paths, key=lambda path: sum(float(log_probs[frame, one]) for frame, one in enumerate(path)))
+    paths = [path for path in product(range(3), repeat=6) if collapse(path) == tokens]
+    best = max(paths, key=lambda path: sum(float(log_probs[frame, token]) for frame, token in enumerate(path)))
     spans = token_spans(log_probs, tokens, 0)
     assert spans is not None
     rebuilt = [0] * 6
@@ -62,24 +62,24 @@ def test_attention_along_the_diagonal_and_everywhere() -> None:
 def test_emissions_of_a_transducer_are_the_gradient_of_its_loss(tokens: tuple[int, ...]) -> None:
     torch.manual_seed(1)
     logits = torch.randn(5, len(tokens) + 1, 3)
-    found = emission_probabilities(logits, tokens, 0)
-    torch.testing.assert_close(found.sum(dim=1), torch.ones(len(tokens)))  # each is emitted once
+    probabilities = emission_probabilities(logits, tokens, 0)
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(len(tokens)))  # each is emitted once
     # of log probabilities, the gradient of the log likelihood is how often each is used
     log_probs = logits.double().log_softmax(dim=2).requires_grad_()
     total = torch.logsumexp(torch.stack(list(walks(log_probs, tokens))), dim=0)
     (used,) = torch.autograd.grad(total, log_probs)
-    expected = torch.stack([used[:, place, token] for place, token in enumerate(tokens)])
-    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-6)
+    expected = torch.stack([used[:, index, token] for index, token in enumerate(tokens)])
+    torch.testing.assert_close(probabilities, expected.float(), rtol=1e-4, atol=1e-6)
 
 
 def walks(log_probs: torch.Tensor, tokens: tuple[int, ...]) -> Iterator[torch.Tensor]:
     """The log probability of every alignment: at which frame each token is emitted."""
     frames = len(log_probs)
     for onsets in combinations_with_replacement(range(frames), len(tokens)):
-        total, place = log_probs.new_zeros(()), 0
+        total, emitted = log_probs.new_zeros(()), 0
         for frame in range(frames):
-            while place < len(tokens) and onsets[place] == frame:
-                total = total + log_probs[frame, place, tokens[place]]
-                place += 1
-            total = total + log_probs[frame, place, 0]
+            while emitted < len(tokens) and onsets[emitted] == frame:
+                total = total + log_probs[frame, emitted, tokens[emitted]]
+                emitted += 1
+            total = total + log_probs[frame, emitted, 0]
         yield total

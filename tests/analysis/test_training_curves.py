@@ -54,24 +54,26 @@ def curves(offsets: list[float], slope: float, end: int = 20) -> list[dict[int, 
 
 def test_curves_cross_where_they_were_planted() -> None:
     random, selected = curves([0.1], -0.02), curves([0.0], -0.0125)  # 0.1 - 0.0075 * epoch = 0 at 13.3
-    found = crossing(random, selected)
-    assert found.epoch == pytest.approx(0.1 / 0.0075) == found.lower == found.upper and found.share == 1.0
+    estimate = crossing(random, selected)
+    assert estimate.epoch == pytest.approx(0.1 / 0.0075) == estimate.lower == estimate.upper and estimate.share == 1.0
 
 
 def test_the_interval_is_that_of_the_seeds() -> None:
     random, selected = curves([0.07, 0.1, 0.13], -0.02), curves([0.0, 0.0, 0.0], -0.0125)
-    found = crossing(random, selected)
-    assert found.lower is not None and found.upper is not None and found.epoch is not None
-    assert found.lower == pytest.approx(0.07 / 0.0075, rel=0.1) and found.upper == pytest.approx(0.13 / 0.0075, rel=0.1)
-    assert found.lower < found.epoch < found.upper
+    estimate = crossing(random, selected)
+    assert estimate.lower is not None and estimate.upper is not None and estimate.epoch is not None
+    assert estimate.lower == pytest.approx(0.07 / 0.0075, rel=0.1) and estimate.upper == pytest.approx(
+        0.13 / 0.0075, rel=0.1
+    )
+    assert estimate.lower < estimate.epoch < estimate.upper
     many = crossing(curves([0.07, 0.1, 0.13] * 12, -0.02), selected)
     assert many.lower is not None and many.upper is not None
-    assert many.upper - many.lower < (found.upper - found.lower) / 2
+    assert many.upper - many.lower < (estimate.upper - estimate.lower) / 2
 
 
 def test_curves_that_do_not_cross_have_no_epoch() -> None:
-    found = crossing(curves([0.5], -0.01), curves([0.0], -0.01))
-    assert (found.epoch, found.lower, found.upper, found.share) == (None, None, None, 0.0)
+    estimate = crossing(curves([0.5], -0.01), curves([0.0], -0.01))
+    assert (estimate.epoch, estimate.lower, estimate.upper, estimate.share) == (None, None, None, 0.0)
     never_lower = crossing(curves([0.0], -0.01), curves([0.1], -0.01))
     assert never_lower.epoch is None, "the other was never lower, so that nothing falls to it"
     with pytest.raises(InputError, match="two or more epochs that all seeds have, got 1"):

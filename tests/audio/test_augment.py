@@ -222,12 +222,12 @@ def test_a_telephone_passes_its_band_only(codec: str) -> None:
     telephone = Telephone([codec], probability=1.0)  # type: ignore[list-item]
     for hertz, passes in ((100, False), (1_000, True), (3_000, True), (5_000, False)):
         tone = 0.3 * torch.sin(2 * torch.pi * hertz * torch.arange(16_000) / 16_000)
-        heard = telephone(tone, generator())
-        assert heard.shape == tone.shape
+        output = telephone(tone, generator())
+        assert output.shape == tone.shape
         if passes:
-            assert 0.5 < float(heard.square().mean() / tone.square().mean()) < 1.5
+            assert 0.5 < float(output.square().mean() / tone.square().mean()) < 1.5
         else:
-            assert float(torch.fft.rfft(heard)[hertz].abs() / torch.fft.rfft(tone)[hertz].abs()) < 0.1
+            assert float(torch.fft.rfft(output)[hertz].abs() / torch.fft.rfft(tone)[hertz].abs()) < 0.1
     noise = 0.1 * torch.randn(16_000, generator=generator())
     upper = torch.fft.rfft(telephone(noise, generator())).abs()[4_300:]
     assert float(upper.square().sum()) < 1e-4 * float(torch.fft.rfft(noise).abs()[4_300:].square().sum())
@@ -236,13 +236,13 @@ def test_a_telephone_passes_its_band_only(codec: str) -> None:
 def test_mu_law_is_that_of_its_formula() -> None:
     """G.711 approximates this curve by lines, so each sample is one of 256 levels near it."""
     speech = 0.2 * torch.randn(8_000, generator=generator(5)).clamp(-2, 2)
-    heard = Telephone(probability=1.0, sample_rate=8_000)(speech, generator()).numpy()
-    assert len(np.unique(heard)) <= 256
+    output = Telephone(probability=1.0, sample_rate=8_000)(speech, generator()).numpy()
+    assert len(np.unique(output)) <= 256
     passed = signal.sosfilt(signal.butter(4, (300, 3_400), "bandpass", fs=8_000, output="sos"), speech.numpy())
     curve = np.sign(passed) * np.log1p(255 * np.abs(passed)) / np.log(256)
     expected = np.sign(curve) * (256 ** np.abs(np.round(curve * 128) / 128) - 1) / 255
-    error, law = np.abs(heard - passed), np.abs(expected - passed)
-    assert error.mean() < 2 * law.mean() and np.corrcoef(heard, passed)[0, 1] > 0.999
+    error, law = np.abs(output - passed), np.abs(expected - passed)
+    assert error.mean() < 2 * law.mean() and np.corrcoef(output, passed)[0, 1] > 0.999
 
 
 def test_steps_are_applied_in_turn() -> None:

@@ -90,7 +90,7 @@ def test_a_tone_is_loudest_where_it_belongs() -> None:
 @pytest.mark.parametrize("feature", FEATURES)
 def test_padding_changes_nothing(feature: type, normalization: type | None) -> None:
     module = feature(normalization=normalization and normalization())
-    module.train()(*padded(speech_like(9_000, seed=7)))  # gives global normalization something to know
+    module.train()(*padded(speech_like(9_000, seed=7)))  # gives global normalization its statistics
     module.eval()
     utterances = [speech_like(12_345), speech_like(4_001, seed=1), speech_like(100, seed=2)]
     alone = [module(*padded(audio)) for audio in utterances]
@@ -198,9 +198,9 @@ def test_global_normalization_knows_all_real_frames_so_far() -> None:
     lengths = torch.tensor([50, 20])
     for batch in batches:
         module(batch, lengths)
-    seen = torch.cat([row[:length] for batch in batches for row, length in zip(batch, lengths, strict=True)])
+    frames = torch.cat([row[:length] for batch in batches for row, length in zip(batch, lengths, strict=True)])
     assert module.count == 210
-    expected = (batches[0] - seen.mean(dim=0)) / seen.std(dim=0, correction=0)
+    expected = (batches[0] - frames.mean(dim=0)) / frames.std(dim=0, correction=0)
     torch.testing.assert_close(module.eval()(batches[0], lengths), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -210,10 +210,10 @@ def test_global_normalization_is_frozen_after_its_frames_and_in_evaluation() -> 
     module.eval()(first, torch.tensor([10]))
     assert module.count == 0
     module.train()(first, torch.tensor([10]))
-    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = {name: value.clone() for name, value in module.state_dict().items()}
     module(first + 5.0, torch.tensor([10]))
-    assert before["count"] == 10
-    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert state["count"] == 10
+    assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
 
 
 def test_global_normalization_is_the_identity_before_any_frame() -> None:
@@ -257,13 +257,13 @@ def test_kaldi_filter_bank_equals_that_of_sherpa_onnx(slaney: bool, sample_rate:
     )  # fmt: skip
     rows = [speech_like(size) for size in (16_000, 12_345, 399, 100, 5_000, 81)]
     features, lengths = module(*padded(*rows))
-    for row, found, length in zip(rows, features, lengths, strict=True):
-        theirs = knf.OnlineFbank(options)
-        theirs.accept_waveform(sample_rate, row.tolist())
-        theirs.input_finished()
-        expected = torch.tensor([theirs.get_frame(n).tolist() for n in range(theirs.num_frames_ready)])
-        torch.testing.assert_close(found[:length], expected, atol=1e-3, rtol=1e-3)
-        assert not found[length:].any()
+    for row, frames, length in zip(rows, features, lengths, strict=True):
+        fbank = knf.OnlineFbank(options)
+        fbank.accept_waveform(sample_rate, row.tolist())
+        fbank.input_finished()
+        expected = torch.tensor([fbank.get_frame(n).tolist() for n in range(fbank.num_frames_ready)])
+        torch.testing.assert_close(frames[:length], expected, atol=1e-3, rtol=1e-3)
+        assert not frames[length:].any()
 
 
 @pytest.mark.parametrize(

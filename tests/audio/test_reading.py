@@ -1,4 +1,4 @@
-"""What a file delivers, beside what its header promises: in every format, cut off anywhere, and joined."""
+"""Samples of a file against the number in its header: in every format, cut off anywhere, and joined."""
 
 import io
 import struct
@@ -65,18 +65,18 @@ def test_a_file_that_is_cut_off_is_named(name: str, share: float) -> None:
 def test_what_is_not_delivered_is_not_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the number of bytes in its header is right, only decoding shows that an MP3 is cut off."""
     content = encode("MP3")
-    size, place = len(content) * 8 // 10, content.index(b"Xing") + 12
-    cut = content[:place] + struct.pack(">I", size) + content[place + 4 : size]
+    size, offset = len(content) * 8 // 10, content.index(b"Xing") + 12
+    cut = content[:offset] + struct.pack(">I", size) + content[offset + 4 : size]
     assert read_header(io.BytesIO(cut)).samples == SAMPLES
     with pytest.raises(InputError, match=r"cut off: it delivers 3\.\d\d s of 4\.00 s"):
         read(cut)
     monkeypatch.setattr(reading, "BLOCK_SAMPLES", 1_000)
     with reading.open_sound(io.BytesIO(cut)) as sound:
-        given = reading.read_blocks(sound)
-        blocks = [next(given) for _ in range(50)]
+        reader = reading.read_blocks(sound)
+        blocks = [next(reader) for _ in range(50)]
         with pytest.raises(InputError, match="cut off"):
             while True:
-                blocks.append(next(given))
+                blocks.append(next(reader))
     delivered = np.concatenate(blocks)
     assert 0.7 * SAMPLES < len(delivered) < 0.9 * SAMPLES
     np.testing.assert_allclose(delivered[:50_000], read(content)[:50_000], atol=1e-6)
@@ -84,8 +84,8 @@ def test_what_is_not_delivered_is_not_filled_up(monkeypatch: pytest.MonkeyPatch)
 
 def with_wav_size(size: int) -> bytes:
     content = encode("WAV")
-    place = content.index(b"data") + 4
-    return content[:place] + struct.pack("<I", size) + content[place + 4 :]
+    offset = content.index(b"data") + 4
+    return content[:offset] + struct.pack("<I", size) + content[offset + 4 :]
 
 
 @pytest.mark.parametrize("size", [0xFFFF_FFFF, 0x7FFF_FFFF, 0x8000_0000, 0x7FFF_EFDC, 0xFFFF_FFFE, 2 * SAMPLES + 1])

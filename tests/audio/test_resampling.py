@@ -19,48 +19,48 @@ from asr_lightning.audio.resampling import (
 )
 
 
-def level(frequency: float, before: int, after: int) -> float:
+def level(frequency: float, rate: int, target: int) -> float:
     """The level in dB of what is left of a tone, away from the ends."""
-    tone = np.sin(2 * math.pi * frequency * np.arange(2 * before) / before)
-    heard = resample(tone.astype(np.float32), before, after)[after // 4 : -after // 4].astype(np.float64)
-    return 10 * math.log10(2 * np.square(heard).mean() + 1e-20)
+    tone = np.sin(2 * math.pi * frequency * np.arange(2 * rate) / rate)
+    output = resample(tone.astype(np.float32), rate, target)[target // 4 : -target // 4].astype(np.float64)
+    return 10 * math.log10(2 * np.square(output).mean() + 1e-20)
 
 
 @pytest.mark.parametrize(
-    ("before", "passed", "stopped"),
+    ("rate", "passed", "stopped"),
     [(8_000, (300, 3_500), ()), (22_050, (300, 7_000), (8_500, 10_000)),
      (44_100, (300, 7_000), (8_500, 15_000)), (48_000, (300, 7_000), (8_500, 20_000))],
 )  # fmt: skip
 def test_tones_below_the_lower_nyquist_frequency_pass_and_others_do_not(
-    before: int, passed: tuple[int, ...], stopped: tuple[int, ...]
+    rate: int, passed: tuple[int, ...], stopped: tuple[int, ...]
 ) -> None:
     for frequency in passed:
-        assert abs(level(frequency, before, 16_000)) < 0.1
+        assert abs(level(frequency, rate, 16_000)) < 0.1
     for frequency in stopped:
-        assert level(frequency, before, 16_000) < -90
+        assert level(frequency, rate, 16_000) < -90
 
 
 def test_a_tone_stays_where_it_is_in_time() -> None:
-    given, expected = (np.sin(2 * math.pi * 440 * np.arange(rate) / rate) for rate in (44_100, 16_000))
-    np.testing.assert_allclose(resample(given, 44_100, 16_000)[500:-500], expected[500:-500], atol=1e-5)
+    audio, expected = (np.sin(2 * math.pi * 440 * np.arange(rate) / rate) for rate in (44_100, 16_000))
+    np.testing.assert_allclose(resample(audio, 44_100, 16_000)[500:-500], expected[500:-500], atol=1e-5)
 
 
-@pytest.mark.parametrize("before", [8_000, 22_050, 44_100, 48_000, 32_000])
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 32_000])
 @pytest.mark.parametrize("samples", [1, 100, 5_001])
-def test_the_sum_is_that_of_scipy(before: int, samples: int) -> None:
+def test_the_sum_is_that_of_scipy(rate: int, samples: int) -> None:
     audio = np.random.default_rng(samples).standard_normal(samples)
-    divisor = math.gcd(before, 16_000)
-    up, down = 16_000 // divisor, before // divisor
+    divisor = math.gcd(rate, 16_000)
+    up, down = 16_000 // divisor, rate // divisor
     half = math.ceil(ZERO_CROSSINGS * max(up, down) / ROLLOFF)
     lowpass = signal.firwin(2 * half + 1, ROLLOFF / max(up, down), window=("kaiser", BETA))
     expected = signal.resample_poly(audio, up, down, window=lowpass)
-    np.testing.assert_allclose(resample(audio, before, 16_000), expected, atol=1e-6)
+    np.testing.assert_allclose(resample(audio, rate, 16_000), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("before", [8_000, 11_025, 22_050, 22_254, 44_100, 48_000, 16_000])
-def test_the_length_is_known_before(before: int) -> None:
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 22_254, 44_100, 48_000, 16_000])
+def test_the_length_is_known_before(rate: int) -> None:
     for samples in (1, 2, 399, 44_100, 44_101):
-        assert len(resample(np.zeros(samples), before, 16_000)) == resampled_length(samples, before, 16_000)
+        assert len(resample(np.zeros(samples), rate, 16_000)) == resampled_length(samples, rate, 16_000)
 
 
 def test_what_is_16_bits_stays_so_and_all_else_becomes_it() -> None:

@@ -20,7 +20,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def one_by_one(reverberation: float, rate: int) -> np.ndarray:
-    """Mirror the source at every wall again and again: each image is made from the one before, in another way."""
+    """The response by repeated mirroring of the source at the walls: each image is made from the previous one."""
     volume = math.prod(ROOM)
     surface = 2 * (ROOM[0] * ROOM[1] + ROOM[1] * ROOM[2] + ROOM[0] * ROOM[2])
     absorption = 1 - math.exp(-24 * math.log(10) * volume / (SPEED * surface * reverberation))  # of power, by Eyring
@@ -30,14 +30,14 @@ def one_by_one(reverberation: float, rate: int) -> np.ndarray:
     for axis in range(3):
         images = {}
         for first in (0.0, ROOM[axis]):  # the wall that is met first, then the other one, in turn
-            place, wall, bounces = SOURCE[axis], first, 0
-            while abs(place - MICROPHONE[axis]) <= farthest + 2 * ROOM[axis]:
-                images[round(place, 9)] = bounces
-                place, wall, bounces = 2 * wall - place, ROOM[axis] - wall, bounces + 1
+            position, wall, bounces = SOURCE[axis], first, 0
+            while abs(position - MICROPHONE[axis]) <= farthest + 2 * ROOM[axis]:
+                images[round(position, 9)] = bounces
+                position, wall, bounces = 2 * wall - position, ROOM[axis] - wall, bounces + 1
         axes.append(list(images.items()))
     response = np.zeros(math.ceil(farthest / SPEED * rate) + 2)
     for image in itertools.product(*axes):
-        metres = math.dist([place for place, _ in image], MICROPHONE)
+        metres = math.dist([position for position, _ in image], MICROPHONE)
         if metres <= farthest:
             amplitude = reflection ** sum(bounces for _, bounces in image) / (4 * math.pi * metres)
             delay = metres / SPEED * rate
@@ -72,11 +72,11 @@ def test_sound_falls_in_about_the_time_that_was_wished(reverberation: float) -> 
 def test_a_room_keeps_length_power_and_the_place_of_the_direct_sound() -> None:
     click = torch.zeros(16_000)
     click[1_000] = 0.01
-    heard = Reverberate(rooms=3, probability=1.0)(click, generator(3))
-    assert heard.shape == click.shape and int(heard.abs().argmax()) in (1_000, 1_001)
-    assert not heard[:999].abs().max() > 1e-6
-    assert float(heard.square().mean()) == pytest.approx(float(click.square().mean()), rel=1e-4)
-    assert float(heard[1_200:].square().sum()) > 0.05 * float(heard.square().sum())  # a tail
+    output = Reverberate(rooms=3, probability=1.0)(click, generator(3))
+    assert output.shape == click.shape and int(output.abs().argmax()) in (1_000, 1_001)
+    assert not output[:999].abs().max() > 1e-6
+    assert float(output.square().mean()) == pytest.approx(float(click.square().mean()), rel=1e-4)
+    assert float(output[1_200:].square().sum()) > 0.05 * float(output.square().sum())  # a tail
 
 
 def test_the_same_generator_gives_the_same_room() -> None:
@@ -95,10 +95,10 @@ def test_responses_from_files_are_played(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     soundfile.write(tmp_path / "below" / "room.wav", np.stack([response, 0 * response], axis=1), 48_000)
     tone = torch.from_numpy(np.sin(2 * np.pi * 400 * np.arange(8_000) / 16_000)).float() * 0.3
-    heard = Reverberate(str(tmp_path), probability=1.0)(tone, generator())
+    output = Reverberate(str(tmp_path), probability=1.0)(tone, generator())
     expected = tone + 0.5 * torch.nn.functional.pad(tone, (320, 0))[:8_000]
     expected *= (tone.square().mean() / expected.square().mean()).sqrt()
-    torch.testing.assert_close(heard[100:-100], expected[100:-100], atol=3e-3, rtol=0)
+    torch.testing.assert_close(output[100:-100], expected[100:-100], atol=3e-3, rtol=0)
 
 
 def test_silence_stays_silence_and_full_scale_is_kept() -> None:

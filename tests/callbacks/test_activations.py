@@ -43,9 +43,9 @@ class Halves(PhoneLabels):
 
 def test_what_is_written_is_what_the_layers_said(tmp_path: Path) -> None:
     folder = look(tmp_path, labels=Halves())
-    about = read_description(folder)
-    assert about["recognizer"] == "EncoderDecoder" and about["paths"] == MODULES
-    assert {name: one["unit"] for name, one in about["modules"].items()} == {
+    description = read_description(folder)
+    assert description["recognizer"] == "EncoderDecoder" and description["paths"] == MODULES
+    assert {name: module["unit"] for name, module in description["modules"].items()} == {
         "layer": "frame",
         "top": "frame",
         "state": "token",
@@ -55,15 +55,15 @@ def test_what_is_written_is_what_the_layers_said(tmp_path: Path) -> None:
     top = read_layer(folder, "top")
     assert list(dict.fromkeys(top.utterances)) == sorted(batch.ids)
     for row, name in enumerate(batch.ids):
-        mine = top.where(top.utterances == name)
-        np.testing.assert_allclose(mine.values, encoded[row, : lengths[row]].detach().numpy(), rtol=1e-4, atol=1e-5)
-        assert mine.index.tolist() == list(range(lengths[row]))
-        assert set(mine.speakers) == {f"speaker{row % 3}"}
+        rows = top.where(top.utterances == name)
+        np.testing.assert_allclose(rows.values, encoded[row, : lengths[row]].detach().numpy(), rtol=1e-4, atol=1e-5)
+        assert rows.index.tolist() == list(range(lengths[row]))
+        assert set(rows.speakers) == {f"speaker{row % 3}"}
         hop = 4 * 0.01
-        np.testing.assert_allclose(mine.starts, np.arange(len(mine)) * hop + 0.0125 - hop / 2, atol=1e-4)
-        np.testing.assert_allclose(mine.ends - mine.starts, hop, atol=2e-4)
-        wanted = [""] * len(mine) if name == "tone-3" else ["SIL"] * 5 + [name] * (len(mine) - 5)
-        assert mine.phones.tolist() == wanted
+        np.testing.assert_allclose(rows.starts, np.arange(len(rows)) * hop + 0.0125 - hop / 2, atol=1e-4)
+        np.testing.assert_allclose(rows.ends - rows.starts, hop, atol=2e-4)
+        expected = [""] * len(rows) if name == "tone-3" else ["SIL"] * 5 + [name] * (len(rows) - 5)
+        assert rows.phones.tolist() == expected
     spoken = read_utterances(folder)
     assert [spoken[name]["reference"] for name in batch.ids] == TEXTS
     assert float(spoken["tone-0"]["seconds"]) == pytest.approx(int(batch.audio_lengths[0]) / RATE)
@@ -74,34 +74,34 @@ def test_states_of_a_decoder_are_those_that_led_to_what_it_said(tmp_path: Path) 
     state = read_layer(folder, "state")
     model = recognizer().eval()
     for utterance in batch_of(TEXTS).ids[:3]:
-        mine = state.where(state.utterances == utterance)
-        said = "".join(mine.characters[:-1]).replace("_", " ").split()
-        assert " ".join(said) == read_utterances(folder)[utterance]["hypothesis"]
-        assert mine.characters[-1] == "<eos>"
-        assert np.isnan(mine.starts).all()
-    row = batch_of(TEXTS[:1])
-    [best] = [found[0] for found in model.recognize(row)]
-    encoded, lengths = model(row.audio, row.audio_lengths)
+        rows = state.where(state.utterances == utterance)
+        words = "".join(rows.characters[:-1]).replace("_", " ").split()
+        assert " ".join(words) == read_utterances(folder)[utterance]["hypothesis"]
+        assert rows.characters[-1] == "<eos>"
+        assert np.isnan(rows.starts).all()
+    batch = batch_of(TEXTS[:1])
+    [best] = [hypotheses[0] for hypotheses in model.recognize(batch)]
+    encoded, lengths = model(batch.audio, batch.audio_lengths)
     memory = model.decoder.remember(encoded, lengths)
-    at = model.decoder.initial_state(memory)
-    mine = state.where(state.utterances == "tone-0")
+    decoder_state = model.decoder.initial_state(memory)
+    rows = state.where(state.utterances == "tone-0")
     with torch.no_grad():
         for number, token in enumerate([model.tokenizer.eos_id, *best.tokens]):
-            _, at = model.decoder.step(torch.tensor([token]), at, memory)
-            np.testing.assert_allclose(mine.values[number], at[0][0], rtol=1e-4, atol=1e-5)
+            _, decoder_state = model.decoder.step(torch.tensor([token]), decoder_state, memory)
+            np.testing.assert_allclose(rows.values[number], decoder_state[0][0], rtol=1e-4, atol=1e-5)
 
 
 def test_two_processes_write_the_same_as_one(tmp_path: Path) -> None:
-    one = look(tmp_path / "one", utterances=None)
+    single = look(tmp_path / "one", utterances=None)
     command = [sys.executable, str(SUPPORT / "activations_run.py")]
     arguments = json.dumps({"folder": str(tmp_path / "two"), "options": {}})
     result = subprocess.run([*command, arguments], env=environment(), capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr[-3000:]
-    two = tmp_path / "two" / "activations" / "test"
-    assert sorted(path.name for path in two.parent.iterdir()) == ["test"]
-    names = sorted(path.name for path in one.iterdir())
-    assert names == sorted(path.name for path in two.iterdir())
-    same, different, missing = filecmp.cmpfiles(one, two, names, shallow=False)
+    double = tmp_path / "two" / "activations" / "test"
+    assert sorted(path.name for path in double.parent.iterdir()) == ["test"]
+    names = sorted(path.name for path in single.iterdir())
+    assert names == sorted(path.name for path in double.iterdir())
+    same, different, missing = filecmp.cmpfiles(single, double, names, shallow=False)
     assert same == names, (different, missing)
 
 
@@ -125,8 +125,10 @@ def test_only_those_that_are_wanted(tmp_path: Path) -> None:
 def test_without_labels_phones_are_characters_aligned_by_ctc(tmp_path: Path) -> None:
     folder = look(tmp_path)
     top = read_layer(folder, "top")
-    mine = top.where(top.utterances == "tone-2")
-    runs = [one for one, before in zip(mine.phones, ["", *mine.phones], strict=False) if one != before and one]
+    rows = top.where(top.utterances == "tone-2")
+    runs = [
+        phone for phone, previous in zip(rows.phones, ["", *rows.phones], strict=False) if phone != previous and phone
+    ]
     assert "".join(runs).replace("_", " ").strip() == "BED"
 
 
@@ -173,10 +175,10 @@ def test_arguments_that_cannot_be(options: dict[str, Any]) -> None:
 def test_what_a_module_reads_and_where_an_attention_looks() -> None:
     model, batch = recognizer().eval(), batch_of(TEXTS[:2])
     paths = {"read": "encoder.norms.0:input", "layer": "encoder.layers.0", "weights": "decoder.attention:weights"}
-    seen = observe(model, batch, paths, [model.tokenizer.encode(text) for text in TEXTS[:2]])
-    torch.testing.assert_close(seen.outputs["read"].values, seen.outputs["layer"].values)
-    weights = seen.outputs["weights"]
-    assert weights.unit == "token" and weights.values.shape[1:] == (len(TEXTS[1]) + 2, int(seen.lengths.max()))
+    observation = observe(model, batch, paths, [model.tokenizer.encode(text) for text in TEXTS[:2]])
+    torch.testing.assert_close(observation.outputs["read"].values, observation.outputs["layer"].values)
+    weights = observation.outputs["weights"]
+    assert weights.unit == "token" and weights.values.shape[1:] == (len(TEXTS[1]) + 2, int(observation.lengths.max()))
     torch.testing.assert_close(weights.values.sum(dim=2), torch.ones(weights.values.shape[:2]))
 
 

@@ -62,16 +62,16 @@ def test_every_kind_of_recogniser_is_drawn_and_measured(tmp_path: Path, name: st
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [*measured, *(f"tone-{number}{suffix}" for number in range(3) for suffix in (".png", ".svg", ".npz", ".flac"))]
     )
-    with np.load(folder / "tone-1.npz") as kept:
-        drawn = {key.removeprefix("attention/") for key in kept if key.startswith("attention/")}
-        assert drawn <= maps and (drawn == maps or not len(kept["tokens"]))
-        assert ("posteriors" in kept) == posteriors
-        for one in drawn:
-            weights = kept[f"attention/{one}"]
+    with np.load(folder / "tone-1.npz") as archive:
+        attentions = {key.removeprefix("attention/") for key in archive if key.startswith("attention/")}
+        assert attentions <= maps and (attentions == maps or not len(archive["tokens"]))
+        assert ("posteriors" in archive) == posteriors
+        for attention in attentions:
+            weights = archive[f"attention/{attention}"]
             np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-3)
-            assert len(weights) == len(kept["tokens"]) + (name != "transducer")
+            assert len(weights) == len(archive["tokens"]) + (name != "transducer")
         if posteriors:
-            np.testing.assert_allclose(kept["posteriors"].sum(axis=1), 1.0, atol=1e-4)
+            np.testing.assert_allclose(archive["posteriors"].sum(axis=1), 1.0, atol=1e-4)
     audio, rate = soundfile.read(folder / "tone-1.flac")
     assert rate == RATE and len(audio) == 0.1 * RATE * len(TEXTS[1])
     if not maps:
@@ -124,8 +124,8 @@ def test_another_test_replaces_the_pictures(tmp_path: Path) -> None:
 def test_only_what_it_has_written_is_removed(tmp_path: Path) -> None:
     config, _, _ = MODELS["with CTC"]
     folder = tmp_path / "alignments" / "test"
-    mine = [folder / "notes.txt", folder / "mine.png", folder / "tone-0.txt", folder / "kept" / "deep.txt"]
-    for path in mine:
+    user_files = [folder / "notes.txt", folder / "mine.png", folder / "tone-0.txt", folder / "kept" / "deep.txt"]
+    for path in user_files:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")
     outside = tmp_path / "outside.png"
@@ -135,7 +135,7 @@ def test_only_what_it_has_written_is_removed(tmp_path: Path) -> None:
     for _ in range(2):
         trainer = make_trainer(tmp_path, callbacks=[Alignments(utterances=1)])
         trainer.test(build_recognizer(config), datamodule=Corpus(), verbose=False)
-        assert [path.read_text() for path in [*mine, outside]] == ["mine"] * 5
+        assert [path.read_text() for path in [*user_files, outside]] == ["mine"] * 5
         assert {path.name for path in folder.glob("tone-*")} == {
             f"tone-0{end}" for end in (".png", ".svg", ".npz", ".flac", ".txt")
         }

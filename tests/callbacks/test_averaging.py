@@ -68,26 +68,26 @@ def fit(
     torch.manual_seed(0)
     config = configuration(3, **NORMALIZED)
     config["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
-    student, seen = build_recognizer(config), Seen()
+    student, record = build_recognizer(config), Seen()
     settings = {"max_epochs": 2, "val_check_interval": 1, "enable_checkpointing": True, **options}
-    trainer = make_trainer(folder, callbacks=[*callbacks, seen], **settings)
+    trainer = make_trainer(folder, callbacks=[*callbacks, record], **settings)
     trainer.fit(student, loader(list(spoken())), loader(list(spoken(1))), ckpt_path=ckpt_path)
-    return student, seen
+    return student, record
 
 
-def assert_same(found: Weights, expected: Weights) -> None:
-    assert found.keys() == expected.keys()
+def assert_same(weights: Weights, expected: Weights) -> None:
+    assert weights.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def averaged(trained: list[Weights], first: int, decay: float | None) -> dict[int, Weights]:
-    """By hand: the average of parameters after each step, begun with the step of index `first`; before, the weights."""
+    """Averages by hand after each step, begun with the step of index `first`; before it, the weights themselves."""
     averages = dict(enumerate(trained))
     for step in range(first + 2, len(trained)):
-        kept = decay if decay is not None else (step - first - 1) / (step - first)
+        share = decay if decay is not None else (step - first - 1) / (step - first)
         averages[step] = {
-            name: value if "normalization" in name else kept * averages[step - 1][name] + (1 - kept) * value
+            name: value if "normalization" in name else share * averages[step - 1][name] + (1 - share) * value
             for name, value in trained[step].items()
         }
     return averages
@@ -116,50 +116,50 @@ def test_what_is_validated_and_saved_begins_with_the_selected_weights(
     weights.save_top_k = -1  # `every_n_train_steps` tells the two apart
     callbacks = [WeightSelection(str(path)), DistanceFromStart(), saving, weights]
     callbacks = [make(), *callbacks] if averaging_first else [*callbacks, make()]
-    student, seen = fit(tmp_path, callbacks)
+    student, record = fit(tmp_path, callbacks)
     selected, _ = select_weights(student, teacher)
-    assert_same(seen.trained[0], selected)
-    assert_same(seen.validated[0], selected)
+    assert_same(record.trained[0], selected)
+    assert_same(record.validated[0], selected)
     assert_same(load_recognizer(tmp_path / "checkpoints" / "initial.ckpt").state_dict(), selected)
-    by_hand = averaged(seen.trained, first, decay)
-    assert len(by_hand) == 7 and seen.validated.keys() == by_hand.keys()
+    by_hand = averaged(record.trained, first, decay)
+    assert len(by_hand) == 7 and record.validated.keys() == by_hand.keys()
     for step, expected in by_hand.items():
-        assert_same(seen.validated[step], expected)
+        assert_same(record.validated[step], expected)
     for step in (2, 6):
         assert_same(load_recognizer(tmp_path / f"step={step}.ckpt").state_dict(), by_hand[step])
         assert_same(load_recognizer(tmp_path / "weights" / f"step={step}.ckpt").state_dict(), by_hand[step])
     assert_same(student.state_dict(), by_hand[6])
     names = [name for name in selected if "normalization" not in name]
-    assert max(float((seen.trained[6][name] - by_hand[6][name]).abs().max()) for name in names) > 1e-3 or first > 6
+    assert max(float((record.trained[6][name] - by_hand[6][name]).abs().max()) for name in names) > 1e-3 or first > 6
     assert int(by_hand[6]["features.normalization.count"]) > int(by_hand[1]["features.normalization.count"]) > 0
 
 
 @pytest.mark.parametrize("case", ["from the first step", "from a later step"])
 def test_a_resumed_run_goes_on_as_an_undisturbed_one(tmp_path: Path, case: str) -> None:
     make = CASES[case][0]
-    whole, seen = fit(tmp_path / "whole", [make(), Initialization("he")], max_steps=6)
+    undisturbed, record = fit(tmp_path / "whole", [make(), Initialization("he")], max_steps=6)
     for steps in (3, 6):  # the end of the first epoch
         saving = ModelCheckpoint(
             tmp_path / "parts", filename="last", every_n_train_steps=1, enable_version_counter=False
         )
         options = {"max_steps": steps, "ckpt_path": None if steps == 3 else str(tmp_path / "parts" / "last.ckpt")}
         resumed, parts = fit(tmp_path / "parts", [make(), Initialization("he"), saving], **options)
-    assert_same(parts.trained[-1], seen.trained[-1])
-    assert_same(resumed.state_dict(), whole.state_dict())
+    assert_same(parts.trained[-1], record.trained[-1])
+    assert_same(resumed.state_dict(), undisturbed.state_dict())
     for step in (4, 5, 6):
-        assert_same(parts.validated[step], seen.validated[step])
+        assert_same(parts.validated[step], record.validated[step])
 
 
 @pytest.mark.parametrize(("start", "averages"), [(2, True), (9, False)])
 def test_stochastic_weight_averaging_ends_with_weights_of_the_run(tmp_path: Path, start: int, averages: bool) -> None:
     path, teacher = save_teacher(tmp_path, configuration(6, **NORMALIZED))
     swa = StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=start, annealing_epochs=1)
-    student, seen = fit(tmp_path, [swa, WeightSelection(str(path))], max_epochs=3, val_check_interval=None)
-    assert_same(seen.trained[0], select_weights(student, teacher)[0])
-    last = seen.trained[-1]
+    student, record = fit(tmp_path, [swa, WeightSelection(str(path))], max_epochs=3, val_check_interval=None)
+    assert_same(record.trained[0], select_weights(student, teacher)[0])
+    last = record.trained[-1]
     expected = last
     if averages:  # the weights at the beginnings of the second and the third epoch
-        parts = seen.trained[3], seen.trained[6]
+        parts = record.trained[3], record.trained[6]
         expected = {name: (parts[0][name] + parts[1][name]) / 2 for name in last if "normalization" not in name}
         expected |= {name: value for name, value in last.items() if "normalization" in name}
     assert_same(student.state_dict(), expected)

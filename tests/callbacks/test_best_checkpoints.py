@@ -1,4 +1,4 @@
-"""Checkpoints are chosen by development subsets, and never by what is tested on."""
+"""Checkpoints are chosen by development subsets, and never by test subsets."""
 
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ def fit(folder: Path, callback: BestCheckpoints, wers: list[float], **subsets: l
 
     def planted(name: str, value: Any, **more: Any) -> None:
         if name.endswith("/wer"):
-            here = wers[model.current_epoch] if name == "dev/wer" else 1.0 - 0.1 * model.current_epoch
-            value = torch.tensor(here)
+            rate = wers[model.current_epoch] if name == "dev/wer" else 1.0 - 0.1 * model.current_epoch
+            value = torch.tensor(rate)
         log(name, value, **more)
 
     model.log = planted  # type: ignore[assignment]
@@ -42,13 +42,13 @@ def fit(folder: Path, callback: BestCheckpoints, wers: list[float], **subsets: l
 
 def test_the_best_by_the_development_subset_are_kept(tmp_path: Path) -> None:
     wers = [0.9, 0.3, 0.5, 0.2, 0.8]
-    kept = fit(tmp_path, BestCheckpoints(keep=2), wers, validation=["test", "dev"], test=["test"])
-    assert kept.monitor == "dev/wer"
+    callback = fit(tmp_path, BestCheckpoints(keep=2), wers, validation=["test", "dev"], test=["test"])
+    assert callback.monitor == "dev/wer"
     names = sorted(path.name.partition("-step")[0] for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["best-epoch=1", "best-epoch=3"]
-    assert kept.best_model_score == pytest.approx(0.2) and "epoch=3" in kept.best_model_path
-    assert "optimizer_states" not in torch.load(kept.best_model_path, weights_only=True)
-    load_recognizer(kept.best_model_path)
+    assert callback.best_model_score == pytest.approx(0.2) and "epoch=3" in callback.best_model_path
+    assert "optimizer_states" not in torch.load(callback.best_model_path, weights_only=True)
+    load_recognizer(callback.best_model_path)
 
 
 def test_a_run_without_validation_keeps_nothing_and_goes_on(tmp_path: Path) -> None:

@@ -53,21 +53,21 @@ BEFORE_AND_AFTER = {
 
 @pytest.mark.parametrize("what", BEFORE_AND_AFTER)
 def test_changed_arguments_hold_as_if_they_had_from_the_beginning(what: str, tmp_path: Path) -> None:
-    before, after = BEFORE_AND_AFTER[what]
-    fit(tmp_path, 3, **before)
-    resumed = fit(tmp_path, 5, tmp_path / "last.ckpt", changed=True, **after)
-    anew = fit(tmp_path / "new", 5, **after)
-    [found], [expected] = resumed.param_groups, anew.param_groups
-    assert {**found, "params": None} == {**expected, "params": None}
+    old, new = BEFORE_AND_AFTER[what]
+    fit(tmp_path, 3, **old)
+    resumed = fit(tmp_path, 5, tmp_path / "last.ckpt", changed=True, **new)
+    fresh = fit(tmp_path / "new", 5, **new)
+    [group], [expected] = resumed.param_groups, fresh.param_groups
+    assert {**group, "params": None} == {**expected, "params": None}
     assert {float(state["step"]) for state in resumed.state.values()} == {5.0}  # what was gathered is kept
 
 
 def test_the_first_step_already_has_the_new_rate(tmp_path: Path) -> None:
     fit(tmp_path, 3, **parts(0.01, None))
-    before = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    old = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     fit(tmp_path, 4, tmp_path / "last.ckpt", changed=True, **parts(0.0, None))
-    after = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(after[name], before[name]) for name in before)
+    new = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(new[name], old[name]) for name in old)
 
 
 def test_without_the_callback_the_checkpoint_s_arguments_would_hold(tmp_path: Path) -> None:

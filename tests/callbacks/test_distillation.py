@@ -1,4 +1,4 @@
-"""Distillation in runs, and what it refuses."""
+"""Distillation in training runs, and the networks it refuses."""
 
 import copy
 from pathlib import Path
@@ -76,8 +76,8 @@ def fit(
     return trainer
 
 
-def equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture
@@ -117,11 +117,11 @@ def test_terms_change_what_is_learned_but_not_the_teacher(tmp_path: Path, teache
     plain = student()
     fit(tmp_path, plain, [])
     for term in terms():
-        other, before = student(), teacher.read_bytes()
+        distilled, content = student(), teacher.read_bytes()
         watching = Watching()
-        fit(tmp_path, other, [Distillation(str(teacher), terms=[term]), watching])
-        assert not equal(plain.state_dict(), other.state_dict()), term
-        assert teacher.read_bytes() == before
+        fit(tmp_path, distilled, [Distillation(str(teacher), terms=[term]), watching])
+        assert not equal(plain.state_dict(), distilled.state_dict()), term
+        assert teacher.read_bytes() == content
         assert watching.modes == {False} and watching.grown == {False} and watching.unchanged
 
 
@@ -129,8 +129,8 @@ class Watching(lightning.Callback):
     """Looks at the teacher after every batch."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        [one] = [callback for callback in trainer.callbacks if isinstance(callback, Distillation)]
-        self.network = one._network
+        [callback] = [callback for callback in trainer.callbacks if isinstance(callback, Distillation)]
+        self.network = callback._network
         self.first = copy.deepcopy(self.network.state_dict())
         self.modes, self.grown = set(), set()
 
@@ -145,9 +145,9 @@ def test_student_and_checkpoint_hold_nothing_of_teacher_and_projection(tmp_path:
     names = [*model.state_dict()]
     trainer = fit(tmp_path, model, [Distillation(str(teacher), terms=terms())], max_steps=2)
     [group] = trainer.optimizers[0].param_groups
-    own = sum(parameter.numel() for parameter in model.parameters())
+    count = sum(parameter.numel() for parameter in model.parameters())
     size = model.encoder.dimension, 2 * 6
-    assert sum(p.numel() for p in group["params"]) == own + size[0] * size[1] + size[1], "the projection is trained"
+    assert sum(p.numel() for p in group["params"]) == count + size[0] * size[1] + size[1], "the projection is trained"
     trainer.save_checkpoint(saved)
     content = torch.load(saved, weights_only=True)
     assert [*content["state_dict"]] == names == [*model.state_dict()]
@@ -171,19 +171,19 @@ class SaveAt(lightning.Callback):
 @pytest.mark.parametrize("step", [2, 4])  # in the middle of an epoch, and at its end
 def test_a_resumed_run_goes_on_exactly(tmp_path: Path, teacher: Path, step: int) -> None:
     same = loader([batch()] * 4)  # a plain loader begins again with its first batch
-    whole, other = student(), student(seed=2)
+    undisturbed, continued = student(), student(seed=2)
     callback, resumed = (Distillation(str(teacher), terms=terms()) for _ in range(2))
     saving = SaveAt(tmp_path / "middle.ckpt", step)
-    fit(tmp_path, whole, [callback, saving], data=same, max_epochs=2)
+    fit(tmp_path, undisturbed, [callback, saving], data=same, max_epochs=2)
     halves = load_recognizer(saving.path).state_dict()
-    fit(tmp_path, other, [resumed], saving.path, data=same, max_epochs=2)
-    assert equal(whole.state_dict(), other.state_dict())
-    assert not equal(whole.state_dict(), halves)
+    fit(tmp_path, continued, [resumed], saving.path, data=same, max_epochs=2)
+    assert equal(undisturbed.state_dict(), continued.state_dict())
+    assert not equal(undisturbed.state_dict(), halves)
     assert equal(callback.state_dict(), resumed.state_dict()) and len(callback.state_dict()) == 2
 
 
 class Losses(lightning.Callback):
-    """Keeps what is added to the loss of the first batch, and what it is computed from."""
+    """Record the term added to the loss of the first batch, and the encoded batches it is computed from."""
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         added, pl_module.added_loss = pl_module.added_loss, None
@@ -193,8 +193,8 @@ class Losses(lightning.Callback):
         with torch.no_grad():
             encoded, lengths = pl_module(batch.audio, batch.audio_lengths)
         self.own = EncodedBatch(pl_module, encoded, lengths, *pl_module.targets(batch))
-        [one] = [callback for callback in trainer.callbacks if isinstance(callback, Distillation)]
-        self.other = one.encode(batch, lengths, pl_module.targets(batch))
+        [callback] = [callback for callback in trainer.callbacks if isinstance(callback, Distillation)]
+        self.other = callback.encode(batch, lengths, pl_module.targets(batch))
 
 
 def losses_of(folder: Path, teacher: Path, term: DistillationTerm) -> Losses:
@@ -215,11 +215,11 @@ def test_the_loss_of_transducers_is_the_one_by_definition(
     losses = losses_of(tmp_path, teacher, kind(25.0, 2.0))
     logits = []
     for encoded in (losses.own, losses.other):
-        given = encoded.joint_inputs()
-        logits.append(given.joint(given.frames.unsqueeze(2), given.histories.unsqueeze(1)).detach().double())
+        inputs = encoded.joint_inputs()
+        logits.append(inputs.joint(inputs.frames.unsqueeze(2), inputs.histories.unsqueeze(1)).detach().double())
     rows = zip(losses.own.targets.tolist(), losses.own.lengths, losses.own.target_lengths, *logits, strict=True)
-    wanted = [25.0 * oracle(own[:t, : u + 1], other[:t, : u + 1], row[:u], 0, 2.0) for row, t, u, own, other in rows]
-    torch.testing.assert_close(losses.added, torch.stack(wanted), rtol=1e-3, atol=1e-3)
+    expected = [25.0 * oracle(p[:t, : u + 1], q[:t, : u + 1], row[:u], 0, 2.0) for row, t, u, p, q in rows]
+    torch.testing.assert_close(losses.added, torch.stack(expected), rtol=1e-3, atol=1e-3)
     assert (losses.added > 0.01).all()
 
 
@@ -229,19 +229,19 @@ def test_the_loss_of_encoders_is_the_one_by_definition(tmp_path: Path, teacher: 
     assert term.projection is not None
     for row, length in enumerate(losses.own.lengths.tolist()):
         projected = losses.own.frames[row, :length] @ term.projection.weight.T + term.projection.bias
-        wanted = 20.0 * (projected - losses.other.frames[row, :length]).square().mean()
-        assert float(losses.added[row]) == pytest.approx(float(wanted.detach()), rel=1e-4) and wanted > 0.1
+        expected = 20.0 * (projected - losses.other.frames[row, :length]).square().mean()
+        assert float(losses.added[row]) == pytest.approx(float(expected.detach()), rel=1e-4) and expected > 0.1
 
 
 def test_the_loss_of_ctc_outputs_is_the_one_by_definition(tmp_path: Path, teacher: Path) -> None:
     losses = losses_of(tmp_path, teacher, CTCDistillation(0.5, 3.0))
     for row, length in enumerate(losses.own.lengths.tolist()):
-        both = [
+        probabilities = [
             (encoded.recognizer.ctc(encoded.frames[row, :length]) / 3).softmax(-1).double().detach()  # type: ignore[misc]
             for encoded in (losses.other, losses.own)
         ]
-        wanted = 0.5 * 9 * sum(by_definition.kullback_leibler(p, q) for p, q in zip(*both, strict=True))
-        assert float(losses.added[row]) == pytest.approx(float(wanted), rel=1e-4) and wanted > 0.01
+        expected = 0.5 * 9 * sum(by_definition.kullback_leibler(p, q) for p, q in zip(*probabilities, strict=True))
+        assert float(losses.added[row]) == pytest.approx(float(expected), rel=1e-4) and expected > 0.01
 
 
 @pytest.mark.parametrize("term", terms(), ids=lambda term: term.name)
@@ -286,13 +286,15 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], list[DistillationTerm], str]
 ]
 
 
-@pytest.mark.parametrize(("own", "other", "used", "message"), REFUSED, ids=[message for *_, message in REFUSED])
+@pytest.mark.parametrize(
+    ("config", "teacher_config", "used", "message"), REFUSED, ids=[message for *_, message in REFUSED]
+)
 def test_networks_that_cannot_be_compared_are_refused(
-    tmp_path: Path, own: dict[str, Any], other: dict[str, Any], used: list[DistillationTerm], message: str
+    tmp_path: Path, config: dict[str, Any], teacher_config: dict[str, Any], used: list[DistillationTerm], message: str
 ) -> None:
-    path, _ = save_teacher(tmp_path, other)
+    path, _ = save_teacher(tmp_path, teacher_config)
     with pytest.raises(InputError, match=message):
-        fit(tmp_path, student(own), [Distillation(str(path), terms=used)])
+        fit(tmp_path, student(config), [Distillation(str(path), terms=used)])
 
 
 def test_a_ctc_model_learns_from_the_ctc_output_of_a_transducer(tmp_path: Path, teacher: Path) -> None:
@@ -312,11 +314,11 @@ def test_a_teacher_of_other_tokens_is_refused_by_the_first(tmp_path: Path, teach
         def __init__(self, tokenizer: Any) -> None:
             self.tokens, self.blank_id = (tokenizer.tokens[0], *tokenizer.tokens[:0:-1]), tokenizer.blank_id
 
-    own, other = student(), load_recognizer(teacher)
-    other.tokenizer = Reversed(other.tokenizer)
-    with pytest.raises(InputError, match=f"first {own.tokenizer.tokens[1]!r} and {other.tokenizer.tokens[1]!r}"):
-        LatticeDistillation().prepare(own, other)
-    EncoderDistillation().prepare(own, other)
+    model, network = student(), load_recognizer(teacher)
+    network.tokenizer = Reversed(network.tokenizer)
+    with pytest.raises(InputError, match=f"first {model.tokenizer.tokens[1]!r} and {network.tokenizer.tokens[1]!r}"):
+        LatticeDistillation().prepare(model, network)
+    EncoderDistillation().prepare(model, network)
 
 
 def test_training_without_the_terms_is_not_resumed_with_them(tmp_path: Path, teacher: Path) -> None:
@@ -324,18 +326,18 @@ def test_training_without_the_terms_is_not_resumed_with_them(tmp_path: Path, tea
     fit(tmp_path, student(), [], max_steps=2).save_checkpoint(saved)
     with pytest.raises(InputError, match="was trained without these distillation terms"):
         fit(tmp_path, student(), [Distillation(str(teacher), terms=[EncoderDistillation()])], saved)
-    one = Distillation(str(teacher), terms=[LatticeDistillation()])
-    fit(tmp_path, student(), [one], max_steps=2).save_checkpoint(saved)
+    callback = Distillation(str(teacher), terms=[LatticeDistillation()])
+    fit(tmp_path, student(), [callback], max_steps=2).save_checkpoint(saved)
     with pytest.raises(InputError, match="was trained without these distillation terms"):
         fit(tmp_path, student(), [Distillation(str(teacher), terms=terms())], saved)
-    one = Distillation(str(teacher), terms=[EncoderDistillation()])
-    fit(tmp_path, student(), [one], max_steps=2).save_checkpoint(saved)
+    callback = Distillation(str(teacher), terms=[EncoderDistillation()])
+    fit(tmp_path, student(), [callback], max_steps=2).save_checkpoint(saved)
     with pytest.raises(InputError, match="other distillation terms.*0 EncoderDistillation.*2 EncoderDistillation"):
         fit(tmp_path, student(), [Distillation(str(teacher), terms=terms())], saved)
     content = torch.load(saved, weights_only=True)
     with pytest.raises(InputError, match="is of a training with distillation.*found no teacher"):
         check_terms([], content, saved)
-    check_terms([one], content, saved)
+    check_terms([callback], content, saved)
 
 
 @pytest.mark.parametrize("make", [
@@ -350,14 +352,14 @@ def test_it_is_a_key_of_an_experiment(tmp_path: Path) -> None:
     parser = LightningArgumentParser(exit_on_error=False)
     CommandLine.add_arguments_to_parser(None, parser)  # type: ignore[arg-type] # it needs no command line
     path = "asr_lightning.callbacks.distillation_terms"
-    listed = [
+    descriptions = [
         {"class_path": f"{path}.LatticeDistillation", "init_args": {"weight": 0.02, "temperature": 2.0}},
         {"class_path": f"{path}.EncoderDistillation"},
     ]
-    made = parser.instantiate(
-        parser.parse_object({"distillation": {"teacher": "teacher.ckpt", "terms": listed}})
+    callback = parser.instantiate(
+        parser.parse_object({"distillation": {"teacher": "teacher.ckpt", "terms": descriptions}})
     ).distillation
-    assert isinstance(made, Distillation) and made.teacher == "teacher.ckpt"
-    assert [(type(term), term.weight) for term in made.terms] == [
+    assert isinstance(callback, Distillation) and callback.teacher == "teacher.ckpt"
+    assert [(type(term), term.weight) for term in callback.terms] == [
         (LatticeDistillation, 0.02), (EncoderDistillation, 1.0)
     ]  # fmt: skip

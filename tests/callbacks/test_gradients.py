@@ -29,28 +29,28 @@ def fit(folder: Path, names: list[str], callback: GradientNorms, **options: Any)
 
 
 def test_norms_of_parts_and_of_the_whole_are_those_before_clipping(tmp_path: Path) -> None:
-    seen = fit(tmp_path, ["a", "b"], GradientNorms(), log_every_n_steps=1, gradient_clip_val=0.1)
+    logged = fit(tmp_path, ["a", "b"], GradientNorms(), log_every_n_steps=1, gradient_clip_val=0.1)
     root = 2**0.5
     expected = {"grad_norm/encoder": 3 * root, "grad_norm/joint": 4 * root, "grad_norm/total": 5 * root}
-    assert seen[0] == pytest.approx(expected)
-    assert seen[1] == pytest.approx({name: 2 * norm for name, norm in expected.items()})
+    assert logged[0] == pytest.approx(expected)
+    assert logged[1] == pytest.approx({name: 2 * norm for name, norm in expected.items()})
 
 
 def test_norms_are_measured_every_n_steps(tmp_path: Path) -> None:
-    seen = fit(tmp_path, list("abcd"), GradientNorms(every_n_steps=2), log_every_n_steps=4)
-    totals = [norms.get("grad_norm/total", 0) / (5 * 2**0.5) for norms in seen]
+    logged = fit(tmp_path, list("abcd"), GradientNorms(every_n_steps=2), log_every_n_steps=4)
+    totals = [norms.get("grad_norm/total", 0) / (5 * 2**0.5) for norms in logged]
     assert totals == pytest.approx([0, 2, 2, 4])
 
 
 def test_norms_are_of_the_accumulated_gradient(tmp_path: Path) -> None:
-    seen = fit(tmp_path, list("ab"), GradientNorms(), log_every_n_steps=1, accumulate_grad_batches=2)
-    assert seen[0] == {}
-    assert seen[1]["grad_norm/total"] == pytest.approx(1.5 * 5 * 2**0.5)  # the mean of 1 and 2
+    logged = fit(tmp_path, list("ab"), GradientNorms(), log_every_n_steps=1, accumulate_grad_batches=2)
+    assert logged[0] == {}
+    assert logged[1]["grad_norm/total"] == pytest.approx(1.5 * 5 * 2**0.5)  # the mean of 1 and 2
 
 
 def test_a_step_without_gradients_is_left_out(tmp_path: Path) -> None:
-    seen = fit(tmp_path, ["none"], GradientNorms(), log_every_n_steps=1)
-    assert seen == [{}]
+    logged = fit(tmp_path, ["none"], GradientNorms(), log_every_n_steps=1)
+    assert logged == [{}]
 
 
 def test_an_interval_that_loggers_would_misreport_is_refused(tmp_path: Path) -> None:

@@ -28,14 +28,14 @@ def fills(weight: Tensor, bound: float) -> bool:
 @BOUNDS
 def test_every_gate_is_a_matrix_of_its_own(scheme: Scheme, bound: Callable[[int, int], float]) -> None:
     lstm = nn.LSTM(20, 30)
-    before = {name: weight.clone() for name, weight in lstm.named_parameters()}
+    old = {name: weight.clone() for name, weight in lstm.named_parameters()}
     initialize(lstm, scheme)
     for gate in lstm.weight_ih_l0.split(30):
         assert fills(gate, bound(20, 30))
     for gate in lstm.weight_hh_l0.split(30):
         assert fills(gate, bound(30, 30))
     for name in ("bias_ih_l0", "bias_hh_l0"):
-        assert torch.equal(getattr(lstm, name), before[name])
+        assert torch.equal(getattr(lstm, name), old[name])
 
 
 @BOUNDS
@@ -43,21 +43,21 @@ def test_every_part_of_a_conformer_has_the_bound_of_its_own_matrix(
     scheme: Scheme, bound: Callable[[int, int], float]
 ) -> None:
     encoder = Conformer(8, 24, layers=1, heads=4, feed_forward=40, kernel=31, channels=12)
-    before = {name: weight.clone() for name, weight in encoder.named_parameters()}
+    old = {name: weight.clone() for name, weight in encoder.named_parameters()}
     initialize(encoder, scheme)
-    after = dict(encoder.named_parameters())
-    for half in after["layers.0.convolution.gated.weight"].split(24):
+    new = dict(encoder.named_parameters())
+    for half in new["layers.0.convolution.gated.weight"].split(24):
         assert fills(half, bound(24, 24))
-    assert fills(after["layers.0.attention.query.weight"], bound(24, 24))
-    assert fills(after["layers.0.first_feed_forward.1.weight"], bound(24, 40))
-    assert fills(after["layers.0.convolution.depthwise.filter.weight"], bound(31, 31)), "one filter for each channel"
-    assert fills(after["subsampling.convolutions.1.weight"], bound(9 * 12, 9 * 12))
-    untouched = [name for name in after if after[name].dim() == 1 or name.endswith(("content_bias", "position_bias"))]
+    assert fills(new["layers.0.attention.query.weight"], bound(24, 24))
+    assert fills(new["layers.0.first_feed_forward.1.weight"], bound(24, 40))
+    assert fills(new["layers.0.convolution.depthwise.filter.weight"], bound(31, 31)), "one filter for each channel"
+    assert fills(new["subsampling.convolutions.1.weight"], bound(9 * 12, 9 * 12))
+    untouched = [name for name in new if new[name].dim() == 1 or name.endswith(("content_bias", "position_bias"))]
     assert len(untouched) > 15
     for name in untouched:
-        assert torch.equal(after[name], before[name]), name
-    drawn = [name for name in after if name not in untouched]
-    assert not any(torch.equal(after[name], before[name]) for name in drawn)
+        assert torch.equal(new[name], old[name]), name
+    changed = [name for name in new if name not in untouched]
+    assert not any(torch.equal(new[name], old[name]) for name in changed)
 
 
 def test_a_projection_to_both_directions_is_one_matrix() -> None:
@@ -71,37 +71,37 @@ def test_a_projection_to_both_directions_is_one_matrix() -> None:
 @pytest.mark.parametrize("scheme", ["xavier", "he"])
 def test_embeddings_are_untouched(scheme: Scheme) -> None:
     embedding = nn.Embedding(5, 4)
-    before = embedding.weight.clone()
+    old = embedding.weight.clone()
     initialize(nn.Sequential(embedding, nn.Linear(4, 3)), scheme)
-    assert torch.equal(embedding.weight, before)
+    assert torch.equal(embedding.weight, old)
 
 
 def test_default_changes_nothing_and_draws_nothing() -> None:
     linear = nn.Linear(4, 3)
-    before, state = linear.weight.clone(), torch.get_rng_state()
+    old, state = linear.weight.clone(), torch.get_rng_state()
     initialize(linear, "default")
-    assert torch.equal(linear.weight, before)
+    assert torch.equal(linear.weight, old)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_uniform_draws_everything_but_norms() -> None:
     encoder = Conformer(8, 24, layers=1, heads=4, feed_forward=40, kernel=31, channels=12)
-    before = {name: weight.clone() for name, weight in encoder.named_parameters()}
+    old = {name: weight.clone() for name, weight in encoder.named_parameters()}
     initialize(encoder, "uniform", bound=0.3)
     for name, weight in encoder.named_parameters():
-        kept = bool(re.search(r"norm\.(weight|bias)|feed_forward\.0\.", name))
-        assert torch.equal(weight, before[name]) == kept, name
-        assert kept or (weight.abs().max() <= 0.3 and (weight.numel() < 50 or fills(weight, 0.3))), name
+        unchanged = bool(re.search(r"norm\.(weight|bias)|feed_forward\.0\.", name))
+        assert torch.equal(weight, old[name]) == unchanged, name
+        assert unchanged or (weight.abs().max() <= 0.3 and (weight.numel() < 50 or fills(weight, 0.3))), name
 
 
 def test_the_seed_decides() -> None:
-    drawn = []
+    weights = []
     for seed in (1, 1, 2):
         linear = nn.Linear(4, 3)
         initialize(linear, "he", torch.Generator().manual_seed(seed))
-        drawn.append(linear.weight.detach())
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
+        weights.append(linear.weight.detach())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def fit(folder: Path, scheme: Scheme, seed: int = 1, ckpt_path: Path | None = None, **options: Any) -> Any:
@@ -142,10 +142,10 @@ def test_a_second_fit_goes_on(tmp_path: Path) -> None:
 
 
 def test_ranks_that_were_seeded_differently_draw_what_rank_0_says() -> None:
-    drawn = []
+    weights = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        model, strategy = HalfDeaf(), SimpleNamespace(broadcast=lambda own: 7)
+        model, strategy = HalfDeaf(), SimpleNamespace(broadcast=lambda value: 7)
         Initialization("xavier").on_fit_start(SimpleNamespace(ckpt_path=None, strategy=strategy), model)
-        drawn.append(model.joint.weight.detach())
-    assert torch.equal(drawn[0], drawn[1])
+        weights.append(model.joint.weight.detach())
+    assert torch.equal(weights[0], weights[1])

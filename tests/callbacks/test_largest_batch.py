@@ -1,4 +1,4 @@
-"""A recogniser with a planted limit: what is found, and that the run is otherwise the same."""
+"""A recognizer with a planted memory limit: the accumulation found, and a run that is otherwise the same."""
 
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,10 @@ def fit(
 
 @pytest.mark.parametrize("room", [1.0, 2.7, 3.0, 8.0, 20.0])
 def test_the_least_accumulation_that_fits_is_found(room: float, root: Path, tmp_path: Path) -> None:
-    model, found = narrow(room), LargestBatch(margin=1.0, most=200.0)
-    data = fit(model, root, tmp_path, found, batch_seconds=18.0)
+    model, callback = narrow(room), LargestBatch(margin=1.0, most=200.0)
+    data = fit(model, root, tmp_path, callback, batch_seconds=18.0)
     accumulation = data.trainer.accumulate_grad_batches
-    assert found.accumulation == accumulation
+    assert callback.accumulation == accumulation
     largest = {}
     for parts in (max(1, accumulation - 1), accumulation):
         data.trainer.accumulate_grad_batches = parts
@@ -84,39 +84,39 @@ def test_the_least_accumulation_that_fits_is_found(room: float, root: Path, tmp_
     assert accumulation == 1 or largest[accumulation - 1] > room
     steps = len(data.train_dataloader()) // accumulation
     assert data.trainer.global_step == steps > 1  # of 18 s, however they are cut
-    assert len([one for one in model.tried if one <= room]) > steps  # no part was lost
+    assert len([seconds for seconds in model.tried if seconds <= room]) > steps  # no part was lost
 
 
 def test_steps_that_fit_stay_uncut(root: Path, tmp_path: Path) -> None:
-    found = LargestBatch(most=200.0)
-    data = fit(narrow(1e9), root, tmp_path, found)
-    assert found.accumulation == data.trainer.accumulate_grad_batches == 1
+    callback = LargestBatch(most=200.0)
+    data = fit(narrow(1e9), root, tmp_path, callback)
+    assert callback.accumulation == data.trainer.accumulate_grad_batches == 1
 
 
 def test_no_part_has_more_seconds_than_allowed(root: Path, tmp_path: Path) -> None:
-    model, found = narrow(1e9), LargestBatch(margin=1.0, most=4.0)
-    fit(model, root, tmp_path, found, batch_seconds=18.0)
+    model, callback = narrow(1e9), LargestBatch(margin=1.0, most=4.0)
+    fit(model, root, tmp_path, callback, batch_seconds=18.0)
     assert max(model.tried) <= 4.0
-    assert found.accumulation and found.accumulation > 3
+    assert callback.accumulation and callback.accumulation > 3
 
 
 def test_the_run_is_as_if_the_accumulation_had_been_given(root: Path, tmp_path: Path) -> None:
-    searched, found = narrow(8.0), LargestBatch(margin=0.8, most=100.0)
-    fit(searched, root, tmp_path / "a", found, batch_seconds=18.0)
-    assert found.accumulation and found.accumulation > 3
-    given = narrow(1e9)
-    fit(given, root, tmp_path / "b", batch_seconds=18.0, accumulate_grad_batches=found.accumulation)
-    for (name, one), (_, other) in zip(searched.state_dict().items(), given.state_dict().items(), strict=True):
-        assert one.equal(other), name
-    assert searched.tried[-len(given.tried) :] == given.tried
+    searched, callback = narrow(8.0), LargestBatch(margin=0.8, most=100.0)
+    fit(searched, root, tmp_path / "a", callback, batch_seconds=18.0)
+    assert callback.accumulation and callback.accumulation > 3
+    reference = narrow(1e9)
+    fit(reference, root, tmp_path / "b", batch_seconds=18.0, accumulate_grad_batches=callback.accumulation)
+    for (name, value), (_, expected) in zip(searched.state_dict().items(), reference.state_dict().items(), strict=True):
+        assert value.equal(expected), name
+    assert searched.tried[-len(reference.tried) :] == reference.tried
 
 
 def test_a_resumed_run_keeps_what_was_found(root: Path, tmp_path: Path) -> None:
-    found = LargestBatch(most=100.0)
-    fit(narrow(8.0), root, tmp_path, found, ModelCheckpoint(tmp_path, "last"), batch_seconds=18.0)
-    again, model = LargestBatch(most=100.0), narrow(1e9)  # other memory
-    data = fit(model, root, tmp_path, again, batch_seconds=18.0, ckpt_path=str(tmp_path / "last.ckpt"))
-    assert again.accumulation == data.trainer.accumulate_grad_batches == found.accumulation != 1
+    callback = LargestBatch(most=100.0)
+    fit(narrow(8.0), root, tmp_path, callback, ModelCheckpoint(tmp_path, "last"), batch_seconds=18.0)
+    resumed, model = LargestBatch(most=100.0), narrow(1e9)  # other memory
+    data = fit(model, root, tmp_path, resumed, batch_seconds=18.0, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert resumed.accumulation == data.trainer.accumulate_grad_batches == callback.accumulation != 1
     assert model.tried == []  # the epoch was done
 
 

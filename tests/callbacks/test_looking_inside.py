@@ -55,11 +55,11 @@ def test_every_frame_of_the_speaker_has_a_place_in_every_layer(run: Path) -> Non
     low, top = (rows_of(speaker / f"{layer}.csv") for layer in ("low", "top"))
     assert len(low) == len(top) > 40
     assert {row["speaker"] for row in low} == {speaker.name}
-    places = np.array([[float(row["x"]), float(row["y"])] for row in low])
-    assert np.square(places).sum(axis=1).mean() == pytest.approx(1.0, abs=0.01)
+    positions = np.array([[float(row["x"]), float(row["y"])] for row in low])
+    assert np.square(positions).sum(axis=1).mean() == pytest.approx(1.0, abs=0.01)
     names = {row["utterance"] for row in low}
-    drawn = [path.name for path in sorted(speaker.glob("*.png"))]
-    assert len(drawn) == 4 and {name.rsplit("-", 1)[0] for name in drawn} <= names
+    pictures = [path.name for path in sorted(speaker.glob("*.png"))]
+    assert len(pictures) == 4 and {name.rsplit("-", 1)[0] for name in pictures} <= names
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in speaker.rglob("*.png"))
     figures = rows_of(folder / "figures.csv")
     assert [(row["layer"], row["space"]) for row in figures] == [
@@ -70,8 +70,8 @@ def test_every_frame_of_the_speaker_has_a_place_in_every_layer(run: Path) -> Non
 
 def test_weights_and_biases_gets_pictures_and_table(run: Path) -> None:
     files = [str(path.relative_to(run)) for path in (run / "wandb").rglob("*") if path.is_file()]
-    for wanted in ("tsne/low/order", "tsne/top/phone", "neighbours"):
-        assert any(f"media/images/{wanted}" in name or f"media/table/{wanted}" in name for name in files), files
+    for key in ("tsne/low/order", "tsne/top/phone", "neighbours"):
+        assert any(f"media/images/{key}" in name or f"media/table/{key}" in name for name in files), files
 
 
 def test_neighbours_are_in_other_sentences_and_are_shown(run: Path) -> None:
@@ -93,28 +93,28 @@ def test_neighbours_are_in_other_sentences_and_are_shown(run: Path) -> None:
     counted = sum(int(line[f"matching_{rank}"]) for line in lines for rank in "123")
     assert float(totals[0]["total"]) == counted
     assert float(totals[0]["mean"]) == pytest.approx(counted / (3 * len(lines)), abs=0.01)
-    table, about = (folder / "table.md").read_text().split("\n\n")
+    table, caption = (folder / "table.md").read_text().split("\n\n")
     assert table.count("\n") == 3
-    assert about.startswith(f"3 neighbors of each of {len(lines)} tokens of {totals[0]['sentences']} sentences")
+    assert caption.startswith(f"3 neighbors of each of {len(lines)} tokens of {totals[0]['sentences']} sentences")
 
 
 def planted(folder: Path, seed: int = 0) -> Path:
     """Two speakers; layer `phones` knows the phone, layer `time` the time; `history` the last two characters."""
     random = np.random.default_rng(seed)
     centres = {phone: 3 * random.normal(size=12) for phone in PHONES}
-    codes = {one: random.normal(size=4) for one in "ABC_"}
+    codes = {character: random.normal(size=4) for character in "ABC_"}
     part = PartWriter(folder / ".part")
     for number in range(24):
-        phones = [str(one) for one in random.choice(PHONES, 12) for _ in range(3)]
+        phones = [str(phone) for phone in random.choice(PHONES, 12) for _ in range(3)]
         starts = np.arange(36) * 0.04
         by_phone = np.stack([centres[phone] for phone in phones]) + 0.2 * random.normal(size=(36, 12))
         by_time = 0.02 * random.normal(size=(36, 12))
         by_time[:, :2] += np.stack([np.cos(starts), np.sin(starts)], axis=1)
-        text = [str(one) for one in random.choice(list("ABC_"), 30)]
-        codes_of = [codes[one] for one in text]
+        text = [str(character) for character in random.choice(list("ABC_"), 30)]
+        codes_of = [codes[character] for character in text]
         nothing = np.zeros(4)
-        history = [np.r_[2 * (codes_of[at - 1] if at else nothing), codes_of[at - 2] if at > 1 else nothing]
-                   for at in range(31)]  # fmt: skip
+        history = [np.r_[2 * (codes_of[index - 1] if index else nothing), codes_of[index - 2] if index > 1 else nothing]
+                   for index in range(31)]  # fmt: skip
         frames = [starts.tolist(), (starts + 0.04).tolist(), [""] * 36, phones]
         modules = {
             "phones": Rows(by_phone, "frame", *frames),
@@ -136,30 +136,30 @@ def test_planted_layers_are_told_apart_in_both_spaces(tmp_path: Path) -> None:
     measured = []
     for speaker in ("s0", "s1"):
         projected = project_layers(layers, speaker, perplexity=20, iterations=300)
-        assert {len(one.positions) for one in projected} == {12 * 36}
+        assert {len(projection.positions) for projection in projected} == {12 * 36}
         measured += measure_layers(projected)
-    found = {(curve.figure, curve.space): curve for curve in layer_curves(measured)}
+    curves = {(curve.figure, curve.space): curve for curve in layer_curves(measured)}
     for space in ("original", "tsne"):
-        purity, order = found["purity", space], found["order", space]
+        purity, order = curves["purity", space], curves["order", space]
         assert purity.layers == ["phones", "time"]
-        assert purity.means[0] > 0.95 and purity.means[1] < found["chance", space].means[1] + 0.15
+        assert purity.means[0] > 0.95 and purity.means[1] < curves["chance", space].means[1] + 0.15
         assert order.means[1] > (0.98 if space == "original" else 0.6) > 0.3 > order.means[0]
         low, high = order.intervals[0]
         assert low <= order.means[0] <= high
-    assert found["silence", "original"].means[0] < 0.2 < found["silence", "original"].means[1]
+    assert curves["silence", "original"].means[0] < 0.2 < curves["silence", "original"].means[1]
 
 
 def test_states_of_two_characters_match_two_and_more(tmp_path: Path) -> None:
-    [found] = find_character_neighbours(planted(tmp_path), ["history"])
-    assert len(found.characters) == 24 * 30
+    [result] = find_character_neighbours(planted(tmp_path), ["history"])
+    assert len(result.characters) == 24 * 30
     chance = 1 / 3  # of the characters further back, each the same with 1/4
-    assert found.matches.mean == pytest.approx(2 + chance, abs=0.25)
-    assert found.shuffled.mean < 0.5
-    assert found.ngrams[1].mean == pytest.approx(1 + chance, abs=0.15)
-    head, line = neighbour_table([found])
+    assert result.matches.mean == pytest.approx(2 + chance, abs=0.25)
+    assert result.shuffled.mean < 0.5
+    assert result.ngrams[1].mean == pytest.approx(1 + chance, abs=0.15)
+    head, line = neighbour_table([result])
     assert head[:5] == ["layer", "sentences", "tokens", "total", "mean"] and line[:3] == ["history", "24", "720"]
-    assert found.context(-1) == ""
-    assert found.context(30).startswith("<<") and found.context(29).endswith(">>")
+    assert result.context(-1) == ""
+    assert result.context(30).startswith("<<") and result.context(29).endswith(">>")
 
 
 def test_as_many_sentences_as_the_paper_has_are_compared_with_each_other(tmp_path: Path) -> None:
@@ -167,20 +167,20 @@ def test_as_many_sentences_as_the_paper_has_are_compared_with_each_other(tmp_pat
     [few] = find_character_neighbours(folder, ["history"], sentences=7)
     assert few.sentences == 7 and len(few.characters) == 7 * 30
     assert few.neighbours.max() < 7 * 30  # no neighbour from others
-    [again], [other] = (find_character_neighbours(folder, ["history"], seed=seed, sentences=7) for seed in (1, 2))
-    assert set(again.utterances) == set(few.utterances) != set(other.utterances)
+    [repeated], [other] = (find_character_neighbours(folder, ["history"], seed=seed, sentences=7) for seed in (1, 2))
+    assert set(repeated.utterances) == set(few.utterances) != set(other.utterances)
     [every], [more] = (find_character_neighbours(folder, ["history"], sentences=count) for count in (24, 79))
     assert every.sentences == more.sentences == 24 and every.matches == more.matches
     assert few.matches.mean < every.matches.mean  # fewer candidates, shorter matches
 
 
 def test_the_papers_row_stands_beside_ours(tmp_path: Path) -> None:
-    [found] = find_character_neighbours(planted(tmp_path), ["history"])
+    [result] = find_character_neighbours(planted(tmp_path), ["history"])
     published = PublishedTable(sentences=79, tokens=9566, totals=[88024])
-    head, one, another = neighbour_table([found, found], published)
-    place = head.index("published total")
-    assert one[place : place + 2] == ["88024", "1.84"] and another[place : place + 2] == ["–", "–"]
-    assert neighbour_caption([found], 1, published).endswith("The paper has 79 sentences and 9,566 tokens.")
+    head, first, second = neighbour_table([result, result], published)
+    column = head.index("published total")
+    assert first[column : column + 2] == ["88024", "1.84"] and second[column : column + 2] == ["–", "–"]
+    assert neighbour_caption([result], 1, published).endswith("The paper has 79 sentences and 9,566 tokens.")
     with pytest.raises(ValueError, match="at least 2"):
         Neighbours(sentences=1)
 
@@ -191,7 +191,7 @@ def test_characters_stand_along_the_colour_bar(tmp_path: Path, monkeypatch: pyte
                 ["", "A", "A", "B", "B"], ["SIL"] * 5)  # fmt: skip
     part.append(UtteranceActivations("u", "test", "s", 5.0, "AB", "AB", {"top": rows}))
     merge_parts([part.folder], tmp_path / "test", {})
-    [one] = project_layers(read_layers(tmp_path / "test"), "s", iterations=20)
-    assert layer_figures._along(one.layer.characters) == ([0.25, 0.75], ["A", "B"])
-    plot_order([one], "u", "AB", tmp_path / "new" / "picture.png")
+    [projection] = project_layers(read_layers(tmp_path / "test"), "s", iterations=20)
+    assert layer_figures._along(projection.layer.characters) == ([0.25, 0.75], ["A", "B"])
+    plot_order([projection], "u", "AB", tmp_path / "new" / "picture.png")
     assert (tmp_path / "new" / "picture.png").exists()

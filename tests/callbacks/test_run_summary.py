@@ -15,8 +15,8 @@ COSINE = {"class_path": "asr_lightning.models.schedules.WarmupCosine", "init_arg
 
 
 def told(folder: Path, monkeypatch: pytest.MonkeyPatch, scheduler: Any = COSINE, **options: Any) -> list[str]:
-    said: list[str] = []
-    monkeypatch.setattr(run_summary, "rank_zero_info", said.append)
+    messages: list[str] = []
+    monkeypatch.setattr(run_summary, "rank_zero_info", messages.append)
     if not (folder / "corpus").exists():
         write_corpus(folder / "corpus", "train", TEXTS * 3)
     data = LibriSpeechDataModule(
@@ -31,7 +31,7 @@ def told(folder: Path, monkeypatch: pytest.MonkeyPatch, scheduler: Any = COSINE,
     optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.002}}
     trainer = make_trainer(folder, callbacks=[RunSummary()], **{"max_epochs": 2, **options})
     trainer.fit(make(optimizer=optimizer, scheduler=scheduler), datamodule=data)
-    [message] = said
+    [message] = messages
     return message.splitlines()
 
 
@@ -39,11 +39,11 @@ def test_steps_batches_and_rates_are_printed(tmp_path: Path, monkeypatch: pytest
     seconds = np.array([len(text) * 0.1 for text in TEXTS * 3])
     lines = told(tmp_path, monkeypatch)
     steps = int(lines[0].split()[-1].rstrip("."))
-    heard = seconds.sum() * np.mean([1 / 0.8, 1.0]) / steps
+    mean = seconds.sum() * np.mean([1 / 0.8, 1.0]) / steps
     assert steps > 5
     assert lines == [
         f"Optimizer steps: {2 * steps}, in 2 epochs of {steps}.",
-        f"A step: {heard:.0f} s of audio of {24 / steps:.1f} utterances in the mean, at most 3 with padding; in 1 "
+        f"A step: {mean:.0f} s of audio of {24 / steps:.1f} utterances in the mean, at most 3 with padding; in 1 "
         "parts of at most about 3, 1 processes × 1 (accumulate_grad_batches).",
         f"Learning rate: 0.002 at its peak, after {round(0.5 * steps)} steps of warm-up (WarmupCosine).",
     ]
@@ -58,9 +58,9 @@ def test_steps_batches_and_rates_are_printed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_other_runs_are_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 2}}
+    scheduler = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 2}}
     assert told(tmp_path, monkeypatch, None)[2] == "Learning rate: 0.002, constant."
-    lines = told(tmp_path, monkeypatch, other, max_steps=4)
+    lines = told(tmp_path, monkeypatch, scheduler, max_steps=4)
     assert lines[0].startswith("Optimizer steps: 4, in 0.") and "epochs of" in lines[0]
     assert lines[2] == "Learning rate: 0.002 before StepLR changes it."
     endless = told(tmp_path, monkeypatch, None, max_epochs=-1, max_time="00:00:00:01")

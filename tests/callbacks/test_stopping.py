@@ -1,4 +1,4 @@
-"""A signal costs a run nothing: what it trains on and ends with is what it would have been."""
+"""A run stopped by a signal and resumed trains on the same batches and ends as an undisturbed one."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ STEPS_AN_EPOCH = 8
 
 
 class Line(lightning.LightningModule):
-    """Learns one number from numbers, and remembers which ones it was given."""
+    """Learns one number from numbers, and records the numbers of each batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Line(lightning.LightningModule):
 
 
 class Numbers:
-    """0, 1, 2, … of an epoch, from where it was left."""
+    """0, 1, 2, … of an epoch, from its first batch that was not trained on."""
 
     def __init__(self) -> None:
         self.trainer: lightning.Trainer | None = None
@@ -65,7 +65,7 @@ class Numbers:
 
 
 class Kill(Callback):
-    """Sends a signal in a training batch or in the first validation."""
+    """Send a signal in a training batch or in the first validation."""
 
     def __init__(self, number: int, where: int | str) -> None:
         self.number, self.where = number, where

@@ -15,7 +15,7 @@ SPEED = "train/audio_seconds_per_second"
 
 
 class Clock:
-    """Stands still unless told."""
+    """A clock that moves only when it is set."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -139,6 +139,6 @@ def test_lengths_stay_on_the_device() -> None:
 def test_the_real_clock_moves(tmp_path: Path) -> None:
     reader = Reader()
     trainer = make_trainer(tmp_path, callbacks=[Throughput(), reader], limit_val_batches=0, log_every_n_steps=1)
-    before = time.perf_counter()
+    start = time.perf_counter()
     trainer.fit(HalfDeaf(), loader([batch_of("a"), batch_of("b")]))
-    assert reader.epochs[0][f"{SPEED}_epoch"] > 2 / (time.perf_counter() - before)
+    assert reader.epochs[0][f"{SPEED}_epoch"] > 2 / (time.perf_counter() - start)

@@ -303,17 +303,17 @@ def test_predictions_are_on_disk_as_they_come_and_of_all_ranks(
     callbacks, model = [Transcripts() for _ in ranks], SimpleNamespace(print=print)
     for callback, trainer in zip(callbacks, ranks, strict=True):
         callback.on_predict_start(trainer, model)
-    before = [dict(vars(callback)) for callback in callbacks]
+    attributes = [dict(vars(callback)) for callback in callbacks]
     for callback, trainer in reversed(list(zip(callbacks, ranks, strict=True))):
         if trainer.global_rank != 5:  # has no utterance
             batch = of_subsets("ab", ["clean", "clean"])
             batch.ids[:] = [f"{trainer.global_rank} {name}" for name in "ab"]
             callback.on_predict_batch_end(trainer, model, heard(["", AWKWARD]), batch, 0)
-    written = sorted((tmp_path / "transcripts").iterdir())
-    assert [len(json_lines(path)) for path in written] == [2] * 10
+    paths = sorted((tmp_path / "transcripts").iterdir())
+    assert [len(json_lines(path)) for path in paths] == [2] * 10
     for callback, trainer in reversed(list(zip(callbacks, ranks, strict=True))):
         callback.on_predict_end(trainer, model)
-    assert [vars(callback) for callback in callbacks] == before, "something was kept in memory"
+    assert [vars(callback) for callback in callbacks] == attributes, "something was kept in memory"
     assert len(barriers) == 22
     rows = json_lines(tmp_path / "transcripts" / "predict-clean.jsonl")
     assert [row["id"] for row in rows] == [f"{rank} {name}" for rank in range(11) if rank != 5 for name in "ab"]

@@ -64,10 +64,10 @@ def initialized(config: dict[str, Any], path: str, folder: Path, **options: Any)
 
 
 def rates(model: Any, folder: Path) -> dict[str, float]:  # noqa: ANN401
-    [found] = make_trainer(folder).test(
+    [metrics] = make_trainer(folder).test(
         model, loader([batch_of([*TEXTS, "FAB HEAD", "DECADE", "BADGE GHA"])]), verbose=False
     )
-    return {name: value for name, value in found.items() if "real_time" not in name}
+    return {name: value for name, value in metrics.items() if "real_time" not in name}
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +97,18 @@ def test_rows_of_tokens_follow_their_names(trained: tuple[Any, dict[str, float],
     source, expected, path = trained
     tokenizer = {"class_path": f"{__name__}.Reordered"}
     model = initialized(transducer(ctc_weight=0.3, tokenizer=tokenizer), path, tmp_path)
-    own, theirs = model.tokenizer.tokens, source.tokenizer.tokens
-    assert own != theirs and set(own) - set(theirs) == {"Ä"}
+    tokens, source_tokens = model.tokenizer.tokens, source.tokenizer.tokens
+    assert tokens != source_tokens and set(tokens) - set(source_tokens) == {"Ä"}
     for name in ("ctc.weight", "ctc.bias"):
-        mine, other = model.state_dict()[name], source.state_dict()[name]
-        assert all(torch.equal(mine[own.index(token)], other[theirs.index(token)]) for token in theirs)
-    with torch.no_grad():  # the new token is never said
+        weight, source_weight = model.state_dict()[name], source.state_dict()[name]
+        assert all(
+            torch.equal(weight[tokens.index(token)], source_weight[source_tokens.index(token)])
+            for token in source_tokens
+        )
+    with torch.no_grad():  # the new token is never emitted
         for name, bias in model.named_parameters():
-            if name.endswith("bias") and bias.shape == (len(own),):
-                bias[own.index("Ä")] = -1e4
+            if name.endswith("bias") and bias.shape == (len(tokens),):
+                bias[tokens.index("Ä")] = -1e4
     assert rates(model, tmp_path)["test/wer"] == expected["test/wer"]
 
 
@@ -113,28 +116,28 @@ def test_larger_and_smaller_networks_take_what_fits(trained: tuple[Any, dict[str
     source = trained[0]
     for hidden, layers in ((16, 1), (48, 2)):
         model = build_recognizer(transducer(encoder=lstm_encoder(20, hidden=hidden, layers=layers)))
-        before = {name: value.clone() for name, value in model.state_dict().items()}
+        initial = {name: value.clone() for name, value in model.state_dict().items()}
         weights, report = transfer_weights(model, source)
-        kinds = {one.name: one.kind for one in report}
-        assert list(kinds) == list(before)
-        name = next(name for name in before if name.startswith("encoder.") and name.endswith("weight_hh_l0"))
+        kinds = {entry.name: entry.kind for entry in report}
+        assert list(kinds) == list(initial)
+        name = next(name for name in initial if name.startswith("encoder.") and name.endswith("weight_hh_l0"))
         assert kinds[name] == "cut"
         smaller = min(hidden, 32)
-        mine, theirs = (one.reshape(4, -1, one.shape[1]) for one in (weights[name], source.state_dict()[name]))
-        assert torch.equal(mine[:, :smaller, :smaller], theirs[:, :smaller, :smaller]), "gate by gate"
-        own = before[name].reshape(4, hidden, hidden)
-        assert torch.equal(mine[:, smaller:], own[:, smaller:]) and torch.equal(
-            mine[:, :, smaller:], own[:, :, smaller:]
+        gates, source_gates = (
+            weight.reshape(4, -1, weight.shape[1]) for weight in (weights[name], source.state_dict()[name])
+        )
+        assert torch.equal(gates[:, :smaller, :smaller], source_gates[:, :smaller, :smaller]), "gate by gate"
+        initial_gates = initial[name].reshape(4, hidden, hidden)
+        assert torch.equal(gates[:, smaller:], initial_gates[:, smaller:]) and torch.equal(
+            gates[:, :, smaller:], initial_gates[:, :, smaller:]
         )
         if layers == 2:
             new = [
-                other
-                for other in before
-                if other.startswith("encoder") and "weight_hh" in other and kinds[other] == "random"
+                key for key in initial if key.startswith("encoder") and "weight_hh" in key and kinds[key] == "random"
             ]
-            assert new and all(torch.equal(weights[other], before[other]) for other in new)
+            assert new and all(torch.equal(weights[key], initial[key]) for key in new)
         assert model.state_dict().keys() == weights.keys() and all(
-            torch.equal(value, before[other]) for other, value in model.state_dict().items()
+            torch.equal(value, initial[key]) for key, value in model.state_dict().items()
         ), "the network itself is not changed"
 
 
@@ -188,16 +191,16 @@ def test_a_resumed_run_keeps_its_weights(trained: tuple[Any, dict[str, float], s
     trainer.fit(model, loader([batch_of()]))
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     saved = {name: value.clone() for name, value in model.state_dict().items()}
-    seen: list[dict[str, Tensor]] = []
+    starts: list[dict[str, Tensor]] = []
 
     class Start(lightning.Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ANN401
-            seen.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+            starts.append({name: value.clone() for name, value in pl_module.state_dict().items()})
 
     callbacks = [InitializeFrom(str(tmp_path / "gone.ckpt")), Start()]  # nor is the source needed again
-    again = make_trainer(tmp_path, callbacks=callbacks, limit_val_batches=0, max_epochs=2)
-    again.fit(build_recognizer(transducer(ctc_weight=0.3)), loader([batch_of()]), ckpt_path=tmp_path / "one.ckpt")
-    assert all(torch.equal(value, saved[name]) for name, value in seen[0].items())
+    resumed = make_trainer(tmp_path, callbacks=callbacks, limit_val_batches=0, max_epochs=2)
+    resumed.fit(build_recognizer(transducer(ctc_weight=0.3)), loader([batch_of()]), ckpt_path=tmp_path / "one.ckpt")
+    assert all(torch.equal(value, saved[name]) for name, value in starts[0].items())
 
 
 class Memory(lightning.Callback):

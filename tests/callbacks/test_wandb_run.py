@@ -1,4 +1,4 @@
-"""What W&B gets of a training, read from what was written by W&B's own reader."""
+"""Records of a training in W&B's files, read by W&B's own reader."""
 
 import json
 import subprocess
@@ -92,17 +92,17 @@ def test_a_training_is_one_run_with_its_configuration_over_epochs_from_one(
     start(tmp_path, "test", {"seed_everything": 4})
     paths = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
     first, second, tested = (read(path) for path in paths)
-    assert {one.id for one in (first, second, tested)} == {(tmp_path / "wandb/id.txt").read_text().strip()}
-    assert {one.job_type for one in (first, second, tested)} == {"fit"}
+    assert {run.id for run in (first, second, tested)} == {(tmp_path / "wandb/id.txt").read_text().strip()}
+    assert {run.job_type for run in (first, second, tested)} == {"fit"}
 
     assert first.config["model"] == config["model"] and first.config["seed_everything"] == 3
     assert second.config["trainer"] == {"max_epochs": 2}
     parameters = sum(parameter.numel() for parameter in build_recognizer(transducer()).parameters())
-    for one in (first, second):
-        assert one.config["parameters"] == parameters and one.config["commit"] == source_commit()
+    for run in (first, second):
+        assert run.config["parameters"] == parameters and run.config["commit"] == source_commit()
     assert "seed_everything" not in tested.config, "a test leaves the configuration of the training"
 
-    assert {one.axes["*"] for one in (first, second, tested)} == {"epoch"}
+    assert {run.axes["*"] for run in (first, second, tested)} == {"epoch"}
     assert [line["epoch"] for line in first.history if "val/wer" in line] == [1.0]
     assert [line["epoch"] for line in second.history if "val/wer" in line] == [2.0]
     assert [line["epoch"] for line in first.history if "grad_norm/total" in line] == [0.5, 1.0]
@@ -152,5 +152,5 @@ def test_epochs_are_counted_with_the_share_of_the_one_that_goes_on(
 
 
 def test_the_commit_is_that_of_this_source() -> None:
-    found = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    assert source_commit().removesuffix("-changed") == found.stdout.strip() or source_commit().startswith("version ")
+    result = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    assert source_commit().removesuffix("-changed") == result.stdout.strip() or source_commit().startswith("version ")

@@ -54,7 +54,7 @@ class Kept(lightning.Callback):
 
 
 class WithBadBatches(KnownGradients):
-    """Leaves the weights alone after a batch that is called so, as a recogniser does."""
+    """Skip the update of a batch named `bad`, as a recognizer skips that of an unusable batch."""
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.bad = batch.ids == ["bad"]
@@ -81,15 +81,15 @@ def norm(*tensors: torch.Tensor) -> float:
 
 
 def test_sizes_are_those_of_the_steps_that_were_made(tmp_path: Path) -> None:
-    kept = Kept()
-    seen = fit(tmp_path, ["a", "b"], kept, UpdateSizes(), gradient_clip_val=None)
+    callback = Kept()
+    records = fit(tmp_path, ["a", "b"], callback, UpdateSizes(), gradient_clip_val=None)
     root = 2**0.5
-    for number, logged in enumerate(seen):
+    for number, logged in enumerate(records):
         pull = RATE * (number + 1)  # the gradients are 3 and 4 in two weights each
         expected = {"update_norm/encoder": 3 * root * pull, "update_norm/joint": 4 * root * pull}
-        before = kept.weights[number]
-        encoder = norm(before["encoder.weight"], before["encoder.bias"])
-        joint = norm(before["joint.weight"], before["joint.bias"])
+        weights = callback.weights[number]
+        encoder = norm(weights["encoder.weight"], weights["encoder.bias"])
+        joint = norm(weights["joint.weight"], weights["joint.bias"])
         expected |= {"relative_update/encoder": expected["update_norm/encoder"] / encoder}
         expected |= {"relative_update/joint": expected["update_norm/joint"] / joint}
         expected |= {"update_norm/total": 5 * root * pull}
@@ -99,17 +99,17 @@ def test_sizes_are_those_of_the_steps_that_were_made(tmp_path: Path) -> None:
 
 def test_sizes_are_measured_every_n_steps_of_accumulated_batches(tmp_path: Path) -> None:
     callback = UpdateSizes(every_n_steps=2)
-    seen = fit(tmp_path, list("abcdefgh"), callback, accumulate_grad_batches=2, log_every_n_steps=2)
-    totals = [logged["update_norm/total"] / (5 * 2**0.5 * RATE) for logged in seen]
+    records = fit(tmp_path, list("abcdefgh"), callback, accumulate_grad_batches=2, log_every_n_steps=2)
+    totals = [logged["update_norm/total"] / (5 * 2**0.5 * RATE) for logged in records]
     assert totals == pytest.approx([3.5, 7.5], rel=1e-4)  # the mean of 3 and 4, and of 7 and 8
 
 
 @pytest.mark.parametrize("names", [["a", "bad", "c"], ["a", "none", "c"]])
 def test_a_step_that_was_skipped_is_of_size_zero(tmp_path: Path, names: list[str]) -> None:
-    seen = fit(tmp_path, names, UpdateSizes(), DistanceFromStart())
+    records = fit(tmp_path, names, UpdateSizes(), DistanceFromStart())
     root = 5 * 2**0.5 * RATE
-    assert [logged["update_norm/total"] / root for logged in seen] == pytest.approx([1, 0, 3], rel=1e-4)
-    assert [logged["distance/total"] / root for logged in seen] == pytest.approx([1, 1, 4], rel=1e-4)
+    assert [logged["update_norm/total"] / root for logged in records] == pytest.approx([1, 0, 3], rel=1e-4)
+    assert [logged["distance/total"] / root for logged in records] == pytest.approx([1, 1, 4], rel=1e-4)
 
 
 class Zeros(FirstWeights):
@@ -148,8 +148,8 @@ def test_distance_is_from_the_selected_weights_wherever_the_callback_stands(tmp_
     wrong = norm(*[now[name].detach() - random[name] for name in random])
     assert reader.seen[0]["distance/total"] == pytest.approx(distance, rel=1e-4)
     assert wrong > 2 * distance, "or nothing could be told apart"
-    written = load_recognizer(tmp_path / "checkpoints" / "initial.ckpt")
-    assert all(torch.equal(tensor, selected[name]) for name, tensor in written.state_dict().items())
+    initial = load_recognizer(tmp_path / "checkpoints" / "initial.ckpt")
+    assert all(torch.equal(tensor, selected[name]) for name, tensor in initial.state_dict().items())
 
 
 def checkpointing(folder: Path) -> lightning.Callback:
@@ -157,7 +157,7 @@ def checkpointing(folder: Path) -> lightning.Callback:
 
 
 def test_a_resumed_run_measures_from_its_first_start(tmp_path: Path) -> None:
-    whole = fit(tmp_path / "whole", list("abcd"), DistanceFromStart())
+    undisturbed = fit(tmp_path / "whole", list("abcd"), DistanceFromStart())
     folder = tmp_path / "parts"
     torch.manual_seed(0)
     checkpoints = folder / "checkpoints"
@@ -168,15 +168,15 @@ def test_a_resumed_run_measures_from_its_first_start(tmp_path: Path) -> None:
     first = fit(
         folder, list("abcd"), DistanceFromStart(), checkpointing(checkpoints), model=model, max_steps=2, **options
     )
-    written = (checkpoints / "initial.ckpt").stat().st_mtime_ns
+    modified = (checkpoints / "initial.ckpt").stat().st_mtime_ns
     rest = fit(folder, list("abcd"), checkpointing(checkpoints), DistanceFromStart(), **options)
     assert len(first) == len(rest) == 2
     distances = [logged["distance/total"] / (5 * 2**0.5 * RATE) for logged in first + rest]
     assert distances == pytest.approx([1, 3, 6, 10], rel=1e-4)
-    assert [logged["distance/total"] for logged in whole] == pytest.approx(
+    assert [logged["distance/total"] for logged in undisturbed] == pytest.approx(
         [logged["distance/total"] for logged in first + rest], rel=1e-4
     )
-    assert (checkpoints / "initial.ckpt").stat().st_mtime_ns == written, "it is written once"
+    assert (checkpoints / "initial.ckpt").stat().st_mtime_ns == modified, "it is written once"
     saved = torch.load(checkpoints / "initial.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(old, saved[name]) for old, name in zip(begin, dict(model.named_parameters()), strict=True))
     state = torch.load(checkpoints / "last.ckpt", weights_only=True)["callbacks"]["DistanceFromStart"]
@@ -191,8 +191,8 @@ def test_without_its_start_a_resumed_run_says_so_and_goes_on(
 ) -> None:
     options = {"enable_checkpointing": True, "ckpt_path": "last"}
     checkpoints = tmp_path / "checkpoints"
-    before = [] if spoil == "add" else [DistanceFromStart()]
-    fit(tmp_path, ["a", "b"], *before, checkpointing(checkpoints), max_steps=1, **options)
+    callbacks = [] if spoil == "add" else [DistanceFromStart()]
+    fit(tmp_path, ["a", "b"], *callbacks, checkpointing(checkpoints), max_steps=1, **options)
     initial = checkpoints / "initial.ckpt"
     if spoil == "remove":
         initial.unlink()
@@ -201,7 +201,7 @@ def test_without_its_start_a_resumed_run_says_so_and_goes_on(
     rest = fit(tmp_path, ["a", "b"], DistanceFromStart(), UpdateSizes(), checkpointing(checkpoints), **options)
     assert len(rest) == 1, "it goes on"
     assert not any(name.startswith("distance") for logged in rest for name in logged)
-    assert any(reason in str(one.message) and "left out" in str(one.message) for one in recwarn)
+    assert any(reason in str(warning.message) and "left out" in str(warning.message) for warning in recwarn)
 
 
 def test_a_new_training_in_the_same_folder_has_a_start_of_its_own(tmp_path: Path) -> None:
@@ -227,9 +227,9 @@ def test_a_parameter_of_several_parts_is_counted_once_in_the_whole() -> None:
 
 def test_a_checksum_sees_one_bit_and_a_name() -> None:
     weights = {"a": torch.zeros(3), "b": torch.tensor(1.0)}
-    other = {"a": torch.tensor([0.0, 0.0, -0.0]), "b": torch.tensor(1.0)}
+    negative = {"a": torch.tensor([0.0, 0.0, -0.0]), "b": torch.tensor(1.0)}
     renamed = {"a": torch.zeros(3), "c": torch.tensor(1.0)}
-    assert len({checksum(one) for one in (weights, other, renamed)}) == 3
+    assert len({checksum(state) for state in (weights, negative, renamed)}) == 3
     assert checksum(weights) == checksum({name: tensor.clone() for name, tensor in weights.items()})
 
 
@@ -273,8 +273,8 @@ class Reporting(KnownGradients):
 
     def on_fit_end(self) -> None:
         path = Path(self.trainer.default_root_dir) / f"rank{self.trainer.global_rank}.pt"
-        before = torch.load(path, weights_only=True)["seen"] if path.exists() else []
-        torch.save({"seen": [*before, *self.seen]}, path)
+        earlier = torch.load(path, weights_only=True)["seen"] if path.exists() else []
+        torch.save({"seen": [*earlier, *self.seen]}, path)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from tests.support.planted_teachers import (
 def test_rows_of_packed_gates_that_selection_by_size_alone_gets_wrong(teacher: int, student: int, share: float) -> None:
     large, small = nn.LSTM(1, teacher), nn.LSTM(1, student)
     with torch.no_grad():
-        large.weight_ih_l0.copy_(torch.arange(4.0 * teacher).unsqueeze(1))  # each row says which it is
+        large.weight_ih_l0.copy_(torch.arange(4.0 * teacher).unsqueeze(1))  # each row holds its number
     aware, blind = (
         select_weights(small, large, axis_aware=aware)[0]["weight_ih_l0"].long().squeeze(1) for aware in (True, False)
     )
@@ -60,17 +60,17 @@ def test_every_parameter_says_its_axes_and_what_it_received(architecture: str) -
     for model in (student, teacher):
         assert module_axes(model).keys() == model.state_dict().keys()
     weights, report = select_weights(student, teacher)
-    assert [one.name for one in report] == list(weights) == list(student.state_dict())
-    assert all(one.source == one.name and len(one.axes) == weights[one.name].dim() for one in report)
+    assert [entry.name for entry in report] == list(weights) == list(student.state_dict())
+    assert all(entry.source == entry.name and len(entry.axes) == weights[entry.name].dim() for entry in report)
 
 
 def test_neither_network_is_changed_and_no_memory_is_shared() -> None:
     student, teacher = pair("lstm, lstm predictor")
-    before = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in (student, teacher)]
+    copies = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in (student, teacher)]
     for layers in (teacher, student):  # a teacher of the student's own size, too
         for weight in select_weights(student, layers)[0].values():
             weight.fill_(7)
-    for model, values in zip((student, teacher), before, strict=True):
+    for model, values in zip((student, teacher), copies, strict=True):
         assert all(torch.equal(tensor, values[name]) for name, tensor in model.state_dict().items())
 
 
@@ -80,10 +80,10 @@ class Stack(nn.Module):
     def __init__(self, outer: int, inner: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(nn.ModuleList(nn.BatchNorm1d(1) for _ in range(inner)) for _ in range(outer))
-        for place, block in enumerate(self.blocks):
+        for index, block in enumerate(self.blocks):
             for layer, norm in enumerate(block):
                 for tensor in norm.state_dict().values():
-                    tensor.fill_(10 * place + layer)
+                    tensor.fill_(10 * index + layer)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_layers_within_layers_are_chosen_by_the_layer_rule(rule: Any, expected: 
     for kind in ("weight", "running_mean", "running_var", "num_batches_tracked"):
         assert [int(weight) for name, weight in weights.items() if name.endswith(kind)] == expected
     assert weights["blocks.1.1.num_batches_tracked"].dtype == torch.int64
-    one = next(one for one in report if one.name == "blocks.1.0.running_mean")
-    assert one.source == f"blocks.{expected[2] // 10}.{expected[2] % 10}.running_mean"
-    assert one.source in str(one) or rule == "first"
+    entry = next(entry for entry in report if entry.name == "blocks.1.0.running_mean")
+    assert entry.source == f"blocks.{expected[2] // 10}.{expected[2] % 10}.running_mean"
+    assert entry.source in str(entry) or rule == "first"
 
 
 def test_layers_of_an_encoder_keep_together() -> None:
@@ -142,13 +142,13 @@ def test_rows_of_a_vocabulary_are_matched_by_token() -> None:
     student = recognizer(lstm(False), lstm_predictor(False), False, tokenizer=tokens)
     teacher = recognizer(lstm(False), lstm_predictor(False), False, seed=1)
     weights, report = select_weights(student, teacher)
-    places = {token: place for place, token in enumerate(CharacterTokenizer().tokens)}
+    indices = {token: index for index, token in enumerate(CharacterTokenizer().tokens)}
     for name in ("prediction.embedding.weight", "joint.output.weight", "joint.output.bias", "ctc.weight", "ctc.bias"):
-        own, source = student.state_dict()[name], teacher.state_dict()[name]
+        initial, source = student.state_dict()[name], teacher.state_dict()[name]
         for row, token in enumerate(tokens.tokens):
-            expected = source[places[token]] if token in places else own[row]
+            expected = source[indices[token]] if token in indices else initial[row]
             assert torch.equal(weights[name][row], expected), (name, token)
-        assert "5 of 7 tokens by name" in str(next(one for one in report if one.name == name))
+        assert "5 of 7 tokens by name" in str(next(entry for entry in report if entry.name == name))
 
 
 def test_a_part_that_the_teacher_lacks_keeps_its_own_values_and_says_so() -> None:
@@ -156,8 +156,8 @@ def test_a_part_that_the_teacher_lacks_keeps_its_own_values_and_says_so() -> Non
     teacher = recognizer(lstm(True), lstm_predictor(True), True, ctc=0.0)
     weights, report = select_weights(student, teacher)
     assert torch.equal(weights["ctc.weight"], student.state_dict()["ctc.weight"])
-    without = [one for one in report if not one.source]
-    assert [one.name for one in without] == ["ctc.weight", "ctc.bias"]
+    without = [entry for entry in report if not entry.source]
+    assert [entry.name for entry in without] == ["ctc.weight", "ctc.bias"]
     assert "its own values: the teacher has no such part" in str(without[-1])
 
 
@@ -223,7 +223,7 @@ class Chain(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(*(nn.Linear(width, width) for _ in range(3)))
         with torch.no_grad():
-            for layer in self.layers:  # each entry says where it is
+            for layer in self.layers:  # each entry holds its position
                 layer.weight.copy_(torch.arange(width * width).view(width, width))
                 layer.bias.copy_(torch.arange(width))
 

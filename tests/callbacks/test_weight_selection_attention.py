@@ -16,16 +16,22 @@ from tests.support.planted_spellers import EVEN, LISTENERS, MECHANISMS, TILED, U
 from tests.support.planted_teachers import MELS, same
 
 
-def torn(own: dict[str, Tensor], found: dict[str, Tensor]) -> set[str]:
-    """The weights that were not found."""
-    return {name for name, weight in own.items() if not torch.allclose(found[name], weight, rtol=1e-5, atol=1e-6)}
+def torn(planted: dict[str, Tensor], selected: dict[str, Tensor]) -> set[str]:
+    """Names of the weights that differ from the planted ones."""
+    return {
+        name for name, weight in planted.items() if not torch.allclose(selected[name], weight, rtol=1e-5, atol=1e-6)
+    }
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_what_is_compared_depends_on_every_weight(mechanism: str) -> None:
     student = Planting("projected", mechanism).recognizer(teacher=False)
-    sum(one.square().sum() for one in outputs(student)).backward()  # type: ignore[union-attr]
-    deaf = {name for name, one in student.named_parameters() if one.grad is None or one.grad.abs().max() < 1e-3}
+    sum(output.square().sum() for output in outputs(student)).backward()  # type: ignore[union-attr]
+    deaf = {
+        name
+        for name, parameter in student.named_parameters()
+        if parameter.grad is None or parameter.grad.abs().max() < 1e-3
+    }
     # What is added to all keys adds the same to the energies of all frames.
     added = {"dot": "psi.2", "multi-head": "key", "scaled dot": "key"}
     assert deaf == ({f"decoder.attention.{added[mechanism]}.bias"} if mechanism in added else set())
@@ -46,10 +52,10 @@ def test_the_student_inside_a_teacher_is_found(listener: str, mechanism: str, ce
     assert same(outputs(teacher), [expected[0][..., copies], *expected[1:]]), "the expansion is wrong"
 
     other = planting.recognizer(teacher=False, cells=cells, seed=2)
-    assert not any(same([one], [own]) for one, own in zip(outputs(other), expected, strict=True))
-    found = planting.restored(select_weights(other, teacher, elements=elements)[0])
-    assert torn(student.state_dict(), found) == set()
-    other.load_state_dict(found)
+    assert not any(same([output], [reference]) for output, reference in zip(outputs(other), expected, strict=True))
+    weights = planting.restored(select_weights(other, teacher, elements=elements)[0])
+    assert torn(student.state_dict(), weights) == set()
+    other.load_state_dict(weights)
     assert same(outputs(other), expected)
 
 
@@ -64,9 +70,9 @@ def test_a_decoder_whose_output_reads_no_context_is_found(mechanism: str, cells:
     expected = outputs(student)
     assert same(outputs(teacher)[1:], expected[1:]), "the expansion is wrong"
     other = planting.recognizer(teacher=False, cells=cells, seed=2)
-    found = planting.restored(select_weights(other, teacher)[0])
-    assert torn(student.state_dict(), found) == set()
-    other.load_state_dict(found)
+    weights = planting.restored(select_weights(other, teacher)[0])
+    assert torn(student.state_dict(), weights) == set()
+    other.load_state_dict(weights)
     assert same(outputs(other), expected)
 
 
@@ -84,16 +90,16 @@ def test_selection_by_size_alone_tears_packed_and_joined_axes(listener: str, mec
     planting = Planting(listener, mechanism)
     student, teacher = planting.recognizer(teacher=False), planting.recognizer(teacher=True, seed=1)
     planting.plant(student, teacher)
-    own, expected = student.state_dict(), outputs(student)
-    found = planting.restored(select_weights(student, teacher, axis_aware=False)[0])
-    wrong = torn(own, found)
-    several = {name for name in own if re.search(" [x+] ", " | ".join(planting.axes(name)))}
-    taps = {name for name in own if "convolution" in name}
+    planted, expected = student.state_dict(), outputs(student)
+    weights = planting.restored(select_weights(student, teacher, axis_aware=False)[0])
+    wrong = torn(planted, weights)
+    several = {name for name in planted if re.search(" [x+] ", " | ".join(planting.axes(name)))}
+    taps = {name for name in planted if "convolution" in name}
     assert wrong == several | taps
     for part in ("encoder", "decoder", "ctc"):
-        other = deepcopy(student)
-        other.load_state_dict({name: one for name, one in found.items() if name.startswith(part)}, strict=False)
-        assert same(outputs(other), expected) == (not any(name.startswith(part) for name in wrong)), part
+        mixed = deepcopy(student)
+        mixed.load_state_dict({name: weight for name, weight in weights.items() if name.startswith(part)}, strict=False)
+        assert same(outputs(mixed), expected) == (not any(name.startswith(part) for name in wrong)), part
 
 
 @torch.no_grad()
@@ -121,13 +127,18 @@ HEADS = [3 * head + unit for head in (0, 2, 4) for unit in (0, 2)]  # 3 of 5, ea
     ("listener", "mechanism", "name", "expected"),
     [
         ("pyramid", "additive", "encoder.pyramid.0.forward_lstm.weight_ih_l0", [*range(2 * MELS)]),
-        ("pyramid", "additive", "encoder.pyramid.1.backward_lstm.weight_ih_l0", [*BOTH, *(16 + one for one in BOTH)]),
+        (
+            "pyramid",
+            "additive",
+            "encoder.pyramid.1.backward_lstm.weight_ih_l0",
+            [*BOTH, *(16 + index for index in BOTH)],
+        ),
         ("pyramid over plain layers", "dot", "encoder.plain.1.backward_lstm.weight_ih_l0", BOTH),
         ("pyramid over plain layers", "dot", "decoder.attention.psi.0.weight", BOTH),
         ("projected", "additive", "encoder.projections.2.weight", BOTH),
-        ("projected", "dot", "decoder.output.weight", [*STATE, *(7 + one for one in range(0, 11, 2))]),
-        ("pyramid", "additive", "decoder.cells.0.weight_ih", [*STATE, *(7 + one for one in BOTH)]),
-        ("projected", "multi-head", "decoder.output.weight", [*STATE, *(7 + one for one in HEADS)]),
+        ("projected", "dot", "decoder.output.weight", [*STATE, *(7 + index for index in range(0, 11, 2))]),
+        ("pyramid", "additive", "decoder.cells.0.weight_ih", [*STATE, *(7 + index for index in BOTH)]),
+        ("projected", "multi-head", "decoder.output.weight", [*STATE, *(7 + index for index in HEADS)]),
     ],
 )
 def test_columns_are_read_part_by_part(listener: str, mechanism: str, name: str, expected: list[int]) -> None:
@@ -164,17 +175,17 @@ def test_four_layers_are_found_in_eight(listener: str, rule: Any, sources: dict[
     planting.plant(student, teacher, sources)
     expected = outputs(student)
     cut = deepcopy(teacher)
-    for stack, places in sources.items():
+    for stack, indices in sources.items():
         part = cut.decoder if stack == "cells" else cut.encoder
-        setattr(part, stack, nn.ModuleList(getattr(part, stack)[place] for place in places))
+        setattr(part, stack, nn.ModuleList(getattr(part, stack)[index] for index in indices))
     if isinstance(cut.encoder, ProjectedLSTMEncoder):
         cut.encoder.steps = cut.encoder.steps[:4]
     assert same(outputs(cut)[1:], expected[1:]), "the expansion is wrong"
 
     other = planting.recognizer(teacher=False, layers=4, seed=2)
-    found = planting.restored(select_weights(other, teacher, layers=rule)[0])
-    assert torn(student.state_dict(), found) == set()
-    other.load_state_dict(found)
+    weights = planting.restored(select_weights(other, teacher, layers=rule)[0])
+    assert torn(student.state_dict(), weights) == set()
+    other.load_state_dict(weights)
     assert same(outputs(other), expected)
 
 
@@ -203,7 +214,7 @@ def test_the_last_layers_cannot_be_the_first(listener: str, layers: int, cells: 
 )
 def test_features_are_all_needed_and_those_of_another_teacher_are_refused(student: Encoder, teacher: Encoder) -> None:
     _, report = select_weights(student, student)
-    directions = [one.name.split(".")[2] for one in report if "8 features" in one.axes[-1]]
+    directions = [entry.name.split(".")[2] for entry in report if "8 features" in entry.axes[-1]]
     assert directions == ["forward_lstm", "backward_lstm"]
     with pytest.raises(InputError, match="8 features, but 12 features in the teacher"):
         select_weights(student, teacher)

@@ -1,4 +1,4 @@
-"""Selection for a hybrid: states stay states, and columns are (recurrent, other projection) of each direction."""
+"""Selection for a hybrid: all states stay, and columns are (recurrent, other projection) of each direction."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def test_every_column_of_the_output_comes_from_its_own_part(states: Path) -> Non
     student, teacher = network(states), network(states, recurrent=7, projection=5, hidden=8)
     width, pdfs = 2 * (7 + 5), teacher.states.pdfs
     with torch.no_grad():
-        teacher.output.weight.copy_(torch.arange(float(pdfs * width)).view(pdfs, width))  # each says where it is
+        teacher.output.weight.copy_(torch.arange(float(pdfs * width)).view(pdfs, width))  # each holds its position
         teacher.output.bias.copy_(torch.arange(float(pdfs)))
     weights, _ = select_weights(student, teacher)
     recurrent, other = uniform_indices(7, 4).numpy(), uniform_indices(5, 3).numpy()

@@ -99,14 +99,14 @@ def kept(axis: str, length: int, small: Sizes, large: Sizes) -> np.ndarray:
             count = int(factor) if factor.isdigit() else large[factor]
             choices.append(np.arange(count) if factor.isdigit() else spread(count, small[factor]))
             shape.append(count)
-        whole = start + np.arange(np.prod(shape)).reshape(shape)
-        parts.append(whole[np.ix_(*choices)].ravel())
-        start += whole.size
+        block = start + np.arange(np.prod(shape)).reshape(shape)
+        parts.append(block[np.ix_(*choices)].ravel())
+        start += block.size
     return np.concatenate(parts)
 
 
 def sizes(seed: int, kind: str) -> tuple[Sizes, Sizes]:
-    """A student's and a teacher's, of one size or twice as large for some seeds, else any."""
+    """Sizes of a student and a teacher: equal with seed 0, doubled with seed 1, else any."""
     random = np.random.default_rng([seed, len(kind)])
     small = {letter: int(random.integers(2, 7)) for letter in "IHRPDNKT"}
     if seed < 2:

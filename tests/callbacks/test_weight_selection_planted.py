@@ -22,12 +22,12 @@ def test_the_student_inside_a_teacher_is_found(architecture: str, elements: Any)
     assert not same(outputs(other), outputs(student))
 
     weights, _ = select_weights(other, teacher, elements=elements)
-    found = restored(student, weights)
+    selected = restored(student, weights)
     for name, weight in student.state_dict().items():
         if name.endswith(POSITION) and elements == "consecutive":  # the first wavelengths are not those of the student
-            found[name] = weight
-        torch.testing.assert_close(found[name], weight, msg=lambda message, name=name: f"{name}: {message}")
-    other.load_state_dict(found)
+            selected[name] = weight
+        torch.testing.assert_close(selected[name], weight, msg=lambda message, name=name: f"{name}: {message}")
+    other.load_state_dict(selected)
     assert same(outputs(other), outputs(student))
 
 
@@ -44,10 +44,10 @@ def test_selection_by_size_alone_tears_packed_and_flattened_axes(architecture: s
     plant(student, teacher)
     other, _ = pair(architecture)
     weights, _ = select_weights(other, teacher, axis_aware=False)
-    found = restored(student, weights)
-    own = student.state_dict()
+    selected = restored(student, weights)
+    planted = student.state_dict()
     for name in ("encoder.subsampling.projection.weight", "prediction.predictor.layers.0.weight_hh_l0"):
-        assert not torch.allclose(found[name], own[name], atol=1e-3), name
-    torch.testing.assert_close(found["joint.output.weight"], own["joint.output.weight"])
-    other.load_state_dict({**found, **{name: own[name] for name in own if name.endswith(POSITION)}})
+        assert not torch.allclose(selected[name], planted[name], atol=1e-3), name
+    torch.testing.assert_close(selected["joint.output.weight"], planted["joint.output.weight"])
+    other.load_state_dict({**selected, **{name: planted[name] for name in planted if name.endswith(POSITION)}})
     assert not same(outputs(other), outputs(student))

@@ -23,7 +23,7 @@ from tests.support.transcribing_run import Beginning, loader, make_trainer
 
 def batches(count: int = 2) -> Any:
     audio = torch.randn(count, 3_000, generator=torch.Generator().manual_seed(0)) / 10
-    return loader([Batch.collate([Utterance(str(row), one, RATE, "AB")]) for row, one in enumerate(audio)])
+    return loader([Batch.collate([Utterance(str(row), samples, RATE, "AB")]) for row, samples in enumerate(audio)])
 
 
 def fit(
@@ -36,25 +36,25 @@ def fit(
     return trainer, beginning.weights
 
 
-def equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_training_begins_with_the_selected_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, teacher = save_teacher(tmp_path)
     student = build_recognizer(configuration(3))
-    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    initial = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     options = {"layers": "last", "elements": "random_consistent", "seed": 5}
     expected, report = select_weights(student, teacher, **options)
     with caplog.at_level("INFO", "lightning.pytorch"):
         trainer, first = fit(tmp_path, WeightSelection(str(path), **options), student)
     assert equal(first, expected)
-    assert not equal(first, before)
+    assert not equal(first, initial)
     assert not equal(student.state_dict(), first), "it was trained"
     printed = caplog.text
     assert f"from {path}: layers last, elements random_consistent, axes along their meaning" in printed
-    for one in report:
-        assert str(one) in printed
+    for entry in report:
+        assert str(entry) in printed
     assert "all 4 gates × 3 of 6 | all 2 directions × 3 of 6" in printed
     blind = fit(tmp_path, WeightSelection(str(path), axis_aware=False))[1]
     assert equal(blind, select_weights(student, teacher, axis_aware=False)[0])
@@ -153,9 +153,9 @@ class Unlike(lightning.Callback):
         self.drawn = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        first = next(one for one in trainer.callbacks if isinstance(one, Beginning)).weights
-        kept = {"seed": self.seed, "drawn": self.drawn, "first": first, "last": pl_module.state_dict()}
-        torch.save(kept, Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.pt")
+        first = next(callback for callback in trainer.callbacks if isinstance(callback, Beginning)).weights
+        content = {"seed": self.seed, "drawn": self.drawn, "first": first, "last": pl_module.state_dict()}
+        torch.save(content, Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.pt")
 
 
 def two_ranks(folder: Path) -> None:

@@ -91,13 +91,13 @@ def start(command: list[str], folder: Path, **more: str) -> None:
         "OMP_NUM_THREADS": "1",
         **more,
     }
-    ended = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=280)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def rows(run: Path, rank: int, epoch: int = 0) -> list[dict[str, Any]]:
-    written = [json.loads(line) for line in (run / f"rank{rank}.jsonl").read_text().splitlines()]
-    return [row for row in written if row["epoch"] == epoch]
+    lines = [json.loads(line) for line in (run / f"rank{rank}.jsonl").read_text().splitlines()]
+    return [row for row in lines if row["epoch"] == epoch]
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +109,11 @@ def alone(corpus: Path) -> list[list[dict[str, Any]]]:
 
 
 def assert_shared(ranks: list[list[dict[str, Any]]], alone: list[dict[str, Any]]) -> None:
-    """In every step of an epoch processes train together on what one trains on alone, with the same loss."""
-    for shares, whole in zip(zip(*ranks, strict=True), alone, strict=True):
+    """In every step of an epoch, processes train together on the batch of a single process, with the same loss."""
+    for shares, step in zip(zip(*ranks, strict=True), alone, strict=True):
         ids = [id for share in shares for id in share["ids"]]
-        assert sorted(ids) == sorted(whole["ids"])  # so the comparison is of the same batches
-        assert sum(share["loss"] for share in shares) / len(ranks) == pytest.approx(whole["loss"], rel=1e-4)
+        assert sorted(ids) == sorted(step["ids"])  # so the comparison is of the same batches
+        assert sum(share["loss"] for share in shares) / len(ranks) == pytest.approx(step["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(("launcher", "processes"), [("torchrun", 4), ("slurm", 2)])
@@ -128,25 +128,25 @@ def test_processes_train_as_one_with_the_global_batch(
     command = [str(SCRIPTS / f"{launcher}.sh"), "--trainer.default_root_dir", str(run)]
     start(command, corpus, CONFIG=str(corpus / "tones.yaml"), **variables)
 
-    written = [rows(run, rank) for rank in range(processes)]
-    *one, expected_rates = alone[0]
-    environments = {row["environment"] for ranks in written for row in ranks[:-1]}
+    records = [rows(run, rank) for rank in range(processes)]
+    *steps, expected_rates = alone[0]
+    environments = {row["environment"] for record in records for row in record[:-1]}
     assert environments == {{"torchrun": "TorchElasticEnvironment", "slurm": "SLURMEnvironment"}[launcher]}
-    assert all(len(ranks) - 1 == len(one) == len(TRAINING) // 4 for ranks in written)
-    assert_shared([ranks[:-1] for ranks in written], one)
-    assert len({row["loss"] for row in one}) == len(one)
-    trained = [id for ranks in written for row in ranks[:-1] for id in row["ids"]]
+    assert all(len(record) - 1 == len(steps) == len(TRAINING) // 4 for record in records)
+    assert_shared([record[:-1] for record in records], steps)
+    assert len({row["loss"] for row in steps}) == len(steps)
+    trained = [id for record in records for row in record[:-1] for id in row["ids"]]
     assert len(trained) == len(set(trained)) == len(TRAINING)
 
-    assert all(ranks[-1] == written[0][-1] for ranks in written)
-    assert written[0][-1]["rates"] == pytest.approx(expected_rates["rates"], rel=1e-4)
+    assert all(record[-1] == records[0][-1] for record in records)
+    assert records[0][-1]["rates"] == pytest.approx(expected_rates["rates"], rel=1e-4)
     [path] = (run / "transcripts").glob("*dev.jsonl")
-    heard = [json.loads(line) for line in path.read_text().splitlines()]
-    assert sorted(line["id"] for line in heard) == [f"dev-{number}" for number in range(5)]
+    transcripts = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted(line["id"] for line in transcripts) == [f"dev-{number}" for number in range(5)]
     summed = ErrorRates()
-    summed.update([line["reference"] for line in heard], [line["hypothesis"] for line in heard])
+    summed.update([line["reference"] for line in transcripts], [line["hypothesis"] for line in transcripts])
     for name, value in summed.compute().items():
-        assert written[0][-1]["rates"][f"dev/{name}"] == pytest.approx(float(value))
+        assert records[0][-1]["rates"][f"dev/{name}"] == pytest.approx(float(value))
     assert (run / "checkpoints" / "last.ckpt").is_file()
 
 
@@ -165,10 +165,10 @@ def test_processes_share_weights_and_go_on_from_one_file(
             [*command, "--trainer.max_epochs", str(epoch + 1)],
             corpus, CONFIG=str(corpus / "tones.yaml"), GPUS="2", PORT="29618",
         )  # fmt: skip
-        written = [rows(run, rank, epoch) for rank in range(2)]
-        assert_shared([ranks[:-1] for ranks in written], alone[epoch][:-1])
-        for ranks in written:
-            assert ranks[-1]["rates"] == pytest.approx(alone[epoch][-1]["rates"], rel=1e-4)
+        records = [rows(run, rank, epoch) for rank in range(2)]
+        assert_shared([record[:-1] for record in records], alone[epoch][:-1])
+        for record in records:
+            assert record[-1]["rates"] == pytest.approx(alone[epoch][-1]["rates"], rel=1e-4)
         load_recognizer(run / "checkpoints" / "last.ckpt")
 
 

@@ -1,4 +1,4 @@
-"""What a run is given: every utterance once per epoch, also after it was killed, on several ranks, with bad files."""
+"""Utterances of a run: each once per epoch, also after the run was killed, on several ranks, and with bad files."""
 
 import json
 import multiprocessing
@@ -70,10 +70,12 @@ def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(root: Path, tmp_path:
     trainer, saving = CHECKPOINTS[name]
     trainer = {"max_epochs": 3, **trainer}
     data = arguments(root, validation_subsets=["dev"], speed_factors=[0.9, 1.0, 1.1])
-    whole = collecting_run.run(str(tmp_path / "whole"), data, trainer, {"dirpath": str(tmp_path / "ckpt"), **saving})
-    trained = [row for row in whole if row["kind"] == "train"]
+    uninterrupted = collecting_run.run(
+        str(tmp_path / "whole"), data, trainer, {"dirpath": str(tmp_path / "ckpt"), **saving}
+    )
+    trained = [row for row in uninterrupted if row["kind"] == "train"]
     for epoch in range(3):
-        assert len(ids(whole, epoch)) == len(set(ids(whole, epoch))) == UTTERANCES
+        assert len(ids(uninterrupted, epoch)) == len(set(ids(uninterrupted, epoch))) == UTTERANCES
     if "accumulate_grad_batches" not in trainer:  # whose parts of one or two utterances may well come again
         assert len({row["sum"] for row in trained}) == len(trained)  # no batch does
 
@@ -85,24 +87,28 @@ def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(root: Path, tmp_path:
         assert [row for row in rest if row["kind"] == "train"] == trained[done:], checkpoint
 
 
-@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1), (2, 3)])
-def test_a_run_goes_on_with_other_parts_of_its_steps(root: Path, tmp_path: Path, before: int, now: int) -> None:
+@pytest.mark.parametrize(("old", "new"), [(1, 2), (2, 1), (2, 3)])
+def test_a_run_goes_on_with_other_parts_of_its_steps(root: Path, tmp_path: Path, old: int, new: int) -> None:
     """At the end of an epoch and within one: every utterance once, in the steps that were planned."""
     data = arguments(root, validation_subsets=["dev"])
-    trainer = {"max_epochs": 2, "accumulate_grad_batches": before, "limit_val_batches": 1.0}
+    trainer = {"max_epochs": 2, "accumulate_grad_batches": old, "limit_val_batches": 1.0}
     saving = {"dirpath": str(tmp_path / "ckpt"), "every_n_train_steps": 1}
-    whole = [
+    planned = [
         row for row in collecting_run.run(str(tmp_path / "whole"), data, trainer, saving) if row["kind"] == "train"
     ]
-    steps = [sorted(id for row in whole[at : at + before] for id in row["ids"]) for at in range(0, len(whole), before)]
+    steps = [
+        sorted(id for row in planned[first : first + old] for id in row["ids"]) for first in range(0, len(planned), old)
+    ]
     checkpoints = sorted((tmp_path / "ckpt").glob("*.ckpt"), key=progress)
     for checkpoint in checkpoints[1 :: max(1, len(checkpoints) // 5)]:
         done = torch.load(checkpoint, weights_only=True)["global_step"]
-        trainer["accumulate_grad_batches"] = now
+        trainer["accumulate_grad_batches"] = new
         rest = collecting_run.run(str(tmp_path / checkpoint.stem), data, trainer, resume=str(checkpoint))
         rows = [row for row in rest if row["kind"] == "train"]
-        found = [sorted(id for row in rows[at : at + now] for id in row["ids"]) for at in range(0, len(rows), now)]
-        assert found == steps[done:], checkpoint
+        resumed = [
+            sorted(id for row in rows[first : first + new] for id in row["ids"]) for first in range(0, len(rows), new)
+        ]
+        assert resumed == steps[done:], checkpoint
 
 
 def start(**run: Any) -> subprocess.CompletedProcess:
@@ -115,17 +121,17 @@ def test_a_killed_run_goes_on_where_its_last_checkpoint_was_written(root: Path, 
     saving = {"dirpath": str(tmp_path / "ckpt"), "every_n_train_steps": 4}
     dead = start(log=log, data=data, trainer=trainer, checkpoint=saving, die_at=19)  # in the second epoch, 3 steps late
     assert dead.returncode == -signal.SIGKILL, dead.stderr[-2000:]
-    before = collecting_run.rows(log)
+    earlier = collecting_run.rows(log)
     checkpoint = max((tmp_path / "ckpt").glob("*.ckpt"), key=progress)
     epoch, done = progress(checkpoint)
-    assert (epoch, done) == (1, 16) and len(before) == 19
+    assert (epoch, done) == (1, 16) and len(earlier) == 19
 
-    after = collecting_run.run(log, data, trainer, resume=str(checkpoint))
-    everything = sorted(ids(before, 0))
+    later = collecting_run.run(log, data, trainer, resume=str(checkpoint))
+    everything = sorted(ids(earlier, 0))
     assert len(set(everything)) == len(everything) == UTTERANCES
-    assert ids(before[:done] + after, 1) == everything
-    assert ids(after, 2) == everything
-    assert before[done:] == after[: len(before) - done]  # the lost steps are the same again, audio included
+    assert ids(earlier[:done] + later, 1) == everything
+    assert ids(later, 2) == everything
+    assert earlier[done:] == later[: len(earlier) - done]  # the lost steps are the same again, audio included
 
 
 def test_two_processes_share_an_epoch(root: Path, tmp_path: Path) -> None:
@@ -138,20 +144,20 @@ def test_two_processes_share_an_epoch(root: Path, tmp_path: Path) -> None:
         "use_distributed_sampler": True,
     }
     data = arguments(root, validation_subsets=["dev"], evaluation_batch_seconds=0.5)
-    ended = start(log=log, data=data, trainer=trainer)
-    assert ended.returncode == 0, ended.stderr[-2000:]
+    result = start(log=log, data=data, trainer=trainer)
+    assert result.returncode == 0, result.stderr[-2000:]
     ranks = [collecting_run.rows(log, rank) for rank in range(2)]
     for epoch in range(2):
         assert len(ids(ranks[0], epoch)) > UTTERANCES / 4
-        both = ids(ranks[0] + ranks[1], epoch)
-        assert len(both) == len(set(both)) == UTTERANCES
-        heard = [
+        names = ids(ranks[0] + ranks[1], epoch)
+        assert len(names) == len(set(names)) == UTTERANCES
+        validated = [
             id
             for row in ranks[0] + ranks[1]
             if row["kind"] == "validation dev" and row["epoch"] == epoch
             for id in row["ids"]
         ]
-        assert len(heard) == len(set(heard)) == 5
+        assert len(validated) == len(set(validated)) == 5
 
 
 @pytest.mark.parametrize(
@@ -178,8 +184,8 @@ def test_another_order_of_the_same_durations_is_not_resumed(tmp_path: Path) -> N
     texts = [f"u{number:02d}" for number in range(8)]
     seconds = [0.5] * 8
     for speaker, names in (("1", texts), ("2", texts[::-1])):  # the walk goes from folder to folder
-        for part, some in (("a", names[:4]), ("b", names[4:])):
-            write_chapter(tmp_path / speaker / "train" / part / "1", {name: "A" for name in some}, seconds[:4])
+        for part, subset in (("a", names[:4]), ("b", names[4:])):
+            write_chapter(tmp_path / speaker / "train" / part / "1", {name: "A" for name in subset}, seconds[:4])
     data = {"train_subsets": ["train"], "batch_seconds": 1.0, "workers": 0}
     saving = {"dirpath": str(tmp_path / "ckpt"), "every_n_train_steps": 2}
     collecting_run.run(str(tmp_path / "log"), {"root": str(tmp_path / "1"), **data}, {"max_steps": 2}, saving)
@@ -191,8 +197,8 @@ def test_another_order_of_the_same_durations_is_not_resumed(tmp_path: Path) -> N
     assert "audio seconds" not in str(refusal.value)
 
 
-def ready(**given: Any) -> LibriSpeechDataModule:
-    data = LibriSpeechDataModule(**given)
+def ready(**options: Any) -> LibriSpeechDataModule:
+    data = LibriSpeechDataModule(**options)
     data.prepare_data()
     data.setup("fit")
     return data
@@ -220,12 +226,12 @@ def test_signals_to_the_run_s_process_group_do_not_reach_readers(root: Path) -> 
 def test_readers_go_on_when_every_process_of_a_job_is_signalled(root: Path, number: int) -> None:
     expected = [batch.ids for batch in ready(**arguments(root)).train_dataloader()]
     batches = iter(ready(**arguments(root, workers=2)).train_dataloader())
-    given = [next(batches).ids]
+    received = [next(batches).ids]
     readers = multiprocessing.active_children()
     for reader in begun_readers():
         os.kill(reader, number)
-    given += [batch.ids for batch in batches]
-    assert given == expected
+    received += [batch.ids for batch in batches]
+    assert received == expected
     for reader in readers:
         reader.join(10)
         assert reader.exitcode == 0
@@ -233,10 +239,10 @@ def test_readers_go_on_when_every_process_of_a_job_is_signalled(root: Path, numb
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_item_depends_on_seed_epoch_and_utterance_only(root: Path, workers: int) -> None:
-    given: dict[str, Any] = {"speed_factors": [0.5, 1.0, 2.0], "noise": add_noise}
+    options: dict[str, Any] = {"speed_factors": [0.5, 1.0, 2.0], "noise": add_noise}
 
     def sums(epoch: int, **more: Any) -> dict[str, float]:
-        batches = ready(**arguments(root, **given, **more)).train_dataloader()
+        batches = ready(**arguments(root, **options, **more)).train_dataloader()
         batches.progress = lambda: (epoch, 0)
         return {
             id: float(audio.abs().sum()) for batch in batches for id, audio in zip(batch.ids, batch.audio, strict=True)
@@ -244,8 +250,8 @@ def test_an_item_depends_on_seed_epoch_and_utterance_only(root: Path, workers: i
 
     reference = sums(3)
     assert sums(3, batch_seconds=5.0, workers=workers) == pytest.approx(reference)
-    for other in (sums(4), sums(3, seed=2)):
-        assert np.mean([other[id] == pytest.approx(reference[id], rel=1e-3) for id in reference]) < 0.3
+    for changed in (sums(4), sums(3, seed=2)):
+        assert np.mean([changed[id] == pytest.approx(reference[id], rel=1e-3) for id in reference]) < 0.3
 
 
 def add_noise(audio: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -282,16 +288,16 @@ def test_utterances_are_read_at_the_same_time_where_that_is_asked_for(root: Path
             raise ValueError("unreadable")
         return dataset.read_audio(cut)
 
-    one, four = (
+    single, parallel = (
         dataset.SpeechDataset(corpus.manifests, 16_000, read, at_once=at_once)
         for read, at_once in ((dataset.read_audio, 1), (read_audio, 4))
     )
     keys = [(0, number) for number in (5, 0, 7, 3, 2, 11, 30, 9)]
-    expected, found = one.__getitems__(keys), four.__getitems__(keys)
-    assert [item.id for item in found] == [item.id for item in expected]
-    lost = [isinstance(item, UnreadableUtterance) for item in found]
+    expected, items = single.__getitems__(keys), parallel.__getitems__(keys)
+    assert [item.id for item in items] == [item.id for item in expected]
+    lost = [isinstance(item, UnreadableUtterance) for item in items]
     assert lost == [item.id.endswith("3") for item in expected] and any(lost)
-    for item, other in zip(found, expected, strict=True):
+    for item, other in zip(items, expected, strict=True):
         if isinstance(item, Utterance) and isinstance(other, Utterance):
             assert item.audio.equal(other.audio)
 
@@ -302,12 +308,12 @@ def test_a_file_that_breaks_costs_itself_only(root: Path) -> None:
     broken[0].unlink()
     broken[1].write_bytes(broken[1].read_bytes()[: broken[1].stat().st_size // 2])
     soundfile.write(broken[2], np.full(16_000, 0.1), 16_000, subtype="PCM_16")  # another duration than it was
-    with pytest.warns(UserWarning, match="cannot be read") as told:
-        seen = [id for batch in data.train_dataloader() for id in batch.ids]
-    assert Counter(seen).most_common(1)[0][1] == 1
-    assert len(seen) == UTTERANCES - 3
+    with pytest.warns(UserWarning, match="cannot be read") as warnings:
+        names = [id for batch in data.train_dataloader() for id in batch.ids]
+    assert Counter(names).most_common(1)[0][1] == 1
+    assert len(names) == UTTERANCES - 3
     assert set(data.lost_utterances) == {path.stem for path in broken}
-    assert all(any(str(path) in str(warning.message) for warning in told) for path in broken)
+    assert all(any(str(path) in str(warning.message) for warning in warnings) for path in broken)
 
     next(root.glob("dev/**/*.flac")).unlink()
     with pytest.warns(UserWarning):
@@ -318,14 +324,14 @@ def test_a_file_that_breaks_costs_itself_only(root: Path) -> None:
 def test_a_byte_that_turns_wrong_in_mid_epoch_costs_its_utterance_only(root: Path) -> None:
     data = ready(**arguments(root))
     batches = iter(data.train_dataloader())
-    seen = list(next(batches).ids)
-    victim, *others = sorted(path for path in root.glob("train/**/*.flac") if path.stem not in seen)
+    names = list(next(batches).ids)
+    victim, *others = sorted(path for path in root.glob("train/**/*.flac") if path.stem not in names)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1  # neither size nor header tells
     victim.write_bytes(content)
     with pytest.warns(UserWarning, match=f"cannot be read: {victim}"):
         rest = [id for batch in batches for id in batch.ids]
-    assert sorted(rest) == [path.stem for path in others] and len(seen) + len(rest) == UTTERANCES - 1
+    assert sorted(rest) == [path.stem for path in others] and len(names) + len(rest) == UTTERANCES - 1
     assert data.lost_utterances == {victim.stem: 1}
 
 

@@ -1,4 +1,4 @@
-"""Corpora, their caches and phone labels, after slips of those who keep the files."""
+"""Corpora, their caches and phone labels, with damaged files."""
 
 from pathlib import Path
 from random import Random
@@ -36,11 +36,11 @@ def librispeech(folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def ksponspeech(folder: Path) -> list[Path]:
-    place = folder / "kspon/KsponSpeech_01/KsponSpeech_0001"
-    place.mkdir(parents=True)
+    subfolder = folder / "kspon/KsponSpeech_01/KsponSpeech_0001"
+    subfolder.mkdir(parents=True)
     names = [f"KsponSpeech_00000{number}" for number in range(3)]
     for name in names:
-        (place / f"{name}.pcm").write_bytes(np.arange(4_000, dtype="<i2").tobytes() + b"x")
+        (subfolder / f"{name}.pcm").write_bytes(np.arange(4_000, dtype="<i2").tobytes() + b"x")
     text = "안녕 b/ (2월)/(이 월 )달에"
     lines = "".join(f"KsponSpeech_01/KsponSpeech_0001/{name}.pcm :: {text}\n" for name in names)
     (folder / "kspon/train.trn").write_text(lines, encoding="utf-8")
@@ -90,8 +90,8 @@ def test_ctm(random: Random, folder: Path) -> None:
     with Refusing("some.ctm"):
         labels = CTMLabels(str(folder / "some.ctm"))
         for utterance in labels.utterances():
-            for one in labels.segments(utterance):
-                assert 0 <= one.start <= one.end < float("inf")
+            for segment in labels.segments(utterance):
+                assert 0 <= segment.start <= segment.end < float("inf")
 
 
 @FUZZED
@@ -106,8 +106,8 @@ def test_textgrids(random: Random, folder: Path) -> None:
     grid.save(str(path), random.choice(("long_textgrid", "short_textgrid")), includeBlankSpaces=True)
     path.write_bytes(mutated(path.read_bytes(), random))
     with Refusing("u1.TextGrid"):
-        for one in TextGridLabels(str(folder / "grids")).segments("u1"):
-            assert 0 <= one.start <= one.end < float("inf")
+        for segment in TextGridLabels(str(folder / "grids")).segments("u1"):
+            assert 0 <= segment.start <= segment.end < float("inf")
 
 
 @FUZZED
@@ -122,8 +122,8 @@ def test_lines_of_text(random: Random, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["../../up", "/etc/up", "a/b", "..", ".", "nul\0"])
 @pytest.mark.parametrize("what", ["id", "speaker"])
 def test_names_that_lead_out_of_a_folder_are_bad(name: str, what: str) -> None:
-    found = Listing(**{"id": "u", "path": "u.flac", "text": "A", "speaker": "s", what: name})
-    [bad] = read_headers([found], 16_000, "test", lambda path: Header(16_000, 160, 1))
+    listing = Listing(**{"id": "u", "path": "u.flac", "text": "A", "speaker": "s", what: name})
+    [bad] = read_headers([listing], 16_000, "test", lambda path: Header(16_000, 160, 1))
     assert isinstance(bad, BadFile) and bad.kind == "unusable id"
 
 
@@ -149,12 +149,12 @@ def test_a_textgrid_with_a_number_of_many_digits(kind: str, tmp_path: Path) -> N
 def test_names_may_hold_other_ends_of_lines(end: str, folder: Path, ksponspeech: list[Path]) -> None:
     name = f"Kspon{end}Speech"
     [trn] = [path for path in ksponspeech if path.suffix == ".trn"]
-    before = trn.read_bytes()
+    content = trn.read_bytes()
     try:
-        trn.write_bytes(before + f"{name}.pcm :: 가\n{name * 10_000}.pcm :: 가\n".encode())
+        trn.write_bytes(content + f"{name}.pcm :: 가\n{name * 10_000}.pcm :: 가\n".encode())
         corpus = KsponSpeechDataModule(str(folder / "kspon"), predict_subsets=["train"], on_bad="skip", workers=0)
         bad = corpus.build_manifest("train").bad_files()
     finally:
-        trn.write_bytes(before)
-    assert [one.kind for one in bad] == ["transcript without audio"] * 2
+        trn.write_bytes(content)
+    assert [file.kind for file in bad] == ["transcript without audio"] * 2
     assert name in bad[0].detail and len(str(bad[1])) < 1_000

@@ -1,4 +1,4 @@
-"""The layout, its formats, and everything that can be wrong with a stranger's copy of it."""
+"""The layout, its formats, and the faults that a copy of it may have."""
 
 import shutil
 from collections.abc import Callable
@@ -39,14 +39,14 @@ def root(tmp_path: Path) -> Path:
     """A corpus in the layout of AI Hub."""
     lists: dict[str, list[str]] = {"train": [], "dev": [], "eval_clean": []}
     for number, line in LINES.items():
-        place = f"KsponSpeech_0{1 if number < '1' else 5}/KsponSpeech_{number[:3].rjust(4, '0')}"
-        write_pair(tmp_path / place, number, line)
+        directory = f"KsponSpeech_0{1 if number < '1' else 5}/KsponSpeech_{number[:3].rjust(4, '0')}"
+        write_pair(tmp_path / directory, number, line)
         subset = "train" if number < "621" else "dev"
-        lists[subset].append(f"{place}/KsponSpeech_{number}.pcm :: {line}")
+        lists[subset].append(f"{directory}/KsponSpeech_{number}.pcm :: {line}")
     for number, line in EVALUATION.items():
-        place = "KsponSpeech_eval/eval_clean"
-        write_pair(tmp_path / place, number, line, odd=True)
-        lists["eval_clean"].append(f"{place}/KsponSpeech_{number}.pcm :: {line}")
+        directory = "KsponSpeech_eval/eval_clean"
+        write_pair(tmp_path / directory, number, line, odd=True)
+        lists["eval_clean"].append(f"{directory}/KsponSpeech_{number}.pcm :: {line}")
     (tmp_path / "scripts").mkdir()
     for subset, rows in lists.items():
         (tmp_path / "scripts" / f"{subset}.trn").write_text("\n".join(rows) + "\n", "utf-8")
@@ -58,13 +58,13 @@ def read(root: Path, subset: str = "train", **more: Any) -> dict[str, tuple[str,
     data.prepare_data()
     data.setup("validate")
     (loader,) = data.val_dataloader().values()
-    read = {
+    utterances = {
         id.removeprefix("KsponSpeech_"): (batch.texts[row], batch.audio[row, : batch.audio_lengths[row]].numpy())
         for batch in loader
         for row, id in enumerate(batch.ids)
     }
     assert not data.lost_utterances
-    return dict(sorted(read.items()))
+    return dict(sorted(utterances.items()))
 
 
 def texts(root: Path, subset: str = "train", **more: Any) -> list[str]:
@@ -78,17 +78,17 @@ def rewrite(path: Path, old: str, new: str, encoding: str = "utf-8") -> None:
 
 
 def test_lists_say_what_is_in_a_subset_and_pcm_is_read_sample_by_sample(root: Path) -> None:
-    found = read(root)
-    assert [text for text, _ in found.values()] == SAID
-    for number, (_, audio) in found.items():
+    utterances = read(root)
+    assert [text for text, _ in utterances.values()] == SAID
+    for number, (_, audio) in utterances.items():
         np.testing.assert_array_equal(audio, samples(number) / np.float32(32_768))
     assert texts(root, "dev") == ["눈이 온다"]
 
 
 def test_an_odd_last_byte_is_dropped(root: Path) -> None:
-    found = read(root, "eval_clean")
-    assert list(found) == list(EVALUATION)
-    for number, (text, audio) in found.items():
+    utterances = read(root, "eval_clean")
+    assert list(utterances) == list(EVALUATION)
+    for number, (text, audio) in utterances.items():
         assert text == EVALUATION[number]
         np.testing.assert_array_equal(audio, samples(number) / np.float32(32_768))
 
@@ -226,7 +226,7 @@ def test_a_name_in_a_list_twice_is_reported(root: Path) -> None:
 
 
 def write_equal_names(root: Path, lines: str, *folders: str) -> None:
-    """Files 0001.pcm in several folders, as long as the place of the folder says, and a list."""
+    """Files 0001.pcm in several folders, of 1,000 samples times the folder's number, and a list."""
     for number, folder in enumerate(folders, start=1):
         (root / folder).mkdir(parents=True)
         (root / folder / "0001.pcm").write_bytes(np.full(1_000 * number, number, "<i2").tobytes())

@@ -1,4 +1,4 @@
-"""Five layouts end to end: a class and a root, the same batches from shards, and what is said of a wrong root."""
+"""Five layouts end to end: a class and a root, the same batches from shards, and the message for a wrong root."""
 
 import json
 from collections.abc import Callable
@@ -59,8 +59,8 @@ def test_a_class_and_a_root_are_enough_and_shards_give_the_same_batches(name: st
     module = kind(root=str(root), batch_seconds=4.0, workers=0, speed_factors=[0.9, 1.0])  # type: ignore[call-arg]
     subsets = {f"{role}_subsets": module.subsets[role] for role in ("train", "validation", "test")}
     assert all(len(names) == 1 for names in subsets.values())
-    before = [batches(module, epoch) for epoch in (0, 1)]
-    assert before[0] != before[1]
+    expected = [batches(module, epoch) for epoch in (0, 1)]
+    assert expected[0] != expected[1]
     module.setup("test")
     texts = sorted(
         module.manifests[names[0]][number].supervisions[0].text or ""
@@ -75,7 +75,7 @@ def test_a_class_and_a_root_are_enough_and_shards_give_the_same_batches(name: st
     assert main(["shards", "--config", str(tmp_path / "experiment.yaml"), "--output", str(output),
                       "--utterances-per-shard", "5"]) == 0  # fmt: skip
     again = ShardsDataModule(str(output), batch_seconds=4.0, workers=0, speed_factors=[0.9, 1.0], **subsets)
-    assert [batches(again, epoch) for epoch in (0, 1)] == before
+    assert [batches(again, epoch) for epoch in (0, 1)] == expected
 
 
 def read_by_text(module: CorpusDataModule) -> dict[str, np.ndarray]:
@@ -98,8 +98,8 @@ def test_formats_and_rates_are_mixed_in_a_run(tmp_path: Path) -> None:
         if lossless:
             np.testing.assert_allclose(audio[text], expected, atol=2 / 32_768)
         else:
-            known = min(len(expected), len(audio[text]))
-            assert np.corrcoef(audio[text][:known], expected[:known])[0, 1] > 0.95
+            size = min(len(expected), len(audio[text]))
+            assert np.corrcoef(audio[text][:size], expected[:size])[0, 1] > 0.95
         np.testing.assert_array_equal(audio[text], sixteen_bits(audio[text]))
 
 
@@ -128,20 +128,20 @@ def test_a_channel_is_chosen_and_opposite_ones_are_named(tmp_path: Path) -> None
     for name, channels in (("both", (left, right)), ("opposite", (left, -left))):
         soundfile.write(tmp_path / f"{name}.wav", np.stack(channels, axis=1), 16_000, subtype="FLOAT")
     made_listed.write_table(tmp_path / "a.tsv", [{"path": f"{n}.wav", "text": n} for n in ("both", "opposite")])
-    given: dict[str, Any] = {"root": str(tmp_path), "split": None, "train_subsets": ["train"], "workers": 0}
+    options: dict[str, Any] = {"root": str(tmp_path), "split": None, "train_subsets": ["train"], "workers": 0}
     with pytest.raises(InputError, match=r"opposite\.wav.*opposite phase.*channel 0"):
-        ready(TableDataModule(**given))
-    mixed = read_by_text(TableDataModule(**given, on_bad="skip"))
+        ready(TableDataModule(**options))
+    mixed = read_by_text(TableDataModule(**options, on_bad="skip"))
     np.testing.assert_allclose(mixed["both"], (left + right) / 2, atol=1 / 32_768)
     for channel, expected in ((0, left), (1, right)):
-        chosen = read_by_text(TableDataModule(**given, channel=channel))
+        chosen = read_by_text(TableDataModule(**options, channel=channel))
         np.testing.assert_allclose(chosen["both"], expected, atol=1 / 32_768)
     with pytest.raises(InputError, match="expected a channel 2"):
-        ready(TableDataModule(**given, channel=2))
+        ready(TableDataModule(**options, channel=2))
     made_listed.write_table(
         tmp_path / "a.tsv", [{"path": "both.wav", "text": f"c{n}", "channel": str(n)} for n in range(2)]
     )
-    apart = read_by_text(TableDataModule(**given))
+    apart = read_by_text(TableDataModule(**options))
     np.testing.assert_allclose(apart["c1"], right, atol=1 / 32_768)
 
 

@@ -1,4 +1,4 @@
-"""The layout, its formats, and everything that can be wrong with a stranger's copy of it."""
+"""The layout, its formats, and the faults that a copy of it may have."""
 
 import os
 from collections.abc import Callable
@@ -203,8 +203,8 @@ def test_one_report_for_all(tmp_path: Path) -> None:
     assert lines[:2] == ["30 files of mine, dev-clean cannot be used:", "  30 unreadable audio"]
     assert sum(line.startswith(str(tmp_path)) and ".flac: " in line for line in lines) == 20
     assert "... and 10 more" in lines
-    listed = [Path(word.strip(",")) for word in lines[-2].split() if word.strip(",").endswith(".tsv")]
-    assert sum(len(path.read_text().splitlines()) for path in listed) == 30
+    reports = [Path(word.strip(",")) for word in lines[-2].split() if word.strip(",").endswith(".tsv")]
+    assert sum(len(path.read_text().splitlines()) for path in reports) == 30
     assert "--data.init_args.on_bad skip" in lines[-1]
 
 
@@ -269,8 +269,8 @@ def test_a_strangers_transcripts_are_written_in_librispeechs_alphabet(tmp_path: 
         "a": "WELL IT'S THREE O'CLOCK",
         "b": "NOTHIN' ELSE",
     }
-    kept = {id: item[1] for id, item in read(module(tmp_path, normalize=False)).items()}
-    assert kept["a"] == "Well, it's 3 o'clock."
+    texts = {id: item[1] for id, item in read(module(tmp_path, normalize=False)).items()}
+    assert texts["a"] == "Well, it's 3 o'clock."
 
 
 def test_an_empty_transcript_is_scored_but_not_learned_from(tmp_path: Path) -> None:

@@ -67,10 +67,10 @@ def test_processes_share_the_index_instead_of_copying_it(tmp_path: Path) -> None
 @pytest.fixture
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Grows with every file list that is read through."""
-    seen: list[Any] = []
+    calls: list[Any] = []
     scan = lines._scan
-    monkeypatch.setattr(lines, "_scan", lambda *given: seen.append(given) or scan(*given))
-    return seen
+    monkeypatch.setattr(lines, "_scan", lambda *arguments: calls.append(arguments) or scan(*arguments))
+    return calls
 
 
 def indices(cache: Path) -> int:
@@ -107,19 +107,19 @@ def test_a_damaged_index_is_made_again(tmp_path: Path, cache: Path, name: str) -
 
 def test_two_at_once_make_one_index(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_texts(tmp_path)
-    meeting, write, made = threading.Barrier(2), lines._write_index, []
+    meeting, write, opened = threading.Barrier(2), lines._write_index, []
 
-    def write_together(*given: Any) -> None:
-        write(*given)
+    def write_together(*arguments: Any) -> None:
+        write(*arguments)
         meeting.wait(timeout=20)  # both are done before either goes on
 
     monkeypatch.setattr(lines, "_write_index", write_together)
-    both = [threading.Thread(target=lambda: made.append(open_lines([tmp_path / "a.txt"]))) for _ in range(2)]
-    for one in both:
-        one.start()
-    for one in both:
-        one.join()
-    assert [len(one) for one in made] == [90, 90] and made[0][3] == made[1][3]
+    threads = [threading.Thread(target=lambda: opened.append(open_lines([tmp_path / "a.txt"]))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(text) for text in opened] == [90, 90] and opened[0][3] == opened[1][3]
     assert indices(cache) == 1 and not list(cache.glob("text/*/.*"))
 
 

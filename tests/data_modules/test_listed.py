@@ -19,25 +19,31 @@ def listings(speakers: int, each: int = 5) -> list[Listing]:
 
 
 def test_a_split_keeps_speakers_together_and_everything_once() -> None:
-    given = listings(20)
-    parts = divide(given, SHARES, kept_together(given, 3), 1)
-    assert sorted(listing.id for part in parts.values() for listing in part) == sorted(one.id for one in given)
-    speakers = {name: {listing.speaker for listing in part} for name, part in parts.items()}
+    utterances = listings(20)
+    parts = divide(utterances, SHARES, kept_together(utterances, 3), 1)
+    assert sorted(utterance.id for part in parts.values() for utterance in part) == sorted(
+        utterance.id for utterance in utterances
+    )
+    speakers = {name: {utterance.speaker for utterance in part} for name, part in parts.items()}
     assert {name: len(part) for name, part in speakers.items()} == {"train": 16, "dev": 2, "test": 2}
     assert not speakers["train"] & speakers["dev"] and not speakers["dev"] & speakers["test"]
-    shuffled = divide(given[::-1], SHARES, "speaker", 1)
-    assert {name: {one.id for one in part} for name, part in shuffled.items()} == {
-        name: {one.id for one in part} for name, part in parts.items()
+    shuffled = divide(utterances[::-1], SHARES, "speaker", 1)
+    assert {name: {utterance.id for utterance in part} for name, part in shuffled.items()} == {
+        name: {utterance.id for utterance in part} for name, part in parts.items()
     }
-    assert divide(given, SHARES, "speaker", 2) != parts
+    assert divide(utterances, SHARES, "speaker", 2) != parts
 
 
 def test_utterances_are_drawn_where_speakers_are_unknown() -> None:
-    given = [Listing(f"u{n}", f"/a/u{n}.wav", "x") for n in range(200)]
-    parts = divide(given, SHARES, kept_together(given, 3), 1)
+    utterances = [Listing(f"u{n}", f"/a/u{n}.wav", "x") for n in range(200)]
+    parts = divide(utterances, SHARES, kept_together(utterances, 3), 1)
     assert {name: len(part) for name, part in parts.items()} == {"train": 160, "dev": 20, "test": 20}
     for name in ("dev", "test"):  # not a run of neighbours
-        assert max(int(one.id[1:]) for one in parts[name]) - min(int(one.id[1:]) for one in parts[name]) > 100
+        assert (
+            max(int(utterance.id[1:]) for utterance in parts[name])
+            - min(int(utterance.id[1:]) for utterance in parts[name])
+            > 100
+        )
 
 
 def test_each_subset_has_a_speaker_or_it_is_an_error() -> None:
@@ -59,11 +65,11 @@ def test_a_split_of_too_little_says_what_cannot_be_used(tmp_path: Path) -> None:
 
 def test_files_of_one_name_are_called_by_their_folders() -> None:
     bad: list[BadFile] = []
-    given = [Listing("a", f"/c/{folder}/a.wav", folder) for folder in ("x", "y", "y/z")] + [
+    utterances = [Listing("a", f"/c/{folder}/a.wav", folder) for folder in ("x", "y", "y/z")] + [
         Listing("b", "/c/b.wav", "b")
     ]
-    unique = make_unique([*given, given[0]], bad)
-    assert [listing.id for listing in unique] == ["x-a", "y-a", "y-z-a", "b"]
+    unique = make_unique([*utterances, utterances[0]], bad)
+    assert [utterance.id for utterance in unique] == ["x-a", "y-a", "y-z-a", "b"]
     assert [file.kind for file in bad] == ["duplicate id"]
 
 
@@ -114,8 +120,8 @@ def test_a_missing_dev_is_taken_from_train(tmp_path: Path) -> None:
     (root / "dev.tsv").unlink()
     module = TableDataModule(str(root))
     assert module.subsets["validation"] == ["dev"]
-    held, rest = ({one.id for one in module.find_utterances(name)[0]} for name in ("dev", "train"))
-    assert held and rest and not held & rest and len(held | rest) == 8
+    dev, train = ({utterance.id for utterance in module.find_utterances(name)[0]} for name in ("dev", "train"))
+    assert dev and train and not dev & train and len(dev | train) == 8
     assert len(TableDataModule(str(root), split=None).find_utterances("train")[0]) == 8
 
 
@@ -133,7 +139,7 @@ def test_a_column_names_subsets(tmp_path: Path) -> None:
 def test_options_have_manifests_of_their_own(tmp_path: Path) -> None:
     root = str(made_listed.flat_folder(tmp_path))
     options: list[dict[str, Any]] = [{}, {"split_seed": 2}, {"channel": 0}, {"normalize": True}, {"sample_rate": 8_000}]
-    assert len({TableDataModule(root, **given).manifest_folder for given in options}) == len(options)
+    assert len({TableDataModule(root, **option).manifest_folder for option in options}) == len(options)
 
 
 def test_what_kaldi_lists_and_is_not_there(tmp_path: Path) -> None:
@@ -142,12 +148,15 @@ def test_what_kaldi_lists_and_is_not_there(tmp_path: Path) -> None:
     (folder / "wav.scp").write_text(f"a {path}\nb sph2pipe b.sph |\nc c.wav\nd raw.ark:17\n")
     (folder / "text").write_text("a some text\nb more\nc else\ne nothing\na twice\n")
     module = KaldiDataModule(str(folder), split=None, train_subsets=["train"])
-    found, bad = module.list_utterances("")
-    assert [(listing.id, listing.text) for listing in found] == [("a", "some text")]
+    utterances, bad = module.list_utterances("")
+    assert [(utterance.id, utterance.text) for utterance in utterances] == [("a", "some text")]
     assert sorted(file.kind for file in bad) == [
         "a pipe", "duplicate id", "transcript without audio", "transcript without audio", "transcript without audio",
     ]  # fmt: skip
     (folder / "segments").write_text("a a 0.1 0.3\ne a 0.2 -1\nb a 0.3 0.1\nc gone 0 1\n")
-    found, bad = module.list_utterances("")
-    assert [(one.id, one.begin, one.end) for one in found] == [("a", 0.1, 0.3), ("e", 0.2, None)]
+    utterances, bad = module.list_utterances("")
+    assert [(utterance.id, utterance.begin, utterance.end) for utterance in utterances] == [
+        ("a", 0.1, 0.3),
+        ("e", 0.2, None),
+    ]
     assert {"malformed line", "segment without audio"} <= {file.kind for file in bad}

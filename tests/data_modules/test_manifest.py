@@ -92,12 +92,12 @@ def data(tmp_path: Path) -> LibriSpeechDataModule:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_manifest_is_rebuilt(data: LibriSpeechDataModule, damage: str) -> None:
-    whole = read_ids(data.build_manifest("train"))
+    expected = read_ids(data.build_manifest("train"))
     path = data.manifest_folder / "train.cuts.jsonl"
     DAMAGES[damage](path)
     with pytest.raises((OSError, ValueError)):
         Manifest(path)
-    assert read_ids(data.build_manifest("train")) == whole
+    assert read_ids(data.build_manifest("train")) == expected
     assert not [name for name in os.listdir(path.parent) if name.startswith(".")]  # no temporary file is left
 
 
@@ -110,16 +110,16 @@ def flip(path: Path, bit: int) -> None:
 @pytest.mark.parametrize("name", ["train.cuts.jsonl", "train.index.npz", "train.bad.tsv"])
 def test_a_flipped_bit_is_never_believed(data: LibriSpeechDataModule, name: str) -> None:
     next(data.root.glob("**/*.flac")).unlink()  # so that there is a bad file
-    whole = data.build_manifest("train")
-    cuts, bad, durations = [whole[n] for n in range(5)], whole.bad_files(), whole.durations
+    manifest = data.build_manifest("train")
+    cuts, bad, durations = [manifest[n] for n in range(5)], manifest.bad_files(), manifest.durations
     assert len(bad) == 1
     path = data.manifest_folder / name
     content = path.read_bytes()
     for bit in range(0, 8 * len(content), 1 + len(content) * 8 // 12):
         flip(path, bit)
-        made = data.build_manifest("train")
-        assert [made[n] for n in range(len(made))] == cuts and made.bad_files() == bad, bit
-        np.testing.assert_array_equal(made.durations, durations)
+        rebuilt = data.build_manifest("train")
+        assert [rebuilt[n] for n in range(len(rebuilt))] == cuts and rebuilt.bad_files() == bad, bit
+        np.testing.assert_array_equal(rebuilt.durations, durations)
         if name != "train.index.npz":  # of an archive, some bits mean nothing
             assert path.read_bytes() == content
         path.write_bytes(content)
@@ -139,25 +139,25 @@ def test_that_a_manifest_is_made_anew_is_said_in_a_sentence(
 def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    here, path = platform.node(), tmp_path / "dev.cuts.jsonl"
+    host, path = platform.node(), tmp_path / "dev.cuts.jsonl"
     abandoned = [
-        f".{path.name}.{here}.{dead.pid}",
-        f".dev.index.npz.{here}.{dead.pid}.0123abcd",
+        f".{path.name}.{host}.{dead.pid}",
+        f".dev.index.npz.{host}.{dead.pid}.0123abcd",
         ".dev.bad.tsv.other.7",
     ]
-    kept = [
-        f".{path.name}.{here}.{os.getppid()}",  # of a process that lives
+    remaining = [
+        f".{path.name}.{host}.{os.getppid()}",  # of a process that lives
         f".{path.name}.other.{dead.pid}",  # of another machine, a moment ago
-        f".test.cuts.jsonl.{here}.{dead.pid}",  # of another file
+        f".test.cuts.jsonl.{host}.{dead.pid}",  # of another file
         ".dev.cuts.jsonl.lock",
         ".dev.cuts.jsonl.swp",
     ]
-    for name in abandoned + kept:
+    for name in abandoned + remaining:
         (tmp_path / name).write_text("half")
     for name in (".dev.bad.tsv.other.7", ".dev.cuts.jsonl.lock", ".dev.cuts.jsonl.swp"):
         os.utime(tmp_path / name, (1e9, 1e9))
     write(path, 3)
-    assert sorted(os.listdir(tmp_path)) == sorted([*kept, "dev.bad.tsv", "dev.cuts.jsonl", "dev.index.npz"])
+    assert sorted(os.listdir(tmp_path)) == sorted([*remaining, "dev.bad.tsv", "dev.cuts.jsonl", "dev.index.npz"])
 
 
 def test_ids_are_hashed_alike_everywhere() -> None:

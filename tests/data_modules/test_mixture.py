@@ -28,10 +28,10 @@ def data(tmp_path: Path) -> dict[str, Any]:
     make_subset(tmp_path / "a", "dev", 3, seed=1)
     make_subset(tmp_path / "b", "other", SMALL, seed=2)
     make_subset(tmp_path / "b", "dev", 4, seed=3)
-    given = {"train_subsets": ["train"], "validation_subsets": ["dev"]}
+    subsets = {"train_subsets": ["train"], "validation_subsets": ["dev"]}
     corpora = {
-        "large": {"root": str(tmp_path / "a"), "speed_factors": [0.9, 1.0, 1.1], **given},
-        "large-b": {"root": str(tmp_path / "b"), **given, "train_subsets": ["other"]},  # begins with the other name
+        "large": {"root": str(tmp_path / "a"), "speed_factors": [0.9, 1.0, 1.1], **subsets},
+        "large-b": {"root": str(tmp_path / "b"), **subsets, "train_subsets": ["other"]},  # begins with the other name
     }
     weights = {"large": 0.4, "large-b": 3.0}
     return {"corpora": corpora, "weights": weights, "batch_seconds": 3.0, "workers": 0, "seed": 1}
@@ -49,15 +49,15 @@ def test_utterances_take_the_places_in_turn(count: int, weight: Fraction) -> Non
     epochs = 2 * weight.denominator
     counts, comings = Counter[int](), Counter[tuple[int, int]]()
     for epoch in range(epochs):
-        for place in range(len(slots)):
-            utterance, times = slots.utterance(place, epoch)
-            assert durations[utterance] <= slots.durations[place]
+        for slot in range(len(slots)):
+            utterance, times = slots.utterance(slot, epoch)
+            assert durations[utterance] <= slots.durations[slot]
             counts[utterance] += 1
             comings[utterance, times] += 1
     assert set(counts) == set(range(count)) and set(comings.values()) == {1}
-    whole = count // weight.denominator * weight.denominator
+    complete = count // weight.denominator * weight.denominator
     ordered = np.argsort(durations, kind="stable")
-    assert {counts[int(utterance)] for utterance in ordered[:whole]} <= {epochs * weight}
+    assert {counts[int(utterance)] for utterance in ordered[:complete]} <= {epochs * weight}
 
 
 def test_weights_say_how_often_an_utterance_comes(data: dict[str, Any], tmp_path: Path) -> None:
@@ -73,8 +73,10 @@ def test_weights_say_how_often_an_utterance_comes(data: dict[str, Any], tmp_path
     assert sum(total[id] == 2 for id in large) >= 20
     kinds = {row["kind"] for row in rows}
     assert kinds == {"train", "validation large-dev", "validation large-b-dev"}
-    heard = [id for row in rows if row["kind"] == "validation large-b-dev" and row["epoch"] == 0 for id in row["ids"]]
-    assert sorted(heard) == sorted(path.stem for path in (tmp_path / "b" / "dev").rglob("*.flac"))
+    validated = [
+        id for row in rows if row["kind"] == "validation large-b-dev" and row["epoch"] == 0 for id in row["ids"]
+    ]
+    assert sorted(validated) == sorted(path.stem for path in (tmp_path / "b" / "dev").rglob("*.flac"))
 
 
 def test_comings_of_an_utterance_are_augmented_anew(data: dict[str, Any]) -> None:
@@ -93,16 +95,16 @@ def test_comings_of_an_utterance_are_augmented_anew(data: dict[str, Any]) -> Non
 
 def test_a_mixture_is_resumed_in_mid_epoch(data: dict[str, Any], tmp_path: Path) -> None:
     saving = {"dirpath": str(tmp_path / "ckpt"), "every_n_train_steps": 4}
-    whole = collecting_run.run(str(tmp_path / "whole"), data, {"max_epochs": 3}, saving)
+    uninterrupted = collecting_run.run(str(tmp_path / "whole"), data, {"max_epochs": 3}, saving)
     checkpoints = list((tmp_path / "ckpt").glob("*.ckpt"))
     assert len(checkpoints) > 3
     for checkpoint in checkpoints[::3]:
         steps = int(checkpoint.stem.split("-")[0].partition("=")[2])
         rest = collecting_run.run(str(tmp_path / checkpoint.stem), data, {"max_epochs": 3}, resume=str(checkpoint))
-        assert rest == whole[steps:]
-    other = {**data, "weights": {"large": 0.5, "large-b": 3.0}}
+        assert rest == uninterrupted[steps:]
+    changed = {**data, "weights": {"large": 0.5, "large-b": 3.0}}
     with pytest.raises(InputError, match="weights: .* in the checkpoint"):
-        collecting_run.run(str(tmp_path / "log"), other, {"max_epochs": 3}, resume=str(checkpoints[0]))
+        collecting_run.run(str(tmp_path / "log"), changed, {"max_epochs": 3}, resume=str(checkpoints[0]))
 
 
 def test_two_processes_share_a_mixture(data: dict[str, Any], tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_two_processes_share_a_mixture(data: dict[str, Any], tmp_path: Path) -> 
 
 def test_an_experiment_names_corpora(data: dict[str, Any], tmp_path: Path) -> None:
     path = "data_modules.librispeech.LibriSpeechDataModule"
-    corpora = {name: {"class_path": path, "init_args": given} for name, given in data["corpora"].items()}
+    corpora = {name: {"class_path": path, "init_args": options} for name, options in data["corpora"].items()}
     config = {"class_path": "data_modules.mixture.MixtureDataModule", "init_args": {**data, "corpora": corpora}}
     module, _ = instantiate(config, CorpusDataModule, "a corpus")  # type: ignore[type-abstract]
     assert module.subsets["validation"] == ["large-dev", "large-b-dev"]

@@ -57,7 +57,7 @@ def test_the_embedded_corpus_tells_its_phones(tmp_path: Path) -> None:
     for name in names:
         segments = labels.segments(name)
         assert segments[0].start == 0.0 and {segments[0].label, segments[-1].label} == {"SIL"}
-        assert all(one.end == pytest.approx(two.start, abs=1e-6) for one, two in pairwise(segments))
+        assert all(left.end == pytest.approx(right.start, abs=1e-6) for left, right in pairwise(segments))
 
 
 def test_text_grids_in_both_of_praats_formats(tmp_path: Path) -> None:
@@ -108,9 +108,9 @@ def test_broken_files_end_in_a_message(tmp_path: Path, content: bytes, kept: flo
     grid.addTier(textgrid.IntervalTier("phones", [(0.1, 0.4, "HH"), (0.4, 0.9, "EY1")], 0, 1.0))
     path = tmp_path / "u.TextGrid"
     grid.save(str(path), "long_textgrid", includeBlankSpaces=True)
-    whole = path.read_bytes()
-    cut = int(kept * len(whole))
-    for broken in (content, whole[:cut], whole[:cut] + content + whole[cut:]):
+    complete = path.read_bytes()
+    cut = int(kept * len(complete))
+    for broken in (content, complete[:cut], complete[:cut] + content + complete[cut:]):
         path.write_bytes(broken)
         try:
             assert isinstance(TextGridLabels(str(tmp_path)).segments("u"), list)
@@ -137,7 +137,7 @@ def test_phones_of_all_speakers_are_kept(tmp_path: Path) -> None:
         Segment(0.6, 0.8, "SIL"), Segment(0.8, 1.0, "AY1"),
     ]  # fmt: skip
     only = TextGridLabels(str(tmp_path), "ben - phones").segments("u")
-    assert [one.label for one in only] == ["SIL", "B", "SIL", "AY1"]
+    assert [segment.label for segment in only] == ["SIL", "B", "SIL", "AY1"]
 
 
 def test_speakers_at_once_are_asked_about(tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def test_steps_have_at_most_so_many_utterances_and_all_but_the_last_have_as_many
 
 
 def test_a_run_is_not_resumed_with_another_limit_of_utterances() -> None:
-    def batches(most: int | None) -> TrainBatches:
-        return TrainBatches(like_librispeech(50), lambda *_: [], 100.0, most=most)
+    def batches(limit: int | None) -> TrainBatches:
+        return TrainBatches(like_librispeech(50), lambda *_: [], 100.0, most=limit)
 
     older = {name: value for name, value in batches(None).state_dict().items() if name != "batch_utterances"}
     batches(None).load_state_dict(older)
@@ -168,8 +168,14 @@ def test_many_utterances_are_planned_fast() -> None:
 
 
 def batches_of(**change: object) -> TrainBatches:
-    given = {"durations": np.ones(10), "batch_seconds": 3.0, "world_size": 1, "seed": 1, "identity": {"subsets": "a"}}
-    return TrainBatches(load=lambda batches, epoch: iter(()), **{**given, **change})  # type: ignore[arg-type]
+    arguments = {
+        "durations": np.ones(10),
+        "batch_seconds": 3.0,
+        "world_size": 1,
+        "seed": 1,
+        "identity": {"subsets": "a"},
+    }
+    return TrainBatches(load=lambda batches, epoch: iter(()), **{**arguments, **change})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -193,12 +199,12 @@ def test_a_checkpoint_of_other_batches_is_refused(change: dict[str, object], nam
 @pytest.mark.parametrize("change", [{"world_size": 2}, {"accumulation": 4}, {"world_size": 3, "accumulation": 2}])
 def test_the_rest_of_an_epoch_is_shared_by_any_number_of_processes(change: dict[str, int]) -> None:
     durations = like_librispeech(200)
-    before, done = batches_of(durations=durations, batch_seconds=200.0), 7
-    after = batches_of(durations=durations, batch_seconds=200.0, **change)
-    after.load_state_dict(before.state_dict())
+    original, done = batches_of(durations=durations, batch_seconds=200.0), 7
+    resumed = batches_of(durations=durations, batch_seconds=200.0, **change)
+    resumed.load_state_dict(original.state_dict())
     parts = change.get("accumulation", 1)
-    rest = [number for rank in after.plan() for part in rank[done * parts :] for number in part]
-    assert sorted(rest) == sorted(number for step in before.plan()[0][done:] for number in step)
+    rest = [number for rank in resumed.plan() for part in rank[done * parts :] for number in part]
+    assert sorted(rest) == sorted(number for step in original.plan()[0][done:] for number in step)
     assert 0 < len(rest) < 200
 
 
@@ -236,15 +242,15 @@ def test_the_digest_of_an_order_tells_it_from_others_and_is_cheap() -> None:
 
 
 def test_the_progress_is_asked_at_the_first_batch_only() -> None:
-    asked = []
+    calls = []
 
     def progress() -> tuple[int, int]:
-        asked.append(True)
+        calls.append(True)
         return 2, 3
 
     batches = batches_of(progress=progress)
     batches.load = lambda planned, epoch: [(planned, epoch)]  # type: ignore[assignment, list-item, return-value]
     iterator = iter(batches)
-    assert not asked
+    assert not calls
     assert next(iterator) == (batches.plan(2)[0][3:], 2)
-    assert asked == [True]
+    assert calls == [True]

@@ -110,17 +110,17 @@ def test_what_lhotse_wrote_is_read(tmp_path: Path) -> None:
     cuts = CutSet.from_cuts(module.manifests["train"][n] for n in range(5))
     (tmp_path / "theirs" / "train").mkdir(parents=True)
     cuts.to_shar(tmp_path / "theirs" / "train", fields={"recording": "wav"}, shard_size=2)
-    read = ready(ShardsDataModule(root=str(tmp_path / "theirs"), train_subsets=["train"], workers=0))
-    heard = {
+    data = ready(ShardsDataModule(root=str(tmp_path / "theirs"), train_subsets=["train"], workers=0))
+    utterances = {
         id: (text, speaker, audio[:length].numpy())
-        for batch in read.train_dataloader()
+        for batch in data.train_dataloader()
         for id, text, speaker, audio, length in zip(
             batch.ids, batch.texts, batch.speakers, batch.audio, batch.audio_lengths, strict=True
         )
     }
-    assert len(heard) == 5
+    assert len(utterances) == 5
     for cut in cuts:
-        text, speaker, audio = heard[cut.id]
+        text, speaker, audio = utterances[cut.id]
         assert (text, speaker) == (cut.supervisions[0].text, "1")
         np.testing.assert_allclose(audio, module.read_audio(cut), atol=1 / 32_000)  # lhotse's writer rounds
 
@@ -129,12 +129,12 @@ def test_headerless_audio_is_kept_to_the_bit(tmp_path: Path) -> None:
     folder = tmp_path / "kspon" / "KsponSpeech_01"
     folder.mkdir(parents=True)
     samples = np.random.default_rng(0).integers(-32_768, 32_768, (3, 4_000)).astype("<i2")
-    for number, one in enumerate(samples):
-        (folder / f"KsponSpeech_{number:06}.pcm").write_bytes(one.tobytes())
+    for number, row in enumerate(samples):
+        (folder / f"KsponSpeech_{number:06}.pcm").write_bytes(row.tobytes())
         (folder / f"KsponSpeech_{number:06}.txt").write_bytes("(3시)/(세 시)에 비가 온다".encode("cp949"))
-    given = {"root": str(folder.parent), "train_subsets": ["KsponSpeech_01"]}
-    status, output = write(describe(tmp_path, "ksponspeech.KsponSpeechDataModule", given))
-    assert status == 0 and KsponSpeechDataModule(**given).read_audio is not ShardsDataModule.read_audio
+    options = {"root": str(folder.parent), "train_subsets": ["KsponSpeech_01"]}
+    status, output = write(describe(tmp_path, "ksponspeech.KsponSpeechDataModule", options))
+    assert status == 0 and KsponSpeechDataModule(**options).read_audio is not ShardsDataModule.read_audio
     module = ready(ShardsDataModule(root=str(output), train_subsets=["KsponSpeech_01"]))
     manifest = module.manifests["KsponSpeech_01"]
     assert [manifest[n].supervisions[0].text for n in range(3)] == ["세 시에 비가 온다"] * 3
@@ -153,25 +153,25 @@ def start(**run: Any) -> subprocess.CompletedProcess:
 def test_a_run_on_files_is_resumed_in_mid_epoch_on_shards(experiment: Path, shards: Path, tmp_path: Path) -> None:
     saving = {"dirpath": str(tmp_path / "ckpt"), "every_n_train_steps": 5}
     trainer, files = {"max_epochs": 2}, arguments(experiment.parent / "corpus")
-    whole = collecting_run.run(str(tmp_path / "files"), files, trainer, saving)
-    again = collecting_run.run(str(tmp_path / "shards"), arguments(shards), trainer, shards=True)
-    assert again == whole
+    expected = collecting_run.run(str(tmp_path / "files"), files, trainer, saving)
+    repeated = collecting_run.run(str(tmp_path / "shards"), arguments(shards), trainer, shards=True)
+    assert repeated == expected
     for steps in (5, 15):
         [checkpoint] = (tmp_path / "ckpt").glob(f"step={steps}-*.ckpt")
         log = str(tmp_path / f"from{steps}")
         rest = collecting_run.run(log, arguments(shards), trainer, resume=str(checkpoint), shards=True)
-        assert rest == whole[steps:]
+        assert rest == expected[steps:]
 
 
 def test_two_processes_share_uneven_shards(shards: Path, tmp_path: Path) -> None:
     trainer = {"max_epochs": 2, "devices": 2, "strategy": "ddp", "limit_val_batches": 1.0}
     data = arguments(shards, workers=1, evaluation_batch_seconds=0.5)  # 40 utterances in 6 shards, 5 in 1
-    ended = start(log=str(tmp_path / "log"), data=data, trainer=trainer, shards=True)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    written = [row for rank in range(2) for row in collecting_run.rows(str(tmp_path / "log"), rank)]
+    result = start(log=str(tmp_path / "log"), data=data, trainer=trainer, shards=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    records = [row for rank in range(2) for row in collecting_run.rows(str(tmp_path / "log"), rank)]
     for epoch in range(2):
         for kind, count in (("train", UTTERANCES["train"]), ("validation dev", UTTERANCES["dev"])):
-            ids = [id for row in written if (row["kind"], row["epoch"]) == (kind, epoch) for id in row["ids"]]
+            ids = [id for row in records if (row["kind"], row["epoch"]) == (kind, epoch) for id in row["ids"]]
             assert len(ids) == len(set(ids)) == count
 
 
@@ -220,8 +220,8 @@ def test_a_damaged_shard_is_named(shards: Path, damage: str, listed: bool) -> No
     assert ".000002." in str(refusal.value)
     with pytest.warns(UserWarning, match="damaged shard"):
         module = ready(ShardsDataModule(**arguments(shards, on_bad="skip")))
-    seen = [id for batch in module.train_dataloader() for id in batch.ids]
-    assert len(seen) == len(set(seen)) == UTTERANCES["train"] - 7
+    names = [id for batch in module.train_dataloader() for id in batch.ids]
+    assert len(names) == len(set(names)) == UTTERANCES["train"] - 7
 
 
 def test_a_missing_pair_is_missed(shards: Path) -> None:
@@ -234,15 +234,15 @@ def test_a_missing_pair_is_missed(shards: Path) -> None:
 def test_damaged_audio_costs_itself_only(shards: Path) -> None:
     module = ready(ShardsDataModule(**arguments(shards)))
     manifest = module.manifests["train"]
-    place = str(manifest[9].recording.sources[0].source)
-    path, _, offset = place.partition("+")[0].rpartition("@")
+    location = str(manifest[9].recording.sources[0].source)
+    path, _, offset = location.partition("+")[0].rpartition("@")
     with open(path, "r+b") as file:
         file.seek(int(offset))
         file.write(b"\0" * 100)
     with pytest.warns(UserWarning, match="cannot be read.*recording.000001.tar@"):
-        seen = [id for batch in module.train_dataloader() for id in batch.ids]
+        names = [id for batch in module.train_dataloader() for id in batch.ids]
     assert set(module.lost_utterances) == {manifest[9].id}
-    assert Counter(seen).most_common(1)[0][1] == 1 and len(seen) == UTTERANCES["train"] - 1
+    assert Counter(names).most_common(1)[0][1] == 1 and len(names) == UTTERANCES["train"] - 1
 
 
 def test_a_missing_subset_is_named_with_the_way_on(shards: Path) -> None:
@@ -259,15 +259,15 @@ def test_a_second_writer_leaves_them_or_replaces_them(
     def times() -> dict[str, int]:
         return {str(path): path.stat().st_mtime_ns for path in shards.rglob("*.*") if not path.name.startswith(".")}
 
-    before = times()
-    assert write(experiment)[0] == 0 and times() == before
+    old = times()
+    assert write(experiment)[0] == 0 and times() == old
     assert capsys.readouterr().out.count("there already") == 2
     next(experiment.parent.glob("corpus/dev/**/*.flac")).touch()
-    assert write(experiment)[0] == 2 and times() == before
+    assert write(experiment)[0] == 2 and times() == old
     assert f"{shards / 'dev'} holds something else" in capsys.readouterr().err
     assert write(experiment, "--replace")[0] == 0
-    after = times()
-    assert {path for path in before if after[path] != before[path]} == {path for path in before if "/dev" in path}
+    new = times()
+    assert {path for path in old if new[path] != old[path]} == {path for path in old if "/dev" in path}
     cut_short(shards / "train" / "recording.000000.tar")
     assert write(experiment)[0] == 2 and "damaged shards" in capsys.readouterr().err
     assert write(experiment, "--replace")[0] == 0
@@ -321,7 +321,7 @@ def test_space_is_looked_at_before(
 def test_a_full_disk_is_said_and_leaves_nothing(
     experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*given: Any, **more: Any) -> None:
+    def full(*values: Any, **more: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(sharding.TarWriter, "write", full)
@@ -334,17 +334,17 @@ def test_a_full_disk_is_said_and_leaves_nothing(
 def test_audio_that_breaks_while_it_is_written(
     experiment: Path, on_bad: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    read, broken = LibriSpeechDataModule.read_audio, "train-1-0010"
+    original, broken = LibriSpeechDataModule.read_audio, "train-1-0010"
 
     def read_audio(cut: MonoCut) -> np.ndarray:
         if cut.id == broken:
             raise ValueError("lost sync")
-        return read(cut)
+        return original(cut)
 
     monkeypatch.setattr(LibriSpeechDataModule, "read_audio", staticmethod(read_audio))
     monkeypatch.setattr(LibriSpeechDataModule, "probes", False)  # else it is met before
-    given = arguments(experiment.parent / "corpus", on_bad=on_bad)
-    describe(experiment.parent, "librispeech.LibriSpeechDataModule", given)
+    options = arguments(experiment.parent / "corpus", on_bad=on_bad)
+    describe(experiment.parent, "librispeech.LibriSpeechDataModule", options)
     if on_bad == "error":
         status, output = write(experiment)
         assert status == 2 and not (output / "train").exists()

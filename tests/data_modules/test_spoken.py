@@ -85,29 +85,29 @@ def test_a_smaller_grammar_has_the_first_words_of_each_class_in_all_subsets(tmp_
 def test_an_utterance_does_not_depend_on_those_before() -> None:
     first = dict(text="the old man is here", voice="gmw/en-US+f3", rate=160, pitch=50, pitch_range=50, seed=5)
     other = dict(text="where is it?", voice="gmw/en+f1", rate=200, pitch=70, pitch_range=30, seed=6)
-    with espeak.Espeak() as one, espeak.Espeak() as two:
-        alone = one.speak(**first)
-        two.speak(**other)
-        after = two.speak(**first)
-        reseeded = two.speak(**first | {"seed": 7})
-    assert np.array_equal(alone.samples, after.samples) and alone.marks == after.marks
+    with espeak.Espeak() as fresh, espeak.Espeak() as used:
+        expected = fresh.speak(**first)
+        used.speak(**other)
+        repeated = used.speak(**first)
+        reseeded = used.speak(**first | {"seed": 7})
+    assert np.array_equal(expected.samples, repeated.samples) and expected.marks == repeated.marks
     # so the seed is heard, and equality above says something
-    assert not np.array_equal(alone.samples, reseeded.samples)
+    assert not np.array_equal(expected.samples, reseeded.samples)
 
 
 def test_layout_is_that_of_librispeech(corpus: Path) -> None:
     assert {path.name for path in corpus.iterdir()} == {"SPEAKERS.TXT", "corpus.json", "lexicon.txt", *SPEAKERS}
     spoken_lines = {line.id: transcript(line.sentence) for line in plan_english(0.3, 0.1)}
-    written = {}
+    texts = {}
     for path in corpus.rglob("*.trans.txt"):
         chapter = path.name.removesuffix(".trans.txt")
         assert path.parts[-3:-1] == tuple(chapter.split("-"))
         rows = [row.split(" ", 1) for row in path.read_text().splitlines()]
         assert [name for name, _ in rows] == [f"{chapter}-{index:04}" for index in range(len(rows))]
         assert sorted(flac.stem for flac in path.parent.glob("*.flac")) == [name for name, _ in rows]
-        written |= dict(rows)
-    assert written == spoken_lines
-    assert all(re.fullmatch(r"[A-Z']+( [A-Z']+)*", text) for text in written.values())
+        texts |= dict(rows)
+    assert texts == spoken_lines
+    assert all(re.fullmatch(r"[A-Z']+( [A-Z']+)*", text) for text in texts.values())
     for path in corpus.rglob("*.flac"):
         info = soundfile.info(path)
         assert (info.format, info.subtype, info.samplerate, info.channels) == ("FLAC", "PCM_16", 16_000, 1)
@@ -115,14 +115,14 @@ def test_layout_is_that_of_librispeech(corpus: Path) -> None:
 
 def heard(root: Path) -> dict[str, list[str]]:
     """The phones of all training utterances that have a word, as ` D @ m a n `, by words."""
-    said, found = segments(root), defaultdict(list)
+    intervals, utterances = segments(root), defaultdict(list)
     for path in (root / TRAINING).rglob("*.trans.txt"):
         for row in path.read_text().splitlines():
             name, *words = row.split()
-            phones = " ".join(phone for _, _, phone in said[name] if phone != "SIL")
+            phones = " ".join(phone for _, _, phone in intervals[name] if phone != "SIL")
             for word in words:
-                found[word].append(f" {phones} ")
-    return found
+                utterances[word].append(f" {phones} ")
+    return utterances
 
 
 def test_the_lexicon_says_every_word_as_it_was_spoken(corpus: Path) -> None:
@@ -131,12 +131,17 @@ def test_the_lexicon_says_every_word_as_it_was_spoken(corpus: Path) -> None:
     assert set(lexicon.pronunciations) == {word for text in texts for word in text.split()}
     phones = {phone for rows in segments(corpus).values() for _, _, phone in rows}
     assert set(lexicon.phones) <= phones - {"SIL"} and "SIL" not in lexicon.phones
-    places = heard(corpus)
-    of_training = {word: some for word, some in lexicon.pronunciations.items() if word in places}
-    assert len(of_training) > 40 and any(len(some) > 1 for some in of_training.values())
-    for word, some in of_training.items():
-        counts = [sum(f" {' '.join(one)} " in utterance for utterance in places[word]) for one in some]
-        assert min(counts) > 0 and counts[0] == max(counts), (word, some, counts)
+    utterances = heard(corpus)
+    of_training = {
+        word: pronunciations for word, pronunciations in lexicon.pronunciations.items() if word in utterances
+    }
+    assert len(of_training) > 40 and any(len(pronunciations) > 1 for pronunciations in of_training.values())
+    for word, pronunciations in of_training.items():
+        counts = [
+            sum(f" {' '.join(pronunciation)} " in utterance for utterance in utterances[word])
+            for pronunciation in pronunciations
+        ]
+        assert min(counts) > 0 and counts[0] == max(counts), (word, pronunciations, counts)
 
 
 def test_the_lexicon_can_be_written_again(corpus: Path, tmp_path: Path) -> None:
@@ -146,9 +151,9 @@ def test_the_lexicon_can_be_written_again(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_the_most_usual_way_of_saying_a_word_comes_first_and_rare_ones_are_none() -> None:
-    said = {"B": Counter({"b i:": 49, "b I": 2, "b @": 1}), "A": Counter({"@": 3, "eI": 5, "a": 3})}
+    counts = {"B": Counter({"b i:": 49, "b I": 2, "b @": 1}), "A": Counter({"@": 3, "eI": 5, "a": 3})}
     rows = ["A\t1.00\teI\n", "A\t0.60\t@\n", "A\t0.60\ta\n", "B\t1.00\tb i:\n", "B\t0.04\tb I\n"]
-    assert list(spoken._lexicon(said)) == rows
+    assert list(spoken._lexicon(counts)) == rows
 
 
 def test_speaker_table_agrees_with_the_folders(corpus: Path) -> None:
@@ -162,9 +167,9 @@ def test_speaker_table_agrees_with_the_folders(corpus: Path) -> None:
 
 
 def test_segments_tile_every_utterance(corpus: Path) -> None:
-    found = segments(corpus)
-    assert len(found) == len(list(corpus.rglob("*.flac")))
-    for name, rows in found.items():
+    utterances = segments(corpus)
+    assert len(utterances) == len(list(corpus.rglob("*.flac")))
+    for name, rows in utterances.items():
         edges = np.cumsum([0, *(round(duration * 16_000) for _, duration, _ in rows)])
         assert [round(start * 16_000) for start, _, _ in rows] == edges[:-1].tolist()
         assert edges[-1] == len(audio(corpus, name))
@@ -197,8 +202,8 @@ def test_plosives_begin_with_their_closure(corpus: Path) -> None:
         if not name.startswith("1"):  # training and dev-clean
             continue
         sound = audio(corpus, name)
-        for (*_, before), (start, _, phone) in zip(rows, rows[1:], strict=False):
-            if phone in ("k", "p", "tS") and before != "SIL":
+        for (*_, previous), (start, _, phone) in zip(rows, rows[1:], strict=False):
+            if phone in ("k", "p", "tS") and previous != "SIL":
                 closure = sound[round(start * 16_000) : round((start + 0.008) * 16_000)]
                 quiet.append(np.sqrt(np.mean(closure**2) / np.mean(sound**2)) < 0.05)
     assert len(quiet) > 10 and np.mean(quiet) > 0.8
@@ -215,8 +220,8 @@ def test_the_other_subsets_are_noisier(corpus: Path) -> None:
 
 def test_neither_speakers_nor_voices_nor_sentences_cross_from_training() -> None:
     lines = plan_english()
-    for what in (lambda line: transcript(line.sentence), lambda line: line.speaker.id):
-        parts = [{what(line) for line in lines if line.subset == subset} for subset in SPEAKERS]
+    for key in (lambda line: transcript(line.sentence), lambda line: line.speaker.id):
+        parts = [{key(line) for line in lines if line.subset == subset} for subset in SPEAKERS]
         assert sum(map(len, parts)) == len(set.union(*parts))
     variants = [
         {line.speaker.voice.split("+")[1] for line in lines if (line.subset == TRAINING) == side}
@@ -247,9 +252,9 @@ def test_minutes_are_kept_within_a_tenth(tmp_path: Path, corpus: Path) -> None:
 
 
 def test_a_second_call_changes_nothing(corpus: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
+    times = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
     synthesize(corpus, **SMALL)
-    assert {path: path.stat().st_mtime_ns for path in corpus.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in corpus.rglob("*")} == times
 
 
 def test_other_content_is_refused_and_kept(corpus: Path, tmp_path: Path) -> None:

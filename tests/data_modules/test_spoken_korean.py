@@ -43,19 +43,19 @@ def test_the_real_reader_finds_what_was_said(corpus: Path) -> None:
     data.prepare_data()
     data.setup("validate")
     planned = {line.id: line for line in plan_korean(**SMALL)}
-    seen = set()
+    names = set()
     for subset, loader in data.val_dataloader().items():
         assert data.manifests[subset].bad == 0
         for batch in loader:
             for row, name in enumerate(batch.ids):
-                seen.add(name)
+                names.add(name)
                 assert planned[name].subset == subset
                 assert batch.texts[row] == planned[name].sentence.rstrip("?")
                 audio = batch.audio[row, : batch.audio_lengths[row]].numpy()
                 path = corpus / planned[name].folder / f"{name}.pcm"
                 np.testing.assert_array_equal(audio, np.frombuffer(path.read_bytes()[: 2 * len(audio)], "<i2") / 32_768)
                 assert 0.01 < np.abs(audio).max() < 1.0
-    assert seen == planned.keys()
+    assert names == planned.keys()
 
 
 def test_files_are_as_ai_hub_has_them(corpus: Path) -> None:
@@ -90,9 +90,9 @@ def test_segments_tile_every_utterance(corpus: Path) -> None:
 
 def test_every_mark_of_the_annotation_occurs_and_every_line_is_well_formed() -> None:
     lines = plan_korean(30, 1)
-    written = [line.annotation for line in lines]
+    annotations = [line.annotation for line in lines]
     for mark in (r"\)/\(", r"[가-힣]/ ", r"[가-힣]\+ ", r"[가-힣]\*", r"^b/", r"n/$", r"\?", r"%\)/\(", r"\(TV\)"):
-        assert sum(bool(re.search(mark, text)) for text in written) >= 5, mark
+        assert sum(bool(re.search(mark, text)) for text in annotations) >= 5, mark
     tokenizer = JamoTokenizer()
     for line in lines:
         assert normalize_korean(line.annotation) == line.sentence.rstrip("?")
@@ -100,7 +100,7 @@ def test_every_mark_of_the_annotation_occurs_and_every_line_is_well_formed() -> 
         assert tokenizer.decode(tokenizer.encode(normalize_korean(line.annotation))) == normalize_korean(
             line.annotation
         )
-    assert any(re.search("[0-9A-Z%]", normalize_korean(text, "spelling")) for text in written)
+    assert any(re.search("[0-9A-Z%]", normalize_korean(text, "spelling")) for text in annotations)
 
 
 def test_particles_fit_the_words_before_them() -> None:
@@ -115,8 +115,8 @@ def test_neither_voices_nor_sentences_cross_from_training() -> None:
     training = {speaker.voice for speaker in SPEAKERS["train"]}
     for subset, speakers in SPEAKERS.items():
         assert subset == "train" or not training & {speaker.voice for speaker in speakers}
-    syllables = Counter(one for line in lines if line.subset == "train" for one in line.sentence)
-    assert {one for line in lines for one in line.sentence} <= syllables.keys()
+    syllables = Counter(syllable for line in lines if line.subset == "train" for syllable in line.sentence)
+    assert {syllable for line in lines for syllable in line.sentence} <= syllables.keys()
 
 
 def test_minutes_are_kept_within_a_tenth(corpus: Path) -> None:

@@ -50,7 +50,7 @@ def local(written: Path, tmp_path: Path) -> Path:
 
 
 class Server:
-    """The web server, its address and what it was asked."""
+    """The web server, its address and its requests."""
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         self.folder, self.log = folder, folder.parent / "server.log"
@@ -134,11 +134,11 @@ def test_memory_and_file_are_addresses_too(local: Path) -> None:
 def test_a_run_on_the_disk_is_resumed_from_http(server: Server, local: Path, tmp_path: Path) -> None:
     saving = {"dirpath": str(tmp_path / "ckpt"), "every_n_train_steps": 5}
     trainer = {"max_epochs": 2}
-    whole = collecting_run.run(str(tmp_path / "disk"), arguments(local), trainer, saving, shards=True)
+    expected = collecting_run.run(str(tmp_path / "disk"), arguments(local), trainer, saving, shards=True)
     [checkpoint] = (tmp_path / "ckpt").glob("step=5-*.ckpt")
     data = arguments(server.root, workers=1)
     rest = collecting_run.run(str(tmp_path / "http"), data, trainer, resume=str(checkpoint), shards=True)
-    assert rest == whole[5:]
+    assert rest == expected[5:]
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -148,13 +148,13 @@ def test_the_audio_is_passed_over(server: Server, local: Path, listed: bool) -> 
         del content["places"]
         (local / "train.json").write_text(json.dumps(content))
     ready(server.root, validation_subsets=[])
-    asked = [size for method, path, size in server.requests() if method == "GET" and path.endswith(".tar")]
+    sizes = [size for method, path, size in server.requests() if method == "GET" and path.endswith(".tar")]
     tars = sum(path.stat().st_size for path in (local / "train").glob("*.tar"))
-    assert len(asked) <= (6 if listed else UTTERANCES + 6)
-    assert max(asked) <= storage.READ_AHEAD and sum(asked) < tars / 2
-    before = len(server.requests())
+    assert len(sizes) <= (6 if listed else UTTERANCES + 6)
+    assert max(sizes) <= storage.READ_AHEAD and sum(sizes) < tars / 2
+    count = len(server.requests())
     ready(server.root, validation_subsets=[])  # the manifest is there: files are asked for their versions only
-    assert [path for method, path, _ in server.requests()[before:] if method != "HEAD"] == ["/shards/train.json"]
+    assert [path for method, path, _ in server.requests()[count:] if method != "HEAD"] == ["/shards/train.json"]
 
 
 def test_the_manifest_is_made_anew_when_an_object_is(server: Server, local: Path) -> None:
@@ -191,9 +191,9 @@ def test_a_truncated_object_without_a_list_is_named(local: Path) -> None:
 
 def test_an_object_that_was_exchanged_is_named(server: Server, local: Path) -> None:
     content = json.loads((local / "train.json").read_text())
-    one, other = "recording.000000.tar", "recording.000001.tar"
-    shutil.copyfile(local / "train" / one, local / "train" / other)
-    content["files"][other] = content["files"][one]
+    first, second = "recording.000000.tar", "recording.000001.tar"
+    shutil.copyfile(local / "train" / first, local / "train" / second)
+    content["files"][second] = content["files"][first]
     (local / "train.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="recording.000001.tar: damaged shard"):
         ready(server.root)
@@ -201,12 +201,12 @@ def test_an_object_that_was_exchanged_is_named(server: Server, local: Path) -> N
 
 def test_an_object_that_is_cut_short_later_costs_its_utterances(server: Server, local: Path) -> None:
     module = ready(server.root)
-    place = str(module.manifests["train"][9].recording.sources[0].source)
-    _, offset, _ = shards.parse_place(place)
+    location = str(module.manifests["train"][9].recording.sources[0].source)
+    _, offset, _ = shards.parse_place(location)
     os.truncate(local / "train" / "recording.000001.tar", offset + 10)
     with pytest.warns(UserWarning, match="recording.000001.tar@.*(ends after 10 of|416)"):
-        seen = [id for batch in module.train_dataloader() for id in batch.ids]
-    assert len(seen) == UTTERANCES - 5 and sum(module.lost_utterances.values()) == 5
+        names = [id for batch in module.train_dataloader() for id in batch.ids]
+    assert len(names) == UTTERANCES - 5 and sum(module.lost_utterances.values()) == 5
 
 
 def test_what_is_missing_is_named(server: Server) -> None:
@@ -232,7 +232,7 @@ def test_a_server_without_ranges_is_refused(server: Server) -> None:
 
 def test_a_server_that_cannot_be_reached_is_said_once() -> None:
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))  # nobody listens
+        free.bind(("127.0.0.1", 0))  # no server listens
         with pytest.raises(InputError, match=r"127.0.0.1.* cannot be read: .*is the server up\?"):
             ready(f"http://127.0.0.1:{free.getsockname()[1]}/shards")
 
@@ -288,16 +288,16 @@ def test_a_server_that_comes_back_is_taken_again(server: Server, local: Path) ->
     module = ready(server.root)
     expected = [id for batch in ready(local).train_dataloader() for id in batch.ids]
     batches = iter(module.train_dataloader())
-    seen = list(next(batches).ids)
+    names = list(next(batches).ids)
     server.end()
     with pytest.warns(UserWarning, match="cannot be read"):
         next(batches)
-    back = Server(server.folder, server.port)
+    restarted = Server(server.folder, server.port)
     try:
-        seen += [id for batch in batches for id in batch.ids]
+        names += [id for batch in batches for id in batch.ids]
     finally:
-        back.end()
-    assert Counter(seen) + Counter(module.lost_utterances) == Counter(expected) and seen[-1] == expected[-1]
+        restarted.end()
+    assert Counter(names) + Counter(module.lost_utterances) == Counter(expected) and names[-1] == expected[-1]
 
 
 # A server of S3, where moto and s3fs are: `uv pip install --target DIR 'moto[server]' s3fs`, and DIR in PYTHONPATH.

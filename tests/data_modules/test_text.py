@@ -1,4 +1,4 @@
-"""Every line is read once per epoch, and what cannot be read is told."""
+"""Every line is read once per epoch, and texts that cannot be read are reported."""
 
 import time
 import tracemalloc
@@ -60,7 +60,10 @@ def test_every_line_is_read_once_per_epoch_on_any_number_of_ranks(tmp_path: Path
         assert sorted(text for batch in everything for text in batch.texts) == sorted(texts)
         assert all(len(batch) * (max(map(len, batch.texts)) + 1) <= 200 for batch in everything if len(batch))
         companies.append({frozenset(batch.texts) for batch in everything})
-    assert max(len(one & other) for one, other in zip(companies, companies[1:], strict=False)) < len(companies[0]) / 4
+    assert (
+        max(len(first & second) for first, second in zip(companies, companies[1:], strict=False))
+        < len(companies[0]) / 4
+    )
     evaluated = [list(rank_of(data, rank, ranks).val_dataloader()) for rank in range(ranks)]
     assert sorted(text for share in evaluated for batch in share for text in batch.texts) == sorted(texts[90:])
     assert len({len(share) for share in evaluated}) == 1
@@ -92,11 +95,11 @@ def test_batches_are_full_and_little_padded() -> None:
 
 def test_a_resumed_epoch_reads_the_rest(tmp_path: Path, texts: list[str]) -> None:
     data = module(tmp_path, seed=3)
-    whole = [batch.ids for batch in rank_of(data, 0, 2, epoch=1).train_dataloader()]
+    expected = [batch.ids for batch in rank_of(data, 0, 2, epoch=1).train_dataloader()]
     rest = [batch.ids for batch in rank_of(module(tmp_path, seed=3), 0, 2, epoch=1, done=4).train_dataloader()]
-    assert rest == whole[4:] and len(rest) >= 4
-    other = [batch.ids for batch in rank_of(module(tmp_path, seed=4), 0, 2, epoch=1).train_dataloader()]
-    assert other != whole
+    assert rest == expected[4:] and len(rest) >= 4
+    different = [batch.ids for batch in rank_of(module(tmp_path, seed=4), 0, 2, epoch=1).train_dataloader()]
+    assert different != expected
     state = data.train_dataloader().state_dict()
     for change, name in [({"seed": 4}, "seed"), ({"batch_characters": 100}, "batch_characters")]:
         with pytest.raises(InputError, match=f"{name}: .* in the checkpoint"):
@@ -132,7 +135,7 @@ def test_a_large_corpus_takes_little_memory_and_time() -> None:
     assert largest > 1000 and peak < 24 * count and seconds < 3.0  # plan_batches takes 80 bytes a line
 
 
-# What is told.
+# Errors and messages.
 
 
 def write(folder: Path, name: str, content: bytes) -> str:
@@ -166,8 +169,8 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_what_cannot_be_used_is_told(tmp_path: Path, name: str) -> None:
-    arguments, said = BAD[name]
-    with pytest.raises(InputError, match=said):
+    arguments, message = BAD[name]
+    with pytest.raises(InputError, match=message):
         module(tmp_path, **{"validation_files": [], **arguments(tmp_path)})
 
 
@@ -202,19 +205,21 @@ def test_files_are_found_once_and_in_order(tmp_path: Path, texts: list[str], mon
     assert find_texts(["text/[odd].txt", "text/deeper/*.txt", f"{tmp_path}/**/*.txt"]) == expected
 
 
-@pytest.mark.parametrize(("given", "evaluated"), [({}, "B C"), ({"evaluation_skip_columns": 0}, "A B C")])
+@pytest.mark.parametrize(("options", "evaluated"), [({}, "B C"), ({"evaluation_skip_columns": 0}, "A B C")])
 def test_columns_are_skipped_in_evaluation_as_in_training_unless_told(
-    tmp_path: Path, given: dict[str, int], evaluated: str
+    tmp_path: Path, options: dict[str, int], evaluated: str
 ) -> None:
     (tmp_path / "a.txt").write_text("A B C\n")
-    data = module(tmp_path, validation_files=[f"{tmp_path}/a.txt"], skip_columns=1, **given)
+    data = module(tmp_path, validation_files=[f"{tmp_path}/a.txt"], skip_columns=1, **options)
     [trained], [validated] = data.train_dataloader(), data.val_dataloader()
     assert (trained.texts, validated.texts) == (["B C"], [evaluated])
 
 
 def test_a_plan_is_what_the_sampler_of_speech_would_allow(tmp_path: Path) -> None:
     characters = np.sort(np.random.default_rng(1).integers(1, 80, 500).astype(np.float32))[::-1]
-    mine, theirs = (kind(characters, lambda *given: (), 500, 0, 2) for kind in (TextTrainBatches, TrainBatches))
-    assert len(mine) == len(theirs)
-    sizes = [sorted(len(batch) for rank in plan.plan(2) for batch in rank) for plan in (mine, theirs)]
+    text_batches, speech_batches = (
+        kind(characters, lambda *arguments: (), 500, 0, 2) for kind in (TextTrainBatches, TrainBatches)
+    )
+    assert len(text_batches) == len(speech_batches)
+    sizes = [sorted(len(batch) for rank in plan.plan(2) for batch in rank) for plan in (text_batches, speech_batches)]
     assert sizes[0] == sizes[1]

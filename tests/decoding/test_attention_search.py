@@ -1,4 +1,4 @@
-"""On a decoder that is a table, so that everything can be counted through."""
+"""Search with a decoder that is a table, so that all texts can be enumerated."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ class Letters(CharacterTokenizer):
 
 
 class Table:
-    """The next token depends on the utterance and on the last two tokens; the state is where it is in the table."""
+    """The next token depends on the utterance and on the last two tokens; the state is the position in the table."""
 
     def __init__(self, utterances: int, seed: int = 0, scale: float = 1.5) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -44,10 +44,10 @@ class Table:
         return self.logits[memory[0].repeat_interleave(beam), state[0], tokens], (tokens,)
 
     def log_prob(self, utterance: int, tokens: Sequence[int]) -> float:
-        total, before, last = 0.0, END, END
+        total, previous, last = 0.0, END, END
         for token in (*tokens, END):
-            total += float(self.logits[utterance, before, last].log_softmax(dim=0)[token])
-            before, last = last, token
+            total += float(self.logits[utterance, previous, last].log_softmax(dim=0)[token])
+            previous, last = last, token
         return total
 
 
@@ -72,7 +72,7 @@ class Pairs(LanguageModel):
 
     def log_prob(self, tokens: Sequence[int]) -> float:
         pairs = itertools.pairwise((END, *tokens, END))
-        return sum(float(self.logits[one].log_softmax(dim=0)[two]) for one, two in pairs)
+        return sum(float(self.logits[previous].log_softmax(dim=0)[token]) for previous, token in pairs)
 
 
 def find(table: Table, search: AttentionSearch, ctc_logits: Tensor | None = None) -> list[list[Hypothesis]]:
@@ -86,14 +86,14 @@ def everything() -> list[tuple[int, ...]]:
 
 def greedy(table: Table, utterance: int) -> tuple[int, ...]:
     tokens: list[int] = []
-    before, last = END, END
+    previous, last = END, END
     while len(tokens) < LIMIT:
-        logits = table.logits[utterance, before, last].clone()
+        logits = table.logits[utterance, previous, last].clone()
         logits[BLANK] = -math.inf
         if (token := int(logits.argmax())) == END:
             break
         tokens.append(token)
-        before, last = last, token
+        previous, last = last, token
     return tuple(tokens)
 
 
@@ -103,25 +103,27 @@ WIDE = 500  # more than there are texts
 @pytest.mark.parametrize("seed", range(5))
 def test_a_wide_beam_finds_the_best_of_all_texts_and_ranks_the_rest(seed: int) -> None:
     table = Table(3, seed)
-    for utterance, found in enumerate(find(table, AttentionSearch(beam=WIDE, tokens_per_frame=1.0))):
+    for utterance, hypotheses in enumerate(find(table, AttentionSearch(beam=WIDE, tokens_per_frame=1.0))):
         scores = {text: table.log_prob(utterance, text) for text in everything()}
         ranked = sorted(scores, key=lambda text: -scores[text])
-        assert [one.tokens for one in found[:20]] == ranked[:20]
-        for one in found:
-            assert one.score == pytest.approx(scores[one.tokens], abs=1e-4)
-            assert one.parts["attention"] == pytest.approx(one.score, abs=1e-4)
+        assert [hypothesis.tokens for hypothesis in hypotheses[:20]] == ranked[:20]
+        for hypothesis in hypotheses:
+            assert hypothesis.score == pytest.approx(scores[hypothesis.tokens], abs=1e-4)
+            assert hypothesis.parts["attention"] == pytest.approx(hypothesis.score, abs=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_beam_of_one_is_greedy_and_a_wider_one_finds_nothing_worse(seed: int) -> None:
     table = Table(4, seed)
     narrow = find(table, AttentionSearch(beam=1, tokens_per_frame=1.0))
-    assert [one.tokens for [one] in narrow] == [greedy(table, utterance) for utterance in range(4)]
+    assert [best.tokens for [best] in narrow] == [greedy(table, utterance) for utterance in range(4)]
     wide = find(table, AttentionSearch(beam=6, tokens_per_frame=1.0))
-    for [one], found in zip(narrow, wide, strict=True):
-        assert found[0].score >= one.score - 1e-5
-        assert [two.score for two in found] == sorted((two.score for two in found), reverse=True)
-        assert 1 <= len(found) <= 6 and len({two.tokens for two in found}) == len(found)
+    for [best], hypotheses in zip(narrow, wide, strict=True):
+        assert hypotheses[0].score >= best.score - 1e-5
+        assert [hypothesis.score for hypothesis in hypotheses] == sorted(
+            (hypothesis.score for hypothesis in hypotheses), reverse=True
+        )
+        assert 1 <= len(hypotheses) <= 6 and len({hypothesis.tokens for hypothesis in hypotheses}) == len(hypotheses)
 
 
 @pytest.mark.parametrize("beam", [1, 3])
@@ -131,24 +133,24 @@ def test_an_utterance_is_found_the_same_alone_and_in_company(beam: int) -> None:
     together = find(table, search)
     for utterance in range(4):
         [alone] = search(table, (torch.tensor([utterance]),), torch.tensor([LIMIT]), Letters())
-        assert [one.tokens for one in alone] == [one.tokens for one in together[utterance]]
+        assert [hypothesis.tokens for hypothesis in alone] == [hypothesis.tokens for hypothesis in together[utterance]]
 
 
 def test_each_utterance_has_its_own_limit() -> None:
     table = Table(2, seed=1)
-    table.logits[..., END] = -9.0  # nobody wants to end
-    found = AttentionSearch(tokens_per_frame=1.5)(table, (torch.arange(2),), torch.tensor([4, 1]), Letters())
-    assert [len(one.tokens) for [one] in found] == [6, 2]
-    for utterance, [one] in enumerate(found):
-        assert one.score == pytest.approx(table.log_prob(utterance, one.tokens), abs=1e-4)
+    table.logits[..., END] = -9.0  # the end is improbable
+    hypotheses = AttentionSearch(tokens_per_frame=1.5)(table, (torch.arange(2),), torch.tensor([4, 1]), Letters())
+    assert [len(hypothesis.tokens) for [hypothesis] in hypotheses] == [6, 2]
+    for utterance, [hypothesis] in enumerate(hypotheses):
+        assert hypothesis.score == pytest.approx(table.log_prob(utterance, hypothesis.tokens), abs=1e-4)
 
 
 def test_numbers_that_overflowed_end_too() -> None:
     table = Table(2, seed=1)
     table.logits[0] = math.nan
-    broken, whole = find(table, AttentionSearch(beam=2, tokens_per_frame=1.0))
-    assert [one.tokens for one in broken] == [()] and broken[0].score == -math.inf
-    assert whole == find(Table(2, seed=1), AttentionSearch(beam=2, tokens_per_frame=1.0))[1]
+    broken, intact = find(table, AttentionSearch(beam=2, tokens_per_frame=1.0))
+    assert [hypothesis.tokens for hypothesis in broken] == [()] and broken[0].score == -math.inf
+    assert intact == find(Table(2, seed=1), AttentionSearch(beam=2, tokens_per_frame=1.0))[1]
 
 
 def ctc_of(logits: Tensor, text: Sequence[int]) -> float:
@@ -173,7 +175,7 @@ def test_one_search_with_all_opinions_ranks_all_texts(ctc_weight: float, languag
     search = AttentionSearch(
         WIDE, ctc_weight, model if language_weight else None, language_weight, tokens_per_frame=limit / LIMIT
     )
-    for utterance, found in enumerate(find(table, search, ctc_logits)):
+    for utterance, hypotheses in enumerate(find(table, search, ctc_logits)):
         parts = {
             text: {
                 "attention": table.log_prob(utterance, text),
@@ -184,24 +186,24 @@ def test_one_search_with_all_opinions_ranks_all_texts(ctc_weight: float, languag
             if len(text) <= limit
         }
         weights = {"attention": 1 - ctc_weight, "ctc": ctc_weight, "language_model": language_weight}
-        totals = {text: sum(weights[name] * one for name, one in of.items()) for text, of in parts.items()}
+        totals = {text: sum(weights[name] * value for name, value in terms.items()) for text, terms in parts.items()}
         ranked = sorted((text for text in totals if totals[text] > -math.inf), key=lambda text: -totals[text])
-        assert [one.tokens for one in found[:10]] == ranked[:10]
-        assert any(len(one.tokens) == limit for one in found)
-        for one in found:
-            assert one.score == pytest.approx(totals[one.tokens], abs=1e-3)
-            assert one.parts == pytest.approx(parts[one.tokens], abs=1e-3)
+        assert [hypothesis.tokens for hypothesis in hypotheses[:10]] == ranked[:10]
+        assert any(len(hypothesis.tokens) == limit for hypothesis in hypotheses)
+        for hypothesis in hypotheses:
+            assert hypothesis.score == pytest.approx(totals[hypothesis.tokens], abs=1e-3)
+            assert hypothesis.parts == pytest.approx(parts[hypothesis.tokens], abs=1e-3)
 
 
 def test_an_end_that_is_forced_costs_what_every_end_costs() -> None:
     table = Table(1, seed=1)
     table.logits[..., END] = -6.0
     search = AttentionSearch(3, language_model=(model := Pairs()), language_model_weight=2.0, tokens_per_frame=0.5)
-    [found] = find(table, search)
-    for one in found:
-        assert len(one.tokens) == 2
-        expected = table.log_prob(0, one.tokens) + 2.0 * model.log_prob(one.tokens)
-        assert one.score == pytest.approx(expected, abs=1e-4)
+    [hypotheses] = find(table, search)
+    for hypothesis in hypotheses:
+        assert len(hypothesis.tokens) == 2
+        expected = table.log_prob(0, hypothesis.tokens) + 2.0 * model.log_prob(hypothesis.tokens)
+        assert hypothesis.score == pytest.approx(expected, abs=1e-4)
 
 
 class NoEnd(Pairs):
@@ -215,47 +217,47 @@ class NoEnd(Pairs):
 def test_what_can_never_end_is_returned_unfinished_and_without_a_probability() -> None:
     table = Table(2, seed=1)
     search = AttentionSearch(2, language_model=NoEnd(), language_model_weight=0.5, tokens_per_frame=1.0)
-    for [one] in find(table, search):
-        assert len(one.tokens) == LIMIT and one.score == -math.inf
-        assert math.isfinite(one.parts["attention"]) and one.parts["language_model"] == -math.inf
+    for [hypothesis] in find(table, search):
+        assert len(hypothesis.tokens) == LIMIT and hypothesis.score == -math.inf
+        assert math.isfinite(hypothesis.parts["attention"]) and hypothesis.parts["language_model"] == -math.inf
 
 
 @pytest.mark.parametrize("beam", [1, 3])
 def test_no_more_tokens_than_frames_with_ctc_alone_and_in_company(beam: int) -> None:
     table = Table(2, seed=1)
-    table.logits[..., END] = -9.0  # attention does not want to end, and CTC has a single frame
+    table.logits[..., END] = -9.0  # attention makes the end improbable, and CTC has a single frame
     table.logits[..., 3] = 9.0
     ctc_logits = torch.zeros(2, 3, 5)
     search = AttentionSearch(beam, ctc_weight=0.5, end_threshold=1.5)
     together = search(table, (torch.arange(2),), torch.tensor([3, 1]), Letters(), ctc_logits)
     [alone] = search(table, (torch.tensor([1]),), torch.tensor([1]), Letters(), ctc_logits[1:, :1])
-    for found in (together[1], alone):
-        assert found[0].tokens == (3,)
+    for hypotheses in (together[1], alone):
+        assert hypotheses[0].tokens == (3,)
         expected = 0.5 * table.log_prob(1, (3,)) + 0.5 * ctc_of(ctc_logits[1, :1], (3,))
-        assert found[0].score == pytest.approx(expected, abs=1e-3)
-    assert [one.tokens for one in together[1]] == [one.tokens for one in alone]
+        assert hypotheses[0].score == pytest.approx(expected, abs=1e-3)
+    assert [hypothesis.tokens for hypothesis in together[1]] == [hypothesis.tokens for hypothesis in alone]
 
 
 def test_rescoring_ranks_by_the_formula_of_the_paper() -> None:
     table = Table(2, seed=6)
     search = AttentionSearch(WIDE, language_model=Pairs(), rescoring_weight=0.5, tokens_per_frame=1.0)
-    for utterance, found in enumerate(find(table, search)):
-        spelt = {text: len(Letters().decode(text)) for text in everything()}
+    for utterance, hypotheses in enumerate(find(table, search)):
+        lengths = {text: len(Letters().decode(text)) for text in everything()}
         expected = {
-            text: table.log_prob(utterance, text) / max(1, length) - 0.5 * length for text, length in spelt.items()
+            text: table.log_prob(utterance, text) / max(1, length) - 0.5 * length for text, length in lengths.items()
         }
-        assert found[0].score == pytest.approx(expected[found[0].tokens], abs=1e-4)
-        assert found[0].score == pytest.approx(max(expected.values()), abs=1e-4)
-        assert found[0].parts["rescoring"] == -float(spelt[found[0].tokens])
+        assert hypotheses[0].score == pytest.approx(expected[hypotheses[0].tokens], abs=1e-4)
+        assert hypotheses[0].score == pytest.approx(max(expected.values()), abs=1e-4)
+        assert hypotheses[0].parts["rescoring"] == -float(lengths[hypotheses[0].tokens])
 
 
 def test_length_normalisation_ranks_the_complete() -> None:
     table = Table(2, seed=8)
-    for utterance, found in enumerate(find(table, AttentionSearch(WIDE, length_power=1.0, tokens_per_frame=1.0))):
+    for utterance, hypotheses in enumerate(find(table, AttentionSearch(WIDE, length_power=1.0, tokens_per_frame=1.0))):
         expected = {text: table.log_prob(utterance, text) / (len(text) + 1) for text in everything()}
-        complete = {one.tokens for one in found}
-        assert found[0].tokens == max(complete, key=lambda text: expected[text])
-        assert found[0].score == pytest.approx(expected[found[0].tokens], abs=1e-4)
+        complete = {hypothesis.tokens for hypothesis in hypotheses}
+        assert hypotheses[0].tokens == max(complete, key=lambda text: expected[text])
+        assert hypotheses[0].score == pytest.approx(expected[hypotheses[0].tokens], abs=1e-4)
 
 
 def test_the_end_waits_until_it_is_probable() -> None:
@@ -271,20 +273,20 @@ def test_the_end_waits_until_it_is_probable() -> None:
 def test_search_ends_when_the_rest_is_hopeless() -> None:
     table = Table(1)
     table.logits[0] = torch.tensor([-30.0, -30.0, 0.0, -30.0, -30.0])  # the end at once
-    [found] = AttentionSearch(beam=8, tokens_per_frame=100.0)(
+    [hypotheses] = AttentionSearch(beam=8, tokens_per_frame=100.0)(
         table, (torch.arange(1),), torch.tensor([LIMIT]), Letters()
     )
-    assert found[0].tokens == () and table.steps < 5
+    assert hypotheses[0].tokens == () and table.steps < 5
 
 
 def test_poor_short_texts_do_not_end_the_search_for_a_good_long_one() -> None:
     table, good = Table(1), (3, 4, 3, 1)
     table.logits[0] = torch.tensor([-30.0, -30.0, 0.0, -30.0, -30.0])  # wherever else it is, it ends
-    for (before, last), token in zip(itertools.pairwise((END, END, *good)), good, strict=False):
-        table.logits[0, before, last, token] = 2.5  # and the end is always second
-    [found] = AttentionSearch(beam=2)(table, (torch.arange(1),), torch.tensor([LIMIT]), Letters())
-    assert found[0].tokens == good and found[0].score > -0.5
-    assert found[1].tokens == ()
+    for (previous, last), token in zip(itertools.pairwise((END, END, *good)), good, strict=False):
+        table.logits[0, previous, last, token] = 2.5  # and the end is always second
+    [hypotheses] = AttentionSearch(beam=2)(table, (torch.arange(1),), torch.tensor([LIMIT]), Letters())
+    assert hypotheses[0].tokens == good and hypotheses[0].score > -0.5
+    assert hypotheses[1].tokens == ()
 
 
 @pytest.mark.parametrize(

@@ -21,15 +21,15 @@ def collapse(path: tuple[int, ...]) -> tuple[int, ...]:
 
 def by_text(log_probs: Tensor) -> dict[tuple[int, ...], float]:
     """The probability of every text, from all paths (T, V)."""
-    found: dict[tuple[int, ...], float] = {}
+    probabilities: dict[tuple[int, ...], float] = {}
     for path in itertools.product(range(log_probs.shape[1]), repeat=len(log_probs)):
         probability = math.exp(sum(float(log_probs[frame, token]) for frame, token in enumerate(path)))
-        found[collapse(path)] = found.get(collapse(path), 0.0) + probability
-    return found
+        probabilities[collapse(path)] = probabilities.get(collapse(path), 0.0) + probability
+    return probabilities
 
 
 def scores_along(logits: Tensor, lengths: Tensor, tokens: tuple[int, ...]) -> list[Tensor]:
-    """What the scorer says (B, V) before each token and behind the last, with the same tokens for both utterances."""
+    """Scores (B, V) before each token and after the last one, with the same tokens for both utterances."""
     scorer = CTCPrefixScorer(BLANK, END)
     memory = scorer.remember(logits, lengths)
     state = scorer.initial_state(memory)
@@ -51,8 +51,8 @@ def test_scores_are_sums_over_all_paths(tokens: tuple[int, ...]) -> None:
             return sum(probability for text, probability in texts.items() if text[: len(start)] == start)
 
         total = 0.0
-        for place, token in enumerate(tokens):
-            total += float(scores[place][row, token])
+        for index, token in enumerate(tokens):
+            total += float(scores[index][row, token])
         if prefix(tokens) == 0.0:  # more tokens than frames can carry
             assert total == -math.inf
             continue
@@ -67,10 +67,10 @@ def test_scores_are_sums_over_all_paths(tokens: tuple[int, ...]) -> None:
 def test_the_whole_is_torchs_ctc_loss_also_of_a_long_utterance() -> None:
     generator = torch.Generator().manual_seed(3)
     logits = 6 * torch.randn(2, 400, 5, generator=generator)
-    tokens = tuple(LETTERS[int(place)] for place in torch.randint(3, (60,), generator=generator))
+    tokens = tuple(LETTERS[int(index)] for index in torch.randint(3, (60,), generator=generator))
     lengths = torch.tensor([400, 310])
     scores = scores_along(logits, lengths, tokens)
-    total = sum(scores[place][:, token] for place, token in enumerate((*tokens, END)))
+    total = sum(scores[index][:, token] for index, token in enumerate((*tokens, END)))
     expected = torch.nn.functional.ctc_loss(
         logits.double().log_softmax(dim=2).transpose(0, 1),
         torch.tensor([tokens] * 2),
@@ -95,6 +95,6 @@ def test_hypotheses_of_an_utterance_stand_side_by_side() -> None:
 
 def test_padding_is_not_heard() -> None:
     logits, lengths = logits_of(6, seed=2), torch.tensor([6, 4])
-    other = torch.where(torch.arange(6)[None, :, None] < lengths[:, None, None], logits, torch.full_like(logits, 9.0))
-    for one, two in zip(scores_along(logits, lengths, (1, 3)), scores_along(other, lengths, (1, 3)), strict=True):
-        assert torch.equal(one, two)
+    padded = torch.where(torch.arange(6)[None, :, None] < lengths[:, None, None], logits, torch.full_like(logits, 9.0))
+    for first, second in zip(scores_along(logits, lengths, (1, 3)), scores_along(padded, lengths, (1, 3)), strict=True):
+        assert torch.equal(first, second)

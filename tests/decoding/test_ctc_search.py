@@ -1,4 +1,4 @@
-"""On tables small enough that all paths can be counted through."""
+"""Search on tables small enough that all paths can be enumerated."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ class Letters(CharacterTokenizer):
 
 
 class Pairs(LanguageModel):
-    """The next token depends on the last two; counts how often it is asked."""
+    """The next token depends on the last two; counts its calls."""
 
     def __init__(self, seed: int = 9) -> None:
         self.logits = torch.randn(5, 5, 5, generator=torch.Generator().manual_seed(seed))
@@ -48,10 +48,10 @@ class Pairs(LanguageModel):
         return [self.log_prob(Letters().encode(text)) for text in texts]
 
     def log_prob(self, tokens: Sequence[int]) -> float:
-        total, before, last = 0.0, END, END
+        total, previous, last = 0.0, END, END
         for token in (*tokens, END):
-            total += float(self.logits[before, last].log_softmax(dim=0)[token])
-            before, last = last, token
+            total += float(self.logits[previous, last].log_softmax(dim=0)[token])
+            previous, last = last, token
         return total
 
 
@@ -80,24 +80,26 @@ def find(logits: Tensor, lengths: Sequence[int] | None = None, **settings: Any) 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_wide_beam_gives_every_text_the_sum_of_its_paths(seed: int) -> None:
     logits = table(3, 4, seed)
-    for row, found in enumerate(find(logits, [4, 3, 2], beam=1_000)):
+    for row, hypotheses in enumerate(find(logits, [4, 3, 2], beam=1_000)):
         expected = everything(logits[row, : 4 - row])
-        assert {one.tokens: one.score for one in found} == pytest.approx(expected, abs=1e-9)
-        assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
-        assert all(one.parts == {"ctc": one.score} for one in found)
+        assert {hypothesis.tokens: hypothesis.score for hypothesis in hypotheses} == pytest.approx(expected, abs=1e-9)
+        assert [hypothesis.score for hypothesis in hypotheses] == sorted(
+            (hypothesis.score for hypothesis in hypotheses), reverse=True
+        )
+        assert all(hypothesis.parts == {"ctc": hypothesis.score} for hypothesis in hypotheses)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_with_a_language_model_and_a_bonus_the_best_of_all_texts_is_found(seed: int) -> None:
     logits, model = table(2, 4, seed), Pairs()
     results = find(logits, beam=1_000, language_model=model, language_model_weight=0.7, length_bonus=0.4)
-    for row, found in enumerate(results):
-        heard = everything(logits[row])
-        expected = {text: heard[text] + 0.7 * model.log_prob(text) + 0.4 * len(text) for text in heard}
-        assert {one.tokens: one.score for one in found} == pytest.approx(expected, abs=1e-5)
-        assert found[0].tokens == max(expected, key=lambda text: expected[text])
-        assert found[0].parts == pytest.approx(
-            {"ctc": heard[found[0].tokens], "language_model": model.log_prob(found[0].tokens)}, abs=1e-5
+    for row, hypotheses in enumerate(results):
+        ctc_scores = everything(logits[row])
+        expected = {text: ctc_scores[text] + 0.7 * model.log_prob(text) + 0.4 * len(text) for text in ctc_scores}
+        assert {hypothesis.tokens: hypothesis.score for hypothesis in hypotheses} == pytest.approx(expected, abs=1e-5)
+        assert hypotheses[0].tokens == max(expected, key=lambda text: expected[text])
+        assert hypotheses[0].parts == pytest.approx(
+            {"ctc": ctc_scores[hypotheses[0].tokens], "language_model": model.log_prob(hypotheses[0].tokens)}, abs=1e-5
         )
 
 
@@ -106,20 +108,20 @@ def test_a_narrow_beam_never_counts_a_path_twice(seed: int) -> None:
     logits = table(2, 12, seed)
     for beam in (1, 2, 5, 20):
         model = Pairs()
-        for row, found in enumerate(find(logits, beam=beam, language_model=model, language_model_weight=0.01)):
-            assert len({one.tokens for one in found}) == len(found) <= beam
-            for one in found:
+        for row, hypotheses in enumerate(find(logits, beam=beam, language_model=model, language_model_weight=0.01)):
+            assert len({hypothesis.tokens for hypothesis in hypotheses}) == len(hypotheses) <= beam
+            for hypothesis in hypotheses:
                 total = -functional.ctc_loss(
-                    logits[row].double().log_softmax(1).unsqueeze(1), torch.tensor([one.tokens]), [12],
-                    [len(one.tokens)], reduction="sum",
+                    logits[row].double().log_softmax(1).unsqueeze(1), torch.tensor([hypothesis.tokens]), [12],
+                    [len(hypothesis.tokens)], reduction="sum",
                 )  # fmt: skip
-                assert one.parts["ctc"] <= float(total) + 1e-9
+                assert hypothesis.parts["ctc"] <= float(total) + 1e-9
 
 
 def test_a_beam_finds_nearly_all_of_the_probability_of_the_best_text() -> None:
     logits = table(8, 30, scale=5.0)
-    for row, found in enumerate(find(logits, beam=50)):
-        best = found[0]
+    for row, hypotheses in enumerate(find(logits, beam=50)):
+        best = hypotheses[0]
         loss = functional.ctc_loss(
             logits[row].double().log_softmax(1).unsqueeze(1), torch.tensor([best.tokens]), [30], [len(best.tokens)],
             reduction="sum",
@@ -147,8 +149,12 @@ def test_an_utterance_is_found_the_same_alone_and_in_company(beam: int) -> None:
     together = find(logits, lengths, **settings)
     for row, length in enumerate(lengths):
         [alone] = find(logits[row : row + 1, :length], **settings)
-        assert [(one.tokens, one.frames) for one in alone] == [(one.tokens, one.frames) for one in together[row]]
-        assert [one.score for one in alone] == pytest.approx([one.score for one in together[row]])
+        assert [(hypothesis.tokens, hypothesis.frames) for hypothesis in alone] == [
+            (hypothesis.tokens, hypothesis.frames) for hypothesis in together[row]
+        ]
+        assert [hypothesis.score for hypothesis in alone] == pytest.approx(
+            [hypothesis.score for hypothesis in together[row]]
+        )
 
 
 def test_frames_name_where_tokens_begin() -> None:
@@ -167,7 +173,7 @@ PEAKED = torch.tensor([[0.41, 0.24, 0.35], [0.17, 0.67, 0.16], [0.13, 0.40, 0.47
 def test_the_frames_of_a_beam_are_those_of_the_best_path_of_its_tokens() -> None:
     logits = torch.full((1, 4, 5), -float("inf"))
     logits[0][:, [BLANK, 3, 4]] = PEAKED.log()
-    frames = {one.tokens: one.frames for one in find(logits, beam=5)[0]}
+    frames = {hypothesis.tokens: hypothesis.frames for hypothesis in find(logits, beam=5)[0]}
     assert frames[4, 3] == (0, 1)
     assert frames[3, 4] == (1, 2)
 
@@ -177,27 +183,27 @@ def test_the_frames_of_a_beam_are_those_of_the_best_path_of_its_tokens() -> None
 def test_frames_of_every_hypothesis_are_those_of_the_best_of_all_paths(seed: int, with_model: bool) -> None:
     logits = table(2, 5, seed, scale=4.0)
     settings: dict[str, Any] = {"language_model": Pairs(), "language_model_weight": 0.5} if with_model else {}
-    for row, found in enumerate(find(logits, [5, 4], beam=40, **settings)):
+    for row, hypotheses in enumerate(find(logits, [5, 4], beam=40, **settings)):
         log_probs = logits[row, : 5 - row].double().log_softmax(dim=1).tolist()
         best: dict[tuple[int, ...], tuple[float, list[int]]] = {}
         for path in itertools.product(range(5), repeat=len(log_probs)):
             starts = [t for t, token in enumerate(path) if token != BLANK and (t == 0 or path[t - 1] != token)]
             score = sum(frame[token] for frame, token in zip(log_probs, path, strict=True))
             best[spelled(path)] = max(best.get(spelled(path), (-math.inf, [])), (score, starts))
-        assert len(found) == 40
-        for one in found:
-            assert list(one.frames) == best[one.tokens][1]
+        assert len(hypotheses) == 40
+        for hypothesis in hypotheses:
+            assert list(hypothesis.frames) == best[hypothesis.tokens][1]
 
 
 @pytest.mark.parametrize("beam", [2, 30])
 def test_a_vocabulary_of_one_token_and_a_single_frame(beam: int) -> None:
     logits = torch.full((1, 1, 5), -float("inf"))
     logits[0, 0, [BLANK, 3]] = torch.tensor([0.25, 0.75]).log()
-    [found] = find(logits, beam=beam)
-    assert [(one.tokens, one.frames) for one in found] == [((3,), (0,)), ((), ())]
-    assert [one.score for one in found] == pytest.approx([math.log(0.75), math.log(0.25)])
+    [hypotheses] = find(logits, beam=beam)
+    assert [(hypothesis.tokens, hypothesis.frames) for hypothesis in hypotheses] == [((3,), (0,)), ((), ())]
+    assert [hypothesis.score for hypothesis in hypotheses] == pytest.approx([math.log(0.75), math.log(0.25)])
     logits[0, 0, 3] = -float("inf")
-    assert [one.tokens for one in find(logits, beam=beam)[0]] == [()]
+    assert [hypothesis.tokens for hypothesis in find(logits, beam=beam)[0]] == [()]
 
 
 @pytest.mark.parametrize("beam", [1, 4])

@@ -1,4 +1,4 @@
-"""Beside all paths of tables small enough to go through."""
+"""Forced alignment compared with all paths of tables small enough to enumerate."""
 
 import itertools
 from collections.abc import Sequence
@@ -43,10 +43,10 @@ def test_the_best_of_all_paths_alone_and_in_company(seed: int) -> None:
     log_probs = torch.randn(3, 5, 3, generator=torch.Generator().manual_seed(seed)).double().log_softmax(dim=2)
     lengths = torch.tensor([5, 3, 0])
     rows, sequences = zip(*itertools.product(range(3), SEQUENCES), strict=True)
-    found = forced_alignments(log_probs, lengths, rows, sequences, BLANK)
-    for row, tokens, spans in zip(rows, sequences, found, strict=True):
-        right = by_force(log_probs[row, : lengths[row]], tokens)
-        assert spans == (right[0] if right else None)
+    alignments = forced_alignments(log_probs, lengths, rows, sequences, BLANK)
+    for row, tokens, spans in zip(rows, sequences, alignments, strict=True):
+        best = by_force(log_probs[row, : lengths[row]], tokens)
+        assert spans == (best[0] if best else None)
         [alone] = forced_alignments(log_probs[row : row + 1, : lengths[row]], lengths[row : row + 1], [0], [tokens], 0)
         assert alone == spans
 
@@ -56,15 +56,15 @@ def test_among_equals_one_of_the_best_and_always_the_same(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     log_probs = -torch.randint(1, 4, (1, 5, 3), generator=generator).double()  # whole numbers: sums are exact
     for tokens in SEQUENCES:
-        right = by_force(log_probs[0], tokens)
-        assert max(map(len, right), default=0) <= 4
-        for padding in (0, 2):  # what lies behind decides nothing
+        best = by_force(log_probs[0], tokens)
+        assert max(map(len, best), default=0) <= 4
+        for padding in (0, 2):  # padding decides nothing
             padded = torch.cat([log_probs, torch.zeros(1, padding, 3)], dim=1)
             [spans] = forced_alignments(padded, torch.tensor([5]), [0], [tokens], BLANK)
-            assert (spans in right) if right else spans is None
-            starts = [[first for first, _ in one] for one in right]
-            if tokens and right:  # the last token begins as early as it can
-                assert spans and spans[-1][0] == min(one[-1] for one in starts)
+            assert (spans in best) if best else spans is None
+            starts = [[first for first, _ in path] for path in best]
+            if tokens and best:  # the last token begins as early as it can
+                assert spans and spans[-1][0] == min(row[-1] for row in starts)
 
 
 def test_impossible_tokens_have_no_frame() -> None:

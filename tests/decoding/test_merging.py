@@ -15,16 +15,16 @@ def texts(joined: list[Word]) -> str:
 
 
 def test_pieces_are_joined_at_a_word_that_both_have() -> None:
-    before = words("A B C D E", 0.0)
-    after = words("C D E F G", 1.0, delay=0.1)
-    assert texts(join_words(before, after, 1.7, 2.0)) == "A B C D E F G"
+    first = words("A B C D E", 0.0)
+    second = words("C D E F G", 1.0, delay=0.1)
+    assert texts(join_words(first, second, 1.7, 2.0)) == "A B C D E F G"
     wrong_at_the_edges = join_words(words("A B C D X", 0.0), words("Y D E F", 1.0), 1.7, 2.0)
     assert texts(wrong_at_the_edges) == "A B C D E F", "ends of pieces are heard without what follows"
 
 
 def test_a_repeated_word_is_joined_with_itself() -> None:
-    before, after = words("NO NO NO NO", 0.0), words("NO NO NO NO", 1.0, delay=0.05)
-    assert len(join_words(before, after, 1.5, 1.0)) == 6
+    first, second = words("NO NO NO NO", 0.0), words("NO NO NO NO", 1.0, delay=0.05)
+    assert len(join_words(first, second, 1.5, 1.0)) == 6
 
 
 def test_without_a_common_word_the_border_decides() -> None:

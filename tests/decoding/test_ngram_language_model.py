@@ -46,8 +46,8 @@ def close(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if "<unk>" not in line]
     for length in range(1, model.order + 1):
         count = sum("<unk>" in [model.tokens[number] for number in row] for row in model.rows(length).tolist())
-        place = lines.index(f"ngram {length}={len(model.levels[length - 1].keys)}")
-        lines[place] = f"ngram {length}={len(model.levels[length - 1].keys) - count}"
+        index = lines.index(f"ngram {length}={len(model.levels[length - 1].keys)}")
+        lines[index] = f"ngram {length}={len(model.levels[length - 1].keys) - count}"
     path.write_text("\n".join(lines))
 
 
@@ -57,11 +57,11 @@ def prepared(path: Path, tokenizer: Tokenizer, **arguments: Any) -> NGramLanguag
     return model
 
 
-def expected_row(model: NGram, tokenizer: Tokenizer, before: list[int]) -> list[float]:
-    """What follows token ids, asked from the model by its own tokens."""
+def expected_row(model: NGram, tokenizer: Tokenizer, history: list[int]) -> list[float]:
+    """Log probabilities of all tokens after token ids, by the names that the model has for them."""
     names = list(tokenizer.tokens)
     names[tokenizer.unk_id] = "<unk>"
-    context = ["<s>", *(names[number] for number in before)]
+    context = ["<s>", *(names[number] for number in history)]
     names[tokenizer.eos_id] = "</s>"
     row = [model.log_prob(name, context) for name in names]
     row[tokenizer.blank_id] = -math.inf
@@ -86,12 +86,12 @@ def test_steps_are_what_the_model_says(
     likely = [(tokenizer.encode(text) * 6)[:6] for text in TEXTS]
     sequences = likely + [generator.choices(tokens, k=6) for _ in range(4)]
     last, state = torch.full((len(sequences),), tokenizer.eos_id), model.initial_state(len(sequences))
-    for place in range(6):
+    for position in range(6):
         log_probs, state = model.step(last, state)
-        expected = [expected_row(plain, tokenizer, sequence[:place]) for sequence in sequences]
+        expected = [expected_row(plain, tokenizer, sequence[:position]) for sequence in sequences]
         assert log_probs.dtype == torch.float32
         torch.testing.assert_close(log_probs, torch.tensor(expected), atol=1e-5, rtol=1e-5)
-        last = torch.tensor([sequence[place] for sequence in sequences])
+        last = torch.tensor([sequence[position] for sequence in sequences])
 
 
 @pytest.mark.parametrize("kind", ["characters", "pieces"])
@@ -155,17 +155,17 @@ def test_the_search_finds_what_the_model_finds_most_probable(tmp_path: Path) -> 
     search = AttentionSearch(300, language_model=model, language_model_weight=1.0, tokens_per_frame=1.0)
     [[best, *others]] = search(Alike(), (torch.zeros(1, 1),), torch.tensor([3]), tokenizer)
     plain = read_arpa(tmp_path / "lm.arpa")
-    written = [1, 3, 4, 5, 6]
+    ids = [1, 3, 4, 5, 6]
     scores = {
         tokens: plain.score([tokenizer.tokens[number] for number in tokens]) - math.log(7) * (length + 1)
         for length in range(4)
-        for tokens in itertools.product(written, repeat=length)
+        for tokens in itertools.product(ids, repeat=length)
     }
     assert scores[best.tokens] == max(scores.values()) == pytest.approx(best.score, rel=1e-5)
     assert len(others) > 10
-    for one in (best, *others):
-        named = [tokenizer.tokens[number] for number in one.tokens]
-        assert one.parts["language_model"] == pytest.approx(plain.score(named), rel=1e-5)
+    for hypothesis in (best, *others):
+        names = [tokenizer.tokens[number] for number in hypothesis.tokens]
+        assert hypothesis.parts["language_model"] == pytest.approx(plain.score(names), rel=1e-5)
 
 
 def test_the_cache_is_bounded_and_forgets_the_least_recently_used(

@@ -21,15 +21,15 @@ State = tuple[Tensor, ...]
 
 @torch.no_grad()
 def naive_greedy(
-    encoded: Tensor, predictor: SmallPredictor, joint: SmallJoint, blank: int, most: int
+    encoded: Tensor, predictor: SmallPredictor, joint: SmallJoint, blank: int, max_symbols: int
 ) -> tuple[tuple[int, ...], float, tuple[int, ...]]:
     """The textbook loop over the frames (T, D) of one utterance."""
     predicted, state = predictor(torch.tensor([[blank]]), predictor.initial_state(1, encoded.device))
     tokens, frames, score = [], [], 0.0
     for frame, vector in enumerate(encoded):
-        for symbols in range(most + 1):
+        for symbols in range(max_symbols + 1):
             log_probs = joint(vector, predicted[0, 0]).log_softmax(-1)
-            token = blank if symbols == most else int(log_probs.argmax())
+            token = blank if symbols == max_symbols else int(log_probs.argmax())
             score += float(log_probs[token])
             if token == blank:
                 break
@@ -73,29 +73,29 @@ def test_greedy_search_goes_on_where_it_stopped(pieces: list[int]) -> None:
     predictor, joint = small_transducer(1, 5, 4, 3.0)
     encoded = 2 * torch.randn(2, 25, 8)
     lengths = torch.tensor([25, 19])
-    whole = greedy_search(encoded, lengths, predictor, joint, 4, max_symbols=2)
+    complete = greedy_search(encoded, lengths, predictor, joint, 4, max_symbols=2)
     state, start = greedy_state(2, predictor, 4, encoded.device), 0
     tokens: list[list[int]] = [[], []]
     frames: list[list[int]] = [[], []]
     scores = [0.0, 0.0]
     for size in pieces:
-        real = (lengths - start).clamp(0, size)
-        found, state = continue_greedy_search(
-            encoded[:, start : start + size], real, predictor, joint, 4, state, max_symbols=2
+        piece_lengths = (lengths - start).clamp(0, size)
+        hypotheses, state = continue_greedy_search(
+            encoded[:, start : start + size], piece_lengths, predictor, joint, 4, state, max_symbols=2
         )
-        for row, hypothesis in enumerate(found):
+        for row, hypothesis in enumerate(hypotheses):
             tokens[row] += hypothesis.tokens
             frames[row] += [start + frame for frame in hypothesis.frames]
             scores[row] += hypothesis.score
         start += size
-    for row, expected in enumerate(whole):
+    for row, expected in enumerate(complete):
         assert len(expected.tokens) > 5
         assert_same(Hypothesis(tuple(tokens[row]), scores[row], tuple(frames[row])),
                     expected.tokens, expected.score, expected.frames)  # fmt: skip
 
 
 class ScriptedPredictor:
-    """Counts the tokens emitted so far, and remembers which it was fed."""
+    """Count the tokens emitted so far, and record the tokens that were read."""
 
     def __init__(self) -> None:
         self.fed: list[int] = []
@@ -110,16 +110,16 @@ class ScriptedPredictor:
 
 
 def scripted_joint(encoded: Tensor, predicted: Tensor) -> Tensor:
-    """Say what the frame's script says: how many tokens were said before, then the tokens, then blanks (0)."""
-    before, script = encoded[..., :1], encoded[..., 1:]
-    place = (predicted - before).clamp(0, 4).long().expand(*script.shape[:-1], 1)
-    return 9.0 * nn.functional.one_hot(script.gather(-1, place).squeeze(-1).long(), 4).float()
+    """Scores of a frame's script: the number of earlier tokens, then the tokens, then blanks (0)."""
+    earlier, script = encoded[..., :1], encoded[..., 1:]
+    index = (predicted - earlier).clamp(0, 4).long().expand(*script.shape[:-1], 1)
+    return 9.0 * nn.functional.one_hot(script.gather(-1, index).squeeze(-1).long(), 4).float()
 
 
 def scripted_frames(script: list[list[int]]) -> Tensor:
-    said = [sum(len(tokens) for tokens in script[:frame]) for frame in range(len(script))]
+    counts = [sum(len(tokens) for tokens in script[:frame]) for frame in range(len(script))]
     return torch.tensor(
-        [[n, *tokens, *[0] * (5 - len(tokens))] for n, tokens in zip(said, script, strict=True)]
+        [[n, *tokens, *[0] * (5 - len(tokens))] for n, tokens in zip(counts, script, strict=True)]
     ).float()
 
 
@@ -129,60 +129,62 @@ SCRIPTS: list[list[list[int]]] = [[[], [3, 1], [], [], [2, 2, 2, 2]], [[1], [], 
 def test_greedy_emits_several_symbols_per_frame_and_advances_on_tokens_only() -> None:
     predictor = ScriptedPredictor()
     encoded = torch.stack([scripted_frames(script) for script in SCRIPTS])
-    found = greedy_search(encoded, torch.full((3,), 5), predictor, scripted_joint, blank_id=0)
-    assert [hypothesis.tokens for hypothesis in found] == [(3, 1, 2, 2, 2, 2), (1,), ()]
-    assert [hypothesis.frames for hypothesis in found] == [(1, 1, 4, 4, 4, 4), (0,), ()]
+    hypotheses = greedy_search(encoded, torch.full((3,), 5), predictor, scripted_joint, blank_id=0)
+    assert [hypothesis.tokens for hypothesis in hypotheses] == [(3, 1, 2, 2, 2, 2), (1,), ()]
+    assert [hypothesis.frames for hypothesis in hypotheses] == [(1, 1, 4, 4, 4, 4), (0,), ()]
     assert sorted(predictor.fed) == [0, 0, 0, 1, 1, 2, 2, 2, 2, 3]  # a start each, then every token once
 
 
 def test_greedy_reads_no_token_again_whatever_the_neighbours_do() -> None:
     predictor, joint = small_transducer(3, 5, 0, 2.0)
-    found = greedy_search(2 * torch.randn(6, 25, 8), LENGTHS, predictor, joint, 0)
-    emitted = [token for hypothesis in found for token in hypothesis.tokens]
+    hypotheses = greedy_search(2 * torch.randn(6, 25, 8), LENGTHS, predictor, joint, 0)
+    emitted = [token for hypothesis in hypotheses for token in hypothesis.tokens]
     assert len(emitted) > 20
     assert sorted(predictor.fed) == sorted([0] * 6 + emitted)
 
 
-@pytest.mark.parametrize("most", [1, 3])
-def test_a_network_that_never_stops_is_stopped_in_every_frame(most: int) -> None:
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_network_that_never_stops_is_stopped_in_every_frame(limit: int) -> None:
     always = torch.tensor([-4.0, 5.0, 0.0])
     log_probs = always.log_softmax(0)
-    score = 4 * (most * float(log_probs[1]) + float(log_probs[0]))
+    score = 4 * (limit * float(log_probs[1]) + float(log_probs[0]))
 
     def joint(encoded: Tensor, predicted: Tensor) -> Tensor:
         return always.expand(*(encoded + predicted).shape[:-1], 3)
 
     encoded, lengths = torch.zeros(2, 6, 1), torch.tensor([4, 2])
-    frames = tuple(frame for frame in range(4) for _ in range(most))
-    found = greedy_search(encoded, lengths, ScriptedPredictor(), joint, 0, max_symbols=most)
-    assert_same(found[0], (1,) * 4 * most, score, frames)
-    assert found[1].tokens == (1,) * 2 * most
-    longest = beam_search(encoded, lengths, ScriptedPredictor(), joint, 0, beam=1000, max_symbols=most)[0]
-    assert max(len(hypothesis.tokens) for hypothesis in longest) == 4 * most
-    every = next(hypothesis for hypothesis in longest if hypothesis.tokens == (1,) * 4 * most)
-    assert_same(every, (1,) * 4 * most, score, frames)
+    frames = tuple(frame for frame in range(4) for _ in range(limit))
+    hypotheses = greedy_search(encoded, lengths, ScriptedPredictor(), joint, 0, max_symbols=limit)
+    assert_same(hypotheses[0], (1,) * 4 * limit, score, frames)
+    assert hypotheses[1].tokens == (1,) * 2 * limit
+    longest = beam_search(encoded, lengths, ScriptedPredictor(), joint, 0, beam=1000, max_symbols=limit)[0]
+    assert max(len(hypothesis.tokens) for hypothesis in longest) == 4 * limit
+    complete = next(hypothesis for hypothesis in longest if hypothesis.tokens == (1,) * 4 * limit)
+    assert_same(complete, (1,) * 4 * limit, score, frames)
 
 
 @pytest.mark.parametrize(("seed", "blank", "bias"), [(0, 0, 0.0), (1, 1, 1.0), (2, 2, 2.0), (3, 0, -1.0), (4, 0, 1.0)])
 def test_a_wide_beam_finds_everything_with_its_exact_probability(seed: int, blank: int, bias: float) -> None:
     predictor, joint = small_transducer(seed, 3, blank, bias)
     encoded = 2 * torch.randn(1, 3, 8)
-    [found] = beam_search(encoded, torch.tensor([3]), predictor, joint, blank, beam=1000, max_symbols=2)
+    [hypotheses] = beam_search(encoded, torch.tensor([3]), predictor, joint, blank, beam=1000, max_symbols=2)
     expected = exhaustive(encoded[0], predictor, joint, blank, 2)
     assert len(expected) == 127
     totals = {tokens: total for tokens, (total, _) in expected.items()}
-    assert {h.tokens: h.score for h in found} == pytest.approx(totals, rel=1e-4, abs=1e-4)
-    assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
-    assert found[0].tokens == max(totals, key=lambda tokens: totals[tokens])
-    assert {h.tokens: h.frames for h in found} == {tokens: frames for tokens, (_, frames) in expected.items()}
+    assert {h.tokens: h.score for h in hypotheses} == pytest.approx(totals, rel=1e-4, abs=1e-4)
+    assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
+    assert hypotheses[0].tokens == max(totals, key=lambda tokens: totals[tokens])
+    assert {h.tokens: h.frames for h in hypotheses} == {tokens: frames for tokens, (_, frames) in expected.items()}
 
 
 def test_of_equally_probable_alignments_the_tokens_come_early() -> None:
     def joint(encoded: Tensor, predicted: Tensor) -> Tensor:
         return torch.zeros(*(encoded + predicted).shape[:-1], 2)
 
-    [found] = beam_search(torch.zeros(1, 3, 1), torch.tensor([3]), ScriptedPredictor(), joint, 0, 1000, max_symbols=1)
-    assert {h.tokens: h.frames for h in found} == {(1,) * count: tuple(range(count)) for count in range(4)}
+    [hypotheses] = beam_search(
+        torch.zeros(1, 3, 1), torch.tensor([3]), ScriptedPredictor(), joint, 0, 1000, max_symbols=1
+    )
+    assert {h.tokens: h.frames for h in hypotheses} == {(1,) * count: tuple(range(count)) for count in range(4)}
 
 
 @pytest.mark.parametrize("frames", [1, 2])
@@ -198,8 +200,8 @@ def test_a_vocabulary_of_the_blank_alone(frames: int) -> None:
 def test_a_wide_beam_is_the_transducer_loss_where_the_limit_does_not_bind() -> None:
     predictor, joint = small_transducer(5, 3, 0, 2.0)
     encoded = 2 * torch.randn(1, 3, 8)
-    [found] = beam_search(encoded, torch.tensor([3]), predictor, joint, 0, beam=1000, max_symbols=3)
-    short = [hypothesis for hypothesis in found if len(hypothesis.tokens) <= 3]
+    [hypotheses] = beam_search(encoded, torch.tensor([3]), predictor, joint, 0, beam=1000, max_symbols=3)
+    short = [hypothesis for hypothesis in hypotheses if len(hypothesis.tokens) <= 3]
     assert len(short) == 1 + 2 + 4 + 8
     for hypothesis in short:
         tokens = torch.tensor([hypothesis.tokens], dtype=torch.int64).reshape(1, -1)
@@ -222,22 +224,22 @@ def test_narrow_beams_are_sorted_distinct_bounded_and_do_not_see_neighbours(seed
     predictor, joint = small_transducer(seed, 5, 0, bias)
     encoded = 2 * torch.randn(len(LENGTHS), 25, 8)
     garbage = torch.cat([encoded, torch.full((len(LENGTHS), 5, 8), float("nan"))], dim=1)
-    found = beam_search(garbage, LENGTHS, predictor, joint, 0, beam=4, max_symbols=3)
+    results = beam_search(garbage, LENGTHS, predictor, joint, 0, beam=4, max_symbols=3)
     for row, length in enumerate(LENGTHS.tolist()):
-        scores = [hypothesis.score for hypothesis in found[row]]
+        scores = [hypothesis.score for hypothesis in results[row]]
         assert scores == sorted(scores, reverse=True)
-        assert len({hypothesis.tokens for hypothesis in found[row]}) == len(found[row]) == (4 if length else 1)
+        assert len({hypothesis.tokens for hypothesis in results[row]}) == len(results[row]) == (4 if length else 1)
         alone = beam_search(encoded[row : row + 1, :length], LENGTHS[row : row + 1], predictor, joint, 0, 4, 3)
-        for got, expected in zip(found[row], alone[0], strict=True):
+        for got, expected in zip(results[row], alone[0], strict=True):
             assert_same(got, expected.tokens, expected.score, expected.frames)
-    assert any(0 < len(hypotheses[0].tokens) for hypotheses in found)
+    assert any(0 < len(hypotheses[0].tokens) for hypotheses in results)
 
 
 def test_frames_of_the_beam_are_those_of_the_script() -> None:
     encoded = torch.stack([scripted_frames(script) for script in SCRIPTS])
-    found = beam_search(encoded, torch.full((3,), 5), ScriptedPredictor(), scripted_joint, 0, beam=4)
-    assert [hypotheses[0].tokens for hypotheses in found] == [(3, 1, 2, 2, 2, 2), (1,), ()]
-    assert [hypotheses[0].frames for hypotheses in found] == [(1, 1, 4, 4, 4, 4), (0,), ()]
+    results = beam_search(encoded, torch.full((3,), 5), ScriptedPredictor(), scripted_joint, 0, beam=4)
+    assert [hypotheses[0].tokens for hypotheses in results] == [(3, 1, 2, 2, 2, 2), (1,), ()]
+    assert [hypotheses[0].frames for hypotheses in results] == [(1, 1, 4, 4, 4, 4), (0,), ()]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -245,16 +247,16 @@ def test_a_wide_beam_is_at_least_as_probable_as_the_greedy_path(seed: int) -> No
     predictor, joint = small_transducer(seed, 3, 0, 1.0)
     encoded, lengths = 2 * torch.randn(2, 3, 8), torch.tensor([3, 2])
     greedy = greedy_search(encoded, lengths, predictor, joint, 0, max_symbols=2)
-    found = beam_search(encoded, lengths, predictor, joint, 0, beam=1000, max_symbols=2)
-    for path, hypotheses in zip(greedy, found, strict=True):
+    results = beam_search(encoded, lengths, predictor, joint, 0, beam=1000, max_symbols=2)
+    for path, hypotheses in zip(greedy, results, strict=True):
         same = next(hypothesis for hypothesis in hypotheses if hypothesis.tokens == path.tokens)
         assert hypotheses[0].score >= same.score >= path.score - 1e-5
 
 
 def test_the_probability_of_all_that_can_be_said_is_at_most_one() -> None:
     predictor, joint = small_transducer(6, 3, 0, 6.0)
-    [found] = beam_search(torch.randn(1, 3, 8), torch.tensor([3]), predictor, joint, 0, beam=1000, max_symbols=3)
-    assert 0.9 < sum(math.exp(hypothesis.score) for hypothesis in found) <= 1.0 + 1e-5
+    [hypotheses] = beam_search(torch.randn(1, 3, 8), torch.tensor([3]), predictor, joint, 0, beam=1000, max_symbols=3)
+    assert 0.9 < sum(math.exp(hypothesis.score) for hypothesis in hypotheses) <= 1.0 + 1e-5
 
 
 def test_no_utterances_and_no_frames() -> None:
@@ -284,8 +286,10 @@ def test_merged_alignments_add_up_and_keep_the_frames_of_the_likelier(
     emission: tuple[float, float], likelier: int
 ) -> None:
     encoded = torch.tensor([[[1 - p, p] for p in emission]]).log()
-    [found] = beam_search(encoded, torch.tensor([2]), ScriptedPredictor(), lambda e, p: e + 0 * p, 0, max_symbols=1)
-    once = next(hypothesis for hypothesis in found if hypothesis.tokens == (1,))
+    [hypotheses] = beam_search(
+        encoded, torch.tensor([2]), ScriptedPredictor(), lambda e, p: e + 0 * p, 0, max_symbols=1
+    )
+    once = next(hypothesis for hypothesis in hypotheses if hypothesis.tokens == (1,))
     assert_same(once, (1,), math.log(0.5 * 0.9 * 0.6), (likelier,))
 
 

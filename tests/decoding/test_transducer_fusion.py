@@ -87,9 +87,9 @@ def steps_of(model: LanguageModel, tokens: Sequence[int]) -> float:
     """The sum of a model's steps for tokens and end, one after another."""
     model.prepare(CHARACTERS, CPU)
     state, total = model.initial_state(1), 0.0
-    for before, after in zip((END, *tokens), (*tokens, END), strict=True):
-        log_probs, state = model.step(torch.tensor([before]), state)
-        total += float(log_probs[0, after])
+    for previous, token in zip((END, *tokens), (*tokens, END), strict=True):
+        log_probs, state = model.step(torch.tensor([previous]), state)
+        total += float(log_probs[0, token])
     return total
 
 
@@ -102,7 +102,7 @@ def internal(predictor: SmallPredictor, joint: SmallJoint, tokens: Sequence[int]
 
 
 def spelled(hypotheses: Sequence[Hypothesis]) -> dict[tuple[int, ...], Hypothesis]:
-    return {one.tokens: one for one in hypotheses if set(one.tokens) <= set(SPELLING)}
+    return {hypothesis.tokens: hypothesis for hypothesis in hypotheses if set(hypothesis.tokens) <= set(SPELLING)}
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -112,7 +112,7 @@ def test_every_text_scores_what_all_models_say_of_it(kind: str, seed: int, tmp_p
     encoded = 2 * torch.randn(2, 2, 8)
     model, low = MODELS[kind](tmp_path), token_ngram(tmp_path, order=1)
     search = TransducerSearch(WIDE, 2, model, 0.7, 0.3, low, 0.2, length_bonus=0.4)
-    found = search(encoded, torch.tensor([2, 1]), predictor, joint, CHARACTERS)
+    results = search(encoded, torch.tensor([2, 1]), predictor, joint, CHARACTERS)
     for row, frames in enumerate((2, 1)):
         expected = exhaustive(encoded[row, :frames], predictor, joint, BLANK, 2, SPELLING)
         added = {
@@ -122,17 +122,23 @@ def test_every_text_scores_what_all_models_say_of_it(kind: str, seed: int, tmp_p
             + 0.4 * len(tokens)
             for tokens in expected
         }
-        totals = {tokens: heard + added[tokens] for tokens, (heard, _) in expected.items()}
+        totals = {tokens: score + added[tokens] for tokens, (score, _) in expected.items()}
         assert len(totals) == (121 if frames == 2 else 13)
-        hypotheses = spelled(found[row])
-        assert {tokens: one.score for tokens, one in hypotheses.items()} == pytest.approx(totals, abs=1e-4)
-        assert {t: one.parts["transducer"] for t, one in hypotheses.items()} == pytest.approx(
-            {tokens: heard for tokens, (heard, _) in expected.items()}, abs=1e-4
+        hypotheses = spelled(results[row])
+        assert {tokens: hypothesis.score for tokens, hypothesis in hypotheses.items()} == pytest.approx(
+            totals, abs=1e-4
         )
-        assert {t: one.parts["fusion"] for t, one in hypotheses.items()} == pytest.approx(added, abs=1e-4)
-        assert {t: one.frames for t, one in hypotheses.items()} == {t: frames for t, (_, frames) in expected.items()}
-        assert found[row][0].tokens == max(totals, key=lambda tokens: totals[tokens])
-        assert [one.score for one in found[row]] == sorted((one.score for one in found[row]), reverse=True)
+        assert {t: hypothesis.parts["transducer"] for t, hypothesis in hypotheses.items()} == pytest.approx(
+            {tokens: score for tokens, (score, _) in expected.items()}, abs=1e-4
+        )
+        assert {t: hypothesis.parts["fusion"] for t, hypothesis in hypotheses.items()} == pytest.approx(added, abs=1e-4)
+        assert {t: hypothesis.frames for t, hypothesis in hypotheses.items()} == {
+            t: frames for t, (_, frames) in expected.items()
+        }
+        assert results[row][0].tokens == max(totals, key=lambda tokens: totals[tokens])
+        assert [hypothesis.score for hypothesis in results[row]] == sorted(
+            (hypothesis.score for hypothesis in results[row]), reverse=True
+        )
 
 
 def test_whole_texts_score_as_the_models_score_them(tmp_path: Path) -> None:
@@ -140,8 +146,8 @@ def test_whole_texts_score_as_the_models_score_them(tmp_path: Path) -> None:
     encoded = 2 * torch.randn(1, 2, 8)
     for kind in ("token n-gram", "word n-gram", "LSTM"):
         model = MODELS[kind](tmp_path)
-        [found] = TransducerSearch(WIDE, 2, model, 1.0)(encoded, torch.tensor([2]), predictor, joint, CHARACTERS)
-        hypotheses = spelled(found)
+        [results] = TransducerSearch(WIDE, 2, model, 1.0)(encoded, torch.tensor([2]), predictor, joint, CHARACTERS)
+        hypotheses = spelled(results)
         for text in ("", "A", "AB", "BA", "A B"):
             [score] = model.score([text])
             assert hypotheses[tuple(CHARACTERS.encode(text))].parts["fusion"] == pytest.approx(score, abs=1e-4)
@@ -163,8 +169,10 @@ def test_a_beam_of_one_hears_the_language_model() -> None:
     encoded, lengths = 2 * torch.randn(1, 6, 8), torch.tensor([6])
     plain = TransducerSearch(1, 2)
     fused = TransducerSearch(1, 2, Pairs(excluded=[5]), 0.5, length_bonus=2.0)
-    [[before]], [[after]] = (search(encoded, lengths, predictor, joint, CHARACTERS) for search in (plain, fused))
-    assert 5 in before.tokens and after.tokens and 5 not in after.tokens
+    [[plain_hypothesis]], [[fused_hypothesis]] = (
+        search(encoded, lengths, predictor, joint, CHARACTERS) for search in (plain, fused)
+    )
+    assert 5 in plain_hypothesis.tokens and fused_hypothesis.tokens and 5 not in fused_hypothesis.tokens
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -179,9 +187,9 @@ def test_fused_beams_do_not_see_neighbours_and_padding(seed: int, tmp_path: Path
     together = search(garbage, lengths, predictor, joint, CHARACTERS)
     for row, length in enumerate(lengths.tolist()):
         [alone] = search(encoded[row : row + 1, :length], lengths[row : row + 1], predictor, joint, CHARACTERS)
-        for one, other in zip(together[row], alone, strict=True):
-            assert (one.tokens, one.frames) == (other.tokens, other.frames)
-            assert one.score == pytest.approx(other.score, abs=1e-4)
+        for hypothesis, expected in zip(together[row], alone, strict=True):
+            assert (hypothesis.tokens, hypothesis.frames) == (expected.tokens, expected.frames)
+            assert hypothesis.score == pytest.approx(expected.score, abs=1e-4)
 
 
 @pytest.mark.parametrize("arguments", [{"language_model_weight": 0.5}, {"density_ratio_weight": 0.5}])
@@ -189,17 +197,17 @@ def test_what_a_model_excludes_is_never_emitted_also_where_it_is_subtracted(argu
     predictor, joint = letters_only(3)
     model = Pairs(excluded=[6])
     search = TransducerSearch(WIDE, 2, language_model=model, density_ratio_model=model, **arguments)
-    [found] = search(2 * torch.randn(1, 2, 8), torch.tensor([2]), predictor, joint, CHARACTERS)
-    texts = spelled(found)
+    [hypotheses] = search(2 * torch.randn(1, 2, 8), torch.tensor([2]), predictor, joint, CHARACTERS)
+    texts = spelled(hypotheses)
     assert len(texts) == 1 + 2 + 4 + 8 + 16 and not any(6 in tokens for tokens in texts)
-    assert all(math.isfinite(one.score) for one in texts.values())
+    assert all(math.isfinite(hypothesis.score) for hypothesis in texts.values())
 
 
 def test_where_no_text_can_end_the_best_is_returned_without_a_probability() -> None:
     predictor, joint = letters_only(3)
     search = TransducerSearch(3, 2, Pairs(excluded=[END]), 0.5)
-    [found] = search(2 * torch.randn(1, 5, 8), torch.tensor([5]), predictor, joint, CHARACTERS)
-    assert found and all(one.score == -math.inf for one in found)
+    [hypotheses] = search(2 * torch.randn(1, 5, 8), torch.tensor([5]), predictor, joint, CHARACTERS)
+    assert hypotheses and all(hypothesis.score == -math.inf for hypothesis in hypotheses)
 
 
 def test_the_letters_of_deep_speech_whose_end_is_the_blank(tmp_path: Path) -> None:
@@ -211,8 +219,8 @@ def test_the_letters_of_deep_speech_whose_end_is_the_blank(tmp_path: Path) -> No
         joint.output.bias[[token for token in range(len(letters)) if token not in (0, 1, 3, 4)]] = -1e5
     for model in (WordNGramLanguageModel(str(tmp_path / "words.arpa")), NGramLanguageModel(str(tmp_path / "t.arpa"))):
         search = TransducerSearch(WIDE, 2, model, 1.0)
-        [found] = search(2 * torch.randn(1, 2, 8), torch.tensor([2]), predictor, joint, letters)
-        by_tokens = {one.tokens: one for one in found}
+        [hypotheses] = search(2 * torch.randn(1, 2, 8), torch.tensor([2]), predictor, joint, letters)
+        by_tokens = {hypothesis.tokens: hypothesis for hypothesis in hypotheses}
         for text in ("", "A", "BA", "A B"):
             [score] = model.score([text])
             assert by_tokens[tuple(letters.encode(text))].parts["fusion"] == pytest.approx(score, abs=1e-4)

@@ -40,21 +40,21 @@ def test_steps_add_up_to_what_the_model_says_of_the_words(
     plain = read_arpa(tmp_path / "words.arpa")
     model = WordNGramLanguageModel(str(tmp_path / "words.arpa"))
     model.prepare(tokenizer, CPU)
-    asked = [*texts, "", texts[0].split()[1], f"{texts[1].split()[0]} {texts[0]}", "".join(texts[0].split())]
-    assert model.score(asked) == [plain.score(text.split()) for text in asked]
-    state = model.initial_state(len(asked))
-    ids = [[tokenizer.eos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in asked]
-    assert [tokenizer.decode(row) for row in ids] == asked
-    totals = torch.zeros(len(asked))
-    going = list(range(len(asked)))
-    for place in range(max(map(len, ids)) - 1):
-        rows = [number for number, row in enumerate(going) if place + 1 < len(ids[row])]
-        going, state = [going[number] for number in rows], (state[0][rows],)
-        log_probs, state = model.step(torch.tensor([ids[row][place] for row in going]), state)
+    sentences = [*texts, "", texts[0].split()[1], f"{texts[1].split()[0]} {texts[0]}", "".join(texts[0].split())]
+    assert model.score(sentences) == [plain.score(text.split()) for text in sentences]
+    state = model.initial_state(len(sentences))
+    ids = [[tokenizer.eos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in sentences]
+    assert [tokenizer.decode(row) for row in ids] == sentences
+    totals = torch.zeros(len(sentences))
+    active = list(range(len(sentences)))
+    for position in range(max(map(len, ids)) - 1):
+        rows = [number for number, row in enumerate(active) if position + 1 < len(ids[row])]
+        active, state = [active[number] for number in rows], (state[0][rows],)
+        log_probs, state = model.step(torch.tensor([ids[row][position] for row in active]), state)
         assert log_probs[:, tokenizer.blank_id].eq(-torch.inf).all()
-        for number, row in enumerate(going):
-            totals[row] += log_probs[number, ids[row][place + 1]]
-    torch.testing.assert_close(totals, torch.tensor([plain.score(text.split()) for text in asked]))
+        for number, row in enumerate(active):
+            totals[row] += log_probs[number, ids[row][position + 1]]
+    torch.testing.assert_close(totals, torch.tensor([plain.score(text.split()) for text in sentences]))
 
 
 def test_which_tokens_begin_words(tokenizers: dict[str, Tokenizer]) -> None:
@@ -74,7 +74,7 @@ def test_a_search_prefers_what_the_words_prefer(tmp_path: Path) -> None:
     logits = torch.randn(1, 4, 7, generator=torch.Generator().manual_seed(0))
     logits[:, :, 1:3] = -30.0
     settings = {"language_model": model, "language_model_weight": 1.5}
-    [found] = CTCSearch(beam=3_000, **settings)(logits, torch.tensor([4]), Letters())  # type: ignore[arg-type]
+    [hypotheses] = CTCSearch(beam=3_000, **settings)(logits, torch.tensor([4]), Letters())  # type: ignore[arg-type]
     log_probs, plain, tokenizer = logits[0].double().log_softmax(1), read_arpa(tmp_path / "words.arpa"), Letters()
     paths: dict[tuple[int, ...], float] = {}
     for path in itertools.product(range(7), repeat=4):
@@ -85,9 +85,9 @@ def test_a_search_prefers_what_the_words_prefer(tmp_path: Path) -> None:
         for tokens, probability in paths.items()
         if not {1, 2} & set(tokens)
     }  # fmt: skip
-    assert found[0].tokens == max(scores, key=lambda tokens: scores[tokens])
-    for one in found[:50]:
-        assert one.score == pytest.approx(scores[one.tokens], abs=1e-4)
+    assert hypotheses[0].tokens == max(scores, key=lambda tokens: scores[tokens])
+    for hypothesis in hypotheses[:50]:
+        assert hypothesis.score == pytest.approx(scores[hypothesis.tokens], abs=1e-4)
 
 
 def test_words_of_another_case_are_refused(tmp_path: Path) -> None:

@@ -73,9 +73,9 @@ def test_ctc_says_when_tokens_begin_and_end_and_how_sure_it_is() -> None:
     log_probs = logits.log_softmax(dim=2)
     expected = [float(log_probs[0, frame, token]) for frame, token in ((2, 5), (4, 5), (6, 6))]
     for beam in (1, 4):
-        [found] = CTCSearch(beam=beam)(logits, torch.tensor([8]), CharacterTokenizer())
-        assert (found[0].tokens, found[0].frames, found[0].ends) == ((5, 5, 6), (1, 4, 5), (2, 4, 6))
-        assert found[0].log_probs == pytest.approx(expected, abs=1e-5)
+        [hypotheses] = CTCSearch(beam=beam)(logits, torch.tensor([8]), CharacterTokenizer())
+        assert (hypotheses[0].tokens, hypotheses[0].frames, hypotheses[0].ends) == ((5, 5, 6), (1, 4, 5), (2, 4, 6))
+        assert hypotheses[0].log_probs == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_no_path_spells_stays_without_frames() -> None:

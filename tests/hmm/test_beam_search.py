@@ -24,9 +24,11 @@ def tiny(words: int, seed: int) -> tuple[HiddenMarkovModel, kaldifst.StdVectorFs
     """A lexicon of random words, some alike, and the graph of a trigram of random sentences."""
     generator = np.random.default_rng(seed)
     names = [f"W{number}" for number in range(words)]
-    said = {name: [tuple(generator.choice(["P", "Q", "R"], generator.integers(1, 3)).tolist())] for name in names}
+    pronunciations = {
+        name: [tuple(generator.choice(["P", "Q", "R"], generator.integers(1, 3)).tolist())] for name in names
+    }
     texts = [generator.choice(names, generator.integers(1, 5)).tolist() for _ in range(4 * words)]
-    model = HiddenMarkovModel.monophone(Lexicon({name: tuple(said[name]) for name in names}))
+    model = HiddenMarkovModel.monophone(Lexicon({name: tuple(pronunciations[name]) for name in names}))
     return model, decoding_graph(model, kneser_ney(texts, 3))
 
 
@@ -35,7 +37,7 @@ def random_scores(model: HiddenMarkovModel, frames: int, seed: int) -> np.ndarra
 
 
 def random_graph(model: HiddenMarkovModel, seed: int) -> kaldifst.StdVectorFst:
-    """Arcs that say words anywhere; silent ones, some of which cost less than nothing, lead forwards."""
+    """Arcs with random words; those that read no frame, some of negative cost, lead forwards."""
     generator = np.random.default_rng(seed)
     fst = kaldifst.StdVectorFst()
     for _ in range(6):
@@ -54,32 +56,32 @@ def random_graph(model: HiddenMarkovModel, seed: int) -> kaldifst.StdVectorFst:
 
 
 def enumerated(graph: kaldifst.StdVectorFst, scores: np.ndarray, words: tuple[str, ...]) -> Sentences:
-    """The cost of every sentence: of all pairs of a state and the words up to it, none is given up."""
+    """The cost of every sentence, by a search that keeps every pair of a state and the words up to it."""
 
-    def step(before: dict[tuple[int, tuple[str, ...]], float], row: np.ndarray | None) -> dict:
-        after = {} if row is not None else dict(before)
-        waiting = list(before)
+    def step(old: dict[tuple[int, tuple[str, ...]], float], row: np.ndarray | None) -> dict:
+        new = {} if row is not None else dict(old)
+        waiting = list(old)
         while waiting:
-            state, said = key = waiting.pop()
+            state, sentence = key = waiting.pop()
             for arc in kaldifst.ArcIterator(graph, state):
                 if (arc.ilabel > 0) != (row is not None):
                     continue
-                cost = before[key] if row is not None else after[key]
+                cost = old[key] if row is not None else new[key]
                 cost += arc.weight.value - (0.0 if row is None else float(row[arc.ilabel - 1]))
-                goal = arc.nextstate, said + ((words[arc.olabel - 1],) if arc.olabel else ())
-                if cost < after.get(goal, math.inf):
-                    after[goal] = cost
+                goal = arc.nextstate, sentence + ((words[arc.olabel - 1],) if arc.olabel else ())
+                if cost < new.get(goal, math.inf):
+                    new[goal] = cost
                     if row is None:
                         waiting.append(goal)
-        return after
+        return new
 
     costs = step({(graph.start, ()): 0.0}, None)
     for row in scores:
         costs = step(step(costs, row), None)
-    found: Sentences = {}
-    for (state, said), cost in costs.items():
-        found[said] = min(cost + graph.final(state).value, found.get(said, math.inf))
-    return {said: cost for said, cost in found.items() if cost < math.inf}
+    totals: Sentences = {}
+    for (state, sentence), cost in costs.items():
+        totals[sentence] = min(cost + graph.final(state).value, totals.get(sentence, math.inf))
+    return {sentence: cost for sentence, cost in totals.items() if cost < math.inf}
 
 
 def search(graph: kaldifst.StdVectorFst, model: HiddenMarkovModel, scores: np.ndarray, lattice_beam: float) -> Lattice:
@@ -98,9 +100,11 @@ def test_the_sentences_are_those_of_all_paths(make: Callable, seed: int) -> None
         return
     for lattice_beam in (WIDE, 30.0, 5.0, 0.01):
         within = {words: cost for words, cost in expected.items() if cost <= min(expected.values()) + lattice_beam}
-        found = best_sentences(search(graph, model, scores, lattice_beam), len(expected))
-        assert dict(found[: len(within)]) == pytest.approx(within, abs=1e-3)
-        assert [cost for _, cost in found] == sorted(cost for _, cost in found) and len(dict(found)) == len(found)
+        sentences = best_sentences(search(graph, model, scores, lattice_beam), len(expected))
+        assert dict(sentences[: len(within)]) == pytest.approx(within, abs=1e-3)
+        assert [cost for _, cost in sentences] == sorted(cost for _, cost in sentences) and len(dict(sentences)) == len(
+            sentences
+        )
 
 
 @pytest.mark.parametrize("frames", [1, 5, 40, 130])
@@ -108,11 +112,11 @@ def test_the_sentences_are_those_of_all_paths(make: Callable, seed: int) -> None
 def test_the_best_sentence_is_that_of_kaldi(seed: int, frames: int) -> None:
     model, graph = tiny(12, seed)
     log_likelihoods = random_scores(model, frames, seed)
-    (one,) = GraphSearch(0.3, WIDE, ALL)(log_likelihoods, model, graph)
+    (best,) = GraphSearch(0.3, WIDE, ALL)(log_likelihoods, model, graph)
     several = GraphSearch(0.3, WIDE, ALL, hypotheses=4, lattice_beam=3.0)(log_likelihoods, model, graph)
-    assert several[0].words == one.words and several[0].score == pytest.approx(one.score, abs=1e-3)
-    assert len(one.transition_ids) == frames
-    assert len({found.words for found in several}) == len(several) <= 4
+    assert several[0].words == best.words and several[0].score == pytest.approx(best.score, abs=1e-3)
+    assert len(best.transition_ids) == frames
+    assert len({hypothesis.words for hypothesis in several}) == len(several) <= 4
     assert frames < 40 or len(several) == 4
 
 
@@ -123,9 +127,9 @@ def test_so_it_is_where_no_path_ends(seed: int) -> None:
     graph.set_final(5, math.inf)
     graph.set_final(2, math.inf)
     log_likelihoods = random_scores(model, 6, seed)
-    (one,) = GraphSearch(1.0, WIDE, ALL)(log_likelihoods, model, graph)
+    (best,) = GraphSearch(1.0, WIDE, ALL)(log_likelihoods, model, graph)
     several = GraphSearch(1.0, WIDE, ALL, hypotheses=5)(log_likelihoods, model, graph)
-    assert several[0].words == one.words and several[0].score == pytest.approx(one.score, abs=1e-3)
+    assert several[0].words == best.words and several[0].score == pytest.approx(best.score, abs=1e-3)
 
 
 @pytest.mark.parametrize("hypotheses", [1, 3])
@@ -141,9 +145,9 @@ def test_where_there_is_no_path_nothing_is_found(hypotheses: int) -> None:
 @pytest.mark.parametrize("hypotheses", [1, 3])
 def test_without_frames_there_is_the_empty_sentence(hypotheses: int) -> None:
     model, graph = tiny(3, 0)
-    (found,) = GraphSearch(hypotheses=hypotheses)(np.zeros((0, model.pdfs), np.float32), model, graph)
+    (hypothesis,) = GraphSearch(hypotheses=hypotheses)(np.zeros((0, model.pdfs), np.float32), model, graph)
     ((words, cost),) = enumerated(graph, np.zeros((0, 1)), model.words).items()
-    assert found.words == words == () and found.score == pytest.approx(-cost, abs=1e-6)
+    assert hypothesis.words == words == () and hypothesis.score == pytest.approx(-cost, abs=1e-6)
 
 
 def test_searches_do_not_disturb_each_other() -> None:

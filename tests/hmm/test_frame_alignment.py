@@ -54,20 +54,20 @@ def test_no_state_path_is_better(make: Callable[[], HiddenMarkovModel], frames: 
         model, ["A"], phone_grammar([[SIL, A, B]], order=1)
     )  # these and the end have 1/4 each
     arcs = as_graph(model, without)
-    said = set()
+    sequences = set()
     for seed in range(12):
         scores = 3 * np.random.default_rng(seed).standard_normal((frames, model.pdfs)).astype(np.float32)
-        ones = [decodable(model, scores) for _ in range(2)]
+        decodables = [decodable(model, scores) for _ in range(2)]
         np.full((frames, len(model.pdf_of)), 1e9, dtype=np.float32)
         best, _ = best_of_all(model, scores, 0.0)
-        assert align_frames(ones[0], with_words, beam=1000.0, retry_beam=2000.0) == best
+        assert align_frames(decodables[0], with_words, beam=1000.0, retry_beam=2000.0) == best
         best, weight = best_of_all(model, scores, np.log(0.25))
-        assert align_frames(ones[1], without, beam=1000.0, retry_beam=2000.0) == best
-        path, found = best_path(torch.from_numpy(scores), arcs)
+        assert align_frames(decodables[1], without, beam=1000.0, retry_beam=2000.0) == best
+        path, total = best_path(torch.from_numpy(scores), arcs)
         assert arcs.pdfs[path].tolist() == model.pdf_of[best].tolist()
-        assert found == pytest.approx(weight, abs=0.01)
-        said.add(tuple(phone for *_, phone in phone_runs(model, best)))
-    assert len(said) >= {3: 1, 7: 3, 10: 4}[frames]
+        assert total == pytest.approx(weight, abs=0.01)
+        sequences.add(tuple(phone for *_, phone in phone_runs(model, best)))
+    assert len(sequences) >= {3: 1, 7: 3, 10: 4}[frames]
 
 
 def test_too_few_frames_have_no_way_through() -> None:
@@ -107,20 +107,20 @@ def test_kept_frames_are_of_the_phones_that_they_were_of() -> None:
     squeezed = 0
     for _ in range(300):
         step, lengths = int(random.integers(1, 5)), random.integers(1, 9, random.integers(1, 8)).tolist()
-        kept = np.repeat(np.arange(len(lengths)), lengths)[::step]
-        by_definition = np.bincount(kept, minlength=len(lengths)).tolist()
-        found = subsample(lengths, step)
-        if len(kept) < len(lengths):
-            assert found == []
+        phones = np.repeat(np.arange(len(lengths)), lengths)[::step]
+        by_definition = np.bincount(phones, minlength=len(lengths)).tolist()
+        counts = subsample(lengths, step)
+        if len(phones) < len(lengths):
+            assert counts == []
         elif min(by_definition) > 0:
-            assert found == by_definition
+            assert counts == by_definition
         else:  # a phone that would lose all frames gets one, and borders move no farther than for that
             squeezed += 1
-            assert sum(found) == len(kept) and min(found) == 1
-            ways = [ends for ends in combinations(range(1, len(kept)), len(lengths) - 1)]
-            wanted = np.cumsum(by_definition)[:-1]
-            moved = np.abs(np.cumsum(found)[:-1] - wanted).max(initial=0)
-            assert moved == min(np.abs(np.array(ends, dtype=int) - wanted).max(initial=0) for ends in ways)
+            assert sum(counts) == len(phones) and min(counts) == 1
+            ways = [ends for ends in combinations(range(1, len(phones)), len(lengths) - 1)]
+            borders = np.cumsum(by_definition)[:-1]
+            moved = np.abs(np.cumsum(counts)[:-1] - borders).max(initial=0)
+            assert moved == min(np.abs(np.array(ends, dtype=int) - borders).max(initial=0) for ends in ways)
     assert squeezed > 20
 
 
@@ -170,27 +170,30 @@ def runs_of(phones: list[str]) -> list[tuple[int, int, str]]:
 )
 def test_words_are_where_their_phones_are(words: str, phones: str, expected: str) -> None:
     runs = runs_of(phones.split())
-    found = word_runs(LEXICON, runs, words.split())
-    # What stands over each phone is the word that covers it, and words begin and end with phones.
-    over = [next(word for start, end, word in found if start <= run[0] and run[1] <= end) for run in runs]
-    assert over == expected.split()
-    assert [word for *_, word in found if word != "SIL"] == words.split()
-    assert {border for run in found for border in run[:2]} <= {border for run in runs for border in run[:2]}
-    assert all(left[1] == right[0] for left, right in zip(found, found[1:], strict=False))
+    intervals = word_runs(LEXICON, runs, words.split())
+    # Each phone is covered by its word, and words begin and end with phones.
+    covering = [next(word for start, end, word in intervals if start <= run[0] and run[1] <= end) for run in runs]
+    assert covering == expected.split()
+    assert [word for *_, word in intervals if word != "SIL"] == words.split()
+    assert {border for run in intervals for border in run[:2]} <= {border for run in runs for border in run[:2]}
+    assert all(left[1] == right[0] for left, right in zip(intervals, intervals[1:], strict=False))
 
 
 def test_words_of_all_ways_to_say_a_sentence_are_pronunciations() -> None:
     words = ["A", "BEE", "SAY"]
-    for some in product(*(LEXICON.pronunciations[word] for word in words)):
+    for pronunciations in product(*(LEXICON.pronunciations[word] for word in words)):
         for pauses in product((False, True), repeat=4):
-            phones = [["SIL"] * pause + list(one) for pause, one in zip(pauses, (*some, ()), strict=True)]
+            phones = [
+                ["SIL"] * pause + list(pronunciation)
+                for pause, pronunciation in zip(pauses, (*pronunciations, ()), strict=True)
+            ]
             runs = runs_of(sum(phones, []))
-            found = word_runs(LEXICON, runs, words)
-            assert [word for *_, word in found if word != "SIL"] == words
-            assert [run[:2] for run in found if run[2] == "SIL"] == [run[:2] for run in runs if run[2] == "SIL"]
-            for start, end, word in found:
-                said = tuple(phone for begin, stop, phone in runs if start <= begin and stop <= end)
-                assert said in LEXICON.pronunciations.get(word, (("SIL",),))
+            intervals = word_runs(LEXICON, runs, words)
+            assert [word for *_, word in intervals if word != "SIL"] == words
+            assert [run[:2] for run in intervals if run[2] == "SIL"] == [run[:2] for run in runs if run[2] == "SIL"]
+            for start, end, word in intervals:
+                spoken = tuple(phone for begin, stop, phone in runs if start <= begin and stop <= end)
+                assert spoken in LEXICON.pronunciations.get(word, (("SIL",),))
 
 
 @pytest.mark.parametrize(("words", "phones"), [("A", "b"), ("A", ""), ("A BE", "a"), ("BE", "b b"), ("BEE", "b SIL b")])
@@ -205,7 +208,7 @@ def test_segments_tile_the_utterance(count: int, hop: float, window: float) -> N
     runs = runs_of(list("abcde"[:count]))
     seconds = (runs[-1][1] - 1) * hop + window + 0.003  # some samples behind the last whole frame
     segments = in_seconds(runs, hop, window, seconds)
-    assert [one.label for one in segments] == list("abcde"[:count])
+    assert [segment.label for segment in segments] == list("abcde"[:count])
     assert segments[0].start == 0.0 and segments[-1].end == seconds
     middles = [frame * hop + window / 2 for frame in range(runs[-1][1])]
     for left, right, (start, *_) in zip(segments, segments[1:], runs[1:], strict=False):

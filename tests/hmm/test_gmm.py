@@ -60,8 +60,8 @@ TrainedMixtures = tuple[list[TrainingPass], GaussianMixtures]
 
 
 def trained(model: HiddenMarkovModel, examples: list[TrainingUtterance], **options: int) -> TrainedMixtures:
-    found = list(train(model, examples, **options))
-    return [one for one, _ in found], found[-1][1]
+    results = list(train(model, examples, **options))
+    return [iteration for iteration, _ in results], results[-1][1]
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +71,14 @@ def result(model: HiddenMarkovModel) -> TrainedMixtures:
 
 def test_every_pass_explains_the_data_better(result: TrainedMixtures) -> None:
     passes, mixtures = result
-    assert [one.number for one in passes] == list(range(1, 13)) and not any(one.failed for one in passes)
-    rises = np.diff([one.log_likelihood for one in passes])
+    assert [iteration.number for iteration in passes] == list(range(1, 13)) and not any(
+        iteration.failed for iteration in passes
+    )
+    rises = np.diff([iteration.log_likelihood for iteration in passes])
     assert (rises > -0.02).all() and rises.sum() > 5.0  # new Gaussians and a scaled search may cost a little
     # Of the Gaussians that made the data: 6 dimensions with a variance of 1.
     assert passes[-1].log_likelihood == pytest.approx(-0.5 * 6 * (math.log(2 * math.pi) + 1), abs=0.4)
-    gaussians = [one.gaussians for one in passes]
+    gaussians = [iteration.gaussians for iteration in passes]
     assert gaussians == sorted(gaussians) and 15 < gaussians[-1] <= 24
     assert mixtures.mixtures.num_gauss == gaussians[-1] and len(set(gaussians[8:])) == 1
 
@@ -85,21 +87,21 @@ def test_given_alignments_are_where_training_begins(model: HiddenMarkovModel) ->
     """After the first pass a pdf's Gaussian has mean and variance of the frames that were aligned with it."""
     examples, truths = planted(model, 24)
     begin = {}
-    right = GaussianMixtures(model, planted_mixtures(model))  # Kaldi's decodables do not hold what they read
-    for one, truth in zip(examples, truths, strict=True):
-        ids = align_frames(right.decodable(one.features), one.graph)
+    reference = GaussianMixtures(model, planted_mixtures(model))  # Kaldi's decodables do not hold what they read
+    for example, truth in zip(examples, truths, strict=True):
+        ids = align_frames(reference.decodable(example.features), example.graph)
         assert [phone for *_, phone in phone_runs(model, ids)] == [phone for *_, phone in truth]
-        begin[one.id] = ids
+        begin[example.id] = ids
     [(first, states)] = list(train(model, examples, passes=1, gaussians=model.pdfs, begin=begin))
-    frames = np.concatenate([one.features for one in examples])
-    pdfs = np.concatenate([model.pdf_of[begin[one.id]] for one in examples])
+    frames = np.concatenate([example.features for example in examples])
+    pdfs = np.concatenate([model.pdf_of[begin[example.id]] for example in examples])
     compared = 0
     for pdf in np.unique(pdfs):
-        mine, mixture = frames[pdfs == pdf], states.mixtures.get_pdf(int(pdf))
-        if len(mine) > 20:
+        aligned, mixture = frames[pdfs == pdf], states.mixtures.get_pdf(int(pdf))
+        if len(aligned) > 20:
             compared += 1
-            assert np.allclose(mixture.means[0], mine.mean(axis=0), atol=1e-3)
-            assert np.allclose(mixture.vars[0], mine.var(axis=0), atol=1e-2)
+            assert np.allclose(mixture.means[0], aligned.mean(axis=0), atol=1e-3)
+            assert np.allclose(mixture.vars[0], aligned.var(axis=0), atol=1e-2)
     assert compared > 8 and first.failed == 0
     del begin["0"]
     with pytest.raises(KeyError):
@@ -109,18 +111,18 @@ def test_given_alignments_are_where_training_begins(model: HiddenMarkovModel) ->
 def planted_mixtures(model: HiddenMarkovModel) -> kaldi.AmDiagGmm:
     """The Gaussians that the features were made with."""
     mixtures = kaldi.AmDiagGmm()
-    places = {int(model.pdf_of[model.transition_id((0, phone, 0, state), True)]): MEANS[phone][state]
+    means = {int(model.pdf_of[model.transition_id((0, phone, 0, state), True)]): MEANS[phone][state]
               for phone in range(1, len(model.phones) + 1) for state in range(STATES)}  # fmt: skip
     for pdf in range(model.pdfs):
-        mixtures.add_pdf(_mixture(np.ones(1), places[pdf][None], np.ones((1, 6))))
+        mixtures.add_pdf(_mixture(np.ones(1), means[pdf][None], np.ones((1, 6))))
     return mixtures
 
 
 def test_planted_borders_are_found(model: HiddenMarkovModel, result: TrainedMixtures) -> None:
     examples, truths = planted(model, 48)
     distances = []
-    for one, truth in zip(examples, truths, strict=True):
-        runs = phone_runs(model, align_frames(result[1].decodable(one.features), one.graph))
+    for example, truth in zip(examples, truths, strict=True):
+        runs = phone_runs(model, align_frames(result[1].decodable(example.features), example.graph))
         assert [phone for *_, phone in runs] == [phone for *_, phone in truth]
         distances += [abs(run[0] - true[0]) for run, true in zip(runs, truth, strict=True)]
     assert max(distances) <= 2 and np.mean(np.array(distances) == 0) > 0.9
@@ -130,7 +132,7 @@ def test_transitions_are_counted(result: TrainedMixtures) -> None:
     model = result[1].model
     stays = model.transition_counts[model.stays].sum() / model.transition_counts.sum()
     assert stays == pytest.approx(3 / 4, abs=0.02)  # states last for four frames on average
-    assert model.transition_counts.sum() == sum(len(one.features) for one in planted(model, 48)[0])
+    assert model.transition_counts.sum() == sum(len(example.features) for example in planted(model, 48)[0])
 
 
 def test_log_likelihoods_are_those_of_the_mixtures(result: TrainedMixtures) -> None:
@@ -161,30 +163,30 @@ def parameters(states: GaussianMixtures) -> list[np.ndarray]:
 def test_the_same_seed_gives_the_same_mixtures(model: HiddenMarkovModel) -> None:
     examples, _ = planted(model, 12)
     results = [trained(model, examples, passes=5, gaussians=30, seed=seed) for seed in (1, 1, 2)]
-    one, again, other = (parameters(states) for _, states in results)
-    assert results[0][0] == results[1][0] and all(map(np.array_equal, one, again))
+    first, repeated, different = (parameters(states) for _, states in results)
+    assert results[0][0] == results[1][0] and all(map(np.array_equal, first, repeated))
     assert results[0][1].mixtures.num_gauss > 15  # Gaussians were split
-    assert not all(left.shape == right.shape and np.array_equal(left, right) for left, right in zip(one, other))  # noqa: B905
+    assert not all(left.shape == right.shape and np.array_equal(left, right) for left, right in zip(first, different))  # noqa: B905
 
 
-@pytest.mark.parametrize("wanted", [5, 9, 20, 1000])
-def test_as_many_gaussians_are_split_as_by_kaldi(wanted: int) -> None:
-    random = np.random.default_rng(wanted)
+@pytest.mark.parametrize("gaussians", [5, 9, 20, 1000])
+def test_as_many_gaussians_are_split_as_by_kaldi(gaussians: int) -> None:
+    random = np.random.default_rng(gaussians)
     mixtures = kaldi.AmDiagGmm()
     for _ in range(5):
         mixtures.add_pdf(_mixture(np.ones(1), random.standard_normal((1, 3)), random.uniform(0.5, 2.0, (1, 3))))
     frames = np.array([0.0, 45.0, 61.0, 400.0, 150.0])
-    grown = _split(mixtures, frames, wanted, random)
+    grown = _split(mixtures, frames, gaussians, random)
     sizes = [grown.get_pdf(pdf).num_gauss for pdf in range(5)]
     for pdf, size in enumerate(sizes):
-        before, after = mixtures.get_pdf(pdf), grown.get_pdf(pdf)
-        assert after.weights.sum() == pytest.approx(1.0)
-        assert np.allclose(after.weights @ after.means, before.means, atol=1e-5)
-        assert len({*after.means[:, 0]}) == size
-        assert np.abs(after.means - before.means).max() < 0.3 and np.allclose(after.vars, before.vars)
-    mixtures.split_by_count(frames.astype(np.float32), wanted, 0.01, 0.2, 20.0)
+        old, new = mixtures.get_pdf(pdf), grown.get_pdf(pdf)
+        assert new.weights.sum() == pytest.approx(1.0)
+        assert np.allclose(new.weights @ new.means, old.means, atol=1e-5)
+        assert len({*new.means[:, 0]}) == size
+        assert np.abs(new.means - old.means).max() < 0.3 and np.allclose(new.vars, old.vars)
+    mixtures.split_by_count(frames.astype(np.float32), gaussians, 0.01, 0.2, 20.0)
     assert sizes == [mixtures.get_pdf(pdf).num_gauss for pdf in range(5)]
-    assert sum(sizes) == min(wanted, 1 + 2 + 3 + 19 + 7)
+    assert sum(sizes) == min(gaussians, 1 + 2 + 3 + 19 + 7)
 
 
 def test_nothing_to_learn_from_is_refused(model: HiddenMarkovModel) -> None:
@@ -200,8 +202,8 @@ def test_what_is_too_short_is_counted_and_left_out(model: HiddenMarkovModel) -> 
     examples, _ = planted(model, 12)
     short = TrainingUtterance("short", examples[0].features[:5], examples[0].graph)
     passes, states = trained(model, [*examples, short], passes=3, gaussians=15)
-    assert [one.failed for one in passes] == [1, 1, 1]
-    assert states.model.transition_counts.sum() == sum(len(one.features) for one in examples)
+    assert [iteration.failed for iteration in passes] == [1, 1, 1]
+    assert states.model.transition_counts.sum() == sum(len(example.features) for example in examples)
 
 
 def test_cepstral_features_are_normalised_coefficients_and_differences_twice() -> None:

@@ -57,7 +57,7 @@ def phone_sequences(longest: int) -> Iterator[tuple[int, ...]]:
 
 
 def some_path(model: HiddenMarkovModel, phones: tuple[int, ...]) -> tuple[list[int], float]:
-    """Transition ids of phones with durations that are theirs, and the sum of their transitions' log probabilities."""
+    """Transition ids of phones, with durations derived from the phones, and the sum of their log probabilities."""
     lengths = np.random.default_rng(hash(phones) % 1000).integers(1, 4, STATES * len(phones))
     ids = transition_ids(model, phones, lengths.tolist())
     return ids, float(transition_log_probs(model)[ids].sum())
@@ -72,35 +72,39 @@ def names(model: HiddenMarkovModel, phones: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def paths(fst: kaldifst.StdVectorFst) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], float]]:
-    """All that is read and said by a transducer without loops, and its cost."""
+    """Input and output labels of each path of a transducer without loops, and its cost."""
     waiting: list = [(fst.start, (), (), 0.0)]
-    for state, reads, says, cost in waiting:
+    for state, inputs, outputs, cost in waiting:
         if fst.final(state).value < math.inf:
-            yield reads, says, cost + fst.final(state).value
+            yield inputs, outputs, cost + fst.final(state).value
         for arc in kaldifst.ArcIterator(fst, state):
-            read, said = ((label,) * (label > 0) for label in (arc.ilabel, arc.olabel))
-            waiting.append((arc.nextstate, reads + read, says + said, cost + arc.weight.value))
+            input_labels, output_labels = ((label,) * (label > 0) for label in (arc.ilabel, arc.olabel))
+            waiting.append((arc.nextstate, inputs + input_labels, outputs + output_labels, cost + arc.weight.value))
 
 
 def ways(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """All phones that say words."""
+    """All phone sequences of words, with and without pauses."""
     for pauses in product(((), ("SIL",)), repeat=len(words) + 1):
-        for some in product(*(LEXICON.pronunciations[word] for word in words)):
-            yield sum((pause + phones for pause, phones in zip(pauses, (*some, ()), strict=True)), ())
+        for pronunciations in product(*(LEXICON.pronunciations[word] for word in words)):
+            yield sum((pause + phones for pause, phones in zip(pauses, (*pronunciations, ()), strict=True)), ())
 
 
 @pytest.mark.parametrize("text", ["", "A", "BEE A", "A BEE", "SAY A BE"])
 def test_a_sentence_is_said_in_all_ways(text: str) -> None:
     model = monophone()
     words = tuple(text.split())
-    found = [(names(model, reads), says, cost) for reads, says, cost in paths(sentence_transducer(model, words))]
+    readings = [
+        (names(model, inputs), outputs, cost) for inputs, outputs, cost in paths(sentence_transducer(model, words))
+    ]
     numbers = tuple(model.word_ids[word] for word in words)
-    assert sorted(phones for phones, *_ in found) == sorted(ways(words))
-    assert all(says == numbers for _, says, _ in found)
-    assert np.allclose([cost for *_, cost in found], -PAUSE * (len(words) + 1))
-    again = list(paths(sentence_transducer(model, words, phones=True)))
-    assert sorted(names(model, reads) for reads, *_ in again) == sorted(set(ways(words)))  # A BEE: a b b once only
-    assert all(reads == says and cost == 0.0 for reads, says, cost in again)
+    assert sorted(phones for phones, *_ in readings) == sorted(ways(words))
+    assert all(outputs == numbers for _, outputs, _ in readings)
+    assert np.allclose([cost for *_, cost in readings], -PAUSE * (len(words) + 1))
+    phone_paths = list(paths(sentence_transducer(model, words, phones=True)))
+    assert sorted(names(model, inputs) for inputs, *_ in phone_paths) == sorted(
+        set(ways(words))
+    )  # A BEE: a b b once only
+    assert all(inputs == outputs and cost == 0.0 for inputs, outputs, cost in phone_paths)
 
 
 def test_a_sentence_of_unknown_words_is_refused() -> None:
@@ -117,7 +121,7 @@ def test_the_states_of_a_sentence_weigh_what_its_ways_do(make: Callable[[], Hidd
         accepted = 0
         for phones in phone_sequences(5):
             ids, transitions = some_path(model, phones)
-            times = sum(said == words for said in parses(LEXICON, names(model, phones)))  # ways are added up
+            times = sum(sentence == words for sentence in parses(LEXICON, names(model, phones)))  # ways are added up
             expected = {words: 3 * PAUSE + math.log(times) + scale * transitions} if times else {}
             assert spelled(model, graph.outputs(ids)) == pytest.approx(expected, abs=ROUNDING)
             accepted += bool(times)
@@ -130,11 +134,11 @@ def test_no_other_states_say_a_sentence(make: Callable[[], HiddenMarkovModel]) -
     graph = Transducer(expand_to_states(model, sentence_transducer(model, ["SAY"])))
     ids = transition_ids(model, [S, A], [2] * 6)
     assert graph.outputs(ids)
-    for place in range(len(ids)):
-        assert not graph.outputs(ids[:place])
-        for other in range(1, len(model.pdf_of)):
-            if other != ids[place]:
-                assert not graph.outputs([*ids[:place], other, *ids[place + 1 :]])
+    for index in range(len(ids)):
+        assert not graph.outputs(ids[:index])
+        for replacement in range(1, len(model.pdf_of)):
+            if replacement != ids[index]:
+                assert not graph.outputs([*ids[:index], replacement, *ids[index + 1 :]])
 
 
 def test_expanding_leaves_what_is_expanded() -> None:
@@ -189,13 +193,13 @@ def test_a_grammar_without_known_words_is_refused() -> None:
 def check_grammar(ngram: NGram) -> tuple[int, int]:
     """Compare all sentences of up to four words; return how many are as probable as by the n-gram, and more so."""
     model = monophone()
-    said = Transducer(grammar_transducer(model, ngram), silent=len(model.words) + 1)
+    grammar = Transducer(grammar_transducer(model, ngram), silent=len(model.words) + 1)
     equal = greater = 0
     for length in range(5):
         for words in product(sorted(set(model.words) & set(ngram.tokens)), repeat=length):
-            found = spelled(model, said.outputs([model.word_ids[word] for word in words]))
-            assert found == pytest.approx({words: best_score(ngram, words)}, abs=1e-4)
-            difference = found[words] - ngram.score(words)
+            scores = spelled(model, grammar.outputs([model.word_ids[word] for word in words]))
+            assert scores == pytest.approx({words: best_score(ngram, words)}, abs=1e-4)
+            difference = scores[words] - ngram.score(words)
             assert difference > -1e-4
             equal += difference < 1e-4
             greater += difference >= 1e-4
@@ -211,11 +215,11 @@ def test_grammars_score_as_their_n_grams(order: int) -> None:
 
 def test_grammars_say_no_words_that_one_of_lexicon_and_n_gram_lacks() -> None:
     model = monophone()
-    said = Transducer(
+    grammar = Transducer(
         grammar_transducer(model, kneser_ney([text.split() for text in TEXT], 2)), silent=len(model.words) + 1
     )
-    assert said.outputs([model.word_ids["A"]]) and not said.outputs([model.word_ids["SAY"]])
-    labels = {label for _, label in said.arcs}
+    assert grammar.outputs([model.word_ids["A"]]) and not grammar.outputs([model.word_ids["SAY"]])
+    labels = {label for _, label in grammar.arcs}
     assert labels == {0, *(model.word_ids[word] for word in ("A", "BE", "BEE"))}
 
 
@@ -314,16 +318,16 @@ def test_what_was_said_is_part_of_what_can_be_said(make: Callable[[], HiddenMark
     model = make()
     spoken = phone_grammar(SPOKEN)
     everything = Transducer(expand_to_states(model, spoken, scale=1.0))
-    said = Transducer(numerator_transducer(model, ["A", "BEE"], spoken))
+    numerator = Transducer(numerator_transducer(model, ["A", "BEE"], spoken))
     shared = other = 0
     for phones in phone_sequences(5):
         ids, _ = some_path(model, phones)
         possible = everything.outputs(ids)
         if ("A", "BEE") in parses(LEXICON, names(model, phones)):
-            assert list(said.outputs(ids).values()) == pytest.approx(list(possible.values()), abs=ROUNDING)
+            assert list(numerator.outputs(ids).values()) == pytest.approx(list(possible.values()), abs=ROUNDING)
             shared += bool(possible)
         else:
-            assert not said.outputs(ids)
+            assert not numerator.outputs(ids)
             other += bool(possible)
     assert shared > 3 and other > 3
 

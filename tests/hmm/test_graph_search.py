@@ -39,13 +39,15 @@ def best_of_all(model: HiddenMarkovModel, ngram: NGram, scores: np.ndarray) -> F
     """The best of all state paths of all sentences."""
     log_probs = SELF_LOOP_SCALE * transition_log_probs(model)
     best = FoundSentence((), -np.inf)
-    for phones in (one for length in range(1, len(scores) // 3 + 1) for one in product((SIL, A, B, S), repeat=length)):
+    for phones in (
+        sequence for length in range(1, len(scores) // 3 + 1) for sequence in product((SIL, A, B, S), repeat=length)
+    ):
         for words in parses(LEXICON, tuple(model.phones[phone - 1] for phone in phones)):
             weight = best_score(ngram, words) + (len(words) + 1) * PAUSE if "SAY" not in words else -np.inf
             for lengths in durations(len(scores), STATES * len(phones)) if weight > best.score - 100 else ():
                 ids = transition_ids(model, phones, lengths)
                 total = weight + scores[range(len(scores)), model.pdf_of[ids]].sum() + log_probs[ids].sum()
-                best = max(best, FoundSentence(words, total, tuple(ids)), key=lambda one: one.score)
+                best = max(best, FoundSentence(words, total, tuple(ids)), key=lambda sentence: sentence.score)
     return best
 
 
@@ -59,10 +61,10 @@ def test_no_sentence_is_better(make: Callable[[], HiddenMarkovModel], frames: in
     for seed in range(10):
         scores = 4 * np.random.default_rng(seed).standard_normal((frames, model.pdfs)).astype(np.float32)
         best = best_of_all(model, ngram, scale * scores)
-        [found] = search(scores, model, graph)
-        assert (found.words, found.transition_ids) == (best.words, best.transition_ids)
-        assert found.score == pytest.approx(best.score, abs=0.02)
-        sentences.add(found.words)
+        [sentence] = search(scores, model, graph)
+        assert (sentence.words, sentence.transition_ids) == (best.words, best.transition_ids)
+        assert sentence.score == pytest.approx(best.score, abs=0.02)
+        sentences.add(sentence.words)
     assert len(sentences) >= (2 if frames == 3 else 3)
 
 
@@ -97,27 +99,27 @@ def test_the_acoustic_scale_says_whom_to_believe(
 
 
 def test_silence_has_no_words(model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> None:
-    [found] = GraphSearch(1.0)(said(model, [SIL], 3.0), model, graph)
-    assert found.words == () and found.transition_ids == tuple(transition_ids(model, [SIL], [2] * STATES))
+    [sentence] = GraphSearch(1.0)(said(model, [SIL], 3.0), model, graph)
+    assert sentence.words == () and sentence.transition_ids == tuple(transition_ids(model, [SIL], [2] * STATES))
 
 
 def test_loud_sentences_are_heard(model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> None:
-    [found] = GraphSearch(1.0)(said(model, [SIL, B, A, SIL, A, B, A], 9.0), model, graph)
-    assert "".join(found.words) in ("BEAAA", "BEABEA", "BEEAAA", "BEEABEA") and len(found.transition_ids) == 42
+    [sentence] = GraphSearch(1.0)(said(model, [SIL, B, A, SIL, A, B, A], 9.0), model, graph)
+    assert "".join(sentence.words) in ("BEAAA", "BEABEA", "BEEAAA", "BEEABEA") and len(sentence.transition_ids) == 42
 
 
 def test_without_frames_nothing_is_found(model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> None:
-    [found] = GraphSearch()(np.zeros((0, model.pdfs), dtype=np.float32), model, graph)
-    assert found.words == () and found.transition_ids == ()
+    [sentence] = GraphSearch()(np.zeros((0, model.pdfs), dtype=np.float32), model, graph)
+    assert sentence.words == () and sentence.transition_ids == ()
 
 
 def test_too_few_frames_have_the_beginning_of_a_sentence(
     model: HiddenMarkovModel, graph: kaldifst.StdVectorFst
 ) -> None:
-    [found] = GraphSearch(1.0)(said(model, [B], 9.0)[:5], model, graph)
-    assert found.transition_ids == tuple(transition_ids(model, [B], [2, 2, 1]))
-    [found] = GraphSearch(1.0)(said(model, [B], 9.0)[:2], model, graph)
-    assert model.phone_of[list(found.transition_ids)].tolist() == [B, B] and np.isfinite(found.score)
+    [sentence] = GraphSearch(1.0)(said(model, [B], 9.0)[:5], model, graph)
+    assert sentence.transition_ids == tuple(transition_ids(model, [B], [2, 2, 1]))
+    [sentence] = GraphSearch(1.0)(said(model, [B], 9.0)[:2], model, graph)
+    assert model.phone_of[list(sentence.transition_ids)].tolist() == [B, B] and np.isfinite(sentence.score)
 
 
 @pytest.mark.parametrize("numbers", [(0.0, 1.0, 1), (1.0, -1.0, 1), (1.0, 1.0, 0)])
@@ -129,7 +131,11 @@ def test_numbers_out_of_range_are_refused(numbers: tuple[float, float, int]) -> 
 def test_scores_of_pdfs_become_those_of_transitions() -> None:
     model = tied()
     scores = np.random.default_rng(0).standard_normal((4, model.pdfs))
-    found = by_transition(model, scores)
-    assert found.shape == (4, len(model.pdf_of) - 1) and found.dtype == np.float32 and found.flags.c_contiguous
+    transition_scores = by_transition(model, scores)
+    assert (
+        transition_scores.shape == (4, len(model.pdf_of) - 1)
+        and transition_scores.dtype == np.float32
+        and transition_scores.flags.c_contiguous
+    )
     for id in range(1, len(model.pdf_of)):
-        assert np.allclose(found[:, id - 1], scores[:, model.pdf_of[id]])
+        assert np.allclose(transition_scores[:, id - 1], scores[:, model.pdf_of[id]])

@@ -47,7 +47,7 @@ def graph(folder: Path) -> bytes:
 @given(random=RANDOM)
 def test_alignments(random: Random, folder: Path, store: bytes) -> None:
     path = folder / "some.sqlite"
-    path.unlink(missing_ok=True)  # SQLite knows a file by its number
+    path.unlink(missing_ok=True)  # SQLite identifies a file by its inode
     path.write_bytes(mutated(store, random))
     with Refusing("some.sqlite"):
         opened = AlignmentStore(path)
@@ -60,7 +60,7 @@ def test_alignments_that_lead_in_a_circle(tmp_path: Path) -> None:
         connection.execute("create table rows (id, transition_ids)")
         connection.execute("create view alignments as select case when id > 'b' then 'a' else id end as id, "
                            "transition_ids from rows")  # fmt: skip
-        connection.executemany("insert into rows values (?, ?)", [(one, zlib.compress(b"1234")) for one in "abc"])
+        connection.executemany("insert into rows values (?, ?)", [(name, zlib.compress(b"1234")) for name in "abc"])
     with pytest.raises(InputError, match="some.sqlite.*disorder"):
         list(AlignmentStore(tmp_path / "some.sqlite"))
 
@@ -91,9 +91,9 @@ def test_a_graph_is_whole(graph: bytes) -> None:
 
 
 def test_a_graph_of_another_version(graph: bytes) -> None:
-    place = graph.index(b"standard") + len(b"standard")
+    offset = graph.index(b"standard") + len(b"standard")
     with pytest.raises(ValueError, match="version 1"):  # OpenFst reads none of it
-        check_fst(graph[:place] + (1).to_bytes(4, "little") + graph[place + 4 :])
+        check_fst(graph[:offset] + (1).to_bytes(4, "little") + graph[offset + 4 :])
 
 
 def test_a_store_whose_schema_is_no_text(tmp_path: Path, store: bytes) -> None:

@@ -30,13 +30,13 @@ def random_trees(seed: int) -> dict[tuple[int, int], Node]:
 
 
 def test_kaldi_walks_through_trees_as_we_do() -> None:
-    around = range(PHONES + 1)
+    neighbours = range(PHONES + 1)
     for roots in (asking_trees(PHONES), *map(random_trees, range(3))):
         tree = as_kaldi(roots, PHONES)
         pdfs = set()
-        for *triphone, state in product(around, range(1, PHONES + 1), around, range(STATES)):
-            found, pdf = tree.compute(triphone, state)
-            assert found and pdf == walk(roots[triphone[1], state], triphone)
+        for *triphone, state in product(neighbours, range(1, PHONES + 1), neighbours, range(STATES)):
+            success, pdf = tree.compute(triphone, state)
+            assert success and pdf == walk(roots[triphone[1], state], triphone)
             pdfs.add(pdf)
         assert len(pdfs) > 25 and tree.num_pdfs > max(pdfs)
         assert (tree.context_width, tree.central_position) == (3, 1)
@@ -96,5 +96,5 @@ def test_no_damage_to_a_tree_ends_the_process(make: Callable[[], HiddenMarkovMod
     command = [sys.executable, "-c", DAMAGE, str(tmp_path / "tree")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    refused, taken = map(int, done.stdout.split())
-    assert refused > 20 * taken
+    refused, accepted = map(int, done.stdout.split())
+    assert refused > 20 * accepted

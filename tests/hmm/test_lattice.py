@@ -36,17 +36,17 @@ def as_lattice(nodes: int, arcs: list[Arc]) -> Lattice:
 
 def enumerated(lattice: Lattice) -> Sentences:
     """The sentences of all paths, and the lowest cost of each."""
-    found: Sentences = {}
+    costs: Sentences = {}
 
     def walk(node: int, words: tuple[str, ...], cost: float) -> None:
         if node == len(lattice.frames) - 1:
-            found[words] = min(cost, found.get(words, math.inf))
+            costs[words] = min(cost, costs.get(words, math.inf))
         for arc in np.flatnonzero(lattice.sources == node).tolist():
             more = (lattice.words[arc],) if lattice.words[arc] else ()
             walk(int(lattice.targets[arc]), words + more, cost + float(lattice.costs[arc]))
 
     walk(0, (), 0.0)
-    return found
+    return costs
 
 
 def cheapest(sentences: Sentences, count: int) -> list[tuple[tuple[str, ...], float]]:
@@ -58,9 +58,9 @@ def test_the_best_sentences_are_those_of_all_paths(seed: int) -> None:
     lattice = as_lattice(8, random_arcs(8, 20, seed))
     everything = enumerated(lattice)
     for count in (1, 3, 10, 1000):
-        found, expected = best_sentences(lattice, count), cheapest(everything, count)
-        assert [words for words, _ in found] == [words for words, _ in expected]
-        assert [cost for _, cost in found] == pytest.approx([cost for _, cost in expected], abs=1e-4)
+        sentences, expected = best_sentences(lattice, count), cheapest(everything, count)
+        assert [words for words, _ in sentences] == [words for words, _ in expected]
+        assert [cost for _, cost in sentences] == pytest.approx([cost for _, cost in expected], abs=1e-4)
     assert len(everything) > 3
 
 
@@ -75,23 +75,25 @@ def test_many_alternatives_in_a_row_take_no_time() -> None:
     """There are 3 ** 60 sentences, none of which shares a state with another in a determinized lattice."""
     arcs: list[Arc] = []
     generator = np.random.default_rng(0)
-    for place in range(60):
+    for step in range(60):
         for word in "ABC":  # each ends at two nodes, at costs that are unlike all others
-            for source in (2 * place, 2 * place + 1):
-                for target in (2 * place + 2, 2 * place + 3):
+            for source in (2 * step, 2 * step + 1):
+                for target in (2 * step + 2, 2 * step + 3):
                     arcs.append((source, target, word, (0.0, float(10 * generator.random()))))
     arcs += [(120, 122, "", (0.0, 0.0)), (121, 122, "", (0.0, 0.0))]
-    found = best_sentences(as_lattice(123, [arc for arc in arcs if arc[0] != 1]), 20)
-    assert len({words for words, _ in found}) == 20 and all(left[1] <= right[1] for left, right in pairwise(found))
+    sentences = best_sentences(as_lattice(123, [arc for arc in arcs if arc[0] != 1]), 20)
+    assert len({words for words, _ in sentences}) == 20 and all(
+        left[1] <= right[1] for left, right in pairwise(sentences)
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_compact_lattice_says_the_same(seed: int) -> None:
     arcs = random_arcs(12, 24, seed, wordless=0.8)
-    before, after = as_lattice(12, arcs), compact(range(12), arcs)
-    assert enumerated(after) == pytest.approx(enumerated(before))
-    assert len(after.words) <= len(before.words) and len(after.frames) < 12
-    assert after.frames[0] == 0 and after.frames[-1] == 11
+    original, compacted = as_lattice(12, arcs), compact(range(12), arcs)
+    assert enumerated(compacted) == pytest.approx(enumerated(original))
+    assert len(compacted.words) <= len(original.words) and len(compacted.frames) < 12
+    assert compacted.frames[0] == 0 and compacted.frames[-1] == 11
 
 
 def test_compact_joins_chains_and_keeps_the_best_of_two_ways() -> None:

@@ -159,9 +159,9 @@ def test_damage_to_counts_is_refused_or_leaves_counts(tmp_path: Path) -> None:
     path = tmp_path / "transitions.npy"
     data = path.read_bytes()
     refused = 0
-    for place in range(0, len(data), 2):
+    for offset in range(0, len(data), 2):
         for bit in (1, 16, 64):
-            path.write_bytes(bytes([*data[:place], data[place] ^ bit, *data[place + 1 :]]))
+            path.write_bytes(bytes([*data[:offset], data[offset] ^ bit, *data[offset + 1 :]]))
             try:
                 assert read_hmm(tmp_path).transition_counts.shape == (31,)
             except InputError as error:

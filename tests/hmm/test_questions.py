@@ -7,7 +7,7 @@ PHONES = ["SIL", "SPN", "AA0", "AA1", "B", "IY0", "IY1", "IY2", "P", "S"]
 
 
 def named(questions: list[frozenset[int]], phones: list[str]) -> set[str]:
-    return {" ".join(phones[number - 1] for number in sorted(one)) for one in questions}
+    return {" ".join(phones[number - 1] for number in sorted(question)) for question in questions}
 
 
 def test_classes_stresses_and_vowels_of_arpabet() -> None:
@@ -36,7 +36,9 @@ def test_every_phone_of_cmudict_is_a_vowel_or_a_consonant_of_some_class() -> Non
     consonants = {phone for name, members in ARPABET.items() if "vowel" not in name for phone in members.split()}
     bases = {phone.rstrip("012") for phone in phones}
     assert {phone.rstrip("012") for phone in phones if phone[-1] in "012"} == vowels
-    assert bases - vowels <= consonants and {one for some in ARPABET.values() for one in some.split()} == bases
+    assert (
+        bases - vowels <= consonants and {phone for members in ARPABET.values() for phone in members.split()} == bases
+    )
 
 
 def test_voiced_and_voiceless_part_the_consonants() -> None:

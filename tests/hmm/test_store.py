@@ -24,8 +24,8 @@ def test_what_was_written_is_read_in_the_order_of_names(path: Path) -> None:
     assert len(store) == 4
     assert [(id, ids.tolist()) for id, ids in store] == sorted(ALIGNMENTS.items())
     for id, ids in ALIGNMENTS.items():
-        found = store.get(id)
-        assert found is not None and found.dtype == np.int64 and found.tolist() == ids
+        alignment = store.get(id)
+        assert alignment is not None and alignment.dtype == np.int64 and alignment.tolist() == ids
     assert store.get("c") is None and store.get("A") is None and store.get("") is None
     assert os.listdir(path.parent) == ["alignments.sqlite"]
 
@@ -52,10 +52,10 @@ def test_a_writer_that_fails_leaves_the_old_file(path: Path) -> None:
         raise KeyboardInterrupt
 
     write_alignments(path, ALIGNMENTS.items())
-    before = path.read_bytes()
+    content = path.read_bytes()
     with pytest.raises(KeyboardInterrupt):
         write_alignments(path, failing())
-    assert path.read_bytes() == before and os.listdir(path.parent) == ["alignments.sqlite"]
+    assert path.read_bytes() == content and os.listdir(path.parent) == ["alignments.sqlite"]
 
 
 def test_an_open_store_is_replaced_for_new_readers_only(path: Path) -> None:

@@ -39,7 +39,7 @@ from tests.support.small_models import (
 )
 
 PHONES = 5
-QUESTIONS = [frozenset(one) for one in ([EDGE], [SIL], [A], [B, S], [A, B], [SIL, A, S], [SPN])]
+QUESTIONS = [frozenset(phones) for phones in ([EDGE], [SIL], [A], [B, S], [A, B], [SIL, A, S], [SPN])]
 
 
 def gathered(frames: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ def gathered(frames: np.ndarray) -> np.ndarray:
 
 
 def random_statistics(seed: int, rows: int = 60) -> tuple[Statistics, list[np.ndarray]]:
-    """Frames of random triphones, whose means depend on what is around; and their sums."""
+    """Sums of frames of random triphones, whose means depend on the neighbours; and the frames."""
     random = np.random.default_rng(seed)
     everything = list(product(range(PHONES + 1), range(1, PHONES + 1), range(PHONES + 1), range(STATES)))
     contexts = np.array([everything[n] for n in sorted(random.permutation(len(everything))[:rows])])
@@ -56,7 +56,7 @@ def random_statistics(seed: int, rows: int = 60) -> tuple[Statistics, list[np.nd
         random.standard_normal((random.integers(1, 30), 2)) + effects[0, left] + effects[1, right]
         for left, _, right, _ in contexts
     ]
-    return Statistics(contexts, np.array([gathered(one) for one in frames])), frames
+    return Statistics(contexts, np.array([gathered(group) for group in frames])), frames
 
 
 def by_definition(frames: np.ndarray) -> float:
@@ -96,7 +96,7 @@ ASKED = np.array([[phone in question for phone in range(PHONES + 1)] for questio
 
 @pytest.mark.parametrize("minimum", [1.0, 60.0, 200.0])
 def test_no_split_gains_more(minimum: float) -> None:
-    found = Counter()
+    sides = Counter()
     for seed in range(10):
         statistics, frames = random_statistics(seed)
         rows = np.flatnonzero(statistics.contexts[:, 1] % 2 == seed % 2)
@@ -105,8 +105,8 @@ def test_no_split_gains_more(minimum: float) -> None:
         assert gain == pytest.approx(max(expected.values(), default=0.0))
         if expected:
             assert expected[side, QUESTIONS[number]] == pytest.approx(gain) and gain > 0.0
-            found[side] += 1
-    assert set(found) == {LEFT, RIGHT} and found.total() >= 5
+            sides[side] += 1
+    assert set(sides) == {LEFT, RIGHT} and sides.total() >= 5
 
 
 def test_no_split_leaves_too_little() -> None:
@@ -121,15 +121,15 @@ def leaves_of(node: Node) -> list[Node]:
 
 def grown_by_hand(statistics: Statistics, frames: list[np.ndarray], leaves: int, minimum: float) -> set[frozenset[int]]:
     """The rows of every leaf, when that of all splits which gains most is made again and again."""
-    every = range(len(frames))
-    now = {
-        (phone, state): frozenset(row for row in every if tuple(statistics.contexts[row, [1, 3]]) == (phone, state))
+    indices = range(len(frames))
+    roots = {
+        (phone, state): frozenset(row for row in indices if tuple(statistics.contexts[row, [1, 3]]) == (phone, state))
         for phone in range(1, PHONES + 1)
         for state in range(STATES)
     }
-    kept = [rows for (phone, _), rows in now.items() if phone in (SIL, SPN)]
-    parts = [rows for (phone, _), rows in now.items() if phone not in (SIL, SPN)]
-    while len(kept) + len(parts) < leaves:
+    fixed = [rows for (phone, _), rows in roots.items() if phone in (SIL, SPN)]
+    parts = [rows for (phone, _), rows in roots.items() if phone not in (SIL, SPN)]
+    while len(fixed) + len(parts) < leaves:
         gains = [
             (gain, number, *split)
             for number, rows in enumerate(parts)
@@ -138,11 +138,11 @@ def grown_by_hand(statistics: Statistics, frames: list[np.ndarray], leaves: int,
         ]
         if not gains:
             break
-        _, number, side, question = max(gains, key=lambda one: one[0])
+        _, number, side, question = max(gains, key=lambda entry: entry[0])
         rows = parts.pop(number)
         yes = frozenset(row for row in rows if statistics.contexts[row, side] in question)
         parts += [yes, rows - yes]
-    return {rows for rows in [*kept, *parts] if rows}
+    return {rows for rows in [*fixed, *parts] if rows}
 
 
 @pytest.mark.parametrize(("leaves", "count"), [(0, 15), (15, 15), (16, 16), (24, 24), (1000, None)])
@@ -150,11 +150,11 @@ def test_trees_grow_where_most_is_gained(leaves: int, count: int | None) -> None
     for seed in range(3):
         statistics, frames = random_statistics(seed, rows=300)
         roots = grow(statistics, PHONES, leaves, QUESTIONS, minimum=40.0)
-        found = [leaf for root in roots.values() for leaf in leaves_of(root)]
-        assert sorted(leaf.pdf for leaf in found) == list(range(count or len(found)))
+        nodes = [leaf for root in roots.values() for leaf in leaves_of(root)]
+        assert sorted(leaf.pdf for leaf in nodes) == list(range(count or len(nodes)))
         expected = grown_by_hand(statistics, frames, leaves, minimum=40.0)
-        assert {frozenset(leaf.rows.tolist()) for leaf in found if len(leaf.rows)} == expected
-        assert count or len(found) > 40
+        assert {frozenset(leaf.rows.tolist()) for leaf in nodes if len(leaf.rows)} == expected
+        assert count or len(nodes) > 40
         for root in roots.values():
             for leaf in leaves_of(root) if root.question else ():
                 assert statistics.sums[leaf.rows, 0].sum() >= 40.0
@@ -170,19 +170,19 @@ def test_silence_and_noise_are_not_split() -> None:
 
 def test_equal_gains_have_an_order() -> None:
     # All phones and states have the same triphones and sums.
-    one, _ = random_statistics(0, rows=300)
-    here = (one.contexts[:, 1] == A) & (one.contexts[:, 3] == 0)
+    sample, _ = random_statistics(0, rows=300)
+    mask = (sample.contexts[:, 1] == A) & (sample.contexts[:, 3] == 0)
     contexts = [
         (left, phone, right, state)
         for phone in range(1, PHONES + 1)
         for state in range(STATES)
-        for left, _, right, _ in one.contexts[here]
+        for left, _, right, _ in sample.contexts[mask]
     ]
-    statistics = Statistics(np.array(contexts), np.concatenate([one.sums[here]] * PHONES * STATES))
+    statistics = Statistics(np.array(contexts), np.concatenate([sample.sums[mask]] * PHONES * STATES))
     roots = grow(statistics, PHONES, 15 + 4, QUESTIONS, minimum=1.0)
     assert [key for key, root in roots.items() if root.question] == [(A, 0), (A, 1), (A, 2), (B, 0)]
-    everywhere = grow(statistics, PHONES, 1000, QUESTIONS, minimum=1.0)
-    assert len({len(leaves_of(root)) for (phone, _), root in everywhere.items() if phone > SPN}) == 1
+    full = grow(statistics, PHONES, 1000, QUESTIONS, minimum=1.0)
+    assert len({len(leaves_of(root)) for (phone, _), root in full.items() if phone > SPN}) == 1
 
 
 def test_phones_that_sound_alike_are_joined_first() -> None:
@@ -194,9 +194,9 @@ def test_phones_that_sound_alike_are_joined_first() -> None:
             for left in (0, 1):
                 contexts.append((left, phone, 0, state))
                 sums.append(gathered(middle + shift + 0.3 * random.standard_normal((50, 2))))
-    found = clusters(Statistics(np.array(contexts), np.array(sums)), PHONES)
-    assert found[:PHONES] == [frozenset([phone]) for phone in middles]
-    assert found[PHONES:] == [frozenset([A, B]), frozenset([A, B, S]), frozenset([SIL, SPN])]
+    sets = clusters(Statistics(np.array(contexts), np.array(sums)), PHONES)
+    assert sets[:PHONES] == [frozenset([phone]) for phone in middles]
+    assert sets[PHONES:] == [frozenset([A, B]), frozenset([A, B, S]), frozenset([SIL, SPN])]
 
 
 @pytest.mark.parametrize("make", [monophone, tied])
@@ -210,14 +210,14 @@ def test_statistics_are_sums_over_triphones(make: type) -> None:
         features = random.standard_normal((sum(lengths), 2)).astype(np.float32)
         aligned.append((features, transition_ids(model, phones, lengths)))
         padded = [EDGE, *phones, EDGE]
-        places = [
+        keys = [
             (*padded[n // STATES : n // STATES + 3], n % STATES)
             for n, times in enumerate(lengths)
             for _ in range(times)
         ]
-        assert triphones(model, np.array(aligned[-1][1])).tolist() == [list(place) for place in places]
-        for place, row in zip(places, features, strict=True):
-            expected.setdefault(place, []).append(row)
+        assert triphones(model, np.array(aligned[-1][1])).tolist() == [list(key) for key in keys]
+        for key, row in zip(keys, features, strict=True):
+            expected.setdefault(key, []).append(row)
     statistics = accumulate(model, aligned)
     assert sorted(map(tuple, statistics.contexts.tolist())) == sorted(expected)
     assert max(map(len, expected.values())) > 3
@@ -231,20 +231,20 @@ def test_nothing_aligned_is_refused() -> None:
 
 
 def test_converted_alignments_say_the_same_in_other_states() -> None:
-    model, other = monophone(), tied()
+    model, target = monophone(), tied()
     roots = asking_trees(PHONES)
-    said = Transducer(expand_to_states(other, sentence_transducer(other, ["A", "BEE"])))
+    graph = Transducer(expand_to_states(target, sentence_transducer(target, ["A", "BEE"])))
     for phones in ([A, B], [SIL, A, B], [A, SIL, B], [A, B, B, SIL], [A, B, SIL, B, B]):
         for lengths in ([1, 2, 3] * len(phones), [2, 1, 1] * len(phones)):
             ids = transition_ids(model, phones, lengths)
-            converted = convert(model, other, ids)
-            assert converted == transition_ids(other, phones, lengths)
-            assert phone_runs(other, converted) == phone_runs(model, ids)
-            assert convert(other, model, converted) == ids
+            converted = convert(model, target, ids)
+            assert converted == transition_ids(target, phones, lengths)
+            assert phone_runs(target, converted) == phone_runs(model, ids)
+            assert convert(target, model, converted) == ids
             contexts = triphones(model, np.array(ids)).tolist()
-            pdfs = other.pdf_of[converted].tolist()
+            pdfs = target.pdf_of[converted].tolist()
             assert pdfs == [walk(roots[context[1], context[3]], context) for context in contexts]
-            assert list(said.outputs(converted)) == [(other.word_ids["A"], other.word_ids["BEE"])]
+            assert list(graph.outputs(converted)) == [(target.word_ids["A"], target.word_ids["BEE"])]
 
 
 def test_what_context_does_is_found() -> None:
@@ -265,28 +265,28 @@ def test_what_context_does_is_found() -> None:
         return features, ids
 
     statistics = accumulate(model, [utterance() for _ in range(100)])
-    found = tie_states(model, statistics, leaves=PHONES * STATES + 2, minimum=20.0)
-    assert found.pdfs == PHONES * STATES + 2
+    tied_model = tie_states(model, statistics, leaves=PHONES * STATES + 2, minimum=20.0)
+    assert tied_model.pdfs == PHONES * STATES + 2
 
     def alike(phone: int, state: int) -> set[frozenset[tuple[int, int]]]:
         """The neighbours that were met, by pdf."""
         by_pdf: dict[int, set[tuple[int, int]]] = {}
         for left, center, right, number in statistics.contexts.tolist():
             if (center, number) == (phone, state):
-                pdf = int(found.pdf_of[found.transition_id((left, phone, right, state), True)])
+                pdf = int(tied_model.pdf_of[tied_model.transition_id((left, phone, right, state), True)])
                 by_pdf.setdefault(pdf, set()).add((left, right))
-        return {frozenset(one) for one in by_pdf.values()}
+        return {frozenset(neighbours) for neighbours in by_pdf.values()}
 
     for phone, state in product((A, B, S), range(STATES)):
-        met = [
+        pairs = [
             (left, right)
-            for left, one, right, number in statistics.contexts.tolist()
-            if (one, number) == (phone, state)
+            for left, center, right, number in statistics.contexts.tolist()
+            if (center, number) == (phone, state)
         ]
-        asked = {(A, 0): lambda pair: pair[0] == S, (A, 2): lambda pair: pair[1] == EDGE}.get((phone, state))
-        expected = {frozenset(met)}
-        if asked:
-            expected = {frozenset(filter(asked, met)), frozenset(pair for pair in met if not asked(pair))}
+        question = {(A, 0): lambda pair: pair[0] == S, (A, 2): lambda pair: pair[1] == EDGE}.get((phone, state))
+        expected = {frozenset(pairs)}
+        if question:
+            expected = {frozenset(filter(question, pairs)), frozenset(pair for pair in pairs if not question(pair))}
         assert alike(phone, state) == expected
 
 
@@ -297,24 +297,24 @@ def test_an_alignment_is_told_in_the_frames_and_states_of_a_chain_model() -> Non
     for _ in range(30):
         phones = random.integers(1, 6, random.integers(1, 6)).tolist()
         lengths = random.integers(1, 5, STATES * len(phones)).tolist()  # nine frames of 10 ms or more: three kept
-        before = transition_ids(model, phones, lengths)
-        ids = subsampled(model, chain, before)
-        assert len(ids) == -(-len(before) // 3)
-        assert [phone for *_, phone in phone_runs(chain, ids)] == [phone for *_, phone in phone_runs(model, before)]
-        kept = model.phone_of[before][::3]
+        alignment = transition_ids(model, phones, lengths)
+        ids = subsampled(model, chain, alignment)
+        assert len(ids) == -(-len(alignment) // 3)
+        assert [phone for *_, phone in phone_runs(chain, ids)] == [phone for *_, phone in phone_runs(model, alignment)]
+        kept_phones = model.phone_of[alignment][::3]
         if (
-            len(set(np.flatnonzero(np.diff(model.phone_of[before])) // 3)) == len(phones) - 1
-            and min(end - start for start, end, _ in phone_runs(model, before)) > 3
+            len(set(np.flatnonzero(np.diff(model.phone_of[alignment])) // 3)) == len(phones) - 1
+            and min(end - start for start, end, _ in phone_runs(model, alignment)) > 3
         ):
-            assert np.array_equal(chain.phone_of[ids], kept)
+            assert np.array_equal(chain.phone_of[ids], kept_phones)
     short = transition_ids(model, [A, B], [1] * 6)
     assert len(subsampled(model, chain, short)) == 2
-    every = HiddenMarkovModel.monophone(model.lexicon, states=1, subsampling=9)
-    assert subsampled(model, every, short) == []
+    coarse = HiddenMarkovModel.monophone(model.lexicon, states=1, subsampling=9)
+    assert subsampled(model, coarse, short) == []
 
 
 def test_phones_of_one_state_are_tied_by_that_state() -> None:
-    """The first of two neighbours decides on the mean: the tree asks for it."""
+    """The left neighbour decides on the mean, and the tree asks for it."""
     chain = HiddenMarkovModel.monophone(tied().lexicon, states=1, subsampling=3)
     random = np.random.default_rng(1)
     utterances = []
@@ -324,8 +324,8 @@ def test_phones_of_one_state_are_tied_by_that_state() -> None:
         means = [10.0 * (left == A) + phone for left, phone in zip([0, *phones], phones, strict=False)]
         features = np.repeat(means, 2)[:, None] + 0.1 * random.standard_normal((12, 1))
         utterances.append((features, ids))
-    found = tie_states(chain, accumulate(chain, utterances), leaves=5 + 3, minimum=20.0)
-    assert found.pdfs == 8 and (found.states, found.subsampling) == (1, 3)
+    tied_model = tie_states(chain, accumulate(chain, utterances), leaves=5 + 3, minimum=20.0)
+    assert tied_model.pdfs == 8 and (tied_model.states, tied_model.subsampling) == (1, 3)
     for phone in (A, B, S):
-        pdf = {left: found.pdf_of[found.transition_id((left, phone, B, 0), True)] for left in (A, B, S)}
+        pdf = {left: tied_model.pdf_of[tied_model.transition_id((left, phone, B, 0), True)] for left in (A, B, S)}
         assert pdf[A] != pdf[B] == pdf[S]

@@ -32,7 +32,7 @@ def weight(scores: Tensor, graph: Graph, path: tuple[int, ...]) -> float:
 
 
 def test_no_path_is_better() -> None:
-    found = 0
+    reached = 0
     for seed in range(20):
         graph = random_graph(2 + seed % 3, 7, seed)
         scores = 2 * torch.randn(4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -41,10 +41,10 @@ def test_no_path_is_better() -> None:
         assert log_probability == pytest.approx(max(paths.values()), rel=1e-12)
         if log_probability > -math.inf:
             assert paths[tuple(path)] == pytest.approx(log_probability, rel=1e-12)
-            found += 1
+            reached += 1
         else:
             assert path == []
-    assert 10 <= found < 20  # both kinds are met
+    assert 10 <= reached < 20  # both kinds are met
 
 
 def test_a_long_best_path_has_its_weight_and_is_what_great_scores_leave() -> None:

@@ -71,38 +71,38 @@ def test_scores(tiles: None, vocabulary: int, dtype: torch.dtype) -> None:
     logits, targets = 3 * random(5, 5, 5, vocabulary, dtype=dtype), torch.arange(25).view(5, 5) % vocabulary
     logits[0, 0, 0, :2], logits[1, 0, 0, -2:] = -math.inf, -math.inf
     logits[1, 1, 1, :] = 60.0
-    into = tuple(torch.full(LATTICE, math.nan) for _ in range(3))
+    outputs = tuple(torch.full(LATTICE, math.nan) for _ in range(3))
     for block in BLOCKS:
-        kernels.score(logits[block].contiguous(), targets, LENGTHS, 1, block, into)  # type: ignore[arg-type]
+        kernels.score(logits[block].contiguous(), targets, LENGTHS, 1, block, outputs)  # type: ignore[arg-type]
     logs = logits.double().log_softmax(dim=3)
-    close(into[0][REAL], logits.double().logsumexp(dim=3)[REAL])
-    close(into[1][REAL], logs[..., 1][REAL])
-    close(into[2][REAL], logs.gather(3, targets[:, None, :, None].expand(-1, 5, -1, -1)).squeeze(3)[REAL])
-    assert all(x[~REAL].isnan().all() for x in into)  # nothing is written there
+    close(outputs[0][REAL], logits.double().logsumexp(dim=3)[REAL])
+    close(outputs[1][REAL], logs[..., 1][REAL])
+    close(outputs[2][REAL], logs.gather(3, targets[:, None, :, None].expand(-1, 5, -1, -1)).squeeze(3)[REAL])
+    assert all(x[~REAL].isnan().all() for x in outputs)  # nothing is written there
 
 
 def test_scores_of_what_is_no_number_and_of_tokens_that_do_not_exist_are_none() -> None:
     logits, targets = random(5, 5, 5, 9), torch.zeros(5, 5, dtype=torch.int64)
     logits[0, 0, 0, 4], targets[1, 2], targets[1, 3] = math.nan, 9, -1
-    into = tuple(torch.zeros(LATTICE) for _ in range(3))
-    kernels.score(logits, targets, LENGTHS, 1, (slice(0, 5),) * 3, into)  # type: ignore[arg-type]
-    assert into[0].isnan().nonzero().tolist() == [[0, 0, 0]]
-    unknown = [[1, frame, place] for frame in range(4) for place in (2, 3)]
-    assert into[2].isnan().nonzero().tolist() == [[0, 0, 0], *unknown]
+    outputs = tuple(torch.zeros(LATTICE) for _ in range(3))
+    kernels.score(logits, targets, LENGTHS, 1, (slice(0, 5),) * 3, outputs)  # type: ignore[arg-type]
+    assert outputs[0].isnan().nonzero().tolist() == [[0, 0, 0]]
+    unknown = [[1, frame, position] for frame in range(4) for position in (2, 3)]
+    assert outputs[2].isnan().nonzero().tolist() == [[0, 0, 0], *unknown]
 
 
 def walks(blank: Tensor, label: Tensor, frames: int, tokens: int) -> tuple[float, Tensor, Tensor]:
     """Return loss and occupancies by going through all alignments."""
     by_blank, by_label, total = torch.zeros_like(blank), torch.zeros_like(blank), 0.0
     for moments in itertools.combinations_with_replacement(range(frames), tokens):  # the frame of each token
-        taken = [(frame, place) for place, frame in enumerate(moments)]
-        passed = [(frame, sum(moment <= frame for moment in moments)) for frame in range(frames)]
-        cost = sum(float(label[at]) for at in taken) + sum(float(blank[at]) for at in passed)
+        emissions = [(frame, index) for index, frame in enumerate(moments)]
+        blanks = [(frame, sum(moment <= frame for moment in moments)) for frame in range(frames)]
+        cost = sum(float(label[node]) for node in emissions) + sum(float(blank[node]) for node in blanks)
         total += math.exp(cost)
-        for at in taken:
-            by_label[at] += math.exp(cost)
-        for at in passed:
-            by_blank[at] += math.exp(cost)
+        for node in emissions:
+            by_label[node] += math.exp(cost)
+        for node in blanks:
+            by_blank[node] += math.exp(cost)
     return -math.log(total), by_blank / total, by_label / total
 
 
@@ -119,10 +119,10 @@ def test_occupancies_are_those_of_all_alignments() -> None:
     assert losses[2] == math.inf and (by_blank[2] == 0).all() and (by_label[2] == 0).all()
 
 
-@pytest.mark.parametrize("places", [1, 8, 21])
-def test_occupancies_are_those_of_plain_operations(places: int) -> None:
-    blank, label = -40 * random(3, 12, places).square(), -40 * random(3, 12, places, seed=2).square()
-    lengths = torch.tensor([12, 5, 11]), torch.tensor([places - 1, places // 2, 0])
+@pytest.mark.parametrize("positions", [1, 8, 21])
+def test_occupancies_are_those_of_plain_operations(positions: int) -> None:
+    blank, label = -40 * random(3, 12, positions).square(), -40 * random(3, 12, positions, seed=2).square()
+    lengths = torch.tensor([12, 5, 11]), torch.tensor([positions - 1, positions // 2, 0])
     expected = lattice.occupancies(blank, label, *lengths)
     ours = kernels.occupancies(blank, label, *lengths)
     torch.testing.assert_close(ours[0], expected[0], rtol=1e-12, atol=0)
@@ -137,19 +137,19 @@ def test_impossible_blanks_and_tokens_have_no_part() -> None:
     ours = kernels.occupancies(blank, label, *LENGTHS)
     assert ours[0].isinf().tolist() == expected[0].isinf().tolist() == [False, False, True, True, True]
     torch.testing.assert_close(ours[0], expected[0], rtol=1e-12, atol=0)
-    for one, other in zip(ours[1:], expected[1:], strict=True):
-        close(one, other)
-        assert (one[2:] == 0).all()
+    for result, reference in zip(ours[1:], expected[1:], strict=True):
+        close(result, reference)
+        assert (result[2:] == 0).all()
 
 
 def test_scores_where_nothing_is_possible(tiles: None) -> None:
     logits, targets = random(5, 5, 5, 37), torch.zeros(5, 5, dtype=torch.int64)
     logits[0, 0, 0] = -math.inf
-    into, plain = ([torch.zeros(LATTICE) for _ in range(3)] for _ in range(2))
-    whole = (slice(0, 5),) * 3
-    kernels.score(logits, targets, LENGTHS, 1, whole, into)  # type: ignore[arg-type]
-    lattice.score(logits, targets, LENGTHS, 1, whole, plain)  # type: ignore[arg-type]
-    assert [float(x[0, 0, 0]) for x in into] == [float(x[0, 0, 0]) for x in plain] == [0.0, -math.inf, -math.inf]
+    outputs, plain = ([torch.zeros(LATTICE) for _ in range(3)] for _ in range(2))
+    block = (slice(0, 5),) * 3
+    kernels.score(logits, targets, LENGTHS, 1, block, outputs)  # type: ignore[arg-type]
+    lattice.score(logits, targets, LENGTHS, 1, block, plain)  # type: ignore[arg-type]
+    assert [float(x[0, 0, 0]) for x in outputs] == [float(x[0, 0, 0]) for x in plain] == [0.0, -math.inf, -math.inf]
 
 
 def test_lengths_beyond_the_lattice_give_no_number() -> None:
@@ -162,8 +162,8 @@ def test_of_a_long_transcript_plain_operations_take_care(monkeypatch: pytest.Mon
     monkeypatch.setattr("asr_lightning.losses.transducer.kernels.LONGEST", 4)
     blank, label = random(*LATTICE).sigmoid().log(), random(*LATTICE, seed=2).sigmoid().log()
     ours = kernels.occupancies(blank, label, *LENGTHS)
-    for one, other in zip(ours, lattice.occupancies(blank, label, *LENGTHS), strict=True):
-        torch.testing.assert_close(one, other.to(one.dtype), rtol=0, atol=0)
+    for result, reference in zip(ours, lattice.occupancies(blank, label, *LENGTHS), strict=True):
+        torch.testing.assert_close(result, reference.to(result.dtype), rtol=0, atol=0)
     assert ours[1].dtype == torch.float32
 
 
@@ -174,17 +174,17 @@ def test_errors(tiles: None, vocabulary: int, dtype: torch.dtype) -> None:
     visits = [random(*LATTICE, seed=seed).sigmoid().masked_fill(~REAL, 0.0) for seed in (2, 3)]
     visits[0][0, 1, 1] = visits[1][0, 1, 1] = 0.4 * lattice.negligible(visits[0])
     normalizer = random(*LATTICE, seed=4) + math.log(vocabulary)
-    known = targets, 1, normalizer, visits[0], visits[1], gradient
+    arguments = targets, 1, normalizer, visits[0], visits[1], gradient
     for block in BLOCKS:
         logits = random(*normalizer[block].shape, vocabulary, dtype=dtype)
-        expected, of_bias = lattice.errors(logits.float().clone(), *known, block)
-        ours, of_our_bias = kernels.errors(logits, *known, block)
+        expected, of_bias = lattice.errors(logits.float().clone(), *arguments, block)
+        ours, of_our_bias = kernels.errors(logits, *arguments, block)
         assert ours.data_ptr() == logits.data_ptr() and ours.dtype == dtype
         close(ours, expected)
         close(of_our_bias, of_bias)
         assert (ours[~REAL[block]] == 0).all()
-    visits[0][1, 2, 2] = math.nan  # what is no number is not overlooked
-    ours, _ = kernels.errors(random(5, 3, 5, vocabulary, dtype=dtype), *known, BLOCKS[1])
+    visits[0][1, 2, 2] = math.nan  # a NaN is not overlooked
+    ours, _ = kernels.errors(random(5, 3, 5, vocabulary, dtype=dtype), *arguments, BLOCKS[1])
     assert ours[1, 0, 2].isnan().all() and ours.isnan().any(dim=3).sum() == 1
 
 
@@ -194,13 +194,13 @@ def test_sums(size: tuple[int, ...], dtype: torch.dtype) -> None:
     of_hidden, hidden = random(*size, dtype=dtype), random(*size, dtype=dtype, seed=2).tanh()
     ours = kernels.sums(of_hidden, hidden)
     assert all(x.dtype == torch.float32 for x in ours)
-    for one, exact in zip(ours, lattice.sums(of_hidden.double(), hidden.double()), strict=True):
-        close(one, exact)
+    for result, exact in zip(ours, lattice.sums(of_hidden.double(), hidden.double()), strict=True):
+        close(result, exact)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 0.02)])
 def test_loss_and_gradients(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float) -> None:
-    """Of the whole operator, as it goes on a GPU: against double precision on the logits of all places."""
+    """The whole operator as on a GPU, against double precision on the logits of all positions."""
 
     def blocks_of(vocabulary: int, *_: Any) -> Iterator[Block]:
         return whole_blocks(LATTICE, vocabulary)

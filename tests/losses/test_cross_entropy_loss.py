@@ -11,11 +11,11 @@ def test_it_is_the_sum_over_real_tokens_of_smoothed_targets(smoothing: float) ->
     expected = []
     for row in range(2):
         total = 0.0
-        for place in range(int(lengths[row])):
-            log_probs = logits[row, place].log_softmax(dim=0)
-            wanted = torch.full((5,), smoothing / 5)
-            wanted[targets[row, place]] += 1 - smoothing
-            total -= float((wanted * log_probs).sum())
+        for position in range(int(lengths[row])):
+            log_probs = logits[row, position].log_softmax(dim=0)
+            distribution = torch.full((5,), smoothing / 5)
+            distribution[targets[row, position]] += 1 - smoothing
+            total -= float((distribution * log_probs).sum())
         expected.append(total)
     torch.testing.assert_close(cross_entropy_loss(logits, targets, lengths, smoothing), torch.tensor(expected))
 

@@ -43,12 +43,12 @@ def test_gradients_are_those_of_all_paths_and_the_loss_is_the_likelihood(kind: s
     scales = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
     losses = losses_of(kind, tensors, targets, weight)
     logits = logits_of(*tensors)
-    wanted = torch.zeros_like(logits)
+    logit_gradient = torch.zeros_like(logits)
     for row, (frames, count) in enumerate(zip(FRAMES.tolist(), TOKENS.tolist(), strict=True)):
-        own, target = logits[row, :frames, : count + 1], targets[row, :count].tolist()
-        assert losses[row].item() == pytest.approx(-all_paths(own.log_softmax(-1), target, BLANK), abs=1e-10)
-        wanted[row, :frames, : count + 1] = scales[row] * fast_emit_gradient(own, target, BLANK, weight)
-    expected = torch.autograd.grad(logits, tensors, wanted)
+        row_logits, target = logits[row, :frames, : count + 1], targets[row, :count].tolist()
+        assert losses[row].item() == pytest.approx(-all_paths(row_logits.log_softmax(-1), target, BLANK), abs=1e-10)
+        logit_gradient[row, :frames, : count + 1] = scales[row] * fast_emit_gradient(row_logits, target, BLANK, weight)
+    expected = torch.autograd.grad(logits, tensors, logit_gradient)
     gradients = torch.autograd.grad((losses * scales).sum(), tensors)
     for gradient, of_paths in zip(gradients, expected, strict=True):
         assert of_paths.abs().max() > 0.1
@@ -59,12 +59,12 @@ def test_gradients_are_those_of_all_paths_and_the_loss_is_the_likelihood(kind: s
 def test_0_is_the_loss_without_it_to_the_digit_and_more_moves_tokens_forward(kind: str) -> None:
     tensors, targets = random_case(5)
     plain = joint_transducer_loss if kind == "exact" else pruned_transducer_loss
-    before = plain(*tensors, targets, FRAMES, TOKENS, BLANK)  # type: ignore[operator]
-    after = losses_of(kind, tensors, targets, 0.0)
-    assert torch.equal(before, after)
-    for own, same in zip(torch.autograd.grad(before.sum(), tensors), torch.autograd.grad(after.sum(), tensors),
+    reference = plain(*tensors, targets, FRAMES, TOKENS, BLANK)  # type: ignore[operator]
+    losses = losses_of(kind, tensors, targets, 0.0)
+    assert torch.equal(reference, losses)
+    for first, second in zip(torch.autograd.grad(reference.sum(), tensors), torch.autograd.grad(losses.sum(), tensors),
                          strict=True):  # fmt: skip
-        assert torch.equal(own, same)
+        assert torch.equal(first, second)
     bias = tensors[3]
     [with_it] = torch.autograd.grad(losses_of(kind, tensors, targets, 2.0).sum(), [bias])
     [without] = torch.autograd.grad(losses_of(kind, tensors, targets, 0.0).sum(), [bias])

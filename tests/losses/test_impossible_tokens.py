@@ -41,12 +41,12 @@ def test_the_value_of_torchaudio_and_its_gradient(loss: Callable[..., Tensor]) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_every_two_places_without_a_token_or_blank(loss: Callable[..., Tensor], dtype: torch.dtype) -> None:
     base = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(1))
-    places = list(product(range(3), range(3), [0, 1, 2]))
-    chosen = [(places[n], places[(5 * n + 3) % len(places)]) for n in range(len(places))]
+    entries = list(product(range(3), range(3), [0, 1, 2]))
+    chosen = [(entries[n], entries[(5 * n + 3) % len(entries)]) for n in range(len(entries))]
     logits = base.repeat(len(chosen), 1, 1, 1)
     for row, pair in enumerate(chosen):
-        for place in pair:
-            logits[(row, *place)] = -math.inf
+        for entry in pair:
+            logits[(row, *entry)] = -math.inf
     logits = logits.to(dtype).requires_grad_()
     frames, tokens = SIZES[0].expand(len(chosen)), SIZES[1].expand(len(chosen))
     losses = loss(logits, TARGET.expand(len(chosen), -1), frames, tokens, 0)
@@ -57,7 +57,7 @@ def test_every_two_places_without_a_token_or_blank(loss: Callable[..., Tensor], 
     tolerance = 0.02 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(losses.double(), torch.tensor(expected).double(), rtol=tolerance, atol=tolerance)
     floored = exact.clamp(min=-100.0).requires_grad_()  # finite, and as good as impossible
-    total = sum(-forward_recursion(row, [2, 1], 0) for row, one in zip(floored, expected, strict=True) if one < 50)
+    total = sum(-forward_recursion(row, [2, 1], 0) for row, cost in zip(floored, expected, strict=True) if cost < 50)
     (wanted,) = torch.autograd.grad(-total, floored)  # type: ignore[arg-type]
     torch.testing.assert_close(gradient.double(), wanted, rtol=tolerance, atol=tolerance)
 
@@ -139,7 +139,8 @@ def test_ctc_without_a_token_is_the_sum_of_the_paths_that_are_left() -> None:
         paths = [
             row[torch.arange(3), torch.tensor(path)].sum()
             for path in product(range(4), repeat=3)
-            if [one for before, one in zip((0, *path), path, strict=False) if one not in (0, before)] == tokens
+            if [token for previous, token in zip((0, *path), path, strict=False) if token not in (0, previous)]
+            == tokens
         ]
         (-torch.stack(paths).logsumexp(0)).backward()
     assert logits.grad is not None and floored.grad is not None and (logits.grad[0] == 0).all()

@@ -76,14 +76,14 @@ def test_a_long_utterance_agrees_with_double_precision_and_torchaudio() -> None:
     doubles = [tensor.detach().double().requires_grad_() for tensor in tensors]
     exact = transducer_loss(logits_of(*doubles), targets, frames, tokens, 0)
     torch.testing.assert_close(losses.double(), exact, rtol=1e-6, atol=0)
-    theirs = rnnt_loss(logits_of(*tensors), targets.int(), frames.int(), tokens.int(), blank=0, reduction="none")
-    torch.testing.assert_close(losses, theirs, rtol=1e-5, atol=0)
+    reference = rnnt_loss(logits_of(*tensors), targets.int(), frames.int(), tokens.int(), blank=0, reduction="none")
+    torch.testing.assert_close(losses, reference, rtol=1e-5, atol=0)
     for gradient, wanted in zip(gradients, torch.autograd.grad(exact.sum(), doubles), strict=True):
         assert (gradient - wanted).abs().max() < 2e-6 * wanted.abs().max()
 
 
 def test_what_hardly_any_alignment_visits_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a lattice with one likely path, the backward pass computes the places along it."""
+    """Of a lattice with one likely path, the backward pass computes the positions along it."""
     computed = []
     original = joint._logits
 
@@ -96,10 +96,10 @@ def test_what_hardly_any_alignment_visits_is_not_computed_again(monkeypatch: pyt
     monkeypatch.setattr(joint, "NARROW", 4)
     frames, tokens = 120, 30
     encoded, predicted = torch.zeros(1, frames, 64), torch.zeros(1, tokens + 1, 64)
-    for frame in range(frames):  # each frame wants the token whose time it is, until it is there
+    for frame in range(frames):  # each frame favors one token until it is emitted
         encoded[0, frame, frame // 4] = 8.0
-    for place in range(tokens + 1):
-        predicted[0, place, :place] = -16.0
+    for position in range(tokens + 1):
+        predicted[0, position, :position] = -16.0
     weight, bias = torch.zeros(32, 64), torch.zeros(32)
     weight[1:31, :30] = 24.0 * torch.eye(30)
     bias[0] = 10.0
@@ -113,8 +113,8 @@ def test_what_hardly_any_alignment_visits_is_not_computed_again(monkeypatch: pyt
     assert 0 < sum(computed) < 0.35 * frames * (tokens + 1)
     doubles = [tensor.detach().double().requires_grad_() for tensor in tensors]
     exact = torch.autograd.grad(transducer_loss(logits_of(*doubles), targets, *lengths, 0).sum(), doubles)
-    whole = torch.autograd.grad(transducer_loss(logits_of(*tensors), targets, *lengths, 0).sum(), tensors)
-    for ours, all_places, wanted in zip(gradients, whole, exact, strict=True):  # no worse than single precision itself
+    full = torch.autograd.grad(transducer_loss(logits_of(*tensors), targets, *lengths, 0).sum(), tensors)
+    for ours, all_places, wanted in zip(gradients, full, exact, strict=True):  # no worse than single precision itself
         assert (ours - wanted).norm() < 1.5 * (all_places - wanted).norm() < 0.01 * wanted.norm()
 
 

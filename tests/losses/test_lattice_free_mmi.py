@@ -137,18 +137,18 @@ def test_a_batch_is_as_one_by_one_and_its_padding_of_any_content(shared: bool) -
 @pytest.mark.parametrize("one_numerator", [False, True])
 @pytest.mark.parametrize("one_denominator", [False, True])
 def test_loss_of_graphs_of_one_or_of_each(one_numerator: bool, one_denominator: bool) -> None:
-    said = [random_graph(4, 12, seed) for seed in (1, 2, 3)]
+    spoken = [random_graph(4, 12, seed) for seed in (1, 2, 3)]
     possible = [random_graph(6, 25, seed) for seed in (4, 5, 6)]
     ours = random_scores((3, 6, PDFS)).requires_grad_()
     exact = ours.detach().clone().requires_grad_()
     lengths = torch.tensor([6, 4, 5])
-    numerators = GraphBatch.collate(said[:1] if one_numerator else said)
+    numerators = GraphBatch.collate(spoken[:1] if one_numerator else spoken)
     denominator = GraphBatch.collate(possible[:1] if one_denominator else possible)
     losses = lattice_free_mmi_loss(ours, lengths, numerators, denominator)
     expected = torch.stack(
         [
             log_recursion(exact[row, : lengths[row]], possible[0 if one_denominator else row])
-            - log_recursion(exact[row, : lengths[row]], said[0 if one_numerator else row])
+            - log_recursion(exact[row, : lengths[row]], spoken[0 if one_numerator else row])
             for row in range(3)
         ]
     )
@@ -246,17 +246,17 @@ def test_what_falls_below_the_floor_is_lost_and_what_stays_above_is_not() -> Non
 def test_a_part_of_the_denominators_paths_is_less_probable() -> None:
     """And equal to all of them is as probable."""
     possible = random_graph(8, 40, seed=2)
-    some = torch.rand(40, generator=torch.Generator().manual_seed(0)) < 0.8
-    said = replace(
+    mask = torch.rand(40, generator=torch.Generator().manual_seed(0)) < 0.8
+    part = replace(
         possible,
-        sources=possible.sources[some],
-        targets=possible.targets[some],
-        pdfs=possible.pdfs[some],
-        log_weights=possible.log_weights[some],
+        sources=possible.sources[mask],
+        targets=possible.targets[mask],
+        pdfs=possible.pdfs[mask],
+        log_weights=possible.log_weights[mask],
     )
     scores, lengths = random_scores((5, 12, PDFS), scale=5.0), torch.tensor([12, 11, 10, 7, 4])
     denominator = GraphBatch.collate([possible])
-    losses = lattice_free_mmi_loss(scores, lengths, GraphBatch.collate([said]), denominator)
+    losses = lattice_free_mmi_loss(scores, lengths, GraphBatch.collate([part]), denominator)
     assert losses.isfinite().all() and (losses > 0).all()
     same = lattice_free_mmi_loss(scores, lengths, GraphBatch.collate([possible] * 5), denominator)
     torch.testing.assert_close(same, torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-11)
@@ -280,10 +280,10 @@ def test_minimising_the_loss_makes_what_was_said_certain() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[0] > 1.0 and 0 <= losses[-1] < 0.01
-    [said] = torch.autograd.grad(total_log_probability(scores, lengths, numerators).sum(), scores)
-    [possible] = torch.autograd.grad(total_log_probability(scores, lengths, denominator).sum(), scores)
-    torch.testing.assert_close(possible, said, rtol=0, atol=0.01)
-    best = possible[0].argmax(dim=1).tolist()
+    [numerator_gradient] = torch.autograd.grad(total_log_probability(scores, lengths, numerators).sum(), scores)
+    [denominator_gradient] = torch.autograd.grad(total_log_probability(scores, lengths, denominator).sum(), scores)
+    torch.testing.assert_close(denominator_gradient, numerator_gradient, rtol=0, atol=0.01)
+    best = denominator_gradient[0].argmax(dim=1).tolist()
     assert best == sorted(best) and set(best) == {0, 1, 2}  # the chain, in its order
 
 
@@ -324,12 +324,12 @@ def test_a_gpu_gives_the_same() -> None:
     scores = random_scores((3, 30, PDFS))
     lengths = torch.tensor([30, 21, 7])
     for batch in (GraphBatch.collate(graphs), GraphBatch.collate(graphs[:1])):
-        there = scores.cuda().requires_grad_()
-        here = scores.clone().requires_grad_()
-        totals = total_log_probability(there, lengths.cuda(), batch)
-        expected = total_log_probability(here, lengths, batch)
+        gpu_scores = scores.cuda().requires_grad_()
+        cpu_scores = scores.clone().requires_grad_()
+        totals = total_log_probability(gpu_scores, lengths.cuda(), batch)
+        expected = total_log_probability(cpu_scores, lengths, batch)
         totals.sum().backward()
         expected.sum().backward()
         torch.testing.assert_close(totals.cpu(), expected, rtol=1e-12, atol=0)
-        assert there.grad is not None and here.grad is not None
-        torch.testing.assert_close(there.grad.cpu(), here.grad, rtol=0, atol=1e-11)
+        assert gpu_scores.grad is not None and cpu_scores.grad is not None
+        torch.testing.assert_close(gpu_scores.grad.cpu(), cpu_scores.grad, rtol=0, atol=1e-11)

@@ -114,14 +114,14 @@ def test_the_loss_is_the_sum_over_the_alignments_within_the_ranges(
 
     monkeypatch.setattr(pruned, "best_ranges", recorded)
     losses = loss(tensors, targets, width, None, penalty).detach()
-    whole = exact(tensors, targets, penalty).detach()
+    unpruned = exact(tensors, targets, penalty).detach()
     [inside] = chosen
     for utterance in range(5):
         expected = sum_over_alignments(tensors, targets, utterance, inside[utterance], penalty)
         assert float(losses[utterance]) == pytest.approx(expected, rel=1e-10)
         expected = sum_over_alignments(tensors, targets, utterance, penalty=penalty)
-        assert float(whole[utterance]) == pytest.approx(expected, rel=1e-10)
-    assert (losses >= whole - 1e-12).all() and (losses[0] > whole[0] + 1e-3)
+        assert float(unpruned[utterance]) == pytest.approx(expected, rel=1e-10)
+    assert (losses >= unpruned - 1e-12).all() and (losses[0] > unpruned[0] + 1e-3)
 
 
 @pytest.mark.parametrize("options", [(2,), (3, None, 0.2), (2, 0.2)])
@@ -144,9 +144,9 @@ def test_the_probability_left_out(left_out: float, scale: float, factor: float) 
     tensors = [scale * encoded, scale * predicted, weight / scale, bias]
     targets = torch.randint(3, 11, (4, 12), generator=generator)
     lengths = torch.tensor([40, 30, 25, 13]), torch.tensor([12, 12, 7, 12])
-    whole = exact(tensors, targets, lengths=lengths)
+    unpruned = exact(tensors, targets, lengths=lengths)
     narrow, wide = loss(tensors, targets, 2, lengths=lengths), loss(tensors, targets, 2, left_out, lengths=lengths)
-    shares = [1 - (whole - losses).exp() for losses in (narrow, wide)]
+    shares = [1 - (unpruned - losses).exp() for losses in (narrow, wide)]
     assert (shares[0] > 0.8).all()
     assert (shares[1] < factor * left_out * (1 + 1e-4)).all() and (shares[1] >= -1e-9).all()
     assert (shares[1] > 0).any()
@@ -214,11 +214,11 @@ def test_quantile_ranges_leave_out_at_most_their_shares() -> None:
     generator = torch.Generator().manual_seed(6)
     blank, label = (torch.randn(1, 12, 6, generator=generator, dtype=torch.float64).sigmoid().log() for _ in range(2))
     lengths = torch.tensor([12]), torch.tensor([5])
-    whole, by_blank, _ = occupancies(blank, label, *lengths)
+    full, by_blank, _ = occupancies(blank, label, *lengths)
     for share in (0.2, 0.02, 0.002):
         outside = ~quantile_ranges(by_blank, share)
         within, *_ = occupancies(*(scores.masked_fill(outside, -math.inf) for scores in (blank, label)), *lengths)
-        assert 0 < 1 - float((whole - within).exp()) <= 2 * 12 * share
+        assert 0 < 1 - float((full - within).exp()) <= 2 * 12 * share
 
 
 def test_padding_of_any_content_and_size_changes_nothing() -> None:
@@ -343,18 +343,18 @@ def test_no_tensor_has_a_number_for_every_node_and_token() -> None:
 
 def test_without_gradients_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors, targets = random_case(11)
-    kept, original = [], pruned._score
+    results, original = [], pruned._score
 
     def recording(*arguments: Any) -> Any:
-        kept.append(original(*arguments))
-        return kept[-1]
+        results.append(original(*arguments))
+        return results[-1]
 
     monkeypatch.setattr(pruned, "_score", recording)
     with torch.no_grad():
         silent = loss(tensors, targets)
-    assert kept == [[]]
+    assert results == [[]]
     torch.testing.assert_close(silent, loss(tensors, targets))
-    assert kept[1]
+    assert results[1]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_the_interpreter_finds_the_numbers_of_plain_operations() -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "dtype", "vocabulary", "places"),
+    ("architecture", "dtype", "vocabulary", "positions"),
     [
         (80, torch.bfloat16, 500, 85),
         (90, torch.bfloat16, 500, 85),
@@ -44,7 +44,12 @@ def test_the_interpreter_finds_the_numbers_of_plain_operations() -> None:
     ],
 )
 def test_every_kernel_compiles(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, architecture: int, dtype: torch.dtype, vocabulary: int, places: int
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    architecture: int,
+    dtype: torch.dtype,
+    vocabulary: int,
+    positions: int,
 ) -> None:
     """Ahead of time, for an A100 and an H100, from what the functions would have launched."""
     triton = pytest.importorskip("triton")
@@ -52,7 +57,7 @@ def test_every_kernel_compiles(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiled = []
-    for kernel, arguments, constants in launches(monkeypatch, dtype, vocabulary, places):
+    for kernel, arguments, constants in launches(monkeypatch, dtype, vocabulary, positions):
         options = {name: constants.pop(name) for name in ("num_warps",) if name in constants}
         types = [
             POINTERS[x.dtype] if isinstance(x, Tensor) else "fp32" if isinstance(x, float) else "i32" for x in arguments
@@ -68,38 +73,38 @@ def test_every_kernel_compiles(
 
 
 def launches(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, vocabulary: int, places: int
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, vocabulary: int, positions: int
 ) -> list[tuple[Any, tuple[Any, ...], dict[str, int]]]:
     """Return each kernel, its arguments and its constants, as the functions launch them on a tiny batch."""
     from asr_lightning.losses.transducer import kernels
 
-    seen: list[tuple[Any, tuple[Any, ...], dict[str, int]]] = []
+    launched: list[tuple[Any, tuple[Any, ...], dict[str, int]]] = []
 
     def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: int) -> None:
         assert all(size > 0 for size in grid)
-        seen.append((kernel, arguments, constants))
+        launched.append((kernel, arguments, constants))
 
     monkeypatch.setattr(kernels, "launch", launch)
-    block = slice(0, 1), slice(1, 2), slice(0, places)
-    lengths, targets = (torch.ones(1, dtype=torch.int64),) * 2, torch.zeros(1, places, dtype=torch.int64)
-    encoded, predicted = torch.zeros(1, 2, 512, dtype=dtype), torch.zeros(1, places, 512, dtype=dtype)
+    block = slice(0, 1), slice(1, 2), slice(0, positions)
+    lengths, targets = (torch.ones(1, dtype=torch.int64),) * 2, torch.zeros(1, positions, dtype=torch.int64)
+    encoded, predicted = torch.zeros(1, 2, 512, dtype=dtype), torch.zeros(1, positions, 512, dtype=dtype)
     hidden = kernels.hidden_units(encoded, predicted, block)
-    logits, scores = torch.zeros(1, 1, places, vocabulary, dtype=dtype), torch.zeros(1, 2, places)
+    logits, scores = torch.zeros(1, 1, positions, vocabulary, dtype=dtype), torch.zeros(1, 2, positions)
     kernels.score(logits, targets, lengths, 0, block, (scores, scores, scores))
     kernels.occupancies(scores, scores, *lengths)
     kernels.errors(logits, targets, 0, scores, scores, scores, torch.zeros(1), block)
     kernels.sums(hidden, hidden)
-    return seen
+    return launched
 
 
 def sound_kernels(**broken: Any) -> ModuleType:
-    """Functions as kernels should be: they compute in float32. Those given take the place of theirs."""
+    """Functions that compute in float32, as correct kernels do; those given replace them."""
 
     def hidden_units(encoded: Tensor, predicted: Tensor, block: Any) -> Tensor:
         return lattice.hidden_units(encoded.float(), predicted.float(), block).to(encoded.dtype)
 
-    def errors(logits: Tensor, *known: Any) -> tuple[Tensor, Tensor]:
-        error, of_bias = lattice.errors(logits.float(), *known)
+    def errors(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        error, of_bias = lattice.errors(logits.float(), *arguments)
         return error.to(logits.dtype), of_bias
 
     def sums(of_hidden: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,9 +137,9 @@ def test_kernels_with_wrong_numbers_are_not_trusted(name: str, which: int) -> No
 
 def test_kernels_that_leave_out_a_score_are_not_trusted() -> None:
     def forgetful(logits: Tensor, *rest: Any) -> None:
-        *_, block, into = rest
+        *_, block, outputs = rest
         lattice.score(logits, *rest)
-        into[2][block][0, -1, -1] = 0.0
+        outputs[2][block][0, -1, -1] = 0.0
 
     reason = check.failure(sound_kernels(score=forgetful), CPU)
     assert reason == "in torch.float32 they give other numbers than PyTorch: score"
@@ -167,7 +172,7 @@ def fresh() -> Iterator[None]:
 
 
 def test_where_triton_does_not_run_a_warning_says_so_once(fresh: None) -> None:
-    """For which a CPU is as good as a GPU without a driver."""
+    """A CPU takes the part of a GPU without a driver."""
     pytest.importorskip("triton")
     with pytest.warns(RuntimeWarning, match="on cpu is computed by plain PyTorch.* without kernels: ") as caught:
         assert not check.kernels_work(CPU)
@@ -198,9 +203,9 @@ def case(dtype: torch.dtype) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     return leaves, targets.cuda(), frames.cuda(), tokens.cuda()
 
 
-def results(tensors: list[Tensor], *known: Tensor) -> tuple[Tensor, ...]:
-    losses = joint_transducer_loss(*tensors, *known, 0)  # type: ignore[call-arg, arg-type]
-    return losses, *torch.autograd.grad(losses[known[1] > 0].sum(), tensors)
+def results(tensors: list[Tensor], *arguments: Tensor) -> tuple[Tensor, ...]:
+    losses = joint_transducer_loss(*tensors, *arguments, 0)  # type: ignore[call-arg, arg-type]
+    return losses, *torch.autograd.grad(losses[arguments[1] > 0].sum(), tensors)
 
 
 @on_a_gpu
@@ -217,10 +222,10 @@ def test_kernels_are_trusted_on_this_gpu() -> None:
 def test_on_a_gpu_kernels_equal_plain_operations(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float
 ) -> None:
-    tensors, *known = case(dtype)
-    losses, *gradients = results(tensors, *known)
+    tensors, *arguments = case(dtype)
+    losses, *gradients = results(tensors, *arguments)
     monkeypatch.setattr(joint, "operations_for", lambda _: lattice)
-    expected, *wanted = results([tensor.detach().double().requires_grad_() for tensor in tensors], *known)
+    expected, *wanted = results([tensor.detach().double().requires_grad_() for tensor in tensors], *arguments)
     torch.testing.assert_close(losses.double(), expected, rtol=tolerance / 10, atol=0)
     for ours, exact in zip(gradients, wanted, strict=True):
         assert ours.dtype == dtype
@@ -229,27 +234,27 @@ def test_on_a_gpu_kernels_equal_plain_operations(
 
 @on_a_gpu
 def test_on_a_gpu_kernels_agree_with_torchaudio() -> None:
-    tensors, *known = case(torch.float32)
-    losses, *gradients = results(tensors, *known)
+    tensors, *arguments = case(torch.float32)
+    losses, *gradients = results(tensors, *arguments)
     encoded, predicted, weight, bias = tensors
     logits = torch.tanh(encoded.unsqueeze(2) + predicted.unsqueeze(1)) @ weight.T + bias
-    theirs = torchaudio_loss(logits, *known, 0)  # type: ignore[call-arg, arg-type]
-    torch.testing.assert_close(losses, theirs, rtol=1e-4, atol=0)
-    wanted = torch.autograd.grad(theirs[known[1] > 0].sum(), tensors)
+    reference = torchaudio_loss(logits, *arguments, 0)  # type: ignore[call-arg, arg-type]
+    torch.testing.assert_close(losses, reference, rtol=1e-4, atol=0)
+    wanted = torch.autograd.grad(reference[arguments[1] > 0].sum(), tensors)
     for ours, other in zip(gradients, wanted, strict=True):
         assert (ours - other).norm() < 1e-3 * other.norm()
 
 
 @on_a_gpu
 def test_on_a_gpu_the_host_never_waits_and_results_do_not_vary() -> None:
-    tensors, *known = case(torch.bfloat16)
-    first = results(tensors, *known)  # compiles
+    tensors, *arguments = case(torch.bfloat16)
+    first = results(tensors, *arguments)  # compiles
     weights = torch.ones(6, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        losses = joint_transducer_loss(*tensors, *known, 0)  # type: ignore[call-arg, arg-type]
+        losses = joint_transducer_loss(*tensors, *arguments, 0)  # type: ignore[call-arg, arg-type]
         torch.autograd.grad(losses, tensors, weights)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for one, other in zip(first, results(tensors, *known), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    for result, repeated in zip(first, results(tensors, *arguments), strict=True):
+        torch.testing.assert_close(result, repeated, rtol=0, atol=0)

@@ -34,27 +34,29 @@ def sigmoid(x: Array) -> Array:
 
 def lstm(weights: Weights, layer: int, x: Array, hidden: Array, cell: Array) -> tuple[Array, Array]:
     """One step of an LSTM layer; torch packs input gate, forget gate, content and output gate in this order."""
-    own = {name.removeprefix(f"cells.{layer}."): value for name, value in weights.items()}
-    gates = own["weight_ih"] @ x + own["bias_ih"] + own["weight_hh"] @ hidden + own["bias_hh"]
+    parameters = {name.removeprefix(f"cells.{layer}."): value for name, value in weights.items()}
+    gates = (
+        parameters["weight_ih"] @ x + parameters["bias_ih"] + parameters["weight_hh"] @ hidden + parameters["bias_hh"]
+    )
     size = len(hidden)
     entry, forget, content, output = (gates[size * number : size * (number + 1)] for number in range(4))
     cell = sigmoid(forget) * cell + sigmoid(entry) * np.tanh(content)
     return sigmoid(output) * np.tanh(cell), cell
 
 
-def attend(weights: Weights, query: Array, before: Array, frames: Array, sharpening: float) -> tuple[Array, Array]:
+def attend(weights: Weights, query: Array, previous: Array, frames: Array, sharpening: float) -> tuple[Array, Array]:
     """Context (D,) and weights (T,) of a query, from the weights (T,) before and the frames (T, D)."""
-    own = {name.removeprefix("attention."): value for name, value in weights.items()}
-    filters = own["convolution.weight"][:, 0]  # (C, 2 reach + 1)
+    parameters = {name.removeprefix("attention."): value for name, value in weights.items()}
+    filters = parameters["convolution.weight"][:, 0]  # (C, 2 reach + 1)
     reach = filters.shape[1] // 2
     energies = np.zeros(len(frames))
-    for place, frame in enumerate(frames):
+    for position, frame in enumerate(frames):
         location = np.zeros(len(filters))
         for distance in range(-reach, reach + 1):
-            if 0 <= place + distance < len(frames):
-                location += filters[:, distance + reach] * before[place + distance]
-        hidden = own["query.weight"] @ query + own["key.weight"] @ frame + own["key.bias"]
-        energies[place] = own["energy.weight"][0] @ np.tanh(hidden + own["location.weight"] @ location)
+            if 0 <= position + distance < len(frames):
+                location += filters[:, distance + reach] * previous[position + distance]
+        hidden = parameters["query.weight"] @ query + parameters["key.weight"] @ frame + parameters["key.bias"]
+        energies[position] = parameters["energy.weight"][0] @ np.tanh(hidden + parameters["location.weight"] @ location)
     shares = np.exp(sharpening * (energies - energies.max()))
     shares /= shares.sum()
     return shares @ frames, shares
@@ -64,35 +66,35 @@ def query_previous(weights: Weights, frames: Array, tokens: Sequence[int], sharp
     """Attention first, asked with the state of the first layer; output of the last layer's state."""
     layers, size = _sizes(weights)
     hidden, cells = np.zeros((layers, size)), np.zeros((layers, size))
-    alignment, found = np.zeros(len(frames)), Spelling()
+    alignment, spelling = np.zeros(len(frames)), Spelling()
     for token in tokens:
         context, alignment = attend(weights, hidden[0], alignment, frames, sharpening)
         x = np.concatenate([weights["embedding.weight"][token], context])
         for layer in range(layers):
             hidden[layer], cells[layer] = lstm(weights, layer, x, hidden[layer], cells[layer])
             x = hidden[layer]
-        found.logits.append(weights["output.weight"] @ hidden[-1] + weights["output.bias"])
-        found.states.append(hidden.copy())
-        found.attention.append(alignment)
-    return found
+        spelling.logits.append(weights["output.weight"] @ hidden[-1] + weights["output.bias"])
+        spelling.states.append(hidden.copy())
+        spelling.attention.append(alignment)
+    return spelling
 
 
 def query_current(weights: Weights, frames: Array, tokens: Sequence[int], sharpening: float) -> Spelling:
     """Attention last, asked with the new state of the last layer; output of state and context."""
     layers, size = _sizes(weights)
     hidden, cells = np.zeros((layers, size)), np.zeros((layers, size))
-    context, alignment, found = np.zeros(frames.shape[1]), np.zeros(len(frames)), Spelling()
+    context, alignment, spelling = np.zeros(frames.shape[1]), np.zeros(len(frames)), Spelling()
     for token in tokens:
         x = np.concatenate([weights["embedding.weight"][token], context])
         for layer in range(layers):
             hidden[layer], cells[layer] = lstm(weights, layer, x, hidden[layer], cells[layer])
             x = hidden[layer]
         context, alignment = attend(weights, hidden[-1], alignment, frames, sharpening)
-        both = np.concatenate([hidden[-1], context])
-        found.logits.append(weights["output.weight"] @ both + weights["output.bias"])
-        found.states.append(hidden.copy())
-        found.attention.append(alignment)
-    return found
+        features = np.concatenate([hidden[-1], context])
+        spelling.logits.append(weights["output.weight"] @ features + weights["output.bias"])
+        spelling.states.append(hidden.copy())
+        spelling.attention.append(alignment)
+    return spelling
 
 
 def _sizes(weights: Weights) -> tuple[int, int]:

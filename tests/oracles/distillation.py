@@ -33,10 +33,10 @@ def best_alignment(teacher: Tensor, target: list[int], blank: int) -> list[tuple
     """The nodes of the best of all ways to spread U tokens over T frames."""
     log_probs = teacher.log_softmax(-1)
     best, nodes = -math.inf, []
-    for places in combinations_with_replacement(range(len(teacher)), len(target)):
+    for onsets in combinations_with_replacement(range(len(teacher)), len(target)):
         emitted, total, path = 0, 0.0, []
         for frame in range(len(teacher)):
-            for _ in range(places.count(frame)):
+            for _ in range(onsets.count(frame)):
                 path.append((frame, emitted))
                 total += float(log_probs[frame, emitted, target[emitted]])
                 emitted += 1

@@ -23,20 +23,20 @@ def best_path(scores: Tensor, graph: Graph) -> tuple[list[int], float]:
     entered, starts = np.unique(targets, return_index=True)  # states with arcs into them, where their arcs start
     entries = np.repeat(np.arange(len(entered)), np.diff(starts, append=len(targets)))  # (A,)
     best = graph.initial.detach().double().cpu().numpy()  # (S,)
-    taken = np.zeros((len(frames), len(best)), dtype=np.int64)  # the arc into each state, by place in `by_target`
+    incoming = np.zeros((len(frames), len(best)), dtype=np.int64)  # the arc into each state, by index in `by_target`
     for frame, row in enumerate(frames):
         arrivals = best[sources] + weights + row[pdfs]
         best = np.full_like(best, -np.inf)
         if len(targets):
             highest = np.maximum.reduceat(arrivals, starts)
             best[entered] = highest
-            places = np.where(arrivals == highest[entries], np.arange(len(arrivals)), len(arrivals))
-            taken[frame, entered] = np.minimum.reduceat(places, starts)
+            indices = np.where(arrivals == highest[entries], np.arange(len(arrivals)), len(arrivals))
+            incoming[frame, entered] = np.minimum.reduceat(indices, starts)
     ends = best + graph.final.detach().double().cpu().numpy()
     if ends.max() == -np.inf:
         return [], -np.inf
     state, path = int(ends.argmax()), []
-    for row in taken[::-1]:
+    for row in incoming[::-1]:
         path.append(int(by_target[row[state]]))
         state = int(sources[row[state]])
     return path[::-1], float(ends.max())

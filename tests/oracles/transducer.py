@@ -9,10 +9,10 @@ from torch import Tensor
 def all_paths(log_probs: Tensor, target: list[int], blank: int) -> float:
     """The log of the summed probability of every way to spread U tokens over T frames; log_probs is (T, U + 1, V)."""
     totals = []
-    for places in combinations_with_replacement(range(len(log_probs)), len(target)):
+    for onsets in combinations_with_replacement(range(len(log_probs)), len(target)):
         emitted, total = 0, 0.0
         for frame in range(len(log_probs)):
-            for _ in range(places.count(frame)):
+            for _ in range(onsets.count(frame)):
                 total += float(log_probs[frame, emitted, target[emitted]])
                 emitted += 1
             total += float(log_probs[frame, emitted, blank])
@@ -47,10 +47,10 @@ def fast_emit_gradient(logits: Tensor, target: list[int], blank: int, weight: fl
     losses = []
     for passed in (blanks, blanks.detach()):
         totals = []
-        for places in combinations_with_replacement(range(len(logits)), len(target)):
+        for onsets in combinations_with_replacement(range(len(logits)), len(target)):
             emitted, total = 0, log_probs.new_zeros(())
             for frame in range(len(logits)):
-                for _ in range(places.count(frame)):
+                for _ in range(onsets.count(frame)):
                     total = total + log_probs[frame, emitted, target[emitted]]
                     emitted += 1
                 total = total + passed[frame, emitted]
