@@ -32,16 +32,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for run, first in (("one", 0.9), ("two <b>", 0.7)):
         for seed in (1, 2):
-            place = folder / run.replace(" <b>", "") / f"seed{seed}"
-            place.mkdir(parents=True)
+            seed_folder = folder / run.replace(" <b>", "") / f"seed{seed}"
+            seed_folder.mkdir(parents=True)
             rates = [
                 [run, str(seed), epoch, subset, *[first / epoch + 0.01 * seed] * 5]
                 for epoch in (1, 2, 3)
                 for subset in ("test-clean", "test-other")
             ]
-            (place / "error_rates.csv").write_text(as_csv([COLUMNS, *rates]))
+            (seed_folder / "error_rates.csv").write_text(as_csv([COLUMNS, *rates]))
             for subset in ("test-clean", "test-other"):
-                write_transcripts(place / "transcripts" / f"validation-epoch3-{subset}.jsonl", right=run != "one")
+                write_transcripts(seed_folder / "transcripts" / f"validation-epoch3-{subset}.jsonl", right=run != "one")
     inside(folder / "one" / "seed1")
     inside(folder / "two" / "seed1")
     return folder
@@ -62,7 +62,7 @@ def test_the_title_is_that_of_the_experiments_not_of_their_folders(runs: Path, t
 def test_layers_without_phones_are_left_out_with_the_command_that_makes_them(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a run that was looked into without labels: a picture of it would be blank."""
+    """A run whose activations were kept without labels: a picture of it would be blank."""
     copy = tmp_path / "runs"
     shutil.copytree(runs / "one", copy / "one")
     for path in (copy / "one" / "seed1" / "tsne" / "test" / "me").glob("*.csv"):
@@ -82,8 +82,8 @@ def page(browser: Browser, page_file: Path) -> Iterator[Page]:
     opened = context.new_page()
     failures: list[str] = []
     opened.on("pageerror", lambda error: failures.append(str(error)))
-    opened.on("console", lambda one: failures.append(one.text) if one.type == "error" else None)
-    opened.on("request", lambda one: failures.append(one.url) if one.url.startswith("http") else None)
+    opened.on("console", lambda message: failures.append(message.text) if message.type == "error" else None)
+    opened.on("request", lambda request: failures.append(request.url) if request.url.startswith("http") else None)
     opened.goto(page_file.as_uri())
     yield opened
     assert failures == []
@@ -117,9 +117,9 @@ def test_layers_stand_side_by_side_or_are_gone_through_and_recolored(page: Page)
     assert section.locator(".legend b").all_inner_texts() == ["vowel", "plosive", "silence"]
     assert "ɑ" in section.locator(".strip span").all_inner_texts()
     points = section.locator(".trace.scatter .point")
-    before = points.count()
+    count = points.count()
     section.get_by_label("all sentences behind").check()
-    assert points.count() == 6 * before
+    assert points.count() == 6 * count
     section.get_by_label("network").select_option("1")
     assert section.locator(".plot").get_attribute("aria-label") == "t-SNE of top of two, seed 1, colored by phone"
     section.locator(".plot").scroll_into_view_if_needed()
@@ -156,19 +156,19 @@ def test_frames_fill_a_square_without_grid_and_letters_stand_out_from_their_colo
 def test_neighbours_are_browsed_by_mouse_and_keyboard(page: Page, runs: Path) -> None:
     section = page.locator("#neighbours")
     with (runs / "one" / "seed1" / "neighbours" / "test" / "state.csv").open() as file:
-        known = [row for row in csv.DictReader(file) if row["utterance"] == "u1"]
+        rows = [row for row in csv.DictReader(file) if row["utterance"] == "u1"]
     section.get_by_label("sentence", exact=True).select_option("1")
     letters = section.locator(".sentence button")
-    assert letters.count() == len(known)
+    assert letters.count() == len(rows)
     letters.nth(3).click()
     assert letters.nth(3).get_attribute("aria-pressed") == "true"
     assert section.locator("ol.neighbours li").count() == 5
     first = section.locator("ol.neighbours li").first.inner_text()
-    assert f"{known[3]['utterance_1']};" in first and f"{known[3]['matching_1']} matching before" in first
+    assert f"{rows[3]['utterance_1']};" in first and f"{rows[3]['matching_1']} matching before" in first
     page.keyboard.press("ArrowRight")
     assert letters.nth(4).get_attribute("aria-pressed") == "true"
     assert page.evaluate("document.activeElement.textContent") == letters.nth(4).inner_text()
-    assert f"{known[4]['utterance_1']};" in section.locator("ol.neighbours li").first.inner_text()
+    assert f"{rows[4]['utterance_1']};" in section.locator("ol.neighbours li").first.inner_text()
     page.keyboard.press("End")
     assert letters.last.get_attribute("aria-pressed") == "true"
     assert section.locator("table tbody tr").count() == 1
@@ -239,8 +239,8 @@ def test_text_is_on_the_left_and_numbers_on_the_right(page: Page) -> None:
 
 
 def test_light_and_dark(page: Page) -> None:
-    def brightness(place: str) -> float:
-        rgb = page.locator(place).first.evaluate(
+    def brightness(selector: str) -> float:
+        rgb = page.locator(selector).first.evaluate(
             "(one) => getComputedStyle(one).backgroundColor || getComputedStyle(one).fill"
         )
         return sum(int(part) for part in rgb.split("(")[1].split(")")[0].split(",")[:3]) / 3
