@@ -78,7 +78,7 @@ def test_the_page_of_full_size_opens(browser: Browser, large: Path) -> None:
     page.on("pageerror", lambda error: failures.append(str(error)))
     page.goto(large.as_uri())
     section = page.locator("#layers")
-    assert section.get_by_label("speaker", exact=True).evaluate("(one) => one.value") == "105"
+    assert section.get_by_label("speaker", exact=True).evaluate("(node) => node.value") == "105"
     section.get_by_label("phone", exact=True).check()
     assert 0.9 * FRAMES < section.locator(".strip span").count() <= FRAMES  # equal phones in a row are one
     assert section.locator(".plot").first.locator(".point").count() == FRAMES

@@ -137,16 +137,16 @@ def test_frames_fill_a_square_without_grid_and_letters_stand_out_from_their_colo
         box = plot.bounding_box()
         assert box is not None and abs(box["width"] - box["height"]) < 2
         spans = plot.locator(".trace.scatter").last.evaluate(
-            "(one) => { const box = one.getBoundingClientRect(); return [box.width, box.height]; }"
+            "(node) => { const box = node.getBoundingClientRect(); return [box.width, box.height]; }"
         )
         assert max(spans) > 0.85 * box["width"]
         assert plot.locator(".gridlayer path").count() == 0
     contrasts = section.locator(".strip span").evaluate_all(
-        """(all) => all.map((one) => {
+        """(all) => all.map((node) => {
             const light = (rgb) => rgb.match(/[0-9.]+/g).slice(0, 3).map((part) => part / 255)
                 .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
                 .reduce((sum, part, at) => sum + part * [0.2126, 0.7152, 0.0722][at], 0);
-            const [a, b] = ["color", "backgroundColor"].map((name) => light(getComputedStyle(one)[name]) + 0.05);
+            const [a, b] = ["color", "backgroundColor"].map((name) => light(getComputedStyle(node)[name]) + 0.05);
             return Math.max(a, b) / Math.min(a, b);
         })"""
     )
@@ -178,16 +178,16 @@ def test_alignments_can_be_heard_and_seen(page: Page) -> None:
     section = page.locator("#alignments")
     player = section.locator("audio")
     player.evaluate(
-        "(one) => new Promise((done) => one.readyState >= 1 ? done() : one.addEventListener('loadedmetadata', done))"
+        "(node) => new Promise((done) => node.readyState >= 1 ? done() : node.addEventListener('loadedmetadata', done))"
     )
-    assert abs(player.evaluate("(one) => one.duration") - 0.8) < 0.05
+    assert abs(player.evaluate("(node) => node.duration") - 0.8) < 0.05
     assert section.locator(".heatmaplayer image").count() == 1
     section.get_by_label("map").select_option("1")
     assert section.locator(".scatterlayer .trace").count() == 8 == section.locator(".legend span").count()
-    player.evaluate("(one) => { one.currentTime = 0.4; }")
+    player.evaluate("(node) => { node.currentTime = 0.4; }")
     section.locator(".shapelayer path").first.wait_for(state="attached")
     section.get_by_label("utterance").select_option("1")
-    assert section.get_by_label("map").evaluate("(one) => one.value") == "1"
+    assert section.get_by_label("map").evaluate("(node) => node.value") == "1"
 
 
 def test_the_curves_of_all_panels_have_the_same_axes(page: Page) -> None:
@@ -195,7 +195,7 @@ def test_the_curves_of_all_panels_have_the_same_axes(page: Page) -> None:
     for scale in ("logarithmic", "linear"):
         section.get_by_label(scale).check()
         ranges = section.locator(".plot").evaluate_all(
-            "(all) => all.map((one) => JSON.stringify([one.layout.xaxis.range, one.layout.yaxis.range]))"
+            "(all) => all.map((node) => JSON.stringify([node.layout.xaxis.range, node.layout.yaxis.range]))"
         )
         assert len(ranges) == 2 and len(set(ranges)) == 1
     assert "band" in section.locator("p.note").inner_text()
@@ -233,7 +233,7 @@ def test_sentences_show_their_edits_and_are_filtered(page: Page) -> None:
 
 def test_text_is_on_the_left_and_numbers_on_the_right(page: Page) -> None:
     cells = page.locator("#table1 tbody tr").first.locator("td")
-    sides = cells.evaluate_all("(all) => all.map((one) => getComputedStyle(one).textAlign)")
+    sides = cells.evaluate_all("(all) => all.map((node) => getComputedStyle(node).textAlign)")
     assert sides[:4] == ["left", "left", "right", "right"]
     assert page.locator("main").inner_text().count("`") == 0
 
@@ -241,25 +241,25 @@ def test_text_is_on_the_left_and_numbers_on_the_right(page: Page) -> None:
 def test_light_and_dark(page: Page) -> None:
     def brightness(selector: str) -> float:
         rgb = page.locator(selector).first.evaluate(
-            "(one) => getComputedStyle(one).backgroundColor || getComputedStyle(one).fill"
+            "(node) => getComputedStyle(node).backgroundColor || getComputedStyle(node).fill"
         )
         return sum(int(part) for part in rgb.split("(")[1].split(")")[0].split(",")[:3]) / 3
 
     assert brightness("body") > 200
     page.get_by_role("button", name="use dark colors").click()
     assert brightness("body") < 60
-    fill = page.locator("#curves .main-svg").first.evaluate("(one) => one.style.background")
+    fill = page.locator("#curves .main-svg").first.evaluate("(node) => node.style.background")
     assert "22, 24, 27" in fill
     page.get_by_role("button", name="use light colors").click()
     assert brightness("body") > 200
 
 
 TOO_WIDE = """[...document.querySelectorAll('main *')]
-    .filter((one) => !one.closest('.scroll, .strip, .plot') && one.getBoundingClientRect().right > innerWidth + 1)
-    .map((one) => one.outerHTML.slice(0, 80))"""
+    .filter((node) => !node.closest('.scroll, .strip, .plot') && node.getBoundingClientRect().right > innerWidth + 1)
+    .map((node) => node.outerHTML.slice(0, 80))"""
 TOO_SMALL = """[...document.querySelectorAll('main *')]
-    .filter((one) => !one.children.length && one.textContent.trim() && !one.closest('.plot'))
-    .filter((one) => parseFloat(getComputedStyle(one).fontSize) < 12).map((one) => one.textContent)"""
+    .filter((node) => !node.children.length && node.textContent.trim() && !node.closest('.plot'))
+    .filter((node) => parseFloat(getComputedStyle(node).fontSize) < 12).map((node) => node.textContent)"""
 
 
 @pytest.mark.parametrize("width", [400, 1280])
@@ -279,7 +279,7 @@ def test_it_fits_narrow_and_wide_windows(
 
 CONTROLS = """[...document.querySelectorAll("#theme, main select, main audio, main input[type=range],"
     + "main input[type=checkbox], main input[type=radio]:checked, .sentence button[tabindex='0']")]
-    .filter((one) => one.checkVisibility())"""  # a choice of one speaker only is hidden
+    .filter((node) => node.checkVisibility())"""  # a choice of one speaker only is hidden
 
 
 def test_the_keyboard_reaches_every_control(page: Page) -> None:
@@ -288,7 +288,7 @@ def test_the_keyboard_reaches_every_control(page: Page) -> None:
     for _ in range(200):
         page.keyboard.press("Tab")
         page.evaluate("controls.delete(document.activeElement)")
-    assert page.evaluate("[...controls].map((one) => one.outerHTML.slice(0, 80))") == []
+    assert page.evaluate("[...controls].map((node) => node.outerHTML.slice(0, 80))") == []
 
 
 def test_what_cannot_be_read_is_left_out_and_named(

@@ -134,14 +134,14 @@ def rows(table: dict[str, str]) -> list[tuple[str, str, str]]:
     return [(article, *pair.split(":")) for article, pairs in table.items() for pair in pairs.split()]
 
 
-@pytest.mark.parametrize(("article", "word", "said"), rows(STANDARD))
-def test_words_are_said_as_the_standard_says(article: str, word: str, said: str) -> None:
-    assert pronounce(word) == said
+@pytest.mark.parametrize(("article", "word", "pronunciation"), rows(STANDARD))
+def test_words_are_said_as_the_standard_says(article: str, word: str, pronunciation: str) -> None:
+    assert pronounce(word) == pronunciation
 
 
-@pytest.mark.parametrize(("article", "word", "said"), rows(ALTERNATIVES))
-def test_alternatives_and_no_others(article: str, word: str, said: str) -> None:
-    assert "/".join(pronunciations(word)) == said
+@pytest.mark.parametrize(("article", "word", "pronunciation"), rows(ALTERNATIVES))
+def test_alternatives_and_no_others(article: str, word: str, pronunciation: str) -> None:
+    assert "/".join(pronunciations(word)) == pronunciation
 
 
 @pytest.mark.parametrize("final", list(CODA_OF))

@@ -57,8 +57,8 @@ def test_a_word_lasts_from_its_first_frame_to_its_last(ctc: dict[str, Any], monk
     assert (aligned.id, aligned.problem, aligned.seconds) == ("u1", "", 0.44)
     expected = [Segment(0.0725, 0.1925, "ON"), Segment(0.2725 + 0.04, 0.2725 + 0.12, "A")]
     assert [segment.label for segment in aligned.tiers["words"]] == ["ON", "A"]
-    for segment, wanted in zip(aligned.tiers["words"], expected, strict=True):
-        assert (segment.start, segment.end) == pytest.approx((wanted.start, wanted.end))
+    for segment, true_segment in zip(aligned.tiers["words"], expected, strict=True):
+        assert (segment.start, segment.end) == pytest.approx((true_segment.start, true_segment.end))
     assert short.problem == "too short: 2 frames for 10 tokens" and empty.problem == "an empty transcript"
 
 
