@@ -1,4 +1,4 @@
-"""What all tests need."""
+"""Fixtures of all tests."""
 
 import json
 import os
@@ -19,10 +19,11 @@ from asr_lightning.scoring.error_rates import ErrorRates
 from data_modules.spoken import synthesize
 from tests.support import ROOT
 
-# As readers have, and runs that are started: what is compared to the bit is rounded otherwise by more threads.
+# As in worker processes and in runs that tests start: more threads round differently, and some results are compared
+# bit by bit.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a shell's jobs in the background; programs inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in background jobs of a shell; programs inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that take minutes: they begin first, so that the processes of a parallel run end together.
@@ -68,7 +69,7 @@ def seconds_of_speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mesh() -> Iterator[DeviceMesh]:
-    """Of this process alone."""
+    """A device mesh of this process alone."""
     init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
     destroy_process_group()
@@ -76,21 +77,21 @@ def mesh() -> Iterator[DeviceMesh]:
 
 @pytest.fixture
 def transcribed_run(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the folder of a run that validated once: its rates, and what it heard of each subset."""
+    """Write the folder of a run that validated once: error rates and transcripts of each subset."""
 
     def write(name: str, seed: int, subsets: dict[str, list[tuple[str, str, str, str]]], epoch: int = 3) -> Path:
-        """Of each utterance: id, speaker, reference and hypothesis; returns the folder of all runs."""
+        """Write rows of id, speaker, reference and hypothesis by subset; return the folder of all runs."""
         folder = tmp_path / "runs" / name / f"seed{seed}"
         (folder / "transcripts").mkdir(parents=True)
         lines = []
-        for subset, said in subsets.items():
+        for subset, rows in subsets.items():
             rates = ErrorRates()
-            rates.update([one[2] for one in said], [one[3] for one in said])
-            found = rates.compute()
-            values = [*(f"{float(found[name]):.6f}" for name in RATES), *(str(int(found[name])) for name in COUNTS)]
+            rates.update([row[2] for row in rows], [row[3] for row in rows])
+            results = rates.compute()
+            values = [*(f"{float(results[name]):.6f}" for name in RATES), *(str(int(results[name])) for name in COUNTS)]
             lines.append(",".join([name, str(seed), str(epoch), subset, *values]))
             keys = ("id", "speaker", "reference", "hypothesis")
-            text = "".join(json.dumps(dict(zip(keys, one, strict=True))) + "\n" for one in said)
+            text = "".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows)
             (folder / "transcripts" / f"validation-epoch{epoch}-{subset}.jsonl").write_text(text)
         head = ",".join(["run", "seed", "epoch", "subset", *RATES, *COUNTS])
         (folder / "error_rates.csv").write_text("\n".join([head, *lines]) + "\n")
@@ -112,7 +113,7 @@ def outside_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def unread(tmp_path: Path) -> Path:
-    """The demo's student on seconds of speech that nobody has made: for what ends before it is read."""
+    """The demo's student with a corpus that does not exist: for commands that end before they read it."""
     experiment = yaml.safe_load((ROOT / "experiments/demo/rnnt_random.yaml").read_text())
     experiment["data"]["init_args"] |= {
         "root": str(tmp_path / "speech"), "minutes": 0.1, "evaluation_minutes": 0.05, "words_per_class": None,
@@ -132,6 +133,6 @@ def unread(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny(unread: Path, tmp_path: Path, seconds_of_speech: Path) -> Path:
-    """The same with its speech."""
+    """The same experiment with its corpus."""
     shutil.copytree(seconds_of_speech, tmp_path / "speech")
     return unread

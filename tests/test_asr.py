@@ -92,7 +92,7 @@ def test_without_a_command_all_are_listed_by_purpose(arguments: list[str], capsy
     for purpose, commands in COMMANDS.items():
         first = lines.index(f"{purpose}:") + 1
         assert [line.split(None, 1) for line in lines[first : first + len(commands)]] == [
-            [*one] for one in commands.items()
+            [*item] for item in commands.items()
         ]
 
 
@@ -159,11 +159,11 @@ def test_sigterm_cleans_up_and_is_told_by_the_status(command: Callable, capsys: 
             ended.append(True)
         return 0
 
-    before = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     command(wait)
     assert main(["parameters"]) == 143 and ended
     assert capsys.readouterr().err == "stopped\n"
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_errors_that_are_ours_have_a_trace(command: Callable) -> None:
@@ -186,13 +186,13 @@ def test_a_closed_pipe_ends_a_command_quietly(arguments: str, printed: list[str]
 
 
 def examples(text: str) -> list[list[str]]:
-    """The words of all lines that begin with `asr`, those that go on behind a backslash put together."""
+    """The words of all lines that begin with `asr`, lines that end with a backslash joined to the next."""
     lines = (line.strip().removeprefix(".venv/bin/") for line in text.replace("\\\n", " ").splitlines())
     return [shlex.split(line.partition(" > ")[0], comments=True) for line in lines if line.startswith("asr ")]
 
 
 def page() -> str:
-    """The page of all commands, of what their files say."""
+    """The page of all commands, made from the docstrings of their files."""
     parts = [
         "# Commands",
         "`lightning` trains and tests; `asr` does everything around it. `asr COMMAND --help` has all options, and"
@@ -202,11 +202,13 @@ def page() -> str:
         parts.append(f"## {purpose}")
         for name in commands:
             asr.make_parser(name)
-            about, example, *more = str(sys.modules[f"asr_lightning.tools.{name}"].__doc__).strip().split("\n\n")
+            summary, example, *paragraphs = (
+                str(sys.modules[f"asr_lightning.tools.{name}"].__doc__).strip().split("\n\n")
+            )
             lines = [line.removeprefix("    ") for line in example.splitlines()[1:]]
-            parts += [f"### asr {name}", about, "\n".join(["```bash", *lines, "```"])]
-            parts += ["\n".join(["```yaml", *(line.strip() for line in part.splitlines()), "```"])
-                      if part.startswith("    ") else part for part in more]  # fmt: skip
+            parts += [f"### asr {name}", summary, "\n".join(["```bash", *lines, "```"])]
+            parts += ["\n".join(["```yaml", *(line.strip() for line in paragraph.splitlines()), "```"])
+                      if paragraph.startswith("    ") else paragraph for paragraph in paragraphs]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 

@@ -79,9 +79,9 @@ def test_a_checkpoint_of_listed_units_goes_with_its_own_experiment() -> None:
     two = ["--trainer.max_epochs", "2"]
     rate, off = ["--model.init_args.optimizer.init_args.lr", "1e-5"], ["--model.init_args.augment", "null"]
     cli.main(["fit", *experiment, *rate, "--ckpt_path", LAST, *two, *off])  # before and behind it
-    again = last()
-    assert again["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-5 and again["epoch"] == 1
-    assert again["hyper_parameters"]["augment"] is None
+    checkpoint = last()
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-5 and checkpoint["epoch"] == 1
+    assert checkpoint["hyper_parameters"]["augment"] is None
     assert "beyond trainer.max_epochs 0" in said("fit", *experiment, "--ckpt_path", "last", "--trainer.max_epochs", "0")
     syllables("BACDEFGH")  # as many, in another order
     for path in (LAST, "last"):
@@ -105,15 +105,15 @@ def test_a_checkpoint_of_pieces_goes_with_its_own_experiment() -> None:
 
 
 def test_the_search_is_that_of_the_experiment_and_without_a_model_that_of_the_checkpoint() -> None:
-    own = write("own", transducer(search=WIDE))
-    cli.main(["fit", *own])
+    experiment = write("own", transducer(search=WIDE))
+    cli.main(["fit", *experiment])
     Path("more.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"search": {"init_args": {"beam": 2}}}}}))
     plain = write("plain", transducer())
     for options, expected in (
-        (own, 3),
+        (experiment, 3),
         (plain, 1),  # left out: the default
         ([*plain, "--model.init_args.search", "null"], 1),
-        ([*own, "--config", "more.yaml"], 2),
+        ([*experiment, "--config", "more.yaml"], 2),
         (write("data", None), 3),
     ):
         cli.main(["test", *options, "--ckpt_path", LAST])

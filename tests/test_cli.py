@@ -1,4 +1,4 @@
-"""What `lightning …` says and leaves, in this process."""
+"""Messages and files of `lightning …`, run in this process."""
 
 import csv
 import json
@@ -73,16 +73,16 @@ def test_a_checkpoint_that_is_not_whole_is_named(tiny: Path, tmp_path: Path, sha
 def test_last_passes_over_a_damaged_checkpoint_and_names_it(tiny: Path, tmp_path: Path) -> None:
     cli.main(["fit", "-c", str(tiny)])
     folder = tmp_path / "runs/tiny/checkpoints"
-    half = folder / "last-step.ckpt"  # newer than the epoch's, as after a power cut
-    half.write_bytes((folder / "last.ckpt").read_bytes()[:50_000])
-    again = ["fit", "-c", str(tiny), "--trainer.max_epochs", "2", "--ckpt_path", "last"]
-    with pytest.warns(UserWarning, match=f"(?s){half} is not a complete.*earlier one is used: {folder}/last.ckpt"):
-        cli.main(again)
+    damaged = folder / "last-step.ckpt"  # newer than the epoch's, as after a power cut
+    damaged.write_bytes((folder / "last.ckpt").read_bytes()[:50_000])
+    resume = ["fit", "-c", str(tiny), "--trainer.max_epochs", "2", "--ckpt_path", "last"]
+    with pytest.warns(UserWarning, match=f"(?s){damaged} is not a complete.*earlier one is used: {folder}/last.ckpt"):
+        cli.main(resume)
     epochs = [line.split(",")[2] for line in (tmp_path / "runs/tiny/error_rates.csv").read_text().splitlines()[1:]]
     assert epochs == ["1", "1", "2", "2"]  # gone on with, not begun anew
     for path in folder.glob("last*.ckpt"):
         os.truncate(path, 1000)
-    assert str(folder / "last.ckpt") in said(*again)
+    assert str(folder / "last.ckpt") in said(*resume)
 
 
 def test_a_run_without_validation_leaves_its_last_checkpoint(tiny: Path, tmp_path: Path) -> None:
@@ -95,29 +95,29 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tiny: Path, tmp_path
     logger = ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", "runs/tiny"]
     cli.main(["fit", "-c", str(tiny), *logger])
     checkpoint = tmp_path / "runs/tiny/checkpoints/last.ckpt"
-    before, (soft, hard) = checkpoint.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    content, (soft, hard) = checkpoint.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, hard))
     try:
         message = said("fit", "-c", str(tiny), *logger, "--trainer.max_epochs", "2", "--ckpt_path", "last")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert message.startswith(f"error: the checkpoint {checkpoint} cannot be written")
-    assert checkpoint.read_bytes() == before
+    assert checkpoint.read_bytes() == content
 
 
 def test_a_rank_ends_with_the_one_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "PARENT_SECONDS", 0.01)
-    ended, told = os.pipe()
+    read_end, write_end = os.pipe()
     if (first := os.fork()) == 0:
         parent = os.getpid()
         if os.fork() == 0:  # holds the pipe open as long as it lives
             cli.end_with(parent)
         time.sleep(60)
-    os.close(told)
-    assert not select.select([ended], [], [], 0.5)[0]
+    os.close(write_end)
+    assert not select.select([read_end], [], [], 0.5)[0]
     os.kill(first, signal.SIGKILL)
     os.waitpid(first, 0)
-    assert select.select([ended], [], [], 20)[0] and os.read(ended, 1) == b""
+    assert select.select([read_end], [], [], 20)[0] and os.read(read_end, 1) == b""
 
 
 def test_a_run_is_kept_offline_where_wandb_cannot_be_reached(tmp_path: Path) -> None:
@@ -197,9 +197,9 @@ def test_a_language_model_is_trained_resumed_and_tested(tmp_path: Path, capsys: 
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What lies in a folder, without the file that says who writes there, and logs of W&B, which writes in between."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".log"))
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+    """The files of a folder with their content, without locks and logs of W&B, which change in between."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".log"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def test_results_are_overwritten_only_when_told_so(tiny: Path, tmp_path: Path) -> None:
@@ -208,47 +208,50 @@ def test_results_are_overwritten_only_when_told_so(tiny: Path, tmp_path: Path) -
     (run / "notes.txt").write_text("mine")
     (run / "transcripts/notes.txt").write_text("mine")
     elsewhere.write_bytes((run / "checkpoints/last.ckpt").read_bytes())
-    before = files(run)
+    old_files = files(run)
     for options in ([], ["--ckpt_path", str(elsewhere)]):
         message = said("fit", "-c", str(tiny), *options)
         assert message.startswith("error: runs/tiny holds the results of an earlier run") and "last.ckpt" in message
         for way in ("--ckpt_path last", "--trainer.default_root_dir", "--overwrite"):
             assert way in message
     assert "expected one of them" in said("fit", "-c", str(tiny), "--overwrite", "--ckpt_path", "last")
-    own = str(run / "checkpoints/last.ckpt")
-    assert "--overwrite would remove" in said("fit", "-c", str(tiny), "--overwrite", "--ckpt_path", own)
-    assert files(run) == before
+    last = str(run / "checkpoints/last.ckpt")
+    assert "--overwrite would remove" in said("fit", "-c", str(tiny), "--overwrite", "--ckpt_path", last)
+    assert files(run) == old_files
     below_a_file = str(tiny / "no-such")
     assert "no-such" in said("fit", "-c", str(tiny), "--overwrite", "--data.init_args.root", below_a_file)
-    assert before.items() <= files(run).items(), "what cannot begin removes nothing"
+    assert old_files.items() <= files(run).items(), "what cannot begin removes nothing"
 
     cli.main(
         ["fit", "-c", str(tiny), "--trainer.max_steps", "1", "--model.init_args.joint_dimension", "8", "--overwrite"]
     )
-    after = files(run)
+    new_files = files(run)
     [log] = (run / "logs").iterdir()
-    assert after["notes.txt"] == after["transcripts/notes.txt"] == b"mine" and len(list(run.glob("wandb/*run-*"))) == 1
-    assert len(after["checkpoints/last.ckpt"]) < len(before["checkpoints/last.ckpt"])
-    assert before["logs/version_0/config.yaml"] not in after.values()
+    assert (
+        new_files["notes.txt"] == new_files["transcripts/notes.txt"] == b"mine"
+        and len(list(run.glob("wandb/*run-*"))) == 1
+    )
+    assert len(new_files["checkpoints/last.ckpt"]) < len(old_files["checkpoints/last.ckpt"])
+    assert old_files["logs/version_0/config.yaml"] not in new_files.values()
 
     # Its own configuration, used for another folder, is the same experiment and leaves the first folder alone.
     other = tmp_path / "other"
     cli.main(["fit", "-c", str(log / "config.yaml"), "--trainer.default_root_dir", str(other)])
-    assert files(run) == after and {"checkpoints/last.ckpt", "error_rates.csv"} <= files(other).keys()
+    assert files(run) == new_files and {"checkpoints/last.ckpt", "error_rates.csv"} <= files(other).keys()
     saved = yaml.safe_load((log / "config.yaml").read_text())
     saved["trainer"]["default_root_dir"] = str(other)
     assert yaml.safe_load((other / "logs/version_0/config.yaml").read_text()) == saved
-    assert re.sub(rb"(?m)^other,", b"tiny,", files(other)["error_rates.csv"]) == after["error_rates.csv"]
+    assert re.sub(rb"(?m)^other,", b"tiny,", files(other)["error_rates.csv"]) == new_files["error_rates.csv"]
 
 
 def test_two_runs_in_one_folder_are_refused(unread: Path, tmp_path: Path) -> None:
     lock = tmp_path / "runs/tiny/.fit.lock"
-    told, tell = os.pipe()
+    read_end, write_end = os.pipe()
     if (holder := os.fork()) == 0:
         with held(lock, ""):
-            os.write(tell, b".")
+            os.write(write_end, b".")
             time.sleep(60)
-    os.read(told, 1)
+    os.read(read_end, 1)
     for command in ("fit", "validate"):
         message = said(command, "-c", str(unread))
         assert message.startswith(f"error: runs/tiny is in use: process {holder} on ") and "since 20" in message
@@ -284,7 +287,7 @@ def test_wandb_is_offline_unless_there_is_a_key(
     if key in cli.WANDB_HOSTS:
         (tmp_path / ".netrc").write_text(f"machine {key} login user password {'0' * 40}\n")
         (tmp_path / ".netrc").chmod(0o600)
-    monkeypatch.setattr(cli, "CommandLine", lambda *given, **more: None)
+    monkeypatch.setattr(cli, "CommandLine", lambda *arguments, **options: None)
     cli.main(["fit"])
     assert os.environ.get("WANDB_MODE") == mode
 

@@ -1,4 +1,4 @@
-"""What the documentation says exists: paths, classes, targets, commands, keys; and sources are cited by name."""
+"""Paths, classes, targets, commands and keys of the documentation exist; sources are cited by name."""
 
 import contextlib
 import importlib
@@ -75,9 +75,9 @@ def test_paths_exist(page: Path) -> None:
     words = re.findall(r"[\w./*-]+", text)
     paths = {word.rstrip(".") for word in words if word.startswith(FOLDERS) and "/" in word}
     links = {link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link}
-    made = {"swap_attention.md"}  # docs/site.py makes it of the notebook
+    generated = {"swap_attention.md"}  # docs/site.py makes it of the notebook
     missing = [path for path in paths - MADE if not list(ROOT.glob(path.rstrip("/") or path))]
-    missing += [link for link in links - made if not (page.parent / link).exists()]
+    missing += [link for link in links - generated if not (page.parent / link).exists()]
     assert not missing
 
 
@@ -88,10 +88,10 @@ def test_classes_and_modules_exist(page: Path) -> None:
             continue
         parts = name.split(".")
         split = next(n for n in range(len(parts), 0, -1) if importable(".".join(parts[:n])))
-        found: object = importlib.import_module(".".join(parts[:split]))
+        value: object = importlib.import_module(".".join(parts[:split]))
         for part in parts[split:]:
-            assert hasattr(found, part), name
-            found = getattr(found, part)
+            assert hasattr(value, part), name
+            value = getattr(value, part)
 
 
 def importable(name: str) -> bool:
@@ -135,8 +135,8 @@ def test_asr_commands_have_these_options(page: str, line: str, capsys: pytest.Ca
     subcommands = words[:2] if words[0] in ("hybrid", "ngram") else words[:1]
     with contextlib.suppress(SystemExit):
         asr.main([*subcommands, "--help"])
-    known = set(re.findall(r"(?<![\w-])--[\w-]+", capsys.readouterr().out))
-    assert {word for word in words if word.startswith("--")} <= known
+    options = set(re.findall(r"(?<![\w-])--[\w-]+", capsys.readouterr().out))
+    assert {word for word in words if word.startswith("--")} <= options
 
 
 RECIPES = [
@@ -214,4 +214,6 @@ def test_the_site_is_built_without_a_warning_and_fetches_nothing(tmp_path: Path)
     for page in pages:
         parser = Loaded()
         parser.feed(page.read_text("utf-8"))
-        assert parser.addresses and not [one for one in parser.addresses if re.match(r"(https?:)?//", one)], page
+        assert parser.addresses and not [
+            address for address in parser.addresses if re.match(r"(https?:)?//", address)
+        ], page

@@ -1,4 +1,4 @@
-"""What comes from files is shown, never obeyed: by a terminal, a table, a page or a spreadsheet."""
+"""Text from files is shown and never executed: by a terminal, a table, a page or a spreadsheet."""
 
 import csv
 import json
@@ -46,10 +46,10 @@ def test_what_a_terminal_obeys_is_written_out(text: str, expected: str) -> None:
 
 @given(st.text(st.characters()))
 def test_any_text_is_one_printable_line_and_stays_so(text: str) -> None:
-    once = printable(text)
-    assert printable(once) == once and len(once.splitlines()) <= 1
-    assert not {category(one) for one in once} & {"Cc", "Cs", "Zl", "Zp"}
-    once.encode("utf-8")
+    line = printable(text)
+    assert printable(line) == line and len(line.splitlines()) <= 1
+    assert not {category(character) for character in line} & {"Cc", "Cs", "Zl", "Zp"}
+    line.encode("utf-8")
 
 
 @pytest.mark.parametrize("text", ["한국어 CAFÉ", "می‌خواهم", "👩‍👧", "back\\slash", "ﷺ"])

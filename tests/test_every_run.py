@@ -1,4 +1,4 @@
-"""What every run does: set up by the command line, once, whatever the experiment lists."""
+"""Callbacks of every run: the command line sets them up once, whatever the experiment lists."""
 
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("outside_the_project")
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 OWN = "asr_lightning.callbacks"
 SAVING = "lightning.pytorch.callbacks.ModelCheckpoint"
-LISTED = [  # as experiments listed what every run does, before it had keys
+LISTED = [  # the callbacks of every run as experiments listed them, before these had keys
     {"class_path": f"{OWN}.transcripts.Transcripts"},
     {"class_path": f"{OWN}.gradients.GradientNorms"},
     {"class_path": f"{OWN}.movement.UpdateSizes"},
@@ -40,20 +40,22 @@ LISTED = [  # as experiments listed what every run does, before it had keys
 @pytest.fixture
 def trainer_of(monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401 - a function
     """Returns the trainer of a command, which is not run."""
-    made: list[lightning.Trainer] = []
-    monkeypatch.setattr(cli.CommandLine, "_run_subcommand", lambda self, _: made.append(self.trainer))
+    trainers: list[lightning.Trainer] = []
+    monkeypatch.setattr(cli.CommandLine, "_run_subcommand", lambda self, _: trainers.append(self.trainer))
 
     def make(*arguments: str) -> lightning.Trainer:
         cli.main(list(arguments))
-        return made[-1]
+        return trainers[-1]
 
     return make
 
 
 def names(trainer: lightning.Trainer) -> Counter[str]:
     return Counter(
-        f"{type(one).__name__} {one.filename}" if isinstance(one, ModelCheckpoint) else type(one).__name__
-        for one in trainer.callbacks  # type: ignore[attr-defined]
+        f"{type(callback).__name__} {callback.filename}"
+        if isinstance(callback, ModelCheckpoint)
+        else type(callback).__name__
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
     )
 
 
@@ -69,14 +71,14 @@ def change(path: Path, key: str, value: Any) -> None:  # noqa: ANN401
 
 def test_every_run_writes_transcripts_measurements_and_checkpoints(unread: Path, trainer_of: Any) -> None:
     trainer = trainer_of("fit", "-c", str(unread), "--checkpoints.every_n_steps", "7")
-    found = names(trainer)
+    counts = names(trainer)
     expected = [
         *("Transcripts", "GradientNorms", "UpdateSizes", "DistanceFromStart", "Throughput", "LearningRateMonitor"),
         *("ModelCheckpoint last", "ModelCheckpoint last-step", "Initialization"),
     ]
-    assert all(found[name] == 1 for name in expected), found
-    assert not found["WeightSelection"] and not any(name.startswith("Best") for name in found)  # tests are no choice
-    [step] = [one for one in trainer.checkpoint_callbacks if one.filename == "last-step"]
+    assert all(counts[name] == 1 for name in expected), counts
+    assert not counts["WeightSelection"] and not any(name.startswith("Best") for name in counts)  # tests are no choice
+    [step] = [callback for callback in trainer.checkpoint_callbacks if callback.filename == "last-step"]
     assert step._every_n_train_steps == 7
     assert trainer.num_sanity_val_steps == 0
 
@@ -84,17 +86,17 @@ def test_every_run_writes_transcripts_measurements_and_checkpoints(unread: Path,
 def test_an_experiment_that_lists_them_itself_has_none_twice(unread: Path, trainer_of: Any) -> None:
     change(unread, "data.init_args.test_subsets", ["test-other"])  # test-clean is to choose by
     change(unread, "weight_selection", {"teacher": "teacher.ckpt"})
-    own = trainer_of("fit", "-c", str(unread))
+    trainer = trainer_of("fit", "-c", str(unread))
     change(unread, "trainer.callbacks", LISTED)
     experiment = yaml.safe_load(unread.read_text())
     del experiment["weight_selection"]
     unread.write_text(yaml.safe_dump(experiment))
-    listed = trainer_of("fit", "-c", str(unread))
-    assert names(own) == names(listed)
-    assert names(own)["WeightSelection"] == names(own)["BestCheckpoints best-{epoch}-{step}"] == 1
-    by_listing = {type(one): one for one in listed.callbacks}  # the experiment's arguments are those that hold
-    assert by_listing[BestCheckpoints].save_top_k == 3 and by_listing[WeightSelection].teacher == "teacher.ckpt"
-    assert {type(one): one for one in own.callbacks}[BestCheckpoints].save_top_k == 10
+    listed_trainer = trainer_of("fit", "-c", str(unread))
+    assert names(trainer) == names(listed_trainer)
+    assert names(trainer)["WeightSelection"] == names(trainer)["BestCheckpoints best-{epoch}-{step}"] == 1
+    by_type = {type(callback): callback for callback in listed_trainer.callbacks}  # with the experiment's arguments
+    assert by_type[BestCheckpoints].save_top_k == 3 and by_type[WeightSelection].teacher == "teacher.ckpt"
+    assert {type(callback): callback for callback in trainer.callbacks}[BestCheckpoints].save_top_k == 10
 
 
 def test_arguments_of_a_key_and_of_a_list_are_not_both_taken(unread: Path) -> None:
@@ -109,30 +111,30 @@ def test_a_measurement_is_left_out_by_zero_steps_and_a_choice_by_zero_checkpoint
 ) -> None:
     change(unread, "data.init_args.test_subsets", ["test-other"])
     none = [f"--{key}.every_n_steps=0" for key in ("gradient_norms", "update_sizes", "distance_from_start")]
-    found = names(
+    counts = names(
         trainer_of("fit", "-c", str(unread), *none, "--checkpoints.best", "0", "--checkpoints.every_n_steps", "0")
     )
-    assert not found & Counter(["GradientNorms", "UpdateSizes", "DistanceFromStart", "ModelCheckpoint last-step"])
-    assert not any(name.startswith("Best") for name in found) and found["ModelCheckpoint last"] == 1
+    assert not counts & Counter(["GradientNorms", "UpdateSizes", "DistanceFromStart", "ModelCheckpoint last-step"])
+    assert not any(name.startswith("Best") for name in counts) and counts["ModelCheckpoint last"] == 1
     message = said("fit", "-c", str(unread), "--checkpoints.best", "-1")
     assert "checkpoints.best: expected 0 or more, got -1" in message
 
 
 def test_a_language_model_has_no_transcripts(trainer_of: Any) -> None:
-    found = names(trainer_of("fit", "-c", str(EXPERIMENTS / "demo/lm_char.yaml")))
-    assert not found["Transcripts"] and not found["Throughput"]
-    assert found["GradientNorms"] == found["ModelCheckpoint last"] == 1
+    counts = names(trainer_of("fit", "-c", str(EXPERIMENTS / "demo/lm_char.yaml")))
+    assert not counts["Transcripts"] and not counts["Throughput"]
+    assert counts["GradientNorms"] == counts["ModelCheckpoint last"] == 1
 
 
 def test_a_second_experiment_adds_what_looks_inside(unread: Path, trainer_of: Any) -> None:
     inside = EXPERIMENTS / "demo/rnnt_ws_inside.yaml"
     trainer = trainer_of("test", "-c", str(unread), "-c", str(inside))
-    kinds = [type(one).__name__ for one in trainer.callbacks]
+    kinds = [type(callback).__name__ for callback in trainer.callbacks]
     added = ["Activations", "TSNE", "Neighbours", "Alignments"]
     assert [kind for kind in kinds if kind in {*added, "Transcripts"}] == ["Transcripts", *added]
     change(unread, "trainer.callbacks", LISTED[:6])
-    listed = trainer_of("test", "-c", str(unread), "-c", str(inside))
-    assert names(listed) == names(trainer)
+    listed_trainer = trainer_of("test", "-c", str(unread), "-c", str(inside))
+    assert names(listed_trainer) == names(trainer)
 
 
 def test_a_saved_configuration_makes_the_same_callbacks(unread: Path, trainer_of: Any, capsys: Any) -> None:

@@ -1,4 +1,4 @@
-"""Every experiment is complete, and names itself."""
+"""Every experiment is complete, and its run has its name."""
 
 import difflib
 import os
@@ -33,7 +33,7 @@ from tests.support.small_texts import sentences
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 ALL = sorted([*EXPERIMENTS.glob("*.yaml"), *EXPERIMENTS.glob("demo/*.yaml")])
 PATHS = [path for path in ALL if not path.stem.endswith("_inside")]
-INSIDE = [path for path in ALL if path.stem.endswith("_inside")]  # what is looked at, beside another experiment
+INSIDE = [path for path in ALL if path.stem.endswith("_inside")]  # analyses, given beside another experiment
 MODELS = [yaml.safe_load(path.read_text("utf-8"))["model"]["init_args"] for path in PATHS]
 STATES = {model["folder"] for model in MODELS if "folder" in model}  # of hybrids
 
@@ -46,7 +46,7 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: Path) -> None:
-    """Where only the files are that users make first."""
+    """A folder that has only the files that users make first."""
     monkeypatch.chdir(tmp_path)
     public = Path("runs/public/checkpoints")
     public.mkdir(parents=True)
@@ -87,12 +87,12 @@ def test_what_every_run_does_stands_in_no_experiment(path: Path) -> None:
     }
     parser = LightningArgumentParser(exit_on_error=False)
     CommandLine.add_arguments_to_parser(None, parser)  # type: ignore[arg-type] # it needs no command line
-    given = {key: config[key] for key in CALLBACK_KEYS if key in config}
-    made = parser.instantiate_classes(parser.parse_object(given))
+    arguments = {key: config[key] for key in CALLBACK_KEYS if key in config}
+    namespace = parser.instantiate_classes(parser.parse_object(arguments))
     subsets = config["data"]["init_args"]
     names = {kind: subsets.get(f"{kind}_subsets", []) for kind in ("train", "validation", "test")}
-    best = [one for one in run_checkpoints(**made.checkpoints, subsets=names) if one.monitor]
-    assert [one.metric for one in best] == (
+    best = [checkpoint for checkpoint in run_checkpoints(**namespace.checkpoints, subsets=names) if checkpoint.monitor]
+    assert [checkpoint.metric for checkpoint in best] == (
         ["cer" if re.search("kspo|kospeech", path.stem) else "wer"] if path in CHOOSING else []
     )
 
@@ -104,8 +104,10 @@ CHOOSING = [  # checkpoints by a development subset: those of full size that do 
 
 def test_a_student_s_experiment_is_the_one_without_selection_and_three_lines() -> None:
     for name in ("rnnt", "rnnt_lstm", "rnnt_streaming", "demo/rnnt", "demo/rnnt_streaming"):
-        one, other = ((EXPERIMENTS / f"{name}_{kind}.yaml").read_text().splitlines() for kind in ("random", "ws"))
-        changed = [line for line in difflib.ndiff(one, other) if line[0] in "+-"]
+        random_lines, selected_lines = (
+            (EXPERIMENTS / f"{name}_{kind}.yaml").read_text().splitlines() for kind in ("random", "ws")
+        )
+        changed = [line for line in difflib.ndiff(random_lines, selected_lines) if line[0] in "+-"]
         assert [line.split(":")[0] for line in changed] == [
             *("-   default_root_dir", "+   default_root_dir"),
             *("+ weight_selection", "+   teacher", "+   made_by"),
@@ -136,16 +138,16 @@ def test_a_hybrid_without_its_states_says_how_to_make_them() -> None:
 @pytest.mark.parametrize("path", INSIDE, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
 def test_what_looks_inside_is_callbacks_that_fit_the_network(path: Path) -> None:
     inside, trained = (
-        yaml.safe_load(one.read_text("utf-8")) for one in (path, path.with_name(path.name.replace("_inside", "")))
+        yaml.safe_load(file.read_text("utf-8")) for file in (path, path.with_name(path.name.replace("_inside", "")))
     )
     assert list(inside) == ["trainer"] and list(inside["trainer"]) == ["callbacks+"]
     callbacks = inside["trainer"]["callbacks+"]
     for callback in callbacks:
-        made, _ = instantiate(callback, lightning.Callback, "a callback")
-        assert type(made).__name__ == callback["class_path"].rpartition(".")[2]
+        instance, _ = instantiate(callback, lightning.Callback, "a callback")
+        assert type(instance).__name__ == callback["class_path"].rpartition(".")[2]
     with parameters_without_memory():
         model = build_recognizer(trained["model"])
-    [activations] = [one for one in callbacks if one["class_path"].endswith("Activations")]
+    [activations] = [callback for callback in callbacks if callback["class_path"].endswith("Activations")]
     check_paths(model, activations["init_args"]["modules"])
     command = next(line for line in path.read_text("utf-8").splitlines() if "lightning test" in line and "--" in line)
     name = path.relative_to(EXPERIMENTS.parent)
@@ -198,15 +200,15 @@ SWEEPS = sorted(EXPERIMENTS.glob("sweeps/*.yaml"))
 def test_a_sweep_of_wandb_runs_a_command_that_an_experiment_takes(
     path: Path, end: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As W&B's agent makes it of values that its server draws, in a shell with a command that prints its words."""
+    """The command that W&B's agent makes of sampled values is run with a `lightning` that prints its arguments."""
     sweep = yaml.safe_load(path.read_text("utf-8"))
-    drawn = {
+    parameters = {
         key: {"value": space["values"][end] if "values" in space else space["max" if end else "min"]}
         for key, space in sweep["parameters"].items()
     }
-    arguments = create_sweep_command_args({"args": drawn})["args"]
+    arguments = create_sweep_command_args({"args": parameters})["args"]
     command = [
-        word for one in create_sweep_command(sweep["command"]) for word in (arguments if one == "${args}" else [one])
+        word for part in create_sweep_command(sweep["command"]) for word in (arguments if part == "${args}" else [part])
     ]
     program = tmp_path / "lightning"
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
@@ -218,7 +220,7 @@ def test_a_sweep_of_wandb_runs_a_command_that_an_experiment_takes(
     assert words[3:5] == ["--trainer.default_root_dir", f"runs/sweeps/{path.stem}/of run 1"]
     experiment = yaml.safe_load((EXPERIMENTS.parent / words[2]).read_text("utf-8"))
     values = {key: yaml.safe_load(value) for key, value in (word[2:].split("=", 1) for word in words[5:])}
-    assert values.keys() == drawn.keys()
+    assert values.keys() == parameters.keys()
     with parameters_without_memory():
         assert build_recognizer(override(experiment, values)["model"])
     subset, _, rate = sweep["metric"]["name"].rpartition("/")

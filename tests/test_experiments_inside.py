@@ -1,4 +1,4 @@
-"""What the experiments that look inside name: labels, the paper's sentences, its Table 2."""
+"""Labels, the paper's sentences and its Table 2 in the experiments that look inside networks."""
 
 from pathlib import Path
 
@@ -24,8 +24,8 @@ def test_labels_are_named_and_an_error_says_how_they_are_made(
     """Without labels, pictures by phone would be blank."""
     monkeypatch.chdir(tmp_path)
     callbacks = yaml.safe_load(path.read_text("utf-8"))["trainer"]["callbacks+"]
-    [looked] = [one for one in callbacks if one["class_path"].endswith("Activations")]
-    labels, _ = instantiate(looked["init_args"]["labels"], PhoneLabels, "labels")  # type: ignore[type-abstract]
+    [activations] = [callback for callback in callbacks if callback["class_path"].endswith("Activations")]
+    labels, _ = instantiate(activations["init_args"]["labels"], PhoneLabels, "labels")  # type: ignore[type-abstract]
     with pytest.raises(InputError, match=r"no phone labels at .*make them with `.*align"):
         labels.require()
 
@@ -33,7 +33,10 @@ def test_labels_are_named_and_an_error_says_how_they_are_made(
 @pytest.mark.parametrize("name", ["e2e_a", "e2e_b", "hybrid"])
 def test_full_size_looks_at_the_paper_s_sentences_and_prints_its_table(name: str) -> None:
     config = yaml.safe_load((EXPERIMENTS / f"{name}_inside.yaml").read_text("utf-8"))
-    callbacks = {one["class_path"].rpartition(".")[2]: one.get("init_args") for one in config["trainer"]["callbacks+"]}
+    callbacks = {
+        callback["class_path"].rpartition(".")[2]: callback.get("init_args")
+        for callback in config["trainer"]["callbacks+"]
+    }
     assert all(map(str.startswith, callbacks["TSNE"]["sentences"], PAPER))
     if name == "e2e_b":
         neighbours, _ = instantiate(config["trainer"]["callbacks+"][2], lightning.Callback, "a callback")

@@ -43,13 +43,13 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path: Pa
 
 
 def test_files_have_the_rights_that_others_are_to_have(tmp_path: Path) -> None:
-    before = os.umask(0o002)
+    umask = os.umask(0o002)
     try:
         write_atomically(tmp_path / "a", "")
         with replacing_files(tmp_path) as half:
             (half / "b").write_text("")
     finally:
-        os.umask(before)
+        os.umask(umask)
     assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"} == {0o664}
 
 

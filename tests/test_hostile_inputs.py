@@ -36,7 +36,7 @@ def test_aliases_that_are_meant_are_read() -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("bomb", BOMBS)
-@pytest.mark.parametrize("read", [read_part, read_space], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("read", [read_part, read_space], ids=lambda reader: reader.__name__)
 def test_aliases_without_end_are_refused(read: Callable[[Path], object], bomb: str, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(BOMBS[bomb] + "model: *a0\n" * ("a0" in BOMBS[bomb]))
     with pytest.raises(InputError, match="aliases") as refusal, Refusing(megabytes=100, allowed=AssertionError):
@@ -49,8 +49,8 @@ def test_the_command_line_refuses_aliases_without_end(tmp_path: Path, capsys: py
         (tmp_path / "x.yaml").write_text(bomb)
         with pytest.raises(SystemExit) as ended, Refusing(megabytes=100, allowed=AssertionError):
             cli.main(["fit", "--config", str(tmp_path / "x.yaml")])
-        said = capsys.readouterr().err.strip().splitlines()
-        assert ended.value.code == 2 and len(said) == 2 and "aliases expand to more than" in said[0]
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert ended.value.code == 2 and len(lines) == 2 and "aliases expand to more than" in lines[0]
 
 
 @pytest.mark.timeout(60)
@@ -90,8 +90,8 @@ def test_pipes_in_a_corpus_are_bad_files(tmp_path: Path) -> None:
 
 
 def test_devices_and_sockets_are_no_files_and_streams_of_a_shell_are(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as one, pytest.raises(OSError, match="expected a file"):
-        one.bind(str(tmp_path / "socket"))
+    with socket.socket(socket.AF_UNIX) as unix_socket, pytest.raises(OSError, match="expected a file"):
+        unix_socket.bind(str(tmp_path / "socket"))
         regular(tmp_path / "socket")
     with pytest.raises(InputError, match="/dev/zero .*expected a file"):
         read_lexicon("/dev/zero")

@@ -26,14 +26,14 @@ def test_the_list_of_commands_needs_nothing_slow(arguments: list[str]) -> None:
 def test_the_list_has_all_commands() -> None:
     from lightning.pytorch.cli import LightningCLI
 
-    listed = re.findall(r"^  (\w+) {2,}", HELP, flags=re.MULTILINE)
-    assert sorted(listed) == sorted(LightningCLI.subcommands())
+    commands = re.findall(r"^  (\w+) {2,}", HELP, flags=re.MULTILINE)
+    assert sorted(commands) == sorted(LightningCLI.subcommands())
 
 
-@pytest.mark.parametrize(("flags", "found"), [([], True), (["-P"], False)])
+@pytest.mark.parametrize(("flags", "importable"), [([], True), (["-P"], False)])
 @pytest.mark.parametrize("command", ["asr_lightning.__main__", "asr_lightning.asr"])
 def test_modules_of_the_current_folder_are_found_as_with_python_m(
-    tmp_path: Path, command: str, flags: list[str], found: bool
+    tmp_path: Path, command: str, flags: list[str], importable: bool
 ) -> None:
     """A script, as pip installs it, has its own folder in front of the path."""
     (tmp_path / "bin").mkdir()
@@ -47,5 +47,5 @@ def test_modules_of_the_current_folder_are_found_as_with_python_m(
     done = subprocess.run(
         [sys.executable, *flags, str(script)], cwd=tmp_path / "here", capture_output=True, text=True, timeout=200
     )
-    assert (done.returncode == 0) == found, done.stderr
-    assert found or "No module named 'mine'" in done.stderr
+    assert (done.returncode == 0) == importable, done.stderr
+    assert importable or "No module named 'mine'" in done.stderr

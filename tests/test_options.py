@@ -26,19 +26,19 @@ pytestmark = pytest.mark.usefixtures("outside_the_project")
 
 
 def test_numbers_of_batches_and_overrides_mean_what_they_say(unread: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
-    monkeypatch.setattr(cli.CommandLine, "_run_subcommand", lambda self, _: made.append(self.trainer))
+    trainers: list[Any] = []
+    monkeypatch.setattr(cli.CommandLine, "_run_subcommand", lambda self, _: trainers.append(self.trainer))
     unread.write_text(unread.read_text() + "  limit_test_batches: 1\n  limit_predict_batches: 1.0\n")
     options = ["--trainer.limit_train_batches", "1", "--trainer.max_epochs", "7"]
     cli.main(["fit", *options, "-c", str(unread), "--trainer.limit_val_batches", "0.5"])
-    limits = [getattr(made[0], f"limit_{stage}_batches") for stage in ("train", "val", "test", "predict")]
+    limits = [getattr(trainers[0], f"limit_{stage}_batches") for stage in ("train", "val", "test", "predict")]
     assert limits == [1, 0.5, 1, 1.0] and [type(limit) for limit in limits] == [int, float, int, float]
-    assert made[0].max_epochs == 7
+    assert trainers[0].max_epochs == 7
 
 
 def test_experiments_are_read_before_what_overrides_them() -> None:
-    given = ["fit", "--a", "1", "-c", "x.yaml", "--b=2", "--config=y.yaml", "--config", "z.yaml", "--c"]
-    assert experiments_first(given) == [
+    arguments = ["fit", "--a", "1", "-c", "x.yaml", "--b=2", "--config=y.yaml", "--config", "z.yaml", "--c"]
+    assert experiments_first(arguments) == [
         "fit", "-c", "x.yaml", "--config=y.yaml", "--config", "z.yaml", "--a", "1", "--b=2", "--c"
     ]  # fmt: skip
     assert experiments_first(["-c"]) == ["-c"] and experiments_first([]) == []
@@ -77,7 +77,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("misspelt", "meant"),
     [
         ("trainer.max_epoch", "trainer.max_epochs"),
         ("data.init_args.batch_second", "batch_seconds"),
@@ -87,9 +87,9 @@ def test_what_cannot_work_is_refused_in_a_sentence(
     ],
 )
 def test_the_nearest_of_a_misspelt_key_is_named(
-    unread: Path, given: str, meant: str, capsys: pytest.CaptureFixture[str]
+    unread: Path, misspelt: str, meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said("fit", "-c", str(unread), f"--{given}", "1") == "2"
+    assert said("fit", "-c", str(unread), f"--{misspelt}", "1") == "2"
     message = capsys.readouterr().err
     assert f"\nThe nearest is {meant}.\n" in message and "NestedArg" not in message
     assert said("fit", "-c", str(unread), "--qqqqqqqq", "1") == "2" and "nearest" not in capsys.readouterr().err
@@ -110,10 +110,10 @@ def test_features_are_computed_in_float32_whatever_the_weights_are(dtype: torch.
     audio, lengths = torch.randn(2, 4_000), torch.tensor([4_000, 3_000])
     features = LogMel(normalization=UtteranceNormalization())
     expected, _ = features(audio, lengths)
-    found, _ = torch.nn.ModuleDict({"features": features, "layer": torch.nn.Linear(2, 2)}).to(dtype)["features"](
+    computed, _ = torch.nn.ModuleDict({"features": features, "layer": torch.nn.Linear(2, 2)}).to(dtype)["features"](
         audio, lengths
     )
-    assert found.dtype == torch.float32 and torch.equal(found, expected)
+    assert computed.dtype == torch.float32 and torch.equal(computed, expected)
 
 
 def test_one_table_of_a_test() -> None:
@@ -204,22 +204,22 @@ def test_a_misspelt_class_is_named_with_those_that_there_are(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said("fit", "-c", str(EXPERIMENTS / "demo/las.yaml"), *options) == "2"
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: {message}") and len(told.splitlines()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}") and len(error.splitlines()) == 2
 
 
 def test_help_of_the_model_lists_all_models_and_encoders(capsys: pytest.CaptureFixture[str]) -> None:
     assert said("fit", "--model.help") == "0"
-    listed = capsys.readouterr().out
+    help_text = capsys.readouterr().out
     for name in ("RNNTransducer", "EncoderDecoder", "CTCRecognizer", "BLSTMHMM", "LSTMLanguageModel"):
-        assert re.search(rf"  asr_lightning[.]models[.]\w+[.]{name}\n", listed), name
+        assert re.search(rf"  asr_lightning[.]models[.]\w+[.]{name}\n", help_text), name
     experiments = [yaml.safe_load(path.read_text("utf-8")) for path in EXPERIMENTS.glob("*.yaml")]
-    models = [one["model"]["init_args"] for one in experiments if "model" in one]
-    encoders = {one["encoder"]["class_path"] for one in models if "encoder" in one}
-    assert len(encoders) > 6 and all(f"  {path}\n" in listed for path in encoders)
+    models = [experiment["model"]["init_args"] for experiment in experiments if "model" in experiment]
+    encoders = {model["encoder"]["class_path"] for model in models if "encoder" in model}
+    assert len(encoders) > 6 and all(f"  {path}\n" in help_text for path in encoders)
     assert said("fit", "--model.help", "asr_lightning.models.ctc.CTCRecognizer") == "0"
-    told = re.sub(r"\s", "", capsys.readouterr().out)  # long names are broken
-    assert [path for path in encoders if path not in told] == [], "the arguments of a model name them too"
+    compact = re.sub(r"\s", "", capsys.readouterr().out)  # long names are broken
+    assert [path for path in encoders if path not in compact] == [], "the arguments of a model name them too"
 
 
 def test_training_ends_early_by_a_development_subset_and_keeps_its_best(tiny: Path, tmp_path: Path) -> None:

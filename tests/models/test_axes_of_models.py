@@ -1,4 +1,4 @@
-"""What axes mean, in every model: a network that selection reads from larger one must be there as a whole.
+"""Axes of every model: a larger network with a student's weights where selection reads them computes the same.
 
 No list of parameters is needed for this, so that a new architecture is checked as soon as it is in ARCHITECTURES. The
 student's weights are put where `select_weights` would read them, and zeros everywhere else. What is not selected is
@@ -54,23 +54,23 @@ RULES: tuple[ElementRule, ...] = ("uniform", "consecutive", "random_consistent")
 
 
 def wider(config: Any, heads: bool = True) -> Any:
-    """The same model, half as wide again; heads are as large as before and more of them, or the other way round."""
+    """The same model, 1.5 times as wide: with more heads of the same size, or with larger heads."""
     if not isinstance(config, dict):
         return config
-    more: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in config.items():
         if name in WIDTHS:
-            more[name] = [one * 3 // 2 for one in value] if isinstance(value, list) else value * 3 // 2
+            result[name] = [width * 3 // 2 for width in value] if isinstance(value, list) else value * 3 // 2
         elif name in ("prologue", "epilogue"):
-            more[name] = [value[0] * 3 // 2, *value[1:]]
+            result[name] = [value[0] * 3 // 2, *value[1:]]
         elif name == "heads" and heads:
-            more[name] = value * 3 // 2
+            result[name] = value * 3 // 2
         elif name == "head_dimension" and not heads:
-            more[name] = value * 3 // 2
+            result[name] = value * 3 // 2
         else:
             # More heads change what each of them is in an attention over heads.
-            more[name] = wider(value, heads != str(config.get("class_path")).endswith(".HeadAttention"))
-    return more
+            result[name] = wider(value, heads != str(config.get("class_path")).endswith(".HeadAttention"))
+    return result
 
 
 def build(config: dict[str, Any]) -> nn.Module:
@@ -90,8 +90,8 @@ def losses(model: Any) -> Tensor:
 def _silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let silent units change nothing: neither means over units, nor √D, nor the wavelengths of sinusoids."""
 
-    def sinusoids(places: Tensor, dimension: int) -> Tensor:
-        both = torch.stack([places.float().sin(), places.float().cos()], dim=1)
+    def sinusoids(positions: Tensor, dimension: int) -> Tensor:
+        both = torch.stack([positions.float().sin(), positions.float().cos()], dim=1)
         return both.repeat(1, dimension // 2)
 
     def add_positions(x: Tensor, before: int = 0) -> Tensor:
@@ -103,7 +103,9 @@ def _silence(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, "sinusoids", sinusoids)
     monkeypatch.setattr(speech_transformer, "_add_positions", add_positions)
     monkeypatch.setattr(
-        nn.functional, "scaled_dot_product_attention", lambda *given, **more: attend(*given, **{**more, "scale": 0.25})
+        nn.functional,
+        "scaled_dot_product_attention",
+        lambda *arguments, **options: attend(*arguments, **{**options, "scale": 0.25}),
     )
     monkeypatch.setattr(nn.LayerNorm, "forward", lambda norm, x: x * norm.weight + norm.bias)
 
@@ -125,7 +127,7 @@ def triple(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Triple]:
 def wrong_axes(student: nn.Module, teacher: nn.Module, other: nn.Module) -> list[str]:
     """Return what is wrong with the axes of a model; nothing if they are right."""
     torch.manual_seed(6)
-    found = list(never_larger(student, teacher, other))
+    problems = list(never_larger(student, teacher, other))
     for name, tensor in student.state_dict().items():
         if tensor.is_floating_point() and not name.startswith("features.") and name != "log_priors":
             tensor.uniform_(0.5, 1.0) if name.endswith("variance") else tensor.uniform_(-0.4, 0.4)
@@ -134,34 +136,38 @@ def wrong_axes(student: nn.Module, teacher: nn.Module, other: nn.Module) -> list
     for tensor in teacher.state_dict().values():
         if not tensor.dtype == torch.int64:
             tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape))  # each number says where it is
-    own = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    numbered = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     for rule in RULES:
-        teacher.load_state_dict(own)
-        if "log_priors" in own:
+        teacher.load_state_dict(numbered)
+        if "log_priors" in numbered:
             teacher.get_buffer("log_priors").copy_(student.get_buffer("log_priors"))
-        places, _ = select_weights(student, teacher, elements=rule)
-        silent = {name: torch.zeros_like(tensor) for name, tensor in own.items()}
+        indices, _ = select_weights(student, teacher, elements=rule)
+        silent = {name: torch.zeros_like(tensor) for name, tensor in numbered.items()}
         for name, weight in student.state_dict().items():
             if name == "log_priors":
                 silent[name].copy_(weight)
                 continue
-            silent[name].view(-1)[places[name].long().flatten()] = weight.flatten()
+            silent[name].view(-1)[indices[name].long().flatten()] = weight.flatten()
         teacher.load_state_dict(silent)
         if not torch.allclose(losses(teacher), expected, rtol=1e-4, atol=1e-4):
-            found.append(f"{rule}: what is selected is not the network that was put there")
-    return found
+            problems.append(f"{rule}: what is selected is not the network that was put there")
+    return problems
 
 
 def never_larger(student: nn.Module, *teachers: nn.Module) -> Iterator[str]:
-    """Name axes of units that are the same in every teacher, whatever is wider: they are something fixed."""
-    theirs = [module_axes(teacher) for teacher in teachers]
+    """Name axes of units that have the same size in every teacher, and so do not grow with any width."""
+    teacher_axes = [module_axes(teacher) for teacher in teachers]
     for name, axes in module_axes(student).items():
-        for place, axis in enumerate(axes):
+        for index, axis in enumerate(axes):
             for number, product in enumerate(axis):
                 for position, factor in enumerate(product):
-                    same = [one[name][place][number][position] for one in theirs]
-                    if isinstance(factor, Units) and factor.size > 1 and all(factor == one for one in same):
-                        yield f"axis {place} of {name} has {factor.size} units in every teacher"
+                    counterparts = [axes[name][index][number][position] for axes in teacher_axes]
+                    if (
+                        isinstance(factor, Units)
+                        and factor.size > 1
+                        and all(factor == counterpart for counterpart in counterparts)
+                    ):
+                        yield f"axis {index} of {name} has {factor.size} units in every teacher"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -175,20 +181,20 @@ def networks() -> dict[str, type[nn.Module]]:
     for module in pkgutil.walk_packages(asr_lightning.__path__, "asr_lightning."):
         if module.name.split(".")[1] in ("nn", "models", "audio"):
             for value in vars(import_module(module.name)).values():
-                own = getattr(value, "__module__", "").startswith(OWN)
-                if own and isinstance(value, type) and issubclass(value, nn.Module):
+                is_own = getattr(value, "__module__", "").startswith(OWN)
+                if is_own and isinstance(value, type) and issubclass(value, nn.Module):
                     classes[f"{value.__module__}.{value.__qualname__}"] = value
     return classes
 
 
 def declaring() -> dict[str, type[nn.Module]]:
-    """Those that say what their axes mean."""
-    return {path: one for path, one in networks().items() if "parameter_axes" in vars(one)}
+    """Networks that declare `parameter_axes`."""
+    return {path: network for path, network in networks().items() if "parameter_axes" in vars(network)}
 
 
 def test_every_network_of_the_project_is_among_the_models(triple: Callable[[str], Triple]) -> None:
-    seen = {base for name in MODELS for part in triple(name)[0].modules() for base in type(part).mro()}
-    missing = [path for path, one in networks().items() if one not in seen]
+    classes = {base for name in MODELS for part in triple(name)[0].modules() for base in type(part).mro()}
+    missing = [path for path, network in networks().items() if network not in classes]
     assert not missing, "add a row to ARCHITECTURES of test_contract.py"
 
 
@@ -196,10 +202,10 @@ def test_every_network_of_the_project_is_among_the_models(triple: Callable[[str]
 def test_no_class_can_do_without_its_axes(
     path: str, triple: Callable[[str], Triple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    declares = declaring()[path]
-    names = [name for name in MODELS if any(isinstance(part, declares) for part in triple(name)[0].modules())]
+    network = declaring()[path]
+    names = [name for name in MODELS if any(isinstance(part, network) for part in triple(name)[0].modules())]
     assert names, f"no model in MODELS has a {path}: add one to ARCHITECTURES of test_contract.py"
-    monkeypatch.setattr(declares, "parameter_axes", lambda part: {})
+    monkeypatch.setattr(network, "parameter_axes", lambda part: {})
     assert any(is_seen(*triple(name)) for name in names), "it is not seen that they are missing"
 
 

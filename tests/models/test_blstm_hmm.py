@@ -48,19 +48,19 @@ def log_posteriors(recognizer: BLSTMHMM, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def test_frames_of_letters_are_where_they_sound() -> None:
-    """The alignments by hand are right, as those of a search among spectra are."""
+    """The alignments by hand agree with the strongest frequency of each frame."""
     for text in TEXTS:
-        places = [letter for letter, frames in phones_of(text) for _ in range(frames)]
+        letters = [letter for letter, frames in phones_of(text) for _ in range(frames)]
         frames = speak(text).unfold(0, RATE // 40, RATE // 100)
-        assert len(frames) == len(places) == len(aligned_pdfs(text))
+        assert len(frames) == len(letters) == len(aligned_pdfs(text))
         peaks = torch.fft.rfft(frames * torch.hann_window(RATE // 40)).abs()[:, 3:].argmax(dim=1) + 3
-        for place, (letter, peak, frame) in enumerate(zip(places, peaks.tolist(), frames, strict=True)):
-            if frame[60:140].abs().max() > 0.2 and set(places[max(0, place - 2) : place + 3]) == {letter}:
+        for index, (letter, peak, frame) in enumerate(zip(letters, peaks.tolist(), frames, strict=True)):
+            if frame[60:140].abs().max() > 0.2 and set(letters[max(0, index - 2) : index + 3]) == {letter}:
                 assert peak * 40 == pytest.approx(350 + 420 * (ord(letter) - ord("A")), abs=40)
 
 
 def aligned_pdfs(text: str) -> list[int]:
-    """By hand: SIL, SPN and eight letters have three pdfs each, in this order."""
+    """The pdf of each frame, by hand: SIL, SPN and eight letters have three pdfs each, in this order."""
     pdfs = []
     for phone, frames in phones_of(text):
         number = 0 if phone == "SIL" else 2 + ord(phone) - ord("A")
@@ -83,13 +83,13 @@ def test_cross_entropy_is_the_mean_over_frames(states: Path) -> None:
 @torch.no_grad()
 def test_without_an_alignment_the_loss_of_an_utterance_is_infinite_and_others_are_untouched(states: Path) -> None:
     recognizer, batch = make(states), batch_of()
-    before = recognizer.loss(batch)
+    expected = recognizer.loss(batch)
     ids = [*batch.ids]
     ids[2] = "nobody"
-    after = recognizer.loss(replace(batch, ids=ids))
-    assert after[2] == torch.inf and before.isfinite().all()
+    losses = recognizer.loss(replace(batch, ids=ids))
+    assert losses[2] == torch.inf and expected.isfinite().all()
     rest = torch.arange(len(batch)) != 2
-    assert torch.equal(after[rest], before[rest])
+    assert torch.equal(losses[rest], expected[rest])
     assert (recognizer.loss(replace(batch, ids=["nobody"] * len(batch))) == torch.inf).all()
 
 
@@ -98,7 +98,7 @@ def test_the_gradient_of_an_utterance_that_is_left_out_is_no_nan(states: Path) -
     losses = recognizer.loss(replace(batch, ids=["tone-0", "tone-2", "nobody"], texts=["A CAB", "ZOO", "BED"]))
     assert losses.isfinite().tolist() == [True, False, False]
     losses[0].backward()
-    assert all(one.grad is not None and one.grad.isfinite().all() for one in recognizer.parameters())
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in recognizer.parameters())
 
 
 @torch.no_grad()
@@ -106,10 +106,14 @@ def test_lattice_free_mmi_is_that_of_graphs_built_directly(states: Path) -> None
     recognizer, batch = make(states, mmi_weight=1.0, mmi_scale=0.7), batch_of()
     scores, lengths = log_posteriors(recognizer, batch)
     model, grammar = recognizer.states, read_graph(states / PHONE_GRAMMAR)
-    said = GraphBatch.collate([as_graph(model, numerator_transducer(model, text.split(), grammar)) for text in TEXTS])
-    possible = GraphBatch.collate([as_graph(model, expand_to_states(model, grammar, scale=1.0))])
-    expected = lattice_free_mmi_loss(0.7 * (scores - recognizer.log_priors), lengths, said, possible) / lengths
-    assert expected.isfinite().all() and (expected > 0).all()  # what was said is among what can be said
+    numerators = GraphBatch.collate(
+        [as_graph(model, numerator_transducer(model, text.split(), grammar)) for text in TEXTS]
+    )
+    denominators = GraphBatch.collate([as_graph(model, expand_to_states(model, grammar, scale=1.0))])
+    expected = (
+        lattice_free_mmi_loss(0.7 * (scores - recognizer.log_priors), lengths, numerators, denominators) / lengths
+    )
+    assert expected.isfinite().all() and (expected > 0).all()  # every numerator is a part of the denominator
     losses = recognizer.loss(batch)
     torch.testing.assert_close(losses, expected)
     frames = make(states).loss(batch)
@@ -120,12 +124,12 @@ def test_lattice_free_mmi_is_that_of_graphs_built_directly(states: Path) -> None
 @pytest.mark.parametrize("text", ["A ZOO", "HEAD", "", "EGG " * 30], ids=str.split)
 @torch.no_grad()
 def test_what_no_graph_can_say_has_an_infinite_loss_by_itself(states: Path, text: str) -> None:
-    """An unknown word, phones that the phone grammar has not seen together, nothing, and too much for the frames."""
+    """An unknown word, phones that the grammar has not seen together, no words, and too many words for the frames."""
     recognizer, batch = make(states, mmi_weight=1.0), batch_of()
-    before = recognizer.loss(batch)
-    after = recognizer.loss(replace(batch, texts=[TEXTS[0], text, *TEXTS[2:]]))
-    assert after[1] == torch.inf
-    torch.testing.assert_close(after[[0, *range(2, 8)]], before[[0, *range(2, 8)]])
+    expected = recognizer.loss(batch)
+    losses = recognizer.loss(replace(batch, texts=[TEXTS[0], text, *TEXTS[2:]]))
+    assert losses[1] == torch.inf
+    torch.testing.assert_close(losses[[0, *range(2, 8)]], expected[[0, *range(2, 8)]])
 
 
 @torch.no_grad()
@@ -144,8 +148,10 @@ def test_priors_are_shares_of_the_aligned_frames(states: Path) -> None:
     counts = np.bincount([pdf for text in TEXTS for pdf in aligned_pdfs(text)], minlength=30)
     noise = [3, 4, 5]  # SPN was never spoken
     assert np.flatnonzero(counts == 0).tolist() == noise
-    seen = counts > 0
-    np.testing.assert_allclose(recognizer.log_priors.numpy()[seen], np.log(counts[seen] / counts.sum()), rtol=1e-5)
+    aligned = counts > 0
+    np.testing.assert_allclose(
+        recognizer.log_priors.numpy()[aligned], np.log(counts[aligned] / counts.sum()), rtol=1e-5
+    )
     assert recognizer.log_priors[noise].tolist() == [0.0] * 3  # so that they gain nothing by being rare
     encoded = torch.randn(2, 5, recognizer.encoder.dimension)
     posteriors = recognizer.output(encoded).softmax(dim=2)
@@ -155,22 +161,22 @@ def test_priors_are_shares_of_the_aligned_frames(states: Path) -> None:
 @torch.no_grad()
 def test_planted_words_are_recognized(states: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recognizer, batch = make(states), batch_of()
-    said = [
+    texts = [
         TEXTS[number] for number in (3, 0, 7, 1, 6, 2, 5, 4)
-    ]  # the audio of others: only the scores are listened to
-    batch = Batch.collate([Utterance(text, speak(text), RATE, "") for text in said])
+    ]  # not those of the audio: only the planted scores count
+    batch = Batch.collate([Utterance(text, speak(text), RATE, "") for text in texts])
 
     def planted(encoded: Tensor) -> Tensor:
         scores = torch.full((*encoded.shape[:2], recognizer.states.pdfs), -20.0)
-        for row, text in enumerate(said):
+        for row, text in enumerate(texts):
             pdfs = torch.tensor(aligned_pdfs(text))
             scores[row, torch.arange(len(pdfs)), pdfs] = 0.0
         return scores
 
-    assert recognizer.transcribe(batch) != said
+    assert recognizer.transcribe(batch) != texts
     monkeypatch.setattr(recognizer, "log_likelihoods", planted)
-    assert recognizer.transcribe(batch) == said
-    scores = [one.score for [one] in recognizer.recognize(batch)]
+    assert recognizer.transcribe(batch) == texts
+    scores = [hypothesis.score for [hypothesis] in recognizer.recognize(batch)]
     assert all(np.isfinite(scores))
 
 
@@ -223,7 +229,7 @@ USES: dict[str, Callable[[Path], Any]] = {
     PHONE_GRAMMAR: lambda folder: make(folder, mmi_weight=1.0).loss(batch_of()),
     DECODING_GRAPH: lambda folder: make(folder).recognize(batch_of()),
 }
-STATES = ("phones.txt", "transitions.npy", "lexicon.txt")  # whose damages tests/hmm looks at
+STATES = ("phones.txt", "transitions.npy", "lexicon.txt")  # tests/hmm damages them
 SPOILT_FILES = [(name, spoil) for name in USES for spoil in (["missing"] if name in STATES else SPOILT)]
 
 
@@ -246,11 +252,11 @@ def test_a_checkpoint_brings_the_weights_and_priors_and_the_folder_the_rest(own:
     recognizer, trainer, path = make(own, mmi_weight=0.5, search=search), make_trainer(tmp_path), tmp_path / "last.ckpt"
     trainer.strategy.connect(recognizer)
     trainer.save_checkpoint(path)
-    again = load_recognizer(path)
-    assert isinstance(again, BLSTMHMM)
-    assert (again.search.acoustic_scale, again.search.beam, again.mmi_weight) == (0.7, 9.0, 0.5)
-    assert torch.equal(again.loss(batch_of()), recognizer.loss(batch_of()))
-    assert again.transcribe(batch_of()) == recognizer.transcribe(batch_of())
+    loaded = load_recognizer(path)
+    assert isinstance(loaded, BLSTMHMM)
+    assert (loaded.search.acoustic_scale, loaded.search.beam, loaded.mmi_weight) == (0.7, 9.0, 0.5)
+    assert torch.equal(loaded.loss(batch_of()), recognizer.loss(batch_of()))
+    assert loaded.transcribe(batch_of()) == recognizer.transcribe(batch_of())
     own.rename(tmp_path / "moved")
     with pytest.raises(InputError, match=rf"last.ckpt: .*{own}.*{COMMAND}"):
         load_recognizer(path)
@@ -273,13 +279,13 @@ def test_training_brings_the_loss_down_and_the_words_right(states: Path) -> None
     recognizer, batch = make(states, mmi_weight=0.3), batch_of()
     optimizer = recognizer.configure_optimizers()
     first = recognizer.loss(batch).mean().item()
-    heard = recognizer.transcribe(batch)
+    transcripts = recognizer.transcribe(batch)
     for _ in range(40):
         optimizer.zero_grad()
         loss = recognizer.train().loss(batch).mean()
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.2 * first
-    assert heard != TEXTS and recognizer.eval().transcribe(batch) == TEXTS
-    company = batch_of(["BED EGG", "CAGED FACE"])  # the words in another order
-    assert recognizer.transcribe(company) == company.texts
+    assert transcripts != TEXTS and recognizer.eval().transcribe(batch) == TEXTS
+    rearranged = batch_of(["BED EGG", "CAGED FACE"])  # the words in another order
+    assert recognizer.transcribe(rearranged) == rearranged.texts

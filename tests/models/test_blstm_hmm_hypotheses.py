@@ -1,4 +1,4 @@
-"""What a hybrid finds of a batch."""
+"""Hypotheses of a hybrid for a batch."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ LENGTHS = [40, 0, 1, 25]  # frames
 
 
 class Given(BLSTMHMM):
-    """A hybrid whose encoder says what it likes."""
+    """A hybrid with random frames in place of its encoder's."""
 
     def forward(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(1)
@@ -45,11 +45,14 @@ def test_several_hypotheses_of_utterances_of_all_lengths(folder: Path) -> None:
     parts = {"tokenizer": CharacterTokenizer(), "features": LogMel(mels=20), "encoder": encoder}
     recognizer = Given(str(folder), GraphSearch(1.0, 1000.0, hypotheses=5, lattice_beam=100.0), **parts)
     batch = Batch.collate([Utterance(f"{n}", torch.zeros(800), 8000, "A") for n in range(len(LENGTHS))], 8000)
-    found = recognizer.recognize(batch)
+    n_best_lists = recognizer.recognize(batch)
     recognizer.search = GraphSearch(1.0, 1000.0)
-    for several, one in zip(found, recognizer.recognize(batch), strict=True):
-        assert len(one) == 1 and several[0].tokens == one[0].tokens
-        assert several[0].score == pytest.approx(one[0].score, abs=1e-3)
-        scores = [hypothesis.score for hypothesis in several]
-        assert scores == sorted(scores, reverse=True) and len({one.tokens for one in several}) == len(several) <= 5
-    assert [len(several) for several in found][::3] == [5, 5] and found[1][0].tokens == ()
+    for n_best, one_best in zip(n_best_lists, recognizer.recognize(batch), strict=True):
+        assert len(one_best) == 1 and n_best[0].tokens == one_best[0].tokens
+        assert n_best[0].score == pytest.approx(one_best[0].score, abs=1e-3)
+        scores = [hypothesis.score for hypothesis in n_best]
+        assert (
+            scores == sorted(scores, reverse=True)
+            and len({hypothesis.tokens for hypothesis in n_best}) == len(n_best) <= 5
+        )
+    assert [len(n_best) for n_best in n_best_lists][::3] == [5, 5] and n_best_lists[1][0].tokens == ()

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or the old ones, whatever happens while they are written."""
+"""A checkpoint is written as a whole or the old one stays, whatever happens during the write."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ from asr_lightning.models.checkpoints import CheckpointFiles
 
 @contextmanager
 def full_disk(room: int) -> Iterator[None]:
-    """No file gets longer than so many bytes."""
+    """Let no file get longer than `room` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
@@ -29,8 +29,8 @@ def weights(value: float) -> dict[str, Any]:
     return {"state_dict": {"weight": torch.full((10_000,), value)}}  # 40 kB
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return torch.equal(one["state_dict"]["weight"], other["state_dict"]["weight"])
+def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return torch.equal(first["state_dict"]["weight"], second["state_dict"]["weight"])
 
 
 @pytest.mark.parametrize("room", [0, 1_000, 39_000])
@@ -40,7 +40,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, room: int) -> No
     with full_disk(room), pytest.raises(InputError, match="last.ckpt cannot be written.*--ckpt_path last"):
         files.save_checkpoint(weights(2.0), path)
     assert same(files.load_checkpoint(path), weights(1.0))
-    assert os.listdir(path.parent) == ["last.ckpt"]  # nothing half takes up room
+    assert os.listdir(path.parent) == ["last.ckpt"]  # no half file takes up room
 
 
 def test_a_killed_writer_leaves_the_last_checkpoint(tmp_path: Path) -> None:

@@ -52,11 +52,11 @@ FOREIGN: dict[str, bytes | Any] = {
 
 @pytest.mark.parametrize("content", FOREIGN)
 def test_a_foreign_file_is_refused(tmp_path: Path, content: str) -> None:
-    path, made = tmp_path / "foreign.ckpt", FOREIGN[content]
-    if isinstance(made, bytes):
-        path.write_bytes(made)
+    path, value = tmp_path / "foreign.ckpt", FOREIGN[content]
+    if isinstance(value, bytes):
+        path.write_bytes(value)
     else:
-        torch.save(made, path)
+        torch.save(value, path)
     with pytest.raises(InputError):
         load_recognizer(path)
 
@@ -119,12 +119,12 @@ def test_the_newest_readable_checkpoint_is_taken_and_damaged_ones_are_named(tmp_
     assert newest_readable_checkpoint([]) is None
     old, middle, new = aged(tmp_path, "c.ckpt", "a.ckpt", "b.ckpt")
     assert newest_readable_checkpoint([old, middle, new]) == new
-    for damaged, taken in ((new, middle), (middle, old)):
+    for damaged, expected in ((new, middle), (middle, old)):
         status = damaged.stat()
         os.truncate(damaged, status.st_size // 2)
         os.utime(damaged, (status.st_atime, status.st_mtime))
-        with pytest.warns(UserWarning, match=f"(?s){damaged} is not a complete.*An earlier one is used: {taken}"):
-            assert newest_readable_checkpoint([old, new, middle]) == taken
+        with pytest.warns(UserWarning, match=f"(?s){damaged} is not a complete.*An earlier one is used: {expected}"):
+            assert newest_readable_checkpoint([old, new, middle]) == expected
     old.write_bytes(b"")
     with pytest.raises(InputError, match="(?s)c.ckpt is not a complete.*remove them to begin again") as refusal:
         newest_readable_checkpoint([old, middle, new])

@@ -24,7 +24,7 @@ STEPS = 400
 
 
 def train(recognizer: Recognizer, batch: Batch) -> None:
-    """Until the eight utterances are known by heart, or for STEPS."""
+    """Train until the eight utterances are recognized, for STEPS steps at most."""
     optimizer = recognizer.configure_optimizers()
     for step in range(1, STEPS + 1):
         recognizer.train()
@@ -55,7 +55,7 @@ def in_korean(batch: Batch) -> Batch:
 
 
 def padded(batch: Batch, samples: int, value: float) -> Batch:
-    """The same utterances with more behind their ends."""
+    """The same utterances with more samples behind their ends."""
     audio = torch.full((len(batch), batch.audio.shape[1] + samples), value)
     for row, length in enumerate(batch.audio_lengths.tolist()):
         audio[row, :length] = batch.audio[row, :length]
@@ -84,9 +84,9 @@ def test_it_learns_them_in_korean(config: dict[str, Any], tmp_path: Path) -> Non
 def test_an_utterance_is_the_same_alone_in_company_and_with_padding(trained: Recognizer, name: str) -> None:
     batch = batch_of(NAMED[name], name)
     alone = [Batch.collate([utterance], RATE) for utterance in separate(batch)]
-    encoded_alone = [trained(one.audio, one.audio_lengths) for one in alone]
-    losses_alone = torch.cat([trained.loss(one) for one in alone])
-    said_alone = [text for one in alone for text in trained.transcribe(one)]
+    encoded_alone = [trained(single.audio, single.audio_lengths) for single in alone]
+    losses_alone = torch.cat([trained.loss(single) for single in alone])
+    texts_alone = [text for single in alone for text in trained.transcribe(single)]
     for company in (batch, padded(batch, 3_001, 0.0), padded(batch, 1_234, 0.5)):
         encoded, lengths = trained(company.audio, company.audio_lengths)
         for row, (expected, expected_lengths) in enumerate(encoded_alone):
@@ -94,7 +94,7 @@ def test_an_utterance_is_the_same_alone_in_company_and_with_padding(trained: Rec
             assert expected_lengths.tolist() == [length] == [expected.shape[1]]
             torch.testing.assert_close(encoded[row : row + 1, :length], expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(trained.loss(company), losses_alone, rtol=1e-4, atol=1e-4)
-        assert trained.transcribe(company) == said_alone
+        assert trained.transcribe(company) == texts_alone
 
 
 @torch.no_grad()
@@ -104,14 +104,14 @@ def test_words_have_their_times_and_confidence(trained: Recognizer) -> None:
     for text, hypotheses in zip(TEXTS, trained.recognize_words(batch_of()), strict=True):
         words = hypotheses[0].words
         assert " ".join(word.text for word in words) == hypotheses[0].text == text
-        before, begin = 0.0, 0
+        previous, begin = 0.0, 0
         for word in words:
-            assert before <= word.start <= word.end <= 0.1 * len(text) + 1e-6
+            assert previous <= word.start <= word.end <= 0.1 * len(text) + 1e-6
             assert isinstance(trained, BLSTMHMM) == (word.confidence is None)
             assert word.confidence is None or 0.0 < word.confidence <= 1.0
             middle = 0.1 * begin + 0.05 * len(word.text)
             errors.append(abs((word.start + word.end) / 2 - middle))
-            before, begin = word.start, begin + len(word.text) + 1
+            previous, begin = word.start, begin + len(word.text) + 1
     if not isinstance(trained, EncoderDecoder) or trained.ctc is not None:  # attention may look anywhere
         assert sorted(errors)[len(errors) // 2] < 0.15
 
@@ -160,26 +160,26 @@ def test_layers_can_be_looked_at(trained: Recognizer) -> None:
     paths = {"top": "encoder", "features": "features", **({"reader": reader} if reader else {})}
     batch = batch_of(UNSEEN)
     tokens = [trained.tokenizer.encode(text) for text in batch.texts]
-    seen = observe(trained, batch, paths, tokens)
+    observation = observe(trained, batch, paths, tokens)
     encoded, lengths = trained(batch.audio, batch.audio_lengths)
-    torch.testing.assert_close(seen.outputs["top"].values, encoded)
-    assert seen.outputs["top"].lengths.tolist() == lengths.tolist()
-    assert {name: one.unit for name, one in seen.outputs.items() if name != "reader"} == {
+    torch.testing.assert_close(observation.outputs["top"].values, encoded)
+    assert observation.outputs["top"].lengths.tolist() == lengths.tolist()
+    assert {name: output.unit for name, output in observation.outputs.items() if name != "reader"} == {
         "top": "frame",
         "features": "frame",
     }
-    starts, ends = seen.spans(seen.outputs["top"].lengths)
+    starts, ends = observation.spans(observation.outputs["top"].lengths)
     seconds = batch.audio.shape[1] / batch.sample_rate
     assert len(starts) == encoded.shape[1] and 0.9 * seconds < ends[-1] < seconds + 0.1
     assert (ends[:-1] == pytest.approx(starts[1:])) and starts[0] > -0.1
     for row, utterance in enumerate(separate(batch)):
         alone = observe(trained, Batch.collate([utterance], RATE), paths, tokens[row : row + 1])
-        for name, one in seen.outputs.items():
-            length = int(one.lengths[row])
+        for name, output in observation.outputs.items():
+            length = int(output.lengths[row])
             assert length == alone.outputs[name].values.shape[1]
-            assert one.unit == "frame" or length == len(tokens[row]) + 1
+            assert output.unit == "frame" or length == len(tokens[row]) + 1
             torch.testing.assert_close(
-                one.values[row : row + 1, :length], alone.outputs[name].values, rtol=1e-4, atol=1e-4
+                output.values[row : row + 1, :length], alone.outputs[name].values, rtol=1e-4, atol=1e-4
             )
     assert not trained.training and not any(module._forward_hooks for module in trained.modules())
 
@@ -189,11 +189,13 @@ def test_a_wider_beam_finds_nothing_less_probable(trained: Recognizer, monkeypat
     scores = {}
     for beam in (1, 4):
         monkeypatch.setattr(search, "beam", beam)
-        found = trained.recognize(batch_of(UNSEEN))
-        assert all(1 <= len(hypotheses) <= beam for hypotheses in found)
-        for hypotheses in found:
-            assert [one.score for one in hypotheses] == sorted((one.score for one in hypotheses), reverse=True)
-        scores[beam] = [hypotheses[0].score for hypotheses in found]
+        results = trained.recognize(batch_of(UNSEEN))
+        assert all(1 <= len(hypotheses) <= beam for hypotheses in results)
+        for hypotheses in results:
+            assert [hypothesis.score for hypothesis in hypotheses] == sorted(
+                (hypothesis.score for hypothesis in hypotheses), reverse=True
+            )
+        scores[beam] = [hypotheses[0].score for hypotheses in results]
     assert all(wide >= narrow - 1e-3 for narrow, wide in zip(scores[1], scores[4], strict=True)), scores
 
 
@@ -213,8 +215,8 @@ def test_hardly_anything_to_hear_is_heard_without_nan(trained: Recognizer, audio
     assert encoded.isfinite().all()
     assert lengths.tolist() == [encoded.shape[1]] and lengths.min() > 0
     assert not trained.loss(batch).isnan().any()
-    [heard] = trained.transcribe(batch)
-    assert isinstance(heard, str)
+    [transcript] = trained.transcribe(batch)
+    assert isinstance(transcript, str)
 
 
 def test_an_empty_transcript_can_be_scored(config: dict[str, Any]) -> None:
@@ -228,8 +230,8 @@ def test_an_empty_transcript_can_be_scored(config: dict[str, Any]) -> None:
 def test_every_parameter_gets_a_gradient(config: dict[str, Any]) -> None:
     recognizer = build_recognizer(config).train()
     recognizer.loss(batch_of()).mean().backward()
-    without = [name for name, parameter in recognizer.named_parameters() if parameter.grad is None]
-    assert not without
+    without_gradient = [name for name, parameter in recognizer.named_parameters() if parameter.grad is None]
+    assert not without_gradient
     for name, parameter in recognizer.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().max() > 0, name
@@ -246,10 +248,10 @@ def test_processes_can_share_its_weights(config: dict[str, Any], mesh: DeviceMes
         recognizer.loss(batch_of()).mean().backward()
         named = [(name, parameter.grad) for name, parameter in recognizer.named_parameters()]
         gradients.append({name: full_tensor(gradient) for name, gradient in named if gradient is not None})
-    expected, found = gradients
-    assert found.keys() == expected.keys()
+    expected, shared = gradients
+    assert shared.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, msg=name)
+        torch.testing.assert_close(shared[name], gradient, msg=name)
 
 
 @torch.no_grad()
@@ -259,13 +261,13 @@ def test_a_checkpoint_brings_the_same_recognizer_back(trained: Recognizer, tmp_p
     trainer.save_checkpoint(path)
     assert torch.load(path, weights_only=True)["hyper_parameters"]["_class_path"].endswith(type(trained).__name__)
     torch.manual_seed(99)
-    again = load_recognizer(path)
-    assert type(again) is type(trained) and not again.training
-    assert {name: value.tolist() for name, value in again.state_dict().items()} == {
+    loaded = load_recognizer(path)
+    assert type(loaded) is type(trained) and not loaded.training
+    assert {name: value.tolist() for name, value in loaded.state_dict().items()} == {
         name: value.tolist() for name, value in trained.state_dict().items()
     }
     batch = batch_of(UNSEEN, "unseen")
-    assert torch.equal(again(batch.audio, batch.audio_lengths)[0], trained(batch.audio, batch.audio_lengths)[0])
-    assert torch.equal(again.loss(batch), trained.loss(batch))
-    assert again.transcribe(batch) == trained.transcribe(batch)
-    assert dict(again.hparams) == dict(trained.hparams)  # so that a checkpoint of the copy is as good
+    assert torch.equal(loaded(batch.audio, batch.audio_lengths)[0], trained(batch.audio, batch.audio_lengths)[0])
+    assert torch.equal(loaded.loss(batch), trained.loss(batch))
+    assert loaded.transcribe(batch) == trained.transcribe(batch)
+    assert dict(loaded.hparams) == dict(trained.hparams)  # so that a checkpoint of the copy is as good

@@ -21,8 +21,8 @@ def test_the_mean_of_losses_per_token_is_torchs_mean() -> None:
     encoded, lengths = per_token(batch.audio, batch.audio_lengths)
     targets, target_lengths = per_token.targets(batch)
     log_probabilities = per_token.output(encoded).log_softmax(dim=2).transpose(0, 1)
-    theirs = nn.CTCLoss(per_token.tokenizer.blank_id, reduction="mean")
-    expected = theirs(log_probabilities, targets, lengths, target_lengths)
+    torch_loss = nn.CTCLoss(per_token.tokenizer.blank_id, reduction="mean")
+    expected = torch_loss(log_probabilities, targets, lengths, target_lengths)
     torch.testing.assert_close(per_token.loss(batch).mean(), expected)
     torch.testing.assert_close(per_token.loss(batch), whole.loss(batch) / target_lengths.clamp(min=1))
     assert whole.loss(batch).mean() > 2 * expected

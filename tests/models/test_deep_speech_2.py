@@ -51,14 +51,14 @@ def test_batch_norm_is_on_the_input_term_of_all_real_frames(kind: str) -> None:
     layer = make(kind)
     rnn: Any = layer.forward_rnn
     norm: Any = layer.forward_norm
-    theirs = nn.BatchNorm1d(GATES[kind] * 4)
+    torch_norm = nn.BatchNorm1d(GATES[kind] * 4)
     with torch.no_grad():
-        theirs.weight.copy_(norm.weight)
-        theirs.bias.copy_(rnn.bias_ih_l0)
+        torch_norm.weight.copy_(norm.weight)
+        torch_norm.bias.copy_(rnn.bias_ih_l0)
     plain = reading_gates(rnn, kind)
 
     def expected(x: Tensor, weight: Tensor) -> Tensor:
-        terms = theirs(real(x) @ weight.T)
+        terms = torch_norm(real(x) @ weight.T)
         parts = terms.split(LENGTHS.tolist())
         return torch.cat([plain(part.unsqueeze(0))[0][0] for part in parts])
 
@@ -74,9 +74,9 @@ def test_batch_norm_is_on_the_input_term_of_all_real_frames(kind: str) -> None:
         wanted.backward(cotangent)
         torch.testing.assert_close(x.grad, x_again.grad, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(rnn.weight_ih_l0.grad, weight.grad, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(norm.running_mean, theirs.running_mean, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(norm.running_variance, theirs.running_var, rtol=1e-4, atol=1e-4)
-    layer.eval(), theirs.eval()
+        torch.testing.assert_close(norm.running_mean, torch_norm.running_mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(norm.running_variance, torch_norm.running_var, rtol=1e-4, atol=1e-4)
+    layer.eval(), torch_norm.eval()
     torch.testing.assert_close(real(layer(frames(9), LENGTHS)[0]), expected(frames(9), rnn.weight_ih_l0))
 
 
@@ -88,30 +88,30 @@ def test_kospeech_rectifies_the_normalized_input_of_a_layer(kind: str, shared_in
     plain = make(kind, False, shared_input)
     plain.load_state_dict(layer.state_dict(), strict=False)
     norm: Any = layer.input_norm
-    theirs = nn.BatchNorm1d(6)
+    torch_norm = nn.BatchNorm1d(6)
     with torch.no_grad():
         norm.bias.normal_()
-        theirs.weight.copy_(norm.weight)
-        theirs.bias.copy_(norm.bias)
+        torch_norm.weight.copy_(norm.weight)
+        torch_norm.bias.copy_(norm.bias)
 
     def expected(x: Tensor) -> Tensor:
-        parts = theirs(real(x)).relu().split(LENGTHS.tolist())
+        parts = torch_norm(real(x)).relu().split(LENGTHS.tolist())
         return torch.cat([torch.cat(plain(part[None], torch.tensor([len(part)])), dim=2)[0] for part in parts])
 
     for step in range(2):
         x, x_again = frames(step).requires_grad_(), frames(step).requires_grad_()
-        found, wanted = real(torch.cat(layer(x, LENGTHS), dim=2)), expected(x_again)
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        y, wanted = real(torch.cat(layer(x, LENGTHS), dim=2)), expected(x_again)
+        torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-4)
         cotangent = torch.randn_like(wanted)
         layer.zero_grad(), plain.zero_grad()
-        found.backward(cotangent)
+        y.backward(cotangent)
         wanted.backward(cotangent)
         torch.testing.assert_close(x.grad, x_again.grad, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(norm.running_mean, theirs.running_mean, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(norm.running_variance, theirs.running_var, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(norm.running_mean, torch_norm.running_mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(norm.running_variance, torch_norm.running_var, rtol=1e-4, atol=1e-4)
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(layer.get_parameter(name).grad, parameter.grad, rtol=1e-3, atol=1e-3)
-    layer.eval(), theirs.eval()
+    layer.eval(), torch_norm.eval()
     torch.testing.assert_close(real(torch.cat(layer(frames(9), LENGTHS), dim=2)), expected(frames(9)))
 
 
@@ -129,11 +129,11 @@ def equations(layer: RecurrentLayer, x: Tensor, lengths: Tensor) -> list[tuple[T
     for part in normed.split(lengths.tolist()):
         states = []
         for rnn, order in ((ahead, range(len(part))), (back, range(len(part) - 1, -1, -1))):
-            h, found = torch.zeros(part.shape[1]), [torch.zeros(0)] * len(part)
+            h, hidden = torch.zeros(part.shape[1]), [torch.zeros(0)] * len(part)
             for t in order:
                 h = (part[t] + rnn.weight_hh_l0 @ h).clamp(0, 20)
-                found[t] = h
-            states.append(torch.stack(found))
+                hidden[t] = h
+            states.append(torch.stack(hidden))
         outputs.append((states[0], states[1]))
     return outputs
 
@@ -141,19 +141,19 @@ def equations(layer: RecurrentLayer, x: Tensor, lengths: Tensor) -> list[tuple[T
 def test_directions_may_share_their_input_as_in_the_paper() -> None:
     layer = make("vanilla", shared_input=True)
     x, x_again = frames().requires_grad_(), frames().requires_grad_()
-    found = torch.cat(layer(x, LENGTHS), dim=2)
+    y = torch.cat(layer(x, LENGTHS), dim=2)
     wanted = torch.cat([torch.cat(pair, dim=1) for pair in equations(layer, x_again, LENGTHS)])
-    torch.testing.assert_close(real(found), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(real(y), wanted, rtol=1e-4, atol=1e-4)
     cotangent = torch.randn_like(wanted)
-    ours = torch.autograd.grad(real(found), [x, *layer.parameters()], cotangent)
-    theirs = torch.autograd.grad(wanted, [x_again, *layer.parameters()], cotangent)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    gradients = torch.autograd.grad(real(y), [x, *layer.parameters()], cotangent)
+    expected_gradients = torch.autograd.grad(wanted, [x_again, *layer.parameters()], cotangent)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", GATES)
 def test_a_shared_input_is_two_directions_with_equal_inputs(kind: str) -> None:
-    """Outputs, statistics after a step, and what each gives the shared matrix: the sum of both."""
+    """Outputs, statistics after a step, and the shared matrix's gradient: the sum of both directions'."""
     shared, apart = make(kind, shared_input=True), make(kind)
     state = shared.state_dict()
     state |= {name.replace("forward", "backward"): value for name, value in state.items() if "forward_norm" in name}
@@ -161,10 +161,10 @@ def test_a_shared_input_is_two_directions_with_equal_inputs(kind: str) -> None:
     for layer in (shared, apart):
         torch.cat(layer(frames(), LENGTHS), dim=2)[0].square().sum().backward()
     torch.testing.assert_close(shared(frames(1), LENGTHS), apart(frames(1), LENGTHS))
-    both = [apart.get_parameter(f"{one}_rnn.weight_ih_l0").grad for one in ("forward", "backward")]
+    both = [apart.get_parameter(f"{direction}_rnn.weight_ih_l0").grad for direction in ("forward", "backward")]
     assert both[0] is not None and both[1] is not None
-    found = shared.get_parameter("forward_rnn.weight_ih_l0").grad
-    torch.testing.assert_close(found, both[0] + both[1], rtol=1e-4, atol=1e-3)
+    gradient = shared.get_parameter("forward_rnn.weight_ih_l0").grad
+    torch.testing.assert_close(gradient, both[0] + both[1], rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(shared.forward_norm.state_dict(), apart.forward_norm.state_dict())  # type: ignore[union-attr]
     count = [sum(parameter.numel() for parameter in layer.parameters()) for layer in (shared, apart)]
     rows = GATES[kind] * 4
@@ -196,10 +196,10 @@ def test_the_backward_direction_reads_each_utterance_from_its_own_end(kind: str,
 
 def test_vanilla_units_are_torchs_until_they_are_clipped() -> None:
     torch.manual_seed(0)
-    ours, theirs = ClippedRNN(6, 4), nn.RNN(6, 4, nonlinearity="relu", batch_first=True)
-    theirs.load_state_dict({**ours.state_dict(), "bias_hh_l0": torch.zeros(4)})
-    torch.testing.assert_close(ours(frames()), (theirs(frames())[0], theirs(frames())[1][0]))
-    assert ours(frames() * 1e4)[0].max().item() == 20.0
+    rnn, torch_rnn = ClippedRNN(6, 4), nn.RNN(6, 4, nonlinearity="relu", batch_first=True)
+    torch_rnn.load_state_dict({**rnn.state_dict(), "bias_hh_l0": torch.zeros(4)})
+    torch.testing.assert_close(rnn(frames()), (torch_rnn(frames())[0], torch_rnn(frames())[1][0]))
+    assert rnn(frames() * 1e4)[0].max().item() == 20.0
 
 
 def test_directions_are_summed_or_side_by_side() -> None:
@@ -220,10 +220,10 @@ def test_the_published_attention_is_blind_inside_the_recogniser_too(attention: A
     """Behind the attention a frame depends on another one only through what is below it."""
     torch.manual_seed(0)
     encoder = DeepSpeech2Encoder(Convolutions2d(6), 8, 1, attention=lambda read: attention(read, heads=2)).eval()
-    seen: list[Tensor] = []
-    encoder.attentions[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    recorded: list[Tensor] = []
+    encoder.attentions[0].register_forward_pre_hook(lambda module, inputs: recorded.append(inputs[0]))
     encoder(torch.randn(1, 8, 6), torch.tensor([8]))
-    [x] = seen
+    [x] = recorded
     x = x.detach().requires_grad_()
     encoder.attentions[0](x, torch.tensor([4]))[0, 0].sum().backward()
     assert x.grad is not None
@@ -247,8 +247,8 @@ def test_the_published_sizes_have_the_published_numbers_of_parameters() -> None:
 def test_kospeechs_network_has_its_parameters_to_the_last_one() -> None:
     """Against the layers that the report on KoSpeech prints, in torch."""
     with torch.device("meta"):
-        ours = DeepSpeech2Encoder(Convolutions2d(80), 1024, 3, directions="concatenate", batch_norm="input")
-        theirs = nn.ModuleList([
+        encoder = DeepSpeech2Encoder(Convolutions2d(80), 1024, 3, directions="concatenate", batch_norm="input")
+        reference = nn.ModuleList([
             nn.Conv2d(1, 32, (41, 11), bias=False), nn.BatchNorm2d(32),
             nn.Conv2d(32, 32, (21, 11), bias=False), nn.BatchNorm2d(32),
             nn.BatchNorm1d(640), nn.GRU(640, 1024, bidirectional=True),
@@ -256,8 +256,8 @@ def test_kospeechs_network_has_its_parameters_to_the_last_one() -> None:
             nn.BatchNorm1d(2048), nn.GRU(2048, 1024, bidirectional=True),
             nn.LayerNorm(2048),
         ])  # fmt: skip
-    assert count(ours, classes=0) == count(theirs, classes=0)
-    assert count(ours, classes=0) + 2048 * 2001 / 1e6 == pytest.approx(52.37, abs=0.005)
+    assert count(encoder, classes=0) == count(reference, classes=0)
+    assert count(encoder, classes=0) + 2048 * 2001 / 1e6 == pytest.approx(52.37, abs=0.005)
 
 
 def test_jasper_says_what_does_not_fit() -> None:

@@ -26,16 +26,16 @@ def search(**arguments: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def log_prob(recognizer: EncoderDecoder, text: str, smoothing: float = 0.0) -> float:
-    """Of a text and its end, token by token by the decoder's step; of smoothed targets."""
+    """Log probability of a text and its end, token by token by the decoder's step; of smoothed targets."""
     batch = batch_of([text])
     memory = recognizer.decoder.remember(*recognizer(batch.audio, batch.audio_lengths))
     state, total, eos = recognizer.decoder.initial_state(memory), 0.0, recognizer.tokenizer.eos_id
-    before = eos
+    previous = eos
     for token in [*recognizer.tokenizer.encode(text), eos]:
-        logits, state = recognizer.decoder.step(torch.tensor([before]), state, memory)
+        logits, state = recognizer.decoder.step(torch.tensor([previous]), state, memory)
         log_probs = logits[0].log_softmax(dim=0)
         total += float((1 - smoothing) * log_probs[token] + smoothing * log_probs.mean())
-        before = token
+        previous = token
     return total
 
 
@@ -43,7 +43,7 @@ def log_prob(recognizer: EncoderDecoder, text: str, smoothing: float = 0.0) -> f
 def test_the_loss_is_that_of_the_transcript_and_its_end(smoothing: float) -> None:
     recognizer = make(label_smoothing=smoothing)
     expected = torch.tensor([-log_prob(recognizer, text, smoothing) for text in TEXTS])
-    # batch_of gives a text other noise in another place: the first is the same alone and in company
+    # the noise of a text depends on its index in batch_of: the first text is the same alone and in company
     torch.testing.assert_close(recognizer.loss(batch_of(TEXTS))[:1], expected[:1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(recognizer.loss(batch_of(TEXTS[1:2])), expected[1:2], rtol=1e-4, atol=1e-4)
 
@@ -87,13 +87,13 @@ def test_a_beam_of_one_is_greedy_and_scores_are_log_probabilities(steps: int) ->
     recognizer.eval()
     with torch.no_grad():
         for text in TEXTS:
-            [[found]] = recognizer.recognize(batch_of([text]))
+            [[hypothesis]] = recognizer.recognize(batch_of([text]))
             tokens, score = greedy(recognizer, text)
-            assert list(found.tokens) == tokens
-            assert found.score == pytest.approx(score, abs=1e-3) == found.parts["attention"]
+            assert list(hypothesis.tokens) == tokens
+            assert hypothesis.score == pytest.approx(score, abs=1e-3) == hypothesis.parts["attention"]
             if steps:
                 [ranked] = make_wider(recognizer, 6).recognize(batch_of([text]))
-                assert ranked[0].score >= found.score - 1e-4
+                assert ranked[0].score >= hypothesis.score - 1e-4
                 recognizer.search.beam = 1
 
 

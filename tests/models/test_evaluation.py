@@ -1,4 +1,4 @@
-"""What is scored, against which spelling of the references, and what is said where nothing could be."""
+"""What is scored, against which spelling of the references, and the errors where nothing can be scored."""
 
 import json
 import re
@@ -28,15 +28,15 @@ from tests.support.tones import RATE, batch_of, loader, make, make_trainer, writ
 TEXTS = ["A CAB", "BED", "GAD", "FACE", "HE FED"]
 
 
-def corpus(root: Path, texts: list[str] = TEXTS, spoiled: int = 0, **more: Any) -> LibriSpeechDataModule:
-    """Utterances of which the first so many have a sample that is no number."""
+def corpus(root: Path, texts: list[str] = TEXTS, spoiled: int = 0, **options: Any) -> LibriSpeechDataModule:
+    """Utterances; the first `spoiled` of them have a sample that is no number."""
     write_corpus(root, "speech", texts)
     for path in sorted(root.glob("speech/*/*/*.flac")):
         audio, _ = soundfile.read(path, dtype="float32")
         audio[3] = np.nan if int(path.stem.rpartition("-")[2]) < spoiled else 0.0
         path.unlink()
         soundfile.write(path.with_suffix(".wav"), audio, RATE, subtype="FLOAT")
-    module = LibriSpeechDataModule(root=str(root), sample_rate=RATE, workers=0, batch_seconds=2.0, **more)
+    module = LibriSpeechDataModule(root=str(root), sample_rate=RATE, workers=0, batch_seconds=2.0, **options)
     module.probes = False  # else the samples are read before the run, which then does not begin
     return module
 
@@ -84,10 +84,10 @@ def test_rates_of_some_utterances_say_of_how_many(
 def test_an_epoch_that_read_nothing_ends_the_run(tmp_path: Path) -> None:
     data = corpus(tmp_path / "corpus", spoiled=5, train_subsets=["speech"])
     recognizer = make()
-    before = {name: value.clone() for name, value in recognizer.state_dict().items()}
+    weights = {name: value.clone() for name, value in recognizer.state_dict().items()}
     with pytest.raises(InputError, match="epoch 1 has read no utterance: expected audio that can be read"):
         make_trainer(tmp_path / "run", max_epochs=3).fit(recognizer, data)
-    assert all(torch.equal(value, before[name]) for name, value in recognizer.state_dict().items())
+    assert all(torch.equal(value, weights[name]) for name, value in recognizer.state_dict().items())
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -163,13 +163,13 @@ def test_what_few_characters_are_lost_is_said_once_with_its_share(tmp_path: Path
     )
     with pytest.warns(UserWarning, match=message) as warned:
         make_trainer(tmp_path / "run", max_epochs=2).fit(make(), data)
-    assert sum("cannot be written" in str(one.message) for one in warned) == 1
+    assert sum("cannot be written" in str(warning.message) for warning in warned) == 1
 
 
 @pytest.mark.parametrize("name", ["RNN-T of LSTMs with CTC", "joint CTC-attention", "Deep Speech 2", "hybrid"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_batch_is_encoded_once_and_its_numbers_are_those_of_encoding_it_twice(name: str, tmp_path: Path) -> None:
-    [config] = [config for known, config in ARCHITECTURES.items() if known == name] or [hybrid(mmi_weight=0.5)]
+    [config] = [config for key, config in ARCHITECTURES.items() if key == name] or [hybrid(mmi_weight=0.5)]
     torch.manual_seed(1)
     recognizer = build_recognizer(with_states(config, tmp_path / "states")).eval()
     batches = [batch_of(), batch_of(UNSEEN, "unseen")]

@@ -26,32 +26,36 @@ from tests.support.tones import batch_of, conformer, make, make_trainer
 def start(folder: Path, **options: Any) -> subprocess.Popen[str]:
     """Two processes, with uneven batches, one of them empty."""
     folder.mkdir()
-    told = json.dumps({"folder": str(folder), "ranks": 2, "encoder": conformer(20), **options})
-    script = [sys.executable, str(SUPPORT / "shared_run.py"), told]
+    arguments = json.dumps({"folder": str(folder), "ranks": 2, "encoder": conformer(20), **options})
+    script = [sys.executable, str(SUPPORT / "shared_run.py"), arguments]
     return subprocess.Popen(script, env=environment(), cwd=folder, stderr=subprocess.PIPE, text=True)
 
 
 def test_processes_that_share_weights_train_and_validate_as_those_that_do_not(tmp_path: Path) -> None:
     for run in [start(tmp_path / strategy, strategy=strategy) for strategy in ("ddp", "fsdp")]:
-        _, said = run.communicate(timeout=280)
-        assert run.returncode == 0, said[-3000:]
+        _, errors = run.communicate(timeout=280)
+        assert run.returncode == 0, errors[-3000:]
     results = {
         strategy: [torch.load(tmp_path / strategy / f"2-{rank}.pt", weights_only=True) for rank in range(2)]
         for strategy in ("ddp", "fsdp")
     }
     expected = results["ddp"][0]
-    for found in results["fsdp"]:
-        assert found["weights"].keys() == expected["weights"].keys()
+    for result in results["fsdp"]:
+        assert result["weights"].keys() == expected["weights"].keys()
         for name, value in expected["weights"].items():
-            torch.testing.assert_close(found["start"][name], expected["start"][name], rtol=0, atol=0)
-            torch.testing.assert_close(found["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+            torch.testing.assert_close(result["start"][name], expected["start"][name], rtol=0, atol=0)
+            torch.testing.assert_close(result["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name)
     moved = [(value - expected["start"][name]).abs().max() for name, value in expected["weights"].items()]
     assert max(moved) > 1e-2
     for rank in range(2):
-        logged, of_ddp = results["fsdp"][rank]["logged"], results["ddp"][rank]["logged"]
+        logged, ddp_logged = results["fsdp"][rank]["logged"], results["ddp"][rank]["logged"]
         assert {"val/wer", "grad_norm/joint", "update_norm/encoder", "distance/total"} < logged.keys()
-        del of_ddp["val/real_time_factor"], of_ddp["clean/real_time_factor"], of_ddp["other/real_time_factor"]
-        assert {name: logged[name] for name in of_ddp} == pytest.approx(of_ddp, rel=1e-3)
+        del (
+            ddp_logged["val/real_time_factor"],
+            ddp_logged["clean/real_time_factor"],
+            ddp_logged["other/real_time_factor"],
+        )
+        assert {name: logged[name] for name in ddp_logged} == pytest.approx(ddp_logged, rel=1e-3)
     loaded = load_recognizer(tmp_path / "fsdp" / "last.ckpt").state_dict()
     for name, value in results["fsdp"][0]["weights"].items():
         torch.testing.assert_close(loaded[name], value, rtol=0, atol=0)

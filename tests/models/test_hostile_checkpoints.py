@@ -129,7 +129,7 @@ def _of_ours(config: Path) -> list[str]:
 
 
 class Called(torch.nn.Module):
-    """Of no class that anything expects; says so where it is made."""
+    """A module that is no expected part of a recognizer; it makes a folder when it is called."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -137,18 +137,18 @@ class Called(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    "place", ["model", "tokenizer", "features", "encoder", "predictor", "search", "optimizer", "scheduler", "augment"]
+    "part", ["model", "tokenizer", "features", "encoder", "predictor", "search", "optimizer", "scheduler", "augment"]
 )
 @pytest.mark.parametrize(
     "named",
     ["test_hostile_checkpoints.Called", "os.mkdir", "subprocess.Popen", "logging.FileHandler", "functools.partial",
      "unittest.__main__.main", "antigravity.fly", "asr_lightning.models.checkpoints.load_recognizer"],
 )  # fmt: skip
-def test_only_classes_of_the_expected_kind_are_called(place: str, named: str, tmp_path: Path) -> None:
+def test_only_classes_of_the_expected_kind_are_called(part: str, named: str, tmp_path: Path) -> None:
     arguments = {"test_hostile_checkpoints.Called": "path", "logging.FileHandler": "filename"}
     spec = {"class_path": named, "init_args": {arguments.get(named, "path"): str(tmp_path / "ran")}}
     with pytest.raises(InputError):
-        build_recognizer(spec if place == "model" else transducer(**{place: spec}))
+        build_recognizer(spec if part == "model" else transducer(**{part: spec}))
     assert not (tmp_path / "ran").exists()
 
 
@@ -234,12 +234,12 @@ def test_no_code_is_imported_however_a_checkpoint_names_it(
         load_recognizer(path)
     with pytest.raises(InputError, match="evil.ckpt"):
         checkpoint_model(path)
-    own = build_recognizer(transducer(ctc_weight=0.3))
+    recognizer = build_recognizer(transducer(ctc_weight=0.3))
     with suppress(InputError):  # where the experiment's own value holds
-        check_same_network(own, read_checkpoint(path), path)
+        check_same_network(recognizer, read_checkpoint(path), path)
     with pytest.raises(InputError, match="evil.ckpt") if "search" not in spelling else nullcontext():
-        check_same_network(own, read_checkpoint(path), path)
-        check_training_state(own, read_checkpoint(path), path)
+        check_same_network(recognizer, read_checkpoint(path), path)
+        check_training_state(recognizer, read_checkpoint(path), path)
     assert not planted.exists() and "planted" not in sys.modules
 
 
@@ -285,10 +285,10 @@ def test_a_checkpoint_may_name_what_the_experiment_beside_it_names(planted: Path
 
 
 def test_what_may_be_imported_is_afterwards_as_it_was(tmp_path: Path) -> None:
-    before = dict(parsing_settings["import_path_verdicts"])
+    verdicts = dict(parsing_settings["import_path_verdicts"])
     with pytest.raises(InputError):
         load_recognizer(with_hyperparameters(tmp_path / "evil.ckpt", {"optimizer": "torch.hub.load"}))
-    assert parsing_settings["import_path_verdicts"] == before and "*" not in before
+    assert parsing_settings["import_path_verdicts"] == verdicts and "*" not in verdicts
 
 
 @FUZZED

@@ -1,4 +1,4 @@
-"""Samples that no recording has cost their utterance: what learns from features and activations stays finite."""
+"""Utterances with samples that no recording has are left out: weights and running statistics stay finite."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ WITH_STATISTICS = [  # BatchNorm in a Conformer, in Deep Speech 2 and in Jasper;
 
 
 def spoiled(value: float) -> Batch:
-    """Three utterances, of which the second has a sample that is none."""
+    """Three utterances, of which the second has an impossible sample."""
     batch = batch_of(["CAB", "A BED", "DEAF BEE"])
     batch.audio[1, 300] = value
     return batch
@@ -37,14 +37,14 @@ def not_finite(recognizer: Recognizer) -> list[str]:
 @pytest.mark.parametrize("name", WITH_STATISTICS)
 def test_an_utterance_with_impossible_samples_is_left_out_and_named(name: str, tmp_path: Path) -> None:
     recognizer = build_recognizer(ARCHITECTURES[name])
-    before = {key: value.clone() for key, value in recognizer.state_dict().items()}
+    weights = {key: value.clone() for key, value in recognizer.state_dict().items()}
     trainer = make_trainer(tmp_path)
     with pytest.warns(UserWarning, match=r"4 utterances were skipped, .*impossible samples.*: tone-1, tone-1"):
         trainer.fit(recognizer, loader([spoiled(value) for value in VALUES]))
     assert not not_finite(recognizer)
     assert float(trainer.callback_metrics["train/skipped_utterances"]) == 4
-    changed = [key for key, value in recognizer.state_dict().items() if not value.equal(before[key])]
-    assert changed  # the others taught
+    changed = [key for key, value in recognizer.state_dict().items() if not value.equal(weights[key])]
+    assert changed  # by the other utterances
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -52,9 +52,9 @@ def test_the_losses_of_the_others_are_what_they_are_without_it(value: float) -> 
     recognizer = build_recognizer(ARCHITECTURES["RNN-T of LSTMs"]).eval()
     with torch.no_grad():
         batches = batch_of(["CAB", "A BED", "DEAF BEE"]), spoiled(value)
-        expected, found = (infinite_without_audio(recognizer.loss(batch), batch) for batch in batches)
-    assert found[1] == torch.inf
-    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]])
+        expected, losses = (infinite_without_audio(recognizer.loss(batch), batch) for batch in batches)
+    assert losses[1] == torch.inf
+    torch.testing.assert_close(losses[[0, 2]], expected[[0, 2]])
 
 
 def test_validation_goes_on_with_the_others(tmp_path: Path) -> None:

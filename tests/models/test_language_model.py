@@ -1,4 +1,4 @@
-"""The language model learns what is probable, logs what it is said to, and comes back from a checkpoint."""
+"""The language model learns probabilities, logs losses and perplexities, and is restored from a checkpoint."""
 
 import math
 from collections.abc import Callable
@@ -33,9 +33,9 @@ def test_perplexities_are_those_of_the_corpus_and_begin_anew(tmp_path: Path) -> 
         ("val", trainer.validate, batches[1:]),
         ("test", trainer.test, batches[:1]),
     ]
-    for stage, run, mine in runs:
-        run(model, loader(mine), verbose=False)  # type: ignore[arg-type]
-        texts = [text for batch in mine for text in batch.texts]
+    for stage, run, data in runs:
+        run(model, loader(data), verbose=False)  # type: ignore[arg-type]
+        texts = [text for batch in data for text in batch.texts]
         loss = -sum(direct_log_probability(model, text) for text in texts)
         tokens = sum(len(CharacterTokenizer().encode(text)) + 1 for text in texts)
         words = sum(len(text.split()) + 1 for text in texts)
@@ -77,14 +77,14 @@ class MarkovSource:
         generator, sentences = torch.Generator().manual_seed(seed), []
         rows = torch.tensor(self.following)
         for _ in range(count):
-            places = [int(torch.multinomial(torch.tensor(self.first), 1, generator=generator))]
-            while (place := int(torch.multinomial(rows[places[-1]], 1, generator=generator))) < 4:
-                places.append(place)
-            sentences.append("".join(self.letters[place] for place in places))
+            indices = [int(torch.multinomial(torch.tensor(self.first), 1, generator=generator))]
+            while (index := int(torch.multinomial(rows[indices[-1]], 1, generator=generator))) < 4:
+                indices.append(index)
+            sentences.append("".join(self.letters[index] for index in indices))
         return sentences
 
     def entropy_per_token(self) -> float:
-        """In nats; the token that begins a word is certain, and counts."""
+        """The entropy in nats; the token that begins a word is certain, and counts."""
         rows = torch.tensor(self.following, dtype=torch.float64)
         first = torch.tensor(self.first, dtype=torch.float64)
         visits = torch.linalg.solve(torch.eye(4, dtype=torch.float64) - rows[:, :4].T, first)  # expected, per sentence
@@ -94,8 +94,8 @@ class MarkovSource:
 
 def test_it_learns_a_source_as_well_as_the_source_can_be_known(tmp_path: Path) -> None:
     source = MarkovSource()
-    seen, unseen = source.draw(3000, seed=1), source.draw(1500, seed=2)
-    batches = [batch_of(*seen[start : start + 50]) for start in range(0, len(seen), 50)]
+    training, validation = source.draw(3000, seed=1), source.draw(1500, seed=2)
+    batches = [batch_of(*training[start : start + 50]) for start in range(0, len(training), 50)]
     schedule = {"warmup_share": 0.02}
     model = make(
         layers=1,
@@ -103,7 +103,7 @@ def test_it_learns_a_source_as_well_as_the_source_can_be_known(tmp_path: Path) -
         scheduler={"class_path": "asr_lightning.models.schedules.WarmupCosine", "init_args": schedule},
     )
     trainer = make_trainer(tmp_path, max_epochs=4)
-    trainer.fit(model, loader(batches), loader([batch_of(*unseen)]))  # type: ignore[arg-type, list-item]
+    trainer.fit(model, loader(batches), loader([batch_of(*validation)]))  # type: ignore[arg-type, list-item]
     reached, truth = float(trainer.callback_metrics["val/perplexity"]), math.exp(source.entropy_per_token())
     assert reached == pytest.approx(truth, rel=0.02)
 
@@ -113,7 +113,7 @@ def test_the_gradient_of_several_ranks_is_that_of_the_joined_batch(
 ) -> None:
     shares = [batch_of(TEXTS[0], TEXTS[3]), batch_of(TEXTS[2]), batch_of()]  # the last rank has run out of lines
     model = make()
-    monkeypatch.setattr(model, "log", lambda *given, **more: None)
+    monkeypatch.setattr(model, "log", lambda *arguments, **options: None)
     counts = [sum(len(CharacterTokenizer().encode(text)) + 1 for text in batch.texts) for batch in shares]
     counted = []
 
@@ -130,8 +130,8 @@ def test_the_gradient_of_several_ranks_is_that_of_the_joined_batch(
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     parts = [gradients(batch, 3) for batch in shares]
     joined = gradients(batch_of(*(text for batch in shares for text in batch.texts)), 1)
-    for expected, *mine in zip(joined, *parts, strict=True):
-        torch.testing.assert_close(sum(mine) / 3, expected, rtol=1e-4, atol=1e-6)
+    for expected, *rank_gradients in zip(joined, *parts, strict=True):
+        torch.testing.assert_close(sum(rank_gradients) / 3, expected, rtol=1e-4, atol=1e-6)
     assert counted == counts
     assert all((gradient == 0).all() for gradient in parts[2]) and joined[0].abs().max() > 1e-3
 
@@ -141,7 +141,7 @@ def test_a_gradient_that_is_no_number_changes_nothing_and_stops_training_in_the_
 ) -> None:
     monkeypatch.setattr(language_model, "LOST_BATCHES_IN_A_ROW", 3)
     model = make()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
     model.output.weight.register_hook(lambda gradient: torch.full_like(gradient, torch.nan))
     trainer = make_trainer(tmp_path, gradient_clip_val=1.0)
     with (
@@ -149,7 +149,7 @@ def test_a_gradient_that_is_no_number_changes_nothing_and_stops_training_in_the_
         pytest.raises(InputError, match="3 steps in a row"),
     ):
         trainer.fit(model, loader([batch_of("A CAB")] * 9))  # type: ignore[list-item]
-    assert not [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert not [name for name, value in model.state_dict().items() if not torch.equal(value, weights[name])]
 
 
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
@@ -175,8 +175,8 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> Non
     assert steps >= 8
     for step in (2, steps // 2 + 1):  # in the first epoch, in the second
         checkpoint = tmp_path / "first" / f"step={step}.ckpt"
-        begun = torch.load(checkpoint, weights_only=True)["state_dict"]
-        assert not torch.equal(begun["output.weight"], expected["output.weight"])
+        early = torch.load(checkpoint, weights_only=True)["state_dict"]
+        assert not torch.equal(early["output.weight"], expected["output.weight"])
         resumed = run(99, f"from {step}", validate=False, resume=checkpoint)
         assert resumed.trainer.global_step == steps
         for name, value in resumed.state_dict().items():
@@ -190,9 +190,9 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> Non
 def test_a_checkpoint_brings_back_the_same_model(tmp_path: Path, tied: bool) -> None:
     model = make(tied=tied, embedding_dimension=16, dropout=0.2)
     assert (model.output.weight is model.embedding.weight) is tied
-    again = load_model(save(model, tmp_path / "model.ckpt"), LSTMLanguageModel)
-    assert not again.training and again.score(TEXTS) == pytest.approx(model.eval().score(TEXTS))
-    assert (again.output.weight is again.embedding.weight) is tied
+    loaded = load_model(save(model, tmp_path / "model.ckpt"), LSTMLanguageModel)
+    assert not loaded.training and loaded.score(TEXTS) == pytest.approx(model.eval().score(TEXTS))
+    assert (loaded.output.weight is loaded.embedding.weight) is tied
 
 
 def test_checkpoints_of_something_else_are_refused(tmp_path: Path) -> None:
@@ -214,13 +214,13 @@ def test_the_axes_of_its_weights_name_the_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"tied": True}, "embedding_dimension equal to hidden, got 8 and 16"),
         ({"layers": 0}, "got 8, 16, 0 and 0.0"),
         ({"dropout": 1.0}, "got 8, 16, 2 and 1.0"),
     ],
 )
-def test_arguments_are_checked(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_arguments_are_checked(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         make(**wrong)

@@ -40,13 +40,13 @@ def test_token_by_token_is_as_all_at_once(attention: str, query_state: str) -> N
     memory = decoder.remember(torch.randn(3, 9, 10), torch.tensor([9, 4, 6]))
     logits = decoder(tokens, memory)
     state = decoder.initial_state(memory)
-    for place in range(8):
-        one, state = decoder.step(tokens[:, place], state, memory)
-        torch.testing.assert_close(one, logits[:, place])
+    for position in range(8):
+        step_logits, state = decoder.step(tokens[:, position], state, memory)
+        torch.testing.assert_close(step_logits, logits[:, position])
 
 
 def spelled(decoder: Speller, frames: Tensor, tokens: Sequence[int]) -> Spelling:
-    """By the second implementation."""
+    """Logits, states and attention by the second implementation."""
     weights = {name: value.double().numpy() for name, value in decoder.state_dict().items()}
     return ORDERS[decoder.query_state](weights, frames.double().numpy(), tokens, decoder.attention.sharpening)
 
@@ -69,17 +69,17 @@ def test_a_second_implementation_computes_the_same(query_state: str, layers: int
     tokens = torch.randint(7, (3, 6))
     states: list[list[Tensor]] = [[] for _ in range(layers)]
     for layer, cell in enumerate(decoder.cells):
-        cell.register_forward_hook(lambda _, given, output, layer=layer: states[layer].append(output[0]))
-    looked: list[Tensor] = []
-    decoder.attention.register_forward_hook(lambda _, given, output: looked.append(output[1]))
+        cell.register_forward_hook(lambda _, inputs, output, layer=layer: states[layer].append(output[0]))
+    attention_weights: list[Tensor] = []
+    decoder.attention.register_forward_hook(lambda _, inputs, output: attention_weights.append(output[1]))
     logits = decoder(tokens, decoder.remember(encoded, lengths))
     for row, length in enumerate(lengths.tolist()):
         expected = spelled(decoder, encoded[row, :length], tokens[row].tolist())
         np.testing.assert_allclose(logits[row].numpy(), np.stack(expected.logits), rtol=1e-9, atol=1e-9)
         for layer in range(layers):
-            found = torch.stack([one[row] for one in states[layer]]).numpy()
-            np.testing.assert_allclose(found, np.stack(expected.states)[:, layer], rtol=1e-9, atol=1e-9)
-        weights = torch.stack([one[row, 0, :length] for one in looked]).numpy()
+            layer_states = torch.stack([state[row] for state in states[layer]]).numpy()
+            np.testing.assert_allclose(layer_states, np.stack(expected.states)[:, layer], rtol=1e-9, atol=1e-9)
+        weights = torch.stack([step_weights[row, 0, :length] for step_weights in attention_weights]).numpy()
         np.testing.assert_allclose(weights, np.stack(expected.attention), rtol=1e-9, atol=1e-9)
 
 
@@ -88,7 +88,7 @@ def test_a_second_implementation_computes_the_same(query_state: str, layers: int
 def test_only_states_of_the_previous_order_have_read_the_frames_of_their_own_character(query_state: str) -> None:
     decoder = distinct(speller(layers=2, query_state=query_state))
     states: list[Tensor] = []
-    decoder.cells[1].register_forward_hook(lambda _, given, output: states.append(output[0]))
+    decoder.cells[1].register_forward_hook(lambda _, inputs, output: states.append(output[0]))
     for encoded in (torch.randn(1, 9, 10), torch.randn(1, 9, 10)):
         decoder(torch.tensor([[2, 4]]), decoder.remember(encoded, torch.tensor([9])))
     first, second = (states[step] - states[step + 2] for step in (0, 1))  # of one utterance and of the other
@@ -124,11 +124,13 @@ class Pairs(LanguageModel):
         raise NotImplementedError
 
     def log_prob(self, text: Sequence[int]) -> float:
-        return sum(float(self.log_probs[one, two]) for one, two in itertools.pairwise([*text, text[0]]))
+        return sum(
+            float(self.log_probs[previous, following]) for previous, following in itertools.pairwise([*text, text[0]])
+        )
 
 
 def attention_log_prob(decoder: Speller, frames: Tensor, text: Sequence[int], eos: int) -> float:
-    """Of a text and its end, by the second implementation."""
+    """Log probability of a text and its end, by the second implementation."""
     total = 0.0
     for logits, token in zip(spelled(decoder, frames, [eos, *text]).logits, [*text, eos], strict=True):
         total += float(logits[token] - logits.max() - math.log(np.exp(logits - logits.max()).sum()))
@@ -147,7 +149,7 @@ def test_a_wide_beam_finds_the_best_of_all_texts(
     ctc_logits = torch.randn(2, 3, 5).index_fill(2, torch.tensor([tokenizer.eos_id]), -20.0)
     fused = {"language_model": model, "language_model_weight": language_model_weight} if language_model_weight else {}
     search = AttentionSearch(beam=60, ctc_weight=ctc_weight, tokens_per_frame=1.0, **fused)  # type: ignore[arg-type]
-    found = search(decoder, decoder.remember(encoded, lengths), lengths, tokenizer, ctc_logits)
+    results = search(decoder, decoder.remember(encoded, lengths), lengths, tokenizer, ctc_logits)
     letters = [token for token in range(5) if token not in (tokenizer.blank_id, tokenizer.eos_id)]
     for row, length in enumerate(lengths.tolist()):
         scores = {}
@@ -163,9 +165,9 @@ def test_a_wide_beam_finds_the_best_of_all_texts(
                 )
         ranked = sorted(scores, key=lambda text: -scores[text])
         near = [text for text in ranked if scores[text] > scores[ranked[0]] - 9.9]  # the search stops 10 nats behind
-        assert len(near) > 3 and [one.tokens for one in found[row]][: len(near)] == near
-        for one in found[row]:
-            assert one.score == pytest.approx(scores[one.tokens], abs=1e-3)
+        assert len(near) > 3 and [hypothesis.tokens for hypothesis in results[row]][: len(near)] == near
+        for hypothesis in results[row]:
+            assert hypothesis.score == pytest.approx(scores[hypothesis.tokens], abs=1e-3)
 
 
 @every_order
@@ -178,8 +180,8 @@ def test_hypotheses_of_an_utterance_follow_their_parents(query_state: str) -> No
     parents = torch.tensor([1, 1, 3, 2])
     logits, _ = decoder.step(torch.tensor([3, 4, 3, 4]), tuple(part[parents] for part in state), memory)
     for row, (utterance, tokens) in enumerate([(0, [2, 4, 3]), (0, [2, 4, 4]), (1, [2, 6, 3]), (1, [2, 5, 4])]):
-        one = tuple(part[utterance : utterance + 1] for part in memory)
-        torch.testing.assert_close(logits[row], decoder(torch.tensor([tokens]), one)[0, -1])
+        utterance_memory = tuple(part[utterance : utterance + 1] for part in memory)
+        torch.testing.assert_close(logits[row], decoder(torch.tensor([tokens]), utterance_memory)[0, -1])
 
 
 @every_order
@@ -215,17 +217,17 @@ def test_tokens_are_replaced_one_by_one_as_often_as_asked(query_state: str, monk
     decoder, tokens = speller(sampling=0.3, query_state=query_state).train(), torch.full((200, 20), 3)
     torch.nn.init.zeros_(decoder.output.weight)
     with torch.no_grad():
-        decoder.output.bias.copy_(torch.tensor([0.0, 0.0, 0.0, -50.0, 0.0, 0.0, 0.0]))  # it never says what is true
+        decoder.output.bias.copy_(torch.tensor([0.0, 0.0, 0.0, -50.0, 0.0, 0.0, 0.0]))  # it never emits the true token
     memory = decoder.remember(torch.randn(200, 2, 10), torch.full((200,), 2))
     read: list[torch.Tensor] = []
     monkeypatch.setattr(decoder.embedding, "forward", lambda token: read.append(token) or torch.zeros(200, 5))
     decoder(tokens, memory)
-    replaced = torch.stack(read, dim=1) != 3  # (utterance, place)
+    replaced = torch.stack(read, dim=1) != 3  # (utterance, position)
     assert not replaced[:, 0].any()
     assert replaced[:, 1:].float().mean() == pytest.approx(0.3, abs=0.03)
     assert 0 < replaced[:, 1:].sum(dim=1).min() and replaced[:, 1:].sum(dim=1).max() < 19  # not utterance by utterance
-    drawn = torch.stack(read, dim=1)[replaced]
-    shares = torch.bincount(drawn, minlength=7) / len(drawn)
+    sampled = torch.stack(read, dim=1)[replaced]
+    shares = torch.bincount(sampled, minlength=7) / len(sampled)
     assert shares[3] == 0 and shares[[0, 1, 2, 4, 5, 6]].tolist() == pytest.approx([1 / 6] * 6, abs=0.04)
 
 

@@ -17,12 +17,12 @@ def by_hand(
     """[Ginsburg et al. 2019, algorithm 1] for one layer, in plain numbers."""
     momentum, square = [0.0] * len(weights), 0.0
     for step, gradient in enumerate(gradients):
-        norm = sum(one * one for one in gradient)
+        norm = sum(value * value for value in gradient)
         square = norm if step == 0 else betas[1] * square + (1 - betas[1]) * norm
-        for place, one in enumerate(gradient):
-            direction = one / (math.sqrt(square) + eps) + decay * weights[place]
-            momentum[place] = betas[0] * momentum[place] + direction
-            weights[place] -= lr * momentum[place]
+        for index, value in enumerate(gradient):
+            direction = value / (math.sqrt(square) + eps) + decay * weights[index]
+            momentum[index] = betas[0] * momentum[index] + direction
+            weights[index] -= lr * momentum[index]
     return weights
 
 
@@ -38,7 +38,7 @@ def test_steps_are_those_of_the_algorithm_for_each_tensor(decay: float) -> None:
             layer.grad = row[step]
         optimizer.step()
     for layer, row, begin in zip(layers, gradients, start, strict=True):
-        expected = by_hand(begin, [one.flatten().tolist() for one in row], 0.1, (0.9, 0.7), 1e-3, decay)
+        expected = by_hand(begin, [gradient.flatten().tolist() for gradient in row], 0.1, (0.9, 0.7), 1e-3, decay)
         assert layer.detach().flatten().tolist() == pytest.approx(expected, rel=1e-5)
 
 
@@ -53,19 +53,19 @@ def test_what_has_no_gradient_stays_and_a_saved_state_goes_on() -> None:
     run(range(5), whole, first)
     assert still.tolist() == [1.0, 1.0]
     halves = torch.nn.Parameter(torch.ones(2))
-    run(range(3), halves, one := NovoGrad([halves], lr=0.1, weight_decay=0.1))
-    two = NovoGrad([halves], lr=0.5)
-    two.load_state_dict(one.state_dict())
-    run(range(3, 5), halves, two)
+    run(range(3), halves, saved := NovoGrad([halves], lr=0.1, weight_decay=0.1))
+    restored = NovoGrad([halves], lr=0.5)
+    restored.load_state_dict(saved.state_dict())
+    run(range(3, 5), halves, restored)
     assert torch.equal(halves, whole)
 
 
 def test_a_recogniser_learns_with_it(tmp_path: Any) -> None:
     model = make(optimizer={"class_path": "asr_lightning.models.novograd.NovoGrad", "init_args": {"lr": 0.02}})
     batch = batch_of()
-    before = float(model.loss(batch).detach().mean())
+    first_loss = float(model.loss(batch).detach().mean())
     make_trainer(tmp_path, max_epochs=1).fit(model, loader([batch] * 12))
-    assert float(model.loss(batch).detach().mean()) < 0.7 * before
+    assert float(model.loss(batch).detach().mean()) < 0.7 * first_loss
 
 
 @pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"betas": (0.9, 1.0)}, {"weight_decay": -0.1}])

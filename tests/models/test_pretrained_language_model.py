@@ -1,4 +1,4 @@
-"""What a search gets of a language model, token by token and for whole texts."""
+"""Scores of a language model for a search, token by token and for whole texts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,15 +49,20 @@ def test_steps_give_what_whole_texts_give_also_when_hypotheses_change_places(tmp
     rows = torch.tensor([[*tokenizer.encode(text), tokenizer.eos_id] for text in texts])
     tokens, state = torch.full((4,), tokenizer.eos_id), scorer.initial_state(4)
     totals, order = torch.zeros(4), torch.arange(4)
-    for place in range(rows.shape[1]):
+    for position in range(rows.shape[1]):
         log_probs, state = scorer.step(tokens, state)
         assert log_probs.shape == (4, len(tokenizer))
         torch.testing.assert_close(log_probs.exp().sum(dim=1), torch.ones(4))
-        tokens = rows[order, place]
+        tokens = rows[order, position]
         totals += log_probs.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        turn = torch.tensor([2, 0, 3, 1])
-        tokens, totals, order, state = tokens[turn], totals[turn], order[turn], tuple(part[turn] for part in state)
-    expected = scorer.score([texts[place] for place in order])
+        permutation = torch.tensor([2, 0, 3, 1])
+        tokens, totals, order, state = (
+            tokens[permutation],
+            totals[permutation],
+            order[permutation],
+            tuple(part[permutation] for part in state),
+        )
+    expected = scorer.score([texts[index] for index in order])
     assert totals.tolist() == pytest.approx(expected, abs=1e-4)
     assert len({round(score, 2) for score in expected}) == 4
 

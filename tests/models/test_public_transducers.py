@@ -65,14 +65,14 @@ def public(kind: str) -> RNNT:
 
 @pytest.fixture(scope="module", params=["small", "base"])
 def pair(request: pytest.FixtureRequest, files: Path) -> Iterator[tuple[RNNT, NormalizedTransducer]]:
-    theirs = public(request.param)
+    reference = public(request.param)
     weights = files / f"{request.param}.pt"
-    torch.save(theirs.state_dict(), weights)
+    torch.save(reference.state_dict(), weights)
     heads = {"small": {"heads": 4}, "base": {}}[request.param]
     ours = torchaudio_transducer(weights, files / "tokens.model", files / "statistics.json", **heads)
     weights.unlink()
     assert isinstance(ours, NormalizedTransducer)
-    yield theirs, ours
+    yield reference, ours
 
 
 def public_features(files: Path, audio: Tensor) -> Tensor:
@@ -106,14 +106,14 @@ def test_features_are_those_of_torchaudios_pipeline(pair: tuple[RNNT, Normalized
 def test_log_probabilities_and_transcripts_are_torchaudios(
     pair: tuple[RNNT, NormalizedTransducer], files: Path
 ) -> None:
-    theirs, ours = pair
+    reference, ours = pair
     audio, targets = speech(1.3), torch.tensor([[5, 9, 3]])
     x = public_features(files, audio)
     start = torch.tensor([[PIECES, *targets[0].tolist()]])
-    logits, *_ = theirs(x[None], torch.tensor([len(x)]), start, torch.tensor([4]))
+    logits, *_ = reference(x[None], torch.tensor([len(x)]), start, torch.tensor([4]))
     encoded, lengths = ours(audio[None], torch.tensor([len(audio)]))
-    own = ours.joint(ours.project(encoded).unsqueeze(2), ours.predict(targets).unsqueeze(1))
-    torch.testing.assert_close(own.log_softmax(3), logits.log_softmax(3), atol=2e-4, rtol=0)
+    our_logits = ours.joint(ours.project(encoded).unsqueeze(2), ours.predict(targets).unsqueeze(1))
+    torch.testing.assert_close(our_logits.log_softmax(3), logits.log_softmax(3), atol=2e-4, rtol=0)
 
     loss = ours.decoder_loss(encoded, lengths, targets, torch.tensor([3]))
     expected = torchaudio.functional.rnnt_loss(
@@ -124,7 +124,7 @@ def test_log_probabilities_and_transcripts_are_torchaudios(
     for beam in (1, 4):
         ours.search = TransducerSearch(beam=beam, max_symbols=20)
         [[best, *_]] = ours.decode(encoded, lengths)
-        hypotheses = RNNTBeamSearch(theirs, PIECES, step_max_tokens=20)(x, torch.tensor([len(x)]), beam)
+        hypotheses = RNNTBeamSearch(reference, PIECES, step_max_tokens=20)(x, torch.tensor([len(x)]), beam)
         assert list(best.tokens) == hypotheses[0][0][1:] and 2 < len(best.tokens) < 20
 
 
@@ -132,10 +132,10 @@ def test_a_checkpoint_of_it_is_read_as_any_other(pair: tuple[RNNT, NormalizedTra
     _, ours = pair
     checkpoint = {"state_dict": ours.state_dict(), "hyper_parameters": dict(ours.hparams)}
     CheckpointFiles().save_checkpoint(checkpoint, tmp_path / "public.ckpt")
-    again = load_recognizer(tmp_path / "public.ckpt")
-    assert again.tokenizer.decode(again.tokenizer.encode("THE CAT")) == "THE CAT"
+    loaded = load_recognizer(tmp_path / "public.ckpt")
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode("THE CAT")) == "THE CAT"
     for name, value in ours.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value), name
+        assert torch.equal(loaded.state_dict()[name], value), name
     axes = module_axes(ours)
     assert [factor.size for factor in axes["encoder_projection.weight"][1][0]] == [4, ours.encoder.dimension // 4]
 
@@ -191,12 +191,12 @@ def test_the_command_writes_a_checkpoint(
 ) -> None:
     torch.save(public("small").state_dict(), tmp_path / "weights.pt")
     named = ["--weights", tmp_path / "weights.pt", "--tokens", files / "tokens.model"]
-    more = ["--statistics", files / "statistics.json", "--heads", 4, "--output", tmp_path / "run/public.ckpt"]
+    options = ["--statistics", files / "statistics.json", "--heads", 4, "--output", tmp_path / "run/public.ckpt"]
 
     def run(*arguments: object) -> int:
         return main(["import", "torchaudio", *map(str, arguments)])
 
-    assert run(*named, *more) == 0
+    assert run(*named, *options) == 0
     assert "61 tokens" in capsys.readouterr().out
     assert isinstance(load_recognizer(tmp_path / "run/public.ckpt"), NormalizedTransducer)
     assert (tmp_path / "run/tokens.model").read_bytes() == (files / "tokens.model").read_bytes()

@@ -1,4 +1,4 @@
-"""What all recognizers share: which utterances teach, what is counted, and how a run comes back."""
+"""What all recognizers share: skipped utterances and batches, error rates, predictions and resumed runs."""
 
 import json
 import subprocess
@@ -41,20 +41,22 @@ SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
 IMPOSSIBLE = "ABC" * 40
 
 
-def impossible(texts: list[str], *places: int) -> Batch:
-    """Spoken texts, but those of some places have a transcript that nobody could say in that time."""
+def impossible(texts: list[str], *indices: int) -> Batch:
+    """Spoken texts, of which those of some indices have a transcript too long for their audio."""
     batch = batch_of(texts)
-    ids = [f"impossible-{place}" if place in places else id for place, id in enumerate(batch.ids)]
-    return replace(batch, ids=ids, texts=[IMPOSSIBLE if p in places else text for p, text in enumerate(batch.texts)])
+    ids = [f"impossible-{index}" if index in indices else id for index, id in enumerate(batch.ids)]
+    return replace(
+        batch, ids=ids, texts=[IMPOSSIBLE if index in indices else text for index, text in enumerate(batch.texts)]
+    )
 
 
 def copy(weights: Weights) -> Weights:
     return {name: value.clone() for name, value in weights.items()}
 
 
-def assert_same(got: Weights, expected: Weights) -> None:
-    assert got.keys() == expected.keys()
-    assert not [name for name, value in got.items() if not torch.equal(value, expected[name])]
+def assert_same(weights: Weights, expected: Weights) -> None:
+    assert weights.keys() == expected.keys()
+    assert not [name for name, value in weights.items() if not torch.equal(value, expected[name])]
 
 
 # Training.
@@ -63,18 +65,18 @@ def assert_same(got: Weights, expected: Weights) -> None:
 def test_an_impossible_utterance_is_named_and_changes_nothing_for_the_others(tmp_path: Path) -> None:
     texts = ["CAB", "A", "DEAF BEE"]
     trained, clean = make(optimizer=SGD), make(optimizer=SGD)
-    before = copy(trained.state_dict())
+    start = copy(trained.state_dict())
     with pytest.warns(UserWarning, match=r"1 utterances were skipped.*impossible-1"):
         make_trainer(tmp_path).fit(trained, loader([impossible(texts, 1)]))
     batch = batch_of(texts)
-    without = Batch(
+    possible = Batch(
         [batch.ids[0], batch.ids[2]], batch.audio[[0, 2]], batch.audio_lengths[[0, 2]], RATE,
         [batch.texts[0], batch.texts[2]], ["", ""], ["", ""],
     )  # fmt: skip
-    make_trainer(tmp_path).fit(clean, loader([without]))
+    make_trainer(tmp_path).fit(clean, loader([possible]))
     for name, value in clean.state_dict().items():
         torch.testing.assert_close(trained.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
-    assert max((value - before[name]).abs().max() for name, value in clean.state_dict().items()) > 1e-3
+    assert max((value - start[name]).abs().max() for name, value in clean.state_dict().items()) > 1e-3
 
 
 def counted(trainer: Any) -> float:
@@ -145,19 +147,19 @@ def test_fused_optimisers_clip_in_bfloat16(tmp_path: Path) -> None:
     for clipping in (None, 1e-3):
         sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0, "fused": True}}
         trained = make(optimizer=sgd)
-        before = copy(dict(trained.named_parameters()))
+        start = copy(dict(trained.named_parameters()))
         trainer = make_trainer(tmp_path, gradient_clip_val=clipping, precision="bf16-mixed")
         trainer.fit(trained, loader([batch_of(["CAB", "BED"])]))
-        steps = [(value - before[name]).detach() for name, value in trained.named_parameters()]
+        steps = [(value - start[name]).detach() for name, value in trained.named_parameters()]
         moved.append(float(torch.nn.utils.get_total_norm(steps)))
     assert moved[0] > 1.0 and moved[1] == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_accumulated_gradients_survive_a_useless_batch_behind_them(tmp_path: Path) -> None:
-    trained, before = make(optimizer=SGD), make(optimizer=SGD).state_dict()
+    trained, start = make(optimizer=SGD), make(optimizer=SGD).state_dict()
     trainer = make_trainer(tmp_path, accumulate_grad_batches=2)
     trainer.fit(trained, loader([batch_of(["CAB", "BED"]), impossible(["A"], 0)]))
-    assert [name for name, value in trained.state_dict().items() if not torch.equal(value, before[name])]
+    assert [name for name, value in trained.state_dict().items() if not torch.equal(value, start[name])]
 
 
 def test_training_stops_when_nothing_teaches_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +168,7 @@ def test_training_stops_when_nothing_teaches_any_more(tmp_path: Path, monkeypatc
     bad, good = impossible(["A"], 0), batch_of(["CAB"])
     with pytest.warns(UserWarning, match="impossible-0"), pytest.raises(InputError, match="3 batches in a row"):
         make_trainer(tmp_path, callbacks=[memory]).fit(trained, loader([bad, bad, good, bad, bad, bad, good]))
-    assert len(memory.seen) == 5  # two bad ones between good ones are borne; the third in a row does not end
+    assert len(memory.seen) == 5  # two bad batches in a row are skipped; the step of the third does not end
 
 
 def test_training_stops_when_gradients_stay_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +180,7 @@ def test_training_stops_when_gradients_stay_no_numbers(tmp_path: Path, monkeypat
     trainer = make_trainer(tmp_path, callbacks=[memory])
     with pytest.warns(UserWarning, match="step 2 is skipped"), pytest.raises(InputError, match="gradient in 3 steps"):
         trainer.fit(trained, loader([batch_of(["CAB"])] * 8))
-    assert len(memory.seen) == 6  # two in a row are borne
+    assert len(memory.seen) == 6  # two in a row are skipped
     assert_same(memory.seen[-1][0], memory.seen[3][0])
 
 
@@ -193,7 +195,7 @@ def test_a_wrong_sample_rate_is_refused(tmp_path: Path) -> None:
 
 
 class Clock:
-    """Stands still unless told."""
+    """A clock that stands still unless a test moves it."""
 
     now = 0.0
 
@@ -206,8 +208,8 @@ CLOCK = Clock()
 
 def mishear(batch: Batch) -> list[str]:
     """Wrong in words of the longer utterances only, with all three kinds of errors."""
-    heard = {"DEAF BEE": "DEAF B E", "HE FED": "HE", "EGG AGE": "EGG FACE AGE GAD"}
-    return [heard.get(text, text) for text in batch.texts]
+    misheard = {"DEAF BEE": "DEAF B E", "HE FED": "HE", "EGG AGE": "EGG FACE AGE GAD"}
+    return [misheard.get(text, text) for text in batch.texts]
 
 
 def let_mishear(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,16 +238,16 @@ def test_error_rates_are_those_of_the_corpus_and_begin_anew(tmp_path: Path, monk
 
     def rates(batches: list[Batch]) -> dict[str, float]:
         references = [text for batch in batches for text in batch.texts]
-        heard = [text for batch in batches for text in mishear(batch)]
-        wrong = sum(one != two for one, two in zip(references, heard, strict=True))
+        hypotheses = [text for batch in batches for text in mishear(batch)]
+        wrong = sum(reference != hypothesis for reference, hypothesis in zip(references, hypotheses, strict=True))
         with torch.no_grad():
             losses = torch.cat([recognizer.eval().loss(batch) for batch in batches])
         return {
-            "wer": jiwer.wer(references, heard),
-            "cer": jiwer.cer(references, heard),
+            "wer": jiwer.wer(references, hypotheses),
+            "cer": jiwer.cer(references, hypotheses),
             "ser": wrong / len(references),
-            "swer": sum(map(space_free_errors, references, heard)) / len(" ".join(references).split()),
-            "unspaced_cer": jiwer.cer(*([text.replace(" ", "") for text in side] for side in (references, heard))),
+            "swer": sum(map(space_free_errors, references, hypotheses)) / len(" ".join(references).split()),
+            "unspaced_cer": jiwer.cer(*([text.replace(" ", "") for text in side] for side in (references, hypotheses))),
             "utterances": len(references),
             "words": len(" ".join(references).split()),
             "loss": float(losses.mean()),
@@ -253,10 +255,10 @@ def test_error_rates_are_those_of_the_corpus_and_begin_anew(tmp_path: Path, monk
 
     # Other data each time: rates of the same data would not tell whether they were counted twice.
     runs = [("val", trainer.validate, clean), ("val", trainer.validate, clean[:1]), ("test", trainer.test, clean[1:])]
-    for stage, run, mine in runs:
-        run(recognizer, {"test-clean": loader(mine), "test-other": loader(other)}, verbose=False)
-        heard = {"test-clean": mine, "test-other": other, stage: mine + other}
-        expected = {name: rates(batches) for name, batches in heard.items()}
+    for stage, run, data in runs:
+        run(recognizer, {"test-clean": loader(data), "test-other": loader(other)}, verbose=False)
+        subsets = {"test-clean": data, "test-other": other, stage: data + other}
+        expected = {name: rates(batches) for name, batches in subsets.items()}
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         assert {
             name: value for name, value in logged.items() if not name.endswith(("real_time_factor", "floor"))
@@ -264,9 +266,9 @@ def test_error_rates_are_those_of_the_corpus_and_begin_anew(tmp_path: Path, monk
             {f"{name}/{key}": value for name, values in expected.items() for key, value in values.items()}
         )
         factors = {name: float(logged[f"{name}/real_time_factor"]) for name in expected}
-        seconds = {name: sum(batch.seconds for batch in batches) for name, batches in heard.items()}
+        seconds = {name: sum(batch.seconds for batch in batches) for name, batches in subsets.items()}
         assert {name: factors[name] * seconds[name] for name in factors} == pytest.approx(
-            {name: 0.25 * len(batches) for name, batches in heard.items()}
+            {name: 0.25 * len(batches) for name, batches in subsets.items()}
         )
     assert rates(clean)["wer"] not in (0.0, rates(other)["wer"])
 
@@ -337,8 +339,8 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> Non
     assert undisturbed.trainer.global_step == 2 * undisturbed.trainer.num_training_batches
     for step in (2, undisturbed.trainer.num_training_batches + 1):  # in the first epoch, in the second
         checkpoint = tmp_path / "first" / f"step={step}.ckpt"
-        begun = torch.load(checkpoint, weights_only=True)["state_dict"]
-        assert not torch.equal(begun["joint.output.weight"], expected["joint.output.weight"])
+        early = torch.load(checkpoint, weights_only=True)["state_dict"]
+        assert not torch.equal(early["joint.output.weight"], expected["joint.output.weight"])
         resumed, weights = run(99, f"from {step}", validate=False, resume=checkpoint)
         assert resumed.trainer.global_step == undisturbed.trainer.global_step
         assert_same(weights, expected)
@@ -355,15 +357,15 @@ def test_two_ranks_with_uneven_batches_train_as_one_process_does(tmp_path: Path)
     ended = subprocess.run(script, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr[-3000:]
     shared_run.run(str(tmp_path), 1)
-    one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    single, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
     assert_same(first["weights"], second["weights"])
-    assert_same(one["start"], first["start"])
+    assert_same(single["start"], first["start"])
     changes = []
-    for name, expected in one["weights"].items():
+    for name, expected in single["weights"].items():
         torch.testing.assert_close(first["weights"][name], expected, rtol=1e-4, atol=1e-6, msg=name)
-        changes.append(float((expected - one["start"][name]).abs().max()))
+        changes.append(float((expected - single["start"][name]).abs().max()))
     assert max(changes) > 1e-2
     for name in ("val/wer", "val/cer", "val/ser", "val/loss", "clean/wer", "other/cer", "train/skipped_utterances"):
-        assert first["logged"][name] == pytest.approx(one["logged"][name], rel=1e-4), name
+        assert first["logged"][name] == pytest.approx(single["logged"][name], rel=1e-4), name
         assert second["logged"][name] == first["logged"][name], name
-    assert one["logged"]["train/skipped_utterances"] == 1
+    assert single["logged"]["train/skipped_utterances"] == 1

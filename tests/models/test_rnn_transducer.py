@@ -46,8 +46,8 @@ def test_token_by_token_is_as_all_at_once(predictor: Predictor) -> None:
     state = predictor.initial_state(3, x.device)
     assert all(len(part) == 3 for part in state)
     outputs = []
-    for place in range(7):
-        output, state = predictor(x[:, place : place + 1], state)
+    for position in range(7):
+        output, state = predictor(x[:, position : position + 1], state)
         outputs.append(output)
     torch.testing.assert_close(torch.cat(outputs, dim=1), together)
     for part, expected in zip(state, last, strict=True):
@@ -68,10 +68,10 @@ def test_predictions_do_not_depend_on_later_tokens(predictor: Predictor) -> None
     x = torch.randn(1, 6, 6)
     changed = x.clone()
     changed[:, 4] += 1.0
-    before, _ = predictor(x, predictor.initial_state(1, x.device))
-    after, _ = predictor(changed, predictor.initial_state(1, x.device))
-    torch.testing.assert_close(after[:, :4], before[:, :4])
-    assert (after[:, 4] - before[:, 4]).abs().max() > 1e-3
+    y, _ = predictor(x, predictor.initial_state(1, x.device))
+    y_changed, _ = predictor(changed, predictor.initial_state(1, x.device))
+    torch.testing.assert_close(y_changed[:, :4], y[:, :4])
+    assert (y_changed[:, 4] - y[:, 4]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("context", [1, 2, 3])
@@ -80,9 +80,9 @@ def test_a_stateless_predictor_forgets(context: int) -> None:
     predictor, x = StatelessPredictor(6, context).eval(), torch.randn(1, 6, 6)
     changed = x.clone()
     changed[:, 0] += 1.0
-    before, _ = predictor(x, predictor.initial_state(1, x.device))
-    after, _ = predictor(changed, predictor.initial_state(1, x.device))
-    differs = ((after - before).abs().amax(dim=2) > 1e-4).squeeze(0).tolist()
+    y, _ = predictor(x, predictor.initial_state(1, x.device))
+    y_changed, _ = predictor(changed, predictor.initial_state(1, x.device))
+    differs = ((y_changed - y).abs().amax(dim=2) > 1e-4).squeeze(0).tolist()
     assert differs == [True] * context + [False] * (6 - context)
 
 
@@ -96,10 +96,10 @@ def written_out(recognizer: RNNTransducer, text: str, encoded: Tensor) -> float:
         frames = recognizer.encoder_projection(encoded)
         scores.append([recognizer.joint(frame, history[0, 0]).double().log_softmax(0) for frame in frames])
     totals = []
-    for places in combinations_with_replacement(range(len(encoded)), len(target)):
+    for alignment in combinations_with_replacement(range(len(encoded)), len(target)):
         total, emitted = 0.0, 0
         for frame in range(len(encoded)):
-            for _ in range(places.count(frame)):
+            for _ in range(alignment.count(frame)):
                 total += float(scores[emitted][frame][target[emitted]])
                 emitted += 1
             total += float(scores[emitted][frame][blank])
@@ -188,9 +188,9 @@ def test_the_beam_finds_what_is_at_least_as_probable_as_the_greedy_path(beam: in
     greedy = recognizer.recognize(batch)
     assert all(len(hypotheses) == 1 for hypotheses in greedy)
     recognizer.search.beam = beam
-    found = recognizer.recognize(batch)
-    assert recognizer.transcribe(batch) == [recognizer.tokenizer.decode(beams[0].tokens) for beams in found]
-    for [path], hypotheses in zip(greedy, found, strict=True):
+    n_best_lists = recognizer.recognize(batch)
+    assert recognizer.transcribe(batch) == [recognizer.tokenizer.decode(beams[0].tokens) for beams in n_best_lists]
+    for [path], hypotheses in zip(greedy, n_best_lists, strict=True):
         scores = [hypothesis.score for hypothesis in hypotheses]
         assert scores == sorted(scores, reverse=True) and len(scores) <= beam
         assert scores[0] >= path.score - 1e-4

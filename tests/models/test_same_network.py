@@ -31,8 +31,8 @@ def checkpoint_of(config: dict[str, Any]) -> dict[str, Any]:
     return {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), **training}
 
 
-def compare(theirs: dict[str, Any], mine: dict[str, Any]) -> None:
-    check_same_network(build_model(mine, LightningModule), checkpoint_of(theirs), "some.ckpt")
+def compare(trained: dict[str, Any], experiment: dict[str, Any]) -> None:
+    check_same_network(build_model(experiment, LightningModule), checkpoint_of(trained), "some.ckpt")
 
 
 def listener(**changes: Any) -> dict[str, Any]:
@@ -73,13 +73,13 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_another_network_is_refused_by_name(what: str) -> None:
-    theirs, mine, message = CHANGES[what]
+    trained, experiment, message = CHANGES[what]
     with pytest.raises(InputError, match=f"some.ckpt is a checkpoint of another network.*:\n  {message}"):
-        compare(theirs, mine)
+        compare(trained, experiment)
 
 
 @pytest.mark.parametrize(
-    ("theirs", "mine"),
+    ("trained", "experiment"),
     [
         (transducer(), transducer(search={"class_path": "asr_lightning.decoding.transducer.TransducerSearch"})),
         (transducer(search={"class_path": "asr_lightning.decoding.transducer.TransducerSearch"}), transducer()),
@@ -94,8 +94,8 @@ def test_another_network_is_refused_by_name(what: str) -> None:
         (language_model(), language_model(dropout=0.2, optimizer={"class_path": "torch.optim.SGD"})),
     ],
 )  # fmt: skip
-def test_what_computes_the_same_may_differ(theirs: dict[str, Any], mine: dict[str, Any]) -> None:
-    compare(theirs, mine)
+def test_what_computes_the_same_may_differ(trained: dict[str, Any], experiment: dict[str, Any]) -> None:
+    compare(trained, experiment)
 
 
 def test_an_older_checkpoint_has_the_default_of_what_came_later() -> None:
@@ -117,7 +117,7 @@ def units(path: Path, letters: str) -> dict[str, Any]:
 
 
 def test_checkpoints_of_attention_decoders_from_before_their_orders_are_in_the_order_of_las() -> None:
-    mine = {
+    experiments = {
         state: attention_decoder(
             encoder={
                 "class_path": "asr_lightning.nn.recurrent.ProjectedLSTMEncoder",
@@ -127,20 +127,20 @@ def test_checkpoints_of_attention_decoders_from_before_their_orders_are_in_the_o
         )
         for state in ("current", "previous")
     }
-    checkpoint = checkpoint_of(mine["current"])
+    checkpoint = checkpoint_of(experiments["current"])
     arguments = checkpoint["hyper_parameters"]
     del arguments["encoder"]["init_args"]["last_tanh"]
     del arguments["decoder"]["init_args"]["query_state"]
     del arguments["decoder"]["init_args"]["attention"]["init_args"]["sharpening"]
-    check_same_network(build_model(mine["current"], LightningModule), checkpoint, "some.ckpt")
+    check_same_network(build_model(experiments["current"], LightningModule), checkpoint, "some.ckpt")
     message = r"decoder.query_state: 'current' in the checkpoint, 'previous' in the experiment"
     with pytest.raises(InputError, match=message):
-        check_same_network(build_model(mine["previous"], LightningModule), checkpoint, "some.ckpt")
+        check_same_network(build_model(experiments["previous"], LightningModule), checkpoint, "some.ckpt")
 
 
 def test_units_are_compared_by_what_a_list_holds_not_by_its_path(tmp_path: Path) -> None:
-    theirs = transducer(tokenizer=units(tmp_path / "units", "가나다"))
-    checkpoint = checkpoint_of(theirs)
+    config = transducer(tokenizer=units(tmp_path / "units", "가나다"))
+    checkpoint = checkpoint_of(config)
     elsewhere = transducer(tokenizer=units(tmp_path / "other", "가나다"))
     check_same_network(build_model(elsewhere, LightningModule), checkpoint, "some.ckpt")
     for letters, message in (
@@ -149,7 +149,7 @@ def test_units_are_compared_by_what_a_list_holds_not_by_its_path(tmp_path: Path)
     ):
         units(tmp_path / "units", letters)  # made anew, in the same place
         with pytest.raises(InputError, match=f"tokenizer, {message}"):
-            check_same_network(build_model(theirs, LightningModule), checkpoint, "some.ckpt")
+            check_same_network(build_model(config, LightningModule), checkpoint, "some.ckpt")
 
 
 def pieces(folder: Path, texts: list[str], size: int) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def test_pieces_are_compared_and_not_where_they_were_trained(tmp_path: Path) -> 
     tokenizer = pieces(tmp_path / "one", texts, 16)
     checkpoint = checkpoint_of(transducer(tokenizer=tokenizer))
     same = pieces(tmp_path / "other", texts, 16)
-    contents = [base64.b64encode(Path(one["init_args"]["model"]).read_bytes()) for one in (tokenizer, same)]
+    contents = [base64.b64encode(Path(config["init_args"]["model"]).read_bytes()) for config in (tokenizer, same)]
     assert contents[0] != contents[1]  # by the path that is in them
     check_same_network(build_model(transducer(tokenizer=same), LightningModule), checkpoint, "some.ckpt")
     other = transducer(tokenizer=pieces(tmp_path / "third", [text.replace("G", "H") for text in texts], 16))
@@ -194,7 +194,7 @@ def adam(**arguments: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("mine", "changed"),
+    ("options", "changed"),
     [
         ({}, set()),
         ({"optimizer": adam(lr=1e-5, weight_decay=0.1)}, {"optimizer.lr", "optimizer.weight_decay"}),
@@ -204,14 +204,14 @@ def adam(**arguments: Any) -> dict[str, Any]:
     ],
     ids=["nothing", "lr and decay", "betas", "warm-up", "search"],
 )
-def test_changed_arguments_of_optimizer_and_schedule_are_found(mine: dict[str, Any], changed: set[str]) -> None:
+def test_changed_arguments_of_optimizer_and_schedule_are_found(options: dict[str, Any], changed: set[str]) -> None:
     checkpoint = checkpoint_of(transducer(scheduler=schedule()))
-    model = build_model(transducer(**{"scheduler": schedule(), **mine}), LightningModule)
+    model = build_model(transducer(**{"scheduler": schedule(), **options}), LightningModule)
     assert check_training_state(model, checkpoint, "some.ckpt", 1) == changed
 
 
 @pytest.mark.parametrize(
-    ("mine", "message"),
+    ("options", "message"),
     [
         ({"optimizer": {"class_path": "torch.optim.SGD"}}, "optimizer: torch.optim.Adam in .*, torch.optim.SGD in"),
         ({"optimizer": None}, "optimizer: torch.optim.Adam in the checkpoint, torch.optim.AdamW in"),
@@ -222,9 +222,9 @@ def test_changed_arguments_of_optimizer_and_schedule_are_found(mine: dict[str, A
     ],
     ids=str,
 )  # fmt: skip
-def test_a_state_that_does_not_fit_is_refused_by_name(mine: dict[str, Any], message: str) -> None:
+def test_a_state_that_does_not_fit_is_refused_by_name(options: dict[str, Any], message: str) -> None:
     checkpoint = checkpoint_of(transducer(scheduler=schedule()))
-    model = build_model(transducer(**{"scheduler": schedule(), **mine}), LightningModule)
+    model = build_model(transducer(**{"scheduler": schedule(), **options}), LightningModule)
     with pytest.raises(InputError, match=f"some.ckpt: the state of the training .*:\n  {message}") as raised:
         check_training_state(model, checkpoint, "some.ckpt")
     assert "WeightSelection" in str(raised.value)
@@ -270,5 +270,7 @@ def test_a_loaded_model_is_the_experiment_s_but_for_its_weights(tmp_path: Path) 
 def test_experiments_that_are_tested_on_a_checkpoint_of_another_one(trained: str, beside: str) -> None:
     """As ablations do; without the weights, which would take memory."""
     with parameters_without_memory():
-        theirs, mine = (yaml.safe_load((DEMO / f"{name}.yaml").read_text())["model"] for name in (trained, beside))
-        compare(theirs, mine)
+        trained_config, experiment = (
+            yaml.safe_load((DEMO / f"{name}.yaml").read_text())["model"] for name in (trained, beside)
+        )
+        compare(trained_config, experiment)

@@ -22,48 +22,50 @@ CLASSES = "asr_lightning.models.schedules"
 def rates(make: Callable[[torch.optim.Optimizer], RunSchedule], total: int, steps: int) -> list[float]:
     """The learning rate of each step of a run, with a peak of 2."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    scheduler, seen = make(optimizer), []
+    scheduler, learning_rates = make(optimizer), []
     scheduler.begin(total)
     for _ in range(steps):
-        seen.append(float(optimizer.param_groups[0]["lr"]))
+        learning_rates.append(float(optimizer.param_groups[0]["lr"]))
         optimizer.step()
         scheduler.step()
-    return seen
+    return learning_rates
 
 
 def test_cosine_rises_and_falls_to_its_floor_at_the_end_of_the_run() -> None:
-    seen = rates(lambda optimizer: WarmupCosine(optimizer, 1 / 3, floor=0.1), 12, 15)
-    assert seen[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
-    assert seen[8] == pytest.approx(0.2 + 1.8 * 0.5)
-    assert seen[12:] == pytest.approx([0.2] * 3)
+    learning_rates = rates(lambda optimizer: WarmupCosine(optimizer, 1 / 3, floor=0.1), 12, 15)
+    assert learning_rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert learning_rates[8] == pytest.approx(0.2 + 1.8 * 0.5)
+    assert learning_rates[12:] == pytest.approx([0.2] * 3)
     assert rates(lambda optimizer: WarmupCosine(optimizer, 0.0), 2, 2) == pytest.approx([2.0, 1.0])
 
 
 def test_inverse_root_halves_after_four_times_the_warm_up() -> None:
-    seen = rates(lambda optimizer: WarmupInverseRoot(optimizer, 0.2), 20, 20)
-    assert seen[3] == pytest.approx(2.0) == max(seen)
-    assert seen[15] == pytest.approx(1.0)
+    learning_rates = rates(lambda optimizer: WarmupInverseRoot(optimizer, 0.2), 20, 20)
+    assert learning_rates[3] == pytest.approx(2.0) == max(learning_rates)
+    assert learning_rates[15] == pytest.approx(1.0)
     assert rates(lambda optimizer: WarmupInverseRoot(optimizer, 0.0), 20, 1) == [2.0]
 
 
 def test_three_stages_end_with_the_run() -> None:
-    seen = rates(lambda optimizer: TriStage(optimizer, 4 / 12, 3 / 12, floor=0.01), 12, 20)
-    assert seen[:4] == pytest.approx([0.02, 0.515, 1.01, 1.505])
-    assert seen[4:8] == pytest.approx([2.0] * 4)
-    assert seen[12:] == pytest.approx([0.02] * 8)
-    falls = [math.log(later / earlier) for earlier, later in zip(seen[7:12], seen[8:13], strict=True)]
+    learning_rates = rates(lambda optimizer: TriStage(optimizer, 4 / 12, 3 / 12, floor=0.01), 12, 20)
+    assert learning_rates[:4] == pytest.approx([0.02, 0.515, 1.01, 1.505])
+    assert learning_rates[4:8] == pytest.approx([2.0] * 4)
+    assert learning_rates[12:] == pytest.approx([0.02] * 8)
+    falls = [
+        math.log(later / earlier) for earlier, later in zip(learning_rates[7:12], learning_rates[8:13], strict=True)
+    ]
     assert falls == pytest.approx([math.log(0.01) / 5] * 5)
 
 
 def test_the_korean_schedule_is_that_of_its_toolkit() -> None:
-    """389,100 steps: up in 400, there until the middle, down to 5 %, never longer on the floor."""
+    """389,100 steps: up in 400, constant until the middle, then down to 5 %, which it reaches at the end only."""
     path = DEMO.parent / "ds2_kspon.yaml"
-    given = yaml.safe_load(path.read_text())["model"]["init_args"]["scheduler"]["init_args"]
-    seen = rates(lambda optimizer: TriStage(optimizer, **given), 1000, 1001)
-    assert seen[1:500] == pytest.approx([2.0] * 499)
-    assert seen[500] == pytest.approx(2.0) and seen[501] < 2.0
-    assert seen[750] == pytest.approx(2.0 * math.sqrt(0.05))
-    assert seen[999] > 2.0 * 0.05 and seen[1000] == pytest.approx(2.0 * 0.05)
+    arguments = yaml.safe_load(path.read_text())["model"]["init_args"]["scheduler"]["init_args"]
+    learning_rates = rates(lambda optimizer: TriStage(optimizer, **arguments), 1000, 1001)
+    assert learning_rates[1:500] == pytest.approx([2.0] * 499)
+    assert learning_rates[500] == pytest.approx(2.0) and learning_rates[501] < 2.0
+    assert learning_rates[750] == pytest.approx(2.0 * math.sqrt(0.05))
+    assert learning_rates[999] > 2.0 * 0.05 and learning_rates[1000] == pytest.approx(2.0 * 0.05)
 
 
 # The demo's figures in README were made with rates by these numbers of steps, which are those of its corpora; only the
@@ -83,7 +85,7 @@ LATER = (
 )  # experiments that never had another schedule than that of their YAML
 PATHS = [
     path for path in sorted(DEMO.glob("*.yaml")) if path.stem not in LATER and not path.stem.endswith("_inside")
-]  # those look inside of what another file trains
+]  # those analyze a network that another file trains
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -93,14 +95,14 @@ def test_the_demo_has_the_rates_that_its_figures_were_made_with(path: Path) -> N
     warmup, total = STEPS[next(name for name in STEPS if path.stem.startswith(name))]
     floor = 0.02 if path.stem == "lm_char" else 0.05
 
-    def before(step: int) -> float:
+    def expected_rate(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
         done = min(1.0, (step - warmup) / max(1, total - warmup))
         return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
 
-    seen = rates(lambda optimizer: WarmupCosine(optimizer, **scheduler["init_args"]), total, total + 2)
-    assert seen == [2.0 * before(step) for step in range(total + 2)]  # to the bit
+    learning_rates = rates(lambda optimizer: WarmupCosine(optimizer, **scheduler["init_args"]), total, total + 2)
+    assert learning_rates == [2.0 * expected_rate(step) for step in range(total + 2)]  # to the bit
 
 
 class Rates(lightning.Callback):
@@ -119,11 +121,13 @@ def fit(folder: Path, batches: int = 5, ckpt_path: Path | None = None, **options
     model.requires_grad_(False)
     model.joint.output.bias.requires_grad_(True)  # type: ignore[attr-defined, union-attr]
     model.loss = lambda batch: model.joint.output.bias.sum() + torch.zeros(len(batch))  # type: ignore[assignment, attr-defined]
-    seen = Rates()
+    recorder = Rates()
     saving = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1)
-    trainer = make_trainer(folder, callbacks=[seen, saving], enable_checkpointing=True, **{"max_epochs": 3, **options})
+    trainer = make_trainer(
+        folder, callbacks=[recorder, saving], enable_checkpointing=True, **{"max_epochs": 3, **options}
+    )
     trainer.fit(model, loader([batch_of(["A"])] * batches), ckpt_path=ckpt_path)
-    return seen.seen
+    return recorder.seen
 
 
 RUNS: dict[str, tuple[dict[str, Any], int]] = {

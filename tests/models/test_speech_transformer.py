@@ -21,45 +21,45 @@ def shaken(module: nn.Module, seed: int = 0, std: float = 0.3) -> nn.Module:
 
 
 def encoder(dimension: int = 12, head_dimension: int | None = None, dropout: float = 0.0) -> TransformerEncoder:
-    made = TransformerEncoder(MELS, dimension, 2, 3, 20, 7, 4, head_dimension, dropout)
-    assert shaken(made) is made
-    return made
+    module = TransformerEncoder(MELS, dimension, 2, 3, 20, 7, 4, head_dimension, dropout)
+    assert shaken(module) is module
+    return module
 
 
 def decoder(memory: Axis = sinusoid_axis(12), head_dimension: int | None = None) -> TransformerDecoder:  # noqa: B008
-    made = TransformerDecoder(VOCABULARY, memory, 8, 2, 2, 20, head_dimension, dropout=0.0)
-    assert shaken(made) is made
-    return made
+    module = TransformerDecoder(VOCABULARY, memory, 8, 2, 2, 20, head_dimension, dropout=0.0)
+    assert shaken(module) is module
+    return module
 
 
 @pytest.fixture
 def utterances() -> tuple[Tensor, Tensor]:
-    """What an encoder would say of three utterances, and noise behind their ends."""
+    """Random frames in place of an encoder's, of three utterances, and their numbers."""
     return torch.randn(3, 7, 12), torch.tensor([7, 2, 5])
 
 
 def positions(size: int, dimension: int) -> Tensor:
     table = torch.zeros(size, dimension)
-    for place in range(size):
+    for position in range(size):
         for column in range(dimension):
-            angle = place / 10_000 ** (2 * (column // 2) / dimension)
-            table[place, column] = math.cos(angle) if column % 2 else math.sin(angle)
+            angle = position / 10_000 ** (2 * (column // 2) / dimension)
+            table[position, column] = math.cos(angle) if column % 2 else math.sin(angle)
     return table
 
 
 # Against torch's own layers.
 
 
-def copy_attention(ours: TransformerAttention, theirs: nn.MultiheadAttention) -> None:
+def copy_attention(ours: TransformerAttention, reference: nn.MultiheadAttention) -> None:
     parts = (ours.query, ours.key, ours.value)
-    if theirs.in_proj_weight is not None:
-        theirs.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+    if reference.in_proj_weight is not None:
+        reference.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
     else:  # keys and values of another dimension than queries
-        theirs.q_proj_weight.copy_(ours.query.weight)
-        theirs.k_proj_weight.copy_(ours.key.weight)
-        theirs.v_proj_weight.copy_(ours.value.weight)
-    theirs.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
-    theirs.out_proj.load_state_dict(ours.output.state_dict())
+        reference.q_proj_weight.copy_(ours.query.weight)
+        reference.k_proj_weight.copy_(ours.key.weight)
+        reference.v_proj_weight.copy_(ours.value.weight)
+    reference.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+    reference.out_proj.load_state_dict(ours.output.state_dict())
 
 
 def copy_feed_forward(ours: nn.Sequential, norm: nn.Module, layer: nn.Module) -> None:
@@ -72,19 +72,19 @@ def copy_feed_forward(ours: nn.Sequential, norm: nn.Module, layer: nn.Module) ->
 def test_the_encoder_is_torchs_after_subsampling_and_positions() -> None:
     ours = encoder()
     layer = nn.TransformerEncoderLayer(12, 3, 20, dropout=0.0, batch_first=True, norm_first=True)
-    theirs = nn.TransformerEncoder(layer, 2, nn.LayerNorm(12), enable_nested_tensor=False).eval()
-    for own, other in zip(ours.layers, theirs.layers, strict=True):
-        copy_attention(own.attention, other.self_attn)
-        other.norm1.load_state_dict(own.attention_norm.state_dict())
-        copy_feed_forward(own.feed_forward, other.norm2, other)
-    theirs.norm.load_state_dict(ours.norm.state_dict())
+    torch_encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(12), enable_nested_tensor=False).eval()
+    for our_layer, torch_layer in zip(ours.layers, torch_encoder.layers, strict=True):
+        copy_attention(our_layer.attention, torch_layer.self_attn)
+        torch_layer.norm1.load_state_dict(our_layer.attention_norm.state_dict())
+        copy_feed_forward(our_layer.feed_forward, torch_layer.norm2, torch_layer)
+    torch_encoder.norm.load_state_dict(ours.norm.state_dict())
 
     x, lengths = torch.randn(3, 26, MELS), torch.tensor([26, 1, 14])
     encoded, encoded_lengths = ours(x, lengths)
     assert encoded_lengths.tolist() == [7, 1, 4] and encoded.shape == (3, 7, 12)
     subsampled, _ = ours.subsampling(x, lengths)
     padding = torch.arange(7) >= encoded_lengths.unsqueeze(1)
-    expected = theirs(subsampled * math.sqrt(12) + positions(7, 12), src_key_padding_mask=padding)
+    expected = torch_encoder(subsampled * math.sqrt(12) + positions(7, 12), src_key_padding_mask=padding)
     torch.testing.assert_close(encoded[~padding], expected[~padding], rtol=1e-5, atol=1e-5)
 
 
@@ -93,21 +93,21 @@ def test_the_decoder_is_torchs_after_the_embedding(utterances: tuple[Tensor, Ten
     ours = decoder()
     layer = nn.TransformerDecoderLayer(8, 2, 20, dropout=0.0, batch_first=True, norm_first=True)
     layer.multihead_attn = nn.MultiheadAttention(8, 2, kdim=12, vdim=12, batch_first=True)
-    theirs = nn.TransformerDecoder(layer, 2, nn.LayerNorm(8)).eval()
-    for own, other in zip(ours.layers, theirs.layers, strict=True):
-        copy_attention(own.self_attention, other.self_attn)
-        copy_attention(own.cross_attention, other.multihead_attn)
-        other.norm1.load_state_dict(own.self_norm.state_dict())
-        other.norm2.load_state_dict(own.cross_norm.state_dict())
-        copy_feed_forward(own.feed_forward, other.norm3, other)
-    theirs.norm.load_state_dict(ours.norm.state_dict())
+    torch_decoder = nn.TransformerDecoder(layer, 2, nn.LayerNorm(8)).eval()
+    for our_layer, torch_layer in zip(ours.layers, torch_decoder.layers, strict=True):
+        copy_attention(our_layer.self_attention, torch_layer.self_attn)
+        copy_attention(our_layer.cross_attention, torch_layer.multihead_attn)
+        torch_layer.norm1.load_state_dict(our_layer.self_norm.state_dict())
+        torch_layer.norm2.load_state_dict(our_layer.cross_norm.state_dict())
+        copy_feed_forward(our_layer.feed_forward, torch_layer.norm3, torch_layer)
+    torch_decoder.norm.load_state_dict(ours.norm.state_dict())
 
     encoded, lengths = utterances
     tokens = torch.randint(len(VOCABULARY), (3, 6))
     later = torch.ones(6, 6, dtype=torch.bool).triu(1)
     padding = torch.arange(7) >= lengths.unsqueeze(1)
     embedded = ours.embedding(tokens) * math.sqrt(8) + positions(6, 8)
-    expected = ours.output(theirs(embedded, encoded, tgt_mask=later, memory_key_padding_mask=padding))
+    expected = ours.output(torch_decoder(embedded, encoded, tgt_mask=later, memory_key_padding_mask=padding))
     logits = ours(tokens, ours.remember(encoded, lengths))
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -117,7 +117,7 @@ def test_heads_of_a_dimension_of_their_own_are_the_formula() -> None:
     attention = TransformerAttention(4, units(6), heads=2, head_dimension=5, dropout=0.0)
     shaken(attention, std=0.7)
     x, memory = torch.randn(1, 3, 4), torch.randn(1, 4, 6)
-    seen = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 1]]).bool()
+    visible = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 1]]).bool()
     heads = []
     for head in (slice(0, 5), slice(5, 10)):
         query, key, value = (
@@ -125,14 +125,15 @@ def test_heads_of_a_dimension_of_their_own_are_the_formula() -> None:
             for part, source in ((attention.query, x), (attention.key, memory), (attention.value, memory))
         )
         rows = [
-            ((key[seen[place]] @ one) / math.sqrt(5)).softmax(0) @ value[seen[place]] for place, one in enumerate(query)
+            ((key[visible[index]] @ frame_query) / math.sqrt(5)).softmax(0) @ value[visible[index]]
+            for index, frame_query in enumerate(query)
         ]
         heads.append(torch.stack(rows))
     expected = attention.output(torch.cat(heads, dim=1))
-    torch.testing.assert_close(attention(x, *attention.remember(memory), seen)[0], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attention(x, *attention.remember(memory), visible)[0], expected, rtol=1e-5, atol=1e-5)
 
 
-# What is padding, later, or another's.
+# Padding, later tokens and other utterances.
 
 
 @torch.no_grad()
@@ -173,9 +174,9 @@ def test_a_later_token_changes_nothing_before_it(utterances: tuple[Tensor, Tenso
     tokens = torch.tensor([[0, 1, 2, 3, 4, 5]]).expand(3, -1)
     changed = tokens.clone()
     changed[:, 3] = 9
-    before, after = speaker(tokens, memory), speaker(changed, memory)
-    torch.testing.assert_close(after[:, :3], before[:, :3], rtol=0.0, atol=1e-6)
-    assert ((after - before)[:, 3:].abs().amax(dim=2) > 1e-3).all()
+    logits, changed_logits = speaker(tokens, memory), speaker(changed, memory)
+    torch.testing.assert_close(changed_logits[:, :3], logits[:, :3], rtol=0.0, atol=1e-6)
+    assert ((changed_logits - logits)[:, 3:].abs().amax(dim=2) > 1e-3).all()
 
 
 # Token by token.
@@ -185,10 +186,10 @@ def read(speaker: TransformerDecoder, tokens: Tensor, memory: tuple[Tensor, ...]
     """Logits (N, U, V), step by step, of tokens (N, U) with `rows` hypotheses to each utterance."""
     state = tuple(part.repeat_interleave(rows, dim=0) for part in speaker.initial_state(memory))
     logits = []
-    for place in range(tokens.shape[1]):
-        one, state = speaker.step(tokens[:, place], state, memory)
-        assert all(part.shape[:2] == (len(tokens), place + 1) for part in state)
-        logits.append(one)
+    for position in range(tokens.shape[1]):
+        step_logits, state = speaker.step(tokens[:, position], state, memory)
+        assert all(part.shape[:2] == (len(tokens), position + 1) for part in state)
+        logits.append(step_logits)
     return torch.stack(logits, dim=1)
 
 
@@ -218,8 +219,8 @@ def test_hypotheses_go_on_from_the_states_of_their_parents(utterances: tuple[Ten
     tokens = torch.randint(len(VOCABULARY), (6, 3))  # two hypotheses of each
     parents = torch.tensor([1, 1, 2, 3, 5, 4])
     state = tuple(part.repeat_interleave(2, dim=0) for part in speaker.initial_state(memory))
-    for place in range(3):
-        _, state = speaker.step(tokens[:, place], state, memory)
+    for position in range(3):
+        _, state = speaker.step(tokens[:, position], state, memory)
     state = tuple(part.index_select(0, parents) for part in state)
     last = torch.arange(6)
     logits, _ = speaker.step(last, state, memory)
@@ -249,21 +250,21 @@ def test_the_encoded_frames_are_projected_once(utterances: tuple[Tensor, Tensor]
 @torch.no_grad()
 def test_bfloat16_hears_and_says_the_same(weights: torch.dtype, utterances: tuple[Tensor, Tensor]) -> None:
     listener, speaker = encoder(), decoder()
-    (heard, lengths), tokens = utterances, torch.randint(len(VOCABULARY), (3, 5))
+    (encoder_output, lengths), tokens = utterances, torch.randint(len(VOCABULARY), (3, 5))
     x, frames = torch.randn(3, 26, MELS), torch.tensor([26, 0, 14])
     encoded, _ = listener(x, frames)
-    logits = speaker(tokens, speaker.remember(heard, lengths))
+    logits = speaker(tokens, speaker.remember(encoder_output, lengths))
     streams: list[torch.dtype] = []
     for module in (listener, speaker):
         module.to(weights).layers[1].register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0].dtype))
     with torch.autocast("cpu", torch.bfloat16, enabled=weights == torch.float32):
         rough, _ = listener(x.to(weights), frames)
-        memory = speaker.remember(heard.to(weights), lengths)
+        memory = speaker.remember(encoder_output.to(weights), lengths)
         together, one_by_one = speaker(tokens, memory), read(speaker, tokens, memory)
     assert memory[1].dtype == torch.bfloat16 == together.dtype and set(streams) == {weights}
-    for found, expected in ((rough, encoded), (together, logits), (one_by_one, logits)):
-        assert (found.float() - expected).abs().max() < 0.03 * expected.abs().max()
-        assert not torch.equal(found.float(), expected)
+    for output, expected in ((rough, encoded), (together, logits), (one_by_one, logits)):
+        assert (output.float() - expected).abs().max() < 0.03 * expected.abs().max()
+        assert not torch.equal(output.float(), expected)
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
@@ -301,8 +302,8 @@ def test_dimensions_that_do_not_fit_are_refused(dimension: int, heads: int) -> N
 def test_all_that_touches_the_residual_stream_has_its_axis() -> None:
     sizes = {12: sinusoid_axis(12), 15: axis(Units(3), Units(5))}  # no other axis is as large
     axes = module_axes(encoder(head_dimension=5))
-    found = [one for declared in axes.values() for one in declared if axis_size(one) in sizes]
-    assert found and all(one == sizes[axis_size(one)] for one in found)
+    stream_axes = [axis for parameter in axes.values() for axis in parameter if axis_size(axis) in sizes]
+    assert stream_axes and all(axis == sizes[axis_size(axis)] for axis in stream_axes)
     assert encoder().output_axis() == sinusoid_axis(12)
 
 
@@ -311,6 +312,6 @@ def test_the_decoders_axes_are_streams_heads_tokens_and_memory() -> None:
     tokens, heads = axis(Tokens(VOCABULARY)), axis(Units(2), Units(5))
     sizes = {8: sinusoid_axis(8), 10: heads, 11: tokens, 14: memory, 20: units(20)}
     axes = module_axes(decoder(memory, head_dimension=5))
-    found = [one for declared in axes.values() for one in declared]
-    assert all(one == sizes[axis_size(one)] for one in found)
+    all_axes = [axis for parameter in axes.values() for axis in parameter]
+    assert all(axis == sizes[axis_size(axis)] for axis in all_axes)
     assert axes["layers.1.cross_attention.key.weight"] == (heads, memory)

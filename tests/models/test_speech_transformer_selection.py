@@ -14,10 +14,10 @@ VOCABULARY = ("<eos>", *"ABCDEFGHIJ")
 
 
 def test_every_second_wavelength_of_twice_as_many_is_ones_own() -> None:
-    places = torch.arange(50)
-    pairs = sinusoids(places, 32).unflatten(1, (16, 2))
-    torch.testing.assert_close(pairs[:, ::2].flatten(1), sinusoids(places, 16))
-    torch.testing.assert_close(pairs[:, ::4].flatten(1), sinusoids(places, 8))
+    frames = torch.arange(50)
+    pairs = sinusoids(frames, 32).unflatten(1, (16, 2))
+    torch.testing.assert_close(pairs[:, ::2].flatten(1), sinusoids(frames, 16))
+    torch.testing.assert_close(pairs[:, ::4].flatten(1), sinusoids(frames, 8))
 
 
 # A teacher made by hand from a student: units of the student, and which of them each unit of the teacher copies, such
@@ -67,12 +67,12 @@ def copies_of(name: str) -> tuple[list[int], list[int]]:
 
 @torch.no_grad()
 def plant(student: Pair, teacher: Pair, x: Tensor, tokens: Tensor) -> None:
-    """Let the teacher say of x and the tokens what the student does.
+    """Let the teacher compute for x and the tokens what the student does.
 
-    Half of the teacher's wavelengths are in between those of the student. A projection and an embedding cannot know
-    places, but on a single input they can make up for the difference, so that all pairs of the stream are copies.
+    Half of the teacher's wavelengths are in between those of the student. A projection and an embedding do not know
+    positions, but on a single input they can make up for the difference, so that all pairs of the stream are copies.
     """
-    theirs = teacher.state_dict()
+    teacher_weights = teacher.state_dict()
     for name, weight in student.state_dict().items():
         if name == "decoder.embedding.weight":
             continue
@@ -82,21 +82,23 @@ def plant(student: Pair, teacher: Pair, x: Tensor, tokens: Tensor) -> None:
         if read and weight.dim() > 1:
             counts = torch.bincount(torch.tensor(read))[read]
             weight = weight[:, read] / counts.view(-1, *[1] * (weight.dim() - 2))
-        theirs[name].copy_(weight)
-    between = [place for place in range(16) if place % 4 >= 2]
+        teacher_weights[name].copy_(weight)
+    between = [column for column in range(16) if column % 4 >= 2]
     for name in SCALED[:2]:
-        theirs[name].mul_(math.sqrt(8 / 16))  # the input of the stream is scaled by √D
+        teacher_weights[name].mul_(math.sqrt(8 / 16))  # the input of the stream is scaled by √D
 
-    heard = flattened(teacher.encoder, x)
-    frames = torch.arange(len(heard))
+    projection_input = flattened(teacher.encoder, x)
+    frames = torch.arange(len(projection_input))
     stream = student.encoder.subsampling(x, torch.tensor([x.shape[1]]))[0][0] * math.sqrt(8) + sinusoids(frames, 8)
-    wanted = (stream[:, STREAM] - sinusoids(frames, 16)) / math.sqrt(16) - theirs[SCALED[1]]
-    theirs[SCALED[0]][between] = torch.linalg.lstsq(heard, wanted[:, between], driver="gelsd").solution.T
+    wanted = (stream[:, STREAM] - sinusoids(frames, 16)) / math.sqrt(16) - teacher_weights[SCALED[1]]
+    teacher_weights[SCALED[0]][between] = torch.linalg.lstsq(
+        projection_input, wanted[:, between], driver="gelsd"
+    ).solution.T
 
-    places = torch.arange(tokens.shape[1])
-    theirs[SCALED[2]].copy_(student.decoder.embedding.weight[:, STREAM] * math.sqrt(8 / 16))
-    stream = student.decoder.embedding(tokens[0]) * math.sqrt(8) + sinusoids(places, 8)
-    theirs[SCALED[2]][tokens[0]] = (stream[:, STREAM] - sinusoids(places, 16)) / math.sqrt(16)
+    positions = torch.arange(tokens.shape[1])
+    teacher_weights[SCALED[2]].copy_(student.decoder.embedding.weight[:, STREAM] * math.sqrt(8 / 16))
+    stream = student.decoder.embedding(tokens[0]) * math.sqrt(8) + sinusoids(positions, 8)
+    teacher_weights[SCALED[2]][tokens[0]] = (stream[:, STREAM] - sinusoids(positions, 16)) / math.sqrt(16)
 
 
 def flattened(listener: TransformerEncoder, x: Tensor) -> Tensor:
@@ -109,12 +111,12 @@ def flattened(listener: TransformerEncoder, x: Tensor) -> Tensor:
 
 
 def restored(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A selection times what the teacher was divided by."""
-    found = dict(weights)
+    """A selection, multiplied by what the teacher was divided by."""
+    result = dict(weights)
     for name, weight in weights.items():
         if name != "decoder.embedding.weight" and weight.dim() > 1 and (read := copies_of(name)[1]):
-            found[name] = weight * torch.bincount(torch.tensor(read)).view(-1, *[1] * (weight.dim() - 2))
-    return {name: weight * math.sqrt(16 / 8) if name in SCALED else weight for name, weight in found.items()}
+            result[name] = weight * torch.bincount(torch.tensor(read)).view(-1, *[1] * (weight.dim() - 2))
+    return {name: weight * math.sqrt(16 / 8) if name in SCALED else weight for name, weight in result.items()}
 
 
 @torch.no_grad()
@@ -125,21 +127,21 @@ def test_the_student_inside_a_teacher_is_found_through_positions() -> None:
     torch.testing.assert_close(teacher(x, tokens), student(x, tokens), rtol=1e-5, atol=1e-5)
     assert (other(x, tokens) - student(x, tokens)).abs().max() > 0.1
 
-    found = restored(select_weights(other, teacher)[0])
+    selected = restored(select_weights(other, teacher)[0])
     for name, weight in student.state_dict().items():
         torch.testing.assert_close(
-            found[name], weight, rtol=1e-5, atol=1e-6, msg=lambda message, name=name: f"{name}: {message}"
+            selected[name], weight, rtol=1e-5, atol=1e-6, msg=lambda message, name=name: f"{name}: {message}"
         )
-    other.load_state_dict(found)
-    longer, more = torch.randn(2, 60, 32).double(), torch.randint(11, (2, 20))
-    torch.testing.assert_close(other(longer, more), student(longer, more), rtol=1e-5, atol=1e-5)
+    other.load_state_dict(selected)
+    longer_x, longer_tokens = torch.randn(2, 60, 32).double(), torch.randint(11, (2, 20))
+    torch.testing.assert_close(other(longer_x, longer_tokens), student(longer_x, longer_tokens), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
 def test_selection_by_size_alone_tears_sines_from_cosines() -> None:
     student, teacher = Pair(teacher=False), Pair(teacher=True, seed=1)
     plant(student, teacher, torch.randn(1, 24, 32).double(), torch.tensor([[0, 3, 1, 8]]))
-    found = restored(select_weights(student, teacher, axis_aware=False)[0])
-    own = student.state_dict()
+    selected = restored(select_weights(student, teacher, axis_aware=False)[0])
+    student_weights = student.state_dict()
     for name in ("encoder.norm.weight", "decoder.layers.0.self_norm.bias", "decoder.output.weight"):
-        assert not torch.allclose(found[name], own[name], atol=1e-2), name
+        assert not torch.allclose(selected[name], student_weights[name], atol=1e-2), name

@@ -50,9 +50,9 @@ def test_pieces_have_the_tokens_of_the_whole(name: str) -> None:
     assert all(len(best.tokens) > 5 and len(set(best.tokens)) > 1 for [best] in whole)
     for pieces in ([size], [160] * (size // 160) + [size % 160], [1000, 0, size - 1000], [37] * (size // 37 + 1)):
         state, tokens, frames, scores = recognizer.initial_stream(2), ([], []), ([], []), [0.0, 0.0]
-        cut = AUDIO.split([min(piece, size - start) for start, piece in _starts(pieces)], dim=1)
-        for number, piece in enumerate(cut):
-            added, state = recognizer.stream(piece, state, last=number == len(cut) - 1)
+        parts = AUDIO.split([min(piece, size - start) for start, piece in _starts(pieces)], dim=1)
+        for number, piece in enumerate(parts):
+            added, state = recognizer.stream(piece, state, last=number == len(parts) - 1)
             for row, hypothesis in enumerate(added):
                 tokens[row].extend(hypothesis.tokens)
                 frames[row].extend(hypothesis.frames)

@@ -1,4 +1,4 @@
-"""A training step asks a GPU for nothing: the host queues work and does not wait. Seen without a GPU."""
+"""A training step asks a GPU for nothing: the host queues work and does not wait. Tested without a GPU."""
 
 from collections import Counter
 from pathlib import Path
@@ -43,21 +43,21 @@ class PerStep(lightning.Callback):
         self._before: Counter[str] = Counter()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        now = self.waiting.seen.copy()
-        self.steps.append(now - self._before)
-        self._before = now
+        counts = self.waiting.seen.copy()
+        self.steps.append(counts - self._before)
+        self._before = counts
 
 
 def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], steps: int, **options: Any) -> PerStep:
     recognizer, batch = build_recognizer(config), batch_of(TEXTS[:1])
     with elsewhere(monkeypatch) as waiting:
-        seen = PerStep(waiting)
+        recorder = PerStep(waiting)
         strategy = SingleDeviceStrategy(device=DEVICE, accelerator=Accelerator())
-        callbacks = [*options.pop("callbacks", []), seen]
+        callbacks = [*options.pop("callbacks", []), recorder]
         settings = {"accelerator": "auto", "devices": "auto", "gradient_clip_val": 5.0, "max_steps": steps, **options}
         trainer = make_trainer(folder, strategy=strategy, callbacks=callbacks, **settings)
         trainer.fit(recognizer, loader([batch] * steps))
-    return seen
+    return recorder
 
 
 def with_optimizer(config: dict[str, Any], optimizer: dict[str, Any]) -> dict[str, Any]:
@@ -92,8 +92,8 @@ def test_the_device_that_is_not_there_computes_the_same(tmp_path: Path, monkeypa
     torch.manual_seed(1)
     trainer = make_trainer(tmp_path, callbacks=[Keep()], gradient_clip_val=5.0)
     trainer.fit(build_recognizer(config), loader([batch_of(TEXTS[:1])] * 3))
-    there, here = [float(one.here) for one in losses[:3]], [float(one) for one in losses[3:]]
-    assert there == pytest.approx(here, rel=1e-4) and len(set(here)) == 3
+    device_losses, cpu_losses = [float(loss.here) for loss in losses[:3]], [float(loss) for loss in losses[3:]]
+    assert device_losses == pytest.approx(cpu_losses, rel=1e-4) and len(set(cpu_losses)) == 3
 
 
 def test_an_optimiser_that_is_told_by_the_host_is_waited_for_once(
@@ -109,13 +109,13 @@ def test_the_callbacks_of_experiments_wait_only_where_they_log(tmp_path: Path, m
         Transcripts(), GradientNorms(), Throughput(), LearningRateMonitor(), ProgressBar(),
         ModelCheckpoint(tmp_path, "last", every_n_train_steps=1000),
     ]  # fmt: skip
-    seen = fit(
+    steps = fit(
         tmp_path, monkeypatch, config, steps=8, callbacks=callbacks, log_every_n_steps=4, enable_checkpointing=True,
         enable_progress_bar=True, logger=CSVLogger(tmp_path),
     ).steps  # fmt: skip
     logged = {3, 4, 7}  # loggers write after the callbacks of a step, so what they wait for is counted with the next
-    assert [sum(step.values()) for number, step in enumerate(seen) if number not in logged][1:] == [0, 0, 0, 0], seen
-    assert sum(seen[3].values()) > 0 < sum(seen[4].values())
+    assert [sum(step.values()) for number, step in enumerate(steps) if number not in logged][1:] == [0, 0, 0, 0], steps
+    assert sum(steps[3].values()) > 0 < sum(steps[4].values())
 
 
 def test_what_waits_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_what_waits_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         with elsewhere(monkeypatch) as waiting:
             act(torch.arange(4.0).to(DEVICE, non_blocking=True))
         monkeypatch.undo()
-        return " ".join(one.split(" in ")[0] for one in waiting.seen)
+        return " ".join(event.split(" in ")[0] for event in waiting.seen)
 
     assert reason(lambda x: float(x.sum())) == "_local_scalar_dense"
     assert reason(lambda x: bool((x > 1).any())) == "_local_scalar_dense"

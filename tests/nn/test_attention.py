@@ -33,13 +33,13 @@ def written_out(attention: RelativeSelfAttention, x: Tensor, length: int) -> Ten
     d = attention.head_dimension
     heads = []
     for head in range(attention.heads):
-        mine = slice(head * d, (head + 1) * d)
-        query, key, value = (part(x)[:, mine] for part in (attention.query, attention.key, attention.value))
+        columns = slice(head * d, (head + 1) * d)
+        query, key, value = (part(x)[:, columns] for part in (attention.query, attention.key, attention.value))
         rows = []
         for i in range(length):
             scores = []
             for j in range(length):
-                position = attention.position.weight[mine] @ sinusoid(i - j, attention.dimension)
+                position = attention.position.weight[columns] @ sinusoid(i - j, attention.dimension)
                 by_content = (query[i] + attention.content_bias[head]) @ key[j]
                 by_position = (query[i] + attention.position_bias[head]) @ position
                 scores.append((by_content + by_position) / math.sqrt(d))
@@ -109,13 +109,15 @@ def test_training_attends_as_torch_does(mask: Tensor) -> None:
     torch.manual_seed(1)
     query, key, value = (torch.randn(3, 2, size, 4, requires_grad=True) for size in (5, 7, 7))
     expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    nearly_none = Dropout(1e-9)  # rounded to none, but on the way of one
-    found = attend(query, key, value, mask, nearly_none)
-    torch.testing.assert_close(found, expected)
+    nearly_none = Dropout(1e-9)  # rounded to no dropout, but computed as with dropout
+    attended = attend(query, key, value, mask, nearly_none)
+    torch.testing.assert_close(attended, expected)
     torch.testing.assert_close(attend(query, key, value, mask, Dropout(0.5).eval()), expected)
     gradient = torch.randn_like(expected)
-    ours, theirs = (torch.autograd.grad(one, (query, key, value), gradient) for one in (found, expected))
-    torch.testing.assert_close(ours, theirs)
+    gradients, expected_gradients = (
+        torch.autograd.grad(output, (query, key, value), gradient) for output in (attended, expected)
+    )
+    torch.testing.assert_close(gradients, expected_gradients)
 
 
 def test_attention_weights_are_dropped() -> None:

@@ -18,16 +18,16 @@ def test_as_many_go_as_asked_for_and_the_mean_stays(p: float) -> None:
     assert abs(lost - p * count) < 5 * (count * p * (1 - p)) ** 0.5
     rounded = round(p * 2**16) / 2**16
     torch.testing.assert_close(y[y != 0].unique(), torch.tensor([1 / (1 - rounded)]))
-    ours, theirs = (abs(float(module(torch.ones(count)).mean()) - 1) for module in (Dropout(p), nn.Dropout(p)))
+    error, torch_error = (abs(float(module(torch.ones(count)).mean()) - 1) for module in (Dropout(p), nn.Dropout(p)))
     bound = 5 * (p / (1 - p) / count) ** 0.5
-    assert ours < bound and theirs < bound
+    assert error < bound and torch_error < bound
 
 
 def test_elements_go_independently_of_each_other() -> None:
     torch.manual_seed(1)
     lost = (Dropout(0.3)(torch.ones(100_000, 8)) == 0).double()
-    apart = torch.corrcoef(lost.T) - torch.eye(8)
-    assert float(apart.abs().max()) < 5 / 100_000**0.5
+    correlation = torch.corrcoef(lost.T) - torch.eye(8)
+    assert float(correlation.abs().max()) < 5 / 100_000**0.5
     assert float(lost.mean(dim=0).sub(0.3).abs().max()) < 0.01
 
 
@@ -51,10 +51,10 @@ def test_the_gradient_is_that_of_what_stays() -> None:
 
 def test_seeds_repeat_it() -> None:
     torch.manual_seed(3)
-    one = Dropout(0.5)(torch.ones(1000))
+    first = Dropout(0.5)(torch.ones(1000))
     torch.manual_seed(3)
     again, other = Dropout(0.5)(torch.ones(1000)), Dropout(0.5)(torch.ones(1000))
-    assert one.equal(again) and not one.equal(other)
+    assert first.equal(again) and not first.equal(other)
 
 
 @pytest.mark.parametrize(

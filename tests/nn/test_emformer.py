@@ -24,7 +24,7 @@ def small(**arguments: int) -> Emformer:
 
 def torchaudios(ours: Emformer) -> torch.nn.Module:
     """torchaudio's transcriber with the weights of ours, without what it has behind its Emformer."""
-    theirs = emformer_rnnt_model(
+    reference = emformer_rnnt_model(
         input_dim=5, encoding_dim=ours.dimension, num_symbols=4, segment_length=ours.segment * ours.subsampling,
         right_context_length=ours.right_context * ours.subsampling,
         time_reduction_input_dim=ours.projection.out_features, time_reduction_stride=ours.subsampling,
@@ -36,14 +36,14 @@ def torchaudios(ours: Emformer) -> torch.nn.Module:
     ).transcriber.eval()  # fmt: skip
     weights = {"input_linear.weight": ours.projection.weight}
     for number, layer in enumerate(ours.layers):
-        for name, own in NAMES.items():
+        for name, our_name in NAMES.items():
             for kind in ("weight", "bias"):
-                value = layer.get_parameter(f"{own}.{kind}")
+                value = layer.get_parameter(f"{our_name}.{kind}")
                 weights[f"transformer.emformer_layers.{number}.{name}.{kind}"] = value
     weights |= {"output_linear.weight": torch.eye(ours.dimension), "output_linear.bias": torch.zeros(ours.dimension)}
-    theirs.load_state_dict(weights, strict=False)
-    theirs.layer_norm = torch.nn.Identity()
-    return theirs
+    reference.load_state_dict(weights, strict=False)
+    reference.layer_norm = torch.nn.Identity()
+    return reference
 
 
 def lengths_of(x: Tensor) -> Tensor:
@@ -64,9 +64,9 @@ def test_a_whole_utterance_is_encoded_as_torchaudio_does(frames: int) -> None:
 @torch.no_grad()
 def test_segments_are_encoded_as_torchaudio_streams_them() -> None:
     ours = small()
-    theirs, x, state, expected = torchaudios(ours), torch.randn(2, 10 * 6 + 4, 5), None, []
+    reference, x, state, expected = torchaudios(ours), torch.randn(2, 10 * 6 + 4, 5), None, []
     for start in range(0, 60, 6):
-        y, _, state = theirs.infer(x[:, start : start + 10], torch.tensor([10, 10]), state)
+        y, _, state = reference.infer(x[:, start : start + 10], torch.tensor([10, 10]), state)
         expected.append(y)
     y, lengths, _ = ours.stream(x, lengths_of(x), ours.initial_state(2, torch.device("cpu")))
     assert lengths.tolist() == [30, 30]
@@ -105,7 +105,7 @@ def test_no_frame_beyond_the_look_ahead_is_needed() -> None:
     x = torch.randn(1, 60, 5)
     changed = x.clone()
     changed[:, encoder.look_ahead :] = 9.0
-    first, other = (encoder(one, lengths_of(one))[0] for one in (x, changed))
+    first, other = (encoder(features, lengths_of(features))[0] for features in (x, changed))
     torch.testing.assert_close(first[:, : encoder.segment], other[:, : encoder.segment])
     assert not torch.allclose(first[:, encoder.segment], other[:, encoder.segment])
 
@@ -119,4 +119,4 @@ def test_impossible_sizes_are_named() -> None:
 
 def test_axes_are_those_of_groups_and_heads() -> None:
     axes = module_axes(small())
-    assert [[factor.size for factor in one[0]] for one in axes["layers.1.key_value.weight"]] == [[2, 3, 4], [2, 6]]
+    assert [[factor.size for factor in axis[0]] for axis in axes["layers.1.key_value.weight"]] == [[2, 3, 4], [2, 6]]

@@ -16,7 +16,7 @@ def randomized(extractor: Encoder) -> Encoder:
 
 
 def plain(extractor: Encoder, pooling: bool = False) -> nn.Sequential:
-    """The same of torch's own layers, for utterances of one length, as (B, 1, T, F) or (B, F, T)."""
+    """The same network of torch's own layers, for utterances of one length, as (B, 1, T, F) or (B, F, T)."""
     layers: list[nn.Module] = []
     flat = isinstance(extractor, Convolutions1d)
     for number, convolution in enumerate(extractor.convolutions):  # type: ignore[arg-type, var-annotated]
@@ -70,9 +70,9 @@ def test_one_dimension_is_that_of_torch() -> None:
 )
 def test_the_published_ones_have_the_published_sizes(extractor: Encoder, dimension: int, factor: int) -> None:
     lengths = torch.tensor([37, 1, 0, 20])
-    y, after = extractor.eval()(torch.randn(4, 37, extractor.input_dimension), lengths)
+    y, output_lengths = extractor.eval()(torch.randn(4, 37, extractor.input_dimension), lengths)
     assert y.shape == (4, -(-37 // factor), dimension)
-    assert after.tolist() == [-(-length // factor) for length in lengths.tolist()]
+    assert output_lengths.tolist() == [-(-length // factor) for length in lengths.tolist()]
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,11 @@ def test_nothing_behind_an_end_is_seen_or_counted(extractor: Encoder) -> None:
         x = torch.randn(3, 12, 9, generator=torch.Generator().manual_seed(1))
         for row, length in enumerate(lengths.tolist()):
             x[row, length:] = garbage
-        before = {name: value.clone() for name, value in extractor.state_dict().items()}
-        y, after = extractor.train()(x, lengths)
+        state = {name: value.clone() for name, value in extractor.state_dict().items()}
+        y, output_lengths = extractor.train()(x, lengths)
         statistics = {name: value.clone() for name, value in extractor.state_dict().items() if "running" in name}
-        extractor.load_state_dict(before)
-        return torch.cat([row[:length] for row, length in zip(y, after.tolist(), strict=True)]), statistics
+        extractor.load_state_dict(state)
+        return torch.cat([row[:length] for row, length in zip(y, output_lengths.tolist(), strict=True)]), statistics
 
     torch.testing.assert_close(run(0.0), run(1e3))
 

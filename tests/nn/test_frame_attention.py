@@ -64,39 +64,39 @@ def test_attention_over_time_uses_all_real_frames_and_no_padding(kind: str) -> N
 
 def test_time_attention_is_torchs_with_a_norm_before_and_a_residual() -> None:
     torch.manual_seed(0)
-    attention, theirs = TimeAttention(READ, heads=3).eval(), nn.MultiheadAttention(12, 3, batch_first=True)
+    attention, reference = TimeAttention(READ, heads=3).eval(), nn.MultiheadAttention(12, 3, batch_first=True)
     with torch.no_grad():
         parts = (attention.query, attention.key, attention.value)
-        theirs.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
-        theirs.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
-        theirs.out_proj.load_state_dict(attention.output.state_dict())
+        reference.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+        reference.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+        reference.out_proj.load_state_dict(attention.output.state_dict())
     x = frames()[:3]
     normed = functional.layer_norm(x, (12,))
     padding = torch.arange(9) >= LENGTHS[:3].unsqueeze(1)
-    expected, _ = theirs(normed, normed, normed, key_padding_mask=padding)
+    expected, _ = reference(normed, normed, normed, key_padding_mask=padding)
     torch.testing.assert_close(attention(x, LENGTHS[:3]), x + expected)
 
 
 def weights_of(attention: TimeAttention) -> Tensor:
-    """Of one row of 12 frames, (H, T, T), found by putting one-hot frames in the place of values."""
+    """Weights (H, T, T) of one row of 12 frames, read by using one-hot frames as values."""
     with torch.no_grad():
         attention.value.weight.zero_()
         attention.value.bias.zero_()
         attention.output.weight.copy_(torch.eye(12))
         attention.output.bias.zero_()
     x = torch.randn(1, 12, 12, generator=torch.Generator().manual_seed(2))
-    seen: list[Tensor] = []
+    weights: list[Tensor] = []
     plain = functional.scaled_dot_product_attention
 
     def look(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, dropout_p: float) -> Tensor:
         identity = torch.eye(12).expand(1, attention.heads, 12, 12)
-        seen.append(plain(query, key, identity, attn_mask=attn_mask)[0])
+        weights.append(plain(query, key, identity, attn_mask=attn_mask)[0])
         return value
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(functional, "scaled_dot_product_attention", look)
         attention(x, torch.tensor([12]))
-    return seen[0]
+    return weights[0]
 
 
 def test_decay_divides_weights_by_the_distance() -> None:
@@ -106,11 +106,13 @@ def test_decay_divides_weights_by_the_distance() -> None:
     assert decaying.decay is not None
     with torch.no_grad():
         decaying.decay.copy_(torch.tensor([0.5, -2.0]))
-    before, after = weights_of(plain).log(), weights_of(decaying).log()
-    places = torch.arange(12)
+    plain_weights, decayed_weights = weights_of(plain).log(), weights_of(decaying).log()
+    positions = torch.arange(12)
     for head, raw in enumerate([0.5, -2.0]):
-        loss = math.log1p(math.exp(raw)) * (places.unsqueeze(1) - places).abs()
-        torch.testing.assert_close(after[head], (before[head] - loss).log_softmax(dim=1), rtol=1e-4, atol=1e-4)
+        loss = math.log1p(math.exp(raw)) * (positions.unsqueeze(1) - positions).abs()
+        torch.testing.assert_close(
+            decayed_weights[head], (plain_weights[head] - loss).log_softmax(dim=1), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_positions_tell_equal_frames_apart() -> None:
@@ -125,7 +127,7 @@ def test_positions_tell_equal_frames_apart() -> None:
 
 
 def written_out(attention: AdditiveTimeAttention, x: Tensor, length: int) -> Tensor:
-    """One row (T, D), by loops."""
+    """The output for one row (T, D), by loops."""
     normed = attention.norm(x)
     query, key, value = attention.query(normed), attention.key(normed), attention.value(normed)
     weights, rows = torch.zeros(length), []
@@ -149,9 +151,9 @@ def test_location_follows_the_weights_of_all_frames_before() -> None:
     assert isinstance(attention, AdditiveTimeAttention)
     queries, keys, values = torch.randn(1, 6, 5), torch.randn(1, 9, 5), torch.eye(9).unsqueeze(0)
     mask = torch.ones(1, 1, 9, dtype=torch.bool)
-    before = torch.zeros(1, 1, 9).requires_grad_()
-    weights, _ = attention.eval()._attend(queries, keys, values, mask, before)
-    (reached,) = torch.autograd.grad(weights[0, -1, 0], before)
+    previous = torch.zeros(1, 1, 9).requires_grad_()
+    weights, _ = attention.eval()._attend(queries, keys, values, mask, previous)
+    (reached,) = torch.autograd.grad(weights[0, -1, 0], previous)
     assert reached.abs().max() > 0
 
 

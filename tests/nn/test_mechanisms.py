@@ -58,10 +58,10 @@ def test_weights_are_a_share_of_each_real_frame(attention: Attention) -> None:
     encoded, lengths = torch.randn(3, 9, 10), torch.tensor([9, 4, 0])
     first, weights, second, later = look_twice(attention, encoded, lengths, torch.randn(2, 3, 6))
     assert first.shape == second.shape == (3, sum(math.prod(f.size for f in p) for p in attention.output_axis()))
-    for one in (weights, later):
-        assert one.shape == (3, attention.heads, 9)
-        torch.testing.assert_close(one.sum(dim=2), torch.ones(3, attention.heads))
-        assert (one[1, :, 4:] == 0).all() and (one >= 0).all()
+    for step_weights in (weights, later):
+        assert step_weights.shape == (3, attention.heads, 9)
+        torch.testing.assert_close(step_weights.sum(dim=2), torch.ones(3, attention.heads))
+        assert (step_weights[1, :, 4:] == 0).all() and (step_weights >= 0).all()
     assert first.isfinite().all()
 
 
@@ -71,9 +71,11 @@ def test_neither_company_nor_padding_matters(attention: Attention) -> None:
     louder = encoded.clone()
     louder[1, 5:] = 100.0
     alone = look_twice(attention, encoded[1:, :5], lengths[1:], queries[:, 1:])
-    for one, two, three in zip(together, look_twice(attention, louder, lengths, queries), alone, strict=True):
-        torch.testing.assert_close(one, two)
-        torch.testing.assert_close(one[1, ..., : three.shape[-1]], three[0])
+    for output, louder_output, alone_output in zip(
+        together, look_twice(attention, louder, lengths, queries), alone, strict=True
+    ):
+        torch.testing.assert_close(output, louder_output)
+        torch.testing.assert_close(output[1, ..., : alone_output.shape[-1]], alone_output[0])
 
 
 def test_several_queries_of_an_utterance_are_as_each_alone(attention: Attention) -> None:
@@ -81,8 +83,8 @@ def test_several_queries_of_an_utterance_are_as_each_alone(attention: Attention)
     together = look_twice(attention, encoded, lengths, queries)
     for hypothesis in range(3):
         alone = look_twice(attention, encoded, lengths, queries[:, hypothesis::3])
-        for one, two in zip(together, alone, strict=True):
-            torch.testing.assert_close(one[hypothesis::3], two)
+        for output, alone_output in zip(together, alone, strict=True):
+            torch.testing.assert_close(output[hypothesis::3], alone_output)
 
 
 def test_every_axis_is_known(attention: Attention) -> None:
@@ -91,7 +93,7 @@ def test_every_axis_is_known(attention: Attention) -> None:
 
 
 def energies_by_definition(attention: Attention, query: Tensor, frame: Tensor) -> Tensor:
-    """Of one query (6,) and one frame (10,), per head."""
+    """Energies of one query (6,) and one frame (10,), per head."""
     if isinstance(attention, DotAttention):
         return (attention.phi(query) * attention.psi(frame)).sum().unsqueeze(0)
     if isinstance(attention, AdditiveAttention):
@@ -127,9 +129,9 @@ def test_the_scale_is_that_of_a_head() -> None:
 def test_location_aware_attention_sees_where_it_looked_and_how_far_away() -> None:
     attention = LocationAwareAttention(QUERY, MEMORY, 7, channels=3, filter_frames=2)
     memory = attention.remember(torch.zeros(1, 9, 10), torch.tensor([9]))
-    query, before = torch.randn(1, 6), torch.zeros(1, 1, 9)
-    before[0, 0, 4] = 1.0
-    _, weights = attention(query, before, memory)
+    query, previous = torch.randn(1, 6), torch.zeros(1, 1, 9)
+    previous[0, 0, 4] = 1.0
+    _, weights = attention(query, previous, memory)
     _, fresh = attention(query, attention.initial_weights(memory), memory)
     torch.testing.assert_close(fresh[0, 0], torch.full((9,), 1 / 9))  # all frames are the same
     moved = (weights[0, 0] / weights[0, 0, 0] - 1).abs() > 1e-6
@@ -139,7 +141,7 @@ def test_location_aware_attention_sees_where_it_looked_and_how_far_away() -> Non
     location = [kernel[:, 4 - frame + 2] if abs(frame - 4) <= 2 else torch.zeros(3) for frame in range(9)]
     base = attention.query.weight @ query[0] + attention.key.bias
     energies = torch.stack(
-        [attention.energy.weight[0] @ torch.tanh(base + attention.location.weight @ one) for one in location]
+        [attention.energy.weight[0] @ torch.tanh(base + attention.location.weight @ filtered) for filtered in location]
     )
     torch.testing.assert_close(weights[0, 0], energies.softmax(dim=0))
 
@@ -147,8 +149,8 @@ def test_location_aware_attention_sees_where_it_looked_and_how_far_away() -> Non
 def test_the_window_lies_around_the_median() -> None:
     attention = LocationAwareAttention(QUERY, MEMORY, 7, channels=3, filter_frames=2, window=1)
     memory = attention.remember(torch.randn(1, 9, 10), torch.tensor([7]))
-    before = torch.tensor([[[0.1, 0.0, 0.3, 0.15, 0.0, 0.45, 0.0, 0.0, 0.0]]])  # half is reached in frame 3
-    _, weights = attention(torch.randn(1, 6), before, memory)
+    previous = torch.tensor([[[0.1, 0.0, 0.3, 0.15, 0.0, 0.45, 0.0, 0.0, 0.0]]])  # half is reached in frame 3
+    _, weights = attention(torch.randn(1, 6), previous, memory)
     assert (weights[0, 0] > 0).tolist() == [False, False, True, True, True, False, False, False, False]
     _, first = attention(torch.randn(1, 6), attention.initial_weights(memory), memory)
     assert (first[0, 0] > 0).tolist() == [True] * 7 + [False] * 2
@@ -166,10 +168,10 @@ def test_sharpening_raises_weights_to_a_power(name: str) -> None:
     encoded, query = torch.randn(2, 5, 10), torch.randn(2, 6)
     memory = plain.remember(encoded, torch.tensor([5, 3]))
     _, weights = plain(query, plain.initial_weights(memory), memory)
-    _, found = sharp(query, sharp.initial_weights(memory), memory)
+    _, sharpened = sharp(query, sharp.initial_weights(memory), memory)
     powers = weights**2.5  # softmax(β e) is softmax(e) to the power β, normalized again
-    torch.testing.assert_close(found, powers / powers.sum(dim=2, keepdim=True))
-    assert (found.amax(dim=2) > weights.amax(dim=2) + 1e-4).all()
+    torch.testing.assert_close(sharpened, powers / powers.sum(dim=2, keepdim=True))
+    assert (sharpened.amax(dim=2) > weights.amax(dim=2) + 1e-4).all()
 
 
 @pytest.mark.parametrize("sharpening", [0.0, -1.0, math.nan])

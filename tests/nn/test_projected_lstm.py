@@ -36,7 +36,7 @@ def gradients(y: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize(("rows", "frames"), [(3, 7), (1, 7), (3, 1), (1, 1)])
 def test_it_is_torchs_projected_lstm_that_reads_no_p(rows: int, frames: int, projection: int) -> None:
     ours = random_lstm(4, 6, 2, projection)
-    theirs = nn.LSTM(4, 6, proj_size=2 + projection, batch_first=True).double()
+    reference = nn.LSTM(4, 6, proj_size=2 + projection, batch_first=True).double()
     padded = torch.cat([ours.weight_hh, ours.weight_hh.new_zeros(24, projection)], dim=1)
     weights = {
         "weight_ih_l0": ours.weight_ih,
@@ -48,7 +48,7 @@ def test_it_is_torchs_projected_lstm_that_reads_no_p(rows: int, frames: int, pro
     x = torch.randn(rows, frames, 4, dtype=torch.float64, requires_grad=True)
     inputs = [x, *ours.parameters()]
     y = ours(x)
-    expected, _ = torch.func.functional_call(theirs, weights, (x,))
+    expected, _ = torch.func.functional_call(reference, weights, (x,))
     assert y.shape == (rows, frames, 2 + projection)
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(gradients(y, inputs), gradients(expected, inputs))
@@ -117,8 +117,10 @@ def test_half_precision_is_near() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed, _ = encoder(x, lengths)
     inputs = list(encoder.parameters())
-    for one, other in zip(gradients(mixed.float(), inputs), gradients(expected, inputs), strict=True):
-        assert one.dtype == torch.float32 and (one - other).norm() < 0.05 * other.norm()
+    for gradient, expected_gradient in zip(gradients(mixed.float(), inputs), gradients(expected, inputs), strict=True):
+        assert (
+            gradient.dtype == torch.float32 and (gradient - expected_gradient).norm() < 0.05 * expected_gradient.norm()
+        )
     half, _ = encoder.bfloat16()(x.bfloat16(), lengths)
     assert half.dtype == torch.bfloat16
     for y in (mixed, half):
@@ -155,19 +157,19 @@ def test_frames_are_stacked_with_their_neighbours_in_order(frames: int, context:
     x = torch.randn(2, frames, 3)
     stacked = stack_neighbors(x, context, step)
     assert stacked.shape == (2, -(-frames // step), 3 * (2 * context + 1))
-    for place in range(stacked.shape[1]):
-        around = range(place * step - context, place * step + context + 1)
+    for index in range(stacked.shape[1]):
+        around = range(index * step - context, index * step + context + 1)
         expected = [x[:, frame] if 0 <= frame < frames else torch.zeros(2, 3) for frame in around]
-        torch.testing.assert_close(stacked[:, place], torch.cat(expected, dim=1), rtol=0.0, atol=0.0)
+        torch.testing.assert_close(stacked[:, index], torch.cat(expected, dim=1), rtol=0.0, atol=0.0)
 
 
 def test_layers_can_be_watched() -> None:
     encoder = RecurrentProjectionEncoder(3, 6, 3, 2, 3, subsampling=2)
     watched: list[Tensor] = []
     for layer in encoder.layers:
-        layer.register_forward_hook(lambda _module, _read, said: watched.append(said))
+        layer.register_forward_hook(lambda _module, _read, output: watched.append(output))
     y, _ = encoder(torch.randn(2, 9, 3), torch.tensor([9, 4]))
-    assert [one.shape for one in watched] == [(2, 5, 10)] * 3
+    assert [output.shape for output in watched] == [(2, 5, 10)] * 3
     torch.testing.assert_close(watched[-1], y)
 
 
@@ -204,7 +206,7 @@ def test_every_axis_is_known() -> None:
 
 
 def evenly(*sizes: int) -> Tensor:
-    """Every other place of axes of twice these sizes, joined."""
+    """Every other index of axes of twice these sizes, joined."""
     starts = [2 * sum(sizes[:number]) for number in range(len(sizes))]
     return torch.cat([start + 2 * torch.arange(size) for start, size in zip(starts, sizes, strict=True)])
 
@@ -226,5 +228,5 @@ def test_a_student_planted_among_a_teachers_units_is_selected() -> None:
         teacher.get_parameter(name)[writes] = rows
     x, lengths = torch.randn(2, 6, 3), torch.tensor([6, 4])
     torch.testing.assert_close(teacher(x, lengths)[0][..., both], student(x, lengths)[0])
-    found, _ = select_weights(RecurrentProjectionEncoder(3, cells, 2, recurrent, plain, context=1), teacher)
-    torch.testing.assert_close(found, dict(student.state_dict()), rtol=0.0, atol=0.0)
+    selected, _ = select_weights(RecurrentProjectionEncoder(3, cells, 2, recurrent, plain, context=1), teacher)
+    torch.testing.assert_close(selected, dict(student.state_dict()), rtol=0.0, atol=0.0)

@@ -21,23 +21,23 @@ from asr_lightning.nn.recurrent import (
 
 def test_it_is_the_bidirectional_lstm_of_packed_sequences() -> None:
     torch.manual_seed(0)
-    ours, theirs = BidirectionalLSTM(3, 4), nn.LSTM(3, 4, batch_first=True, bidirectional=True)
+    ours, reference = BidirectionalLSTM(3, 4), nn.LSTM(3, 4, batch_first=True, bidirectional=True)
     with torch.no_grad():
         for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
-            getattr(theirs, name).copy_(getattr(ours.forward_lstm, name))
-            getattr(theirs, f"{name}_reverse").copy_(getattr(ours.backward_lstm, name))
+            getattr(reference, name).copy_(getattr(ours.forward_lstm, name))
+            getattr(reference, f"{name}_reverse").copy_(getattr(ours.backward_lstm, name))
     lengths = torch.tensor([2, 6, 1, 5])
     x = torch.randn(4, 8, 3, requires_grad=True)  # random behind the ends, and longer than the longest
-    packed, _ = theirs(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+    packed, _ = reference(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
     expected, _ = pad_packed_sequence(packed, batch_first=True)
     y = ours(x, lengths)
     assert y.shape == (4, 8, 8)
-    real = torch.arange(6) < lengths.unsqueeze(1)
-    torch.testing.assert_close(y[:, :6][real], expected[real])
+    is_frame = torch.arange(6) < lengths.unsqueeze(1)
+    torch.testing.assert_close(y[:, :6][is_frame], expected[is_frame])
 
-    cotangent = torch.randn_like(expected[real])
-    [gradient] = torch.autograd.grad(y[:, :6][real], x, cotangent)
-    [expected_gradient] = torch.autograd.grad(expected[real], x, cotangent)
+    cotangent = torch.randn_like(expected[is_frame])
+    [gradient] = torch.autograd.grad(y[:, :6][is_frame], x, cotangent)
+    [expected_gradient] = torch.autograd.grad(expected[is_frame], x, cotangent)
     torch.testing.assert_close(gradient, expected_gradient)
 
 
@@ -53,11 +53,11 @@ def test_autocast_is_left_where_the_processor_has_no_such_lstm(
     state = (torch.randn(1, 2, 4), torch.randn(1, 2, 4))
     expected, (hidden, cell) = lstm(x, state)
     with torch.autocast("cpu", dtype):
-        y, after = lstm(x.to(dtype), (state[0].to(dtype), state[1].to(dtype)))
+        y, new_state = lstm(x.to(dtype), (state[0].to(dtype), state[1].to(dtype)))
         assert torch.is_autocast_enabled("cpu")
     assert y.dtype == (dtype if computes else torch.float32)
-    for one, other in ((y, expected), (after[0], hidden), (after[1], cell)):
-        torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.02)
+    for value, reference in ((y, expected), (new_state[0], hidden), (new_state[1], cell)):
+        torch.testing.assert_close(value.float(), reference, rtol=0.05, atol=0.02)
     y.float().sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
 
@@ -88,14 +88,14 @@ def test_weights_of_a_recurrence_are_cast_once_as_lightning_casts(kind: Kind, ba
             y = torch.cat(layer(x, lengths), dim=2)
         assert casts.count <= 2 * len(weights), "in forward, and where BatchNorm is folded in, of what is folded"
         gradients.append(torch.autograd.grad(y.float().sum(), weights))
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    for uncached, cached in zip(*gradients, strict=True):
+        torch.testing.assert_close(uncached, cached, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("kind", ["gru", "vanilla"])
 def test_weights_are_cast_once_in_inference_mode(kind: Kind, batch_norm: bool) -> None:
-    """Which Lightning validates in, and where autocast remembers nothing."""
+    """Lightning validates in inference mode, in which autocast caches nothing."""
     torch.manual_seed(0)
     layer = RecurrentLayer(kind, units(5), 3, batch_norm=batch_norm).eval()
     x, lengths = torch.randn(2, 9, 5), torch.tensor([9, 7])
@@ -168,18 +168,18 @@ def test_projected_layers_pass_every_few_frames_on(last_tanh: bool) -> None:
         out = layer(below, torch.tensor([count]))
         projected = [projection(out[0, frame]) for frame in range(0, count, step)]
         linear = layer is encoder.layers[2] and not last_tanh
-        below, count = torch.stack(projected if linear else [one.tanh() for one in projected])[None], len(projected)
+        below, count = torch.stack(projected if linear else [frame.tanh() for frame in projected])[None], len(projected)
     encoded, lengths = encoder(x, torch.tensor([11]))
     assert lengths.tolist() == [2] == [count]
     torch.testing.assert_close(encoded, below)
 
 
 def test_layers_1_and_2_halve_the_frames_where_nothing_else_is_said() -> None:
-    encoder, seen = ProjectedLSTMEncoder(3, hidden=4, layers=4, projection=5), []
+    encoder, frame_counts = ProjectedLSTMEncoder(3, hidden=4, layers=4, projection=5), []
     for projection in encoder.projections:
-        projection.register_forward_hook(lambda _, given, output: seen.append(output.shape[1]))
+        projection.register_forward_hook(lambda _, inputs, output: frame_counts.append(output.shape[1]))
     encoder(torch.randn(1, 11, 3), torch.tensor([11]))
-    assert seen == [6, 3, 3, 3]
+    assert frame_counts == [6, 3, 3, 3]
 
 
 def test_without_a_pyramid_all_frames_are_left() -> None:

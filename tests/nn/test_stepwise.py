@@ -20,8 +20,8 @@ class Loop(nn.Module):
         outputs = []
         for step in x.unbind(dim=1):
             query = self.query(state[0])
-            seen = (query.unsqueeze(1) @ x.mT).softmax(dim=2).unsqueeze(2).expand(-1, -1, 2, -1)  # (B, H 1, K 2, U)
-            state = self.cell(step + self.plain(query) + self.mean(seen, x.unsqueeze(1))[:, 0, 1], state)
+            weights = (query.unsqueeze(1) @ x.mT).softmax(dim=2).unsqueeze(2).expand(-1, -1, 2, -1)  # (B, H 1, K 2, U)
+            state = self.cell(step + self.plain(query) + self.mean(weights, x.unsqueeze(1))[:, 0, 1], state)
             outputs.append(state[0])
         return torch.stack(outputs, dim=1)
 
@@ -36,30 +36,30 @@ def gradients(module: nn.Module, x: Tensor, together: bool) -> tuple[Tensor, lis
         y = module(x)
     (y * torch.arange(y.numel()).view_as(y)).sum().backward()
     assert x.grad is not None
-    found = [parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None]
-    assert len(found) == len(list(module.parameters()))
-    return y.detach(), [x.grad, *found]
+    weight_gradients = [parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None]
+    assert len(weight_gradients) == len(list(module.parameters()))
+    return y.detach(), [x.grad, *weight_gradients]
 
 
 def test_outputs_and_gradients_are_those_of_torchs_layers() -> None:
     module, x = Loop(), torch.randn(3, 6, 5)
     y, expected = gradients(module, x, together=False)
-    ours, found = gradients(module, x, together=True)
-    torch.testing.assert_close(ours, y)
-    for one, two in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+    y_together, computed = gradients(module, x, together=True)
+    torch.testing.assert_close(y_together, y)
+    for gradient, expected_gradient in zip(computed, expected, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_of_two_sequences_add_up() -> None:
     module, x = Loop(), torch.randn(2, 4, 5)
-    _, [_, *once] = gradients(module, x, together=True)
+    _, [_, *single] = gradients(module, x, together=True)
     module.zero_grad()
     for _ in range(2):
         with gathered(module):
             y = module(x)
         (y * torch.arange(y.numel()).view_as(y)).sum().backward()
-    for parameter, one in zip(module.parameters(), once, strict=True):
-        torch.testing.assert_close(parameter.grad, 2 * one)
+    for parameter, gradient in zip(module.parameters(), single, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * gradient)
 
 
 def test_frozen_weights_and_no_gradient_are_fine() -> None:
@@ -86,10 +86,10 @@ def test_half_precision_is_near_full_precision() -> None:
     module, x = Loop(), torch.randn(3, 6, 5)
     _, expected = gradients(module, x, together=False)
     with torch.autocast("cpu", torch.bfloat16):
-        y, found = gradients(module, x, together=True)
-    for one, two in zip(found, expected, strict=True):
-        assert one.dtype == torch.float32
-        assert (one - two).norm() < 0.03 * two.norm()
+        y, computed = gradients(module, x, together=True)
+    for gradient, expected_gradient in zip(computed, expected, strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - expected_gradient).norm() < 0.03 * expected_gradient.norm()
 
 
 def test_the_gradient_of_gates() -> None:
@@ -117,10 +117,10 @@ def test_frames_of_several_heads_and_frames_that_all_heads_share() -> None:
             weights = [torch.rand(2, 3, k, 6, generator=generator, requires_grad=True) for k in (1, 2)]
             if together:
                 with gathered(mean):
-                    means = [mean(one, frames) for one in weights]
+                    means = [mean(weight, frames) for weight in weights]
             else:
-                means = [one @ frames for one in weights]
-            total = sum((one * one).sum() for one in means)
+                means = [weight @ frames for weight in weights]
+            total = sum((output * output).sum() for output in means)
             results.append([*means, *torch.autograd.grad(total, [frames, *weights])])  # type: ignore[arg-type]
-        for one, two in zip(*results, strict=True):
-            torch.testing.assert_close(one, two)
+        for separate, joined in zip(*results, strict=True):
+            torch.testing.assert_close(separate, joined)

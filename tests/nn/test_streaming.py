@@ -52,15 +52,15 @@ PIECES = [[67], [1] * 67, [7] * 9 + [4], [0, 33, 0, 34], [10, 57], [66, 1, 0], [
 def in_pieces(encoder: StreamingEncoder, x: Tensor, ends: Tensor, pieces: list[int]) -> tuple[Tensor, Tensor]:
     """Encode x in pieces; rows end in the last one."""
     state, outputs, lengths = encoder.initial_state(len(x), CPU), [], torch.zeros_like(ends)
-    before = 0
+    start = 0
     for number, piece in enumerate(x.split(pieces, dim=1)):
         last = number == len(pieces) - 1
-        own = ends - before if last else torch.full_like(ends, piece.shape[1])
-        y, encoded, state = encoder.stream(piece, own, state, last)
+        piece_ends = ends - start if last else torch.full_like(ends, piece.shape[1])
+        y, encoded, state = encoder.stream(piece, piece_ends, state, last)
         assert y.shape[1] == int(encoded.max())
         assert last or encoded.tolist() == [y.shape[1]] * len(x)
         outputs.append(y)
-        lengths, before = lengths + encoded, before + piece.shape[1]
+        lengths, start = lengths + encoded, start + piece.shape[1]
     return torch.cat(outputs, dim=1), lengths
 
 
@@ -94,17 +94,17 @@ def test_the_whole_pass_is_attention_that_is_written_out() -> None:
     for row, length in enumerate(lengths.tolist()):
         for i in range(length):
             start = i // 3 * 3
-            seen = list(range(max(0, start - 4), min(start + 3, length)))
+            visible = list(range(max(0, start - 4), min(start + 3, length)))
             mixed = torch.zeros(2, 4, dtype=torch.float64)
             for head in range(2):
                 scores = []
-                for j in seen:
+                for j in visible:
                     angles = [(i - j) * 10_000 ** (-2 * k / 8) for k in range(4)]
                     waves = torch.tensor([f(a) for a in angles for f in (math.sin, math.cos)], dtype=torch.float64)
                     position = attention.position(waves).unflatten(0, (2, 4))[head]
                     content = (query[row, i, head] + attention.content_bias[head]) @ key[row, j, head]
                     scores.append((content + (query[row, i, head] + attention.position_bias[head]) @ position) / 2)
-                mixed[head] = torch.stack(scores).softmax(0) @ value[row, seen, head]
+                mixed[head] = torch.stack(scores).softmax(0) @ value[row, visible, head]
             y = half[row, i] + attention.output(mixed.flatten())
             y = y + block.convolution(y.view(1, 1, -1), torch.tensor([1])).flatten()
             y = block.norm(y + 0.5 * block.second_feed_forward(y))
@@ -116,10 +116,10 @@ def test_the_whole_pass_is_attention_that_is_written_out() -> None:
 def test_no_frame_beyond_the_look_ahead_is_needed_and_all_within_it_are(name: str) -> None:
     encoder, x = ENCODERS[name](), torch.randn(1, 64, 7, dtype=torch.float64)
     ahead, size = min(encoder.look_ahead, 64), torch.tensor([64])
-    after, at_end = x.clone(), x.clone()
-    after[:, ahead:] = 9.0
-    at_end[:, ahead - 1] = 9.0
-    [first, beyond, within] = (encoder(features, size)[0][0, 0] for features in (x, after, at_end))
+    changed_beyond, changed_within = x.clone(), x.clone()
+    changed_beyond[:, ahead:] = 9.0
+    changed_within[:, ahead - 1] = 9.0
+    [first, beyond, within] = (encoder(features, size)[0][0, 0] for features in (x, changed_beyond, changed_within))
     assert torch.equal(first, beyond) and not torch.equal(first, within)
 
 
@@ -137,19 +137,19 @@ def test_what_is_kept_between_pieces_does_not_grow() -> None:
 def test_training_draws_chunks_from_the_generator_of_the_step() -> None:
     encoder, lengths = conformer().train(), torch.tensor([40])
 
-    def drawn(seed: int) -> int:
+    def chunk_size(seed: int) -> int:
         torch.manual_seed(seed)
         return int(encoder.visible(lengths, 40)[0, 0].sum())
 
-    sizes = [drawn(seed) for seed in range(400)]
-    assert sizes == [drawn(seed) for seed in range(400)]
+    sizes = [chunk_size(seed) for seed in range(400)]
+    assert sizes == [chunk_size(seed) for seed in range(400)]
     assert set(sizes) == {1, 2, 3, 4, 5, 40} and 160 < sizes.count(40) < 240
     assert all(20 < sizes.count(size) < 65 for size in range(1, 6))
     encoder.largest_chunk = 0
-    assert drawn(1) == 3
+    assert chunk_size(1) == 3
     encoder.eval().largest_chunk = 5
     encoder.use_chunk(7)
-    assert drawn(1) == 7 and encoder.look_ahead == 28
+    assert chunk_size(1) == 7 and encoder.look_ahead == 28
 
 
 def test_every_frame_has_a_finite_gradient_with_padding_beyond_the_left_context() -> None:

@@ -17,12 +17,12 @@ HOSTILE = "<img src=x onerror=\"document.title='broken'\">"
 
 
 def write_run(folder: Path, speeds: list[float], logged: dict[str, float], **trainer: Any) -> Path:
-    place = folder / "logs" / "version_0"
-    place.mkdir(parents=True)
+    logs = folder / "logs" / "version_0"
+    logs.mkdir(parents=True)
     data = {"init_args": {"batch_seconds": 400}}
     config = {"model": {"class_path": "M"}, "data": data, "trainer": {"precision": "bf16-mixed", **trainer}}
-    (place / "config.yaml").write_text(yaml.safe_dump(config))
-    with (place / "metrics.csv").open("w", newline="") as file:
+    (logs / "config.yaml").write_text(yaml.safe_dump(config))
+    with (logs / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [SPEED, "train/processes", "train/gpus", "train/loss"])
         writer.writeheader()
         writer.writerows([{"train/loss": 1.0}, *({SPEED: speed, **logged} for speed in speeds)])
@@ -84,8 +84,8 @@ def test_what_cannot_be_used_is_said_in_one_line(
         ([broken], "cannot read"),
     ):
         assert main(["compare", "--costs", *map(str, runs)]) == 2
-        said = capsys.readouterr().err
-        assert expected in said and "Traceback" not in said
+        message = capsys.readouterr().err
+        assert expected in message and "Traceback" not in message
     (tmp_path / "file").touch()
     assert main(["compare", "--costs", str(on_gpu), "--output", str(tmp_path / "file" / "costs")]) == 2
 
@@ -102,7 +102,7 @@ def page(browser: Browser, on_gpu: Path, tmp_path: Path) -> Iterator[Page]:
     opened = context.new_page()
     failures: list[str] = []
     opened.on("pageerror", lambda error: failures.append(str(error)))
-    opened.on("request", lambda one: failures.append(one.url) if one.url.startswith("http") else None)
+    opened.on("request", lambda request: failures.append(request.url) if request.url.startswith("http") else None)
     opened.goto((tmp_path / "costs.html").as_uri())
     yield opened
     assert failures == []

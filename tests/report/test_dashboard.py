@@ -24,7 +24,7 @@ LOGGED = {
 
 
 class Server:
-    """Stands where W&B's does, and keeps what it is sent."""
+    """A stand-in for W&B's server: it keeps what it is sent."""
 
     default_entity = "somebody"
 
@@ -49,35 +49,35 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    one = Server()
-    monkeypatch.setattr(wandb, "Api", lambda: one)
+    stand_in = Server()
+    monkeypatch.setattr(wandb, "Api", lambda: stand_in)
     for module in (report_interface, workspace_internal):
-        monkeypatch.setattr(module, "execute_graphql", one.answer)
+        monkeypatch.setattr(module, "execute_graphql", stand_in.answer)
     monkeypatch.setattr(report_interface, "get_app_url", lambda api: "https://wandb.example")
     monkeypatch.setattr("wandb_workspaces.workspaces.interface.get_app_url", lambda api: "https://wandb.example")
-    return one
+    return stand_in
 
 
 def sections() -> dashboard.Sections:
     return dashboard.make_sections(SUBSETS, LAYERS)
 
 
-def parts(specification: Any, wanted: str) -> list[Any]:
-    """All that stands under a key, however deep."""
+def parts(specification: Any, key: str) -> list[Any]:
+    """All values of a key, at any depth."""
     if isinstance(specification, list):
-        return [found for one in specification for found in parts(one, wanted)]
+        return [part for item in specification for part in parts(item, key)]
     if not isinstance(specification, dict):
         return []
-    here = [specification[wanted]] if wanted in specification else []
-    return here + [found for value in specification.values() for found in parts(value, wanted)]
+    values = [specification[key]] if key in specification else []
+    return values + [part for value in specification.values() for part in parts(value, key)]
 
 
 def panels(specification: dict[str, Any]) -> list[dict[str, Any]]:
-    return [panel for of_section in parts(specification, "panels") for panel in of_section if "viewType" in panel]
+    return [panel for section in parts(specification, "panels") for panel in section if "viewType" in panel]
 
 
 def test_nothing_is_asked_of_wandb_before_something_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*given: object) -> None:
+    def refuse(*arguments: object) -> None:
         raise AssertionError("W&B was asked")
 
     monkeypatch.setattr(wandb, "Api", refuse)
@@ -94,15 +94,15 @@ def test_what_is_sent_shows_the_training_runs_of_the_groups(make: Any, kind: str
     make("us", "asr", GROUPS, sections()).save()
     view = server.views[kind]
     assert (view["entityName"], view["projectName"]) == ("us", "asr")
-    run_sets = [one for of_view in parts(view["spec"], "runSets") for one in of_view]
+    run_sets = [run_set for view_sets in parts(view["spec"], "runSets") for run_set in view_sets]
     assert run_sets
-    for one in run_sets:
-        leaves = [(leaf["key"]["name"], leaf["op"], leaf["value"]) for leaf in one["filters"]["filters"]]
+    for run_set in run_sets:
+        leaves = [(leaf["key"]["name"], leaf["op"], leaf["value"]) for leaf in run_set["filters"]["filters"]]
         assert leaves == [("group", "IN", GROUPS), ("jobType", "=", "fit")]
-        assert [leaf.get("connector", "AND") for leaf in one["filters"]["filters"]] == ["AND", "AND"]
-        assert not any(leaf["disabled"] for leaf in one["filters"]["filters"])
-        assert [key["name"] for key in one["grouping"]] == ["group", "displayName"]
-        assert one.get("project") is None  # the report's own
+        assert [leaf.get("connector", "AND") for leaf in run_set["filters"]["filters"]] == ["AND", "AND"]
+        assert not any(leaf["disabled"] for leaf in run_set["filters"]["filters"])
+        assert [key["name"] for key in run_set["grouping"]] == ["group", "displayName"]
+        assert run_set.get("project") is None  # the report's own
 
 
 @pytest.mark.parametrize(
@@ -137,12 +137,12 @@ def test_panels_of_the_report_do_not_overlap(server: Server) -> None:
     grids = [block for block in server.views["runs"]["spec"]["blocks"] if block["type"] == "panel-grid"]
     assert len(grids) == len(sections())
     for grid in grids:
-        places = [panel["layout"] for panel in panels(grid)]
+        layouts = [panel["layout"] for panel in panels(grid)]
         covered = [
             (x, y)
-            for place in places
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            for layout in layouts
+            for x in range(layout["x"], layout["x"] + layout["w"])
+            for y in range(layout["y"], layout["y"] + layout["h"])
         ]
         assert covered and len(covered) == len(set(covered)) and max(x for x, _ in covered) < 24
 
@@ -171,8 +171,8 @@ def test_the_title_is_one_part_of_the_address(server: Server) -> None:
 
 
 def missing(logged: dict[str, str]) -> set[str]:
-    every = [panel for of_section in sections().values() for panel in of_section]
-    return {name for panel in every for name in dashboard.missing_names(panel, logged)}
+    all_panels = [panel for section in sections().values() for panel in section]
+    return {name for panel in all_panels for name in dashboard.missing_names(panel, logged)}
 
 
 def test_nothing_is_missing_where_everything_is_logged() -> None:
@@ -181,10 +181,10 @@ def test_nothing_is_missing_where_everything_is_logged() -> None:
 
 @pytest.mark.parametrize("name", sorted(LOGGED))
 def test_whatever_is_not_logged_is_missing(name: str) -> None:
-    left_out = {one: kind for one, kind in LOGGED.items() if one != name}
+    rest = {other: kind for other, kind in LOGGED.items() if other != name}
     part = name.split("/")[0]
     expected = f"{part}/.*" if part in ("grad_norm", "update_norm") else name
-    assert missing(left_out) == {expected}
+    assert missing(rest) == {expected}
 
 
 @pytest.mark.parametrize("name", ["test-clean/wer", "grad_norm/encoder", "tsne/joint/order", "neighbours"])

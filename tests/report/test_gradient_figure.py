@@ -11,7 +11,7 @@ from asr_lightning.report.gradient_figure import gradient_table, plot_gradients,
 
 
 def plant(folder: Path, scale: float, steps: range = range(0, 400, 4), version: int = 0) -> Path:
-    """A log with norms that double and halve at every logged step, in its lines among others."""
+    """Write a log whose norms double and halve at every logged step, with lines of losses in between."""
     path = folder / f"logs/version_{version}/metrics.csv"
     path.parent.mkdir(parents=True)
     lines = ["epoch,grad_norm/encoder,grad_norm/total,step,train/loss"]

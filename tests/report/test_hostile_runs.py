@@ -1,4 +1,4 @@
-"""Folders of runs, after slips of those who keep the files."""
+"""Folders of runs whose files were damaged or edited by mistake."""
 
 import json
 from pathlib import Path
@@ -28,8 +28,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "transcripts").mkdir(parents=True)
     rates = [f"one,1,{epoch},s,{0.5 / epoch},0.1,1,0.1,0.1" for epoch in (1, 2, 3)]
     (folder / "error_rates.csv").write_text("\n".join([",".join(COLUMNS), *rates]) + "\n")
-    said = [{"id": f"u{number}", "speaker": "s", "reference": "A B", "hypothesis": "A C"} for number in range(3)]
-    (folder / "transcripts/validation-epoch3-s.jsonl").write_text("".join(json.dumps(one) + "\n" for one in said))
+    rows = [{"id": f"u{number}", "speaker": "s", "reference": "A B", "hypothesis": "A C"} for number in range(3)]
+    (folder / "transcripts/validation-epoch3-s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "logs/version_0").mkdir(parents=True)
     (folder / "logs/version_0/metrics.csv").write_text(METRICS)
     inside(folder)
@@ -60,11 +60,11 @@ def test_activations(random: Random, run: Path) -> None:
 @settings(FUZZED, max_examples=20)
 @given(random=RANDOM)
 def test_a_page_leaves_out_what_is_damaged(random: Random, run: Path) -> None:
-    parts = [path for name in ("tsne", "neighbours", "alignments") for path in sorted((run / name).rglob("*.*"))]
-    path = random.choice([one for one in parts if one.is_file()])
+    paths = [path for name in ("tsne", "neighbours", "alignments") for path in sorted((run / name).rglob("*.*"))]
+    path = random.choice([path for path in paths if path.is_file()])
     with spoiled(path, random), Refusing():
         data, problems = gather([run], "title", None, "test")
-        assert data["curves"] and all(isinstance(one, str) for one in problems)
+        assert data["curves"] and all(isinstance(problem, str) for problem in problems)
 
 
 @FUZZED
@@ -84,7 +84,9 @@ def test_ranges_that_optuna_would_fall_over(range_: str, tmp_path: Path) -> None
         read_space(tmp_path / "space.yaml")
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"\0", b'"' + b"x" * 200_000, b"run,seed\n"], ids=lambda one: one[:4])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"\0", b'"' + b"x" * 200_000, b"run,seed\n"], ids=lambda content: content[:4]
+)
 def test_a_table_that_is_none_is_named(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "error_rates.csv").write_bytes(content)
     assert main(["compare", str(tmp_path), "--output", str(tmp_path / "o")]) == 2

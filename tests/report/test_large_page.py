@@ -42,24 +42,29 @@ def test_three_networks_of_full_size_fit_into_a_page(large: Path) -> None:
     data = data_of(large)
     assert [len(data[part]) for part in ("layers", "neighbours", "alignments")] == [3, 3, 3]
     for run in data["layers"]:
-        points = sum(len(layer["x"]) for one in run["speakers"].values() for layer in one["layers"].values())
+        points = sum(len(layer["x"]) for speaker in run["speakers"].values() for layer in speaker["layers"].values())
         assert 0.8 * POINTS / 3 < points <= POINTS / 3
         assert (
             run["order"] == list(run["speakers"]) == ["105", "100", "101", "102"]
-        )  # that of the drawn sentences first
-        drawn = run["speakers"]["105"]
-        assert [one["id"] for one in drawn["utterances"][:2]] == ["u005", "u003"]
-        assert drawn["utterances"][0]["text"] == "A SENTENCE (the longest)"
-        frames = {layer: part["utterance"].count(0) for layer, part in drawn["layers"].items()}
+        )  # the speaker of the drawn sentences first
+        speaker = run["speakers"]["105"]
+        assert [utterance["id"] for utterance in speaker["utterances"][:2]] == ["u005", "u003"]
+        assert speaker["utterances"][0]["text"] == "A SENTENCE (the longest)"
+        frames = {layer: part["utterance"].count(0) for layer, part in speaker["layers"].items()}
         assert frames == {"layer1": FRAMES, "layer2": 370, **{f"layer{number}": 185 for number in range(3, 9)}}
-        starts = [at for at, of in zip(drawn["layers"]["layer1"]["start"], drawn["layers"]["layer1"]["utterance"],
-                                       strict=True) if of == 0]  # fmt: skip
+        starts = [
+            start
+            for start, utterance in zip(
+                speaker["layers"]["layer1"]["start"], speaker["layers"]["layer1"]["utterance"], strict=True
+            )
+            if utterance == 0
+        ]
         assert starts[0] == 0.0 and starts[-1] == pytest.approx(7.39) and starts == sorted(starts)
         assert "4 of 6 speakers" in run["note"] and "(seed 1)" in run["note"] and f"{points:,}" in run["note"]
     for run in data["neighbours"]:
         asked = run["begins"][run["asked"]]
         assert 0 < asked <= NEIGHBOURHOODS / 3 / 6 and len(run["layers"][5]["places"]) == asked
-        assert len(run["characters"]) == 11_000 and all(len(one) == 5 for one in run["layers"][0]["places"])
+        assert len(run["characters"]) == 11_000 and all(len(indices) == 5 for indices in run["layers"][0]["places"])
         assert f"{run['asked']} of 100 sentences" in run["note"]
         assert run["table"]["notes"][0] == "The paper has 79 sentences."
     for run in data["alignments"]:
@@ -73,7 +78,7 @@ def test_the_page_of_full_size_opens(browser: Browser, large: Path) -> None:
     page.on("pageerror", lambda error: failures.append(str(error)))
     page.goto(large.as_uri())
     section = page.locator("#layers")
-    assert section.get_by_label("speaker", exact=True).evaluate("(one) => one.value") == "105"
+    assert section.get_by_label("speaker", exact=True).evaluate("(node) => node.value") == "105"
     section.get_by_label("phone", exact=True).check()
     assert 0.9 * FRAMES < section.locator(".strip span").count() <= FRAMES  # equal phones in a row are one
     assert section.locator(".plot").first.locator(".point").count() == FRAMES

@@ -32,16 +32,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for run, first in (("one", 0.9), ("two <b>", 0.7)):
         for seed in (1, 2):
-            place = folder / run.replace(" <b>", "") / f"seed{seed}"
-            place.mkdir(parents=True)
+            seed_folder = folder / run.replace(" <b>", "") / f"seed{seed}"
+            seed_folder.mkdir(parents=True)
             rates = [
                 [run, str(seed), epoch, subset, *[first / epoch + 0.01 * seed] * 5]
                 for epoch in (1, 2, 3)
                 for subset in ("test-clean", "test-other")
             ]
-            (place / "error_rates.csv").write_text(as_csv([COLUMNS, *rates]))
+            (seed_folder / "error_rates.csv").write_text(as_csv([COLUMNS, *rates]))
             for subset in ("test-clean", "test-other"):
-                write_transcripts(place / "transcripts" / f"validation-epoch3-{subset}.jsonl", right=run != "one")
+                write_transcripts(seed_folder / "transcripts" / f"validation-epoch3-{subset}.jsonl", right=run != "one")
     inside(folder / "one" / "seed1")
     inside(folder / "two" / "seed1")
     return folder
@@ -62,7 +62,7 @@ def test_the_title_is_that_of_the_experiments_not_of_their_folders(runs: Path, t
 def test_layers_without_phones_are_left_out_with_the_command_that_makes_them(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a run that was looked into without labels: a picture of it would be blank."""
+    """A run whose activations were kept without labels: a picture of it would be blank."""
     copy = tmp_path / "runs"
     shutil.copytree(runs / "one", copy / "one")
     for path in (copy / "one" / "seed1" / "tsne" / "test" / "me").glob("*.csv"):
@@ -82,8 +82,8 @@ def page(browser: Browser, page_file: Path) -> Iterator[Page]:
     opened = context.new_page()
     failures: list[str] = []
     opened.on("pageerror", lambda error: failures.append(str(error)))
-    opened.on("console", lambda one: failures.append(one.text) if one.type == "error" else None)
-    opened.on("request", lambda one: failures.append(one.url) if one.url.startswith("http") else None)
+    opened.on("console", lambda message: failures.append(message.text) if message.type == "error" else None)
+    opened.on("request", lambda request: failures.append(request.url) if request.url.startswith("http") else None)
     opened.goto(page_file.as_uri())
     yield opened
     assert failures == []
@@ -117,9 +117,9 @@ def test_layers_stand_side_by_side_or_are_gone_through_and_recolored(page: Page)
     assert section.locator(".legend b").all_inner_texts() == ["vowel", "plosive", "silence"]
     assert "ɑ" in section.locator(".strip span").all_inner_texts()
     points = section.locator(".trace.scatter .point")
-    before = points.count()
+    count = points.count()
     section.get_by_label("all sentences behind").check()
-    assert points.count() == 6 * before
+    assert points.count() == 6 * count
     section.get_by_label("network").select_option("1")
     assert section.locator(".plot").get_attribute("aria-label") == "t-SNE of top of two, seed 1, colored by phone"
     section.locator(".plot").scroll_into_view_if_needed()
@@ -137,16 +137,16 @@ def test_frames_fill_a_square_without_grid_and_letters_stand_out_from_their_colo
         box = plot.bounding_box()
         assert box is not None and abs(box["width"] - box["height"]) < 2
         spans = plot.locator(".trace.scatter").last.evaluate(
-            "(one) => { const box = one.getBoundingClientRect(); return [box.width, box.height]; }"
+            "(node) => { const box = node.getBoundingClientRect(); return [box.width, box.height]; }"
         )
         assert max(spans) > 0.85 * box["width"]
         assert plot.locator(".gridlayer path").count() == 0
     contrasts = section.locator(".strip span").evaluate_all(
-        """(all) => all.map((one) => {
+        """(all) => all.map((node) => {
             const light = (rgb) => rgb.match(/[0-9.]+/g).slice(0, 3).map((part) => part / 255)
                 .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
                 .reduce((sum, part, at) => sum + part * [0.2126, 0.7152, 0.0722][at], 0);
-            const [a, b] = ["color", "backgroundColor"].map((name) => light(getComputedStyle(one)[name]) + 0.05);
+            const [a, b] = ["color", "backgroundColor"].map((name) => light(getComputedStyle(node)[name]) + 0.05);
             return Math.max(a, b) / Math.min(a, b);
         })"""
     )
@@ -156,19 +156,19 @@ def test_frames_fill_a_square_without_grid_and_letters_stand_out_from_their_colo
 def test_neighbours_are_browsed_by_mouse_and_keyboard(page: Page, runs: Path) -> None:
     section = page.locator("#neighbours")
     with (runs / "one" / "seed1" / "neighbours" / "test" / "state.csv").open() as file:
-        known = [row for row in csv.DictReader(file) if row["utterance"] == "u1"]
+        rows = [row for row in csv.DictReader(file) if row["utterance"] == "u1"]
     section.get_by_label("sentence", exact=True).select_option("1")
     letters = section.locator(".sentence button")
-    assert letters.count() == len(known)
+    assert letters.count() == len(rows)
     letters.nth(3).click()
     assert letters.nth(3).get_attribute("aria-pressed") == "true"
     assert section.locator("ol.neighbours li").count() == 5
     first = section.locator("ol.neighbours li").first.inner_text()
-    assert f"{known[3]['utterance_1']};" in first and f"{known[3]['matching_1']} matching before" in first
+    assert f"{rows[3]['utterance_1']};" in first and f"{rows[3]['matching_1']} matching before" in first
     page.keyboard.press("ArrowRight")
     assert letters.nth(4).get_attribute("aria-pressed") == "true"
     assert page.evaluate("document.activeElement.textContent") == letters.nth(4).inner_text()
-    assert f"{known[4]['utterance_1']};" in section.locator("ol.neighbours li").first.inner_text()
+    assert f"{rows[4]['utterance_1']};" in section.locator("ol.neighbours li").first.inner_text()
     page.keyboard.press("End")
     assert letters.last.get_attribute("aria-pressed") == "true"
     assert section.locator("table tbody tr").count() == 1
@@ -178,16 +178,16 @@ def test_alignments_can_be_heard_and_seen(page: Page) -> None:
     section = page.locator("#alignments")
     player = section.locator("audio")
     player.evaluate(
-        "(one) => new Promise((done) => one.readyState >= 1 ? done() : one.addEventListener('loadedmetadata', done))"
+        "(node) => new Promise((done) => node.readyState >= 1 ? done() : node.addEventListener('loadedmetadata', done))"
     )
-    assert abs(player.evaluate("(one) => one.duration") - 0.8) < 0.05
+    assert abs(player.evaluate("(node) => node.duration") - 0.8) < 0.05
     assert section.locator(".heatmaplayer image").count() == 1
     section.get_by_label("map").select_option("1")
     assert section.locator(".scatterlayer .trace").count() == 8 == section.locator(".legend span").count()
-    player.evaluate("(one) => { one.currentTime = 0.4; }")
+    player.evaluate("(node) => { node.currentTime = 0.4; }")
     section.locator(".shapelayer path").first.wait_for(state="attached")
     section.get_by_label("utterance").select_option("1")
-    assert section.get_by_label("map").evaluate("(one) => one.value") == "1"
+    assert section.get_by_label("map").evaluate("(node) => node.value") == "1"
 
 
 def test_the_curves_of_all_panels_have_the_same_axes(page: Page) -> None:
@@ -195,7 +195,7 @@ def test_the_curves_of_all_panels_have_the_same_axes(page: Page) -> None:
     for scale in ("logarithmic", "linear"):
         section.get_by_label(scale).check()
         ranges = section.locator(".plot").evaluate_all(
-            "(all) => all.map((one) => JSON.stringify([one.layout.xaxis.range, one.layout.yaxis.range]))"
+            "(all) => all.map((node) => JSON.stringify([node.layout.xaxis.range, node.layout.yaxis.range]))"
         )
         assert len(ranges) == 2 and len(set(ranges)) == 1
     assert "band" in section.locator("p.note").inner_text()
@@ -233,33 +233,33 @@ def test_sentences_show_their_edits_and_are_filtered(page: Page) -> None:
 
 def test_text_is_on_the_left_and_numbers_on_the_right(page: Page) -> None:
     cells = page.locator("#table1 tbody tr").first.locator("td")
-    sides = cells.evaluate_all("(all) => all.map((one) => getComputedStyle(one).textAlign)")
+    sides = cells.evaluate_all("(all) => all.map((node) => getComputedStyle(node).textAlign)")
     assert sides[:4] == ["left", "left", "right", "right"]
     assert page.locator("main").inner_text().count("`") == 0
 
 
 def test_light_and_dark(page: Page) -> None:
-    def brightness(place: str) -> float:
-        rgb = page.locator(place).first.evaluate(
-            "(one) => getComputedStyle(one).backgroundColor || getComputedStyle(one).fill"
+    def brightness(selector: str) -> float:
+        rgb = page.locator(selector).first.evaluate(
+            "(node) => getComputedStyle(node).backgroundColor || getComputedStyle(node).fill"
         )
         return sum(int(part) for part in rgb.split("(")[1].split(")")[0].split(",")[:3]) / 3
 
     assert brightness("body") > 200
     page.get_by_role("button", name="use dark colors").click()
     assert brightness("body") < 60
-    fill = page.locator("#curves .main-svg").first.evaluate("(one) => one.style.background")
+    fill = page.locator("#curves .main-svg").first.evaluate("(node) => node.style.background")
     assert "22, 24, 27" in fill
     page.get_by_role("button", name="use light colors").click()
     assert brightness("body") > 200
 
 
 TOO_WIDE = """[...document.querySelectorAll('main *')]
-    .filter((one) => !one.closest('.scroll, .strip, .plot') && one.getBoundingClientRect().right > innerWidth + 1)
-    .map((one) => one.outerHTML.slice(0, 80))"""
+    .filter((node) => !node.closest('.scroll, .strip, .plot') && node.getBoundingClientRect().right > innerWidth + 1)
+    .map((node) => node.outerHTML.slice(0, 80))"""
 TOO_SMALL = """[...document.querySelectorAll('main *')]
-    .filter((one) => !one.children.length && one.textContent.trim() && !one.closest('.plot'))
-    .filter((one) => parseFloat(getComputedStyle(one).fontSize) < 12).map((one) => one.textContent)"""
+    .filter((node) => !node.children.length && node.textContent.trim() && !node.closest('.plot'))
+    .filter((node) => parseFloat(getComputedStyle(node).fontSize) < 12).map((node) => node.textContent)"""
 
 
 @pytest.mark.parametrize("width", [400, 1280])
@@ -279,7 +279,7 @@ def test_it_fits_narrow_and_wide_windows(
 
 CONTROLS = """[...document.querySelectorAll("#theme, main select, main audio, main input[type=range],"
     + "main input[type=checkbox], main input[type=radio]:checked, .sentence button[tabindex='0']")]
-    .filter((one) => one.checkVisibility())"""  # a choice of one speaker only is hidden
+    .filter((node) => node.checkVisibility())"""  # a choice of one speaker only is hidden
 
 
 def test_the_keyboard_reaches_every_control(page: Page) -> None:
@@ -288,7 +288,7 @@ def test_the_keyboard_reaches_every_control(page: Page) -> None:
     for _ in range(200):
         page.keyboard.press("Tab")
         page.evaluate("controls.delete(document.activeElement)")
-    assert page.evaluate("[...controls].map((one) => one.outerHTML.slice(0, 80))") == []
+    assert page.evaluate("[...controls].map((node) => node.outerHTML.slice(0, 80))") == []
 
 
 def test_what_cannot_be_read_is_left_out_and_named(

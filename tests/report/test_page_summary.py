@@ -54,31 +54,31 @@ def experiments(*folders: Path) -> list[Experiment]:
     return read_experiments([read_run(folder) for folder in folders], problems)
 
 
-def pairs_of(found: list[Experiment], baseline: str) -> list[PairComparison]:
-    results = compare_pairs({experiment.name: experiment.runs for experiment in found}, baseline)
+def pairs_of(group: list[Experiment], baseline: str) -> list[PairComparison]:
+    results = compare_pairs({experiment.name: experiment.runs for experiment in group}, baseline)
     return [pair for pair in results if isinstance(pair, PairComparison)]
 
 
 def test_a_planted_difference_is_the_verdict(tmp_path: Path) -> None:
-    found = experiments(
+    group = experiments(
         write_run(tmp_path / "base" / "seed1", "base", 1, 0.9), write_run(tmp_path / "new" / "seed1", "new", 1, 0.2)
     )
-    [verdict] = verdicts(found, pairs_of(found, "base"), "base")
+    [verdict] = verdicts(group, pairs_of(group, "base"), "base")
     assert verdict["kind"] == "better"
     assert verdict["lead"] == "new makes fewer word errors than base on clean."
     text = verdict["text"]
     assert text is not None
     assert text.startswith("8.57 % against 38.57 % WER after 4 epochs, one seed each: −30.00 points, 95 % interval −")
     assert text.endswith(", p < 0.001.")
-    [reverse] = verdicts(found, pairs_of(found, "new"), "new")
+    [reverse] = verdicts(group, pairs_of(group, "new"), "new")
     assert reverse["kind"] == "worse" and "+30.00 points" in str(reverse["text"])
 
 
 def test_an_interval_with_zero_is_no_difference(tmp_path: Path) -> None:
-    found = experiments(
+    group = experiments(
         write_run(tmp_path / "a" / "seed1", "a", 1, 0.5), write_run(tmp_path / "b" / "seed1", "b", 1, 0.5)
     )
-    [verdict] = verdicts(found, pairs_of(found, "a"), "a")
+    [verdict] = verdicts(group, pairs_of(group, "a"), "a")
     assert verdict["kind"] == "same" and verdict["lead"] == "No difference is shown between b and a on clean."
     assert str(verdict["text"]).endswith("p = 1.000.")
 
@@ -86,16 +86,16 @@ def test_an_interval_with_zero_is_no_difference(tmp_path: Path) -> None:
 def test_a_verdict_over_seeds_says_of_how_many(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"base{seed}", "base", seed, 0.9) for seed in (1, 2)]
     runs += [write_run(tmp_path / f"new{seed}", "new", seed, 0.2) for seed in (1, 2, 3)]
-    found = experiments(*runs)
-    [verdict] = verdicts(found, pairs_of(found, "base"), "base")
+    group = experiments(*runs)
+    [verdict] = verdicts(group, pairs_of(group, "base"), "base")
     assert " WER after 4 epochs, means of 3 and 2 seeds: −30.00 points" in str(verdict["text"])
 
 
 def test_a_verdict_needs_seeds_that_agree(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"base{seed}", "base", seed, share) for seed, share in ((1, 0.9), (2, 0.2))]
     runs += [write_run(tmp_path / f"new{seed}", "new", seed, 0.2) for seed in (1, 2)]
-    found = experiments(*runs)
-    [verdict] = verdicts(found, pairs_of(found, "base"), "base")
+    group = experiments(*runs)
+    [verdict] = verdicts(group, pairs_of(group, "base"), "base")
     assert verdict["lead"] == "new made fewer word errors than base on clean, but seeds differ as much."
     assert verdict["kind"] == "same" and "; 95 % interval over seeds −" in str(verdict["text"])
 
@@ -113,8 +113,8 @@ def test_epochs_of_seeds_that_are_still_training_are_told(tmp_path: Path) -> Non
 
 
 def test_a_single_run_has_its_rate_and_seeds_their_range(tmp_path: Path) -> None:
-    found = experiments(*(write_run(tmp_path / f"seed{n}", "only", n, share) for n, share in ((1, 0.4), (2, 0.6))))
-    [verdict] = verdicts(found, [], "only")
+    group = experiments(*(write_run(tmp_path / f"seed{n}", "only", n, share) for n, share in ((1, 0.4), (2, 0.6))))
+    [verdict] = verdicts(group, [], "only")
     assert verdict["lead"] == "only on clean"
     assert verdict["text"] == "21.43 % WER after 4 epochs, mean of 2 seeds (17.14 to 25.71)."
 
@@ -144,8 +144,8 @@ def test_commands_are_those_that_started_the_run(tmp_path: Path) -> None:
 
 
 def test_training_curves_are_means_over_the_steps_of_an_epoch(tmp_path: Path) -> None:
-    found = experiments(write_run(tmp_path / "seed1", "only", 1, 0.4))
-    curves = {one["name"]: one["runs"] for one in gather_training(found)}
+    group = experiments(write_run(tmp_path / "seed1", "only", 1, 0.4))
+    curves = {curve["name"]: curve["runs"] for curve in gather_training(group)}
     assert curves["training loss"] == [{"name": "only", "seeds": {"1": [[1, 3.0], [2, 1.0]]}}]
     assert curves["loss on clean"] == [{"name": "only", "seeds": {"1": [[1, 5.0]]}}]
 
@@ -172,10 +172,10 @@ def test_the_summary_holds_data_and_runs_without_a_log(tmp_path: Path) -> None:
 def test_sentences_are_sent_with_their_edits_and_fewer_where_there_is_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = experiments(
+    group = experiments(
         write_run(tmp_path / "base" / "seed1", "base", 1, 0.5), write_run(tmp_path / "new" / "seed1", "new", 1, 0.25)
     )
-    runs, pairs = {experiment.name: experiment.runs for experiment in found}, pairs_of(found, "base")
+    runs, pairs = {experiment.name: experiment.runs for experiment in group}, pairs_of(group, "base")
     [section] = gather_sentences(runs, pairs)
     assert len(section["sentences"]) == 60 and section["note"] == "" and section["seeds"] is None
     assert section["sentences"][20] == [
@@ -212,8 +212,8 @@ def test_a_damaged_configuration_or_record_leaves_a_dash(tmp_path: Path, config:
     (folder / "logs" / "version_0" / "config.yaml").write_text(config)
     (folder / "logs" / "version_0" / "metrics.csv").write_text("epoch,train/loss\ninf,1\nnan,2\n1,inf\n,3\n")
     (folder / "finished.json").write_text(finished)
-    found = experiments(folder)
-    summary = gather_summary(found, [], "only")
+    group = experiments(folder)
+    summary = gather_summary(group, [], "only")
     assert summary["facts"]["rows"][0][4] == "–" and summary["differences"] is None
-    assert gather_training(found) == []
+    assert gather_training(group) == []
     assert all(isinstance(line, str) for line in summary["commands"][0]["lines"])

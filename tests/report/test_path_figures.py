@@ -8,7 +8,7 @@ from tests.support.pictures import count, pixels
 
 def test_each_measure_has_a_panel_and_each_line_its_colour(tmp_path: Path) -> None:
     points = [(-0.25, 3.0), (0.0, 2.0), (1.0, 2.5)]
-    panels = {"loss (nats)": {"a to b": points, "a to c": [(place, 2 * loss) for place, loss in points]},
+    panels = {"loss (nats)": {"a to b": points, "a to c": [(position, 2 * loss) for position, loss in points]},
               "WER (%)": {"a to b": points}}  # fmt: skip
     plot_lines(panels, tmp_path / "path.png")
     image = pixels(tmp_path / "path.png")
@@ -42,6 +42,6 @@ def test_curves_are_drawn_beyond_what_was_measured(tmp_path: Path) -> None:
 
 def test_widely_differing_rates_and_infinite_bands_can_be_drawn(tmp_path: Path) -> None:
     short = fit([1, 2, 3], [0.9, 0.2, 0.05])
-    one = ConvergenceCurve("run", "clean", 1, [(1, 0.9), (2, 0.2), (3, 0.05)], short, short.predict([1, 2, 3, 4, 5]))
-    plot_convergence([one, ConvergenceCurve("none", "clean", 1, [(1, 0.0)])], "WER (%)", 0.9, tmp_path / "wer.png")
+    curve = ConvergenceCurve("run", "clean", 1, [(1, 0.9), (2, 0.2), (3, 0.05)], short, short.predict([1, 2, 3, 4, 5]))
+    plot_convergence([curve, ConvergenceCurve("none", "clean", 1, [(1, 0.0)])], "WER (%)", 0.9, tmp_path / "wer.png")
     assert count(pixels(tmp_path / "wer.png"), COLORS[1]) > 0, "dots without a curve"

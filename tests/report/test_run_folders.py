@@ -26,7 +26,7 @@ def test_what_the_callback_writes_can_be_read(tmp_path: Path) -> None:
     path = tmp_path / "error_rates.csv"
     write_atomically(path, transcripts.rates_as_csv([line]))
     expected = ErrorRate('a "b", c', "", 3, "clean", 0.1, 0.2, math.inf, 0.3, 0.4)
-    assert run_folders.read_rates(path) == [expected]  # of before utterances were counted
+    assert run_folders.read_rates(path) == [expected]  # written before utterances were counted
     write_atomically(path, transcripts.rates_as_csv([line | {"utterances": "5", "words": "20"}]))
     assert run_folders.read_rates(path) == [replace(expected, utterances=5, words=20)]
     old = ["run,seed,epoch,subset,wer,cer,ser,swer,unspaced_cer", 'a "b"; c,,3,clean,0.1,0.2,inf,0.3,0.4']

@@ -32,7 +32,7 @@ HEARD = {  # by run and seed: of four utterances
 
 
 def said(hypotheses: list[str]) -> list[tuple[str, str, str, str]]:
-    return [(f"u{place}", f"s{place % 2}", REFERENCE, text) for place, text in enumerate(hypotheses)]
+    return [(f"u{number}", f"s{number % 2}", REFERENCE, text) for number, text in enumerate(hypotheses)]
 
 
 @pytest.fixture
@@ -43,20 +43,22 @@ def runs(transcribed_run: Write) -> dict[str, list[Run]]:
 
 
 def by_name(folder: Path) -> dict[str, list[Run]]:
-    found: dict[str, list[Run]] = {}
+    runs_by_name: dict[str, list[Run]] = {}
     for run in map(read_run, find_runs([folder])):
-        found.setdefault(run.name, []).append(run)
-    return found
+        runs_by_name.setdefault(run.name, []).append(run)
+    return runs_by_name
 
 
 def results(runs: dict[str, list[Run]], baseline: str = "base") -> tuple[list[PairComparison], list[Skipped]]:
-    found = list(compare_pairs(runs, baseline))
-    return [one for one in found if isinstance(one, PairComparison)], [one for one in found if isinstance(one, Skipped)]
+    comparisons = list(compare_pairs(runs, baseline))
+    return [comparison for comparison in comparisons if isinstance(comparison, PairComparison)], [
+        comparison for comparison in comparisons if isinstance(comparison, Skipped)
+    ]
 
 
 def test_errors_are_means_over_seeds_and_the_tests_are_of_them(runs: dict[str, list[Run]]) -> None:
     pairs, skipped = results(runs)
-    assert [(one.run, one.baseline, one.subset, one.seeds, one.baseline_seeds) for one in pairs] == [
+    assert [(pair.run, pair.baseline, pair.subset, pair.seeds, pair.baseline_seeds) for pair in pairs] == [
         ("wide", "base", subset, ("1", "2", "3"), ("1", "2")) for subset in ("clean", "other")
     ]
     assert not skipped
@@ -68,17 +70,17 @@ def test_errors_are_means_over_seeds_and_the_tests_are_of_them(runs: dict[str, l
         UtteranceErrors("u3", "s1", 8, 1, 0),
     ]
     segments = []
-    for place in range(4):
+    for index in range(4):
         wide, base = (
-            [find_word_edits(REFERENCE, texts[place]) for (run, _), texts in HEARD.items() if run == name]
+            [find_word_edits(REFERENCE, texts[index]) for (run, _), texts in HEARD.items() if run == name]
             for name in ("wide", "base")
         )
-        segments += [one - other for one, other in segment_errors(wide, base)]
+        segments += [wide_errors - base_errors for wide_errors, base_errors in segment_errors(wide, base)]
     assert segments == pytest.approx([-0.5, 1 / 3 - 1, -1.5, 2 / 3, 1 / 3])
     assert pair.matched_pairs == matched_pairs(segments)
-    drawn = bootstrap([0, -0.5, round(1 / 3 - 2.5, 9), 1], [8] * 4)
-    assert pair.bootstrap == drawn
-    assert drawn.difference == pytest.approx((4 / 3 - 3) / 32)
+    expected = bootstrap([0, -0.5, round(1 / 3 - 2.5, 9), 1], [8] * 4)
+    assert pair.bootstrap == expected
+    assert expected.difference == pytest.approx((4 / 3 - 3) / 32)
 
 
 def test_examples_show_the_seeds_that_differ_most(runs: dict[str, list[Run]]) -> None:
@@ -92,19 +94,21 @@ def test_examples_show_the_seeds_that_differ_most(runs: dict[str, list[Run]]) ->
 
 
 def test_the_mirrored_comparison_has_the_other_signs(runs: dict[str, list[Run]]) -> None:
-    one, other = results(runs)[0][0], results(runs, "wide")[0][0]
-    assert (other.matched_pairs.z, other.matched_pairs.p) == pytest.approx((-one.matched_pairs.z, one.matched_pairs.p))
-    assert other.bootstrap.improvement == pytest.approx(1 - one.bootstrap.improvement)
-    assert [example.errors.id for example in other.harmed] == [example.errors.id for example in one.improved]
+    pair, mirrored = results(runs)[0][0], results(runs, "wide")[0][0]
+    assert (mirrored.matched_pairs.z, mirrored.matched_pairs.p) == pytest.approx(
+        (-pair.matched_pairs.z, pair.matched_pairs.p)
+    )
+    assert mirrored.bootstrap.improvement == pytest.approx(1 - pair.bootstrap.improvement)
+    assert [example.errors.id for example in mirrored.harmed] == [example.errors.id for example in pair.improved]
 
 
 def test_examples_are_the_ten_greatest_differences_first_by_id(transcribed_run: Write) -> None:
     words = "a b c d e f g h i j k l".split()
-    references = [(f"u{place:02}", "s", " ".join(words)) for place in range(len(words))]
-    wrong = [[*["x"] * (place % 3), *words[place % 3 :]] for place in range(len(words))]  # 0 1 2 0 1 2 …
-    transcribed_run("base", 1, {"clean": [(*one, one[2]) for one in references]})
-    heard = [(*one, " ".join(text)) for one, text in zip(references, wrong, strict=True)]
-    folder = transcribed_run("wide", 1, {"clean": heard})
+    references = [(f"u{number:02}", "s", " ".join(words)) for number in range(len(words))]
+    wrong = [[*["x"] * (number % 3), *words[number % 3 :]] for number in range(len(words))]  # 0 1 2 0 1 2 …
+    transcribed_run("base", 1, {"clean": [(*reference, reference[2]) for reference in references]})
+    transcripts = [(*reference, " ".join(text)) for reference, text in zip(references, wrong, strict=True)]
+    folder = transcribed_run("wide", 1, {"clean": transcripts})
     [pair], _ = results(by_name(folder))
     assert [example.errors.id for example in pair.harmed] == [f"u{n:02}" for n in (2, 5, 8, 11, 1, 4, 7, 10)]
     assert pair.improved == []
@@ -117,7 +121,7 @@ def spoil(run: Run, subset: str, line: int, **changes: str | None) -> None:
     path = run.transcripts(subset)
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     lines[line] |= changes
-    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +145,7 @@ def test_transcripts_that_do_not_match_are_left_out_and_the_rest_goes_on(
     assert (skipped.run, skipped.subset) == ("wide", "clean")
     assert str(runs["wide"][1].transcripts("clean")) in skipped.reason
     assert re.search(reason, skipped.reason)
-    assert [(one.subset, one.seeds) for one in pairs] == [("clean", ("1", "3")), ("other", ("1", "2", "3"))]
+    assert [(pair.subset, pair.seeds) for pair in pairs] == [("clean", ("1", "3")), ("other", ("1", "2", "3"))]
 
 
 def test_white_space_in_references_does_not_matter(runs: dict[str, list[Run]]) -> None:
@@ -153,8 +157,8 @@ def test_a_baseline_without_transcripts_is_named_for_each_run(runs: dict[str, li
     for run in runs["base"]:
         run.transcripts("clean").unlink()
     pairs, skipped = results(runs)
-    assert [one.subset for one in pairs] == ["other"]
-    assert [one.run for one in skipped] == ["base", "base", "wide"]
+    assert [pair.subset for pair in pairs] == ["other"]
+    assert [comparison.run for comparison in skipped] == ["base", "base", "wide"]
     assert "the baseline base has no transcripts" in skipped[-1].reason
 
 
@@ -166,13 +170,13 @@ def test_references_without_words_are_told(transcribed_run: Write) -> None:
 
 
 def test_files_are_compared_line_by_line(runs: dict[str, list[Run]]) -> None:
-    one, other = (runs["base"][place].transcripts("clean") for place in (0, 1))
-    assert find_difference(one, other) is None
-    other.write_text(other.read_text() + json.dumps(dict.fromkeys(("id", "speaker", "reference", "hypothesis"), "z")))
-    difference = find_difference(one, other)
+    first, second = (runs["base"][index].transcripts("clean") for index in (0, 1))
+    assert find_difference(first, second) is None
+    second.write_text(second.read_text() + json.dumps(dict.fromkeys(("id", "speaker", "reference", "hypothesis"), "z")))
+    difference = find_difference(first, second)
     assert difference and "line 5: expected, as in" in difference and difference.endswith("z 'z', got the end")
-    assert [line.id for line in read_transcripts(other)] == ["u0", "u1", "u2", "u3", "z"]
+    assert [line.id for line in read_transcripts(second)] == ["u0", "u1", "u2", "u3", "z"]
     with pytest.raises(InputError, match="expected transcripts"):
-        find_difference(one, other.with_name("none.jsonl"))
+        find_difference(first, second.with_name("none.jsonl"))
     with pytest.raises(ValueError):
         compare_pair(runs["base"][:1], runs["base"][1:], "clean")

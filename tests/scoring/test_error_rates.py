@@ -15,12 +15,12 @@ HYPOTHESES = ["THE CAT SIT ON MAT", "HELLO", "A X B Y Z", "HAVE A PENCIL"]
 TEXTS = st.lists(st.sampled_from(["A", "B", "AB", "BA", "C"]), max_size=7).map(" ".join)
 
 
-def edits(one, other) -> int:
+def edits(first, second) -> int:
     """Levenshtein distance of two sequences, by the plain recurrence."""
-    row = list(range(len(other) + 1))
-    for i, left in enumerate(one, 1):
+    row = list(range(len(second) + 1))
+    for i, left in enumerate(first, 1):
         diagonal, row[0] = row[0], i
-        for j, right in enumerate(other, 1):
+        for j, right in enumerate(second, 1):
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
     return row[-1]
 
@@ -56,11 +56,11 @@ def test_counts_equal_plain_edit_distances(pairs: list[tuple[str, str]]) -> None
     metric.update([reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs])
     for unit, split in (("word", str.split), ("character", list)):
         errors = [getattr(metric, f"{unit}_{name}") for name in ("substitutions", "deletions", "insertions")]
-        assert sum(errors) == sum(edits(split(one), split(other)) for one, other in pairs)
-        assert getattr(metric, f"{unit}_total") == sum(len(split(one)) for one, _ in pairs)
-        hypothesis_size = sum(len(split(other)) for _, other in pairs)
+        assert sum(errors) == sum(edits(split(reference), split(hypothesis)) for reference, hypothesis in pairs)
+        assert getattr(metric, f"{unit}_total") == sum(len(split(reference)) for reference, _ in pairs)
+        hypothesis_size = sum(len(split(hypothesis)) for _, hypothesis in pairs)
         assert getattr(metric, f"{unit}_total") - errors[1] + errors[2] == hypothesis_size
-    assert metric.wrong_sentences == sum(one != other for one, other in pairs)
+    assert metric.wrong_sentences == sum(reference != hypothesis for reference, hypothesis in pairs)
     assert not any(value.isnan() for value in metric.compute().values())
 
 
@@ -115,12 +115,12 @@ def test_reset_forgets_and_nothing_is_no_error() -> None:
 
 
 def test_states_are_summed_over_ranks() -> None:
-    one, other = ErrorRates(), ErrorRates()
-    one.update(REFERENCES[:1], HYPOTHESES[:1])
-    other.update(REFERENCES[1:], HYPOTHESES[1:])
-    assert {int(reduction(torch.tensor([2, 3]))) for reduction in one._reductions.values()} == {5}
-    one._reduce_states(other.metric_state)
-    assert rates(one)["wer"] == pytest.approx(jiwer.wer(REFERENCES, HYPOTHESES))
+    first, second = ErrorRates(), ErrorRates()
+    first.update(REFERENCES[:1], HYPOTHESES[:1])
+    second.update(REFERENCES[1:], HYPOTHESES[1:])
+    assert {int(reduction(torch.tensor([2, 3]))) for reduction in first._reductions.values()} == {5}
+    first._reduce_states(second.metric_state)
+    assert rates(first)["wer"] == pytest.approx(jiwer.wer(REFERENCES, HYPOTHESES))
 
 
 def test_a_forward_call_leaves_the_sums_right() -> None:
@@ -137,7 +137,7 @@ def test_lists_of_unequal_length_are_refused() -> None:
 
 
 def errors_with_spaces_anywhere(reference: str, hypothesis: str) -> int:
-    """By trying all ways to set spaces."""
+    """The fewest word errors over all ways to set spaces."""
     letters = hypothesis.replace(" ", "")
     if not letters:
         return len(reference.split())

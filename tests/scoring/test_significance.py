@@ -27,7 +27,7 @@ REFERENCE = "a b c d e f g h"
 
 
 def segments(*hypotheses: str, reference: str = REFERENCE) -> list[tuple[float, float]]:
-    """Of two systems with the same number of seeds."""
+    """Errors per segment of two systems with the same number of seeds."""
     alignments = [find_word_edits(reference, hypothesis) for hypothesis in hypotheses]
     half = len(hypotheses) // 2
     return segment_errors(alignments[:half], alignments[half:])
@@ -36,23 +36,27 @@ def segments(*hypotheses: str, reference: str = REFERENCE) -> list[tuple[float, 
 def simulated(
     generator: np.random.Generator, utterances: int, words: int, wrong: float, inserted: float = 0.0
 ) -> list[WordEdits]:
-    """Alignments with errors that are independent of each other: half substitutions, half deletions; insertions."""
-    reference = tuple(f"w{place}" for place in range(words))
-    made = []
-    for kinds, extra in zip(
+    """Alignments with errors that are independent of each other: as many substitutions as deletions, and insertions."""
+    reference = tuple(f"w{number}" for number in range(words))
+    alignments = []
+    for draws, extra in zip(
         generator.random((utterances, words)), generator.random((utterances, words + 1)) < inserted, strict=True
     ):
         heard = [
-            word if kind >= wrong else "x" if kind < wrong / 2 else None
-            for word, kind in zip(reference, kinds, strict=True)
+            word if draw >= wrong else "x" if draw < wrong / 2 else None
+            for word, draw in zip(reference, draws, strict=True)
         ]
-        made.append(WordEdits(reference, tuple(heard), tuple(("y",) if one else () for one in extra)))
-    return made
+        alignments.append(WordEdits(reference, tuple(heard), tuple(("y",) if insertion else () for insertion in extra)))
+    return alignments
 
 
 def all_differences(first: Sequence[WordEdits], second: Sequence[WordEdits]) -> list[float]:
     pairs = zip(first, second, strict=True)
-    return [one - other for pair in pairs for one, other in segment_errors(pair[:1], pair[1:])]
+    return [
+        first_errors - second_errors
+        for pair in pairs
+        for first_errors, second_errors in segment_errors(pair[:1], pair[1:])
+    ]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def all_differences(first: Sequence[WordEdits], second: Sequence[WordEdits]) -> 
 )
 def test_segments_by_hand(first: str, second: str, expected: list[tuple[float, float]]) -> None:
     assert segments(first, second) == expected
-    assert segments(second, first) == [(other, one) for one, other in expected]
+    assert segments(second, first) == [(second_errors, first_errors) for first_errors, second_errors in expected]
 
 
 def test_empty_references_are_segments_of_insertions() -> None:
@@ -96,10 +100,15 @@ def test_seeds_of_a_system_are_averaged_in_common_segments() -> None:
 def test_each_error_is_in_one_segment() -> None:
     generator = np.random.default_rng(1)
     first, second = (simulated(generator, 200, 12, 0.2, 0.05) for _ in range(2))
-    found = [segment_errors([one], [other]) for one, other in zip(first, second, strict=True)]
-    assert max(map(len, found)) >= 3
-    for one, other, pairs in zip(first, second, found, strict=True):
-        assert (sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)) == (one.errors, other.errors)
+    pair_lists = [
+        segment_errors([first_edits], [second_edits]) for first_edits, second_edits in zip(first, second, strict=True)
+    ]
+    assert max(map(len, pair_lists)) >= 3
+    for first_edits, second_edits, pairs in zip(first, second, pair_lists, strict=True):
+        assert (sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)) == (
+            first_edits.errors,
+            second_edits.errors,
+        )
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -128,18 +137,18 @@ def test_matched_pairs_without_spread() -> None:
 
 
 def test_matched_pairs_is_near_the_test_of_all_signs() -> None:
-    """Under the null hypothesis each difference is as likely the other way round: of 2^16 ways, all are counted."""
+    """Under the null hypothesis both signs of each difference are equally likely: all 2^16 choices are counted."""
     signs = np.array(list(itertools.product([1, -1], repeat=16)))
     generator = np.random.default_rng(0)
-    seen = []
+    exact_values = []
     for shift in (0.0, 0.3, 0.6, 0.9):
         differences = generator.choice([-2, -1, 1, 2, 3], size=16, p=[0.1, 0.4, 0.3, 0.1, 0.1]) + shift
         sums = np.abs(signs @ differences)
         observed = abs(differences.sum())
         exact = np.mean(sums > observed + 1e-9) + np.mean(np.abs(sums - observed) <= 1e-9) / 2
         assert matched_pairs(differences.tolist()).p == pytest.approx(exact, abs=0.03)
-        seen.append(exact)
-    assert min(seen) < 0.05 and max(seen) > 0.2  # some of each kind
+        exact_values.append(exact)
+    assert min(exact_values) < 0.05 and max(exact_values) > 0.2  # some of each kind
 
 
 def test_p_is_uniform_where_systems_do_not_differ_and_small_where_they_do() -> None:
@@ -163,9 +172,9 @@ def marked_up(title: str, alignments: Sequence[WordEdits]) -> str:
         ' opt_del="FALSE" weight_ali="FALSE" weight_filename="">',
         '<SPEAKER id="s">',
     ]
-    for number, one in enumerate(alignments):
-        words = [f'I,,"{word}"' for word in one.insertions[0]]
-        for word, heard, inserted in zip(one.reference, one.heard, one.insertions[1:], strict=True):
+    for number, alignment in enumerate(alignments):
+        words = [f'I,,"{word}"' for word in alignment.insertions[0]]
+        for word, heard, inserted in zip(alignment.reference, alignment.heard, alignment.insertions[1:], strict=True):
             kind = "D" if heard is None else "C" if heard == word else "S"
             words += [f'{kind},"{word}",' + (f'"{heard}"' if heard else ""), *(f'I,,"{more}"' for more in inserted)]
         lines += [
@@ -189,12 +198,15 @@ def test_matched_pairs_is_that_of_nist(tmp_path: Path, rates: tuple[float, float
     report = (tmp_path / "out-v.stats.mapsswe").read_text()
     result = matched_pairs(all_differences(*systems))
     number = r"\s*(-?[\d.]+)"
-    found = re.search(rf"# segs:{number}.*\(mean:{number}\) \(std dev:{number}\) \(Z Stat:{number}\)", report)
-    assert found, report
-    assert result.segments == int(found[1]) > 300
-    assert [result.mean, result.deviation, result.z] == pytest.approx([float(found[n]) for n in (2, 3, 4)], abs=6e-4)
+    match = re.search(rf"# segs:{number}.*\(mean:{number}\) \(std dev:{number}\) \(Z Stat:{number}\)", report)
+    assert match, report
+    assert result.segments == int(match[1]) > 300
+    assert [result.mean, result.deviation, result.z] == pytest.approx([float(match[n]) for n in (2, 3, 4)], abs=6e-4)
     totals = re.search(rf"Totals\s+\d+\s+{number}\s+{number}", report)
-    assert totals and [sum(one.errors for one in system) for system in systems] == [int(totals[1]), int(totals[2])]
+    assert totals and [sum(alignment.errors for alignment in system) for system in systems] == [
+        int(totals[1]),
+        int(totals[2]),
+    ]
     unified = (tmp_path / "out-u.stats.unified").read_text()
     p = re.search(r"\|\s+MP\s+\|\| system0 .* (<?)(\d\.\d+) ", unified)
     assert p and result.p is not None, unified
@@ -225,19 +237,19 @@ def test_the_bootstrap_is_the_same_each_time_and_antisymmetric(monkeypatch: pyte
 
 
 def test_speakers_are_drawn_with_all_their_utterances() -> None:
-    """Utterances of a speaker are alike, and the interval must not be narrower for that: as of one each, joined."""
+    """Utterances of a speaker are alike: the interval is that of one joined utterance per speaker, not narrower."""
     speakers = [name for name in "abcdef" for _ in range(10)]
     by_speaker = [1, -1, 2, 0, -1, 1]
     differences = [by_speaker["abcdef".index(name)] for name in speakers]
     result = bootstrap(differences, [5] * 60, speakers)
     assert (result.units, result.by_speaker) == (6, True)
-    joined = bootstrap([10 * one for one in by_speaker], [50] * 6)
+    joined = bootstrap([10 * difference for difference in by_speaker], [50] * 6)
     assert (result.low, result.high, result.improvement) == (joined.low, joined.high, joined.improvement)
-    singly = bootstrap(differences, [5] * 60)
-    assert singly.high - singly.low < 0.6 * (result.high - result.low)
+    by_utterance = bootstrap(differences, [5] * 60)
+    assert by_utterance.high - by_utterance.low < 0.6 * (result.high - result.low)
     few = bootstrap(differences, [5] * 60, ["a", "b", "c", "d"] * 15)
     unknown = bootstrap(differences, [5] * 60, ["", *speakers[1:]])
-    assert few == unknown == singly
+    assert few == unknown == by_utterance
 
 
 def test_intervals_hold_what_was_planted() -> None:
@@ -247,8 +259,8 @@ def test_intervals_hold_what_was_planted() -> None:
     for _ in range(300):
         errors = generator.binomial(10, [[0.10], [0.12]], size=(2, 200))
         results.append(bootstrap((errors[0] - errors[1]).tolist(), [10] * 200, resamples=400))
-    held = np.mean([result.low <= -0.02 <= result.high for result in results])
-    assert 0.91 < held < 0.98
+    coverage = np.mean([result.low <= -0.02 <= result.high for result in results])
+    assert 0.91 < coverage < 0.98
     assert np.mean([result.improvement for result in results]) > 0.85
 
 
@@ -273,18 +285,18 @@ def test_lengths_and_empty_references_are_checked() -> None:
 def test_intervals_over_seeds_are_those_of_scipy(sizes: tuple[int, int]) -> None:
     generator = np.random.default_rng(sum(sizes))
     first, second = generator.normal(0.1, 0.02, sizes[0]), generator.normal(0.2, 0.1, sizes[1])
-    found = mean_difference(first.tolist(), second.tolist())
+    interval = mean_difference(first.tolist(), second.tolist())
     expected = ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.difference == pytest.approx(first.mean() - second.mean())
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+    assert interval.difference == pytest.approx(first.mean() - second.mean())
 
 
 def test_intervals_over_pairs_are_those_of_scipy() -> None:
     generator = np.random.default_rng(4)
     first, second = generator.normal(0.5, 0.1, (2, 4))
-    found = paired_difference(first.tolist(), second.tolist())
+    interval = paired_difference(first.tolist(), second.tolist())
     expected = ttest_rel(first, second).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_a_true_difference_of_the_visible_size_is_seen_in_four_of_five_trials() -> None:
@@ -299,20 +311,20 @@ def test_a_true_difference_of_the_visible_size_is_seen_in_four_of_five_trials() 
         count: significance.stdtrit(count, 0.975) + significance.stdtrit(count, 0.8) for count in (14, freedom)
     }
     exact *= quantiles[freedom] / quantiles[14]
-    seen = 0
+    detections = 0
     for _ in range(trials):
-        found = mean_difference(
+        interval = mean_difference(
             generator.normal(exact, spread, seeds).tolist(), generator.normal(0.0, spread, seeds).tolist()
         )
-        seen += found.low is not None and found.low > 0
-    assert 0.76 < seen / trials < 0.84
+        detections += interval.low is not None and interval.low > 0
+    assert 0.76 < detections / trials < 0.84
 
 
 @pytest.mark.parametrize(("first", "second"), [([0.1], [0.2, 0.3]), ([0.1, 0.2], [0.3]), ([0.1], [0.2])])
 def test_a_single_seed_has_no_interval(first: list[float], second: list[float]) -> None:
-    found = mean_difference(first, second)
-    assert (found.low, found.high, found.visible) == (None, None, None)
-    assert found.difference == pytest.approx(statistics.fmean(first) - statistics.fmean(second))
+    interval = mean_difference(first, second)
+    assert (interval.low, interval.high, interval.visible) == (None, None, None)
+    assert interval.difference == pytest.approx(statistics.fmean(first) - statistics.fmean(second))
 
 
 def test_equal_values_have_an_interval_of_no_length() -> None:

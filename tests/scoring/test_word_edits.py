@@ -20,11 +20,11 @@ def test_each_kind_of_error_has_its_place() -> None:
 @given(TEXTS, TEXTS)
 def test_an_alignment_holds_both_texts_and_the_fewest_errors(reference: str, hypothesis: str) -> None:
     alignment = find_word_edits(reference, hypothesis)
-    heard = [*alignment.insertions[0]]
+    words = [*alignment.insertions[0]]
     for word, inserted in zip(alignment.heard, alignment.insertions[1:], strict=True):
-        heard += [word, *inserted] if word is not None else inserted
+        words += [word, *inserted] if word is not None else inserted
     assert " ".join(alignment.reference) == reference
-    assert " ".join(heard) == hypothesis
+    assert " ".join(words) == hypothesis
     counts = jiwer.process_words(reference, hypothesis)
     assert alignment.errors == counts.substitutions + counts.deletions + counts.insertions
 

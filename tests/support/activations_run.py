@@ -1,4 +1,4 @@
-"""A tiny recognizer that is looked at, started as one process or several."""
+"""A tiny recognizer whose activations are kept, started as one process or several."""
 
 import json
 import sys

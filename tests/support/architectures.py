@@ -188,7 +188,7 @@ NAMED = {"tone": TEXTS, "unseen": UNSEEN}
 
 
 def with_states(config: dict[str, Any], folder: Path, korean: bool = False) -> dict[str, Any]:
-    """The same with what a hybrid needs besides its network, if it is one."""
+    """The same configuration with the files that a hybrid needs besides its network, if it is one."""
     if "folder" not in config["init_args"]:
         return config
     spoken = {f"{name}-{n}": text for name, texts in NAMED.items() for n, text in enumerate(texts)}

@@ -11,5 +11,5 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    *(["--no-sandbox"] if os.geteuid() == 0 else []),  # which Chromium refuses to start without
+    *(["--no-sandbox"] if os.geteuid() == 0 else []),  # without which Chromium does not start as root
 ]

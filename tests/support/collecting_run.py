@@ -58,7 +58,7 @@ def run(
 ) -> list[dict[str, Any]]:
     """Train, and return the rows that this process wrote."""
     warnings.filterwarnings("ignore", module="lightning")
-    before = len(rows(log))
+    count = len(rows(log))
     saving = [ModelCheckpoint(filename="{step}-{epoch}", save_top_k=-1, **checkpoint)] if checkpoint else []
     fit = lightning.Trainer(
         **{"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False},
@@ -67,19 +67,19 @@ def run(
         enable_checkpointing=bool(checkpoint),
     )
     fit.fit(Collector(log, die_at), datamodule=make(data, shards), ckpt_path=resume)
-    return rows(log)[before:]
+    return rows(log)[count:]
 
 
 def make(data: dict[str, Any], shards: bool) -> CorpusDataModule:
     """The corpus, or a mixture of those that `corpora` holds the arguments of."""
     if "corpora" in data:
-        corpora = {name: LibriSpeechDataModule(**given) for name, given in data["corpora"].items()}
+        corpora = {name: LibriSpeechDataModule(**arguments) for name, arguments in data["corpora"].items()}
         return MixtureDataModule(**{**data, "corpora": corpora})
     return ShardsDataModule(**data) if shards else LibriSpeechDataModule(**data)
 
 
 def rows(log: str, rank: int = 0) -> list[dict[str, Any]]:
-    """What a rank wrote down."""
+    """The rows that a rank wrote."""
     path = Path(f"{log}.{rank}")
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 

@@ -6,7 +6,7 @@ from asr_lightning import cli
 
 
 def said(*arguments: str) -> str:
-    """Return what a command says when it ends with an error."""
+    """Return the message or the status with which a command ends."""
     with pytest.raises(SystemExit) as ending:
         cli.main(list(arguments))
     return str(ending.value.code)

@@ -54,14 +54,14 @@ def network(
     encoder: str, predictor: str | None, normalization: str | None = None, features: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """The configuration of a transducer, or of a CTC recognizer without a predictor."""
-    own = {"mels": MELS, **(NEMO if predictor == "LSTMPredictor" else KALDI)}
+    feature_arguments = {"mels": MELS, **(NEMO if predictor == "LSTMPredictor" else KALDI)}
     if normalization:
-        own["normalization"] = {"class_path": f"asr_lightning.audio.normalization.{normalization}"}
+        feature_arguments["normalization"] = {"class_path": f"asr_lightning.audio.normalization.{normalization}"}
     inner = dict(ENCODERS[encoder]["init_args"])
     inner |= {"extractor": EXTRACTOR} if encoder in ("ds2", "vanilla") else {"input_dimension": MELS}
     arguments: dict[str, Any] = {
         "tokenizer": {"class_path": "asr_lightning.text.tokenizers.CharacterTokenizer"},
-        "features": features or {"class_path": FILTER_BANK, "init_args": own},
+        "features": features or {"class_path": FILTER_BANK, "init_args": feature_arguments},
         "encoder": {"class_path": ENCODERS[encoder]["class_path"], "init_args": inner},
     }
     if predictor is None:
@@ -82,7 +82,7 @@ def network(
 
 
 def write_checkpoint(path: Path, config: dict[str, Any]) -> Path:
-    """Random weights that say much, and other things of other sounds."""
+    """Write random weights whose transcripts are long and differ from audio to audio."""
     torch.manual_seed(1)
     recognizer = build_recognizer(config)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def write_checkpoint(path: Path, config: dict[str, Any]) -> Path:
                 output = getattr(part, "output", part)
                 output.weight.mul_(8)
                 output.bias.zero_()
-                if name == "output":  # what all frames have in common is taken off, so that they differ
+                if name == "output":  # the mean of all frames is subtracted, so that they differ
                     audio = 0.1 * torch.randn(1, 16_000)
                     encoded, _ = recognizer.eval()(audio, torch.tensor([16_000]))
                     output.bias.sub_(output.weight @ encoded[0].mean(dim=0))

@@ -1,4 +1,4 @@
-"""What a hybrid needs besides its network, made by hand for the speech of `tones`: every letter is a phone."""
+"""Files that a hybrid needs besides its network, made by hand for the speech of `tones`: every letter is a phone."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ KOREAN = str.maketrans("ABCDEFGH", "가나다라마바사아")
 
 
 def hybrid(folder: Path | str = "", **changes: Any) -> dict[str, Any]:
-    """A small one, as an experiment's `model`."""
+    """A small hybrid, as an experiment's `model`."""
     sizes = {"input_dimension": 20, "hidden": 32, "layers": 1, "recurrent_projection": 16, "projection": 8}
     encoder = {"class_path": "asr_lightning.nn.projected_lstm.RecurrentProjectionEncoder", "init_args": sizes}
     optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-2}}
@@ -56,8 +56,8 @@ def write_states(
     """Write the folder of a hybrid.
 
     Args:
-        folder: Where to.
-        texts: Whose words are in the lexicon and the language model.
+        folder: The folder to write.
+        texts: Texts whose words are in the lexicon and the language model.
         spoken: Texts of utterances that were aligned, by their names; those of `batch_of()` by default.
         korean: Write words with a syllable for every letter.
     """
@@ -67,7 +67,7 @@ def write_states(
     model = HiddenMarkovModel.monophone(Lexicon({word.translate(table): (tuple(word),) for word in sorted(words)}))
     spoken = {f"tone-{number}": text for number, text in enumerate(TEXTS)} if spoken is None else spoken
     alignments = {id: aligned(model, text) for id, text in spoken.items()}
-    counts = np.bincount([one for ids in alignments.values() for one in ids], minlength=len(model.pdf_of))
+    counts = np.bincount([transition for ids in alignments.values() for transition in ids], minlength=len(model.pdf_of))
     model = model.with_counts(counts.astype(float))
     model.write(folder)
     write_alignments(folder / ALIGNMENTS, alignments.items())

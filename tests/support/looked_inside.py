@@ -1,4 +1,4 @@
-"""What callbacks leave of the inside of a network."""
+"""Files of the callbacks that look inside a network."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
 
 
 def inside(folder: Path) -> None:
-    """What the callbacks leave, of a network that nobody trained."""
+    """Write the files of the callbacks, with random numbers for a network."""
     random = np.random.default_rng(0)
     part = PartWriter(folder / "activations" / ".part")
     for number in range(6):
         text = list("_I_SAW_A_CAT") if number else list("_가_나무_") + [HOSTILE]
         starts = (np.arange(20) * 0.04).tolist()
-        frames = [starts, [one + 0.04 for one in starts], [text[at % len(text)] for at in range(20)],
-                  [("SIL", "AA", "B")[at % 3] for at in range(20)]]  # fmt: skip
+        frames = [starts, [start + 0.04 for start in starts], [text[frame % len(text)] for frame in range(20)],
+                  [("SIL", "AA", "B")[frame % 3] for frame in range(20)]]  # fmt: skip
         modules = {
             "low": Rows(random.normal(size=(20, 6)), "frame", *frames),
             "top": Rows(random.normal(size=(20, 6)), "frame", *frames),
@@ -34,13 +34,13 @@ def inside(folder: Path) -> None:
     merge_parts([part.folder], folder / "activations" / "test", {})
     projected = project_layers(read_layers(folder / "activations" / "test"), "me", iterations=50, perplexity=5)
     (folder / "tsne" / "test" / "me").mkdir(parents=True)
-    for one in projected:
-        (folder / "tsne" / "test" / "me" / f"{one.layer.name}.csv").write_text(places_as_csv(one))
+    for projection in projected:
+        (folder / "tsne" / "test" / "me" / f"{projection.layer.name}.csv").write_text(places_as_csv(projection))
     (folder / "tsne" / "test" / "figures.csv").write_text(as_csv(layer_table(measure_layers(projected))))
-    [found] = find_character_neighbours(folder / "activations" / "test", ["state"])
+    [neighbours] = find_character_neighbours(folder / "activations" / "test", ["state"])
     (folder / "neighbours" / "test").mkdir(parents=True)
-    (folder / "neighbours" / "test" / "state.csv").write_text(as_csv([header(5), *lines(found)]))
-    (folder / "neighbours" / "test" / "table.csv").write_text(as_csv(neighbour_table([found])))
+    (folder / "neighbours" / "test" / "state.csv").write_text(as_csv([header(5), *lines(neighbours)]))
+    (folder / "neighbours" / "test" / "table.csv").write_text(as_csv(neighbour_table([neighbours])))
     (folder / "alignments" / "test").mkdir(parents=True)
     weights = np.eye(5, 20)
     posteriors = random.dirichlet(np.ones(8), 20)

@@ -114,11 +114,11 @@ def cuts(root: Path) -> Path:
         path = root / "audio" / f"call-{number}.flac"
         soundfile.write(path, np.concatenate([chirp(n, 22_050, 0.6) for n in numbers]), 22_050)
         recording = Recording.from_file(path)
-        made = []
-        for place, n in enumerate(numbers):
+        cut_list = []
+        for index, n in enumerate(numbers):
             segment = SupervisionSegment(f"s{n}", recording.id, 0, 0.6, text=TEXTS[n], speaker=f"spk{n % 3}")
-            made.append(MonoCut(f"cut-{n}", 0.6 * place, 0.6, 0, supervisions=[segment], recording=recording))
-        CutSet.from_cuts(made).to_file(root / f"corpus_cuts_{subset}.jsonl.gz")
+            cut_list.append(MonoCut(f"cut-{n}", 0.6 * index, 0.6, 0, supervisions=[segment], recording=recording))
+        CutSet.from_cuts(cut_list).to_file(root / f"corpus_cuts_{subset}.jsonl.gz")
     return root
 
 

@@ -1,4 +1,4 @@
-"""Files as a careless or hostile world makes them of good ones, and what readers may do with them."""
+"""Damaged or hostile files made of good ones, and what readers may do with them."""
 
 import os
 import re
@@ -23,7 +23,7 @@ PIECES = [
     *("\u202eabc\u202c", "가각", "ﬃ", "\u2028", "\x85", "İ", "e" + 300 * "\u0301"),
     *(b"a" * 70_000, b"[" * 5_000, b"(" * 5_000, b"{a: " * 2_000, b" " * 70_000, b"\n" * 5_000),
 ]
-# Seconds in all, and the same every time; what a reader may take is measured by `Refusing`.
+# Seconds in all, and the same examples every time; `Refusing` measures the memory of a reader.
 FUZZED = settings(
     max_examples=120,
     derandomize=True,
@@ -59,41 +59,41 @@ def _flip(content: bytes, random: Random) -> bytes:
 
 def _overwrite(content: bytes, random: Random) -> bytes:
     """Put an extreme binary number somewhere, mostly into the header."""
-    place = random.randint(0, min(len(content), random.choice((64, 1 << 20))))
+    offset = random.randint(0, min(len(content), random.choice((64, 1 << 20))))
     number = random.choice(
         (b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0" * 4, b"\0\0\0\x3b", b"\xff" * 8)
     )
-    return content[:place] + number + content[place + len(number) :]
+    return content[:offset] + number + content[offset + len(number) :]
 
 
 def _insert(content: bytes, random: Random) -> bytes:
-    place = random.randint(0, len(content))
+    offset = random.randint(0, len(content))
     piece = random.choice(PIECES)
-    return content[:place] + (piece if isinstance(piece, bytes) else piece.encode()) + content[place:]
+    return content[:offset] + (piece if isinstance(piece, bytes) else piece.encode()) + content[offset:]
 
 
 def _number(content: bytes, random: Random) -> bytes:
     numbers = list(re.finditer(rb"-?\d+(\.\d+)?", content[:100_000]))
     if not numbers:
         return content
-    found = random.choice(numbers)
-    return content[: found.start()] + random.choice(NUMBERS) + content[found.end() :]
+    match = random.choice(numbers)
+    return content[: match.start()] + random.choice(NUMBERS) + content[match.end() :]
 
 
 def _lines(content: bytes, random: Random) -> bytes:
     lines = content.split(b"\n")
-    one, other = random.randrange(len(lines)), random.randrange(len(lines))
-    what = random.randrange(4)
-    if what == 0:
-        lines.insert(one, lines[other])
-    elif what == 1:
-        del lines[one]
-    elif what == 2:
-        lines[one], lines[other] = lines[other], lines[one]
+    first, second = random.randrange(len(lines)), random.randrange(len(lines))
+    change = random.randrange(4)
+    if change == 0:
+        lines.insert(first, lines[second])
+    elif change == 1:
+        del lines[first]
+    elif change == 2:
+        lines[first], lines[second] = lines[second], lines[first]
     else:
-        fields = re.split(rb"([\s,:=|]+)", lines[one])
+        fields = re.split(rb"([\s,:=|]+)", lines[first])
         del fields[random.randrange(len(fields))]
-        lines[one] = b"".join(fields)
+        lines[first] = b"".join(fields)
     return b"\n".join(lines)
 
 
@@ -108,12 +108,12 @@ SLIPS = [_cut, _cut_out, _flip, _flip, _overwrite, _insert, _number, _number, _l
 
 
 class Refusing:
-    """Lets a reader end, or refuse by an error that names the file; anything else fails, as much memory does.
+    """Let a reader succeed, or raise an error that names the file; other errors fail, and so does much memory.
 
     Args:
-        names: What the message must say.
+        names: Texts that the message must have.
         allowed: The errors that are documented.
-        megabytes: That the process may grow by.
+        megabytes: By how much the process may grow.
     """
 
     def __init__(self, *names: object, allowed: type[Exception] = InputError, megabytes: int = 600) -> None:
@@ -138,16 +138,16 @@ class Refusing:
 @contextmanager
 def spoiled(path: Path, random: Random) -> Iterator[None]:
     """Change a file for a while."""
-    before = path.read_bytes()
-    path.write_bytes(mutated(before, random))
+    content = path.read_bytes()
+    path.write_bytes(mutated(content, random))
     try:
         yield
     finally:
-        path.write_bytes(before)
+        path.write_bytes(content)
 
 
 def in_the_place_of_a_file(path: Path) -> dict[str, Callable[[], None]]:
-    """What may stand where a file is expected, besides a file: by its name, what puts it there."""
+    """Functions that put something at a path where a readable file is expected, by a description of it."""
     return {
         "nothing": lambda: None,
         "a folder": path.mkdir,

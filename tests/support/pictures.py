@@ -1,4 +1,4 @@
-"""What a picture shows."""
+"""Pixels and colors of a picture."""
 
 from pathlib import Path
 

@@ -50,7 +50,7 @@ UNEVEN: Widths = {
     "head": (2, [0, 0, 1]),
     "filter": (2, [0] * 4),  # frames to each side of a location filter; the outer ones of more are silent
 }
-TILED = {name: arranged(one, tiled=True) for name, one in UNEVEN.items()}  # the first units are one copy of each
+TILED = {name: arranged(units, tiled=True) for name, units in UNEVEN.items()}  # the first units are one copy of each
 EVEN = {name: (count, [unit for unit in range(count) for _ in range(2)]) for name, (count, _) in UNEVEN.items()}
 EVEN["filter"] = (2, [0] * 2)
 
@@ -228,18 +228,18 @@ class Planting:
         return written, "" if "bias" in name else read
 
     def copies(self, axis: str) -> list[int]:
-        """Which place of the student's axis each place of the teacher's copies."""
+        """The index along the student's axis that each index along the teacher's copies."""
         if axis == "tokens":
-            own = CharacterTokenizer().tokens
-            return [own.index(token if token in own else "Q") for token in self.tokenizer.tokens]
-        places: list[int] = []
+            tokens = CharacterTokenizer().tokens
+            return [tokens.index(token if token in tokens else "Q") for token in self.tokenizer.tokens]
+        indices: list[int] = []
         for product in axis.split(" + "):
-            before, inner = len(set(places)), [0]
+            offset, inner = len(set(indices)), [0]
             for factor in product.split(" x "):
                 count, units = self.widths.get(factor) or (int(factor), list(range(int(factor))))
                 inner = [outer * count + unit for outer in inner for unit in units]
-            places += [before + one for one in inner]
-        return places
+            indices += [offset + index for index in inner]
+        return indices
 
     def divisors(self, name: str, weight: Tensor) -> Tensor:
         """What each number of a student's weight is divided by in a teacher."""
@@ -272,7 +272,7 @@ class Planting:
             place(teacher.state_dict()[name], weight, name)
 
     def restored(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A selection times what was divided by."""
+        """A selection, multiplied by the divisors."""
         return {name: weight * self.divisors(name, weight) for name, weight in weights.items()}
 
 

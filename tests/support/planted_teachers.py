@@ -36,12 +36,12 @@ JOINT = 5, [0, 0, 1, 1, 2, 3, 3, 4]
 
 
 def conformer(teacher: bool, kernel: int = 5, layers: int = 2) -> Conformer:
-    dimension, heads, hidden, channels = (size(one, teacher) for one in (DIMENSION, HEADS, FEED_FORWARD, CHANNELS))
+    dimension, heads, hidden, channels = (size(units, teacher) for units in (DIMENSION, HEADS, FEED_FORWARD, CHANNELS))
     return Conformer(MELS, dimension, layers, heads, hidden, kernel, channels)
 
 
 def streaming_conformer(teacher: bool, layers: int = 2) -> StreamingConformer:
-    dimension, heads, hidden, channels = (size(one, teacher) for one in (DIMENSION, HEADS, FEED_FORWARD, CHANNELS))
+    dimension, heads, hidden, channels = (size(units, teacher) for units in (DIMENSION, HEADS, FEED_FORWARD, CHANNELS))
     return StreamingConformer(MELS, dimension, layers, heads, hidden, 4, channels, chunk=2, left_context=3)
 
 
@@ -128,13 +128,13 @@ def blocks(before: int, units: tuple[int, list[int]], behind: int = 1) -> list[i
     """Copies along a flattened axis of `before` x units x `behind` places."""
     count, copies = units
     rows = [block * count + unit for block in range(before) for unit in copies]
-    return [row * behind + place for row in rows for place in range(behind)]
+    return [row * behind + offset for row in rows for offset in range(behind)]
 
 
 def arranged(units: tuple[int, list[int]], tiled: bool) -> tuple[int, list[int]]:
     """Copies side by side as above, or tiled: one of each, then the others, so that the first units are one of each."""
     count, copies = units
-    turns = [copies[:place].count(unit) for place, unit in enumerate(copies)]
+    turns = [copies[:index].count(unit) for index, unit in enumerate(copies)]
     return count, [unit for _, unit in sorted(zip(turns, copies, strict=True))] if tiled else copies
 
 
@@ -190,8 +190,8 @@ def copies_of(name: str, encoder: nn.Module, tiled: bool) -> tuple[list[int], li
     """The copies along the first two axes of a parameter; empty where there are none."""
     names = {"dimension": DIMENSION, "hidden": HIDDEN, "channels": CHANNELS, "heads": HEADS, "joint": JOINT}
     names |= {"feed_forward": FEED_FORWARD, "predictor": PREDICTOR}
-    units = {name: arranged(one, tiled) for name, one in names.items()}
-    copies = {"": [], **{name: list(one[1]) for name, one in units.items()}}
+    units = {name: arranged(width, tiled) for name, width in names.items()}
+    copies = {"": [], **{name: list(width[1]) for name, width in units.items()}}
     copies |= {"4 x hidden": blocks(4, units["hidden"]), "4 x predictor": blocks(4, units["predictor"])}
     copies |= {"2 x hidden": blocks(2, units["hidden"]), "2 x dimension": blocks(2, units["dimension"])}
     copies |= {"heads x 4": blocks(1, units["heads"], 4), "flattened": blocks(1, units["channels"], FREQUENCIES)}
@@ -235,17 +235,17 @@ def expanded(name: str, weight: Tensor, encoder: nn.Module, tiled: bool) -> Tens
 
 def plant(student: RNNTransducer, teacher: RNNTransducer, tiled: bool = False) -> None:
     """Let the teacher compute what the student does."""
-    weights = {name: expanded(name, own, student.encoder, tiled) for name, own in student.state_dict().items()}
+    weights = {name: expanded(name, weight, student.encoder, tiled) for name, weight in student.state_dict().items()}
     for name, weight in weights.items():
         place(teacher.state_dict()[name], weight, name)
 
 
-def place(own: Tensor, weight: Tensor, name: str) -> None:
+def place(tensor: Tensor, weight: Tensor, name: str) -> None:
     """Write a weight into a teacher's own, whose kernel may be longer: it is silent at both ends."""
-    beyond = [(have - want) // 2 for have, want in zip(own.shape, weight.shape, strict=True)]
+    beyond = [(have - want) // 2 for have, want in zip(tensor.shape, weight.shape, strict=True)]
     assert beyond[:2] == [0] * len(beyond[:2]), name
-    own.zero_()
-    own[tuple(slice(start, start + width) for start, width in zip(beyond, weight.shape, strict=True))] = weight
+    tensor.zero_()
+    tensor[tuple(slice(start, start + width) for start, width in zip(beyond, weight.shape, strict=True))] = weight
 
 
 def outputs(model: RNNTransducer) -> list[Tensor]:
@@ -262,13 +262,13 @@ def outputs(model: RNNTransducer) -> list[Tensor]:
 
 
 def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    return all(torch.allclose(one, other, atol=1e-4) for one, other in zip(ours, theirs, strict=True))
+    return all(torch.allclose(output, expected, atol=1e-4) for output, expected in zip(ours, theirs, strict=True))
 
 
 def restored(student: RNNTransducer, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """A selection times the numbers that the expansion divided by."""
-    found = dict(weights)
+    result = dict(weights)
     for name, weight in weights.items():
         if (copies := reads(name, weight, student.encoder)) is not None:
-            found[name] = weight * per_column(torch.bincount(copies), weight)
-    return found
+            result[name] = weight * per_column(torch.bincount(copies), weight)
+    return result

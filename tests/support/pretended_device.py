@@ -1,4 +1,4 @@
-"""A device that is not there: tensors that say they are not on the CPU, and who makes the host wait for it.
+"""A pretended device: tensors that claim not to be on the CPU, and a count of what makes the host wait for them.
 
 The numbers are on the CPU, so all is computed truly. The device calls itself `meta`, since of all devices but the CPU
 that is the only one whose backward pass needs no driver. What is not of the CPU takes the branches of a GPU.
@@ -38,9 +38,9 @@ class Elsewhere(Tensor):
         dense = (
             {"strides": here.stride(), "storage_offset": here.storage_offset()} if here.layout is torch.strided else {}
         )
-        made = Tensor._make_wrapper_subclass(cls, here.size(), dtype=here.dtype, device=DEVICE, **dense)
-        made.here = here
-        return made
+        wrapper = Tensor._make_wrapper_subclass(cls, here.size(), dtype=here.dtype, device=DEVICE, **dense)
+        wrapper.here = here
+        return wrapper
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Elsewhere({self.here!r})"
@@ -54,14 +54,14 @@ class Elsewhere(Tensor):
 
 
 class Accelerator(CPUAccelerator):
-    """Lets Lightning train there, with `SingleDeviceStrategy`."""
+    """Lets Lightning train on the device, with `SingleDeviceStrategy`."""
 
     def setup_device(self, device: torch.device) -> None:
         assert device == DEVICE
 
 
 class Waits(TorchDispatchMode):
-    """Computes on `Elsewhere`, and counts by operator and place in the project where the host would have waited."""
+    """Computes on `Elsewhere`, and counts by operator and function of the project where the host would have waited."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,36 +69,36 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        there = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Elsewhere)]
+        device_tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Elsewhere)]
         target = kwargs.get("device")
-        made_there = torch.device(target).type == DEVICE.type if target is not None else bool(there)
-        reason = waits(operator, args, kwargs, bool(there), made_there)
+        on_device = torch.device(target).type == DEVICE.type if target is not None else bool(device_tensors)
+        reason = waits(operator, args, kwargs, bool(device_tensors), on_device)
         if reason:
             self.seen[f"{reason} in {place()}"] += 1
-        if not there and not made_there:
+        if not device_tensors and not on_device:
             return operator(*args, **kwargs)
-        inside, given = tree_map(lambda leaf: leaf.here if isinstance(leaf, Elsewhere) else leaf, (args, kwargs))
+        cpu_args, cpu_kwargs = tree_map(lambda leaf: leaf.here if isinstance(leaf, Elsewhere) else leaf, (args, kwargs))
         if target is not None:
-            given["device"] = torch.device("cpu")
-        result = operator(*inside, **given)
-        if not made_there or result is None:
+            cpu_kwargs["device"] = torch.device("cpu")
+        result = operator(*cpu_args, **cpu_kwargs)
+        if not on_device or result is None:
             return result
         wrapped = tree_map(lambda leaf: Elsewhere(leaf) if isinstance(leaf, Tensor) else leaf, result)
-        return return_and_correct_aliasing(operator, args, kwargs, wrapped) if there else wrapped
+        return return_and_correct_aliasing(operator, args, kwargs, wrapped) if device_tensors else wrapped
 
 
-def waits(operator: Any, args: Any, kwargs: Any, there: bool, made_there: bool) -> str:
+def waits(operator: Any, args: Any, kwargs: Any, reads_device: bool, on_device: bool) -> str:
     """Return why the host waits; nothing if it does not."""
     name = operator.overloadpacket.__name__
-    if name == "_to_copy" and made_there != there and not kwargs.get("non_blocking"):
-        return "copy to the device" if made_there else "copy from the device"
-    if name == "_to_copy" and there and not made_there:
+    if name == "_to_copy" and on_device != reads_device and not kwargs.get("non_blocking"):
+        return "copy to the device" if on_device else "copy from the device"
+    if name == "_to_copy" and reads_device and not on_device:
         return "copy from the device"
     if name in ("copy_", "_foreach_copy_"):
-        one, other = (any(isinstance(leaf, Elsewhere) for leaf in tree_leaves(arg)) for arg in args[:2])
-        waiting = one != other and not (len(args) > 2 and args[2]) and not kwargs.get("non_blocking")
-        return ("copy to the device" if one else "copy from the device") if waiting else ""
-    if not there:
+        target, source = (any(isinstance(leaf, Elsewhere) for leaf in tree_leaves(arg)) for arg in args[:2])
+        waiting = target != source and not (len(args) > 2 and args[2]) and not kwargs.get("non_blocking")
+        return ("copy to the device" if target else "copy from the device") if waiting else ""
+    if not reads_device:
         return ""
     if name in READS or (name == "repeat_interleave" and kwargs.get("output_size") is None):
         return name
@@ -118,8 +118,8 @@ def place() -> str:
     frames = [
         frame for frame in traceback.extract_stack() if frame.filename != __file__ and "/torch/" not in frame.filename
     ]
-    own = [frame for frame in frames if frame.filename.startswith(str(ROOT / "asr_lightning"))]
-    frame = own[-1] if own else frames[-1]
+    project_frames = [frame for frame in frames if frame.filename.startswith(str(ROOT / "asr_lightning"))]
+    frame = project_frames[-1] if project_frames else frames[-1]
     return f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.name}"
 
 
@@ -132,8 +132,8 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
         return nullcontext() if device_type == DEVICE.type else autocast(device_type, *args, **kwargs)
 
     def tensor(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
-        made = make(data, **kwargs)  # of `meta`, torch would make one without numbers
-        return made if device is None else made.to(device)
+        result = make(data, **kwargs)  # of `meta`, torch would make one without numbers
+        return result if device is None else result.to(device)
 
     make = torch.tensor
     monkeypatch.setattr(torch, "tensor", tensor)

@@ -29,15 +29,15 @@ class Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             return self.end(404, b"")
         status = path.stat()
-        given = {"ETag": f'"{status.st_mtime_ns:x}"'}
+        headers = {"ETag": f'"{status.st_mtime_ns:x}"'}
         if span is None or os.path.exists(LOG.with_suffix(".whole")):
-            return self.end(200, path.read_bytes(), body, given)
+            return self.end(200, path.read_bytes(), body, headers)
         first, last = map(int, span.removeprefix("bytes=").split("-"))
         if first >= status.st_size:
             return self.end(416, b"")
         with path.open("rb") as file:
             part = os.pread(file.fileno(), last + 1 - first, first)
-        self.end(206, part, body, {**given, "Content-Range": f"bytes {first}-{last}/{status.st_size}"})
+        self.end(206, part, body, {**headers, "Content-Range": f"bytes {first}-{last}/{status.st_size}"})
 
     def end(self, status: int, content: bytes, body: bool = True, headers: dict[str, str] | None = None) -> None:
         with LOG.open("a") as log:

@@ -1,4 +1,4 @@
-"""Named in the experiment of `test_cluster.py`."""
+"""A callback for the experiment of `test_cluster.py`."""
 
 import json
 from pathlib import Path

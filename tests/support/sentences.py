@@ -51,17 +51,17 @@ def save(model: nn.Module, path: Path) -> str:
 
 @torch.no_grad()
 def direct_log_probability(model: LSTMLanguageModel, text: str) -> float:
-    """By the definition, with torch's own LSTM cells: the sum of what every token has behind those before it."""
+    """Log probability by definition, with torch's own LSTM cells: the sum over tokens, each given those before it."""
     tokenizer, total = CharacterTokenizer(), 0.0
     states = [(torch.zeros(1, 16), torch.zeros(1, 16)) for _ in model.layers]
-    before = tokenizer.eos_id
+    previous = tokenizer.eos_id
     for token in [*tokenizer.encode(text), tokenizer.eos_id]:
-        x = model.embedding.weight[before].unsqueeze(0)
+        x = model.embedding.weight[previous].unsqueeze(0)
         for number, layer in enumerate(model.layers):
             weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
             states[number] = torch.lstm_cell(x, states[number], *weights)  # type: ignore[assignment, arg-type]
             x = states[number][0]
         scores = model.output.weight @ x[0] + model.output.bias
         total += float(scores.double().log_softmax(0)[token])
-        before = token
+        previous = token
     return total

@@ -18,7 +18,7 @@ from asr_lightning.models.fsdp import full_tensor
 from tests.support.tones import RATE, loader, make_trainer, transducer, utterances
 
 IMPOSSIBLE = "ABC" * 40  # CTC cannot align that
-SPOKEN = {one.text: one for one in utterances(["CAB", "BED", "A DEAF BEE", "GAD", "HE FED", "EGG"])}
+SPOKEN = {utterance.text: utterance for utterance in utterances(["CAB", "BED", "A DEAF BEE", "GAD", "HE FED", "EGG"])}
 SPOKEN[IMPOSSIBLE] = replace(SPOKEN["EGG"], id="impossible", text=IMPOSSIBLE)
 
 TRAINING = [  # what each of two ranks is given in each step

@@ -28,9 +28,9 @@ def make_subset(
     random = np.random.default_rng(seed)
     ids = []
     for speaker in range(3):
-        mine = [f"{subset}-{speaker}-{number:04d}" for number in range(speaker, count, 3)]
-        seconds = random.uniform(0.2, longest, len(mine))
-        texts = {id: f"THE TEXT OF {id}" for id in mine}
+        utterance_ids = [f"{subset}-{speaker}-{number:04d}" for number in range(speaker, count, 3)]
+        seconds = random.uniform(0.2, longest, len(utterance_ids))
+        texts = {id: f"THE TEXT OF {id}" for id in utterance_ids}
         write_chapter(root / subset / f"speaker{speaker}" / "1", texts, seconds, suffix)
-        ids += mine
+        ids += utterance_ids
     return sorted(ids)

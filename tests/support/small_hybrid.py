@@ -22,7 +22,7 @@ FEW = [
 
 @dataclass(frozen=True)
 class Made:
-    """Where everything is."""
+    """The paths of the hybrid's files."""
 
     root: Path
 
@@ -52,7 +52,7 @@ def transcripts_of(folder: Path) -> dict[str, str]:
 
 
 def experiment(root: Path, corpus: Path, **trainer: Any) -> dict[str, Any]:
-    """That of the demo, for a network that learns in seconds; everything lies in `root`."""
+    """The experiment of the demo, for a network that learns in seconds; everything lies in `root`."""
     content = yaml.safe_load(DEMO.read_text())
     model, data = content["model"]["init_args"], content["data"]["init_args"]
     model["features"]["init_args"]["mels"] = 40
@@ -80,10 +80,12 @@ def experiment(root: Path, corpus: Path, **trainer: Any) -> dict[str, Any]:
 
 def make(root: Path) -> Made:
     """Make all that `hybrid` and `align` read."""
-    made = Made(root)
-    synthesize(made.corpus, **SIZES, workers=1, progress=False)
-    made.config.write_text(yaml.safe_dump(experiment(root, made.corpus)))
-    lexicon = ["--lexicon", str(made.corpus / "lexicon.txt")]
-    assert main(["hybrid", "prepare", "--config", str(made.config), *lexicon, "--output", str(made.states), *FEW]) == 0
-    cli.main(["fit", "-c", str(made.config)])
-    return made
+    hybrid = Made(root)
+    synthesize(hybrid.corpus, **SIZES, workers=1, progress=False)
+    hybrid.config.write_text(yaml.safe_dump(experiment(root, hybrid.corpus)))
+    lexicon = ["--lexicon", str(hybrid.corpus / "lexicon.txt")]
+    assert (
+        main(["hybrid", "prepare", "--config", str(hybrid.config), *lexicon, "--output", str(hybrid.states), *FEW]) == 0
+    )
+    cli.main(["fit", "-c", str(hybrid.config)])
+    return hybrid

@@ -1,4 +1,4 @@
-"""Models that are small enough to go through everything that they can say, and what Kaldi does, done by hand."""
+"""Models small enough to enumerate everything that they accept, and computations of Kaldi by hand."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -59,7 +59,7 @@ def tied() -> HiddenMarkovModel:
 
 
 def counted(model: HiddenMarkovModel) -> HiddenMarkovModel:
-    """Every state's chance to stay is another; of the second phone nothing was seen."""
+    """Give every state another probability to stay; the second phone was never seen."""
     counts = np.random.default_rng(0).integers(5, 40, len(model.pdf_of)).astype(np.float64)
     counts[model.phone_of == SPN] = 1.0
     return model.with_counts(counts)
@@ -78,9 +78,9 @@ def transition_ids(model: HiddenMarkovModel, phones: Sequence[int], durations: S
     padded = [EDGE, *phones, EDGE]
     frames = iter(durations)
     ids = []
-    for place in range(len(phones)):
+    for index in range(len(phones)):
         for state in range(STATES):
-            triphone = (*padded[place : place + 3], state)
+            triphone = (*padded[index : index + 3], state)
             ids += [model.transition_id(triphone, True)] * (next(frames) - 1) + [model.transition_id(triphone, False)]
     return ids
 
@@ -92,14 +92,14 @@ def durations(frames: int, states: int) -> Iterator[tuple[int, ...]]:
 
 
 def parses(lexicon: Lexicon, phones: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The words that phones can say, pauses before words and at the end being no part of them."""
+    """The word sequences of phones; pauses before words and at the end are no part of them."""
     rest = phones[1:] if phones[:1] == ("SIL",) else phones
     if not rest:
         yield ()
-    for word, some in lexicon.pronunciations.items():
-        for one in some:
-            if rest[: len(one)] == one:
-                yield from ((word, *more) for more in parses(lexicon, rest[len(one) :]))
+    for word, pronunciations in lexicon.pronunciations.items():
+        for pronunciation in pronunciations:
+            if rest[: len(pronunciation)] == pronunciation:
+                yield from ((word, *words) for words in parses(lexicon, rest[len(pronunciation) :]))
 
 
 def best_score(ngram: NGram, words: tuple[str, ...]) -> float:
@@ -109,18 +109,18 @@ def best_score(ngram: NGram, words: tuple[str, ...]) -> float:
         for row, *values in zip(ngram.rows(length).tolist(), level.log_probs, level.backoffs, strict=True):
             grams[tuple(ngram.tokens[id] for id in row)] = values
 
-    def known(context: tuple[str, ...]) -> tuple[str, ...]:
+    def known_context(context: tuple[str, ...]) -> tuple[str, ...]:
         return next(context[n:] for n in range(len(context) + 1) if context[n:] in grams or n == len(context))
 
     def follow(context: tuple[str, ...], rest: tuple[str, ...]) -> float:
         gram = (*context, *(rest[:1] or ("</s>",)))
-        here = back = -math.inf
+        with_gram = backed_off = -math.inf
         if gram in grams:
-            behind = known(gram[-(ngram.order - 1) :] if ngram.order > 1 else ())
-            here = float(grams[gram][0]) + (follow(behind, rest[1:]) if rest else 0.0)
+            next_context = known_context(gram[-(ngram.order - 1) :] if ngram.order > 1 else ())
+            with_gram = float(grams[gram][0]) + (follow(next_context, rest[1:]) if rest else 0.0)
         if context:
-            back = float(grams[context][1]) + follow(known(context[1:]), rest)
-        return max(here, back)
+            backed_off = float(grams[context][1]) + follow(known_context(context[1:]), rest)
+        return max(with_gram, backed_off)
 
     return follow(("<s>",) if ngram.order > 1 else (), words)
 
@@ -138,30 +138,30 @@ class Transducer:
                 self.arcs.setdefault((state, read), []).append((arc.nextstate, arc.olabel, arc.weight.value))
 
     def outputs(self, reads: Sequence[int]) -> dict[tuple[int, ...], float]:
-        """What is said while something is read, with the log weight of the best path for each."""
-        here = self._silently({(self.start, ()): 0.0})
+        """The outputs of paths that read the labels, with the log weight of the best path for each."""
+        states = self._silently({(self.start, ()): 0.0})
         for label in reads:
-            here = self._silently(self._step(here, label))
-        found: dict[tuple[int, ...], float] = {}
-        for (state, said), cost in here.items():
+            states = self._silently(self._step(states, label))
+        best: dict[tuple[int, ...], float] = {}
+        for (state, words), cost in states.items():
             if self.final[state] < math.inf:
-                found[said] = max(found.get(said, -math.inf), -cost - self.final[state])
-        return found
+                best[words] = max(best.get(words, -math.inf), -cost - self.final[state])
+        return best
 
-    def _step(self, here: dict, label: int) -> dict:
-        there: dict = {}
-        for (state, said), cost in here.items():
-            for target, says, more in self.arcs.get((state, label), ()):
-                key = (target, said + (says,) * (says > 0))
-                there[key] = min(there.get(key, math.inf), cost + more)
-        return there
+    def _step(self, states: dict, label: int) -> dict:
+        following: dict = {}
+        for (state, words), cost in states.items():
+            for target, word, weight in self.arcs.get((state, label), ()):
+                key = (target, words + (word,) * (word > 0))
+                following[key] = min(following.get(key, math.inf), cost + weight)
+        return following
 
-    def _silently(self, here: dict) -> dict:
-        new = here
+    def _silently(self, states: dict) -> dict:
+        new = states
         while new:
-            new = {key: cost for key, cost in self._step(new, 0).items() if cost < here.get(key, math.inf)}
-            here = {**here, **new}
-        return here
+            new = {key: cost for key, cost in self._step(new, 0).items() if cost < states.get(key, math.inf)}
+            states = {**states, **new}
+        return states
 
 
 # A lattice in HTK's format: words on nodes, logs to base 10, scales, a penalty, nodes in no order, long names.

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
-    """Of 1 to 12 words, all different."""
+    """Sentences of 3 to 14 words, all different."""
     generator = np.random.default_rng(seed)
     words = [chr(65 + first) + chr(65 + second) for first in range(26) for second in range(26)]
     return [
@@ -18,11 +18,11 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
 def write_texts(folder: Path) -> list[str]:
     """Two files below a folder, `a.txt` without a newline at its end; returns the sentences, 90 of them from there."""
-    made = sentences(203)
+    all_sentences = sentences(203)
     (folder / "deeper").mkdir(parents=True)
-    (folder / "a.txt").write_text("\n".join(made[:90]))
-    (folder / "deeper" / "b.txt").write_text("\n".join(made[90:]) + "\n\n")
-    return made
+    (folder / "a.txt").write_text("\n".join(all_sentences[:90]))
+    (folder / "deeper" / "b.txt").write_text("\n".join(all_sentences[90:]) + "\n\n")
+    return all_sentences
 
 
 def zipf_text(words: int, sentences: int, seed: int = 0) -> list[list[str]]:

@@ -53,26 +53,26 @@ def exhaustive(
     most: int,
     tokens_of_texts: tuple[int, ...] = (0, 1, 2),
 ) -> dict[tuple[int, ...], tuple[float, tuple[int, ...]]]:
-    """The log of the summed probability of all alignments of every token sequence that fits (T, D), and the best's."""
+    """The log of the summed probability of all alignments of each token sequence that fits (T, D), and the best one."""
     vocabulary = [token for token in tokens_of_texts if token != blank]
     totals = {}
     for count in range(most * len(encoded) + 1):
         spread = [
-            places
-            for places in combinations_with_replacement(range(len(encoded)), count)
-            if all(places.count(frame) <= most for frame in range(len(encoded)))
+            frames
+            for frames in combinations_with_replacement(range(len(encoded)), count)
+            if all(frames.count(frame) <= most for frame in range(len(encoded)))
         ]
         for tokens in product(vocabulary, repeat=count):
             predicted, _ = predictor(torch.tensor([[blank, *tokens]]), predictor.initial_state(1, encoded.device))
             log_probs = joint(encoded.unsqueeze(1), predicted).double().log_softmax(-1).tolist()  # (T, U + 1, V)
-            scores = {places: alignment(log_probs, tokens, places, blank) for places in spread}
+            scores = {frames: alignment(log_probs, tokens, frames, blank) for frames in spread}
             total = math.log(sum(math.exp(score) for score in scores.values()))
-            totals[tokens] = total, max(scores, key=lambda places: scores[places])
+            totals[tokens] = total, max(scores, key=lambda frames: scores[frames])
     return totals
 
 
 def alignment(
-    log_probs: list[list[list[float]]], tokens: tuple[int, ...], places: tuple[int, ...], blank: int
+    log_probs: list[list[list[float]]], tokens: tuple[int, ...], frames: tuple[int, ...], blank: int
 ) -> float:
-    emissions = sum(log_probs[frame][u][tokens[u]] for u, frame in enumerate(places))
-    return emissions + sum(rows[sum(p <= frame for p in places)][blank] for frame, rows in enumerate(log_probs))
+    emissions = sum(log_probs[frame][u][tokens[u]] for u, frame in enumerate(frames))
+    return emissions + sum(rows[sum(other <= frame for other in frames)][blank] for frame, rows in enumerate(log_probs))

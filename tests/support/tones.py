@@ -41,7 +41,7 @@ def batch_of(texts: Iterable[str] = TEXTS, name: str = "tone") -> Batch:
 
 
 def write_corpus(root: Path, subset: str, texts: Iterable[str]) -> None:
-    """The same as files in LibriSpeech's layout."""
+    """Write the utterances as files in LibriSpeech's layout."""
     folder = root / subset / "speaker" / "1"
     folder.mkdir(parents=True)
     spoken = utterances(texts, subset)
@@ -105,7 +105,7 @@ def ctc(encoder: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def deep_speech_2(extractor: str = "Convolutions2d", **changes: Any) -> dict[str, Any]:
-    """By the extractor's class name, for 20 features."""
+    """An encoder of Deep Speech 2 for 20 features, with an extractor by its class name."""
     sizes: dict[str, dict[str, Any]] = {
         "Convolutions2d": {"channels": [4, 4], "kernels": [[7, 5], [5, 3]], "strides": [[2, 2], [2, 1]]},
         "Convolutions1d": {"channels": [32, 32], "kernels": [5, 5], "strides": [1, 2]},
@@ -126,7 +126,7 @@ def frame_attention(name: str, **sizes: Any) -> dict[str, Any]:
 def speller(
     attention: str, sampling: float = 0.0, layers: int = 1, query_state: str = "current", **sizes: Any
 ) -> dict[str, Any]:
-    """By the attention's class name."""
+    """A speller with an attention by its class name."""
     mechanism = {"class_path": f"asr_lightning.nn.mechanisms.{attention}", "init_args": {"dimension": 32, **sizes}}
     arguments = {"hidden": 48, "layers": layers, "sampling": sampling, "query_state": query_state}
     return {
@@ -136,7 +136,7 @@ def speller(
 
 
 def make(**changes: Any) -> Recognizer:
-    """Small, with CTC, so that transcripts can be too long."""
+    """A small transducer with CTC, so that transcripts can be too long."""
     torch.manual_seed(4)
     return build_recognizer(transducer(**{"ctc_weight": 0.3, **changes}))
 
@@ -163,7 +163,7 @@ def streaming_conformer() -> dict[str, Any]:
 
 
 def features(name: str, normalization: str | None = None, **arguments: Any) -> dict[str, Any]:
-    """By class names, as `features("LogMel", "GlobalNormalization", mels=20)`."""
+    """Features by class names, as `features("LogMel", "GlobalNormalization", mels=20)`."""
     if normalization is not None:
         arguments["normalization"] = {"class_path": f"asr_lightning.audio.normalization.{normalization}"}
     return {

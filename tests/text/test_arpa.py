@@ -46,13 +46,13 @@ def made_model(order: int = 3, estimator: Callable[..., NGram] = kneser_ney) -> 
     return estimator([generator.choices(words, k=generator.randint(1, 7)) for _ in range(80)], order)
 
 
-def assert_same(one: NGram, other: NGram, tolerance: float = 0.0) -> None:
-    assert one.tokens == other.tokens
-    assert one.order == other.order
-    for level, same in zip(one.levels, other.levels, strict=True):
-        np.testing.assert_array_equal(level.keys, same.keys)
-        np.testing.assert_allclose(level.log_probs, same.log_probs, rtol=tolerance, atol=tolerance)
-        np.testing.assert_allclose(level.backoffs, same.backoffs, rtol=tolerance, atol=tolerance)
+def assert_same(model: NGram, expected: NGram, tolerance: float = 0.0) -> None:
+    assert model.tokens == expected.tokens
+    assert model.order == expected.order
+    for level, expected_level in zip(model.levels, expected.levels, strict=True):
+        np.testing.assert_array_equal(level.keys, expected_level.keys)
+        np.testing.assert_allclose(level.log_probs, expected_level.log_probs, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(level.backoffs, expected_level.backoffs, rtol=tolerance, atol=tolerance)
 
 
 def read(path: Path, content: str | bytes) -> NGram:
@@ -234,7 +234,7 @@ def test_an_old_file_stays_until_the_new_one_is_complete(path: Path, monkeypatch
     monkeypatch.setattr(arpa, "_blocks", break_off)
     with pytest.raises(InputError, match=r"cannot write the language model .*lm.arpa \(No space left on device\)"):
         write_arpa(made_model(), path)
-    assert [one.name for one in path.parent.iterdir() if one.is_file()] == [path.name]
+    assert [file.name for file in path.parent.iterdir() if file.is_file()] == [path.name]
     assert path.read_text() == "old"
     with pytest.raises(InputError, match="cannot write the language model"):
         write_arpa(made_model(), path / "lm.arpa")

@@ -74,15 +74,15 @@ def test_a_cardinal_read_back_is_itself(number: int) -> None:
 
 @given(st.text() | st.text(alphabet="aBuS1230.,'’$£%- &stndrh½\u0345ŉ\0가\u1100\u1161\u0301ßﬁ"))
 def test_normal_text_stays_as_it_is(text: str) -> None:
-    once = normalize_english(text)
-    assert normalize_english(once) == once
-    assert once == " ".join(once.split())
-    assert all(character.isalnum() or character in " '" for character in once)
-    assert not any(character.isdecimal() for character in once)
+    normal = normalize_english(text)
+    assert normalize_english(normal) == normal
+    assert normal == " ".join(normal.split())
+    assert all(character.isalnum() or character in " '" for character in normal)
+    assert not any(character.isdecimal() for character in normal)
 
 
 def read(words: list[str]) -> int:
-    """The number that words say; written apart from the code under test."""
+    """The number that words stand for, written independently of the code under test."""
     small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
     values = {word.upper(): value for value, word in enumerate([*small.split(), "seventeen", "eighteen", "nineteen"])}
     values |= {

@@ -30,14 +30,16 @@ SOUNDS = {  # a planted orthography: letters that belong together, and how they 
 
 
 def planted(count: int, seed: int) -> dict[str, tuple[Phones, ...]]:
-    """Words, no two letters of which could be read as another sound."""
+    """Words of planted spellings; no S and H meet by chance, which would be read as SH."""
     generator = random.Random(seed)
     words = {}
     while len(words) < count:
-        cut = generator.choices(list(SOUNDS), k=generator.randint(2, 6))
+        spellings = generator.choices(list(SOUNDS), k=generator.randint(2, 6))
         silent = generator.random() < 0.3
-        if all(not (one == "S" and other[0] == "H") for one, other in zip(cut, cut[1:], strict=False)):
-            words["".join(cut) + "E" * silent] = (tuple(phone for one in cut for phone in SOUNDS[one]),)
+        if all(not (left == "S" and right[0] == "H") for left, right in zip(spellings, spellings[1:], strict=False)):
+            words["".join(spellings) + "E" * silent] = (
+                tuple(phone for spelling in spellings for phone in SOUNDS[spelling]),
+            )
     return words
 
 
@@ -55,8 +57,8 @@ def all_readings(ngram: NGram, word: str) -> dict[Phones, float]:
 
     totals: Counter[Phones] = Counter()
     for way in ways(word, False):
-        phones = tuple(phone for _, some in way for phone in some)
-        totals[phones] += math.exp(ngram.score([write_graphone(one) for one in way]))
+        phones = tuple(phone for _, part in way for phone in part)
+        totals[phones] += math.exp(ngram.score([write_graphone(graphone) for graphone in way]))
     return {phones: math.log(total) for phones, total in totals.items() if phones}
 
 
@@ -72,13 +74,15 @@ def tiny_ngram(order: int) -> NGram:
 def test_a_wide_beam_finds_all_pronunciations(order: int, word: str) -> None:
     ngram = tiny_ngram(order)
     expected = all_readings(ngram, word)
-    found = JointSequenceModel(ngram, WHOLE).candidates(word)
-    assert {one.phones for one in found} == expected.keys()
+    candidates = JointSequenceModel(ngram, WHOLE).candidates(word)
+    assert {candidate.phones for candidate in candidates} == expected.keys()
     total = sum(map(math.exp, expected.values()))
-    for one in found:
-        assert one.log_prob == pytest.approx(expected[one.phones], abs=1e-9)
-        assert one.share == pytest.approx(math.exp(expected[one.phones]) / total, rel=1e-9)
-    assert [one.log_prob for one in found] == sorted((one.log_prob for one in found), reverse=True)
+    for candidate in candidates:
+        assert candidate.log_prob == pytest.approx(expected[candidate.phones], abs=1e-9)
+        assert candidate.share == pytest.approx(math.exp(expected[candidate.phones]) / total, rel=1e-9)
+    assert [candidate.log_prob for candidate in candidates] == sorted(
+        (candidate.log_prob for candidate in candidates), reverse=True
+    )
 
 
 def test_a_narrow_beam_finds_the_best_of_all() -> None:
@@ -99,21 +103,21 @@ def test_variants_are_the_best_pronunciations() -> None:
 def test_a_planted_orthography_is_learnt_and_holds_for_new_words(letters: int, phones: int) -> None:
     words = planted(700, seed=1)
     model = JointSequenceModel.train(Lexicon(words), letters=letters, phones=phones)
-    unseen = {word: some for word, some in planted(300, seed=2).items() if word not in words}
+    unseen = {word: pronunciations for word, pronunciations in planted(300, seed=2).items() if word not in words}
     assert len(unseen) > 150
-    for known in (words, unseen):
-        wrong = {word: model(word) for word, some in known.items() if model(word) != some}
+    for lexicon in (words, unseen):
+        wrong = {word: model(word) for word, pronunciations in lexicon.items() if model(word) != pronunciations}
         assert not wrong
     assert model.candidates("CHACI")[0].share > 0.9
 
 
 def test_several_pronunciations_are_as_probable_as_they_are_frequent() -> None:
     ends = ["BA", "TA", "SI", "BI", "TI", "SA", "AB", "IT", "AS", "AX", "IX", "AT"]
-    said = [("O",), ("o",), ("o",)]  # twice as often
+    initials = [("O",), ("o",), ("o",)]  # twice as often
     words = {
-        f"O{one}{other}": (said[(row + column) % 3] + sum((SOUNDS[letter] for letter in one + other), ()),)
-        for row, one in enumerate(ends)
-        for column, other in enumerate(ends)
+        f"O{left}{right}": (initials[(row + column) % 3] + sum((SOUNDS[letter] for letter in left + right), ()),)
+        for row, left in enumerate(ends)
+        for column, right in enumerate(ends)
     }
     model = JointSequenceModel.train(Lexicon(words), order=2, variants=2)
     first, second = model.candidates("OBATI")[:2]
@@ -162,17 +166,17 @@ def test_the_file_is_the_model(tmp_path: Path, name: str) -> None:
     model.write(tmp_path / name)
     same = JointSequenceModel.read(tmp_path / name, variants=2)
     for word in planted(20, seed=2):
-        for one, other in zip(model.candidates(word), same.candidates(word), strict=True):
-            assert one.phones == other.phones
-            assert one.log_prob == pytest.approx(other.log_prob, abs=1e-6)
+        for expected, candidate in zip(model.candidates(word), same.candidates(word), strict=True):
+            assert expected.phones == candidate.phones
+            assert expected.log_prob == pytest.approx(candidate.log_prob, abs=1e-6)
         assert same(word)[0] == model(word)[0]
         assert len(same(word)) == 2
 
 
 def test_the_same_lexicon_gives_the_same_file(tmp_path: Path) -> None:
     words = planted(100, seed=1)
-    for name, some in (("one", words), ("other", dict(reversed(words.items())))):
-        JointSequenceModel.train(Lexicon(some), order=3).write(tmp_path / name)
+    for name, entries in (("one", words), ("other", dict(reversed(words.items())))):
+        JointSequenceModel.train(Lexicon(entries), order=3).write(tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 

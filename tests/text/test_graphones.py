@@ -26,7 +26,7 @@ ENTRIES: list[Entry] = [
 
 
 def ways(word: str, phones: tuple[str, ...], letters: int = 2, longest: int = 2) -> Iterator[list[Graphone]]:
-    """All ways to cut an entry, one after another."""
+    """All ways to cut an entry into graphones."""
     if not word and not phones:
         yield []
     for m in range(min(letters, len(word)) + 1):
@@ -55,9 +55,9 @@ def test_expected_counts_are_those_of_all_ways(letters: int, phones: int) -> Non
     for _ in range(3):
         expected, expected_log_likelihood = counted_by_hand(model, letters, phones)
         counts, log_likelihood = model.expected_counts()
-        found = dict(model.graphones(counts))
-        assert found.keys() == {graphone for graphone, count in expected.items() if count}
-        for graphone, count in found.items():
+        by_graphone = dict(model.graphones(counts))
+        assert by_graphone.keys() == {graphone for graphone, count in expected.items() if count}
+        for graphone, count in by_graphone.items():
             assert count == pytest.approx(expected[graphone], rel=1e-9)
         assert log_likelihood == pytest.approx(expected_log_likelihood, rel=1e-9)
         assert model.improve() == log_likelihood
@@ -68,8 +68,8 @@ def test_expected_counts_are_those_of_all_ways(letters: int, phones: int) -> Non
 
 def test_at_first_all_graphones_of_all_ways_are_equally_probable() -> None:
     model = GraphoneModel(ENTRIES)
-    found = {graphone for entry in ENTRIES for cut in ways(*entry) for graphone in cut}
-    assert {round(model(graphone) * len(found), 9) for graphone in found} == {1.0}
+    graphones = {graphone for entry in ENTRIES for cut in ways(*entry) for graphone in cut}
+    assert {round(model(graphone) * len(graphones), 9) for graphone in graphones} == {1.0}
     assert model(("AA", ("k",))) == 0.0
     assert model(("Z", ())) == 0.0
     assert model.probabilities.sum() == pytest.approx(1)
@@ -83,7 +83,7 @@ def test_every_pass_raises_the_likelihood() -> None:
     ]
     model = GraphoneModel(entries)
     likelihoods = [model.improve() for _ in range(12)]
-    assert all(after > before for before, after in zip(likelihoods, likelihoods[1:], strict=False))
+    assert all(current > previous for previous, current in zip(likelihoods, likelihoods[1:], strict=False))
 
 
 def test_segmentations_are_the_most_probable_ways() -> None:

@@ -38,9 +38,9 @@ def test_all_11172_syllables_come_back() -> None:
 def test_syllables_come_apart_and_together() -> None:
     assert decompose("값") == ("ㄱ", "ㅏ", "ㅄ") and compose("ㄱ", "ㅏ", "ㅄ") == "값"
     assert decompose("의") == ("ㅇ", "ㅢ", "") and compose("ㅇ", "ㅢ") == "의"
-    made = [compose(i, m, f) for i in INITIALS for m in MEDIALS for f in FINALS]
-    assert made == list(map(chr, range(0xAC00, 0xD7A4)))  # the order of Unicode
-    assert [compose(*decompose(syllable)) for syllable in made] == made
+    syllables = [compose(i, m, f) for i in INITIALS for m in MEDIALS for f in FINALS]
+    assert syllables == list(map(chr, range(0xAC00, 0xD7A4)))  # the order of Unicode
+    assert [compose(*decompose(syllable)) for syllable in syllables] == syllables
 
 
 @given(st.lists(st.text(SYLLABLES, min_size=1)).map(" ".join))

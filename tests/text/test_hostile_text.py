@@ -1,4 +1,4 @@
-"""Language models, lexicons, tokens and annotated lines, after slips of those who keep the files."""
+"""Language models, lexicons, tokens and annotated lines whose files were damaged or edited by mistake."""
 
 import gzip
 from collections.abc import Callable
@@ -96,7 +96,7 @@ def test_annotated_lines(random: Random) -> None:
 
 
 @pytest.mark.parametrize(
-    "read", [read_arpa, read_lexicon, SyllableTokenizer, SentencePieceTokenizer], ids=lambda one: one.__name__
+    "read", [read_arpa, read_lexicon, SyllableTokenizer, SentencePieceTokenizer], ids=lambda reader: reader.__name__
 )
 @pytest.mark.parametrize(
     "what", ["nothing", "a folder", "an empty file", "a link to itself", "a link to nowhere", "a pipe"]

@@ -98,8 +98,8 @@ ALPHABET = [*"가나다 ()()//+*%#.,-:'&~bnlou9A4ㅋ", ")/(", ") ", " (", "/ "]
 
 
 def random_lines(count: int) -> list[str]:
-    draw = random.Random(0)
-    return ["".join(draw.choices(ALPHABET, k=draw.randint(0, 14))) for _ in range(count)]
+    generator = random.Random(0)
+    return ["".join(generator.choices(ALPHABET, k=generator.randint(0, 14))) for _ in range(count)]
 
 
 def hangul(text: str) -> str:
@@ -126,11 +126,11 @@ def test_any_line_is_normalised_once_and_for_all_or_refused() -> None:
 
 
 def test_no_letter_of_either_side_is_lost() -> None:
-    draw = random.Random(1)
+    generator = random.Random(1)
     for _ in range(2_000):
-        words = ["".join(draw.choices("가나다라", k=3)) + draw.choice(["", "+", "*", "/"]) for _ in range(6)]
-        sides = "".join(draw.choices("마바사", k=4)), "".join(draw.choices("아자차", k=4))
-        marks = draw.sample(["b/", "n/", "l/"], 2)
+        words = ["".join(generator.choices("가나다라", k=3)) + generator.choice(["", "+", "*", "/"]) for _ in range(6)]
+        sides = "".join(generator.choices("마바사", k=4)), "".join(generator.choices("아자차", k=4))
+        marks = generator.sample(["b/", "n/", "l/"], 2)
         line = " ".join([*words[:2], marks[0], f"({sides[0]})/({sides[1]})을", *words[2:], marks[1]])
         for side, chosen in zip(("spelling", "pronunciation"), sides, strict=True):
             expected = hangul("".join([*words[:2], chosen, "을", *words[2:]]))

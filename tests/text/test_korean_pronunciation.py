@@ -113,7 +113,7 @@ CODA_OF |= (
     dict.fromkeys("ㄼㄽㄾㅀ", "ㄹ")
     | dict.fromkeys("ㅍㄿㅄ", "ㅂ")
     | {"ㄻ": "ㅁ"}
-    | {each: each for each in "ㄱㄴㄷㄹㅁㅂㅇ"}
+    | {letter: letter for letter in "ㄱㄴㄷㄹㅁㅂㅇ"}
 )
 INITIALS = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ"
 MEETINGS = {  # of the seven codas with the initials
@@ -134,26 +134,26 @@ def rows(table: dict[str, str]) -> list[tuple[str, str, str]]:
     return [(article, *pair.split(":")) for article, pairs in table.items() for pair in pairs.split()]
 
 
-@pytest.mark.parametrize(("article", "word", "said"), rows(STANDARD))
-def test_words_are_said_as_the_standard_says(article: str, word: str, said: str) -> None:
-    assert pronounce(word) == said
+@pytest.mark.parametrize(("article", "word", "pronunciation"), rows(STANDARD))
+def test_words_are_said_as_the_standard_says(article: str, word: str, pronunciation: str) -> None:
+    assert pronounce(word) == pronunciation
 
 
-@pytest.mark.parametrize(("article", "word", "said"), rows(ALTERNATIVES))
-def test_alternatives_and_no_others(article: str, word: str, said: str) -> None:
-    assert "/".join(pronunciations(word)) == said
+@pytest.mark.parametrize(("article", "word", "pronunciation"), rows(ALTERNATIVES))
+def test_alternatives_and_no_others(article: str, word: str, pronunciation: str) -> None:
+    assert "/".join(pronunciations(word)) == pronunciation
 
 
 @pytest.mark.parametrize("final", list(CODA_OF))
 def test_codas_meet_initials_as_in_the_table(final: str) -> None:
     """Final letters are their codas, but for those that have more to say."""
-    for initial, said in zip(INITIALS, MEETINGS[CODA_OF[final]].split(), strict=True):
+    for initial, expected in zip(INITIALS, MEETINGS[CODA_OF[final]].split(), strict=True):
         tense_behind_verbs = final in "ㄵㄻㄼㄾ" and initial in "ㄱㄷㅅㅈ"
         h = final in "ㄶㅀ" or (final == "ㅎ" and initial in "ㄱㄷㅈㅅ")
         if initial == "ㅇ" and final not in "ㄱㄴㄷㄹㅁㅂㅇ":
             continue
         if not (tense_behind_verbs or h or (final, initial) == ("ㄺ", "ㄱ")):
-            assert pronounce(compose("ㅇ", "ㅏ", final) + compose(initial, "ㅏ")) == said
+            assert pronounce(compose("ㅇ", "ㅏ", final) + compose(initial, "ㅏ")) == expected
 
 
 @pytest.mark.parametrize("final", FINALS)
@@ -161,20 +161,20 @@ def test_every_final_and_initial_meet_in_a_form_that_can_be_said(final: str) -> 
     for initial in INITIALS:
         for medial in MEDIALS:
             word = compose("ㅅ", "ㅜ", final) + compose(initial, medial)
-            for said in pronunciations(word):
-                assert len(said) == 2
-                assert_can_be_said(said)
+            for pronunciation in pronunciations(word):
+                assert len(pronunciation) == 2
+                assert_can_be_said(pronunciation)
 
 
 @given(WORDS)
 def test_all_words_come_out_as_they_can_be_said(word: str) -> None:
     assert len(pronounce(word)) == len(word)
-    for said in pronunciations(word):
-        assert_can_be_said(said)
+    for pronunciation in pronunciations(word):
+        assert_can_be_said(pronunciation)
 
 
-def assert_can_be_said(said: str) -> None:
-    letters = [decompose(syllable) for syllable in said]
+def assert_can_be_said(pronunciation: str) -> None:
+    letters = [decompose(syllable) for syllable in pronunciation]
     for _, _, coda in letters:
         assert coda in ("", *"ㄱㄴㄷㄹㅁㅂㅇ")
     for (_, _, coda), (initial, medial, _) in zip(letters, letters[1:], strict=False):
@@ -186,24 +186,28 @@ def assert_can_be_said(said: str) -> None:
 
 @given(WORDS)
 def test_by_the_rules_what_is_said_is_said_as_it_is_spelled(word: str) -> None:
-    said = by_rule(word)
-    without_ui = [(i, "ㅣ" if m == "ㅢ" and i != "ㅇ" else m, f) for i, m, f in map(decompose, said)]  # 협의: 혀븨
-    assert by_rule(said) == "".join(compose(*letters) for letters in without_ui)
+    pronunciation = by_rule(word)
+    without_ui = [
+        (i, "ㅣ" if m == "ㅢ" and i != "ㅇ" else m, f) for i, m, f in map(decompose, pronunciation)
+    ]  # 협의: 혀븨
+    assert by_rule(pronunciation) == "".join(compose(*letters) for letters in without_ui)
 
 
 def by_rule(spelling: str) -> str:
-    return "".join(compose(each.initial, each.medial, each.final) for each in pronounce_by_rules(spelling))
+    return "".join(
+        compose(syllable.initial, syllable.medial, syllable.final) for syllable in pronounce_by_rules(spelling)
+    )
 
 
 @given(WORDS)
 def test_phones_are_those_of_the_pronunciations(word: str) -> None:
     """Phones are spelled back into syllables: an initial or none, a vowel, a coda or none."""
-    merged = [said.translate(str.maketrans(SAME)) for said in pronunciations(word)]
-    assert [spelled(each) for each in phones(word)] == list(dict.fromkeys(merged))
+    merged = [pronunciation.translate(str.maketrans(SAME)) for pronunciation in pronunciations(word)]
+    assert [spelled(sequence) for sequence in phones(word)] == list(dict.fromkeys(merged))
 
 
 SAME = {compose(i, "ㅚ", f): compose(i, "ㅞ", f) for i in INITIALS for f in ["", *"ㄱㄴㄷㄹㅁㅂㅇ"]}
-LETTERS = [{phone: letter for letter, phone in each.items()} for each in (INITIAL_PHONES, VOWEL_PHONES, CODA_PHONES)]
+LETTERS = [{phone: letter for letter, phone in table.items()} for table in (INITIAL_PHONES, VOWEL_PHONES, CODA_PHONES)]
 
 
 def spelled(sequence: tuple[str, ...]) -> str:
@@ -230,18 +234,18 @@ def test_phones() -> None:
 
 
 def test_a_word_has_not_endless_alternatives() -> None:
-    said = pronunciations("의" * 40)
-    assert len(said) == len(set(said)) == MOST
-    assert said[:2] == ("의" * 40, "의이" + "의" * 38)
+    alternatives = pronunciations("의" * 40)
+    assert len(alternatives) == len(set(alternatives)) == MOST
+    assert alternatives[:2] == ("의" * 40, "의이" + "의" * 38)
 
 
 @pytest.mark.parametrize(
-    ("word", "found"),
+    ("word", "character"),
     [("K팝", "'K'"), ("3개", "'3'"), ("ㅋㅋ", "'ㅋ'"), ("집 에", "' '"), ("한국語", "'語'"), ("", "none")],
 )
-def test_other_characters_are_named(word: str, found: str) -> None:
+def test_other_characters_are_named(word: str, character: str) -> None:
     for function in (pronounce, pronunciations, phones):
-        with pytest.raises(InputError, match=f"{word!r}.*Hangul.*{found}"):
+        with pytest.raises(InputError, match=f"{word!r}.*Hangul.*{character}"):
             function(word)
 
 

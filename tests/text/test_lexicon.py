@@ -115,11 +115,11 @@ def test_files_that_are_no_lexicon_are_named(path: Path) -> None:
 
 
 def test_what_is_written_is_read_again(path: Path) -> None:
-    made = Lexicon({"B": (("b",), ("bʲ", "i")), "A'": (("ə",),), "#HASH": (("HH",),), "<UNK>": (("SPN",),)})
-    write_lexicon(made, path)
+    lexicon = Lexicon({"B": (("b",), ("bʲ", "i")), "A'": (("ə",),), "#HASH": (("HH",),), "<UNK>": (("SPN",),)})
+    write_lexicon(lexicon, path)
     assert path.read_text("utf-8") == "B\tb\nB\tbʲ i\nA'\tə\n#HASH\tHH\n<UNK>\tSPN\n"
-    assert read_lexicon(path) == made
-    assert list(read_lexicon(path).pronunciations) == list(made.pronunciations)
+    assert read_lexicon(path) == lexicon
+    assert list(read_lexicon(path).pronunciations) == list(lexicon.pronunciations)
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ ngram 4=1
 
 
 def entries(arpa: str) -> dict[tuple[str, ...], tuple[float, float]]:
-    """The log10 probability and weight of every n-gram, read in a simple-minded way."""
-    found: dict[tuple[str, ...], tuple[float, float]] = {}
+    """The log10 probability and weight of every n-gram, read by splitting its lines."""
+    table: dict[tuple[str, ...], tuple[float, float]] = {}
     length = 0
     for line in arpa.splitlines():
         fields = line.split()
@@ -59,19 +59,19 @@ def entries(arpa: str) -> dict[tuple[str, ...], tuple[float, float]]:
             length = int(line[1])
         elif length and fields and not line.startswith("\\"):
             backoff = float(fields[length + 1]) if len(fields) > length + 1 else 0.0
-            found[tuple(fields[1 : length + 1])] = (float(fields[0]), backoff)
-    return found
+            table[tuple(fields[1 : length + 1])] = (float(fields[0]), backoff)
+    return table
 
 
 def by_definition(
-    found: dict[tuple[str, ...], tuple[float, float]], order: int, word: str, context: Sequence[str]
+    table: dict[tuple[str, ...], tuple[float, float]], order: int, word: str, context: Sequence[str]
 ) -> float:
     """The natural log probability, by Katz's recursion."""
-    words = tuple(one if (one,) in found else "<unk>" for one in (*context, word))
+    words = tuple(token if (token,) in table else "<unk>" for token in (*context, word))
     words = words[-order:]
-    if words in found:
-        return -math.inf if found[words][0] <= -99 else found[words][0] * LN10
-    return found.get(words[:-1], (0.0, 0.0))[1] * LN10 + by_definition(found, order, words[-1], words[1:-1])
+    if words in table:
+        return -math.inf if table[words][0] <= -99 else table[words][0] * LN10
+    return table.get(words[:-1], (0.0, 0.0))[1] * LN10 + by_definition(table, order, words[-1], words[1:-1])
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def pruned(tmp_path: Path) -> NGram:
 
 @pytest.fixture
 def closed(tmp_path: Path) -> NGram:
-    """Without `<unk>`."""
+    """The same model without `<unk>`."""
     lines = [line for line in PRUNED.splitlines() if "<unk>" not in line]
     text = "\n".join(lines).replace("1=6", "1=5").replace("2=4", "2=3").replace("3=4", "3=3")
     (tmp_path / "closed.arpa").write_text(text)
@@ -119,14 +119,14 @@ def test_back_off_by_hand(pruned: NGram, context: Sequence[str], token: str, log
 
 
 def test_every_probability_is_that_of_the_definition(pruned: NGram) -> None:
-    found = entries(PRUNED)
-    words = [word for (word,) in itertools.islice(found, 6)]
+    table = entries(PRUNED)
+    words = [word for (word,) in itertools.islice(table, 6)]
     assert len(words) == len(pruned.tokens)
     for length in range(4):
         for context in itertools.product([*words, "new"], repeat=length):
             row = pruned.distribution([pruned.id_of(word) for word in context])
             for word in words:
-                expected = by_definition(found, 4, word, context)
+                expected = by_definition(table, 4, word, context)
                 assert pruned.log_prob(word, context) == pytest.approx(expected)
                 assert row[pruned.ids[word]] == pytest.approx(expected)
 
@@ -149,16 +149,16 @@ def test_a_closed_model_finds_other_tokens_impossible_and_sees_nothing_before_th
     assert closed.log_prob("B", ["new", "A"]) == closed.log_prob("B", ["A"]) == pytest.approx(-0.8 * LN10)
     assert closed.log_prob("B", ["<s>", "new"]) == closed.log_prob("B") == pytest.approx(-0.6 * LN10)
     assert closed.score(["A", "new"]) == -math.inf
-    place = closed.ids["A"]
+    token_id = closed.ids["A"]
     np.testing.assert_array_equal(closed.distribution([closed.start_id, -1]), closed.levels[0].log_probs)
-    np.testing.assert_array_equal(closed.distribution([-1, place]), closed.distribution([place]))
+    np.testing.assert_array_equal(closed.distribution([-1, token_id]), closed.distribution([token_id]))
 
 
 def test_a_score_is_the_sum_over_tokens_and_the_end(pruned: NGram) -> None:
     for sentence in (["A", "B", "A", "B", "C"], ["new", "A"], ["A"], []):
         padded = [START, *sentence, END]
-        each = [pruned.log_prob(padded[place], padded[:place]) for place in range(1, len(padded))]
-        assert pruned.score(sentence) == pytest.approx(sum(each))
+        log_probs = [pruned.log_prob(padded[position], padded[:position]) for position in range(1, len(padded))]
+        assert pruned.score(sentence) == pytest.approx(sum(log_probs))
     assert pruned.score([]) == pytest.approx((-0.4 - 0.9) * LN10)
     assert pruned.score(["A", "B"]) == pytest.approx((-0.2 - 0.15 - 0.3) * LN10)
 

@@ -22,37 +22,41 @@ def grams(model: NGram, length: int) -> Grams:
 
 
 def contexts(model: NGram) -> list[tuple[int, ...]]:
-    return [()] + [one for length in range(1, model.order) for one in sorted(grams(model, length))]
+    return [()] + [gram for length in range(1, model.order) for gram in sorted(grams(model, length))]
 
 
-def without(model: NGram, length: int, place: int) -> NGram:
+def without(model: NGram, length: int, row: int) -> NGram:
     """Take out one of the longest n-grams, and give its context the weight that makes it add up to 1."""
     levels = [Level(level.keys, level.log_probs, level.backoffs.copy()) for level in model.levels[:length]]
     level = levels[-1]
-    levels[-1] = Level(*(np.delete(one, place) for one in (level.keys, level.log_probs, level.backoffs)))
-    context = int(level.keys[place]) // len(model.tokens)
+    levels[-1] = Level(*(np.delete(array, row) for array in (level.keys, level.log_probs, level.backoffs)))
+    context = int(level.keys[row]) // len(model.tokens)
     rest = levels[-1].keys[levels[-1].keys // len(model.tokens) == context] % len(model.tokens)
-    less = NGram(model.tokens, levels)
-    ids = model.rows(length)[place, :-1].tolist()
-    own = math.fsum(math.exp(less.distribution(ids)[token]) for token in rest)
-    shorter = math.fsum(math.exp(less.distribution(ids[1:])[token]) for token in rest)
-    levels[-2].backoffs[context] = math.log((1 - own) / (1 - shorter)) if len(rest) else 0.0
-    return less
+    smaller = NGram(model.tokens, levels)
+    ids = model.rows(length)[row, :-1].tolist()
+    mass = math.fsum(math.exp(smaller.distribution(ids)[token]) for token in rest)
+    shorter_mass = math.fsum(math.exp(smaller.distribution(ids[1:])[token]) for token in rest)
+    levels[-2].backoffs[context] = math.log((1 - mass) / (1 - shorter_mass)) if len(rest) else 0.0
+    return smaller
 
 
 @pytest.mark.parametrize("model", MODELS, ids=["Witten-Bell", "Kneser-Ney", "bigrams"])
 def test_relative_entropies_are_those_of_whole_distributions(model: NGram) -> None:
     for length in range(2, model.order + 1):
-        found = relative_entropies(model, length)
+        entropies = relative_entropies(model, length)
         whole = NGram(model.tokens, model.levels[:length])
-        for place in range(0, len(found), 7):
-            ids = model.rows(length)[place, :-1].tolist()
-            before, after = (one.distribution(ids) for one in (whole, without(model, length, place)))
-            some = np.isfinite(before)
-            apart = float(np.exp(before[some]) @ (before[some] - after[some]))
-            said = [model.tokens[one] for one in ids]
-            seen = sum(model.log_prob(one, said[:at]) for at, one in enumerate(said) if (at, one) != (0, "<s>"))
-            assert found[place] == pytest.approx(math.exp(seen) * apart, rel=1e-6, abs=1e-15)
+        for row in range(0, len(entropies), 7):
+            ids = model.rows(length)[row, :-1].tolist()
+            full, reduced = (ngram.distribution(ids) for ngram in (whole, without(model, length, row)))
+            finite = np.isfinite(full)
+            divergence = float(np.exp(full[finite]) @ (full[finite] - reduced[finite]))
+            words = [model.tokens[token_id] for token_id in ids]
+            log_prob = sum(
+                model.log_prob(word, words[:position])
+                for position, word in enumerate(words)
+                if (position, word) != (0, "<s>")
+            )
+            assert entropies[row] == pytest.approx(math.exp(log_prob) * divergence, rel=1e-6, abs=1e-15)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=["Witten-Bell", "Kneser-Ney", "bigrams"])
@@ -61,11 +65,11 @@ def test_what_stays(model: NGram, threshold: float) -> None:
     pruned = prune(model, threshold)
     needed: Grams = set()
     for length in range(model.order, 1, -1):
-        kept = grams(pruned, length)
+        pruned_grams = grams(pruned, length)
         rises = np.expm1(relative_entropies(model, length)) >= threshold
-        worth = {tuple(row) for row in model.rows(length)[rises].tolist()}
-        assert kept == worth | needed
-        needed = {one[:-1] for one in kept}
+        significant = {tuple(row) for row in model.rows(length)[rises].tolist()}
+        assert pruned_grams == significant | needed
+        needed = {gram[:-1] for gram in pruned_grams}
     assert pruned.order == max([length for length in (1, 2, 3) if grams(pruned, length)])
     for context in contexts(model):
         assert np.exp(pruned.distribution(context)).sum() == pytest.approx(1, abs=1e-9)
@@ -75,10 +79,10 @@ def test_what_stays(model: NGram, threshold: float) -> None:
 
 
 def test_nothing_goes_at_0_and_the_model_is_left_alone() -> None:
-    before = [level.backoffs.copy() for level in MODELS[0].levels]
+    backoffs = [level.backoffs.copy() for level in MODELS[0].levels]
     same = prune(MODELS[0], 0.0)
     prune(MODELS[0], 1e-3)
-    for old, level, new in zip(before, MODELS[0].levels, same.levels, strict=True):
+    for old, level, new in zip(backoffs, MODELS[0].levels, same.levels, strict=True):
         np.testing.assert_array_equal(level.backoffs, old)
         np.testing.assert_array_equal(new.keys, level.keys)
         np.testing.assert_allclose(new.backoffs, old, atol=1e-9)

@@ -20,7 +20,7 @@ ESTIMATORS = [kneser_ney, witten_bell]
 
 
 class BruteForce:
-    """P(w | context) by the recursion over all lengths, as the definitions have it."""
+    """P(w | context) by the recursive definition over all lengths."""
 
     def __init__(self, text: Sequence[Sequence[str]], order: int) -> None:
         self.order = order
@@ -39,11 +39,11 @@ class BruteForce:
         return self.counts[gram]
 
     def followers(self, context: tuple[str, ...]) -> dict[str, int]:
-        found = {word: self.count((*context, word)) for word in self.vocabulary}
-        return {word: count for word, count in found.items() if count}
+        counts = {word: self.count((*context, word)) for word in self.vocabulary}
+        return {word: count for word, count in counts.items() if count}
 
     def parts(self, count: int, followers: dict[str, int], length: int) -> tuple[float, float]:
-        """What a token has of its own after a context that was seen, and the weight of the shorter context."""
+        """A token's own probability after a seen context, and the weight of the shorter context."""
         total, different = sum(followers.values()), len(followers)
         return count / (total + different), different / (total + different)
 
@@ -53,8 +53,8 @@ class BruteForce:
         followers = self.followers(context)
         if not followers:
             return shorter
-        own, weight = self.parts(self.count((*context, word)), followers, len(context) + 1)
-        return own + weight * shorter
+        probability, weight = self.parts(self.count((*context, word)), followers, len(context) + 1)
+        return probability + weight * shorter
 
 
 class BruteForceKneserNey(BruteForce):
@@ -68,23 +68,25 @@ class BruteForceKneserNey(BruteForce):
         return len(self.before[gram])
 
     def estimate(self, length: int) -> tuple[float, float, float]:
-        found = Counter(self.count(gram) for gram in set(self.counts) if len(gram) == length and gram != (START,))
-        if not all(found[count] for count in (1, 2, 3, 4)):
+        counts_of_counts = Counter(
+            self.count(gram) for gram in set(self.counts) if len(gram) == length and gram != (START,)
+        )
+        if not all(counts_of_counts[count] for count in (1, 2, 3, 4)):
             return DISCOUNTS
-        scale = found[1] / (found[1] + 2 * found[2])
+        scale = counts_of_counts[1] / (counts_of_counts[1] + 2 * counts_of_counts[2])
         amounts = (
-            1 - 2 * scale * found[2] / found[1],
-            2 - 3 * scale * found[3] / found[2],
-            3 - 4 * scale * found[4] / found[3],
+            1 - 2 * scale * counts_of_counts[2] / counts_of_counts[1],
+            2 - 3 * scale * counts_of_counts[3] / counts_of_counts[2],
+            3 - 4 * scale * counts_of_counts[4] / counts_of_counts[3],
         )
         return amounts if min(amounts) > 0 else DISCOUNTS
 
     def parts(self, count: int, followers: dict[str, int], length: int) -> tuple[float, float]:
-        def taken(count: int) -> float:
+        def discount(count: int) -> float:
             return self.discounts[length - 1][min(count, 3) - 1] if count else 0.0
 
         total = sum(followers.values())
-        return (count - taken(count)) / total, sum(map(taken, followers.values())) / total
+        return (count - discount(count)) / total, sum(map(discount, followers.values())) / total
 
 
 BRUTE_FORCE = {kneser_ney: BruteForceKneserNey, witten_bell: BruteForce}
@@ -99,7 +101,7 @@ def test_every_probability_is_that_of_the_definition(estimator: Callable[..., NG
     words = sorted(brute.vocabulary)
     contexts = [(), (START,), ("<unk>",), (words[5], "<unk>", words[6])]
     contexts += [tuple(generator.choices(words, k=order)) for _ in range(5)]
-    for sentence in generator.sample([one for one in brute.sentences if len(one) > order], 25):
+    for sentence in generator.sample([sentence for sentence in brute.sentences if len(sentence) > order], 25):
         first = generator.randrange(len(sentence) - order)
         contexts.append(sentence[first : first + generator.randint(1, order)])
     for context in contexts:
@@ -177,13 +179,13 @@ def test_the_tiny_text_by_lmplz(gram: str, log10_prob: float, log10_backoff: flo
     assert [len(level.keys) for level in model.levels] == [6, 12, 12]
     ids = [model.ids[token] for token in gram.split()]
     level = model.levels[len(ids) - 1]
-    [place] = model.find(np.array([ids]))
-    assert level.log_probs[place] / math.log(10) == pytest.approx(log10_prob, abs=1e-6)
-    assert level.backoffs[place] / math.log(10) == pytest.approx(log10_backoff, abs=1e-6)
+    [index] = model.find(np.array([ids]))
+    assert level.log_probs[index] / math.log(10) == pytest.approx(log10_prob, abs=1e-6)
+    assert level.backoffs[index] / math.log(10) == pytest.approx(log10_backoff, abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("found", "expected", "estimated"),
+    ("counts_of_counts", "expected", "estimated"),
     [
         ([4, 2, 1, 1], (0.5, 1.25, 1.0), True),
         ([4, 2, 1, 1, 9], (0.5, 1.25, 1.0), True),
@@ -194,11 +196,11 @@ def test_the_tiny_text_by_lmplz(gram: str, log10_prob: float, log10_backoff: flo
         ([], DISCOUNTS, False),
     ],
 )
-def test_discounts(found: list[int], expected: tuple[float, ...], estimated: bool) -> None:
-    counts = np.repeat(np.arange(len(found)) + 1, np.array(found, np.int64))
-    got, whether = discounts(counts)
-    assert got == pytest.approx(expected)
-    assert whether == estimated
+def test_discounts(counts_of_counts: list[int], expected: tuple[float, ...], estimated: bool) -> None:
+    counts = np.repeat(np.arange(len(counts_of_counts)) + 1, np.array(counts_of_counts, np.int64))
+    result, is_estimated = discounts(counts)
+    assert result == pytest.approx(expected)
+    assert is_estimated == estimated
 
 
 def test_the_log_says_where_discounts_are_not_estimated(caplog: pytest.LogCaptureFixture) -> None:

@@ -53,13 +53,13 @@ def test_praat_reads_the_textgrid(tmp_path_factory: pytest.TempPathFactory) -> N
 
 
 def test_captions_end_at_pauses_and_before_they_are_too_long() -> None:
-    spoken = [Word("WORD", 0.5 * number, 0.5 * number + 0.4) for number in range(30)]
-    lengths = [len(caption) for caption in captions(spoken)]
+    words = [Word("WORD", 0.5 * number, 0.5 * number + 0.4) for number in range(30)]
+    lengths = [len(caption) for caption in captions(words)]
     assert lengths == [12, 12, 6]  # the twelfth ends 5.9 s after the first begins
-    late = [*spoken[:3], Word("LATE", 3.0, 3.4)]
-    assert [[word.text for word in caption] for caption in captions(late)] == [["WORD"] * 3, ["LATE"]]
-    long = [Word("W" * 30, 0.1 * number, 0.1 * number + 0.1) for number in range(5)]
-    assert [len(caption) for caption in captions(long)] == [2, 2, 1]
+    late_words = [*words[:3], Word("LATE", 3.0, 3.4)]
+    assert [[word.text for word in caption] for caption in captions(late_words)] == [["WORD"] * 3, ["LATE"]]
+    long_words = [Word("W" * 30, 0.1 * number, 0.1 * number + 0.1) for number in range(5)]
+    assert [len(caption) for caption in captions(long_words)] == [2, 2, 1]
 
 
 def test_json_has_milliseconds() -> None:

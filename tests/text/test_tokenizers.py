@@ -78,8 +78,8 @@ def test_any_text_is_encoded_within_the_vocabulary_and_stays_the_same_after_one_
     tokenizer = CharacterTokenizer()
     ids = tokenizer.encode(text)
     assert not set(ids) & {tokenizer.blank_id, tokenizer.eos_id}
-    once = tokenizer.decode(ids).replace("?", "3")  # 3 is an unknown character, as ? is dropped
-    assert tokenizer.encode(once) == ids
+    decoded = tokenizer.decode(ids).replace("?", "3")  # 3 is an unknown character, as ? is dropped
+    assert tokenizer.encode(decoded) == ids
 
 
 def test_decode_leaves_out_blank_and_end_and_shows_unknown() -> None:

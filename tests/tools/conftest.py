@@ -31,7 +31,7 @@ def config() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recogniser of 16 kHz that never trained, but is not silent: what it says depends on what it hears."""
+    """An untrained recognizer for 16 kHz that is not silent: its transcripts depend on the audio."""
     torch.manual_seed(1)
     recognizer = build_recognizer(CONFIG)
     with torch.no_grad():

@@ -20,14 +20,14 @@ from tests.support.small_hybrid import DEVELOPMENT, TEST, TRAINING, Made, experi
 SAMPLE = 1 / 16_000  # second
 
 
-def run(made: Made, output: Path, *more: Any) -> int:
-    config = [] if "--config" in more else ["--config", made.config]
-    return main(["align", *map(str, ["--checkpoint", made.checkpoint, *config, "--output", output, *more])])
+def run(made: Made, output: Path, *arguments: Any) -> int:
+    config = [] if "--config" in arguments else ["--config", made.config]
+    return main(["align", *map(str, ["--checkpoint", made.checkpoint, *config, "--output", output, *arguments])])
 
 
 @pytest.fixture(scope="module")
 def alignments(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the training subset and of one that was not trained on."""
+    """Alignments of the training subset and of one that was not trained on."""
     output = tmp_path_factory.mktemp("aligned") / "new"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ASR_LIGHTNING_CACHE", str(output.parent / "cache"))
@@ -37,14 +37,14 @@ def alignments(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def changed(made: Made, tmp_path: Path) -> Callable[[dict[str, str]], Path]:
-    """An experiment whose corpus says something else of some utterances."""
+    """An experiment whose corpus has other transcripts of some utterances."""
 
     def change(texts: dict[str, str]) -> Path:
         corpus = tmp_path / "changed"
         shutil.copytree(made.corpus, corpus)
         for path in corpus.rglob("*.trans.txt"):
-            said = {id: texts.get(id, text) for id, text in transcripts_of(path.parent).items()}
-            path.write_text("".join(f"{id} {text}\n" for id, text in said.items()))
+            transcripts = {id: texts.get(id, text) for id, text in transcripts_of(path.parent).items()}
+            path.write_text("".join(f"{id} {text}\n" for id, text in transcripts.items()))
         (tmp_path / "changed.yaml").write_text(yaml.safe_dump(experiment(made.root, corpus)))
         return tmp_path / "changed.yaml"
 
@@ -52,7 +52,7 @@ def changed(made: Made, tmp_path: Path) -> Callable[[dict[str, str]], Path]:
 
 
 def spans(folder: Path, subset: str, id: str) -> dict[str, list[Segment]]:
-    """What all files say of an utterance, by their names."""
+    """The segments of an utterance in each kind of file."""
     grids = str(folder / "TextGrid" / subset)
     return {
         **{f"{tier}.ctm": CTMLabels(str(folder / f"{subset}.{tier}.ctm")).segments(id) for tier in ("phones", "words")},
@@ -68,33 +68,41 @@ def test_every_utterance_is_tiled_by_its_words_and_their_phones(made: Made, alig
     for id, text in transcripts.items():
         [audio] = made.corpus.rglob(f"{id}.flac")
         seconds = soundfile.info(audio).duration
-        found = spans(alignments, subset, id)
+        segments_by_file = spans(alignments, subset, id)
         for tier in ("phones", "words"):
-            ours, grid = found[f"{tier}.ctm"], found[tier]
-            assert [one.label for one in ours] == [one.label for one in grid]
-            for one, other in zip(ours, grid, strict=True):
-                assert (one.start, one.end) == pytest.approx((other.start, other.end), abs=1e-6)
-            assert ours[0].start == 0.0 and ours[-1].end == pytest.approx(seconds, abs=1e-6)
-            assert all(left.end == pytest.approx(right.start, abs=1e-6) for left, right in pairwise(ours))
-            assert all(one.end - one.start > 0.029 for one in ours)  # three states of a frame each, or longer
-        words = [one for one in found["words.ctm"] if one.label != "SIL"]
-        assert " ".join(one.label for one in words) == text
-        phones = found["phones.ctm"]
+            segments, grid = segments_by_file[f"{tier}.ctm"], segments_by_file[tier]
+            assert [segment.label for segment in segments] == [segment.label for segment in grid]
+            for segment, grid_segment in zip(segments, grid, strict=True):
+                assert (segment.start, segment.end) == pytest.approx((grid_segment.start, grid_segment.end), abs=1e-6)
+            assert segments[0].start == 0.0 and segments[-1].end == pytest.approx(seconds, abs=1e-6)
+            assert all(left.end == pytest.approx(right.start, abs=1e-6) for left, right in pairwise(segments))
+            assert all(
+                segment.end - segment.start > 0.029 for segment in segments
+            )  # three states of a frame each, or longer
+        words = [word for word in segments_by_file["words.ctm"] if word.label != "SIL"]
+        assert " ".join(word.label for word in words) == text
+        phones = segments_by_file["phones.ctm"]
         for word in words:
-            inside = [one.label for one in phones if word.start - SAMPLE < one.start < word.end - SAMPLE]
+            inside = [phone.label for phone in phones if word.start - SAMPLE < phone.start < word.end - SAMPLE]
             assert tuple(inside) in lexicon[word.label]
-        pauses = [[one for one in found[f"{tier}.ctm"] if one.label == "SIL"] for tier in ("phones", "words")]
+        pauses = [
+            [segment for segment in segments_by_file[f"{tier}.ctm"] if segment.label == "SIL"]
+            for tier in ("phones", "words")
+        ]
         assert pauses[0] == pauses[1]
 
 
 def test_borders_are_where_the_corpus_knows_them(made: Made, alignments: Path) -> None:
     truth, errors, phones = CTMLabels(str(made.corpus)), [], 0
     for id in made.transcripts(TRAINING):
-        known = truth.segments(id)
-        found = spans(alignments, TRAINING, id)["phones.ctm"]
-        phones += len(known)
-        if [one.label for one in found] == [one.label for one in known]:
-            errors += [abs(one.start - other.start) for one, other in zip(found[1:], known[1:], strict=True)]
+        true_segments = truth.segments(id)
+        segments = spans(alignments, TRAINING, id)["phones.ctm"]
+        phones += len(true_segments)
+        if [segment.label for segment in segments] == [segment.label for segment in true_segments]:
+            errors += [
+                abs(segment.start - true_segment.start)
+                for segment, true_segment in zip(segments[1:], true_segments[1:], strict=True)
+            ]
     assert len(errors) > 0.2 * phones  # others paused, or were spoken in another way
     assert np.median(errors) < 0.015 and np.mean(np.array(errors) < 0.030) > 0.8, np.quantile(errors, [0.5, 0.8, 0.9])
 
@@ -105,15 +113,15 @@ def test_a_transcript_of_other_audio_is_named_and_left_out(
     right = made.transcripts(TRAINING)
     by_length = sorted(right, key=lambda id: len(right[id]))
     wrong = {}
-    for one, other in zip(by_length[::4], by_length[1::4], strict=False):  # neighbours exchange their texts
-        wrong |= {one: right[other], other: right[one]}
+    for first, second in zip(by_length[::4], by_length[1::4], strict=False):  # neighbours exchange their texts
+        wrong |= {first: right[second], second: right[first]}
     config = changed(wrong)
     options = ["--config", config, "--subsets", TRAINING]
     assert run(made, tmp_path / "out", *options) == 1
     printed = capsys.readouterr()
     named = dict(re.findall(r"^(\S+): audio and transcript do not match: (.*)", printed.err, re.MULTILINE))
     assert named.keys() <= wrong.keys() and len(named) > 0.8 * len(wrong)
-    assert all(re.fullmatch(r"a mean log posterior of -\S+ without pauses, expected -6 or more", one) for one in
+    assert all(re.fullmatch(r"a mean log posterior of -\S+ without pauses, expected -6 or more", reason) for reason in
                named.values())  # fmt: skip
     share = (len(right) - len(named)) / len(right)
     assert "expected a share of 1 or more (--least-share)" in printed.err
@@ -158,10 +166,10 @@ def test_twice_in_a_row_gives_the_same_bytes(made: Made, alignments: Path, tmp_p
 def test_what_is_stopped_leaves_no_half_files(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, calls = textgrid.Textgrid.save, []
+    original, calls = textgrid.Textgrid.save, []
 
     def save(grid: Any, path: str, **options: Any) -> None:
-        real(grid, path, **options)
+        original(grid, path, **options)
         calls.append(path)
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -191,8 +199,8 @@ def test_what_cannot_be_used_is_named_in_one_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    places = {"other": checkpoint, "lexicon": made.corpus / "lexicon.txt"}
-    assert run(made, tmp_path / "out", *(one.format(**places) for one in more)) == 2
+    paths = {"other": checkpoint, "lexicon": made.corpus / "lexicon.txt"}
+    assert run(made, tmp_path / "out", *(option.format(**paths) for option in more)) == 2
     printed = capsys.readouterr()
     assert "error: " in printed.err and expected in printed.err and not printed.out
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Words in time by a CTC output."""
+"""Times of words by a CTC output."""
 
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,12 @@ def test_a_word_lasts_from_its_first_frame_to_its_last(ctc: dict[str, Any], monk
         [Utterance(id, torch.zeros(size), 16_000, text)
          for id, size, text in (("u1", 7_040, "ON A"), ("u2", 1_280, "ON A TREE"), ("u3", 640, ""))]
     )  # fmt: skip
-    one, short, empty = by_ctc(recognizer, [batch])
-    assert (one.id, one.problem, one.seconds) == ("u1", "", 0.44)
+    aligned, short, empty = by_ctc(recognizer, [batch])
+    assert (aligned.id, aligned.problem, aligned.seconds) == ("u1", "", 0.44)
     expected = [Segment(0.0725, 0.1925, "ON"), Segment(0.2725 + 0.04, 0.2725 + 0.12, "A")]
-    assert [segment.label for segment in one.tiers["words"]] == ["ON", "A"]
-    for found, wanted in zip(one.tiers["words"], expected, strict=True):
-        assert (found.start, found.end) == pytest.approx((wanted.start, wanted.end))
+    assert [segment.label for segment in aligned.tiers["words"]] == ["ON", "A"]
+    for segment, true_segment in zip(aligned.tiers["words"], expected, strict=True):
+        assert (segment.start, segment.end) == pytest.approx((true_segment.start, true_segment.end))
     assert short.problem == "too short: 2 frames for 10 tokens" and empty.problem == "an empty transcript"
 
 
@@ -85,4 +85,4 @@ def test_the_command_writes_words_only(
         [audio] = made.corpus.rglob(f"{id}.flac")
         assert borders == sorted(borders) and borders[0] >= 0 and borders[-1] <= soundfile.info(audio).duration + 1e-6
         grid = TextGridLabels(str(tmp_path / "out" / "TextGrid" / TEST), "words").segments(id)
-        assert [one.label for one in grid if one.label != "SIL"] == text.split()
+        assert [segment.label for segment in grid if segment.label != "SIL"] == text.split()

@@ -25,7 +25,7 @@ MODEL = transducer(features=features("LogMel", "GlobalNormalization", mels=20))
 
 
 class Counts(nn.Module):
-    """Sums of what is counted beside them."""
+    """Sums and the count of their terms, which are not averaged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,18 +59,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"class_path": "data_modules.librispeech.LibriSpeechDataModule", "init_args": data},
     }
     (folder / "experiment.yaml").write_text(yaml.safe_dump(experiment))
-    for name, more in (("plain", []), ("ema", [EMAWeightAveraging(decay=0.5)])):
+    for name, callbacks in (("plain", []), ("ema", [EMAWeightAveraging(decay=0.5)])):
         torch.manual_seed(1)
         saving = ModelCheckpoint(folder / name, "{epoch}", save_top_k=-1, every_n_epochs=1)
-        trainer = make_trainer(folder, max_epochs=3, callbacks=[saving, *more], enable_checkpointing=True)
+        trainer = make_trainer(folder, max_epochs=3, callbacks=[saving, *callbacks], enable_checkpointing=True)
         trainer.fit(build_recognizer(MODEL), datamodule=LibriSpeechDataModule(**data))
     return folder
 
 
-def average(run: Path, *more: str) -> tuple[int, Path]:
+def average(run: Path, *arguments: str) -> tuple[int, Path]:
     output = run / "average"
     options = ["--output", str(output), "--config", str(run / "experiment.yaml"), "--device", "cpu"]
-    return main(["average", *more, *options]), output
+    return main(["average", *arguments, *options]), output
 
 
 def test_the_average_is_the_mean_and_can_be_used(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,8 +100,8 @@ def test_the_average_is_the_mean_and_can_be_used(run: Path, capsys: pytest.Captu
     assert float(rows[-1]["wer"]) == pytest.approx(expected.error_rates["wer"])
     losses = {row["loss"] for row in rows}
     assert len(losses) >= 3  # the averages are other networks
-    said = capsys.readouterr().out
-    assert "dev WER %" in said and "weights of 3 checkpoints" in said
+    printed = capsys.readouterr().out
+    assert "dev WER %" in printed and "weights of 3 checkpoints" in printed
     assert ema in (output / "average.md").read_text()
 
 

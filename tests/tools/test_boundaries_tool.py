@@ -10,7 +10,7 @@ from asr_lightning.asr import main
 
 def write(path: Path, *starts: float) -> Path:
     ends = [*starts[1:], 2.0]
-    rows = [f"u1 1 {one} {two - one} {label}\n" for one, two, label in zip(starts, ends, "SAB", strict=True)]
+    rows = [f"u1 1 {start} {end - start} {label}\n" for start, end, label in zip(starts, ends, "SAB", strict=True)]
     path.write_text("".join(rows))
     return path
 
@@ -30,10 +30,10 @@ def test_table_and_picture_say_what_was_planted(tmp_path: Path, capsys: pytest.C
 def test_words_are_compared_with_words_put_together_from_exact_phones(tmp_path: Path) -> None:
     (tmp_path / "lexicon.txt").write_text("GO g ou\nON o n\n")
     phones = [("SIL", 0.0), ("g", 0.2), ("ou", 0.3), ("o", 0.5), ("n", 0.7), ("SIL", 0.9)]
-    truth, found = tmp_path / "truth.ctm", tmp_path / "found.ctm"
+    truth, alignment = tmp_path / "truth.ctm", tmp_path / "found.ctm"
     truth.write_text("".join(f"u1 1 {start} 0.1 {phone}\n" for phone, start in phones))
-    found.write_text("u1 1 0.23 0.1 GO\nu1 1 0.51 0.2 ON\n")
-    command = ["--truth", str(truth), str(found), "--output", str(tmp_path / "out"), "--lexicon"]
+    alignment.write_text("u1 1 0.23 0.1 GO\nu1 1 0.51 0.2 ON\n")
+    command = ["--truth", str(truth), str(alignment), "--output", str(tmp_path / "out"), "--lexicon"]
     assert main(["boundaries", *command, str(tmp_path / "lexicon.txt")]) == 0
     with (tmp_path / "out" / "boundaries.csv").open() as file:
         [row] = csv.DictReader(file)
@@ -45,19 +45,19 @@ def test_utterances_whose_phones_do_not_say_the_words_are_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "lexicon.txt").write_text("GO g ou\n")
-    truth, found = tmp_path / "truth.ctm", tmp_path / "found.ctm"
+    truth, alignment = tmp_path / "truth.ctm", tmp_path / "found.ctm"
     truth.write_text("u1 1 0.0 0.1 SIL\nu1 1 0.1 0.1 n\n")
-    found.write_text("u1 1 0.1 0.1 GO\n")
+    alignment.write_text("u1 1 0.1 0.1 GO\n")
     options = ["--lexicon", str(tmp_path / "lexicon.txt"), "--output", str(tmp_path)]
-    assert main(["boundaries", "--truth", str(truth), str(found), *options]) == 2
+    assert main(["boundaries", "--truth", str(truth), str(alignment), *options]) == 2
     assert "u1 (expected phones of 'GO', got 'n')" in capsys.readouterr().err
-    with truth.open("a") as more:
-        more.write("u2 1 0.0 0.1 SIL\nu2 1 0.1 0.1 g\nu2 1 0.2 0.1 ou\n")
-    with found.open("a") as more:
-        more.write("u2 1 0.0 0.1 SIL\nu2 1 0.1 0.2 GO\n")
-    assert main(["boundaries", "--truth", str(truth), str(found), *options]) == 0
-    said = capsys.readouterr()
-    assert said.err == "left out: u1: expected phones of 'GO', got 'n'\n" and " 1 " in said.out
+    with truth.open("a") as file:
+        file.write("u2 1 0.0 0.1 SIL\nu2 1 0.1 0.1 g\nu2 1 0.2 0.1 ou\n")
+    with alignment.open("a") as file:
+        file.write("u2 1 0.0 0.1 SIL\nu2 1 0.1 0.2 GO\n")
+    assert main(["boundaries", "--truth", str(truth), str(alignment), *options]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "left out: u1: expected phones of 'GO', got 'n'\n" and " 1 " in printed.out
 
 
 def test_what_cannot_be_compared_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,8 +68,8 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path, capsys: pytest.Capture
     assert "u9" in capsys.readouterr().err
     other.write_text("u1 1 0 1 x\nu1 1 1 1 y\n")
     assert main(["boundaries", "--truth", str(truth), str(other), "--output", str(tmp_path)]) == 2
-    assert "expected segments that are called as in" in (said := capsys.readouterr().err)
-    assert "A, B, S; found none" in said and "only x, y" in said and not (tmp_path / "boundaries.png").exists()
+    assert "expected segments that are called as in" in (errors := capsys.readouterr().err)
+    assert "A, B, S; found none" in errors and "only x, y" in errors and not (tmp_path / "boundaries.png").exists()
     assert main(["boundaries", "--truth", str(tmp_path / "none.ctm"), str(truth), "--output", str(tmp_path)]) == 2
     assert "none.ctm" in capsys.readouterr().err
     assert main(["boundaries", "--truth", str(truth), str(truth), str(truth), "--output", str(tmp_path)]) == 2

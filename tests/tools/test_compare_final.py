@@ -15,7 +15,7 @@ SPEEDS = ("training s", "training s/s", "search s/s")
 
 
 def said(*hypotheses: str) -> list[tuple[str, str, str, str]]:
-    return [(f"u{place}", f"speaker{place}", REFERENCE, text) for place, text in enumerate(hypotheses)]
+    return [(f"u{number}", f"speaker{number}", REFERENCE, text) for number, text in enumerate(hypotheses)]
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -25,7 +25,7 @@ def rows(path: Path) -> list[list[str]]:
 
 @pytest.fixture
 def runs(transcribed_run: Write) -> Path:
-    """Of 18 words base has 3 and 2 wrong, wide none; odd/name is base's second seed."""
+    """Of 18 words, the seeds of base have 3 and 2 wrong, wide none; odd has the words of base's second seed."""
     transcribed_run("base", 1, {"clean": said(WORSE, "cat sot on a mat", REFERENCE), "other": said(WORSE)})
     transcribed_run("base", 2, {"clean": said(WORSE, WORSE, REFERENCE), "other": said(REFERENCE)})
     transcribed_run("wide", 1, {"clean": said(REFERENCE, REFERENCE, REFERENCE), "other": said(REFERENCE)})
@@ -41,7 +41,7 @@ def test_final_rates_significance_and_sentences_are_written(
     pairs = [f"{run}_base_{subset}" for run, subset in (("odd", "clean"), ("wide", "clean"), ("wide", "other"))]
     files = {f"{kind}_{pair}" for pair in pairs for kind in ("utterances", "sentences")}
     written = {path.name for path in output.iterdir()}
-    assert written == {f"{one}.{'csv' if 'utterances' in one else 'md'}" for one in files} | {
+    assert written == {f"{name}.{'csv' if 'utterances' in name else 'md'}" for name in files} | {
         *(f"wer_per_epoch.{suffix}" for suffix in ("csv", "md", "png", "svg")),
         *("final_rates.csv", "final_rates.md", "significance.csv", "significance.md"),
     }

@@ -14,7 +14,7 @@ HEAD = "run,seed,epoch,subset,wer,cer,ser,swer,unspaced_cer\n"
 def write_run(
     folder: Path, model: dict[str, Any], rates: dict[str, list[float]], metrics: list[list[dict[str, float]]], name: str
 ) -> None:
-    """Rates by subset and epoch in one file, and what was logged by each start."""
+    """Write rates by subset and epoch to one file, and the logged metrics of each start."""
     folder.mkdir(parents=True)
     lines = [
         f"{folder.parent.name},{folder.name[-1]},{epoch},{subset},{rate},{rate / 3},{rate * 2},{rate / 2},{rate / 4}"
@@ -23,10 +23,10 @@ def write_run(
     ]
     (folder / name).write_text(HEAD + "\n".join(lines) + "\n")
     for version, rows in enumerate(metrics):
-        place = folder / "logs" / f"version_{version}"
-        place.mkdir(parents=True)
-        (place / "config.yaml").write_text(yaml.safe_dump({"model": model}))
-        with (place / "metrics.csv").open("w", newline="") as file:
+        version_folder = folder / "logs" / f"version_{version}"
+        version_folder.mkdir(parents=True)
+        (version_folder / "config.yaml").write_text(yaml.safe_dump({"model": model}))
+        with (version_folder / "metrics.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, sorted({key for row in rows for key in row} | {"step"}))
             writer.writeheader()
             writer.writerows(rows)
@@ -42,8 +42,8 @@ def runs(tmp_path: Path, config: dict[str, Any]) -> Path:
     rates = {"test-clean": [0.4, 0.1], "test-other": [0.5, 0.3]}
     write_run(folder / "las" / "seed1", config, rates, resumed, "error_rates.csv")
     rates = {"test-clean": [0.4, 0.2], "test-other": [0.5, 0.3]}
-    again = [[{"train/seconds": 50.0, "test-clean/real_time_factor": 0.4, "test-other/real_time_factor": 0.4}]]
-    write_run(folder / "las" / "seed2", config, rates, again, "error_rates.csv")
+    second = [[{"train/seconds": 50.0, "test-clean/real_time_factor": 0.4, "test-other/real_time_factor": 0.4}]]
+    write_run(folder / "las" / "seed2", config, rates, second, "error_rates.csv")
     tested = [[{"test-clean/real_time_factor": 1.5}]]
     write_run(folder / "fusion" / "seed1", config, {"test-clean": [0.05]}, tested, "test_error_rates.csv")
     return folder

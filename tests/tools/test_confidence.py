@@ -24,7 +24,7 @@ def batch_of(*texts: str) -> Batch:
 
 
 def recognizing(answers: dict[str, list[tuple[str, float | None]]]) -> Any:
-    """A recognizer that says this of transcripts, with the confidence of each word."""
+    """A recognizer that gives these words and confidences for each transcript."""
 
     def recognize_words(batch: Batch, pooling: str) -> list[list[Hypothesis]]:
         assert pooling == "min"
@@ -43,8 +43,8 @@ def recognizing(answers: dict[str, list[tuple[str, float | None]]]) -> Any:
 
 def test_words_are_collected_with_their_confidence_and_whether_they_are_right() -> None:
     recognizer = recognizing({"A B C": [("A", 0.9), ("X", 0.2), ("C", 0.8), ("D", 0.1)], "É": [("E", 0.5)], "Q": []})
-    found = word_confidence.collect(recognizer, [batch_of("A B C", "É"), batch_of(), batch_of("Q")], "min")
-    assert [part.tolist() for part in found] == [
+    collected = word_confidence.collect(recognizer, [batch_of("A B C", "É"), batch_of(), batch_of("Q")], "min")
+    assert [part.tolist() for part in collected] == [
         [0.9, 0.2, 0.8, 0.1, 0.5],
         [True, False, True, False, True],
         [0, 0, 0, 0, 1],
@@ -89,13 +89,13 @@ def test_planted_confidences_are_calibrated_and_drawn(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    draw = np.random.default_rng(1)
-    truth = draw.beta(3, 1, 4_000)
-    planted = 1 / (1 + ((1 - truth) / truth) ** 3), draw.random(4_000) < truth, np.arange(4_000) // 8
+    generator = np.random.default_rng(1)
+    truth = generator.beta(3, 1, 4_000)
+    planted = 1 / (1 + ((1 - truth) / truth) ** 3), generator.random(4_000) < truth, np.arange(4_000) // 8
     read: list[list[str]] = []
-    monkeypatch.setattr(transcription, "prepare_recognizer", lambda *given: None)
+    monkeypatch.setattr(transcription, "prepare_recognizer", lambda *_: None)
     monkeypatch.setattr(subsets, "open_corpus", lambda config, names: read.append(names) or {})
-    monkeypatch.setattr(word_confidence, "collect", lambda *given: planted)
+    monkeypatch.setattr(word_confidence, "collect", lambda *_: planted)
     assert main(["confidence", *arguments, "--method", method]) == 0
     printed = capsys.readouterr().out
     lines = map(str.strip, printed.splitlines())
@@ -114,10 +114,10 @@ def test_nothing_is_calibrated_on_what_is_tested_or_on_right_words_alone(
 ) -> None:
     assert main(["confidence", *arguments, "--subsets", "test-clean"]) == 2
     assert "found test-clean among its test_subsets" in capsys.readouterr().err
-    monkeypatch.setattr(transcription, "prepare_recognizer", lambda *given: None)
+    monkeypatch.setattr(transcription, "prepare_recognizer", lambda *_: None)
     monkeypatch.setattr(subsets, "open_corpus", lambda config, names: {})
     ones = np.ones(3), np.ones(3, dtype=bool), np.arange(3)
-    monkeypatch.setattr(word_confidence, "collect", lambda *given: ones)
+    monkeypatch.setattr(word_confidence, "collect", lambda *_: ones)
     assert main(["confidence", *arguments]) == 2
     assert "expected right and wrong words" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

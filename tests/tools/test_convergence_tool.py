@@ -63,11 +63,11 @@ def test_planted_runs_are_found_again(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_half_of_the_epochs_but_at_least_three_are_seen_early() -> None:
     for epochs, early in ((8, 4), (5, 3), (4, 3)):
-        [one] = converge(rows_of("run", (0.6, 0.5, 0.1), epochs=epochs))
-        assert one.backcast is not None
-        assert one.backcast.fitted_to == early
-        assert one.forecast is not None
-        assert one.forecast.epochs[-1] == -(-3 * epochs // 2)
+        [curve] = converge(rows_of("run", (0.6, 0.5, 0.1), epochs=epochs))
+        assert curve.backcast is not None
+        assert curve.backcast.fitted_to == early
+        assert curve.forecast is not None
+        assert curve.forecast.epochs[-1] == -(-3 * epochs // 2)
     [short] = converge(rows_of("run", (0.6, 0.5, 0.1), epochs=3))
     assert short.law is not None
     assert short.backcast is None
@@ -80,8 +80,8 @@ def test_the_metric_is_that_which_was_asked_for() -> None:
 
 
 def test_a_run_without_a_curve_is_named_and_the_others_go_on(tmp_path: Path) -> None:
-    found = converge([*rows_of("perfect", (0.0, 1.0, 0.0)), *rows_of("run", (0.6, 0.5, 0.1))])
-    perfect, run = convergence_table(found, 0.9)[1:]
+    curves = converge([*rows_of("perfect", (0.0, 1.0, 0.0)), *rows_of("run", (0.6, 0.5, 0.1))])
+    perfect, run = convergence_table(curves, 0.9)[1:]
     assert set(perfect[4:]) == {"–"}
     assert "–" not in run
     output = tmp_path / "out"

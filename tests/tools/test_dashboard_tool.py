@@ -1,4 +1,4 @@
-"""What is read of real offline runs, and what the command says of them; nothing leaves this machine."""
+"""Reading of genuine offline runs, and the output of the command about them; nothing leaves this machine."""
 
 import contextlib
 import json
@@ -76,7 +76,7 @@ def wait_for_end(path: Path) -> None:
 
 
 def inside() -> list[dict[str, Any]]:
-    """What callbacks that look inside log, in all the ways in which W&B has pictures."""
+    """Logged values of callbacks that look inside, with pictures in every form that W&B has."""
     picture = wandb.Image(np.zeros((8, 8, 3), np.uint8))
     table = wandb.Table(columns=["layer", "sentence"], data=[[LAYER, "the cat"]])
     return [
@@ -117,14 +117,14 @@ def test_a_training_reaches_wandb_with_project_group_name_and_job_type(runs: lis
 
 def test_a_real_training_logs_all_that_is_shown_but_what_is_optional(runs: list[LoggedRun]) -> None:
     [training] = [run for run in runs if "train/loss" in run.logged]
-    every = [panel for panels in make_sections(["test-clean", "test-other"], [LAYER]).values() for panel in panels]
-    missing = {name for panel in every for name in missing_names(panel, training.logged)}
+    all_panels = [panel for panels in make_sections(["test-clean", "test-other"], [LAYER]).values() for panel in panels]
+    missing = {name for panel in all_panels for name in missing_names(panel, training.logged)}
     assert missing == {f"tsne/{LAYER}/order", f"tsne/{LAYER}/phone", "neighbours"}
 
 
 def test_pictures_and_tables_are_told_from_numbers(runs: list[LoggedRun]) -> None:
-    [looked] = [run for run in runs if "neighbours" in run.logged]
-    logged = {name: kind for name, kind in looked.logged.items() if not name.startswith("_")}
+    [analyzed] = [run for run in runs if "neighbours" in run.logged]
+    logged = {name: kind for name, kind in analyzed.logged.items() if not name.startswith("_")}
     assert logged == {
         f"tsne/{LAYER}/order": "images/separated",
         f"tsne/{LAYER}/phone": "image-file",
@@ -163,8 +163,8 @@ def test_files_of_many_blocks_are_read_whole_and_broken_ones_up_to_their_end(tmp
     for share in (0.3, 0.6):
         short = tmp_path / f"run-{share}.wandb"
         short.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-        kept = [name for name in read_wandb_run(short).logged if name.startswith("number")]
-        assert 0 < len(kept) < 60 and kept == names[: len(kept)]
+        read_names = [name for name in read_wandb_run(short).logged if name.startswith("number")]
+        assert 0 < len(read_names) < 60 and read_names == names[: len(read_names)]
 
 
 @pytest.mark.parametrize("left", range(9))
@@ -202,23 +202,23 @@ def test_a_run_without_what_is_shown_is_named_with_what_it_lacks(
 ) -> None:
     options = ["--group", "demo/poor", "demo/tiny", "--runs", str(folder / "runs"), "--save"]
     assert main(["dashboard", *options]) == 1
-    said = capsys.readouterr()
-    [line] = [line for line in said.out.splitlines() if line.startswith("  demo/poor/seed1")]
+    printed = capsys.readouterr()
+    [line] = [line for line in printed.out.splitlines() if line.startswith("  demo/poor/seed1")]
     for name in ("test-clean/wer", "test-other/cer", "train/loss", "grad_norm/.*", "epoch"):
         assert name in line
     assert "eval_clean/wer" not in line and "update_norm" not in line
-    assert "without what is optional: update_norm/.*" in said.out
-    assert "error rates are of eval_clean: say so with --subsets" in said.out
-    assert "Nothing was sent" in said.err
+    assert "without what is optional: update_norm/.*" in printed.out
+    assert "error rates are of eval_clean: say so with --subsets" in printed.out
+    assert "Nothing was sent" in printed.err
 
 
 def test_a_group_without_runs_is_named_with_those_that_there_are(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["dashboard", "--group", "demo/rich", "--runs", str(folder / "runs")]) == 2
-    said = capsys.readouterr().err
-    assert "no run of group demo/rich with job type fit in project asr_lightning" in said
-    assert "asr_lightning: demo/poor (fit); asr_lightning: demo/tiny (fit)" in said
+    errors = capsys.readouterr().err
+    assert "no run of group demo/rich with job type fit in project asr_lightning" in errors
+    assert "asr_lightning: demo/poor (fit); asr_lightning: demo/tiny (fit)" in errors
     assert main(["dashboard", "--group", "demo/tiny", "--project", "other", "--runs", str(folder / "runs")]) == 2
 
 
@@ -258,15 +258,21 @@ def test_without_save_and_runs_it_is_only_said_what_would_be_made(capsys: pytest
 def test_without_a_login_or_a_server_nothing_is_asked_and_it_is_said(
     environment: dict[str, str], expected: str, tmp_path: Path
 ) -> None:
-    here = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETRC"))}
-    here |= {"HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_HTTP_TIMEOUT": "1"} | environment
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETRC"))}
+    variables |= {
+        "HOME": str(tmp_path),
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "WANDB_HTTP_TIMEOUT": "1",
+    } | environment
     command = [sys.executable, "-m", "asr_lightning.tools.dashboard", "--group", "a/b", "--save"]
     # with a terminal, since without one W&B never asks
     terminal, end = pty.openpty()
-    done = subprocess.run(command, stdin=end, stdout=subprocess.DEVNULL, stderr=end, env=here, cwd=PROJECT, timeout=120)
+    done = subprocess.run(
+        command, stdin=end, stdout=subprocess.DEVNULL, stderr=end, env=variables, cwd=PROJECT, timeout=120
+    )
     os.close(end)
-    said = read_terminal(terminal)
-    assert done.returncode == 2 and expected in said, said
+    output = read_terminal(terminal)
+    assert done.returncode == 2 and expected in output, output
 
 
 def read_terminal(terminal: int) -> str:
@@ -285,11 +291,11 @@ def test_both_are_saved_for_whoever_is_logged_in(
     monkeypatch.setattr(wandb, "login", lambda prompt: True)
     monkeypatch.setattr(wandb, "Api", lambda: type("Api", (), {"default_entity": "somebody"}))
     for kind in (wr.Report, ws.Workspace):
-        monkeypatch.setattr(kind, "save", lambda one: saved.append(one) or one)
+        monkeypatch.setattr(kind, "save", lambda dashboard: saved.append(dashboard) or dashboard)
         monkeypatch.setattr(kind, "url", f"https://wandb.example/{kind.__name__}")
     assert main(["dashboard", "--group", "a/b", "--save"]) == 0
     assert main(["dashboard", "--group", "a/b", "--save", "--entity", "team"]) == 0
-    assert [(type(one), one.entity) for one in saved] == [
+    assert [(type(dashboard), dashboard.entity) for dashboard in saved] == [
         (wr.Report, "somebody"), (ws.Workspace, "somebody"), (wr.Report, "team"), (ws.Workspace, "team"),
     ]  # fmt: skip
     printed = capsys.readouterr().out

@@ -58,13 +58,13 @@ def sounds() -> list[Tensor]:
 
 
 def as_batch(audio: list[Tensor]) -> Batch:
-    return Batch.collate([Utterance(str(n), each, RATE, "", "") for n, each in enumerate(audio)], RATE)
+    return Batch.collate([Utterance(str(number), samples, RATE, "", "") for number, samples in enumerate(audio)], RATE)
 
 
 def test_all_sizes_are_equal_to_pytorch(written: Written) -> None:
     recognizer, folder = written
     form = exported(recognizer)
-    own = {name: lambda *x, graph=graph: _listed(graph.module(*x)) for name, graph in form.graphs.items()}
+    functions = {name: lambda *x, graph=graph: _listed(graph.module(*x)) for name, graph in form.graphs.items()}
     runs = {name: onnx_run(folder / f"{name}.onnx") for name in form.graphs}
     generator = torch.Generator().manual_seed(3)
     for count, frames in ((1, 9), (1, 64), (3, 33), (3, 150)):
@@ -72,7 +72,7 @@ def test_all_sizes_are_equal_to_pytorch(written: Written) -> None:
         lengths = torch.tensor([frames, max(8, frames // 2), max(8, frames - 3)][:count])
         tokens = torch.randint(1, 29, (count, 4), generator=generator)
         with torch.no_grad():
-            expected = form.log_probs(own, features, lengths, tokens)
+            expected = form.log_probs(functions, features, lengths, tokens)
         torch.testing.assert_close(form.log_probs(runs, features, lengths, tokens), expected, atol=1e-4, rtol=0)
 
 
@@ -90,7 +90,7 @@ def test_the_form_is_what_the_recognizer_computes(written: Written) -> None:
     features, lengths = recognizer.features(audio.audio, audio.audio_lengths)  # as sherpa-onnx gives them
     recognizer.features.normalization = normalization
     history = torch.tensor([[5, 9, 5], [7, 7, 3]])  # our ids
-    there = torch.tensor([form.order.index(int(token)) for token in history.flatten()]).view_as(history)
+    exported_history = torch.tensor([form.order.index(int(token)) for token in history.flatten()]).view_as(history)
     with torch.no_grad():
         encoded, counts = recognizer(audio.audio, audio.audio_lengths)
         if hasattr(recognizer, "joint"):
@@ -100,8 +100,8 @@ def test_the_form_is_what_the_recognizer_computes(written: Written) -> None:
         else:
             logits = recognizer.output(encoded)
         expected = torch.cat([row[:count] for row, count in zip(logits.log_softmax(-1), counts, strict=True)])
-    found = form.log_probs(runs, features, lengths, there)
-    torch.testing.assert_close(found, expected[..., form.order], atol=1e-4, rtol=0)
+    log_probs = form.log_probs(runs, features, lengths, exported_history)
+    torch.testing.assert_close(log_probs, expected[..., form.order], atol=1e-4, rtol=0)
 
 
 def test_padding_changes_no_real_frame(written: Written) -> None:
@@ -142,15 +142,15 @@ def test_transcripts_of_sherpa_onnx_are_those_of_our_search(written: Written) ->
     files = {name: str(folder / f"{name}.onnx") for name in exported(recognizer).graphs}
     shared = {"tokens": str(folder / "tokens.txt"), "feature_dim": MELS}
     if "model" in files:
-        theirs = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(model=files["model"], **shared)
+        sherpa = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(model=files["model"], **shared)
     else:
         kind = "transducer" if recognizer.search.max_symbols == 1 else "nemo_transducer"
-        three = {name: files[name] for name in ("encoder", "decoder", "joiner")}
-        theirs = sherpa_onnx.OfflineRecognizer.from_transducer(**three, **shared, model_type=kind)
-    streams = [theirs.create_stream() for _ in sounds()]
+        networks = {name: files[name] for name in ("encoder", "decoder", "joiner")}
+        sherpa = sherpa_onnx.OfflineRecognizer.from_transducer(**networks, **shared, model_type=kind)
+    streams = [sherpa.create_stream() for _ in sounds()]
     for stream, audio in zip(streams, sounds(), strict=True):
         stream.accept_waveform(RATE, audio.numpy())
-    theirs.decode_streams(streams)
+    sherpa.decode_streams(streams)
     texts = recognizer.transcribe(as_batch(sounds()))
     assert [" ".join(stream.result.text.split()) for stream in streams] == texts
     assert all(texts) and len(set(texts)) == len(texts)
@@ -174,25 +174,27 @@ def test_sherpa_onnx_streams_an_emformer(tmp_path: Path) -> None:
     assert main(["export", str(path), "--output", str(tmp_path)]) == 0
     recognizer = load_recognizer(path)
     files = {name: str(tmp_path / f"{name}.onnx") for name in ("decoder", "joiner")}
-    theirs = sherpa_onnx.OnlineRecognizer.from_transducer(
+    sherpa = sherpa_onnx.OnlineRecognizer.from_transducer(
         tokens=str(tmp_path / "tokens.txt"), encoder=str(tmp_path / "streaming_encoder.onnx"), **files,
         feature_dim=MELS, enable_endpoint_detection=False,
     )  # fmt: skip
     for audio in sounds():
-        stream = theirs.create_stream()
+        stream = sherpa.create_stream()
         for piece in audio.split(1_600):
             stream.accept_waveform(RATE, piece.numpy())
-            while theirs.is_ready(stream):
-                theirs.decode_stream(stream)
+            while sherpa.is_ready(stream):
+                sherpa.decode_stream(stream)
         stream.input_finished()
-        while theirs.is_ready(stream):
-            theirs.decode_stream(stream)
+        while sherpa.is_ready(stream):
+            sherpa.decode_stream(stream)
         features, lengths = recognizer.features(audio.unsqueeze(0), torch.tensor([len(audio)]))
         encoder = recognizer.encoder
-        with torch.no_grad():  # what has its look-ahead; sherpa-onnx leaves the rest out, unless silence follows
+        with (
+            torch.no_grad()
+        ):  # only frames whose look-ahead is there; sherpa-onnx leaves the rest out, unless silence follows
             encoded, counts, _ = encoder.stream(features, lengths, encoder.initial_state(1, torch.device("cpu")))
             text = recognizer.tokenizer.decode(recognizer.decode(encoded, counts)[0][0].tokens)
-        ready = " ".join(theirs.get_result(stream).split())
+        ready = " ".join(sherpa.get_result(stream).split())
         assert text.startswith(ready) and len(text) - len(ready) <= encoder.segment and ready
 
 
@@ -201,8 +203,8 @@ def test_programs_of_torch_export_are_equal(tmp_path: Path, capsys: pytest.Captu
     assert main(["export", str(path), "--output", str(tmp_path), "--format", "torch"]) == 0
     assert "largest difference of log probabilities to PyTorch" in capsys.readouterr().out
     assert sorted(file.name for file in tmp_path.glob("*.pt2")) == ["decoder.pt2", "encoder.pt2", "joiner.pt2"]
-    kept = set(torch.export.load(tmp_path / "encoder.pt2").state_dict)
-    assert kept and not any(name.startswith(("transducer.ctc", "transducer.joint")) for name in kept)
+    names = set(torch.export.load(tmp_path / "encoder.pt2").state_dict)
+    assert names and not any(name.startswith(("transducer.ctc", "transducer.joint")) for name in names)
 
 
 def test_what_is_for_training_stays_behind(tmp_path: Path) -> None:
@@ -211,13 +213,13 @@ def test_what_is_for_training_stays_behind(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "last.ckpt", network("conformer", "StatelessPredictor"))
     assert main(["export", str(path), "--output", str(tmp_path)]) == 0
     weights = sum(
-        onnx.numpy_helper.to_array(each).size
+        onnx.numpy_helper.to_array(initializer).size
         for name in ("encoder", "decoder", "joiner")
-        for each in onnx.load(tmp_path / f"{name}.onnx").graph.initializer
+        for initializer in onnx.load(tmp_path / f"{name}.onnx").graph.initializer
     )
     recognizer = load_recognizer(path)
-    own = sum(p.numel() for p in recognizer.parameters()) - sum(p.numel() for p in recognizer.ctc.parameters())
-    assert weights < 1.1 * own
+    parameters = sum(p.numel() for p in recognizer.parameters()) - sum(p.numel() for p in recognizer.ctc.parameters())
+    assert weights < 1.1 * parameters
 
 
 @pytest.mark.parametrize(
@@ -243,8 +245,8 @@ def test_what_cannot_be_exported_is_refused(
 def test_a_missing_extra_is_named(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else real(name))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
     assert main(["export", str(checkpoint), "--output", str(tmp_path)]) == 2
     assert "onnx: not installed; pip install 'asr_lightning[export]'" in capsys.readouterr().err
 

@@ -34,15 +34,15 @@ def run(*arguments: Any) -> int:
     return main(["hybrid", *map(str, arguments)])
 
 
-def prepare(made: Made, output: Path, *more: Any) -> int:
-    lexicon = [] if "--lexicon" in more else ["--lexicon", made.corpus / "lexicon.txt"]
-    return run("prepare", "--config", made.config, "--output", output, *lexicon, *FEW, *more)
+def prepare(made: Made, output: Path, *arguments: Any) -> int:
+    lexicon = [] if "--lexicon" in arguments else ["--lexicon", made.corpus / "lexicon.txt"]
+    return run("prepare", "--config", made.config, "--output", output, *lexicon, *FEW, *arguments)
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Of all files; of the database, what is in it."""
-    found: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".sqlite"}
-    return {**found, "alignments": {id: ids.tolist() for id, ids in AlignmentStore(folder / "alignments.sqlite")}}
+    """The content of all files, and the entries of the database."""
+    files: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".sqlite"}
+    return {**files, "alignments": {id: ids.tolist() for id, ids in AlignmentStore(folder / "alignments.sqlite")}}
 
 
 def right_phones(folder: Path, corpus: Path) -> float:
@@ -50,12 +50,12 @@ def right_phones(folder: Path, corpus: Path) -> float:
     model, truth = read_hmm(folder), CTMLabels(str(corpus))
     right = []
     for id, ids in AlignmentStore(folder / "alignments.sqlite"):
-        known = truth.segments(id)
+        true_segments = truth.segments(id)
         hop = HOP * model.subsampling
         starts = np.arange(len(ids)) * hop + (WINDOW - hop) / 2
-        segments = in_seconds(phone_runs(model, ids), hop, WINDOW, known[-1].end)
-        pairs = zip(*(label_spans(one, starts, starts + hop) for one in (segments, known)), strict=True)
-        right += [found == wanted for found, wanted in pairs if wanted != "SIL"]
+        segments = in_seconds(phone_runs(model, ids), hop, WINDOW, true_segments[-1].end)
+        pairs = zip(*(label_spans(track, starts, starts + hop) for track in (segments, true_segments)), strict=True)
+        right += [phone == true_phone for phone, true_phone in pairs if true_phone != "SIL"]
     return float(np.mean(right))
 
 
@@ -77,13 +77,15 @@ def test_states_are_made_and_phones_found_where_they_were_spoken(made: Made) -> 
 def test_monophones_learn_from_the_shortest_utterances_and_triphones_from_any(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: dict[str, list[str]] = {}
-    real = gmm.train
+    utterance_ids: dict[str, list[str]] = {}
+    train = gmm.train
 
-    def watched(model: HiddenMarkovModel, examples: list[gmm.TrainingUtterance], *more: Any) -> Any:
-        seen["triphones" if "monophones" in seen else "monophones"] = [one.id for one in examples]
-        counts.append(more[1])
-        return real(model, examples, *more)
+    def watched(model: HiddenMarkovModel, examples: list[gmm.TrainingUtterance], *arguments: Any) -> Any:
+        utterance_ids["triphones" if "monophones" in utterance_ids else "monophones"] = [
+            utterance.id for utterance in examples
+        ]
+        counts.append(arguments[1])
+        return train(model, examples, *arguments)
 
     counts: list[int] = []
     monkeypatch.setattr(gmm, "train", watched)
@@ -91,11 +93,13 @@ def test_monophones_learn_from_the_shortest_utterances_and_triphones_from_any(
     assert prepare(made, tmp_path / "states", *minutes) == 0
     lengths = {id: len(ids) for id, ids in AlignmentStore(made.states / "alignments.sqlite")}
     training = sorted((lengths[id], id) for id in made.transcripts(TRAINING))
-    shortest = {id for _, id in training[: len(seen["monophones"])]}
-    assert set(seen["monophones"]) == shortest and 25 < sum(lengths[id] for id in shortest) / 100 <= 30
-    seconds = sum(lengths[id] for id in seen["triphones"]) / 100
-    assert 80 < seconds <= 90 and not shortest <= set(seen["triphones"])
-    assert counts == [pytest.approx(sum(lengths[id] for id in seen[kind]) / 10, abs=1) for kind in seen]
+    shortest = {id for _, id in training[: len(utterance_ids["monophones"])]}
+    assert set(utterance_ids["monophones"]) == shortest and 25 < sum(lengths[id] for id in shortest) / 100 <= 30
+    seconds = sum(lengths[id] for id in utterance_ids["triphones"]) / 100
+    assert 80 < seconds <= 90 and not shortest <= set(utterance_ids["triphones"])
+    assert counts == [
+        pytest.approx(sum(lengths[id] for id in utterance_ids[kind]) / 10, abs=1) for kind in utterance_ids
+    ]
 
 
 def test_a_network_may_see_every_third_frame_with_one_state_a_phone(
@@ -105,12 +109,12 @@ def test_a_network_may_see_every_third_frame_with_one_state_a_phone(
     states = tmp_path / "states"
     assert prepare(made, states, "--subsampling", 3, "--tied-states", 80) == 0
     assert "1 of each phone, a frame every 30 ms" in capsys.readouterr().out
-    model, before = read_hmm(states), AlignmentStore(made.states / "alignments.sqlite")
+    model, full_alignments = read_hmm(states), AlignmentStore(made.states / "alignments.sqlite")
     assert (model.states, model.subsampling, model.tree.context_width) == (1, 3, 3)
     assert len(model.phones) < model.pdfs <= 80
     aligned = dict(AlignmentStore(states / "alignments.sqlite"))
-    assert len(aligned) > 0.9 * len(before)
-    assert all(len(ids) == -(-len(before.get(id)) // 3) for id, ids in aligned.items())
+    assert len(aligned) > 0.9 * len(full_alignments)
+    assert all(len(ids) == -(-len(full_alignments.get(id)) // 3) for id, ids in aligned.items())
     assert right_phones(states, made.corpus) > right_phones(made.states, made.corpus) - 0.08
     content = experiment(tmp_path, made.corpus)
     encoder = content["model"]["init_args"]["encoder"]["init_args"]
@@ -139,12 +143,12 @@ def test_a_network_aligns_anew_with_the_same_states(made: Made, tmp_path: Path) 
     output = tmp_path / "new" / "states"
     assert run("realign", "--config", made.config, "--checkpoint", made.checkpoint, "--output", output) == 0
     assert {path.name for path in output.iterdir()} == FILES - {"left_out.txt", "mixtures.csv"}
-    before, after = contents(made.states), contents(output)
+    old, new = contents(made.states), contents(output)
     for name in ("tree", "phones.txt", "lexicon.txt", "HCLG.fst"):
-        assert after[name] == before[name]
-    assert after["alignments"].keys() == before["alignments"].keys()
-    assert after["alignments"] != before["alignments"]
-    counts = np.bincount(np.concatenate(list(after["alignments"].values())), minlength=len(read_hmm(output).pdf_of))
+        assert new[name] == old[name]
+    assert new["alignments"].keys() == old["alignments"].keys()
+    assert new["alignments"] != old["alignments"]
+    counts = np.bincount(np.concatenate(list(new["alignments"].values())), minlength=len(read_hmm(output).pdf_of))
     np.testing.assert_array_equal(read_hmm(output).transition_counts, counts)
     assert right_phones(output, made.corpus) > 0.6
     content = experiment(made.root, made.corpus)
@@ -160,18 +164,18 @@ def test_the_best_scale_is_found_and_taken_by_lightning_test(
     tuned = tmp_path / "new" / "tuned.yaml"
     options = ["--config", made.config, "--checkpoint", made.checkpoint, "--output", tuned]
     assert run("tune", *options, "--subsets", DEVELOPMENT, "--scales", 0.05, 0.1, 0.3) == 0
-    said = capsys.readouterr().out
-    rates = {float(scale): float(rate) for scale, rate in re.findall(r"scale (\S+) .*: WER (\S+) %", said)}
+    printed = capsys.readouterr().out
+    rates = {float(scale): float(rate) for scale, rate in re.findall(r"scale (\S+) .*: WER (\S+) %", printed)}
     assert set(rates) == {0.05, 0.1, 0.3} and len(set(rates.values())) > 1
     best = min(rates, key=lambda scale: rates[scale])
     search = yaml.safe_load(tuned.read_text())["model"]["init_args"]["search"]["init_args"]
     assert search == {"acoustic_scale": best, "beam": 13.0, "max_active": 7000, "hypotheses": 1, "lattice_beam": 8.0}
     monkeypatch.setattr("sys.argv", ["lightning"])
-    for scale, more in ((best, ["-c", str(tuned)]), (0.1, [])):  # 0.1 is the default
+    for scale, extra in ((best, ["-c", str(tuned)]), (0.1, [])):  # 0.1 is the default
         data = ["--data.init_args.test_subsets", f"[{DEVELOPMENT}]"]
-        cli.main(["test", "-c", str(made.config), *more, *data, "--ckpt_path", str(made.checkpoint)])
-        [heard] = re.findall(rf"(?m)^ *{DEVELOPMENT} +(\S+)", capsys.readouterr().out)
-        assert float(heard) == pytest.approx(rates[scale], abs=0.01)
+        cli.main(["test", "-c", str(made.config), *extra, *data, "--ckpt_path", str(made.checkpoint)])
+        [tested_rate] = re.findall(rf"(?m)^ *{DEVELOPMENT} +(\S+)", capsys.readouterr().out)
+        assert float(tested_rate) == pytest.approx(rates[scale], abs=0.01)
 
 
 def test_without_subsets_the_best_scale_is_looked_for_where_the_experiment_validates(
@@ -182,8 +186,8 @@ def test_without_subsets_the_best_scale_is_looked_for_where_the_experiment_valid
     (tmp_path / "none.yaml").write_text(yaml.safe_dump(content))
     options = ["--checkpoint", made.checkpoint, "--output", tmp_path / "tuned.yaml", "--scales", 0.1]
     assert run("tune", "--config", tmp_path / "none.yaml", *options) == 2
-    said = capsys.readouterr().err
-    assert f"neither trains nor tests on, found {TRAINING}: give --subsets" in said
+    errors = capsys.readouterr().err
+    assert f"neither trains nor tests on, found {TRAINING}: give --subsets" in errors
     content["data"]["init_args"]["validation_subsets"] = [TEST]
     (tmp_path / "none.yaml").write_text(yaml.safe_dump(content))
     assert run("tune", "--config", tmp_path / "none.yaml", *options) == 2
@@ -191,12 +195,12 @@ def test_without_subsets_the_best_scale_is_looked_for_where_the_experiment_valid
     assert run("tune", "--config", made.config, *options, "--subsets", DEVELOPMENT, TEST) == 2
     assert f"does not test on, found {TEST} among its test_subsets" in capsys.readouterr().err
     assert not (tmp_path / "tuned.yaml").exists()
-    seen = []
-    real = hybrid_states.every
+    opened = []
+    original = hybrid_states.every
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hybrid_states, "every", lambda *given: seen.append(given[1]) or real(*given))
+        patch.setattr(hybrid_states, "every", lambda *arguments: opened.append(arguments[1]) or original(*arguments))
         assert run("tune", "--config", made.config, *options) == 0
-    assert seen == [[DEVELOPMENT]]
+    assert opened == [[DEVELOPMENT]]
 
 
 @pytest.fixture
@@ -217,14 +221,14 @@ def test_utterances_with_unknown_words_are_left_out_and_named(
     output = tmp_path / "states"
     assert prepare(made, output, "--lexicon", lexicon, "--unknown-words", "leave") == 0
     texts = {**made.transcripts(TRAINING), **made.transcripts(DEVELOPMENT)}
-    without = {id for id, text in texts.items() if word in text.split()}
+    excluded = {id for id, text in texts.items() if word in text.split()}
     everything = {subset: made.transcripts(subset).values() for subset in (TRAINING, DEVELOPMENT, TEST)}
     count = sum(text.split().count(word) for texts_of in everything.values() for text in texts_of)
-    said = capsys.readouterr().out
-    assert f"{len(texts) - len(without)} utterances aligned, {len(without)} not." in said
-    for id in without:
-        assert f"{id}: not in the lexicon: {word}\n" in said
-    assert contents(output)["alignments"].keys() == texts.keys() - without
+    printed = capsys.readouterr().out
+    assert f"{len(texts) - len(excluded)} utterances aligned, {len(excluded)} not." in printed
+    for id in excluded:
+        assert f"{id}: not in the lexicon: {word}\n" in printed
+    assert contents(output)["alignments"].keys() == texts.keys() - excluded
     assert (output / "left_out.txt").read_text() == f"{word} {count + 1}\n"  # also in the language model
     assert word not in read_hmm(output).lexicon
 
@@ -235,8 +239,8 @@ def test_unknown_words_are_said_as_others_are_spelt(made: Made, smaller: tuple[P
     assert prepare(made, output, "--lexicon", lexicon) == 0
     assert (output / "left_out.txt").read_text() == ""
     [guessed, *_] = read_hmm(output).lexicon.pronunciations[word]
-    known = read_lexicon(lexicon)
-    assert set(guessed) <= set(known.phones) and 0.5 * len(word) <= len(guessed) <= 1.5 * len(word)
+    known_lexicon = read_lexicon(lexicon)
+    assert set(guessed) <= set(known_lexicon.phones) and 0.5 * len(word) <= len(guessed) <= 1.5 * len(word)
     assert contents(output)["alignments"].keys() == contents(made.states)["alignments"].keys()
 
 
@@ -244,9 +248,9 @@ def test_a_language_model_of_other_texts_makes_another_graph(made: Made, tmp_pat
     (tmp_path / "text").write_text("id THE OLD ZEBRA\n" * 5 + "id SHE SAW THE OLD MAN\n" * 5)
     text = ["--text", tmp_path / "text", "--skip-columns", 1, "--order", 2, "--unknown-words", "leave"]
     assert prepare(made, tmp_path / "states", *text) == 0
-    before, after = contents(made.states), contents(tmp_path / "states")
-    assert after["left_out.txt"] == b"ZEBRA 1\n" and len(after["HCLG.fst"]) < 0.5 * len(before["HCLG.fst"])
-    assert after["alignments"] == before["alignments"]
+    old, new = contents(made.states), contents(tmp_path / "states")
+    assert new["left_out.txt"] == b"ZEBRA 1\n" and len(new["HCLG.fst"]) < 0.5 * len(old["HCLG.fst"])
+    assert new["alignments"] == old["alignments"]
 
 
 def test_what_is_stopped_leaves_everything_as_it_was(
@@ -254,7 +258,7 @@ def test_what_is_stopped_leaves_everything_as_it_was(
 ) -> None:
     shutil.copytree(made.states, tmp_path / "states")
     (tmp_path / "states/mine.txt").write_text("mine")
-    before = contents(tmp_path / "states")
+    old = contents(tmp_path / "states")
 
     def stop(*_: Any) -> None:
         assert any(path.is_dir() for path in (tmp_path / "states").iterdir())
@@ -266,7 +270,7 @@ def test_what_is_stopped_leaves_everything_as_it_was(
             monkeypatch.setattr(hybrid_states, "decoding_graph", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert prepare(made, tmp_path / folder) == 130
         assert "stopped; nothing was written" in capsys.readouterr().err
-    assert contents(tmp_path / "states") == before
+    assert contents(tmp_path / "states") == old
     assert list((tmp_path / "none").iterdir()) == []
 
 
@@ -290,18 +294,18 @@ def test_what_is_stopped_leaves_everything_as_it_was(
         (["tune", "--config", "{config}", "--checkpoint", "{checkpoint}", "--output", "out", "--subsets", "dev-dirty"],
          "dev-dirty"),
     ],
-    ids=lambda one: " ".join(one) if isinstance(one, list) else None,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )  # fmt: skip
 def test_what_cannot_be_used_is_named_in_one_message(
     made: Made, checkpoint: Path, arguments: list[str], expected: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    places = {
+    paths = {
         "config": made.config, "lexicon": made.corpus / "lexicon.txt", "checkpoint": made.checkpoint,
         "other": checkpoint,
     }  # fmt: skip
-    assert run(*(argument.format(**places) for argument in arguments)) == 2
+    assert run(*(argument.format(**paths) for argument in arguments)) == 2
     printed = capsys.readouterr()
     assert printed.err.splitlines()[-1].startswith("error: ") or "error: " in printed.err
     assert expected in printed.err and "Traceback" not in printed.err and not printed.out

@@ -58,11 +58,11 @@ def recognizer() -> RNNTransducer:
 
 def exact(text: str) -> list[tuple[str, float, float]]:
     """Words with start and end: a letter sounds for 80 of its 100 ms."""
-    words, at = [], 0
+    words, offset = [], 0
     for word in text.split():
-        start = text.index(word, at)
-        at = start + len(word)
-        words.append((word, LETTER * start, LETTER * at - 0.02))
+        start = text.index(word, offset)
+        offset = start + len(word)
+        words.append((word, LETTER * start, LETTER * offset - 0.02))
     return words
 
 

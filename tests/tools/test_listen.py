@@ -86,8 +86,8 @@ def test_ctrl_c_writes_what_is_known(recognizer: RNNTransducer, checkpoint: Path
     assert command.stdin is not None
     command.stdin.write(as_pcm(audio))
     command.stdin.flush()
-    descriptor, seen = command.stdin.fileno(), time.monotonic()
-    while not empty(descriptor) and time.monotonic() < seen + 200:  # read by the command
+    descriptor, begun = command.stdin.fileno(), time.monotonic()
+    while not empty(descriptor) and time.monotonic() < begun + 200:  # read by the command
         time.sleep(0.1)
     time.sleep(1.0)
     command.send_signal(signal.SIGINT)
@@ -149,8 +149,8 @@ def test_files_and_rates_and_formats(recognizer: RNNTransducer, listen: Callable
         (("-", "--pcm", "f32le", "--rate", 44_100), as_pcm(audio, "<f4")),
         (("-", "--pcm", "s16be", "--rate", 44_100), as_pcm(audio, ">i2")),
     ):
-        status, again, _ = listen(*arguments, "--silence", 0, data=data)
-        assert (status, again) == (0, output)
+        status, repeated, _ = listen(*arguments, "--silence", 0, data=data)
+        assert (status, repeated) == (0, output)
     assert list(FORMATS) == list(PCM)
 
 
@@ -181,17 +181,17 @@ def test_input_that_is_none_is_refused_in_a_sentence(
 
 
 class Stream:
-    """`sounddevice.InputStream` that hears three seconds, and then Ctrl-C."""
+    """`sounddevice.InputStream` with 1.5 s of speech, and Ctrl-C three seconds later."""
 
     def __init__(self, samplerate: int, blocksize: int, callback: Callable, **options: Any) -> None:
         assert options == {"device": "usb", "channels": 1, "dtype": "float32"}
         self.arguments = samplerate, blocksize, callback
 
     def __enter__(self) -> None:
-        rate, size, put = self.arguments
+        rate, size, callback = self.arguments
         audio = babble(1.5, 9, rate)
         for begin in range(0, len(audio) // size * size, size):
-            put(audio[begin : begin + size, None], size, None, None)
+            callback(audio[begin : begin + size, None], size, None, None)
         threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     def __exit__(self, *error: object) -> None:
@@ -244,9 +244,9 @@ def test_a_terminal_shows_the_line_that_goes_on(colored: bool, monkeypatch: pyte
     beginnings = set()
     for size in range(4, len(long)):
         display.show([], Partial(long[:size], "X"))
-        seen = re.sub(r"\x1b\[\d*[mK]", "", terminal.getvalue().rpartition("\r")[2])
-        assert cells(seen) < 30 and seen.endswith(long[max(0, size - 10) : size] + "X")
-        beginnings.add(seen[:5])
+        shown = re.sub(r"\x1b\[\d*[mK]", "", terminal.getvalue().rpartition("\r")[2])
+        assert cells(shown) < 30 and shown.endswith(long[max(0, size - 10) : size] + "X")
+        beginnings.add(shown[:5])
     assert len(beginnings) < 6, "a long line does not move with every letter"
     display.show([Line(0.5, 1.0, "TURN ON\x1b", ())], Partial())
     assert terminal.getvalue().endswith("\r\x1b[K0.50\t1.00\tTURN ON\\x1b\n")
@@ -274,7 +274,7 @@ def test_ctrl_c_waits_for_the_end_of_a_step() -> None:
 
 @pytest.fixture(scope="module")
 def server(checkpoint: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Its address, as HOST:PORT, and the process."""
+    """The address of the server, as HOST:PORT, and its process."""
     command = start(checkpoint, "--serve", "--port", "0", "--clients", str(CLIENTS), "--silence", "0")
     try:
         assert command.stdout is not None
@@ -344,8 +344,8 @@ def test_places_are_taken_and_given_back_also_by_clients_that_die(
     recognizer: RNNTransducer, server: tuple[str, subprocess.Popen[bytes]]
 ) -> None:
     stack = contextlib.ExitStack()
-    held = [stack.enter_context(client(server)) for _ in range(CLIENTS - 1)]
-    for connection in held:
+    connections = [stack.enter_context(client(server)) for _ in range(CLIENTS - 1)]
+    for connection in connections:
         assert receive(connection) == {"type": "ready"}
     code = (
         "import sys, time; from websockets.sync.client import connect\n"
@@ -357,7 +357,7 @@ def test_places_are_taken_and_given_back_also_by_clients_that_die(
         with client(server) as connection:
             assert refused(connection) == (f"all {CLIENTS} places are taken; try again later", 1013)
         dying.kill()
-    for connection in held:
+    for connection in connections:
         connection.socket.shutdown(socket.SHUT_RDWR)  # gone without a word
     stack.close()
     audio = babble(1, 3)
@@ -432,10 +432,10 @@ def fake_microphone(path: Path, audio: np.ndarray) -> list[str]:
     ]
 
 
-def until(happened: Callable[[], bool], seconds: float = 250) -> None:
+def until(condition: Callable[[], bool], seconds: float = 250) -> None:
     """Wait; the page forbids Playwright's own way of waiting, which evaluates strings."""
     deadline = time.monotonic() + seconds
-    while not happened():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -492,15 +492,15 @@ def test_the_page_writes_what_the_microphone_hears(server: tuple[str, subprocess
         assert page.locator("#lines li").count() == 0
         assert not problems
         assert all(url.startswith((f"http://{server[0]}/", "data:")) for url in requests)
-        heard = [frame for frame in sent if isinstance(frame, bytes)]
+        audio_frames = [frame for frame in sent if isinstance(frame, bytes)]
         rate = page.evaluate("new AudioContext().sampleRate")
         browser.close()
-    assert sent[-1] == "end" and {len(frame) for frame in heard} == {2 * round(rate / 10)}
+    assert sent[-1] == "end" and {len(frame) for frame in audio_frames} == {2 * round(rate / 10)}
     # What the server wrote is what another client gets for the same samples.
-    samples = np.frombuffer(b"".join(heard), "<i2")
+    samples = np.frombuffer(b"".join(audio_frames), "<i2")
     assert np.abs(samples).max() > 3_000, "the file is heard"
     with client(server, str(rate)) as connection:
-        for frame in heard:
+        for frame in audio_frames:
             connection.send(frame)
         connection.send("end")
         lines = []

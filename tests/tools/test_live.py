@@ -70,9 +70,9 @@ def test_the_text_of_a_stream_is_that_of_the_whole_whatever_the_pieces(name: str
         [line], _ = listen(LiveRecognizer(recognizer, silence=0).stream(), audio, sizes)
         assert line.text == expected.text
         assert line.start == expected.words[0].start and line.end == pytest.approx(expected.words[-1].end, abs=0.05)
-        for got, word in zip(line.words, expected.words, strict=True):
-            assert (got.text, got.start) == (word.text, pytest.approx(word.start, abs=1e-6))
-            assert got.confidence == pytest.approx(word.confidence, abs=1e-2)
+        for word, expected_word in zip(line.words, expected.words, strict=True):
+            assert (word.text, word.start) == (expected_word.text, pytest.approx(expected_word.start, abs=1e-6))
+            assert word.confidence == pytest.approx(expected_word.confidence, abs=1e-2)
 
 
 def test_long_lines_end_at_words_and_nothing_is_lost(recognizer: RNNTransducer) -> None:
@@ -95,11 +95,11 @@ def expected_lines(recognizer: RNNTransducer, audio: np.ndarray, silence: int) -
     while start < len(audio):
         hypothesis = whole(recognizer, audio[start:])
         steps = (len(audio) - start) // 1_280  # of 80 ms, which are recognized before the end is known
-        known = max(0, (1 + (1_280 * steps - 400) // 160 - 4) // 8 * 2)  # frames encoded by then
+        encoded = max(0, (1 + (1_280 * steps - 400) // 160 - 4) // 8 * 2)  # frames encoded by then
         for index, frame in enumerate(hypothesis.frames):
             end = -(-(frame + 1 + silence) // 2) * 2  # the first time that the silence is known to be long enough
-            behind = hypothesis.frames[index + 1 : index + 2]
-            if end <= known and (not behind or behind[0] >= end):
+            following = hypothesis.frames[index + 1 : index + 2]
+            if end <= encoded and (not following or following[0] >= end):
                 texts.append(recognizer.tokenizer.decode(hypothesis.tokens[: index + 1]))
                 start += (end - silence // 2) * 640
                 break
@@ -129,9 +129,11 @@ def test_what_is_stable_stays(recognizer: RNNTransducer) -> None:
     grew = 0
     for number, line in enumerate(lines):
         texts = [partial for index, partial in partials if index == number]
-        for before, after in zip(texts, texts[1:], strict=False):
-            assert (after.stable + after.rest).startswith(before.stable) and after.stable.startswith(before.stable)
-            grew += after.stable != before.stable
+        for previous, current in zip(texts, texts[1:], strict=False):
+            assert (current.stable + current.rest).startswith(previous.stable) and current.stable.startswith(
+                previous.stable
+            )
+            grew += current.stable != previous.stable
         assert all(line.text.startswith(partial.stable.rstrip()) for partial in texts)
         assert all(not partial.stable or partial.stable.endswith(" ") for partial in texts)
         assert all(" " not in partial.rest for partial in texts)

@@ -216,13 +216,13 @@ def test_what_cannot_be_used_is_told_in_a_line(
     (tmp_path / "marked.txt").write_text("<s> A </s>\n")
     (tmp_path / "bare.yaml").write_text("model: {init_args: {}}")
     option = "--output" if arguments[0] == "estimate" else "--arpa"
-    before = set(tmp_path.iterdir())
+    files = set(tmp_path.iterdir())
     assert main(["ngram", arguments[0], option, "lm.arpa", *arguments[1:]]) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith(message)
     assert printed.err.count("\n") == 1
     assert not printed.out
-    assert set(tmp_path.iterdir()) == before
+    assert set(tmp_path.iterdir()) == files
 
 
 @pytest.mark.parametrize(

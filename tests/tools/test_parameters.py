@@ -139,10 +139,10 @@ def test_parameters_outside_the_parts_are_listed(config: dict[str, Any]) -> None
 
 def test_large_experiments_take_no_memory(config: dict[str, Any]) -> None:
     count_parameters(config)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB
     config["init_args"]["predictor"]["init_args"]["dimension"] = 8_000
     assert count_parameters(config)["prediction"] > 512_000_000  # 2 GB of weights
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 100_000
 
 
 def test_the_hook_leaves_buffers_alone() -> None:

@@ -18,7 +18,7 @@ from data_modules.spoken_korean import synthesize
 
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A little Korean."""
+    """A little Korean speech."""
     folder = tmp_path_factory.mktemp("speech")
     synthesize(folder, 0.1, 0.5, workers=1, progress=False)
     return folder
@@ -61,14 +61,16 @@ def test_ends_are_the_losses_of_the_checkpoints_themselves(tmp_path: Path, exper
     assert subset == "dev"
     assert sum(map(len, batches)) == 3
     line = measure_line((first, second), subset, batches, [0.0, 0.5, 1.0], False, "cpu")
-    found = [point.loss for _, point in line.points]
-    own = []
+    line_losses = [point.loss for _, point in line.points]
+    checkpoint_losses = []
     for path in (first, second):
         recognizer = load_recognizer(path)
         with torch.inference_mode():
-            own.append(torch.cat([recognizer.loss(batch) for batch in batches]).double())
-    assert [found[0], found[2]] == pytest.approx([float(losses.mean()) for losses in own], rel=1e-12)
-    assert abs(found[0] - found[2]) > 1e-3, "or the two are not told apart"
+            checkpoint_losses.append(torch.cat([recognizer.loss(batch) for batch in batches]).double())
+    assert [line_losses[0], line_losses[2]] == pytest.approx(
+        [float(losses.mean()) for losses in checkpoint_losses], rel=1e-12
+    )
+    assert abs(line_losses[0] - line_losses[2]) > 1e-3, "or the two are not told apart"
     flat = measure_line((first, first), subset, batches, [-0.25, 0.0, 0.3, 1.0, 1.25], False, "cpu")
     assert len({point.loss for _, point in flat.points}) == 1
     assert flat.barrier == 0.0
@@ -98,14 +100,14 @@ def test_the_command_writes_a_table_and_a_picture(
 
 
 def test_the_draw_of_utterances_is_that_of_the_seed(experiment: Path) -> None:
-    def drawn(count: int, seed: int) -> list[str]:
+    def sample(count: int, seed: int) -> list[str]:
         return sorted(name for batch in read_batches(experiment, "dev", count, seed)[1] for name in batch.ids)
 
-    everything = drawn(0, 1)
-    assert len(everything) == len(set(everything)) > 3
-    assert drawn(3, 1) == drawn(3, 1)
-    assert len({tuple(drawn(3, seed)) for seed in range(8)}) > 1
-    assert set(drawn(3, 1)) < set(everything)
+    all_ids = sample(0, 1)
+    assert len(all_ids) == len(set(all_ids)) > 3
+    assert sample(3, 1) == sample(3, 1)
+    assert len({tuple(sample(3, seed)) for seed in range(8)}) > 1
+    assert set(sample(3, 1)) < set(all_ids)
 
 
 def test_networks_that_compute_something_else_are_refused(tmp_path: Path, experiment: Path) -> None:

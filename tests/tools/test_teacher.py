@@ -37,18 +37,21 @@ def test_layers_of_a_planted_teacher_are_those_of_the_student() -> None:
     """A student that is hidden in the teacher, and one of other weights, which gets it by selection."""
     hidden, teacher = pair("lstm, lstm predictor")
     plant(hidden, teacher)
-    [one, two], frames = fits_of(hidden, teacher)
+    [first, second], frames = fits_of(hidden, teacher)
     assert frames == sum(len(layer_outputs(hidden, ["layers.0"], [batch])[0]) for batch in speech())
-    for fit in (one, two):  # as planted they compute the same, each unit twice; "random" is the hidden student here
+    for fit in (
+        first,
+        second,
+    ):  # as planted they compute the same, each unit twice; "random" is the hidden student here
         assert fit.random == pytest.approx(1.0, abs=1e-4)
         assert fit.student == fit.name
-    assert one.to_below is None and 0 < two.to_below < 0.9999
-    assert (one.kept, two.kept) == ("encoder.layers.1", "encoder.layers.0")
-    assert one.to_kept == pytest.approx(two.to_kept) == pytest.approx(two.to_below)
+    assert first.to_below is None and 0 < second.to_below < 0.9999
+    assert (first.kept, second.kept) == ("encoder.layers.1", "encoder.layers.0")
+    assert first.to_kept == pytest.approx(second.to_kept) == pytest.approx(second.to_below)
     encoder, predictor = ARCHITECTURES["lstm, lstm predictor"]
     other = recognizer(encoder(False), predictor(False), False, seed=2)
-    [one, _], _ = fits_of(other, teacher)
-    assert one.random < 0.98
+    [first, _], _ = fits_of(other, teacher)
+    assert first.random < 0.98
 
 
 def test_a_layer_that_changes_nothing_is_missed_little() -> None:
@@ -145,9 +148,9 @@ def test_tokens_that_the_teacher_lacks_stay_random(tmp_path: Path, config: dict[
     config["init_args"]["tokenizer"] = small
     student = build_recognizer(config)
     teacher = build_recognizer(config)
-    kept = student.tokenizer.tokens[:-4]
+    tokens = student.tokenizer.tokens[:-4]
 
-    teacher.joint = type(teacher.joint)(kept, 8)
+    teacher.joint = type(teacher.joint)(tokens, 8)
     received = {part.name: part.share for part in select_weights(student, teacher)[1]}
-    assert received["joint.output.bias"] == pytest.approx(len(kept) / len(student.tokenizer.tokens))
+    assert received["joint.output.bias"] == pytest.approx(len(tokens) / len(student.tokenizer.tokens))
     assert received["encoder.layers.0.forward_lstm.weight_hh_l0"] == 1.0

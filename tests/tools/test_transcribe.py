@@ -40,7 +40,7 @@ def sweep(seconds: float, rate: int, seed: int, channels: int = 1) -> np.ndarray
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> Recordings:
     folder = tmp_path_factory.mktemp("recordings")
-    made = {
+    audio_files = {
         "telephone.wav": (sweep(1.4, 8_000, 1), 8_000),
         "stereo.wav": (sweep(0.5, 44_100, 2, channels=2), 44_100),
         "song.mp3": (sweep(1.1, 44_100, 3, channels=2), 44_100),
@@ -49,9 +49,9 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Recordings:
         "click.wav": (sweep(0.004, 16_000, 6), 16_000),  # less than one window
         "old.aiff": (sweep(0.6, 22_254, 7), 22_254),  # a Macintosh of 1984
     }
-    for name, (audio, rate) in made.items():
+    for name, (audio, rate) in audio_files.items():
         soundfile.write(folder / name, audio, rate)
-    return {name: folder / name for name in made}
+    return {name: folder / name for name in audio_files}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def recognizer(checkpoint: Path) -> Recognizer:
 
 @pytest.fixture(scope="module")
 def heard(recognizer: Recognizer, recordings: Recordings) -> dict[str, str]:
-    """What the recogniser says of each file alone, resampled here."""
+    """The transcript of each file alone, resampled here."""
     texts = {}
     for name, path in recordings.items():
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
@@ -73,7 +73,7 @@ def heard(recognizer: Recognizer, recordings: Recordings) -> dict[str, str]:
 
 @pytest.fixture
 def bad_files(tmp_path: Path) -> dict[str, Path]:
-    """Files that cannot be used, by what is said of them."""
+    """Files that cannot be used, by the reason in the error."""
     names = ("nothing.wav", "zero.wav", "silent.wav", "text.wav", "x.raw", "nan.wav", "cut.flac")
     missing, zero, silent, text, raw, nan, cut = (tmp_path / name for name in names)
     zero.touch()
@@ -121,16 +121,18 @@ def test_batches_of_any_size_say_the_same_in_the_same_order(
     recognizer: Recognizer, recordings: Recordings, heard: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    alone = recognizer.recognize_words
+    recognize = recognizer.recognize_words
     monkeypatch.setattr(
-        recognizer, "recognize_words", lambda batch, pooling: sizes.append(len(batch)) or alone(batch, pooling)
+        recognizer, "recognize_words", lambda batch, pooling: sizes.append(len(batch)) or recognize(batch, pooling)
     )
     names = [*recordings, *reversed(recordings)]
     for seconds, largest in ((0.001, 1), (3.0, 3), (100.0, 14)):
         sizes.clear()
         results = list(transcription.transcribe(recognizer, (str(recordings[name]) for name in names), seconds))
-        assert [(one.path, one.text) for one in results] == [(str(recordings[name]), heard[name]) for name in names]
-        assert all(" ".join(word.text for word in one.words) == one.text for one in results)
+        assert [(result.path, result.text) for result in results] == [
+            (str(recordings[name]), heard[name]) for name in names
+        ]
+        assert all(" ".join(word.text for word in result.words) == result.text for result in results)
         assert sum(sizes) == len(names)
         assert (max(sizes) >= largest) if seconds > 1 else (max(sizes) == 1)
 
@@ -230,14 +232,14 @@ def test_every_sample_is_in_a_piece_however_blocks_and_overlaps_fall(monkeypatch
         monkeypatch.setattr(transcription, "OVERLAP_SECONDS", overlap)
         for size in (700, 9_000, 10**6):
             blocks = [audio[begin : begin + size] for begin in range(0, len(audio), size)]
-            before = 0
+            previous = 0
             for piece, start, border in cut_at_pauses(blocks, 16_000):
                 np.testing.assert_array_equal(piece, audio[start : start + len(piece)])
-                assert start == max(0, before - round(16_000 * overlap))
+                assert start == max(0, previous - round(16_000 * overlap))
                 end = len(audio) if border is None else border
-                assert 0.5 <= (end - before) / 16_000 <= 1.0 or border is None
-                before = end
-            assert before == len(audio)
+                assert 0.5 <= (end - previous) / 16_000 <= 1.0 or border is None
+                previous = end
+            assert previous == len(audio)
 
 
 def test_the_transcript_of_a_long_file_is_that_of_its_pieces_in_order(
@@ -252,21 +254,23 @@ def test_the_transcript_of_a_long_file_is_that_of_its_pieces_in_order(
     long = tmp_path / "long.wav"
     soundfile.write(long, np.concatenate([sweep(0.7, 16_000, seed) for seed in range(6)]), 16_000)
     pieces = list(read_pieces(str(long), 16_000))
-    found = [recognizer.recognize_words(Batch.collate([Utterance("", one.audio, 16_000)]))[0][0] for one in pieces]
-    texts = [hypothesis.text for hypothesis in found]
+    hypotheses = [
+        recognizer.recognize_words(Batch.collate([Utterance("", piece.audio, 16_000)]))[0][0] for piece in pieces
+    ]
+    texts = [hypothesis.text for hypothesis in hypotheses]
     assert len(texts) > 1 and len(set(texts)) == len(texts)
     paths = [str(recordings["read.flac"]), str(long), str(recordings["talk.ogg"]), str(long)]
     results = list(transcription.transcribe(recognizer, paths, 2.0))
-    assert [one.path for one in results] == paths and not any(one.problem for one in results)
-    assert [one.text for one in results][::2] == [heard["read.flac"], heard["talk.ogg"]]
-    timed = [[(word.text, word.start, word.end) for word in one.words] for one in results[1::2]]
+    assert [result.path for result in results] == paths and not any(result.problem for result in results)
+    assert [result.text for result in results][::2] == [heard["read.flac"], heard["talk.ogg"]]
+    timed = [[(word.text, word.start, word.end) for word in result.words] for result in results[1::2]]
     assert timed[0] == timed[1] and results[1].text == results[3].text
     assert results[1].seconds == pytest.approx(4.2)
     assert [part.start for part in results[1].parts] == [piece.start for piece in pieces]
     middles = [(word.start + word.end) / 2 for word in results[1].words]
     assert middles == sorted(middles) and middles[-1] > pieces[-1].start
     shift = pieces[-1].start
-    assert {(w.text, round(w.start + shift, 6)) for w in found[-1].words if w.start > 0.3} <= {
+    assert {(w.text, round(w.start + shift, 6)) for w in hypotheses[-1].words if w.start > 0.3} <= {
         (word.text, round(word.start, 6)) for word in results[1].words
     }
 
@@ -277,11 +281,11 @@ def test_long_silence_is_read_in_little_memory(tmp_path: Path, monkeypatch: pyte
             file.write(np.zeros(8_000 * 60, np.int16))  # hours take as much memory, and longer
     tracemalloc.start()
     pieces = list(read_pieces(str(tmp_path / "silence.flac"), 16_000))
-    most = tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sum(len(piece.audio) > 0 for piece in pieces) == 1
     assert pieces[-1].start + pieces[-1].seconds == 1200.0
-    assert most < 14e6  # all of it would be 38 MB, and 77 MB at 16 kHz
+    assert peak < 14e6  # all of it would be 38 MB, and 77 MB at 16 kHz
 
 
 @pytest.mark.parametrize("name", ["song.mp3", "talk.ogg", "read.flac", "telephone.wav"])
@@ -292,9 +296,9 @@ def test_a_file_that_is_cut_off_is_named_and_has_no_transcript(
     cut.write_bytes(recordings[name].read_bytes()[: recordings[name].stat().st_size * 8 // 10])
     good = str(recordings["read.flac"])
     results = list(transcription.transcribe(recognizer, [good, str(cut), good], 100.0))
-    bad, *others = sorted(results, key=lambda one: not one.problem)
+    bad, *others = sorted(results, key=lambda result: not result.problem)
 
-    assert [one.text for one in others] == [heard["read.flac"]] * 2
+    assert [result.text for result in others] == [heard["read.flac"]] * 2
     assert bad.path == str(cut) and "cut off" in bad.problem and not bad.text
 
 
@@ -315,8 +319,8 @@ def test_a_long_file_that_breaks_in_its_middle_does_not_end_the_others(
     good = str(recordings["read.flac"])
     paths = [good, str(tmp_path / "loud.wav"), good, str(tmp_path / "cut.flac"), good]
     results = list(transcription.transcribe(recognizer, paths, 0.5))
-    assert [one.text for one in results if not one.problem] == [heard["read.flac"]] * 3
-    problems = {Path(one.path).name: one.problem for one in results if one.problem}
+    assert [result.text for result in results if not result.problem] == [heard["read.flac"]] * 3
+    problems = {Path(result.path).name: result.problem for result in results if result.problem}
     assert "samples of up to 1e+19" in problems["loud.wav"] and "cut off" in problems["cut.flac"]
 
 
@@ -397,20 +401,21 @@ def test_a_file_that_is_no_checkpoint_is_an_error(
 def test_a_batch_that_does_not_fit_into_memory_is_halved(
     recognizer: Recognizer, recordings: Recordings, heard: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = recognizer.recognize_words
+    recognize = recognizer.recognize_words
     long = soundfile.info(recordings["talk.ogg"]).duration
 
     def with_little_memory(batch: Batch, pooling: Any) -> Recognized:
         if len(batch) > 2 or batch.seconds > long - 0.1:
             raise torch.OutOfMemoryError("no memory")
-        return alone(batch, pooling)
+        return recognize(batch, pooling)
 
     monkeypatch.setattr(recognizer, "recognize_words", with_little_memory)
     results = {
-        Path(one.path).name: one for one in transcription.transcribe(recognizer, map(str, recordings.values()), 99)
+        Path(result.path).name: result
+        for result in transcription.transcribe(recognizer, map(str, recordings.values()), 99)
     }
     assert "2 s are too long for the memory" in results.pop("talk.ogg").problem
-    assert {name: one.text for name, one in results.items()} == {
+    assert {name: result.text for name, result in results.items()} == {
         name: text for name, text in heard.items() if name != "talk.ogg"
     }
 
@@ -436,8 +441,8 @@ def test_folders_and_lists_are_written_into_a_folder_once(
 ) -> None:
     (tmp_path / "talks" / "day 1").mkdir(parents=True)
     (tmp_path / "talks" / "notes.txt").write_text("no audio")
-    for name, place in (("read.flac", "day 1/a.flac"), ("talk.ogg", "b.OGG")):
-        (tmp_path / "talks" / place).write_bytes(recordings[name].read_bytes())
+    for name, target in (("read.flac", "day 1/a.flac"), ("talk.ogg", "b.OGG")):
+        (tmp_path / "talks" / target).write_bytes(recordings[name].read_bytes())
     (tmp_path / "list.txt").write_text(f"{recordings['song.mp3']}\n\n")
     out = tmp_path / "out"
     arguments = [tmp_path / "talks", "--list", tmp_path / "list.txt", "--output", out, "--formats", *FORMATS]
@@ -453,8 +458,8 @@ def test_folders_and_lists_are_written_into_a_folder_once(
         [expected] = transcription.transcribe(beam, [str(recordings[recording])], 9.0)
         assert content["text"] == expected.text == (out / f"{name}.txt").read_text().rstrip("\n")
         assert content["words"] == [word.as_json() for word in expected.words]
-        assert [one["text"] for one in content["pieces"][0]["n_best"]] == [
-            one.text for one in expected.parts[0].hypotheses
+        assert [hypothesis["text"] for hypothesis in content["pieces"][0]["n_best"]] == [
+            hypothesis.text for hypothesis in expected.parts[0].hypotheses
         ]
         assert len(content["pieces"][0]["n_best"]) == 3
         assert len((out / f"{name}.ctm").read_text().splitlines()) == len(expected.words)
@@ -464,8 +469,8 @@ def test_folders_and_lists_are_written_into_a_folder_once(
     (out / "b.srt").unlink()
     (out / "song.txt").write_text("kept")
     asked: list[str] = []
-    real = transcription.read_pieces
-    monkeypatch.setattr(transcription, "read_pieces", lambda path, rate: asked.append(path) or real(path, rate))
+    original = transcription.read_pieces
+    monkeypatch.setattr(transcription, "read_pieces", lambda path, rate: asked.append(path) or original(path, rate))
     assert run(checkpoint, *arguments) == 0
     assert asked == [str(tmp_path / "talks" / "b.OGG")] and (out / "b.srt").exists()
     assert (out / "song.txt").read_text() == "kept"
@@ -480,11 +485,11 @@ def test_streams_of_other_formats(
     paths = [recordings["read.flac"], recordings["talk.ogg"]]
     assert run(checkpoint, *paths, "--formats", "json") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(one["path"], one["text"]) for one in lines] == [(str(path), heard[path.name]) for path in paths]
-    assert [one["seconds"] for one in lines] == [0.8, 2.0]
+    assert [(line["path"], line["text"]) for line in lines] == [(str(path), heard[path.name]) for path in paths]
+    assert [line["seconds"] for line in lines] == [0.8, 2.0]
     assert run(checkpoint, *paths, "--formats", "ctm") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[4] for row in rows] == [word["word"] for one in lines for word in one["words"]]
+    assert [row[4] for row in rows] == [word["word"] for line in lines for word in line["words"]]
     assert {row[0] for row in rows} == {"read", "talk"}
 
 
@@ -493,8 +498,8 @@ def test_confidences_are_calibrated(
 ) -> None:
     (tmp_path / "c.json").write_text('{"temperature": 2.0}')
     words = []
-    for more in ([], ["--calibration", tmp_path / "c.json"]):
-        assert run(checkpoint, recordings["talk.ogg"], "--formats", "json", "--confidence", "mean", *more) == 0
+    for options in ([], ["--calibration", tmp_path / "c.json"]):
+        assert run(checkpoint, recordings["talk.ogg"], "--formats", "json", "--confidence", "mean", *options) == 0
         words.append(json.loads(capsys.readouterr().out)["words"])
     for plain, calibrated in zip(*words, strict=True):
         odds = plain["confidence"] / (1 - plain["confidence"])
@@ -547,7 +552,7 @@ def test_progress_is_shown_on_a_terminal_only(
     assert transcription.write_transcripts(
         lambda count: transcription.transcribe(recognizer, paths, 100.0, heard=count), 1, written.append
     )
-    assert [one.text for one in written] == [heard["read.flac"]]
+    assert [transcript.text for transcript in written] == [heard["read.flac"]]
     assert ("1/1" in errors.getvalue()) == ("0.0 min of audio read" in errors.getvalue()) == terminal
 
 

@@ -32,7 +32,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def experiment(tmp_path: Path, config: dict[str, Any]) -> Path:
-    """One that reads a little Korean in seconds."""
+    """An experiment that trains on a little Korean in seconds."""
     synthesize(tmp_path / "speech", 0.1, 0.05, workers=1, progress=False)
     config["init_args"]["tokenizer"] = {"class_path": "asr_lightning.text.hangul.JamoTokenizer"}
     config["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.001}}
@@ -60,15 +60,15 @@ def test_trials_are_real_runs_and_a_search_goes_on(
     arguments = ["--config", str(experiment), "--space", str(space), "--metric", "dev/cer", "--output", "out"]
     assert main(["tune", *arguments, "--trials", "2", "--workers", "2"]) == 0
     assert main(["tune", *arguments, "--trials", "3"]) == 0
-    said = capsys.readouterr().out
-    assert "3 of 3 trials were finished" in said and "The best, trial" in said
+    printed = capsys.readouterr().out
+    assert "3 of 3 trials were finished" in printed and "The best, trial" in printed
     with Path("out/trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sorted(int(row["trial"]) for row in rows) == [0, 1, 2]
     assert len({row["optimizer.lr"] for row in rows}) == 3, "the second call draws anew"
     for row in rows:
-        made = next(Path(f"out/trial{row['trial']}").rglob("config.yaml"))
-        arguments_of_run = yaml.safe_load(made.read_text())["model"]["init_args"]
+        config_file = next(Path(f"out/trial{row['trial']}").rglob("config.yaml"))
+        arguments_of_run = yaml.safe_load(config_file.read_text())["model"]["init_args"]
         assert arguments_of_run["optimizer"]["init_args"]["lr"] == pytest.approx(float(row["optimizer.lr"]))
         assert arguments_of_run["encoder"]["init_args"]["hidden"] == int(row["encoder.hidden"])
     assert Image.open("out/trials.png").size[0] > 1000
@@ -77,7 +77,7 @@ def test_trials_are_real_runs_and_a_search_goes_on(
 
 
 def made_up(monkeypatch: pytest.MonkeyPatch, rates: Any) -> None:
-    """Trials that write what `rates(values)` says, an epoch every 20 ms, instead of training."""
+    """Replace training by processes that write the rates `rates(values)`, an epoch every 100 ms."""
     code = (
         "import sys, time; from pathlib import Path; folder = Path(sys.argv[1]); lines = ['run,seed,epoch,subset,"
         "wer,cer,ser,swer,unspaced_cer']\n"
@@ -85,31 +85,31 @@ def made_up(monkeypatch: pytest.MonkeyPatch, rates: Any) -> None:
         "    lines.append(f'x,1,{epoch},dev,1,{rate},1,1,1'); half = folder / 'half'\n"
         "    half.write_text('\\n'.join(lines) + '\\n'); half.rename(folder / 'error_rates.csv'); time.sleep(0.1)\n"
     )
-    real = subprocess.Popen
+    popen = subprocess.Popen
 
     def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-        values = dict(zip([one[2:] for one in command[6::2]], command[7::2], strict=True))
+        values = dict(zip([option[2:] for option in command[6::2]], command[7::2], strict=True))
         folder = values.pop("trainer.default_root_dir")
-        return real([sys.executable, "-c", code, folder, ",".join(map(str, rates(values)))], **options)
+        return popen([sys.executable, "-c", code, folder, ",".join(map(str, rates(values)))], **options)
 
     monkeypatch.setattr(tuning.subprocess, "Popen", start)
     monkeypatch.setattr(tuning, "POLL_SECONDS", 0.02)
 
 
-def run(folder: Path, space: dict[str, Any], trials: int, **more: Any) -> Tuning:
+def run(folder: Path, space: dict[str, Any], trials: int, **options: Any) -> Tuning:
     folder.mkdir(exist_ok=True)
     (folder / "experiment.yaml").touch()
-    made = Tuning(folder / "experiment.yaml", space, folder / "out", "dev/cer", **more)
-    made.run(trials, 1)
-    return made
+    search = Tuning(folder / "experiment.yaml", space, folder / "out", "dev/cer", **options)
+    search.run(trials, 1)
+    return search
 
 
 def test_a_grid_is_gone_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, lambda values: [float(values["a"]) + len(values["b"])])
     space = {"a": [1, 2, 3], "b": [[1], [1, 2]]}
     grid = run(tmp_path, space, 100, sampler="grid")
-    found = sorted((trial.params["a"], trial.params["b"], trial.value) for trial in grid.study.trials)
-    assert found == [(a, b, a + len(b)) for a in (1, 2, 3) for b in ("[1, 2]", "[1]")]
+    trials = sorted((trial.params["a"], trial.params["b"], trial.value) for trial in grid.study.trials)
+    assert trials == [(a, b, a + len(b)) for a in (1, 2, 3) for b in ("[1, 2]", "[1]")]
     assert grid.study.best_params == {"a": 1, "b": "[1]"}
 
 
@@ -124,12 +124,12 @@ def test_the_best_values_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_hopeless_trials_are_ended_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = itertools.count()
     made_up(monkeypatch, lambda values: [0.2] * 3 if next(begun) < 5 else [0.9] * 50)
-    made = run(tmp_path, {"x": {"low": 0.0, "high": 1.0}}, 6, sampler="random")
-    *good, bad = made.study.trials
+    search = run(tmp_path, {"x": {"low": 0.0, "high": 1.0}}, 6, sampler="random")
+    *good, bad = search.study.trials
     assert [trial.value for trial in good] == [0.2] * 5
     assert bad.state == optuna.trial.TrialState.PRUNED
     assert 1 <= len(bad.intermediate_values) < 40
-    assert "pruned" in made.report()
+    assert "pruned" in search.report()
     begun = itertools.count()
     finished = run(tmp_path / "again", {"x": {"low": 0.0, "high": 1.0}}, 6, sampler="random", prune=False)
     assert [trial.value for trial in finished.study.trials] == [0.2] * 5 + [0.9]
@@ -181,11 +181,11 @@ def test_spaces_that_say_nothing_are_refused(tmp_path: Path, space: Any, message
 def test_other_input_that_cannot_be_used_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     space = str(write_space(tmp_path / "space.yaml", {"a": {"low": 0, "high": 1}}))
     base = ["--config", "no.yaml", "--space", space, "--metric", "dev/cer"]
-    there = ["--config", space, *base[2:]]
+    existing = ["--config", space, *base[2:]]
     for arguments, message in (
         (base, "no.yaml: No such file or directory"),
-        ([*there[:3], "no", *there[4:]], "cannot read a space"),
-        ([*there[:5], "cer"], "--metric as dev/cer"),
+        ([*existing[:3], "no", *existing[4:]], "cannot read a space"),
+        ([*existing[:5], "cer"], "--metric as dev/cer"),
         ([*base, "--sampler", "grid"], "No such file"),
     ):
         assert main(["tune", *arguments]) == 2
@@ -220,11 +220,11 @@ def test_trials_are_evaluated_on_the_given_subsets(tmp_path: Path, monkeypatch: 
     data = {"init_args": {"validation_subsets": ["test"], "test_subsets": ["test"]}}
     Path("experiment.yaml").write_text(yaml.safe_dump({"data": data}))
     space = str(write_space(tmp_path / "space.yaml", {"a": [1, 2]}))
-    given: list[dict[str, str]] = []
-    made_up(monkeypatch, lambda values: given.append(values) or [0.5])
+    received: list[dict[str, str]] = []
+    made_up(monkeypatch, lambda values: received.append(values) or [0.5])
     base = ["--config", "experiment.yaml", "--space", space, "--metric", "dev/cer", "--trials", "1"]
     assert main(["tune", *base, "--subsets", "dev", "dev-other"]) == 0
-    assert given[0]["data.init_args.validation_subsets"] == "[dev, dev-other]"
+    assert received[0]["data.init_args.validation_subsets"] == "[dev, dev-other]"
 
 
 def test_weights_of_the_search_are_tuned_with_a_checkpoint_and_no_weight_is_the_first(
