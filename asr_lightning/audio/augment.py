@@ -26,8 +26,8 @@ CODECS = {"mu-law": "ULAW", "a-law": "ALAW", "gsm": "GSM610"}  # as libsndfile c
 class SpecAugment(nn.Module):
     """Zeroes random stretches of time and bands of frequency, in training mode only [Park et al. 2019].
 
-    Widths are uniform from zero to their maximum, places uniform within the real frames. Zero is the mean of
-    normalized features, so give it those. Drawn on the features' device; nothing waits for the device.
+    Widths are uniform from zero to their maximum, positions uniform within the real frames. Zero is the mean of
+    normalized features, so give it those. Masks are drawn on the features' device, without waiting for it.
 
     Args:
         time_masks: Masks over time of each utterance.
@@ -95,23 +95,23 @@ class SpecAugment(nn.Module):
                 f"{dimension} dimensions; choose about a third of them"
             )
         epochs = self.warmup_epochs or 1
-        grown = min(self.epoch, epochs) if self.warmup_epochs else epochs  # epochs of growth that are over
+        elapsed = min(self.epoch, epochs) if self.warmup_epochs else epochs  # epochs of growth so far
         longest = (lengths * self.time_mask_fraction).long().clamp(max=self.time_mask_frames)  # (B,)
-        longest = longest * grown // epochs
+        longest = longest * elapsed // epochs
         time = _random_masks(self.time_masks, longest, lengths, frames)  # (B, T)
         bands = torch.full_like(lengths, dimension)  # (B,)
-        widest = torch.full_like(lengths, self.frequency_mask_bands * grown // epochs)  # (B,)
+        widest = torch.full_like(lengths, self.frequency_mask_bands * elapsed // epochs)  # (B,)
         frequency = _random_masks(self.frequency_masks, widest, bands, dimension)  # (B, D)
         return features.masked_fill(time.unsqueeze(2) | frequency.unsqueeze(1), 0.0)
 
 
 def _random_masks(masks: int, longest: Tensor, lengths: Tensor, size: int) -> Tensor:
-    """Draw masks of 0 to `longest` (B,) places within the first `lengths` (B,) of `size` places: True (B, size)."""
+    """Draw masks of 0 to `longest` (B,) positions within the first `lengths` (B,) of `size`: True (B, size)."""
     draws = torch.rand(2, lengths.shape[0], masks, device=lengths.device)  # below 1
     widths = (draws[0] * (longest.unsqueeze(1) + 1)).long()  # (B, masks)
     starts = (draws[1] * (lengths.unsqueeze(1) - widths + 1)).long().unsqueeze(2)  # (B, masks, 1)
-    places = torch.arange(size, device=lengths.device)
-    return ((places >= starts) & (places < starts + widths.unsqueeze(2))).any(dim=1)
+    positions = torch.arange(size, device=lengths.device)
+    return ((positions >= starts) & (positions < starts + widths.unsqueeze(2))).any(dim=1)
 
 
 class AddNoise:
@@ -163,8 +163,8 @@ class AddNoise:
 class AddMusan:
     """Adds noise, music or babble from a folder in MUSAN's layout, as is usual with it [Snyder et al. 2015 and 2018].
 
-    Of the folders `noise`, `music` and `speech` below `root` one is drawn, of those that are there, and an excerpt of
-    one of its files, or the sum of some of `speech`, is added at a signal-to-noise ratio of that kind. All randomness
+    One of the folders `noise`, `music` and `speech` that exist below `root` is drawn, and an excerpt of one of its
+    files, or the sum of several of `speech`, is added at a signal-to-noise ratio of that kind. All randomness
     is the generator's. A sum that leaves [-1, 1] is scaled to fit.
 
     Args:
@@ -227,8 +227,8 @@ class AddMusan:
 class Telephone:
     """Passes some utterances through a telephone: 300 to 3,400 Hz, 8,000 samples per second, and a codec.
 
-    The result has the length and sample rate of what was given, and nothing above 4 kHz. It depends on nothing but the
-    audio, and whether it is changed on the generator.
+    The result has the length and sample rate of what was given, and nothing above 4 kHz. It depends on the audio
+    and the codec alone; the generator draws the codec, and whether there is a change.
 
     Args:
         codecs: One is drawn for each utterance: `mu-law` and `a-law` [ITU-T G.711], `gsm` (GSM 06.10).
@@ -236,7 +236,7 @@ class Telephone:
         sample_rate: Samples per second of the audio it will be given.
 
     Raises:
-        InputError: Another codec, none, or a probability that is none.
+        InputError: Another codec, none, or a probability out of range.
     """
 
     def __init__(
@@ -258,17 +258,17 @@ class Telephone:
             return waveform
         codec = self.codecs[whole_number(len(self.codecs), generator)]
         narrow = resample(waveform.numpy(), self.sample_rate, TELEPHONE_RATE)
-        passed = signal.sosfilt(_telephone_band(), narrow)
+        filtered = signal.sosfilt(_telephone_band(), narrow)
         file = io.BytesIO()
-        soundfile.write(file, passed.clip(-1, 1), TELEPHONE_RATE, format="WAV", subtype=CODECS[codec])
+        soundfile.write(file, filtered.clip(-1, 1), TELEPHONE_RATE, format="WAV", subtype=CODECS[codec])
         file.seek(0)
         decoded = soundfile.read(file, dtype="float32")[0][: len(narrow)]  # GSM fills its last frame
-        heard = resample(decoded, TELEPHONE_RATE, self.sample_rate)[: len(waveform)]
-        return torch.from_numpy(np.pad(heard, (0, len(waveform) - len(heard))))
+        restored = resample(decoded, TELEPHONE_RATE, self.sample_rate)[: len(waveform)]
+        return torch.from_numpy(np.pad(restored, (0, len(waveform) - len(restored))))
 
 
 class InTurn:
-    """Applies several augmentations, each to what the one before has made: rooms, then noise, then telephones.
+    """Applies several augmentations one after another, as rooms, then noise, then telephones.
 
     Args:
         steps: Called in this order, each with a waveform (S,) and the generator.
@@ -309,24 +309,24 @@ def read_excerpt(path: Path, samples: int, sample_rate: int, generator: torch.Ge
             rate, frames = file.samplerate, file.frames
             if frames >= UNKNOWN:
                 raise InputError("its header gives no length")
-            wanted = math.ceil(samples * rate / sample_rate)
-            file.seek(whole_number(max(1, frames - wanted + 1), generator))
-            audio = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)  # the mean of the channels
-            if frames and len(audio) < min(wanted, frames):
+            length = math.ceil(samples * rate / sample_rate)
+            file.seek(whole_number(max(1, frames - length + 1), generator))
+            audio = file.read(length, dtype="float32", always_2d=True).mean(axis=1)  # the mean of the channels
+            if frames and len(audio) < min(length, frames):
                 raise InputError("cut off: it ends before its header says")
             check_samples(audio)
     except (InputError, soundfile.LibsndfileError) as error:
         raise InputError(f"cannot read the noise file {path}: {error}; remove or replace it") from error
     if len(audio) == 0:
         raise InputError(f"the noise file {path} holds no samples; remove or replace it")
-    if len(audio) < wanted:
+    if len(audio) < length:
         audio = np.roll(audio, whole_number(len(audio), generator))
-        audio = np.resize(audio, wanted)  # numpy's resize repeats
+        audio = np.resize(audio, length)  # numpy's resize repeats
     return torch.from_numpy(resample(audio, rate, sample_rate)[:samples])
 
 
 def find_audio(root: str, name: str) -> list[Path]:
-    """The audio files of a folder and those below, sorted.
+    """Return the audio files of a folder and its subfolders, sorted.
 
     Raises:
         InputError: There are none; the message names the class `name`.
@@ -335,8 +335,8 @@ def find_audio(root: str, name: str) -> list[Path]:
         path for path in Path(root).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and not path.is_dir()
     )
     if not paths:
-        there = "holds none" if Path(root).is_dir() else "does not exist"
-        raise InputError(f"{name} needs a folder with {sorted(AUDIO_SUFFIXES)} files; {root} {there}")
+        state = "holds none" if Path(root).is_dir() else "does not exist"
+        raise InputError(f"{name} needs a folder with {sorted(AUDIO_SUFFIXES)} files; {root} {state}")
     return paths
 
 

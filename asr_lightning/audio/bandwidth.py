@@ -11,7 +11,7 @@ def is_narrow_band(audio: np.ndarray) -> bool | None:
     """Whether audio (S,) has nothing in the upper half of its band, as after upsampling by two.
 
     Returns:
-        None where nothing can be told: it is silent, or shorter than a window.
+        None where it cannot be decided: the audio is silent, or shorter than a window.
     """
     if len(audio) < WINDOW:
         return None

@@ -25,7 +25,7 @@ POWER_FLOOR = 1e-10  # of a spectrum of audio in [-1, 1]; digital silence become
 
 
 class AudioState(NamedTuple):
-    """Features of a stream so far.
+    """State of the features of a stream.
 
     Attributes:
         waiting: Samples (B, W) from the start of the next frame on.
@@ -37,7 +37,7 @@ class AudioState(NamedTuple):
 
 
 class Features(nn.Module, ABC):
-    """Base class: cuts audio into frames, calls `from_frames`, normalizes, and silences what lies beyond the ends.
+    """Base class: cuts audio into frames, calls `from_frames`, normalizes, and sets frames beyond the ends to zero.
 
     Computed in float32, also under autocast. Durations that are no whole number of samples are cut, as Kaldi does.
 
@@ -89,12 +89,12 @@ class Features(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Features":
         """Move to a device, but stay in float32 where a network computes in half or double precision."""
-        before = dict(self.named_buffers())
+        buffers = dict(self.named_buffers())
         super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            if (now := self.get_buffer(name)).dtype != buffer.dtype:
+        for name, buffer in buffers.items():
+            if (moved := self.get_buffer(name)).dtype != buffer.dtype:
                 owner, _, leaf = name.rpartition(".")
-                self.get_submodule(owner)._buffers[leaf] = buffer.to(now.device)
+                self.get_submodule(owner)._buffers[leaf] = buffer.to(moved.device)
         return self
 
     @abstractmethod
@@ -114,7 +114,7 @@ class Features(nn.Module, ABC):
             last: Whether no samples follow.
 
         Returns:
-            The frames that are complete by now, (B, T, D) float32, maybe none, and the state behind them.
+            The frames that are complete by now, (B, T, D) float32, maybe none, and the state after them.
 
         Raises:
             InputError: The normalization needs the whole utterance.
@@ -138,25 +138,25 @@ class Features(nn.Module, ABC):
             # A hop may be longer than a window; then a frame waits for the start of the next.
             needed = self.window_samples if last else max(self.window_samples, self.hop_samples)
             frames = max(0, (audio.shape[1] - needed) // self.hop_samples + 1)
-            behind = AudioState(audio[:, frames * self.hop_samples :], started=True)
+            new_state = AudioState(audio[:, frames * self.hop_samples :], started=True)
             if not frames:
-                return audio.new_zeros(len(audio), 0, self.dimension), behind
+                return audio.new_zeros(len(audio), 0, self.dimension), new_state
             features = self.from_frames(audio.unfold(1, self.window_samples, self.hop_samples)[:, :frames])
             if self.normalization is not None:
                 lengths = torch.full((len(audio),), frames, device=audio.device)
                 features = self.normalization(features, lengths)
-            return features, behind
+            return features, new_state
 
     def _first_samples(self) -> int:
         """Return how many samples the first frame needs."""
         return self.window_samples
 
     def _begin(self, audio: Tensor) -> Tensor:
-        """Return the first samples (B, S) of utterances with what frames see before them."""
+        """Return the first samples (B, S) of utterances with what frames need before them."""
         return audio
 
     def _finish(self, audio: Tensor) -> Tensor:
-        """Return the last samples (B, S) of utterances, from the next frame's start on, with what frames see behind."""
+        """Return the last samples (B, S) of utterances, from the next frame's start on, with what frames need after."""
         return audio
 
     def cut(self, audio: Tensor, lengths: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class Features(nn.Module, ABC):
 def possible_audio(audio: Tensor, lengths: Tensor) -> Tensor:
     """Return which rows of audio (B, S) of the given lengths (B,) have numbers of a possible size only: (B,) bools.
 
-    Files with other samples are not read; this is for audio that comes from elsewhere. Nothing waits for the device.
+    Files with other samples are not read; this is for audio from elsewhere. It does not wait for the device.
     """
     return ((audio.abs() <= LOUDEST) | ~real_frames(lengths, audio.shape[1])).all(dim=1)  # no comparison holds for NaN
 

@@ -16,7 +16,7 @@ class Normalization(nn.Module, ABC):
     """Base class of normalizations: `(features (B, T, D), lengths (B,)) -> features`.
 
     Attributes:
-        streams: Whether a frame is normalized without any other, so that the utterance may still be going on.
+        streams: Whether a frame is normalized without the others, so that the utterance may go on after it.
     """
 
     streams = False
@@ -42,22 +42,22 @@ class UtteranceNormalization(Normalization):
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Normalize features (B, T, D) of the given lengths (B,)."""
-        real = real_frames(lengths, features.shape[1]).unsqueeze(2)  # (B, T, 1)
+        mask = real_frames(lengths, features.shape[1]).unsqueeze(2)  # (B, T, 1)
         count = lengths.clamp(min=1).view(-1, 1, 1)  # (B, 1, 1)
-        mean = features.masked_fill(~real, 0.0).sum(dim=1, keepdim=True) / count  # (B, 1, D)
+        mean = features.masked_fill(~mask, 0.0).sum(dim=1, keepdim=True) / count  # (B, 1, D)
         centered = features - mean
         if not self.variance:
             return centered
-        variance = centered.masked_fill(~real, 0.0).square().sum(dim=1, keepdim=True) / count
+        variance = centered.masked_fill(~mask, 0.0).square().sum(dim=1, keepdim=True) / count
         return centered / torch.sqrt(variance + VARIANCE_FLOOR)
 
 
 class GlobalNormalization(Normalization):
     """Zero mean and unit variance over the training data, per dimension.
 
-    Sums are gathered in float64 while training, until `frames` frames were seen; then they stand still. They are
-    buffers and travel in the state_dict. Before any frame was seen (a sanity check before training) features pass
-    unchanged. On several ranks, DistributedDataParallel hands out the sums of rank 0, so all ranks normalize alike.
+    Sums are gathered in float64 while training, until `frames` frames were seen; then they are frozen. They are
+    buffers and part of the state_dict. Before any frame was seen (a sanity check before training) features pass
+    unchanged. On several ranks, DistributedDataParallel broadcasts the sums of rank 0, so all ranks normalize alike.
 
     Args:
         frames: Frames to see before the statistics are frozen; the batch that reaches the number counts wholly.
@@ -94,17 +94,17 @@ class GlobalNormalization(Normalization):
             self.allocate(features.shape[2])
         if self.training:
             self._accumulate(features.detach(), lengths)
-        seen = self.count > 0
+        has_frames = self.count > 0
         count = self.count.clamp(min=1)
         mean = self.sums / count
-        variance = torch.where(seen, (self.squares / count - mean.square()).clamp(min=0.0) + VARIANCE_FLOOR, 1.0)
+        variance = torch.where(has_frames, (self.squares / count - mean.square()).clamp(min=0.0) + VARIANCE_FLOOR, 1.0)
         return (features - mean.to(features.dtype)) / variance.sqrt().to(features.dtype)
 
     @torch.no_grad()
     def _accumulate(self, features: Tensor, lengths: Tensor) -> None:
         learning = self.count < self.frames  # a tensor: asking the device for its value would stall it
-        real = real_frames(lengths, features.shape[1]).unsqueeze(2)  # (B, T, 1)
-        values = features.masked_fill(~real, 0.0).double()
+        mask = real_frames(lengths, features.shape[1]).unsqueeze(2)  # (B, T, 1)
+        values = features.masked_fill(~mask, 0.0).double()
         self.sums += learning * values.sum(dim=(0, 1))
         self.squares += learning * values.square().sum(dim=(0, 1))
-        self.count += learning * real.sum()
+        self.count += learning * mask.sum()

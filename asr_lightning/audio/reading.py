@@ -22,10 +22,10 @@ UNKNOWN = 1 << 62  # samples; libsndfile gives more than that where a header giv
 PLACEHOLDERS = (range(0x7FFF_0000, 0x8000_0001), range(0xFFFF_0000, 0x1_0000_0000))
 CANCELLED = 0.05  # of the channels' power is left in their mean: channels that have nothing in common leave half
 SILENCE = 1e-9  # power of a sample that is none: -90 dB of full scale
-SLACK = 4096  # bytes behind the end that a header gives: tags, or a frame that was not counted
+SLACK = 4096  # bytes after the end that a header gives: tags, or a frame that was not counted
 OGG_PAGE = 65_307  # bytes of the longest page
 
-# In the log of libsndfile: what the header of a WAV, AIFF, W64 or AU file promises, and what is there.
+# In the log of libsndfile: sizes that the header of a WAV, AIFF, W64 or AU file promises, and the true ones.
 _SHORTER = re.compile(r"^ *(?:data|SSND|riff|Data Size) *: *(\d+) \(should be (\d+)\)", re.MULTILINE)
 _SHORTER_RF64 = re.compile(r"from 'ds64' chunk of (\d+)")  # in samples
 _BEHIND_WAV = re.compile(r"Unknown chunk marker .* at position (\d+)")
@@ -140,14 +140,14 @@ def read_blocks(sound: Sound, channel: int | None = None, samples: int | None = 
     if channel is not None and not 0 <= channel < sound.channels:
         raise InputError(f"expected a channel {channel}, counted from 0, found {sound.channels} channels")
     rate, delivered = sound.samplerate, 0
-    known = sound.frames < UNKNOWN
-    wanted = samples if samples is not None else sound.frames - sound.tell() if known else UNKNOWN
-    promised = f" of {wanted / rate:.2f} s" if wanted < UNKNOWN else ""
+    has_length = sound.frames < UNKNOWN
+    total = samples if samples is not None else sound.frames - sound.tell() if has_length else UNKNOWN
+    promised = f" of {total / rate:.2f} s" if total < UNKNOWN else ""
     buffer = np.empty((max(1, BLOCK_SAMPLES // sound.channels), sound.channels), np.float32)
     powers = np.zeros(2)  # of the mean of the channels, and the mean of theirs
-    while delivered < wanted:
+    while delivered < total:
         try:  # a view of what was delivered: the rest of the buffer is old
-            block = sound.read(out=buffer[: min(len(buffer), wanted - delivered)])
+            block = sound.read(out=buffer[: min(len(buffer), total - delivered)])
         except soundfile.LibsndfileError as error:
             raise InputError(
                 f"damaged or cut off: decoding ends after {delivered / rate:.2f} s{promised}: {_detail(error)}"
@@ -161,7 +161,7 @@ def read_blocks(sound: Sound, channel: int | None = None, samples: int | None = 
         mixed = block.mean(axis=1)
         powers += np.square(mixed, dtype=np.float64).sum(), np.square(block, dtype=np.float64).sum() / sound.channels
         yield mixed
-    if promised and wanted - delivered > TOLERANCE * rate:
+    if promised and total - delivered > TOLERANCE * rate:
         raise InputError(f"cut off: it delivers {delivered / rate:.2f} s{promised}")
     check_phase(float(powers[0]), float(powers[1]), delivered)
 
@@ -205,28 +205,28 @@ def _detail(error: Exception) -> str:
 
 
 def _check_length(sound: Sound, file: BinaryIO) -> None:
-    """Compare the length that the header promises with that of the file, as far as formats tell without decoding."""
-    log, there = sound.extra_info, sound.frames
+    """Compare the length in the header with that of the file, as far as formats tell it without decoding."""
+    log, samples = sound.extra_info, sound.frames
     position, size = file.tell(), file.seek(0, os.SEEK_END)
-    promised: float = there
-    if shorter := _SHORTER.search(log):
-        promised_bytes, bytes_there = int(shorter[1]), int(shorter[2])
+    promised: float = samples
+    if match := _SHORTER.search(log):
+        promised_bytes, actual_bytes = int(match[1]), int(match[2])
         if not any(promised_bytes in sizes for sizes in PLACEHOLDERS):
-            promised = there * promised_bytes / max(1, bytes_there)
-    elif shorter := _SHORTER_RF64.search(log):
-        promised = int(shorter[1])
+            promised = samples * promised_bytes / max(1, actual_bytes)
+    elif match := _SHORTER_RF64.search(log):
+        promised = int(match[1])
     elif sound.format == "NIST":  # of which libsndfile logs nothing
         file.seek(0)
         count = re.search(rb"sample_count -i (\d+)", file.read(1024))
-        promised = int(count[1]) if count else there
-    if promised - there > TOLERANCE * sound.samplerate:
-        seconds = f"{there / sound.samplerate:.2f} s of {promised / sound.samplerate:.2f} s"
+        promised = int(count[1]) if count else samples
+    if promised - samples > TOLERANCE * sound.samplerate:
+        seconds = f"{samples / sound.samplerate:.2f} s of {promised / sound.samplerate:.2f} s"
         raise InputError(f"cut off: {seconds} that its header promises are there")
-    behind = _BEHIND_WAV.search(log) if sound.format in ("WAV", "WAVEX") else None
-    if behind and size - int(behind[1]) > SLACK:
+    trailing = _BEHIND_WAV.search(log) if sound.format in ("WAV", "WAVEX") else None
+    if trailing and size - int(trailing[1]) > SLACK:
         raise InputError(
-            f"its header promises {there / sound.samplerate:.2f} s, but the file goes on behind them: a recording that "
-            "was not closed? Write the header anew, as with `sox --ignore-length OLD.wav NEW.wav`"
+            f"its header promises {samples / sound.samplerate:.2f} s, but the file goes on behind them: a recording "
+            "that was not closed? Write the header anew, as with `sox --ignore-length OLD.wav NEW.wav`"
         )
     if sound.format == "OGG":
         _check_ogg(file, size)
@@ -236,13 +236,13 @@ def _check_length(sound: Sound, file: BinaryIO) -> None:
 
 
 def _check_ogg(file: BinaryIO, size: int) -> None:
-    """See that the last page of an Ogg stream is there, which is marked as such, and that it is of the first stream."""
+    """Check that the last page of an Ogg stream, which is marked as such, exists and is of the first stream."""
     head, tail = _read(file, 0, SLACK), _read(file, max(0, size - OGG_PAGE), OGG_PAGE)
     page = tail[tail.rfind(b"OggS") :]
     segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
     if not segments or len(page) < 27 + len(segments) + sum(segments) or not page[5] & 4:
         raise InputError("cut off: the end of the Ogg stream is missing")
-    streams = {head[place.start() + 14 : place.start() + 18] for place in re.finditer(b"OggS", head)}
+    streams = {head[match.start() + 14 : match.start() + 18] for match in re.finditer(b"OggS", head)}
     if page[14:18] not in streams:
         raise InputError("its Ogg stream is followed by another one: joined files? Encode it anew as one")
 
@@ -257,10 +257,10 @@ def _check_mp3(file: BinaryIO, size: int) -> None:
     if len(head) < 64 or head[0] != 0xFF or head[1] < 0xE0:
         return
     mono, first_version = head[3] >> 6 == 3, head[1] & 0x18 == 0x18
-    place = 4 + ((17 if mono else 32) if first_version else (9 if mono else 17))  # behind what describes the frame
-    flags = struct.unpack_from(">I", head, place + 4)[0]
-    if head[place : place + 4] in (b"Xing", b"Info") and flags & 2:
-        promised = struct.unpack_from(">I", head, place + (12 if flags & 1 else 8))[0]
+    offset = 4 + ((17 if mono else 32) if first_version else (9 if mono else 17))  # after the frame's side information
+    flags = struct.unpack_from(">I", head, offset + 4)[0]
+    if head[offset : offset + 4] in (b"Xing", b"Info") and flags & 2:
+        promised = struct.unpack_from(">I", head, offset + (12 if flags & 1 else 8))[0]
     elif head[36:40] == b"VBRI":
         promised = struct.unpack_from(">I", head, 46)[0]
     else:
@@ -274,6 +274,6 @@ def _check_mp3(file: BinaryIO, size: int) -> None:
         )
 
 
-def _read(file: BinaryIO, place: int, size: int) -> bytes:
-    file.seek(place)
+def _read(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
     return file.read(size)

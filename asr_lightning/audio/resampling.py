@@ -36,8 +36,8 @@ def resample(audio: np.ndarray, before: int, after: int) -> np.ndarray:
     length = resampled_length(len(audio), before, after)
     frames = -(-length // block)
     padded = np.zeros((frames - 1) * hop + window if frames else 0)
-    known = audio[: len(padded) - left]
-    padded[left : left + len(known)] = known
+    excerpt = audio[: len(padded) - left]
+    padded[left : left + len(excerpt)] = excerpt
     framed = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop] if frames else np.zeros((0, window))
     return (framed @ weights.T).reshape(-1)[:length].astype(np.float32)
 
@@ -56,10 +56,10 @@ class StreamingResampler:
         self.weights: np.ndarray | None = None
         if before != after:
             self.weights, left, self.hop = _blocks(*_ratio(before, after))
-            self.waiting = np.zeros(left)  # from the first sample of the next block's window on
+            self.waiting = np.zeros(left)  # samples from the start of the next block's window on
 
     def __call__(self, audio: np.ndarray, last: bool = False) -> np.ndarray:
-        """Return the samples (S',) float32 that are known by now.
+        """Return the samples (S',) float32 that can be computed by now.
 
         Args:
             audio: The next samples (S,).
@@ -98,8 +98,8 @@ def sixteen_bits(audio: np.ndarray) -> np.ndarray:
     So a decoder of MP3, a resampler and a file of 24 bits give what a FLAC file of 16 bits keeps exactly.
     """
     highest, lowest = float(audio.max(initial=0.0)), float(audio.min(initial=0.0))
-    fitting = min(1.0, 32_767 / (32_768 * highest) if highest else 1.0, -1.0 / lowest if lowest else 1.0)
-    scaled = audio if fitting == 1.0 else audio * np.float32(fitting)
+    scale = min(1.0, 32_767 / (32_768 * highest) if highest else 1.0, -1.0 / lowest if lowest else 1.0)
+    scaled = audio if scale == 1.0 else audio * np.float32(scale)
     return (np.clip(np.round(scaled * np.float32(32_768)), -32_768, 32_767) / np.float32(32_768)).astype(np.float32)
 
 

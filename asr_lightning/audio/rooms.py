@@ -1,4 +1,4 @@
-"""Rooms: impulse responses by the image method or from files, and speech as it is heard there."""
+"""Rooms: impulse responses by the image method or from files, and speech played in them."""
 
 import functools
 from pathlib import Path
@@ -16,20 +16,20 @@ from asr_lightning.errors import InputError
 SPEED = 343.0  # metres of sound in a second, at 20 °C
 LONGEST_FILE = 4.0  # seconds of an impulse response; more is a recording of something else
 RUMBLE = 100.0  # Hz
-HELD = 256  # responses in memory, of a process that reads
+HELD = 256  # responses in memory, per process
 
 
 class Reverberate:
     """Plays some utterances in a room [Ko et al. 2017: rooms simulated by the image method].
 
-    The direct sound stays where it is in time, so that times of labels hold; the tail behind the end of the utterance
+    The direct sound stays where it is in time, so that times of labels hold; the tail after the end of the utterance
     is cut off. The power of the utterance stays what it was; a peak beyond [-1, 1] makes all of it smaller. All
     randomness is the generator's.
 
     Args:
         root: Folder of impulse responses (WAV, FLAC, OGG, MP3), searched with its subfolders, as of RIRS_NOISES; None
             to simulate rooms.
-        rooms: Number of rooms that are simulated, each with one place of a speaker and one of a microphone. A room is
+        rooms: Number of rooms that are simulated, each with one position of a speaker and of a microphone. A room is
             simulated when it is first drawn.
         length: Metres of the shortest and longest wall; the height is 2.5 to 4 m.
         reverberation: Shortest and longest seconds until the sound in a room has fallen by 60 dB.
@@ -79,12 +79,12 @@ def play(waveform: Tensor, response: np.ndarray) -> Tensor:
     """Convolve audio (S,) with an impulse response, whose largest sample is the direct sound: (S,), as loud."""
     audio = waveform.double().numpy()
     direct = int(np.abs(response).argmax())
-    heard = signal.fftconvolve(audio, response)[direct : direct + len(audio)]
-    power = np.square(heard).mean()
+    reverberant = signal.fftconvolve(audio, response)[direct : direct + len(audio)]
+    power = np.square(reverberant).mean()
     if power > 0:
-        heard *= np.sqrt(np.square(audio).mean() / power)
-    heard /= max(1.0, float(np.abs(heard).max()))
-    return torch.from_numpy(heard.astype(np.float32))
+        reverberant *= np.sqrt(np.square(audio).mean() / power)
+    reverberant /= max(1.0, float(np.abs(reverberant).max()))
+    return torch.from_numpy(reverberant.astype(np.float32))
 
 
 @functools.lru_cache(HELD)
@@ -110,11 +110,11 @@ def _simulate(
     distance: tuple[float, float],
     sample_rate: int,
 ) -> np.ndarray:
-    """The impulse response of a room that is drawn by its number alone."""
+    """Return the impulse response of a room that is drawn by its number alone."""
     random = np.random.default_rng([number, 1])
     room = np.array([random.uniform(*length), random.uniform(*length), random.uniform(2.5, 4.0)])
     microphone = room * random.uniform(0.2, 0.8, 3)
-    for _ in range(1_000):  # a place at that distance may lie outside: then draw another
+    for _ in range(1_000):  # a position at that distance may lie outside: then draw another
         direction = random.standard_normal(3)
         source = microphone + random.uniform(*distance) * direction / np.linalg.norm(direction)
         if np.all((source > 0.1) & (source < room - 0.1)):
@@ -140,8 +140,8 @@ def image_method(
     """Simulate the impulse response of a room with walls that all reflect alike [Allen and Berkley 1979].
 
     A reflection is the direct sound of an image of the source in another room of a lattice of mirrored ones; the walls
-    in between have absorbed a part of it. Their absorption gives the wished reverberation time by Eyring's formula.
-    Delays between two samples are shared by both.
+    in between have absorbed a part of it. Their absorption follows from the reverberation time by Eyring's formula. An
+    image with a delay between two samples is shared by both.
 
     Args:
         room: (3,) metres of its length, width and height.
@@ -151,7 +151,7 @@ def image_method(
         sample_rate: Samples per second.
 
     Returns:
-        (S,) of 1 / (4π metres) for each image, so many seconds as `reverberation` behind the direct sound.
+        (S,) of 1 / (4π metres) for each image, up to `reverberation` seconds after the direct sound.
     """
     volume = float(np.prod(room))
     surface = 2 * float(room[0] * room[1] + room[1] * room[2] + room[0] * room[2])
@@ -159,11 +159,11 @@ def image_method(
     farthest = SPEED * reverberation + float(np.linalg.norm(source - microphone))
     squares, bounces = [], []  # of the way along each axis, and of walls on it
     for axis in range(3):
-        most = int(np.ceil(farthest / (2 * room[axis]))) + 1
-        copies = np.arange(-most, most + 1)[:, None]
+        count = int(np.ceil(farthest / (2 * room[axis]))) + 1
+        copies = np.arange(-count, count + 1)[:, None]
         mirrored = np.array([0, 1])[None]
-        way = (1 - 2 * mirrored) * source[axis] + 2 * copies * room[axis] - microphone[axis]
-        squares.append(np.square(way).ravel())
+        distance = (1 - 2 * mirrored) * source[axis] + 2 * copies * room[axis] - microphone[axis]
+        squares.append(np.square(distance).ravel())
         bounces.append((np.abs(copies - mirrored) + np.abs(copies)).ravel())
     samples = int(np.ceil(farthest / SPEED * sample_rate)) + 2
     response = np.zeros(samples)
@@ -176,8 +176,8 @@ def image_method(
         metres = metres[near]
         amplitude = reflection ** (wall + walls[near]) / (4 * np.pi * metres)
         delay = metres / SPEED * sample_rate
-        before = delay.astype(np.int64)
-        share = delay - before
-        response += np.bincount(before, amplitude * (1 - share), samples)[:samples]
-        response += np.bincount(before + 1, amplitude * share, samples)[:samples]
+        sample = delay.astype(np.int64)
+        share = delay - sample
+        response += np.bincount(sample, amplitude * (1 - share), samples)[:samples]
+        response += np.bincount(sample + 1, amplitude * share, samples)[:samples]
     return response

@@ -15,19 +15,19 @@ from asr_lightning.decoding.language_model import LanguageModel
 from asr_lightning.errors import InputError
 from asr_lightning.text.tokenizers import Tokenizer
 
-HOPELESS = 10.0  # nats behind the best complete hypothesis
+HOPELESS = 10.0  # nats below the best complete hypothesis
 
 State = tuple[Tensor, ...]
 
 
 class Decoder(Protocol):
-    """Predicts every token of a hypothesis from those before it, as `asr_lightning.nn.sequences` has it."""
+    """Attention decoder (`asr_lightning.nn.sequences`): predicts each token of a hypothesis from those before it."""
 
     def initial_state(self, memory: State) -> State:
         """Return the state before any token, one row per utterance."""
 
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        """Read one token id of each hypothesis (N,), return logits of the next (N, V) and the state behind it."""
+        """Read one token id of each hypothesis (N,), return logits of the next (N, V) and the new state."""
 
 
 class AttentionSearch:
@@ -37,10 +37,10 @@ class AttentionSearch:
 
         (1 - ctc_weight) log P_attention + ctc_weight log P_ctc + language_model_weight log P_LM,
 
-    [Hori et al. 2017, §3.2, one pass]; at the most tokens it ends at its score of `<eos>`, like any other. An utterance
-    is done when no other can come among its `beam` best complete hypotheses by these scores, or when all others are far
-    behind the best of these. Where none can end, as in a word that the language model excludes, the best unfinished one
-    is returned with a score of minus infinity.
+    [Hori et al. 2017, §3.2, one pass]; at the limit of tokens it ends with its score of `<eos>`, like any other. An
+    utterance is done when no other can come among its `beam` best complete hypotheses by these scores, or when all
+    others are far below the best of these. Where none can end, as in a word that the language model excludes, the
+    best unfinished one is returned with a score of minus infinity.
 
     Args:
         beam: Hypotheses kept; 1 is greedy.
@@ -146,21 +146,24 @@ class AttentionSearch:
 
     def _ranked(self, complete: list[Hypothesis], tokenizer: Tokenizer) -> list[Hypothesis]:
         if self.rescoring_weight is None:
-            scored = [replace(one, score=one.score / (len(one.tokens) + 1) ** self.length_power) for one in complete]
+            scored = [
+                replace(hypothesis, score=hypothesis.score / (len(hypothesis.tokens) + 1) ** self.length_power)
+                for hypothesis in complete
+            ]
         else:
-            texts = [tokenizer.decode(one.tokens) for one in complete]
-            language = [0.0] * len(texts)
+            texts = [tokenizer.decode(hypothesis.tokens) for hypothesis in complete]
+            log_probs = [0.0] * len(texts)
             if self.language_model is not None:
-                language = self.language_model.score(texts)
+                log_probs = self.language_model.score(texts)
             scored = [
                 replace(
-                    one,
-                    score=one.score / max(1, len(text)) + self.rescoring_weight * log_prob,
-                    parts={**one.parts, "rescoring": log_prob},
+                    hypothesis,
+                    score=hypothesis.score / max(1, len(text)) + self.rescoring_weight * log_prob,
+                    parts={**hypothesis.parts, "rescoring": log_prob},
                 )
-                for one, text, log_prob in zip(complete, texts, language, strict=True)
+                for hypothesis, text, log_prob in zip(complete, texts, log_probs, strict=True)
             ]
-        return sorted(scored, key=lambda one: -one.score)[: self.beam]
+        return sorted(scored, key=lambda hypothesis: -hypothesis.score)[: self.beam]
 
 
 @dataclass
@@ -175,7 +178,7 @@ class _Scorer:
 
 
 class _Search:
-    """One run over a batch. A utterances are not done yet; each has K hypotheses, in N = A · K rows."""
+    """Search over a batch. A utterances are not done yet; each has K hypotheses, in N = A · K rows."""
 
     def __init__(
         self, settings: AttentionSearch, scorers: Sequence[_Scorer], lengths: Tensor, tokenizer: Tokenizer
@@ -187,7 +190,7 @@ class _Search:
         self.limits = (lengths * settings.tokens_per_frame).ceil().long().clamp(min=1).tolist()  # most tokens
         self.complete: list[list[Hypothesis]] = [[] for _ in lengths]
         device = lengths.device
-        self.utterances = list(range(len(lengths)))  # A numbers
+        self.utterances = list(range(len(lengths)))  # A indices
         self.no_words = torch.tensor([self.blank_id, self.eos_id], device=device)
         self.scores = torch.full((len(lengths), self.beam), -math.inf, device=device)
         self.scores[:, 0] = 0.0  # the others are only there to fill the beam
@@ -207,42 +210,42 @@ class _Search:
     def _following(self) -> tuple[Tensor, Tensor]:
         """Return the log probabilities (A, K, V) of the next tokens, and those of each scorer, (A, K, V, scorers)."""
         shape = self.scores.shape
-        opinions = []
+        by_scorer = []
         for scorer in self.scorers:
             log_probs, scorer.state = scorer.step(self.tokens[:, :, -1].flatten(), scorer.state, scorer.memory)
-            opinions.append(log_probs.view(*shape, -1))
+            by_scorer.append(log_probs.view(*shape, -1))
         log_probs = sum(
-            (scorer.weight * opinion for scorer, opinion in zip(self.scorers, opinions, strict=True) if scorer.weight),
-            start=torch.zeros_like(opinions[0]),
+            (scorer.weight * part for scorer, part in zip(self.scorers, by_scorer, strict=True) if scorer.weight),
+            start=torch.zeros_like(by_scorer[0]),
         )
         log_probs[:, :, self.blank_id] = -math.inf
         ends = log_probs[:, :, self.eos_id].clone()
         if self.end_threshold is not None:
-            others = opinions[0].index_fill(2, self.no_words, -math.inf)
-            early = opinions[0][:, :, self.eos_id] <= self.end_threshold * others.amax(dim=2)
+            others = by_scorer[0].index_fill(2, self.no_words, -math.inf)
+            early = by_scorer[0][:, :, self.eos_id] <= self.end_threshold * others.amax(dim=2)
             early &= log_probs.index_fill(2, self.no_words[1:], -math.inf).amax(dim=2) > -math.inf  # else it must end
             log_probs[:, :, self.eos_id].masked_fill_(early, -math.inf)
-        last = [row for row, one in enumerate(self.utterances) if self.tokens.shape[2] > self.limits[one]]
+        last = [row for row, utterance in enumerate(self.utterances) if self.tokens.shape[2] > self.limits[utterance]]
         if last:  # there only the end may follow, at its own score
             log_probs[last] = -math.inf
             log_probs[last, :, self.eos_id] = ends[last]
-        return log_probs, torch.stack(opinions, dim=3)
+        return log_probs, torch.stack(by_scorer, dim=3)
 
-    def _grow(self, log_probs: Tensor, opinions: Tensor) -> None:
+    def _grow(self, log_probs: Tensor, by_scorer: Tensor) -> None:
         """Take the best continuations: ends are complete, the others are the next beam."""
         count, beam, vocabulary = log_probs.shape
         candidates = (self.scores.unsqueeze(2) + log_probs).flatten(1)  # (A, K · V)
-        scores, places = candidates.topk(2 * beam, dim=1)  # at most K of them are ends
-        parents, tokens = places // vocabulary, places % vocabulary
+        scores, indices = candidates.topk(2 * beam, dim=1)  # at most K of them are ends
+        parents, tokens = indices // vocabulary, indices % vocabulary
         ends = tokens == self.eos_id
-        self._collect((ends & scores.isfinite())[:, :beam], scores, parents, opinions)
+        self._collect((ends & scores.isfinite())[:, :beam], scores, parents, by_scorer)
         order = ends.int().sort(dim=1, stable=True).indices
-        scores, parents, tokens = (one.gather(1, order[:, :beam]) for one in (scores, parents, tokens))
-        self._keep_unfinished(scores[:, 0], opinions)
+        scores, parents, tokens = (tensor.gather(1, order[:, :beam]) for tensor in (scores, parents, tokens))
+        self._keep_unfinished(scores[:, 0], by_scorer)
         self.scores = scores
         rows = (torch.arange(count, device=parents.device).unsqueeze(1) * beam + parents).flatten()
-        chosen = opinions.flatten(0, 1)[rows, tokens.flatten()].view(count, beam, -1)  # (A, K, scorers)
-        if beam > 1:  # each hypothesis takes the place of another
+        chosen = by_scorer.flatten(0, 1)[rows, tokens.flatten()].view(count, beam, -1)  # (A, K, scorers)
+        if beam > 1:  # each row continues its parent
             self.tokens = self.tokens.flatten(0, 1)[rows].view(count, beam, -1)
             self.parts = self.parts.flatten(0, 1)[rows].view(count, beam, -1)
             self.attended = self.attended.flatten(0, 1)[rows].view(count, beam, self.attended.shape[2])
@@ -252,18 +255,18 @@ class _Search:
         self.parts = self.parts + chosen
         self.attended = torch.cat([self.attended, chosen[:, :, :1]], dim=2)
 
-    def _collect(self, ended: Tensor, scores: Tensor, parents: Tensor, opinions: Tensor) -> None:
-        for row, place in ended.nonzero().tolist():
-            self._complete(row, int(parents[row, place]), float(scores[row, place]), opinions)
+    def _collect(self, ended: Tensor, scores: Tensor, parents: Tensor, by_scorer: Tensor) -> None:
+        for row, column in ended.nonzero().tolist():
+            self._complete(row, int(parents[row, column]), float(scores[row, column]), by_scorer)
 
-    def _keep_unfinished(self, best: Tensor, opinions: Tensor) -> None:
+    def _keep_unfinished(self, best: Tensor, by_scorer: Tensor) -> None:
         """Take the best hypothesis as it is, without a probability, where none could end and none (A,) can go on."""
         for row in (~best.isfinite()).nonzero().flatten().tolist():
             if not self.complete[self.utterances[row]]:
-                self._complete(row, 0, -math.inf, opinions)
+                self._complete(row, 0, -math.inf, by_scorer)
 
-    def _complete(self, row: int, parent: int, score: float, opinions: Tensor) -> None:
-        parts = self.parts[row, parent] + opinions[row, parent, self.eos_id]
+    def _complete(self, row: int, parent: int, score: float, by_scorer: Tensor) -> None:
+        parts = self.parts[row, parent] + by_scorer[row, parent, self.eos_id]
         names = [scorer.name for scorer in self.scorers]
         self.complete[self.utterances[row]].append(
             Hypothesis(
@@ -277,23 +280,23 @@ class _Search:
     def _drop_finished(self) -> None:
         """Drop utterances whose best complete hypotheses can no longer change."""
         best = self.scores[:, 0].tolist()
-        going = [
+        unfinished = [
             row
             for row, (utterance, score) in enumerate(zip(self.utterances, best, strict=True))
             if self._goes_on(utterance, score)
         ]
-        if len(going) == len(self.utterances):
+        if len(unfinished) == len(self.utterances):
             return
-        keep = torch.tensor(going, dtype=torch.int64, device=self.scores.device)
-        rows = (keep.unsqueeze(1) * self.beam + torch.arange(self.beam, device=keep.device)).flatten()
-        self.utterances, self.scores = [self.utterances[row] for row in going], self.scores[keep]
-        self.tokens, self.parts, self.attended = self.tokens[keep], self.parts[keep], self.attended[keep]
+        kept_rows = torch.tensor(unfinished, dtype=torch.int64, device=self.scores.device)
+        rows = (kept_rows.unsqueeze(1) * self.beam + torch.arange(self.beam, device=kept_rows.device)).flatten()
+        self.utterances, self.scores = [self.utterances[row] for row in unfinished], self.scores[kept_rows]
+        self.tokens, self.parts, self.attended = self.tokens[kept_rows], self.parts[kept_rows], self.attended[kept_rows]
         for scorer in self.scorers:
             scorer.state = tuple(part.index_select(0, rows) for part in scorer.state)
-            scorer.memory = tuple(part.index_select(0, keep) for part in scorer.memory)
+            scorer.memory = tuple(part.index_select(0, kept_rows) for part in scorer.memory)
 
     def _goes_on(self, utterance: int, best: float) -> bool:
-        scores = sorted((one.score for one in self.complete[utterance]), reverse=True)
+        scores = sorted((hypothesis.score for hypothesis in self.complete[utterance]), reverse=True)
         if not scores:
             return True
         beaten = len(scores) >= self.beam and best <= scores[self.beam - 1]  # scores only fall

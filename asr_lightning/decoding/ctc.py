@@ -30,9 +30,9 @@ class CTCPrefixScorer:
     def remember(self, logits: Tensor, lengths: Tensor) -> State:
         """Prepare CTC logits (B, T, V) of the given lengths (B,); all tensors have one row per utterance."""
         log_probs = logits.double().log_softmax(dim=2)
-        beyond = torch.arange(logits.shape[1], device=logits.device) >= lengths.unsqueeze(1)  # (B, T)
-        log_probs = log_probs.masked_fill(beyond.unsqueeze(2), SILENT)
-        log_probs[:, :, self.blank_id].masked_fill_(beyond, 0.0)
+        padding = torch.arange(logits.shape[1], device=logits.device) >= lengths.unsqueeze(1)  # (B, T)
+        log_probs = log_probs.masked_fill(padding.unsqueeze(2), SILENT)
+        log_probs[:, :, self.blank_id].masked_fill_(padding, 0.0)
         return log_probs, log_probs.exp()
 
     def initial_state(self, memory: State) -> State:
@@ -55,19 +55,19 @@ class CTCPrefixScorer:
             memory: Of `remember`.
 
         Returns:
-            Log probabilities (N, V) of the next token, `eos_id` for the end; and the state behind `tokens`.
+            Log probabilities (N, V) of the next token, `eos_id` for the end; and the state after `tokens`.
         """
         log_probs, probs = memory
         utterance = torch.arange(len(tokens), device=tokens.device) // (len(tokens) // len(log_probs))
         state = self._advance(tokens, state, log_probs, utterance)
         by_token, by_blank, last, score = state
-        before = self._entries(torch.logaddexp(by_token, by_blank), last)  # (N, T)
-        peak = before.max(dim=1, keepdim=True).values.clamp(min=-1e30)
-        weights = (before - peak).exp().unflatten(0, (len(log_probs), -1))  # (B, K, T)
+        entries = self._entries(torch.logaddexp(by_token, by_blank), last)  # (N, T)
+        peak = entries.max(dim=1, keepdim=True).values.clamp(min=-1e30)
+        weights = (entries - peak).exp().unflatten(0, (len(log_probs), -1))  # (B, K, T)
         following = (weights @ probs).flatten(0, 1).log() + peak  # (N, V)
         # A token after itself needs a blank between. Padding has no probability here, as in the product.
-        chosen = probs[utterance, :, last].log()
-        repeated = (self._entries(by_blank, last) + chosen).logsumexp(dim=1)
+        emissions = probs[utterance, :, last].log()
+        repeated = (self._entries(by_blank, last) + emissions).logsumexp(dim=1)
         following.scatter_(1, last.unsqueeze(1), repeated.unsqueeze(1))
         following[:, self.eos_id] = torch.logaddexp(by_token[:, -1], by_blank[:, -1])
         following[:, self.blank_id] = float("-inf")
@@ -76,11 +76,11 @@ class CTCPrefixScorer:
     def _advance(self, tokens: Tensor, state: State, log_probs: Tensor, utterance: Tensor) -> State:
         by_token, by_blank, last, _ = state
         paths = torch.where((tokens == last).unsqueeze(1), by_blank, torch.logaddexp(by_token, by_blank))
-        chosen = log_probs[utterance, :, tokens]  # (N, T)
-        new_by_token = _accumulate(self._entries(paths, last), chosen)
+        emissions = log_probs[utterance, :, tokens]  # (N, T)
+        new_by_token = _accumulate(self._entries(paths, last), emissions)
         blanks = log_probs[utterance, :, self.blank_id]
         new_by_blank = _accumulate(functional.pad(new_by_token[:, :-1], (1, 0), value=float("-inf")), blanks)
-        score = (self._entries(paths, last) + chosen).logsumexp(dim=1)
+        score = (self._entries(paths, last) + emissions).logsumexp(dim=1)
         starts = tokens == self.eos_id  # nothing is read yet
         return (
             torch.where(starts.unsqueeze(1), by_token, new_by_token),
@@ -90,7 +90,7 @@ class CTCPrefixScorer:
         )
 
     def _entries(self, paths: Tensor, last: Tensor) -> Tensor:
-        """Return the log probability (N, T) of being where a new token may be emitted in a frame."""
+        """Return the log probability (N, T) of the paths up to each frame that may emit a new token in it."""
         start = torch.where(last == self.eos_id, 0.0, float("-inf")).to(paths)
         return torch.cat([start.unsqueeze(1), paths[:, :-1]], dim=1)
 
@@ -134,11 +134,11 @@ def forced_alignments(
     scores[:, 0] = 0.0
     steps = []  # (T, N, S): by how many states the best path into each has moved
     for frame in range(log_probs.shape[1]):
-        one, two = (functional.pad(scores, (back, 0), value=float("-inf"))[:, :-back] for back in (1, 2))
-        best, moved = torch.stack([scores, one, two.masked_fill(~changes, float("-inf"))]).max(dim=0)
-        real = (frame < lengths[utterance]).unsqueeze(1)
-        scores = torch.where(real, best + log_probs[utterance.unsqueeze(1), frame, labels], scores)
-        steps.append((moved * real).to(torch.uint8))
+        one_back, two_back = (functional.pad(scores, (back, 0), value=float("-inf"))[:, :-back] for back in (1, 2))
+        best, moved = torch.stack([scores, one_back, two_back.masked_fill(~changes, float("-inf"))]).max(dim=0)
+        has_frame = (frame < lengths[utterance]).unsqueeze(1)
+        scores = torch.where(has_frame, best + log_probs[utterance.unsqueeze(1), frame, labels], scores)
+        steps.append((moved * has_frame).to(torch.uint8))
     ends = torch.stack([2 * sizes, (2 * sizes - 1).clamp(min=0)], dim=1)  # (N, 2): a blank, or the last token
     totals, last = scores.gather(1, ends).max(dim=1)
     state = ends.gather(1, last.unsqueeze(1))
@@ -156,6 +156,6 @@ def forced_alignments(
 
 def _spans(states: np.ndarray, tokens: int) -> list[tuple[int, int]]:
     """Return the first and the last frame of every token, from the state of every frame, which never falls."""
-    places = np.arange(1, 2 * tokens, 2)
-    firsts, behind = (np.searchsorted(states, places, side=side).tolist() for side in ("left", "right"))
-    return [(first, end - 1) for first, end in zip(firsts, behind, strict=True)]
+    token_states = np.arange(1, 2 * tokens, 2)
+    firsts, ends = (np.searchsorted(states, token_states, side=side).tolist() for side in ("left", "right"))
+    return [(first, end - 1) for first, end in zip(firsts, ends, strict=True)]

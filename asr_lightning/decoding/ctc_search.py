@@ -91,9 +91,9 @@ class CTCSearch:
 def best_paths(log_probs: Tensor, lengths: Tensor, blank_id: int) -> list[Hypothesis]:
     """Return what the most probable path of each utterance spells, given log probabilities (B, T, V)."""
     best, path = log_probs.max(dim=2)  # (B, T)
-    beyond = torch.arange(path.shape[1], device=path.device) >= lengths.unsqueeze(1)
-    path = path.masked_fill(beyond, blank_id)
-    repeats = torch.zeros_like(beyond)
+    padding = torch.arange(path.shape[1], device=path.device) >= lengths.unsqueeze(1)
+    path = path.masked_fill(padding, blank_id)
+    repeats = torch.zeros_like(padding)
     repeats[:, 1:] = path[:, 1:] == path[:, :-1]
     named = path != blank_id
     firsts = (named & ~repeats).nonzero().tolist()
@@ -101,7 +101,7 @@ def best_paths(log_probs: Tensor, lengths: Tensor, blank_id: int) -> list[Hypoth
     spans: list[list[tuple[int, int]]] = [[] for _ in path]
     for (row, first), (_, last) in zip(firsts, lasts, strict=True):
         spans[row].append((first, last))
-    scores = best.masked_fill(beyond, 0.0).sum(dim=1).tolist()
+    scores = best.masked_fill(padding, 0.0).sum(dim=1).tolist()
     tokens, certainties = path.tolist(), best.tolist()
     return [
         Hypothesis(
@@ -119,7 +119,7 @@ def best_paths(log_probs: Tensor, lengths: Tensor, blank_id: int) -> list[Hypoth
 def add_alignments(hypotheses: list[list[Hypothesis]], log_probs: Tensor, lengths: Tensor, blank_id: int) -> None:
     """Give hypotheses first and last frame of each token by forced alignment, and its highest log probability there.
 
-    What no path spells stays without frames.
+    Hypotheses that no path spells stay without frames.
 
     Args:
         hypotheses: Of each of B utterances.
@@ -127,11 +127,11 @@ def add_alignments(hypotheses: list[list[Hypothesis]], log_probs: Tensor, length
         lengths: (B,) real frames.
         blank_id: The blank's token id.
     """
-    rows = [row for row, of_utterance in enumerate(hypotheses) for _ in of_utterance]
-    dated = [hypothesis for of_utterance in hypotheses for hypothesis in of_utterance]
-    aligned = forced_alignments(log_probs, lengths, rows, [one.tokens for one in dated], blank_id)
+    rows = [row for row, candidates in enumerate(hypotheses) for _ in candidates]
+    flat = [hypothesis for candidates in hypotheses for hypothesis in candidates]
+    aligned = forced_alignments(log_probs, lengths, rows, [hypothesis.tokens for hypothesis in flat], blank_id)
     values = log_probs.cpu().numpy()
-    for row, hypothesis, spans in zip(rows, dated, aligned, strict=True):
+    for row, hypothesis, spans in zip(rows, flat, aligned, strict=True):
         hypothesis.frames = tuple(first for first, _ in spans or ())
         hypothesis.ends = tuple(last for _, last in spans or ())
         if not hypothesis.log_probs:  # else the decoder has given its own
@@ -154,7 +154,7 @@ class _Prefixes:
     language: Tensor  # log probability of the language model, without the end
 
     def chosen(self, rows: Tensor) -> "_Prefixes":
-        """Return other prefixes of the same utterances, (B, K)."""
+        """Return the prefixes at the given indices (B, K) among those of each utterance."""
         parts = {}
         for name, part in vars(self).items():
             index = rows if part.dim() == 2 else rows.unsqueeze(2).expand(-1, -1, part.shape[2])
@@ -194,7 +194,7 @@ class _Beams:
             self.following = following.to(log_probs.dtype).unsqueeze(1).repeat(1, settings.beam, 1)
             self.state = tuple(part.repeat_interleave(settings.beam, dim=0) for part in state)
 
-    def read(self, frame: int, real: Tensor) -> None:
+    def read(self, frame: int, active: Tensor) -> None:
         """Grow the prefixes of the utterances (B,) that have this frame."""
         old, beam = self.prefixes, self.settings.beam
         log_probs = self.log_probs[:, frame]  # (B, V)
@@ -214,29 +214,29 @@ class _Beams:
         last = old.last.unsqueeze(1).expand(-1, beam, -1)
         shared = grown.gather(2, last).masked_fill(~pairs, -math.inf)
         by_token = torch.logaddexp(by_token, shared.logsumexp(dim=1))
-        taken = torch.zeros_like(grown, dtype=torch.uint8).scatter_reduce(2, last, pairs.byte(), "amax")
-        grown = grown.masked_fill(taken.bool(), -math.inf)
+        merged = torch.zeros_like(grown, dtype=torch.uint8).scatter_reduce(2, last, pairs.byte(), "amax")
+        grown = grown.masked_fill(merged.bool(), -math.inf)
 
-        stays = torch.logaddexp(by_blank, by_token) + self._bonus(old.language, old.sizes)
-        goes = grown + self._bonus(old.language, old.sizes + 1).unsqueeze(2)
+        unchanged = torch.logaddexp(by_blank, by_token) + self._bonus(old.language, old.sizes)
+        extended = grown + self._bonus(old.language, old.sizes + 1).unsqueeze(2)
         if self.following is not None:
-            goes = goes + self.settings.language_model_weight * self.following
-        scores, places = torch.cat([stays, goes.flatten(1)], dim=1).topk(beam, dim=1)
-        extends = places >= beam
-        parents = torch.where(extends, (places - beam) // vocabulary, places)
-        added = torch.where(extends, (places - beam) % vocabulary, self.blank_id)
+            extended = extended + self.settings.language_model_weight * self.following
+        scores, indices = torch.cat([unchanged, extended.flatten(1)], dim=1).topk(beam, dim=1)
+        extends = indices >= beam
+        parents = torch.where(extends, (indices - beam) // vocabulary, indices)
+        added = torch.where(extends, (indices - beam) % vocabulary, self.blank_id)
 
-        keeps = torch.arange(beam, device=parents.device)
-        parents = torch.where(real.unsqueeze(1), parents, keeps)
-        extends = extends & real.unsqueeze(1)
+        identity = torch.arange(beam, device=parents.device)
+        parents = torch.where(active.unsqueeze(1), parents, identity)
+        extends = extends & active.unsqueeze(1)
         new = old.chosen(parents)
         new.by_blank = torch.where(
-            extends, -math.inf, torch.where(real.unsqueeze(1), by_blank, old.by_blank).gather(1, parents)
+            extends, -math.inf, torch.where(active.unsqueeze(1), by_blank, old.by_blank).gather(1, parents)
         )
-        stayed = torch.where(real.unsqueeze(1), by_token, old.by_token).gather(1, parents)
-        new.by_token = torch.where(extends, grown.flatten(1).gather(1, parents * vocabulary + added), stayed)
+        inherited = torch.where(active.unsqueeze(1), by_token, old.by_token).gather(1, parents)
+        new.by_token = torch.where(extends, grown.flatten(1).gather(1, parents * vocabulary + added), inherited)
         self._extend(new, extends, added, parents)
-        new.sizes = new.sizes.masked_fill(real.unsqueeze(1) & scores.isneginf(), NOBODY)
+        new.sizes = new.sizes.masked_fill(active.unsqueeze(1) & scores.isneginf(), NOBODY)
         self.prefixes = new
 
     def _extend(self, new: _Prefixes, extends: Tensor, added: Tensor, parents: Tensor) -> None:
@@ -245,16 +245,16 @@ class _Beams:
             self._follow(parents, None, added)
             return
         if self.following is not None:
-            before = self.following.flatten(1).gather(1, parents * self.following.shape[2] + added)
-            new.language = torch.where(extends, new.language + before, new.language)
+            language = self.following.flatten(1).gather(1, parents * self.following.shape[2] + added)
+            new.language = torch.where(extends, new.language + language, new.language)
         new.hashes = torch.where(extends, self._hash(new.hashes, added), new.hashes)
         new.last = torch.where(extends, added, new.last)
-        places = new.sizes.clamp(min=0).unsqueeze(2)
+        positions = new.sizes.clamp(min=0).unsqueeze(2)
         if int((new.sizes + extends).max()) > new.tokens.shape[2]:
-            new.tokens = torch.cat([new.tokens, torch.zeros_like(places)], dim=2)
-        places = places.clamp(max=new.tokens.shape[2] - 1)
-        kept = new.tokens.gather(2, places).squeeze(2)
-        new.tokens.scatter_(2, places, torch.where(extends, added, kept).unsqueeze(2))
+            new.tokens = torch.cat([new.tokens, torch.zeros_like(positions)], dim=2)
+        positions = positions.clamp(max=new.tokens.shape[2] - 1)
+        previous = new.tokens.gather(2, positions).squeeze(2)
+        new.tokens.scatter_(2, positions, torch.where(extends, added, previous).unsqueeze(2))
         new.sizes = new.sizes + extends
         self._follow(parents, extends, added)
 
@@ -269,30 +269,30 @@ class _Beams:
         state = tuple(part.index_select(0, rows) for part in self.state)
         if extends is not None:
             changed = extends.flatten().nonzero().squeeze(1)
-            logs, after = model.step(added.flatten()[changed], tuple(part[changed] for part in state))
-            following = following.index_copy(0, changed, logs.to(following.dtype))
-            state = tuple(part.index_copy(0, changed, new) for part, new in zip(state, after, strict=True))
+            log_probs, new_state = model.step(added.flatten()[changed], tuple(part[changed] for part in state))
+            following = following.index_copy(0, changed, log_probs.to(following.dtype))
+            state = tuple(part.index_copy(0, changed, new) for part, new in zip(state, new_state, strict=True))
         self.following, self.state = following.view(count, beam, -1), state
 
     def hypotheses(self, lengths: Tensor) -> list[list[Hypothesis]]:
         """Return the hypotheses of each utterance of so many frames (B,), the best first."""
-        found = self.prefixes
+        prefixes = self.prefixes
         if self.following is not None:
-            found.language = found.language + self.following[:, :, self.eos_id]
-        acoustic = found.acoustic
-        scores = acoustic + self._bonus(found.language, found.sizes)
+            prefixes.language = prefixes.language + self.following[:, :, self.eos_id]
+        acoustic = prefixes.acoustic
+        scores = acoustic + self._bonus(prefixes.language, prefixes.sizes)
         results: list[list[Hypothesis]] = []
         for row in range(len(scores)):
             results.append([])
-            for place in scores[row].argsort(descending=True, stable=True).tolist():
-                size = int(found.sizes[row, place])
+            for column in scores[row].argsort(descending=True, stable=True).tolist():
+                size = int(prefixes.sizes[row, column])
                 if size < 0:
                     continue
-                parts = {"ctc": float(acoustic[row, place])}
+                parts = {"ctc": float(acoustic[row, column])}
                 if self.following is not None:
-                    parts["language_model"] = float(found.language[row, place])
-                tokens = tuple(found.tokens[row, place, :size].tolist())
-                results[-1].append(Hypothesis(tokens, float(scores[row, place]), parts=parts))
+                    parts["language_model"] = float(prefixes.language[row, column])
+                tokens = tuple(prefixes.tokens[row, column, :size].tolist())
+                results[-1].append(Hypothesis(tokens, float(scores[row, column]), parts=parts))
         add_alignments(results, self.log_probs, lengths, self.blank_id)
         return results
 

@@ -1,4 +1,4 @@
-"""Language models in the search of a transducer: shallow fusion and what corrects it."""
+"""Language models in the search of a transducer: shallow fusion and its corrections."""
 
 import math
 from dataclasses import dataclass
@@ -39,16 +39,16 @@ class Fusion:
         Args:
             tokens: (N,).
             states: Of each model, before the tokens.
-            internal: Logits (N, V) of the joint network without the encoder, behind the tokens; None without weight.
+            internal: Logits (N, V) of the joint network without the encoder, after the tokens; None without weight.
 
         Returns:
-            What is added for the next token, (N, V), with that for the end in the place of the blank; and the states
-            behind the tokens. What a model excludes is minus infinity, also where that model is subtracted.
+            What is added for the next token, (N, V), with that for the end in the column of the blank; and the states
+            after the tokens. What a model excludes is minus infinity, also where that model is subtracted.
         """
-        following, after = torch.zeros(len(tokens), self.vocabulary, device=tokens.device), []
+        following, new_states = torch.zeros(len(tokens), self.vocabulary, device=tokens.device), []
         for (model, weight), state in zip(self.models, states, strict=True):
-            log_probs, new = model.step(tokens, state)
-            after.append(new)
+            log_probs, new_state = model.step(tokens, state)
+            new_states.append(new_state)
             weighted = weight * log_probs.float()
             following = following + (weighted if weight > 0 else weighted.masked_fill(weighted.isinf(), -math.inf))
         ends = following[:, self.eos_id].clone()
@@ -58,4 +58,4 @@ class Fusion:
             logits = internal.float().index_fill(1, tokens.new_tensor([self.blank_id]), -math.inf)
             following = following - self.internal_weight * logits.log_softmax(dim=1)
         following[:, self.blank_id] = ends
-        return following, after
+        return following, new_states

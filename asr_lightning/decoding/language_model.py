@@ -37,7 +37,7 @@ class LanguageModel(ABC):
         """Read one token id of each hypothesis (N,), `eos_id` before the first.
 
         Returns:
-            Natural log probabilities (N, V) of the next token, `eos_id` for the end; and the state behind.
+            Natural log probabilities (N, V) of the next token, `eos_id` for the end; and the new state.
         """
 
     @abstractmethod

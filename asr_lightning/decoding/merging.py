@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from asr_lightning.text.timed_words import Word
 
-SAME_SECONDS = 0.3  # between the middles of a word in two pieces; the searches of both date it a little differently
+SAME_SECONDS = 0.3  # between the middles of a word in two pieces; the two searches differ a little in its time
 DISTANCE_WEIGHT = 0.1  # of the seconds to the border, beside those between the two middles
 
 
@@ -12,7 +12,8 @@ def join_words(before: Sequence[Word], after: Sequence[Word], border: float, ove
     """Join the words of two pieces of audio that overlap.
 
     The pieces are joined at a word that both have at the same time; of several such words, at one that is near the
-    border and dated alike. Where there is none, words before the border are of the first piece, others of the second.
+    border and has almost the same time in both. Where there is none, words before the border are of the first piece,
+    others of the second.
 
     Args:
         before: Of the first piece, in the order of time.
@@ -23,14 +24,14 @@ def join_words(before: Sequence[Word], after: Sequence[Word], border: float, ove
     first = max((n for n, word in enumerate(before) if _middle(word) < border - overlap), default=-1) + 1
     near = sum(_middle(word) <= border + overlap for word in after)
     pairs = [
-        (abs(_middle(one) - _middle(other)) + DISTANCE_WEIGHT * abs(_middle(one) - border), left, right)
-        for left, one in enumerate(before[first:], first)
-        for right, other in enumerate(after[:near])
-        if one.text == other.text and abs(_middle(one) - _middle(other)) <= SAME_SECONDS
+        (abs(_middle(left) - _middle(right)) + DISTANCE_WEIGHT * abs(_middle(left) - border), i, j)
+        for i, left in enumerate(before[first:], first)
+        for j, right in enumerate(after[:near])
+        if left.text == right.text and abs(_middle(left) - _middle(right)) <= SAME_SECONDS
     ]
     if pairs:
-        _, left, right = min(pairs)
-        return [*before[: left + 1], *after[right + 1 :]]
+        _, i, j = min(pairs)
+        return [*before[: i + 1], *after[j + 1 :]]
     return [
         *(word for word in before if _middle(word) < border),
         *(word for word in after if _middle(word) >= border),

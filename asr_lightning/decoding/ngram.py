@@ -39,9 +39,9 @@ class ArpaLanguageModel(LanguageModel):
 class NGramLanguageModel(ArpaLanguageModel):
     """A model of the recognizer's tokens, in an ARPA file as `asr ngram estimate` makes it.
 
-    What the model does not know is as probable as its `<unk>`, and impossible if it has none. The state is the context:
-    the model's ids (N, order - 1) of the last tokens, -1 before the first. Distributions are computed on the CPU, and
-    kept for contexts that come again.
+    A token that the model does not know is as probable as its `<unk>`, and impossible if it has none. The state is the
+    context: the model's ids (N, order - 1) of the last tokens, -1 before the first. Distributions are computed on the
+    CPU, and kept for contexts that come again.
 
     Args:
         arpa: Path of the file.

@@ -48,7 +48,7 @@ class AlignmentSum(NamedTuple):
         return self.score + self.text
 
     def emitting(self, log_prob: float, frame: int, text: float) -> "AlignmentSum":
-        """Return all of them one token longer; the language models add `text` for it."""
+        """Return the alignments with a token more; the language models add `text` for it."""
         return AlignmentSum(
             self.score + log_prob,
             self.best + log_prob,
@@ -58,11 +58,11 @@ class AlignmentSum(NamedTuple):
         )
 
     def passing(self, log_prob: float) -> "AlignmentSum":
-        """Return all of them with a blank behind."""
+        """Return the alignments with a blank more."""
         return self._replace(score=self.score + log_prob, best=self.best + log_prob)
 
     def joined(self, other: "AlignmentSum") -> "AlignmentSum":
-        """Return them together with others of the same tokens."""
+        """Return the union with other alignments of the same tokens."""
         leader = self if self.best >= other.best else other
         return leader._replace(score=_log_add(self.score, other.score))
 
@@ -71,17 +71,17 @@ Beam = dict[Tokens, AlignmentSum]
 
 
 class PredictionNetwork(Protocol):
-    """Reads the tokens emitted so far; a blank stands before the first."""
+    """Prediction network: reads the tokens emitted so far, and a blank before the first."""
 
     def initial_state(self, batch_size: int, device: torch.device) -> State:
         """Return the state before any token."""
 
     def __call__(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read token ids (B, U), return (B, U, D) and the state behind them."""
+        """Read token ids (B, U), return (B, U, D) and the new state."""
 
 
 class JointNetwork(Protocol):
-    """Scores every token for a frame and a history."""
+    """Joint network: scores every token for a frame and a history."""
 
     def __call__(self, encoded: Tensor, predicted: Tensor) -> Tensor:
         """Return logits (..., V) of frames (..., D) and histories (..., D) that broadcast."""
@@ -142,9 +142,9 @@ class TransducerSearch:
             )
         for name, model in (("language_model", language_model), ("density_ratio", density_ratio_model)):
             if model is None and weights[f"{name}_weight"]:
-                wanted = "density_ratio_model" if name == "density_ratio" else name
+                missing = "density_ratio_model" if name == "density_ratio" else name
                 raise InputError(
-                    f"TransducerSearch needs a {wanted} for {name}_weight={weights[f'{name}_weight']}, got none: name "
+                    f"TransducerSearch needs a {missing} for {name}_weight={weights[f'{name}_weight']}, got none: name "
                     "one, or set the weight to 0"
                 )
         self.beam = beam
@@ -202,8 +202,8 @@ def greedy_search(
 ) -> list[Hypothesis]:
     """Take the most probable symbol at every step.
 
-    Every row has its own place. A blank leaves the history as it was, so a few frames ahead are scored at once and the
-    row moves to the first that emits; then the prediction network reads the new tokens of the rows that have one
+    Every row has its own position. A blank leaves the history as it was, so a few frames ahead are scored at once and
+    the row moves to the first that emits; then the prediction network reads the new tokens of the rows that have one
     [Xu et al. 2024, "Label-looping"].
 
     Args:
@@ -231,10 +231,10 @@ def greedy_search(
 
 
 class GreedyState(NamedTuple):
-    """State of greedy search over B utterances, behind a piece of their frames.
+    """State of greedy search over B utterances, after a piece of their frames.
 
     Attributes:
-        predicted: Output of the prediction network behind the last token, (B, 1, D).
+        predicted: Output of the prediction network after the last token, (B, 1, D).
         state: State of the prediction network.
     """
 
@@ -271,7 +271,7 @@ def continue_greedy_search(
         max_symbols: Most tokens emitted in one frame.
 
     Returns:
-        B hypotheses of the new frames alone, which are counted from 0, and the state behind them.
+        B hypotheses of the new frames alone, which are counted from 0, and the state after them.
 
     Raises:
         ValueError: `max_symbols` is less than 1.
@@ -282,16 +282,16 @@ def continue_greedy_search(
     if not batch_size or not encoder_outputs.shape[1]:
         return [Hypothesis((), 0.0) for _ in encoder_outputs], state
     lengths = encoder_lengths.to(device=device, dtype=torch.int64)
-    ahead = torch.arange(WINDOW, device=device)
-    place, symbols = lengths.new_zeros(2, batch_size)  # the frame of each row, and the tokens emitted in it
+    offsets = torch.arange(WINDOW, device=device)
+    position, symbols = lengths.new_zeros(2, batch_size)  # the frame of each row, and the tokens emitted in it
     scores = torch.zeros(batch_size, device=device)
     predicted, memory = state  # (B, 1, D)
     emitted: list[Tensor] = []
     certainties: list[Tensor] = []
 
-    while len(rows := (place < lengths).nonzero().squeeze(1)):
-        frames = place[rows].unsqueeze(1) + ahead  # (B, WINDOW)
-        real = frames < lengths[rows].unsqueeze(1)
+    while len(rows := (position < lengths).nonzero().squeeze(1)):
+        frames = position[rows].unsqueeze(1) + offsets  # (B, WINDOW)
+        valid = frames < lengths[rows].unsqueeze(1)
         encoded = encoder_outputs[rows.unsqueeze(1), frames.clamp(max=encoder_outputs.shape[1] - 1)]
         log_probs = joint(encoded, predicted[rows]).float().log_softmax(dim=2)  # (B, WINDOW, V)
         best, tokens = log_probs.max(dim=2)
@@ -299,21 +299,21 @@ def continue_greedy_search(
         tokens[:, 0] = tokens[:, 0].masked_fill(full, blank_id)
         best[:, 0] = torch.where(full, log_probs[:, 0, blank_id], best[:, 0])
 
-        speaks = (tokens != blank_id) & real
-        taken = real & (speaks.cumsum(dim=1) - speaks.int() == 0)  # up to the first that emits
-        moved = (taken & ~speaks).sum(dim=1)
-        scores[rows] += torch.where(taken, best, 0.0).sum(dim=1)
-        place[rows] += moved
-        symbols[rows] = torch.where(moved > 0, 0, symbols[rows])
-        chosen = speaks.any(dim=1).nonzero().squeeze(1)
-        if len(chosen):
-            speakers, token = rows[chosen], tokens[chosen, moved[chosen]]
-            symbols[speakers] += 1
-            emitted.append(torch.stack([speakers, token, place[speakers]]))
-            certainties.append(best[chosen, moved[chosen]])
-            output, after = predictor(token.unsqueeze(1), tuple(part[speakers] for part in memory))
-            predicted = predicted.index_copy(0, speakers, output)
-            memory = tuple(part.index_copy(0, speakers, new) for part, new in zip(memory, after, strict=True))
+        emits = (tokens != blank_id) & valid
+        visited = valid & (emits.cumsum(dim=1) - emits.int() == 0)  # up to the first that emits
+        advance = (visited & ~emits).sum(dim=1)
+        scores[rows] += torch.where(visited, best, 0.0).sum(dim=1)
+        position[rows] += advance
+        symbols[rows] = torch.where(advance > 0, 0, symbols[rows])
+        emitting = emits.any(dim=1).nonzero().squeeze(1)
+        if len(emitting):
+            emitting_rows, token = rows[emitting], tokens[emitting, advance[emitting]]
+            symbols[emitting_rows] += 1
+            emitted.append(torch.stack([emitting_rows, token, position[emitting_rows]]))
+            certainties.append(best[emitting, advance[emitting]])
+            output, new_memory = predictor(token.unsqueeze(1), tuple(part[emitting_rows] for part in memory))
+            predicted = predicted.index_copy(0, emitting_rows, output)
+            memory = tuple(part.index_copy(0, emitting_rows, new) for part, new in zip(memory, new_memory, strict=True))
 
     return _collect(emitted, certainties, scores), GreedyState(predicted, memory)
 
@@ -388,21 +388,21 @@ def beam_search(
         passed = _pass_frame(
             frame, encoded, [beams[row] for row in rows], histories, joint, blank_id, beam, max_symbols
         )
-        for row, survivors in zip(rows, passed, strict=True):
-            beams[row] = survivors
+        for row, new_beam in zip(rows, passed, strict=True):
+            beams[row] = new_beam
             if frame == lengths[row] - 1:
-                ended[row] = histories.with_ends(survivors)
+                ended[row] = histories.with_ends(new_beam)
         histories.forget_all_but(tokens for row in rows for tokens in beams[row])
     return [
         [
             Hypothesis(
                 tokens,
-                walks.total,
-                walks.frames,
-                parts={} if fusion is None else {"transducer": walks.score, "fusion": walks.text},
-                log_probs=walks.log_probs,
+                alignments.total,
+                alignments.frames,
+                parts={} if fusion is None else {"transducer": alignments.score, "fusion": alignments.text},
+                log_probs=alignments.log_probs,
             )
-            for tokens, walks in _best(hypotheses.items(), beam)
+            for tokens, alignments in _best(hypotheses.items(), beam)
         ]
         for hypotheses in ended
     ]
@@ -435,7 +435,7 @@ class _Histories:
         self.tables = self._read(start, first, state, models)
 
     def _read(self, tokens: Tensor, texts: Tensor, state: State, models: list[State]) -> list[Tensor]:
-        """Return the rows of the tables behind N tokens.
+        """Return the rows of the tables after N tokens.
 
         Args:
             tokens: (N,) for the prediction network.
@@ -445,28 +445,28 @@ class _Histories:
 
         Returns:
             Outputs (N, D) and the parts of all states; in front of them, with fusion, what the next token adds (N, V),
-            with that of the end in the place of the blank.
+            with that of the end in the column of the blank.
         """
         outputs, state = self.predictor(tokens.unsqueeze(1), state)
         rows = [outputs[:, 0], *state]
         if self.fusion is None:
             return rows
         internal = self.joint(self.no_frame, outputs[:, 0]) if self.fusion.internal_weight else None
-        following, after = self.fusion.step(texts, models, internal)
-        return [following, *rows, *(part for model in after for part in model)]
+        following, new_states = self.fusion.step(texts, models, internal)
+        return [following, *rows, *(part for model in new_states for part in model)]
 
     def __call__(self, sequences: Sequence[Tokens]) -> tuple[Tensor, Tensor | None]:
-        """Return what stands behind N sequences, which are known or one token longer than known.
+        """Return the outputs after N sequences, each a known one or one token longer than a known one.
 
         Returns:
             The network's outputs (N, D), and what language models add for the next token, (N, V), if there are any.
         """
         if new := list(dict.fromkeys(tokens for tokens in sequences if tokens not in self.slots)):
             self._store(new)
-        places = torch.tensor([self.slots[tokens] for tokens in sequences], device=self.device)
+        slots = torch.tensor([self.slots[tokens] for tokens in sequences], device=self.device)
         if self.fusion is None:
-            return self.tables[0][places], None
-        return self.tables[1][places], self.tables[0][places]
+            return self.tables[0][slots], None
+        return self.tables[1][slots], self.tables[0][slots]
 
     def _store(self, new: list[Tokens]) -> None:
         parents = torch.tensor([self.slots[tokens[:-1]] for tokens in new], device=self.device)
@@ -480,11 +480,11 @@ class _Histories:
             more = max(missing, size)  # doubled, so that growing costs little
             self.tables = [torch.cat([table, table.new_zeros(more, *table.shape[1:])]) for table in self.tables]
             self.free += range(size, size + more)
-        taken = [self.free.pop() for _ in new]
-        self.slots.update(zip(new, taken, strict=True))
-        places = torch.tensor(taken, device=self.device)
+        slots = [self.free.pop() for _ in new]
+        self.slots.update(zip(new, slots, strict=True))
+        indices = torch.tensor(slots, device=self.device)
         for table, part in zip(self.tables, rows, strict=True):
-            table.index_copy_(0, places, part.to(table.dtype))
+            table.index_copy_(0, indices, part.to(table.dtype))
 
     def with_ends(self, hypotheses: Beam) -> Beam:
         """Return known hypotheses with what language models add for their ends."""
@@ -492,15 +492,15 @@ class _Histories:
             return hypotheses
         ends = self.tables[0][[self.slots[tokens] for tokens in hypotheses], self.blank_id].tolist()
         return {
-            tokens: walks._replace(text=walks.text + end)
-            for (tokens, walks), end in zip(hypotheses.items(), ends, strict=True)
+            tokens: alignments._replace(text=alignments.text + end)
+            for (tokens, alignments), end in zip(hypotheses.items(), ends, strict=True)
         }
 
     def forget_all_but(self, sequences: Iterable[Tokens]) -> None:
-        """Forget what is neither one of the sequences nor one token longer than one."""
+        """Forget all sequences but the given ones and those that are one token longer."""
         alive = set(sequences)
-        gone = [tokens for tokens in self.slots if tokens not in alive and tokens[:-1] not in alive]
-        self.free += [self.slots.pop(tokens) for tokens in gone]
+        dropped = [tokens for tokens in self.slots if tokens not in alive and tokens[:-1] not in alive]
+        self.free += [self.slots.pop(tokens) for tokens in dropped]
 
 
 def _pass_frame(
@@ -513,21 +513,21 @@ def _pass_frame(
     beam: int,
     max_symbols: int,
 ) -> list[Beam]:
-    """Return the beams of B utterances behind a frame, encoded as (B, D), given those before it."""
+    """Return the beams of B utterances after a frame, encoded as (B, D), given those before it."""
     passed: list[Beam] = [{} for _ in beams]
     for symbols in range(max_symbols + 1):
-        owners = [owner for owner, hypotheses in enumerate(beams) for _ in hypotheses]
-        if not owners:
+        rows = [row for row, hypotheses in enumerate(beams) for _ in hypotheses]
+        if not rows:
             break
         predicted, following = histories([tokens for hypotheses in beams for tokens in hypotheses])
-        log_probs = joint(encoded[owners], predicted).float().log_softmax(dim=1)  # (N, V)
+        log_probs = joint(encoded[rows], predicted).float().log_softmax(dim=1)  # (N, V)
         blanks = log_probs[:, blank_id].tolist()
         log_probs[:, blank_id] = -math.inf
         count = min(beam, log_probs.shape[1]) if symbols < max_symbols else 0
         choices = iter(zip(blanks, *_most_promising(log_probs, following, count), strict=True))
         beams = [
-            _step(frame, hypotheses, passed[owner], [next(choices) for _ in hypotheses], beam)
-            for owner, hypotheses in enumerate(beams)
+            _step(frame, hypotheses, passed[row], [next(choices) for _ in hypotheses], beam)
+            for row, hypotheses in enumerate(beams)
         ]
     return [dict(_best(hypotheses.items(), beam)) for hypotheses in passed]
 
@@ -561,16 +561,16 @@ def _step(
     The choices of each hypothesis are the blank's log probability, then those of the best tokens, what language models
     add for them, and their ids.
     """
-    for (tokens, walks), (blank, *_) in zip(hypotheses.items(), choices, strict=True):
-        gone = walks.passing(blank)
-        passed[tokens] = passed[tokens].joined(gone) if tokens in passed else gone
-    leaders = heapq.nlargest(beam, (walks.total for walks in passed.values()))
-    bar = leaders[-1] if len(leaders) == beam else -math.inf
+    for (tokens, alignments), (blank, *_) in zip(hypotheses.items(), choices, strict=True):
+        passing = alignments.passing(blank)
+        passed[tokens] = passed[tokens].joined(passing) if tokens in passed else passing
+    best_totals = heapq.nlargest(beam, (alignments.total for alignments in passed.values()))
+    threshold = best_totals[-1] if len(best_totals) == beam else -math.inf
     longer = [
-        ((*tokens, token), walks.emitting(log_prob, frame, text))
-        for (tokens, walks), (_, log_probs, texts, ids) in zip(hypotheses.items(), choices, strict=True)
+        ((*tokens, token), alignments.emitting(log_prob, frame, text))
+        for (tokens, alignments), (_, log_probs, texts, ids) in zip(hypotheses.items(), choices, strict=True)
         for log_prob, text, token in zip(log_probs, texts, ids, strict=True)
-        if walks.total + log_prob + text > bar
+        if alignments.total + log_prob + text > threshold
     ]
     return dict(_best(longer, beam))
 

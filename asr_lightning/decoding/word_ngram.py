@@ -21,7 +21,7 @@ class WordNGramLanguageModel(ArpaLanguageModel):
 
     In the search a word counts when it is finished, by a token that begins the next or by the end; until then every
     token is certain. A word that the model does not know is as probable as its `<unk>`, and impossible if it has none.
-    The state is a number (N,) for each hypothesis, of its place in a list that is kept until the next batch.
+    The state is the index (N,) of each hypothesis in a list of contexts that is kept until the next batch.
 
     Args:
         arpa: Path of the file.
@@ -47,12 +47,12 @@ class WordNGramLanguageModel(ArpaLanguageModel):
         if tokenizer is not self._tokenizer:
             written = {token: tokenizer.decode([number]) for number, token in enumerate(tokenizer.tokens)}
             special = (UNKNOWN, SENTENCE_START, SENTENCE_END)
-            parts = [
+            pieces = [
                 token for token in self._model.tokens if token not in special and written.get(token, token) != token
             ]
-            if parts:
+            if pieces:
                 raise InputError(
-                    f"{self.arpa}: expected a language model of words, found {', '.join(map(repr, parts[:3]))} in it, "
+                    f"{self.arpa}: expected a language model of words, found {', '.join(map(repr, pieces[:3]))} in it, "
                     "as in one of the recognizer's tokens; if it is one, use NGramLanguageModel"
                 )
             self._check_words([word for word in self._model.tokens if word not in special], tokenizer)
@@ -61,11 +61,11 @@ class WordNGramLanguageModel(ArpaLanguageModel):
 
     def _check_words(self, words: Sequence[str], tokenizer: Tokenizer) -> None:
         """Check that the recognizer's tokens can write at least some of a thousand words as the model has them."""
-        some = words[:: max(1, len(words) // 1000)]
-        if some and not any(tokenizer.decode(tokenizer.encode(word)) == word for word in some):
-            written = tokenizer.decode(tokenizer.encode(some[0]))
+        sample = words[:: max(1, len(words) // 1000)]
+        if sample and not any(tokenizer.decode(tokenizer.encode(word)) == word for word in sample):
+            written = tokenizer.decode(tokenizer.encode(sample[0]))
             raise InputError(
-                f"{self.arpa}: expected words that the recognizer's tokens can write, found {some[0]!r}, written "
+                f"{self.arpa}: expected words that the recognizer's tokens can write, found {sample[0]!r}, written "
                 f"{written!r}, and no other: each would be unknown; estimate the model from texts in the recognizer's "
                 "case and letters"
             )
@@ -86,17 +86,17 @@ class WordNGramLanguageModel(ArpaLanguageModel):
         """
         model, tokenizer = self._prepared()
         rows = np.zeros((len(tokens), len(tokenizer)), dtype=np.float32)
-        after = []
-        for row, token, place in zip(rows, tokens.tolist(), state[0].tolist(), strict=True):
-            context, word = self._read(self._contexts[place], token)
-            after.append(self._places.setdefault((context, word), len(self._contexts)))
-            if after[-1] == len(self._contexts):
+        new_indices = []
+        for row, token, index in zip(rows, tokens.tolist(), state[0].tolist(), strict=True):
+            context, word = self._read(self._contexts[index], token)
+            new_indices.append(self._places.setdefault((context, word), len(self._contexts)))
+            if new_indices[-1] == len(self._contexts):
                 self._contexts.append((context, word))
-            ended, finished = self._finish(context, word)
-            row[self._begins] = finished
+            history, log_prob = self._finish(context, word)
+            row[self._begins] = log_prob
             row[tokenizer.blank_id] = -np.inf
-            row[tokenizer.eos_id] = finished + self._log_prob(ended, model.end_id)  # may be the blank
-        return torch.from_numpy(rows).to(self._device), (torch.tensor(after, device=self._device),)
+            row[tokenizer.eos_id] = log_prob + self._log_prob(history, model.end_id)  # may be the blank
+        return torch.from_numpy(rows).to(self._device), (torch.tensor(new_indices, device=self._device),)
 
     def _read(self, context: Context, token: int) -> Context:
         words, word = context
@@ -107,18 +107,18 @@ class WordNGramLanguageModel(ArpaLanguageModel):
         return words, (*word, token)
 
     def _finish(self, words: tuple[int, ...], word: tuple[int, ...]) -> tuple[tuple[int, ...], float]:
-        """Return the context behind a word, and its log probability."""
+        """Return the context after a word, and the word's log probability."""
         model, tokenizer = self._prepared()
         text = tokenizer.decode(word)
         if not text:
             return words, 0.0
-        number = model.id_of(text)
-        return (*words, number)[max(0, len(words) + 2 - model.order) :], self._log_prob(words, number)
+        word_id = model.id_of(text)
+        return (*words, word_id)[max(0, len(words) + 2 - model.order) :], self._log_prob(words, word_id)
 
-    def _log_prob(self, words: tuple[int, ...], number: int) -> float:
-        if number == ABSENT:
+    def _log_prob(self, words: tuple[int, ...], word_id: int) -> float:
+        if word_id == ABSENT:
             return -np.inf
-        key = (*words, number)
+        key = (*words, word_id)
         if key not in self._known:
             self._known[key] = float(self._prepared()[0].log_probs(np.array([key]))[0])
         return self._known[key]
@@ -129,7 +129,7 @@ class WordNGramLanguageModel(ArpaLanguageModel):
 
 
 def beginnings(tokenizer: Tokenizer) -> np.ndarray:
-    """Return which tokens begin a word, (V,): those that part what stands before them from what stands behind."""
+    """Return which tokens begin a word, (V,): those that part the text before them from the text after."""
     inner = next(
         (n for n in range(len(tokenizer)) if n != tokenizer.unk_id and len(tokenizer.decode([n, n]).split()) == 1
          and len(tokenizer.decode([n, n])) > len(tokenizer.decode([n]))),

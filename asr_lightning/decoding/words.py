@@ -18,7 +18,7 @@ POOLINGS: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 class FrameTimes(NamedTuple):
-    """When encoder frames are.
+    """Times of encoder frames.
 
     A frame stands for as much time as lies between frames, around the middle of the window of its first feature frame.
 
@@ -45,14 +45,14 @@ def words_of(
     """Return the words of a hypothesis.
 
     A word begins with the first frame of its first visible token and ends with the last frame of its last one. So it is
-    as exact as the search dates tokens: CTC and transducers emit a token in one or few frames, mostly within its sound
+    as exact as the frames of its tokens: CTC and transducers emit a token in one or few frames, mostly within its sound
     or soon after it, and do not know how long it lasts.
 
     Args:
         hypothesis: With the frame of each token; without them there are no words.
         tokenizer: Of its tokens.
         times: Of the encoder's frames.
-        seconds: Of the utterance, which no word outlasts.
+        seconds: Length of the utterance; no word ends later.
         pooling: How the confidence of a word follows from the probabilities of its tokens.
     """
     if len(hypothesis.frames) != len(hypothesis.tokens):
@@ -71,20 +71,20 @@ def words_of(
 def word_tokens(tokens: Sequence[int], tokenizer: Tokenizer) -> list[list[int]]:
     """Return for each word of the decoded tokens the positions of the tokens that write it, at least one each.
 
-    Tokens that change nothing visible, as a space or an end, belong to no word. Every kind of tokenizer is asked what
-    longer and longer beginnings spell, since tokens say in different ways where words begin.
+    Tokens that change nothing visible, as a space or an end, belong to no word. Longer and longer beginnings are
+    decoded, since tokenizers mark the beginnings of words in different ways.
     """
     count = len(tokenizer.decode(tokens).split())
     groups: list[list[int]] = [[] for _ in range(count)]
-    before = ""
+    previous = ""
     for position in range(len(tokens)):
         text = tokenizer.decode(tokens[: position + 1])
-        if text != before:
-            number = min(len(text.split()), count) - 1
-            if number >= 0:
-                groups[number].append(position)
-        before = text
-    for number, group in enumerate(groups):  # written by a token that also writes its neighbour
+        if text != previous:
+            index = min(len(text.split()), count) - 1
+            if index >= 0:
+                groups[index].append(position)
+        previous = text
+    for index, group in enumerate(groups):  # written by a token that also writes its neighbour
         if not group:
-            group.append(groups[number - 1][-1] if number else 0)
+            group.append(groups[index - 1][-1] if index else 0)
     return groups

@@ -14,7 +14,7 @@ from asr_lightning.hmm.search_graph import SearchGraph
 
 MIN_ACTIVE = 200  # states that are followed per frame however bad they are, as Kaldi's decoder does
 PRUNE_INTERVAL = 25  # frames from pruning to pruning
-ROUNDING = 1e-6  # what sums of the same costs may differ by
+ROUNDING = 1e-6  # greatest difference of two sums of the same costs
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +33,8 @@ class _Links:
     arcs: np.ndarray
     costs: np.ndarray
 
-    def only(self, kept: np.ndarray) -> "_Links":
-        return _Links(self.sources[kept], self.targets[kept], self.arcs[kept], self.costs[kept])
+    def only(self, mask: np.ndarray) -> "_Links":
+        return _Links(self.sources[mask], self.targets[mask], self.arcs[mask], self.costs[mask])
 
     def through(self, forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
         """Return the costs (L,) of the best paths through links, from those up to sources and on from targets."""
@@ -62,10 +62,10 @@ class BeamSearch:
     """Beam search for all paths with costs close to that of the best path.
 
     Args:
-        graph: Where they lead through.
-        beam: Of costs, above the best at each frame: what is followed.
+        graph: The decoding graph.
+        beam: Of costs, above the best at each frame; states within it are followed.
         max_active: States that are followed per frame, at most.
-        lattice_beam: Of costs, above those of the best path: what is kept.
+        lattice_beam: Of costs, above those of the best path; paths within it are kept.
     """
 
     def __init__(self, graph: SearchGraph, beam: float, max_active: int, lattice_beam: float) -> None:
@@ -79,7 +79,7 @@ class BeamSearch:
     def __call__(self, scores: np.ndarray, words: Sequence[str]) -> Lattice:
         """Return the lattice; one without arcs where no path was found.
 
-        Where no path ends in a final state, all that are active at the end are ends, as for Kaldi's decoder.
+        Where no path ends in a final state, all states active at the end count as final, as for Kaldi's decoder.
 
         Args:
             scores: (T, transition ids) scaled log likelihoods.
@@ -93,24 +93,24 @@ class BeamSearch:
             columns.append(self._advance(columns[-1], row))
             if not len(columns[-1].states):
                 return nothing(len(scores))
-            if frame % PRUNE_INTERVAL == 0:  # what has fallen behind is not needed, whatever comes
+            if frame % PRUNE_INTERVAL == 0:  # paths beyond the beam are not needed, whatever follows
                 recent = columns[-2 * PRUNE_INTERVAL :]
                 columns[-len(recent) :] = _prune(recent, -columns[-1].forward, self.lattice_beam)
         columns = _prune(columns, self._ends(columns[-1]), self.lattice_beam)
         return compact(*self._spell(columns, ["", *words]))
 
-    def _advance(self, before: _Column, row: np.ndarray) -> _Column:
+    def _advance(self, column: _Column, row: np.ndarray) -> _Column:
         """Return the active states after a frame with log likelihoods (transition ids,)."""
         emitting = self.graph.emitting
-        width = self._width(before.forward)
-        kept = np.flatnonzero(before.forward <= before.forward.min() + width)
-        sources, arcs = emitting.out_of(before.states[kept])
+        width = self._width(column.forward)
+        indices = np.flatnonzero(column.forward <= column.forward.min() + width)
+        sources, arcs = emitting.out_of(column.states[indices])
         costs = emitting.costs[arcs] - row[emitting.labels[arcs] - 1]
-        arrivals = before.forward[kept[sources]] + costs
+        arrivals = column.forward[indices[sources]] + costs
         limit = arrivals.min(initial=np.inf) + width
-        good = np.isfinite(arrivals) & (arrivals <= limit)
-        links = _Links(kept[sources], emitting.targets[arcs], arcs, costs).only(good)
-        return self._arrive(links, arrivals[good], limit)
+        active = np.isfinite(arrivals) & (arrivals <= limit)
+        links = _Links(indices[sources], emitting.targets[arcs], arcs, costs).only(active)
+        return self._arrive(links, arrivals[active], limit)
 
     def _width(self, costs: np.ndarray) -> float:
         """Return the beam width: the largest cost of an active state above the best one."""
@@ -122,29 +122,29 @@ class BeamSearch:
             return np.inf
         return max(self.beam, float(np.partition(costs, MIN_ACTIVE)[MIN_ACTIVE] - costs.min()))
 
-    def _arrive(self, into: _Links, arrivals: np.ndarray, limit: float) -> _Column:
-        """Return what is active behind emitting arcs, and all silent ones that follow.
+    def _arrive(self, links: _Links, arrivals: np.ndarray, limit: float) -> _Column:
+        """Return the active states after emitting arcs and all silent ones that follow.
 
         Args:
-            into: The L arcs, with states as targets.
+            links: The L arcs, with states as targets.
             arrivals: (L,) costs up to their ends.
             limit: Of costs.
         """
-        best, columns, silent = self._costs, self._places, self.graph.silent
-        np.minimum.at(best, into.targets, arrivals)
-        new = np.unique(into.targets)
-        reached = [new]
-        while len(new):
-            sources, arcs = silent.out_of(new)
-            costs, ends = best[new[sources]] + silent.costs[arcs], silent.targets[arcs]
-            better = (costs < best[ends]) & (costs <= limit)
-            np.minimum.at(best, ends[better], costs[better])
-            new = np.unique(ends[better])
-            reached.append(new)
+        best, indices, silent = self._costs, self._places, self.graph.silent
+        np.minimum.at(best, links.targets, arrivals)
+        new_states = np.unique(links.targets)
+        reached = [new_states]
+        while len(new_states):
+            sources, arcs = silent.out_of(new_states)
+            costs, targets = best[new_states[sources]] + silent.costs[arcs], silent.targets[arcs]
+            better = (costs < best[targets]) & (costs <= limit)
+            np.minimum.at(best, targets[better], costs[better])
+            new_states = np.unique(targets[better])
+            reached.append(new_states)
         states = np.unique(np.concatenate(reached))
         states = states[np.argsort(self.graph.depths[states], kind="stable")]
-        columns[states] = np.arange(len(states))
-        into = into.only(arrivals <= best[into.targets] + self.lattice_beam)
+        indices[states] = np.arange(len(states))
+        links = links.only(arrivals <= best[links.targets] + self.lattice_beam)
         sources, arcs = silent.out_of(states)
         within = _Links(sources, silent.targets[arcs], arcs, silent.costs[arcs])
         within = within.only(np.isfinite(best[within.targets]))
@@ -154,8 +154,8 @@ class BeamSearch:
         return _Column(
             states,
             forward,
-            replace(into, targets=columns[into.targets]),
-            replace(within, targets=columns[within.targets]),
+            replace(links, targets=indices[links.targets]),
+            replace(within, targets=indices[within.targets]),
         )
 
     def _ends(self, column: _Column) -> np.ndarray:
@@ -163,24 +163,24 @@ class BeamSearch:
         return costs if np.isfinite(costs).any() else np.zeros(len(costs))
 
     def _spell(self, columns: list[_Column], words: Sequence[str]) -> tuple[list[int], Iterator[Arc]]:
-        """Return nodes and arcs of what is left; the last node is behind all ends."""
+        """Return nodes and arcs of what is left; the last node follows all ends."""
         frames = [frame for frame, column in enumerate(columns) for _ in column.states]
 
         def arcs() -> Iterator[Arc]:
-            before = node = 0
+            previous = node = 0
             for column in columns:
-                kinds = [(self.graph.silent, column.within, node)]
+                groups = [(self.graph.silent, column.within, node)]
                 if node:
-                    kinds.append((self.graph.emitting, column.into, before))
-                for kind, links, first in kinds:
-                    graph = kind.costs[links.arcs]
+                    groups.append((self.graph.emitting, column.into, previous))
+                for graph_arcs, links, first in groups:
+                    graph_costs = graph_arcs.costs[links.arcs]
                     yield from zip(
                         (first + links.sources).tolist(), (node + links.targets).tolist(),
-                        (words[number] for number in kind.words[links.arcs]),
-                        zip(graph.tolist(), (links.costs - graph).tolist(), strict=True), strict=True,
+                        (words[number] for number in graph_arcs.words[links.arcs]),
+                        zip(graph_costs.tolist(), (links.costs - graph_costs).tolist(), strict=True), strict=True,
                     )  # fmt: skip
-                before, node = node, node + len(column.states)
-            for state, cost in enumerate(self._ends(columns[-1]).tolist(), before):
+                previous, node = node, node + len(column.states)
+            for state, cost in enumerate(self._ends(columns[-1]).tolist(), previous):
                 if cost < np.inf:
                     yield state, node, "", (cost, 0.0)
 
@@ -188,10 +188,10 @@ class BeamSearch:
 
 
 def _prune(columns: list[_Column], ends: np.ndarray, lattice_beam: float) -> list[_Column]:
-    """Return only what lies on paths whose costs are at most `lattice_beam` above the best one's.
+    """Return the parts of columns on paths whose costs are at most `lattice_beam` above the best one's.
 
     Args:
-        columns: One behind the other; the first one's arcs come from a column that stays as it is.
+        columns: One after the other; the first one's arcs come from a column that stays as it is.
         ends: (N,) costs of ending in the states of the last column.
         lattice_beam: Of costs.
     """
@@ -205,22 +205,22 @@ def _prune(columns: list[_Column], ends: np.ndarray, lattice_beam: float) -> lis
         renumbered = np.cumsum(kept) - 1
         within = column.within.only(column.within.through(column.forward, backward) <= limit)
         within = replace(within, sources=renumbered[within.sources], targets=renumbered[within.targets])
-        into = column.into.only(kept[column.into.targets])
+        incoming = column.into.only(kept[column.into.targets])
         if number:
-            before = columns[number - 1].forward
-            into = column.into.only(column.into.through(before, backward) <= limit)
-            after, backward = backward, np.full(len(before), np.inf)
-            np.minimum.at(backward, into.sources, into.costs + after[into.targets])
-        into = replace(into, targets=renumbered[into.targets])
+            previous_forward = columns[number - 1].forward
+            incoming = column.into.only(column.into.through(previous_forward, backward) <= limit)
+            target_costs, backward = backward, np.full(len(previous_forward), np.inf)
+            np.minimum.at(backward, incoming.sources, incoming.costs + target_costs[incoming.targets])
+        incoming = replace(incoming, targets=renumbered[incoming.targets])
         if pruned:
             links = pruned[-1].into
             pruned[-1] = replace(pruned[-1], into=replace(links, sources=renumbered[links.sources]))
-        pruned.append(_Column(column.states[kept], column.forward[kept], into, within))
+        pruned.append(_Column(column.states[kept], column.forward[kept], incoming, within))
     return pruned[::-1]
 
 
 def _follow_back(links: _Links, ends: np.ndarray) -> np.ndarray:
-    """Return the costs (N,) of the best ways on, of silent links and then of `ends` (N,)."""
+    """Return the lowest costs (N,) of ending: along silent links, then by `ends` (N,)."""
     best = ends.copy()
     while True:
         costs = links.costs + best[links.targets]

@@ -40,13 +40,13 @@ def phone_runs(model: HiddenMarkovModel, alignment: Sequence[int] | np.ndarray) 
 
 
 def subsample(lengths: Sequence[int], step: int) -> list[int]:
-    """Return how many frames phones have when every step-th frame is kept, the first among them.
+    """Return the numbers of frames of phones when every step-th frame is kept, the first among them.
 
-    Frame i that is kept is frame i * step of before, and of its phone. A phone that would lose all frames gets one of
+    Kept frame i is the old frame i * step, and of its phone. A phone that would lose all frames gets one of
     its neighbours'.
 
     Args:
-        lengths: Frames of each of N phones, one behind the other.
+        lengths: Frames of each of N phones, one after the other.
         step: From one frame that is kept to the next.
 
     Returns:
@@ -57,7 +57,7 @@ def subsample(lengths: Sequence[int], step: int) -> list[int]:
         return []
     ends = -(-np.cumsum(lengths) // step)
     indices = np.arange(len(ends))
-    ends = np.maximum.accumulate(ends - indices) + indices  # one frame at least behind the phone before
+    ends = np.maximum.accumulate(ends - indices) + indices  # at least one frame after the end of the phone before
     ends = np.minimum(ends, total - indices[::-1])  # and one for each that follows
     return np.diff(ends, prepend=0).tolist()
 
@@ -69,7 +69,7 @@ def in_seconds(runs: Sequence[Run], hop: float, window: float, seconds: float) -
     the first phone begins with the utterance, and the last one ends with it.
 
     Args:
-        runs: Of phones or words, one behind the other.
+        runs: Of phones or words, one after the other.
         hop: Seconds from frame to frame.
         window: Seconds of a frame.
         seconds: Of the utterance.
@@ -91,26 +91,26 @@ def word_runs(lexicon: Lexicon, runs: Sequence[Run], words: Sequence[str]) -> li
     Raises:
         ValueError: The phones are no pronunciation of the words.
     """
-    speech = [number for number, (*_, phone) in enumerate(runs) if phone != SILENCE]
-    phones = [runs[number][2] for number in speech]
-    # The number of words that may end before each phone, and how the last one came there.
-    before: list[dict[int, int]] = [{} for _ in range(len(phones) + 1)]
-    before[0][0] = 0
+    speech = [index for index, (*_, phone) in enumerate(runs) if phone != SILENCE]
+    phones = [runs[index][2] for index in speech]
+    # The numbers of words that may end before each phone, each with the first phone of the last word.
+    starts: list[dict[int, int]] = [{} for _ in range(len(phones) + 1)]
+    starts[0][0] = 0
     for start_phone in range(len(phones)):
-        for count in before[start_phone]:
+        for count in starts[start_phone]:
             for pronunciation in lexicon.pronunciations.get(words[count], ()) if count < len(words) else ():
                 end = start_phone + len(pronunciation)
                 matches = tuple(phones[start_phone:end]) == pronunciation
                 if (
                     matches and speech[end - 1] - speech[start_phone] == end - 1 - start_phone
                 ):  # words have no pauses in them
-                    before[end].setdefault(count + 1, start_phone)
-    if len(words) not in before[-1]:
+                    starts[end].setdefault(count + 1, start_phone)
+    if len(words) not in starts[-1]:
         raise ValueError(f"expected phones of {' '.join(words)!r}, got {' '.join(phones)!r}")
     words_in_time: list[Run] = []
     end = len(phones)
     for count in range(len(words), 0, -1):
-        start = before[end][count]
+        start = starts[end][count]
         words_in_time.insert(0, (runs[speech[start]][0], runs[speech[end - 1]][1], words[count - 1]))
         end = start
     pauses = [run for run in runs if run[2] == SILENCE]

@@ -20,7 +20,7 @@ from asr_lightning.hmm.model import HiddenMarkovModel
 ACOUSTIC_SCALE = 0.1
 HOP_SECONDS, WINDOW_SECONDS = 0.010, 0.025
 LEAST_FRAMES = 20.0  # of a Gaussian, where there is another one of the same pdf
-OCCUPANCY_POWER = 0.2  # how much more Gaussians a pdf has that was seen more often
+OCCUPANCY_POWER = 0.2  # the number of a pdf's Gaussians grows with this power of its frames
 PERTURBATION = 0.01  # standard deviations between halves of a Gaussian and itself
 GAUSSIANS_UPDATED = kaldi.str_to_gmm_flags("mvw")  # means, variances, weights
 
@@ -48,7 +48,7 @@ class GaussianMixtures:
     mixtures: kaldi.AmDiagGmm
 
     def decodable(self, features: np.ndarray, scale: float = ACOUSTIC_SCALE) -> kaldi.DecodableInterface:
-        """Return what Kaldi's searches ask for log likelihoods, of features (T, D)."""
+        """Return the log likelihoods of features (T, D) in the form that Kaldi's searches read."""
         return kaldi.DecodableAmDiagGmmScaled(self.mixtures, self.model.transitions, features, scale)
 
 
@@ -77,7 +77,7 @@ def train(
     seed: int = 1,
     begin: Mapping[str, list[int]] | None = None,
 ) -> Iterator[tuple[TrainingPass, GaussianMixtures]]:
-    """Train mixtures, pass by pass, by alignments of the passes before; mixtures grow till the 3/4.
+    """Train mixtures, pass by pass, by alignments of the passes before; mixtures grow in the first 3/4 of them.
 
     Args:
         model: Of monophones, or of tied triphones.
@@ -93,28 +93,28 @@ def train(
     """
     if not examples:
         raise InputError("expected utterances to train Gaussian mixtures on, got none")
-    states = GaussianMixtures(model, _flat(model.pdfs, examples))
+    gmms = GaussianMixtures(model, _flat(model.pdfs, examples))
     alignments = {example.id: _equal(example, seed) if begin is None else begin[example.id] for example in examples}
     random = np.random.default_rng(seed)
     growing = max(1, 3 * passes // 4)
     for number in range(1, passes + 1):
-        anew = number <= 10 or number % 2 == 0 if begin is None else number % 5 == 0
-        if number > 1 and anew:
-            decodables = ((example, states.decodable(example.features)) for example in examples)
+        realign = number <= 10 or number % 2 == 0 if begin is None else number % 5 == 0
+        if number > 1 and realign:
+            decodables = ((example, gmms.decodable(example.features)) for example in examples)
             alignments = {example.id: align_frames(decodable, example.graph) for example, decodable in decodables}
         failed = sum(not alignment for alignment in alignments.values())
         if failed == len(examples):
             raise InputError(f"none of {failed} utterances could be aligned: do transcripts and audio belong together?")
-        wanted = model.pdfs + (gaussians - model.pdfs) * min(number, growing) // growing
-        log_likelihood, states = _update(states, examples, alignments, wanted, random)
-        yield TrainingPass(number, log_likelihood, states.mixtures.num_gauss, failed), states
+        total = model.pdfs + (gaussians - model.pdfs) * min(number, growing) // growing
+        log_likelihood, gmms = _update(gmms, examples, alignments, total, random)
+        yield TrainingPass(number, log_likelihood, gmms.mixtures.num_gauss, failed), gmms
 
 
 def _flat(pdfs: int, examples: Sequence[TrainingUtterance]) -> kaldi.AmDiagGmm:
     """Give every pdf the mean and variance of all frames."""
-    everything = np.concatenate([example.features for example in examples])
-    variance = np.maximum(everything.var(axis=0, dtype=np.float64), 1e-3)
-    gaussian = _mixture(np.ones(1), everything.mean(axis=0, dtype=np.float64)[None], variance[None])
+    frames = np.concatenate([example.features for example in examples])
+    variance = np.maximum(frames.var(axis=0, dtype=np.float64), 1e-3)
+    gaussian = _mixture(np.ones(1), frames.mean(axis=0, dtype=np.float64)[None], variance[None])
     mixtures = kaldi.AmDiagGmm()
     mixtures.init(gaussian, pdfs)
     mixtures.compute_gconsts()
@@ -135,14 +135,14 @@ def _equal(example: TrainingUtterance, seed: int) -> list[int]:
 
 
 def _update(
-    states: GaussianMixtures,
+    gmms: GaussianMixtures,
     examples: Sequence[TrainingUtterance],
     alignments: dict[str, list[int]],
     gaussians: int,
     random: np.random.Generator,
 ) -> tuple[float, GaussianMixtures]:
-    """Return the mean log likelihood of a frame, and what maximizes that of all frames given the alignments."""
-    model, mixtures = states.model, states.mixtures
+    """Return the mean log likelihood of a frame, and the mixtures that maximize it given the alignments."""
+    model, mixtures = gmms.model, gmms.mixtures
     statistics = kaldi.AccumAmDiagGmm()
     statistics.init(mixtures, GAUSSIANS_UPDATED)
     counts = np.zeros(len(model.pdf_of))
@@ -166,29 +166,29 @@ def _split(
 
     Args:
         mixtures: Of all pdfs.
-        frames: (pdfs,) that each was seen with.
+        frames: (pdfs,) number of frames of each.
         gaussians: Wanted in all; pdfs that were seen too seldom get fewer.
-        random: Says where the halves go.
+        random: Draws the directions of the halves.
     """
     sizes = [1] * len(frames)
     shares = frames**OCCUPANCY_POWER
-    waiting = [(-share, pdf) for pdf, share in enumerate(shares.tolist())]
-    heapq.heapify(waiting)
-    left = gaussians - len(frames)
-    while left > 0 and waiting:
-        _, pdf = heapq.heappop(waiting)
+    queue = [(-share, pdf) for pdf, share in enumerate(shares.tolist())]
+    heapq.heapify(queue)
+    remaining = gaussians - len(frames)
+    while remaining > 0 and queue:
+        _, pdf = heapq.heappop(queue)
         if frames[pdf] > LEAST_FRAMES * (sizes[pdf] + 1):
             sizes[pdf] += 1
-            left -= 1
-            heapq.heappush(waiting, (-shares[pdf] / sizes[pdf], pdf))
-    grown = kaldi.AmDiagGmm()
+            remaining -= 1
+            heapq.heappush(queue, (-shares[pdf] / sizes[pdf], pdf))
+    split = kaldi.AmDiagGmm()
     for pdf, size in enumerate(sizes):
-        grown.add_pdf(_halve(mixtures.get_pdf(pdf), size, random))
-    return grown
+        split.add_pdf(_halve(mixtures.get_pdf(pdf), size, random))
+    return split
 
 
 def _halve(mixture: kaldi.DiagGmm, size: int, random: np.random.Generator) -> kaldi.DiagGmm:
-    """Split the Gaussian of the greatest weight, until there are so many."""
+    """Split the Gaussian of the greatest weight, until there are `size`."""
     weights, means, variances = (
         np.array(array, dtype=np.float64) for array in (mixture.weights, mixture.means, mixture.vars)
     )

@@ -21,12 +21,12 @@ EPSILON = 0
 
 
 def sentence_transducer(model: HiddenMarkovModel, words: Sequence[str], phones: bool = False) -> kaldifst.StdVectorFst:
-    """Return a transducer from the phones of a sentence to its word ids; a pause may come before every word and behind.
+    """Return a transducer from a sentence's phones to its word ids; a pause may come before every word and at the end.
 
     Args:
         model: Whose lexicon.
         words: Of the sentence.
-        phones: Say the phones again instead of the words, every sequence of them once and at no cost.
+        phones: Return phones instead of words, every sequence of them once and at no cost.
 
     Raises:
         InputError: A word is not in the lexicon.
@@ -39,10 +39,10 @@ def sentence_transducer(model: HiddenMarkovModel, words: Sequence[str], phones: 
     fst.start = state
     for word in words:
         state = _maybe_pause(model, fst, state)
-        after = fst.add_state()
+        target = fst.add_state()
         for pronunciation in model.lexicon.pronunciations[word]:
-            _say(model, fst, state, after, pronunciation, model.word_ids[word])
-        state = after
+            _say(model, fst, state, target, pronunciation, model.word_ids[word])
+        state = target
     fst.set_final(_maybe_pause(model, fst, state), 0.0)
     if phones:
         for state in kaldifst.StateIterator(fst):
@@ -52,34 +52,34 @@ def sentence_transducer(model: HiddenMarkovModel, words: Sequence[str], phones: 
 
 
 def _maybe_pause(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, state: int) -> int:
-    after = fst.add_state()
-    _arc(fst, state, after, EPSILON, EPSILON, NO_PAUSE_COST)
-    _arc(fst, state, after, model.phone_ids[SILENCE], EPSILON, PAUSE_COST)
-    return after
+    target = fst.add_state()
+    _arc(fst, state, target, EPSILON, EPSILON, NO_PAUSE_COST)
+    _arc(fst, state, target, model.phone_ids[SILENCE], EPSILON, PAUSE_COST)
+    return target
 
 
 def _say(
-    model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, state: int, after: int, phones: Sequence[str | int], word: int
+    model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, state: int, end: int, phones: Sequence[str | int], word: int
 ) -> None:
     for number, phone in enumerate(phones):
-        following = after if number == len(phones) - 1 else fst.add_state()
+        next_state = end if number == len(phones) - 1 else fst.add_state()
         label = phone if isinstance(phone, int) else model.phone_ids[phone]
-        _arc(fst, state, following, label, EPSILON if number else word, 0.0)
-        state = following
+        _arc(fst, state, next_state, label, EPSILON if number else word, 0.0)
+        state = next_state
 
 
-def _arc(fst: kaldifst.StdVectorFst, source: int, target: int, reads: int, says: int, cost: float) -> None:
-    fst.add_arc(source, kaldifst.StdArc(reads, says, cost, target))
+def _arc(fst: kaldifst.StdVectorFst, source: int, target: int, ilabel: int, olabel: int, cost: float) -> None:
+    fst.add_arc(source, kaldifst.StdArc(ilabel, olabel, cost, target))
 
 
 def lexicon_transducer(model: HiddenMarkovModel, words: Iterable[str]) -> tuple[kaldifst.StdVectorFst, list[int]]:
-    """Return a transducer from phones to words in any number, told apart by disambiguation symbols, and these symbols.
+    """Return a transducer from phones to any number of words, with disambiguation symbols, and these symbols.
 
     A symbol ends a pronunciation that is another's beginning or of several words [Mohri et al. 2008, §5.1]. The first
     symbol stands for the backing-off of the grammar.
     """
     entries = [(word, phones) for word in words for phones in model.lexicon.pronunciations[word]]
-    times = Counter(phones for _, phones in entries)
+    counts = Counter(phones for _, phones in entries)
     beginnings = {phones[:length] for _, phones in entries for length in range(1, len(phones))}
     used: Counter[tuple[str, ...]] = Counter()
     first = len(model.phones) + 1
@@ -93,14 +93,14 @@ def lexicon_transducer(model: HiddenMarkovModel, words: Iterable[str]) -> tuple[
     highest = 1
     for word, phones in entries:
         symbols: list[int] = []
-        if times[phones] > 1 or phones in beginnings:
+        if counts[phones] > 1 or phones in beginnings:
             used[phones] += 1
             symbols = [first + used[phones]]
             highest = max(highest, used[phones])
-        behind = fst.add_state()
-        _say(model, fst, loop, behind, [*phones, *symbols], model.word_ids[word])
-        _arc(fst, behind, loop, EPSILON, EPSILON, NO_PAUSE_COST)
-        _arc(fst, behind, silence, EPSILON, EPSILON, PAUSE_COST)
+        end = fst.add_state()
+        _say(model, fst, loop, end, [*phones, *symbols], model.word_ids[word])
+        _arc(fst, end, loop, EPSILON, EPSILON, NO_PAUSE_COST)
+        _arc(fst, end, silence, EPSILON, EPSILON, PAUSE_COST)
     pause = first + highest + 1
     after_pause = fst.add_state()
     _arc(fst, silence, after_pause, model.phone_ids[SILENCE], EPSILON, 0.0)
@@ -110,11 +110,11 @@ def lexicon_transducer(model: HiddenMarkovModel, words: Iterable[str]) -> tuple[
 
 
 def grammar_transducer(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVectorFst:
-    """Return an n-gram as a transducer on word ids; backing off reads the id behind the last word's.
+    """Return an n-gram as a transducer on word ids; backing off reads the id after the last word's.
 
     Words that the lexicon lacks are left out. `<unk>` is one of them: what it stands for cannot be recognized.
-    A path may back off where an n-gram is there, too, as everywhere in Kaldi. The best path of a sentence weighs as
-    much as `NGram.score` says, or more: backing off forgets words, and what comes next may be more probable without.
+    A path may back off also where an n-gram exists, as everywhere in Kaldi. The best path of a sentence is as
+    probable as `NGram.score` says, or more: backing off forgets words, and without them the next may be more probable.
     """
     backing_off = len(model.words) + 1
     start_id, end_id = ngram.id_of(SENTENCE_START), ngram.id_of(SENTENCE_END)
@@ -143,7 +143,7 @@ def grammar_transducer(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVe
 
 
 def _known(context: tuple[int, ...], states: Collection[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return as many of the last words as there is a state for; what pruning has left may have gaps."""
+    """Return the longest end of a context that has a state; a pruned model may have gaps."""
     while context not in states:
         context = context[1:]
     return context
@@ -162,10 +162,10 @@ def decoding_graph(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVector
     grammar = grammar_transducer(model, ngram)
     kaldifst.arcsort(lexicon, sort_type="olabel")
     kaldifst.arcsort(grammar, sort_type="ilabel")
-    both = kaldifst.compose(lexicon, grammar)
-    kaldifst.determinize_star(both, use_log=True)
-    kaldifst.minimize_encoded(both)
-    return expand_to_states(model, both, symbols)
+    composed = kaldifst.compose(lexicon, grammar)
+    kaldifst.determinize_star(composed, use_log=True)
+    kaldifst.minimize_encoded(composed)
+    return expand_to_states(model, composed, symbols)
 
 
 def expand_to_states(
@@ -188,16 +188,16 @@ def expand_to_states(
     kaldifst.determinize_star(graph, use_log=True)
     _forget(graph, set(state_symbols))
     if not symbols:
-        kaldifst.rmepsilon(graph)  # what a grammar backs off to multiplies the arcs where its symbols were
+        kaldifst.rmepsilon(graph)  # with the symbols of back-off, this would multiply the arcs
     kaldifst.minimize_encoded(graph)
     looping = kaldi.add_self_loops(scale, [], False, transitions, graph)
     if not symbols:
-        kaldifst.rmepsilon(looping)  # loops were put behind arcs that read nothing, where a state has several followers
+        kaldifst.rmepsilon(looping)  # loops follow arcs that read nothing, where a state has several successors
     return looping
 
 
 def _forget(fst: kaldifst.StdVectorFst, symbols: set[int]) -> None:
-    """Read nothing where a disambiguation symbol was read."""
+    """Replace disambiguation symbols by epsilon."""
     for state in kaldifst.StateIterator(fst) if symbols else ():
         if any(arc.ilabel in symbols for arc in kaldifst.ArcIterator(fst, state)):
             _replace_labels(
@@ -208,13 +208,13 @@ def _forget(fst: kaldifst.StdVectorFst, symbols: set[int]) -> None:
 
 
 def _replace_labels(
-    fst: kaldifst.StdVectorFst, state: int, changed: Callable[[kaldifst.StdArc], tuple[int, int, float]]
+    fst: kaldifst.StdVectorFst, state: int, relabel: Callable[[kaldifst.StdArc], tuple[int, int, float]]
 ) -> None:
     """Give the arcs of a state other labels and costs."""
-    arcs = [(arc.nextstate, *changed(arc)) for arc in kaldifst.ArcIterator(fst, state)]
+    arcs = [(arc.nextstate, *relabel(arc)) for arc in kaldifst.ArcIterator(fst, state)]
     fst.delete_arcs(state, len(arcs))
-    for target, reads, says, cost in arcs:
-        _arc(fst, state, target, reads, says, cost)
+    for target, ilabel, olabel, cost in arcs:
+        _arc(fst, state, target, ilabel, olabel, cost)
 
 
 def numerator_transducer(
@@ -223,15 +223,15 @@ def numerator_transducer(
     """Return the pronunciations of a sentence, weighted as the phone grammar of the denominator weights them.
 
     Raises:
-        InputError: A word is not in the lexicon, or the phone grammar has no way of saying the sentence.
+        InputError: A word is not in the lexicon, or the phone grammar does not accept the sentence.
     """
     sentence = sentence_transducer(model, words, phones=True)
     kaldifst.arcsort(sentence, sort_type="olabel")
-    both = kaldifst.compose(sentence, phone_language_model)
-    if not both.num_states:
+    composed = kaldifst.compose(sentence, phone_language_model)
+    if not composed.num_states:
         raise InputError(f"expected a sentence that the phone grammar accepts, got {' '.join(words)!r}")
-    kaldifst.rmepsilon(both)
-    return expand_to_states(model, both, scale=1.0)
+    kaldifst.rmepsilon(composed)
+    return expand_to_states(model, composed, scale=1.0)
 
 
 def phone_grammar(sequences: Iterable[Sequence[int]], order: int = 3) -> kaldifst.StdVectorFst:
@@ -261,8 +261,8 @@ def phone_grammar(sequences: Iterable[Sequence[int]], order: int = 3) -> kaldifs
             if phone == EPSILON:
                 fst.set_final(states[history], cost)
             else:
-                after = (*history, phone)[-(order - 1) :] if order > 1 else ()
-                _arc(fst, states[history], states[after], phone, EPSILON, cost)
+                next_history = (*history, phone)[-(order - 1) :] if order > 1 else ()
+                _arc(fst, states[history], states[next_history], phone, EPSILON, cost)
     return fst
 
 
@@ -271,7 +271,7 @@ def as_graph(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst) -> Graph:
 
     Args:
         model: Whose transition ids.
-        fst: Reads one of them with every arc, as what `expand_to_states` makes without disambiguation symbols.
+        fst: Every arc reads one of them, as `expand_to_states` makes it without disambiguation symbols.
     """
     arcs = [
         (state, arc.nextstate, arc.ilabel, -arc.weight.value)

@@ -1,12 +1,12 @@
-"""Decision trees in the binary form of Kaldi, which gives its code trees that were not made by it.
+"""Decision trees in Kaldi's binary form, by which its code reads trees that it did not make.
 
     tree  = "ContextDependency " width center "ToPdf " table of phones "EndContextDependency "
     table = "TE " key size "( " an entry for each value of the key ") "
     leaf  = "CE " pdf
-    split = "SE " key phones "{ " what follows if the key's value is among them, and if not "} "
+    split = "SE " key phones "{ " the entry if the key's value is among them, and if not "} "
 
 The entry of phone 0 is "NULL "; that of any other is a table of states, and that of a state a leaf or a split.
-Numbers are little-endian behind a byte with their size, which is negative if they have no sign.
+Numbers are little-endian after a byte with their size, which is negative if they have no sign.
 """
 
 import struct
@@ -17,8 +17,8 @@ import kaldi_hmm_gmm as kaldi
 import numpy as np
 
 LEFT, CENTRE, RIGHT, STATE = 0, 1, 2, -1  # Kaldi's keys
-EDGE = 0  # in the place of a phone before the first and behind the last one
-CONTEXTS = {1: 0, 3: CENTRE}  # which of so many phones is the middle one
+EDGE = 0  # instead of a phone before the first and after the last one
+CONTEXTS = {1: 0, 3: CENTRE}  # number of phones: index of the middle one
 MARK = b"\0B"  # of a binary file
 SHOWN = 20  # bytes of a faulty file
 
@@ -36,7 +36,7 @@ class Node:
 
 
 def as_kaldi(roots: dict[tuple[int, int], Node], phones: int) -> kaldi.ContextDependency:
-    """Return trees as Kaldi's own, by way of its binary form.
+    """Convert trees to Kaldi's class, by its binary form.
 
     Args:
         roots: For every phone id and number of a state.
@@ -54,8 +54,8 @@ def _write(node: Node) -> bytes:
         return b"CE " + _int(node.pdf)
     key, members = node.question
     values = sorted(members)
-    asked = struct.pack(f"<bi{len(values)}i", 4, len(values), *values)
-    return b"SE " + _int(key) + asked + b"{ " + b"".join(map(_write, node.children)) + b"} "
+    packed = struct.pack(f"<bi{len(values)}i", 4, len(values), *values)
+    return b"SE " + _int(key) + packed + b"{ " + b"".join(map(_write, node.children)) + b"} "
 
 
 def _table(key: int, entries: Collection[bytes]) -> bytes:
@@ -142,8 +142,8 @@ class _Reader:
             size = 4 * self._integer(range(1, len(values) + 1))
             packed = self.data[self.place : self.place + size]
             members = np.frombuffer(packed[: len(packed) // 4 * 4], dtype="<i4")
-            known = len(packed) == size and set(members.tolist()) <= set(values)
-            self._demand(known and bool(np.all(np.diff(members) > 0)), "phones in their order")
+            valid = len(packed) == size and set(members.tolist()) <= set(values)
+            self._demand(valid and bool(np.all(np.diff(members) > 0)), "phones in their order")
             self.place += size
             self._token(b"{ ")
             for _ in "yes", "no":

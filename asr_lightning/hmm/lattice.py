@@ -9,7 +9,7 @@ import numpy as np
 
 from asr_lightning.errors import InputError
 
-FIRST_SHARE = 1 / 64  # of the span of costs: how far the first look for n best sentences goes
+FIRST_SHARE = 1 / 64  # share of the span of costs that the first search for n best sentences covers
 MARGIN = 1.001  # on the bound: sums are of single precision
 DELTA = 1e-6  # costs that differ by less are the same to OpenFst
 Cost = tuple[float, float]  # of the graph, of the frames
@@ -23,7 +23,7 @@ class Lattice:
     A word's arc lies where the decoding graph names the word, which is within it or near it.
 
     Attributes:
-        frames: (N,) how many frames were heard at each node.
+        frames: (N,) number of frames before each node.
         sources: (A,) nodes.
         targets: (A,) nodes.
         words: (A,) as the lexicon writes them; empty where there is none.
@@ -62,84 +62,90 @@ class Lattice:
 
 def nothing(frames: int) -> Lattice:
     """Return the lattice without a path: two nodes and no arc."""
-    none = np.zeros(0, dtype=np.int64)
-    return Lattice(np.array([0, frames]), none, none, (), np.zeros(0), np.zeros(0))
+    empty = np.zeros(0, dtype=np.int64)
+    return Lattice(np.array([0, frames]), empty, empty, (), np.zeros(0), np.zeros(0))
 
 
 def compact(frames: Sequence[int] | np.ndarray, arcs: Iterable[Arc]) -> Lattice:
     """Return a lattice of fewer nodes in which the same sentences have the same lowest costs.
 
-    A node goes, and every arc into it is joined with every one out of it, where this brings no more arcs than it takes
-    and joins no two words; of arcs with the same ends and word the cheapest stays.
+    A node is removed, and every arc into it is joined with every one out of it, where this adds no more arcs than it
+    removes and joins no two words; of arcs with the same ends and word the cheapest stays.
 
     Args:
         frames: (N,) as of a `Lattice`; the first and the last node stay.
         arcs: That lead forwards.
     """
     last = len(frames) - 1
-    out: list[dict[tuple[int, str], Cost]] = [{} for _ in frames]
-    into: list[dict[tuple[int, str], Cost]] = [{} for _ in frames]
+    outgoing: list[dict[tuple[int, str], Cost]] = [{} for _ in frames]
+    incoming: list[dict[tuple[int, str], Cost]] = [{} for _ in frames]
     for arc in arcs:
-        _add(out, into, arc)
+        _add(outgoing, incoming, arc)
     queue = deque(range(1, last))
     queued = [False, *[True] * (last - 1), False]
     while queue:
         node = queue.popleft()
         queued[node] = False
-        if _may_go(out, into, node):
-            for neighbour in _bypass(out, into, node):
+        if _may_go(outgoing, incoming, node):
+            for neighbour in _bypass(outgoing, incoming, node):
                 if 0 < neighbour < last and not queued[neighbour]:
                     queued[neighbour] = True
                     queue.append(neighbour)
-    kept = [node for node in range(last + 1) if node in (0, last) or out[node]]
-    names = {node: number for number, node in enumerate(kept)}
+    nodes = [node for node in range(last + 1) if node in (0, last) or outgoing[node]]
+    numbers = {node: number for number, node in enumerate(nodes)}
     rows = sorted(
-        (names[node], names[target], word, *cost) for node in kept for (target, word), cost in out[node].items()
+        (numbers[node], numbers[target], word, *cost)
+        for node in nodes
+        for (target, word), cost in outgoing[node].items()
     )
     sources, targets, words, graph, acoustic = zip(*rows, strict=True) if rows else ((),) * 5
     return Lattice(
-        np.asarray(frames, dtype=np.int64)[kept], np.array(sources, dtype=np.int64), np.array(targets, dtype=np.int64),
+        np.asarray(frames, dtype=np.int64)[nodes], np.array(sources, dtype=np.int64), np.array(targets, dtype=np.int64),
         tuple(words), np.array(graph, dtype=np.float64), np.array(acoustic, dtype=np.float64),
     )  # fmt: skip
 
 
-def _add(out: list[dict[tuple[int, str], Cost]], into: list[dict[tuple[int, str], Cost]], arc: Arc) -> None:
+def _add(outgoing: list[dict[tuple[int, str], Cost]], incoming: list[dict[tuple[int, str], Cost]], arc: Arc) -> None:
     source, target, word, cost = arc
-    known = out[source].get((target, word))
-    if known is None or sum(cost) < sum(known):
-        out[source][target, word] = into[target][source, word] = cost
+    cheapest = outgoing[source].get((target, word))
+    if cheapest is None or sum(cost) < sum(cheapest):
+        outgoing[source][target, word] = incoming[target][source, word] = cost
 
 
-def _may_go(out: list[dict[tuple[int, str], Cost]], into: list[dict[tuple[int, str], Cost]], node: int) -> bool:
-    before, behind = into[node], out[node]
-    if any(word for _, word in before) and any(word for _, word in behind):
+def _may_go(
+    outgoing: list[dict[tuple[int, str], Cost]], incoming: list[dict[tuple[int, str], Cost]], node: int
+) -> bool:
+    entering, leaving = incoming[node], outgoing[node]
+    if any(word for _, word in entering) and any(word for _, word in leaving):
         return False
-    gone = len(before) + len(behind)
-    if len(before) * len(behind) <= gone:
+    removed = len(entering) + len(leaving)
+    if len(entering) * len(leaving) <= removed:
         return True
-    return gone >= sum(
-        (target, left or right) not in out[source] for source, left in before for target, right in behind
+    return removed >= sum(
+        (target, left or right) not in outgoing[source] for source, left in entering for target, right in leaving
     )
 
 
-def _bypass(out: list[dict[tuple[int, str], Cost]], into: list[dict[tuple[int, str], Cost]], node: int) -> set[int]:
+def _bypass(
+    outgoing: list[dict[tuple[int, str], Cost]], incoming: list[dict[tuple[int, str], Cost]], node: int
+) -> set[int]:
     """Join the arcs into a node with those out of it; return the nodes at their other ends."""
-    before, behind = into[node], out[node]
-    into[node], out[node] = {}, {}
-    for source, word in before:
-        del out[source][node, word]
-    for target, word in behind:
-        del into[target][node, word]
-    for (source, left), cost in before.items():
-        for (target, right), more in behind.items():
-            _add(out, into, (source, target, left or right, (cost[0] + more[0], cost[1] + more[1])))
-    return {source for source, _ in before} | {target for target, _ in behind}
+    entering, leaving = incoming[node], outgoing[node]
+    incoming[node], outgoing[node] = {}, {}
+    for source, word in entering:
+        del outgoing[source][node, word]
+    for target, word in leaving:
+        del incoming[target][node, word]
+    for (source, left), first in entering.items():
+        for (target, right), second in leaving.items():
+            _add(outgoing, incoming, (source, target, left or right, (first[0] + second[0], first[1] + second[1])))
+    return {source for source, _ in entering} | {target for target, _ in leaving}
 
 
 def best_sentences(lattice: Lattice, count: int) -> list[tuple[tuple[str, ...], float]]:
-    """Return the cheapest sentences, each once, with the cost of its cheapest way; cheapest first.
+    """Return the cheapest sentences, each once, with the cost of its cheapest path; cheapest first.
 
-    Exact: OpenFst removes what is silent, determinizes so far as costs stay below a bound [Mohri 2002], which grows
+    Exact: OpenFst removes silent arcs, determinizes so far as costs stay below a bound [Mohri 2002], which grows
     until there are enough sentences, and looks for the shortest paths.
 
     Args:
@@ -154,8 +160,8 @@ def best_sentences(lattice: Lattice, count: int) -> list[tuple[tuple[str, ...], 
     width = FIRST_SHARE * span
     paths: list[tuple[list[int], float]] = []
     while len(paths) < count:
-        single = kaldifst.determinize(fst, delta=DELTA, weight=str(MARGIN * width + DELTA))
-        paths = list(_read_paths(kaldifst.shortest_path(single, n=count)))
+        determinized = kaldifst.determinize(fst, delta=DELTA, weight=str(MARGIN * width + DELTA))
+        paths = list(_read_paths(kaldifst.shortest_path(determinized, n=count)))
         if width >= span:
             break
         width *= 2
@@ -164,12 +170,12 @@ def best_sentences(lattice: Lattice, count: int) -> list[tuple[tuple[str, ...], 
 
 
 def _acceptor(lattice: Lattice, words: Sequence[str]) -> tuple[kaldifst.StdVectorFst, float, float]:
-    """Return an acceptor of places in `words`, its lowest cost, and how much higher that of a way can be.
+    """Return an acceptor of indices in `words`, its lowest cost, and how much higher that of a path can be.
 
-    Its arcs weigh what they cost beyond the best way on: sums stay small, so that single precision is enough.
+    Arcs weigh what they cost beyond the best path on: sums stay small, so that single precision is enough.
     """
     labels = {word: number for number, word in enumerate(words)}
-    best, span = [np.inf] * len(lattice.frames), [0.0] * len(lattice.frames)  # of the ways on from each node
+    best, span = [np.inf] * len(lattice.frames), [0.0] * len(lattice.frames)  # of the paths on from each node
     best[-1] = 0.0
     order = np.argsort(-lattice.sources, kind="stable")
     sources, targets, costs = (array[order].tolist() for array in (lattice.sources, lattice.targets, lattice.costs))
@@ -182,10 +188,10 @@ def _acceptor(lattice: Lattice, words: Sequence[str]) -> tuple[kaldifst.StdVecto
     fst.set_final(len(lattice.frames) - 1, 0.0)
     for arc, source, target, cost in zip(order.tolist(), sources, targets, costs, strict=True):
         if cost + best[target] < np.inf:
-            more = cost + best[target] - best[source]
-            span[source] = max(span[source], more + span[target])
+            extra = cost + best[target] - best[source]
+            span[source] = max(span[source], extra + span[target])
             label = labels[lattice.words[arc]]
-            fst.add_arc(source, kaldifst.StdArc(label, label, more, target))
+            fst.add_arc(source, kaldifst.StdArc(label, label, extra, target))
     return fst, best[0], span[0]
 
 

@@ -1,4 +1,4 @@
-"""Phones as hidden Markov models of some states, whose distributions are tied by a tree."""
+"""Hidden Markov models of phones; a tree ties the distributions of their states."""
 
 import json
 import zlib
@@ -45,7 +45,7 @@ class HiddenMarkovModel:
 
     Attributes:
         lexicon: Pronunciations.
-        phones: SIL, SPN, then those of the lexicon; a phone's id is its place + 1.
+        phones: SIL, SPN, then those of the lexicon; a phone's id is its index + 1.
         tree: From phones in context and the number of a state to pdfs.
         transition_counts: (transition ids + 1,) number of times each was seen; the first is not used.
         states: Of every phone, from left to right, none skipped: a phone lasts for as many frames at least.
@@ -79,12 +79,12 @@ class HiddenMarkovModel:
 
     @property
     def pdfs(self) -> int:
-        """How many distributions there are."""
+        """Number of distributions."""
         return int(self.tree.num_pdfs)
 
     @cached_property
     def pdf_of(self) -> np.ndarray:
-        """(transition ids + 1,) the pdf that each consumes a frame with."""
+        """(transition ids + 1,) the pdf of the frame that each consumes."""
         return np.array(self.transitions.transition_id_to_pdf_array(), dtype=np.int64)
 
     @cached_property
@@ -94,12 +94,12 @@ class HiddenMarkovModel:
 
     @cached_property
     def stays(self) -> np.ndarray:
-        """(transition ids + 1,) whether the state is the same behind it."""
+        """(transition ids + 1,) whether the state is the same after it."""
         return np.array([False, *map(self.transitions.is_self_loop, self._ids)])
 
     @cached_property
     def ends_phone(self) -> np.ndarray:
-        """(transition ids + 1,) whether a phone ends behind it."""
+        """(transition ids + 1,) whether a phone ends after it."""
         return np.array([False, *map(self.transitions.is_final, self._ids)])
 
     @cached_property
@@ -117,7 +117,7 @@ class HiddenMarkovModel:
 
         Args:
             triphone: Left, center and right phone, 0 beyond the edges of an utterance; and the number of the state.
-            stays: Whether the state is the same behind it.
+            stays: Whether the state is the same after it.
         """
         left, phone, right, state = key = tuple(triphone)
         if key not in self._tied:
@@ -131,7 +131,7 @@ class HiddenMarkovModel:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """The words of the lexicon; a word's id is its place + 1."""
+        """The words of the lexicon; a word's id is its index + 1."""
         return tuple(sorted(self.lexicon.pronunciations))
 
     @cached_property
@@ -145,7 +145,7 @@ class HiddenMarkovModel:
         return {phone: number for number, phone in enumerate(self.phones, 1)}
 
     def with_tree(self, tree: kaldi.ContextDependency) -> "HiddenMarkovModel":
-        """Return the same phones tied by another tree, nothing being known of its transitions."""
+        """Return the same phones tied by another tree, with no transitions counted yet."""
         count = _transitions(tree, len(self.phones), self.states).num_transition_ids + 1
         return replace(self, tree=tree, transition_counts=np.zeros(count))
 
@@ -154,7 +154,7 @@ class HiddenMarkovModel:
         return replace(self, transition_counts=counts)
 
     def checksum(self) -> int:
-        """Return a number (CRC-32) that differs where phones, tree or counts do, and so what the pdfs stand for."""
+        """Return a number (CRC-32) that differs where phones, tree or counts differ, and so the pdfs' meaning."""
         with TemporaryDirectory() as folder:
             self.tree.write(True, str(Path(folder) / "tree"))
             parts = [_phone_table(self.phones).encode(), (Path(folder) / "tree").read_bytes()]
@@ -172,12 +172,12 @@ class HiddenMarkovModel:
 
 
 def _with_capital_marks(lexicon: Lexicon) -> Lexicon:
-    """Write silence and noise as we do: Montreal Forced Aligner has `spn`."""
+    """Write silence and noise in capitals: Montreal Forced Aligner has `spn`."""
     marks = {mark.lower(): mark for mark in NOT_SPEECH}
     return Lexicon(
         {
-            word: tuple(tuple(marks.get(phone.lower(), phone) for phone in phones) for phones in some)
-            for word, some in lexicon.pronunciations.items()
+            word: tuple(tuple(marks.get(phone.lower(), phone) for phone in phones) for phones in pronunciations)
+            for word, pronunciations in lexicon.pronunciations.items()
         }
     )
 
@@ -207,7 +207,7 @@ def read_hmm(folder: Path) -> HiddenMarkovModel:
 
 
 def _read_topology(path: Path) -> tuple[int, int]:
-    """Return states of a phone and subsampling; folders from before they could be chosen have three and none."""
+    """Return states of a phone and subsampling; three and none in folders older than the choice."""
     if not path.exists():
         return STATES, 1
     with _reading(path):
@@ -241,6 +241,6 @@ def topology(phones: int, states: int = STATES) -> kaldi.HmmTopology:
         for state in range(states)
     )
     entry = f"<ForPhones> {' '.join(map(str, range(1, phones + 1)))} </ForPhones> {parts} <State> {states} </State>"
-    described = kaldi.HmmTopology()
-    described.read(f"<Topology> <TopologyEntry> {entry} </TopologyEntry> </Topology> ")
-    return described
+    description = kaldi.HmmTopology()
+    description.read(f"<Topology> <TopologyEntry> {entry} </TopologyEntry> </Topology> ")
+    return description

@@ -26,10 +26,10 @@ def check_fst(data: bytes) -> None:
     offset = 4
     if data[:4] != struct.pack("<i", MAGIC):
         raise ValueError("another mark at byte 0 than that of OpenFst")
-    for wanted in (b"vector", b"standard"):
-        if data[offset : offset + 4 + len(wanted)] != struct.pack("<i", len(wanted)) + wanted:
-            raise ValueError(f"no {wanted.decode()!r} at byte {offset}")
-        offset += 4 + len(wanted)
+    for kind in (b"vector", b"standard"):
+        if data[offset : offset + 4 + len(kind)] != struct.pack("<i", len(kind)) + kind:
+            raise ValueError(f"no {kind.decode()!r} at byte {offset}")
+        offset += 4 + len(kind)
     if len(data) < offset + HEADER.size:
         raise ValueError("the end within the header")
     version, flags, _, start, states, _ = HEADER.unpack_from(data, offset)
@@ -39,17 +39,17 @@ def check_fst(data: bytes) -> None:
     words = np.frombuffer(data, "<i4", (len(data) - offset) // 4, offset)
     if flags or not 0 <= start < states <= min(MOST, len(words) // STATE) or (len(data) - offset) % 4:
         raise ValueError(f"{states} states from {start} in {len(data)} bytes")
-    first, counts = np.zeros(states, np.int64), np.zeros(states, np.int64)
-    at = 0
+    firsts, counts = np.zeros(states, np.int64), np.zeros(states, np.int64)
+    position = 0
     for state in range(states):
-        count = int(words[at + 1]) if at + STATE <= len(words) and not words[at + 2] else -1
-        first[state], counts[state] = at + STATE, count
-        at += STATE + ARC * count
-        if count < 0 or at > len(words):
+        count = int(words[position + 1]) if position + STATE <= len(words) and not words[position + 2] else -1
+        firsts[state], counts[state] = position + STATE, count
+        position += STATE + ARC * count
+        if count < 0 or position > len(words):
             raise ValueError(f"the end within state {state}")
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    arcs = np.repeat(first, counts) + ARC * within
-    if at != len(words) or not np.all((words[arcs + 3] >= 0) & (words[arcs + 3] < states)):
+    indices = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    arcs = np.repeat(firsts, counts) + ARC * indices
+    if position != len(words) or not np.all((words[arcs + 3] >= 0) & (words[arcs + 3] < states)):
         raise ValueError("arcs to states that are not there, or more than all states")
     if np.any(words[arcs] < 0) or np.any(words[arcs + 1] < 0):
         raise ValueError("labels below 0")

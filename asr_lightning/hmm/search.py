@@ -1,4 +1,4 @@
-"""Beam search of words in a decoding graph: Kaldi's decoder for the best ones, our own where there are to be more."""
+"""Beam search of words in a decoding graph: Kaldi's decoder for the best sentence, our own for several."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class GraphSearch:
         acoustic_scale: Of log likelihoods: a language model of weight w is one of 1 / w here. `asr hybrid tune` finds
             the best one on a development set.
         beam: Of log probabilities, below the best at each frame.
-        max_active: States that are looked at per frame, at most.
+        max_active: States that are followed per frame, at most.
         hypotheses: Sentences, at most. Kaldi's decoder finds one; more are read off a lattice, which takes longer.
         lattice_beam: Of log probabilities, below the best sentence: what a lattice holds. The list of hypotheses is
             exact so far down.
@@ -71,7 +71,7 @@ class GraphSearch:
     ) -> list[FoundSentence]:
         """Return the best sentences, the best one first; beginnings of them if none ends with the last frame.
 
-        Where the beam leaves no way through, there is one without words and the score -inf.
+        Where no path survives the beam, there is one without words and with the score -inf.
 
         Args:
             log_likelihoods: (T, pdfs) of an utterance.
@@ -90,7 +90,7 @@ class GraphSearch:
         return [FoundSentence(_spell(model, words), float(score), tuple(ids)) if ok else FoundSentence((), -np.inf)]
 
     def lattice(self, log_likelihoods: np.ndarray, model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> Lattice:
-        """Return all that comes close to the best sentence.
+        """Return the lattice of all paths close to that of the best sentence.
 
         Args:
             log_likelihoods: (T, pdfs) of an utterance.

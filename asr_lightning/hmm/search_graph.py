@@ -1,4 +1,4 @@
-"""A decoding graph as arrays, in which many states' arcs are found at once."""
+"""A decoding graph as arrays, to look up the arcs of many states at once."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,7 +28,7 @@ class Arcs:
     costs: np.ndarray
 
     def out_of(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the arcs that leave states: the place in `states` of each one's source, and its number."""
+        """Return the arcs that leave states: the index in `states` of each arc's source, and the arc's number."""
         firsts = self.starts[states]
         counts = self.starts[states + 1] - firsts
         sources = np.repeat(np.arange(len(states)), counts)
@@ -42,7 +42,7 @@ class SearchGraph:
     Attributes:
         start: The state where paths begin.
         finals: (S,) cost of ending in each state.
-        depths: (S,) at most so many silent arcs in a row lead to each state.
+        depths: (S,) silent arcs in a row that lead to each state, at most.
         emitting: The arcs that consume a frame.
         silent: Those that consume none.
     """
@@ -56,7 +56,7 @@ class SearchGraph:
 
 @lru_cache(maxsize=1)
 def search_graph(graph: kaldifst.StdVectorFst) -> SearchGraph:
-    """Return a graph as arrays; those of the last graph are kept: it must not change.
+    """Return a graph as arrays; those of the last graph are cached, so it must not change.
 
     Args:
         graph: From transition ids to word ids.
@@ -71,7 +71,7 @@ def search_graph(graph: kaldifst.StdVectorFst) -> SearchGraph:
         for arc in kaldifst.ArcIterator(graph, state)
     ]
     columns = np.array(rows, dtype=np.float64).reshape(-1, 5)
-    emitting, silent = (_arcs(columns[of], len(states)) for of in (columns[:, 2] > 0, columns[:, 2] == 0))
+    emitting, silent = (_arcs(columns[mask], len(states)) for mask in (columns[:, 2] > 0, columns[:, 2] == 0))
     finals = np.array([graph.final(state).value for state in states])
     return SearchGraph(graph.start, finals, _depths(silent, len(states)), emitting, silent)
 
@@ -84,16 +84,16 @@ def _arcs(columns: np.ndarray, states: int) -> Arcs:
 
 def _depths(silent: Arcs, states: int) -> np.ndarray:
     depths = np.zeros(states, dtype=np.int64)
-    missing = np.bincount(silent.targets, minlength=states)  # arcs into each state that were not followed yet
-    ready = np.flatnonzero(missing == 0)
+    pending = np.bincount(silent.targets, minlength=states)  # arcs into each state that were not followed yet
+    ready = np.flatnonzero(pending == 0)
     done = 0
     while len(ready):
         done += len(ready)
         sources, arcs = silent.out_of(ready)
         targets = silent.targets[arcs]
         np.maximum.at(depths, targets, depths[ready][sources] + 1)
-        np.subtract.at(missing, targets, 1)
-        ready = np.unique(targets[missing[targets] == 0])
+        np.subtract.at(pending, targets, 1)
+        ready = np.unique(targets[pending[targets] == 0])
     if done < states:
         raise InputError(
             f"expected a graph whose arcs without a transition id form no cycle, found {states - done} states in or "

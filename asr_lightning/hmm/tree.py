@@ -1,7 +1,7 @@
 """State tying by phonetic decision trees [Young et al. 1994], and their questions.
 
 Every state of every phone is the root of a tree of its own; silence and noise are not split. Leaves are split in the
-order of what is gained, until there are as many as wanted.
+order of their gains, until there are as many as wanted.
 """
 
 import heapq
@@ -66,7 +66,7 @@ def accumulate(model: HiddenMarkovModel, aligned: Iterable[tuple[np.ndarray, Seq
     """Sum features by triphone and state of an alignment.
 
     Args:
-        model: Of which the alignments are.
+        model: Of the alignments.
         aligned: (T, D) features and T transition ids of each utterance.
 
     Raises:
@@ -97,13 +97,13 @@ def triphones(model: HiddenMarkovModel, ids: np.ndarray) -> np.ndarray:
     runs = phone_runs(model, ids.tolist())
     phones = [EDGE, *(model.phone_ids[phone] for *_, phone in runs), EDGE]
     lengths = [end - start for start, end, _ in runs]
-    around = np.array([phones[number : number + 3] for number in range(len(runs))], dtype=np.int64).reshape(-1, 3)
-    moved = np.concatenate([[0], np.cumsum(~model.stays[ids])[:-1]])  # transitions to another state before each frame
-    return np.concatenate([around.repeat(lengths, axis=0), (moved % model.states)[:, None]], axis=1)
+    contexts = np.array([phones[number : number + 3] for number in range(len(runs))], dtype=np.int64).reshape(-1, 3)
+    changes = np.concatenate([[0], np.cumsum(~model.stays[ids])[:-1]])  # transitions to another state before each frame
+    return np.concatenate([contexts.repeat(lengths, axis=0), (changes % model.states)[:, None]], axis=1)
 
 
 def log_likelihood(sums: np.ndarray) -> np.ndarray:
-    """Return the log likelihood (…) of frames under the Gaussian that fits them best, but for what splits leave alone.
+    """Return the log likelihood (…) of frames under their best Gaussian, up to terms that no split changes.
 
     Args:
         sums: (…, 1 + 2 D) as in `Statistics`.
@@ -119,7 +119,7 @@ def clusters(statistics: Statistics, phones: int) -> list[frozenset[int]]:
     """Return sets of similar phones: all clusters of an agglomerative clustering.
 
     Args:
-        statistics: Whose middle states are compared.
+        statistics: Of all phones; their middle states are compared.
         phones: How many there are.
     """
     middle = statistics.contexts[:, 3] == (statistics.contexts[:, 3].max(initial=0) + 1) // 2
@@ -131,9 +131,9 @@ def clusters(statistics: Statistics, phones: int) -> list[frozenset[int]]:
         ids = list(sets)
         alone = log_likelihood(sums[ids])
         joined = log_likelihood(sums[ids][:, None] + sums[ids][None])
-        lost = alone[:, None] + alone[None] - joined
-        lost[np.tril_indices(len(ids))] = np.inf
-        first, second = (ids[index] for index in np.unravel_index(lost.argmin(), lost.shape))
+        losses = alone[:, None] + alone[None] - joined
+        losses[np.tril_indices(len(ids))] = np.inf
+        first, second = (ids[index] for index in np.unravel_index(losses.argmin(), losses.shape))
         sets[first] |= sets.pop(second)
         sums[first] += sums[second]
         clusters.append(sets[first])
@@ -143,7 +143,7 @@ def clusters(statistics: Statistics, phones: int) -> list[frozenset[int]]:
 def best_split(
     statistics: Statistics, rows: np.ndarray, questions: np.ndarray, minimum: float
 ) -> tuple[float, int, int]:
-    """Return what the best question gains, whether it asks LEFT or RIGHT, and its number; the gain is 0 without one.
+    """Return the gain of the best question, its side (LEFT or RIGHT), and its number; the gain is 0 without one.
 
     Args:
         statistics: Of all contexts.
@@ -168,7 +168,7 @@ def grow(
     statistics: Statistics, phones: int, leaves: int, questions: Sequence[frozenset[int]], minimum: float = 100.0,
     states: int = STATES,
 ) -> dict[tuple[int, int], Node]:  # fmt: skip
-    """Split trees until there are so many leaves, or no split is left.
+    """Split trees until there are `leaves` leaves, or no split is left.
 
     Args:
         statistics: Of triphones.
@@ -181,7 +181,7 @@ def grow(
     Returns:
         The root for every phone and number of a state; leaves carry their pdfs, which count from 0.
     """
-    asked = np.array([[float(phone in members) for phone in range(phones + 1)] for members in questions])
+    membership = np.array([[float(phone in members) for phone in range(phones + 1)] for members in questions])
     contexts = statistics.contexts
     roots = {
         (phone, state): Node(np.flatnonzero((contexts[:, 1] == phone) & (contexts[:, 3] == state)))
@@ -189,19 +189,19 @@ def grow(
         for state in range(states)
     }
     order = count()  # of equal gains the earlier one is first
-    waiting: list[tuple[float, int, Node, int, int]] = []
-    new = [root for (phone, _), root in roots.items() if phone > NOT_SPLIT]
+    queue: list[tuple[float, int, Node, int, int]] = []
+    new_nodes = [root for (phone, _), root in roots.items() if phone > NOT_SPLIT]
     for _ in range(leaves - len(roots)):
-        for node in new:
-            gain, side, number = best_split(statistics, node.rows, asked, minimum)
+        for node in new_nodes:
+            gain, side, number = best_split(statistics, node.rows, membership, minimum)
             if gain > 0.0:
-                heapq.heappush(waiting, (-gain, next(order), node, side, number))
-        if not waiting:
+                heapq.heappush(queue, (-gain, next(order), node, side, number))
+        if not queue:
             break
-        _, _, node, side, number = heapq.heappop(waiting)
-        yes = asked[number, contexts[node.rows, side]] > 0.0
+        _, _, node, side, number = heapq.heappop(queue)
+        yes = membership[number, contexts[node.rows, side]] > 0.0
         node.question = (side, questions[number])
-        new = node.children = [Node(node.rows[yes]), Node(node.rows[~yes])]
+        new_nodes = node.children = [Node(node.rows[yes]), Node(node.rows[~yes])]
     pdfs = count()
     for root in roots.values():
         _number(root, pdfs)
@@ -218,16 +218,16 @@ def _number(node: Node, pdfs: Iterator[int]) -> None:
 def phonetic_questions(phones: Sequence[str]) -> list[frozenset[int]]:
     """Return sets of phone ids: classes of ARPAbet, stresses, and vowels without regard to stress.
 
-    Of other alphabets only what is called as in ARPAbet is in them; there the data's own questions must do.
+    Of other alphabets only phones named as in ARPAbet are in them; there the questions from the data must do.
 
     Args:
         phones: Of a `HiddenMarkovModel`; ids count from 1.
     """
     bases = [phone.rstrip(STRESSES) for phone in phones]
     classes = [members.split() for members in ARPABET.values()] + [[base] for base in sorted(set(bases))]
-    asked = [frozenset(id for id, base in enumerate(bases, 1) if base in members) for members in classes]
-    asked += [frozenset(id for id, phone in enumerate(phones, 1) if phone.endswith(stress)) for stress in STRESSES]
-    return list(dict.fromkeys(question for question in asked if question))
+    questions = [frozenset(id for id, base in enumerate(bases, 1) if base in members) for members in classes]
+    questions += [frozenset(id for id, phone in enumerate(phones, 1) if phone.endswith(stress)) for stress in STRESSES]
+    return list(dict.fromkeys(question for question in questions if question))
 
 
 def tie_states(
@@ -240,10 +240,10 @@ def tie_states(
     """Return the model with triphones tied to about so many states.
 
     Args:
-        model: Of monophones, of whose alignments the statistics are.
+        model: Of monophones; the statistics are of its alignments.
         statistics: Of triphones.
         leaves: Tied states wanted; there may be fewer, if data are few.
-        phonetic: Sets of phones to ask for, besides those that sound alike and the edges of utterances.
+        phonetic: Sets of phones to ask for, besides clusters of similar phones and the edges of utterances.
         minimum: Frames that a tied state needs.
     """
     phones = len(model.phones)
@@ -252,10 +252,10 @@ def tie_states(
 
 
 def subsampled(model: HiddenMarkovModel, chain: HiddenMarkovModel, alignment: Sequence[int]) -> list[int]:
-    """Return an alignment in the frames and transition ids of a model of the same phones that sees fewer frames.
+    """Return an alignment in the frames and transition ids of a model of the same phones with fewer frames.
 
     Args:
-        model: That the alignment is of.
+        model: Of the alignment.
         chain: With one state a phone.
         alignment: T transition ids.
 

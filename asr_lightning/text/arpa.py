@@ -46,8 +46,8 @@ class _Section:
 def read_arpa(path: str | Path) -> NGram:
     r"""Read an ARPA file, plain or compressed by gzip.
 
-    Fields are parted by tabs or spaces, tokens are UTF-8. Back-off weights may be missing: they are then 1, as are the
-    log10 of 0. A log10 of -99 or less is a probability of 0. What is before `\data\` and after `\end\` is skipped;
+    Fields are separated by tabs or spaces, tokens are UTF-8. Back-off weights may be missing: they are then 1, as are
+    the log10 of 0. A log10 of -99 or less is a probability of 0. What is before `\data\` and after `\end\` is skipped;
     n-grams whose beginning was pruned away are kept; `<UNK>` is read as `<unk>` where that is missing.
 
     Raises:
@@ -71,7 +71,7 @@ def read_arpa(path: str | Path) -> NGram:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[Iterable[bytes]]:
-    """Give the lines of a file; what is compressed by gzip is known by its content, not its name."""
+    """Give the lines of a file; compression by gzip is recognized by the content, not by the name."""
     with regular(path).open("rb") as file:
         if not file.peek(len(GZIP)).startswith(GZIP):
             yield file
@@ -109,7 +109,7 @@ class _Reader:
                 self._check_vocabulary()
         if self.line != b"\\end\\":
             raise self._error("the line \\end\\")
-        # An empty section says that the n-grams below are never lengthened; their back-off weights count all the same.
+        # An empty section: the n-grams one shorter are never lengthened, but their back-off weights count.
         while len(sections) > 1 and not len(sections[-1].lines) and not sections[-2].backoffs.any():
             sections.pop()
         return self.tokens, sections
@@ -184,9 +184,9 @@ class _Reader:
         self.ids[token] = len(self.ids)
 
     def _check_vocabulary(self) -> None:
-        other = UNKNOWN.upper()
-        if UNKNOWN not in self.tokens and other in self.tokens:
-            self.tokens[self.tokens.index(other)] = UNKNOWN
+        upper_case = UNKNOWN.upper()
+        if UNKNOWN not in self.tokens and upper_case in self.tokens:
+            self.tokens[self.tokens.index(upper_case)] = UNKNOWN
         missing = [token for token in (SENTENCE_START, SENTENCE_END) if token not in self.tokens]
         if missing:
             absent = " and no ".join(missing)
@@ -205,7 +205,7 @@ def _natural(log10: Sequence[float]) -> Floats:
 
 
 def _complete(sections: list[_Section], vocabulary: int) -> None:
-    """Add the beginnings of n-grams that were pruned away: back-off says how probable they are."""
+    """Add the beginnings of n-grams that were pruned away; back-off gives their probabilities."""
     for length in range(len(sections) - 1, 1, -1):
         lower, upper = sections[length - 1], sections[length]
         rows = np.concatenate([lower.rows, upper.rows[:, :-1]])
@@ -214,11 +214,11 @@ def _complete(sections: list[_Section], vocabulary: int) -> None:
             codes = np.unique(codes * vocabulary + column, return_inverse=True)[1]
         first = np.unique(codes, return_index=True)[1]
         missing = first[first >= len(lower.rows)]
-        unknown = np.zeros(len(missing))
+        zeros = np.zeros(len(missing))
         sections[length - 1] = _Section(
             np.concatenate([lower.rows, rows[missing]]),
-            np.concatenate([lower.log_probs, unknown + np.nan]),
-            np.concatenate([lower.backoffs, unknown]),
+            np.concatenate([lower.log_probs, zeros + np.nan]),
+            np.concatenate([lower.backoffs, zeros]),
             np.concatenate([lower.lines, upper.lines[missing - len(lower.rows)]]),
         )
 
@@ -234,18 +234,18 @@ def _level(tokens: Sequence[str], below: Sequence[Level], section: _Section, pat
     keys = contexts * len(tokens) + section.rows[:, -1]
     order = keys.argsort(kind="stable")
     keys = keys[order]
-    again = np.flatnonzero(keys[1:] == keys[:-1]) + 1
-    if len(again):
-        words = " ".join(tokens[number] for number in section.rows[order[again[0]]])
-        line, first = section.lines[order[again[0]]], section.lines[order[again[0] - 1]]
+    repeats = np.flatnonzero(keys[1:] == keys[:-1]) + 1
+    if len(repeats):
+        words = " ".join(tokens[number] for number in section.rows[order[repeats[0]]])
+        line, first = section.lines[order[repeats[0]]], section.lines[order[repeats[0] - 1]]
         raise InputError(
             f"{path}, line {line}: expected every n-gram once, found {shown(words)!r} again, as in line {first}"
         )
     log_probs = section.log_probs
-    shortened = np.flatnonzero(np.isnan(log_probs))
-    if len(shortened):
+    pruned = np.flatnonzero(np.isnan(log_probs))
+    if len(pruned):
         model = NGram(tokens, below)
-        log_probs[shortened] = below[-1].backoffs[contexts[shortened]] + model.log_probs(section.rows[shortened, 1:])
+        log_probs[pruned] = below[-1].backoffs[contexts[pruned]] + model.log_probs(section.rows[pruned, 1:])
     return Level(keys, log_probs[order], section.backoffs[order])
 
 

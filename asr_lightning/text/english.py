@@ -10,7 +10,7 @@ The policy of `normalize_english`, which is applied to references and hypotheses
   Years are not guessed (1984 → ONE THOUSAND NINE HUNDRED EIGHTY FOUR), nor minus signs, fractions, dates and times.
 * Ordinals (1st), decimals (3.5 → THREE POINT FIVE), percentages (5 %), and amounts of $, £ and €
   ($3.50 → THREE DOLLARS AND FIFTY CENTS, £2 million → TWO MILLION POUNDS).
-* Digits stuck to letters are parted from them: MP3 → MP THREE.
+* Digits stuck to letters are separated from them: MP3 → MP THREE.
 """
 
 import re
@@ -33,7 +33,7 @@ IRREGULAR_ORDINALS = {
     "NINE": "NINTH",
     "TWELVE": "TWELFTH",
 }
-CURRENCIES = {  # one, several, one hundredth, several
+CURRENCIES = {  # singular and plural, and those of a hundredth
     "$": ("DOLLAR", "DOLLARS", "CENT", "CENTS"),
     "£": ("POUND", "POUNDS", "PENNY", "PENCE"),
     "€": ("EURO", "EUROS", "CENT", "CENTS"),
@@ -71,7 +71,7 @@ def normalize_english(text: str) -> str:
 def english_transcript(text: str) -> str:
     """Return a transcript as it is trained on and scored: unchanged where it is capitals and apostrophes already.
 
-    So LibriSpeech's own transcripts stay what they are (NOTHIN'), and any other text is normalized.
+    So LibriSpeech's own transcripts stay as they are (NOTHIN'), and any other text is normalized.
     """
     return text if PLAIN.fullmatch(text) else normalize_english(text)
 

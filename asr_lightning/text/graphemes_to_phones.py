@@ -1,7 +1,7 @@
 """Grapheme-to-phoneme conversion by a joint-sequence model [Bisani and Ney 2008].
 
 Words of a lexicon are cut into graphones, pieces of spelling with their pieces of pronunciation, in the most probable
-way (`graphones`). An n-gram model of these sequences says how probable a word and a pronunciation are together, and a
+way (`graphones`). An n-gram model of these sequences gives the joint probability of a word and a pronunciation, and a
 beam search finds the most probable pronunciations of a spelling.
 
 A model is a plain ARPA file. Its tokens are graphones as `write_graphone` writes them: `PH}F`, `X}K|S`.
@@ -71,7 +71,7 @@ class _Beam:
 class JointSequenceModel:
     """Joint-sequence model; a call with a word returns its most probable pronunciations, as `complete_lexicon` needs.
 
-    Between two graphones with letters there is one without at most.
+    Between two graphones with letters there is at most one without.
 
     Args:
         ngram: Of graphones, written as tokens as above.
@@ -126,13 +126,15 @@ class JointSequenceModel:
             InputError: The lexicon has no words with phones, a word is too long, or has a character that graphones
                 cannot be written with.
         """
-        single = GraphoneModel(_entries(lexicon), letters, phones)
+        unigram = GraphoneModel(_entries(lexicon), letters, phones)
         for number in range(1, passes + 1):
-            _logger.info("pass %d: log likelihood %.3f per entry", number, single.improve() / len(single.entries))
-        sentences = [[write_graphone(graphone) for graphone in cut] for cut in single.segmentations()]
-        known = dict.fromkeys(token for sentence in sentences for token in sentence)
-        known.update(dict.fromkeys(map(write_graphone, _single_letters(single))))
-        return cls(kneser_ney(sentences, order, known), beam, variants)
+            _logger.info("pass %d: log likelihood %.3f per entry", number, unigram.improve() / len(unigram.entries))
+        sentences = [
+            [write_graphone(graphone) for graphone in segmentation] for segmentation in unigram.segmentations()
+        ]
+        vocabulary = dict.fromkeys(token for sentence in sentences for token in sentence)
+        vocabulary.update(dict.fromkeys(map(write_graphone, _single_letters(unigram))))
+        return cls(kneser_ney(sentences, order, vocabulary), beam, variants)
 
     @classmethod
     def read(cls, path: str | Path, beam: int = 16, variants: int = 1) -> Self:
@@ -212,50 +214,50 @@ class JointSequenceModel:
         tokens = self._ids[letters]
         contexts, log_probs = self._predict(beam.contexts, tokens)
         scores = (beam.scores[:, None] + log_probs).ravel()
-        # as many as may be the same but for where they were cut
-        kept = (-scores).argsort(kind="stable")[: 2 * self.beam]
-        rows, columns = np.divmod(kept, len(tokens))
+        # twice the beam: some may differ only in their segmentation
+        best = (-scores).argsort(kind="stable")[: 2 * self.beam]
+        rows, columns = np.divmod(best, len(tokens))
         phones = [
             beam.phones[row] + self._phones[token]
             for row, token in zip(rows.tolist(), tokens[columns].tolist(), strict=True)
         ]
-        return [_Beam(phones, contexts[rows, columns], scores[kept])]
+        return [_Beam(phones, contexts[rows, columns], scores[best])]
 
-    def _predict(self, places: Integers, tokens: Integers) -> tuple[Integers, Floats]:
+    def _predict(self, contexts: Integers, tokens: Integers) -> tuple[Integers, Floats]:
         """Return the contexts after tokens, and their natural log probabilities: `NGram.log_probs`, a token at a time.
 
         Args:
-            places: (H, order - 1) as of `_Beam`.
+            contexts: (H, order - 1) as of `_Beam`.
             tokens: (G,) ids.
 
         Returns:
-            Places (H, G, order - 1), log probabilities (H, G).
+            Contexts (H, G, order - 1), log probabilities (H, G).
         """
         levels = self.ngram.levels
-        found = np.full((len(places), len(tokens), len(levels)), ABSENT)
-        found[:, :, 0] = tokens
-        log_probs = np.tile(levels[0].log_probs[tokens], (len(places), 1))
+        new_contexts = np.full((len(contexts), len(tokens), len(levels)), ABSENT)
+        new_contexts[:, :, 0] = tokens
+        log_probs = np.tile(levels[0].log_probs[tokens], (len(contexts), 1))
         for length, (below, level) in enumerate(zip(levels, levels[1:], strict=False)):
-            rows = np.flatnonzero(places[:, length] != ABSENT)
-            contexts = places[rows, length]
-            keys = contexts[:, None] * len(self.ngram.tokens) + tokens
+            rows = np.flatnonzero(contexts[:, length] != ABSENT)
+            parents = contexts[rows, length]
+            keys = parents[:, None] * len(self.ngram.tokens) + tokens
             children = np.minimum(level.keys.searchsorted(keys), len(level.keys) - 1)
-            there = level.keys[children] == keys
-            backed_off = log_probs[rows] + below.backoffs[contexts][:, None]
-            log_probs[rows] = np.where(there, level.log_probs[children], backed_off)
-            found[rows, :, length + 1] = np.where(there, children, ABSENT)
-        return found[:, :, : len(levels) - 1], log_probs
+            exists = level.keys[children] == keys
+            backed_off = log_probs[rows] + below.backoffs[parents][:, None]
+            log_probs[rows] = np.where(exists, level.log_probs[children], backed_off)
+            new_contexts[rows, :, length + 1] = np.where(exists, children, ABSENT)
+        return new_contexts[:, :, : len(levels) - 1], log_probs
 
     def _prune(self, beams: Sequence[_Beam]) -> _Beam:
         """Sum hypotheses that differ only in their segmentation, and keep the best."""
         contexts = np.concatenate([beam.contexts for beam in beams])
         scores = np.concatenate([beam.scores for beam in beams])
-        phones = [beginning for beam in beams for beginning in beam.phones]
+        phones = [partial for beam in beams for partial in beam.phones]
         first: dict[tuple[Phones, bytes], int] = {}
         for row, key in enumerate(zip(phones, map(np.ndarray.tobytes, contexts), strict=True)):
-            same = first.setdefault(key, row)
-            if same != row:
-                scores[same] = np.logaddexp(scores[same], scores[row])
+            first_row = first.setdefault(key, row)
+            if first_row != row:
+                scores[first_row] = np.logaddexp(scores[first_row], scores[row])
         rows = np.array(list(first.values()))
         rows = rows[(-scores[rows]).argsort(kind="stable")[: self.beam]]
         return _Beam([phones[row] for row in rows.tolist()], contexts[rows], scores[rows])
@@ -274,8 +276,8 @@ class JointSequenceModel:
 def _entries(lexicon: Lexicon) -> list[Entry]:
     return [
         (word, pronunciation)
-        for word, some in sorted(lexicon.pronunciations.items())
-        for pronunciation in some
+        for word, pronunciations in sorted(lexicon.pronunciations.items())
+        for pronunciation in pronunciations
         if not NOT_SPEECH.intersection(phone.upper() for phone in pronunciation)
     ]
 

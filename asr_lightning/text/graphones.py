@@ -1,8 +1,9 @@
 """Graphones: pieces of a spelling with the pieces of pronunciation that belong to them [Bisani and Ney 2008, §3].
 
 An entry is a word and one pronunciation of it. Graphones that follow each other make up both: PHONE, F OW1 N is
-PH:F O:OW1 N:N E: for example. Which graphones there are, and how probable, is found by expectation maximization: all
-ways to cut all entries are weighed at once. Lattices of entries with equally many letters and phones are one array.
+PH:F O:OW1 N:N E: for example. The graphones and their probabilities are found by expectation maximization: all
+segmentations of all entries are weighed at once. Lattices of entries with equally many letters and phones form one
+array.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,8 +30,8 @@ class _Group:
     """B entries of N letters and M phones.
 
     Attributes:
-        entries: (B,) which ones.
-        letters: For every size k of graphones, the numbers (N + 1 - k, B) of the pieces of k letters from each place.
+        entries: (B,) indices.
+        letters: For every size k of graphones, numbers (N + 1 - k, B) of the pieces of k letters from each position.
         phones: The same of phones, (M + 1 - k, B).
     """
 
@@ -42,10 +43,10 @@ class _Group:
 class GraphoneModel:
     """Unigram probabilities of graphones, estimated from entries, and segmentations of these entries.
 
-    At first all graphones are equally probable that are part of any way to cut any entry.
+    At first all graphones that occur in a segmentation of an entry are equally probable.
 
     Args:
-        entries: What it is estimated from.
+        entries: To estimate it from.
         letters: In a graphone at most.
         phones: In a graphone at most; graphones may have no letters or no phones, but not neither.
 
@@ -68,9 +69,9 @@ class GraphoneModel:
         for number, (word, pronunciation) in enumerate(entries):
             shapes.setdefault((len(word), len(pronunciation)), []).append(number)
         self._groups = [
-            _Group(np.array(some), self._letters.of(some), self._phones.of(some))
+            _Group(np.array(chunk), self._letters.of(chunk), self._phones.of(chunk))
             for _, rows in sorted(shapes.items())
-            for some in (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
+            for chunk in (rows[start : start + ROWS] for start in range(0, len(rows), ROWS))
         ]
         possible = np.zeros((len(self._letters), len(self._phones)))
         for group in self._groups:
@@ -91,12 +92,12 @@ class GraphoneModel:
         for group in self._groups:
             weights = self._weights(group)
             flipped = {size: weight[::-1, ::-1] for size, weight in weights.items()}
-            before, after = _sums(weights), _sums(flipped)[::-1, ::-1]  # (N + 1, M + 1, B)
-            total = before[-1, -1]
+            forward, backward = _sums(weights), _sums(flipped)[::-1, ::-1]  # (N + 1, M + 1, B)
+            total = forward[-1, -1]
             log_likelihood += float(np.log(total).sum())
             for (m, n), weight in weights.items():
                 rows, columns = weight.shape[:2]
-                share = before[:rows, :columns] * weight * after[m:, n:] / total
+                share = forward[:rows, :columns] * weight * backward[m:, n:] / total
                 np.add.at(counts, _arcs(group, (m, n)), share)
         return counts, log_likelihood
 
@@ -136,7 +137,7 @@ class GraphoneModel:
 def write_graphone(graphone: Graphone) -> str:
     """Write a graphone as a token: letters, `}`, phones with `|` between them.
 
-    `PH}F` and `X}K|S` are some; `E}` is a silent letter, `}AH0` a phone without a letter.
+    Examples are `PH}F` and `X}K|S`; `E}` is a silent letter, `}AH0` a phone without a letter.
 
     Raises:
         InputError: A letter or phone has one of the marks of the format.
@@ -165,7 +166,7 @@ def parse_graphone(token: str) -> Graphone:
 
 
 class _Pieces:
-    """Numbers all pieces of sequences that have at most so many symbols; the empty piece is 0."""
+    """Numbers of the pieces of sequences, each of at most `longest` symbols; the empty piece is 0."""
 
     def __init__(self, sequences: Sequence[tuple[str, ...]], longest: int) -> None:
         self.ids: dict[tuple[str, ...], int] = {(): 0}
@@ -202,7 +203,7 @@ def _check(entries: Sequence[Entry]) -> None:
 
 
 def _arcs(group: _Group, size: Size) -> tuple[Integers, Integers]:
-    """Return which graphones of one size there are from each place in the lattice: indices of arrays (L, P)."""
+    """Return the graphones of one size from each position in the lattice, as indices of arrays (L, P)."""
     letters, phones = size
     if letters >= len(group.letters) or phones >= len(group.phones):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -210,7 +211,7 @@ def _arcs(group: _Group, size: Size) -> tuple[Integers, Integers]:
 
 
 def _places(weights: dict[Size, Floats]) -> tuple[tuple[int, int, int], Iterator[tuple[int, int, list[Size]]]]:
-    """Return the shape of a lattice, and its places in order with the sizes of graphones that end there."""
+    """Return the shape of a lattice, and its positions in order with the sizes of graphones that end there."""
     (m, n), weight = next(iter(weights.items()))
     rows, columns, batch = weight.shape[0] + m, weight.shape[1] + n, weight.shape[2]
     positions = (
@@ -220,7 +221,7 @@ def _places(weights: dict[Size, Floats]) -> tuple[tuple[int, int, int], Iterator
 
 
 def _sums(weights: dict[Size, Floats]) -> Floats:
-    """Return the summed probability (N + 1, M + 1, B) of all ways from the start to each place."""
+    """Return the summed probability (N + 1, M + 1, B) of all paths from the start to each position."""
     shape, positions = _places(weights)
     sums = np.zeros(shape)
     sums[0, 0] = 1.0
@@ -231,13 +232,13 @@ def _sums(weights: dict[Size, Floats]) -> Floats:
 
 
 def _best(weights: dict[Size, Floats], sizes: Sequence[Size]) -> npt.NDArray[np.int8]:
-    """Return which of the sizes the graphone has with which the best way to each place (N + 1, M + 1, B) ends."""
+    """Return the index in `sizes` of the last graphone of the best path to each position (N + 1, M + 1, B)."""
     shape, positions = _places(weights)
     scores, last = np.zeros(shape), np.zeros(shape, np.int8)
     scores[0, 0] = 1.0
     for i, j, ending in positions:
-        ways = np.stack([scores[i - m, j - n] * weights[m, n][i - m, j - n] for m, n in ending])
-        best = ways.argmax(0)
-        scores[i, j] = ways.max(0)
+        candidates = np.stack([scores[i - m, j - n] * weights[m, n][i - m, j - n] for m, n in ending])
+        best = candidates.argmax(0)
+        scores[i, j] = candidates.max(0)
         last[i, j] = np.array([sizes.index(size) for size in ending], np.int8)[best]
     return last

@@ -21,18 +21,18 @@ OTHERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ%#./-+*&':~"  # all else that `asr
 
 
 def _standing_alone() -> dict[str, str]:
-    """Letters outside of syllables (ㅋ) by the letters within them; an initial one where there are two."""
-    alone: dict[str, str] = {}
+    """Return letters outside of syllables (ㅋ) by those within them; an initial and a final one may share theirs."""
+    letters: dict[str, str] = {}
     for jamo in JAMO:
         kind, name = unicodedata.name(jamo).removeprefix("HANGUL ").split(" ", 1)
         letter = unicodedata.lookup(f"HANGUL LETTER {name}")
         assert kind in ("CHOSEONG", "JUNGSEONG", "JONGSEONG")
-        alone[jamo] = letter
-    return alone
+        letters[jamo] = letter
+    return letters
 
 
 _ALONE = _standing_alone()
-_WITHIN = {letter: jamo for jamo, letter in reversed(_ALONE.items())}
+_WITHIN = {letter: jamo for jamo, letter in reversed(_ALONE.items())}  # the initial one where there are two
 INITIALS, MEDIALS = (tuple(_ALONE[jamo] for jamo in part) for part in (JAMO[:19], JAMO[19:40]))
 FINALS = ("", *(_ALONE[jamo] for jamo in JAMO[40:]))
 
@@ -84,7 +84,7 @@ class SyllableTokenizer(Tokenizer):
     """`<blank>`, `<unk>`, `<eos>`, `_` for a space, and the syllables and other characters of a list.
 
     Args:
-        characters: Path of a list as `write_characters` makes it: a line for each character, which it begins with.
+        characters: Path of a list as `write_characters` makes it: a line for each character, which begins with it.
         characters_in_order: The characters themselves, as checkpoints carry them.
 
     Raises:
@@ -94,11 +94,11 @@ class SyllableTokenizer(Tokenizer):
     def __init__(self, characters: str | None = None, characters_in_order: str | None = None) -> None:
         if (characters is None) == (characters_in_order is None):
             raise InputError("SyllableTokenizer needs characters (a path) or characters_in_order, exactly one of them")
-        known = _read_characters(Path(characters)) if characters is not None else str(characters_in_order)
-        twice = [character for character, count in Counter(known).items() if count > 1]
-        if twice or not known:
-            raise InputError(f"the list of characters {characters or ''} is empty, or has some twice: {twice[:10]}")
-        self.tokens = (BLANK, UNKNOWN, END, SPACE, *known)
+        alphabet = _read_characters(Path(characters)) if characters is not None else str(characters_in_order)
+        repeated = [character for character, count in Counter(alphabet).items() if count > 1]
+        if repeated or not alphabet:
+            raise InputError(f"the list of characters {characters or ''} is empty, or has some twice: {repeated[:10]}")
+        self.tokens = (BLANK, UNKNOWN, END, SPACE, *alphabet)
         self.blank_id, self.unk_id, self.eos_id = range(3)
         self._ids = {token: number for number, token in enumerate(self.tokens)}
 
@@ -132,17 +132,17 @@ def write_characters(texts: Iterable[str], path: Path, tokens: int = FULL_SIZE, 
         InputError: There is no text, or no room for a character.
     """
     counts = Counter(character for text in texts for character in unicodedata.normalize("NFC", text))
-    kept = [
+    rows = [
         (letter, count)
         for letter, count in counts.items()
         if count >= least and not letter.isspace() and letter != SPACE
     ]
-    kept = sorted(kept, key=lambda pair: (-pair[1], pair[0]))[: max(0, tokens - 4)]
-    if not kept:
+    rows = sorted(rows, key=lambda pair: (-pair[1], pair[0]))[: max(0, tokens - 4)]
+    if not rows:
         raise InputError(f"a list of {tokens - 4} characters that come at least {least} times needs texts with some")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{character}\t{count}\n" for character, count in kept), encoding="utf-8")
-    return len(kept)
+    path.write_text("".join(f"{character}\t{count}\n" for character, count in rows), encoding="utf-8")
+    return len(rows)
 
 
 def _read_characters(path: Path) -> str:

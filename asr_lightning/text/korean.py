@@ -11,9 +11,9 @@ more than words:
 | bare `%`, `#`                | signs that were spoken                        | as spoken: 퍼센트, 샵           |
 
 What stays text: `/ + * - & '` between two digits or Latin letters (3/1, K-POP, 7*7), and `. : ~` between two digits
-(3.5). The comma of grouped digits goes (1,000 → 1000). A noise mark is a lower-case letter that no Latin letter or
-digit stands before (club/ is a word) or, behind the slash, after (n/a is text). Latin letters become capitals; digits
-stay, because the spelling does not tell how they were read. Every other mark becomes a space.
+(3.5). The comma of grouped digits goes (1,000 → 1000). A noise mark has no Latin letter or digit before
+its lower-case letter (club/ is a word) or after its slash (n/a is text). Latin letters become capitals; digits stay,
+because the spelling does not tell how they were read. Every other mark becomes a space.
 
 Brackets that do not pair are repaired where exactly one of the rules in `REPAIRS` makes them pair. What is left then is
 an `AnnotationError`, never a guess.
@@ -26,7 +26,7 @@ from typing import Literal
 Side = Literal["spelling", "pronunciation"]
 
 PERCENT, SHARP = "퍼센트", "샵"
-REPAIRS = (  # in real lines of the corpus; what a rule changes, as it stands and as it was meant
+REPAIRS = (  # of faults in lines of the corpus: name, pattern, replacement
     ("doubled opening bracket", re.compile(r"\(\(([^()]*)\)"), r"(\1)"),  # (5%)/((오 퍼센트) → (5%)/(오 퍼센트)
     ("doubled closing bracket", re.compile(r"\(([^()]*)\)\)"), r"(\1)"),  # (5%))/(오 퍼센트) → (5%)/(오 퍼센트)
     ("first side not closed", re.compile(r"\(([^()/]+)/\("), r"(\1)/("),  # (5%/(오 퍼센트) → (5%)/(오 퍼센트)
@@ -67,8 +67,8 @@ def normalize_korean(line: str, side: Side = "pronunciation", percent: str = PER
     if side == "pronunciation":
         text = text.replace("%", percent).replace("#", SHARP)
     text = _GROUPS.sub("", text).upper()
-    kept = {match.start() for match in _KEPT.finditer(text)}
-    return " ".join("".join(c if n in kept or _is_text(c) else " " for n, c in enumerate(text)).split())
+    kept_positions = {match.start() for match in _KEPT.finditer(text)}
+    return " ".join("".join(c if n in kept_positions or _is_text(c) else " " for n, c in enumerate(text)).split())
 
 
 def _is_text(character: str) -> bool:
@@ -82,9 +82,9 @@ def _repaired(text: str, side: Side) -> str:
     except AnnotationError as error:
         results = set()
         for _, pattern, replacement in REPAIRS:
-            if (changed := pattern.sub(replacement, text)) != text:
+            if (repaired := pattern.sub(replacement, text)) != text:
                 try:
-                    results.add(_resolved(changed, side))
+                    results.add(_resolved(repaired, side))
                 except AnnotationError:
                     continue
         if len(results) != 1:
@@ -124,12 +124,12 @@ def _bracket(text: str, start: int) -> tuple[str, int]:
 
 
 def _without_marks(text: str) -> str:
-    """Drop noise, and the marks of fillers, repetitions and unclear words; a mark between two words parts them."""
+    """Drop noise, and the marks of fillers, repetitions and unclear words; a mark between two words becomes a space."""
     text = _NOISE.sub(" ", text)
-    kept = {match.start() for match in _KEPT.finditer(text)}
-    marks = [n for n, c in enumerate(text) if c in "/+*" and n not in kept]
+    kept_positions = {match.start() for match in _KEPT.finditer(text)}
+    marks = [n for n, c in enumerate(text) if c in "/+*" and n not in kept_positions]
     characters = list(text)
     for n in marks:
-        inside = text[n + 1 : n + 2].strip() and text[n + 1] not in "/+*.,?!"
-        characters[n] = " " if inside else ""
+        between_words = text[n + 1 : n + 2].strip() and text[n + 1] not in "/+*.,?!"
+        characters[n] = " " if between_words else ""
     return "".join(characters)

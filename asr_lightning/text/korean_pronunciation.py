@@ -3,21 +3,21 @@
 The source is the Standard Pronunciation (표준 발음법); numbers in brackets are its articles. Alternatives are of two
 kinds. Those that it allows:
 
-* 의 as 이 behind the first syllable, as 에 at the end of a word, where it may be a particle [5];
-* ㅖ as ㅔ behind any consonant but ㄹ: 시계, but not 차례 [5];
+* 의 as 이 after the first syllable, as 에 at the end of a word, where it may be a particle [5];
+* ㅖ as ㅔ after any consonant but ㄹ: 시계, but not 차례 [5];
 * 되어 as 되여, 아니오 as 아니요 [22]; 맛있다 as 마싣따 [15], 금융 as 그뮹 [29].
 
 And those of which one is right, but spelling does not tell which:
 
-* ㄷ ㅅ ㅈ behind ㄹ is tense in Sino-Korean words (갈등, said 갈뜽 [26]), as is what follows the ending -ㄹ [27];
+* ㄷ ㅅ ㅈ after ㄹ is tense in Sino-Korean words (갈등, said 갈뜽 [26]), as is what follows the ending -ㄹ [27];
   it is always so in the endings of `_ENDING` (할수록 → 할쑤록), never in `NO_SINO_KOREAN`;
 * ㄴㄹ may be ㄴㄴ before `SINO_KOREAN_L` (의견란, said 의견난 [20]);
-* ㅅ may be there for a compound's sake and then not heard (냇가, said 내까 or 낻까 [30]), but in `OWN_S`.
+* ㅅ may only mark a compound and is then silent (냇가, said 내까 or 낻까 [30]), except in `OWN_S`.
 
 A dictionary is needed for the rest, which is left out but for the words in `RESPELLED`: ㄴ that is inserted between
 the parts of a compound [29] other than before `N_INSERTED` (꽃잎 → 꼰닙); the first letter of its second part where
 that is tense (문고리, said 문꼬리 [28]); a coda that is said before it is linked (밭아래, said 바다래 [15]), other than
-before 있 and 없 (끝없이 → 끄덥씨). Morphology is needed for the tense ending behind a verb's stem in ㄴ or ㅁ (신고,
+before 있 and 없 (끝없이 → 끄덥씨). Morphology is needed for the tense ending after a verb's stem in ㄴ or ㅁ (신고,
 said 신꼬 [24]). Length is not written [6, 7].
 """
 
@@ -40,12 +40,12 @@ VOWEL_PHONES = dict(  # ㅚ and ㅟ as diphthongs [article 4], so ㅚ is ㅞ
 )
 PHONES = tuple(dict.fromkeys([*INITIAL_PHONES.values(), *CODA_PHONES.values(), *VOWEL_PHONES.values()]))
 
-OWN_S = "옷못맛멋빗붓벗웃씻짓잇갓곳것뜻낫솟앗엇덧헛첫풋꼿꿋굿럿릇섯셋넷젓옛뺏긋탓엿"  # ㅅ is theirs, not a compound's
+OWN_S = "옷못맛멋빗붓벗웃씻짓잇갓곳것뜻낫솟앗엇덧헛첫풋꼿꿋굿럿릇섯셋넷젓옛뺏긋탓엿"  # with a ㅅ of their own
 NO_SINO_KOREAN = "다더던든"  # begin endings and no Sino-Korean word: 알다 is never tense
 FUTURE = "거것건걸겁게밖바"  # what -ㄹ may stand before, besides ㄷ ㅅ ㅈ [27]
 SINO_KOREAN_L = "란량력령론료류례로"  # suffixes: 의견란, said 의견난 [20]
-N_INSERTED = "잎|이불|여름|연필|윷|여섯|여덟"  # behind a coda
-RESPELLED = {  # how words begin, and spelling that the rules read right; the regular one first
+N_INSERTED = "잎|이불|여름|연필|윷|여섯|여덟"  # after a coda
+RESPELLED = {  # beginnings of words, and spellings that the rules read right; the regular one first
     pair.split(":")[0]: pair.split(":")[1].split("/")
     for pair in (
         # [15]
@@ -68,7 +68,7 @@ _WITH_L = "".join(chr(code) for code in range(0xAC00 + FINALS.index("ㄹ"), 0xD7
 _INSERTION = re.compile(f"(?<=[{_WITH_CODA}])(?:{N_INSERTED})")
 _EXISTENCE = re.compile(f"[{_WITH_CODA}][있없]")
 _ENDING = re.compile(f"(?<=[{_WITH_L}])(?:수록|지라도|지언정|진대|세라|걸요?|게요)$")  # of -ㄹ, whatever the stem [27]
-_Choices = list[tuple[tuple[int, int, str], ...]]  # each some changes: the syllable, the letter in it, what it becomes
+_Choices = list[tuple[tuple[int, int, str], ...]]  # each some changes: index of the syllable, index in it, letter
 
 
 def pronounce(word: str) -> str:
@@ -92,9 +92,9 @@ def pronunciations(word: str) -> tuple[str, ...]:
     Raises:
         InputError: The word is empty or has another character than Hangul syllables.
     """
-    ways = [_ways(pronounce_by_rules(spelling)) for spelling in _spellings(_checked(word))]
-    spelled = chain((next(way) for way in ways), *ways)
-    return tuple(dict.fromkeys(islice(spelled, MOST)))
+    iterators = [_ways(pronounce_by_rules(spelling)) for spelling in _spellings(_checked(word))]
+    candidates = chain((next(iterator) for iterator in iterators), *iterators)
+    return tuple(dict.fromkeys(islice(candidates, MOST)))
 
 
 def phones(word: str) -> tuple[tuple[str, ...], ...]:
@@ -126,9 +126,9 @@ def _checked(word: str) -> str:
 def _spellings(word: str) -> list[str]:
     """Respell a word so that the rules give its pronunciation."""
     spellings = [word]
-    for beginning, instead in RESPELLED.items():
+    for beginning, respellings in RESPELLED.items():
         if word.startswith(beginning):
-            spellings = [spelling + word[len(beginning) :] for spelling in instead]
+            spellings = [spelling + word[len(beginning) :] for spelling in respellings]
     spellings = [_EXISTENCE.sub(_parted, spelling) for spelling in spellings]
     spellings = [_INSERTION.sub(lambda match: _changed(match[0], "ㄴ"), spelling) for spelling in spellings]
     return [
@@ -150,38 +150,40 @@ def _changed(text: str, initial: str) -> str:
 def _ways(syllables: list[Syllable]) -> Iterator[str]:
     """Yield the pronunciation by the rules, then with one choice changed, with two, and so on."""
     choices = [*_vowel_choices(syllables), *_consonant_choices(syllables)]
-    for number in range(len(choices) + 1):
-        for chosen in combinations(choices, number):
+    for size in range(len(choices) + 1):
+        for chosen in combinations(choices, size):
             for changes in product(*chosen):
                 letters = [[syllable.initial, syllable.medial, syllable.final] for syllable in syllables]
-                for where, slot, letter in chain.from_iterable(changes):
-                    letters[where][slot] = letter
-                yield "".join(compose(*each) for each in letters)
+                for index, slot, letter in chain.from_iterable(changes):
+                    letters[index][slot] = letter
+                yield "".join(compose(*letter_triple) for letter_triple in letters)
 
 
 def _vowel_choices(syllables: list[Syllable]) -> Iterator[_Choices]:
     spelling, last = "".join(syllable.written for syllable in syllables), len(syllables) - 1
-    for where, syllable in enumerate(syllables):
+    for index, syllable in enumerate(syllables):
         initial, medial, final = decompose(syllable.written)
-        before = syllables[where - 1] if where else None
-        after_front = before is not None and before.medial in "ㅣㅚ" and not before.final and syllable.initial == "ㅇ"
-        if initial == "ㅇ" and medial == "ㅢ" and before:  # [5]
-            yield [((where, 1, vowel),) for vowel in ("ㅣㅔ" if where == last and not final else "ㅣ")]
+        previous = syllables[index - 1] if index else None
+        after_front = (
+            previous is not None and previous.medial in "ㅣㅚ" and not previous.final and syllable.initial == "ㅇ"
+        )
+        if initial == "ㅇ" and medial == "ㅢ" and previous:  # [5]
+            yield [((index, 1, vowel),) for vowel in ("ㅣㅔ" if index == last and not final else "ㅣ")]
         elif medial == "ㅖ" and initial not in "ㅇㄴㄹ":  # [5]; ㄴ is written in none but in 상견녜 of `RESPELLED`
-            yield [((where, 1, "ㅔ"),)]
+            yield [((index, 1, "ㅔ"),)]
         elif after_front and syllable.written in "어었":  # 되어, 되여 [22]
-            yield [((where, 1, "ㅕ"),)]
-        elif after_front and where == last and spelling.endswith(("이오", "아니오")):  # 아니오, 아니요 [22]
-            yield [((where, 1, "ㅛ"),)]
+            yield [((index, 1, "ㅕ"),)]
+        elif after_front and index == last and spelling.endswith(("이오", "아니오")):  # 아니오, 아니요 [22]
+            yield [((index, 1, "ㅛ"),)]
 
 
 def _consonant_choices(syllables: list[Syllable]) -> Iterator[_Choices]:
-    for where, (left, right) in enumerate(pairwise(syllables)):
+    for index, (left, right) in enumerate(pairwise(syllables)):
         initial, final = decompose(right.written)[0], decompose(left.written)[2]
         after_l = initial in "ㄷㅅㅈ" and right.written not in NO_SINO_KOREAN or right.written in FUTURE
         if right.initial in TENSE and (final == "ㄹ" and after_l or left.written == "삶"):  # 갈등 [26], 삶다 [24]
-            yield [((where + 1, 0, TENSE[right.initial]),)]
+            yield [((index + 1, 0, TENSE[right.initial]),)]
         elif final == "ㅅ" and initial in TENSE and left.written not in OWN_S:  # 냇가 [30]
-            yield [((where, 2, ""),)]
-        elif where and final == "ㄴ" and right.written in SINO_KOREAN_L:  # 의견란 [20]
-            yield [((where, 2, "ㄴ"), (where + 1, 0, "ㄴ"))]
+            yield [((index, 2, ""),)]
+        elif index and final == "ㄴ" and right.written in SINO_KOREAN_L:  # 의견란 [20]
+            yield [((index, 2, "ㄴ"), (index + 1, 0, "ㄴ"))]

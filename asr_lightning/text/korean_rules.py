@@ -11,7 +11,7 @@
 | `_simplify`     | 8 – 11   | seven codas: 부엌 → 부억, 값 → 갑, 읽다 → 익따; 읽고 → 일꼬, 밟다 → 밥따               |
 | `_nasalize`     | 18, 19   | 국물 → 궁물, 독립 → 동닙, 담력 → 담녁                                                  |
 | `_lateralize`   | 20       | 난로 → 날로, 칼날 → 칼랄                                                               |
-| `_vowels`       | 5        | 가져 → 가저 (after ㅈ ㅉ ㅊ no glide is heard), 희망 → 히망                            |
+| `_vowels`       | 5        | 가져 → 가저 (after ㅈ ㅉ ㅊ no glide is spoken), 희망 → 히망                           |
 
 Where spelling does not decide:
 
@@ -37,7 +37,7 @@ CODAS = {
     )
     for final in finals
 }
-STAY_AND_GO = {  # of two letters before a vowel
+STAY_AND_GO = {  # of two final letters before a vowel: the one that stays, the one that goes on
     letters[0]: (letters[1], letters[2])
     for letters in "ㄳㄱㅆ ㄵㄴㅈ ㄺㄹㄱ ㄻㄹㅁ ㄼㄹㅂ ㄽㄹㅆ ㄾㄹㅌ ㄿㄹㅍ ㅄㅂㅆ".split()
 }
@@ -45,7 +45,7 @@ PALATALISED = {"ㄷ": ("", "ㅈ"), "ㅌ": ("", "ㅊ"), "ㄾ": ("ㄹ", "ㅊ")}
 WITH_H = {"ㅎ": "", "ㄶ": "ㄴ", "ㅀ": "ㄹ"}  # what stays when ㅎ goes
 BEFORE_HI = {"ㅈ": ("", "ㅊ"), "ㄵ": ("ㄴ", "ㅊ"), "ㄺ": ("ㄹ", "ㅋ"), "ㄼ": ("ㄹ", "ㅍ")}
 
-NOUNS = "닭탉흙칡삵슭삶앎덟"  # syllables in ㄺ ㄻ ㄼ that are no verbs' (수탉, 기슭, 여덟)
+NOUNS = "닭탉흙칡삵슭삶앎덟"  # syllables in ㄺ ㄻ ㄼ of nouns, not of verbs (수탉, 기슭, 여덟)
 CAUSATIVES = "굶옮곪"  # 굶기다 is not tense [24]
 
 

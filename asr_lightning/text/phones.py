@@ -56,11 +56,11 @@ def label_spans(segments: Sequence[Segment], starts: np.ndarray, ends: np.ndarra
     """
     if not segments:
         return [""] * len(starts)
-    begins = np.array([segment.start for segment in segments])
-    stops = np.array([segment.end for segment in segments])
+    segment_starts = np.array([segment.start for segment in segments])
+    segment_ends = np.array([segment.end for segment in segments])
     labels = []
     for start, end in zip(starts, ends, strict=True):
-        shared = np.minimum(end, stops) - np.maximum(start, begins)
-        best = int(shared.argmax())
-        labels.append(segments[best].label if shared[best] > 0 else "")
+        overlaps = np.minimum(end, segment_ends) - np.maximum(start, segment_starts)
+        best = int(overlaps.argmax())
+        labels.append(segments[best].label if overlaps[best] > 0 else "")
     return labels

@@ -13,7 +13,7 @@ def prune(model: NGram, threshold: float) -> NGram:
     """Remove n-grams whose removal raises the perplexity by less than a relative threshold [Stolcke 1998].
 
     Each n-gram is judged alone, by the relative entropy between the model with and without it, weighted with the
-    probability of its context; an n-gram that is the context of a longer one that stays, stays, as single tokens do.
+    probability of its context; single tokens stay, and so do the contexts of longer n-grams that stay.
     The weights for backing off are computed anew. Contexts are weighted with the model's own probabilities of shorter
     n-grams, which after Kneser-Ney smoothing are not their frequencies: such models lose more than others
     [Chelba et al. 2010].
@@ -47,16 +47,19 @@ def relative_entropies(model: NGram, length: int) -> Floats:
         length: Of the G n-grams, 2 or more.
     """
     rows = model.rows(length)
-    own, shorter = np.exp(model.levels[length - 1].log_probs), np.exp(model.log_probs(rows[:, 1:]))
+    longer, shorter = np.exp(model.levels[length - 1].log_probs), np.exp(model.log_probs(rows[:, 1:]))
     contexts = model.levels[length - 1].keys // len(model.tokens)
-    left, shorter_left = _left(own, shorter, contexts, len(model.levels[length - 2].keys))
+    rest, shorter_rest = _left(longer, shorter, contexts, len(model.levels[length - 2].keys))
     with np.errstate(divide="ignore", invalid="ignore"):
-        before = np.log(left / shorter_left)
-        after = np.log((left[contexts] + own) / (shorter_left[contexts] + shorter))
-        lost = own * (np.log(own) - np.log(shorter) - after)
-        moved = left[contexts] * (before[contexts] - after)
-    lost, moved = (np.where(mass > LEAST_MASS, values, 0.0) for mass, values in ((own, lost), (left[contexts], moved)))
-    return np.maximum(_context_probs(model, length - 1)[contexts] * (lost + moved), 0)
+        log_backoffs = np.log(rest / shorter_rest)
+        new_log_backoffs = np.log((rest[contexts] + longer) / (shorter_rest[contexts] + shorter))
+        direct_loss = longer * (np.log(longer) - np.log(shorter) - new_log_backoffs)
+        backoff_loss = rest[contexts] * (log_backoffs[contexts] - new_log_backoffs)
+    direct_loss, backoff_loss = (
+        np.where(mass > LEAST_MASS, values, 0.0)
+        for mass, values in ((longer, direct_loss), (rest[contexts], backoff_loss))
+    )
+    return np.maximum(_context_probs(model, length - 1)[contexts] * (direct_loss + backoff_loss), 0)
 
 
 def _context_probs(model: NGram, length: int) -> Floats:
@@ -66,10 +69,10 @@ def _context_probs(model: NGram, length: int) -> Floats:
     return np.exp(first + sum(model.log_probs(rows[:, :end]) for end in range(2, length + 1)))
 
 
-def _left(own: Floats, shorter: Floats, contexts: Integers, size: int) -> tuple[Floats, Floats]:
+def _left(longer: Floats, shorter: Floats, contexts: Integers, size: int) -> tuple[Floats, Floats]:
     """Return the probability mass (C,) left for other tokens in each context, and that of the shorter context."""
-    left, shorter_left = (1 - np.bincount(contexts, probs, size) for probs in (own, shorter))
-    return np.maximum(left, 0), np.maximum(shorter_left, LEAST_MASS)
+    rest, shorter_rest = (1 - np.bincount(contexts, probs, size) for probs in (longer, shorter))
+    return np.maximum(rest, 0), np.maximum(shorter_rest, LEAST_MASS)
 
 
 def _moved(level: Level, renumbered: Integers, vocabulary: int) -> Level:
@@ -85,7 +88,7 @@ def _normalized(model: NGram) -> NGram:
     for length, (below, level) in enumerate(pairwise(levels), 2):  # short contexts first: longer ones need them
         contexts = level.keys // len(model.tokens)
         shorter = np.exp(model.log_probs(model.rows(length)[:, 1:]))
-        left, shorter_left = _left(np.exp(level.log_probs), shorter, contexts, len(below.keys))
+        rest, shorter_rest = _left(np.exp(level.log_probs), shorter, contexts, len(below.keys))
         with np.errstate(divide="ignore"):
-            below.backoffs[:] = np.where(np.isin(np.arange(len(left)), contexts), np.log(left / shorter_left), 0.0)
+            below.backoffs[:] = np.where(np.isin(np.arange(len(rest)), contexts), np.log(rest / shorter_rest), 0.0)
     return model

@@ -1,9 +1,9 @@
 """Estimation of n-gram models: Kneser-Ney and Witten-Bell smoothing, interpolated.
 
 Conventions are those of KenLM. A sentence is `<s>`, its tokens, `</s>`; `<s>` is context only, its probability is 0.
-Single tokens are interpolated with a uniform distribution over the whole vocabulary, `</s>` and `<unk>` included: that
-is all that tokens get that do not stand in the texts, as `<unk>` itself.
-A text of M tokens takes about 100 bytes for each while it is counted.
+Single tokens are interpolated with a uniform distribution over the whole vocabulary, `</s>` and `<unk>` included;
+tokens that are not in the texts, as `<unk>` itself, get nothing else.
+Counting takes about 100 bytes of memory for each token of the text.
 """
 
 import logging
@@ -32,7 +32,7 @@ def kneser_ney(sentences: Iterable[Sequence[str]], order: int, vocabulary: Itera
     Args:
         sentences: Of tokens; read once.
         order: Tokens in the longest n-grams; 3 for trigrams.
-        vocabulary: The tokens that the model shall know; others are read as `<unk>`. None: all in the sentences.
+        vocabulary: The tokens that the model knows; others are read as `<unk>`. None: all in the sentences.
 
     Raises:
         InputError: There are no sentences or none is long enough, or a token cannot be one.
@@ -42,8 +42,8 @@ def kneser_ney(sentences: Iterable[Sequence[str]], order: int, vocabulary: Itera
     for length, level in enumerate(grams, 1):
         counts = level.counts
         if length < order:
-            before = np.bincount(grams[length].suffixes, minlength=len(counts))
-            counts = np.where(level.starts, counts, before)
+            continuations = np.bincount(grams[length].suffixes, minlength=len(counts))
+            counts = np.where(level.starts, counts, continuations)
         amounts, estimated = discounts(counts)
         if not estimated:
             _logger.warning(
@@ -51,10 +51,10 @@ def kneser_ney(sentences: Iterable[Sequence[str]], order: int, vocabulary: Itera
                 length,
                 *amounts,
             )
-        taken = np.array([0.0, *amounts])[np.minimum(counts, 3)]
+        discount = np.array([0.0, *amounts])[np.minimum(counts, 3)]
         totals = _sum(counts, level)
-        share = (counts - taken) / np.maximum(totals, 1)[level.contexts]
-        shares.append((share, _sum(taken, level) / np.maximum(totals, 1)))
+        share = (counts - discount) / np.maximum(totals, 1)[level.contexts]
+        shares.append((share, _sum(discount, level) / np.maximum(totals, 1)))
     return _interpolate(tokens, grams, shares)
 
 
@@ -79,7 +79,7 @@ def discounts(counts: Integers) -> tuple[tuple[float, float, float], bool]:
 def witten_bell(sentences: Iterable[Sequence[str]], order: int, vocabulary: Iterable[str] | None = None) -> NGram:
     """Estimate by interpolated Witten-Bell smoothing [Chen and Goodman 1998, §2.4; Witten and Bell 1991, method C].
 
-    A context after which T different tokens were seen leaves to shorter contexts what T more tokens would have.
+    A context with T different tokens after it leaves to shorter contexts the share of T more tokens.
     Counts of counts play no part, which suits tiny texts and small closed vocabularies.
 
     Args:
@@ -93,9 +93,9 @@ def witten_bell(sentences: Iterable[Sequence[str]], order: int, vocabulary: Iter
     tokens, grams = _count(sentences, order, vocabulary)
     shares = []
     for level in grams:
-        different = _sum(level.counts > 0, level)
-        totals = np.maximum(_sum(level.counts, level) + different, 1)
-        shares.append((level.counts / totals[level.contexts], different / totals))
+        distinct = _sum(level.counts > 0, level)
+        totals = np.maximum(_sum(level.counts, level) + distinct, 1)
+        shares.append((level.counts / totals[level.contexts], distinct / totals))
     return _interpolate(tokens, grams, shares)
 
 
@@ -131,15 +131,15 @@ def _interpolate(tokens: Sequence[str], grams: Sequence[_Grams], shares: Sequenc
     Args:
         tokens: The vocabulary.
         grams: Of the lengths from 1.
-        shares: For each length, what n-grams (G,) have of their own, and what is left in their contexts (C,).
+        shares: For each length, the discounted share of n-grams (G,), and the rest in their contexts (C,).
     """
     probs = np.array([1 / (len(tokens) - 1)])  # no `<s>`
     levels: list[Level] = []
-    for level, (own, left) in zip(grams, shares, strict=True):
+    for level, (share, rest) in zip(grams, shares, strict=True):
         with np.errstate(divide="ignore"):
             if levels:
-                levels[-1].backoffs[:] = np.log(np.where(_sum(level.counts, level) > 0, left, 1.0))
-            probs = own + left[level.contexts] * probs[level.suffixes]
+                levels[-1].backoffs[:] = np.log(np.where(_sum(level.counts, level) > 0, rest, 1.0))
+            probs = share + rest[level.contexts] * probs[level.suffixes]
             if not levels:
                 probs[level.starts] = 0.0
             levels.append(Level(level.keys, np.log(probs), np.zeros(len(probs))))
@@ -152,7 +152,7 @@ class _Vocabulary(dict[str, int]):
     def __init__(self, vocabulary: Iterable[str] | None) -> None:
         self.tokens = [UNKNOWN, SENTENCE_START, SENTENCE_END]
         self.open = True
-        self.sentence = 0  # that is being read
+        self.sentence = 0  # number of the one that is being read
         self[UNKNOWN] = 0
         if vocabulary is not None:
             for token in vocabulary:
@@ -173,15 +173,15 @@ class _Vocabulary(dict[str, int]):
 
 def _read(sentences: Iterable[Sequence[str]], vocabulary: Iterable[str] | None) -> tuple[list[str], Integers]:
     """Return the vocabulary and all sentences in a row, as ids, with `<s>` and `</s>`."""
-    known = _Vocabulary(vocabulary)
-    start, end = known.tokens.index(SENTENCE_START), known.tokens.index(SENTENCE_END)
+    token_ids = _Vocabulary(vocabulary)
+    start, end = token_ids.tokens.index(SENTENCE_START), token_ids.tokens.index(SENTENCE_END)
     ids = array("i")
     for sentence in sentences:
-        known.sentence += 1
+        token_ids.sentence += 1
         ids.append(start)
-        ids.extend(map(known.__getitem__, sentence))
+        ids.extend(map(token_ids.__getitem__, sentence))
         ids.append(end)
-    return known.tokens, np.array(ids, np.int64)
+    return token_ids.tokens, np.array(ids, np.int64)
 
 
 def _count(
@@ -194,11 +194,11 @@ def _count(
     if not len(text):
         raise InputError("expected sentences to estimate a language model from, found none")
     start = tokens.index(SENTENCE_START)
-    numbers = np.arange(len(tokens))
+    token_ids = np.arange(len(tokens))
     counts = np.bincount(text, minlength=len(tokens))
     counts[start] = 0
-    nothing = np.zeros_like(numbers)
-    grams = [_Grams(numbers, counts, nothing, nothing, numbers == start, 1)]
+    zeros = np.zeros_like(token_ids)
+    grams = [_Grams(token_ids, counts, zeros, zeros, token_ids == start, 1)]
     indices = text  # of the n-gram that ends here, in its level
     for length in range(2, order + 1):
         ends = np.flatnonzero((indices[:-1] != ABSENT) & (text[1:] != start)) + 1

@@ -20,7 +20,7 @@ class Word:
         text: As it is written.
         start: Seconds from the beginning of the audio.
         end: The same; never before the start.
-        confidence: Estimated probability that the word is right; None where nothing is known.
+        confidence: Estimated probability that the word is right; None where it is not known.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Word:
 def as_ctm(name: str, words: Sequence[Word]) -> str:
     """Return lines `NAME 1 START DURATION WORD CONFIDENCE` of NIST's CTM; without confidence the last column is absent.
 
-    White space in the name would part columns, and is written `_`.
+    White space in the name would separate columns, and is written `_`.
     """
     name = re.sub(r"\s", "_", printable(name))
     lines = []
@@ -68,7 +68,7 @@ def as_vtt(words: Sequence[Word]) -> str:
 
 
 def as_textgrid(words: Sequence[Word], seconds: float) -> str:
-    """Return a TextGrid of Praat with a tier `words`; what no word covers is an empty interval.
+    """Return a TextGrid of Praat with a tier `words`; time without a word is an empty interval.
 
     Args:
         words: In the order of time. Of words that overlap, the later one begins where the earlier one ends; words
@@ -76,17 +76,17 @@ def as_textgrid(words: Sequence[Word], seconds: float) -> str:
         seconds: Length of the audio.
     """
     intervals: list[tuple[float, float, str]] = []
-    now = 0.0
+    covered = 0.0
     for word in words:
-        start, end = max(now, word.start), min(seconds, word.end)
+        start, end = max(covered, word.start), min(seconds, word.end)
         if end <= start:
             continue
-        if start > now:
-            intervals.append((now, start, ""))
+        if start > covered:
+            intervals.append((covered, start, ""))
         intervals.append((start, end, word.text))
-        now = end
-    if now < seconds:
-        intervals.append((now, seconds, ""))
+        covered = end
+    if covered < seconds:
+        intervals.append((covered, seconds, ""))
     lines = [
         'File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0", f"xmax = {seconds:.6f}",
         "tiers? <exists>", "size = 1", "item []:", "    item [1]:", '        class = "IntervalTier"',

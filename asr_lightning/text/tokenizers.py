@@ -16,7 +16,7 @@ from asr_lightning.files import regular
 
 BLANK, UNKNOWN, END = "<blank>", "<unk>", "<eos>"
 UNKNOWN_SURFACE = "?"  # how decode writes <unk>
-# Of five letters, which an English word has on average, one is lost then: two words of three are wrong at best. Foreign
+# One letter of five, as many as an average English word has: then two words of three are wrong at best. Foreign
 # names and digits stay below 1 %; text of another script, or of the other case, is lost nearly as a whole.
 MOST_LOST = 0.2
 NAMED = 10  # of the lost characters
@@ -27,7 +27,7 @@ class Tokenizer(ABC):
 
     Attributes:
         tokens: The V tokens; the index of a token is its id.
-        blank_id: The token of "nothing here" of CTC and transducers.
+        blank_id: The token of CTC and transducers for no token.
         unk_id: The token that stands for what the vocabulary cannot write.
         eos_id: The token that ends a sentence of an attention decoder.
     """
@@ -64,8 +64,8 @@ class Tokenizer(ABC):
     def fold(self, text: str) -> str:
         """Return a transcript as this vocabulary writes it, so that reference and hypothesis are spelled alike.
 
-        Without É in the vocabulary, CAFÉ is CAFE, and marks that it drops are dropped. What it cannot write stays as it
-        is, and counts as an error.
+        Without É in the vocabulary, CAFÉ is CAFE, and marks that it drops are dropped. Characters that it cannot write
+        stay, and count as errors.
         """
         text = unicodedata.normalize("NFC", text)
         lost = {character for character in set(text) if self.loses(character)}
@@ -295,10 +295,10 @@ def check_coverage(tokenizer: Tokenizer, characters: Mapping[str, int], name: st
         return ""
     share = lost.total() / total
     commonest = ", ".join(f"{printable(character)} {count:,} times" for character, count in lost.most_common(NAMED))
-    more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+    rest = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
     summary = (
         f"{name}: {share:.3%} of {total:,} characters cannot be written by the {type(tokenizer).__name__} and are "
-        f"<unk> to it, or nothing: {commonest}{more}"
+        f"<unk> to it, or nothing: {commonest}{rest}"
     )
     if share > MOST_LOST:
         raise InputError(
