@@ -58,7 +58,7 @@ COMMANDS = {
     },
 }
 NAMES = [name for commands in COMMANDS.values() for name in commands]
-# What commands were called before, and what they are now.
+# Old names of commands, and the arguments that replace them.
 RENAMED = {
     "search": ["tune"],
     "summarize": ["compare", "--rates"],
@@ -83,12 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         add_current_folder()
         arguments = sys.argv[1:]
-    name, *rest = list(arguments) or ["--help"]
-    name, *first = RENAMED.get(name, [name])
+    name, *typed = list(arguments) or ["--help"]
+    name, *options = RENAMED.get(name, [name])
     try:
         with _terminable():
             try:
-                return _run(name, [*first, *rest])
+                return _run(name, [*options, *typed])
             finally:
                 sys.stdout.flush()  # so that a closed pipe is noticed here
     except InputError as error:
@@ -132,8 +132,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 def _refuse_missing(options: argparse.Namespace) -> None:
     """Refuse checkpoints and experiments that are not there at once, before a command imports torch."""
     for name in ("checkpoint", "checkpoints", "beside", "teacher"):
-        given = getattr(options, name, None)
-        for path in given if isinstance(given, list) else [given]:
+        paths = getattr(options, name, None)
+        for path in paths if isinstance(paths, list) else [paths]:
             if isinstance(path, Path) and not path.is_file():
                 raise InputError(f"no checkpoint at {path} (looked for {path.absolute()})")
     config = getattr(options, "config", None)
@@ -148,13 +148,13 @@ def add_current_folder() -> None:
 
 
 def make_parser(name: str) -> argparse.ArgumentParser:
-    """Return the parser of a command; its help has what the documentation of the command's file says."""
+    """Return the parser of a command, whose help is the docstring of the command's file."""
     command = importlib.import_module(f"asr_lightning.tools.{name}")
-    about, _, more = str(command.__doc__).partition("\n\n")
+    summary, _, details = str(command.__doc__).partition("\n\n")
     parser = argparse.ArgumentParser(
         prog=f"asr {name}",
-        description=_wrap(about),
-        epilog=_wrap(more),
+        description=_wrap(summary),
+        epilog=_wrap(details),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_arguments(parser)
@@ -165,7 +165,7 @@ def overview() -> str:
     """Return the list of commands, by purpose."""
     lines = ["usage: asr COMMAND ...; `asr COMMAND --help` has its options. `lightning` trains and tests."]
     for purpose, commands in COMMANDS.items():
-        lines += ["", f"{purpose}:", *(f"  {name:<12}{about}" for name, about in commands.items())]
+        lines += ["", f"{purpose}:", *(f"  {name:<12}{summary}" for name, summary in commands.items())]
     return "\n".join(lines)
 
 
@@ -173,7 +173,9 @@ def _wrap(text: str) -> str:
     """Wrap paragraphs to the width of the terminal; those with indented lines, as examples, stay as they are."""
     width = shutil.get_terminal_size().columns - 2
     paragraphs = text.strip("\n").split("\n\n")
-    return "\n\n".join(each if "    " in each else textwrap.fill(each, width) for each in paragraphs)
+    return "\n\n".join(
+        paragraph if "    " in paragraph else textwrap.fill(paragraph, width) for paragraph in paragraphs
+    )
 
 
 @contextmanager
@@ -183,11 +185,11 @@ def _terminable() -> Iterator[None]:
     def terminate(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 if __name__ == "__main__":

@@ -114,13 +114,13 @@ class CommandLine(LightningCLI):
         config.model = checkpoint_model(path)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the keys of what every run does."""
+        """Add the keys of the callbacks that every run has."""
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         parser.add_function_arguments(run_checkpoints, "checkpoints", skip={"subsets"})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Add what only training has."""
+        """Let limits be numbers of batches or shares, and add `--overwrite` to training."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         for action in parser._actions:  # where a number may be both, 1 is a number of batches, and 1.0 all of them
             if action.dest.startswith("trainer.limit_"):
@@ -142,7 +142,7 @@ class CommandLine(LightningCLI):
             raise InputError("--overwrite begins anew, and --ckpt_path last goes on: expected one of them")
 
     def instantiate_classes(self) -> None:
-        """Make everything, and let checkpoints remember how the model was made.
+        """Instantiate all classes, and record the model's configuration for its checkpoints.
 
         Raises:
             InputError: A class refuses its arguments.
@@ -176,15 +176,17 @@ class CommandLine(LightningCLI):
         if trainer.logger is None and not trainer.barebones:
             kwargs["logger"] = self._loggers(root)
         if trainer.logger is False:
-            callbacks = [one for one in callbacks if not isinstance(one, LearningRateMonitor | DeviceStatsMonitor)]
+            callbacks = [
+                callback for callback in callbacks if not isinstance(callback, LearningRateMonitor | DeviceStatsMonitor)
+            ]
         if trainer.enable_checkpointing is False:
-            callbacks = [one for one in callbacks if not isinstance(one, Checkpoint)]
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((root / "checkpoints").resolve())  # as Lightning writes it into checkpoints
         if self.overwrite:
             callbacks.append(RemoveResults())
-        bars = [one for one in callbacks if isinstance(one, LightningProgressBar)]
+        bars = [callback for callback in callbacks if isinstance(callback, LightningProgressBar)]
         if trainer.enable_progress_bar is not False and not trainer.barebones and not bars:
             callbacks.append(ProgressBar())
         trainer.callbacks = callbacks
@@ -198,22 +200,28 @@ class CommandLine(LightningCLI):
         Raises:
             InputError: The experiment lists one, and its key has other arguments than the defaults.
         """
-        config, given = self.config_init[self.subcommand], self.config[self.subcommand]
+        config, values = self.config_init[self.subcommand], self.config[self.subcommand]
         defaults = self._parser(self.subcommand).get_defaults()
         for key, kind in CALLBACKS.items():
-            if given[key] != defaults[key] and any(isinstance(one, kind) for one in listed):
+            if values[key] != defaults[key] and any(isinstance(callback, kind) for callback in listed):
                 raise InputError(
                     f"{kind.__name__} is listed in trainer.callbacks, and {key} has arguments for it too: expected one "
                     "of them. Take it out of trainer.callbacks"
                 )
-        callbacks = [config[key] for key in CALLBACKS if not any(isinstance(one, CALLBACKS[key]) for one in listed)]
+        callbacks = [
+            config[key] for key in CALLBACKS if not any(isinstance(callback, CALLBACKS[key]) for callback in listed)
+        ]
         for kind in (Throughput, LearningRateMonitor):
-            callbacks += [] if any(isinstance(one, kind) for one in listed) else [kind()]
-        listed_checkpoints = [one for one in listed if isinstance(one, ModelCheckpoint)]
+            callbacks += [] if any(isinstance(callback, kind) for callback in listed) else [kind()]
+        listed_checkpoints = [callback for callback in listed if isinstance(callback, ModelCheckpoint)]
         savings = run_checkpoints(**config.checkpoints, subsets=getattr(self.datamodule, "subsets", {}))
-        callbacks += [one for one in savings if not any(is_same_checkpoint(one, other) for other in listed_checkpoints)]
+        callbacks += [
+            saving
+            for saving in savings
+            if not any(is_same_checkpoint(saving, checkpoint) for checkpoint in listed_checkpoints)
+        ]
         unused = () if isinstance(self.model, Recognizer) else OF_SPEECH
-        return [one for one in callbacks if not isinstance(one, unused) and not is_off(one)]
+        return [callback for callback in callbacks if not isinstance(callback, unused) and not is_off(callback)]
 
     def _loggers(self, root: Path) -> list[Logger]:
         """Make the loggers that a run has by default; its name at W&B is its folder below `runs`."""
@@ -286,17 +294,19 @@ class CommandLine(LightningCLI):
 
         `--initialize_from FILE` is short for `--initialize_from.checkpoint FILE`.
         """
-        given = experiments_first([current_names(one) for one in (sys.argv[1:] if args is None else args)])
-        if any(one.partition("=")[0].endswith(".help") for one in given):
+        arguments = experiments_first(
+            [current_names(argument) for argument in (sys.argv[1:] if args is None else args)]
+        )
+        if any(argument.partition("=")[0].endswith(".help") for argument in arguments):
             import_classes()
-        if given[1:] == ["--model.help"]:
+        if arguments[1:] == ["--model.help"]:
             print(known_models())
             sys.exit(0)
         short = re.compile(r"--initialize_from(?==|$)")
-        super().parse_arguments(parser, [short.sub("--initialize_from.checkpoint", one) for one in given])
+        super().parse_arguments(parser, [short.sub("--initialize_from.checkpoint", argument) for argument in arguments])
 
     def _set_seed(self) -> None:
-        """Seed, with a number that all generators take."""
+        """Seed all generators; refuse a number that one of them does not accept."""
         seed = self._get(self.config, "seed_everything")
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise InputError(f"seed_everything: expected a number from 0 to {2**32 - 1:,}, got {seed}")
@@ -323,8 +333,12 @@ class CommandLine(LightningCLI):
         return path
 
     def _last_checkpoint(self) -> str | None:
-        """Find what Lightning would take, or the one before where that is damaged; None to begin from nothing."""
-        savings = [one for one in self.trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.dirpath]
+        """Return the checkpoint that Lightning would load, or the one before if it is damaged; None without any."""
+        savings = [
+            callback
+            for callback in self.trainer.checkpoint_callbacks
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath
+        ]
         folders = {Path(str(saving.dirpath)) for saving in savings}
         path = newest_readable_checkpoint(path for folder in folders for path in folder.glob("last*.ckpt"))
         return str(path) if path else None
@@ -342,14 +356,14 @@ def is_off(callback: Callback) -> bool:
 
 
 def is_same_checkpoint(own: ModelCheckpoint, listed: ModelCheckpoint) -> bool:
-    """Whether an experiment lists what a checkpoint callback of every run does: the same file, or the same choice."""
+    """Whether a listed checkpoint callback does the same as one of every run: the same file, or the same choice."""
     if own.monitor is not None:
         return listed.monitor is not None
     return own.filename == listed.filename or (bool(listed.save_last) and own.filename == listed.CHECKPOINT_NAME_LAST)
 
 
 def refuse_options(trainer: Namespace, callbacks: Iterable[Callback]) -> None:
-    """Refuse what Lightning takes, and fails at later.
+    """Refuse options that Lightning accepts, but fails at later.
 
     Raises:
         InputError: An interval is not positive, or a callback looks for what these models do not have.
@@ -388,8 +402,10 @@ def known_models() -> str:
     """Return the models that an experiment may name, and the encoders that they read speech with."""
     lines = []
     for title, kind in (("models", lightning.LightningModule), ("encoders", Encoder)):
-        classes = [one for one in _subclasses(kind) if one.__module__.startswith("asr_lightning.")]
-        paths = sorted(f"{one.__module__}.{one.__name__}" for one in classes if not inspect.isabstract(one))
+        classes = [subclass for subclass in _subclasses(kind) if subclass.__module__.startswith("asr_lightning.")]
+        paths = sorted(
+            f"{subclass.__module__}.{subclass.__name__}" for subclass in classes if not inspect.isabstract(subclass)
+        )
         lines += [f"{title}:", *(f"  {path}" for path in paths)]
     return "\n".join(
         [*lines, "`lightning fit --model.help CLASS_PATH` has the arguments of a model, and what each may be."]
@@ -398,17 +414,17 @@ def known_models() -> str:
 
 def _subclasses(kind: type) -> set[type]:
     direct: list[type] = kind.__subclasses__()
-    return {*direct, *(one for below in direct for one in _subclasses(below))}
+    return {*direct, *(subclass for child in direct for subclass in _subclasses(child))}
 
 
 def keep_wandb_offline() -> None:
-    """Send nothing to W&B unless the user has a key for it, or has said how it is to be."""
+    """Send nothing to W&B unless the user has a key for it, or has set WANDB_MODE."""
     try:
         keys = netrc.netrc()
-        known = any(keys.authenticators(host) is not None for host in WANDB_HOSTS)
+        has_key = any(keys.authenticators(host) is not None for host in WANDB_HOSTS)
     except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
-        known = False
-    if not known and "WANDB_API_KEY" not in os.environ:
+        has_key = False
+    if not has_key and "WANDB_API_KEY" not in os.environ:
         os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # seconds; W&B's own 90 became 184 where nothing answers
@@ -424,7 +440,7 @@ def leave_inherited_wandb() -> None:
 
 
 def reach_wandb(loggers: Iterable[Logger]) -> None:
-    """Begin the runs of W&B, and keep those offline that it does not take: no training ends for want of a network."""
+    """Begin the runs of W&B; those that it refuses stay offline, so that no training ends for want of a network."""
     for logger in loggers:
         if not isinstance(logger, WandbLogger):
             continue
@@ -439,8 +455,8 @@ def reach_wandb(loggers: Iterable[Logger]) -> None:
 
 
 def quieten() -> None:
-    """Keep what a user can do nothing about off the screen."""
-    # It is given sys.argv itself.
+    """Suppress warnings that a user can do nothing about."""
+    # LightningCLI is given sys.argv itself.
     warnings.filterwarnings("ignore", message=r"LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", message=r"The dirpath has changed from")  # as when a network is searched anew
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
@@ -460,7 +476,7 @@ def end_with(parent: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command; what the user can mend is said in one message, without a stack trace."""
+    """Run one command; an error that the user can mend ends it with one message, without a stack trace."""
     keep_wandb_offline()
     leave_inherited_wandb()
     quieten()

@@ -19,8 +19,8 @@ TRACE = "ASR_LIGHTNING_TRACE"  # if this variable is set, errors are printed wit
 
 def explain(error: Exception) -> str:
     """Return the message of an error: what to do, or the message of a library and the place of the stack trace."""
-    if (ours := input_error(error)) is not None:
-        return str(ours)
+    if (wrong_input := input_error(error)) is not None:
+        return str(wrong_input)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error}. Free space on the disk, and resume with --ckpt_path last: checkpoints are complete."
     message = shown(brief(str(error).strip()), REASON) or "no message"

@@ -131,8 +131,8 @@ def remove_abandoned(folder: Path, name: str = "") -> None:
     """
     unfinished = re.compile(re.escape(f".{name}." if name else ".") + r"(.+)\.(\d+)(?:\.\w{8})?")
     with os.scandir(folder) as entries:
-        found = [(entry, match) for entry in entries if (match := unfinished.fullmatch(entry.name))]
-    for entry, match in found:
+        matches = [(entry, match) for entry in entries if (match := unfinished.fullmatch(entry.name))]
+    for entry, match in matches:
         try:
             gone = match[1] == platform.node() and not _runs(int(match[2]))
             if gone or time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_SECONDS:
@@ -274,15 +274,15 @@ def check_aliases(text: str) -> None:
         raise yaml.YAMLError(f"its aliases expand to more than {MOST_VALUES:,} values: write out the values")
 
 
-def _size(node: yaml.Node | None, known: dict[int, float]) -> float:
+def _size(node: yaml.Node | None, sizes: dict[int, float]) -> float:
     """Return the number of values below a node; infinity if it contains itself."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
-    if id(node) not in known:
-        known[id(node)] = math.inf
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
         values = node.value if isinstance(node, yaml.SequenceNode) else [value for pair in node.value for value in pair]
-        known[id(node)] = 1 + sum(_size(value, known) for value in values)
-    return known[id(node)]
+        sizes[id(node)] = 1 + sum(_size(value, sizes) for value in values)
+    return sizes[id(node)]
 
 
 def name_of_run(folder: Path) -> tuple[str, str]:

@@ -40,25 +40,27 @@ class CommandLineParser(LightningArgumentParser):
         required = required and nested_key != "model"
         return super().add_lightning_class_args(lightning_class, nested_key, subclass_mode, required)
 
-    def parse_path(self, path: str | os.PathLike, *arguments: Any, **named: Any) -> Namespace:
-        """Read an experiment from a file; not from what might never end."""
+    def parse_path(self, path: str | os.PathLike, *arguments: Any, **keywords: Any) -> Namespace:
+        """Read an experiment from a file; pipes and devices, which might never end, are refused."""
         try:
             regular(Path(path))
         except OSError as error:
             self.error(f"{path}: {error.strerror}")
-        return super().parse_path(path, *arguments, **named)
+        return super().parse_path(path, *arguments, **keywords)
 
-    def parse_string(self, content: str, path: str | os.PathLike = "", *arguments: Any, **named: Any) -> Namespace:
-        """Read an experiment with the current names of classes, unless it is small only because of its aliases."""
+    def parse_string(self, content: str, path: str | os.PathLike = "", *arguments: Any, **keywords: Any) -> Namespace:
+        """Read an experiment with the current names of classes; refuse aliases that expand to too many values."""
         try:
             check_aliases(content)
             top = yaml.compose(content, Loader=yaml.SafeLoader)
         except (yaml.YAMLError, RecursionError) as error:
             self.error(f"{path}: this is no YAML to be read: {reason(error)}")
         if not isinstance(top, yaml.MappingNode):
-            found = "nothing" if top is None else f"only {content.strip()[:LONG]!r}"
-            self.error(f"{path}: expected an experiment, with keys such as model, data and trainer, found {found}")
-        return super().parse_string(current_names(content), path, *arguments, **named)
+            description = "nothing" if top is None else f"only {content.strip()[:LONG]!r}"
+            self.error(
+                f"{path}: expected an experiment, with keys such as model, data and trainer, found {description}"
+            )
+        return super().parse_string(current_names(content), path, *arguments, **keywords)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with the part of a message that helps."""
@@ -74,13 +76,13 @@ class CommandLineParser(LightningArgumentParser):
 
 def experiments_first(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the command and `--config FILE` before all others, each in their order."""
-    command, rest = list(arguments[:1]), list(arguments[1:])
-    first: list[str] = []
+    command, remaining = list(arguments[:1]), list(arguments[1:])
+    configs: list[str] = []
     others: list[str] = []
-    while rest:
-        argument = rest.pop(0)
-        if argument in ("-c", "--config") and rest:
-            first += [argument, rest.pop(0)]
+    while remaining:
+        argument = remaining.pop(0)
+        if argument in ("-c", "--config") and remaining:
+            configs += [argument, remaining.pop(0)]
         else:
-            (first if argument.startswith("--config=") else others).append(argument)
-    return [*command, *first, *others]
+            (configs if argument.startswith("--config=") else others).append(argument)
+    return [*command, *configs, *others]

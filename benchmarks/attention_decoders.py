@@ -59,26 +59,26 @@ def measure(path: Path, batch: Batch, device: str) -> tuple[Any, str]:
 
     step()
     assert calls == 1, "the encoder was called again"
-    whole = seconds(step, device)
+    step_seconds = seconds(step, device)
     encoder = seconds(lambda: recognizer(batch.audio, batch.audio_lengths), device)
     forward = seconds(lambda: recognizer.loss(batch), device)
     recognizer.eval()
     with torch.no_grad():
-        listening = seconds(lambda: recognizer(batch.audio, batch.audio_lengths), device)
+        encoding = seconds(lambda: recognizer(batch.audio, batch.audio_lengths), device)
         encoded, lengths = recognizer(batch.audio, batch.audio_lengths)
         factors = []
         for beam in (1, 8):
             search = AttentionSearch(beam=beam, tokens_per_frame=len(batch.texts[0]) / encoded.shape[1])
             memory = recognizer.decoder.remember(encoded, lengths)
             time_of_search = seconds(lambda: search(recognizer.decoder, memory, lengths, recognizer.tokenizer), device)  # noqa: B023
-            factors.append((listening + time_of_search) / batch.seconds)
-    shares = [f"{part / whole:.0%}" for part in (encoder, forward - encoder, whole - forward)]
+            factors.append((encoding + time_of_search) / batch.seconds)
+    shares = [f"{part / step_seconds:.0%}" for part in (encoder, forward - encoder, step_seconds - forward)]
     cells = [
         path.stem,
-        f"{batch.seconds / whole:.0f}",
-        f"{1000 * whole:.0f}",
+        f"{batch.seconds / step_seconds:.0f}",
+        f"{1000 * step_seconds:.0f}",
         *shares,
-        *(f"{one:.4f}" for one in factors),
+        *(f"{factor:.4f}" for factor in factors),
     ]
     line = "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
     return step, line

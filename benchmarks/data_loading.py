@@ -73,21 +73,23 @@ def serve(folder: Path) -> subprocess.Popen[str]:
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Give a row for files beside lhotse's loader, for shards beside files, and for a server beside shards."""
-    given = {"train_subsets": [options.subset], "batch_seconds": options.batch_seconds, "workers": options.workers}
-    files = prepare(LibriSpeechDataModule(root=str(options.root), **given))
+    arguments = {"train_subsets": [options.subset], "batch_seconds": options.batch_seconds, "workers": options.workers}
+    files = prepare(LibriSpeechDataModule(root=str(options.root), **arguments))
     sampler = lhotse_sampler(files, options.subset, options.batch_seconds)
-    theirs = torch.utils.data.DataLoader(Collated(), sampler=sampler, batch_size=None, num_workers=options.workers)
+    lhotse_loader = torch.utils.data.DataLoader(
+        Collated(), sampler=sampler, batch_size=None, num_workers=options.workers
+    )
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-        written = write_subset(files, options.subset, Path(folder), options.utterances_per_shard)
-        shards = prepare(ShardsDataModule(root=folder, **given))
+        summary = write_subset(files, options.subset, Path(folder), options.utterances_per_shard)
+        shards = prepare(ShardsDataModule(root=folder, **arguments))
         loaders: dict[str, Work] = {
-            "lhotse": lambda: read(theirs),
+            "lhotse": lambda: read(lhotse_loader),
             "files": lambda: read(files.train_dataloader()),
             "shards": lambda: read(shards.train_dataloader()),
         }
         server = serve(Path(folder)) if options.serve else None
         if server and server.stdout:
-            served = prepare(ShardsDataModule(root=f"http://127.0.0.1:{server.stdout.readline().strip()}", **given))
+            served = prepare(ShardsDataModule(root=f"http://127.0.0.1:{server.stdout.readline().strip()}", **arguments))
             loaders["HTTP"] = lambda: read(served.train_dataloader())
         seconds = in_turns(loaders, options.turns)
         if server:
@@ -99,24 +101,24 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     }
     for name, peer in zip(list(loaders)[1:], loaders, strict=False):
         yield Row(
-            f"reading, {name}", f"{written.utterances} utterances, {options.workers} workers", seconds[name],
-            beside[name], seconds[peer], written.seconds,
+            f"reading, {name}", f"{summary.utterances} utterances, {options.workers} workers", seconds[name],
+            beside[name], seconds[peer], summary.seconds,
         )  # fmt: skip
 
 
 def paddings(options: argparse.Namespace) -> Iterator[str]:
-    """Say how much of an epoch is padding, in our batches and in lhotse's."""
+    """Give lines of how much of an epoch is padding, in our batches and in lhotse's."""
     for root in [options.root, *([options.durations] if options.durations else [])]:
         corpus = prepare(LibriSpeechDataModule(root=str(root), train_subsets=[options.subset]))
         durations = corpus.manifests[options.subset].durations
-        ours = [f"{padding(durations, options.batch_seconds, ranks):.1%} on {ranks}" for ranks in (1, 8)]
+        shares = [f"{padding(durations, options.batch_seconds, ranks):.1%} on {ranks}" for ranks in (1, 8)]
         batches = [
             [cut.duration for cut in cuts] for cuts in lhotse_sampler(corpus, options.subset, options.batch_seconds)
         ]
-        theirs = 1 - sum(map(sum, batches)) / sum(max(batch) * len(batch) for batch in batches)
+        lhotse_share = 1 - sum(map(sum, batches)) / sum(max(batch) * len(batch) for batch in batches)
         yield (
             f"Padding of {root.name}, {durations.sum() / 3600:.2f} h in batches of {options.batch_seconds:.0f} s: "
-            f"ours {', '.join(ours)} ranks; lhotse's DynamicBucketingSampler of ten buckets {theirs:.1%}"
+            f"ours {', '.join(shares)} ranks; lhotse's DynamicBucketingSampler of ten buckets {lhotse_share:.1%}"
         )
 
 

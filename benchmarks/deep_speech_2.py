@@ -41,8 +41,8 @@ class Plain(nn.Module):
         """Encode features (B, T, F) as (B, T / 2, hidden)."""
         x = self.front(x.unsqueeze(1)).transpose(1, 2).flatten(2)
         for norm, layer in zip(self.norms, self.layers, strict=True):
-            both, _ = layer(norm(x.transpose(1, 2)).transpose(1, 2))
-            x = both.unflatten(2, (2, -1)).sum(dim=2)
+            directions, _ = layer(norm(x.transpose(1, 2)).transpose(1, 2))
+            x = directions.unflatten(2, (2, -1)).sum(dim=2)
         return x
 
 
@@ -52,12 +52,12 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     x = torch.randn(options.utterances, size, options.features, device=options.device)
     lengths = torch.linspace(size / 1.05, size, options.utterances, device=options.device).long()
     front = Convolutions2d(options.features, [options.channels] * 2)
-    ours = DeepSpeech2Encoder(front, options.hidden, options.layers, directions="sum").to(options.device).train()
+    encoder = DeepSpeech2Encoder(front, options.hidden, options.layers, directions="sum").to(options.device).train()
     plain = Plain(options.features, options.channels, options.hidden, options.layers).to(options.device).train()
 
     def step_of_ours() -> None:
-        ours.zero_grad()
-        ours(x, lengths)[0].sum().backward()
+        encoder.zero_grad()
+        encoder(x, lengths)[0].sum().backward()
 
     def step_of_plain() -> None:
         plain.zero_grad()

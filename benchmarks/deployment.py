@@ -58,8 +58,8 @@ def main() -> None:
                 command = [sys.executable, __file__, str(checkpoint), "--row", name, "--folder", folder]
                 for key in ("root", "subset", "utterances", "turns"):
                     command += [f"--{key}", str(getattr(options, key))]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                row = json.loads(done.stdout.splitlines()[-1])
+                process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                row = json.loads(process.stdout.splitlines()[-1])
                 factors = row["factors"]
                 print(
                     f"| {checkpoint} | {name} | {row['megabytes']:.1f} | {statistics.median(factors):.4f} "
@@ -73,16 +73,16 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     """Return the figures of one row."""
     torch.set_num_threads(1)
     utterances = read(options.root, options.subset, options.utterances)
-    seconds = sum(len(each.audio) for each in utterances) / utterances[0].sample_rate
+    seconds = sum(len(utterance.audio) for utterance in utterances) / utterances[0].sample_rate
     transcribe, megabytes = prepare(options.checkpoints[0], options.folder, options.row)
     transcribe(utterances[0])
     factors = []
     for _ in range(options.turns):
         start = time.process_time()
-        texts = [transcribe(each) for each in utterances]
+        texts = [transcribe(utterance) for utterance in utterances]
         factors.append((time.process_time() - start) / seconds)
     rates = ErrorRates()
-    rates.update([each.text for each in utterances], texts)
+    rates.update([utterance.text for utterance in utterances], texts)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of kB, on Linux
     return {"megabytes": megabytes, "factors": factors, "memory": memory, "wer": float(rates.compute()["wer"])}
 
@@ -93,39 +93,39 @@ def read(root: Path, subset: str, count: int) -> list[Utterance]:
     data.prepare_data()
     data.setup("test")
     loaders = data.test_dataloader()
-    found: list[Utterance] = []
+    utterances: list[Utterance] = []
     for batch in loaders[subset]:
         for row, (name, text, samples) in enumerate(
             zip(batch.ids, batch.texts, batch.audio_lengths.tolist(), strict=True)
         ):
-            found.append(Utterance(name, batch.audio[row, :samples].clone(), batch.sample_rate, text, ""))
-        if len(found) >= count:
+            utterances.append(Utterance(name, batch.audio[row, :samples].clone(), batch.sample_rate, text, ""))
+        if len(utterances) >= count:
             break
-    return found[:count]
+    return utterances[:count]
 
 
 def prepare(checkpoint: Path, folder: Path, runtime: str) -> tuple[Callable[[Utterance], str], float]:
-    """Return what transcribes an utterance, and the size of its files in MB."""
+    """Return a function that transcribes an utterance, and the size of its files in MB."""
     if runtime.startswith("sherpa"):
         return sherpa(checkpoint, folder, ".int8.onnx" if runtime.endswith("int8") else ".onnx")
     recognizer = load_recognizer(checkpoint)
     if runtime == "PyTorch":
         size = sum(parameter.numel() * 4 for parameter in recognizer.parameters()) / 1e6
-        return lambda each: recognizer.transcribe(Batch.collate([each], each.sample_rate))[0], size
+        return lambda utterance: recognizer.transcribe(Batch.collate([utterance], utterance.sample_rate))[0], size
     form = exported(recognizer)
     suffix = ".int8.onnx" if runtime.endswith("int8") else ".onnx"
     name = "model" if isinstance(form, CTC) else "encoder"
     run = onnx_run(folder / f"{name}{suffix}")
     recognizer.features.normalization = None  # it is in the encoder
 
-    def transcribe(each: Utterance) -> str:
-        features, lengths = recognizer.features(each.audio.unsqueeze(0), torch.tensor([len(each.audio)]))
+    def transcribe(utterance: Utterance) -> str:
+        features, lengths = recognizer.features(utterance.audio.unsqueeze(0), torch.tensor([len(utterance.audio)]))
         if name == "model":
             hypotheses = recognizer.search(*run(features, lengths), recognizer.tokenizer)
         else:
-            late = not isinstance(form, StatelessTransducer)
-            encoded, counts = run(features.transpose(1, 2) if late else features, lengths)
-            encoded = encoded.transpose(1, 2) if late else encoded
+            time_last = not isinstance(form, StatelessTransducer)
+            encoded, counts = run(features.transpose(1, 2) if time_last else features, lengths)
+            encoded = encoded.transpose(1, 2) if time_last else encoded
             hypotheses = recognizer.search(
                 encoded, counts, recognizer.prediction, recognizer.joint, recognizer.tokenizer
             )
@@ -135,7 +135,7 @@ def prepare(checkpoint: Path, folder: Path, runtime: str) -> tuple[Callable[[Utt
 
 
 def sherpa(checkpoint: Path, folder: Path, suffix: str) -> tuple[Callable[[Utterance], str], float]:
-    """Return what transcribes an utterance in sherpa-onnx, and the size of its files in MB."""
+    """Return a function that transcribes an utterance in sherpa-onnx, and the size of its files in MB."""
     import sherpa_onnx
 
     recognizer = load_recognizer(checkpoint)
@@ -147,15 +147,15 @@ def sherpa(checkpoint: Path, folder: Path, suffix: str) -> tuple[Callable[[Utter
         "sample_rate": form.features.sample_rate,
     }  # fmt: skip
     if isinstance(form, CTC):
-        theirs = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(**files, **shared)
+        peer = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(**files, **shared)
     else:
         kind = "transducer" if isinstance(form, StatelessTransducer) else "nemo_transducer"
-        theirs = sherpa_onnx.OfflineRecognizer.from_transducer(**files, **shared, model_type=kind)
+        peer = sherpa_onnx.OfflineRecognizer.from_transducer(**files, **shared, model_type=kind)
 
-    def transcribe(each: Utterance) -> str:
-        stream = theirs.create_stream()
-        stream.accept_waveform(each.sample_rate, each.audio.numpy())
-        theirs.decode_stream(stream)
+    def transcribe(utterance: Utterance) -> str:
+        stream = peer.create_stream()
+        stream.accept_waveform(utterance.sample_rate, utterance.audio.numpy())
+        peer.decode_stream(stream)
         return " ".join(stream.result.text.split())
 
     return transcribe, sum(Path(file).stat().st_size for file in files.values()) / 1e6

@@ -120,10 +120,10 @@ def experiment(folder: Path) -> Path:
 
 def start(folder: Path, run: Path, processes: int) -> subprocess.Popen:
     """Begin or resume a run, in a process group of its own; what it says goes to `output.log`."""
-    here = Path(__file__).resolve().parent
+    benchmarks = Path(__file__).resolve().parent
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ASR_LIGHTNING_CACHE": str(folder / "cache"),
-        "PYTHONPATH": f"{here}:{here.parent}",
+        "PYTHONPATH": f"{benchmarks}:{benchmarks.parent}",
     }  # fmt: skip
     command = [
         sys.executable, "-m", "asr_lightning", "fit", "--config", str(folder / "experiment.yaml"),
@@ -136,7 +136,7 @@ def start(folder: Path, run: Path, processes: int) -> subprocess.Popen:
 
 
 def rows(run: Path, rank: int) -> list[dict[str, Any]]:
-    """What a rank wrote down, whole lines only."""
+    """The rows that a rank wrote down, of complete lines only."""
     path = run / f"given.{rank}"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -144,13 +144,13 @@ def rows(run: Path, rank: int) -> list[dict[str, Any]]:
 
 def surviving(run: Path, processes: int) -> Counter[tuple[int, str]]:
     """How often each utterance was given in each epoch, in the steps that lead to the final weights."""
-    given: Counter[tuple[int, str]] = Counter()
+    counts: Counter[tuple[int, str]] = Counter()
     for rank in range(processes):
         steps: list[dict[str, Any]] = []
         for row in rows(run, rank):
             steps = [step for step in steps if step["step"] <= row["from"]] if "from" in row else [*steps, row]
-        given.update((step["epoch"], id) for step in steps for id in step["ids"])
-    return given
+        counts.update((step["epoch"], id) for step in steps for id in step["ids"])
+    return counts
 
 
 def alive(group: int) -> bool:
@@ -209,15 +209,15 @@ def state(run: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def alike(one: Any, two: Any) -> bool:  # noqa: ANN401 - whatever a checkpoint is made of
+def alike(first: Any, second: Any) -> bool:  # noqa: ANN401 - whatever a checkpoint is made of
     """Whether two parts of checkpoints are the same, bit by bit."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(two, torch.Tensor) and torch.equal(one, two)
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(alike(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(alike, one, two))
-    return one == two
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(alike(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(alike, first, second))
+    return first == second
 
 
 @dataclass
@@ -241,9 +241,9 @@ def trial(folder: Path, number: int, kind: str, when: random.Random, pace: tuple
     begun, run, processes = time.monotonic(), folder / f"trial{number}", KINDS[kind][2]
     outcome = Outcome(hung=not strike(start(folder, run, processes), run, kind, when, *pace))
     if start(folder, run, processes).wait(LIMIT) == 0:
-        given, expected = surviving(run, processes), surviving(folder / f"undisturbed{processes}", processes)
+        counts, expected = surviving(run, processes), surviving(folder / f"undisturbed{processes}", processes)
         outcome.survived = 1
-        outcome.lost, outcome.repeated = (expected - given).total(), (given - expected).total()
+        outcome.lost, outcome.repeated = (expected - counts).total(), (counts - expected).total()
         outcome.alike = int(alike(state(run), state(folder / f"undisturbed{processes}")))
         outcome.redone = [sum("step" in row for row in rows(run, 0)) - pace[0]]
     print(f"{number} {kind}: {time.monotonic() - begun:.0f} s, {outcome}", flush=True)
@@ -255,10 +255,10 @@ def undisturbed(folder: Path, processes: int) -> tuple[int, float]:
     run = folder / f"undisturbed{processes}"
     if start(folder, run, processes).wait(LIMIT) != 0:
         raise SystemExit(f"the undisturbed run failed: see {run}/output.log")
-    steps, given = [row for row in rows(run, 0) if "step" in row], surviving(run, processes)
+    steps, counts = [row for row in rows(run, 0) if "step" in row], surviving(run, processes)
     texts = (folder / "speech/train-clean-100").glob("**/*.trans.txt")
     ids = {line.split()[0] for path in texts for line in path.read_text().splitlines()}
-    assert given == Counter({(epoch, id): 1 for epoch in range(EPOCHS) for id in ids}), "the undisturbed run is wrong"
+    assert counts == Counter({(epoch, id): 1 for epoch in range(EPOCHS) for id in ids}), "the undisturbed run is wrong"
     return len(steps), (steps[-1]["time"] - steps[0]["time"]) / (len(steps) - 1)
 
 

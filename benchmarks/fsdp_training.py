@@ -38,13 +38,15 @@ class Held(lightning.Callback):
         self.before = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Look at the clock."""
+        """Keep the time."""
         self.before = time.perf_counter()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
         """Count."""
         parameters = list(pl_module.parameters())
-        state = [value for one in trainer.optimizers[0].state.values() for value in one.values()]
+        state = [
+            value for parameter_state in trainer.optimizers[0].state.values() for value in parameter_state.values()
+        ]
         self.row = {
             "parameters": mebibytes(parameters),
             "optimiser": mebibytes(state),
@@ -54,13 +56,15 @@ class Held(lightning.Callback):
 
 def mebibytes(tensors: list[Any]) -> float:
     """Return the size of this process's part of some tensors."""
-    local = [one.to_local() if isinstance(one, DTensor) else one for one in tensors if isinstance(one, Tensor)]
-    return sum(one.numel() * one.element_size() for one in local) / MIB
+    local = [
+        tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors if isinstance(tensor, Tensor)
+    ]
+    return sum(tensor.numel() * tensor.element_size() for tensor in local) / MIB
 
 
 def train(options: argparse.Namespace) -> None:
     """Make the steps of one process, and write down what they took."""
-    before, held = peak_memory(), Held()
+    baseline, held = peak_memory(), Held()
     torch.manual_seed(1)
     recognizer = build_recognizer(yaml.safe_load(options.experiment.read_text())["model"])
     sharing = ModelParallelStrategy(options.processes, 1, save_distributed_checkpoint=False)
@@ -72,7 +76,7 @@ def train(options: argparse.Namespace) -> None:
     batches = [random_batch(2 * options.utterance_seconds, options.utterance_seconds) for _ in range(options.steps)]
     loader: Any = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     trainer.fit(recognizer, loader)
-    row = {**held.row, "before": before, "peak": peak_memory()}
+    row = {**held.row, "before": baseline, "peak": peak_memory()}
     (options.folder / f"{options.strategy}{trainer.global_rank}.json").write_text(json.dumps(row))
 
 

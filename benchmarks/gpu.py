@@ -125,24 +125,24 @@ def main() -> int:
         print("\n".join(f"{name}: {command}" for name, commands in planned.items() for command in commands))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / "steps.json"
-    known: dict[str, list[object]] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    path = folder / "steps.json"
+    results: dict[str, list[object]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     begun = time.monotonic()
     for name, commands in planned.items():
-        left = options.seconds - (time.monotonic() - begun)
-        if left < 10 or (name not in options.only if options.only else known.get(name, [""])[0] == "ended well"):
+        remaining = options.seconds - (time.monotonic() - begun)
+        if remaining < 10 or (name not in options.only if options.only else results.get(name, [""])[0] == "ended well"):
             continue
         started = time.monotonic()
-        known[name] = [execute(commands, folder / f"{name}.log", left), round(time.monotonic() - started, 1)]
-        kept.write_text(json.dumps(known, indent=1), "utf-8")
-        print(f"{name}: {known[name][0]}, {known[name][1]} s", flush=True)
+        results[name] = [execute(commands, folder / f"{name}.log", remaining), round(time.monotonic() - started, 1)]
+        path.write_text(json.dumps(results, indent=1), "utf-8")
+        print(f"{name}: {results[name][0]}, {results[name][1]} s", flush=True)
     lines = [provenance(), "", "| step | what happened | seconds | commands |", "|---|---|---:|---|"]
     for name, commands in planned.items():
-        status, seconds = known.get(name, ["not begun", "–"])
+        status, seconds = results.get(name, ["not begun", "–"])
         lines.append(f"| {name} | {status} | {seconds} | {'; '.join(f'`{command}`' for command in commands)} |")
     (folder / "summary.md").write_text("\n".join(lines) + "\n", "utf-8")
     print(f"Written to {folder}: summary.md, a log of each step")
-    return int(any(known.get(name, [""])[0] != "ended well" for name in options.only or planned))
+    return int(any(results.get(name, [""])[0] != "ended well" for name in options.only or planned))
 
 
 if __name__ == "__main__":

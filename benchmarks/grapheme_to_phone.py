@@ -21,18 +21,21 @@ HELD_OUT = 2_000
 STRESS = re.compile("[012]")
 
 
-def error_rates(references: Mapping[str, tuple[Phones, ...]], found: Mapping[str, Phones]) -> tuple[float, float]:
+def error_rates(references: Mapping[str, tuple[Phones, ...]], hypotheses: Mapping[str, Phones]) -> tuple[float, float]:
     """Return the phone and the word error rate in percent."""
     errors = total = wrong = 0
-    for word, phones in found.items():
-        results = [jiwer.process_words(" ".join(one), " ".join(phones)) for one in references[word]]
+    for word, phones in hypotheses.items():
+        results = [jiwer.process_words(" ".join(reference), " ".join(phones)) for reference in references[word]]
         distances = [
-            (one.substitutions + one.deletions + one.insertions, one.hits + one.substitutions + one.deletions)
-            for one in results
+            (
+                result.substitutions + result.deletions + result.insertions,
+                result.hits + result.substitutions + result.deletions,
+            )
+            for result in results
         ]
         distance, length = min(distances)
         errors, total, wrong = errors + distance, total + length, wrong + (distance > 0)
-    return 100 * errors / total, 100 * wrong / len(found)
+    return 100 * errors / total, 100 * wrong / len(hypotheses)
 
 
 def without_stress(phones: Phones) -> Phones:
@@ -49,12 +52,12 @@ def main() -> None:
     parser.add_argument("--beam", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    known = cmudict().pronunciations
-    words = sorted(known)
+    pronunciations = cmudict().pronunciations
+    words = sorted(pronunciations)
     random.Random(options.seed).shuffle(words)
-    references = {word: known[word] for word in words[:HELD_OUT]}
-    plain = {word: tuple(map(without_stress, some)) for word, some in references.items()}
-    lexicon = Lexicon({word: known[word] for word in words[HELD_OUT:][: options.words]})
+    references = {word: pronunciations[word] for word in words[:HELD_OUT]}
+    plain = {word: tuple(map(without_stress, variants)) for word, variants in references.items()}
+    lexicon = Lexicon({word: pronunciations[word] for word in words[HELD_OUT:][: options.words]})
     print(
         f"seed {options.seed}, {len(lexicon):,} words to train with, {len(references):,} held out, beam {options.beam}"
     )
@@ -66,13 +69,15 @@ def main() -> None:
             start = time.process_time()
             model = JointSequenceModel.train(lexicon, order, letters, phones, beam=options.beam)
             trained = time.process_time()
-            found = {word: model(word)[0] for word in references}
-            done = time.process_time()
-            stressed = error_rates(references, found)
-            bare = error_rates(plain, {word: without_stress(one) for word, one in found.items()})
+            hypotheses = {word: model(word)[0] for word in references}
+            end = time.process_time()
+            stressed = error_rates(references, hypotheses)
+            bare = error_rates(
+                plain, {word: without_stress(pronunciation) for word, pronunciation in hypotheses.items()}
+            )
             rates = " | ".join(f"{rate:.2f}" for rate in (*stressed, *bare))
             print(
-                f"| {size} | {order} | {rates} | {trained - start:.1f} | {len(found) / (done - trained):.0f} |",
+                f"| {size} | {order} | {rates} | {trained - start:.1f} | {len(hypotheses) / (end - trained):.0f} |",
                 flush=True,
             )
 

@@ -42,14 +42,19 @@ def random_graph(states: int, arcs: int) -> Graph:
 
 
 def measure(
-    batch: int, frames: int, one: tuple[int, int], each: tuple[int, int], device: str, repeats: int = 5
+    batch: int,
+    frames: int,
+    denominator_size: tuple[int, int],
+    numerator_size: tuple[int, int],
+    device: str,
+    repeats: int = 5,
 ) -> None:
     """Print the median time of the denominator's, the numerators' and the loss's value and gradient, and the memory."""
     torch.manual_seed(1)
-    denominator = GraphBatch.collate([random_graph(*one)]).to(device)
-    numerators = GraphBatch.collate([random_graph(*each) for _ in range(batch)]).to(device)
+    denominator = GraphBatch.collate([random_graph(*denominator_size)]).to(device)
+    numerators = GraphBatch.collate([random_graph(*numerator_size) for _ in range(batch)]).to(device)
     lengths = torch.full((batch,), frames, device=device)
-    before = 0.0 if device == "cuda" else peak_memory()
+    baseline = 0.0 if device == "cuda" else peak_memory()
     scores = torch.randn(batch, frames, PDFS, device=device, requires_grad=True)
     medians = []
     for work in (
@@ -65,11 +70,13 @@ def measure(
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         medians.append(statistics.median(times))
-    memory = peak_memory(device) - before
+    memory = peak_memory(device) - baseline
     denominator_seconds, numerator_seconds, loss_seconds = medians
     print(
-        f"B {batch}, T {frames}, denominator of {one[0]} states and {one[1]} arcs {denominator_seconds:.2f} s, "
-        f"numerators of {each[0]} and {each[1]} {numerator_seconds:.2f} s, loss {loss_seconds:.2f} s, {memory:.0f} MiB",
+        f"B {batch}, T {frames}, denominator of {denominator_size[0]} states and {denominator_size[1]} arcs "
+        f"{denominator_seconds:.2f} s, "
+        f"numerators of {numerator_size[0]} and {numerator_size[1]} {numerator_seconds:.2f} s, "
+        f"loss {loss_seconds:.2f} s, {memory:.0f} MiB",
         flush=True,
     )
 

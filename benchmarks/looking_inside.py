@@ -63,24 +63,26 @@ KINDS: dict[str, Callable[[np.ndarray, int], str]] = {
 
 
 def measure(kind: str, count: int, options: argparse.Namespace) -> tuple[str, float, float]:
-    """Return of how many queries, seconds and peak MiB, in a process of its own."""
+    """Return which queries were made, the seconds and the peak MiB, in a process of its own."""
     command = [sys.executable, __file__, "--one", kind, "--points", str(count)]
     command += ["--dimension", str(options.dimension), "--threads", str(options.threads)]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    what, seconds, most = json.loads(output)
-    return what, seconds, most
+    queries, seconds, peak = json.loads(output)
+    return queries, seconds, peak
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Give a row for every kind and number of points."""
     for kind, count in product(options.kinds, options.points):
-        what, seconds, most = measure(kind, count, options)
-        of = f"{count:,} points, {what}, {options.dimension} dimensions"
+        queries, seconds, peak = measure(kind, count, options)
+        sizes = f"{count:,} points, {queries}, {options.dimension} dimensions"
         if kind != "neighbours" or count > options.beside:
-            yield Row(kind, of, [seconds], memory=(most, None))
+            yield Row(kind, sizes, [seconds], memory=(peak, None))
             continue
-        _, theirs, their_most = measure("scikit-learn's neighbours", count, options)
-        yield Row(kind, of, [seconds], "scikit-learn's NearestNeighbors, brute", [theirs], memory=(most, their_most))
+        _, peer_seconds, peer_peak = measure("scikit-learn's neighbours", count, options)
+        yield Row(
+            kind, sizes, [seconds], "scikit-learn's NearestNeighbors, brute", [peer_seconds], memory=(peak, peer_peak)
+        )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -101,9 +103,9 @@ def main() -> None:
     if options.one:
         points = points_of(options.points[0], options.dimension)
         start = time.perf_counter()
-        what = KINDS[options.one](points, options.threads)
+        queries = KINDS[options.one](points, options.threads)
         seconds = time.perf_counter() - start
-        print(json.dumps([what, seconds, peak_memory()]))
+        print(json.dumps([queries, seconds, peak_memory()]))
     else:
         print_table(rows(options))
 

@@ -45,8 +45,8 @@ def write_runs(folder: Path, utterances: int) -> None:
             (run / "error_rates.csv").write_text(as_csv([COLUMNS, *rates]))
             lines = []
             for number, sentence in enumerate(sentences):
-                heard = np.where(random.random(WORDS) < 0.1, random.integers(1000, size=WORDS), sentence)
-                texts = {"reference": _text(sentence), "hypothesis": _text(heard)}
+                hypothesis = np.where(random.random(WORDS) < 0.1, random.integers(1000, size=WORDS), sentence)
+                texts = {"reference": _text(sentence), "hypothesis": _text(hypothesis)}
                 lines.append(json.dumps({"id": f"u{number:04}", "speaker": f"{number % 40}", **texts}))
             path = run / "transcripts" / "validation-epoch50-test-clean.jsonl"
             path.write_text("\n".join(lines) + "\n")
@@ -62,7 +62,7 @@ def seconds_to_show(page: Path) -> dict[str, float]:
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         sys.exit("expected Chromium on this machine, found none: install it")
-    taken: dict[str, list[float]] = {name: [] for name in TIMES}
+    times: dict[str, list[float]] = {name: [] for name in TIMES}
     with sync_playwright() as driver:
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = driver.chromium.launch(executable_path=path, args=arguments)
@@ -70,10 +70,10 @@ def seconds_to_show(page: Path) -> dict[str, float]:
             window = browser.new_page(viewport={"width": 1280, "height": 900})
             window.goto(page.as_uri(), timeout=300_000)
             for name, script in TIMES.items():
-                taken[name].append(window.evaluate(script) / 1000)
+                times[name].append(window.evaluate(script) / 1000)
             window.close()
         browser.close()
-    return {name: float(np.median(seconds)) for name, seconds in taken.items()}
+    return {name: float(np.median(seconds)) for name, seconds in times.items()}
 
 
 def main() -> None:
@@ -89,10 +89,17 @@ def main() -> None:
             start = time.perf_counter()
             if status := asr(["report", folder, "--output", str(page)]):
                 sys.exit(status)
-            wrote = time.perf_counter() - start
+            write_seconds = time.perf_counter() - start
             shown = seconds_to_show(page)
             size = page.stat().st_size / 1e6
-            table.append([f"{utterances:,}", f"{size:.1f}", f"{wrote:.1f}", *(f"{one:.2f}" for one in shown.values())])
+            table.append(
+                [
+                    f"{utterances:,}",
+                    f"{size:.1f}",
+                    f"{write_seconds:.1f}",
+                    *(f"{seconds:.2f}" for seconds in shown.values()),
+                ]
+            )
     print(as_text(table))
 
 

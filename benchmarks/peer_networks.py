@@ -24,7 +24,7 @@ class TorchaudioTransducer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = torchaudio.transforms.MelSpectrogram(16_000, n_fft=400, hop_length=160, n_mels=MELS)
-        self.front = nn.Sequential(  # it has none of its own
+        self.front = nn.Sequential(  # torchaudio's Conformer has none
             nn.Conv2d(1, CHANNELS, 3, 2, 1), nn.ReLU(), nn.Conv2d(CHANNELS, CHANNELS, 3, 2, 1), nn.ReLU()
         )
         self.input = nn.Linear(CHANNELS * MELS // SUBSAMPLING, DIMENSION)
@@ -75,8 +75,8 @@ class SpeechBrainTransducer(nn.Module):
 
     def forward(self, audio: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
         """Return the mean loss."""
-        whole = torch.ones(len(audio), device=audio.device)  # SpeechBrain's lengths are shares of the longest
-        encoded = self.projection(self.encoder.encode(self.front(self.features(audio)), whole))
+        shares = torch.ones(len(audio), device=audio.device)  # SpeechBrain's lengths are shares of the longest
+        encoded = self.projection(self.encoder.encode(self.front(self.features(audio)), shares))
         predicted = self.predicted(self.predictor(self.embedding(nn.functional.pad(targets, (1, 0))))[0])
         logits = self.output(self.joint(encoded.unsqueeze(2), predicted.unsqueeze(1)))
         frames = torch.full((len(audio),), encoded.shape[1], dtype=torch.int32, device=audio.device)
@@ -135,9 +135,9 @@ class SpeechBrainTransformer(nn.Module):
 
     def forward(self, audio: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
         """Return the mean loss."""
-        whole = torch.ones(len(audio), device=audio.device)
-        histories = functional.pad(targets, (1, 0), value=1)  # 0 is padding to it
-        encoded, decoded = self.transformer(self.front(self.features(audio)), histories, whole)
+        shares = torch.ones(len(audio), device=audio.device)
+        histories = functional.pad(targets, (1, 0), value=1)  # SpeechBrain takes 0 for padding
+        encoded, decoded = self.transformer(self.front(self.features(audio)), histories, shares)
         return with_ctc(self.output(decoded), self.ctc(encoded), targets, lengths)
 
 
@@ -150,6 +150,6 @@ def ctc_loss(logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
 
 def with_ctc(logits: Tensor, frames: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
     """Return the mean loss of a text decoder's logits (B, U + 1, V), and of CTC beside it."""
-    wanted = functional.pad(targets, (0, 1), value=VOCABULARY - 1)
-    attention = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum") / len(targets)
+    extended = functional.pad(targets, (0, 1), value=VOCABULARY - 1)
+    attention = functional.cross_entropy(logits.flatten(0, 1), extended.flatten(), reduction="sum") / len(targets)
     return (1 - CTC) * attention + CTC * ctc_loss(frames, targets, lengths)

@@ -55,7 +55,10 @@ def peer(module: nn.Module) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
     """Return a peer and its loss of a batch."""
 
     def loss(batch: Batch) -> Tensor:
-        rows = [torch.tensor([1 + ord(one) % (peer_networks.VOCABULARY - 2) for one in text]) for text in batch.texts]
+        rows = [
+            torch.tensor([1 + ord(character) % (peer_networks.VOCABULARY - 2) for character in text])
+            for text in batch.texts
+        ]
         lengths = torch.tensor([len(row) for row in rows])
         return module(batch.audio, torch.stack(rows).to(batch.audio.device), lengths.to(batch.audio.device))
 
@@ -83,10 +86,11 @@ def rows_of(network: str, batch: Batch, turns: int) -> Iterator[Row]:
             contestants[name] = peer(make())
         except ImportError as error:
             print(f"{name}: not here ({error}); `make peers` installs it")
-    steps = {name: training_step(*one, batch) for name, one in contestants.items()}
+    steps = {name: training_step(*contestant, batch) for name, contestant in contestants.items()}
     seconds = in_turns(steps, turns, batch.audio.device.type)
     millions = {
-        name: sum(one.numel() for one in module.parameters()) / 1e6 for name, (module, _) in contestants.items()
+        name: sum(parameter.numel() for parameter in module.parameters()) / 1e6
+        for name, (module, _) in contestants.items()
     }
     for name in list(contestants)[1:]:
         yield Row(

@@ -28,11 +28,11 @@ def training_steps(
     x = torch.randn(utterances, frames, size, device=device, requires_grad=True)
     lengths = torch.linspace(frames / 1.05, frames, utterances, device=device).long()
     cells = max(hidden, recurrent + projection + 1)
-    ours = BidirectionalRecurrentProjectionLSTM(size, hidden, recurrent, projection).to(device)
+    layer = BidirectionalRecurrentProjectionLSTM(size, hidden, recurrent, projection).to(device)
     library = nn.LSTM(size, cells, proj_size=recurrent + projection, batch_first=True, bidirectional=True).to(device)
     plain = nn.LSTM(size, hidden, batch_first=True, bidirectional=True).to(device)
     return {
-        "ours": lambda: ours(x, lengths).sum().backward(),
+        "ours": lambda: layer(x, lengths).sum().backward(),
         "torch's LSTM with proj_size": lambda: library(x)[0].sum().backward(),
         "torch's LSTM of as many cells, no projection": lambda: plain(x)[0].sum().backward(),
     }

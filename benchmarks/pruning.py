@@ -107,8 +107,8 @@ def main() -> None:
     def line(name: str, losses_of: Callable[[], Tensor]) -> None:
         computed.clear()
         losses = losses_of()
-        other, share = gradient_of(losses), 1 - (exact - losses).exp().detach()
-        angle = math.degrees(math.acos(min(1.0, float(gradient @ other / gradient.norm() / other.norm()))))
+        approximate, share = gradient_of(losses), 1 - (exact - losses).exp().detach()
+        angle = math.degrees(math.acos(min(1.0, float(gradient @ approximate / gradient.norm() / approximate.norm()))))
         print(
             f"| {name} | {100 * sum(computed) / nodes:.1f} % | {float((losses - exact).mean().detach()):.4f} "
             f"| {float(share.mean()):.4f} | {float(share.max()):.4f} | {angle:.2f}° |"

@@ -54,9 +54,9 @@ class AsTorchaudio(nn.Module):
     ) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
         """Read tokens (N, 1)."""
         prediction = self.recognizer.prediction
-        before = prediction.initial_state(len(targets), targets.device) if state is None else tuple(state[0])
-        predicted, after = prediction(self.ours[targets], before)
-        return predicted, lengths, [list(after)]
+        old_state = prediction.initial_state(len(targets), targets.device) if state is None else tuple(state[0])
+        predicted, new_state = prediction(self.ours[targets], old_state)
+        return predicted, lengths, [list(new_state)]
 
     def join(
         self, frames: Tensor, frame_lengths: Tensor, predicted: Tensor, lengths: Tensor
@@ -66,16 +66,16 @@ class AsTorchaudio(nn.Module):
         return logits[..., self.ours], frame_lengths, lengths
 
 
-def speech(folder: Path, most: int) -> Batch:
+def speech(folder: Path, count: int) -> Batch:
     """Return some utterances of a folder in LibriSpeech's layout."""
-    paths = sorted(folder.rglob("*.flac"))[:most]
+    paths = sorted(folder.rglob("*.flac"))[:count]
     if not paths:
         raise SystemExit(f"no *.flac below {folder}: `make demo` writes a corpus and trains what is searched here")
-    read = [soundfile.read(path, dtype="float32") for path in paths]
+    recordings = [soundfile.read(path, dtype="float32") for path in paths]
     return Batch.collate(
         [
             Utterance(path.stem, torch.from_numpy(audio), rate, "")
-            for path, (audio, rate) in zip(paths, read, strict=True)
+            for path, (audio, rate) in zip(paths, recordings, strict=True)
         ]
     )
 
@@ -88,23 +88,26 @@ def transducer_rows(options: argparse.Namespace) -> Iterator[Row]:
     batch = speech(options.speech, options.utterances).to(options.device)
     encoded, lengths = recognizer(batch.audio, batch.audio_lengths)
     frames = recognizer.encoder_projection(encoded)
-    named = AsTorchaudio(recognizer)
+    adapter = AsTorchaudio(recognizer)
     parts = frames, lengths, recognizer.prediction, recognizer.joint, recognizer.tokenizer
     for beam in options.transducer_beams:
         search = TransducerSearch(beam=beam)
         # Ranked by probability, as ours, not by probability and length.
         peer = RNNTBeamSearch(
-            named,  # type: ignore[arg-type]
-            blank=len(named.ours) - 1,
+            adapter,  # type: ignore[arg-type]
+            blank=len(adapter.ours) - 1,
             hypo_sort_key=lambda hypothesis: hypothesis[3],
             step_max_tokens=search.max_symbols,
         )
 
         def theirs(beam: int = beam, peer: RNNTBeamSearch = peer) -> list[list[int]]:
-            alone = [row[:length].unsqueeze(0) for row, length in zip(frames, lengths.tolist(), strict=True)]
-            return [named.ours[peer._search(one, None, beam)[0][0][1:]].tolist() for one in alone]
+            utterances = [row[:length].unsqueeze(0) for row, length in zip(frames, lengths.tolist(), strict=True)]
+            return [adapter.ours[peer._search(utterance, None, beam)[0][0][1:]].tolist() for utterance in utterances]
 
-        same = sum(list(ours[0].tokens) == their for ours, their in zip(search(*parts), theirs(), strict=True))
+        same = sum(
+            list(hypotheses[0].tokens) == peer_tokens
+            for hypotheses, peer_tokens in zip(search(*parts), theirs(), strict=True)
+        )
         seconds = in_turns({"ours": lambda: search(*parts), "theirs": theirs}, options.turns, options.device)  # noqa: B023
         yield Row(
             f"search of a transducer, beam {beam}", f"{len(batch)} utterances, the same text of {same}",
@@ -120,35 +123,35 @@ def attention_rows(options: argparse.Namespace) -> Iterator[Row]:
     content = yaml.safe_load(Path("experiments/demo/las.yaml").read_text())["model"]
     content["init_args"] |= {"augment": None, "tokenizer": CHARACTERS}
     device = options.device
-    ours = build_recognizer(content).to(device).eval()
-    theirs = peer_networks.SpeechBrainAttention().to(device).eval()
+    recognizer = build_recognizer(content).to(device).eval()
+    network = peer_networks.SpeechBrainAttention().to(device).eval()
     eos = peer_networks.VOCABULARY - 1
-    ours.decoder.output.bias[ours.tokenizer.eos_id] = theirs.output.w.bias[eos] = -1e4
+    recognizer.decoder.output.bias[recognizer.tokenizer.eos_id] = network.output.w.bias[eos] = -1e4
     encoded = torch.randn(options.utterances, int(FRAMES_A_SECOND * options.seconds), 384, device=device)
-    whole = torch.ones(options.utterances, device=device)
+    relative_lengths = torch.ones(options.utterances, device=device)
     lengths = torch.full((options.utterances,), encoded.shape[1], device=device)
     share = TOKENS_A_SECOND / FRAMES_A_SECOND
     shared = {"bos_index": 0, "eos_index": eos, "min_decode_ratio": 0.0, "max_decode_ratio": share}
     for beam in options.attention_beams:
         search = AttentionSearch(beam=beam, tokens_per_frame=share)
-        layers = theirs.embedding, theirs.decoder, theirs.output
+        layers = network.embedding, network.decoder, network.output
         if beam == 1:
             peer = S2SRNNGreedySearcher(*layers, **shared)
         else:
             peer = S2SRNNBeamSearcher(*layers, **shared, beam_size=beam, using_eos_threshold=False)
-        found = in_turns(
+        times = in_turns(
             {
                 "ours": lambda: search(  # noqa: B023
-                    ours.decoder, ours.decoder.remember(encoded, lengths), lengths, ours.tokenizer
+                    recognizer.decoder, recognizer.decoder.remember(encoded, lengths), lengths, recognizer.tokenizer
                 ),
-                "theirs": lambda: peer(encoded, whole),  # noqa: B023
+                "theirs": lambda: peer(encoded, relative_lengths),  # noqa: B023
             },
             options.turns,
             device,
         )
         yield Row(
-            f"search of LAS, beam {beam}", f"{options.utterances} × {options.seconds:g} s", found["ours"],
-            f"SpeechBrain's {type(peer).__name__}, same shapes", found["theirs"], options.utterances * options.seconds,
+            f"search of LAS, beam {beam}", f"{options.utterances} × {options.seconds:g} s", times["ours"],
+            f"SpeechBrain's {type(peer).__name__}, same shapes", times["theirs"], options.utterances * options.seconds,
         )  # fmt: skip
 
 

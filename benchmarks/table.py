@@ -29,17 +29,17 @@ GROWTH = Path("experiments/demo/rnnt_random.yaml")
 
 def rows(device: str) -> Iterator[Row]:
     """Give all rows."""
-    on = ["--device", device]
-    yield from transducer_loss.rows(transducer_loss.make_parser().parse_args(on))
-    yield from peers.rows(peers.make_parser().parse_args(on))
-    yield from deep_speech_2.rows(deep_speech_2.make_parser().parse_args(on))
-    yield from projected_lstm.rows(projected_lstm.make_parser().parse_args(on))
-    yield from searching.rows(searching.make_parser().parse_args(on))
+    device_arguments = ["--device", device]
+    yield from transducer_loss.rows(transducer_loss.make_parser().parse_args(device_arguments))
+    yield from peers.rows(peers.make_parser().parse_args(device_arguments))
+    yield from deep_speech_2.rows(deep_speech_2.make_parser().parse_args(device_arguments))
+    yield from projected_lstm.rows(projected_lstm.make_parser().parse_args(device_arguments))
+    yield from searching.rows(searching.make_parser().parse_args(device_arguments))
     yield from data_loading.rows(data_loading.make_parser().parse_args(["--serve", "--turns", "3"]))
     yield from looking_inside.rows(looking_inside.make_parser().parse_args(["--points", "10000"]))
-    for given in (["--batch-seconds", "15", "30", "60"], ["--utterance-seconds", "2.5", "5", "10", "30"]):
+    for arguments in (["--batch-seconds", "15", "30", "60"], ["--utterance-seconds", "2.5", "5", "10", "30"]):
         yield from training_speed.rows(
-            training_speed.make_parser().parse_args([str(GROWTH), *given, "--turns", "5", *on])
+            training_speed.make_parser().parse_args([str(GROWTH), *arguments, "--turns", "5", *device_arguments])
         )
 
 

@@ -71,20 +71,26 @@ class Row:
     memory: tuple[float, float | None] | None = None
 
     def __str__(self) -> str:
-        """The line."""
-        theirs, speed, share = "–", "–", "–"
+        """Return the row in Markdown."""
+        peer_time, speed, share = "–", "–", "–"
         if self.theirs:
-            theirs = self._cell(self.theirs)
-            ratios = sorted(its / own for own, its in zip(self.ours, self.theirs, strict=True))
+            peer_time = self._cell(self.theirs)
+            ratios = sorted(
+                peer_seconds / our_seconds for our_seconds, peer_seconds in zip(self.ours, self.theirs, strict=True)
+            )
             speed = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         if self.memory:
-            own, its = self.memory
-            share = f"{own:,.0f} MiB" if its is None else f"{own / its:.2f} of {its:,.0f} MiB"
-        return f"| {self.what} | {self.of} | {self._cell(self.ours)} | {self.peer} | {theirs} | {speed} | {share} |"
+            our_memory, peer_memory = self.memory
+            share = (
+                f"{our_memory:,.0f} MiB"
+                if peer_memory is None
+                else f"{our_memory / peer_memory:.2f} of {peer_memory:,.0f} MiB"
+            )
+        return f"| {self.what} | {self.of} | {self._cell(self.ours)} | {self.peer} | {peer_time} | {speed} | {share} |"
 
     def _cell(self, seconds: list[float]) -> str:
-        """Milliseconds, and how much audio there is for each second."""
-        least, median, most = (1000 * one for one in (min(seconds), statistics.median(seconds), max(seconds)))
+        """Return milliseconds, and seconds of audio per second."""
+        least, median, most = (1000 * value for value in (min(seconds), statistics.median(seconds), max(seconds)))
         digits = 1 if most < 10 else 0
         cell = f"{median:,.{digits}f} ms ({least:,.{digits}f} to {most:,.{digits}f})"
         return cell if self.audio is None else f"{cell}, {1000 * self.audio / median:,.0f} s/s"
@@ -98,7 +104,7 @@ def print_table(rows: Iterable[Row]) -> None:
 
 
 def provenance() -> str:
-    """Say on what machine, with which versions and at which commit something was measured."""
+    """Return a line of the machine, the versions of packages and the commit of a measurement."""
     versions = []
     for package in ("torch", "torchaudio", "speechbrain", "lhotse", "scikit-learn"):
         try:

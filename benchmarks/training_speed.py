@@ -72,8 +72,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     """Give a row for each experiment, length of batches and length of utterances."""
     for path, batch, utterance in product(options.experiments, options.batch_seconds, options.utterance_seconds):
         case = Case(path, batch, utterance, options.device, options.precision, options.turns)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:  # memory is the process's
-            seconds, audio, memory = fresh.submit(measure, case).result()
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # memory is the process's
+            seconds, audio, memory = pool.submit(measure, case).result()
         yield Row(
             f"training step, {path.stem}", f"{audio / utterance:.0f} × {utterance:g} s, {options.precision}", seconds,
             audio=audio, memory=(memory, None),

@@ -123,8 +123,8 @@ def lengths_of(options: argparse.Namespace) -> list[tuple[Tensor, Tensor]]:
             )
         ]
     deciles = torch.tensor(DECILES)
-    drawn = (len(DECILES) - 1) * torch.rand(options.utterances)
-    seconds = torch.lerp(deciles[drawn.long()], deciles[drawn.long() + 1], drawn.frac())
+    quantiles = (len(DECILES) - 1) * torch.rand(options.utterances)
+    seconds = torch.lerp(deciles[quantiles.long()], deciles[quantiles.long() + 1], quantiles.frac())
     all_frames = (25 * seconds).long()
     all_tokens = (all_frames * (0.25 + 0.03 * torch.randn(options.utterances))).round().long().clamp(min=1)
     if batches == "random":
@@ -146,16 +146,16 @@ def measure(kind: str, vocabulary: int, options: argparse.Namespace) -> dict[str
     elif kind == "fused" and device == "cuda":
         warnings.simplefilter("error", RuntimeWarning)  # kernels that do not work are not measured as if they did
     warm = [torch.ones(size, device=device).requires_grad_() for size in ((2, 9, 64), (2, 4, 64), (32, 64), (32,))]
-    two = torch.tensor([3, 2], device=device)
+    lengths = torch.tensor([3, 2], device=device)
     extra = 2 if kind == "fast_rnnt" else 0  # linear layers of a simple joint network
     if options.fast_rnnt and kind == "fast_rnnt":
         load_fast_rnnt(options.fast_rnnt)
     warm += [torch.ones(32, 64, device=device).requires_grad_() for _ in range(extra)]
-    loss_of(kind, warm, torch.ones(2, 3, dtype=torch.int64, device=device), (two, two), 2).sum().backward()
+    loss_of(kind, warm, torch.ones(2, 3, dtype=torch.int64, device=device), (lengths, lengths), 2).sum().backward()
     weight = torch.randn(vocabulary, dimension, device=device) / dimension**0.5
     bias, batches = torch.randn(vocabulary, device=device), []
     for frames, tokens in lengths_of(options):
-        sizes = [(len(frames), most, dimension) for most in (int(frames.max()), int(tokens.max()) + 1)]
+        sizes = [(len(frames), length, dimension) for length in (int(frames.max()), int(tokens.max()) + 1)]
         tensors = [*(torch.randn(size, device=device) for size in sizes), weight, bias]
         tensors += [torch.randn(vocabulary, dimension, device=device) / dimension**0.5 for _ in range(extra)]
         targets = torch.randint(1, vocabulary, (len(frames), int(tokens.max())), device=device)
@@ -163,9 +163,9 @@ def measure(kind: str, vocabulary: int, options: argparse.Namespace) -> dict[str
     if device == "cuda":
         take(kind, batches, options)
         torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else peak_memory(device)
+    baseline = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else peak_memory(device)
     seconds = [take(kind, batches, options) / len(batches) for _ in range(options.repeats)]
-    return {"seconds": statistics.median(seconds), "MiB": peak_memory(device) - before}
+    return {"seconds": statistics.median(seconds), "MiB": peak_memory(device) - baseline}
 
 
 def take(

@@ -55,11 +55,11 @@ class ArrowDataModule(ListedDataModule):
 
     @property
     def layout(self) -> str:
-        """What the files of such a corpus look like, for messages."""
+        """A description of the files of such a corpus, for messages."""
         return "*.arrow in it, or in folders below it, as save_to_disk writes them"
 
     def options(self) -> tuple[object, ...]:
-        """What decides on the manifests beside the files."""
+        """Options that the manifests depend on, beside the files."""
         return (*super().options(), self.columns)
 
     @functools.cached_property
@@ -101,21 +101,21 @@ class ArrowDataModule(ListedDataModule):
                 f"{path} has columns {', '.join(table.column_names)}: name that of the {' and the '.join(missing)}, "
                 f"as with --data.init_args.columns.{missing[0]} {table.column_names[0]}"
             )
-        own = {role: table.column(columns[role]) for role in ("text", "speaker", "id") if role in columns}
+        role_columns = {role: table.column(columns[role]) for role in ("text", "speaker", "id") if role in columns}
         in_file = "struct" in str(table.schema.field(columns["path"]).type)
         names = table.column(columns["path"]).combine_chunks()
         for row in range(table.num_rows):
-            fields = {role: column[row].as_py() for role, column in own.items()}
+            fields = {role: column[row].as_py() for role, column in role_columns.items()}
             name = (names.field("path")[row].as_py() or "") if in_file else (names[row].as_py() or "")
-            place = f"{path}{MARK}{row}:{columns['path']}"
+            address = f"{path}{MARK}{row}:{columns['path']}"
             if not in_file or not names.field("bytes")[row].is_valid:
-                found = self.root / name
-                if not name or not os.path.isfile(found):
-                    yield BadFile(place, "transcript without audio", f"neither bytes nor a file {shown(name)}")
+                audio_path = self.root / name
+                if not name or not os.path.isfile(audio_path):
+                    yield BadFile(address, "transcript without audio", f"neither bytes nor a file {shown(name)}")
                     continue
-                place = os.path.normpath(found)
+                address = os.path.normpath(audio_path)
             stem = Path(name.replace("\\", "/")).stem or f"{subset}-{first + row:07d}"
-            yield Listing(str(fields.get("id") or stem), place, _text(fields["text"]), _text(fields.get("speaker")))
+            yield Listing(str(fields.get("id") or stem), address, _text(fields["text"]), _text(fields.get("speaker")))
 
     def file_of(self, path: str) -> str:
         """The file that an utterance's path leads to."""
@@ -145,10 +145,10 @@ def _files(folder: Path) -> list[Path]:
     """The Arrow files of a folder in their order."""
     try:
         state = json.loads((folder / "state.json").read_text("utf-8"))
-        named = [folder / str(entry["filename"]) for entry in state["_data_files"]]
+        paths = [folder / str(entry["filename"]) for entry in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError):
-        named = []
-    return named or sorted(folder.glob("*.arrow"))
+        paths = []
+    return paths or sorted(folder.glob("*.arrow"))
 
 
 def _is_row(path: str) -> bool:
@@ -157,8 +157,8 @@ def _is_row(path: str) -> bool:
 
 def _parse(path: str) -> tuple[str, int, str]:
     """The file, the row and the column of `FILE.arrow@ROW:COLUMN`."""
-    file, _, place = path.rpartition(f".arrow{MARK}")
-    row, _, column = place.partition(":")
+    file, _, cell = path.rpartition(f".arrow{MARK}")
+    row, _, column = cell.partition(":")
     return f"{file}.arrow", int(row), column
 
 
@@ -173,7 +173,7 @@ def _bytes(path: str) -> bytes:
 
 @functools.lru_cache(OPEN_FILES)
 def _open(path: str) -> Any:
-    """Map an Arrow file into memory: its table, of which only what is asked for is read from disk."""
+    """Map an Arrow file into memory: return its table, of which only the cells in use are read from disk."""
     try:
         import pyarrow
     except ImportError as error:

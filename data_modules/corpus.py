@@ -124,14 +124,14 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
     @property
     @abstractmethod
     def source(self) -> str:
-        """Tells this corpus from others in the cache: its absolute path and what else decides on its manifests."""
+        """Identifies this corpus in the cache: its absolute path and what else decides on its manifests."""
 
     def require(self, subsets: list[str]) -> None:  # noqa: B027 - a corpus may have nothing to look for
-        """See that the subsets are there; raise an `InputError` that helps where they are not."""
+        """Check that the subsets are there; raise an `InputError` with advice where they are not."""
 
     @abstractmethod
     def fingerprint(self, subset: str) -> str:
-        """Changes when the subset's files do."""
+        """A text that changes when the subset's files do."""
 
     @abstractmethod
     def find_utterances(self, subset: str) -> tuple[list[Listing], list[BadFile]]:
@@ -189,7 +189,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             raise InputError(f"No utterance can be used in {', '.join(empty)} of {self.source}.")
 
     def _report_bad(self, manifests: dict[str, Manifest], trained: list[str]) -> None:
-        """Name what cannot be used. A transcript may be empty where it is scored, but not where it is to be learned."""
+        """Report what cannot be used. A transcript may be empty where it is scored, but not where it is learned."""
         unusable = {subset: part.bad_files() for subset, part in manifests.items()}
         for subset in trained:
             unusable[subset] += manifests[subset].empty_transcripts()
@@ -209,14 +209,14 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         rank_zero_warn("\n".join([*lines, "They are left out."]))
 
     def _report_audio(self, subset: str, part: Manifest) -> None:
-        """Name the audio of other sample rates, of several channels, and of a narrower band than the rest."""
-        others = {rate: count for rate, count in sorted(part.rates.items()) if rate != self.sample_rate}
-        if others:
-            rates = ", ".join(f"{count:,} of {rate:,} Hz" for rate, count in others.items())
+        """Report audio of other sample rates, of several channels, and of a narrower band than the rest."""
+        resampled = {rate: count for rate, count in sorted(part.rates.items()) if rate != self.sample_rate}
+        if resampled:
+            rates = ", ".join(f"{count:,} of {rate:,} Hz" for rate, count in resampled.items())
             rank_zero_info(f"{subset}: resampled to {self.sample_rate:,} Hz: {rates}, of {len(part):,} utterances.")
         if part.mixed:
             rank_zero_info(f"{subset}: channels are mixed in {part.mixed:,} of {len(part):,} utterances.")
-        lower = sum(count for rate, count in others.items() if rate < self.sample_rate)
+        lower = sum(count for rate, count in resampled.items() if rate < self.sample_rate)
         if lower:
             rank_zero_warn(
                 f"{subset}: {lower:,} of {len(part):,} utterances are upsampled: their files have fewer than "
@@ -290,12 +290,12 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
 
     def _evaluation(self, role: str) -> dict[str, EvaluationBatches]:
         rank, ranks = rank_of(self.trainer)
-        at_once = self.evaluation_batch_seconds or self.batch_seconds / (ranks * accumulation_of(self.trainer))
+        batch_seconds = self.evaluation_batch_seconds or self.batch_seconds / (ranks * accumulation_of(self.trainer))
         loaders = {}
         for subset in self.subsets[role]:
             speech = self.evaluation_speech(subset)
             load = functools.partial(self._load, speech, np.arange(len(speech)))
-            loaders[subset] = EvaluationBatches(speech.durations, load, at_once, rank, ranks)
+            loaders[subset] = EvaluationBatches(speech.durations, load, batch_seconds, rank, ranks)
         return loaders
 
     def _dataset(
@@ -315,7 +315,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
                 f"longer than {self.max_seconds} s ({durations[long].sum() / 3600:.2f} h), of {len(durations)}."
             )
         parts = [self.manifests[subset].empty for subset in self.subsets["train"]]
-        empty = np.concatenate([np.zeros(0, dtype=bool), *parts])  # of which `prepare_data` has told
+        empty = np.concatenate([np.zeros(0, dtype=bool), *parts])  # which `prepare_data` has reported
         chosen = np.flatnonzero(~short & ~long & ~empty)
         if len(chosen) < (self.train_utterances or 1):
             raise InputError(
@@ -342,9 +342,9 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             self._count_lost(lost, len(batch))
             yield batch
 
-    def _count_lost(self, lost: list[tuple[str, str]], read: int) -> None:
-        """Name the utterances that could not be read; stop when nothing can be read any more."""
-        self._lost_in_a_row = 0 if read else self._lost_in_a_row + len(lost)
+    def _count_lost(self, lost: list[tuple[str, str]], readable: int) -> None:
+        """Report the utterances that could not be read; stop when nothing can be read any more."""
+        self._lost_in_a_row = 0 if readable else self._lost_in_a_row + len(lost)
         for id, reason in lost:
             self.lost_utterances[id] += 1
             if self.lost_utterances[id] == 1:
@@ -368,6 +368,6 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             "workers": (self.workers >= 0, "0 or more"),
             "on_bad": (self.on_bad in ("error", "skip"), "error or skip"),
         }
-        for name, (right, expected) in checks.items():
-            if not right:
+        for name, (valid, expected) in checks.items():
+            if not valid:
                 raise InputError(f"{name} must be {expected}, got {getattr(self, name)}")

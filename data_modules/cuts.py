@@ -40,7 +40,7 @@ class CutsDataModule(ListedDataModule):
 
     @property
     def layout(self) -> str:
-        """What the files of such a corpus look like, for messages."""
+        """A description of the files of such a corpus, for messages."""
         return "files of lhotse's cuts, as cuts_train.jsonl.gz"
 
     @functools.cached_property
@@ -69,23 +69,25 @@ class CutsDataModule(ListedDataModule):
                 listings.append(entry) if isinstance(entry, Listing) else bad.append(entry)
         return listings, bad
 
-    def _listing(self, line: str, place: str) -> Listing | BadFile:
+    def _listing(self, line: str, location: str) -> Listing | BadFile:
         try:
             cut = deserialize_item(json.loads(line))
         except Exception as error:  # of json and lhotse
-            return BadFile(place, "malformed line", f"expected a cut of lhotse: {reason(error)}")
+            return BadFile(location, "malformed line", f"expected a cut of lhotse: {reason(error)}")
         kind = type(cut).__name__
         if not isinstance(cut, MonoCut | MultiCut) or cut.recording is None:
-            return BadFile(place, "unsupported cut", f"expected a MonoCut with a recording, found a {kind}: write Shar")
+            return BadFile(
+                location, "unsupported cut", f"expected a MonoCut with a recording, found a {kind}: write Shar"
+            )
         if cut.recording.transforms or len(cut.recording.sources) != 1 or cut.recording.sources[0].type != "file":
             return BadFile(
-                place, "unsupported cut", f"{cut.id}: expected an unchanged recording in one file: write Shar"
+                location, "unsupported cut", f"{cut.id}: expected an unchanged recording in one file: write Shar"
             )
         source = str(cut.recording.sources[0].source)
         paths = [os.path.normpath(base / source) for base in (self.root, self.root.parent, Path.cwd())]
         path = next((path for path in paths if "\0" not in path and os.path.isfile(path)), None)
         if path is None:
-            return BadFile(place, "transcript without audio", f"{cut.id}: no file {source}")
+            return BadFile(location, "transcript without audio", f"{cut.id}: no file {source}")
         supervisions = sorted(cut.supervisions, key=lambda supervision: supervision.start)
         words = " ".join(supervision.text for supervision in supervisions if supervision.text)
         speaker = next((supervision.speaker for supervision in supervisions if supervision.speaker), "")

@@ -72,7 +72,7 @@ def read_at(sample_rate: int, read: ReadAudio, cut: MonoCut) -> np.ndarray:
     It has as many samples as the duration of the cut; what a decoder gives more or less, 25 ms at most, is cut or zero.
 
     Raises:
-        Exception: It cannot be read, or has samples that are none.
+        Exception: It cannot be read, or has impossible samples.
     """
     audio = read(cut)
     reading.check_samples(audio)
@@ -138,20 +138,20 @@ class SpeechDataset(Dataset):
         """Read a batch; this is what torch's `DataLoader` asks for."""
         cuts = [self._find(number) for _, number in keys]
         if self.at_once == 1:
-            read = [self._read(cut) for _, cut in cuts]
+            waveforms = [self._read(cut) for _, cut in cuts]
         else:
             with ThreadPoolExecutor(self.at_once) as pool:
-                read = list(pool.map(self._read, [cut for _, cut in cuts]))
+                waveforms = list(pool.map(self._read, [cut for _, cut in cuts]))
         return [
             samples if isinstance(samples, UnreadableUtterance) else self._utterance(subset, cut, samples, epoch)
-            for (epoch, _), (subset, cut), samples in zip(keys, cuts, read, strict=True)
+            for (epoch, _), (subset, cut), samples in zip(keys, cuts, waveforms, strict=True)
         ]
 
     def _find(self, number: int) -> tuple[str, MonoCut]:
-        """Return the subset of an utterance, and what its manifest says."""
-        which = int(np.searchsorted(self._ends, number, side="right"))
-        part = self.manifests[self.subsets[which]]
-        return self.subsets[which], part[number - int(self._ends[which]) + len(part)]
+        """Return the subset and the cut of an utterance."""
+        index = int(np.searchsorted(self._ends, number, side="right"))
+        part = self.manifests[self.subsets[index]]
+        return self.subsets[index], part[number - int(self._ends[index]) + len(part)]
 
     def _read(self, cut: MonoCut) -> np.ndarray | UnreadableUtterance:
         try:
@@ -191,8 +191,8 @@ def change_speed(audio: Tensor, factor: float, sample_rate: int) -> Tensor:
 
 
 @functools.cache
-def _resampler(before: int, after: int) -> Resample:
-    return Resample(before, after)
+def _resampler(old_rate: int, new_rate: int) -> Resample:
+    return Resample(old_rate, new_rate)
 
 
 def collate(items: list[Utterance | UnreadableUtterance], sample_rate: int) -> tuple[Batch, list[tuple[str, str]]]:

@@ -50,7 +50,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @dataclass(frozen=True)
 class Speech:
-    """What espeak-ng said.
+    """Speech of espeak-ng.
 
     Attributes:
         samples: (S,) int16 at 22,050 Hz.
@@ -161,7 +161,7 @@ def _answer_and_exit(request: dict) -> None:
             output.write(json.dumps(header).encode() + b"\n" + body)
         code = 0
     except BrokenPipeError:
-        pass  # nobody listens any more
+        pass  # the parent has closed the pipe
     finally:
         os._exit(code)
 

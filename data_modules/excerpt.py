@@ -44,16 +44,16 @@ class Excerpt:
             InputError: There are fewer folders or utterances.
         """
         numbers = {file: number for file, path in files.items() if (number := folder_number(path)) is not None}
-        first = sorted(set(numbers.values()))[: self.folders]
-        chosen = [file for file, number in numbers.items() if number in first]
-        if len(first) < self.folders or len(chosen) <= self.held_out:
+        lowest = sorted(set(numbers.values()))[: self.folders]
+        chosen = [file for file, number in numbers.items() if number in lowest]
+        if len(lowest) < self.folders or len(chosen) <= self.held_out:
             raise InputError(
                 f"{root}: expected {self.folders} folders KsponSpeech_0001 and so on with more than {self.held_out} "
-                f"utterances, found {len(first)} with {len(chosen)}. Set --data.init_args.excerpt.folders and "
+                f"utterances, found {len(lowest)} with {len(chosen)}. Set --data.init_args.excerpt.folders and "
                 "--data.init_args.excerpt.held_out, or --data.init_args.excerpt null for the whole corpus"
             )
-        drawn = sorted(chosen, key=lambda file: (hash_id(files[file].stem), file))
-        return sorted(drawn[: self.held_out] if subset == "dev" else drawn[self.held_out :])
+        ordered = sorted(chosen, key=lambda file: (hash_id(files[file].stem), file))
+        return sorted(ordered[: self.held_out] if subset == "dev" else ordered[self.held_out :])
 
 
 def folder_number(path: PurePath) -> int | None:

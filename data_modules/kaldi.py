@@ -42,7 +42,7 @@ class KaldiDataModule(ListedDataModule):
 
     @property
     def layout(self) -> str:
-        """What the files of such a corpus look like, for messages."""
+        """A description of the files of such a corpus, for messages."""
         return "wav.scp and text in it, or in folders below it"
 
     @functools.cached_property
@@ -88,17 +88,18 @@ class KaldiDataModule(ListedDataModule):
         bases = [folder, *folder.parents[:4], Path.cwd()]
         for id, name in _read_pairs(folder / "wav.scp", bad).items():
             recordings[id] = None
-            place = f"{folder}/wav.scp"
+            location = f"{folder}/wav.scp"
             if name.endswith("|"):
                 bad.append(
-                    BadFile(place, "a pipe", f"{id}: expected a path, found a command, which is not run; convert the "
-                            "audio once, as with `wav-copy scp:wav.scp ark,scp:wav.ark,new.scp` or sox, and list files")
+                    BadFile(location, "a pipe", f"{id}: expected a path, found a command, which is not run; convert "
+                            "the audio once, as with `wav-copy scp:wav.scp ark,scp:wav.ark,new.scp` or sox, and list "
+                            "files")
                 )  # fmt: skip
                 continue
             path = next((str(base / name) for base in bases if "\0" not in name and os.path.isfile(base / name)), None)
             if path is None:
                 ark = "; archives (.ark:OFFSET) are not read, list audio files" if ".ark:" in name else ""
-                bad.append(BadFile(place, "transcript without audio", f"{id}: no file {shown(name)}{ark}"))
+                bad.append(BadFile(location, "transcript without audio", f"{id}: no file {shown(name)}{ark}"))
             recordings[id] = None if path is None else os.path.normpath(path)
         return recordings
 
@@ -135,15 +136,15 @@ def _read_pairs(path: Path, bad: list[BadFile]) -> dict[str, str]:
 def _segments(path: Path, bad: list[BadFile]) -> dict[str, tuple[str, float, float | None]]:
     """The recording, begin and end of every utterance."""
     segments: dict[str, tuple[str, float, float | None]] = {}
-    for id, rest in _read_pairs(path, bad).items():
-        fields = rest.split()
+    for id, line in _read_pairs(path, bad).items():
+        fields = line.split()
         try:
             begin, end = float(fields[1]), float(fields[2])
             if not (0 <= begin < math.inf and (end == TO_THE_END or begin < end < math.inf)):
                 raise ValueError
         except (ValueError, IndexError):
             bad.append(
-                BadFile(str(path), "malformed line", f"{shown(id)}: expected RECORDING BEGIN END, found {shown(rest)}")
+                BadFile(str(path), "malformed line", f"{shown(id)}: expected RECORDING BEGIN END, found {shown(line)}")
             )
             continue
         segments[id] = fields[0], begin, None if end == TO_THE_END else end

@@ -1,4 +1,4 @@
-"""Who says what in the embedded Korean corpus: a small grammar, KsponSpeech's annotation, voices, and the script."""
+"""The script of the embedded Korean corpus: a small grammar, KsponSpeech's annotation, and voices."""
 
 import re
 import zlib
@@ -101,12 +101,12 @@ def _with_particles(sentence: str) -> str:
 def _annotated(sentence: str, random: np.random.Generator) -> str:
     """Put fillers, repetitions, unclear words and noises in, about as often as KsponSpeech has them."""
     words = sentence.split()
-    plain = [place for place, word in enumerate(words) if re.fullmatch("[가-힣]{2,}", word)]
-    if plain and random.random() < 0.15:
-        place = int(random.choice(plain))
-        words[place] = f"{words[place][0]}+ {words[place]}"
-    elif plain and random.random() < 0.05:
-        words[int(random.choice(plain))] += "*"
+    candidates = [index for index, word in enumerate(words) if re.fullmatch("[가-힣]{2,}", word)]
+    if candidates and random.random() < 0.15:
+        index = int(random.choice(candidates))
+        words[index] = f"{words[index][0]}+ {words[index]}"
+    elif candidates and random.random() < 0.05:
+        words[int(random.choice(candidates))] += "*"
     if random.random() < 0.2:
         words.insert(int(random.integers(min(2, len(words)))), str(random.choice(_FILLERS)))
     if not words[-1].endswith("?"):
@@ -146,7 +146,7 @@ SPEAKERS: dict[str, list[Speaker]] = {
 
 @dataclass(frozen=True)
 class KoreanLine(ScriptLine):
-    """With what the corpus writes of it, and where; `sentence` is what is spoken."""
+    """A line with its annotation and its folder in the corpus; `sentence` is what is spoken."""
 
     annotation: str
     folder: str

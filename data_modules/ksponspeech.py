@@ -63,7 +63,7 @@ class KsponSpeechDataModule(CorpusDataModule):
 
     @property
     def source(self) -> str:
-        """Tells this corpus from others in the cache."""
+        """Identifies this corpus in the cache."""
         return str(self.root)
 
     @property
@@ -74,7 +74,7 @@ class KsponSpeechDataModule(CorpusDataModule):
         return folder.with_name(f"{folder.name}-{self.side}{part}")
 
     def require(self, subsets: list[str]) -> None:
-        """See that the subsets are there.
+        """Check that the subsets are there.
 
         Raises:
             InputError: Some are not.
@@ -84,7 +84,7 @@ class KsponSpeechDataModule(CorpusDataModule):
             raise InputError(self._missing_message(missing))
 
     def fingerprint(self, subset: str) -> str:
-        """Changes when files of the corpus do."""
+        """A text that changes when files of the corpus do."""
         return f"{subset} {self._fingerprint}"
 
     @cached_property
@@ -118,54 +118,54 @@ class KsponSpeechDataModule(CorpusDataModule):
         """The subset's utterances, and what cannot be used: no partner, unreadable text, malformed annotation."""
         self._audio  # noqa: B018 - walks, and finds what cannot be read
         bad: list[BadFile] = [*self._unreadable]
-        found: dict[str, Listing] = {}  # by path
+        listings: dict[str, Listing] = {}  # by path
         path = self.find_list(subset)
         pairs = self._listed(path, bad) if path is not None else self._beside(subset, bad)
-        for place, audio, content in pairs:
+        for location, audio, content in pairs:
             line = decode(content)
             id = Path(audio).stem
             if line is None:
-                bad.append(BadFile(place, "transcript neither UTF-8 nor CP949", id))
-            elif audio in found:
-                bad.append(BadFile(place, "duplicate id", f"{audio} has a transcript already, which is kept"))
-            elif (text := self._normalized(line, id, place, bad)) is not None:
-                found[audio] = Listing(id, audio, text)
-        return name_apart(list(found.values()), self.root, bad), bad
+                bad.append(BadFile(location, "transcript neither UTF-8 nor CP949", id))
+            elif audio in listings:
+                bad.append(BadFile(location, "duplicate id", f"{audio} has a transcript already, which is kept"))
+            elif (text := self._normalized(line, id, location, bad)) is not None:
+                listings[audio] = Listing(id, audio, text)
+        return name_apart(list(listings.values()), self.root, bad), bad
 
-    def _normalized(self, line: str, id: str, place: str, bad: list[BadFile]) -> str | None:
+    def _normalized(self, line: str, id: str, location: str, bad: list[BadFile]) -> str | None:
         percent = "프로" if id.rpartition("_")[2] in PRO_FILES else "퍼센트"
         try:
             return normalize_korean(line, self.side, percent)
         except AnnotationError as error:
-            bad.append(BadFile(place, "malformed annotation", str(error)))
+            bad.append(BadFile(location, "malformed annotation", str(error)))
             return None
 
     def _listed(self, path: Path, bad: list[BadFile]) -> Iterator[tuple[str, str, bytes]]:
-        """Place, audio file and undecoded text of every line of a list whose audio is there."""
+        """Location, audio file and undecoded text of every line of a list whose audio is there."""
         with regular(path).open("rb") as lines:
             for number, content in enumerate(lines, start=1):
                 if not (content := content.removeprefix(b"\xef\xbb\xbf").strip()):
                     continue
-                place = f"{path}:{number}"
+                location = f"{path}:{number}"
                 raw_name, mark, text = content.partition(b"::")  # a text may hold the mark too
                 name = raw_name.strip().decode("utf-8", errors="replace")
                 if not mark:
-                    bad.append(BadFile(place, "malformed line", f"expected PATH :: TEXT, got {name[:80]!r}"))
+                    bad.append(BadFile(location, "malformed line", f"expected PATH :: TEXT, got {name[:80]!r}"))
                 elif not (audio := self._find(name)):
-                    bad.append(BadFile(place, "transcript without audio", f"no {name} below {self.root}"))
+                    bad.append(BadFile(location, "transcript without audio", f"no {name} below {self.root}"))
                 elif len(audio) > 1:
-                    several = " and ".join(str(one.relative_to(self.root)) for one in audio[:5])
-                    bad.append(BadFile(place, "ambiguous path", f"{name} may be {several}: write more folders"))
+                    several = " and ".join(str(file.relative_to(self.root)) for file in audio[:5])
+                    bad.append(BadFile(location, "ambiguous path", f"{name} may be {several}: write more folders"))
                 else:
-                    yield place, str(audio[0]), text
+                    yield location, str(audio[0]), text
 
-    def _find(self, listed: str) -> list[Path]:
+    def _find(self, name: str) -> list[Path]:
         """The audio of a listed path, several where it could be any of them.
 
         Such paths begin with more folders than there are, fewer, or with KaiSpeech: the file with the longest equal end
         is meant. Without any folder in common, only a name that is nowhere twice tells which file is meant.
         """
-        path = Path(listed.replace("\\", "/"))
+        path = Path(name.replace("\\", "/"))
         files = self._audio.get(_fold(path.stem), [])
         ends = [_common_end(path.parent, file.parent) for file in files]
         best = [file for file, end in zip(files, ends, strict=True) if end == max(ends)]
@@ -182,11 +182,11 @@ class KsponSpeechDataModule(CorpusDataModule):
 
     def _in_folders(self, subset: str) -> list[str]:
         """The audio files of a subset that has no list, sorted."""
-        files = {(file.parent, file.stem): file for some in self._audio.values() for file in reversed(some)}
-        below = {str(file): file.relative_to(self.root) for file in files.values()}
+        files = {(file.parent, file.stem): file for paths in self._audio.values() for file in reversed(paths)}
+        relative = {str(file): file.relative_to(self.root) for file in files.values()}
         if self.excerpt is not None and subset in DIVIDED:
-            return self.excerpt.select(below, subset, self.root)
-        return sorted(file for file, path in below.items() if _belongs(path, subset))
+            return self.excerpt.select(relative, subset, self.root)
+        return sorted(file for file, path in relative.items() if _belongs(path, subset))
 
     def _beside(self, subset: str, bad: list[BadFile]) -> Iterator[tuple[str, str, bytes]]:
         """The transcript, the audio and the undecoded text of every pair of files."""
@@ -200,12 +200,12 @@ class KsponSpeechDataModule(CorpusDataModule):
                 bad.append(BadFile(str(path), "unreadable transcript", str(error)))
 
     def _missing_message(self, missing: list[str]) -> str:
-        what = ", ".join(missing)
+        names = ", ".join(missing)
         if not self.root.is_dir():
-            return f"No KsponSpeech with {what}. {advise(self.root)}"
+            return f"No KsponSpeech with {names}. {advise(self.root)}"
         lists = sorted({path.stem for folder in LIST_FOLDERS for path in (self.root / folder).glob("*.trn")})
         return (
-            f"{self.root} has no {what}: expected a list scripts/<subset>.trn, or folders "
+            f"{self.root} has no {names}: expected a list scripts/<subset>.trn, or folders "
             f"KsponSpeech_01/KsponSpeech_0001 and so on with audio ({', '.join(AUDIO_SUFFIXES)}).\n"
             f"Lists there: {', '.join(lists) or 'none'}. "
             f"KsponSpeech comes from aihub.or.kr; unpack its archives into this folder.\n{advise(self.root)}"
@@ -241,9 +241,9 @@ def _fold(name: str) -> str:
     return name.replace("KaiSpeech", "KsponSpeech")
 
 
-def _common_end(listed: Path, there: Path) -> int:
+def _common_end(path: Path, other: Path) -> int:
     """Count the folders that two paths have in common at their ends."""
-    pairs = zip(reversed(listed.parts), reversed(there.parts), strict=False)
+    pairs = zip(reversed(path.parts), reversed(other.parts), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: _fold(pair[0]) == _fold(pair[1]), pairs))
 
 

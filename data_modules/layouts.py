@@ -59,8 +59,8 @@ def init_args(arguments: dict[str, object]) -> str:
     """The options of `lightning fit` that set arguments of the data."""
     words = []
     for name, value in arguments.items():
-        listed = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
-        words += [f"--data.init_args.{name}", listed]
+        text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+        words += [f"--data.init_args.{name}", text]
     return shlex.join(words)
 
 
@@ -97,8 +97,8 @@ def recognize(root: Path) -> list[Layout]:
     if not layouts:
         layouts = [*_read_corpora(root)]
     if not layouts:
-        below = [(folder, find_tables(folder)) for folder in folders[1:]]
-        layouts = [layout for folder, tables in below for layout in _tables(tables, folder)][:5]
+        candidates = [(folder, find_tables(folder)) for folder in folders[1:]]
+        layouts = [layout for folder, tables in candidates for layout in _tables(tables, folder)][:5]
     return layouts
 
 
@@ -123,10 +123,10 @@ def _kaldi(folders: list[Path], root: Path) -> Iterator[Layout]:
     data = [folder for folder in folders if (folder / "wav.scp").is_file() and (folder / "text").is_file()]
     if data:
         names = [folder.name for folder in data if folder != root]
-        where = (
+        description = (
             f"{root} is a Kaldi data folder" if data[0] == root else f"{root} has Kaldi data folders {', '.join(names)}"
         )
-        yield Layout(f"{where} (wav.scp, text)", "KaldiDataModule", root, _subsets(names))
+        yield Layout(f"{description} (wav.scp, text)", "KaldiDataModule", root, _subsets(names))
 
 
 def _arrow(folders: list[Path], root: Path) -> Iterator[Layout]:
@@ -157,9 +157,9 @@ def _cuts(root: Path) -> Iterator[Layout]:
         )
     recordings = sorted(root.glob("*recordings*.jsonl*"))
     if recordings and not names:
-        theirs = recordings[0].name
-        others = [theirs.replace("recordings", kind) for kind in ("supervisions", "cuts")]
-        command = f"lhotse cut simple -r {theirs} -s {others[0]} {others[1]}"
+        recordings_name = recordings[0].name
+        counterparts = [recordings_name.replace("recordings", kind) for kind in ("supervisions", "cuts")]
+        command = f"lhotse cut simple -r {recordings_name} -s {counterparts[0]} {counterparts[1]}"
         yield Layout(
             f"{root} has lhotse's recordings and supervisions; make cuts of each with `{command}`, then",
             "CutsDataModule", root, {},
@@ -174,7 +174,7 @@ def find_cuts(root: Path) -> list[Path]:
 
 def _tables(paths: list[Path], root: Path) -> Iterator[Layout]:
     """One layout for the tables whose columns have usual names; if there is none, one for each other table."""
-    known: list[Table] = []
+    usual: list[Table] = []
     others: list[Table] = []
     for path in paths:
         try:
@@ -183,22 +183,22 @@ def _tables(paths: list[Path], root: Path) -> Iterator[Layout]:
             continue
         if table is None or (path.suffix == ".json" and not table.guess()):
             continue
-        (known if {"path", "text"} <= set(table.guess()) else others).append(table)
-    if known:
-        names = [table_name(table.path, root) for table in known]
-        listed = "; ".join(
-            f"{_below(table.path, root)} has columns {', '.join(table.columns[:MOST_NAMES])}" for table in known[:5]
+        (usual if {"path", "text"} <= set(table.guess()) else others).append(table)
+    if usual:
+        names = [table_name(table.path, root) for table in usual]
+        description = "; ".join(
+            f"{_below(table.path, root)} has columns {', '.join(table.columns[:MOST_NAMES])}" for table in usual[:5]
         )
-        divided = "subset" in known[0].guess()
+        divided = "subset" in usual[0].guess()
         subsets = {} if divided else _subsets(names)
-        if len(known) > 1 and not any(map(role_of, names)):
-            subsets = {"table": _below(known[0].path, root), **subsets}
-        yield Layout(listed, "TableDataModule", root, subsets)
+        if len(usual) > 1 and not any(map(role_of, names)):
+            subsets = {"table": _below(usual[0].path, root), **subsets}
+        yield Layout(description, "TableDataModule", root, subsets)
         return
     for table in others[:5]:
         guessed = table.guess()
         free = [column for column in table.columns if column not in guessed.values()]
-        wanted = {
+        arguments = {
             f"columns.{role}": guessed.get(role) or (free.pop(0) if free else "COLUMN") for role in ("path", "text")
         }
         header = "" if table.header else ", which has no header,"
@@ -206,7 +206,7 @@ def _tables(paths: list[Path], root: Path) -> Iterator[Layout]:
         row = "" if not table.first else f" (as {', '.join(shown(repr(str(field)), 40) for field in table.first[:5])})"
         yield Layout(
             f"{_below(table.path, root)}{header} has columns {fields}{row}; name that of the path and that of the text",
-            "TableDataModule", root, {**({"table": _below(table.path, root)} if root.is_dir() else {}), **wanted},
+            "TableDataModule", root, {**({"table": _below(table.path, root)} if root.is_dir() else {}), **arguments},
         )  # fmt: skip
 
 
@@ -261,7 +261,7 @@ def _contents(root: Path) -> str:
     if not files:
         return "no files"
     counts = Counter(path.suffix.lower() or "no suffix" for path in files).most_common(8)
-    listed = ", ".join(f"{count:,} × {shown(suffix, 20)}" for suffix, count in counts)
+    description = ", ".join(f"{count:,} × {shown(suffix, 20)}" for suffix, count in counts)
     pairs = {path.with_suffix("") for path in files if path.suffix.lower() in AUDIO_SUFFIXES} & {
         path.with_suffix("") for path in files if path.suffix == ".txt"
     }
@@ -269,9 +269,9 @@ def _contents(root: Path) -> str:
         find = "find . -name '*.txt' | sort | while read -r f"
         audio = "a=$(ls \"${f%.txt}\".* | grep -v '\\.txt$')"
         row = "printf '%s\\t%s\\n' \"$a\" \"$(tr '\\n\\t' '  ' < \"$f\")\""
-        listed += (
+        description += (
             ". Transcripts lie beside the audio as .txt: write a table with the columns path and text, as with\n"
             f"  cd {shlex.quote(str(root))} && (printf 'path\\ttext\\n'; {find}; do {audio}; {row}; done) > "
             "transcripts.tsv\nand use data_modules.table.TableDataModule"
         )
-    return listed
+    return description

@@ -57,7 +57,7 @@ class LibriSpeechDataModule(CorpusDataModule):
 
     @property
     def source(self) -> str:
-        """Tells this corpus from others in the cache."""
+        """Identifies this corpus in the cache."""
         return str(self.root)
 
     @property
@@ -67,7 +67,7 @@ class LibriSpeechDataModule(CorpusDataModule):
         return folder if self.normalize else folder.with_name(f"{folder.name}-as-it-is")
 
     def require(self, subsets: list[str]) -> None:
-        """See that the subsets are there, or fetch them.
+        """Check that the subsets are there, or fetch them.
 
         Raises:
             InputError: Some are not, and `download` is off or cannot fetch them.
@@ -79,7 +79,7 @@ class LibriSpeechDataModule(CorpusDataModule):
             download_subsets(self.root, missing)
 
     def fingerprint(self, subset: str) -> str:
-        """Changes when the subset's files do."""
+        """A text that changes when the subset's files do."""
         return fingerprint(self._folder(subset), (*AUDIO_SUFFIXES, TRANSCRIPT_SUFFIX))
 
     def find_utterances(self, subset: str) -> tuple[list[Listing], list[BadFile]]:
@@ -159,14 +159,14 @@ def _read_transcripts(directory: Path, names: list[str], bad: list[BadFile]) -> 
             raw_id, _, raw_text = line.strip().replace(b"\t", b" ", 1).partition(b" ")
             if not raw_id:
                 continue
-            id, place = raw_id.decode("utf-8", errors="surrogateescape"), f"{path}:{number}"
+            id, location = raw_id.decode("utf-8", errors="surrogateescape"), f"{path}:{number}"
             text: str | None = None
             try:
                 text = raw_text.decode("utf-8").strip()
             except UnicodeDecodeError as error:
-                bad.append(BadFile(place, "transcript not UTF-8", f"{error.reason} in {id}"))
+                bad.append(BadFile(location, "transcript not UTF-8", f"{error.reason} in {id}"))
             if id in texts:
-                bad.append(BadFile(place, "duplicate id", f"{id} was transcribed before; the first is kept"))
+                bad.append(BadFile(location, "duplicate id", f"{id} was transcribed before; the first is kept"))
             texts.setdefault(id, text)
     return texts
 
@@ -174,7 +174,7 @@ def _read_transcripts(directory: Path, names: list[str], bad: list[BadFile]) -> 
 def download_subsets(root: Path, subsets: list[str]) -> None:
     """Fetch subsets from openslr.org into `root/LibriSpeech`, or `root` if that is its name.
 
-    They are unpacked in `root/.download` and moved when whole, so that an interrupted download is never taken for a
+    They are unpacked in `root/.download` and moved when complete, so that an interrupted download is never taken for a
     subset; the next one continues it.
 
     Raises:
@@ -204,9 +204,11 @@ def download_subsets(root: Path, subsets: list[str]) -> None:
 
 
 def _missing_message(root: Path, missing: list[str]) -> str:
-    looked = [str(path / subset) for subset in missing for path in (root, root / "LibriSpeech")]
+    candidates = [str(path / subset) for subset in missing for path in (root, root / "LibriSpeech")]
     return (
-        f"Subset not found: {', '.join(missing)}. Looked for\n  " + "\n  ".join(looked) + f"\n{advise(root)}\nEither\n"
+        f"Subset not found: {', '.join(missing)}. Looked for\n  "
+        + "\n  ".join(candidates)
+        + f"\n{advise(root)}\nEither\n"
         "  point --data.init_args.root at a copy of the corpus, or\n"
         "  fetch it with --data.init_args.download true, or\n"
         "  train on the embedded corpus, which needs no data: --config experiments/demo/rnnt_ws.yaml"

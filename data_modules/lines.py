@@ -1,4 +1,4 @@
-"""The lines of text files of any size: where each lies is on disk, and read from there; no text stays in memory."""
+"""The lines of text files of any size: their positions and texts are read from disk; no text stays in memory."""
 
 import hashlib
 import json
@@ -53,11 +53,11 @@ class Lines(Dataset):
         self.index = index
         self.files = files
         self.normalize = normalize
-        about = json.loads((index / "about.json").read_text())
-        self.left_out = int(about["left_out"])
-        self.digest = str(about["texts"])
+        metadata = json.loads((index / "about.json").read_text())
+        self.left_out = int(metadata["left_out"])
+        self.digest = str(metadata["texts"])
         with (index / "rows.npy").open("rb") as rows:
-            if about["digest"] != _about(self.left_out, self.digest, rows)["digest"]:
+            if metadata["digest"] != _about(self.left_out, self.digest, rows)["digest"]:
                 raise ValueError(f"{index} is not as it was written")
         self._signatures = signatures
         self._starts = np.cumsum([0, *(size for size, _ in signatures)])
@@ -73,9 +73,9 @@ class Lines(Dataset):
 
     def __getitem__(self, number: int) -> tuple[str, str]:
         offset, line, size, _ = self._rows[number].tolist()
-        which = int(np.searchsorted(self._starts, offset, side="right")) - 1
-        path = self.files[which]
-        text = self._read(path, self._signatures[which], offset - int(self._starts[which]), size).decode("utf-8")
+        index = int(np.searchsorted(self._starts, offset, side="right")) - 1
+        path = self.files[index]
+        text = self._read(path, self._signatures[index], offset - int(self._starts[index]), size).decode("utf-8")
         return f"{path}:{line}", english_transcript(text) if self.normalize else text
 
     def _read(self, path: Path, signature: Signature, offset: int, size: int) -> bytes:
@@ -100,7 +100,7 @@ class Lines(Dataset):
 
 
 def open_lines(files: list[Path], skip_columns: int = 0, normalize: bool = False) -> Lines:
-    """Take the index of these files from the cache, or make it there; it is made anew when they have changed.
+    """Return the lines of files by their index in the cache, which is made where it is missing or out of date.
 
     Args:
         files: Plain text in UTF-8, a sentence per line.
@@ -132,7 +132,7 @@ def open_lines(files: list[Path], skip_columns: int = 0, normalize: bool = False
 
 
 def _about(left_out: int, texts: str, rows: BufferedIOBase) -> dict[str, Any]:
-    """What is kept beside the rows, with a checksum of all."""
+    """Metadata that lie beside the rows, with a checksum of everything."""
     digest = hashlib.file_digest(rows, "sha256")
     digest.update(f"{left_out} {texts}".encode())
     return {"left_out": left_out, "texts": texts, "digest": digest.hexdigest()}
@@ -147,14 +147,14 @@ def _digest(content: str) -> str:
 
 
 def _make_index(index: Path, files: list[Path], skip_columns: int, normalize: bool) -> None:
-    """Write an index, which appears whole or not at all, and remove those of the files as they were before."""
+    """Write an index atomically, and remove those of earlier versions of the files."""
     index.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(index.parent, index.name)
     with tempfile.TemporaryDirectory(dir=index.parent, prefix=f"{unfinished_prefix(index)}.") as workplace:
-        made = Path(workplace) / "index"
-        _write_index(made, files, skip_columns, normalize)
+        unfinished = Path(workplace) / "index"
+        _write_index(unfinished, files, skip_columns, normalize)
         try:
-            made.rename(index)
+            unfinished.rename(index)
         except OSError:
             if not index.exists():  # else another process was faster
                 raise
@@ -169,15 +169,15 @@ def _write_index(folder: Path, files: list[Path], skip_columns: int, normalize: 
     texts = hashlib.sha256()
     scanned = _scan(files, skip_columns, normalize, texts)
     with unsorted.open("wb") as file:
-        while some := list(islice(scanned, ROWS_AT_ONCE)):
-            rows = np.array(some, ROW)
+        while chunk := list(islice(scanned, ROWS_AT_ONCE)):
+            rows = np.array(chunk, ROW)
             used = rows[rows["characters"] > 0]
             left_out += len(rows) - len(used)
             file.write(used.tobytes())
     if not unsorted.stat().st_size:
-        named = ", ".join(map(str, files[:5])) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+        names = ", ".join(map(str, files[:5])) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
         raise InputError(
-            f"expected sentences, found none in the {left_out} lines of {named}"
+            f"expected sentences, found none in the {left_out} lines of {names}"
             + (f" behind the first {skip_columns} columns: is skip_columns right?" if skip_columns else "")
         )
     rows = np.memmap(unsorted, ROW, "r")
@@ -187,8 +187,8 @@ def _write_index(folder: Path, files: list[Path], skip_columns: int, normalize: 
         longest_first[start : start + ROWS_AT_ONCE] = rows[order[start : start + ROWS_AT_ONCE]]
     longest_first.flush()
     with (folder / "rows.npy").open("rb") as file:
-        about = _about(left_out, texts.hexdigest()[:16], file)
-    (folder / "about.json").write_text(json.dumps(about))
+        metadata = _about(left_out, texts.hexdigest()[:16], file)
+    (folder / "about.json").write_text(json.dumps(metadata))
 
 
 def _scan(
@@ -201,8 +201,8 @@ def _scan(
         for path in files:
             for number, line in enumerate(_read_lines(path), start=1):
                 columns = (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).split(None, skip_columns)
-                rest = columns[skip_columns] if len(columns) > skip_columns else b""  # to the end of the line
-                content = rest.rstrip()
+                tail = columns[skip_columns] if len(columns) > skip_columns else b""  # to the end of the line
+                content = tail.rstrip()
                 try:
                     text = content.decode("utf-8")
                 except UnicodeDecodeError as error:
@@ -212,7 +212,7 @@ def _scan(
                     ) from error
                 text = english_transcript(text) if normalize else text
                 texts.update(text.encode() + b"\n")
-                yield begin + len(line) - len(rest), number, len(content), len(text) if text.strip() else 0
+                yield begin + len(line) - len(tail), number, len(content), len(text) if text.strip() else 0
                 begin += len(line)
             bar.update(begin - bar.n)
 

@@ -93,7 +93,7 @@ class ListedDataModule(CorpusDataModule, ABC):
     @property
     @abstractmethod
     def layout(self) -> str:
-        """What the files of such a corpus look like, for messages."""
+        """A description of the files of such a corpus, for messages."""
 
     @abstractmethod
     def list_subsets(self) -> list[str]:
@@ -104,7 +104,7 @@ class ListedDataModule(CorpusDataModule, ABC):
         """All utterances of a subset that the corpus itself names, or of `ALL`, and what cannot be used."""
 
     def options(self) -> tuple[object, ...]:
-        """What decides on the manifests beside the files."""
+        """Options that the manifests depend on, beside the files."""
         return (self.split, self.split_by, self.split_seed, self.channel, self.normalize)
 
     def file_of(self, path: str) -> str:
@@ -113,12 +113,12 @@ class ListedDataModule(CorpusDataModule, ABC):
 
     @property
     def source(self) -> str:
-        """Tells this corpus from others in the cache."""
+        """Identifies this corpus in the cache."""
         return str(self.root)
 
     @property
     def manifest_folder(self) -> Path:
-        """Where this corpus' manifests are cached: those of other options are others."""
+        """Where this corpus' manifests are cached; other options have other manifests."""
         folder = super().manifest_folder
         return folder.with_name(f"{folder.name}-{_digest(repr(self.options()))[:8]}")
 
@@ -128,14 +128,14 @@ class ListedDataModule(CorpusDataModule, ABC):
         Raises:
             InputError: The corpus is not there.
         """
-        own = self.list_subsets()
-        if not own:
+        names = self.list_subsets()
+        if not names:
             raise InputError(self._unrecognized())
         pool, shares = self._division()
-        return list(dict.fromkeys([name for name in own if name != ALL] + [name for name in shares if name != pool]))
+        return list(dict.fromkeys([name for name in names if name != ALL] + [name for name in shares if name != pool]))
 
     def require(self, subsets: list[str]) -> None:
-        """See that the subsets are there.
+        """Check that the subsets are there.
 
         Raises:
             InputError: Some are not.
@@ -157,19 +157,19 @@ class ListedDataModule(CorpusDataModule, ABC):
 
     def _division(self) -> tuple[str | None, dict[str, float]]:
         """The subset of the corpus that is split, and the shares of its parts; None and nothing where none is."""
-        own = self.list_subsets()
-        if own == [ALL]:
+        names = self.list_subsets()
+        if names == [ALL]:
             return ALL, self.split or {"train": 1.0}
-        roles = Counter(role_of(name) for name in own)
+        roles = Counter(role_of(name) for name in names)
         lacking = {name: share for name, share in self.split.items() if not roles[role_of(name)]}
         if not lacking or roles["train"] != 1:
             return None, {}
-        pool = next(name for name in own if role_of(name) == "train")
-        rest = sum(share for name, share in self.split.items() if role_of(name) == "train")
-        return pool, {pool: rest, **lacking} if rest else {}
+        pool = next(name for name in names if role_of(name) == "train")
+        train_share = sum(share for name, share in self.split.items() if role_of(name) == "train")
+        return pool, {pool: train_share, **lacking} if train_share else {}
 
     def fingerprint(self, subset: str) -> str:
-        """Changes when the lists do, or the audio that they name."""
+        """A hash that changes with the lists and with the audio that they name."""
         listings, bad = self.find_utterances(subset)
         digest, files = hashlib.sha256(), dict.fromkeys(self.file_of(listing.path) for listing in listings)
         for entry in [*listings, *bad, *((path, *_size_and_time(path)) for path in files)]:
@@ -189,8 +189,8 @@ class ListedDataModule(CorpusDataModule, ABC):
                 try:
                     parts = divide(listings, shares, by, self.split_seed)
                 except InputError as error:
-                    others = [f"{len(bad)} others cannot be used:", *summary(bad)] if bad else []
-                    raise InputError("\n".join([f"{self.root}: {error}.", *others])) from error
+                    notes = [f"{len(bad)} others cannot be used:", *summary(bad)] if bad else []
+                    raise InputError("\n".join([f"{self.root}: {error}.", *notes])) from error
                 self._listed |= {
                     name: (part, bad if name == next(iter(shares)) else []) for name, part in parts.items()
                 }
@@ -217,7 +217,7 @@ class ListedDataModule(CorpusDataModule, ABC):
 
 
 def kept_together(listings: Sequence[Listing], subsets: int) -> Literal["speaker", "utterance"]:
-    """Return by what utterances are split into subsets: speakers, if all have one and there are three or more."""
+    """Return what a split keeps together: speakers, if all utterances have one and there are three or more."""
     speakers = {listing.speaker for listing in listings}
     return "speaker" if "" not in speakers and len(speakers) >= max(3, subsets) else "utterance"
 
@@ -249,12 +249,12 @@ def divide(
     owner: dict[str, str] = {}
     first, *others = shares
     total = sum(shares.values())
-    for place, name in enumerate(others):
-        taken, wanted = 0, len(listings) * shares[name] / total
-        while len(order) > len(others) - place and (not taken or taken + groups[order[-1]] / 2 <= wanted):
+    for index, name in enumerate(others):
+        count, target = 0, len(listings) * shares[name] / total
+        while len(order) > len(others) - index and (not count or count + groups[order[-1]] / 2 <= target):
             group = order.pop()
             owner[group] = name
-            taken += groups[group]
+            count += groups[group]
     parts: dict[str, list[Listing]] = {name: [] for name in shares}
     for listing in listings:
         parts[owner.get(listing.speaker if by == "speaker" else listing.id, first)].append(listing)
@@ -266,13 +266,13 @@ def make_unique(listings: Iterable[Listing], bad: list[BadFile]) -> list[Listing
 
     Args:
         listings: The utterances of a subset.
-        bad: What still has the id of another utterance is added, as a line that comes twice; the first is kept.
+        bad: Gets utterances that still have the id of another, as of a line that comes twice; the first is kept.
     """
     listings = list(listings)
     folders: dict[str, set[str]] = defaultdict(set)
     for listing in listings:
         folders[listing.id].add(os.path.dirname(listing.path))
-    shared = {id for id, several in folders.items() if len(several) > 1}
+    shared = {id for id, parents in folders.items() if len(parents) > 1}
     above = os.path.commonpath([folder for id in shared for folder in folders[id]]) if shared else ""
     unique: dict[str, Listing] = {}
     for listing in listings:

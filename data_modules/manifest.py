@@ -64,7 +64,7 @@ class BadFile(NamedTuple):
 
 
 def summary(bad: Sequence[BadFile]) -> list[str]:
-    """Return lines that count files that cannot be used by why, and name the first of them."""
+    """Return lines that count bad files by their kinds, and name the first of them."""
     kinds = Counter(file.kind for file in bad).most_common()
     more = len(bad) - BAD_FILES_SHOWN
     return [
@@ -113,7 +113,7 @@ def make_cut(listing: Listing, header: Header, sample_rate: int) -> MonoCut:
 
 
 def _part(listing: Listing, header: Header) -> tuple[int, int]:
-    """The first sample of an utterance in its file, and their number; times may be off by what rounding makes."""
+    """The first sample of an utterance in its file, and their number; times may be off by a rounding error."""
     rate, seconds = header.sample_rate, header.samples / header.sample_rate
     end = seconds if listing.end is None else listing.end
     if not 0 <= listing.begin <= end <= seconds + TOLERANCE:
@@ -129,7 +129,8 @@ def _part(listing: Listing, header: Header) -> tuple[int, int]:
 
 
 def _is_usable(name: str) -> bool:
-    odd = any(unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp") for one in name)  # Cs: bytes that are no UTF-8
+    # Cs: bytes that are no UTF-8
+    odd = any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
     return not odd and "/" not in name and name not in (".", "..")
 
 
@@ -150,7 +151,7 @@ def read_headers(
         probe: Says of an utterance whether its audio is narrow-band, or raises any `Exception` where it cannot be used;
             asked for some utterances, and for all that have channels to be mixed.
     """
-    every = max(1, len(utterances) // PROBES)
+    interval = max(1, len(utterances) // PROBES)
 
     def check(number: int) -> MonoCut | BadFile:
         listing = utterances[number]
@@ -176,12 +177,12 @@ def read_headers(
         if cut.duration == 0:
             return BadFile(listing.path, "empty audio", f"{listing.begin:.3f} to {listing.end:.3f} s")
         mixed = header.channels > 1 and listing.channel is None
-        if probe is not None and (mixed or number % every == 0):
+        if probe is not None and (mixed or number % interval == 0):
             try:
                 narrow = probe(cut)
             except Exception as error:  # as above
                 return BadFile(listing.path, "unusable audio", " ".join(str(error).split())[:300])
-            if number % every == 0 and narrow is not None:
+            if number % interval == 0 and narrow is not None:
                 cut.custom = {**(cut.custom or {}), "narrow_band": narrow}
         return cut
 
@@ -289,22 +290,22 @@ def _digest(*files: BufferedIOBase) -> str:
 
 
 def hash_id(id: str) -> int:
-    """Return 32 bits that tell an utterance from others, the same in every version of Python."""
+    """Return a hash of an utterance's id in 32 bits, the same in every version of Python."""
     return int.from_bytes(hashlib.blake2b(id.encode(errors="surrogatepass"), digest_size=4).digest(), "little")
 
 
 def index_path(path: Path) -> Path:
-    """Where the index of a manifest lies."""
+    """The path of the index of a manifest."""
     return path.with_name(path.name.removesuffix(".cuts.jsonl") + ".index.npz")
 
 
 def bad_path(path: Path) -> Path:
-    """Where the files that a manifest leaves out are listed."""
+    """The path of the list of files that a manifest leaves out."""
     return path.with_name(path.name.removesuffix(".cuts.jsonl") + ".bad.tsv")
 
 
 def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint: str) -> Manifest:
-    """Write a manifest, its index and the list of bad files; each appears whole or not at all.
+    """Write a manifest, its index and the list of bad files, each atomically.
 
     Args:
         path: To `<subset>.cuts.jsonl`; its folder is made.
@@ -319,14 +320,14 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
         offsets, durations, ids, bad, empty, characters = [0], [], [], 0, [], Counter[str]()
         rates, mixed, narrow, probed = Counter[int](), 0, 0, 0
         with (
-            replacing(path) as half, half.open("w+b") as lines,
-            replacing(bad_path(path)) as bad_half, bad_half.open("w+b") as bad_lines,
+            replacing(path) as unfinished, unfinished.open("w+b") as lines,
+            replacing(bad_path(path)) as unfinished_bad, unfinished_bad.open("w+b") as bad_lines,
         ):  # fmt: skip
             for entry in entries:
                 if isinstance(entry, BadFile):
                     bad += 1
-                    place = entry.path.replace("\t", r"\t").replace("\n", r"\n")
-                    row = "\t".join((entry.kind, place, shown(entry.detail, REASON))).replace("\n", " ") + "\n"
+                    escaped = entry.path.replace("\t", r"\t").replace("\n", r"\n")
+                    row = "\t".join((entry.kind, escaped, shown(entry.detail, REASON))).replace("\n", " ") + "\n"
                     bad_lines.write(row.encode("utf-8", errors="surrogateescape"))
                 else:
                     line = json.dumps(entry.to_dict(), ensure_ascii=True).encode() + b"\n"
@@ -343,7 +344,7 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
                     narrow += custom.get("narrow_band", False)
                     probed += "narrow_band" in custom
             digest = _digest(lines, bad_lines)
-        with replacing(index_path(path)) as half, half.open("wb") as index:
+        with replacing(index_path(path)) as unfinished, unfinished.open("wb") as index:
             np.savez(
                 index,
                 offsets=np.array(offsets, dtype=np.int64),
@@ -353,7 +354,7 @@ def write_manifest(path: Path, entries: Iterable[MonoCut | BadFile], fingerprint
                 ids=np.array(ids, dtype=np.uint32),
                 digest=np.array(digest),
                 empty=np.array(empty, dtype=bool),
-                characters=np.array([ord(one) for one in characters], dtype=np.int64),
+                characters=np.array([ord(character) for character in characters], dtype=np.int64),
                 character_counts=np.array(list(characters.values()), dtype=np.int64),
                 rates=np.array(sorted(rates.items()), dtype=np.int64).reshape(-1, 2),
                 counts=np.array([mixed, narrow, probed]),

@@ -25,8 +25,8 @@ class MixtureDataModule(CorpusDataModule):
     """Trains on several corpora at once, and evaluates on the subsets of each by itself.
 
     A subset `dev` of a corpus that is called `digits` is `digits-dev` here. Batches are made of all corpora together.
-    The corpora keep what is said of them: subsets, `min_seconds`, `max_seconds`, `train_utterances`, `speed_factors`,
-    `noise`, `on_bad`; what batches are made of is said of the mixture alone.
+    Arguments of the corpora hold for each of them: subsets, `min_seconds`, `max_seconds`, `train_utterances`,
+    `speed_factors`, `noise`, `on_bad`; those of batches are given to the mixture alone.
 
     Args:
         corpora: Data modules by name.
@@ -77,9 +77,11 @@ class MixtureDataModule(CorpusDataModule):
             raise InputError(f"weights must be above 0, to a twentieth, got {wrong[0]}: {(weights or {})[wrong[0]]}")
         defaults = inspect.signature(CorpusDataModule).parameters
         for name, corpus in corpora.items():
-            given = [argument for argument in OF_THE_MIXTURE if getattr(corpus, argument) != defaults[argument].default]
-            if given:
-                raise InputError(f"{', '.join(given)} of {name} would have no effect: give it to the mixture instead")
+            ignored = [
+                argument for argument in OF_THE_MIXTURE if getattr(corpus, argument) != defaults[argument].default
+            ]
+            if ignored:
+                raise InputError(f"{', '.join(ignored)} of {name} would have no effect: give it to the mixture instead")
             if corpus.sample_rate != sample_rate:
                 raise InputError(
                     f"expected {sample_rate} samples per second of all corpora, got {corpus.sample_rate} of {name}: "
@@ -97,7 +99,7 @@ class MixtureDataModule(CorpusDataModule):
 
     @property
     def manifest_folder(self) -> Path:
-        """Nowhere: manifests are those of the corpora.
+        """None: manifests are those of the corpora.
 
         Raises:
             InputError: Always.
@@ -108,7 +110,7 @@ class MixtureDataModule(CorpusDataModule):
         )
 
     def fingerprint(self, subset: str) -> str:
-        """Changes when the subset's files do."""
+        """A text that changes when the subset's files do."""
         corpus, name = self._owner(subset)
         return corpus.fingerprint(name)
 
@@ -118,7 +120,7 @@ class MixtureDataModule(CorpusDataModule):
         return corpus.find_utterances(name)
 
     def _owner(self, subset: str) -> tuple[CorpusDataModule, str]:
-        """The corpus of a subset of the mixture, and what the subset is called there."""
+        """The corpus of a subset of the mixture, and the name of the subset there."""
         for name in sorted(self.corpora, key=len, reverse=True):  # a name may begin with another one
             if subset.startswith(f"{name}-"):
                 return self.corpora[name], subset.removeprefix(f"{name}-")
@@ -176,8 +178,8 @@ class MixtureDataModule(CorpusDataModule):
         if not parts:
             raise InputError(f"Expected subsets to train on in {', '.join(self.corpora)}, got none.")
         hours = {name: float(slots.durations.sum(dtype=np.float64)) / 3600 for name, _, _, slots in parts}
-        listed = ", ".join(f"{name} {part:.2f} h ({part / sum(hours.values()):.0%})" for name, part in hours.items())
-        rank_zero_info(f"An epoch of the mixture: {listed}.")
+        shares = ", ".join(f"{name} {part:.2f} h ({part / sum(hours.values()):.0%})" for name, part in hours.items())
+        rank_zero_info(f"An epoch of the mixture: {shares}.")
         slowest = min([1.0, *(factor for _, speech, _, _ in parts for factor in speech.speed_factors)])
         mixed = MixedSpeech([(speech, chosen, slots) for _, speech, chosen, slots in parts])
         return TrainBatches(
@@ -206,19 +208,19 @@ class MixtureDataModule(CorpusDataModule):
 
     def _evaluation(self, role: str) -> dict[str, EvaluationBatches]:
         rank, ranks = rank_of(self.trainer)
-        at_once = self.evaluation_batch_seconds or self.batch_seconds / (ranks * accumulation_of(self.trainer))
+        batch_seconds = self.evaluation_batch_seconds or self.batch_seconds / (ranks * accumulation_of(self.trainer))
         loaders = {}
         for subset in self.subsets[role]:
             corpus, name = self._owner(subset)
             speech = corpus.evaluation_speech(name)
             speech.prefix = subset.removesuffix(name)
             load = functools.partial(self._load, speech, np.arange(len(speech)))
-            loaders[subset] = EvaluationBatches(speech.durations, load, at_once, rank, ranks)
+            loaders[subset] = EvaluationBatches(speech.durations, load, batch_seconds, rank, ranks)
         return loaders
 
 
 class EpochSlots:
-    """Which utterance of a corpus stands at each place of an epoch, so that its duration hardly depends on the epoch.
+    """The utterance of a corpus at each place of an epoch, whose duration hardly depends on the epoch.
 
     Utterances that are neighbors in duration make groups of as many as the weight's denominator; a group has as many
     places as the numerator, and its utterances take them in turn, from one epoch to the next.
@@ -234,16 +236,16 @@ class EpochSlots:
     def __init__(self, durations: np.ndarray, weight: Fraction) -> None:
         self.order = np.argsort(durations, kind="stable")
         size = weight.denominator
-        firsts, sizes, places = [], [], []
+        firsts, sizes, slots = [], [], []
         for first in range(0, len(durations), size):
             members = min(size, len(durations) - first)
             firsts.append(first)
             sizes.append(members)
-            places.append(weight.numerator if members == size else max(1, round(float(weight) * members)))
-        self.first = np.repeat(firsts, places)  # (M,) the first utterance of each place's group, in `order`
-        self.size = np.repeat(sizes, places)  # (M,) utterances of the group
-        self.places = np.repeat(places, places)  # (M,) places of the group
-        self.number = np.concatenate([np.arange(count) for count in places])  # (M,) of the place in its group
+            slots.append(weight.numerator if members == size else max(1, round(float(weight) * members)))
+        self.first = np.repeat(firsts, slots)  # (M,) the first utterance of each place's group, in `order`
+        self.size = np.repeat(sizes, slots)  # (M,) utterances of the group
+        self.places = np.repeat(slots, slots)  # (M,) places of the group
+        self.number = np.concatenate([np.arange(count) for count in slots])  # (M,) of the place in its group
         self.durations = durations[self.order[self.first + self.size - 1]]
 
     def __len__(self) -> int:
@@ -282,15 +284,15 @@ class MixedSpeech(Dataset):
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Utterance | UnreadableUtterance]:
         """Read a batch; this is what torch's `DataLoader` asks for."""
-        read: dict[int, Utterance | UnreadableUtterance] = {}
-        owners = np.searchsorted(self._ends, [place for _, place in keys], side="right")
+        items: dict[int, Utterance | UnreadableUtterance] = {}
+        owners = np.searchsorted(self._ends, [slot for _, slot in keys], side="right")
         for owner, (speech, chosen, slots) in enumerate(self.parts):
-            mine = np.flatnonzero(owners == owner).tolist()
+            positions = np.flatnonzero(owners == owner).tolist()
             begin = int(self._ends[owner]) - len(slots)
-            wanted = []
-            for position in mine:
-                epoch, place = keys[position]
-                utterance, times = slots.utterance(place - begin, epoch)
-                wanted.append((times, int(chosen[utterance])))
-            read |= dict(zip(mine, speech.__getitems__(wanted) if wanted else [], strict=True))
-        return [read[position] for position in range(len(keys))]
+            requests = []
+            for position in positions:
+                epoch, slot = keys[position]
+                utterance, times = slots.utterance(slot - begin, epoch)
+                requests.append((times, int(chosen[utterance])))
+            items |= dict(zip(positions, speech.__getitems__(requests) if requests else [], strict=True))
+        return [items[position] for position in range(len(keys))]

@@ -42,15 +42,15 @@ class CTMLabels(PhoneLabels):
     def segments(self, utterance: str) -> list[Segment]:
         """Return the segments of an utterance in the order of time; none where no file names it."""
         segments: list[tuple[Segment, Path]] = []
-        for path, place in self._known().get(utterance, []):
+        for path, offset in self._known().get(utterance, []):
             with path.open("rb") as file:
-                file.seek(place)
+                file.seek(offset)
                 for line in file:
                     fields = line.decode("utf-8", "replace").split()
                     if not fields or fields[0] != utterance:
                         break
                     segments.append((_segment(fields, path), path))
-        segments.sort(key=lambda one: one[0].start)
+        segments.sort(key=lambda pair: pair[0].start)
         for (first, path), (second, other) in pairwise(segments):
             if path != other and second.start < first.end - OVERLAP:
                 raise InputError(f"{utterance} is in {path} and in {other} with other times: leave one of them out")
@@ -66,27 +66,27 @@ class CTMLabels(PhoneLabels):
         return self._places
 
     def _find(self) -> dict[str, list[tuple[Path, int]]]:
-        below = (sorted(self.path.rglob(pattern)) for pattern in ("*.phones.ctm", "*.ctm"))
-        paths = [self.path] if self.path.is_file() else next(filter(None, below), [])
+        candidates = (sorted(self.path.rglob(pattern)) for pattern in ("*.phones.ctm", "*.ctm"))
+        paths = [self.path] if self.path.is_file() else next(filter(None, candidates), [])
         if not paths:
             raise InputError(
                 f"no phone labels at {self.path} (looked for {self.path.absolute()} and *.ctm below it); make them "
                 f"with `{self.made_by}`"
             )
-        places: dict[str, list[tuple[Path, int]]] = {}
+        offsets: dict[str, list[tuple[Path, int]]] = {}
         for path in paths:
-            before, place = "", 0
+            previous, offset = "", 0
             try:
                 with regular(path).open("rb") as file:
                     for line in file:
                         name = line.decode("utf-8", "replace").split(maxsplit=1)
-                        if name and name[0] != before and not name[0].startswith(";;"):
-                            places.setdefault(name[0], []).append((path, place))
-                        before = name[0] if name else ""
-                        place += len(line)
+                        if name and name[0] != previous and not name[0].startswith(";;"):
+                            offsets.setdefault(name[0], []).append((path, offset))
+                        previous = name[0] if name else ""
+                        offset += len(line)
             except OSError as error:
                 raise InputError(f"cannot read {path}: {error.strerror}") from error
-        return places
+        return offsets
 
 
 def _segment(fields: list[str], path: Path) -> Segment:
@@ -107,8 +107,8 @@ class TextGridLabels(PhoneLabels):
 
     Args:
         folder: Where they lie.
-        tier: Name of the tier of phones; that of the Montreal Forced Aligner is `phones`. What ends in ` - phones`, of
-            a speaker, is taken too, and of several speakers all that they say.
+        tier: Name of the tier of phones; that of the Montreal Forced Aligner is `phones`. Tiers of
+            speakers, which end in ` - phones`, are read too; those of several speakers are merged.
         made_by: The command that makes the files, which an error names where there are none.
 
     Raises:
@@ -129,8 +129,8 @@ class TextGridLabels(PhoneLabels):
         """Return all files by their stems."""
         if self._paths is None:
             paths = defaultdict(list)
-            for found in sorted(self.folder.rglob("*.TextGrid")):
-                paths[found.stem].append(found)
+            for path in sorted(self.folder.rglob("*.TextGrid")):
+                paths[path.stem].append(path)
             if not paths:
                 raise InputError(
                     f"no *.TextGrid in {self.folder} (looked in {self.folder.absolute()}); make them with "
@@ -140,16 +140,16 @@ class TextGridLabels(PhoneLabels):
         return self._paths
 
     def _find(self, utterance: str) -> list[Path]:
-        """Return the files that are called as an utterance, or as the end of it where it is called by its path."""
-        known = self._known()
-        found = known.get(utterance, [])
+        """Return the files that have the name of an utterance, or the end of this name where it is a path."""
+        files = self._known()
+        paths = files.get(utterance, [])
         parts = utterance.split("-")
-        for number in range(1, len(parts) if not found else 0):
-            for path in known.get("-".join(parts[number:]), []):
+        for number in range(1, len(parts) if not paths else 0):
+            for path in files.get("-".join(parts[number:]), []):
                 folders = path.relative_to(self.folder).parts[:-1]
-                if any("-".join([*folders[first:], path.stem]) == utterance for first in range(len(folders))):
-                    found = [*found, path]
-        return found
+                if any("-".join([*folders[start:], path.stem]) == utterance for start in range(len(folders))):
+                    paths = [*paths, path]
+        return paths
 
     def segments(self, utterance: str) -> list[Segment]:
         """Return the segments of an utterance in the order of time, nameless ones as SIL; none where it has no file."""
@@ -168,16 +168,19 @@ class TextGridLabels(PhoneLabels):
                     f"{path}: expected a tier {self.tier!r}, found {shown(', '.join(grid.tierNames)) or 'none'}"
                 )
             tiers = [
-                [Segment(float(one.start), float(one.end), one.label.strip() or SILENCE) for one in tier.entries]
+                [
+                    Segment(float(interval.start), float(interval.end), interval.label.strip() or SILENCE)
+                    for interval in tier.entries
+                ]
                 for tier in map(grid.getTier, names)
             ]
-            segments = [one for tier in tiers for one in tier]
-            if wrong := [one for one in segments if not 0.0 <= one.start <= one.end < math.inf]:
+            segments = [segment for tier in tiers for segment in tier]
+            if wrong := [segment for segment in segments if not 0.0 <= segment.start <= segment.end < math.inf]:
                 raise ValueError(f"an interval from {wrong[0].start:g} to {wrong[0].end:g} s")
             return segments if len(tiers) == 1 else _merged(segments, path, names)
         except InputError:
             raise
-        # praatio reads by counting lines: what is no TextGrid ends in any error that indexing can have
+        # praatio reads by counting lines: in a file that is no TextGrid, indexing can fail with any error
         except (
             PraatioException,
             OSError,
@@ -197,21 +200,24 @@ def _merged(segments: list[Segment], path: Path, names: list[str]) -> list[Segme
     """Return what is spoken in any tier, in the order of time, with silence between.
 
     Raises:
-        InputError: Tiers speak at once.
+        InputError: Two tiers have phones at the same time.
     """
-    spoken = sorted((one for one in segments if one.label.lower() not in QUIET), key=lambda one: (one.start, one.end))
+    spoken = sorted(
+        (segment for segment in segments if segment.label.lower() not in QUIET),
+        key=lambda segment: (segment.start, segment.end),
+    )
     merged: list[Segment] = []
-    for one in spoken:
-        before = merged[-1].end if merged else 0.0
-        if one.start < before - TOLERANCE:
+    for segment in spoken:
+        last_end = merged[-1].end if merged else 0.0
+        if segment.start < last_end - TOLERANCE:
             raise InputError(
-                f"{path}: expected one phone at a time, found {shown(merged[-1].label)} and {shown(one.label)} at "
-                f"{one.start:g} s in the tiers {shown(', '.join(names))}: give one of these names as the tier"
+                f"{path}: expected one phone at a time, found {shown(merged[-1].label)} and {shown(segment.label)} at "
+                f"{segment.start:g} s in the tiers {shown(', '.join(names))}: give one of these names as the tier"
             )
-        if one.start > before + TOLERANCE:
-            merged.append(Segment(before, one.start, SILENCE))
-        merged.append(one)
-    end = max((one.end for one in segments), default=0.0)
-    if end > (before := merged[-1].end if merged else 0.0) + TOLERANCE:
-        merged.append(Segment(before, end, SILENCE))
+        if segment.start > last_end + TOLERANCE:
+            merged.append(Segment(last_end, segment.start, SILENCE))
+        merged.append(segment)
+    end = max((segment.end for segment in segments), default=0.0)
+    if end > (last_end := merged[-1].end if merged else 0.0) + TOLERANCE:
+        merged.append(Segment(last_end, end, SILENCE))
     return merged

@@ -1,4 +1,4 @@
-"""Which utterances make a batch, and in what order: a pure plan, and the iterables that follow it."""
+"""Plans of batches and of their order, and the iterables that follow them."""
 
 import hashlib
 import itertools
@@ -12,7 +12,7 @@ from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
 
 DURATION_SPREAD = 1.05  # longest over shortest utterance of a bucket: padding is at most 5 %, about 2.5 % in the mean
-BATCHES_PER_BUCKET = 2  # at least: more make small corpora meet more company, and pad more
+BATCHES_PER_BUCKET = 2  # at least: with more, batches of small corpora vary more, and have more padding
 
 SHARES, LIMIT = "accumulate_grad_batches", "batch_utterances"  # in checkpoints
 
@@ -107,13 +107,13 @@ def cut_evenly(step: list[int], durations: np.ndarray, parts: int) -> list[list[
     """Cut the utterances of a step, the longest first, into parts that differ in number by at most one."""
     ordered = sorted(step, key=lambda position: -durations[position])
     ends = [len(ordered) * part // parts for part in range(parts + 1)]
-    return [ordered[first:last] for first, last in itertools.pairwise(ends)]
+    return [ordered[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def cut_batches(
     durations: np.ndarray, batch_seconds: float, spread: float, batches_per_bucket: int, most: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut falling durations (N,) into batches: where each begins, and the bucket (N,) of every utterance."""
+    """Cut falling durations (N,) into batches; return the start of each, and the bucket (N,) of every utterance."""
     rising = -durations
     starts = [np.zeros(0, dtype=np.int64)]
     buckets = np.zeros(len(durations), dtype=np.int64)
@@ -267,7 +267,7 @@ class TrainBatches(EvaluationBatches):
         }
 
     def _shares(self) -> dict[str, int]:
-        """Into how many parts a step is cut."""
+        """The numbers of parts that a step is cut into."""
         return {"processes": self.world_size, SHARES: self.accumulation}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -287,11 +287,11 @@ class TrainBatches(EvaluationBatches):
                 f"{state.get('processes', 1)} processes, while those of this version are cut from optimizer steps. "
                 "Begin a new run (without --ckpt_path) from the checkpoint's weights."
             )
-        now, state = self.state_dict(), {LIMIT: None, **state}  # older versions had no limit
+        current, state = self.state_dict(), {LIMIT: None, **state}  # older versions had no limit
         changed = [
-            f"  {name}: {state.get(name)} in the checkpoint, {now.get(name)} now"
+            f"  {name}: {state.get(name)} in the checkpoint, {current.get(name)} now"
             for name in state
-            if state[name] != now.get(name) and (name not in self._shares() or SHARES not in state)
+            if state[name] != current.get(name) and (name not in self._shares() or SHARES not in state)
         ]
         if changed:
             raise InputError(

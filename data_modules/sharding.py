@@ -1,4 +1,4 @@
-"""Writes a subset of any corpus as shards, in the layout that `shards.py` describes: whole or not at all."""
+"""Write a subset of any corpus as shards, atomically, in the layout that `shards.py` describes."""
 
 import hashlib
 import io
@@ -38,7 +38,7 @@ SHARD = re.compile(r"(cuts|recording)\.\d+\.(jsonl\.gz|tar)")  # what a folder o
 
 @dataclass(frozen=True)
 class WrittenSubset:
-    """What was written of a subset, or was there already."""
+    """Counts of a subset in shards, which were written or there already."""
 
     utterances: int
     seconds: float
@@ -71,9 +71,9 @@ def write_subset(
     identity = hashlib.sha256(origin.encode()).hexdigest()
     try:
         with locked(folder):
-            there = _find_written(output, subset, identity, replace)
-            if there is not None:
-                return there
+            existing = _find_written(output, subset, identity, replace)
+            if existing is not None:
+                return existing
             _check_space(corpus, manifest, output, subset)
             partial = output / f".{subset}.partial"
             remove(partial)  # of a writer that was killed: we hold the lock
@@ -86,9 +86,9 @@ def write_subset(
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
             files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-            places = {name: _places(folder / name) for name in files if name.endswith(".tar")}
+            spans = {name: _places(folder / name) for name in files if name.endswith(".tar")}
             content = {"utterances": utterances, "seconds": seconds, "files": files, "identity": identity}
-            content["places"] = places
+            content["places"] = spans
             write_atomically(output / f"{subset}.json", json.dumps(content, indent=1) + "\n")
             return WrittenSubset(utterances, seconds, len(files) // 2, sum(files.values()), new=True)
     except OSError as error:
@@ -98,13 +98,13 @@ def write_subset(
 
 
 def _places(path: Path) -> str:
-    """Where the utterances of a tar file are: a reader of object storage needs no request for each of them."""
+    """Offsets and sizes of the utterances of a tar file, which save a reader of object storage a request for each."""
     with path.open("rb") as file:
         return " ".join(f"{offset}+{size}" for _, offset, size in read_members(file))
 
 
 def _find_written(output: Path, subset: str, identity: str, replace: bool) -> WrittenSubset | None:
-    """What is in the place, if it is what would be written and whole."""
+    """Return the shards that are there, if they are complete and those that would be written."""
     folder, path = output / subset, output / f"{subset}.json"
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
@@ -112,28 +112,28 @@ def _find_written(output: Path, subset: str, identity: str, replace: bool) -> Wr
         content = json.loads(path.read_text("utf-8"))
         same = content["identity"] == identity
         files: dict[str, int] = content["files"]
-        there = WrittenSubset(
+        existing = WrittenSubset(
             content["utterances"], content["seconds"], len(files) // 2, sum(files.values()), new=False
         )
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if same and not check_sizes(str(folder), files, list_files(str(output), subset)):
-        return there
+        return existing
     if not replace or not folder.is_dir():
-        what = "damaged shards" if same else "something else than these utterances in shards of this size"
-        raise InputError(f"{folder} holds {what}: give another --output, delete it, or say --replace.")
-    strangers = sorted(path.name for path in folder.iterdir() if not SHARD.fullmatch(path.name))
-    if strangers:
-        raise InputError(f"{folder} holds what is no shard, as {strangers[0]}: give another --output, or delete it.")
+        description = "damaged shards" if same else "something else than these utterances in shards of this size"
+        raise InputError(f"{folder} holds {description}: give another --output, delete it, or say --replace.")
+    foreign = sorted(path.name for path in folder.iterdir() if not SHARD.fullmatch(path.name))
+    if foreign:
+        raise InputError(f"{folder} holds what is no shard, as {foreign[0]}: give another --output, or delete it.")
     return None
 
 
 def _check_space(corpus: CorpusDataModule, manifest: Manifest, output: Path, subset: str) -> None:
-    """Compress some utterances, and see that there is space for all."""
+    """Compress some utterances, and check that there is space for all."""
     probes = [manifest[int(number)] for number in np.linspace(0, len(manifest) - 1, min(PROBES, len(manifest)))]
     sizes = [(len(content), cut.duration) for cut in probes if isinstance(content := _encode(corpus, cut)[0], bytes)]
     if not sizes:
-        return  # writing says what is wrong with them
+        return  # writing reports what is wrong with them
     per_second = sum(size for size, _ in sizes) / sum(duration for _, duration in sizes)
     members = 4 * 512  # bytes of an utterance beside its audio: two headers, the JSON, what fills up blocks
     needed = SPARE * (per_second * float(manifest.durations.sum(dtype=np.float64)) + members * len(manifest))
@@ -183,8 +183,8 @@ def _encode_all(corpus: CorpusDataModule, manifest: Manifest) -> Iterator[Encode
     window = 16 * threads
     encode: Callable[[int], Encoded] = lambda number: _encode(corpus, manifest[number])  # noqa: E731
     with ThreadPoolExecutor(threads) as pool:
-        for first in range(0, len(manifest), window):
-            yield from pool.map(encode, range(first, min(first + window, len(manifest))))
+        for start in range(0, len(manifest), window):
+            yield from pool.map(encode, range(start, min(start + window, len(manifest))))
 
 
 def _encode(corpus: CorpusDataModule, cut: MonoCut) -> Encoded:
@@ -198,6 +198,6 @@ def _encode(corpus: CorpusDataModule, cut: MonoCut) -> Encoded:
         return " ".join(str(error).split())[:200], cut
     supervision = cut.supervisions[0]
     listing = Listing(cut.id, "", supervision.text or "", supervision.speaker or "")
-    written = make_cut(listing, Header(corpus.sample_rate, len(samples), 1), corpus.sample_rate)
-    written.recording = to_shar_placeholder(written.recording)
-    return file.getvalue(), written
+    shard_cut = make_cut(listing, Header(corpus.sample_rate, len(samples), 1), corpus.sample_rate)
+    shard_cut.recording = to_shar_placeholder(shard_cut.recording)
+    return file.getvalue(), shard_cut

@@ -61,11 +61,11 @@ class ShardsDataModule(CorpusDataModule):
 
     @property
     def source(self) -> str:
-        """Tells this corpus from others in the cache."""
+        """Identifies this corpus in the cache."""
         return self.root
 
     def require(self, subsets: list[str]) -> None:
-        """See that the subsets are there.
+        """Check that the subsets are there.
 
         Raises:
             InputError: Some are not, or the storage cannot be reached.
@@ -73,17 +73,17 @@ class ShardsDataModule(CorpusDataModule):
         self._files = {subset: storage.list_files(self.root, subset) for subset in subsets}
         missing = [subset for subset, files in self._files.items() if not find_shards(files)]
         if missing:
-            listed = f"{self.root}/{missing[0]}.json and " if storage.is_remote(self.root) else ""
-            there = ", ".join(storage.list_folders(self.root)) or "none"
+            expected = f"{self.root}/{missing[0]}.json and " if storage.is_remote(self.root) else ""
+            available = ", ".join(storage.list_folders(self.root)) or "none"
             raise InputError(
-                f"No shards of {', '.join(missing)}: expected {listed}{self.root}/{missing[0]}/cuts.000000.jsonl.gz, "
-                f"recording.000000.tar and so on, found subsets {there}. "
+                f"No shards of {', '.join(missing)}: expected {expected}{self.root}/{missing[0]}/cuts.000000.jsonl.gz, "
+                f"recording.000000.tar and so on, found subsets {available}. "
                 "Write them with `asr shards --config EXPERIMENT --output FOLDER`, or set "
                 "--data.init_args.root."
             )
 
     def fingerprint(self, subset: str) -> str:
-        """Changes when the subset's files do: of all that storage lists, that is names, sizes and ETags or times."""
+        """A hash of the names, sizes, and ETags or times of the subset's files."""
         files = self._list(subset)
         digest = hashlib.sha256()
         for name in sorted(files):
@@ -92,45 +92,47 @@ class ShardsDataModule(CorpusDataModule):
         return digest.hexdigest()
 
     def find_utterances(self, subset: str) -> tuple[list[Listing], list[BadFile]]:
-        """The subset's utterances, and what is damaged; of the audio, only where it begins and ends is looked at.
+        """The subset's utterances, and what is damaged; of the audio, only beginnings and ends are looked at.
 
         Raises:
             InputError: The storage cannot be reached; what was read so far is no manifest.
         """
         storage.close_files()
         folder, files = f"{self.root}/{subset}", self._list(subset)
-        listed = read_list(self.root, subset)
-        bad = [listed] if isinstance(listed, BadFile) else check_sizes(folder, listed.sizes, files)
-        places = {} if isinstance(listed, BadFile) or not storage.is_remote(folder) else listed.places
+        subset_list = read_list(self.root, subset)
+        bad = [subset_list] if isinstance(subset_list, BadFile) else check_sizes(folder, subset_list.sizes, files)
+        spans = {} if isinstance(subset_list, BadFile) or not storage.is_remote(folder) else subset_list.places
         damaged = {file.path for file in bad}
         shards = [
-            (f"{folder}/{cuts}", f"{folder}/{recordings}", files.get(recordings), places.get(recordings))
+            (f"{folder}/{cuts}", f"{folder}/{recordings}", files.get(recordings), spans.get(recordings))
             for cuts, recordings in find_shards(files)
             if not {f"{folder}/{cuts}", f"{folder}/{recordings}"} & damaged
         ]
-        found: dict[str, Listing] = {}
+        listings: dict[str, Listing] = {}
         with ThreadPoolExecutor(storage.REQUESTS if storage.is_remote(folder) else 1) as pool:
-            read = pool.map(lambda shard: _try_shard(*shard), shards)
-            for utterances in tqdm(read, total=len(shards), desc=f"Reading {subset}", unit=" shards"):
+            results = pool.map(lambda shard: _try_shard(*shard), shards)
+            for utterances in tqdm(results, total=len(shards), desc=f"Reading {subset}", unit=" shards"):
                 if isinstance(utterances, BadFile):
                     bad.append(utterances)
                     continue
-                for one, header in utterances:
-                    if one.id in found:
-                        bad.append(BadFile(one.path, "duplicate id", f"{one.id} is also {found[one.id].path}"))
+                for listing, header in utterances:
+                    if listing.id in listings:
+                        bad.append(
+                            BadFile(listing.path, "duplicate id", f"{listing.id} is also {listings[listing.id].path}")
+                        )
                     elif not header.samples:
-                        bad.append(BadFile(one.path, "empty audio", one.id))
+                        bad.append(BadFile(listing.path, "empty audio", listing.id))
                     else:
-                        found[one.id] = one
-                        self._headers[one.path] = header
-        return list(found.values()), bad
+                        listings[listing.id] = listing
+                        self._headers[listing.path] = header
+        return list(listings.values()), bad
 
     def _list(self, subset: str) -> dict[str, Entry]:
         """The subset's files, as `require` has just seen them."""
         return self._files[subset] if subset in self._files else storage.list_files(self.root, subset)
 
     def read_header(self, path: str) -> Header:
-        """What the shard says of an utterance's audio; whether that is true is seen when it is read."""
+        """The header of an utterance's audio by its shard; it is checked when the audio is read."""
         return self._headers.pop(path)
 
     @staticmethod
@@ -160,7 +162,7 @@ Utterances = list[tuple[Listing, Header]]
 
 
 def find_shards(files: Iterable[str]) -> list[tuple[str, str]]:
-    """Every file of cuts of a subset, and what the audio must be called that belongs to it."""
+    """Every file of cuts of a subset, and the name of its tar file of audio."""
     return [
         (name, f"recording{name.removeprefix('cuts').partition('.jsonl')[0]}.tar")
         for name in sorted(files)
@@ -168,11 +170,11 @@ def find_shards(files: Iterable[str]) -> list[tuple[str, str]]:
     ]
 
 
-def _try_shard(cuts: str, recordings: str, entry: Entry | None, places: str | None) -> Utterances | BadFile:
-    """Read what is in a shard, or say what is wrong with it."""
+def _try_shard(cuts: str, recordings: str, entry: Entry | None, spans: str | None) -> Utterances | BadFile:
+    """Return the utterances of a shard, or what is wrong with it."""
     try:
-        return read_shard(cuts, recordings, entry, places)
-    except ConnectionError as error:  # of the shard it says nothing
+        return read_shard(cuts, recordings, entry, spans)
+    except ConnectionError as error:  # it tells nothing of the shard
         raise InputError(str(error)) from error
     except Exception as error:  # of gzip, json, tarfile, lhotse and the file system
         path = error.filename if isinstance(error, OSError) and error.filename else recordings
@@ -180,7 +182,7 @@ def _try_shard(cuts: str, recordings: str, entry: Entry | None, places: str | No
 
 
 def read_shard(cuts_path: str, recordings: str, entry: Entry | None, places: str | None = None) -> Utterances:
-    """Read what is in a shard; the audio is passed over.
+    """Return the utterances of a shard; their audio is not read.
 
     Args:
         cuts_path: The file of cuts, on a disk or in storage.
@@ -198,7 +200,7 @@ def read_shard(cuts_path: str, recordings: str, entry: Entry | None, places: str
     with storage.open_file(recordings, entry.size) as file:
         members = read_members(file, 1 if places else None)
     if places:
-        spans = [parse_place(f"@{place}")[1:] for place in places.split()]
+        spans = [parse_place(f"@{span}")[1:] for span in places.split()]
         if members[0][1:] != spans[0]:
             raise ValueError(f"an utterance at {members[0][1:]}, expected it at {spans[0]}")
         names = [members[0][0], *(f"{cut.id}.flac" for cut in cuts[1:])]
@@ -210,12 +212,12 @@ def read_shard(cuts_path: str, recordings: str, entry: Entry | None, places: str
         id, _, suffix = name.rpartition(".")
         if id != cut.id:
             raise ValueError(f"{name} where {cut.id} was expected")
-        text = " ".join(one.text for one in cut.supervisions if one.text)
-        speaker = next((one.speaker for one in cut.supervisions if one.speaker), "")
+        text = " ".join(supervision.text for supervision in cut.supervisions if supervision.text)
+        speaker = next((supervision.speaker for supervision in cut.supervisions if supervision.speaker), "")
         channels = cut.recording.num_channels if cut.has_recording else 1
         samples = 0 if suffix == "nodata" else cut.num_samples
-        found = Listing(cut.id, f"{recordings}@{offset}+{size}", text, speaker)
-        utterances.append((found, Header(cut.sampling_rate, samples, channels)))
+        listing = Listing(cut.id, f"{recordings}@{offset}+{size}", text, speaker)
+        utterances.append((listing, Header(cut.sampling_rate, samples, channels)))
     return utterances
 
 
@@ -241,8 +243,8 @@ def read_members(file: BinaryIO, utterances: int | None = None) -> list[tuple[st
         ValueError: It does not hold pairs.
     """
     with tarfile.open(fileobj=file, mode="r:") as tar:
-        wanted = itertools.islice(tar, utterances)
-        members = [(member.name, member.offset_data, member.size) for member in wanted]
+        selected = itertools.islice(tar, utterances)
+        members = [(member.name, member.offset_data, member.size) for member in selected]
     if not members or (utterances is None and len(members) % 2):
         raise ValueError(f"{len(members)} members, expected two for each utterance")
     return members[::2]
@@ -258,7 +260,7 @@ def read_list(root: str, subset: str) -> SubsetList | BadFile:
     try:
         content = json.loads(storage.read_file(path))
         sizes = {str(name): int(size) for name, size in content["files"].items()}
-        return SubsetList(sizes, {str(name): str(places) for name, places in content.get("places", {}).items()})
+        return SubsetList(sizes, {str(name): str(spans) for name, spans in content.get("places", {}).items()})
     except FileNotFoundError:
         return SubsetList({}, {})
     except ConnectionError as error:
@@ -268,12 +270,12 @@ def read_list(root: str, subset: str) -> SubsetList | BadFile:
 
 
 def check_sizes(folder: str, sizes: dict[str, int], files: dict[str, Entry]) -> list[BadFile]:
-    """Name the files of a folder that are not as `<subset>.json` says."""
+    """Return the files of a folder that do not have the size in `<subset>.json`."""
     bad = []
     for name, size in sizes.items():
-        found = f"{files[name].size} bytes" if name in files else os.strerror(errno.ENOENT)
-        if found != f"{size} bytes":
-            bad.append(BadFile(f"{folder}/{name}", "damaged shard", f"expected {size} bytes, found: {found}"))
+        actual = f"{files[name].size} bytes" if name in files else os.strerror(errno.ENOENT)
+        if actual != f"{size} bytes":
+            bad.append(BadFile(f"{folder}/{name}", "damaged shard", f"expected {size} bytes, found: {actual}"))
     return bad
 
 

@@ -92,30 +92,30 @@ def _write(folder: Path, lines: list[ScriptLine], workers: int | None, progress:
     transcripts: dict[Path, list[str]] = defaultdict(list)
     times: dict[Path, list[str]] = defaultdict(list)
     samples: dict[int, int] = defaultdict(int)
-    said: dict[str, Counter[str]] = defaultdict(Counter)
-    written: set[str] = set()
+    pronunciations: dict[str, Counter[str]] = defaultdict(Counter)
+    vocabulary: set[str] = set()
     for spoken in synthesis.speak(lines, workers, progress):
         line = spoken.line
         speaker, chapter, _ = line.id.split("-")
-        place = folder / line.subset / speaker / chapter
-        place.mkdir(parents=True, exist_ok=True)
+        directory = folder / line.subset / speaker / chapter
+        directory.mkdir(parents=True, exist_ok=True)
         file = io.BytesIO()  # so that a full disk is an OSError of ours, not an error code of libsndfile
         soundfile.write(file, spoken.audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        (place / f"{line.id}.flac").write_bytes(file.getvalue())
-        transcripts[place / f"{speaker}-{chapter}.trans.txt"].append(f"{line.id} {transcript(line.sentence)}\n")
-        times[place / f"{speaker}-{chapter}.phones.ctm"] += synthesis.ctm_rows(spoken)
+        (directory / f"{line.id}.flac").write_bytes(file.getvalue())
+        transcripts[directory / f"{speaker}-{chapter}.trans.txt"].append(f"{line.id} {transcript(line.sentence)}\n")
+        times[directory / f"{speaker}-{chapter}.phones.ctm"] += synthesis.ctm_rows(spoken)
         samples[line.speaker.id] += len(spoken.audio)
         words = transcript(line.sentence).split()
-        written.update(words)
+        vocabulary.update(words)
         if line.subset.startswith("train") and len(words) == len(spoken.words):
             for word, phones in zip(words, spoken.words, strict=True):
-                said[word][" ".join(phones)] += 1
+                pronunciations[word][" ".join(phones)] += 1
     for path, rows in [*transcripts.items(), *times.items()]:
         path.write_text("".join(rows))
     (folder / "SPEAKERS.TXT").write_text(_speaker_table(samples))
-    for spoken in synthesis.speak(list(_alone(written - said.keys())), workers, progress=False):
-        said[transcript(spoken.line.sentence)][" ".join(sum(spoken.words, []))] += 1
-    (folder / "lexicon.txt").write_text("".join(_lexicon(said)))
+    for spoken in synthesis.speak(list(_alone(vocabulary - pronunciations.keys())), workers, progress=False):
+        pronunciations[transcript(spoken.line.sentence)][" ".join(sum(spoken.words, []))] += 1
+    (folder / "lexicon.txt").write_text("".join(_lexicon(pronunciations)))
 
 
 def _alone(words: set[str]) -> Iterator[ScriptLine]:
@@ -127,11 +127,11 @@ def _alone(words: set[str]) -> Iterator[ScriptLine]:
             )
 
 
-def _lexicon(said: dict[str, Counter[str]]) -> Iterator[str]:
-    for word, ways in sorted(said.items()):
-        for phones, count in sorted(ways.items(), key=lambda one: (-one[1], one[0])):
-            if RARE * count >= ways.total():
-                yield f"{word}\t{count / max(ways.values()):.2f}\t{phones}\n"
+def _lexicon(pronunciations: dict[str, Counter[str]]) -> Iterator[str]:
+    for word, counts in sorted(pronunciations.items()):
+        for phones, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            if RARE * count >= counts.total():
+                yield f"{word}\t{count / max(counts.values()):.2f}\t{phones}\n"
 
 
 def _speaker_table(samples: dict[int, int]) -> str:

@@ -1,4 +1,4 @@
-"""Who says what in the embedded corpus: a small grammar of English whose words come evenly, voices, and the script."""
+"""The script of the embedded corpus: a small grammar of English whose words come equally often, and voices."""
 
 import re
 import zlib
@@ -82,8 +82,8 @@ def _entries(words: str) -> list[str]:
     """Split a class: `|` keeps phrases whole, and lines between them hold single words."""
     if "|" not in words:
         return words.split()
-    first, *phrases = words.split("|")
-    return [*first.split(), *(" ".join(phrase.split()) for phrase in phrases)]
+    singles, *phrases = words.split("|")
+    return [*singles.split(), *(" ".join(phrase.split()) for phrase in phrases)]
 
 
 def transcript(sentence: str) -> str:

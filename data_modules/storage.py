@@ -28,11 +28,11 @@ REQUESTS = 8  # at a time
 TIMEOUT = 60.0  # seconds that a request may take
 WAITS = (1.0, 3.0, 9.0)  # seconds before an object is asked for again
 VERSIONS = ("ETag", "etag", "md5Hash", "content_hash", "LastModified", "Last-Modified", "mtime", "created")
-"""What file systems call that which changes when a file does, the surest first."""
+"""Names that file systems have for what changes with a file, the most reliable first."""
 
 
 class Entry(NamedTuple):
-    """A file in a listing: its bytes, and what changes when it does."""
+    """A file in a listing: its bytes, and a version that changes when the file does."""
 
     size: int
     version: str
@@ -95,8 +95,8 @@ def _list_named(root: str, subset: str) -> dict[str, Entry]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{root}/{subset}.json is no list of shards: {reason(error)}. Copy it again.") from error
     with ThreadPoolExecutor(REQUESTS) as pool:
-        found = dict(zip(names, pool.map(ask, names), strict=True))
-    return {name: entry for name, entry in found.items() if entry is not None}
+        entries = dict(zip(names, pool.map(ask, names), strict=True))
+    return {name: entry for name, entry in entries.items() if entry is not None}
 
 
 def _list(address: str) -> list[dict[str, Any]]:
@@ -105,9 +105,9 @@ def _list(address: str) -> list[dict[str, Any]]:
     return _within_time(file_system, file_system.ls, folder, detail=True)
 
 
-def _entry(found: dict[str, Any]) -> Entry:
-    version = next((str(found[name]) for name in VERSIONS if found.get(name)), "")
-    return Entry(-1 if found.get("size") is None else int(found["size"]), version)
+def _entry(info: dict[str, Any]) -> Entry:
+    version = next((str(info[name]) for name in VERSIONS if info.get(name)), "")
+    return Entry(-1 if info.get("size") is None else int(info["size"]), version)
 
 
 def list_folders(root: str) -> list[str]:
@@ -118,7 +118,7 @@ def list_folders(root: str) -> list[str]:
         else:
             folders = (entry["name"] for entry in _list(root) if entry["type"] == "directory")
             names = [name.rstrip("/").rpartition("/")[2] for name in folders]
-    except Exception:  # what is wrong is said already
+    except Exception:  # the message of the caller says what is wrong
         return []
     return sorted(name for name in names if not name.startswith("."))
 
@@ -172,8 +172,10 @@ def unreachable(address: str, error: Exception) -> str:
         return f"{address} cannot be read: {reason(error)}{extra}."
     if isinstance(error, ValueError) and "Protocol not known" in str(error):
         return f"{address} cannot be read: {reason(error)}. Expected a folder, s3://…, gs://…, https://… or such."
-    said = " ".join(reason(error).split()) or type(error).__name__
-    return f"{address} cannot be read: {said.rstrip('.')}. Are the address and the credentials right, is the server up?"
+    message = " ".join(reason(error).split()) or type(error).__name__
+    return (
+        f"{address} cannot be read: {message.rstrip('.')}. Are the address and the credentials right, is the server up?"
+    )
 
 
 class _Ranges(io.RawIOBase):
@@ -193,8 +195,8 @@ class _Ranges(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), self.size - self.position)
-        content = read_range(self.address, self.position, wanted) if wanted > 0 else b""
+        size = min(len(buffer), self.size - self.position)
+        content = read_range(self.address, self.position, size) if size > 0 else b""
         buffer[: len(content)] = content
         self.position += len(content)
         return len(content)
@@ -223,25 +225,27 @@ def _ask(address: str, **span: int) -> bytes:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether the storage would say the same again."""
+    """Whether another request would fail likewise."""
     status = getattr(error, "status", None)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
     return refused or isinstance(error, (PermissionError, ImportError)) or getattr(error, "errno", 0) == errno.EINVAL
 
 
-def _within_time(file_system: AbstractFileSystem, call: Callable[..., Result], *given: Any, **named: Any) -> Result:
+def _within_time(
+    file_system: AbstractFileSystem, call: Callable[..., Result], *arguments: Any, **keywords: Any
+) -> Result:
     """Call a method of a file system; those that wait in a thread of their own give up after a time."""
-    return call(*given, **named, **({"timeout": TIMEOUT} if file_system.async_impl else {}))
+    return call(*arguments, **keywords, **({"timeout": TIMEOUT} if file_system.async_impl else {}))
 
 
-@functools.cache  # for ever: a forked process that let go of its parent's would close that one's connections
+@functools.cache  # for ever: a forked process that released its parent's would close the parent's connections
 def _find(address: str, process: int) -> tuple[AbstractFileSystem, str]:
-    """The file system of an address in a process, and what the address is called there."""
+    """The file system of an address in a process, and the address as a path in it."""
     return fsspec.core.url_to_fs(address)
 
 
 class _Open:
-    """A file that is open as long as somebody holds it; reads give their offset, so forked workers may share it."""
+    """A file that stays open as long as it is referenced; reads give their offset, so forked workers may share it."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = -1

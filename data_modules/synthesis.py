@@ -47,7 +47,7 @@ class Speaker:
 
 @dataclass(frozen=True)
 class ScriptLine:
-    """An utterance to be: its name, part of the corpus, voice, sentence, and a seed of its own.
+    """An utterance to speak: its name, part of the corpus, voice, sentence, and a seed of its own.
 
     Those of subsets whose name ends in `other` are spoken in noisy rooms.
     """
@@ -84,7 +84,7 @@ def make_once(root: Path, parameters: Mapping[str, float], write: Callable[[Path
 
     Args:
         root: The folder to be.
-        parameters: What it follows from, `minutes` and `evaluation_minutes` among them; kept in its `corpus.json`.
+        parameters: What it is made from, `minutes` and `evaluation_minutes` among them; kept in its `corpus.json`.
         write: Writes the corpus into an empty folder.
 
     Raises:
@@ -122,15 +122,15 @@ def _is_made(root: Path, parameters: Mapping[str, float]) -> bool:
         return False
     marker = root / "corpus.json"
     try:
-        found = json.loads(marker.read_text())
+        existing = json.loads(marker.read_text())
     except (OSError, ValueError):
         raise InputError(
             f"{root} exists but is no embedded corpus (no readable {marker.name} in it): give a folder that does not "
             "exist yet, or move this one away"
         ) from None
-    if found != parameters:
+    if existing != parameters:
         raise InputError(
-            f"{root} holds an embedded corpus made with {found}, but {parameters} was asked for: "
+            f"{root} holds an embedded corpus made with {existing}, but {parameters} was asked for: "
             "give another folder, or delete this one"
         )
     return True
@@ -174,7 +174,7 @@ def ctm_rows(spoken: SpokenLine) -> Iterable[str]:
 
 
 def _speak(voice: espeak.Espeak, line: ScriptLine) -> SpokenLine:
-    """One finished utterance."""
+    """Return an utterance with its pauses, room and noise, and with its segments."""
     random = np.random.default_rng(line.seed)
     speech = voice.speak(
         line.sentence,
@@ -189,17 +189,17 @@ def _speak(voice: espeak.Espeak, line: ScriptLine) -> SpokenLine:
     for _, phone, word in segments:
         if phone != "SIL":
             words[word].append(phone)
-    before, after = random.integers(SAMPLE_RATE // 10, 3 * SAMPLE_RATE // 10, size=2)  # 0.1 to 0.3 s of silence
+    leading, trailing = random.integers(SAMPLE_RATE // 10, 3 * SAMPLE_RATE // 10, size=2)  # 0.1 to 0.3 s of silence
     resampled = _resampler()(torch.from_numpy(samples / 32768)).numpy()
-    audio = np.pad(resampled, (before, after))
+    audio = np.pad(resampled, (leading, trailing))
     ratio = SAMPLE_RATE / espeak.SAMPLE_RATE
-    moved = [(int(before) + round(start * ratio), phone) for start, phone, _ in segments]
+    moved = [(int(leading) + round(start * ratio), phone) for start, phone, _ in segments]
     audio = (
         _degrade(audio, random) if line.subset.endswith("other") else _add_noise(audio, random.uniform(40, 50), random)
     )
     level = 10 ** (random.uniform(-27, -21) / 20)  # root mean square, in dB of full scale
     audio = audio * min(level / np.sqrt(np.mean(audio**2)), 0.98 / np.abs(audio).max())
-    merged = _merge([(0, "SIL"), *moved, (int(before) + len(resampled), "SIL")])
+    merged = _merge([(0, "SIL"), *moved, (int(leading) + len(resampled), "SIL")])
     return SpokenLine(line, np.round(audio * 32767).astype(np.int16), merged, list(words.values()))
 
 
@@ -220,8 +220,8 @@ def _trim(speech: espeak.Speech) -> tuple[np.ndarray, list[tuple[int, str, int]]
         segments.append((start, phone, word))
     while segments[-1][1] == "SIL":
         end, *_ = segments.pop()
-    first = segments[0][0]
-    return speech.samples[first:end], [(start - first, phone, word) for start, phone, word in segments]
+    begin = segments[0][0]
+    return speech.samples[begin:end], [(start - begin, phone, word) for start, phone, word in segments]
 
 
 def _merge(segments: list[tuple[int, str]]) -> list[tuple[int, str]]:

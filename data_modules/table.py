@@ -70,11 +70,11 @@ class TableDataModule(ListedDataModule):
 
     @property
     def layout(self) -> str:
-        """What the files of such a corpus look like, for messages."""
+        """A description of the files of such a corpus, for messages."""
         return "a table (.csv, .tsv, .jsonl) with columns for the audio file and its transcript"
 
     def options(self) -> tuple[object, ...]:
-        """What decides on the manifests beside the files."""
+        """Options that the manifests depend on, beside the files."""
         return (*super().options(), self.table, self.columns, self.audio, self.encoding)
 
     @functools.cached_property
@@ -129,7 +129,7 @@ class TableDataModule(ListedDataModule):
         return columns
 
     def list_subsets(self) -> list[str]:
-        """The tables' names, or what the column of subsets says of a single one."""
+        """The tables' names, or the values in the column of subsets of a single one."""
         if len(self.tables) != 1:
             return list(self.tables)
         [(name, (_, columns))] = self.tables.items()
@@ -139,7 +139,7 @@ class TableDataModule(ListedDataModule):
 
     @functools.cached_property
     def _by_subset(self) -> dict[str, Listings]:
-        """The utterances of a single table by what its column of subsets says."""
+        """The utterances of a single table by the values in its column of subsets."""
         [(table, columns)] = self.tables.values()
         parts: dict[str, Listings] = {}
         for subset, entry in self._read(table, columns):
@@ -160,30 +160,30 @@ class TableDataModule(ListedDataModule):
         """Give every row with its subset."""
         for line, row in read_table_rows(table, self.encoding):
             fields = {role: _field(row.get(column)) for role, column in columns.items()}
-            place = f"{table.path}:{line}"
+            location = f"{table.path}:{line}"
             if "" in row:
-                found = f"found {len(row[''])} columns"
+                actual = f"found {len(row[''])} columns"
                 yield (
                     fields.get("subset", ""),
-                    BadFile(place, "malformed row", f"expected {len(table.columns)}, {found}"),
+                    BadFile(location, "malformed row", f"expected {len(table.columns)}, {actual}"),
                 )
                 continue
-            yield fields.get("subset", ""), self._listing(fields, table, place)
+            yield fields.get("subset", ""), self._listing(fields, table, location)
 
-    def _listing(self, fields: dict[str, str], table: Table, place: str) -> Listing | BadFile:
+    def _listing(self, fields: dict[str, str], table: Table, location: str) -> Listing | BadFile:
         if any("\udc80" <= character <= "\udcff" for character in fields["text"]):
-            return BadFile(place, f"transcript not {self.encoding.upper()}", fields["path"])
+            return BadFile(location, f"transcript not {self.encoding.upper()}", fields["path"])
         if not fields["path"]:
-            return BadFile(place, "malformed row", "the column of the path is empty")
+            return BadFile(location, "malformed row", "the column of the path is empty")
         path = self._find(fields["path"], table)
         if path is None:
-            looked = ", ".join(str(base) for base in self._bases(table)[:3])
-            return BadFile(place, "transcript without audio", f"no {shown(fields['path'])} in {looked}")
+            folders = ", ".join(str(base) for base in self._bases(table)[:3])
+            return BadFile(location, "transcript without audio", f"no {shown(fields['path'])} in {folders}")
         try:
             begin, end = _times(fields)
             channel = int(fields["channel"]) if fields.get("channel") else None
         except ValueError as error:
-            return BadFile(place, "malformed row", str(error))
+            return BadFile(location, "malformed row", str(error))
         stem = Path(path).stem
         part = f"-{round(1000 * begin):08d}-{round(1000 * end):08d}" if begin and end is not None else ""
         part += f"-{channel}" if channel is not None else ""
@@ -191,15 +191,15 @@ class TableDataModule(ListedDataModule):
         return Listing(id, path, fields["text"], fields.get("speaker", ""), begin, end, channel)
 
     def _bases(self, table: Table) -> list[Path]:
-        beside = table.path.parent
-        bases = [beside, *(beside / folder for folder in FOLDERS)]
+        parent = table.path.parent
+        bases = [parent, *(parent / folder for folder in FOLDERS)]
         bases += (
-            [self.root, *(self.root / folder for folder in FOLDERS)] if self.root not in (beside, table.path) else []
+            [self.root, *(self.root / folder for folder in FOLDERS)] if self.root not in (parent, table.path) else []
         )
         return bases if self.audio is None else [self.audio]
 
     def _find(self, name: str, table: Table) -> str | None:
-        """The file that a row means; None where there is none."""
+        """The audio file of a row; None where there is none."""
         suffixes = ("", *AUDIO_SUFFIXES) if not name.lower().endswith(AUDIO_SUFFIXES) else ("",)
         for separator in ("/", "\\") if "\\" in name else ("/",):
             for base in self._bases(table):

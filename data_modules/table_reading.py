@@ -32,7 +32,7 @@ NAMES = {  # of columns, the likeliest first, in small letters
 
 @dataclass(frozen=True)
 class Table:
-    """What the beginning of a table tells.
+    """Columns and layout of a table, by its beginning.
 
     Attributes:
         path: The file.
@@ -60,7 +60,7 @@ class Table:
 
 
 def decode(content: bytes, encoding: str) -> str:
-    """Decode a table; bytes that are not of the encoding become halves of characters, and UTF-16 tells itself."""
+    """Decode a table; bytes that are not of the encoding become lone surrogates; UTF-16 is recognized by its mark."""
     if encoding.lower().replace("-", "") == "utf8" and content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return content.decode("utf-16", errors="replace")
     return content.decode(encoding, errors="surrogateescape").removeprefix("\ufeff")
@@ -88,12 +88,12 @@ def look(path: Path, encoding: str = "utf-8") -> Table | None:
         return None
     rows = [fields for _, fields in _split(head if delimiter == "," else "\n".join(lines), delimiter, 2)]
     columns = [column.strip() for column in rows[0]]
-    named = Table(path, columns, rows[1] if len(rows) > 1 else [], delimiter, True)
-    if set(named.guess()) & {"path", "text", "id"} and len(set(columns)) == len(columns):
-        return named
+    table = Table(path, columns, rows[1] if len(rows) > 1 else [], delimiter, True)
+    if set(table.guess()) & {"path", "text", "id"} and len(set(columns)) == len(columns):
+        return table
     if any(_is_audio_name(field) for field in rows[0]) or delimiter == "|":
         return Table(path, [str(number) for number in range(len(rows[0]))], rows[0], delimiter, False)
-    return named
+    return table
 
 
 def _is_audio_name(field: str) -> bool:
@@ -135,22 +135,22 @@ def read_table_rows(table: Table, encoding: str = "utf-8") -> Iterator[tuple[int
         raise InputError(f"{table.path} cannot be read as columns parted by {table.delimiter!r}: {error}") from error
 
 
-def _split(text: str, delimiter: str, most: int | None = None) -> Iterator[tuple[int, list[str]]]:
-    """Part lines into fields, with the number of the line that a row ends with.
+def _split(text: str, delimiter: str, limit: int | None = None) -> Iterator[tuple[int, list[str]]]:
+    """Split lines into fields, with the number of the line that a row ends with.
 
-    Commas and semicolons part what spreadsheets write: quoted fields may hold delimiters and ends of lines. Tabs and
-    bars part plain lines, as of Common Voice, where a quotation mark is one; fields that are quoted as a whole are not.
+    Commas and semicolons separate fields of spreadsheets: quoted ones may hold delimiters and ends of lines. Tabs and
+    bars separate plain lines, as of Common Voice: quotation marks belong to the text, but for those around a field.
     """
     if delimiter in ",;":
         csv.field_size_limit(1 << 30)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         for number, fields in enumerate(reader):
-            if most is not None and number >= most:
+            if limit is not None and number >= limit:
                 return
             yield reader.line_num, fields
         return
     for number, line in enumerate(text.split("\n"), start=1):
-        if most is not None and number > most:
+        if limit is not None and number > limit:
             return
         yield number, [_unquote(field) for field in line.rstrip("\r").split(delimiter)] if line.strip() else []
 
@@ -193,5 +193,5 @@ def find_tables(root: Path) -> list[Path]:
     except OSError:
         return []
     tables = [root / name for name in names if name.lower().endswith(TABLE_SUFFIXES) and not name.startswith(".")]
-    below = [root / name / f"metadata.{kind}" for name in names for kind in ("csv", "jsonl") if name[:1] != "."]
-    return [path for path in [*tables, *below] if path.is_file()]
+    nested = [root / name / f"metadata.{kind}" for name in names for kind in ("csv", "jsonl") if name[:1] != "."]
+    return [path for path in [*tables, *nested] if path.is_file()]

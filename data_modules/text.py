@@ -174,8 +174,8 @@ class TextDataModule(lightning.LightningDataModule):
             return []
         lines = self.lines[role]
         rank, ranks = rank_of(self.trainer)
-        at_once = self.batch_characters / (ranks * accumulation_of(self.trainer))
-        return EvaluationBatches(_tokens(lines), functools.partial(self._load, lines), at_once, rank, ranks)
+        batch_characters = self.batch_characters / (ranks * accumulation_of(self.trainer))
+        return EvaluationBatches(_tokens(lines), functools.partial(self._load, lines), batch_characters, rank, ranks)
 
     def _load(self, lines: Dataset, batches: Sequence[list[int]], epoch: int) -> Iterator[Any]:
         yield from DataLoader(
@@ -209,7 +209,7 @@ class TextTrainBatches(TrainBatches):
 
     @functools.cached_property
     def _cuts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where the parts of steps begin, and where buckets do except the first."""
+        """The starts of the parts of steps, and of all buckets but the first."""
         starts, buckets = cut_batches(self.durations, self.batch_seconds, DURATION_SPREAD, BATCHES_PER_BUCKET)
         sizes, parts = np.diff(starts, append=len(self.durations)), self.world_size * self.accumulation
         begins = starts[:, None] + sizes[:, None] * np.arange(parts) // parts  # (steps, parts)
@@ -252,15 +252,15 @@ class _Share(Sequence):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 - a number gives a batch, a slice some of them
-        if isinstance(place, slice):
-            return _Share(self.order, self.bounds, self.numbers[place])
-        number = self.numbers[place]
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - a number gives a batch, a slice some of them
+        if isinstance(index, slice):
+            return _Share(self.order, self.bounds, self.numbers[index])
+        number = self.numbers[index]
         return self.order[self.bounds[number] : self.bounds[number + 1]].tolist()
 
 
 def find_texts(patterns: list[str], made_by: str = "") -> list[Path]:
-    """Find the files that are meant, each once, those of a pattern in the order of their paths.
+    """Find the files of paths and patterns, each once, those of a pattern in the order of their paths.
 
     Args:
         patterns: Paths, or patterns with `*`, `?`, `[…]` and `**`.
@@ -269,7 +269,7 @@ def find_texts(patterns: list[str], made_by: str = "") -> list[Path]:
     Raises:
         InputError: One of the patterns gives no file, or a file is packed.
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern).expanduser().absolute()
         if path.is_dir():
@@ -281,5 +281,5 @@ def find_texts(patterns: list[str], made_by: str = "") -> list[Path]:
             raise InputError(f"no text files at {pattern} (looked for {path}): {advice}")
         if packed := [file for file in files if file.suffix.lower() in PACKED]:
             raise InputError(f"{packed[0]} is packed, but lines are read from anywhere in a file: unpack it first")
-        found |= dict.fromkeys(files)
-    return list(found)
+        paths |= dict.fromkeys(files)
+    return list(paths)

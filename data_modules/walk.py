@@ -20,7 +20,7 @@ def walk(
     Args:
         folder: Where to begin.
         problems: Folders that cannot be read are added.
-        above: Of the folders that this one lies in, what tells them from others.
+        above: Device and inode of each folder that this one lies in.
     """
     try:
         status = os.stat(folder)
@@ -31,14 +31,14 @@ def walk(
     except OSError as error:
         problems.append(BadFile(str(folder), "unreadable folder", error.strerror or str(error)))
         return
-    here = (status.st_dev, status.st_ino)
-    if here in above:
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
         return
     folders = [entry for entry in entries if _is_folder(entry)]
-    below = {entry.name for entry in folders}
-    yield folder, [entry.name for entry in entries if entry.name not in below]
+    folder_names = {entry.name for entry in folders}
+    yield folder, [entry.name for entry in entries if entry.name not in folder_names]
     for entry in folders:
-        yield from walk(folder / entry.name, problems, (*above, here))
+        yield from walk(folder / entry.name, problems, (*above, identity))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -50,12 +50,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def fingerprint(folder: Path, suffixes: Iterable[str]) -> str:
     """Hash the relative paths, sizes and modification times of the files with these suffixes, in one walk."""
-    wanted, problems = tuple(suffixes), list[BadFile]()
+    endings, problems = tuple(suffixes), list[BadFile]()
     files = [
-        (str((place / name).relative_to(folder)), *_size_and_time(place / name))
-        for place, names in walk(folder, problems)
+        (str((directory / name).relative_to(folder)), *_size_and_time(directory / name))
+        for directory, names in walk(folder, problems)
         for name in names
-        if name.lower().endswith(wanted)
+        if name.lower().endswith(endings)
     ]
     files += [(bad.path, bad.detail, "") for bad in problems]
     digest = hashlib.sha256()
@@ -78,7 +78,7 @@ def name_apart(listings: list[Listing], root: Path, bad: list[BadFile]) -> list[
     Args:
         listings: With the names of their files as ids.
         root: The folder that the paths begin in.
-        bad: What still has the id of another one is added, as one file in two formats; the first is kept.
+        bad: Gets utterances that still have the id of another, as of one file in two formats; the first is kept.
     """
     folders: dict[str, set[Path]] = defaultdict(set)
     for listing in listings:

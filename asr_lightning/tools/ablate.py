@@ -55,11 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rehearse", action="store_true",
                         help="two steps and a tiny evaluation of every run of one seed, and all results, in "
                         "<output>/rehearsal")  # fmt: skip
-    way = parser.add_mutually_exclusive_group()
-    way.add_argument("--dry-run", action="store_true", help="say what would run, in which order, and run nothing")
-    way.add_argument("--print-commands", action="store_true",
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--dry-run", action="store_true", help="say what would run, in which order, and run nothing")
+    mode.add_argument("--print-commands", action="store_true",
                      help="print a command per run, for a cluster: those of a level may run together")  # fmt: skip
-    way.add_argument("--results", action="store_true", help="write the results of what is finished, and run nothing")
+    mode.add_argument("--results", action="store_true", help="write the results of what is finished, and run nothing")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -86,8 +86,8 @@ def _run_ablation(path: Path, options: argparse.Namespace) -> int:
     if options.only is None and not failed:
         broken = run_outputs(plan.outputs)
         failed = {plan.folder: "\n".join(broken)} if broken else {}
-    for folder, why in failed.items():
-        print(f"{folder}: {why}", file=sys.stderr)
+    for folder, problem in failed.items():
+        print(f"{folder}: {problem}", file=sys.stderr)
     if options.only is None and (not failed or any(state(run) == "finished" for run in plan.compared)):
         print(_results(plan))
     return 1 if failed else 0
@@ -95,23 +95,23 @@ def _run_ablation(path: Path, options: argparse.Namespace) -> int:
 
 def describe(plan: Plan) -> str:
     """Return the plan as a table: a line per run, in the order in which they can run."""
-    known = {run.folder: costs for run in plan.runs if (costs := _costs(run))}
+    run_costs = {run.folder: costs for run in plan.runs if (costs := _costs(run))}
     counts: dict[str, str] = {}
     table = [["level", "run", "parameters", "hours", "GB", "state"]]
     for run in sorted(plan.runs, key=lambda run: run.level):
         key = str(run.experiments[EXPERIMENT].get("model"))
         if key not in counts:
             counts[key] = _parameters(run)
-        of_variant = [costs for folder, costs in known.items() if folder.parent == run.folder.parent]
-        hours, gigabytes = known.get(run.folder) or _mean(of_variant)
+        of_variant = [costs for folder, costs in run_costs.items() if folder.parent == run.folder.parent]
+        hours, gigabytes = run_costs.get(run.folder) or _mean(of_variant)
         measured = [number(hours, ".2f"), number(gigabytes, ".2f")]
         table.append([str(run.level), str(run.folder), counts[key], *measured, state(run)])
-    left = [run for run in plan.runs if state(run) != "finished"]
+    unfinished = [run for run in plan.runs if state(run) != "finished"]
     return "\n".join([
         f"{plan.ablation.question} [{plan.ablation.source}]",
         as_text(table),
-        f"{len(plan.runs)} runs, {len(left)} of them not finished. Hours and GB: wall time and peak memory of a run's "
-        f"commands, as measured, else of other seeds of the variant; {MISSING} where there are none. "
+        f"{len(plan.runs)} runs, {len(unfinished)} of them not finished. Hours and GB: wall time and peak memory of a "
+        f"run's commands, as measured, else of other seeds of the variant; {MISSING} where there are none. "
         "`asr compare RUN --costs` has other machines.",
         *(f"at the end: {as_typed(command)}" for command in plan.outputs),
         f"results: {plan.folder}",
@@ -146,7 +146,7 @@ def _costs(run: PlannedRun) -> tuple[float, float] | None:
 
 
 def _mean(costs: Sequence[tuple[float, float]]) -> tuple[float | None, float | None]:
-    """Return mean hours, and the most gigabytes, of some runs."""
+    """Return the mean hours and the largest gigabytes of runs."""
     if not costs:
         return None, None
     return sum(hours for hours, _ in costs) / len(costs), max(gigabytes for _, gigabytes in costs)

@@ -76,12 +76,12 @@ def by_ctc(recognizer: Recognizer, batches: Iterable[Batch]) -> Iterator[TimedUt
         if not len(batch):
             continue
         tokens = [tokenizer.encode(text) for text in batch.texts]
-        seen = observe(recognizer, batch.to(recognizer.device), {}, tokens)
-        assert seen.log_probs is not None, "no CTC output"
-        begins, ends = seen.spans(seen.lengths)
+        observed = observe(recognizer, batch.to(recognizer.device), {}, tokens)
+        assert observed.log_probs is not None, "no CTC output"
+        begins, ends = observed.spans(observed.lengths)
         for row, (id, sequence) in enumerate(zip(batch.ids, tokens, strict=True)):
-            seconds, frames = int(batch.audio_lengths[row]) / batch.sample_rate, int(seen.lengths[row])
-            positions = token_spans(seen.log_probs[row, :frames], sequence, tokenizer.blank_id) if sequence else []
+            seconds, frames = int(batch.audio_lengths[row]) / batch.sample_rate, int(observed.lengths[row])
+            positions = token_spans(observed.log_probs[row, :frames], sequence, tokenizer.blank_id) if sequence else []
             if not positions:
                 reason = f"too short: {frames} frames for {len(sequence)} tokens" if sequence else "an empty transcript"
                 yield TimedUtterance(id, problem=reason)
@@ -117,12 +117,12 @@ def write_alignments(
 
     Args:
         timed: The utterances.
-        tiers: Names of what is known of them.
+        tiers: Names of the tiers that they have.
         subset: Name of the files.
         output: Folder that they go to.
 
     Returns:
-        Which utterances could not be aligned, and why; and how many were.
+        The utterances that could not be aligned, with the reasons; and the number of aligned ones.
     """
     problems, aligned = [], 0
     with ExitStack() as stack:
@@ -142,26 +142,28 @@ def write_alignments(
 
 
 def ctm_rows(id: str, segments: Sequence[Segment]) -> Iterator[str]:
-    """Give lines `UTTERANCE CHANNEL START DURATION LABEL`, in seconds; a space within a name would part columns."""
+    """Give lines `UTTERANCE CHANNEL START DURATION LABEL`, in seconds; spaces in names become underscores."""
     name = printable(id).replace(" ", "_")
     for segment in segments:
         yield f"{name} 1 {segment.start:.7f} {segment.end - segment.start:.7f} {printable(segment.label)}\n"
 
 
 def write_textgrid(path: Path, utterance: TimedUtterance) -> None:
-    """Write Praat's TextGrid with a tier for each, called as the Montreal Forced Aligner does: `words`, `phones`."""
+    """Write Praat's TextGrid, its tiers named as the Montreal Forced Aligner does: `words`, `phones`."""
     grid = textgrid.Textgrid()
     for name, segments in utterance.tiers.items():
-        entries = [Interval(each.start, each.end, each.label) for each in segments if each.end > each.start]
+        entries = [
+            Interval(segment.start, segment.end, segment.label) for segment in segments if segment.end > segment.start
+        ]
         grid.addTier(textgrid.IntervalTier(name, entries, 0.0, utterance.seconds))
-    with replacing(path) as half:
-        grid.save(str(half), format="long_textgrid", includeBlankSpaces=True)
+    with replacing(path) as unfinished:
+        grid.save(str(unfinished), format="long_textgrid", includeBlankSpaces=True)
 
 
 def aligner_of(
     options: argparse.Namespace,
 ) -> tuple[Callable[[Iterable[Batch]], Iterator[TimedUtterance]], tuple[str, ...]]:
-    """Return what aligns batches, and the names of what it finds.
+    """Return a function that aligns batches, and the names of the tiers that it finds.
 
     Raises:
         InputError: The checkpoint or the states cannot be used.

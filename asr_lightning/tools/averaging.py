@@ -26,7 +26,7 @@ Row = tuple[str, dict[str, Quality]]  # of the table: what is measured, and how 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the network, and what they are called in the table."""
+    """Weights of the network, and their name in the table."""
 
     name: str
     state: Mapping[str, Tensor]
@@ -37,7 +37,7 @@ def average(recognizer: Recognizer, paths: Sequence[Path]) -> dict[str, Any]:
 
     Args:
         recognizer: Of the network.
-        paths: Checkpoints of it, in any order; all but the weights is that of the one with the most steps.
+        paths: Checkpoints of it, in any order; all but the weights is taken from the one with the most steps.
 
     Raises:
         InputError: One cannot be read or is of another network, or two are of the same step.
@@ -52,12 +52,12 @@ def average(recognizer: Recognizer, paths: Sequence[Path]) -> dict[str, Any]:
             + ", ".join(f"{path} (step {step})" for path, step in zip(paths, steps, strict=True))
         )
     ordered = [checkpoints[steps.index(step)] for step in sorted(steps)]
-    kept = {key: value for key, value in ordered[-1].items() if key not in OF_TRAINING}
-    return {**kept, "state_dict": mean_weights(recognizer, [checkpoint["state_dict"] for checkpoint in ordered])}
+    entries = {key: value for key, value in ordered[-1].items() if key not in OF_TRAINING}
+    return {**entries, "state_dict": mean_weights(recognizer, [checkpoint["state_dict"] for checkpoint in ordered])}
 
 
 def weights_of(path: Path) -> Iterator[Weights]:
-    """Give the weights of a checkpoint; both where a callback averages them from step to step."""
+    """Yield the weights of a checkpoint; current and averaged ones where a callback averages over steps."""
     checkpoint = read_checkpoint(path)
     current = checkpoint.get("current_model_state")
     if current is not None:
@@ -70,7 +70,7 @@ def weights_of(path: Path) -> Iterator[Weights]:
 def measure_averages(
     recognizer: Recognizer, candidates: Sequence[Weights], config: Path, subsets: Sequence[str]
 ) -> list[Row]:
-    """Return how good the network is with each of some weights, on each subset."""
+    """Return the quality of the network with the weights of each candidate, on each subset."""
     rows = []
     for weights in candidates:
         recognizer.load_state_dict(weights.state)
@@ -96,5 +96,5 @@ def write_average(measured: Sequence[Row], output: Path, averaged: int) -> str:
     note = f"Averaged: the weights of {averaged} checkpoints. Utterances with a finite loss: {counts}."
     write_atomically(output / "average.md", f"{as_markdown(table)}\n\n{escape_markdown(note)}\n")
     write_atomically(output / "average.csv", as_csv(rows))
-    written = f"Written to {output.absolute()}: average.ckpt, average.md, average.csv"
-    return "\n".join([as_text(table), "", printable(note), "", written])
+    summary = f"Written to {output.absolute()}: average.ckpt, average.md, average.csv"
+    return "\n".join([as_text(table), "", printable(note), "", summary])

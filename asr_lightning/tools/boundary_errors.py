@@ -1,4 +1,4 @@
-"""Table and figure of how far the borders of alignments are off."""
+"""Table and figure of the errors of borders in alignments."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ FARTHEST = 0.1  # seconds in the picture
 
 
 def table(errors: Mapping[str, BoundaryErrors]) -> list[list[str]]:
-    """Return a line for every alignment."""
+    """Return the table: a head, and a row for every alignment."""
     rows = [HEAD]
     for name, error in errors.items():
         times = [number(1000 * error.percentile(percent), ".1f") for percent in (50, 90)]
@@ -34,23 +34,23 @@ def table(errors: Mapping[str, BoundaryErrors]) -> list[list[str]]:
 
 
 def plot(errors: Mapping[str, BoundaryErrors], path: Path) -> None:
-    """Draw which share of borders is off by how much at most."""
+    """Draw the cumulative distribution of the errors of borders."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for (name, error), color in zip(errors.items(), COLORS * len(errors), strict=False):
-        off = np.sort(error.seconds) * 1000
-        axes.step(off, 100 * np.arange(1, len(off) + 1) / max(1, len(off)), where="post", label=name, color=color)
+        ms = np.sort(error.seconds) * 1000
+        axes.step(ms, 100 * np.arange(1, len(ms) + 1) / max(1, len(ms)), where="post", label=name, color=color)
     axes.axvline(20, color="0.7", linewidth=1, zorder=0)
     axes.set(xlim=(0, 1000 * FARTHEST), ylim=(0, 100), xlabel="off by at most, ms", ylabel="borders, %")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
-    with replacing(path) as half:
-        figure.savefig(half, format="png", dpi=120)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
 
 
 def exact_words(phones: Sequence[Segment], words: Sequence[Segment], lexicon: Lexicon) -> list[Segment]:
-    """Return when words are spoken, from when their phones are.
+    """Return the times of words from those of their phones.
 
     Raises:
         ValueError: The phones are not those of the words.
@@ -88,21 +88,21 @@ def compare_boundaries(
                 left_out[id] = str(error)
         errors[name] = corpus_boundary_errors(expected, segments)
         if not errors[name].expected:
-            first = ", ".join(f"{id} ({left_out[id]})" if id in left_out else id for id in list(segments)[:3])
-            raise InputError(f"{path}: expected utterances that {truth} knows, found {first}")
+            examples = ", ".join(f"{id} ({left_out[id]})" if id in left_out else id for id in list(segments)[:3])
+            raise InputError(f"{path}: expected utterances that {truth} knows, found {examples}")
         if not len(errors[name].seconds):
-            of_truth, of_found = (
-                ", ".join(sorted({segment.label for labeled in some.values() for segment in labeled})[:10])
-                for some in (expected, segments)
+            of_truth, of_file = (
+                ", ".join(sorted({segment.label for labeled in alignment.values() for segment in labeled})[:10])
+                for alignment in (expected, segments)
             )
             raise InputError(
                 f"{path}: expected segments that are called as in {truth}, {of_truth}; found none behind another, only "
-                f"{of_found}"
+                f"{of_file}"
             )
     rows = table(errors)
     write_atomically(output / "boundaries.csv", as_csv(rows))
     write_atomically(output / "boundaries.md", as_markdown(rows) + "\n")
     plot(errors, output / "boundaries.png")
-    for id, why in left_out.items():
-        print(printable(f"left out: {id}: {why}"), file=sys.stderr)
+    for id, problem in left_out.items():
+        print(printable(f"left out: {id}: {problem}"), file=sys.stderr)
     return f"{as_text(rows)}\n\nWritten to {output.absolute()}: boundaries.csv, boundaries.md, boundaries.png"

@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference", metavar="RUNNAME", help="the teacher: drawn as a dashed line, the rate of its last epoch"
     )
     sections = parser.add_argument_group("sections")
-    for name, about in SECTIONS.items():
-        sections.add_argument(f"--{name}", action="store_true", help=about)
+    for name, description in SECTIONS.items():
+        sections.add_argument(f"--{name}", action="store_true", help=description)
     fits = parser.add_argument_group("of --convergence")
     epoch = whole_number(1)
     fits.add_argument("--horizon", type=epoch, metavar="EPOCH", help="predicted (default: 1.5 times the last one)")
@@ -141,8 +141,8 @@ def compare(options: argparse.Namespace, chosen: Sequence[str], problems: list[s
     if "rates" in chosen:
         yield final_section(experiments, options.metrics)
     if "significance" in chosen:
-        first = next((name for name in names if name != options.reference), names[0])
-        if pairs := comparisons(experiments, options.baseline or first, problems):
+        default = next((name for name in names if name != options.reference), names[0])
+        if pairs := comparisons(experiments, options.baseline or default, problems):
             yield significance_section(pairs)
         elif len(names) > 1:
             problems.append("significance: no two runs have transcripts of their last epoch")

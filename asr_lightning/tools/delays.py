@@ -75,7 +75,7 @@ class ExactWords:
         self.lexicon: Lexicon | None = None if lexicon is None else read_lexicon(lexicon)
 
     def __call__(self, id: str, words: Sequence[str]) -> list[Segment] | None:
-        """Return when each word of a transcript is spoken; None where the labels are not of these words."""
+        """Return the times of the words of a transcript; None where the labels are not of these words."""
         segments = self.labels.segments(id)
         if self.lexicon is not None:
             try:
@@ -99,32 +99,32 @@ def streams(recognizer: Recognizer) -> bool:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Set torch to one thread within the block."""
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
 
 
 def write_in_pieces(recognizer: RNNTransducer, audio: Tensor, piece: int) -> Written:
-    """Recognize audio (S,) that comes in pieces of so many samples."""
+    """Recognize audio (S,) that comes in pieces of `piece` samples."""
     tokens: list[int] = []
     seconds: list[float] = []
-    most, rate, began = 0, recognizer.features.sample_rate, time.process_time()
+    state_bytes, rate, began = 0, recognizer.features.sample_rate, time.process_time()
     state = recognizer.initial_stream(1)
     for start in range(0, max(1, len(audio)), piece):
         stop = min(start + piece, len(audio))
         [added], state = recognizer.stream(audio[None, start:stop], state, last=stop == len(audio))
         tokens += added.tokens
         seconds += [stop / rate] * len(added.tokens)
-        most = max(most, sum(part.numel() * part.element_size() for part in state.tensors()))
+        state_bytes = max(state_bytes, sum(part.numel() * part.element_size() for part in state.tensors()))
     compute = time.process_time() - began
-    return _written(recognizer, tokens, seconds, len(audio) / rate, compute, most)
+    return _written(recognizer, tokens, seconds, len(audio) / rate, compute, state_bytes)
 
 
 def write_at_the_end(recognizer: Recognizer, batch: Batch) -> Written:
-    """Recognize an utterance when all of it is there."""
+    """Recognize an utterance after its end."""
     began = time.process_time()
     [[best, *_]] = recognizer.recognize(batch)
     compute = time.process_time() - began
@@ -146,19 +146,19 @@ def measure(recognizer: Recognizer, utterances: Sequence[Batch], truth: ExactWor
     Args:
         recognizer: On the CPU.
         utterances: Batches of one.
-        truth: When words are spoken.
+        truth: Exact times of words.
         piece: Seconds of audio that are read at once.
 
     Raises:
         InputError: The audio has another sample rate than the features.
     """
     latency, rate = Latency(), recognizer.features.sample_rate
-    tokenizer, live = recognizer.tokenizer, streams(recognizer)
+    tokenizer, streaming = recognizer.tokenizer, streams(recognizer)
     with one_thread():
         for utterance in utterances:
             if utterance.sample_rate != rate:
                 raise InputError(f"the features are made for audio of {rate} Hz, got {utterance.sample_rate} Hz")
-            if live:
+            if streaming:
                 assert isinstance(recognizer, RNNTransducer)
                 written = write_in_pieces(recognizer, utterance.audio[0], max(1, round(piece * rate)))
             else:
@@ -180,14 +180,14 @@ def read_utterances(config: Path, subsets: Sequence[str] | None, most: int) -> d
     Raises:
         InputError: The experiment or its data cannot be used, or a subset is empty.
     """
-    found: dict[str, list[Batch]] = {}
+    utterances: dict[str, list[Batch]] = {}
     for subset, batches in open_corpus(config, subsets).items():
         count = most or len(batches.durations)
         plan = [[number] for number in range(min(count, len(batches.durations)))]
-        found[subset] = [batch for batch in batches.load(plan, 0) if len(batch)]
-        if not found[subset]:
+        utterances[subset] = [batch for batch in batches.load(plan, 0) if len(batch)]
+        if not utterances[subset]:
             raise InputError(f"{config}: {subset}: expected utterances to measure with, but none could be read")
-    return found
+    return utterances
 
 
 def exact_words(config: Path, subset: str, truth: Path | None, lexicon: Path | None) -> ExactWords:
@@ -199,13 +199,13 @@ def exact_words(config: Path, subset: str, truth: Path | None, lexicon: Path | N
     if truth is not None:
         return ExactWords(truth, lexicon)
     root = Path(getattr(read_corpus(config), "root", ""))
-    folder, own = root / subset, root / "lexicon.txt"
-    if not own.is_file() or next(folder.rglob("*.phones.ctm"), None) is None:
+    folder, default_lexicon = root / subset, root / "lexicon.txt"
+    if not default_lexicon.is_file() or next(folder.rglob("*.phones.ctm"), None) is None:
         raise InputError(
             f"{subset}: expected exact times, *.phones.ctm in {folder.absolute()} and a lexicon.txt above it as the "
             "embedded corpus has them, found none: give --truth SUBSET.words.ctm, which `asr align` writes"
         )
-    return ExactWords(folder, lexicon or own)
+    return ExactWords(folder, lexicon or default_lexicon)
 
 
 def compare(
@@ -237,8 +237,8 @@ def compare(
     chunked = False
     for checkpoint in checkpoints:
         recognizer = prepare_recognizer(checkpoint, "cpu", None).eval()
-        own = checkpoint.parent.name == "checkpoints"
-        name, seed = name_of_run(checkpoint.absolute().parent.parent) if own else (checkpoint.stem, "")
+        in_run = checkpoint.parent.name == "checkpoints"
+        name, seed = name_of_run(checkpoint.absolute().parent.parent) if in_run else (checkpoint.stem, "")
         parameters = sum(parameter.numel() for parameter in recognizer.parameters())
         encoder = recognizer.encoder
         sizes: list[int | None] = [None]
@@ -278,7 +278,9 @@ def section(rows: Sequence[Measurement], piece: float) -> Section:
         label = WHOLE if look_ahead is None else f"{1000 * look_ahead:.0f} ms"
         means = (
             statistics.fmean(values)
-            for values in zip(*((one.delay(50), one.delay(90), one.wer) for one in latencies), strict=True)
+            for values in zip(
+                *((latency.delay(50), latency.delay(90), latency.wer) for latency in latencies), strict=True
+            )
         )
         panels.setdefault(subset, {}).setdefault(run, []).append(Point(label, *means))
     notes = [
@@ -310,8 +312,8 @@ def _line(rows: Sequence[Measurement]) -> list[str]:
     def mean(value: Callable[[Latency], float], form: str) -> str:
         return number(statistics.fmean(map(value, latencies)), form)
 
-    def percentiles(of: Callable[[Latency, float], float]) -> list[str]:
-        of_seeds = [[1000 * of(one, percent) for one in latencies] for percent in (50, 90, 95)]
+    def percentiles(percentile: Callable[[Latency, float], float]) -> list[str]:
+        of_seeds = [[1000 * percentile(latency, percent) for latency in latencies] for percent in (50, 90, 95)]
         return [number(statistics.fmean(values), ".0f") for values in of_seeds]
 
     return [
@@ -321,10 +323,10 @@ def _line(rows: Sequence[Measurement]) -> list[str]:
         WHOLE if rows[0].look_ahead is None else f"{1000 * rows[0].look_ahead:.0f}",
         summarise([latency.wer for latency in latencies]),
         *percentiles(Latency.delay),
-        mean(lambda one: len(one.delays), ",.0f"),
-        mean(lambda one: 100 * one.at_end / len(one.delays) if one.delays else math.nan, ".1f"),
+        mean(lambda latency: len(latency.delays), ",.0f"),
+        mean(lambda latency: 100 * latency.at_end / len(latency.delays) if latency.delays else math.nan, ".1f"),
         *percentiles(Latency.first_delay),
-        mean(lambda one: one.real_time_factor, ".3f"),
-        MISSING if rows[0].look_ahead is None else mean(lambda one: one.state / 1000, ",.0f"),
+        mean(lambda latency: latency.real_time_factor, ".3f"),
+        MISSING if rows[0].look_ahead is None else mean(lambda latency: latency.state / 1000, ",.0f"),
         f"{rows[0].parameters:,}",
     ]

@@ -149,17 +149,17 @@ def check(form: Any, runs: Any, bound: float | None) -> float:  # noqa: ANN401 -
 
     Args:
         form: Its networks are the truth.
-        runs: What executes each of them as written.
-        bound: Above it is an error; None: nothing is.
+        runs: Functions that execute the networks as written, by name.
+        bound: The largest difference that is no error; None for any.
 
     Raises:
-        InputError: The difference is above the bound, or there is no number.
+        InputError: The difference is above the bound, or not a number.
     """
     import torch
 
     from asr_lightning.errors import InputError
 
-    own = {name: _tuple(graph.module) for name, graph in form.graphs.items()}
+    references = {name: _tuple(graph.module) for name, graph in form.graphs.items()}
     generator = torch.Generator().manual_seed(2)
     largest = 0.0
     with torch.no_grad():
@@ -169,12 +169,13 @@ def check(form: Any, runs: Any, bound: float | None) -> float:  # noqa: ANN401 -
             lengths[0] = frames
             tokens = torch.randint(1, len(form.order) - 1, (count, TOKENS), generator=generator)
             pairs = [
-                (form.log_probs(each, features, lengths, tokens), form.streamed(each, features)) for each in (own, runs)
+                (form.log_probs(networks, features, lengths, tokens), form.streamed(networks, features))
+                for networks in (references, runs)
             ]
-            for expected, found in zip(*pairs, strict=True):
+            for expected, output in zip(*pairs, strict=True):
                 if expected is None:
                     continue
-                difference = float((expected - found).abs().max()) if expected.shape == found.shape else float("nan")
+                difference = float((expected - output).abs().max()) if expected.shape == output.shape else float("nan")
                 largest = difference if not difference <= largest else largest
     if bound is not None and not largest <= bound:
         raise InputError(
@@ -194,10 +195,10 @@ def onnx_run(path: Path, threads: int = 1) -> Any:  # noqa: ANN401 - a function 
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [each.name for each in [*session.get_inputs(), *session.get_overridable_initializers()]]
+    names = [node.name for node in [*session.get_inputs(), *session.get_overridable_initializers()]]
 
     def execute(*inputs: torch.Tensor) -> list[torch.Tensor]:
-        values = {name: each.contiguous().numpy() for name, each in zip(names, inputs, strict=False)}
+        values = {name: tensor.contiguous().numpy() for name, tensor in zip(names, inputs, strict=False)}
         return [torch.from_numpy(output) for output in session.run(None, values)]
 
     return execute
@@ -211,7 +212,7 @@ def _quantize(form: Any, folder: Path) -> None:  # noqa: ANN401 - as above
 
     from asr_lightning.files import replacing
 
-    logging.getLogger().setLevel(logging.ERROR)  # it advises shape inference in the name of the root
+    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime advises shape inference through the root logger
     for name in form.graphs:
         with replacing(folder / f"{name}.int8.onnx") as unfinished:
             quantize_dynamic(

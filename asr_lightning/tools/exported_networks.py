@@ -91,7 +91,7 @@ class Exported(ABC):
 
     @abstractmethod
     def log_probs(self, runs: Mapping[str, Run], features: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
-        """Return log probabilities of real frames, with each graph executed by its own of `runs`.
+        """Return log probabilities of real frames; `runs` execute the graphs.
 
         Args:
             runs: By name of the graph.
@@ -101,19 +101,21 @@ class Exported(ABC):
         """
 
     def streamed(self, runs: Mapping[str, Run], features: Tensor) -> Tensor | None:
-        """Return what `streaming_encoder` makes of features (B, T, F), segment by segment; None without it."""
+        """Return the output of `streaming_encoder` for features (B, T, F), segment by segment; None without one."""
         if "streaming_encoder" not in self.graphs:
             return None
         graph = self.graphs["streaming_encoder"]
         window, step = int(str(graph.metadata["T"])), int(str(graph.metadata["decode_chunk_len"]))
         batch, size = features.shape[:2]
-        keys, nothing = (graph.inputs[name][:, :, :1].repeat(1, 1, batch, 1) for name in ("attn_cache", "conv_cache"))
+        attention, convolution = (
+            graph.inputs[name][:, :, :1].repeat(1, 1, batch, 1) for name in ("attn_cache", "conv_cache")
+        )
         features = torch.cat([features, features.new_zeros(batch, window, features.shape[2])], 1)
         outputs = []
         for begin in range(0, size, step):
-            real = torch.full((batch,), min(window, size - begin))
-            output, keys, nothing, counts = runs["streaming_encoder"](
-                features[:, begin : begin + window], keys, nothing, torch.full((batch,), begin), real
+            lengths = torch.full((batch,), min(window, size - begin))
+            output, attention, convolution, counts = runs["streaming_encoder"](
+                features[:, begin : begin + window], attention, convolution, torch.full((batch,), begin), lengths
             )
             outputs.append(output[:, : int(counts[0])])
         return torch.cat(outputs, 1)
@@ -141,9 +143,9 @@ class Exported(ABC):
         Raises:
             InputError: One of them cannot be written there.
         """
-        own = self.tokenizer.tokens
-        spaces = {} if any(token.startswith(SPACE) for token in own) else {"_": SPACE}
-        symbols = [BLANK if number == self.tokenizer.blank_id else spaces.get(own[number], own[number])
+        tokens = self.tokenizer.tokens
+        spaces = {} if any(token.startswith(SPACE) for token in tokens) else {"_": SPACE}
+        symbols = [BLANK if number == self.tokenizer.blank_id else spaces.get(tokens[number], tokens[number])
                    for number in self.order]  # fmt: skip
         wrong = [symbol for symbol in symbols if symbol.split() != [symbol]]
         if wrong:
@@ -154,7 +156,7 @@ class Exported(ABC):
 class StatelessTransducer(Exported):
     """A transducer with `StatelessPredictor`, as icefall's; with an Emformer also its steps, as a streaming Conformer.
 
-    Whatever is encoded whole is encoder, decoder and joiner; `streaming_encoder` with the same two others streams.
+    Encoder, decoder and joiner recognize whole utterances; `streaming_encoder`, decoder and joiner stream.
     """
 
     max_symbols = 1
@@ -192,8 +194,8 @@ class StatelessTransducer(Exported):
         encoded, encoded_lengths = runs["encoder"](features, lengths)
         context = self.graphs["decoder"].inputs["y"].shape[1]
         rows = len(tokens)
-        read = torch.cat([tokens.new_full((rows, context - 1), -1), tokens.new_zeros(rows, 1), tokens], 1)
-        windows = read.unfold(1, context, 1)  # (B, U + 1, context)
+        padded = torch.cat([tokens.new_full((rows, context - 1), -1), tokens.new_zeros(rows, 1), tokens], 1)
+        windows = padded.unfold(1, context, 1)  # (B, U + 1, context)
         return torch.cat([
             torch.stack([
                 runs["joiner"](frames[:length], predicted.expand(int(length), -1))[0].log_softmax(1)
@@ -258,17 +260,17 @@ class StatefulTransducer(Exported):
         encoded, encoded_lengths = runs["encoder"](features.transpose(1, 2), lengths)
         histories = torch.cat([tokens.new_full((len(tokens), 1), len(self.order) - 1), tokens], 1).int()
         zeros = self.graphs["decoder"].inputs["states.1"][:, :1]
-        first = second = zeros.repeat(1, len(tokens), 1)
+        hidden = cell = zeros.repeat(1, len(tokens), 1)
         outputs = []
         for column in histories.split(1, dim=1):
-            output, _, first, second = runs["decoder"](column, torch.ones_like(column[:, 0]), first, second)
+            output, _, hidden, cell = runs["decoder"](column, torch.ones_like(column[:, 0]), hidden, cell)
             outputs.append(output)
         logits = runs["joiner"](encoded, torch.cat(outputs, 2))[0].log_softmax(3)
         return torch.cat([row[:length] for row, length in zip(logits, encoded_lengths, strict=True)])
 
 
 class CTC(Exported):
-    """A CTC recognizer, in the form that sherpa-onnx knows as that of Zipformer-CTC."""
+    """A CTC recognizer, in the form of Zipformer-CTC in sherpa-onnx."""
 
     def make_graphs(self, recognizer: CTCRecognizer) -> dict[str, Graph]:
         """Return the one network."""
@@ -305,7 +307,7 @@ def exported(recognizer: Recognizer) -> Exported:
 
 
 def _streaming(recognizer: RNNTransducer, notes: list[str]) -> dict[str, Graph]:
-    """Return the steps of an Emformer; nothing of other encoders."""
+    """Return the steps of an Emformer; nothing for other encoders."""
     encoder = recognizer.encoder
     if not isinstance(encoder, Emformer):
         return {}
@@ -344,7 +346,7 @@ def _example(recognizer: Recognizer) -> dict[str, Tensor]:
 
 
 def _subsampling(recognizer: Recognizer) -> int:
-    """Return how many frames of features one of the encoder's has."""
+    """Return the number of feature frames for an encoder frame."""
     return round(recognizer.frame_times().step / recognizer.features.hop_seconds)
 
 

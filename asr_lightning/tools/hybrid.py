@@ -79,8 +79,8 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         ("least-frames", above_zero(float), 100.0, "that a tied state needs"),
         ("seed", whole_number(0), 1, "of the first alignments, and of what is drawn at random"),
     )  # fmt: skip
-    for name, kind, default, about in numbers:
-        parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=about)
+    for name, kind, default, description in numbers:
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=description)
     parser.add_argument(
         "--subsampling", type=int, choices=(1, 3), default=1,
         help="feature frames from one of the network to the next; with 3 a phone has one state, as in chain models",

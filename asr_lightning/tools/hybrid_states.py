@@ -50,15 +50,15 @@ def prepare_alignments(options: argparse.Namespace) -> str:
     batches = every(options.config, [*train, *validation], "alignment")
     aligned = align_batches(trained.mixtures.model, batches, of_mixtures(trained.mixtures))
     notes += finish(options.output, states, aligned, convert)
-    with replacing(options.output / DECODING_GRAPH) as half:
-        decoding_graph(states, ngram).write(str(half))
+    with replacing(options.output / DECODING_GRAPH) as unfinished:
+        decoding_graph(states, ngram).write(str(unfinished))
     return "\n".join(notes)
 
 
 def states_of_network(
     options: argparse.Namespace, trained: TrainedMixtures
 ) -> tuple[HiddenMarkovModel, Callable[[Sequence[int]], Sequence[int]]]:
-    """Return the states that the network learns, and what makes their alignments of those of the mixtures.
+    """Return the states that the network learns, and a function that converts the mixtures' alignments to them.
 
     They are those of the mixtures; with subsampling a phone has one state, and the states are tied anew by every third
     frame, as for Kaldi's chain models [Povey et al. 2016].
@@ -67,8 +67,8 @@ def states_of_network(
     if options.subsampling == 1:
         return model, lambda ids: ids
     single = HiddenMarkovModel.monophone(model.lexicon, CHAIN_STATES, options.subsampling)
-    kept = ((features, subsampled(model, single, ids)) for features, ids in trained.aligned(options.subsampling))
-    chain = tie(options, single, ((features, ids) for features, ids in kept if ids))
+    pairs = ((features, subsampled(model, single, ids)) for features, ids in trained.aligned(options.subsampling))
+    chain = tie(options, single, ((features, ids) for features, ids in pairs if ids))
     return chain, lambda ids: subsampled(model, chain, ids)
 
 
@@ -81,11 +81,11 @@ def read_or_estimate(options: argparse.Namespace, transcripts: Sequence[str]) ->
 
 
 def make_lexicon(options: argparse.Namespace, transcripts: Sequence[str], ngram: NGram) -> tuple[Lexicon, Counter[str]]:
-    """Return the lexicon with what a trained model says of words that it lacks, and how often others come."""
+    """Return the lexicon, completed by a grapheme-to-phone model, and the counts of words that it still lacks."""
     lexicon = cmudict() if options.lexicon == "cmudict" else read_lexicon(options.lexicon)
-    wanted = [*(word for text in transcripts for word in capitals(text).split()), *ngram.tokens]
-    wanted = [word for word in wanted if not word.startswith("<")]
-    unknown = [word for word in wanted if word not in lexicon]
+    words = [*(word for text in transcripts for word in capitals(text).split()), *ngram.tokens]
+    words = [word for word in words if not word.startswith("<")]
+    unknown = [word for word in words if word not in lexicon]
     g2p = JointSequenceModel.train(lexicon) if options.unknown_words == "guess" and unknown else None
     guessed, left_out = complete_lexicon(lexicon, unknown, g2p)
     return Lexicon({**lexicon.pronunciations, **guessed.pronunciations}), left_out
@@ -101,7 +101,7 @@ def finish(
         output: Folder that they go to.
         tied: The model.
         aligned: Utterances.
-        convert: Makes transition ids of the model of those of the alignments; none where that cannot be.
+        convert: Converts transition ids of alignments to those of the model; to none where that is impossible.
     """
     problems: list[str] = []
 
@@ -147,8 +147,8 @@ def realign(options: argparse.Namespace) -> str:
 def write_together(make: Callable[[argparse.Namespace], str], options: argparse.Namespace) -> str:
     """Write all files of a command or none, since they fit each other only; return what to tell the user."""
     with replacing_files(options.output) as folder:
-        told = make(argparse.Namespace(**{**vars(options), "output": folder}))
-    return f"{told}\nWritten to {options.output.absolute()}"
+        notes = make(argparse.Namespace(**{**vars(options), "output": folder}))
+    return f"{notes}\nWritten to {options.output.absolute()}"
 
 
 def tune(options: argparse.Namespace) -> str:
@@ -162,8 +162,8 @@ def tune(options: argparse.Namespace) -> str:
         for text, scores in zip(batch.texts, likelihoods(recognizer, batch), strict=True):
             for scale, rate in rates.items():
                 search = GraphSearch(scale, recognizer.search.beam, recognizer.search.max_active)
-                heard = " ".join(search(scores, recognizer.states, graph)[0].words)
-                rate.update(*([recognizer.tokenizer.fold(words)] for words in (text, heard)))
+                hypothesis = " ".join(search(scores, recognizer.states, graph)[0].words)
+                rate.update(*([recognizer.tokenizer.fold(words)] for words in (text, hypothesis)))
     if not all(rate.sentence_total for rate in rates.values()):
         raise InputError(f"{', '.join(subsets)}: expected utterances to choose a scale by, but none could be read")
     rates_by_scale = {scale: float(rate.compute()["wer"]) for scale, rate in rates.items()}
@@ -173,8 +173,8 @@ def tune(options: argparse.Namespace) -> str:
         "init_args": {**vars(recognizer.search), "acoustic_scale": best},
     }
     write_atomically(options.output, yaml.safe_dump({"model": {"init_args": {"search": part}}}))
-    of = next(iter(rates.values()))
+    totals = next(iter(rates.values()))
     lines = [f"acoustic scale {scale:g} (language model weight {1 / scale:.1f}): WER {100 * rate:.2f} %"
              for scale, rate in rates_by_scale.items()]  # fmt: skip
-    lines.append(f"Of {int(of.sentence_total):,} utterances, {int(of.word_total):,} words.")
+    lines.append(f"Of {int(totals.sentence_total):,} utterances, {int(totals.word_total):,} words.")
     return "\n".join([*lines, f"The best, {best:g}, is in {options.output.absolute()}: give it as a second --config"])

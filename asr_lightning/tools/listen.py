@@ -109,12 +109,12 @@ def _check(options: argparse.Namespace) -> None:
                ("--microphone", options.microphone)) if value]  # fmt: skip
     if len(sources) > 1:
         raise InputError(f"expected audio from one source, got {' and '.join(sources)}")
-    for name, source, given in (
+    for name, source, value in (
         ("--pcm", "-", options.pcm), ("--rate", "-", options.rate), ("--fast", "--file", options.fast or None),
         ("--host", "--serve", options.host), ("--port", "--serve", options.port),
         ("--clients", "--serve", options.clients),
     ):  # fmt: skip
-        if given is not None and source not in sources:
+        if value is not None and source not in sources:
             raise InputError(f"{name}: only {source} has it; give both or leave it out")
     if options.serve and options.format is not None:
         raise InputError("--format: --serve sends JSON; leave it out")
@@ -161,7 +161,7 @@ class Display:
         self.terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         self.colored = self.terminal and not os.environ.get("NO_COLOR")
         self.shown = ""
-        self.hidden = 0  # characters of the line that is going on, for which its beginning has no room
+        self.hidden = 0  # characters at the beginning of the growing line, for which there is no room
 
     def show(self, lines: Iterable["Line"], partial: "Partial") -> None:
         """Write lines that are final, and the text of the one that is going on."""
@@ -181,7 +181,7 @@ class Display:
         return f"{line.start:.2f}\t{line.end:.2f}\t{printable(line.text)}\n"
 
     def _growing(self, partial: "Partial") -> str:
-        """Return the text that is going on; of a long one the end, which moves by half a line at a time."""
+        """Return the growing text; of a long one only the end, which moves by half a line at a time."""
         stable = printable(partial.stable)
         text = stable + printable(partial.rest)
         room = shutil.get_terminal_size().columns - 2  # for an ellipsis, and the cursor
@@ -190,9 +190,9 @@ class Display:
         if cells(text[self.hidden :]) > room:
             self.hidden = len(text) - len(last_cells(text, room // 2))
         border = max(self.hidden, len(stable))
-        known, rest = text[self.hidden : border], text[border:]
+        fixed, growing = text[self.hidden : border], text[border:]
         dots = "…" if self.hidden else ""
-        return f"{dots}{known}{GROWING}{rest}{PLAIN}" if self.colored and rest else f"{dots}{known}{rest}"
+        return f"{dots}{fixed}{GROWING}{growing}{PLAIN}" if self.colored and growing else f"{dots}{fixed}{growing}"
 
 
 def cells(text: str) -> int:
@@ -218,11 +218,11 @@ def uninterrupted() -> Iterator[None]:
     def remember(number: int, frame: FrameType | None) -> None:
         delayed.append(number)
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         if delayed:
             signal.raise_signal(delayed[0])

@@ -152,15 +152,15 @@ class Stream:
             start = self.position - self.first
             self._step(self.audio[start : start + step])
             lines += self._ended()
-        kept = self.position
+        begin = self.position
         if self.live.silence_frames:  # where the next line would begin
-            kept = min(kept, self._sample(self.state.frames - self.live.silence_frames // 2))
-        kept = max(self.first, self.start, kept)
-        self.audio, self.first = self.audio[kept - self.first :].copy(), kept
+            begin = min(begin, self._sample(self.state.frames - self.live.silence_frames // 2))
+        begin = max(self.first, self.start, begin)
+        self.audio, self.first = self.audio[begin - self.first :].copy(), begin
         return lines
 
     def _sample(self, frame: int) -> int:
-        """Return the sample where an encoder frame of the network's present memory begins."""
+        """Return the first sample of an encoder frame, counted since the network's memory was last reset."""
         return self.start + frame * self.live.frame_samples
 
     def _begin(self, sample: int) -> None:
@@ -173,16 +173,16 @@ class Stream:
     @torch.inference_mode()
     def _step(self, audio: np.ndarray, last: bool = False) -> None:
         """Recognize the next samples (S,)."""
-        recognizer, known = self.live.recognizer, self.hypothesis
+        recognizer, hypothesis = self.live.recognizer, self.hypothesis
         self.position += len(audio)
         samples = torch.from_numpy(np.ascontiguousarray(audio)).to(recognizer.device).unsqueeze(0)
         [added], self.state = recognizer.stream(samples, self.state, last)
         if added.tokens:
             self.hypothesis = replace(
-                known,
-                tokens=known.tokens + added.tokens,
-                frames=known.frames + added.frames,
-                log_probs=known.log_probs + added.log_probs,
+                hypothesis,
+                tokens=hypothesis.tokens + added.tokens,
+                frames=hypothesis.frames + added.frames,
+                log_probs=hypothesis.log_probs + added.log_probs,
             )
             self.partial = self._grown(self.live.tokenizer.decode(self.hypothesis.tokens))
 
@@ -213,20 +213,20 @@ class Stream:
 
     def _take(self, count: int) -> Iterator[Line]:
         """Return the first tokens of the line as a line, if they write something, and keep the others."""
-        live, known = self.live, self.hypothesis
-        taken, left = (
-            Hypothesis(known.tokens[part], 0.0, known.frames[part], log_probs=known.log_probs[part])
+        live, hypothesis = self.live, self.hypothesis
+        head, tail = (
+            Hypothesis(hypothesis.tokens[part], 0.0, hypothesis.frames[part], log_probs=hypothesis.log_probs[part])
             for part in (slice(count), slice(count, None))
         )
-        self.hypothesis = left
+        self.hypothesis = tail
         self.partial = Partial()
-        if left.tokens:
-            self.partial = self._grown(live.tokenizer.decode(left.tokens))
+        if tail.tokens:
+            self.partial = self._grown(live.tokenizer.decode(tail.tokens))
         origin = self.start / live.sample_rate
         seconds = (self.position - self.start) / live.sample_rate
         words = tuple(
             replace(word, start=origin + word.start, end=origin + word.end)
-            for word in words_of(taken, live.tokenizer, live.times, seconds)
+            for word in words_of(head, live.tokenizer, live.times, seconds)
         )
         if words:
-            yield Line(words[0].start, words[-1].end, live.tokenizer.decode(taken.tokens), words)
+            yield Line(words[0].start, words[-1].end, live.tokenizer.decode(head.tokens), words)

@@ -136,20 +136,20 @@ def microphone(name: str | None, sample_rate: int) -> Iterator[tuple[int, Iterat
             sounddevice.check_input_settings(device=device, channels=1, dtype="float32", samplerate=rate)
         except sounddevice.PortAudioError:
             rate = round(sounddevice.query_devices(device, "input")["default_samplerate"])
-        heard: queue.Queue[np.ndarray] = queue.Queue(math.ceil(MICROPHONE_SECONDS / PIECE_SECONDS))
+        blocks: queue.Queue[np.ndarray] = queue.Queue(math.ceil(MICROPHONE_SECONDS / PIECE_SECONDS))
         lost = 0
 
         def put(block: np.ndarray, frames: int, times: object, status: object) -> None:
             nonlocal lost
             try:
-                heard.put_nowait(block[:, 0].copy())
+                blocks.put_nowait(block[:, 0].copy())
             except queue.Full:
                 lost += frames
 
         def pieces() -> Iterator[np.ndarray]:
             nonlocal lost
             while True:
-                yield heard.get()
+                yield blocks.get()
                 if lost:
                     seconds, lost = lost / rate, 0
                     print(f"{seconds:.1f} s of audio are lost: recognition is slower than speech", file=sys.stderr)

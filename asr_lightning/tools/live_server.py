@@ -165,16 +165,16 @@ class LiveServer:
         rate = _rate(client.query_params.get("rate", str(self.live.sample_rate)), self.live.sample_rate)
         stream = await self._work(lambda: self.live.stream(rate))
         step = 2 * max(1, round(STEP_SECONDS * rate))  # bytes
-        shown_before = Partial()
+        previous = Partial()
         await self._send(client, {"type": "ready"})
         while (data := await _receive(client)) is not None:
             for start in range(0, len(data), step):
                 audio = decode_pcm(data[start : start + step], "s16le")
                 lines, partial = await self._work(functools.partial(_read, stream, audio))
                 await self._send_lines(client, lines)
-                if partial != shown_before:
+                if partial != previous:
                     await self._send(client, {"type": "partial", **partial._asdict()})
-                shown_before = partial
+                previous = partial
         await self._send_lines(client, await self._work(stream.finish))
         await self._send(client, {"type": "end"})
         await client.close()
@@ -218,13 +218,13 @@ async def _receive(client: WebSocket) -> bytes | None:
     return bytes(data)
 
 
-def _rate(text: str, own: int) -> int:
+def _rate(text: str, default: int) -> int:
     """Return the sample rate that a client names.
 
     Raises:
         Refused: It is not usual. A filter is kept for every rate, so that any rate at all would fill the memory.
     """
-    rates = sorted({*BROWSER_RATES, own})
+    rates = sorted({*BROWSER_RATES, default})
     if text in map(str, rates):
         return int(text)
     raise Refused(f"expected a rate of {', '.join(map(str, rates))} samples per second, got {_named(text)}", 1008)

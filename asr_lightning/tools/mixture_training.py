@@ -29,7 +29,7 @@ COLUMNS = "model,pass,log_likelihood_per_frame,gaussians,not_aligned\n"
 
 @dataclass(frozen=True)
 class TrainedMixtures:
-    """Gaussian mixtures and what they learned from.
+    """Gaussian mixtures and their training data.
 
     Attributes:
         mixtures: Of all pdfs.
@@ -66,16 +66,16 @@ def train_mixtures(options: argparse.Namespace, model: HiddenMarkovModel, train:
         id: align_frames(decodable, expand_to_states(counted, sentence_transducer(counted, words[id])))
         for id, decodable in decodables.items()
     }
-    before = TrainedMixtures(monophones, words, features, {id: ids for id, ids in aligned.items() if ids})
-    tied = tie(options, counted, before.aligned())
-    begin = {id: tree.convert(counted, tied, ids) if ids else [] for id, ids in aligned.items()}
+    untied = TrainedMixtures(monophones, words, features, {id: ids for id, ids in aligned.items() if ids})
+    tied = tie(options, counted, untied.aligned())
+    initial = {id: tree.convert(counted, tied, ids) if ids else [] for id, ids in aligned.items()}
     examples = [
         gmm.TrainingUtterance(id, features[id], expand_to_states(tied, sentence_transducer(tied, words[id])))
         for id in features
     ]
-    triphones = train_passes(options, "triphones", tied, examples, options.triphone_passes, begin)
-    last = {example.id: align_frames(triphones.decodable(example.features), example.graph) for example in examples}
-    return TrainedMixtures(triphones, words, features, {id: ids for id, ids in last.items() if ids})
+    triphones = train_passes(options, "triphones", tied, examples, options.triphone_passes, initial)
+    realigned = {example.id: align_frames(triphones.decodable(example.features), example.graph) for example in examples}
+    return TrainedMixtures(triphones, words, features, {id: ids for id, ids in realigned.items() if ids})
 
 
 def train_monophones(
@@ -102,7 +102,7 @@ def read(
         train: Subsets.
         minutes: Of audio.
         title: Of the progress bar.
-        seed: Of the lot that utterances are drawn by; None for the shortest ones.
+        seed: Of the random choice of utterances; None for the shortest ones.
     """
     words, features = {}, {}
     for id, spoken, values in utterances(portion(options.config, train, 60 * minutes, f"features: {title}", seed)):
@@ -119,16 +119,16 @@ def train_passes(
     passes: int,
     alignments: dict[str, list[int]] | None,
 ) -> gmm.GaussianMixtures:
-    """Train the mixtures of a model; how many Gaussians they have is a matter of how many frames there are."""
+    """Train the mixtures of a model; the number of their Gaussians follows from that of frames."""
     frames = sum(len(example.features) for example in examples)
     gaussians = max(model.pdfs, int(frames / options.frames_per_gaussian))
     log = (options.output / LOG).open("a")
     with log, tqdm(total=passes, desc=title, unit="pass", disable=not sys.stderr.isatty()) as bar:
-        for done, trained in gmm.train(model, examples, passes, gaussians, options.seed, alignments):
+        for result, trained in gmm.train(model, examples, passes, gaussians, options.seed, alignments):
             mixtures = trained
-            log.write(f"{title},{done.number},{done.log_likelihood:.4f},{done.gaussians},{done.failed}\n")
+            log.write(f"{title},{result.number},{result.log_likelihood:.4f},{result.gaussians},{result.failed}\n")
             bar.update()
-            bar.set_postfix(log_likelihood=f"{done.log_likelihood:.2f}")
+            bar.set_postfix(log_likelihood=f"{result.log_likelihood:.2f}")
     return mixtures
 
 
@@ -151,7 +151,7 @@ def utterances(batches: Iterable[Batch]) -> Iterator[tuple[str, list[str], np.nd
 
 
 def of_mixtures(mixtures: gmm.GaussianMixtures) -> Decodables:
-    """Return what gives the log likelihoods of Gaussian mixtures."""
+    """Return a function that gives the log likelihoods of a batch by Gaussian mixtures."""
 
     def decodables(batch: Batch) -> list[Decodable]:
         return [Decodable(mixtures.decodable(features), len(features)) for _, _, features in utterances([batch])]

@@ -46,26 +46,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="words at the start of each line to skip: 1 for *.trans.txt of LibriSpeech and text of Kaldi (default: 0)",
     )  # fmt: skip
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    new = commands.add_parser("estimate", parents=[texts], help="make a model", description="Make a model from text.")
-    new.add_argument("--order", type=whole_number(1), default=3, metavar="N", help="units in an n-gram (default: 3)")
-    new.add_argument(
+    estimation = commands.add_parser(
+        "estimate", parents=[texts], help="make a model", description="Make a model from text."
+    )
+    estimation.add_argument(
+        "--order", type=whole_number(1), default=3, metavar="N", help="units in an n-gram (default: 3)"
+    )
+    estimation.add_argument(
         "--smoothing", choices=SMOOTHINGS, default="kneser-ney",
         help="kneser-ney is modified and interpolated; witten-bell suits tiny texts (default: kneser-ney)",
     )  # fmt: skip
-    new.add_argument(
+    estimation.add_argument(
         "--prune", type=above_zero(float), metavar="X",
         help="leave out n-grams without which the perplexity rises by less than this share, e.g. 1e-8 (default: none)",
     )  # fmt: skip
-    new.add_argument(
+    estimation.add_argument(
         "--output", type=Path, required=True, metavar="ARPA", help="the file to write, compressed if it ends in .gz"
     )
-    new.set_defaults(command=estimate)
-    old = commands.add_parser(
+    estimation.set_defaults(command=estimate)
+    perplexity = commands.add_parser(
         "perplexity", parents=[texts], help="measure how well a model predicts text",
         description="Measure how well a model predicts text, ends of sentences included.",
     )  # fmt: skip
-    old.add_argument("--arpa", type=Path, required=True, help="the model, .gz is fine")
-    old.set_defaults(command=measure_perplexity)
+    perplexity.add_argument("--arpa", type=Path, required=True, help="the model, .gz is fine")
+    perplexity.set_defaults(command=measure_perplexity)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,10 +88,10 @@ def find_texts(patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         exists = pattern == STDIN or Path(pattern).exists()
         paths = [pattern] if exists else sorted(glob.glob(pattern, recursive=True))
-        found = [path for path in paths if path == STDIN or not Path(path).is_dir()]
-        if not found:
+        files = [path for path in paths if path == STDIN or not Path(path).is_dir()]
+        if not files:
             raise InputError(f"no text file at {pattern} (looked for {Path(pattern).absolute()}); correct the path")
-        texts += found
+        texts += files
     return texts
 
 
@@ -118,7 +122,7 @@ def decode(line: bytes, place: str) -> str:
     """Return the text of a line of UTF-8.
 
     Raises:
-        InputError: It is none; the message names the place.
+        InputError: It is not UTF-8; the message names the place.
     """
     try:
         return line.removeprefix(codecs.BOM_UTF8).decode()
@@ -128,7 +132,7 @@ def decode(line: bytes, place: str) -> str:
 
 
 def choose_units(units: str, config: Path | None) -> tuple[Split, list[str] | None]:
-    """Return what splits text into units, and the vocabulary if it does not depend on the text.
+    """Return a function that splits text into units, and the vocabulary if it does not depend on the text.
 
     Args:
         units: `words`, or `tokens` of a recognizer.
@@ -147,9 +151,9 @@ def choose_units(units: str, config: Path | None) -> tuple[Split, list[str] | No
     tokenizer = CharacterTokenizer() if config is None else read_tokenizer(config)
     names = list(tokenizer.tokens)
     names[tokenizer.unk_id] = UNKNOWN
-    never = {tokenizer.tokens[tokenizer.blank_id], tokenizer.tokens[tokenizer.eos_id], SENTENCE_START, SENTENCE_END}
+    special = {tokenizer.tokens[tokenizer.blank_id], tokenizer.tokens[tokenizer.eos_id], SENTENCE_START, SENTENCE_END}
     return lambda text: [names[number] for number in tokenizer.encode(text)], [
-        name for name in names if name not in never
+        name for name in names if name not in special
     ]
 
 
@@ -198,8 +202,8 @@ def estimate(options: argparse.Namespace) -> str:
     write_arpa(pruned, options.output)
     lines = [f"{sentences} sentences, {units} {options.units}, order {pruned.order}, {options.smoothing}"]
     for length, level in enumerate(model.levels, 1):
-        stay = len(pruned.levels[length - 1].keys) if length <= pruned.order else 0
-        lines.append(f"{length}-grams: {len(level.keys)}{f', of which {stay} stay' if options.prune else ''}")
+        remaining = len(pruned.levels[length - 1].keys) if length <= pruned.order else 0
+        lines.append(f"{length}-grams: {len(level.keys)}{f', of which {remaining} stay' if options.prune else ''}")
     return "\n".join([*lines, f"Written to {options.output.absolute()}"])
 
 

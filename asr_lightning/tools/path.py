@@ -52,14 +52,14 @@ def run(options: argparse.Namespace) -> int:
     from asr_lightning.tools.weight_lines import find_config, measure_line, read_batches, write_line
 
     try:
-        where = line_positions(options.start, options.stop, options.points)
+        positions = line_positions(options.start, options.stop, options.points)
     except ValueError as error:
         raise InputError(f"--from, --to and --points: {error}") from error
     pairs = [(first, second) for first, second in options.between]
     config = options.config or find_config(pairs[0][0])
     subset, batches = read_batches(config, options.subset, options.utterances, options.seed)
     lines = [
-        measure_line(pair, subset, batches, where, options.error_rates, options.device, options.config)
+        measure_line(pair, subset, batches, positions, options.error_rates, options.device, options.config)
         for pair in pairs
     ]
     print(write_line(lines, options.output))

@@ -30,19 +30,19 @@ def choose_shown(runs: Sequence[LoggedRun], project: str, groups: Sequence[str])
     ]
     missing = [group for group in groups if group not in {run.group for run in shown}]
     if missing:
-        found = sorted({f"{run.project}: {run.group or 'no group'} ({run.job_type or 'no job type'})" for run in runs})
+        names = sorted({f"{run.project}: {run.group or 'no group'} ({run.job_type or 'no job type'})" for run in runs})
         raise InputError(
             f"no run of group {missing[0]} with job type {dashboard.TRAINING} in project {project}; there are "
-            f"{'; '.join(found)}. `lightning fit` gives both: the group is named by the two folders above the seed's"
+            f"{'; '.join(names)}. `lightning fit` gives both: the group is named by the two folders above the seed's"
         )
     return shown
 
 
 def check(shown: Sequence[LoggedRun], sections: dashboard.Sections) -> tuple[list[str], bool]:
-    """Look whether runs have logged what a dashboard shows.
+    """Check whether runs have logged what a dashboard shows.
 
     Returns:
-        A line for each run, all starts of one seed together, and whether nothing is missing that is not optional.
+        A line for each run, all starts of one seed together, and whether all that is not optional has been logged.
     """
     lines, complete = [], True
     panels = [panel for of_section in sections.values() for panel in of_section]
@@ -79,7 +79,7 @@ def publish(entity: str | None, project: str, groups: Sequence[str], sections: d
         InputError: There is no login, or W&B does not answer or refuses.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
-    before = signal.signal(signal.SIGALRM, _give_up)
+    handler = signal.signal(signal.SIGALRM, _give_up)
     signal.alarm(ANSWER_SECONDS)
     try:
         if not wandb.login(prompt=False):
@@ -95,7 +95,7 @@ def publish(entity: str | None, project: str, groups: Sequence[str], sections: d
         raise InputError(f"W&B did not take the dashboard of {entity or 'you'}/{project}: {error}") from error
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler)
     return [f"report:    {report.url}", f"workspace: {workspace.url}"]
 
 
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     """Print what a dashboard shows, check runs, and publish it as the options ask; return the exit status."""
     runs = choose_shown(find_wandb_runs(options.runs), options.project, options.group) if options.runs else []
     sections = dashboard.make_sections(options.subsets, options.layers or layers_of(runs))
-    # made before anything else is said, so that a name which no filter can say ends the command
+    # made before anything is printed, so that a name which no filter can express ends the command
     dashboard.make_workspace(options.entity or "", options.project, options.group, sections)
     print(f"Groups {', '.join(options.group)} of project {options.project}\n")
     print("\n".join(dashboard.describe_workspace(sections)))

@@ -34,17 +34,17 @@ def run(options: argparse.Namespace) -> int:
 
     warnings.filterwarnings("always", message="Left out: ")
     corpus = read_corpus(options.config)
-    named = [subset for role in corpus.subsets.values() for subset in role]
-    chosen = list(dict.fromkeys(named if options.subsets is None else options.subsets))
+    subsets = [subset for role in corpus.subsets.values() for subset in role]
+    chosen = list(dict.fromkeys(subsets if options.subsets is None else options.subsets))
     if not chosen:
         raise InputError(f"{options.config}: expected data with subsets, found none: give --subsets")
     set_up(corpus, "predict", chosen)
     folder = options.output.expanduser().absolute()
     for subset in chosen:
-        written = write_subset(corpus, subset, folder, options.utterances_per_shard, options.replace)
+        summary = write_subset(corpus, subset, folder, options.utterances_per_shard, options.replace)
         print(
-            f"{subset}: {written.utterances} utterances, {written.seconds / 3600:.2f} h, {written.shards} shards, "
-            f"{written.bytes / 1e9:.3f} GB {'written' if written.new else 'there already'}",
+            f"{subset}: {summary.utterances} utterances, {summary.seconds / 3600:.2f} h, {summary.shards} shards, "
+            f"{summary.bytes / 1e9:.3f} GB {'written' if summary.new else 'there already'}",
             flush=True,
         )
     return 0

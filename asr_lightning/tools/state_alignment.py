@@ -1,4 +1,4 @@
-"""Which states of a hybrid the frames of utterances belong to: by a network, or as they were written once."""
+"""Alignments of frames with the states of a hybrid: by a network, or as stored in files."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ ACOUSTIC_SCALE = 0.1
 
 @dataclass(frozen=True)
 class Decodable:
-    """What is known of an utterance's frames.
+    """Scores of an utterance's frames.
 
     Attributes:
         scores: Scaled log likelihoods, as Kaldi's searches ask for them.
@@ -56,17 +56,17 @@ class StateAlignment:
 def align_batches(
     model: HiddenMarkovModel, batches: Iterable[Batch], decodables: Decodables, least_fit: float = -math.inf
 ) -> Iterator[StateAlignment]:
-    """Align utterances one by one; what cannot be aligned says why.
+    """Align utterances one by one; those that cannot be aligned have the reason as their `problem`.
 
-    There is a way of saying any transcript in almost any audio. Whether they belong together is asked of the network:
-    how probable it holds, from its own frames alone, the states that were put to them.
+    Almost any transcript can be aligned with almost any audio. Whether they match is measured by the network: by its
+    posteriors of the aligned states, which it computes from the audio alone.
 
     Args:
         model: Whose states.
         batches: Of utterances with transcripts.
-        decodables: Tells of the frames of each utterance of a batch.
+        decodables: Returns the scores of the frames of each utterance of a batch.
         least_fit: Mean log posterior of the states of an alignment without pauses, below which audio and transcript do
-            not match; nothing is asked of Gaussian mixtures.
+            not match; Gaussian mixtures have no posteriors to compare.
     """
     for batch in batches:
         if not len(batch):
@@ -92,8 +92,8 @@ def _align(
     if not ids:
         return StateAlignment(id, problem="audio and transcript do not match: no way through within the beam")
     if decodable.log_posteriors is not None and not (fit := _fit(model, ids, decodable.log_posteriors)) >= least_fit:
-        found = f"a mean log posterior of {fit:.2f} without pauses, expected {least_fit:g} or more"
-        return StateAlignment(id, problem=f"audio and transcript do not match: {found}")
+        detail = f"a mean log posterior of {fit:.2f} without pauses, expected {least_fit:g} or more"
+        return StateAlignment(id, problem=f"audio and transcript do not match: {detail}")
     return StateAlignment(id, words, tuple(ids), seconds)
 
 
@@ -105,7 +105,7 @@ def _fit(model: HiddenMarkovModel, transition_ids: Sequence[int], log_posteriors
 
 
 def of_network(recognizer: BLSTMHMM, scale: float = ACOUSTIC_SCALE) -> Decodables:
-    """Return what tells of frames by a network."""
+    """Return a function that scores frames by a network."""
     log_priors = recognizer.log_priors.cpu().numpy()
 
     def decodables(batch: Batch) -> list[Decodable]:
@@ -127,7 +127,7 @@ def likelihoods(recognizer: BLSTMHMM, batch: Batch) -> list[np.ndarray]:
 
 
 def stored(store: AlignmentStore, batches: Iterable[Batch]) -> Iterator[StateAlignment]:
-    """Give the alignments of utterances that were written once."""
+    """Yield the stored alignments of utterances."""
     for batch in batches:
         for id, text, samples in zip(batch.ids, batch.texts, batch.audio_lengths.tolist(), strict=True):
             ids = store.get(id)

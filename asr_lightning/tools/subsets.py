@@ -41,7 +41,9 @@ def subsets_of(config: Path) -> tuple[list[str], list[str]]:
     module = read_corpus(config)
     if not module.subsets["train"]:
         raise InputError(f"{config}: expected data with train_subsets, found none")
-    return module.subsets["train"], [one for one in module.subsets["validation"] if one not in module.subsets["train"]]
+    return module.subsets["train"], [
+        subset for subset in module.subsets["validation"] if subset not in module.subsets["train"]
+    ]
 
 
 def development_subsets(config: Path, wanted: Sequence[str] | None) -> list[str]:
@@ -58,7 +60,9 @@ def development_subsets(config: Path, wanted: Sequence[str] | None) -> list[str]
             f"{config}: expected subsets that the experiment does not test on, found {', '.join(refused)} among its "
             "test_subsets: what is chosen by them cannot be tested on them; give others, as dev-clean dev-other"
         )
-    chosen = wanted or [one for one in module.subsets["validation"] if one not in (*module.subsets["train"], *tested)]
+    chosen = wanted or [
+        subset for subset in module.subsets["validation"] if subset not in (*module.subsets["train"], *tested)
+    ]
     if not chosen:
         raise InputError(
             f"{config}: expected validation_subsets that the experiment neither trains nor tests on, found "
@@ -86,7 +90,7 @@ def portion(config: Path, subsets: Sequence[str], seconds: float, title: str, se
         subsets: Of its data.
         seconds: Of audio, as the manifests say; all utterances where there is less.
         title: Of the progress bar.
-        seed: Of the lot that utterances are drawn by; None for the shortest ones.
+        seed: Of the random choice of utterances; None for the shortest ones.
     """
     corpus = open_corpus(config, subsets)
     durations = np.concatenate([part.durations for part in corpus.values()])
@@ -99,10 +103,10 @@ def portion(config: Path, subsets: Sequence[str], seconds: float, title: str, se
     with tqdm(total=count, desc=title, unit="utterance", disable=not sys.stderr.isatty()) as bar:
         begin = 0
         for part in corpus.values():
-            mine = np.flatnonzero(chosen[begin : begin + len(part.durations)])
+            indices = np.flatnonzero(chosen[begin : begin + len(part.durations)])
             begin += len(part.durations)
-            [plan] = plan_batches(part.durations[mine], part.batch_seconds)
-            for batch in part.load([mine[batch].tolist() for batch in plan], 0) if len(mine) else ():
+            [plan] = plan_batches(part.durations[indices], part.batch_seconds)
+            for batch in part.load([indices[batch].tolist() for batch in plan], 0) if len(indices) else ():
                 yield batch
                 bar.update(len(batch))
 
@@ -176,7 +180,7 @@ def read_corpus(config: Path, changes: Sequence[str] = ()) -> CorpusDataModule:
 
 
 def change(part: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """Return the data of an experiment with what a command line says of it: `--data.init_args.root`, `--data CLASS`, ….
+    """Return the data of an experiment as changed by a command line: `--data.init_args.root`, `--data CLASS`, ….
 
     Raises:
         InputError: There is no such argument, or its value does not fit.

@@ -85,19 +85,19 @@ def report(
     torch.manual_seed(seed)
     student = build_recognizer(read_part(config)).eval()
     check_features(student.features, teacher.features)
-    given = read_experiment(config).get("weight_selection") or {}
-    chosen: dict[str, Any] = {**{key: given[key] for key in RULES if key in given}, **rules}
+    selection = read_experiment(config).get("weight_selection") or {}
+    chosen: dict[str, Any] = {**{key: selection[key] for key in RULES if key in selection}, **rules}
     weights, received = select_weights(student, teacher, **chosen)
     selected = copy.deepcopy(student)
     selected.load_state_dict(weights)
-    shapes = {name: tuple(tensor.shape) for name, tensor in teacher.state_dict().items()}
-    own = {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
+    teacher_shapes = {name: tuple(tensor.shape) for name, tensor in teacher.state_dict().items()}
+    student_shapes = {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
     subset, batches = read_batches(config, subset, utterances, seed)
     modules = teacher_modules(student, teacher, chosen.get("layers", "first"))
     fits, frames = layer_fits(student, selected, teacher, modules, batches)
     rows = [
-        (part.name, _shape(own[part.name]), part.source, _shape(shapes.get(part.source)), " | ".join(part.axes),
-         part.share) for part in received
+        (part.name, _shape(student_shapes[part.name]), part.source, _shape(teacher_shapes.get(part.source)),
+         " | ".join(part.axes), part.share) for part in received
     ]  # fmt: skip
     write_atomically(output / "weights.csv", as_csv([PARAMETER_COLUMNS, *rows]))
     lines = [["" if value is None else value for value in fit.row()] for fit in fits]
@@ -106,7 +106,7 @@ def report(
     return "\n".join(
         [
             f"weights of {config} from {teacher_path} ({rule}):",
-            as_text(module_table(received, own, shapes)),
+            as_text(module_table(received, student_shapes, teacher_shapes)),
             "",
             f"layers of the teacher's encoder over {frames} frames of {subset}, similarity by linear CKA:",
             as_text(layer_table(fits)),
@@ -133,14 +133,14 @@ def module_table(
     groups["all"] = list(received)
     for name, parts in groups.items():
         sizes = [int(np.prod(own[part.name])) for part in parts]
-        taken = sum(part.share * size for part, size in zip(parts, sizes, strict=True))
-        theirs = sum(int(np.prod(teacher[part.source])) for part in parts if part.source)
+        selected = sum(part.share * size for part, size in zip(parts, sizes, strict=True))
+        total = sum(int(np.prod(teacher[part.source])) for part in parts if part.source)
         if name == "all":
-            theirs = sum(int(np.prod(shape)) for shape in teacher.values())
+            total = sum(int(np.prod(shape)) for shape in teacher.values())
         sources = {_part(part.source) for part in parts if part.source} if name != "all" else {"the teacher"}
         rows.append([
-            name, f"{sum(sizes):,}", ", ".join(sorted(sources)) or "–", f"{taken / max(1, sum(sizes)):.1%}",
-            f"{taken / theirs:.1%}" if theirs else "–",
+            name, f"{sum(sizes):,}", ", ".join(sorted(sources)) or "–", f"{selected / max(1, sum(sizes)):.1%}",
+            f"{selected / total:.1%}" if total else "–",
         ])  # fmt: skip
     return rows
 
@@ -174,8 +174,10 @@ def _summary(fits: Sequence[LayerFit]) -> list[str]:
         )
     pairs = [(fit.selected, fit.random) for fit in fits if fit.selected is not None and fit.random is not None]
     if pairs:
-        first, second = (np.mean(values) for values in zip(*pairs, strict=True))
-        lines.append(f"the student's layers are similar to theirs by {first:.3f} as selected, {second:.3f} at random")
+        selected, at_random = (np.mean(values) for values in zip(*pairs, strict=True))
+        lines.append(
+            f"the student's layers are similar to theirs by {selected:.3f} as selected, {at_random:.3f} at random"
+        )
     return lines
 
 
@@ -212,18 +214,21 @@ def layer_fits(
     similar = layer_similarities(of_teacher, of_teacher)
     fits = []
     for index, name in enumerate(names[0]):
-        kept = [other for other, label in enumerate(names[0]) if label in made_of and other != index]
-        nearest = max(kept, key=lambda other: similar[index, other], default=None)  # noqa: B023 - used at once
-        own = made_of.get(name, "")
-        both = [
-            None if not own else float(layer_similarities([of_teacher[index]], [outputs[names[1].index(own)]])[0, 0])
+        candidates = [other for other, label in enumerate(names[0]) if label in made_of and other != index]
+        nearest = max(candidates, key=lambda other: similar[index, other], default=None)  # noqa: B023 - used at once
+        layer = made_of.get(name, "")
+        similarities = [
+            None
+            if not layer
+            else float(layer_similarities([of_teacher[index]], [outputs[names[1].index(layer)]])[0, 0])
             for outputs in (of_selected, of_random)
         ]
         fits.append(
             LayerFit(
-                f"encoder.{name}", f"encoder.{own}" if own else "", float(similar[index, index - 1]) if index else None,
+                f"encoder.{name}", f"encoder.{layer}" if layer else "",
+                float(similar[index, index - 1]) if index else None,
                 "" if nearest is None else f"encoder.{names[0][nearest]}",
-                None if nearest is None else float(similar[index, nearest]), *both,
+                None if nearest is None else float(similar[index, nearest]), *similarities,
             )
         )  # fmt: skip
     return fits, frames
@@ -245,8 +250,8 @@ def _layer_list(encoder: nn.Module) -> str:
 def layer_outputs(recognizer: Recognizer, layers: Sequence[str], batches: Sequence[Batch]) -> list[np.ndarray]:
     """Return the outputs (N, D) of layers of an encoder over all utterances, each of which is read alone.
 
-    Layers with fewer frames are stretched to the most that one has. A layer with several outputs, as two directions, is
-    all of them side by side.
+    Layers with fewer frames are stretched to the number of the longest. Several outputs of a layer, as of two
+    directions, are concatenated.
 
     Args:
         recognizer: In evaluation mode.
@@ -273,10 +278,10 @@ def layer_outputs(recognizer: Recognizer, layers: Sequence[str], batches: Sequen
             for audio, length in zip(batch.audio, batch.audio_lengths, strict=True):
                 recognizer(audio[None, :length].to(device), length[None].to(device))
                 rows = [calls[name][0].float().cpu().numpy() for name in layers]
-                most = max(map(len, rows))
-                if most:
-                    for kept, values in zip(outputs, rows, strict=True):
-                        kept.append(stretched(values, most))
+                longest = max(map(len, rows))
+                if longest:
+                    for collected, values in zip(outputs, rows, strict=True):
+                        collected.append(stretched(values, longest))
     finally:
         for handle in handles:
             handle.remove()

@@ -93,8 +93,8 @@ class StatefulDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Read tokens (B, 1) from states (layers, B, D); return (B, joint dimension, 1), lengths, and states."""
         state = tuple(part for pair in zip(hidden.unbind(0), cell.unbind(0), strict=True) for part in pair)
-        predicted, after = self.prediction(self.order[tokens.long()], state)
-        return predicted.transpose(1, 2), lengths + 0, torch.stack(after[::2]), torch.stack(after[1::2])
+        predicted, new_state = self.prediction(self.order[tokens.long()], state)
+        return predicted.transpose(1, 2), lengths + 0, torch.stack(new_state[::2]), torch.stack(new_state[1::2])
 
 
 class Joiner(nn.Module):
@@ -135,10 +135,10 @@ def normalized(normalization: nn.Module | None, x: Tensor, lengths: Tensor) -> T
 
 def only(recognizer: RNNTransducer, *names: str) -> RNNTransducer:
     """Return a copy of a recognizer with these of its parts alone."""
-    kept = copy.copy(recognizer)
-    kept._modules = {name: part for name, part in recognizer._modules.items() if name in names}
-    kept._buffers = {}
-    return kept
+    reduced = copy.copy(recognizer)
+    reduced._modules = {name: part for name, part in recognizer._modules.items() if name in names}
+    reduced._buffers = {}
+    return reduced
 
 
 def folded(recognizer: Recognizer) -> Recognizer:

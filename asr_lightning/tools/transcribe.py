@@ -70,26 +70,26 @@ def run(options: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may be in any encoding
             stream.reconfigure(errors="surrogateescape")
-    given = [*options.audio, *(transcription.read_file_list(options.list) if options.list is not None else [])]
-    if not given:
+    inputs = [*options.audio, *(transcription.read_file_list(options.list) if options.list is not None else [])]
+    if not inputs:
         raise InputError("expected audio files, folders or a --list of them, got none")
     formats = list(dict.fromkeys(options.formats))
     if options.output is None and (len(formats) > 1 or formats[0] not in ("txt", "json", "ctm")):
         raise InputError(f"--formats {' '.join(formats)}: expected an --output folder for them, since each is a file")
     if options.n_best > 1 and "json" not in formats:
         raise InputError("--n-best: only --formats json has more than the best hypothesis")
-    paths: Sequence[str] = given
+    paths: Sequence[str] = inputs
     if options.output is not None:
-        folder = TranscriptFolder(options.output, formats, find_sounds(given), options.n_best, options.overwrite)
+        folder = TranscriptFolder(options.output, formats, find_sounds(inputs), options.n_best, options.overwrite)
         paths, write = folder.unfinished(), folder.write
-        if done := len(folder.names) - len(paths):
-            print(f"{done} of {len(folder.names)} files have their transcripts; --overwrite makes them anew",
+        if finished := len(folder.names) - len(paths):
+            print(f"{finished} of {len(folder.names)} files have their transcripts; --overwrite makes them anew",
                   file=sys.stderr)  # fmt: skip
     else:
-        paths = [name for path in given for name in (find_sounds([path]) if Path(path).is_dir() else [path])]
+        paths = [name for path in inputs for name in (find_sounds([path]) if Path(path).is_dir() else [path])]
         terminal = sys.stdout.isatty()
         make = {
-            "txt": lambda one: as_line(one, terminal),
+            "txt": lambda transcript: as_line(transcript, terminal),
             **{name: writers(options.n_best)[name] for name in ("json", "ctm")},
         }[formats[0]]
 
@@ -101,9 +101,13 @@ def run(options: argparse.Namespace) -> int:
     if options.n_best > 1:
         transcription.keep_hypotheses(recognizer, options.n_best)
 
-    def transcripts(heard: Callable[[float], object]) -> Iterable[Transcript]:
-        found = transcription.transcribe(recognizer, paths, options.batch_seconds, options.confidence, heard)
-        return found if calibration is None else (transcription.calibrated(one, calibration) for one in found)
+    def transcripts(progress: Callable[[float], object]) -> Iterable[Transcript]:
+        results = transcription.transcribe(recognizer, paths, options.batch_seconds, options.confidence, progress)
+        return (
+            results
+            if calibration is None
+            else (transcription.calibrated(transcript, calibration) for transcript in results)
+        )
 
     return 0 if transcription.write_transcripts(transcripts, len(paths), write) else 1
 

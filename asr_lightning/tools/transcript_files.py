@@ -1,4 +1,4 @@
-"""How transcripts of files are written: one stream of lines, or a file in each format beside each other in a folder."""
+"""Formats of transcripts: one stream of lines, or a file in each format beside each other in a folder."""
 
 import json
 import re
@@ -74,7 +74,10 @@ def as_json(transcript: Transcript, n_best: int = 1) -> str:
             {
                 "start": round(part.start, 3),
                 "end": round(part.end, 3),
-                "n_best": [{"text": one.text, "score": one.score, **one.parts} for one in part.hypotheses[:n_best]],
+                "n_best": [
+                    {"text": hypothesis.text, "score": hypothesis.score, **hypothesis.parts}
+                    for hypothesis in part.hypotheses[:n_best]
+                ],
             }
             for part in transcript.parts
         ]
@@ -144,7 +147,7 @@ class TranscriptFolder:
 
 
 def find_sounds(paths: Iterable[str]) -> dict[str, str]:
-    """Return the sound files of files and folders, and for each a name for what is made of it.
+    """Return the sound files of files and folders, each with a name for its transcript.
 
     A file is taken whatever its ending; of a folder, all files at any depth with an ending of sound files, in the order
     of their names. The name is the path below the given folder, or that of the file, without its ending.
@@ -153,15 +156,15 @@ def find_sounds(paths: Iterable[str]) -> dict[str, str]:
         InputError: A folder has no sound file.
     """
     names: dict[str, str] = {}
-    for given in paths:
-        root = Path(given)
+    for source in paths:
+        root = Path(source)
         if not root.is_dir():
-            names[given] = root.stem
+            names[source] = root.stem
             continue
         sounds = sorted(path for path in root.rglob("*") if path.suffix.lower() in SOUNDS and path.is_file())
         if not sounds:
             raise InputError(
-                f"{printable(given)}: expected a folder with sound files ({', '.join(sorted(SOUNDS))}), found none"
+                f"{printable(source)}: expected a folder with sound files ({', '.join(sorted(SOUNDS))}), found none"
             )
         names |= {str(path): str(path.relative_to(root).with_suffix("")) for path in sounds}
     return names

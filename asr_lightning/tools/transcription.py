@@ -80,8 +80,8 @@ class _File:
         if not self.complete or len(parts) < len(self.parts):
             return None
         if len(parts) == 1:
-            alone = tuple(shifted(parts[0]))
-            return Transcript(self.path, parts[0].hypotheses[0].text, "", alone, self.seconds, tuple(parts))
+            piece_words = tuple(shifted(parts[0]))
+            return Transcript(self.path, parts[0].hypotheses[0].text, "", piece_words, self.seconds, tuple(parts))
         words: list[Word] = []
         border = 0.0
         for part, following in zip(parts, self.borders, strict=True):
@@ -138,9 +138,9 @@ def read_pieces(path: str, sample_rate: int) -> Iterator[Piece]:
         empty = True
         for audio, start, border in cut_at_pauses(reading.read_blocks(sound), rate):
             reading.check_samples(audio)
-            kept = audio if audio.any() or empty else audio[:0]
+            samples = audio if audio.any() or empty else audio[:0]
             yield Piece(
-                torch.from_numpy(resample(kept, rate, sample_rate)) if len(kept) else torch.zeros(0),
+                torch.from_numpy(resample(samples, rate, sample_rate)) if len(samples) else torch.zeros(0),
                 len(audio) / rate,
                 start / rate,
                 math.inf if border is None else border / rate,
@@ -164,7 +164,7 @@ def cut_at_pauses(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[tu
     shortest, longest = (round(seconds * sample_rate) for seconds in PIECE_SECONDS)
     overlap = round(OVERLAP_SECONDS * sample_rate)
     held: list[np.ndarray] = []
-    samples, start, lead = 0, 0, 0  # held; before them; of them, those that the piece before has too
+    samples, start, lead = 0, 0, 0  # samples held; before these; of these, also in the previous piece
     for block in blocks:
         held.append(block)
         samples += len(block)
@@ -172,8 +172,8 @@ def cut_at_pauses(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[tu
             audio = np.concatenate(held)
             cut = lead + shortest + quietest(audio[lead + shortest : lead + longest], sample_rate)
             yield audio[: cut + overlap], start, start + cut
-            rest = max(0, cut - overlap)
-            held, samples, start, lead = [audio[rest:]], samples - rest, start + rest, cut - rest
+            begin = max(0, cut - overlap)
+            held, samples, start, lead = [audio[begin:]], samples - begin, start + begin, cut - begin
     if samples:
         yield np.concatenate(held), start, None
 
@@ -229,7 +229,7 @@ def transcribe(
         except InputError as error:
             file.problem = str(error)
             window = [piece for piece in window if piece[0] is not file]
-            held = sum(len(one.audio) / rate for _, _, one, _ in window)
+            held = sum(len(utterance.audio) / rate for _, _, utterance, _ in window)
         yield from _take_ready(files)
     yield from _transcribe_window(recognize, window, files, batch_seconds)
 
@@ -237,19 +237,19 @@ def transcribe(
 def _transcribe_window(
     recognize: _Recognize, window: Sequence[_Held], files: deque[_File], batch_seconds: float
 ) -> Iterator[Transcript]:
-    seconds = [len(one.audio) / one.sample_rate for _, _, one, _ in window]
+    seconds = [len(utterance.audio) / utterance.sample_rate for _, _, utterance, _ in window]
     for numbers in batch_pieces(seconds, batch_seconds):
-        for number, found in zip(numbers, recognize([window[n][2] for n in numbers]), strict=True):
-            file, place, _, start = window[number]
-            if isinstance(found, str):
-                file.problem = file.problem or found
+        for number, outcome in zip(numbers, recognize([window[n][2] for n in numbers]), strict=True):
+            file, index, _, start = window[number]
+            if isinstance(outcome, str):
+                file.problem = file.problem or outcome
             else:
-                file.parts[place] = Part(start, start + seconds[number], tuple(found))
+                file.parts[index] = Part(start, start + seconds[number], tuple(outcome))
         yield from _take_ready(files)
 
 
 def _take_ready(files: deque[_File]) -> Iterator[Transcript]:
-    """Take out the files with a problem, and of the others those that are ready up to the first that is not."""
+    """Remove and yield files with a problem, and finished transcripts up to the first that is not finished."""
     for file in [file for file in files if file.problem]:
         files.remove(file)
         yield Transcript(file.path, problem=file.problem)
@@ -269,7 +269,7 @@ def batch_pieces(seconds: Sequence[float], batch_seconds: float) -> list[list[in
         The numbers of the pieces of each batch; the batch of the first piece comes first.
     """
     batches: list[list[int]] = []
-    for number in sorted(range(len(seconds)), key=lambda one: seconds[one]):
+    for number in sorted(range(len(seconds)), key=lambda index: seconds[index]):
         if batches and seconds[number] * (len(batches[-1]) + 1) <= batch_seconds:
             batches[-1].append(number)
         else:
@@ -349,19 +349,19 @@ def write_transcripts(
     files: int,
     write: Callable[[Transcript], object],
 ) -> bool:
-    """Write transcripts, name bad files on stderr, and say whether all files were good.
+    """Write transcripts, name bad files on stderr, and return whether all files were good.
 
     Args:
-        transcripts: Called once, with what is to be told the seconds of audio that are read.
+        transcripts: Called once, with a function that it calls with the seconds of audio that are read.
         files: How many transcripts there will be.
         write: Called with each transcript.
     """
     good, seconds = True, 0.0
     with tqdm(total=files, unit="file", disable=not sys.stderr.isatty()) as bar:
 
-        def count(more: float) -> None:
+        def count(added: float) -> None:
             nonlocal seconds
-            seconds += more
+            seconds += added
             bar.set_postfix_str(f"{seconds / 60:.1f} min of audio read")
 
         for transcript in transcripts(count):
@@ -377,8 +377,8 @@ def write_transcripts(
 
 def calibrated(transcript: Transcript, calibration: Calibration) -> Transcript:
     """Return a transcript with calibrated confidences."""
-    known = [word.confidence for word in transcript.words if word.confidence is not None]
-    values = iter(calibration(np.array(known)).tolist())
+    confidences = [word.confidence for word in transcript.words if word.confidence is not None]
+    values = iter(calibration(np.array(confidences)).tolist())
     words = (word if word.confidence is None else replace(word, confidence=next(values)) for word in transcript.words)
     return replace(transcript, words=tuple(words))
 

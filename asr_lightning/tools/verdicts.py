@@ -49,28 +49,32 @@ def run(options: argparse.Namespace) -> int:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output: expected a folder, found the file {folder}")
     evidence = weigh(read_claims(options.claims, options.scale), FOLDER, options.scale, options.runs)
-    known = digests(evidence)
-    section, runs = verdicts_section(evidence), runs_section(evidence, known)
+    run_digests = digests(evidence)
+    section, runs = verdicts_section(evidence), runs_section(evidence, run_digests)
     files = section.write(folder) + runs.write(folder)
     page = verdicts_page(
-        evidence, known, options.scale, options.runs / options.scale, shlex.join(["asr", "verdicts", *options.typed])
+        evidence,
+        run_digests,
+        options.scale,
+        options.runs / options.scale,
+        shlex.join(["asr", "verdicts", *options.typed]),
     )
     write_atomically(folder / "page.html", page)
-    for one, row in zip(evidence, section.table[1:], strict=True):
+    for result, row in zip(evidence, section.table[1:], strict=True):
         cells = dict(zip(section.table[0], row, strict=True))
-        print(f"{one.verdict:15}{cells['claim']}")
-        if one.difference:
+        print(f"{result.verdict:15}{cells['claim']}")
+        if result.difference:
             print(f"{'':15}{cells['measure']}: {cells['lower']} beside {cells['higher']}, {cells['over']}; difference "
                   f"{cells['difference']} ({cells['95 % interval']})")  # fmt: skip
-        if one.reason and one.runs:
-            print(f"{'':15}{one.reason}")
+        if result.reason and result.runs:
+            print(f"{'':15}{result.reason}")
     changed = [line[0] for line in runs.table[1:] if line[-1] != MISSING]
     if changed:
         print(f"made with other values than the experiments have now (runs.md): {', '.join(changed)}", file=sys.stderr)
-    if missing := list(dict.fromkeys(one.command for one in evidence if not one.runs)):
+    if missing := list(dict.fromkeys(result.command for result in evidence if not result.runs)):
         print("\nnot run yet:\n" + "\n".join(f"  {command}" for command in missing))
     print(f"\nWritten to {folder.absolute()}: {', '.join([*files, 'page.html'])}")
-    return int(any(one.verdict == "not run" and one.runs for one in evidence))
+    return int(any(result.verdict == "not run" and result.runs for result in evidence))
 
 
 if __name__ == "__main__":

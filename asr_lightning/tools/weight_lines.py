@@ -25,7 +25,7 @@ COLUMNS = ("first", "second", "subset", "alpha", "loss", "utterances", "wer", "c
 
 @dataclass(frozen=True)
 class LineMeasurements:
-    """The measurements between two checkpoints: for each α how good the network is there."""
+    """The measurements between two checkpoints: the quality of the network for each α."""
 
     first: str
     second: str
@@ -39,7 +39,7 @@ class LineMeasurements:
 
 
 def find_config(checkpoint: Path) -> Path:
-    """Return the newest `config.yaml` in the logs of the run that a checkpoint is of.
+    """Return the newest `config.yaml` in the logs of a checkpoint's run.
 
     Raises:
         InputError: There is none.
@@ -95,9 +95,12 @@ def load_pair(first: Path, second: Path, device: str, config: Path | None = None
     left, right = prepare_recognizer(first, device, None, config), prepare_recognizer(second, "cpu", None, config)
     if left.tokenizer.tokens != right.tokenizer.tokens:
         raise InputError(f"{first} and {second}: expected the same tokens in the same order")
-    apart = [f"  {key}: {mine} and {theirs}" for key, mine, theirs in unequal_networks(left.hparams, right.hparams)]
-    if apart:
-        raise InputError("\n".join([f"{first} and {second}: expected the same architecture, got", *apart]))
+    differences = [
+        f"  {key}: {first_value} and {second_value}"
+        for key, first_value, second_value in unequal_networks(left.hparams, right.hparams)
+    ]
+    if differences:
+        raise InputError("\n".join([f"{first} and {second}: expected the same architecture, got", *differences]))
     return left, right
 
 
@@ -118,8 +121,8 @@ def measure_line(
     recognizer, other = load_pair(*pair, device, config)
     line = along_line(recognizer, other.state_dict(), where, lambda: quality(recognizer, batches, recognize))
     first, second = map(name_of, pair)
-    shown = tqdm(line, f"{first} to {second}", total=len(where), unit="network", disable=not sys.stderr.isatty())
-    return LineMeasurements(first, second, subset, list(shown))
+    progress = tqdm(line, f"{first} to {second}", total=len(where), unit="network", disable=not sys.stderr.isatty())
+    return LineMeasurements(first, second, subset, list(progress))
 
 
 def name_of(checkpoint: Path) -> str:
@@ -164,5 +167,5 @@ def write_line(lines: Sequence[LineMeasurements], output: Path) -> str:
         "statistics of BatchNorm and of features are interpolated as the weights are, not measured anew, and beyond "
         "the ends they stay those of the nearer end."
     )
-    written = f"Written to {output.absolute()}: path.csv, path.png"
-    return "\n".join([as_text(table), "", note, "", written])
+    summary = f"Written to {output.absolute()}: path.csv, path.png"
+    return "\n".join([as_text(table), "", note, "", summary])

@@ -48,15 +48,15 @@ def collect(
             continue
         recognized = recognizer.recognize_words(batch.to(recognizer.device), pooling)
         for text, (best, *_) in zip(batch.texts, recognized, strict=True):
-            known = [word.confidence for word in best.words if word.confidence is not None]
-            if len(known) < len(best.text.split()):
+            values = [word.confidence for word in best.words if word.confidence is not None]
+            if len(values) < len(best.text.split()):
                 raise InputError(
                     f"expected words with a confidence, found none: a {type(recognizer).__name__} with a "
                     f"{type(getattr(recognizer, 'search', None)).__name__} gives none to some words"
                 )
-            confidences += known
+            confidences += values
             correct += correct_words(recognizer.tokenizer.fold(text), best.text)
-            utterances += [count] * len(known)
+            utterances += [count] * len(values)
             count += 1
     if not confidences:
         raise InputError(f"expected recognized words, found none in {count} utterances: train the recognizer longer")
@@ -72,14 +72,14 @@ def cross_validated(
     """Return the confidences (N,) of words calibrated by the other half of the utterances."""
     calibrated = np.array(confidences)
     for fold in range(FOLDS):
-        mine = utterances % FOLDS == fold
-        if mine.any() and not mine.all():
-            calibrated[mine] = fit(confidences[~mine], correct[~mine])(confidences[mine])
+        held_out = utterances % FOLDS == fold
+        if held_out.any() and not held_out.all():
+            calibrated[held_out] = fit(confidences[~held_out], correct[~held_out])(confidences[held_out])
     return calibrated
 
 
 def calibrate(words: tuple[np.ndarray, np.ndarray, np.ndarray], method: str, output: Path) -> list[list[str]]:
-    """Write `calibration.json` and `reliability.png`, and return a table of NCE and ECE before and behind calibration.
+    """Write `calibration.json` and `reliability.png`, and return a table of NCE and ECE before and after calibration.
 
     Args:
         words: As of `collect`.
