@@ -26,12 +26,13 @@ from timing import provenance
 from asr_lightning.asr import main as asr
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.models.checkpoints import load_recognizer
+from asr_lightning.nn.int8 import use_int8
 from asr_lightning.scoring.error_rates import ErrorRates
 from asr_lightning.tools.export import onnx_run
 from asr_lightning.tools.exported_networks import CTC, StatelessTransducer, exported
 from data_modules.librispeech import LibriSpeechDataModule
 
-RUNTIMES = ("PyTorch", "onnxruntime", "onnxruntime int8", "sherpa-onnx", "sherpa-onnx int8")
+RUNTIMES = ("PyTorch", "PyTorch int8", "onnxruntime", "onnxruntime int8", "sherpa-onnx", "sherpa-onnx int8")
 
 
 def main() -> None:
@@ -109,8 +110,12 @@ def prepare(checkpoint: Path, folder: Path, runtime: str) -> tuple[Callable[[Utt
     if runtime.startswith("sherpa"):
         return sherpa(checkpoint, folder, ".int8.onnx" if runtime.endswith("int8") else ".onnx")
     recognizer = load_recognizer(checkpoint)
-    if runtime == "PyTorch":
-        size = sum(parameter.numel() * 4 for parameter in recognizer.parameters()) / 1e6
+    if runtime.startswith("PyTorch"):
+        weights = sum(parameter.numel() for parameter in recognizer.parameters())
+        if runtime.endswith("int8"):
+            use_int8(recognizer)
+        # What is no parameter any more are weights of one byte.
+        size = (weights + 3 * sum(parameter.numel() for parameter in recognizer.parameters())) / 1e6
         return lambda utterance: recognizer.transcribe(Batch.collate([utterance], utterance.sample_rate))[0], size
     form = exported(recognizer)
     suffix = ".int8.onnx" if runtime.endswith("int8") else ".onnx"

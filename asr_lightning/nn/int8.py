@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from asr_lightning.errors import InputError
 
-LEAST_FEATURES = 16  # of input; narrower layers lose accuracy and gain nothing
+LEAST_WEIGHTS = 16_384  # of a layer; the rounding of the inputs takes longer than a smaller one saves
 
 
 class Int8Linear(nn.Module):
@@ -47,22 +47,29 @@ class Int8Linear(nn.Module):
         return torch.ops.quantized.linear_dynamic(x.float(), self._packed, reduce_range=True)
 
 
-def use_int8(network: nn.Module) -> int:
-    """Replace the linear layers of a network by layers with weights of 8 bits; returns how many.
+def use_int8(network: nn.Module, least_weights: int = LEAST_WEIGHTS) -> int:
+    """Replace the linear layers of a network by layers with weights of 8 bits; return how many.
 
-    Layers of a class of their own, as recurrent ones, and layers of fewer than 16 input features stay as they are.
+    Layers of other classes, as recurrent ones, stay as they are.
+
+    Args:
+        network: Its modules are replaced in place.
+        least_weights: Layers with fewer weights stay as they are too.
 
     Raises:
-        InputError: torch was built without layers of 8 bits, or the network has no linear layer to replace.
+        InputError: torch was built without layers of 8 bits, or the network has no linear layer of this size.
     """
     if torch.backends.quantized.engine in ("none", ""):
         raise InputError("int8: this build of torch has no layers of 8 bits; leave the option out")
     count = 0
     for module in [*network.modules()]:
         for name, child in [*module.named_children()]:
-            if type(child) is nn.Linear and child.in_features >= LEAST_FEATURES:
+            if type(child) is nn.Linear and child.weight.numel() >= least_weights:
                 setattr(module, name, Int8Linear(child))
                 count += 1
     if not count:
-        raise InputError(f"int8: {type(network).__name__} has no linear layers; leave the option out")
+        raise InputError(
+            f"int8: {type(network).__name__} has no linear layers of {least_weights:,} weights or more; leave the "
+            "option out"
+        )
     return count

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 
 from asr_lightning.asr import main
 from asr_lightning.errors import InputError, printable
-from asr_lightning.tools.arguments import above_zero, add_device, whole_number
+from asr_lightning.tools.arguments import above_zero, add_device, add_int8, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=whole_number(0), help="0: any that is free (default: 8000)")
     parser.add_argument("--clients", type=whole_number(1), metavar="N", help="at once, at most (default: 8)")
     add_device(parser)
+    add_int8(parser)
 
 
 def from_zero(text: str) -> float:
@@ -128,7 +129,7 @@ def _prepare(options: argparse.Namespace) -> "LiveRecognizer":
     from asr_lightning.tools import transcription
     from asr_lightning.tools.live import LiveRecognizer
 
-    recognizer = transcription.prepare_recognizer(options.checkpoint, options.device, None)
+    recognizer = transcription.prepare_recognizer(options.checkpoint, options.device, None, int8=options.int8)
     try:
         return LiveRecognizer(recognizer, options.silence, options.longest)
     except InputError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from asr_lightning.asr import main
 from asr_lightning.errors import InputError
-from asr_lightning.tools.arguments import above_zero, add_config, add_device, whole_number
+from asr_lightning.tools.arguments import above_zero, add_config, add_device, add_int8, whole_number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds of audio that are recognized at once; a longer piece goes alone (default: 100)",
     )  # fmt: skip
     add_device(parser)
+    add_int8(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -97,7 +98,9 @@ def run(options: argparse.Namespace) -> int:
             print(make(transcript), end="", flush=True)
 
     calibration = None if options.calibration is None else read_calibration(options.calibration)
-    recognizer = transcription.prepare_recognizer(options.checkpoint, options.device, options.beam, options.config)
+    recognizer = transcription.prepare_recognizer(
+        options.checkpoint, options.device, options.beam, options.config, options.int8
+    )
     if options.n_best > 1:
         transcription.keep_hypotheses(recognizer, options.n_best)
 

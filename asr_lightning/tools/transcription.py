@@ -26,6 +26,7 @@ from asr_lightning.files import regular
 from asr_lightning.models.checkpoints import load_recognizer
 from asr_lightning.models.experiment import read_model
 from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.nn.int8 import use_int8
 from asr_lightning.text.timed_words import Word
 from asr_lightning.tools.transcript_files import Part, Transcript
 
@@ -298,7 +299,9 @@ def _recognize(
     return [f"{seconds:.0f} s are too long for the memory; cut the file"]
 
 
-def prepare_recognizer(checkpoint: Path, device: str, beam: int | None, config: Path | None = None) -> Recognizer:
+def prepare_recognizer(
+    checkpoint: Path, device: str, beam: int | None, config: Path | None = None, int8: bool = False
+) -> Recognizer:
     """Return the recogniser of a checkpoint, ready to transcribe.
 
     Args:
@@ -307,14 +310,17 @@ def prepare_recognizer(checkpoint: Path, device: str, beam: int | None, config: 
         beam: Replaces its beam, where it has one.
         config: An experiment, which decides everything but the weights, as in `lightning test`. None, or one without a
             model: the checkpoint's own configuration is taken.
+        int8: Whether the weights of linear layers are rounded to 8 bits, on a CPU.
 
     Raises:
         InputError: The checkpoint or the experiment cannot be used, they are of different networks, there is no such
-            device, or the recogniser has no beam.
+            device, it has no layers of 8 bits, or the recogniser has no beam.
     """
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise InputError("--device cuda: torch finds no GPU here; use --device cpu")
+    if device == "cuda" and int8:
+        raise InputError("--int8: expected --device cpu, whose linear layers have weights of 8 bits, got cuda")
     try:
         experiment = read_model(config)
     except InputError as error:
@@ -328,7 +334,9 @@ def prepare_recognizer(checkpoint: Path, device: str, beam: int | None, config: 
         if not hasattr(search, "beam"):
             raise InputError(f"--beam: a {type(recognizer).__name__} has no beam; leave the option out")
         search.beam = beam
-    return recognizer.to("cuda" if available and device != "cpu" else "cpu")
+    if int8:
+        use_int8(recognizer)
+    return recognizer.to("cuda" if available and device != "cpu" and not int8 else "cpu")
 
 
 def keep_hypotheses(recognizer: Recognizer, number: int) -> None:

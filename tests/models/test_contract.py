@@ -16,6 +16,8 @@ from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
 from asr_lightning.models.encoder_decoder import EncoderDecoder
 from asr_lightning.models.fsdp import full_tensor, share_weights
 from asr_lightning.models.recognizer import Recognizer
+from asr_lightning.nn.int8 import use_int8
+from asr_lightning.nn.sequences import real_frames
 from tests.support.architectures import ARCHITECTURES, NAMED, UNSEEN, with_states
 from tests.support.hybrids import KOREAN
 from tests.support.tones import RATE, TEXTS, batch_of, make_trainer
@@ -155,6 +157,22 @@ READERS = {"RNNTransducer": "prediction", "Speller": "decoder.cells.0", "Transfo
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_weights_of_8_bits_recognize_the_same(config: dict[str, Any], trained: Recognizer) -> None:
+    small = build_recognizer(config).eval()
+    small.load_state_dict(trained.state_dict())
+    if not any(type(module) is torch.nn.Linear for module in small.modules()):
+        pytest.skip("all layers are recurrent or convolutions")
+    assert use_int8(small, least_weights=0) > 0
+    batch = batch_of()
+    transcripts = small.transcribe(batch)
+    assert sum(text == reference for text, reference in zip(transcripts, batch.texts, strict=True)) >= 7
+    encoded, lengths = trained(batch.audio, batch.audio_lengths)
+    rounded, _ = small(batch.audio, batch.audio_lengths)
+    real = real_frames(lengths, encoded.shape[1])
+    assert float((rounded - encoded)[real].norm() / encoded[real].norm()) < 0.1
+
+
 def test_layers_can_be_looked_at(trained: Recognizer) -> None:
     reader = READERS.get(type(getattr(trained, "decoder", trained)).__name__)
     paths = {"top": "encoder", "features": "features", **({"reader": reader} if reader else {})}

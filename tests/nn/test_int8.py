@@ -1,15 +1,11 @@
-"""Linear layers of 8 bits: what is rounded, and every architecture with them."""
-
-from collections.abc import Callable
+"""Linear layers of 8 bits. `tests/models/test_contract.py` has them in every architecture."""
 
 import pytest
 import torch
 from torch import nn
 
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.nn.int8 import Int8Linear, use_int8
-from tests.support.architectures import ARCHITECTURES, with_states
 
 
 def test_weights_are_rounded_to_a_255th_of_each_output() -> None:
@@ -42,3 +38,12 @@ def test_outputs_are_those_of_rounded_inputs_and_weights(bias: bool) -> None:
     # An input between two steps may be rounded to either of them.
     torch.testing.assert_close(outputs, expected, atol=2 * step * float(rounded.weight.abs().max()), rtol=0)
     torch.testing.assert_close(outputs, linear(x).detach(), atol=0.25, rtol=0)
+
+
+def test_layers_of_other_classes_and_small_ones_stay() -> None:
+    network = nn.Sequential(nn.Linear(128, 128), nn.Linear(127, 129), nn.LSTM(128, 128), nn.Bilinear(128, 128, 2))
+    others = [*network[1:]]
+    assert use_int8(network) == 1
+    assert isinstance(network[0], Int8Linear) and [*network[1:]] == others
+    with pytest.raises(InputError, match="LSTM has no linear layers of 16,384 weights or more"):
+        use_int8(nn.LSTM(128, 128))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from asr_lightning.batch import Batch, Utterance
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
 from asr_lightning.models.recognizer import Recognized, Recognizer
+from asr_lightning.nn.int8 import Int8Linear, use_int8
 from asr_lightning.tools import transcription
 from asr_lightning.tools.transcript_files import FORMATS, Transcript
 from asr_lightning.tools.transcription import batch_pieces, cut_at_pauses, read_pieces
@@ -352,6 +354,20 @@ def test_what_the_recogniser_cannot_do_is_an_error(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="--device cuda: torch finds no GPU"):
         transcription.prepare_recognizer(checkpoint, "cuda", None)
+
+
+def test_weights_of_8_bits_are_an_option(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="RNNTransducer has no linear layers of 16,384 weights"):  # it is tiny
+        transcription.prepare_recognizer(checkpoint, "auto", None, int8=True)
+    monkeypatch.setattr(transcription, "use_int8", partial(use_int8, least_weights=0))
+    recognizer = transcription.prepare_recognizer(checkpoint, "auto", None, int8=True)
+    assert any(isinstance(module, Int8Linear) for module in recognizer.modules())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert transcription.prepare_recognizer(checkpoint, "auto", None, int8=True).device.type == "cpu"
+    with pytest.raises(InputError, match="--int8: expected --device cpu"):
+        transcription.prepare_recognizer(checkpoint, "cuda", None, int8=True)
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 8_000), 16_000)
+    assert run(checkpoint, "--int8", "--device", "cpu", str(tmp_path / "a.wav")) == 0
 
 
 def remove_class(content: dict[str, Any]) -> None:
