@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from asr_lightning.audio.features import AudioState
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.decoding.transducer import GreedyState, TransducerSearch, continue_greedy_search, greedy_state
+from asr_lightning.decoding.transducer import TransducerSearch
+from asr_lightning.decoding.transducer_greedy import GreedyState, continue_greedy_search, greedy_state
 from asr_lightning.errors import InputError
 from asr_lightning.losses.transducer.joint import ExactLoss, TransducerLoss
 from asr_lightning.losses.transducer.logits import TorchaudioLoss, unpadded_transducer_loss

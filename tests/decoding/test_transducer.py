@@ -5,14 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.decoding.transducer import (
-    WINDOW,
-    _Histories,
-    beam_search,
-    continue_greedy_search,
-    greedy_search,
-    greedy_state,
-)
+from asr_lightning.decoding.transducer_beam import _Histories, beam_search
+from asr_lightning.decoding.transducer_greedy import WINDOW, continue_greedy_search, greedy_search, greedy_state
 from asr_lightning.losses.transducer.logits import transducer_loss
 from tests.support.small_transducers import SmallJoint, SmallPredictor, exhaustive, small_transducer
 
