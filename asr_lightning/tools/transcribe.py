@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--beam", type=whole_number(1), metavar="N", help="hypotheses kept (default: as experiment or checkpoint say)"
     )
     parser.add_argument(
+        "--piece-seconds", type=above_zero(float), default=40.0, metavar="S",
+        help="a longer file is cut at pauses, after half of this at the earliest; less suits networks that were trained "
+        "on shorter utterances (default: 40)",
+    )  # fmt: skip
+    parser.add_argument(
         "--batch-seconds", type=above_zero(float), default=100.0, metavar="S",
         help="seconds of audio that are recognized at once; a longer piece goes alone (default: 100)",
     )  # fmt: skip
@@ -105,7 +110,9 @@ def run(options: argparse.Namespace) -> int:
         transcription.keep_hypotheses(recognizer, options.n_best)
 
     def transcripts(progress: Callable[[float], object]) -> Iterable[Transcript]:
-        results = transcription.transcribe(recognizer, paths, options.batch_seconds, options.confidence, progress)
+        results = transcription.transcribe(
+            recognizer, paths, options.batch_seconds, options.confidence, progress, options.piece_seconds
+        )
         return (
             results
             if calibration is None

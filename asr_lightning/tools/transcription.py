@@ -31,7 +31,7 @@ from asr_lightning.text.timed_words import Word
 from asr_lightning.tools.transcript_files import Part, Transcript
 
 WINDOW_BATCHES = 4  # so many batches of audio are held, to find pieces of similar length in them
-PIECE_SECONDS = (20.0, 40.0)  # a longer file is cut where it is quietest between so many seconds
+PIECE_SECONDS = 40.0  # a longer file is cut where it is quietest between half of this and this
 OVERLAP_SECONDS = 2.0  # that a piece goes on to each side of a cut: context for the encoder, and words to join by
 PAUSE_SECONDS = 0.2  # of the stretch whose power is compared to find that place
 
@@ -113,16 +113,17 @@ def shifted(part: Part) -> list[Word]:
     ]
 
 
-def read_pieces(path: str, sample_rate: int) -> Iterator[Piece]:
+def read_pieces(path: str, sample_rate: int, piece_seconds: float = PIECE_SECONDS) -> Iterator[Piece]:
     """Read a file of any format, sample rate and number of channels that libsndfile knows.
 
-    A file of at most 42 s is one piece. A longer one is cut at its pauses into pieces that overlap by 2 s to each side
-    of a cut, and the samples of pieces without any sound are left out, so that what is in memory does not depend on its
-    length, and silence costs little.
+    A file of at most `piece_seconds` + 2 s is one piece. A longer one is cut at its pauses into pieces of half of
+    `piece_seconds` or more, which go on for 2 s to each side of a cut, and the samples of pieces without any sound are
+    left out, so that what is in memory does not depend on its length, and silence costs little.
 
     Args:
         path: Of the file.
         sample_rate: Samples per second of the result.
+        piece_seconds: Most seconds between two cuts.
 
     Returns:
         Pieces; their audio is the mean of the channels. The first one has its samples also without sound.
@@ -137,7 +138,7 @@ def read_pieces(path: str, sample_rate: int) -> Iterator[Piece]:
                 f"expected {SAMPLE_RATES[0]:,} to {SAMPLE_RATES[1]:,} samples per second, its header says {rate:,}"
             )
         empty = True
-        for audio, start, border in cut_at_pauses(reading.read_blocks(sound), rate):
+        for audio, start, border in cut_at_pauses(reading.read_blocks(sound), rate, piece_seconds):
             reading.check_samples(audio)
             samples = audio if audio.any() or empty else audio[:0]
             yield Piece(
@@ -151,18 +152,21 @@ def read_pieces(path: str, sample_rate: int) -> Iterator[Piece]:
         raise InputError("there is no audio in the file")
 
 
-def cut_at_pauses(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[tuple[np.ndarray, int, int | None]]:
+def cut_at_pauses(
+    blocks: Iterable[np.ndarray], sample_rate: int, piece_seconds: float = PIECE_SECONDS
+) -> Iterator[tuple[np.ndarray, int, int | None]]:
     """Put blocks of audio (S,) together to pieces that are cut at pauses and overlap there.
 
     Args:
         blocks: One behind the other.
         sample_rate: Samples per second.
+        piece_seconds: Most seconds between two cuts; there are at least half as many.
 
     Returns:
         Audio (S,) of a piece, its first sample, and the sample at which it was cut; None for the last piece, which is
         the only one where the audio is short.
     """
-    shortest, longest = (round(seconds * sample_rate) for seconds in PIECE_SECONDS)
+    shortest, longest = (round(seconds * sample_rate) for seconds in (piece_seconds / 2, piece_seconds))
     overlap = round(OVERLAP_SECONDS * sample_rate)
     held: list[np.ndarray] = []
     samples, start, lead = 0, 0, 0  # samples held; before these; of these, also in the previous piece
@@ -193,6 +197,7 @@ def transcribe(
     batch_seconds: float,
     pooling: Pooling = "product",
     heard: Callable[[float], object] = lambda seconds: None,
+    piece_seconds: float = PIECE_SECONDS,
 ) -> Iterator[Transcript]:
     """Transcribe files; transcripts come in the order of the paths, problems as soon as they are met.
 
@@ -202,6 +207,7 @@ def transcribe(
         batch_seconds: Seconds of audio, padding included, of a batch of several pieces.
         pooling: How the confidence of a word follows from the probabilities of its tokens.
         heard: Called with the seconds of each piece that is read.
+        piece_seconds: Most seconds between two cuts of a long file.
     """
     rate = recognizer.features.sample_rate
     recognize = functools.partial(_recognize, recognizer, pooling)
@@ -212,7 +218,7 @@ def transcribe(
         file = _File(path)
         files.append(file)
         try:
-            for piece in read_pieces(path, rate):
+            for piece in read_pieces(path, rate, piece_seconds):
                 heard(piece.start + piece.seconds - file.seconds)
                 file.seconds = piece.start + piece.seconds
                 if not len(piece.audio):

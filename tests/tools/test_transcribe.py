@@ -229,13 +229,12 @@ def test_a_long_file_is_cut_at_its_pauses(tmp_path: Path) -> None:
 
 def test_every_sample_is_in_a_piece_however_blocks_and_overlaps_fall(monkeypatch: pytest.MonkeyPatch) -> None:
     audio = spoken([0.3, 0.7, 0.2, 0.5, 1.1, 0.4, 0.6], pause=0.05)
-    monkeypatch.setattr(transcription, "PIECE_SECONDS", (0.5, 1.0))
     for overlap in (0.0, 0.2, 0.7):
         monkeypatch.setattr(transcription, "OVERLAP_SECONDS", overlap)
         for size in (700, 9_000, 10**6):
             blocks = [audio[begin : begin + size] for begin in range(0, len(audio), size)]
             previous = 0
-            for piece, start, border in cut_at_pauses(blocks, 16_000):
+            for piece, start, border in cut_at_pauses(blocks, 16_000, 1.0):
                 np.testing.assert_array_equal(piece, audio[start : start + len(piece)])
                 assert start == max(0, previous - round(16_000 * overlap))
                 end = len(audio) if border is None else border
@@ -251,18 +250,17 @@ def test_the_transcript_of_a_long_file_is_that_of_its_pieces_in_order(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transcription, "PIECE_SECONDS", (0.5, 2.0))
     monkeypatch.setattr(transcription, "OVERLAP_SECONDS", 0.0)
     long = tmp_path / "long.wav"
     soundfile.write(long, np.concatenate([sweep(0.7, 16_000, seed) for seed in range(6)]), 16_000)
-    pieces = list(read_pieces(str(long), 16_000))
+    pieces = list(read_pieces(str(long), 16_000, 2.0))
     hypotheses = [
         recognizer.recognize_words(Batch.collate([Utterance("", piece.audio, 16_000)]))[0][0] for piece in pieces
     ]
     texts = [hypothesis.text for hypothesis in hypotheses]
     assert len(texts) > 1 and len(set(texts)) == len(texts)
     paths = [str(recordings["read.flac"]), str(long), str(recordings["talk.ogg"]), str(long)]
-    results = list(transcription.transcribe(recognizer, paths, 2.0))
+    results = list(transcription.transcribe(recognizer, paths, 2.0, piece_seconds=2.0))
     assert [result.path for result in results] == paths and not any(result.problem for result in results)
     assert [result.text for result in results][::2] == [heard["read.flac"], heard["talk.ogg"]]
     timed = [[(word.text, word.start, word.end) for word in result.words] for result in results[1::2]]
@@ -277,7 +275,7 @@ def test_the_transcript_of_a_long_file_is_that_of_its_pieces_in_order(
     }
 
 
-def test_long_silence_is_read_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_silence_is_read_in_little_memory(tmp_path: Path) -> None:
     with soundfile.SoundFile(tmp_path / "silence.flac", "w", 8_000, 1) as file:
         for _ in range(20):
             file.write(np.zeros(8_000 * 60, np.int16))  # hours take as much memory, and longer
@@ -309,9 +307,7 @@ def test_a_long_file_that_breaks_in_its_middle_does_not_end_the_others(
     recordings: Recordings,
     heard: dict[str, str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transcription, "PIECE_SECONDS", (0.5, 1.0))
     audio = sweep(5.0, 16_000, 1).astype(np.float32)
     audio[4 * 16_000] = 1e19
     soundfile.write(tmp_path / "loud.wav", audio, 16_000, subtype="FLOAT")
@@ -320,7 +316,7 @@ def test_a_long_file_that_breaks_in_its_middle_does_not_end_the_others(
     (tmp_path / "cut.flac").write_bytes(content[: len(content) * 9 // 10])
     good = str(recordings["read.flac"])
     paths = [good, str(tmp_path / "loud.wav"), good, str(tmp_path / "cut.flac"), good]
-    results = list(transcription.transcribe(recognizer, paths, 0.5))
+    results = list(transcription.transcribe(recognizer, paths, 0.5, piece_seconds=1.0))
     assert [result.text for result in results if not result.problem] == [heard["read.flac"]] * 3
     problems = {Path(result.path).name: result.problem for result in results if result.problem}
     assert "samples of up to 1e+19" in problems["loud.wav"] and "cut off" in problems["cut.flac"]
@@ -486,7 +482,7 @@ def test_folders_and_lists_are_written_into_a_folder_once(
     (out / "song.txt").write_text("kept")
     asked: list[str] = []
     original = transcription.read_pieces
-    monkeypatch.setattr(transcription, "read_pieces", lambda path, rate: asked.append(path) or original(path, rate))
+    monkeypatch.setattr(transcription, "read_pieces", lambda path, *rest: asked.append(path) or original(path, *rest))
     assert run(checkpoint, *arguments) == 0
     assert asked == [str(tmp_path / "talks" / "b.OGG")] and (out / "b.srt").exists()
     assert (out / "song.txt").read_text() == "kept"
