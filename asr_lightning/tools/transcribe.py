@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--piece-seconds", type=above_zero(float), default=40.0, metavar="S",
-        help="a longer file is cut at pauses, after half of this at the earliest; less suits networks that were trained "
-        "on shorter utterances (default: 40)",
+        help="a longer file is cut at pauses, after half of this at the earliest; less suits networks that were "
+        "trained on shorter utterances (default: 40)",
     )  # fmt: skip
     parser.add_argument(
         "--batch-seconds", type=above_zero(float), default=100.0, metavar="S",
