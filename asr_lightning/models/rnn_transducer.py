@@ -245,7 +245,7 @@ class RNNTransducer(Recognizer):
         if not isinstance(self.encoder, StreamingEncoder):
             raise InputError(
                 f"{type(self.encoder).__name__} reads whole utterances: expected an encoder that streams, as "
-                "StreamingConformer, StreamingLSTMEncoder or Emformer"
+                "StreamingConformer, ChunkedConformer, StreamingLSTMEncoder or Emformer"
             )
         return StreamState(
             self.features.initial_state(batch_size, self.device),

@@ -66,7 +66,7 @@ def check_streams(recognizer: Recognizer) -> RNNTransducer:
         InputError: It needs the whole utterance.
     """
     needed = (
-        "Train a transducer that streams: RNNTransducer or NormalizedTransducer with an encoder as "
+        "Train a transducer that streams: RNNTransducer, NormalizedTransducer or OneHotTransducer with an encoder as "
         "asr_lightning.nn.emformer.Emformer, and features without a normalization or with GlobalNormalization. "
         "`asr transcribe` reads whole files with this one."
     )

@@ -8,6 +8,7 @@ Larger ones, up to the true sizes, are compared where SpeechBrain can be importe
 """
 
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import pytest
 import sentencepiece
 import torch
 import torchaudio
+import yaml
 from torch import Tensor
 
 from asr_lightning.asr import main
@@ -224,6 +226,27 @@ def test_weights_of_a_student_are_selected_from_it(tiny: Files, encoder: type) -
     assert torch.equal(weights["encoder.subsampling.projection.weight"], flat)
     encoded, lengths = small.eval()(speech(SAMPLES)[None], torch.tensor([SAMPLES]))
     assert bool(encoded.isfinite().all()) and small.decode(encoded, lengths)
+
+
+@torch.no_grad()
+def test_the_student_of_the_documentation_gets_all_of_its_weights_from_a_teacher_of_full_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "docs/deployment.md").read_text("utf-8")
+    [block] = [block for block in re.findall("```yaml\n(.*?)```", text, re.S) if "OneHotTransducer" in block]
+    config = yaml.safe_load(block)["model"]
+    monkeypatch.chdir(tmp_path)
+    train_pieces(tmp_path / "tokenizer", FULL["vocabulary"]).rename("tokenizer.ckpt")
+    small = build_recognizer(config)
+    sizes = {"dimension": FULL["dimension"], "layers": FULL["layers"], "heads": FULL["heads"],
+             "feed_forward": FULL["hidden"], "channels": FULL["channels"]}  # fmt: skip
+    arguments = config["init_args"]
+    arguments["encoder"]["init_args"] |= sizes
+    arguments["predictor"]["init_args"]["dimension"] = FULL["predictor"]
+    teacher = build_recognizer({**config, "init_args": {**arguments, "joint_dimension": FULL["joint"]}})
+    assert sum(parameter.numel() for parameter in teacher.parameters()) == 80_614_816
+    _, report = select_weights(small, teacher)
+    assert all(part.source and part.share == 1.0 for part in report)
 
 
 def changed(files: Files, path: Path, **weights: Tensor | None) -> Files:
