@@ -17,7 +17,7 @@ from asr_lightning.nn.attention import RelativeSelfAttention
 from asr_lightning.nn.axes import Axis, Fixed, Taps, Units, axis, units
 from asr_lightning.nn.conformer import ConformerFeedForward, DepthwiseFilter
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.sequences import Encoder, silence_padding
+from asr_lightning.nn.sequences import Encoder, silence_padding, visible_frames
 from asr_lightning.nn.streaming import ChunkedEncoder, ChunkedLayer, State, visible_in_chunks
 
 FINAL_EPSILON = 1e-6  # of the last norm; the others have torch's default
@@ -75,17 +75,20 @@ class LayerNormConformer(Encoder):
         """Axis of the output: hidden units."""
         return units(self.dimension)
 
-    def chunk_now(self, size: int) -> tuple[int, int]:
-        """Return the size of chunks for rows of `size` frames, and the left context: one chunk of all."""
-        return max(1, size), 0
+    def chunks(self, size: int) -> tuple[int, int] | None:
+        """Return the size of chunks for rows of `size` frames, and the left context; None: there are no chunks."""
+        return None
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode features x (B, T, input_dimension) as (B, T / 2 ** convolutions, D)."""
         x, lengths = self.subsampling(x, lengths)
-        chunk, left_context = self.chunk_now(x.shape[1])
-        visible = visible_in_chunks(lengths, x.shape[1], chunk, left_context)
+        chunks = self.chunks(x.shape[1])
+        if chunks is None:
+            visible = visible_frames(lengths, x.shape[1]).unsqueeze(1)
+        else:
+            visible = visible_in_chunks(lengths, x.shape[1], *chunks)
         for layer in self.layers:
-            x = layer(x, lengths, visible, chunk)
+            x = layer(x, lengths, visible, chunks and chunks[0])
         return self.norm(x), lengths
 
 
@@ -143,9 +146,9 @@ class ChunkedConformer(LayerNormConformer, ChunkedEncoder):
         self.largest_chunk = largest_chunk
         self.use_chunk(chunk)
 
-    def chunk_now(self, size: int) -> tuple[int, int]:
+    def chunks(self, size: int) -> tuple[int, int]:
         """Return the size of chunks for rows of `size` frames, and the left context; random ones in training."""
-        return ChunkedEncoder.chunk_now(self, size)
+        return self.chunk_now(size)
 
     def draw_chunk(self, size: int) -> tuple[int, int]:
         """Return a random size of chunks for rows of `size` frames, and a left context."""
@@ -175,8 +178,8 @@ class LayerNormBlock(ChunkedLayer):
         self.second_feed_forward = ConformerFeedForward(dimension, feed_forward, dropout)
         self.norm = nn.LayerNorm(dimension)
 
-    def forward(self, x: Tensor, lengths: Tensor, visible: Tensor, chunk: int) -> Tensor:
-        """Transform x (B, T, D), of which `visible` (B, T, T) attend and chunks of `chunk` frames are convolved."""
+    def forward(self, x: Tensor, lengths: Tensor, visible: Tensor, chunk: int | None) -> Tensor:
+        """Transform x (B, T, D); `visible` as of the attention, `chunk` as of the convolution."""
         x = torch.add(x, self.first_feed_forward(x), alpha=0.5)
         x = x + self.attention(self.attention_norm(x), lengths, visible)
         x = x + self.convolution(x, lengths, chunk)
@@ -223,10 +226,12 @@ class ChunkedConvolution(nn.Module):
             "filter.weight": (inner, units(1), axis(Taps(self.kernel))),
         }
 
-    def forward(self, x: Tensor, lengths: Tensor, chunk: int) -> Tensor:
-        """Transform x (B, T, D) in chunks of `chunk` frames, which see zeros behind them."""
+    def forward(self, x: Tensor, lengths: Tensor, chunk: int | None) -> Tensor:
+        """Transform x (B, T, D) in chunks of `chunk` frames, which see zeros behind them; None: as a whole."""
         half, size = self.kernel // 2, x.shape[1]
         x = silence_padding(functional.glu(self.gated(self.norm(x)), dim=2), lengths)
+        if chunk is None:
+            return self._finish(self.filter(functional.pad(x.transpose(1, 2), (half, half))).transpose(1, 2))
         x = functional.pad(x, (0, 0, half, -size % chunk))
         chunks = x.unfold(1, half + chunk, chunk)  # (B, N, D, half + chunk)
         y = self.filter(functional.pad(chunks.flatten(0, 1), (0, half)))  # (B N, D, chunk)
@@ -335,12 +340,12 @@ class ReflectedSubsampling(nn.Module):
             before: The frame before x, (B, 1, F, C).
             first: Whether there is none, because the utterance begins with x, (B,).
         """
-        index = torch.arange(x.shape[1] + 2, device=x.device).expand(len(x), -1)  # of frames from -1 to T
+        index = torch.arange(x.shape[1] + 2, device=x.device).expand(x.shape[0], -1)  # of frames from -1 to T
         source = torch.maximum(lengths - 1, first.long())  # the frame before the last, or the only one
         index = torch.where(index == (lengths + 1).unsqueeze(1), source.unsqueeze(1), index)
         index = torch.cat([torch.where(first, index[:, 2], 0).unsqueeze(1), index[:, 1:]], dim=1)
         x = torch.cat([before, x, x[:, :1]], dim=1)
-        x = x[torch.arange(len(x), device=x.device).unsqueeze(1), index]  # (B, T + 2, F, C)
+        x = x[torch.arange(x.shape[0], device=x.device).unsqueeze(1), index]  # (B, T + 2, F, C)
         x = torch.cat([x[:, :, 1:2], x, x[:, :, -2:-1]], dim=2)
         x = self.convolutions[number](x.permute(0, 3, 1, 2))  # (B, C', T / 2, F / 2)
         x = self.norms[number](x.permute(0, 2, 3, 1))

@@ -187,7 +187,7 @@ def test_training_draws_chunks_and_contexts_as_the_recipe_of_speechbrain() -> No
     assert {chunk for chunk, _ in chunked} == set(range(8, 33)) and {left for _, left in limited} == set(range(2, 33))
     encoder.largest_chunk = 0
     assert encoder.chunk_now(5_000) == (3, 4) == encoder.eval().chunk_now(7)
-    assert LayerNormConformer(7, 8, 1, 2, 8).chunk_now(70) == (70, 0)
+    assert LayerNormConformer(7, 8, 1, 2, 8).chunks(70) is None
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5])
@@ -208,16 +208,16 @@ def test_reflected_ends_are_those_of_each_utterance(frames: int) -> None:
     torch.testing.assert_close(y[1, : lengths[1]], expected[0])
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 8, 100])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 8, 100, None])
 @torch.no_grad()
-def test_convolution_in_chunks_sees_no_frame_behind_them(chunk: int) -> None:
+def test_convolution_in_chunks_sees_no_frame_behind_them(chunk: int | None) -> None:
     convolution = ChunkedConvolution(4, 5, 0.0).double().eval()
     x, lengths = torch.randn(2, 11, 4, dtype=torch.float64), torch.tensor([11, 6])
     y = convolution(x, lengths, chunk)
     gated = torch.nn.functional.glu(convolution.gated(convolution.norm(x)), dim=2)
     for row, length in enumerate(lengths.tolist()):
         for t in range(length):
-            end = min((t // chunk + 1) * chunk, length)
+            end = length if chunk is None else min((t // chunk + 1) * chunk, length)
             seen = [(tap, t + tap - 2) for tap in range(5) if 0 <= t + tap - 2 < end]
             mixed = sum(gated[row, j] * convolution.filter.weight[:, 0, tap] for tap, j in seen)
             mixed = torch.nn.functional.silu(convolution.filter_norm(mixed + convolution.filter.bias))
