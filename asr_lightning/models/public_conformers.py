@@ -42,6 +42,17 @@ NAMES = (  # of the recipe's modules, which stand in a list, and ours
     (r"(\d+)\.w\.", r"linear.\1."),
     (r"\d+\.transformer\.positional_encoding(_decoder\.pe|\.inv_freq)$", "constant."),  # computed anew
 )
+DIMENSIONS = {  # of weights that sizes are read from
+    "encoder.norm.weight": 1,
+    "encoder.subsampling.norms.0.weight": 2,
+    "encoder.layers.0.attention.content_bias": 2,
+    "encoder.layers.0.first_feed_forward.1.weight": 2,
+    "encoder.layers.0.convolution.filter.weight": 3,
+    "embedding.weight": 2,
+    "prediction.predictor.layers.0.weight_hh_l0": 2,
+    "prediction.projection.weight": 2,
+    "joint.output.weight": 2,
+}
 LINEAR = ("encoder_projection", "prediction.projection", "joint.output")  # those without a bias, in the recipe's order
 
 
@@ -151,38 +162,41 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     check_weights(path, content)
     state: dict[str, Tensor] = {}
     for name, value in content.items():
-        ours = [re.sub(f"^{theirs}", own, name) for theirs, own in NAMES if re.match(theirs, name)]
-        if not ours:
+        names = [re.sub(f"^{theirs}", ours, name) for theirs, ours in NAMES if re.match(theirs, name)]
+        if not names:
             raise InputError(f"{path}: expected weights of SpeechBrain's Conformer transducer, found {name}")
-        if not ours[0].startswith("constant."):
-            state[ours[0]] = value
-    linear = {int(name.split(".")[1]) for name in state if name.startswith("linear.")}
-    with_bias = {number for number in linear if f"linear.{number}.bias" in state}
-    if len(linear - with_bias) != len(LINEAR) or len(with_bias) > 1:
-        raise InputError(
-            f"{path}: expected {len(LINEAR)} linear layers without a bias, of encoder, prediction and joint network, "
-            f"and one with a bias, of CTC, at most, found {len(linear - with_bias)} and {len(with_bias)}"
-        )
-    ours_of = dict(zip(sorted(linear - with_bias), LINEAR, strict=True))
-    for name in [name for name in state if name.startswith("linear.")]:
-        value, number = state.pop(name), int(name.split(".")[1])
-        if number in ours_of:  # CTC's reads the projected frames, which no part of this suite does
-            state[f"{ours_of[number]}.weight"] = value
-    needed = (
-        "encoder.norm.weight", "encoder.layers.0.attention.content_bias", "encoder.layers.0.attention.packed",
-        "encoder.layers.0.first_feed_forward.1.weight", "encoder.layers.0.convolution.filter.weight",
-        "encoder.subsampling.norms.0.weight", "prediction.predictor.layers.0.weight_ih_l0", "embedding.weight",
-        "prediction.predictor.layers.0.weight_hh_l0",
-    )  # fmt: skip
-    if missing := [name for name in needed if name not in state]:
+        if not names[0].startswith("constant."):
+            state[names[0]] = value
+    _name_linear_layers(path, state)
+    if missing := [name for name in DIMENSIONS if name not in state]:
         raise InputError(
             f"{path}: expected weights of SpeechBrain's Conformer transducer, found none that become "
             f"{', '.join(missing)}"
         )
-    flat = [name for name in needed if state[name].dim() < (1 if name == needed[0] else 3 if "filter" in name else 2)]
-    if flat or state["joint.output.weight"].dim() != 2 or state["prediction.projection.weight"].dim() != 2:
-        raise InputError(f"{path}: expected matrices of SpeechBrain's Conformer transducer, found other shapes")
+    if flat := [name for name, count in DIMENSIONS.items() if state[name].dim() != count]:
+        raise InputError(
+            f"{path}: expected {DIMENSIONS[flat[0]]} dimensions of {flat[0]}, found {tuple(state[flat[0]].shape)}"
+        )
     return state
+
+
+def _name_linear_layers(path: Path, state: dict[str, Tensor]) -> None:
+    """Give the linear layers, which have only numbers, their names, and remove that of CTC.
+
+    Raises:
+        InputError: There are more or fewer than the recipe has.
+    """
+    numbers = sorted({int(name.split(".")[1]) for name in state if name.startswith("linear.")})
+    without_bias = [number for number in numbers if f"linear.{number}.bias" not in state]
+    if len(without_bias) != len(LINEAR) or len(numbers) > len(LINEAR) + 1:
+        raise InputError(
+            f"{path}: expected {len(LINEAR)} linear layers without a bias, of encoder, prediction and joint network, "
+            f"and one with a bias, of CTC, at most, found {len(without_bias)} and {len(numbers) - len(without_bias)}"
+        )
+    for number in numbers:
+        weight, _ = state.pop(f"linear.{number}.weight", None), state.pop(f"linear.{number}.bias", None)
+        if weight is not None and number in without_bias:  # CTC's reads projected frames, as no part of this suite
+            state[f"{LINEAR[without_bias.index(number)]}.weight"] = weight
 
 
 def _channels(path: Path, state: Mapping[str, Tensor], mels: int) -> list[int]:
@@ -191,18 +205,18 @@ def _channels(path: Path, state: Mapping[str, Tensor], mels: int) -> list[int]:
     Raises:
         InputError: They do not halve the frequencies of so many features.
     """
-    found, expected, frequencies = [], [], mels
+    shapes, expected, frequencies = [], [], mels
     for number in range(count_layers(state, r"encoder\.subsampling\.norms\.(\d+)\.weight")):
         norm = state.get(f"encoder.subsampling.norms.{number}.weight", torch.empty(0))
         frequencies = (frequencies + 1) // 2
-        found.append(list(norm.shape))
+        shapes.append(list(norm.shape))
         expected.append([frequencies, *norm.shape[1:]])
-    if found != expected or any(len(shape) != 2 for shape in found):
+    if shapes != expected or any(len(shape) != 2 for shape in shapes):
         raise InputError(
-            f"{path}: expected convolutions that halve {mels} features, with norms of {expected}, found {found}: "
+            f"{path}: expected convolutions that halve {mels} features, with norms of {expected}, found {shapes}: "
             "are weights and statistics of the same network?"
         )
-    return [channels for _, channels in found]
+    return [channels for _, channels in shapes]
 
 
 def _blank(path: Path, embedding: Tensor) -> int:
@@ -213,8 +227,8 @@ def _blank(path: Path, embedding: Tensor) -> int:
     """
     zeros = (embedding == 0).all(dim=1).nonzero().flatten().tolist()
     if len(zeros) == 1:
-        spoken = torch.cat([embedding[: zeros[0]], embedding[zeros[0] + 1 :]])
-        if spoken.shape[0] == spoken.shape[1] and torch.equal(spoken, torch.eye(len(spoken), dtype=spoken.dtype)):
+        others = torch.cat([embedding[: zeros[0]], embedding[zeros[0] + 1 :]])
+        if others.shape[0] == others.shape[1] and torch.equal(others, torch.eye(len(others), dtype=others.dtype)):
             return int(zeros[0])
     raise InputError(
         f"{path}: expected tokens as one-hot vectors and the blank as zeros, found another embedding of "
@@ -224,26 +238,26 @@ def _blank(path: Path, embedding: Tensor) -> int:
 
 def _as_here(path: Path, state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
     """Return weights in the shapes that they have here."""
-    ours: dict[str, Tensor] = {}
+    converted: dict[str, Tensor] = {}
     try:
         for name, value in state.items():
             if name.endswith(".packed"):
                 # Rows of every head are those of its queries, keys and values.
                 parts = value.view(heads, 3, -1, value.shape[1]).unbind(1)
                 for part, rows in zip(("query", "key", "value"), parts, strict=True):
-                    ours[name.replace("packed", f"{part}.weight")] = rows.flatten(0, 1)
+                    converted[name.replace("packed", f"{part}.weight")] = rows.flatten(0, 1)
             elif name.endswith(("content_bias", "position_bias")):
-                ours[name] = value.reshape(heads, -1)  # stored as of another shape, but read as this one
+                converted[name] = value.reshape(heads, -1)  # stored as of another shape, but read as this one
             elif "subsampling.convolutions" in name and name.endswith("weight"):
-                ours[name] = value.transpose(2, 3)  # time and frequency
+                converted[name] = value.transpose(2, 3)  # time and frequency
             elif "gated.weight" in name:
-                ours[name] = value.squeeze(2)  # a convolution of one frame
+                converted[name] = value.squeeze(2)  # a convolution of one frame
             else:
-                ours[name] = value
+                converted[name] = value
     except (RuntimeError, IndexError) as error:
         raise InputError(f"{path}: the weights are of another network: {name} is of {tuple(value.shape)}") from error
     # Scores are divided by the root of the whole dimension there, and by that of a head's here.
-    for name in ours:
+    for name in converted:
         if name.endswith((".query.weight", "content_bias", "position_bias")):
-            ours[name] = ours[name] * heads**-0.5
-    return ours
+            converted[name] = converted[name] * heads**-0.5
+    return converted

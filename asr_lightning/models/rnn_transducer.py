@@ -400,9 +400,9 @@ class OneHot(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the vectors."""
-        spoken = torch.arange(self.count - 1, device=tokens.device)
-        spoken = spoken + (spoken >= self.blank_id)  # ids without the blank's
-        return (tokens.unsqueeze(2) == spoken) * self.value
+        ids = torch.arange(self.count - 1, device=tokens.device)
+        ids = ids + (ids >= self.blank_id)  # without the blank's
+        return (tokens.unsqueeze(2) == ids) * self.value
 
 
 class OneHotPredictionNetwork(PredictionNetwork):
@@ -424,15 +424,15 @@ class OneHotPredictionNetwork(PredictionNetwork):
         if not isinstance(predictor, LSTMPredictor) or not predictor.layers:
             raise InputError(f"expected an LSTMPredictor with a layer or more, got {predictor}")
         super().__init__(vocabulary, predictor, joint_dimension)
-        self.spoken = tuple(token for number, token in enumerate(vocabulary) if number != blank_id)
+        self.non_blank = tuple(token for number, token in enumerate(vocabulary) if number != blank_id)
         self.embedding = OneHot(len(vocabulary), blank_id)
-        predictor.layers[0] = LSTM(len(self.spoken), predictor.dimension)
+        predictor.layers[0] = LSTM(len(self.non_blank), predictor.dimension)
         self.projection = nn.Linear(predictor.dimension, joint_dimension, bias=False)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Axes of the weights that read one-hot vectors, which have a column per token but the blank."""
         gates = axis(Fixed(4, "gates"), Units(self.predictor.dimension))
-        return {"predictor.layers.0.weight_ih_l0": (gates, axis(Tokens(self.spoken)))}
+        return {"predictor.layers.0.weight_ih_l0": (gates, axis(Tokens(self.non_blank)))}
 
 
 class ActivatedJoint(Joint):
