@@ -20,7 +20,7 @@ LAYERS = [  # each imports itself and those before
 RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 SHARED_BY_ARCHITECTURES = {
     *("recognizer", "checkpoints", "instantiation", "class_paths", "same_network", "schedules", "fsdp"),
-    *("skipped_steps", "averaging", "global_batch", "evaluation"),
+    *("skipped_steps", "averaging", "global_batch", "evaluation", "public_weights"),
 }
 OURS = ("asr_lightning", "data_modules")
 FILES = sorted(path.relative_to(ROOT) for package in OURS for path in (ROOT / package).rglob("*.py"))

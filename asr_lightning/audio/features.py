@@ -101,6 +101,11 @@ class Features(nn.Module, ABC):
     def from_frames(self, frames: Tensor) -> Tensor:
         """Turn frames of audio (B, T, window) into features (B, T, D)."""
 
+    def whole_utterance(self) -> str:
+        """Return what of the features needs the whole utterance; empty if they stream."""
+        streams = self.normalization is None or self.normalization.streams
+        return "" if streams else type(self.normalization).__name__
+
     def initial_state(self, batch_size: int, device: torch.device) -> AudioState:
         """Return the state of `stream` before any audio."""
         return AudioState(torch.zeros(batch_size, 0, device=device), started=False)
@@ -117,12 +122,11 @@ class Features(nn.Module, ABC):
             The frames that are complete by now, (B, T, D) float32, maybe none, and the state after them.
 
         Raises:
-            InputError: The normalization needs the whole utterance.
+            InputError: Something of them needs the whole utterance.
         """
-        if self.normalization is not None and not self.normalization.streams:
+        if needs := self.whole_utterance():
             raise InputError(
-                f"{type(self.normalization).__name__} needs the whole utterance; features that stream have "
-                "GlobalNormalization, or none"
+                f"{needs} needs the whole utterance; features that stream have GlobalNormalization, or none"
             )
         audio = torch.cat([state.waiting, audio.float()], dim=1)
         if last and not state.started and audio.shape[1] < self._first_samples():
@@ -398,6 +402,10 @@ class KaldiFilterBank(Features):
         if not self.snip_edges:
             raise InputError("KaldiFilterBank: features that stream need snip_edges: true, got false")
         return super().stream(audio, state, last)
+
+    def whole_utterance(self) -> str:
+        """Return what of the features needs the whole utterance: frames that reach beyond its ends."""
+        return super().whole_utterance() if self.snip_edges else "snip_edges: false"
 
     def frame_lengths(self, lengths: Tensor) -> Tensor:
         """Frames (B,) of utterances of the given samples (B,)."""

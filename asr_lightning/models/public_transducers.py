@@ -1,4 +1,4 @@
-"""Recognizers of this suite from weights that others have published."""
+"""Recognizers of this suite from weights that others have published: torchaudio's RNN-T."""
 
 import json
 import re
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torchaudio import pipelines
 from torchaudio.utils import _download_asset
@@ -15,6 +14,7 @@ from asr_lightning.audio.public_features import MELS
 from asr_lightning.errors import InputError, reason
 from asr_lightning.files import regular
 from asr_lightning.models.checkpoints import build_recognizer
+from asr_lightning.models.public_weights import check_weights, count_layers, load_tensors, load_weights
 from asr_lightning.models.recognizer import Recognizer
 
 NAMES = (  # of torchaudio's RNN-T, and ours
@@ -97,7 +97,7 @@ def torchaudio_transducer(
                     "input_dimension": features,
                     "projection": inner,
                     "subsampling": dimension // inner,
-                    "layers": _layers(state, r"encoder\.layers\.(\d+)\.norm\.weight"),
+                    "layers": count_layers(state, r"encoder\.layers\.(\d+)\.norm\.weight"),
                     "heads": heads,
                     "feed_forward": len(state["encoder.layers.0.expansion.weight"]),
                     "segment": segment,
@@ -110,7 +110,7 @@ def torchaudio_transducer(
                 "class_path": "asr_lightning.models.rnn_transducer.NormalizedLSTMPredictor",
                 "init_args": {
                     "dimension": state["prediction.embedding.weight"].shape[1],
-                    "layers": _layers(state, r"prediction\.predictor\.layers\.(\d+)\.cell_norm\.weight"),
+                    "layers": count_layers(state, r"prediction\.predictor\.layers\.(\d+)\.cell_norm\.weight"),
                 },
             },
             "joint_dimension": joint,
@@ -122,13 +122,7 @@ def torchaudio_transducer(
             f"{tokens}: expected the SentencePiece model of the weights, {count - 1} pieces before the blank, found "
             f"{len(vocabulary)} tokens with the blank at {vocabulary.blank_id}"
         )
-    own = {name: getattr(recognizer.features, name) for name in ("mean", "inverse_deviation")}
-    state |= {f"features.{name}": value for name, value in own.items()}
-    try:
-        recognizer.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"{weights}: the weights are of another network: {reason(error)}") from error
-    return recognizer.eval()
+    return load_weights(recognizer, state, weights)
 
 
 def download(bundle: str) -> list[Path]:
@@ -154,14 +148,10 @@ def download(bundle: str) -> list[Path]:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """Read weights by the names that they have here."""
-    try:
-        content = torch.load(regular(path), map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler of damaged bytes has no class of errors in common
-        raise InputError(f"{path}: expected weights of torchaudio's RNN-T: {reason(error)}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+    content = load_tensors(path, "weights of torchaudio's RNN-T")
+    if isinstance(content.get("state_dict"), Mapping):
         content = {name.removeprefix(PREFIX): value for name, value in content["state_dict"].items()}
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"{path}: expected weights by name, found {type(content).__name__}")
+    check_weights(path, content)
     state = {}
     for name, value in content.items():
         ours = [re.sub(f"^{theirs}", own, name) for theirs, own in NAMES if re.match(theirs, name)]
@@ -184,7 +174,3 @@ def _read_statistics(path: Path) -> tuple[list[float], list[float]]:
     if len(mean) != MELS or len(inverse) != MELS:
         raise InputError(f"{path}: expected mean and invstddev of {MELS} features, found {len(mean)}, {len(inverse)}")
     return mean, inverse
-
-
-def _layers(state: Mapping[str, Tensor], pattern: str) -> int:
-    return sum(re.fullmatch(pattern, name) is not None for name in state)

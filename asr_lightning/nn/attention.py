@@ -21,12 +21,22 @@ class RelativeSelfAttention(nn.Module):
         heads: H.
         head_dimension: d, of each head; D / H if None.
         dropout: Of the attention weights.
+        bias: Whether queries, keys and values have biases.
+        symmetric: Whether r is of the absolute distance, the same to both sides.
 
     Raises:
         ValueError: D is odd, or not a multiple of H without a head_dimension.
     """
 
-    def __init__(self, dimension: int, heads: int, head_dimension: int | None = None, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dimension: int,
+        heads: int,
+        head_dimension: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+        symmetric: bool = False,
+    ) -> None:
         super().__init__()
         if dimension % 2 or (head_dimension is None and dimension % heads):
             raise ValueError(
@@ -35,11 +45,12 @@ class RelativeSelfAttention(nn.Module):
         self.dimension = dimension
         self.heads = heads
         self.head_dimension = head_dimension or dimension // heads
+        self.symmetric = symmetric
         self.dropout = Dropout(dropout)
         inner = heads * self.head_dimension
-        self.query = nn.Linear(dimension, inner)
-        self.key = nn.Linear(dimension, inner)
-        self.value = nn.Linear(dimension, inner)
+        self.query = nn.Linear(dimension, inner, bias=bias)
+        self.key = nn.Linear(dimension, inner, bias=bias)
+        self.value = nn.Linear(dimension, inner, bias=bias)
         self.position = nn.Linear(dimension, inner, bias=False)
         self.content_bias = nn.Parameter(torch.zeros(heads, self.head_dimension))  # u
         self.position_bias = nn.Parameter(torch.zeros(heads, self.head_dimension))  # v
@@ -52,7 +63,7 @@ class RelativeSelfAttention(nn.Module):
         axes: dict[str, tuple[Axis, ...]] = {"output.weight": (outer, inner)}
         for name in ("query", "key", "value", "position"):
             axes[f"{name}.weight"] = (inner, sinusoid_axis(self.dimension) if name == "position" else outer)
-            if name != "position":
+            if name != "position" and self.query.bias is not None:
                 axes[f"{name}.bias"] = (inner,)
         return axes
 
@@ -88,8 +99,8 @@ class RelativeSelfAttention(nn.Module):
         """Attend from queries (B, Q, inner) of the newest of the frames of keys and values (B, K, inner)."""
         query, key, value = (split_heads(part, self.heads) for part in (query, key, value))  # (B, H, Q or K, d)
         queries, keys = query.shape[2], key.shape[2]
-        sinusoids = relative_sinusoids(queries, self.dimension, query.device, keys).to(query.dtype)
-        position = self.position(sinusoids).reshape(keys + queries, self.heads, -1)  # (K + Q, H, d)
+        table = relative_sinusoids(queries, self.dimension, query.device, keys, self.symmetric).to(query.dtype)
+        position = self.position(table).reshape(keys + queries, self.heads, -1)  # (K + Q, H, d)
         by_position = torch.einsum("bhtd,rhd->bhtr", query + self.position_bias.unsqueeze(1), position)
         bias = _shift(by_position) / math.sqrt(self.head_dimension)  # (B, H, Q, K)
         with torch.no_grad():  # the softmax gives no gradient to a weight of 0
@@ -152,14 +163,19 @@ def sinusoids(positions: Tensor, dimension: int) -> Tensor:
 
 
 def relative_sinusoids(
-    size: int, dimension: int, device: torch.device | None = None, keys: int | None = None
+    size: int,
+    dimension: int,
+    device: torch.device | None = None,
+    keys: int | None = None,
+    symmetric: bool = False,
 ) -> Tensor:
     """Return sinusoids (keys + size, dimension) of the distances keys, …, 0, …, -(size - 1); as many keys if None.
 
-    Source: Dai et al. 2019, "Transformer-XL", §3.3.
+    Symmetric ones are of the absolute distances. Source: Dai et al. 2019, "Transformer-XL", §3.3.
     """
     keys = size if keys is None else keys
-    return sinusoids((keys - torch.arange(keys + size, device=device)).float(), dimension)
+    distances = (keys - torch.arange(keys + size, device=device)).float()
+    return sinusoids(distances.abs() if symmetric else distances, dimension)
 
 
 def sinusoid_axis(dimension: int) -> Axis:

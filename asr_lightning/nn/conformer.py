@@ -14,8 +14,8 @@ from asr_lightning.nn.axes import Axis, Fixed, Units, axis, units
 from asr_lightning.nn.batch_norm import MaskedBatchNorm
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.extractors import ConvolutionalSubsampling
-from asr_lightning.nn.sequences import Encoder, real_frames, silence_padding, visible_frames
-from asr_lightning.nn.streaming import State, StreamingEncoder
+from asr_lightning.nn.sequences import Encoder, silence_padding, visible_frames
+from asr_lightning.nn.streaming import ChunkedEncoder, ChunkedLayer, State, visible_in_chunks
 
 
 class Conformer(Encoder):
@@ -75,7 +75,7 @@ class Conformer(Encoder):
         return visible_frames(lengths, size).unsqueeze(1)
 
 
-class StreamingConformer(Conformer, StreamingEncoder):
+class StreamingConformer(Conformer, ChunkedEncoder):
     """A Conformer that attends in chunks, with a limited context to the left, and convolves past frames only.
 
     A frame attends to its chunk and to the frames up to `left_context` before the chunk. In training every batch has
@@ -130,43 +130,19 @@ class StreamingConformer(Conformer, StreamingEncoder):
             input_dimension, dimension, layers, heads, feed_forward, kernel, channels, subsampling, head_dimension,
             dropout, causal=True,
         )  # fmt: skip
-        self.kernel = kernel
+        self.convolution_context = kernel - 1
         self.left_context = left_context
         self.largest_chunk = largest_chunk
         self.use_chunk(chunk)
 
-    def use_chunk(self, chunk: int) -> None:
-        """Use chunks of so many encoded frames from now on."""
-        self.chunk = chunk
-        self.look_ahead = chunk * self.subsampling.factor
+    def draw_chunk(self, size: int) -> tuple[int, int]:
+        """Return a random size of chunks for rows of `size` frames, and the left context."""
+        coin, size_draw = torch.rand(2).tolist()
+        return max(1, size) if coin < 0.5 else 1 + int(size_draw * self.largest_chunk), self.left_context
 
     def visible(self, lengths: Tensor, size: int) -> Tensor:
         """Return where frames attend, (B, size, size): chunks and their left context, of a random size in training."""
-        chunk = self.chunk
-        if self.training and self.largest_chunk:
-            coin, size_draw = torch.rand(2).tolist()
-            chunk = max(1, size) if coin < 0.5 else 1 + int(size_draw * self.largest_chunk)
-        frames = torch.arange(size, device=lengths.device)
-        starts = (frames // chunk * chunk).unsqueeze(1)  # (T, 1)
-        within = (frames >= starts - self.left_context) & (frames < starts + chunk)  # (T, T)
-        visible = within & real_frames(lengths, size).unsqueeze(1)
-        return visible | ~visible.any(dim=2, keepdim=True)  # padding that sees no real frame attends to all
-
-    def initial_state(self, batch_size: int, device: torch.device) -> State:
-        """Return the state before any frame.
-
-        It is the frames that wait for the rest of a chunk (B, 0, D), the number of encoded frames (B,), then for every
-        layer keys and values to the left (B, left_context, 2 inner) and frames to the left of the convolution
-        (B, kernel - 1, D), and the state of the subsampling.
-        """
-        subsampling = self.subsampling.initial_state(batch_size, device)
-        zeros = subsampling[0].new_zeros(batch_size, self.kernel - 1, self.dimension)
-        state = [zeros[:, :0], torch.zeros(batch_size, dtype=torch.long, device=device)]
-        for layer in self.layers:
-            assert isinstance(layer, ConformerBlock)
-            inner = layer.attention.key.out_features
-            state += [zeros.new_zeros(batch_size, self.left_context, 2 * inner), zeros]
-        return (*state, *subsampling)
+        return visible_in_chunks(lengths, size, *self.chunk_now(size))
 
     def stream(self, x: Tensor, lengths: Tensor, state: State, last: bool = False) -> tuple[Tensor, Tensor, State]:
         """Encode all complete chunks; in the last piece all frames.
@@ -176,29 +152,10 @@ class StreamingConformer(Conformer, StreamingEncoder):
         """
         if self.training:
             raise InputError("expected a StreamingConformer in evaluation to stream, got one in training: call eval()")
-        waiting, encoded, *past = state
-        of_layers, subsampling = past[: 2 * len(self.layers)], tuple(past[2 * len(self.layers) :])
-        x, lengths, subsampling = self.subsampling.stream(x, lengths, subsampling, last)
-        x, lengths = torch.cat([waiting, x], dim=1), lengths + waiting.shape[1]
-        ready = x.shape[1] if last else x.shape[1] // self.chunk * self.chunk
-        lengths = lengths.clamp(max=ready)
-        outputs = [x[:, :0]]
-        for start in range(0, ready, self.chunk):
-            y = x[:, start : min(start + self.chunk, ready)]
-            chunk_lengths = (lengths - start).clamp(min=0)
-            left_visible = torch.arange(-self.left_context, 0, device=x.device) + encoded.unsqueeze(1) >= 0  # (B, L)
-            visible = torch.cat([left_visible, real_frames(chunk_lengths, y.shape[1])], dim=1).unsqueeze(1)
-            visible = visible | ~visible.any(dim=2, keepdim=True)
-            for number, layer in enumerate(self.layers):
-                assert isinstance(layer, ConformerBlock)
-                left = of_layers[2 * number], of_layers[2 * number + 1]
-                y, of_layers[2 * number : 2 * number + 2] = layer.stream(y, chunk_lengths, left, visible)
-            outputs.append(y)
-            encoded = encoded + chunk_lengths.clamp(max=y.shape[1])
-        return torch.cat(outputs, dim=1), lengths, (x[:, ready:], encoded, *of_layers, *subsampling)
+        return super().stream(x, lengths, state, last)
 
 
-class ConformerBlock(nn.Module):
+class ConformerBlock(ChunkedLayer):
     """Half a feed-forward part, self-attention, convolution, half a feed-forward part, each with a residual."""
 
     def __init__(
@@ -302,7 +259,7 @@ class DepthwiseConvolution(nn.Module):
             raise ValueError(f"a centered convolution needs an odd kernel, got {kernel}")
         self.past = kernel - 1 if causal else 0
         padding = 0 if causal else kernel // 2
-        self.filter = _DepthwiseFilter(channels, channels, kernel, padding=padding, groups=channels)
+        self.filter = DepthwiseFilter(channels, channels, kernel, padding=padding, groups=channels)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Filter x (B, T, D) along time."""
@@ -310,7 +267,7 @@ class DepthwiseConvolution(nn.Module):
         return self.filter(x.transpose(1, 2)).transpose(1, 2)
 
 
-class _DepthwiseFilter(nn.Conv1d):
+class DepthwiseFilter(nn.Conv1d):
     """torch's depthwise `Conv1d`, four times as fast on a CPU if channels are last in memory."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.sequences import silence_padding
 from asr_lightning.nn.streaming import State, StreamingEncoder
 
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
 
 class Emformer(StreamingEncoder):
     """A projection, groups of frames side by side as one, then Emformer layers.
@@ -219,14 +221,10 @@ class EmformerLayer(nn.Module):
         InputError: There is no such activation.
     """
 
-    ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
-
     def __init__(
         self, dimension: int, heads: int, feed_forward: int, activation: str, dropout: float, gain: float
     ) -> None:
         super().__init__()
-        if activation not in self.ACTIVATIONS:
-            raise InputError(f"expected an activation of {', '.join(self.ACTIVATIONS)}, got {activation}")
         self.heads = heads
         self.attention_norm = nn.LayerNorm(dimension)
         self.query = nn.Linear(dimension, dimension)
@@ -234,7 +232,7 @@ class EmformerLayer(nn.Module):
         self.output = nn.Linear(dimension, dimension)
         self.feed_forward_norm = nn.LayerNorm(dimension)
         self.expansion = nn.Linear(dimension, feed_forward)
-        self.activation = self.ACTIVATIONS[activation]()
+        self.activation = make_activation(activation)
         self.contraction = nn.Linear(feed_forward, dimension)
         self.norm = nn.LayerNorm(dimension)
         self.dropout = Dropout(dropout)
@@ -297,3 +295,14 @@ def _windows(x: Tensor, size: int, step: int) -> Tensor:
         return x.unfold(1, size, step).transpose(2, 3)
     starts = torch.arange(0, x.shape[1] - size + 1, step, device=x.device)  # ONNX has no sliding windows
     return x[:, starts.unsqueeze(1) + torch.arange(size, device=x.device)]
+
+
+def make_activation(name: str) -> nn.Module:
+    """Return the activation of this name.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name not in ACTIVATIONS:
+        raise InputError(f"expected an activation of {', '.join(ACTIVATIONS)}, got {name}")
+    return ACTIVATIONS[name]()

@@ -163,13 +163,22 @@ class SentencePieceTokenizer(Tokenizer):
         model: Path of a `.model` file.
         model_base64: The content of such a file in base64, as checkpoints carry it.
         lower_case: Whether its pieces are lower-case, as those of public models are, while transcripts are capitals.
+        blank_is_unknown: Whether its unknown piece is the blank, as in SpeechBrain's transducers, and its end too if it
+            has none. What it cannot write is left out then.
 
     Raises:
         InputError: Not exactly one of the two is given, the file is missing, or it is no SentencePiece model.
     """
 
-    def __init__(self, model: str | None = None, model_base64: str | None = None, lower_case: bool = False) -> None:
+    def __init__(
+        self,
+        model: str | None = None,
+        model_base64: str | None = None,
+        lower_case: bool = False,
+        blank_is_unknown: bool = False,
+    ) -> None:
         self.lower_case = lower_case
+        self.blank_is_unknown = blank_is_unknown
         if (model is None) == (model_base64 is None):
             raise InputError("SentencePieceTokenizer needs either model (a path) or model_base64, exactly one of them")
         source = "model_base64" if model is None else str(model)
@@ -186,8 +195,12 @@ class SentencePieceTokenizer(Tokenizer):
             raise InputError(f"{source} is not a SentencePiece model") from error
         self._content = content
         self.unk_id = self._processor.unk_id()
-        self.blank_id = self._find_or_append(self._processor.pad_id(), BLANK, pieces)
-        self.eos_id = self._find_or_append(self._processor.eos_id(), END, pieces)
+        if blank_is_unknown:
+            self.blank_id = self._find_or_append(self.unk_id, BLANK, pieces)
+            self.eos_id = self._processor.eos_id() if self._processor.eos_id() >= 0 else self.blank_id
+        else:
+            self.blank_id = self._find_or_append(self._processor.pad_id(), BLANK, pieces)
+            self.eos_id = self._find_or_append(self._processor.eos_id(), END, pieces)
         self.tokens = tuple(pieces)
 
     @staticmethod
@@ -200,7 +213,13 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Turn text into token ids. The case matters: write it as the model was trained."""
-        return self._processor.encode(text.lower() if self.lower_case else text, out_type=int)
+        ids: list[int] = self._processor.encode(text.lower() if self.lower_case else text, out_type=int)
+        return [number for number in ids if number != self.blank_id] if self.blank_is_unknown else ids
+
+    def loses(self, character: str) -> bool:
+        """Whether a character cannot be written: it is `<unk>`, or nothing although it is a letter or a digit."""
+        text = character.lower() if self.lower_case else character
+        return self.unk_id in self._processor.encode(text, out_type=int) or super().loses(character)
 
     def _decode(self, ids: list[int]) -> str:
         text = self._processor.decode(ids)
@@ -210,7 +229,8 @@ class SentencePieceTokenizer(Tokenizer):
     def init_args(self) -> dict[str, Any]:
         """Return the whole model as text."""
         content = base64.b64encode(self._content).decode("ascii")
-        return {"model_base64": content, **({"lower_case": True} if self.lower_case else {})}
+        flags = {"lower_case": self.lower_case, "blank_is_unknown": self.blank_is_unknown}
+        return {"model_base64": content, **{name: True for name, value in flags.items() if value}}
 
 
 def train_sentencepiece(

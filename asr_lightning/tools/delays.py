@@ -22,8 +22,7 @@ from asr_lightning.files import name_of_run
 from asr_lightning.hmm.frame_alignment import word_runs
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.rnn_transducer import RNNTransducer
-from asr_lightning.nn.conformer import StreamingConformer
-from asr_lightning.nn.streaming import StreamingEncoder
+from asr_lightning.nn.streaming import ChunkedEncoder, StreamingEncoder
 from asr_lightning.report.latency_figure import Point, plot_latency
 from asr_lightning.report.tables import MISSING, Section, number, summarise
 from asr_lightning.text.lexicon import Lexicon, read_lexicon
@@ -88,11 +87,10 @@ class ExactWords:
 
 def streams(recognizer: Recognizer) -> bool:
     """Whether a recognizer writes while audio is still coming."""
-    normalization = recognizer.features.normalization
     return (
         isinstance(recognizer, RNNTransducer)
         and isinstance(recognizer.encoder, StreamingEncoder)
-        and (normalization is None or normalization.streams)
+        and not recognizer.features.whole_utterance()
     )
 
 
@@ -242,12 +240,12 @@ def compare(
         parameters = sum(parameter.numel() for parameter in recognizer.parameters())
         encoder = recognizer.encoder
         sizes: list[int | None] = [None]
-        if isinstance(encoder, StreamingConformer) and streams(recognizer):
+        if isinstance(encoder, ChunkedEncoder) and streams(recognizer):
             chunked = True
             sizes = list(chunks or [encoder.chunk])
         for size in sizes:
             look_ahead = None
-            if isinstance(encoder, StreamingConformer) and size is not None:
+            if isinstance(encoder, ChunkedEncoder) and size is not None:
                 encoder.use_chunk(size)
             if isinstance(encoder, StreamingEncoder) and streams(recognizer):
                 look_ahead = encoder.look_ahead * recognizer.features.hop_seconds
@@ -257,7 +255,9 @@ def compare(
                 latency = measure(recognizer, list(bar), words[subset], piece)
                 rows.append(Measurement(name, seed, subset, look_ahead, parameters, latency))
     if chunks and not chunked:
-        raise InputError("--chunks: expected a network with a StreamingConformer, found none: leave the option out")
+        raise InputError(
+            "--chunks: expected a network with chunks, as a StreamingConformer has, found none: leave the option out"
+        )
     for row in rows:
         if row.latency.untimed == row.latency.utterances:
             raise InputError(

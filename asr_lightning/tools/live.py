@@ -66,17 +66,16 @@ def check_streams(recognizer: Recognizer) -> RNNTransducer:
         InputError: It needs the whole utterance.
     """
     needed = (
-        "Train a transducer that streams: RNNTransducer or NormalizedTransducer with an encoder as "
+        "Train a transducer that streams: RNNTransducer, NormalizedTransducer or OneHotTransducer with an encoder as "
         "asr_lightning.nn.emformer.Emformer, and features without a normalization or with GlobalNormalization. "
         "`asr transcribe` reads whole files with this one."
     )
-    normalization = recognizer.features.normalization
     if not isinstance(recognizer, RNNTransducer):
         raise InputError(f"a {type(recognizer).__name__} writes only when an utterance has ended. {needed}")
     if not isinstance(recognizer.encoder, StreamingEncoder):
         raise InputError(f"its encoder, {type(recognizer.encoder).__name__}, reads whole utterances. {needed}")
-    if normalization is not None and not normalization.streams:
-        raise InputError(f"its features have {type(normalization).__name__}, over whole utterances. {needed}")
+    if whole := recognizer.features.whole_utterance():
+        raise InputError(f"its features have {whole}, over whole utterances. {needed}")
     return recognizer
 
 

@@ -104,7 +104,8 @@ class Joiner(nn.Module):
         super().__init__()
         self.joint = copy.deepcopy(recognizer.joint)
         self.joint.output.weight = nn.Parameter(self.joint.output.weight[order])
-        self.joint.output.bias = nn.Parameter(self.joint.output.bias[order])
+        if self.joint.output.bias is not None:
+            self.joint.output.bias = nn.Parameter(self.joint.output.bias[order])
         self.lattice = lattice
 
     def forward(self, encoded: Tensor, predicted: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 import itertools
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torchaudio
 
 from asr_lightning.audio.features import MFCC, Features, KaldiFilterBank, LogMel, PowerSpectrogram
 from asr_lightning.audio.normalization import GlobalNormalization, UtteranceNormalization
-from asr_lightning.audio.public_features import PublicLogMel
+from asr_lightning.audio.public_features import DecibelLogMel, PublicLogMel
 from asr_lightning.errors import InputError
 
 FEATURES = [LogMel, MFCC, PowerSpectrogram, KaldiFilterBank]
@@ -129,14 +131,30 @@ def in_pieces(features: Features, audio: torch.Tensor, sizes: list[int]) -> torc
 
 
 @pytest.mark.parametrize("samples", [0, 1, 199, 200, 201, 399, 400, 401, 560, 719, 720, 760, 4000, 16_001])
-@pytest.mark.parametrize("feature", [*FEATURES, PublicLogMel])
-def test_features_that_come_in_pieces_are_those_of_the_whole(feature: type, samples: int) -> None:
+@pytest.mark.parametrize("feature", [*FEATURES, PublicLogMel, partial(DecibelLogMel, decibels=None)])
+def test_features_that_come_in_pieces_are_those_of_the_whole(feature: Callable[[], Features], samples: int) -> None:
     features = feature()
     audio = torch.stack([speech_like(samples), speech_like(samples, seed=1)])
     expected, _ = features(audio, torch.tensor([samples, samples]))
     for sizes in ([1] if samples < 1000 else [160], [7, 0, 500], [160], [640], [max(1, samples)]):
         got = in_pieces(features, audio, sizes)
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_range_of_decibels_is_that_of_each_utterance() -> None:
+    features, quiet = DecibelLogMel(decibels=30.0), speech_like(4_000, seed=1)
+    quiet[1_000:] *= 1e-3
+    batch = padded(speech_like(8_000), quiet, 1e-2 * quiet)
+    both, lengths = features(*batch)
+    whole, _ = DecibelLogMel(decibels=None)(*batch)
+    for row, free, count in zip(both, whole, lengths.tolist(), strict=True):
+        assert row[:count].max() == free[:count].max() and not row[count:].any()
+        torch.testing.assert_close(row[:count], free[:count].clamp(min=float(free[:count].max()) - 30.0))
+    assert both[1].min() > whole[1].min() and both[2, : lengths[2]].max() < both[1].max() - 30
+    alone, _ = features(quiet.unsqueeze(0), torch.tensor([4_000]))
+    torch.testing.assert_close(both[1, : lengths[1]], alone[0], atol=1e-4, rtol=0.0)
+    with pytest.raises(InputError, match="decibels above 0, or none, got -3"):
+        DecibelLogMel(decibels=-3.0)
 
 
 def test_features_of_windows_with_gaps_between_them_stream() -> None:

@@ -9,11 +9,13 @@ from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.rnn_transducer import RNNTransducer
 from tests.support.architectures import ARCHITECTURES
+from tests.support.streaming_recognizer import output_with_bias
 from tests.support.tones import RATE, features, lstm_encoder, speak, transducer
 
 STREAMING = {  # and what the blank's score is lowered by, so that they write in many frames but not in all
     "RNN-T with a streaming Conformer": 1.0,
     "RNN-T with a streaming LSTM and CTC": 0.0,
+    "one-hot RNN-T with a streaming Conformer of LayerNorms": 2.0,
     "RNN-T with an Emformer": 0.0,
     "RNN-T with an Emformer and layer norms": 1.0,
 }
@@ -30,14 +32,15 @@ def talkative(name: str) -> RNNTransducer:
     recognizer.eval()
     with torch.no_grad():
         recognizer.encoder_projection.weight.mul_(4)
-        recognizer.joint.output.weight.mul_(4)
+        output = output_with_bias(recognizer)
+        output.weight.mul_(4)
         encoded, _ = recognizer(AUDIO, torch.full((2,), AUDIO.shape[1]))
         start = recognizer.predict(torch.zeros(2, 0, dtype=torch.int64))
         scores = recognizer.joint(recognizer.project(encoded), start)
         blank = scores[..., recognizer.tokenizer.blank_id]
         others = scores.masked_fill(torch.nn.functional.one_hot(torch.tensor(0), scores.shape[2]).bool(), -1e9).amax(2)
-        recognizer.joint.output.bias[recognizer.tokenizer.blank_id] += (others - blank).flatten().quantile(0.7)
-        recognizer.joint.output.bias[recognizer.tokenizer.blank_id] -= STREAMING[name]
+        output.bias[recognizer.tokenizer.blank_id] += (others - blank).flatten().quantile(0.7)
+        output.bias[recognizer.tokenizer.blank_id] -= STREAMING[name]
     recognizer.search.max_symbols = 2
     return recognizer
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,12 @@ from torch import Tensor
 
 from asr_lightning.errors import InputError
 from asr_lightning.nn.axes import Fixed, module_axes
+from asr_lightning.nn.chunked_conformer import (
+    ChunkedConformer,
+    ChunkedConvolution,
+    LayerNormConformer,
+    ReflectedSubsampling,
+)
 from asr_lightning.nn.conformer import Conformer, DepthwiseConvolution, StreamingConformer
 from asr_lightning.nn.recurrent import StreamingLSTMEncoder
 from asr_lightning.nn.sequences import silence_padding
@@ -33,6 +40,13 @@ def lstm(subsampling: int = 4) -> StreamingLSTMEncoder:
     return StreamingLSTMEncoder(7, 6, 2, 3, subsampling).double().eval()
 
 
+def layer_norms(chunk: int = 3, left_context: int = 4, kernel: int = 5, **options: Any) -> ChunkedConformer:
+    torch.manual_seed(1)
+    sizes = {**SIZES, "channels": [3, 2], **options}
+    encoder = ChunkedConformer(**sizes, kernel=kernel, chunk=chunk, left_context=left_context, largest_chunk=9)
+    return encoder.double().eval()
+
+
 ENCODERS: dict[str, Callable[[], StreamingEncoder]] = {
     "chunks": conformer,
     "chunks of one frame": lambda: conformer(1, 2),
@@ -43,6 +57,14 @@ ENCODERS: dict[str, Callable[[], StreamingEncoder]] = {
     "half the frames": lambda: conformer(subsampling=2),
     "an eighth of the frames": lambda: conformer(subsampling=8),
     "wide heads": lambda: conformer(head_dimension=5),
+    "LayerNorm in chunks": layer_norms,
+    "LayerNorm in chunks of one frame": lambda: layer_norms(1, 2),
+    "LayerNorm, no left context": lambda: layer_norms(2, 0),
+    "LayerNorm, a kernel of several chunks": lambda: layer_norms(2, 9, kernel=11),
+    "LayerNorm, kernel of one frame": lambda: layer_norms(kernel=1),
+    "LayerNorm, chunks beyond the utterance": lambda: layer_norms(1000, 1),
+    "LayerNorm, half the frames": lambda: layer_norms(channels=[3]),
+    "LayerNorm, an eighth of the frames": lambda: layer_norms(channels=[3, 2, 3], input_dimension=7),
     "LSTM": lstm,
     "LSTM of half the frames": lambda: lstm(2),
 }
@@ -125,7 +147,7 @@ def test_no_frame_beyond_the_look_ahead_is_needed_and_all_within_it_are(name: st
 
 @torch.no_grad()
 def test_what_is_kept_between_pieces_does_not_grow() -> None:
-    for encoder in (conformer(), lstm()):
+    for encoder in (conformer(), layer_norms(), lstm()):
         state, sizes = encoder.initial_state(2, CPU), []
         for _ in range(8):
             x = torch.randn(2, 3 * encoder.look_ahead, 7, dtype=torch.float64)
@@ -150,6 +172,56 @@ def test_training_draws_chunks_from_the_generator_of_the_step() -> None:
     encoder.eval().largest_chunk = 5
     encoder.use_chunk(7)
     assert chunk_size(1) == 7 and encoder.look_ahead == 28
+
+
+def test_training_draws_chunks_and_contexts_as_the_recipe_of_speechbrain() -> None:
+    encoder, draws = layer_norms().train(), []
+    encoder.largest_chunk = 32
+    torch.manual_seed(1)
+    for _ in range(2_000):
+        draws.append(encoder.chunk_now(5_000))
+    chunked = [(chunk, left) for chunk, left in draws if chunk < 5_000]
+    limited = [(chunk, left // chunk) for chunk, left in chunked if left < 5_000]
+    assert 1_120 < len(chunked) < 1_280 and 0.71 < len(limited) / len(chunked) < 0.79
+    assert all(left % chunk == 0 for chunk, left in chunked if left < 5_000)
+    assert {chunk for chunk, _ in chunked} == set(range(8, 33)) and {left for _, left in limited} == set(range(2, 33))
+    encoder.largest_chunk = 0
+    assert encoder.chunk_now(5_000) == (3, 4) == encoder.eval().chunk_now(7)
+    assert LayerNormConformer(7, 8, 1, 2, 8).chunks(70) is None
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5])
+@torch.no_grad()
+def test_reflected_ends_are_those_of_each_utterance(frames: int) -> None:
+    """Against torch's padding by reflection, which needs two frames; of one frame all are the same."""
+    subsampling = ReflectedSubsampling(7, 4, [3, 2], 0.0).double().eval()
+    x = torch.randn(2, 9, 7, dtype=torch.float64)
+    y, lengths = subsampling(x, torch.tensor([9, frames]))
+    expected = x[1:, None, :frames]  # (1, C, T, F)
+    for convolution, norm in zip(subsampling.convolutions, subsampling.norms, strict=True):
+        alone = expected.shape[2] == 1
+        padded = torch.nn.functional.pad(expected, (1, 1, 0 if alone else 1, 0 if alone else 1), mode="reflect")
+        padded = padded.expand(-1, -1, 3, -1) if alone else padded
+        expected = torch.nn.functional.leaky_relu(norm(convolution(padded).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+    expected = subsampling.projection(expected.permute(0, 2, 3, 1).flatten(2))
+    assert lengths.tolist() == [3, -(-frames // 4)]
+    torch.testing.assert_close(y[1, : lengths[1]], expected[0])
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 8, 100, None])
+@torch.no_grad()
+def test_convolution_in_chunks_sees_no_frame_behind_them(chunk: int | None) -> None:
+    convolution = ChunkedConvolution(4, 5, 0.0).double().eval()
+    x, lengths = torch.randn(2, 11, 4, dtype=torch.float64), torch.tensor([11, 6])
+    y = convolution(x, lengths, chunk)
+    gated = torch.nn.functional.glu(convolution.gated(convolution.norm(x)), dim=2)
+    for row, length in enumerate(lengths.tolist()):
+        for t in range(length):
+            end = length if chunk is None else min((t // chunk + 1) * chunk, length)
+            seen = [(tap, t + tap - 2) for tap in range(5) if 0 <= t + tap - 2 < end]
+            mixed = sum(gated[row, j] * convolution.filter.weight[:, 0, tap] for tap, j in seen)
+            mixed = torch.nn.functional.silu(convolution.filter_norm(mixed + convolution.filter.bias))
+            torch.testing.assert_close(y[row, t], convolution.output(mixed))
 
 
 def test_every_frame_has_a_finite_gradient_with_padding_beyond_the_left_context() -> None:
@@ -184,6 +256,12 @@ def test_impossible_sizes_and_training_are_named() -> None:
         conformer(0)
     with pytest.raises(InputError, match="left_context=-1"):
         conformer(left_context=-1)
+    with pytest.raises(InputError, match="ChunkedConformer needs a chunk from 1.*chunk=0"):
+        layer_norms(0)
+    with pytest.raises(InputError, match="heads divide, and an odd kernel.*kernel=4"):
+        layer_norms(kernel=4)
+    with pytest.raises(InputError, match="two or more frequencies left"):
+        layer_norms(channels=[2, 2, 2, 2])
     encoder = conformer().train()
     with pytest.raises(InputError, match=r"in training: call eval\(\)"):
         encoder.stream(torch.zeros(1, 4, 7), torch.tensor([4]), encoder.initial_state(1, CPU))

@@ -8,6 +8,7 @@ from tests.support.tones import (
     TEXTS,
     attention_decoder,
     conformer,
+    conformer_of_layer_norms,
     ctc,
     deep_speech_2,
     features,
@@ -18,6 +19,7 @@ from tests.support.tones import (
     transducer,
 )
 
+ONE_HOT = "asr_lightning.models.rnn_transducer.OneHotTransducer"
 STATELESS = {
     "class_path": "asr_lightning.models.rnn_transducer.StatelessPredictor",
     "init_args": {"dimension": 32, "context": 2},
@@ -83,6 +85,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
     "RNN-T with a streaming Conformer": transducer(
         encoder=streaming_conformer(), features=features("LogMel", "GlobalNormalization", mels=20)
     ),
+    "one-hot RNN-T with a Conformer of LayerNorms": {
+        "class_path": ONE_HOT, "init_args": transducer(encoder=conformer_of_layer_norms())["init_args"]
+    },
+    "one-hot RNN-T with a streaming Conformer of LayerNorms": {
+        "class_path": ONE_HOT,
+        "init_args": transducer(
+            encoder=conformer_of_layer_norms("ChunkedConformer", chunk=6, left_context=12, largest_chunk=6),
+            features=features("LogMel", "GlobalNormalization", mels=20),
+        )["init_args"],
+    },
     "RNN-T with a streaming LSTM and CTC": transducer(
         encoder=recurrent("StreamingLSTMEncoder", layers=2, channels=8, subsampling=2, dropout=0.0), ctc_weight=0.3
     ),

@@ -14,6 +14,10 @@ ENCODERS = {
         "class_path": "asr_lightning.nn.conformer.Conformer",
         "init_args": {"dimension": 16, "layers": 2, "heads": 2, "feed_forward": 32, "kernel": 5, "channels": 4},
     },
+    "layer_norms": {
+        "class_path": "asr_lightning.nn.chunked_conformer.LayerNormConformer",
+        "init_args": {"dimension": 16, "layers": 2, "heads": 2, "feed_forward": 32, "kernel": 5, "channels": [4, 3]},
+    },
     "lstm": {
         "class_path": "asr_lightning.nn.recurrent.LSTMEncoder",
         "init_args": {"hidden": 12, "layers": 2, "channels": 4},
@@ -51,7 +55,11 @@ NEMO = {**KALDI, "minimum_hertz": 0.0, "remove_mean": False, "mel_scale": "slane
 
 
 def network(
-    encoder: str, predictor: str | None, normalization: str | None = None, features: dict[str, Any] | None = None
+    encoder: str,
+    predictor: str | None,
+    normalization: str | None = None,
+    transducer: str = "RNNTransducer",
+    features: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The configuration of a transducer, or of a CTC recognizer without a predictor."""
     feature_arguments = {"mels": MELS, **(NEMO if predictor == "LSTMPredictor" else KALDI)}
@@ -78,7 +86,7 @@ def network(
             "init_args": {"max_symbols": 10 if predictor == "LSTMPredictor" else 1},
         },
     }
-    return {"class_path": "asr_lightning.models.rnn_transducer.RNNTransducer", "init_args": arguments}
+    return {"class_path": f"asr_lightning.models.rnn_transducer.{transducer}", "init_args": arguments}
 
 
 def write_checkpoint(path: Path, config: dict[str, Any]) -> Path:
@@ -93,6 +101,9 @@ def write_checkpoint(path: Path, config: dict[str, Any]) -> Path:
             if part := getattr(recognizer, name, None):
                 output = getattr(part, "output", part)
                 output.weight.mul_(8)
+                if output.bias is None:  # what is activated is positive in the mean
+                    output.weight[[recognizer.tokenizer.unk_id, recognizer.tokenizer.eos_id]] = -2
+                    continue
                 output.bias.zero_()
                 if name == "output":  # the mean of all frames is subtracted, so that they differ
                     audio = 0.1 * torch.randn(1, 16_000)

@@ -44,7 +44,7 @@ def streaming_recognizer(config: dict[str, Any] = CONFIG, bias: float = 2.0) -> 
         encoded, _ = recognizer(audio, torch.tensor([audio.shape[1]]))
         predicted = recognizer.predict(torch.randint(3, len(recognizer.tokenizer), (1, 50)))
         scores = recognizer.joint(recognizer.project(encoded).unsqueeze(2), predicted.unsqueeze(1)).flatten(0, 2)
-        output = recognizer.joint.output  # all tokens alike in mean and spread
+        output = output_with_bias(recognizer)  # all tokens alike in mean and spread
         output.weight.div_(scores.std(dim=0).unsqueeze(1))
         output.bias.copy_((output.bias - scores.mean(dim=0)) / scores.std(dim=0))
         quiet, _ = recognizer(torch.zeros(1, rate), torch.tensor([rate]))
@@ -54,6 +54,14 @@ def streaming_recognizer(config: dict[str, Any] = CONFIG, bias: float = 2.0) -> 
         output.bias[3] += 1.0  # the space
         output.bias[1] = output.bias[2] = -10.0  # unknown and end
     return recognizer
+
+
+def output_with_bias(recognizer: RNNTransducer) -> torch.nn.Linear:
+    """The joint network's output; one without a bias gets zeros, so that tests can set how much is written."""
+    output = recognizer.joint.output
+    if output.bias is None:
+        output.bias = torch.nn.Parameter(torch.zeros(output.out_features))
+    return output
 
 
 def save(recognizer: Recognizer, path: Path) -> Path:

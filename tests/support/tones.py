@@ -157,6 +157,12 @@ def conformer(input_dimension: int, **changes: Any) -> dict[str, Any]:
     }
 
 
+def conformer_of_layer_norms(name: str = "LayerNormConformer", **changes: Any) -> dict[str, Any]:
+    arguments = {"input_dimension": 20, "dimension": 32, "layers": 2, "heads": 2, "feed_forward": 64, "kernel": 9,
+                 "channels": [8], "dropout": 0.0, **changes}  # fmt: skip
+    return {"class_path": f"asr_lightning.nn.chunked_conformer.{name}", "init_args": arguments}
+
+
 def streaming_conformer() -> dict[str, Any]:
     config = conformer(20, chunk=4, left_context=8, largest_chunk=6)
     return {**config, "class_path": "asr_lightning.nn.conformer.StreamingConformer"}

@@ -114,6 +114,20 @@ def test_foreign_sentencepiece_model_gets_blank_and_end_appended(foreign_model: 
     assert tokenizer.decode([21, *tokenizer.encode(TEXTS[0]), 22]) == TEXTS[0]
 
 
+def test_the_unknown_piece_can_be_the_blank(foreign_model: str, model: str) -> None:
+    tokenizer = SentencePieceTokenizer(foreign_model, blank_is_unknown=True)
+    assert (len(tokenizer), tokenizer.blank_id, tokenizer.unk_id, tokenizer.eos_id) == (21, 0, 0, 0)
+    assert tokenizer.tokens[0] == "<blank>" and "<unk>" not in tokenizer.tokens
+    ids = tokenizer.encode("THE ÑAT")
+    assert 0 not in ids and tokenizer.decode([0, *ids, 0]) == "THE AT"  # a blank among targets would be no token
+    assert tokenizer.loses("Ñ") and not tokenizer.loses("A") and tokenizer.fold("THE ÑAT") == "THE ÑAT"
+    assert set(tokenizer.init_args()) == {"model_base64", "blank_is_unknown"}
+    again = SentencePieceTokenizer(**tokenizer.init_args())
+    assert again.tokens == tokenizer.tokens and again.encode("THE ÑAT") == ids
+    with_end = SentencePieceTokenizer(model, blank_is_unknown=True)
+    assert (len(with_end), with_end.blank_id, with_end.eos_id) == (22, 1, 2)
+
+
 @pytest.mark.parametrize("kind", ["model", "foreign_model"])
 def test_sentencepiece_is_rebuilt_without_its_file(kind: str, request) -> None:
     tokenizer = SentencePieceTokenizer(request.getfixturevalue(kind))

@@ -24,6 +24,8 @@ RATE = 16_000
 FORMS = [
     ("conformer", "StatelessPredictor", "UtteranceNormalization"),
     ("conformer", "LSTMPredictor", None),
+    ("layer_norms", "StatelessPredictor", "UtteranceNormalization"),
+    ("layer_norms", "LSTMPredictor", None, "OneHotTransducer"),
     ("lstm", "LSTMPredictor", "UtteranceNormalization"),
     ("lstm", "StatelessPredictor", None),
     ("emformer", "StatelessPredictor", None),

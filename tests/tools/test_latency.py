@@ -186,7 +186,7 @@ def test_times_of_other_words_and_chunks_of_networks_without_them_are_refused(
     assert isinstance(offline, RNNTransducer)
     command[1] = str(save(offline, corpus / "offline"))
     assert main([*command, "--truth", str(corpus / "test.words.ctm"), "--chunks", "2"]) == 2
-    assert "expected a network with a StreamingConformer, found none" in capsys.readouterr().err
+    assert "expected a network with chunks, as a StreamingConformer has, found none" in capsys.readouterr().err
 
 
 def test_phones_and_a_lexicon_give_the_times_of_words(tmp_path: Path) -> None:
