@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-QUERIES = 1024  # of a block
-CANDIDATES = 16_384  # of a block: with 1,024 queries 64 MiB of distances
+QUERIES = 256  # of a block
+CANDIDATES = 8_192  # of a block: with 256 queries 8 MiB of distances, which caches hold
+STRIPES = 32  # of a block, whose minima are compared first
 PRECISE_QUERIES = 128  # of a block in double precision: as much memory
 SPARE = 8  # candidates that are measured again in double precision, besides those asked for
 
@@ -97,12 +99,31 @@ def _candidates(
         block = torch.from_numpy((states[begin : begin + CANDIDATES] - center).astype(np.float32)).to(device)
         block_groups = torch.from_numpy(groups[begin : begin + CANDIDATES].astype(np.int64)).to(device)
         squares = torch.addmm(block.square().sum(dim=1), query, block.T, alpha=-2.0)  # without the same |query|²
-        squares.masked_fill_(query_groups == block_groups, float("inf"))
-        near, column = squares.topk(min(count, len(block)), dim=1, largest=False)
+        if torch.isin(block_groups, query_groups).any():  # of a few blocks, as sentences stand in one piece
+            squares.masked_fill_(query_groups == block_groups, float("inf"))
+        near, column = _smallest(squares, min(count, len(block)))
         best, order = torch.cat([best, near], dim=1).topk(count, dim=1, largest=False)
         nearest_rows = torch.cat([nearest_rows, column + begin], dim=1).gather(1, order)
     candidates = torch.where(best.isinf(), -1, nearest_rows)
     return candidates.sort(dim=1).values.cpu().numpy(), best.amax(dim=1).double().cpu().numpy()
+
+
+def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the smallest of each row (Q, count), in ascending order, and their columns; faster than `topk`.
+
+    A row (N,) is read as N / STRIPES columns of STRIPES values. The smallest values lie in the `count` columns with the
+    smallest minima: a column before theirs holds a smaller value itself.
+    """
+    width = values.shape[1] // STRIPES
+    if values.shape[1] % STRIPES or width <= count:
+        smallest, columns = values.topk(count, dim=1, largest=False)
+        return smallest, columns
+    table = values.view(len(values), STRIPES, width)
+    column = table.amin(dim=1).topk(count, dim=1, largest=False, sorted=False).indices.unsqueeze(1)  # (Q, 1, count)
+    candidates = table.gather(2, column.expand(-1, STRIPES, -1)).flatten(1)  # (Q, STRIPES * count)
+    columns = column + width * torch.arange(STRIPES, device=values.device)[:, None]  # (Q, STRIPES, count)
+    smallest, order = candidates.topk(count, dim=1, largest=False)
+    return smallest, columns.flatten(1).gather(1, order)
 
 
 def _precise_candidates(

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from asr_lightning.analysis import neighbours
 from asr_lightning.analysis.neighbours import (
@@ -20,18 +21,35 @@ def sentences(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])  # far from the origin, single precision alone would be wrong
-def test_neighbours_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch, offset: float) -> None:
+@pytest.mark.parametrize("count, block", [(300, 61), (1500, 640)])  # without stripes, and with them
+@pytest.mark.parametrize("in_order", [False, True])  # of groups, which then meet in few blocks
+def test_neighbours_are_those_of_brute_force(
+    monkeypatch: pytest.MonkeyPatch, offset: float, count: int, block: int, in_order: bool
+) -> None:
     monkeypatch.setattr(neighbours, "QUERIES", 37)
-    monkeypatch.setattr(neighbours, "CANDIDATES", 61)
+    monkeypatch.setattr(neighbours, "CANDIDATES", block)
     random = np.random.default_rng(1)
-    states = (random.normal(size=(300, 12)) + offset).astype(np.float32)
-    groups = random.integers(0, 20, 300)
+    states = (random.normal(size=(count, 12)) + offset).astype(np.float32)
+    groups = random.integers(0, 20, count)
+    groups = np.sort(groups) if in_order else groups
     indices, distances = nearest(states, groups, 5)
     matrix = np.linalg.norm(states.astype(np.float64)[:, None] - states.astype(np.float64)[None], axis=2)
     matrix[groups[:, None] == groups[None]] = np.inf
     expected = np.argsort(matrix, axis=1, kind="stable")[:, :5]
     np.testing.assert_array_equal(indices, expected)
     np.testing.assert_allclose(distances, np.take_along_axis(matrix, expected, axis=1))
+
+
+@pytest.mark.parametrize("count", [1, 7, 13])
+def test_the_smallest_are_those_of_a_sorted_row(count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    for high in (5, 10**6):  # many equal values, and hardly any
+        values = torch.randint(high, (40, 32 * 20), generator=generator).float()
+        values[0] = torch.inf
+        smallest, columns = neighbours._smallest(values, count)
+        assert torch.equal(smallest, values.sort(dim=1).values[:, :count])
+        assert torch.equal(values.gather(1, columns), smallest)
+        assert all(len(set(row)) == count for row in columns.tolist())
 
 
 def test_equal_states_are_taken_in_the_order_of_their_places() -> None:
