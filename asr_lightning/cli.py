@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import logging
-import netrc
 import os
 import pkgutil
 import re
@@ -19,7 +18,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning
-import wandb
 from jsonargparse import Namespace
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import (
@@ -33,8 +31,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import data_modules
@@ -53,7 +50,13 @@ from asr_lightning.callbacks.stopping import FinishEpoch, OtherParts, SaveLastEp
 from asr_lightning.callbacks.throughput import Throughput
 from asr_lightning.callbacks.transcripts import Transcripts
 from asr_lightning.callbacks.transfer import InitializeFrom
-from asr_lightning.callbacks.wandb_run import RunLogger, WandbConfiguration
+from asr_lightning.callbacks.wandb_run import (
+    RunLogger,
+    WandbConfiguration,
+    keep_wandb_offline,
+    leave_inherited_wandb,
+    reach_wandb,
+)
 from asr_lightning.callbacks.weight_changes import DistanceFromStart, UpdateSizes
 from asr_lightning.callbacks.weight_selection import WeightSelection
 from asr_lightning.error_messages import TRACE, explain, trace_kept
@@ -66,7 +69,7 @@ from asr_lightning.models.checkpoints import (
     read_checkpoint,
     remember_configuration,
 )
-from asr_lightning.models.instantiation import LONG, within_memory
+from asr_lightning.models.instantiation import within_memory
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.same_network import check_same_network, check_training_state
 from asr_lightning.nn.sequences import Encoder
@@ -74,7 +77,6 @@ from asr_lightning.parser import CommandLineParser, experiments_first
 from asr_lightning.renamed import current_names
 from asr_lightning.report.tables import as_text, metrics_by_subset
 
-WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it
 CALLBACKS: dict[str, type[Callback]] = {  # of every run, by the key that holds their arguments
     "initialization": Initialization,
     "initialize_from": InitializeFrom,
@@ -415,43 +417,6 @@ def known_models() -> str:
 def _subclasses(kind: type) -> set[type]:
     direct: list[type] = kind.__subclasses__()
     return {*direct, *(subclass for child in direct for subclass in _subclasses(child))}
-
-
-def keep_wandb_offline() -> None:
-    """Send nothing to W&B unless the user has a key for it, or has set WANDB_MODE."""
-    try:
-        keys = netrc.netrc()
-        has_key = any(keys.authenticators(host) is not None for host in WANDB_HOSTS)
-    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
-        has_key = False
-    if not has_key and "WANDB_API_KEY" not in os.environ:
-        os.environ.setdefault("WANDB_MODE", "offline")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # seconds; W&B's own 90 became 184 where nothing answers
-
-
-def leave_inherited_wandb() -> None:
-    """Give this run a service process of W&B of its own, where it has inherited that of a notebook or another program.
-
-    An inherited one writes below the folder where it was started, and refuses to go on with a run that was killed.
-    """
-    if os.environ.get("WANDB_SERVICE", "").split("-")[1:2] != [str(os.getpid())]:  # version, process, address
-        os.environ.pop("WANDB_SERVICE", None)
-
-
-def reach_wandb(loggers: Iterable[Logger]) -> None:
-    """Begin the runs of W&B; those that it refuses stay offline, so that no training ends for want of a network."""
-    for logger in loggers:
-        if not isinstance(logger, WandbLogger):
-            continue
-        try:
-            _ = logger.experiment
-        except wandb.errors.Error as error:
-            logger._wandb_init["mode"] = "offline"  # an environment variable is not looked at any more
-            rank_zero_warn(
-                f"W&B cannot be reached: {' '.join(str(error).split())[:LONG]}. The run is kept in "
-                f"{Path(logger.save_dir or '.') / 'wandb'}; `wandb sync` sends it later."
-            )
 
 
 def quieten() -> None:

@@ -18,6 +18,7 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from asr_lightning import cli
+from asr_lightning.callbacks.wandb_run import WANDB_HOSTS, reach_wandb
 from asr_lightning.files import held
 from tests.support.commands import said
 
@@ -126,7 +127,7 @@ def test_a_run_is_kept_offline_where_wandb_cannot_be_reached(tmp_path: Path) -> 
     )
     logger = WandbLogger(project="test", save_dir=tmp_path, settings=settings)
     with pytest.warns(UserWarning, match="W&B cannot be reached: .*127[.]0[.].*`wandb sync`"):
-        cli.reach_wandb([logger])
+        reach_wandb([logger])
     assert logger.experiment.offline
     logger.log_metrics({"loss": 1.0})
     wandb.finish()
@@ -276,7 +277,7 @@ def test_only_models_of_ours_are_trained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "mode"), [("", "offline"), ("WANDB_API_KEY", None), *((host, None) for host in cli.WANDB_HOSTS)]
+    ("key", "mode"), [("", "offline"), ("WANDB_API_KEY", None), *((host, None) for host in WANDB_HOSTS)]
 )
 def test_wandb_is_offline_unless_there_is_a_key(
     key: str, mode: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -284,7 +285,7 @@ def test_wandb_is_offline_unless_there_is_a_key(
     monkeypatch.delenv("WANDB_MODE")
     if key == "WANDB_API_KEY":
         monkeypatch.setenv(key, "0" * 40)
-    if key in cli.WANDB_HOSTS:
+    if key in WANDB_HOSTS:
         (tmp_path / ".netrc").write_text(f"machine {key} login user password {'0' * 40}\n")
         (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setattr(cli, "CommandLine", lambda *arguments, **options: None)

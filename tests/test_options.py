@@ -12,6 +12,7 @@ import yaml
 from asr_lightning import cli
 from asr_lightning.audio.features import LogMel
 from asr_lightning.audio.normalization import UtteranceNormalization
+from asr_lightning.callbacks.wandb_run import keep_wandb_offline
 from asr_lightning.error_messages import TRACE, explain, trace_kept
 from asr_lightning.errors import InputError
 from asr_lightning.models.instantiation import brief
@@ -142,7 +143,7 @@ def test_keys_of_wandb_that_cannot_be_read_keep_it_offline(tmp_path: Path, monke
     monkeypatch.delenv("WANDB_MODE")
     for make in (lambda path: path.mkdir(), lambda path: (path.rmdir(), path.write_bytes(b"\xff\xfe machine"))):
         make(tmp_path / ".netrc")
-        cli.keep_wandb_offline()
+        keep_wandb_offline()
         assert cli.os.environ.pop("WANDB_MODE") == "offline"
 
 

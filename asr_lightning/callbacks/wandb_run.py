@@ -1,22 +1,26 @@
 """A training at W&B: one run for all its starts and tests, with its configuration, over epochs counted from 1."""
 
 import math
+import netrc
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import wandb
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from asr_lightning.files import source_commit, write_atomically
+from asr_lightning.models.instantiation import LONG
 
 EPOCH = "epoch"
+WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # under which `wandb login` has left a key, and now leaves it
 ID_FILE = "wandb/id.txt"  # in the run folder
 TRAINING = "fit"  # the job type of a training's run, whatever command goes on with it
 
@@ -131,3 +135,40 @@ def corpus_hours(trainer: Trainer) -> float | None:
     factors = getattr(trainer.datamodule, "speed_factors", None) or [1.0]  # type: ignore[attr-defined]
     seconds = float(np.sum(plan.durations)) * min([1.0, *factors])  # planned as long as at the slowest speed
     return round(seconds / 3600, 4)
+
+
+def keep_wandb_offline() -> None:
+    """Send nothing to W&B unless the user has a key for it, or has set WANDB_MODE."""
+    try:
+        keys = netrc.netrc()
+        has_key = any(keys.authenticators(host) is not None for host in WANDB_HOSTS)
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
+        has_key = False
+    if not has_key and "WANDB_API_KEY" not in os.environ:
+        os.environ.setdefault("WANDB_MODE", "offline")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # seconds; W&B's own 90 became 184 where nothing answers
+
+
+def leave_inherited_wandb() -> None:
+    """Give this run a service process of W&B of its own, where it has inherited that of a notebook or another program.
+
+    An inherited one writes below the folder where it was started, and refuses to go on with a run that was killed.
+    """
+    if os.environ.get("WANDB_SERVICE", "").split("-")[1:2] != [str(os.getpid())]:  # version, process, address
+        os.environ.pop("WANDB_SERVICE", None)
+
+
+def reach_wandb(loggers: Iterable[Logger]) -> None:
+    """Begin the runs of W&B; those that it refuses stay offline, so that no training ends for want of a network."""
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger):
+            continue
+        try:
+            _ = logger.experiment
+        except wandb.errors.Error as error:
+            logger._wandb_init["mode"] = "offline"  # an environment variable is not looked at any more
+            rank_zero_warn(
+                f"W&B cannot be reached: {' '.join(str(error).split())[:LONG]}. The run is kept in "
+                f"{Path(logger.save_dir or '.') / 'wandb'}; `wandb sync` sends it later."
+            )
