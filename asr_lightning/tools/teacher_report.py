@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from asr_lightning.analysis.similarity import layer_similarities, stretched
+from asr_lightning.analysis.similarity import layer_similarities
 from asr_lightning.batch import Batch
+from asr_lightning.callbacks.teacher_similarity import layer_list, layer_outputs
 from asr_lightning.callbacks.weight_selection import Selected, check_features, select_weights, teacher_modules
-from asr_lightning.errors import InputError
 from asr_lightning.files import read_experiment, write_atomically
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.experiment import read_part
@@ -203,7 +202,7 @@ def layer_fits(
     Raises:
         InputError: The encoder has no list of layers, or too little speech was read.
     """
-    path = _layer_list(teacher.encoder)
+    path = layer_list(teacher.encoder)
     names = [[f"{path}.{index}" for index in range(len(net.encoder.get_submodule(path)))] for net in (teacher, student)]  # type: ignore[arg-type]
     of_teacher, of_random, of_selected = (
         layer_outputs(net.to(teacher.device), layers, batches)
@@ -232,59 +231,3 @@ def layer_fits(
             )
         )  # fmt: skip
     return fits, frames
-
-
-def _layer_list(encoder: nn.Module) -> str:
-    """Return the path of the list of layers of an encoder: the outermost one with the most values."""
-    lists = {
-        path: sum(tensor.numel() for tensor in module.state_dict().values())
-        for path, module in encoder.named_modules()
-        if isinstance(module, nn.ModuleList) and not any(char.isdigit() for char in path)
-    }
-    if not any(lists.values()):
-        raise InputError(f"{type(encoder).__name__}: expected an encoder with a list of layers to compare, found none")
-    return max(lists, key=lambda path: lists[path])
-
-
-@torch.no_grad()
-def layer_outputs(recognizer: Recognizer, layers: Sequence[str], batches: Sequence[Batch]) -> list[np.ndarray]:
-    """Return the outputs (N, D) of layers of an encoder over all utterances, each of which is read alone.
-
-    Layers with fewer frames are stretched to the number of the longest. Several outputs of a layer, as of two
-    directions, are concatenated.
-
-    Args:
-        recognizer: In evaluation mode.
-        layers: Paths below the encoder.
-        batches: Speech.
-
-    Raises:
-        InputError: There are fewer than two frames, or a layer gives no frames.
-    """
-    calls: dict[str, Tensor] = {}
-    handles = []
-    for name in layers:
-
-        def keep(module: nn.Module, arguments: Any, output: Any, name: str = name) -> None:  # noqa: ANN401
-            parts = output if isinstance(output, tuple | list) else (output,)
-            frames = [part for part in parts if isinstance(part, Tensor) and part.dim() == 3]
-            calls[name] = torch.cat([part for part in frames if part.shape[1] == frames[0].shape[1]], dim=2)
-
-        handles.append(recognizer.encoder.get_submodule(name).register_forward_hook(keep))
-    outputs: list[list[np.ndarray]] = [[] for _ in layers]
-    device = recognizer.device
-    try:
-        for batch in batches:
-            for audio, length in zip(batch.audio, batch.audio_lengths, strict=True):
-                recognizer(audio[None, :length].to(device), length[None].to(device))
-                rows = [calls[name][0].float().cpu().numpy() for name in layers]
-                longest = max(map(len, rows))
-                if longest:
-                    for collected, values in zip(outputs, rows, strict=True):
-                        collected.append(stretched(values, longest))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if sum(map(len, outputs[0])) < 2:
-        raise InputError("expected speech of two frames or more to compare layers with, found less")
-    return [np.concatenate(values) for values in outputs]

@@ -8,9 +8,10 @@ import yaml
 
 from asr_lightning.asr import main
 from asr_lightning.batch import Batch, Utterance
+from asr_lightning.callbacks.teacher_similarity import layer_outputs
 from asr_lightning.callbacks.weight_selection import select_weights, teacher_modules
 from asr_lightning.models.checkpoints import build_recognizer
-from asr_lightning.tools.teacher_report import layer_fits, layer_outputs
+from asr_lightning.tools.teacher_report import layer_fits
 from data_modules.spoken_korean import synthesize
 from tests.support.planted_teachers import ARCHITECTURES, RATE, pair, plant, recognizer
 from tests.support.teacher_checkpoint import save_teacher
