@@ -82,7 +82,7 @@ def transfer_weights(
             try:
                 picks = [pick_axis(*pair, _first) for pair in zip(axes[name], source_axes[source_name], strict=True)]
             except InputError as error:
-                different[name] = f"an axis {str(error).replace('the teacher', 'the checkpoint')}"
+                different[name] = f"an axis {error}"
                 continue
             weights[name] = take(tensor.detach(), source_weights[source_name].detach(), [pick.places for pick in picks])
             exact = tensor.shape == source_weights[source_name].shape and all(

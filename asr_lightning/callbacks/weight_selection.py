@@ -192,7 +192,7 @@ def pick_axis(own: Axis, source: Axis, rule: IndexRule) -> AxisSelection:
         InputError: The axes mean different things, or the rule refuses their sizes.
     """
     if len(own) != len(source):
-        raise InputError(f"joins {len(own)} parts, but {len(source)} in the teacher")
+        raise InputError(f"joins {len(own)} parts, but {len(source)} in the checkpoint")
     indices, words, start = [], [], 0
     for product, source_product in zip(own, source, strict=True):
         pick = _pick_product(product, source_product, rule)
@@ -204,7 +204,7 @@ def pick_axis(own: Axis, source: Axis, rule: IndexRule) -> AxisSelection:
 
 def _pick_product(own: Product, source: Product, rule: IndexRule) -> AxisSelection:
     if [type(factor) for factor in own] != [type(factor) for factor in source]:
-        raise InputError(f"is {own}, but {source} in the teacher")
+        raise InputError(f"is {own}, but {source} in the checkpoint")
     indices, words = torch.zeros(1, dtype=torch.int64), []
     for factor, source_factor in zip(own, source, strict=True):
         pick = _pick_factor(factor, source_factor, rule)
@@ -220,7 +220,7 @@ def _pick_factor(own: Factor, source: Factor, rule: IndexRule) -> AxisSelection:
         return _pick_tokens(own.names, source.names)
     if isinstance(own, Fixed) and isinstance(source, Fixed):
         if own != source:
-            raise InputError(f"has {own.size} {own.name}, but {source.size} {source.name} in the teacher: both need "
+            raise InputError(f"has {own.size} {own.name}, but {source.size} {source.name} in the checkpoint: both need "
                              "the same features and the same structure")  # fmt: skip
         return AxisSelection(torch.arange(own.size), f"all {own.size} {own.name}")
     if source.size == own.size:
@@ -229,7 +229,7 @@ def _pick_factor(own: Factor, source: Factor, rule: IndexRule) -> AxisSelection:
     if isinstance(own, Taps):
         offset, odd = divmod(source.size - own.size, 2)
         if odd:
-            raise InputError(f"has {own.size} taps, but {source.size} in the teacher: both need to be odd, or both "
+            raise InputError(f"has {own.size} taps, but {source.size} in the checkpoint: both need to be odd, or both "
                              "even, for one to be centred in the other")  # fmt: skip
         indices = torch.arange(own.size) + offset
         return AxisSelection(
@@ -242,8 +242,8 @@ def _pick_tokens(own: tuple[str, ...], source: tuple[str, ...]) -> AxisSelection
     ids = {token: number for number, token in enumerate(source)}
     shared = [token for token in own if token in ids]
     if all(token.startswith("<") for token in shared):  # <blank>, <unk> and <eos> are in every vocabulary
-        raise InputError(f"has a row for each of {len(own)} tokens, {len(source)} in the teacher, but the tokenizers "
-                         "share none")  # fmt: skip
+        raise InputError(f"has a row for each of {len(own)} tokens, {len(source)} in the checkpoint, but the "
+                         "tokenizers share none")  # fmt: skip
     return AxisSelection(
         torch.tensor([ids.get(token, -1) for token in own]), f"{len(shared)} of {len(own)} tokens by name"
     )
@@ -318,7 +318,15 @@ class WeightSelection(FirstWeights):
 
 
 def check_features(own: Features, source: Features) -> None:
-    """Refuse features that compute something else from the same audio, with the same statistics."""
+    """Refuse features that compute something else from the same audio, with the same statistics.
+
+    Args:
+        own: Of the model.
+        source: Of the checkpoint that its weights are from.
+
+    Raises:
+        InputError: They do.
+    """
     both = [deepcopy(features).cpu().eval() for features in (own, source)]
     rates = [features.sample_rate for features in both]
     shapes = [{name: tensor.shape for name, tensor in features.state_dict().items()} for features in both]
@@ -334,4 +342,7 @@ def check_features(own: Features, source: Features) -> None:
             f"{features.hop_samples} at {features.sample_rate} Hz, then {type(features.normalization).__name__}"
             for features in both
         ]
-        raise _unusable(f"it was trained on other features, {words[1]}; the model's are {words[0]}")
+        raise InputError(
+            f"the checkpoint was trained on other features, {words[1]}; the model's are {words[0]}: train with "
+            "those of the checkpoint"
+        )

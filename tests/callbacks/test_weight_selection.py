@@ -186,7 +186,7 @@ def refusals() -> Iterator[Any]:
     kernel = Conformer(MELS, 16, 2, 4, 8, 3, 8)
     yield "kernel", attending, model(kernel, True), "5 entries, but only 3 in the teacher"
     foreign = model(lstm(True), True, Letters("<blank> <unk> <eos> a b c"))
-    yield "tokens", small, foreign, "31 tokens, 6 in the teacher, but the tokenizers share none"
+    yield "tokens", small, foreign, "31 tokens, 6 in the checkpoint, but the tokenizers share none"
     yield "context", model(lstm(False), False, context=2), model(lstm(True), True, context=4), "2 taps, but 4 taps"
 
 

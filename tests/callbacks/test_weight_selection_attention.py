@@ -79,7 +79,7 @@ def test_a_decoder_whose_output_reads_no_context_is_found(mechanism: str, cells:
 def test_a_teacher_of_the_other_order_is_refused() -> None:
     student = Planting("projected", query_state="previous").recognizer(teacher=False)
     teacher = Planting("projected").recognizer(teacher=True)
-    with pytest.raises(InputError, match=r"axis 1 of decoder\.output\.weight joins 1 parts, but 2 in the teacher"):
+    with pytest.raises(InputError, match=r"axis 1 of decoder\.output\.weight joins 1 parts, but 2 in the checkpoint"):
         select_weights(student, teacher)
 
 
@@ -192,9 +192,9 @@ def test_four_layers_are_found_in_eight(listener: str, rule: Any, sources: dict[
 @pytest.mark.parametrize(
     ("listener", "layers", "cells", "message"),
     [
-        ("projected", 5, 2, r"axis 1 of encoder\.layers\.0.*features.* in the teacher"),
-        ("pyramid", 5, 2, r"axis 1 of encoder\.pyramid\.0.*features.* in the teacher"),
-        ("projected", 3, 3, r"axis 1 of decoder\.cells\.0\.weight_ih joins 2 parts, but 1 in the teacher"),
+        ("projected", 5, 2, r"axis 1 of encoder\.layers\.0.*features.* in the checkpoint"),
+        ("pyramid", 5, 2, r"axis 1 of encoder\.pyramid\.0.*features.* in the checkpoint"),
+        ("projected", 3, 3, r"axis 1 of decoder\.cells\.0\.weight_ih joins 2 parts, but 1 in the checkpoint"),
     ],
 )
 def test_the_last_layers_cannot_be_the_first(listener: str, layers: int, cells: int, message: str) -> None:
@@ -216,5 +216,5 @@ def test_features_are_all_needed_and_those_of_another_teacher_are_refused(studen
     _, report = select_weights(student, student)
     directions = [entry.name.split(".")[2] for entry in report if "8 features" in entry.axes[-1]]
     assert directions == ["forward_lstm", "backward_lstm"]
-    with pytest.raises(InputError, match="8 features, but 12 features in the teacher"):
+    with pytest.raises(InputError, match="8 features, but 12 features in the checkpoint"):
         select_weights(student, teacher)

@@ -98,7 +98,7 @@ NORMALIZED = {"normalization": "asr_lightning.audio.normalization.UtteranceNorma
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (("MFCC", {}), "teacher .* MFCC of 8 dimensions.*model.* LogMel of 8"),
+        (("MFCC", {}), "checkpoint .* MFCC of 8 dimensions.*model.* LogMel of 8"),
         (("KaldiFilterBank", {}), "KaldiFilterBank"),
         (("LogMel", {"mels": 10}), "LogMel of 10 dimensions.*LogMel of 8 dimensions"),
         (("LogMel", {"sample_rate": 16_000}), "at 16000 Hz.*at 8000 Hz"),
@@ -114,7 +114,7 @@ def test_a_teacher_of_other_features_is_refused(
     config = configuration(6, name, **options)
     config["init_args"]["encoder"]["init_args"]["input_dimension"] = options.get("mels", MELS)
     path, _ = save_teacher(tmp_path, config)
-    with pytest.raises(InputError, match=f"cannot be used: it was trained on other features.*({message})|{message}"):
+    with pytest.raises(InputError, match=f"the checkpoint was trained on other features.*({message})|{message}"):
         fit(tmp_path, WeightSelection(str(path)))
 
 
