@@ -69,10 +69,18 @@ def gather_neighbours(name: str, folder: Path, share: int = 1) -> Data | None:
     if not rows:
         raise InputError(f"{folder / 'table.csv'}: expected a line of each layer, found none")
     layers, max_ranks = [], 0
+    first_positions: list[tuple[str, str, str]] = []
     for row in rows:
         lines = read_rows(folder / f"{row[0]}.csv", {"utterance", "index", "character", "neighbour_1"})
         if not lines:
             raise InputError(f"{folder / row[0]}.csv: expected a line of each character, found none")
+        positions = [(line["utterance"], line["index"], line["character"]) for line in lines]
+        if layers and positions != first_positions:
+            raise InputError(
+                f"{folder / row[0]}.csv: expected the characters of {folder / rows[0][0]}.csv, found others: they are "
+                "of different tests, so test the network again"
+            )
+        first_positions = positions
         page_lines = _whole_sentences(lines, CHARACTERS)
         queries = _whole_sentences(page_lines, NEIGHBOURHOODS // share // len(rows))
         row_of = {(line["utterance"], line["index"]): index for index, line in enumerate(page_lines)}

@@ -283,7 +283,7 @@ def _training_curves(folder: Path) -> dict[str, list[list[float]]]:
         rows = [row for path in versions(folder) for row in read_metrics(path)]
     except InputError:
         return {}
-    columns = dict.fromkeys(key for row in rows[:1] for key in row if key and key.endswith("/loss"))
+    columns = dict.fromkeys(key for row in rows for key in row if key and key.endswith("/loss"))
     names = {key: f"loss on {key.removesuffix('/loss')}" for key in columns} | SERIES
     curves = {}
     for column, name in names.items():

@@ -11,6 +11,8 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from asr_lightning.asr import main
+from asr_lightning.errors import InputError
+from asr_lightning.report.page_data import gather_neighbours
 from asr_lightning.report.run_folders import COLUMNS
 from asr_lightning.report.tables import as_csv
 from tests.support.looked_inside import HOSTILE, inside
@@ -151,6 +153,15 @@ def test_frames_fill_a_square_without_grid_and_letters_stand_out_from_their_colo
         })"""
     )
     assert len(contrasts) > 5 and min(contrasts) >= 4.5
+
+
+def test_neighbours_of_layers_that_are_of_different_tests_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("layer\nlow\nhigh\n")
+    head = "utterance,index,character,neighbour_1,utterance_1,index_1,matching_1\n"
+    (tmp_path / "low.csv").write_text(f"{head}a,0,A,B,b,0,0\nb,0,B,A,a,0,0\n")
+    (tmp_path / "high.csv").write_text(f"{head}a,0,A,C,c,0,0\nc,0,C,A,a,0,0\n")
+    with pytest.raises(InputError, match=r"high.csv: expected the characters of .*low.csv, found others"):
+        gather_neighbours("run", tmp_path)
 
 
 def test_neighbours_are_browsed_by_mouse_and_keyboard(page: Page, runs: Path) -> None:

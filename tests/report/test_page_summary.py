@@ -150,6 +150,16 @@ def test_training_curves_are_means_over_the_steps_of_an_epoch(tmp_path: Path) ->
     assert curves["loss on clean"] == [{"name": "only", "seeds": {"1": [[1, 5.0]]}}]
 
 
+def test_a_loss_that_only_a_later_start_has_is_drawn_too(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "seed1", "only", 1, 0.4)
+    later = run / "logs" / "version_1" / "metrics.csv"
+    later.parent.mkdir()
+    later.write_text("epoch,step,other/loss\n2,300,7.0\n")
+    curves = {curve["name"]: curve["runs"] for curve in gather_training(experiments(run))}
+    assert curves["loss on other"] == [{"name": "only", "seeds": {"1": [[3, 7.0]]}}]
+    assert curves["loss on clean"] == [{"name": "only", "seeds": {"1": [[1, 5.0]]}}]
+
+
 def test_rates_of_a_paper_by_epoch() -> None:
     paper = {"clean WER, epoch 10": {"a": 5.5}, "clean WER, epoch 5": {"a": 8.1, "b": 4.8}, "clean WER": {"a": 3.5}}
     assert paper_curves(paper) == [
