@@ -157,9 +157,9 @@ def test_frames_fill_a_square_without_grid_and_letters_stand_out_from_their_colo
 
 def test_neighbours_of_layers_that_are_of_different_tests_are_refused(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("layer\nlow\nhigh\n")
-    head = "utterance,index,character,neighbour_1,utterance_1,index_1,matching_1\n"
-    (tmp_path / "low.csv").write_text(f"{head}a,0,A,B,b,0,0\nb,0,B,A,a,0,0\n")
-    (tmp_path / "high.csv").write_text(f"{head}a,0,A,C,c,0,0\nc,0,C,A,a,0,0\n")
+    head = "utterance,index,character,neighbour_1,utterance_1,index_1,matching_1,distance_1\n"
+    (tmp_path / "low.csv").write_text(f"{head}a,0,A,B,b,0,0,0.5\nb,0,B,A,a,0,0,0.5\n")
+    (tmp_path / "high.csv").write_text(f"{head}a,0,A,C,c,0,0,0.5\nc,0,C,A,a,0,0,0.5\n")
     with pytest.raises(InputError, match=r"high.csv: expected the characters of .*low.csv, found others"):
         gather_neighbours("run", tmp_path)
 
