@@ -58,7 +58,7 @@ from asr_lightning.callbacks.weight_changes import DistanceFromStart, UpdateSize
 from asr_lightning.callbacks.weight_selection import WeightSelection
 from asr_lightning.error_messages import TRACE, explain, trace_kept
 from asr_lightning.errors import InputError
-from asr_lightning.files import held
+from asr_lightning.files import exclusive_lock
 from asr_lightning.models.checkpoints import (
     CheckpointFiles,
     checkpoint_model,
@@ -250,7 +250,7 @@ class CommandLine(LightningCLI):
         if subcommand != "fit":  # training's callbacks are of no use to other commands
             warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
         lock = root / f".{'fit' if subcommand == 'validate' else subcommand}.lock"
-        with held(lock, f"{root} is in use") if self.trainer.is_global_zero else nullcontext():
+        with exclusive_lock(lock, f"{root} is in use") if self.trainer.is_global_zero else nullcontext():
             if self.trainer.is_global_zero and subcommand == "fit":
                 refuse_results(self.trainer, config.get("ckpt_path"), self.overwrite)
             if self.trainer.is_global_zero:

@@ -30,7 +30,7 @@ from asr_lightning.models.checkpoints import build_recognizer
 MIB = 2**20
 
 
-class Held(lightning.Callback):
+class MemoryRecorder(lightning.Callback):
     """Counts what a process holds, and the seconds of the last step."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ def mebibytes(tensors: list[Any]) -> float:
 
 def train(options: argparse.Namespace) -> None:
     """Make the steps of one process, and write down what they took."""
-    baseline, held = peak_memory(), Held()
+    baseline, held = peak_memory(), MemoryRecorder()
     torch.manual_seed(1)
     recognizer = build_recognizer(yaml.safe_load(options.experiment.read_text())["model"])
     sharing = ModelParallelStrategy(options.processes, 1, save_distributed_checkpoint=False)

@@ -86,7 +86,7 @@ def write_subset(
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
             files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-            spans = {name: _places(folder / name) for name in files if name.endswith(".tar")}
+            spans = {name: _member_spans(folder / name) for name in files if name.endswith(".tar")}
             content = {"utterances": utterances, "seconds": seconds, "files": files, "identity": identity}
             content["places"] = spans
             write_atomically(output / f"{subset}.json", json.dumps(content, indent=1) + "\n")
@@ -97,7 +97,7 @@ def write_subset(
         ) from error
 
 
-def _places(path: Path) -> str:
+def _member_spans(path: Path) -> str:
     """Offsets and sizes of the utterances of a tar file, which save a reader of object storage a request for each."""
     with path.open("rb") as file:
         return " ".join(f"{offset}+{size}" for _, offset, size in read_members(file))

@@ -18,7 +18,7 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from asr_lightning import cli
-from asr_lightning.files import held
+from asr_lightning.files import exclusive_lock
 from tests.support.commands import said
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -248,7 +248,7 @@ def test_two_runs_in_one_folder_are_refused(unread: Path, tmp_path: Path) -> Non
     lock = tmp_path / "runs/tiny/.fit.lock"
     read_end, write_end = os.pipe()
     if (holder := os.fork()) == 0:
-        with held(lock, ""):
+        with exclusive_lock(lock, ""):
             os.write(write_end, b".")
             time.sleep(60)
     os.read(read_end, 1)
@@ -259,7 +259,7 @@ def test_two_runs_in_one_folder_are_refused(unread: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "runs/tiny/logs").exists()
     os.kill(holder, signal.SIGKILL)
     os.waitpid(holder, 0)
-    with held(lock, ""):
+    with exclusive_lock(lock, ""):
         pass
 
 

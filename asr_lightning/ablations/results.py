@@ -42,7 +42,7 @@ def write_results(plan: Plan) -> str:
     epochs = epochs_table(plan, runs)
     notes = [
         *_notes(plan),
-        *_alike(experiments),
+        *_equal_rates_notes(experiments),
         *(f"Left out: {run.label}, which is still training." for run in with_rates if run not in runs),
     ]
     notes += scored_on((rate for run in final_runs for rate in run.rates.values()), differing_only=True)
@@ -202,7 +202,7 @@ def _command(plan: Plan) -> str:
     return f"asr ablate {plan.ablation.name} --scale {plan.scale}"
 
 
-def _alike(experiments: Sequence[Experiment]) -> list[str]:
+def _equal_rates_notes(experiments: Sequence[Experiment]) -> list[str]:
     """Return a note on every two variants that have the same rates with every seed: maybe they are one network.
 
     Networks with a CER of 1 or more everywhere, as in a rehearsal, are not compared.

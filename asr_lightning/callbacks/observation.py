@@ -126,7 +126,7 @@ def observe(
     with ExitStack() as stack:
         for handle in _hooks(recognizer, paths, recorder):
             stack.callback(handle.remove)
-        with _evaluated(recognizer):
+        with _evaluation_mode(recognizer):
             features, feature_lengths = recognizer.featurize(batch.audio, batch.audio_lengths)
             encoded, lengths = recognizer.encoder(features, feature_lengths)
             logits = None if head is None else head(encoded)
@@ -157,7 +157,7 @@ def ctc_output(recognizer: nn.Module) -> CTCOutput | None:
 
 
 @contextmanager
-def _evaluated(module: nn.Module) -> Iterator[None]:
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
     training = module.training
     module.eval()
     try:
@@ -169,26 +169,26 @@ def _evaluated(module: nn.Module) -> Iterator[None]:
 def _hooks(recognizer: Recognizer, paths: Mapping[str, str], recorder: _Recorder) -> Iterator[Any]:
     for module in [recognizer.features, *recognizer.encoder.modules()]:
 
-        def note(_: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:  # noqa: ANN401
+        def record_lengths(_: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:  # noqa: ANN401
             if recorder.phase == "frame":
                 outputs = output if isinstance(output, tuple) else ()
                 for value in (*arguments, *keywords.values(), *outputs):
                     if isinstance(value, Tensor) and value.dim() == 1 and value.dtype == torch.int64 and len(value):
                         recorder.lengths[int(value.max())] = value
 
-        yield module.register_forward_hook(note, with_kwargs=True)
+        yield module.register_forward_hook(record_lengths, with_kwargs=True)
     modules = dict(recognizer.named_modules())
     for name, path in paths.items():
         module_path, _, kind = path.partition(":")
 
-        def keep(module: nn.Module, arguments: Any, output: Any, name: str = name, kind: str = kind) -> None:  # noqa: ANN401
+        def record_output(module: nn.Module, arguments: Any, output: Any, name: str = name, kind: str = kind) -> None:  # noqa: ANN401
             if recorder.units.setdefault(name, recorder.phase) == recorder.phase:
-                recorder.calls.setdefault(name, []).append(_looked_at(module, arguments, output, kind or "output"))
+                recorder.calls.setdefault(name, []).append(_select_tensor(module, arguments, output, kind or "output"))
 
-        yield modules[module_path].register_forward_hook(keep)
+        yield modules[module_path].register_forward_hook(record_output)
 
 
-def _looked_at(module: nn.Module, arguments: Any, output: Any, kind: str) -> Tensor:  # noqa: ANN401
+def _select_tensor(module: nn.Module, arguments: Any, output: Any, kind: str) -> Tensor:  # noqa: ANN401
     if kind == "input":
         return arguments[0]
     if kind == "output":

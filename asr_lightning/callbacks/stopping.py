@@ -124,7 +124,7 @@ class SaveLastEpoch(Callback):
         """Save the checkpoints that are due, and all after the last epoch; Lightning saves nothing twice at a step."""
         loop, epochs = trainer.fit_loop, trainer.current_epoch + 1
         ends = trainer.should_stop or epochs == loop.max_epochs or trainer.global_step == loop.max_steps
-        for callback in _savings(trainer):
+        for callback in _unsaved_checkpoints(trainer):
             if (
                 callback.monitor is None
                 and callback._every_n_epochs > 0
@@ -137,12 +137,12 @@ class SaveLastEpoch(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the `save_last` of callbacks that choose checkpoints by a metric."""
-        for callback in _savings(trainer):
+        for callback in _unsaved_checkpoints(trainer):
             if callback.save_last is True:
                 callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
 
 
-def _savings(trainer: Trainer) -> list[ModelCheckpoint]:
+def _unsaved_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
     """Return the callbacks that have not saved the last step."""
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return [callback for callback in callbacks if not callback._should_skip_saving_checkpoint(trainer)]

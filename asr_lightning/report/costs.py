@@ -136,7 +136,7 @@ class Costs:
     measured: bool
 
     @classmethod
-    def of(cls, runs: Sequence[MeasuredRun], efficiency: float | None = None) -> "Costs":
+    def from_runs(cls, runs: Sequence[MeasuredRun], efficiency: float | None = None) -> "Costs":
         """Return speeds and efficiency: given, measured with several numbers of devices, or assumed."""
         by_count: dict[int, list[float]] = {}
         for run in runs:
@@ -208,7 +208,7 @@ def costs_section(
         InputError: The runs tell no speed, or are not comparable.
     """
     runs = find_measured_runs(folders)
-    costs = Costs.of(runs, efficiency)
+    costs = Costs.from_runs(runs, efficiency)
     inputs = {"hours": hours, "epochs": epochs, "devices": list(devices), "price": price}
     return Section(
         "costs",

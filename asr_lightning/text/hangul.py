@@ -20,7 +20,7 @@ JAMO = (  # initial, medial and final letters of a syllable, as Unicode's canoni
 OTHERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ%#./-+*&':~"  # all else that `asr_lightning.text.korean` leaves
 
 
-def _standing_alone() -> dict[str, str]:
+def _compatibility_letters() -> dict[str, str]:
     """Return letters outside of syllables (ㅋ) by those within them; an initial and a final one may share theirs."""
     letters: dict[str, str] = {}
     for jamo in JAMO:
@@ -31,7 +31,7 @@ def _standing_alone() -> dict[str, str]:
     return letters
 
 
-_ALONE = _standing_alone()
+_ALONE = _compatibility_letters()
 _WITHIN = {letter: jamo for jamo, letter in reversed(_ALONE.items())}  # the initial one where there are two
 INITIALS, MEDIALS = (tuple(_ALONE[jamo] for jamo in part) for part in (JAMO[:19], JAMO[19:40]))
 FINALS = ("", *(_ALONE[jamo] for jamo in JAMO[40:]))

@@ -18,7 +18,7 @@ from asr_lightning.report.tables import as_csv, as_markdown, as_text, escape_mar
 from asr_lightning.tools.subsets import every
 
 METRICS = ("wer", "cer")
-OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "averaging_state", "current_model_state")
+TRAINING_STATE_KEYS = ("optimizer_states", "lr_schedulers", "callbacks", "averaging_state", "current_model_state")
 
 
 Row = tuple[str, dict[str, Quality]]  # of the table: what is measured, and how good it is on each subset
@@ -52,7 +52,7 @@ def average(recognizer: Recognizer, paths: Sequence[Path]) -> dict[str, Any]:
             + ", ".join(f"{path} (step {step})" for path, step in zip(paths, steps, strict=True))
         )
     ordered = [checkpoints[steps.index(step)] for step in sorted(steps)]
-    entries = {key: value for key, value in ordered[-1].items() if key not in OF_TRAINING}
+    entries = {key: value for key, value in ordered[-1].items() if key not in TRAINING_STATE_KEYS}
     return {**entries, "state_dict": mean_weights(recognizer, [checkpoint["state_dict"] for checkpoint in ordered])}
 
 

@@ -62,7 +62,7 @@ def check(shown: Sequence[LoggedRun], sections: dashboard.Sections) -> tuple[lis
     return lines, complete
 
 
-def _give_up(*_: object) -> None:
+def _raise_timeout(*_: object) -> None:
     raise TimeoutError(f"no answer within {ANSWER_SECONDS} s")
 
 
@@ -79,7 +79,7 @@ def publish(entity: str | None, project: str, groups: Sequence[str], sections: d
         InputError: There is no login, or W&B does not answer or refuses.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
-    handler = signal.signal(signal.SIGALRM, _give_up)
+    handler = signal.signal(signal.SIGALRM, _raise_timeout)
     signal.alarm(ANSWER_SECONDS)
     try:
         if not wandb.login(prompt=False):

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Weigh the claims, and write what was found; return the exit status."""
-    from asr_lightning.ablations.claims import read_claims, weigh
+    from asr_lightning.ablations.claims import read_claims, weigh_claims
     from asr_lightning.ablations.verdicts import digests, runs_section, verdicts_page, verdicts_section
     from asr_lightning.files import write_atomically
     from asr_lightning.report.tables import MISSING
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     folder = options.output or options.runs / options.scale / "verdicts"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output: expected a folder, found the file {folder}")
-    evidence = weigh(read_claims(options.claims, options.scale), FOLDER, options.scale, options.runs)
+    evidence = weigh_claims(read_claims(options.claims, options.scale), FOLDER, options.scale, options.runs)
     run_digests = digests(evidence)
     section, runs = verdicts_section(evidence), runs_section(evidence, run_digests)
     files = section.write(folder) + runs.write(folder)

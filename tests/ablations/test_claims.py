@@ -9,7 +9,7 @@ import pytest
 import yaml
 from playwright.sync_api import sync_playwright
 
-from asr_lightning.ablations.claims import VERDICTS, Evidence, read_claims, weigh
+from asr_lightning.ablations.claims import VERDICTS, Evidence, read_claims, weigh_claims
 from asr_lightning.ablations.definition import SCALES
 from asr_lightning.ablations.plan import plan_ablation, write_experiments
 from asr_lightning.asr import main
@@ -94,7 +94,9 @@ def weighed(**changed: object) -> Evidence:
     Path("claims.yaml").write_text(
         yaml.safe_dump({"claims": [{key: value for key, value in {**CLAIM, **changed}.items() if value}]})
     )
-    [evidence] = weigh(read_claims(Path("claims.yaml"), "demo"), Path("experiments/ablations"), "demo", Path("runs"))
+    [evidence] = weigh_claims(
+        read_claims(Path("claims.yaml"), "demo"), Path("experiments/ablations"), "demo", Path("runs")
+    )
     return evidence
 
 
@@ -231,7 +233,7 @@ def test_the_claims_of_this_project_name_comparisons_and_variants(
     monkeypatch.chdir(PROJECT)
     (tmp_path / "runs" / scale).mkdir(parents=True)
     claims = read_claims(Path("experiments/claims/papers.yaml"), scale)
-    evidence = weigh(claims, Path("experiments/ablations"), scale, tmp_path / "runs")
+    evidence = weigh_claims(claims, Path("experiments/ablations"), scale, tmp_path / "runs")
     assert len(evidence) == len(claims) > 30 and {result.verdict for result in evidence} == {"not run"}
 
 

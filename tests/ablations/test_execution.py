@@ -18,7 +18,7 @@ import yaml
 from asr_lightning.ablations.costs import read_costs
 from asr_lightning.ablations.overrides import as_yaml, override
 from asr_lightning.asr import main
-from asr_lightning.files import held, read_experiment
+from asr_lightning.files import exclusive_lock, read_experiment
 
 PROJECT = Path(__file__).parents[2]
 NETWORK = {
@@ -188,7 +188,7 @@ def test_a_run_that_fails_is_told_and_what_needs_it_is_left_out(
 
 def test_two_comparisons_do_not_write_the_same_run(folder: Path) -> None:
     run = Path("runs/demo/small/teacher/seed1")
-    with held(run / ".run.lock", "x"):
+    with exclusive_lock(run / ".run.lock", "x"):
         _, errors = finish(ablate("--seeds", "1", "--only", str(run)), 1)
     assert f"{run} is in use: process {os.getpid()}" in errors and "another folder with --output" in errors
     assert not (run / "output.log").exists()

@@ -192,6 +192,6 @@ def test_characters_stand_along_the_colour_bar(tmp_path: Path, monkeypatch: pyte
     part.append(UtteranceActivations("u", "test", "s", 5.0, "AB", "AB", {"top": rows}))
     merge_parts([part.folder], tmp_path / "test", {})
     [projection] = project_layers(read_layers(tmp_path / "test"), "s", iterations=20)
-    assert layer_figures._along(projection.layer.characters) == ([0.25, 0.75], ["A", "B"])
+    assert layer_figures._label_positions(projection.layer.characters) == ([0.25, 0.75], ["A", "B"])
     plot_order([projection], "u", "AB", tmp_path / "new" / "picture.png")
     assert (tmp_path / "new" / "picture.png").exists()

@@ -562,7 +562,7 @@ def test_progress_is_shown_on_a_terminal_only(
     written: list[Transcript] = []
     paths = [str(recordings["read.flac"])]
     assert transcription.write_transcripts(
-        lambda count: transcription.transcribe(recognizer, paths, 100.0, heard=count), 1, written.append
+        lambda count: transcription.transcribe(recognizer, paths, 100.0, report_seconds=count), 1, written.append
     )
     assert [transcript.text for transcript in written] == [heard["read.flac"]]
     assert ("1/1" in errors.getvalue()) == ("0.0 min of audio read" in errors.getvalue()) == terminal
