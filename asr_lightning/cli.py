@@ -92,7 +92,7 @@ PARENT_SECONDS = 5.0  # between looks at whether the first rank is alive
 
 
 class CommandLine(LightningCLI):
-    """LightningCLI over recognisers, language models and corpora.
+    """LightningCLI over recognizers, language models and corpora.
 
     All that a run writes lies below `trainer.default_root_dir`.
     """

@@ -9,7 +9,7 @@ while a checkpoint is written. Then the run is resumed with `--ckpt_path last`. 
 steps and every epoch.
 
 Of every kind the table says how many trials were resumed and ended, which utterances were lost or repeated in the steps
-that lead to the final weights, and how often the final weights and the optimiser are bit by bit those of a run that was
+that lead to the final weights, and how often the final weights and the optimizer are bit by bit those of a run that was
 not disturbed. Whoever is left alive 60 s after the fault counts as hanging.
 """
 
@@ -50,7 +50,7 @@ KINDS = {  # signal, to whom, and number of processes
 
 
 class StepRecorder(Callback):
-    """Writes down what every optimiser step of this rank is given, a line each: `given.<rank>` in the run's folder."""
+    """Writes down what every optimizer step of this rank is given, a line each: `given.<rank>` in the run's folder."""
 
     def _write(self, trainer: Trainer, row: dict[str, Any]) -> None:
         with open(Path(trainer.default_root_dir) / f"given.{trainer.global_rank}", "a") as file:
@@ -63,7 +63,7 @@ class StepRecorder(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Every batch is an optimiser step."""
+        """Every batch is an optimizer step."""
         self._write(trainer, {"step": trainer.global_step, "epoch": trainer.current_epoch, "ids": batch.ids,
                               "time": time.monotonic()})  # fmt: skip
 
@@ -204,7 +204,7 @@ def stop_at_random(
 
 
 def state(run: Path) -> dict[str, Any]:
-    """The weights and the optimiser's state at the end of a run."""
+    """The weights and the optimizer's state at the end of a run."""
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     return {
         "step": checkpoint["global_step"], "weights": checkpoint["state_dict"], "rest": checkpoint["optimizer_states"]

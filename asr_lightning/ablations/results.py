@@ -19,7 +19,7 @@ from asr_lightning.report.page_contents import gather
 from asr_lightning.report.page_summary import paper_curves
 from asr_lightning.report.run_folders import RATE_FILES, Experiment, Run, read_experiments, read_runs, scored_on
 from asr_lightning.report.run_pairs import PairComparison, compare_pairs
-from asr_lightning.report.tables import MISSING, Table, as_csv, as_markdown, as_text, escape_markdown, number, summarise
+from asr_lightning.report.tables import MISSING, Table, as_csv, as_markdown, as_text, escape_markdown, number, summarize
 
 Pairs = dict[tuple[str, str], PairComparison]  # by variant and subset
 
@@ -114,7 +114,7 @@ def results_table(plan: Plan, experiments: Sequence[Experiment], pairs: Pairs) -
         line.append(number(experiment.parameters, ",") if experiment else MISSING)
         for (subset, metric), title in zip(columns, titles, strict=True):
             line.append(
-                summarise([getattr(rate, metric) for rate in experiment.rates(subset)]) if experiment else MISSING
+                summarize([getattr(rate, metric) for rate in experiment.rates(subset)]) if experiment else MISSING
             )
             line += [_paper(paper[title], name)] if title in paper else []
         line += [_paper(paper[column], name) for column in only_paper]
@@ -147,7 +147,7 @@ def epochs_table(plan: Plan, runs: Sequence[PlannedRun]) -> Table:
             for name in names:
                 matching = [row for row in rows if (row.run, row.subset, row.epoch) == (name, subset, epoch)]
                 line += [
-                    summarise([getattr(row, rate.lower()) for row in matching]),
+                    summarize([getattr(row, rate.lower()) for row in matching]),
                     _paper(by_epoch.get(epoch, {}), name),
                 ]
         table.append(line)

@@ -121,7 +121,7 @@ class Tuning:
         config: The experiment.
         space: As `read_space` returns it.
         folder: Receives `trials.db`, a run folder for every trial, and the results.
-        metric: Subset and rate to minimise, as `dev/cer`.
+        metric: Subset and rate to minimize, as `dev/cer`.
         sampler: `tpe`, `random` or `grid`.
         seed: Of the sampler; a search that goes on draws other values than it began with.
         prune: Stop trials that are worse than the median of the others after as many epochs.

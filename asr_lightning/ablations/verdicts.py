@@ -11,7 +11,7 @@ from asr_lightning.ablations.costs import commits
 from asr_lightning.ablations.execution import changed_values
 from asr_lightning.files import source_commit
 from asr_lightning.report.page import fill
-from asr_lightning.report.tables import MISSING, Section, Table, number, summarise
+from asr_lightning.report.tables import MISSING, Section, Table, number, summarize
 from asr_lightning.scoring import RATES
 
 HEAD = ["claim", "verdict", "source", "the paper", "measure", "lower", "higher", "difference", "95 % interval", "over",
@@ -103,9 +103,9 @@ def _interval(claim: Claim, low: float | None, high: float | None) -> str:
 
 def _format_mean(claim: Claim, values: Sequence[float]) -> str:
     if claim.measure in RATES:
-        return summarise(values)
+        return summarize(values)
     # as rates are written, without their per cent
-    return " ± ".join(f"{float(part) / 100:.3f}" for part in summarise(values).split(" ± ")) if values else MISSING
+    return " ± ".join(f"{float(part) / 100:.3f}" for part in summarize(values).split(" ± ")) if values else MISSING
 
 
 def _format_each(claim: Claim, values: Sequence[float]) -> str:

@@ -143,7 +143,7 @@ class Alignments(Inspection):
             subsets = f" of the subsets {', '.join(self.subsets)}" if self.subsets is not None else ""
             without_result(
                 trainer,
-                f"no alignments: nothing was recognised in any utterance{subsets} of this {folder.name}; correct "
+                f"no alignments: nothing was recognized in any utterance{subsets} of this {folder.name}; correct "
                 "Alignments.subsets, or train the network longer",
             )
             return
@@ -153,7 +153,7 @@ class Alignments(Inspection):
 
 
 def attention_paths(recognizer: Recognizer) -> dict[str, str]:
-    """Return the attentions of a recogniser over its frames, or what the joint network of a transducer reads."""
+    """Return the attentions of a recognizer over its frames, or what the joint network of a transducer reads."""
     modules = dict(recognizer.named_modules())
     attending = [
         name for name, module in modules.items() if isinstance(module, Attention) or name.endswith("cross_attention")

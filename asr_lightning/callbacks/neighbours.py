@@ -24,7 +24,7 @@ WANDB_LINES = 1000  # lines of each layer that W&B gets
 
 
 class Neighbours(Inspection):
-    """Finds, for every character that was recognised, the decoder states nearest to its own in other sentences.
+    """Finds, for every character that was recognized, the decoder states nearest to its own in other sentences.
 
     It reads what `Activations`, which must stand before it in the experiment, has written.
     `<run folder>/neighbours/<stage>` gets `<layer>.csv`, a line per character with its neighbours shown as

@@ -28,7 +28,7 @@ class ModuleOutput:
     """The output of a module for a batch.
 
     Attributes:
-        unit: What a row is: a frame, or a token of what was recognised (and one for its end).
+        unit: What a row is: a frame, or a token of what was recognized (and one for its end).
         values: (B, N, D).
         lengths: (B,) how many of the N rows are real.
     """
@@ -116,7 +116,7 @@ def observe(
         recognizer: In evaluation mode.
         batch: B utterances, one at least.
         paths: Of modules, by the names that the caller gives them.
-        tokens: Of each of the B utterances, usually what was recognised.
+        tokens: Of each of the B utterances, usually what was recognized.
 
     Raises:
         InputError: A module was not used, or gives nothing that has a row per frame or per token.
@@ -147,7 +147,7 @@ def observe(
 
 
 def has_ctc(recognizer: nn.Module) -> bool:
-    """Whether a recogniser has a CTC output, which gives the times of characters."""
+    """Whether a recognizer has a CTC output, which gives the times of characters."""
     return ctc_output(recognizer) is not None
 
 
@@ -202,7 +202,7 @@ def _select_tensor(module: nn.Module, arguments: Any, output: Any, kind: str) ->
 
 def _module_output(name: str, path: str, recorder: _Recorder, target_lengths: Tensor) -> ModuleOutput:
     if name not in recorder.calls:
-        raise InputError(f"{path} was not used while an utterance was recognised: name another module")
+        raise InputError(f"{path} was not used while an utterance was recognized: name another module")
     calls, unit = recorder.calls[name], recorder.units[name]
     size = int(target_lengths.max()) + 1
     values = calls[0]

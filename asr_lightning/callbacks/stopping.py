@@ -15,7 +15,7 @@ NAME = "last-stopped.ckpt"  # found by `--ckpt_path last`
 
 
 class SaveWhenStopped(Callback):
-    """Writes a checkpoint after the optimiser step in which a signal came to any rank, and ends all ranks together.
+    """Writes a checkpoint after the optimizer step in which a signal came to any rank, and ends all ranks together.
 
     A signal that comes in validation waits for its end, so that no error rate is lost. A second one ends the process
     at once. The exit status is 128 + the signal's number, as a shell has it, so that `make` does not take the run for
@@ -27,7 +27,7 @@ class SaveWhenStopped(Callback):
 
     def __init__(self) -> None:
         self._received = 0  # the signal's number
-        self._step = 0  # optimiser steps done before the batch at hand
+        self._step = 0  # optimizer steps done before the batch at hand
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers: Lightning installs its own just before, and restores the old ones at the end."""

@@ -47,7 +47,7 @@ class TSNE(Inspection):
     * `sentences.csv`: which sentences these are, and whether one stands in for another that the corpus lacks;
     * `figures.csv`, `figures.png`: what `asr_lightning.analysis.probes` measures, by layer, speaker and space.
 
-    Frames without phones cannot be coloured or measured: where no utterance has any, the test ends with an error.
+    Frames without phones cannot be colored or measured: where no utterance has any, the test ends with an error.
 
     Args:
         layers: Names of `Activations.modules`, the lowest first; all that have frames if None.
@@ -57,7 +57,7 @@ class TSNE(Inspection):
             it, and caption and log say so.
         components: Principal components that t-SNE reads.
         perplexity: About how many neighbours a frame has.
-        iterations: Of the optimisation.
+        iterations: Of the optimization.
         neighbours: Of the phone purity.
         seed: Of everything random.
         stage: Of the activations.
@@ -95,7 +95,7 @@ class TSNE(Inspection):
             read_description(_activations(folder))
         elif not makers[-1].knows_phones(recognizer):
             raise InputError(
-                f"expected phones to colour and measure frames by, found none: Activations has no labels, and a "
+                f"expected phones to color and measure frames by, found none: Activations has no labels, and a "
                 f"{type(recognizer).__name__} without CTC cannot say when characters are spoken; {LABELS}"
             )
 

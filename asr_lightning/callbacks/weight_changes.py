@@ -20,7 +20,7 @@ Weights = dict[str, Tensor]  # by the names of parameters
 
 
 class UpdateSizes(Measurement):
-    """Logs how far an optimiser step moves the parameters of each top-level part and of the whole.
+    """Logs how far an optimizer step moves the parameters of each top-level part and of the whole.
 
     * `update_norm/<part>`: the 2-norm of the change of all its trained parameters together, and `update_norm/total`.
     * `relative_update/<part>`: the same, divided by the 2-norm of these parameters before the step. Left out for a part

@@ -1,4 +1,4 @@
-"""Initialise a student from a larger teacher by selecting weights [Han et al. 2024 §II.2; Xu et al. 2024].
+"""Initialize a student from a larger teacher by selecting weights [Han et al. 2024 §II.2; Xu et al. 2024].
 
 The method needs consistency: the units of a hidden axis that are kept where a layer writes it must be those that are
 kept wherever a layer reads it. So weights are selected along the meaning of their axes (`asr_lightning.nn.axes`):
@@ -142,7 +142,7 @@ def teacher_modules(student: nn.Module, teacher: nn.Module, rule: LayerRule) -> 
         if not isinstance(module, type(source)) and not isinstance(source, type(module)):
             student_class, teacher_class = type(module).__name__, type(source).__name__
             raise _teacher_error(
-                f"{name or 'the recogniser'} is of class {student_class}, but {teacher_class} in the teacher"
+                f"{name or 'the recognizer'} is of class {student_class}, but {teacher_class} in the teacher"
             )
         if isinstance(module, nn.ModuleList):
             if len(source) < len(module):
@@ -308,7 +308,7 @@ class WeightSelection(FirstWeights):
             advice = f"; make it with `{self.made_by}`" if self.made_by else ""
             raise InputError(f"no teacher's checkpoint at {self.teacher} ({Path(self.teacher).absolute()}){advice}")
         teacher = load_recognizer(self.teacher)
-        check_features(pl_module.features, teacher.features)  # type: ignore[arg-type] # of any recogniser
+        check_features(pl_module.features, teacher.features)  # type: ignore[arg-type] # of any recognizer
         weights, report = select_weights(pl_module, teacher, self.layers, self.elements, self.axis_aware, self.seed)
         pl_module.load_state_dict(weights)
         aware = "along their meaning" if self.axis_aware else "by their sizes alone"

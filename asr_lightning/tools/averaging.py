@@ -14,7 +14,7 @@ from asr_lightning.models.averaging import mean_weights
 from asr_lightning.models.checkpoints import read_checkpoint
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.same_network import check_same_network
-from asr_lightning.report.tables import as_csv, as_markdown, as_text, escape_markdown, summarise
+from asr_lightning.report.tables import as_csv, as_markdown, as_text, escape_markdown, summarize
 from asr_lightning.tools.subsets import every
 
 METRICS = ("wer", "cer")
@@ -88,7 +88,7 @@ def write_average(measured: Sequence[Row], output: Path, averaged: int) -> str:
     rows: list[list[object]] = [["weights", "subset", "utterances", "loss", *METRICS]]
     for name, by_subset in measured:
         table.append(
-            [name, *(summarise([by_subset[subset].error_rates[rate]]) for subset in subsets for rate in METRICS)]
+            [name, *(summarize([by_subset[subset].error_rates[rate]]) for subset in subsets for rate in METRICS)]
         )
         for subset, result in by_subset.items():
             rows.append([name, subset, result.utterances, result.loss, *(result.error_rates[rate] for rate in METRICS)])

@@ -24,7 +24,7 @@ from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.rnn_transducer import RNNTransducer
 from asr_lightning.nn.streaming import ChunkedEncoder, StreamingEncoder
 from asr_lightning.report.latency_figure import Point, plot_latency
-from asr_lightning.report.tables import MISSING, Section, number, summarise
+from asr_lightning.report.tables import MISSING, Section, number, summarize
 from asr_lightning.text.lexicon import Lexicon, read_lexicon
 from asr_lightning.text.phones import SILENCE, Segment
 from asr_lightning.tools.subsets import open_corpus, read_corpus
@@ -321,7 +321,7 @@ def _line(rows: Sequence[Measurement]) -> list[str]:
         str(len(rows)),
         rows[0].subset,
         WHOLE if rows[0].look_ahead is None else f"{1000 * rows[0].look_ahead:.0f}",
-        summarise([latency.wer for latency in latencies]),
+        summarize([latency.wer for latency in latencies]),
         *percentiles(Latency.delay),
         mean(lambda latency: len(latency.delays), ",.0f"),
         mean(lambda latency: 100 * latency.at_end / len(latency.delays) if latency.delays else math.nan, ".1f"),

@@ -308,7 +308,7 @@ def _recognize(
 def prepare_recognizer(
     checkpoint: Path, device: str, beam: int | None, config: Path | None = None, int8: bool = False
 ) -> Recognizer:
-    """Return the recogniser of a checkpoint, ready to transcribe.
+    """Return the recognizer of a checkpoint, ready to transcribe.
 
     Args:
         checkpoint: As `lightning fit` saves it.
@@ -320,7 +320,7 @@ def prepare_recognizer(
 
     Raises:
         InputError: The checkpoint or the experiment cannot be used, they are of different networks, there is no such
-            device, it has no layers of 8 bits, or the recogniser has no beam.
+            device, it has no layers of 8 bits, or the recognizer has no beam.
     """
     available = torch.cuda.is_available()
     if device == "cuda" and not available:

@@ -185,7 +185,7 @@ def test_the_papers_row_stands_beside_ours(tmp_path: Path) -> None:
         Neighbours(sentences=1)
 
 
-def test_characters_stand_along_the_colour_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_stand_along_the_color_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = PartWriter(tmp_path / ".part")
     rows = Rows(np.random.default_rng(0).normal(size=(5, 3)), "frame", [0, 1, 2, 3, 4], [1, 2, 3, 4, 5],
                 ["", "A", "A", "B", "B"], ["SIL"] * 5)  # fmt: skip

@@ -125,7 +125,7 @@ def test_waiting_for_data_counts(tmp_path: Path, clock: Clock) -> None:
 def test_accumulated_batches_are_logged_once_per_step(tmp_path: Path, clock: Clock) -> None:
     reader = fit(tmp_path, clock, [[400]] * 4, log_every_n_steps=1, accumulate_grad_batches=2)
     assert reader.speeds[1:] == pytest.approx([2.0, 2.0, 2.0])
-    assert reader.speeds[0] != reader.speeds[0], "nothing to log before the first optimiser step"
+    assert reader.speeds[0] != reader.speeds[0], "nothing to log before the first optimizer step"
 
 
 def test_lengths_stay_on_the_device() -> None:

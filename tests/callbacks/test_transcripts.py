@@ -185,14 +185,14 @@ def test_times_are_readable(seconds: float, text: str) -> None:
     assert readable_time(seconds) == text
 
 
-def test_a_recogniser_that_logs_no_rates_is_told_which(tmp_path: Path) -> None:
+def test_a_recognizer_that_logs_no_rates_is_told_which(tmp_path: Path) -> None:
     class Silent(HalfDeaf):
         def on_validation_epoch_end(self) -> None:
             self.log("test-clean/wer", 0.5)
 
     trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
     with pytest.raises(
-        ValueError, match="expected the recogniser to log test-clean/cer, but it logged.*test-clean/wer"
+        ValueError, match="expected the recognizer to log test-clean/cer, but it logged.*test-clean/wer"
     ):
         trainer.fit(Silent(), datamodule=Corpus())
 

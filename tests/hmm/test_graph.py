@@ -44,7 +44,7 @@ from tests.support.small_models import (
     transition_log_probs,
 )
 
-ROUNDING = 0.01  # minimisation makes weights multiples of 1 / 1024
+ROUNDING = 0.01  # minimization makes weights multiples of 1 / 1024
 PAUSE = math.log(0.5)  # of a pause as of none
 both = pytest.mark.parametrize("make", [monophone, tied])
 

@@ -69,7 +69,7 @@ def heard(recognizer: Recognizer, recordings: Recordings) -> dict[str, str]:
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
         resampled = torch.from_numpy(resample(audio.mean(axis=1), rate, 16_000))
         texts[name] = recognizer.transcribe(Batch.collate([Utterance(name, resampled, 16_000)]))[0]
-    assert len(set(texts.values())) == len(texts), "the test needs a recogniser that tells the files apart"
+    assert len(set(texts.values())) == len(texts), "the test needs a recognizer that tells the files apart"
     return texts
 
 
@@ -336,7 +336,7 @@ def test_the_beam_is_replaced_where_there_is_one(checkpoint: Path, capsys: pytes
     assert "argument --beam: invalid whole number from 1 value: '0'" in capsys.readouterr().err
 
 
-def test_what_the_recogniser_cannot_do_is_an_error(
+def test_what_the_recognizer_cannot_do_is_an_error(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def load_without_beam(path: Path, experiment: dict[str, Any] | None) -> Recognizer:
@@ -432,7 +432,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(
     }
 
 
-def test_other_failures_of_the_recogniser_are_not_hidden(
+def test_other_failures_of_the_recognizer_are_not_hidden(
     recognizer: Recognizer, recordings: Recordings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(batch: Batch, pooling: Any) -> Recognized:
