@@ -155,7 +155,13 @@ class KsponSpeechDataModule(CorpusDataModule):
                     bad.append(BadFile(location, "transcript without audio", f"no {name} below {self.root}"))
                 elif len(audio) > 1:
                     several = " and ".join(str(file.relative_to(self.root)) for file in audio[:5])
-                    bad.append(BadFile(location, "ambiguous path", f"{name} may be {several}: write more folders"))
+                    bad.append(
+                        BadFile(
+                            location,
+                            "ambiguous path",
+                            f"{name} may be {several}: write more of its folders in the list",
+                        )
+                    )
                 else:
                     yield location, str(audio[0]), text
 

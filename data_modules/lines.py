@@ -58,7 +58,7 @@ class Lines(Dataset):
         self.digest = str(metadata["texts"])
         with (index / "rows.npy").open("rb") as rows:
             if metadata["digest"] != _metadata(self.left_out, self.digest, rows)["digest"]:
-                raise ValueError(f"{index} is not as it was written")
+                raise ValueError(f"{index} was changed after it was written")
         self._signatures = signatures
         self._starts = np.cumsum([0, *(size for size, _ in signatures)])
         self._rows = np.load(index / "rows.npy", mmap_mode="r")

@@ -55,7 +55,7 @@ class CTMLabels(PhoneLabels):
         segments.sort(key=lambda pair: pair[0].start)
         for (first, path), (second, other) in pairwise(segments):
             if path != other and second.start < first.end - OVERLAP:
-                raise InputError(f"{utterance} is in {path} and in {other} with other times: leave one of them out")
+                raise InputError(f"{utterance} is in {path} and in {other} with different times: remove one of them")
         return [segment for segment, _ in segments]
 
     def utterances(self) -> list[str]:
@@ -159,7 +159,8 @@ class TextGridLabels(PhoneLabels):
             return []
         if len(paths) > 1:
             raise InputError(
-                f"{utterance} may be {paths[0]} or {paths[1]}: call files by their utterances, or by paths"
+                f"expected one file of {utterance}, found {paths[0]} and {paths[1]}: name files by their utterances, "
+                "or by their paths"
             )
         path = paths[0]
         try:

@@ -141,7 +141,7 @@ def read_claims(path: Path, scale: str) -> list[Claim]:
     claims = [_read_claim(f"{path}, claim {number}", entry, scale) for number, entry in enumerate(entries, 1)]
     for number, claim in enumerate(claims, 1):
         if claim in claims[: number - 1]:
-            raise InputError(f"{path}, claim {number}: it stands there twice: {claim.claim}")
+            raise InputError(f"{path}, claim {number}: expected every claim once, found this one again: {claim.claim}")
     return claims
 
 
@@ -177,7 +177,7 @@ def _read_claim(location: str, entry: object, scale: str) -> Claim:
         raise InputError(f"{location}: expected {expected} the measure {values['measure']}, found {len(layers)}")
     if values["lower"] == values["higher"] and len(set(layers)) < 2:
         raise InputError(
-            f"{location}: expected two variants, or two layers of one, found {values['lower']} beside itself"
+            f"{location}: expected two variants, or two layers of one, found {values['lower']} as lower and as higher"
         )
     return Claim(**{**values, "layers": tuple(layers)})
 

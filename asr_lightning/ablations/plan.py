@@ -110,7 +110,7 @@ def plan_ablation(
         )
     chosen = [name for name in names if not variants or name in variants]
     if not chosen:
-        raise InputError(f"{path}: it has no variants at the scale {scale}")
+        raise InputError(f"{path}: expected variants at the scale {scale}, found none")
     planner.seeds = list(seeds) or list(ablation.seeds)
     planner.seeds = planner.seeds[:1] if rehearsal else planner.seeds
     compared = tuple(planner.add(path, ablation, name, seed) for name in chosen for seed in planner.seeds)

@@ -51,7 +51,7 @@ def digests(evidence: Sequence[Evidence]) -> dict[Path, str]:
 
 def runs_section(evidence: Sequence[Evidence], known: Mapping[Path, str]) -> Section:
     """Return the runs that verdicts rest on: folder, digest, commits, changed values; digests as of `digests`."""
-    table: Table = [["run", "digest", "commits", "command", "otherwise than planned now"]]
+    table: Table = [["run", "digest", "commits", "command", "changed values"]]
     rows: dict[Path, list[str]] = {}
     for item in evidence:
         for run in (*item.runs, *item.needed):
@@ -62,7 +62,7 @@ def runs_section(evidence: Sequence[Evidence], known: Mapping[Path, str]) -> Sec
             rows[run.folder] = [str(run.folder), known[run.folder], made_by, item.command, changed]
     notes = [
         "Digest: the first twelve digits of the SHA-256 of the run's experiment, error rates, transcripts and logs.",
-        "Otherwise than planned now: values that the run was made with, where the experiment has others today.",
+        "Changed values: those that the run was made with, where the experiment now has others.",
     ]
     return Section("runs", table + list(rows.values()), notes)
 

@@ -144,14 +144,14 @@ class Activations(Inspection):
             )
             if not count:
                 raise InputError(
-                    f"no utterance was looked at: none in {folder.name} is of the subsets {self.subsets} and the "
-                    f"speakers {self.speakers}; correct them in Activations"
+                    f"Activations: expected utterances of the subsets {self.subsets} and the speakers {self.speakers}, "
+                    f"found none in {folder.name}; correct subsets and speakers"
                 )
             labelled = read_description(folder)["with_phones"]
             if self.labels is not None and not labelled:
                 raise InputError(
-                    f"expected phones of the {count} utterances that were looked at, found none in "
-                    f"{describe_labels(self.labels)}: its labels are of other utterances; make those of these with "
+                    f"expected phones of the {count} utterances, found none in "
+                    f"{describe_labels(self.labels)}: its labels are of other utterances; make labels of these with "
                     "`asr align`, and name them in Activations"
                 )
             phones = f", {labelled} of them with phones" if labelled < count else ""

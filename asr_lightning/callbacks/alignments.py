@@ -63,8 +63,8 @@ class Alignments(Inspection):
         if not attention_paths(recognizer) and not has_ctc(recognizer):
             raise InputError(
                 f"Alignments: expected a network with attention, a transducer or a CTC output, got a "
-                f"{type(recognizer).__name__}, which has none: leave Alignments out; when a hybrid's phones are spoken "
-                "says `asr align`"
+                f"{type(recognizer).__name__}, which has none: leave Alignments out; for the times of phones of a "
+                "hybrid use `asr align`"
             )
         self._drawn = []
         if trainer.is_global_zero:

@@ -185,8 +185,8 @@ def check_terms(callbacks: Iterable[Callback], checkpoint: Mapping[str, Any], pa
     if has_terms and not any(isinstance(callback, Distillation) for callback in callbacks):
         raise InputError(
             f"{path} is of a training with distillation, whose terms are trained with the model: expected the key "
-            "`distillation` with the same terms, found no teacher; or begin a new run, with initialize_from.checkpoint "
-            "for the weights"
+            "`distillation` with the same terms, found none. Add it, or begin a new run with the weights by "
+            "initialize_from.checkpoint"
         )
 
 

@@ -197,7 +197,7 @@ def _select_tensor(module: nn.Module, arguments: Any, output: Any, kind: str) ->
         return weights(*arguments)
     if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Tensor):
         return output[1]
-    raise InputError(f"{type(module).__name__} does not say where it looks: expected an attention over frames")
+    raise InputError(f"{type(module).__name__}: expected attention weights over frames, found none; name an attention")
 
 
 def _module_output(name: str, path: str, recorder: _Recorder, target_lengths: Tensor) -> ModuleOutput:

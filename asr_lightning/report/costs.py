@@ -87,7 +87,10 @@ def read_measured_run(folder: Path) -> MeasuredRun:
     counts = {_processes(log, config) for (_, log), config in zip(trained, configs, strict=True)}
     kinds = {_kind(log, config) for (_, log), config in zip(trained, configs, strict=True)}
     if len(counts) > 1 or len(kinds) > 1:
-        raise InputError(f"{folder}: its starts were on {sorted(kinds)} with {sorted(counts)} processes, expected one")
+        raise InputError(
+            f"{folder}: expected one kind of device and one number of processes in all starts of the run, found "
+            f"{sorted(kinds)} and {sorted(counts)}"
+        )
     name, seed = name_of_run(folder)
     data, trainer = configs[-1].get("data") or {}, configs[-1].get("trainer") or {}
     return MeasuredRun(

@@ -47,7 +47,7 @@ def merge(files: Iterable[Path]) -> list[ErrorRate]:
             if key in merged:
                 raise InputError(
                     f"run {row.run!r}, seed {row.seed!r}, epoch {row.epoch}, {row.subset} is in {merged[key][1]} and"
-                    f" again in {path}: give one of the two folders, or name the runs apart (Transcripts.run)"
+                    f" again in {path}: give one of the two folders, or name the runs differently by Transcripts.run"
                 )
             merged[key] = (row, path)
     return sorted((row for row, _ in merged.values()), key=_order)

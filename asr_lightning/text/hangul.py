@@ -139,7 +139,9 @@ def write_characters(texts: Iterable[str], path: Path, tokens: int = FULL_SIZE, 
     ]
     rows = sorted(rows, key=lambda pair: (-pair[1], pair[0]))[: max(0, tokens - 4)]
     if not rows:
-        raise InputError(f"a list of {tokens - 4} characters that come at least {least} times needs texts with some")
+        raise InputError(
+            f"expected texts with characters that occur at least {least} times, to list {tokens - 4}; found none"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{character}\t{count}\n" for character, count in rows), encoding="utf-8")
     return len(rows)

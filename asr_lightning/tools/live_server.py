@@ -148,7 +148,7 @@ class LiveServer:
         self.active += counted
         try:
             if not counted:
-                raise ClientError(f"all {self.clients} places are taken; try again later", 1013)
+                raise ClientError(f"all {self.clients} connections are in use; try again later", 1013)
             await self._recognize(client)
         except ClientError as refusal:
             await self._send(client, {"type": "error", "message": str(refusal)})

@@ -64,13 +64,16 @@ def run(options: argparse.Namespace) -> int:
         cells = dict(zip(section.table[0], row, strict=True))
         print(f"{result.verdict:15}{cells['claim']}")
         if result.difference:
-            print(f"{'':15}{cells['measure']}: {cells['lower']} beside {cells['higher']}, {cells['over']}; difference "
+            print(f"{'':15}{cells['measure']}: {cells['lower']} against {cells['higher']}, {cells['over']}; difference "
                   f"{cells['difference']} ({cells['95 % interval']})")  # fmt: skip
         if result.reason and result.runs:
             print(f"{'':15}{result.reason}")
     changed = [line[0] for line in runs.table[1:] if line[-1] != MISSING]
     if changed:
-        print(f"made with other values than the experiments have now (runs.md): {', '.join(changed)}", file=sys.stderr)
+        print(
+            f"runs whose values differ from those of the experiments now, see runs.md: {', '.join(changed)}",
+            file=sys.stderr,
+        )
     if missing := list(dict.fromkeys(result.command for result in evidence if not result.runs)):
         print("\nnot run yet:\n" + "\n".join(f"  {command}" for command in missing))
     print(f"\nWritten to {folder.absolute()}: {', '.join([*files, 'page.html'])}")
