@@ -66,7 +66,7 @@ def as_batch(audio: list[Tensor]) -> Batch:
 def test_all_sizes_are_equal_to_pytorch(written: Written) -> None:
     recognizer, folder = written
     form = make_exported(recognizer)
-    functions = {name: lambda *x, graph=graph: _listed(graph.module(*x)) for name, graph in form.graphs.items()}
+    functions = {name: lambda *x, graph=graph: as_tuple(graph.module(*x)) for name, graph in form.graphs.items()}
     runs = {name: onnx_run(folder / f"{name}.onnx") for name in form.graphs}
     generator = torch.Generator().manual_seed(3)
     for count, frames in ((1, 9), (1, 64), (3, 33), (3, 150)):
@@ -78,7 +78,7 @@ def test_all_sizes_are_equal_to_pytorch(written: Written) -> None:
         torch.testing.assert_close(form.log_probs(runs, features, lengths, tokens), expected, atol=1e-4, rtol=0)
 
 
-def _listed(result: object) -> object:
+def as_tuple(result: object) -> object:
     return result if isinstance(result, tuple) else (result,)
 
 
