@@ -1,1 +1,1 @@
-"""Train, look inside and compare end-to-end speech recognisers on PyTorch Lightning."""
+"""Train, look inside and compare end-to-end speech recognizers on PyTorch Lightning."""

@@ -61,7 +61,7 @@ from asr_lightning.callbacks.weight_changes import DistanceFromStart, UpdateSize
 from asr_lightning.callbacks.weight_selection import WeightSelection
 from asr_lightning.error_messages import TRACE, explain, trace_kept
 from asr_lightning.errors import InputError
-from asr_lightning.files import held
+from asr_lightning.files import exclusive_lock
 from asr_lightning.models.checkpoints import (
     CheckpointFiles,
     checkpoint_model,
@@ -94,7 +94,7 @@ PARENT_SECONDS = 5.0  # between looks at whether the first rank is alive
 
 
 class CommandLine(LightningCLI):
-    """LightningCLI over recognisers, language models and corpora.
+    """LightningCLI over recognizers, language models and corpora.
 
     All that a run writes lies below `trainer.default_root_dir`.
     """
@@ -252,7 +252,7 @@ class CommandLine(LightningCLI):
         if subcommand != "fit":  # training's callbacks are of no use to other commands
             warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks")
         lock = root / f".{'fit' if subcommand == 'validate' else subcommand}.lock"
-        with held(lock, f"{root} is in use") if self.trainer.is_global_zero else nullcontext():
+        with exclusive_lock(lock, f"{root} is in use") if self.trainer.is_global_zero else nullcontext():
             if self.trainer.is_global_zero and subcommand == "fit":
                 refuse_results(self.trainer, config.get("ckpt_path"), self.overwrite)
             if self.trainer.is_global_zero:

@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file to write to, and rename it to `path` when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, path.name)
-    unfinished = path.with_name(f".{path.name}.{_writer()}.{secrets.token_hex(4)}")
+    unfinished = path.with_name(f".{path.name}.{_process_name()}.{secrets.token_hex(4)}")
     os.close(
         os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     )  # fails if it exists, also as a link
@@ -50,7 +50,7 @@ def replacing_files(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder to write files to, and move all of them into `folder` when they are complete."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_abandoned(folder)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{_writer()}.", dir=folder))
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{_process_name()}.", dir=folder))
     try:
         yield unfinished
         for path in unfinished.iterdir():
@@ -116,7 +116,7 @@ def remove(path: Path) -> None:
 
 def unfinished_prefix(path: Path) -> str:
     """Return the prefix of names of this process's unfinished files and folders beside a path."""
-    return f".{path.name}.{_writer()}"
+    return f".{path.name}.{_process_name()}"
 
 
 def remove_abandoned(folder: Path, name: str = "") -> None:
@@ -134,14 +134,14 @@ def remove_abandoned(folder: Path, name: str = "") -> None:
         matches = [(entry, match) for entry in entries if (match := unfinished.fullmatch(entry.name))]
     for entry, match in matches:
         try:
-            gone = match[1] == platform.node() and not _runs(int(match[2]))
+            gone = match[1] == platform.node() and not _is_alive(int(match[2]))
             if gone or time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else os.unlink(entry)
         except OSError:  # another process was faster, or it is another user's
             continue
 
 
-def _runs(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -152,7 +152,7 @@ def _runs(process: int) -> bool:
 
 
 @contextmanager
-def held(path: Path, busy: str, option: str = "--trainer.default_root_dir") -> Iterator[None]:
+def exclusive_lock(path: Path, busy: str, option: str = "--trainer.default_root_dir") -> Iterator[None]:
     """Lock a file for this process alone, or refuse if another process has locked it.
 
     The system unlocks it when the process ends, for whatever reason; child processes do not share the lock. The file
@@ -189,7 +189,7 @@ def held(path: Path, busy: str, option: str = "--trainer.default_root_dir") -> I
         yield
 
 
-def _writer() -> str:
+def _process_name() -> str:
     """Return a name of this process that is unique on a disk shared by several machines."""
     return f"{platform.node()}.{os.getpid()}"
 

@@ -2,7 +2,7 @@
 
     python benchmarks/attention_decoders.py [EXPERIMENT.yaml ...] [--device cuda] [--profile]
 
-Random audio, weights of torch's own initialisation. A search is stopped after as many tokens as the text has, since
+Random audio, weights of torch's own initialization. A search is stopped after as many tokens as the text has, since
 untrained networks do not end by themselves. Every number is the median of some repetitions, in one run.
 """
 
@@ -41,7 +41,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 def measure(path: Path, batch: Batch, device: str) -> tuple[Any, str]:
-    """Return the recogniser, and a line of what its parts cost."""
+    """Return the recognizer, and a line of what its parts cost."""
     recognizer: Any = build_recognizer(yaml.safe_load(path.read_text())["model"]).to(device).train()
     optimizer = torch.optim.AdamW(recognizer.parameters(), fused=True)
     calls = 0

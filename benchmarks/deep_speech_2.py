@@ -20,7 +20,7 @@ from asr_lightning.nn.extractors import Convolutions2d
 FRAMES_A_SECOND = 100
 
 
-class Plain(nn.Module):
+class PlainDeepSpeech2(nn.Module):
     """The same shapes, of torch's layers."""
 
     def __init__(self, input_dimension: int, channels: int, hidden: int, layers: int) -> None:
@@ -53,7 +53,9 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     lengths = torch.linspace(size / 1.05, size, options.utterances, device=options.device).long()
     front = Convolutions2d(options.features, [options.channels] * 2)
     encoder = DeepSpeech2Encoder(front, options.hidden, options.layers, directions="sum").to(options.device).train()
-    plain = Plain(options.features, options.channels, options.hidden, options.layers).to(options.device).train()
+    plain = (
+        PlainDeepSpeech2(options.features, options.channels, options.hidden, options.layers).to(options.device).train()
+    )
 
     def step_of_ours() -> None:
         encoder.zero_grad()

@@ -29,7 +29,7 @@ from asr_lightning.models.checkpoints import load_recognizer
 from asr_lightning.nn.int8 import use_int8
 from asr_lightning.scoring.error_rates import ErrorRates
 from asr_lightning.tools.export import onnx_run
-from asr_lightning.tools.exported_networks import CTC, StatelessTransducer, exported
+from asr_lightning.tools.exported_networks import CTC, StatelessTransducer, make_exported
 from data_modules.librispeech import LibriSpeechDataModule
 
 RUNTIMES = ("PyTorch", "PyTorch int8", "onnxruntime", "onnxruntime int8", "sherpa-onnx", "sherpa-onnx int8")
@@ -117,7 +117,7 @@ def prepare(checkpoint: Path, folder: Path, runtime: str) -> tuple[Callable[[Utt
         # What is no parameter any more are weights of one byte.
         size = (weights + 3 * sum(parameter.numel() for parameter in recognizer.parameters())) / 1e6
         return lambda utterance: recognizer.transcribe(Batch.collate([utterance], utterance.sample_rate))[0], size
-    form = exported(recognizer)
+    form = make_exported(recognizer)
     suffix = ".int8.onnx" if runtime.endswith("int8") else ".onnx"
     name = "model" if isinstance(form, CTC) else "encoder"
     run = onnx_run(folder / f"{name}{suffix}")
@@ -144,7 +144,7 @@ def sherpa(checkpoint: Path, folder: Path, suffix: str) -> tuple[Callable[[Utter
     import sherpa_onnx
 
     recognizer = load_recognizer(checkpoint)
-    form = exported(recognizer)
+    form = make_exported(recognizer)
     names = [name for name in form.graphs if name != "streaming_encoder"]
     files = {name: str(folder / f"{name}{suffix}") for name in names}
     shared = {

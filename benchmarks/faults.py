@@ -9,7 +9,7 @@ while a checkpoint is written. Then the run is resumed with `--ckpt_path last`. 
 steps and every epoch.
 
 Of every kind the table says how many trials were resumed and ended, which utterances were lost or repeated in the steps
-that lead to the final weights, and how often the final weights and the optimiser are bit by bit those of a run that was
+that lead to the final weights, and how often the final weights and the optimizer are bit by bit those of a run that was
 not disturbed. Whoever is left alive 60 s after the fault counts as hanging.
 """
 
@@ -49,8 +49,8 @@ KINDS = {  # signal, to whom, and number of processes
 }
 
 
-class Given(Callback):
-    """Writes down what every optimiser step of this rank is given, a line each: `given.<rank>` in the run's folder."""
+class StepRecorder(Callback):
+    """Writes down what every optimizer step of this rank is given, a line each: `given.<rank>` in the run's folder."""
 
     def _write(self, trainer: Trainer, row: dict[str, Any]) -> None:
         with open(Path(trainer.default_root_dir) / f"given.{trainer.global_rank}", "a") as file:
@@ -63,7 +63,7 @@ class Given(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Every batch is an optimiser step."""
+        """Every batch is an optimizer step."""
         self._write(trainer, {"step": trainer.global_step, "epoch": trainer.current_epoch, "ids": batch.ids,
                               "time": time.monotonic()})  # fmt: skip
 
@@ -105,7 +105,7 @@ def experiment(folder: Path) -> Path:
             "max_epochs": EPOCHS, "accelerator": "cpu", "num_sanity_val_steps": 0, "logger": False,
             "enable_progress_bar": False, "gradient_clip_val": 5.0,
             "callbacks": [
-                {"class_path": "faults.Given"},
+                {"class_path": "faults.StepRecorder"},
                 {"class_path": saving, "init_args": {"filename": "last", "every_n_epochs": 1,
                                                      "enable_version_counter": False}},
                 {"class_path": saving, "init_args": {"filename": "last-step", "every_n_train_steps": 3,
@@ -162,7 +162,9 @@ def alive(group: int) -> bool:
     return True
 
 
-def strike(process: subprocess.Popen, run: Path, kind: str, when: random.Random, steps: int, seconds: float) -> bool:
+def stop_at_random(
+    process: subprocess.Popen, run: Path, kind: str, when: random.Random, steps: int, seconds: float
+) -> bool:
     """Stop a run at a random moment.
 
     Args:
@@ -202,21 +204,21 @@ def strike(process: subprocess.Popen, run: Path, kind: str, when: random.Random,
 
 
 def state(run: Path) -> dict[str, Any]:
-    """The weights and the optimiser's state at the end of a run."""
+    """The weights and the optimizer's state at the end of a run."""
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     return {
         "step": checkpoint["global_step"], "weights": checkpoint["state_dict"], "rest": checkpoint["optimizer_states"]
     }  # fmt: skip
 
 
-def alike(first: Any, second: Any) -> bool:  # noqa: ANN401 - whatever a checkpoint is made of
+def equal_bitwise(first: Any, second: Any) -> bool:  # noqa: ANN401 - whatever a checkpoint is made of
     """Whether two parts of checkpoints are the same, bit by bit."""
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and torch.equal(first, second)
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(alike(first[key], second[key]) for key in first)
+        return first.keys() == second.keys() and all(equal_bitwise(first[key], second[key]) for key in first)
     if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(alike, first, second))
+        return len(first) == len(second) and all(map(equal_bitwise, first, second))
     return first == second
 
 
@@ -229,7 +231,7 @@ class Outcome:
     survived: int = 0
     lost: int = 0
     repeated: int = 0
-    alike: int = 0
+    equal: int = 0
     redone: list[int] = field(default_factory=list)  # steps done again, in each trial
 
     def __add__(self, other: "Outcome") -> "Outcome":
@@ -239,18 +241,18 @@ class Outcome:
 def trial(folder: Path, number: int, kind: str, when: random.Random, pace: tuple[int, float]) -> Outcome:
     """Start, stop, resume and compare one run."""
     begun, run, processes = time.monotonic(), folder / f"trial{number}", KINDS[kind][2]
-    outcome = Outcome(hung=not strike(start(folder, run, processes), run, kind, when, *pace))
+    outcome = Outcome(hung=not stop_at_random(start(folder, run, processes), run, kind, when, *pace))
     if start(folder, run, processes).wait(LIMIT) == 0:
         counts, expected = surviving(run, processes), surviving(folder / f"undisturbed{processes}", processes)
         outcome.survived = 1
         outcome.lost, outcome.repeated = (expected - counts).total(), (counts - expected).total()
-        outcome.alike = int(alike(state(run), state(folder / f"undisturbed{processes}")))
+        outcome.equal = int(equal_bitwise(state(run), state(folder / f"undisturbed{processes}")))
         outcome.redone = [sum("step" in row for row in rows(run, 0)) - pace[0]]
     print(f"{number} {kind}: {time.monotonic() - begun:.0f} s, {outcome}", flush=True)
     return outcome
 
 
-def undisturbed(folder: Path, processes: int) -> tuple[int, float]:
+def train_undisturbed(folder: Path, processes: int) -> tuple[int, float]:
     """Train without a fault, and return how many steps there are and how long one takes; check what it was given."""
     run = folder / f"undisturbed{processes}"
     if start(folder, run, processes).wait(LIMIT) != 0:
@@ -269,7 +271,7 @@ def measure(folder: Path, trials: int, seed: int, jobs: int) -> dict[str, Outcom
     kinds = [list(KINDS)[number % len(KINDS)] for number in range(trials)]
     table = {kind: Outcome(trials=0) for kind in kinds}
     with ThreadPoolExecutor(jobs) as pool:
-        pace = dict(zip((1, 2), pool.map(lambda count: undisturbed(folder, count), (1, 2)), strict=True))
+        pace = dict(zip((1, 2), pool.map(lambda count: train_undisturbed(folder, count), (1, 2)), strict=True))
         print({count: f"{steps} steps of {seconds:.2f} s" for count, (steps, seconds) in pace.items()}, flush=True)
         outcomes = [
             pool.submit(trial, folder, number, kind, random.Random(f"{seed} {number}"), pace[KINDS[kind][2]])
@@ -293,7 +295,7 @@ def main() -> None:
     print("| fault | trials | hung | survived | utterances lost | repeated | weights alike | steps done again |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
     for kind, row in table.items():
-        print(f"| {kind} | {row.trials} | {row.hung} | {row.survived} | {row.lost} | {row.repeated} | {row.alike} | "
+        print(f"| {kind} | {row.trials} | {row.hung} | {row.survived} | {row.lost} | {row.repeated} | {row.equal} | "
               f"{', '.join(map(str, row.redone))} |")  # fmt: skip
 
 

@@ -3,7 +3,7 @@
     python benchmarks/fsdp_training.py [EXPERIMENT.yaml] [--processes 2] [--utterance-seconds 3] [--steps 2]
 
 Training steps as `lightning fit` makes them, on two utterances of noise a process; every row is of fresh processes.
-What is held is counted after the last step: parameters, their gradients' place, and the optimiser's state. The peak is
+What is held is counted after the last step: parameters, their gradients' place, and the optimizer's state. The peak is
 the process's resident memory, of which some was there before the network was built.
 """
 
@@ -30,7 +30,7 @@ from asr_lightning.models.checkpoints import build_recognizer
 MIB = 2**20
 
 
-class Held(lightning.Callback):
+class MemoryRecorder(lightning.Callback):
     """Counts what a process holds, and the seconds of the last step."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Held(lightning.Callback):
         ]
         self.row = {
             "parameters": mebibytes(parameters),
-            "optimiser": mebibytes(state),
+            "optimizer": mebibytes(state),
             "seconds": time.perf_counter() - self.before,
         }
 
@@ -64,7 +64,7 @@ def mebibytes(tensors: list[Any]) -> float:
 
 def train(options: argparse.Namespace) -> None:
     """Make the steps of one process, and write down what they took."""
-    baseline, held = peak_memory(), Held()
+    baseline, held = peak_memory(), MemoryRecorder()
     torch.manual_seed(1)
     recognizer = build_recognizer(yaml.safe_load(options.experiment.read_text())["model"])
     sharing = ModelParallelStrategy(options.processes, 1, save_distributed_checkpoint=False)
@@ -93,8 +93,8 @@ def main() -> None:
     if options.strategy:
         train(options)
         return
-    names = ["parameters", "optimiser", "before", "peak", "seconds"]
-    print("| strategy | MiB of parameters | of optimiser | resident MiB before | at most | seconds of the last step |")
+    names = ["parameters", "optimizer", "before", "peak", "seconds"]
+    print("| strategy | MiB of parameters | of optimizer | resident MiB before | at most | seconds of the last step |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for strategy in ("DDP", "FSDP"):
         with tempfile.TemporaryDirectory() as folder:

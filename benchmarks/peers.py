@@ -5,7 +5,7 @@
 Ours are the experiments named in `NETWORKS`, without augmentation; peers are those of `peer_networks.py`, at the same
 shapes: the transducer has two strided convolutions of 108 channels, 7 Conformer layers of 216, an LSTM and a joint
 network of 256; the others are the demo's. A step is features, network, loss, backward pass and fused AdamW, on noise of
-equal length, in characters of English. Ours also normalise their features, and mask what would be padding. The
+equal length, in characters of English. Ours also normalize their features, and mask what would be padding. The
 contestants take turns, step by step. Deep Speech 2, which no peer has, is beside torch's own layers in
 `deep_speech_2.py`.
 """
@@ -44,7 +44,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], Peers]] = {  # ours, its changes,
 
 
 def ours(experiment: str, changes: dict[str, Any]) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
-    """Return an experiment's recogniser of characters without augmentation, and its loss."""
+    """Return an experiment's recognizer of characters without augmentation, and its loss."""
     content: dict[str, Any] = yaml.safe_load(Path(experiment).read_text())["model"]
     content["init_args"] |= {"augment": None, "tokenizer": CHARACTERS, **changes}
     recognizer = build_recognizer(content)

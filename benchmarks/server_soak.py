@@ -28,7 +28,7 @@ from websockets.sync.client import ClientConnection, connect
 
 PAUSE_SECONDS = 0.6
 MESSAGE_SECONDS = 0.5
-FLAT = 10.0  # MB per hour of audio
+MOST_GROWTH = 10.0  # MB per hour of audio
 
 
 class Client(threading.Thread):
@@ -84,7 +84,7 @@ def read_folder(folder: Path) -> tuple[np.ndarray, int]:
     return np.concatenate(parts), rates.pop()
 
 
-def die(address: str) -> None:
+def disconnect_abruptly(address: str) -> None:
     """Connect, send some audio, and vanish."""
     with contextlib.suppress(WebSocketException, OSError), connect(address, open_timeout=300) as connection:
         connection.send(bytes(100_000))
@@ -125,7 +125,7 @@ def main() -> int:
                 rows.append((minutes, process.memory_info().rss / 1e6))
                 print(f"{minutes:11.1f} {time.monotonic() - begun:10.0f} {rows[-1][1]:13.1f} "
                       f"{process.num_threads():9d} {process.num_fds():7d}", flush=True)  # fmt: skip
-                threading.Thread(target=die, args=(address,), daemon=True).start()
+                threading.Thread(target=disconnect_abruptly, args=(address,), daemon=True).start()
         wall, cpu = time.monotonic() - begun, sum(process.cpu_times()[:2])
         rows.append((sum(client.sent for client in clients) / 60, process.memory_info().rss / 1e6))
         print(f"{rows[-1][0]:11.1f} {wall:10.0f} {rows[-1][1]:13.1f}", flush=True)
@@ -139,7 +139,7 @@ def main() -> int:
     print(f"{sum(client.lines for client in clients)} lines, {sum(client.words for client in clients)} words; "
           f"{sum(client.ended for client in clients)} of {len(clients)} clients ended as they should")  # fmt: skip
     print(f"memory: {memory.min():.1f} to {memory.max():.1f} MB in the second half, {growth:+.1f} MB per hour of audio")
-    return int(not (growth < FLAT and all(client.ended for client in clients)))
+    return int(not (growth < MOST_GROWTH and all(client.ended for client in clients)))
 
 
 if __name__ == "__main__":

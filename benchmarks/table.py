@@ -53,16 +53,16 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with options.output.open("w", encoding="utf-8") as file:
 
-        def say(line: object) -> None:
+        def write_line(line: object) -> None:
             print(line, flush=True)
             print(line, file=file, flush=True)
 
-        say(f"{provenance()}\n\n{HEAD}")
+        write_line(f"{provenance()}\n\n{HEAD}")
         for row in rows(options.device):
-            say(row)
-        say("")
+            write_line(row)
+        write_line("")
         for line in data_loading.paddings(data_loading.make_parser().parse_args([])):
-            say(f"* {line}")
+            write_line(f"* {line}")
     print(f"Written to {options.output}", file=sys.stderr)
 
 

@@ -3,7 +3,7 @@
     python benchmarks/training_speed.py [EXPERIMENT.yaml ...] [--device cuda] [--precision bf16-mixed]
     python benchmarks/training_speed.py --batch-seconds 15 30 60 --utterance-seconds 2.5 5 15 30    # growth
 
-A step is the forward pass, the loss, the backward pass and the optimiser, on utterances of equal length: no reading, no
+A step is the forward pass, the loss, the backward pass and the optimizer, on utterances of equal length: no reading, no
 padding; every row is of a process of its own. The first two steps are not counted. Memory is the peak allocated on a
 GPU, of the process on a CPU.
 """

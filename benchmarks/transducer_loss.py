@@ -62,7 +62,16 @@ DECILES = [
     15.7,
     17.2,
 ]  # s, of utterances, with the least and the most
-PASSED_ON = ("shape", "shortest", "utterances", "frames", "device", "precision", "repeats", "width")  # to a process
+PROCESS_OPTIONS = (
+    "shape",
+    "shortest",
+    "utterances",
+    "frames",
+    "device",
+    "precision",
+    "repeats",
+    "width",
+)  # to a process
 
 
 def loss_of(kind: str, tensors: list[Tensor], targets: Tensor, lengths: tuple[Tensor, Tensor], width: int) -> Tensor:
@@ -212,7 +221,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 def measure_apart(kind: str, vocabulary: int, batches: str, options: argparse.Namespace) -> dict[str, float]:
     """Measure in a process of its own, since memory is the process's."""
     command = [sys.executable, __file__, "--kind", kind, "--vocabularies", str(vocabulary), "--batches", batches]
-    for name in PASSED_ON:
+    for name in PROCESS_OPTIONS:
         value = getattr(options, name)
         command += [f"--{name}", *(str(x) for x in (value if isinstance(value, list) else [value]))]
     if options.fast_rnnt:

@@ -119,12 +119,12 @@ class ArrowDataModule(ListedDataModule):
 
     def file_of(self, path: str) -> str:
         """The file that an utterance's path leads to."""
-        return _parse(path)[0] if _is_row(path) else path
+        return _parse(path)[0] if _is_arrow_cell(path) else path
 
     @staticmethod
     def read_header(path: str) -> Header:
         """Read the header of an audio file in an Arrow file, or of one beside it."""
-        return reading.read_header(io.BytesIO(_bytes(path)) if _is_row(path) else path)
+        return reading.read_header(io.BytesIO(_bytes(path)) if _is_arrow_cell(path) else path)
 
     @staticmethod
     def read_audio(cut: MonoCut) -> np.ndarray:
@@ -134,7 +134,7 @@ class ArrowDataModule(ListedDataModule):
             ValueError: It cannot be decoded, or is not as long as the manifest says.
         """
         path = str(cut.recording.sources[0].source)
-        return dataset.decode_audio(cut, io.BytesIO(_bytes(path)) if _is_row(path) else path)
+        return dataset.decode_audio(cut, io.BytesIO(_bytes(path)) if _is_arrow_cell(path) else path)
 
 
 def _text(value: Any) -> str:
@@ -151,7 +151,7 @@ def _files(folder: Path) -> list[Path]:
     return paths or sorted(folder.glob("*.arrow"))
 
 
-def _is_row(path: str) -> bool:
+def _is_arrow_cell(path: str) -> bool:
     return ".arrow@" in path
 
 

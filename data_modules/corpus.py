@@ -224,7 +224,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             )
         if part.narrow:
             rank_zero_warn(
-                f"{subset}: {part.narrow} of {part.probed} utterances that were looked at are narrow-band audio that "
+                f"{subset}: {part.narrow} of {part.probed} utterances that were checked are narrow-band audio that "
                 f"was upsampled before: their files have {self.sample_rate:,} samples per second or more, but nothing "
                 f"above {self.sample_rate // 4:,} Hz. A recognizer of telephone speech is trained with sample_rate "
                 f"{self.sample_rate // 2} of the features and of the data."

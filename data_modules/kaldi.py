@@ -21,7 +21,7 @@ from data_modules.layouts import role_of
 from data_modules.listed import ALL, ListedDataModule, Listings
 from data_modules.manifest import BadFile, Listing
 
-TO_THE_END = -1.0  # an end of a segment
+END_OF_FILE = -1.0  # an end of a segment
 
 
 class KaldiDataModule(ListedDataModule):
@@ -140,12 +140,12 @@ def _segments(path: Path, bad: list[BadFile]) -> dict[str, tuple[str, float, flo
         fields = line.split()
         try:
             begin, end = float(fields[1]), float(fields[2])
-            if not (0 <= begin < math.inf and (end == TO_THE_END or begin < end < math.inf)):
+            if not (0 <= begin < math.inf and (end == END_OF_FILE or begin < end < math.inf)):
                 raise ValueError
         except (ValueError, IndexError):
             bad.append(
                 BadFile(str(path), "malformed line", f"{shown(id)}: expected RECORDING BEGIN END, found {shown(line)}")
             )
             continue
-        segments[id] = fields[0], begin, None if end == TO_THE_END else end
+        segments[id] = fields[0], begin, None if end == END_OF_FILE else end
     return segments

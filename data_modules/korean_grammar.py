@@ -72,7 +72,7 @@ def korean_sentences(random: np.random.Generator) -> Iterator[str]:
     """
     decks: dict[str, list[str]] = {name: [] for name in _CLASSES}
 
-    def deal(match: re.Match[str]) -> str:
+    def draw_word(match: re.Match[str]) -> str:
         deck = decks[match[1]]
         if not deck:
             deck += random.permutation(_CLASSES[match[1]]).tolist()
@@ -81,7 +81,7 @@ def korean_sentences(random: np.random.Generator) -> Iterator[str]:
     seen: set[str] = set()
     while True:
         for index in random.permutation(len(_TEMPLATES)):
-            sentence = _annotated(_with_particles(re.sub(r"{(\w+)}", deal, _TEMPLATES[index])), random)
+            sentence = _annotated(_with_particles(re.sub(r"{(\w+)}", draw_word, _TEMPLATES[index])), random)
             spoken = normalize_korean(sentence)
             if spoken not in seen:
                 seen.add(spoken)
@@ -167,7 +167,7 @@ def plan_korean(minutes: float = 50, evaluation_minutes: float = 3, seed: int = 
         turn = 0
         while seconds > 0:
             speaker = speakers[turn % len(speakers)]
-            folder, number = _place(subset, turn)
+            folder, number = _folder_and_number(subset, turn)
             annotation = next(stream)
             sentence = normalize_korean(annotation) + ("?" if "?" in annotation else "")
             entropy = zlib.crc32(f"{seed} {subset} {number}".encode())
@@ -179,7 +179,7 @@ def plan_korean(minutes: float = 50, evaluation_minutes: float = 3, seed: int = 
     return lines
 
 
-def _place(subset: str, turn: int) -> tuple[str, str]:
+def _folder_and_number(subset: str, turn: int) -> tuple[str, str]:
     """Return the folder and the number of an utterance, as the official parts have them."""
     if subset.startswith("eval"):
         return f"KsponSpeech_eval/{subset}", f"E{turn + 1 + 3_000 * (subset == 'eval_other'):05}"

@@ -120,7 +120,7 @@ class KsponSpeechDataModule(CorpusDataModule):
         bad: list[BadFile] = [*self._unreadable]
         listings: dict[str, Listing] = {}  # by path
         path = self.find_list(subset)
-        pairs = self._listed(path, bad) if path is not None else self._beside(subset, bad)
+        pairs = self._read_list(path, bad) if path is not None else self._read_pairs(subset, bad)
         for location, audio, content in pairs:
             line = decode(content)
             id = Path(audio).stem
@@ -128,11 +128,11 @@ class KsponSpeechDataModule(CorpusDataModule):
                 bad.append(BadFile(location, "transcript neither UTF-8 nor CP949", id))
             elif audio in listings:
                 bad.append(BadFile(location, "duplicate id", f"{audio} has a transcript already, which is kept"))
-            elif (text := self._normalized(line, id, location, bad)) is not None:
+            elif (text := self._normalize(line, id, location, bad)) is not None:
                 listings[audio] = Listing(id, audio, text)
         return name_apart(list(listings.values()), self.root, bad), bad
 
-    def _normalized(self, line: str, id: str, location: str, bad: list[BadFile]) -> str | None:
+    def _normalize(self, line: str, id: str, location: str, bad: list[BadFile]) -> str | None:
         percent = "프로" if id.rpartition("_")[2] in PRO_FILES else "퍼센트"
         try:
             return normalize_korean(line, self.side, percent)
@@ -140,7 +140,7 @@ class KsponSpeechDataModule(CorpusDataModule):
             bad.append(BadFile(location, "malformed annotation", str(error)))
             return None
 
-    def _listed(self, path: Path, bad: list[BadFile]) -> Iterator[tuple[str, str, bytes]]:
+    def _read_list(self, path: Path, bad: list[BadFile]) -> Iterator[tuple[str, str, bytes]]:
         """Location, audio file and undecoded text of every line of a list whose audio is there."""
         with regular(path).open("rb") as lines:
             for number, content in enumerate(lines, start=1):
@@ -155,7 +155,13 @@ class KsponSpeechDataModule(CorpusDataModule):
                     bad.append(BadFile(location, "transcript without audio", f"no {name} below {self.root}"))
                 elif len(audio) > 1:
                     several = " and ".join(str(file.relative_to(self.root)) for file in audio[:5])
-                    bad.append(BadFile(location, "ambiguous path", f"{name} may be {several}: write more folders"))
+                    bad.append(
+                        BadFile(
+                            location,
+                            "ambiguous path",
+                            f"{name} may be {several}: write more of its folders in the list",
+                        )
+                    )
                 else:
                     yield location, str(audio[0]), text
 
@@ -186,9 +192,9 @@ class KsponSpeechDataModule(CorpusDataModule):
         relative = {str(file): file.relative_to(self.root) for file in files.values()}
         if self.excerpt is not None and subset in DIVIDED:
             return self.excerpt.select(relative, subset, self.root)
-        return sorted(file for file, path in relative.items() if _belongs(path, subset))
+        return sorted(file for file, path in relative.items() if _is_of_subset(path, subset))
 
-    def _beside(self, subset: str, bad: list[BadFile]) -> Iterator[tuple[str, str, bytes]]:
+    def _read_pairs(self, subset: str, bad: list[BadFile]) -> Iterator[tuple[str, str, bytes]]:
         """The transcript, the audio and the undecoded text of every pair of files."""
         for audio in self._in_folders(subset):
             path = Path(audio).with_suffix(".txt")
@@ -257,7 +263,7 @@ def decode(content: bytes) -> str | None:
     return None
 
 
-def _belongs(path: Path, subset: str) -> bool:
+def _is_of_subset(path: Path, subset: str) -> bool:
     """Whether a path below the root is of a subset without a list."""
     if subset not in DIVIDED:
         return subset in path.parts[:-1]

@@ -57,8 +57,8 @@ class Lines(Dataset):
         self.left_out = int(metadata["left_out"])
         self.digest = str(metadata["texts"])
         with (index / "rows.npy").open("rb") as rows:
-            if metadata["digest"] != _about(self.left_out, self.digest, rows)["digest"]:
-                raise ValueError(f"{index} is not as it was written")
+            if metadata["digest"] != _metadata(self.left_out, self.digest, rows)["digest"]:
+                raise ValueError(f"{index} was changed after it was written")
         self._signatures = signatures
         self._starts = np.cumsum([0, *(size for size, _ in signatures)])
         self._rows = np.load(index / "rows.npy", mmap_mode="r")
@@ -131,7 +131,7 @@ def open_lines(files: list[Path], skip_columns: int = 0, normalize: bool = False
     return Lines(index, files, signatures, normalize)
 
 
-def _about(left_out: int, texts: str, rows: BufferedIOBase) -> dict[str, Any]:
+def _metadata(left_out: int, texts: str, rows: BufferedIOBase) -> dict[str, Any]:
     """Metadata that lie beside the rows, with a checksum of everything."""
     digest = hashlib.file_digest(rows, "sha256")
     digest.update(f"{left_out} {texts}".encode())
@@ -187,7 +187,7 @@ def _write_index(folder: Path, files: list[Path], skip_columns: int, normalize: 
         longest_first[start : start + ROWS_AT_ONCE] = rows[order[start : start + ROWS_AT_ONCE]]
     longest_first.flush()
     with (folder / "rows.npy").open("rb") as file:
-        metadata = _about(left_out, texts.hexdigest()[:16], file)
+        metadata = _metadata(left_out, texts.hexdigest()[:16], file)
     (folder / "about.json").write_text(json.dumps(metadata))
 
 

@@ -62,7 +62,7 @@ class ListedDataModule(CorpusDataModule, ABC):
         self.split_seed = split_seed
         self.channel = channel
         self.normalize = normalize
-        self._listed: dict[str, Listings] = {}
+        self._listings: dict[str, Listings] = {}
         if not all(0 < share <= 1 for share in self.split.values()) or sum(self.split.values()) > 1.000_001:
             raise InputError(f"split must be shares above 0 with a sum of at most 1, got {self.split}")
         if split_by not in ("speaker", "utterance", None):
@@ -178,10 +178,10 @@ class ListedDataModule(CorpusDataModule, ABC):
 
     def find_utterances(self, subset: str) -> Listings:
         """The subset's utterances, in the order of the corpus, and what cannot be used."""
-        if subset not in self._listed:
+        if subset not in self._listings:
             pool, shares = self._division()
             if subset not in shares:
-                self._listed[subset] = self._complete(subset)
+                self._listings[subset] = self._complete(subset)
             else:
                 assert pool is not None
                 listings, bad = self._complete(pool)
@@ -191,12 +191,12 @@ class ListedDataModule(CorpusDataModule, ABC):
                 except InputError as error:
                     notes = [f"{len(bad)} others cannot be used:", *summary(bad)] if bad else []
                     raise InputError("\n".join([f"{self.root}: {error}.", *notes])) from error
-                self._listed |= {
+                self._listings |= {
                     name: (part, bad if name == next(iter(shares)) else []) for name, part in parts.items()
                 }
                 counts = ", ".join(f"{name} {len(part):,}" for name, part in parts.items())
                 rank_zero_info(f"{self.root}: {pool or 'all utterances'} split by {by} into {counts} utterances.")
-        return self._listed[subset]
+        return self._listings[subset]
 
     def _complete(self, subset: str) -> Listings:
         """What the corpus lists, with unique ids and the transcripts that are trained on."""
@@ -213,7 +213,7 @@ class ListedDataModule(CorpusDataModule, ABC):
     def setup(self, stage: str) -> None:
         """Open the manifests that `prepare_data` made."""
         super().setup(stage)
-        self._listed.clear()
+        self._listings.clear()
 
 
 def kept_together(listings: Sequence[Listing], subsets: int) -> Literal["speaker", "utterance"]:

@@ -245,7 +245,7 @@ class Manifest:
         self._file: BufferedIOBase = self.path.open("rb")
         with self.bad_path.open("rb") as bad_lines:
             if _digest(self._file, bad_lines) != digest:
-                raise ValueError(f"{self.path} is not as it was written")
+                raise ValueError(f"{self.path} was changed after it was written")
         size = os.fstat(self._file.fileno()).st_size
         if size != self._offsets[-1] or len(self._offsets) != len(self.durations) + 1 != len(self.empty) + 1:
             raise ValueError(f"{self.path} has {size} bytes, expected {self._offsets[-1]}")
@@ -258,7 +258,7 @@ class Manifest:
         try:
             return deserialize_item(json.loads(os.pread(self._file.fileno(), end - start, start)))
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:  # it was whole when it was opened
-            raise InputError(f"{self.path} changed while it was read: start again, it is made anew") from error
+            raise InputError(f"{self.path} changed while it was read: start again, which writes it anew") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_file"}

@@ -18,7 +18,7 @@ from data_modules.manifest import BadFile, Listing
 from data_modules.sampler import EvaluationBatches, TrainBatches, accumulation_of, digest_of, progress_of, rank_of
 
 FINEST = 20  # largest denominator of a weight
-OF_THE_MIXTURE = ("batch_seconds", "batch_utterances", "evaluation_batch_seconds", "sorted_epochs", "workers")
+MIXTURE_ARGUMENTS = ("batch_seconds", "batch_utterances", "evaluation_batch_seconds", "sorted_epochs", "workers")
 
 
 class MixtureDataModule(CorpusDataModule):
@@ -78,7 +78,7 @@ class MixtureDataModule(CorpusDataModule):
         defaults = inspect.signature(CorpusDataModule).parameters
         for name, corpus in corpora.items():
             ignored = [
-                argument for argument in OF_THE_MIXTURE if getattr(corpus, argument) != defaults[argument].default
+                argument for argument in MIXTURE_ARGUMENTS if getattr(corpus, argument) != defaults[argument].default
             ]
             if ignored:
                 raise InputError(f"{', '.join(ignored)} of {name} would have no effect: give it to the mixture instead")
@@ -111,15 +111,15 @@ class MixtureDataModule(CorpusDataModule):
 
     def fingerprint(self, subset: str) -> str:
         """A text that changes when the subset's files do."""
-        corpus, name = self._owner(subset)
+        corpus, name = self._corpus_of(subset)
         return corpus.fingerprint(name)
 
     def find_utterances(self, subset: str) -> tuple[list[Listing], list[BadFile]]:
         """The utterances of a corpus' subset, and the files that cannot be used."""
-        corpus, name = self._owner(subset)
+        corpus, name = self._corpus_of(subset)
         return corpus.find_utterances(name)
 
-    def _owner(self, subset: str) -> tuple[CorpusDataModule, str]:
+    def _corpus_of(self, subset: str) -> tuple[CorpusDataModule, str]:
         """The corpus of a subset of the mixture, and the name of the subset there."""
         for name in sorted(self.corpora, key=len, reverse=True):  # a name may begin with another one
             if subset.startswith(f"{name}-"):
@@ -128,13 +128,13 @@ class MixtureDataModule(CorpusDataModule):
             f"expected a subset of {', '.join(self.corpora)}, as {next(iter(self.corpora))}-test; got {subset}"
         )
 
-    def _share(self, role: str) -> None:
+    def _assign_subsets(self, role: str) -> None:
         """Give the corpora the subsets of a role that the mixture has: tools may have changed them."""
         for corpus in self.corpora.values():
             corpus.subsets[role] = []
             corpus.trainer = self.trainer
         for subset in self.subsets[role]:
-            corpus, name = self._owner(subset)
+            corpus, name = self._corpus_of(subset)
             corpus.subsets[role].append(name)
 
     def prepare_data(self) -> None:
@@ -144,7 +144,7 @@ class MixtureDataModule(CorpusDataModule):
             InputError: Subsets are missing, or have files that cannot be used.
         """
         for role in self.subsets:
-            self._share(role)
+            self._assign_subsets(role)
         for name, corpus in self.corpora.items():
             try:
                 corpus.prepare_data()
@@ -154,12 +154,12 @@ class MixtureDataModule(CorpusDataModule):
     def setup(self, stage: str) -> None:
         """Open the manifests that `prepare_data` made."""
         for role in self.subsets:
-            self._share(role)
+            self._assign_subsets(role)
         for corpus in self.corpora.values():
             corpus.setup(stage)
         for role in STAGES[stage]:
             for subset in self.subsets[role]:
-                corpus, name = self._owner(subset)
+                corpus, name = self._corpus_of(subset)
                 self.manifests[subset] = corpus.manifests[name]
 
     def train_dataloader(self) -> TrainBatches:
@@ -211,7 +211,7 @@ class MixtureDataModule(CorpusDataModule):
         batch_seconds = self.evaluation_batch_seconds or self.batch_seconds / (ranks * accumulation_of(self.trainer))
         loaders = {}
         for subset in self.subsets[role]:
-            corpus, name = self._owner(subset)
+            corpus, name = self._corpus_of(subset)
             speech = corpus.evaluation_speech(name)
             speech.prefix = subset.removesuffix(name)
             load = functools.partial(self._load, speech, np.arange(len(speech)))

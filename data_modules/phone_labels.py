@@ -33,16 +33,18 @@ class CTMLabels(PhoneLabels):
     def __init__(self, path: str, made_by: str = ALIGN) -> None:
         self.path = Path(path)
         self.made_by = made_by
-        self._places: dict[str, list[tuple[Path, int]]] | None = None  # of the lines of every utterance, file by file
+        self._line_offsets: dict[str, list[tuple[Path, int]]] | None = (
+            None  # of the lines of every utterance, file by file
+        )
 
     def require(self) -> None:
         """Check that there is a file with labels."""
-        self._known()
+        self._index()
 
     def segments(self, utterance: str) -> list[Segment]:
         """Return the segments of an utterance in the order of time; none where no file names it."""
         segments: list[tuple[Segment, Path]] = []
-        for path, offset in self._known().get(utterance, []):
+        for path, offset in self._index().get(utterance, []):
             with path.open("rb") as file:
                 file.seek(offset)
                 for line in file:
@@ -53,17 +55,17 @@ class CTMLabels(PhoneLabels):
         segments.sort(key=lambda pair: pair[0].start)
         for (first, path), (second, other) in pairwise(segments):
             if path != other and second.start < first.end - OVERLAP:
-                raise InputError(f"{utterance} is in {path} and in {other} with other times: leave one of them out")
+                raise InputError(f"{utterance} is in {path} and in {other} with different times: remove one of them")
         return [segment for segment, _ in segments]
 
     def utterances(self) -> list[str]:
         """Return the names of all utterances, in the order of the files."""
-        return list(self._known())
+        return list(self._index())
 
-    def _known(self) -> dict[str, list[tuple[Path, int]]]:
-        if self._places is None:
-            self._places = self._find()
-        return self._places
+    def _index(self) -> dict[str, list[tuple[Path, int]]]:
+        if self._line_offsets is None:
+            self._line_offsets = self._find()
+        return self._line_offsets
 
     def _find(self) -> dict[str, list[tuple[Path, int]]]:
         candidates = (sorted(self.path.rglob(pattern)) for pattern in ("*.phones.ctm", "*.ctm"))
@@ -123,9 +125,9 @@ class TextGridLabels(PhoneLabels):
 
     def require(self) -> None:
         """Check that there is a file with labels."""
-        self._known()
+        self._index()
 
-    def _known(self) -> dict[str, list[Path]]:
+    def _index(self) -> dict[str, list[Path]]:
         """Return all files by their stems."""
         if self._paths is None:
             paths = defaultdict(list)
@@ -141,7 +143,7 @@ class TextGridLabels(PhoneLabels):
 
     def _find(self, utterance: str) -> list[Path]:
         """Return the files that have the name of an utterance, or the end of this name where it is a path."""
-        files = self._known()
+        files = self._index()
         paths = files.get(utterance, [])
         parts = utterance.split("-")
         for number in range(1, len(parts) if not paths else 0):
@@ -157,7 +159,8 @@ class TextGridLabels(PhoneLabels):
             return []
         if len(paths) > 1:
             raise InputError(
-                f"{utterance} may be {paths[0]} or {paths[1]}: call files by their utterances, or by paths"
+                f"expected one file of {utterance}, found {paths[0]} and {paths[1]}: name files by their utterances, "
+                "or by their paths"
             )
         path = paths[0]
         try:

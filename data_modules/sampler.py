@@ -283,8 +283,8 @@ class TrainBatches(EvaluationBatches):
         """
         if SHARES not in state and (state.get("processes", 1) > 1 or self.accumulation > 1):
             raise InputError(
-                f"This checkpoint cannot be resumed: it is of an older version, whose batches were each of one of "
-                f"{state.get('processes', 1)} processes, while those of this version are cut from optimizer steps. "
+                f"This checkpoint cannot be resumed: it is of an older version, which planned the batches of each of "
+                f"{state.get('processes', 1)} processes separately, while this version cuts them from optimizer steps. "
                 "Begin a new run (without --ckpt_path) from the checkpoint's weights."
             )
         current, state = self.state_dict(), {LIMIT: None, **state}  # older versions had no limit
@@ -295,7 +295,7 @@ class TrainBatches(EvaluationBatches):
         ]
         if changed:
             raise InputError(
-                "This checkpoint cannot be resumed, because the training batches would be others than before:\n"
+                "This checkpoint cannot be resumed, because the training batches would differ from those before:\n"
                 + "\n".join(changed)
-                + "\nSet them as they were, or begin a new run (without --ckpt_path) from the checkpoint's weights."
+                + "\nSet them back, or begin a new run (without --ckpt_path) from the checkpoint's weights."
             )

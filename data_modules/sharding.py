@@ -86,7 +86,7 @@ def write_subset(
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
             files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-            spans = {name: _places(folder / name) for name in files if name.endswith(".tar")}
+            spans = {name: _member_spans(folder / name) for name in files if name.endswith(".tar")}
             content = {"utterances": utterances, "seconds": seconds, "files": files, "identity": identity}
             content["places"] = spans
             write_atomically(output / f"{subset}.json", json.dumps(content, indent=1) + "\n")
@@ -97,7 +97,7 @@ def write_subset(
         ) from error
 
 
-def _places(path: Path) -> str:
+def _member_spans(path: Path) -> str:
     """Offsets and sizes of the utterances of a tar file, which save a reader of object storage a request for each."""
     with path.open("rb") as file:
         return " ".join(f"{offset}+{size}" for _, offset, size in read_members(file))
@@ -121,10 +121,12 @@ def _find_written(output: Path, subset: str, identity: str, replace: bool) -> Wr
         return existing
     if not replace or not folder.is_dir():
         description = "damaged shards" if same else "something else than these utterances in shards of this size"
-        raise InputError(f"{folder} holds {description}: give another --output, delete it, or say --replace.")
+        raise InputError(f"{folder} holds {description}: give another --output, delete it, or add --replace.")
     foreign = sorted(path.name for path in folder.iterdir() if not SHARD.fullmatch(path.name))
     if foreign:
-        raise InputError(f"{folder} holds what is no shard, as {foreign[0]}: give another --output, or delete it.")
+        raise InputError(
+            f"{folder} holds files that are no shards, as {foreign[0]}: give another --output, or delete it."
+        )
     return None
 
 
@@ -159,7 +161,9 @@ def _write(corpus: CorpusDataModule, subset: str, folder: Path, utterances_per_s
             if isinstance(content, str):
                 message = f"{cut.recording.sources[0].source} cannot be read: {content}"
                 if corpus.on_bad == "error":
-                    raise InputError(f"{message}.\nMend or remove it, or leave it out: on_bad: skip in the experiment.")
+                    raise InputError(
+                        f"{message}.\nRepair or remove it, or leave it out: on_bad: skip in the experiment."
+                    )
                 warnings.warn(printable(f"Left out: {message}"), stacklevel=2)
                 continue
             recordings.write(f"{cut.id}.flac", io.BytesIO(content))

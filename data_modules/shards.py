@@ -143,7 +143,7 @@ class ShardsDataModule(CorpusDataModule):
             ValueError: It cannot be decoded, is not as long as the manifest says, or the file ends before.
             OSError: The file cannot be read, or the storage does not give it.
         """
-        path, offset, size = parse_place(str(cut.recording.sources[0].source))
+        path, offset, size = parse_span(str(cut.recording.sources[0].source))
         content = storage.read_range(path, offset, size)
         if len(content) != size:
             raise ValueError(f"the file ends after {len(content)} of {size} bytes")
@@ -200,7 +200,7 @@ def read_shard(cuts_path: str, recordings: str, entry: Entry | None, places: str
     with storage.open_file(recordings, entry.size) as file:
         members = read_members(file, 1 if places else None)
     if places:
-        spans = [parse_place(f"@{span}")[1:] for span in places.split()]
+        spans = [parse_span(f"@{span}")[1:] for span in places.split()]
         if members[0][1:] != spans[0]:
             raise ValueError(f"an utterance at {members[0][1:]}, expected it at {spans[0]}")
         names = [members[0][0], *(f"{cut.id}.flac" for cut in cuts[1:])]
@@ -279,7 +279,7 @@ def check_sizes(folder: str, sizes: dict[str, int], files: dict[str, Entry]) -> 
     return bad
 
 
-def parse_place(place: str) -> tuple[str, int, int]:
+def parse_span(place: str) -> tuple[str, int, int]:
     """The file, offset and bytes of an utterance, from `/path/recording.000000.tar@OFFSET+SIZE`."""
     path, _, span = place.rpartition("@")
     offset, _, size = span.partition("+")

@@ -113,12 +113,14 @@ def _write(folder: Path, lines: list[ScriptLine], workers: int | None, progress:
     for path, rows in [*transcripts.items(), *times.items()]:
         path.write_text("".join(rows))
     (folder / "SPEAKERS.TXT").write_text(_speaker_table(samples))
-    for spoken in synthesis.speak(list(_alone(vocabulary - pronunciations.keys())), workers, progress=False):
+    for spoken in synthesis.speak(
+        list(_single_word_lines(vocabulary - pronunciations.keys())), workers, progress=False
+    ):
         pronunciations[transcript(spoken.line.sentence)][" ".join(sum(spoken.words, []))] += 1
     (folder / "lexicon.txt").write_text("".join(_lexicon(pronunciations)))
 
 
-def _alone(words: set[str]) -> Iterator[ScriptLine]:
+def _single_word_lines(words: set[str]) -> Iterator[ScriptLine]:
     """Yield lines of one word each, said by some voices: words that were always joined to others, as `there were`."""
     for word in sorted(words):
         for speaker in SPEAKERS["train-clean-100"][::10]:

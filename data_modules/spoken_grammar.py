@@ -114,7 +114,7 @@ def english_sentences(random: np.random.Generator, words_per_class: int | None =
     """
     decks: dict[str, list[str]] = {name: [] for name in _CLASSES}
 
-    def deal(match: re.Match[str]) -> str:
+    def draw_word(match: re.Match[str]) -> str:
         deck = decks[match[1]]
         if not deck:
             deck += random.permutation(_entries(_CLASSES[match[1]])[:words_per_class]).tolist()
@@ -125,7 +125,7 @@ def english_sentences(random: np.random.Generator, words_per_class: int | None =
     repeats = 0
     while repeats < _REPEATS:
         for index in random.permutation(len(templates)):
-            sentence = re.sub(r"{(\w+)}", deal, templates[index])
+            sentence = re.sub(r"{(\w+)}", draw_word, templates[index])
             sentence = re.sub(r"\ba (?=[aeiou])", "an ", sentence)
             if transcript(sentence) not in seen:
                 seen.add(transcript(sentence))

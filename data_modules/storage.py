@@ -202,23 +202,25 @@ class _Ranges(io.RawIOBase):
         return len(content)
 
 
-_gone: set[int] = set()  # processes that asked in vain for the last object: they ask for the next one only once
+_unreachable_processes: set[int] = (
+    set()
+)  # processes that asked in vain for the last object: they ask for the next one only once
 
 
 def _ask(address: str, **span: int) -> bytes:
     """Get an object or a part of it, and ask again where that may help."""
-    for wait in (*(() if os.getpid() in _gone else WAITS), None):
+    for wait in (*(() if os.getpid() in _unreachable_processes else WAITS), None):
         try:
             file_system, path = _find(address, os.getpid())
             content = _within_time(file_system, file_system.cat_file, path, **span)
-            _gone.discard(os.getpid())
+            _unreachable_processes.discard(os.getpid())
             return bytes(content)
         except FileNotFoundError:
             raise
         except Exception as error:  # every storage has its own
             if wait is None or _is_final(error):
                 if not _is_final(error):
-                    _gone.add(os.getpid())
+                    _unreachable_processes.add(os.getpid())
                 raise ConnectionError(unreachable(address, error)) from error
         time.sleep(wait)
     raise AssertionError
@@ -244,7 +246,7 @@ def _find(address: str, process: int) -> tuple[AbstractFileSystem, str]:
     return fsspec.core.url_to_fs(address)
 
 
-class _Open:
+class _OpenFile:
     """A file that stays open as long as it is referenced; reads give their offset, so forked workers may share it."""
 
     def __init__(self, path: str) -> None:
@@ -257,5 +259,5 @@ class _Open:
 
 
 @functools.lru_cache(maxsize=OPEN_FILES)
-def _open(path: str) -> _Open:
-    return _Open(path)
+def _open(path: str) -> _OpenFile:
+    return _OpenFile(path)

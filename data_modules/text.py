@@ -127,8 +127,8 @@ class TextDataModule(lightning.LightningDataModule):
     def _roles(self, stage: str) -> tuple[str, ...]:
         if stage not in STAGES:
             raise InputError(
-                f"text is there to train language models and to test them, not to {stage}: use `lightning test`, or "
-                "for the probability of each sentence `PretrainedLanguageModel.score`"
+                f"expected to train or test a language model with text, got {stage}: use `lightning test`, or for "
+                "the probability of each sentence `PretrainedLanguageModel.score`"
             )
         return STAGES[stage]
 
@@ -280,6 +280,8 @@ def find_texts(patterns: list[str], made_by: str = "") -> list[Path]:
             advice = f"correct the path, or make them with `{made_by}`" if made_by else "correct the path"
             raise InputError(f"no text files at {pattern} (looked for {path}): {advice}")
         if packed := [file for file in files if file.suffix.lower() in PACKED]:
-            raise InputError(f"{packed[0]} is packed, but lines are read from anywhere in a file: unpack it first")
+            raise InputError(
+                f"{packed[0]} is compressed, but lines are read from any position in a file: decompress it first"
+            )
         paths |= dict.fromkeys(files)
     return list(paths)

@@ -15,9 +15,9 @@ def begin_worker(worker: int) -> None:
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _pass_over)
+    signal.signal(signal.SIGTERM, _skip_warning)
     os.setpgid(0, 0)
 
 
-def _pass_over(number: int, frame: FrameType | None) -> None:
+def _skip_warning(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)  # with a second one, Python ends workers that are left over at its exit

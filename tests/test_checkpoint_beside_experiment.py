@@ -10,7 +10,7 @@ import yaml
 
 from asr_lightning import cli
 from asr_lightning.text.tokenizers import train_sentencepiece
-from tests.support.commands import said
+from tests.support.commands import exit_message
 from tests.support.tones import RATE, attention_decoder, lstm_encoder, speller, transducer, write_corpus
 
 TEXTS = ["A CAB", "DEAF BEE", "BED", "HE FED", "GAD", "FACE"]
@@ -72,7 +72,7 @@ def last() -> dict[str, Any]:
 
 def test_a_checkpoint_of_listed_units_goes_with_its_own_experiment() -> None:
     experiment = write("own", transducer(tokenizer=syllables("ABCDEFGH"), augment=MASKS))
-    assert "found no checkpoint of the run in run" in said("test", *experiment, "--ckpt_path", "last")
+    assert "found no checkpoint of the run in run" in exit_message("test", *experiment, "--ckpt_path", "last")
     cli.main(["fit", *experiment])
     for command in ("test", "validate", "predict"):
         cli.main([command, *experiment, "--ckpt_path", LAST])
@@ -82,10 +82,12 @@ def test_a_checkpoint_of_listed_units_goes_with_its_own_experiment() -> None:
     checkpoint = last()
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-5 and checkpoint["epoch"] == 1
     assert checkpoint["hyper_parameters"]["augment"] is None
-    assert "beyond trainer.max_epochs 0" in said("fit", *experiment, "--ckpt_path", "last", "--trainer.max_epochs", "0")
+    assert "beyond trainer.max_epochs 0" in exit_message(
+        "fit", *experiment, "--ckpt_path", "last", "--trainer.max_epochs", "0"
+    )
     syllables("BACDEFGH")  # as many, in another order
     for path in (LAST, "last"):
-        message = said("fit", *experiment, "--ckpt_path", path, *two)
+        message = exit_message("fit", *experiment, "--ckpt_path", path, *two)
         assert "tokenizer, token 4: 'A' in the checkpoint, 'B' in the experiment" in message
 
 
@@ -125,11 +127,11 @@ def test_another_network_is_refused_before_anything_is_loaded() -> None:
     cli.main(["fit", *experiment])
     hidden = ["--model.init_args.encoder.init_args.hidden", "16"]
     for path in (LAST, "last"):
-        message = said("test", *experiment, *hidden, "--ckpt_path", path)
+        message = exit_message("test", *experiment, *hidden, "--ckpt_path", path)
         assert "encoder.hidden: 32 in the checkpoint, 16 in the experiment" in message
     listener = attention_decoder(encoder=lstm_encoder(20), decoder=speller("DotAttention"))
-    message = said("test", *write("las", listener), "--ckpt_path", LAST)
+    message = exit_message("test", *write("las", listener), "--ckpt_path", LAST)
     assert "RNNTransducer in the checkpoint, asr_lightning.models.encoder_decoder.EncoderDecoder in" in message
-    message = said("fit", *experiment, "--ckpt_path", "last", "--model.init_args.optimizer", "torch.optim.SGD")
+    message = exit_message("fit", *experiment, "--ckpt_path", "last", "--model.init_args.optimizer", "torch.optim.SGD")
     assert "optimizer: torch.optim.Adam in the checkpoint, torch.optim.SGD in the experiment" in message
-    assert said("test", *write("data", None)).startswith("error: expected a model, found none: give --config")
+    assert exit_message("test", *write("data", None)).startswith("error: expected a model, found none: give --config")

@@ -19,8 +19,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from asr_lightning import cli
 from asr_lightning.callbacks.wandb_run import WANDB_HOSTS, reach_wandb
-from asr_lightning.files import held
-from tests.support.commands import said
+from asr_lightning.files import exclusive_lock
+from tests.support.commands import exit_message
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("outside_the_project")
 
 @pytest.mark.parametrize("experiment", ["rnnt_teacher", "rnnt_random", "rnnt_ws", "rnnt_lstm_ws"])
 def test_a_missing_corpus_is_named_with_the_ways_on(experiment: str, tmp_path: Path) -> None:
-    message = said("fit", "--config", str(EXPERIMENTS / f"{experiment}.yaml"), "--trainer.precision", "32-true")
+    message = exit_message("fit", "--config", str(EXPERIMENTS / f"{experiment}.yaml"), "--trainer.precision", "32-true")
     assert str(tmp_path / "data/LibriSpeech") in message
     for way in ("--data.init_args.root", "--data.init_args.download true", "experiments/demo/rnnt_ws.yaml"):
         assert way in message
@@ -41,21 +41,21 @@ def test_a_missing_corpus_is_named_with_the_ways_on(experiment: str, tmp_path: P
     [("demo/lm_char", "lightning fit --config experiments/demo/las.yaml"), ("lm_char", "librispeech-lm-norm.txt.gz")],
 )
 def test_missing_text_is_named_with_the_command_that_makes_it(experiment: str, way: str, tmp_path: Path) -> None:
-    message = said("fit", "--config", str(EXPERIMENTS / f"{experiment}.yaml"), "--trainer.precision", "32-true")
+    message = exit_message("fit", "--config", str(EXPERIMENTS / f"{experiment}.yaml"), "--trainer.precision", "32-true")
     assert message.startswith("error: no text files at data/") and str(tmp_path / "data") in message
     assert way in message
 
 
 def test_what_does_not_fit_is_said_without_a_stack_trace(tiny: Path) -> None:
-    message = said("fit", "-c", str(tiny), "--model.init_args.features.init_args.mels", "40")
+    message = exit_message("fit", "-c", str(tiny), "--model.init_args.features.init_args.mels", "40")
     assert message.startswith("error: LogMel gives 40 dimensions, but the encoder's input_dimension is 80")
 
 
 def test_a_misspelt_option_is_named(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert said("fit", "-c", str(tiny), "--trainer.max_epoch", "1") == "2"  # not taken for max_epochs
+    assert exit_message("fit", "-c", str(tiny), "--trainer.max_epoch", "1") == "2"  # not taken for max_epochs
     assert "max_epoch" in capsys.readouterr().err
     tiny.write_text(tiny.read_text().replace("joint_dimension", "joint_dimensoin"))
-    assert said("fit", "-c", str(tiny)) == "2"
+    assert exit_message("fit", "-c", str(tiny)) == "2"
     assert "joint_dimensoin" in capsys.readouterr().err
 
 
@@ -68,7 +68,7 @@ def test_a_checkpoint_that_is_not_whole_is_named(tiny: Path, tmp_path: Path, sha
     else:
         os.truncate(checkpoint, int(share * checkpoint.stat().st_size))
     for command in ("fit", "test"):
-        assert str(checkpoint) in said(command, "-c", str(tiny), "--ckpt_path", str(checkpoint))
+        assert str(checkpoint) in exit_message(command, "-c", str(tiny), "--ckpt_path", str(checkpoint))
 
 
 def test_last_passes_over_a_damaged_checkpoint_and_names_it(tiny: Path, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_last_passes_over_a_damaged_checkpoint_and_names_it(tiny: Path, tmp_path
     assert epochs == ["1", "1", "2", "2"]  # gone on with, not begun anew
     for path in folder.glob("last*.ckpt"):
         os.truncate(path, 1000)
-    assert str(folder / "last.ckpt") in said(*resume)
+    assert str(folder / "last.ckpt") in exit_message(*resume)
 
 
 def test_a_run_without_validation_leaves_its_last_checkpoint(tiny: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tiny: Path, tmp_path
     content, (soft, hard) = checkpoint.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, hard))
     try:
-        message = said("fit", "-c", str(tiny), *logger, "--trainer.max_epochs", "2", "--ckpt_path", "last")
+        message = exit_message("fit", "-c", str(tiny), *logger, "--trainer.max_epochs", "2", "--ckpt_path", "last")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert message.startswith(f"error: the checkpoint {checkpoint} cannot be written")
@@ -193,8 +193,8 @@ def test_a_language_model_is_trained_resumed_and_tested(tmp_path: Path, capsys: 
 
     [first], [second] = perplexities(0, "val"), perplexities(1, "val")
     assert second < first and perplexities(2, "val") == perplexities(3, "test") == pytest.approx([second])
-    assert "not to predict: use `lightning test`" in said("predict", "-c", experiment, *short)
-    assert "holds the results of an earlier run" in said("fit", "-c", experiment, *short)
+    assert "not to predict: use `lightning test`" in exit_message("predict", "-c", experiment, *short)
+    assert "holds the results of an earlier run" in exit_message("fit", "-c", experiment, *short)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -211,16 +211,16 @@ def test_results_are_overwritten_only_when_told_so(tiny: Path, tmp_path: Path) -
     elsewhere.write_bytes((run / "checkpoints/last.ckpt").read_bytes())
     old_files = files(run)
     for options in ([], ["--ckpt_path", str(elsewhere)]):
-        message = said("fit", "-c", str(tiny), *options)
+        message = exit_message("fit", "-c", str(tiny), *options)
         assert message.startswith("error: runs/tiny holds the results of an earlier run") and "last.ckpt" in message
         for way in ("--ckpt_path last", "--trainer.default_root_dir", "--overwrite"):
             assert way in message
-    assert "expected one of them" in said("fit", "-c", str(tiny), "--overwrite", "--ckpt_path", "last")
+    assert "expected one of them" in exit_message("fit", "-c", str(tiny), "--overwrite", "--ckpt_path", "last")
     last = str(run / "checkpoints/last.ckpt")
-    assert "--overwrite would remove" in said("fit", "-c", str(tiny), "--overwrite", "--ckpt_path", last)
+    assert "--overwrite would remove" in exit_message("fit", "-c", str(tiny), "--overwrite", "--ckpt_path", last)
     assert files(run) == old_files
     below_a_file = str(tiny / "no-such")
-    assert "no-such" in said("fit", "-c", str(tiny), "--overwrite", "--data.init_args.root", below_a_file)
+    assert "no-such" in exit_message("fit", "-c", str(tiny), "--overwrite", "--data.init_args.root", below_a_file)
     assert old_files.items() <= files(run).items(), "what cannot begin removes nothing"
 
     cli.main(
@@ -249,18 +249,18 @@ def test_two_runs_in_one_folder_are_refused(unread: Path, tmp_path: Path) -> Non
     lock = tmp_path / "runs/tiny/.fit.lock"
     read_end, write_end = os.pipe()
     if (holder := os.fork()) == 0:
-        with held(lock, ""):
+        with exclusive_lock(lock, ""):
             os.write(write_end, b".")
             time.sleep(60)
     os.read(read_end, 1)
     for command in ("fit", "validate"):
-        message = said(command, "-c", str(unread))
+        message = exit_message(command, "-c", str(unread))
         assert message.startswith(f"error: runs/tiny is in use: process {holder} on ") and "since 20" in message
         assert "--trainer.default_root_dir" in message
     assert not (tmp_path / "runs/tiny/logs").exists()
     os.kill(holder, signal.SIGKILL)
     os.waitpid(holder, 0)
-    with held(lock, ""):
+    with exclusive_lock(lock, ""):
         pass
 
 
@@ -271,7 +271,7 @@ def test_a_rehearsal_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
 
 def test_only_models_of_ours_are_trained(tmp_path: Path) -> None:
     demos = "lightning.pytorch.demos.boring_classes"
-    message = said("fit", "--model", f"{demos}.BoringModel", "--data", f"{demos}.BoringDataModule")
+    message = exit_message("fit", "--model", f"{demos}.BoringModel", "--data", f"{demos}.BoringDataModule")
     assert message.startswith("error: this is no configuration of a recognizer, nor of a language model")
     assert message.endswith(f"{demos}.BoringModel")
 
@@ -322,7 +322,7 @@ def test_a_slip_in_an_experiment_is_named_in_a_few_lines(
     text = tiny.read_text()
     assert old in text
     tiny.write_text(text.replace(old, new, 1))
-    code = said("fit", "--config", str(tiny))
+    code = exit_message("fit", "--config", str(tiny))
     message = capsys.readouterr().err + code
     for part in expected:
         assert part in message
@@ -338,6 +338,6 @@ def test_a_file_that_is_no_experiment_is_named(
 ) -> None:
     path = tmp_path / "experiment.yaml"
     path.write_text(content)
-    assert said("fit", "--config", str(path)) == "2"
+    assert exit_message("fit", "--config", str(path)) == "2"
     message = capsys.readouterr().err
     assert "experiment.yaml: expected an experiment" in message and f"found {found}" in message

@@ -13,7 +13,7 @@ from asr_lightning import cli
 from asr_lightning.ablations.overrides import CALLBACK_KEYS
 from asr_lightning.callbacks.best_checkpoints import BestCheckpoints
 from asr_lightning.callbacks.weight_selection import WeightSelection
-from tests.support.commands import said
+from tests.support.commands import exit_message
 
 pytestmark = pytest.mark.usefixtures("outside_the_project")
 
@@ -101,7 +101,7 @@ def test_an_experiment_that_lists_them_itself_has_none_twice(unread: Path, train
 
 def test_arguments_of_a_key_and_of_a_list_are_not_both_taken(unread: Path) -> None:
     change(unread, "trainer.callbacks", LISTED[:1])
-    message = said("fit", "-c", str(unread), "--transcripts.examples", "0")
+    message = exit_message("fit", "-c", str(unread), "--transcripts.examples", "0")
     assert message.startswith("error: Transcripts is listed in trainer.callbacks, and transcripts has arguments")
 
 
@@ -116,7 +116,7 @@ def test_a_measurement_is_left_out_by_zero_steps_and_a_choice_by_zero_checkpoint
     )
     assert not counts & Counter(["GradientNorms", "UpdateSizes", "DistanceFromStart", "ModelCheckpoint last-step"])
     assert not any(name.startswith("Best") for name in counts) and counts["ModelCheckpoint last"] == 1
-    message = said("fit", "-c", str(unread), "--checkpoints.best", "-1")
+    message = exit_message("fit", "-c", str(unread), "--checkpoints.best", "-1")
     assert "checkpoints.best: expected 0 or more, got -1" in message
 
 
@@ -141,7 +141,7 @@ def test_a_saved_configuration_makes_the_same_callbacks(unread: Path, trainer_of
     change(unread, "weight_selection", {"teacher": "teacher.ckpt", "layers": "uniform"})
     first = names(trainer_of("fit", "-c", str(unread)))
     capsys.readouterr()
-    assert said("fit", "-c", str(unread), "--print_config") == "0"
+    assert exit_message("fit", "-c", str(unread), "--print_config") == "0"
     saved = unread.with_name("saved.yaml")
     saved.write_text(capsys.readouterr().out)
     assert set(CALLBACK_KEYS) <= set(yaml.safe_load(saved.read_text()))

@@ -20,7 +20,7 @@ def victim(tmp_path: Path) -> Path:
 
 
 def test_a_link_with_the_guessed_name_of_a_half_file_leads_nowhere(tmp_path: Path, victim: Path) -> None:
-    planted = tmp_path / "shared" / f".rates.csv.{files._writer()}"
+    planted = tmp_path / "shared" / f".rates.csv.{files._process_name()}"
     planted.parent.mkdir()
     planted.symlink_to(victim)
     write_atomically(planted.with_name("rates.csv"), "new")
@@ -30,7 +30,7 @@ def test_a_link_with_the_guessed_name_of_a_half_file_leads_nowhere(tmp_path: Pat
 
 def test_a_half_file_is_never_one_that_is_there(tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.secrets, "token_hex", lambda _: "guessed")
-    (tmp_path / f".a.{files._writer()}.guessed").symlink_to(victim)
+    (tmp_path / f".a.{files._process_name()}.guessed").symlink_to(victim)
     with pytest.raises(FileExistsError), replacing(tmp_path / "a"):
         raise AssertionError("it was opened")
     assert victim.read_text() == "precious"
@@ -57,7 +57,7 @@ def test_a_link_with_the_guessed_name_of_a_half_folder_leads_nowhere(tmp_path: P
     other, shared = tmp_path / "other", tmp_path / "shared"
     other.mkdir()
     shared.mkdir()
-    (shared / f".{files._writer()}").symlink_to(other)
+    (shared / f".{files._process_name()}").symlink_to(other)
     with replacing_files(shared) as half:
         (half / "graph").write_text("new")
     assert (shared / "graph").read_text() == "new" and not list(other.iterdir())

@@ -20,7 +20,7 @@ from asr_lightning.parser import experiments_first
 from asr_lightning.report.tables import as_text, metrics_by_subset
 from data_modules.sampler import cut_batches
 from data_modules.spoken import SpokenDataModule
-from tests.support.commands import said
+from tests.support.commands import exit_message
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 pytestmark = pytest.mark.usefixtures("outside_the_project")
@@ -72,7 +72,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(
     expected: str,
     tmp_path: Path,
 ) -> None:
-    message = said("fit", "-c", str(unread), *options)
+    message = exit_message("fit", "-c", str(unread), *options)
     assert message.startswith("error: ") and expected in message and len(message.splitlines()) <= 3
     assert not (tmp_path / "runs/tiny/logs").exists()
 
@@ -90,10 +90,10 @@ def test_what_cannot_work_is_refused_in_a_sentence(
 def test_the_nearest_of_a_misspelt_key_is_named(
     unread: Path, misspelt: str, meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said("fit", "-c", str(unread), f"--{misspelt}", "1") == "2"
+    assert exit_message("fit", "-c", str(unread), f"--{misspelt}", "1") == "2"
     message = capsys.readouterr().err
     assert f"\nThe nearest is {meant}.\n" in message and "NestedArg" not in message
-    assert said("fit", "-c", str(unread), "--qqqqqqqq", "1") == "2" and "nearest" not in capsys.readouterr().err
+    assert exit_message("fit", "-c", str(unread), "--qqqqqqqq", "1") == "2" and "nearest" not in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="half precision without oneDNN")
@@ -163,7 +163,7 @@ def test_an_error_of_a_library_is_a_sentence_and_leaves_its_trace(
         raise KeyError("a fault of ours")
 
     monkeypatch.setattr(cli, "CommandLine", fail)
-    assert "KeyError: 'a fault of ours'" in said("fit") and TRACE in said("fit")
+    assert "KeyError: 'a fault of ours'" in exit_message("fit") and TRACE in exit_message("fit")
     monkeypatch.setenv(TRACE, "1")
     with pytest.raises(KeyError):
         cli.main(["fit"])
@@ -204,13 +204,13 @@ def test_a_misspelt_class_is_named_without_what_else_could_stand_there() -> None
 def test_a_misspelt_class_is_named_with_those_that_there_are(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said("fit", "-c", str(EXPERIMENTS / "demo/las.yaml"), *options) == "2"
+    assert exit_message("fit", "-c", str(EXPERIMENTS / "demo/las.yaml"), *options) == "2"
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}") and len(error.splitlines()) == 2
 
 
 def test_help_of_the_model_lists_all_models_and_encoders(capsys: pytest.CaptureFixture[str]) -> None:
-    assert said("fit", "--model.help") == "0"
+    assert exit_message("fit", "--model.help") == "0"
     help_text = capsys.readouterr().out
     for name in ("RNNTransducer", "EncoderDecoder", "CTCRecognizer", "BLSTMHMM", "LSTMLanguageModel"):
         assert re.search(rf"  asr_lightning[.]models[.]\w+[.]{name}\n", help_text), name
@@ -218,7 +218,7 @@ def test_help_of_the_model_lists_all_models_and_encoders(capsys: pytest.CaptureF
     models = [experiment["model"]["init_args"] for experiment in experiments if "model" in experiment]
     encoders = {model["encoder"]["class_path"] for model in models if "encoder" in model}
     assert len(encoders) > 6 and all(f"  {path}\n" in help_text for path in encoders)
-    assert said("fit", "--model.help", "asr_lightning.models.ctc.CTCRecognizer") == "0"
+    assert exit_message("fit", "--model.help", "asr_lightning.models.ctc.CTCRecognizer") == "0"
     compact = re.sub(r"\s", "", capsys.readouterr().out)  # long names are broken
     assert [path for path in encoders if path not in compact] == [], "the arguments of a model name them too"
 

@@ -141,7 +141,7 @@ def read_claims(path: Path, scale: str) -> list[Claim]:
     claims = [_read_claim(f"{path}, claim {number}", entry, scale) for number, entry in enumerate(entries, 1)]
     for number, claim in enumerate(claims, 1):
         if claim in claims[: number - 1]:
-            raise InputError(f"{path}, claim {number}: it stands there twice: {claim.claim}")
+            raise InputError(f"{path}, claim {number}: expected every claim once, found this one again: {claim.claim}")
     return claims
 
 
@@ -177,12 +177,12 @@ def _read_claim(location: str, entry: object, scale: str) -> Claim:
         raise InputError(f"{location}: expected {expected} the measure {values['measure']}, found {len(layers)}")
     if values["lower"] == values["higher"] and len(set(layers)) < 2:
         raise InputError(
-            f"{location}: expected two variants, or two layers of one, found {values['lower']} beside itself"
+            f"{location}: expected two variants, or two layers of one, found {values['lower']} as lower and as higher"
         )
     return Claim(**{**values, "layers": tuple(layers)})
 
 
-def weigh(claims: Sequence[Claim], folder: Path, scale: str, output: Path) -> list[Evidence]:
+def weigh_claims(claims: Sequence[Claim], folder: Path, scale: str, output: Path) -> list[Evidence]:
     """Weigh claims by the runs that are finished, of all seeds; contradicted claims come first.
 
     Args:
@@ -199,11 +199,11 @@ def weigh(claims: Sequence[Claim], folder: Path, scale: str, output: Path) -> li
             f"expected runs in {(output / scale).absolute()}, found no such folder: run a comparison first, as `asr "
             f"ablate {claims[0].ablation}`, or give --runs, the folder that has {scale} in it"
         )
-    weighed = [_weigh(claim, folder / f"{claim.ablation}.yaml", scale, output) for claim in claims]
+    weighed = [_weigh_claim(claim, folder / f"{claim.ablation}.yaml", scale, output) for claim in claims]
     return sorted(weighed, key=lambda evidence: VERDICTS.index(evidence.verdict))
 
 
-def _weigh(claim: Claim, path: Path, scale: str, output: Path) -> Evidence:
+def _weigh_claim(claim: Claim, path: Path, scale: str, output: Path) -> Evidence:
     names = list(dict.fromkeys([claim.lower, claim.higher]))
     plan = plan_ablation(path, scale, output, variants=names)
     if (seeds := _seeds(plan)) != sorted({run.seed for run in plan.compared}):

@@ -160,7 +160,7 @@ def read_ablation(path: Path) -> Ablation:
     for name, variant in variants.items():
         if isinstance(variant, str) and variant.rpartition("/")[2] != name:
             raise InputError(
-                f"{path}: {name}: expected the name that the variant {variant} has, since its results have it"
+                f"{path}: {name}: expected the name of the variant {variant}, since its results are stored under it"
             )
     ablation = Ablation(
         path.stem,
@@ -267,8 +267,8 @@ def _check(path: Path, ablation: Ablation) -> None:
         for scale in run.scales:
             if unknown := [name for name in run.names(scale) if name not in known]:
                 raise InputError(
-                    f"{path}: {run.name}: {', '.join(f'{{{name}}}' for name in unknown)} stands for no run; expected "
-                    f"one of {', '.join(sorted(known))}, or {', '.join(OWN)}"
+                    f"{path}: {run.name}: expected placeholders with the name of a run, {', '.join(sorted(known))}, or "
+                    f"one of {', '.join(OWN)}; found {', '.join(f'{{{name}}}' for name in unknown)}"
                 )
     if not all(type(seed) is int and seed >= 0 for seed in ablation.seeds):
         raise InputError(f"{path}: seeds: expected whole numbers from 0, found {shown(repr(ablation.seeds))}")
@@ -278,4 +278,5 @@ def _check(path: Path, ablation: Ablation) -> None:
         if not isinstance(rates, dict) or not all(type(rate) in (int, float) for rate in rates.values()):
             raise InputError(f"{path}: paper: {column}: expected a number by variant, found {shown(repr(rates))}")
         if unknown := [str(name) for name in rates if name not in known]:
-            raise InputError(f"{path}: paper: {column}: {', '.join(unknown)} is no variant")
+            expected = ", ".join(sorted(known))
+            raise InputError(f"{path}: paper: {column}: expected names of runs, {expected}; found {', '.join(unknown)}")

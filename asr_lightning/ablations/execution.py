@@ -19,7 +19,7 @@ from asr_lightning.ablations.costs import note_cost
 from asr_lightning.ablations.overrides import differences
 from asr_lightning.ablations.plan import INSIDE, PlannedRun, as_typed, write_experiments
 from asr_lightning.errors import InputError, printable
-from asr_lightning.files import held, read_experiment, source_commit, write_atomically
+from asr_lightning.files import exclusive_lock, read_experiment, source_commit, write_atomically
 
 FINISHED = "finished.json"  # the commands of a run that have ended well
 POLL_SECONDS = 0.2
@@ -75,7 +75,7 @@ def check_unchanged(runs: Sequence[PlannedRun], overwrite: bool) -> None:
 
 
 @dataclass
-class _Running:
+class _RunningCommand:
     """A command that is running."""
 
     run: PlannedRun
@@ -114,7 +114,7 @@ class Execution:
         self.waiting.sort(key=lambda run: -needed.count(run.folder))  # what most runs wait for comes first
         self.unfinished = {run.folder for run in self.waiting}
         self.jobs, self.verbose = jobs, verbose
-        self.running: list[_Running] = []
+        self.running: list[_RunningCommand] = []
         self.locks: dict[Path, ExitStack] = {}  # of runs that were begun and have not ended
         self.failed: dict[Path, str] = {}
 
@@ -127,11 +127,11 @@ class Execution:
             while self.waiting or self.running:
                 self._skip()
                 self._start()
-                self._look()
+                self._check_running()
                 if self.running:
                     time.sleep(POLL_SECONDS)
         finally:
-            self._end()
+            self._terminate_running()
         return self.failed
 
     def _skip(self) -> None:
@@ -150,7 +150,7 @@ class Execution:
                 self.waiting.remove(run)
                 self.locks[run.folder] = lock = ExitStack()
                 try:
-                    lock.enter_context(held(run.folder / ".run.lock", f"{run.folder} is in use", "--output"))
+                    lock.enter_context(exclusive_lock(run.folder / ".run.lock", f"{run.folder} is in use", "--output"))
                 except InputError as error:
                     self._fail(run, str(error))
                 else:
@@ -163,7 +163,7 @@ class Execution:
         if not remaining:
             self.unfinished.discard(run.folder)
             self.locks.pop(run.folder).close()
-            self._say(run, "finished")
+            self._report(run, "finished")
             return
         run.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -173,7 +173,7 @@ class Execution:
             return
         write_experiments(run)
         log = (run.folder / "output.log").open("ab")
-        self._say(run, as_typed(remaining[0]))
+        self._report(run, as_typed(remaining[0]))
         process = subprocess.Popen(
             [sys.executable, *remaining[0]],
             stdout=log,
@@ -181,13 +181,13 @@ class Execution:
             stdin=subprocess.DEVNULL,
             env={**os.environ, PARENT: str(os.getpid())},
         )
-        self.running.append(_Running(run, remaining[0], process, log, read=log.tell()))
+        self.running.append(_RunningCommand(run, remaining[0], process, log, read=log.tell()))
 
     def _fail(self, run: PlannedRun, reason: str) -> None:
         self.failed[run.folder] = reason
         self.locks.pop(run.folder).close()
 
-    def _look(self) -> None:
+    def _check_running(self) -> None:
         """Show what runs have written, and note which have ended."""
         for running in list(self.running):
             ended = running.ended()
@@ -204,9 +204,9 @@ class Execution:
                 path = running.run.folder / "output.log"
                 status = running.process.returncode
                 self._fail(running.run, f"status {status}; the end of {path}:\n{tail(path)}")
-                self._say(running.run, f"failed with status {status}, see {path}")
+                self._report(running.run, f"failed with status {status}, see {path}")
 
-    def _show(self, running: _Running) -> None:
+    def _show(self, running: _RunningCommand) -> None:
         with (running.run.folder / "output.log").open("rb") as file:
             file.seek(running.read)
             content = file.read()
@@ -217,10 +217,10 @@ class Execution:
             if self.verbose or SHOWN.match(text):
                 print(printable(text) if SHOWN.match(text) else f"{running.run.label}: {printable(text)}", flush=True)
 
-    def _say(self, run: PlannedRun, text: str) -> None:
+    def _report(self, run: PlannedRun, text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {run.folder}: {text}", flush=True)
 
-    def _end(self) -> None:
+    def _terminate_running(self) -> None:
         """End what still runs; training saves a checkpoint first."""
         for running in self.running:
             if not running.ended():
@@ -261,7 +261,7 @@ def _wait_for_lock(folder: Path) -> None:
     end = time.monotonic() + LOCK_SECONDS
     while True:
         try:
-            with held(folder / ".fit.lock", f"{folder} is in use", "--output"):
+            with exclusive_lock(folder / ".fit.lock", f"{folder} is in use", "--output"):
                 return
         except InputError:
             if time.monotonic() > end:

@@ -46,7 +46,7 @@ def override(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
         elif isinstance(node, dict) and (last in node or _takes_new_keys(path)):
             node[last] = copy.deepcopy(value)
         else:
-            raise InputError(_nowhere(key, last, path, node))
+            raise InputError(_missing_key_message(key, last, path, node))
     return result
 
 
@@ -64,7 +64,7 @@ def _step(node: Any, part: str, key: str, path: list[str]) -> Any:  # noqa: ANN4
         matches = [member for member in node if _class_name(member) == part]
         if len(matches) == 1:
             return matches[0]
-    raise InputError(_nowhere(key, part, path, node))
+    raise InputError(_missing_key_message(key, part, path, node))
 
 
 def _takes_new_keys(path: list[str]) -> bool:
@@ -77,7 +77,7 @@ def _class_name(member: object) -> str:
     return str(path).rpartition(".")[2]
 
 
-def _nowhere(key: str, part: str, path: list[str], node: object) -> str:
+def _missing_key_message(key: str, part: str, path: list[str], node: object) -> str:
     keys = (
         node if isinstance(node, dict) else [_class_name(member) for member in node] if isinstance(node, list) else []
     )

@@ -110,7 +110,7 @@ def plan_ablation(
         )
     chosen = [name for name in names if not variants or name in variants]
     if not chosen:
-        raise InputError(f"{path}: it has no variants at the scale {scale}")
+        raise InputError(f"{path}: expected variants at the scale {scale}, found none")
     planner.seeds = list(seeds) or list(ablation.seeds)
     planner.seeds = planner.seeds[:1] if rehearsal else planner.seeds
     compared = tuple(planner.add(path, ablation, name, seed) for name in chosen for seed in planner.seeds)
@@ -194,13 +194,13 @@ class _Planner:
             key.removeprefix("inside."): value for key, value in values.items() if key.startswith("inside.")
         }
         values = {key: value for key, value in values.items() if not key.startswith("inside.")}
-        experiment = override(read_yaml(Path(variant.base[self.scale]), "the experiment"), _filled(values, fields))
-        experiment = self._changed(experiment, seed, folder)
+        experiment = override(read_yaml(Path(variant.base[self.scale]), "the experiment"), _fill_nested(values, fields))
+        experiment = self._override_values(experiment, seed, folder)
         if self.scale not in variant.inside:
             return {EXPERIMENT: experiment}
         inside = override(
             read_yaml(Path(variant.inside[self.scale]), "the experiment"),
-            _filled(inside_values, {**fields, "root": _root(experiment)}),
+            _fill_nested(inside_values, {**fields, "root": _root(experiment)}),
         )
         callbacks = _callbacks(experiment, inside)
         for callback in callbacks if self.rehearsal else ():  # the network recognizes no words yet
@@ -208,7 +208,7 @@ class _Planner:
                 callback["init_args"] = {**callback.get("init_args", {}), "silence": "warn"}
         return {EXPERIMENT: experiment, INSIDE: override(experiment, {"trainer.callbacks": callbacks})}
 
-    def _changed(self, experiment: Experiment, seed: int, folder: Path) -> Experiment:
+    def _override_values(self, experiment: Experiment, seed: int, folder: Path) -> Experiment:
         """Set seed and folder, the user's changes, and the values that make a rehearsal short."""
         data = (experiment.get("data") or {}).get("init_args") or {}
         values: dict[str, Any] = {"seed_everything": seed, "trainer.default_root_dir": str(folder)}
@@ -277,7 +277,7 @@ def _root(experiment: Experiment) -> str:
 def _command(text: str, fields: Mapping[str, str]) -> tuple[str, ...]:
     """Return what Python is called with for `lightning …` or `TOOL …`."""
     try:
-        tool, *arguments = [word for part in shlex.split(text) for word in _words(part, fields)]
+        tool, *arguments = [word for part in shlex.split(text) for word in _expand_placeholders(part, fields)]
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"expected a command as `lightning …` or `TOOL …`, found {text!r}: {error}") from error
     if tool not in ("lightning", *NAMES, *RENAMED):
@@ -292,17 +292,17 @@ def as_typed(command: Sequence[str]) -> str:
     return shlex.join([*words, *arguments])
 
 
-def _words(part: str, fields: Mapping[str, str]) -> list[str]:
+def _expand_placeholders(part: str, fields: Mapping[str, str]) -> list[str]:
     """Fill the placeholders of a word; `{runs}` becomes a word for each run."""
     return fields["runs"].split("\n") if part == "{runs}" and "runs" in fields else [_fill(part, fields)]
 
 
-def _filled(value: Any, fields: Mapping[str, str]) -> Any:  # noqa: ANN401 - any value of a YAML
+def _fill_nested(value: Any, fields: Mapping[str, str]) -> Any:  # noqa: ANN401 - any value of a YAML
     if isinstance(value, str):
         return _fill(value, fields)
     if isinstance(value, Mapping):
-        return {key: _filled(member, fields) for key, member in value.items()}
-    return [_filled(member, fields) for member in value] if isinstance(value, list) else value
+        return {key: _fill_nested(member, fields) for key, member in value.items()}
+    return [_fill_nested(member, fields) for member in value] if isinstance(value, list) else value
 
 
 def _fill(text: str, fields: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ from asr_lightning.report.page_contents import gather
 from asr_lightning.report.page_summary import paper_curves
 from asr_lightning.report.run_folders import RATE_FILES, Experiment, Run, read_experiments, read_runs, scored_on
 from asr_lightning.report.run_pairs import PairComparison, compare_pairs
-from asr_lightning.report.tables import MISSING, Table, as_csv, as_markdown, as_text, escape_markdown, number, summarise
+from asr_lightning.report.tables import MISSING, Table, as_csv, as_markdown, as_text, escape_markdown, number, summarize
 
 Pairs = dict[tuple[str, str], PairComparison]  # by variant and subset
 
@@ -42,7 +42,7 @@ def write_results(plan: Plan) -> str:
     epochs = epochs_table(plan, runs)
     notes = [
         *_notes(plan),
-        *_alike(experiments),
+        *_equal_rates_notes(experiments),
         *(f"Left out: {run.label}, which is still training." for run in with_rates if run not in runs),
     ]
     notes += scored_on((rate for run in final_runs for rate in run.rates.values()), differing_only=True)
@@ -114,7 +114,7 @@ def results_table(plan: Plan, experiments: Sequence[Experiment], pairs: Pairs) -
         line.append(number(experiment.parameters, ",") if experiment else MISSING)
         for (subset, metric), title in zip(columns, titles, strict=True):
             line.append(
-                summarise([getattr(rate, metric) for rate in experiment.rates(subset)]) if experiment else MISSING
+                summarize([getattr(rate, metric) for rate in experiment.rates(subset)]) if experiment else MISSING
             )
             line += [_paper(paper[title], name)] if title in paper else []
         line += [_paper(paper[column], name) for column in only_paper]
@@ -147,7 +147,7 @@ def epochs_table(plan: Plan, runs: Sequence[PlannedRun]) -> Table:
             for name in names:
                 matching = [row for row in rows if (row.run, row.subset, row.epoch) == (name, subset, epoch)]
                 line += [
-                    summarise([getattr(row, rate.lower()) for row in matching]),
+                    summarize([getattr(row, rate.lower()) for row in matching]),
                     _paper(by_epoch.get(epoch, {}), name),
                 ]
         table.append(line)
@@ -202,7 +202,7 @@ def _command(plan: Plan) -> str:
     return f"asr ablate {plan.ablation.name} --scale {plan.scale}"
 
 
-def _alike(experiments: Sequence[Experiment]) -> list[str]:
+def _equal_rates_notes(experiments: Sequence[Experiment]) -> list[str]:
     """Return a note on every two variants that have the same rates with every seed: maybe they are one network.
 
     Networks with a CER of 1 or more everywhere, as in a rehearsal, are not compared.

@@ -95,7 +95,7 @@ def suggest(trial: Trial, space: Space) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     for key, values in space.items():
         if isinstance(values, list):
-            chosen[key] = trial.suggest_categorical(key, _names(values))
+            chosen[key] = trial.suggest_categorical(key, _storable_values(values))
         else:
             integral = all(isinstance(values[end], int) for end in ("low", "high"))
             suggest_value: Any = trial.suggest_int if integral else trial.suggest_float
@@ -103,12 +103,12 @@ def suggest(trial: Trial, space: Space) -> dict[str, Any]:
     return chosen
 
 
-def _names(values: Sequence[object]) -> list[Any]:
+def _storable_values(values: Sequence[object]) -> list[Any]:
     """Return values that Optuna can keep."""
-    return [value if isinstance(value, bool | int | float | str) else _flow(value) for value in values]
+    return [value if isinstance(value, bool | int | float | str) else _as_flow_yaml(value) for value in values]
 
 
-def _flow(value: object) -> str:
+def _as_flow_yaml(value: object) -> str:
     if isinstance(value, str):
         return value
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
@@ -121,7 +121,7 @@ class Tuning:
         config: The experiment.
         space: As `read_space` returns it.
         folder: Receives `trials.db`, a run folder for every trial, and the results.
-        metric: Subset and rate to minimise, as `dev/cer`.
+        metric: Subset and rate to minimize, as `dev/cer`.
         sampler: `tpe`, `random` or `grid`.
         seed: Of the sampler; a search that goes on draws other values than it began with.
         prune: Stop trials that are worse than the median of the others after as many epochs.
@@ -158,7 +158,12 @@ class Tuning:
             load_if_exists=True,
         )
         self.study.sampler = _sampler(sampler, space, seed, len(self.study.trials))
-        identity = {"config": str(config), "metric": metric, "space": _flow(dict(space)), "more": " ".join(more)}
+        identity = {
+            "config": str(config),
+            "metric": metric,
+            "space": _as_flow_yaml(dict(space)),
+            "more": " ".join(more),
+        }
         if checkpoint is not None:
             identity["checkpoint"] = str(checkpoint)
         stored = self.study.user_attrs.get("identity", identity)
@@ -183,15 +188,15 @@ class Tuning:
         counted = (TrialState.COMPLETE, TrialState.PRUNED)
         if len(self.study.get_trials(deepcopy=False, states=counted)) < trials:
             stop = optuna.study.MaxTrialsCallback(trials, states=counted)
-            self.study.optimize(self._try, n_jobs=workers, callbacks=[stop])
+            self.study.optimize(self._run_trial, n_jobs=workers, callbacks=[stop])
 
-    def _try(self, trial: Trial) -> float:
+    def _run_trial(self, trial: Trial) -> float:
         """Run one trial to its end, or until it is hopeless; return its last rate."""
         values = suggest(trial, self.space)
         folder = self.folder / f"trial{trial.number}"
         folder.mkdir(exist_ok=True)
-        arguments = [text for key, value in values.items() for text in (f"--{key}", _flow(value))]
-        command = [sys.executable, "-m", "asr_lightning", *self._stage(), *arguments, *self.more]
+        arguments = [text for key, value in values.items() for text in (f"--{key}", _as_flow_yaml(value))]
+        command = [sys.executable, "-m", "asr_lightning", *self._trial_command(), *arguments, *self.more]
         with (folder / "output.log").open("w") as log:
             process = subprocess.Popen(
                 [*command, "--trainer.default_root_dir", str(folder)], stdout=log, stderr=subprocess.STDOUT
@@ -199,7 +204,7 @@ class Tuning:
             try:
                 pruned = self._watch(trial, process, folder)
             finally:
-                _end(process)  # also after Ctrl-C
+                _terminate_process(process)  # also after Ctrl-C
         rates = self._rates(folder)
         if pruned:
             print(f"trial {trial.number}: pruned after {max(rates)} epochs with {values}", flush=True)
@@ -213,7 +218,7 @@ class Tuning:
         print(f"trial {trial.number}: {self.subset}/{self.rate} {last_rate:.2%} with {values}", flush=True)
         return last_rate
 
-    def _stage(self) -> list[str]:
+    def _trial_command(self) -> list[str]:
         """Return the command of a trial: training, or decoding with the checkpoint."""
         if self.checkpoint is None:
             return ["fit", "--config", str(self.config)]
@@ -258,7 +263,7 @@ class Tuning:
                 finished, list(self.space), f"{self.subset} {self.rate.upper()} (%)", self.folder / "trials.png"
             )
             best = self.study.best_trial
-            values = " ".join(f"--{key} {_flow(value)}" for key, value in best.params.items())
+            values = " ".join(f"--{key} {_as_flow_yaml(value)}" for key, value in best.params.items())
             lines.append(f"The best, trial {best.number}: {best.value:.2%} with {values}")
         lines.append(f"Written to {self.folder.absolute()}: trials.md, trials.csv{', trials.png' if finished else ''}")
         return "\n".join(lines)
@@ -290,12 +295,12 @@ def _storage(path: Path) -> optuna.storages.RDBStorage:
 def _sampler(name: str, space: Space, seed: int, begun: int) -> optuna.samplers.BaseSampler:
     """Return a sampler; after trials of an earlier search it draws other values than that one did."""
     if name == "grid":
-        return optuna.samplers.GridSampler({key: _names(values) for key, values in space.items()}, seed=seed)
+        return optuna.samplers.GridSampler({key: _storable_values(values) for key, values in space.items()}, seed=seed)
     seed = int(np.random.SeedSequence((seed, begun)).generate_state(1)[0]) if begun else seed
     return optuna.samplers.RandomSampler(seed) if name == "random" else optuna.samplers.TPESampler(seed=seed)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _terminate_process(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:

@@ -11,7 +11,7 @@ from asr_lightning.ablations.costs import commits
 from asr_lightning.ablations.execution import changed_values
 from asr_lightning.files import source_commit
 from asr_lightning.report.page import fill
-from asr_lightning.report.tables import MISSING, Section, Table, number, summarise
+from asr_lightning.report.tables import MISSING, Section, Table, number, summarize
 from asr_lightning.scoring import RATES
 
 HEAD = ["claim", "verdict", "source", "the paper", "measure", "lower", "higher", "difference", "95 % interval", "over",
@@ -37,7 +37,7 @@ def verdicts_section(evidence: Sequence[Evidence]) -> Section:
     """Return the table of all claims, with its notes; its CSV has the values of every seed or speaker too."""
     head: list[object] = [*HEAD, "values, lower", "values, higher"]
     table = [_row(item) for item in evidence]
-    values = [[_every(item.claim, side) for side in (item.lower, item.higher)] for item in evidence]
+    values = [[_format_each(item.claim, side) for side in (item.lower, item.higher)] for item in evidence]
     rows = [[*row, *cells] for row, cells in zip(table, values, strict=True)]
     return Section("verdicts", [HEAD, *table], NOTES, [head, *rows])
 
@@ -51,7 +51,7 @@ def digests(evidence: Sequence[Evidence]) -> dict[Path, str]:
 
 def runs_section(evidence: Sequence[Evidence], known: Mapping[Path, str]) -> Section:
     """Return the runs that verdicts rest on: folder, digest, commits, changed values; digests as of `digests`."""
-    table: Table = [["run", "digest", "commits", "command", "otherwise than planned now"]]
+    table: Table = [["run", "digest", "commits", "command", "changed values"]]
     rows: dict[Path, list[str]] = {}
     for item in evidence:
         for run in (*item.runs, *item.needed):
@@ -62,7 +62,7 @@ def runs_section(evidence: Sequence[Evidence], known: Mapping[Path, str]) -> Sec
             rows[run.folder] = [str(run.folder), known[run.folder], made_by, item.command, changed]
     notes = [
         "Digest: the first twelve digits of the SHA-256 of the run's experiment, error rates, transcripts and logs.",
-        "Otherwise than planned now: values that the run was made with, where the experiment has others today.",
+        "Changed values: those that the run was made with, where the experiment now has others.",
     ]
     return Section("runs", table + list(rows.values()), notes)
 
@@ -70,10 +70,13 @@ def runs_section(evidence: Sequence[Evidence], known: Mapping[Path, str]) -> Sec
 def _row(evidence: Evidence) -> list[str]:
     claim, difference = evidence.claim, evidence.difference
     row = [claim.claim, evidence.verdict, claim.source, claim.paper, claim.measured]
-    row += [f"{claim.lower} {_values(claim, evidence.lower)}", f"{claim.higher} {_values(claim, evidence.higher)}"]
+    row += [
+        f"{claim.lower} {_format_mean(claim, evidence.lower)}",
+        f"{claim.higher} {_format_mean(claim, evidence.higher)}",
+    ]
     if difference is None:
         return [*row, *[MISSING] * 6, evidence.command]
-    row += [_shown(claim, difference.difference, "+"), _interval(claim, difference.low, difference.high)]
+    row += [_format_value(claim, difference.difference, "+"), _interval(claim, difference.low, difference.high)]
     row.append(
         f"{len(evidence.lower)} + {len(evidence.higher)} {evidence.units}"
         if evidence.units == "seeds"
@@ -81,28 +84,32 @@ def _row(evidence: Evidence) -> list[str]:
     )
     bootstrap = evidence.pair.bootstrap if evidence.pair else None
     row.append(_interval(claim, bootstrap.low, bootstrap.high) if bootstrap else MISSING)
-    return [*row, _shown(claim, difference.visible), number(evidence.hours, ".2f"), evidence.command]
+    return [*row, _format_value(claim, difference.visible), number(evidence.hours, ".2f"), evidence.command]
 
 
-def _shown(claim: Claim, value: float | None, sign: str = "") -> str:
+def _format_value(claim: Claim, value: float | None, sign: str = "") -> str:
     if claim.measure in RATES:
         return number(None if value is None else 100 * value, f"{sign}.2f")
     return number(value, f"{sign}.3f")
 
 
 def _interval(claim: Claim, low: float | None, high: float | None) -> str:
-    return MISSING if low is None or high is None else f"{_shown(claim, low, '+')} to {_shown(claim, high, '+')}"
+    return (
+        MISSING
+        if low is None or high is None
+        else f"{_format_value(claim, low, '+')} to {_format_value(claim, high, '+')}"
+    )
 
 
-def _values(claim: Claim, values: Sequence[float]) -> str:
+def _format_mean(claim: Claim, values: Sequence[float]) -> str:
     if claim.measure in RATES:
-        return summarise(values)
+        return summarize(values)
     # as rates are written, without their per cent
-    return " ± ".join(f"{float(part) / 100:.3f}" for part in summarise(values).split(" ± ")) if values else MISSING
+    return " ± ".join(f"{float(part) / 100:.3f}" for part in summarize(values).split(" ± ")) if values else MISSING
 
 
-def _every(claim: Claim, values: Sequence[float]) -> str:
-    return " ".join(_shown(claim, value) for value in values)
+def _format_each(claim: Claim, values: Sequence[float]) -> str:
+    return " ".join(_format_value(claim, value) for value in values)
 
 
 def verdicts_page(
@@ -150,7 +157,10 @@ def _card(evidence: Evidence, known: Mapping[Path, str]) -> dict[str, Any]:
         "intervals": [[name, *(end and scale * end for end in ends)] for name, ends in intervals],
         "unit": "points" if claim.measure in RATES else "",
         "commits": evidence.commits,
-        "values": [[claim.lower, _every(claim, evidence.lower)], [claim.higher, _every(claim, evidence.higher)]],
+        "values": [
+            [claim.lower, _format_each(claim, evidence.lower)],
+            [claim.higher, _format_each(claim, evidence.higher)],
+        ],
         "curve": claim.measure in RATES and difference is not None,
         "runs": [[str(run.folder), known[run.folder]] for run in (*evidence.runs, *evidence.needed)],
     }

@@ -161,7 +161,7 @@ def merge_parts(parts: Sequence[Path], folder: Path, about: dict[str, Any], limi
     descriptions = {module: _write_module(new, module, list(chosen.values())) for module in modules}
     counts = {"utterances": len(chosen), "with_phones": sum(_has_phones(line) for _, line in chosen.values())}
     write_atomically(new / DESCRIPTION, json.dumps({**about, **counts, "modules": descriptions}, indent=1))
-    for name in _written(folder):
+    for name in _earlier_files(folder):
         (folder / name).unlink(missing_ok=True)
     folder.mkdir(exist_ok=True)
     for path in sorted(new.iterdir(), key=lambda path: path.name == DESCRIPTION):  # the description last
@@ -176,7 +176,7 @@ def _has_phones(line: dict[str, Any]) -> bool:
     return any(any(rows["phones"]) for rows in line["modules"].values())
 
 
-def _written(folder: Path) -> list[str]:
+def _earlier_files(folder: Path) -> list[str]:
     """Return the names of the files that an earlier call wrote, the description first."""
     try:
         modules = list(json.loads((folder / DESCRIPTION).read_text("utf-8"))["modules"])

@@ -52,7 +52,7 @@ def boundary_errors(truth: Sequence[Segment], estimate: Sequence[Segment]) -> np
     )
     errors: list[float] = []
     row = 0  # in `estimate`
-    for number, (segment, label) in enumerate(zip(truth, aligned.heard, strict=True)):
+    for number, (segment, label) in enumerate(zip(truth, aligned.recognized, strict=True)):
         row += len(aligned.insertions[number])
         if label is not None:
             if label == segment.label and number and row:

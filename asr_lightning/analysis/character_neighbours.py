@@ -84,7 +84,7 @@ class CharacterNeighbours:
         return len(np.unique(self.utterances))
 
     @cached_property
-    def _begins(self) -> np.ndarray:
+    def _sentence_starts(self) -> np.ndarray:
         """Where sentences begin, and the end of the last one."""
         return np.append(np.flatnonzero(self.index == 0), len(self.index))
 
@@ -93,7 +93,7 @@ class CharacterNeighbours:
         if row < 0:
             return ""
         begin = row - int(self.index[row])
-        end = int(self._begins[np.searchsorted(self._begins, row, side="right")])
+        end = int(self._sentence_starts[np.searchsorted(self._sentence_starts, row, side="right")])
         return in_context(self.characters[begin:end].tolist(), row - begin)
 
 
@@ -119,7 +119,7 @@ def find_character_neighbours(
     """
     by_layer: list[CharacterNeighbours] = []
     for layer in layers:
-        states = _of_sentences(read_layer(folder, layer), sentences, seed)
+        states = _draw_sentences(read_layer(folder, layer), sentences, seed)
         groups = np.unique(states.utterances, return_inverse=True)[1]
         if len(np.unique(groups)) < 2:
             return []
@@ -138,7 +138,7 @@ def find_character_neighbours(
     return by_layer
 
 
-def _of_sentences(layer: Layer, count: int | None, seed: int) -> Layer:
+def _draw_sentences(layer: Layer, count: int | None, seed: int) -> Layer:
     """Return the states of characters, without those of sentences' ends, of `count` sentences drawn by lot."""
     rows = layer.characters != "<eos>"
     names = np.unique(layer.utterances[rows])

@@ -87,7 +87,7 @@ class PowerLaw:
         horizon = np.atleast_1d(np.asarray(epochs, dtype=float))
         if self.points <= PARAMETERS:
             return Prediction(horizon, self(horizon), np.zeros(len(horizon)), np.full(len(horizon), np.inf))
-        exponents, offsets, means, rooms = self._likely(level)
+        exponents, offsets, means, rooms = self._confidence_region(level)
         widths = np.sqrt(rooms * (self.points + 1) / self.points)
         centers = means + np.log(offsets + (horizon[:, None] / self.epochs.min()) ** -exponents)  # (E, candidates)
         return Prediction(
@@ -98,7 +98,7 @@ class PowerLaw:
         """Return the intervals of `a`, `b` and `c`; 0 and infinite where nothing is known."""
         if self.points <= PARAMETERS:
             return dict.fromkeys("abc", (0.0, math.inf))
-        exponents, offsets, means, rooms = self._likely(level)
+        exponents, offsets, means, rooms = self._confidence_region(level)
         widths = np.sqrt(rooms / self.points)
         low, high = np.exp(means - widths), np.exp(means + widths)
         steepness = self.epochs.min() ** exponents
@@ -109,7 +109,7 @@ class PowerLaw:
             "c": (float((low * offsets).min()), float((high * offsets).max())),
         }
 
-    def _likely(self, level: float) -> tuple[Array, Array, Array, Array]:
+    def _confidence_region(self, level: float) -> tuple[Array, Array, Array, Array]:
         """Return b, c/a, mean log a and how much the sum of squares may still grow, of all pairs within a level."""
         freedom = self.points - PARAMETERS
         quantile = f_distribution.ppf(level, 1, freedom)

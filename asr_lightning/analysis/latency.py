@@ -10,7 +10,7 @@ from asr_lightning.text.phones import Segment
 
 
 @dataclass(frozen=True)
-class Written:
+class EmittedWords:
     """Words of an utterance, with the audio that had been read when each was complete.
 
     Attributes:
@@ -58,7 +58,7 @@ class Latency:
     utterances: int = 0
     untimed: int = 0
 
-    def add(self, reference: Sequence[str], written: Written, spoken: Sequence[Segment] | None) -> None:
+    def add(self, reference: Sequence[str], written: EmittedWords, spoken: Sequence[Segment] | None) -> None:
         """Count an utterance.
 
         Args:
@@ -87,10 +87,10 @@ class Latency:
         position = 0  # in the hypothesis
         for number, segment in enumerate(spoken):
             position += len(edits.insertions[number])
-            if edits.heard[number] == edits.reference[number]:
+            if edits.recognized[number] == edits.reference[number]:
                 self.delays.append(written.seconds[position] - segment.end)
                 self.at_end += written.seconds[position] >= written.audio
-            position += edits.heard[number] is not None
+            position += edits.recognized[number] is not None
         if spoken and written.first is not None:
             self.first_delays.append(written.first - spoken[0].start)
 

@@ -14,7 +14,7 @@ FIGURES = tuple(field.name for field in fields(LayerFigures))
 
 
 @dataclass(frozen=True)
-class Projected:
+class LayerProjection:
     """Frames of one layer and one speaker, and their t-SNE coordinates.
 
     Attributes:
@@ -43,7 +43,7 @@ class LayerMeasurement:
     figures: LayerFigures
 
 
-def project_layers(layers: Sequence[Layer], speaker: str, seed: int = 1, **options: float) -> list[Projected]:
+def project_layers(layers: Sequence[Layer], speaker: str, seed: int = 1, **options: float) -> list[LayerProjection]:
     """Project the frames of one speaker, layer by layer, rotated alike.
 
     Args:
@@ -52,7 +52,7 @@ def project_layers(layers: Sequence[Layer], speaker: str, seed: int = 1, **optio
         seed: Of everything random.
         **options: Of `asr_lightning.analysis.projection.project`.
     """
-    projected: list[Projected] = []
+    projected: list[LayerProjection] = []
     for layer in layers:
         frames = layer.where(np.flatnonzero(layer.speakers == speaker))
         points = project(frames.values, seed=seed, **options)  # type: ignore[arg-type]
@@ -60,18 +60,18 @@ def project_layers(layers: Sequence[Layer], speaker: str, seed: int = 1, **optio
             first = projected[0]
             rows = counterparts(frames.utterances, frames.starts, first.layer.utterances, first.layer.starts)
             turn = aligned(points[rows >= 0], first.positions[rows[rows >= 0]])
-            points = _applied(points, points[rows >= 0], turn)
-        projected.append(Projected(frames, points))
+            points = _rotate(points, points[rows >= 0], turn)
+        projected.append(LayerProjection(frames, points))
     return projected
 
 
-def _applied(points: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _rotate(points: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Rotate all points by the rotation that takes `source` to `target`."""
     turn = np.linalg.lstsq(source - source.mean(axis=0), target, rcond=None)[0]
     return (points - source.mean(axis=0)) @ turn
 
 
-def measure_layers(projected: Iterable[Projected], k: int = 5) -> list[LayerMeasurement]:
+def measure_layers(projected: Iterable[LayerProjection], k: int = 5) -> list[LayerMeasurement]:
     """Measure layers in their own space and in the plane of t-SNE."""
     measured = []
     for layer_points in projected:

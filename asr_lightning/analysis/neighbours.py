@@ -35,16 +35,16 @@ def nearest(
     queries = np.arange(len(states)) if queries is None else np.asarray(queries)
     neighbours = np.full((len(queries), k), -1, dtype=np.int64)
     distances = np.full((len(queries), k), np.inf)
-    center, longest = _extent(states)
+    center, longest = _center_and_radius(states)
     for begin in range(0, len(queries), QUERIES):
         rows = queries[begin : begin + QUERIES]
         candidates, farthest = _candidates(states, groups, rows, center, k + SPARE, device)
-        exact = _measured(states, rows, candidates)
-        unsure = np.flatnonzero(~_sure(states[rows] - center, np.sort(exact, axis=1)[:, :k], farthest, longest))
+        exact = _exact_distances(states, rows, candidates)
+        unsure = np.flatnonzero(~_are_certain(states[rows] - center, np.sort(exact, axis=1)[:, :k], farthest, longest))
         for start in range(0, len(unsure), PRECISE_QUERIES):
             indices = unsure[start : start + PRECISE_QUERIES]
             candidates[indices] = _precise_candidates(states, groups, rows[indices], candidates.shape[1], device)
-            exact[indices] = _measured(states, rows[indices], candidates[indices])
+            exact[indices] = _exact_distances(states, rows[indices], candidates[indices])
         order = np.argsort(exact, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(exact, order, axis=1)
         distances[begin : begin + len(rows), : best.shape[1]] = best
@@ -54,7 +54,7 @@ def nearest(
     return neighbours, distances
 
 
-def _extent(states: np.ndarray) -> tuple[np.ndarray, float]:
+def _center_and_radius(states: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the mean (D,) of all states, and the greatest distance from it."""
     center, longest = np.zeros(states.shape[1]), 0.0
     for begin in range(0, len(states), CANDIDATES):
@@ -65,7 +65,7 @@ def _extent(states: np.ndarray) -> tuple[np.ndarray, float]:
     return center, longest
 
 
-def _sure(query: np.ndarray, nearest: np.ndarray, farthest: np.ndarray, longest: float) -> np.ndarray:
+def _are_certain(query: np.ndarray, nearest: np.ndarray, farthest: np.ndarray, longest: float) -> np.ndarray:
     """Return for which queries (Q,) every state that is no candidate is farther than the last of the nearest.
 
     Args:
@@ -148,7 +148,7 @@ def _precise_candidates(
     return torch.where(best.isinf(), -1, nearest_rows).sort(dim=1).values.cpu().numpy()
 
 
-def _measured(states: np.ndarray, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+def _exact_distances(states: np.ndarray, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Return the distances (Q, count) in double precision; infinite for index -1."""
     offsets = np.subtract(states[candidates.clip(min=0)], states[rows][:, None], dtype=np.float64)  # (Q, count, D)
     exact = np.sqrt(np.einsum("qcd,qcd->qc", offsets, offsets))
@@ -219,7 +219,7 @@ def shuffled_baseline(
     for _ in range(draws):
         neighbours, _ = nearest(states[random.permutation(len(states))], groups, k, queries)
         results.append(matching_before(characters, groups, neighbours, queries))
-    return _over_draws(results)
+    return _summarize_draws(results)
 
 
 def ngram_baseline(
@@ -232,7 +232,7 @@ def ngram_baseline(
     """
     random = np.random.default_rng(seed)
     histories = [_histories(characters, groups, length) for length in range(order, 0, -1)]
-    members = [_members(keys) for keys in histories]
+    members = [_indices_by_key(keys) for keys in histories]
     results = []
     for _ in range(draws):
         neighbours = np.full((len(queries), k), -1, dtype=np.int64)
@@ -248,10 +248,10 @@ def ngram_baseline(
                 )  # fmt: skip
                 neighbours[row, k - missing : k - missing + len(sample)] = sample
         results.append(matching_before(characters, groups, neighbours, queries))
-    return _over_draws(results)
+    return _summarize_draws(results)
 
 
-def _over_draws(results: Sequence[np.ndarray]) -> Matches:
+def _summarize_draws(results: Sequence[np.ndarray]) -> Matches:
     means = [float(counts.mean()) for counts in results]
     deviation = float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
     return Matches(float(np.mean([counts.sum() for counts in results])), float(np.mean(means)), deviation)
@@ -270,7 +270,7 @@ def _histories(characters: np.ndarray, groups: np.ndarray, length: int) -> np.nd
     return numbers
 
 
-def _members(keys: np.ndarray) -> dict[int, np.ndarray]:
+def _indices_by_key(keys: np.ndarray) -> dict[int, np.ndarray]:
     order = np.argsort(keys, kind="stable")
     edges = np.flatnonzero(np.diff(keys[order])) + 1
     return {int(keys[part[0]]): part for part in np.split(order, edges)}

@@ -225,8 +225,8 @@ def _check_length(sound: Sound, file: BinaryIO) -> None:
     trailing = _BEHIND_WAV.search(log) if sound.format in ("WAV", "WAVEX") else None
     if trailing and size - int(trailing[1]) > SLACK:
         raise InputError(
-            f"its header promises {samples / sound.samplerate:.2f} s, but the file goes on behind them: a recording "
-            "that was not closed? Write the header anew, as with `sox --ignore-length OLD.wav NEW.wav`"
+            f"its header promises {samples / sound.samplerate:.2f} s, but the file is longer: maybe the recording "
+            "was not closed. Rewrite the header, as with `sox --ignore-length OLD.wav NEW.wav`"
         )
     if sound.format == "OGG":
         _check_ogg(file, size)

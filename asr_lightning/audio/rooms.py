@@ -16,7 +16,7 @@ from asr_lightning.errors import InputError
 SPEED = 343.0  # metres of sound in a second, at 20 °C
 LONGEST_FILE = 4.0  # seconds of an impulse response; more is a recording of something else
 RUMBLE = 100.0  # Hz
-HELD = 256  # responses in memory, per process
+CACHED_RESPONSES = 256  # responses in memory, per process
 
 
 class Reverberate:
@@ -87,7 +87,7 @@ def play(waveform: Tensor, response: np.ndarray) -> Tensor:
     return torch.from_numpy(reverberant.astype(np.float32))
 
 
-@functools.lru_cache(HELD)
+@functools.lru_cache(CACHED_RESPONSES)
 def _read_response(path: Path, sample_rate: int) -> np.ndarray:
     """Read an impulse response (S,), of several channels the first."""
     try:
@@ -102,7 +102,7 @@ def _read_response(path: Path, sample_rate: int) -> np.ndarray:
     return resample(audio, rate, sample_rate).astype(np.float64)
 
 
-@functools.lru_cache(HELD)
+@functools.lru_cache(CACHED_RESPONSES)
 def _simulate(
     number: int,
     length: tuple[float, float],

@@ -78,15 +78,15 @@ class Activations(Inspection):
 
     def process(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
         """Write the outputs of the modules for a batch."""
-        chosen = [row for row in range(len(batch)) if self._wanted(batch, row)]
+        chosen = [row for row in range(len(batch)) if self._is_chosen(batch, row)]
         if not chosen:
             return
         assert self._part is not None
         observation = observe(recognizer, batch, self.modules, [hypothesis.tokens for hypothesis in best])
         for row in chosen:
-            self._part.append(self._spoken(recognizer, batch, best[row], observation, row))
+            self._part.append(self._utterance_activations(recognizer, batch, best[row], observation, row))
 
-    def _wanted(self, batch: Batch, row: int) -> bool:
+    def _is_chosen(self, batch: Batch, row: int) -> bool:
         if self.subsets is not None and batch.subsets[row] not in self.subsets:
             return False
         if isinstance(self.speakers, list) and batch.speakers[row] not in self.speakers:
@@ -96,7 +96,7 @@ class Activations(Inspection):
         self._seen += 1
         return True
 
-    def _spoken(
+    def _utterance_activations(
         self, recognizer: Recognizer, batch: Batch, best: Hypothesis, observation: Observation, row: int
     ) -> UtteranceActivations:
         seconds = int(batch.audio_lengths[row]) / batch.sample_rate
@@ -144,14 +144,14 @@ class Activations(Inspection):
             )
             if not count:
                 raise InputError(
-                    f"no utterance was looked at: none in {folder.name} is of the subsets {self.subsets} and the "
-                    f"speakers {self.speakers}; correct them in Activations"
+                    f"Activations: expected utterances of the subsets {self.subsets} and the speakers {self.speakers}, "
+                    f"found none in {folder.name}; correct subsets and speakers"
                 )
             labelled = read_description(folder)["with_phones"]
             if self.labels is not None and not labelled:
                 raise InputError(
-                    f"expected phones of the {count} utterances that were looked at, found none in "
-                    f"{describe_labels(self.labels)}: its labels are of other utterances; make those of these with "
+                    f"expected phones of the {count} utterances, found none in "
+                    f"{describe_labels(self.labels)}: its labels are of other utterances; make labels of these with "
                     "`asr align`, and name them in Activations"
                 )
             phones = f", {labelled} of them with phones" if labelled < count else ""

@@ -63,21 +63,21 @@ class Alignments(Inspection):
         if not attention_paths(recognizer) and not has_ctc(recognizer):
             raise InputError(
                 f"Alignments: expected a network with attention, a transducer or a CTC output, got a "
-                f"{type(recognizer).__name__}, which has none: leave Alignments out; when a hybrid's phones are spoken "
-                "says `asr align`"
+                f"{type(recognizer).__name__}, which has none: leave Alignments out; for the times of phones of a "
+                "hybrid use `asr align`"
             )
         self._drawn = []
         if trainer.is_global_zero:
-            for name in _listed(folder, ".drawn*"):
-                _remove(folder, name)
-            old = [folder / "figures.csv", *folder.glob(".figures.rank*"), *_lists(folder, ".drawn*")]
+            for name in _drawn_utterances(folder, ".drawn*"):
+                _remove_files(folder, name)
+            old = [folder / "figures.csv", *folder.glob(".figures.rank*"), *_list_files(folder, ".drawn*")]
             for path in old:
                 path.unlink(missing_ok=True)
         trainer.strategy.barrier()
         folder.mkdir(parents=True, exist_ok=True)
-        self._part(trainer).unlink(missing_ok=True)
+        self._rank_file(trainer).unlink(missing_ok=True)
 
-    def _part(self, trainer: Trainer) -> Path:
+    def _rank_file(self, trainer: Trainer) -> Path:
         return self._folder(trainer) / f".figures.rank{trainer.global_rank:05}"
 
     def process(self, trainer: Trainer, recognizer: Recognizer, batch: Batch, best: list[Hypothesis]) -> None:
@@ -91,7 +91,7 @@ class Alignments(Inspection):
         for row in chosen:
             aligned = alignment(recognizer, batch, best[row], observation, row)
             lines = [[aligned.utterance, name, *_figures(weights)] for name, weights in aligned.attention.items()]
-            with append_to(self._part(trainer)) as file:
+            with append_to(self._rank_file(trainer)) as file:
                 file.write(as_csv(lines))
             self._draw(aligned, batch, row, self._folder(trainer), trainer.global_rank)
 
@@ -114,7 +114,7 @@ class Alignments(Inspection):
         soundfile.write(folder / f"{aligned.utterance}.flac", audio, batch.sample_rate, subtype="PCM_16")
         self._drawn.append(aligned.utterance)
         for name in sorted(self._drawn)[self.utterances :]:
-            _remove(folder, name)
+            _remove_files(folder, name)
             self._drawn.remove(name)
 
     def end(self, trainer: Trainer, recognizer: Recognizer, folder: Path) -> None:
@@ -132,18 +132,18 @@ class Alignments(Inspection):
             part.unlink()
         if lines:
             write_atomically(folder / "figures.csv", "".join(f"{line}\n" for line in [",".join(COLUMNS), *lines]))
-        names = _listed(folder, ".drawn.rank*")
+        names = _drawn_utterances(folder, ".drawn.rank*")
         for name in names[self.utterances :]:
-            _remove(folder, name)
+            _remove_files(folder, name)
         del names[self.utterances :]
         write_atomically(folder.with_name(f".{folder.name}.drawn"), "".join(f"{json.dumps(name)}\n" for name in names))
-        for path in _lists(folder, ".drawn.rank*"):
+        for path in _list_files(folder, ".drawn.rank*"):
             path.unlink()
         if not lines and not names:
             subsets = f" of the subsets {', '.join(self.subsets)}" if self.subsets is not None else ""
             without_result(
                 trainer,
-                f"no alignments: nothing was recognised in any utterance{subsets} of this {folder.name}; correct "
+                f"no alignments: nothing was recognized in any utterance{subsets} of this {folder.name}; correct "
                 "Alignments.subsets, or train the network longer",
             )
             return
@@ -153,7 +153,7 @@ class Alignments(Inspection):
 
 
 def attention_paths(recognizer: Recognizer) -> dict[str, str]:
-    """Return the attentions of a recogniser over its frames, or what the joint network of a transducer reads."""
+    """Return the attentions of a recognizer over its frames, or what the joint network of a transducer reads."""
     modules = dict(recognizer.named_modules())
     attending = [
         name for name, module in modules.items() if isinstance(module, Attention) or name.endswith("cross_attention")
@@ -200,15 +200,15 @@ def _figures(weights: np.ndarray) -> list[str]:
     return [f"{value:.4f}" for value in astuple(attention_figures(normalized))]
 
 
-def _lists(folder: Path, pattern: str) -> list[Path]:
+def _list_files(folder: Path, pattern: str) -> list[Path]:
     """Return the files that list drawn utterances, beside their folder; those of ranks are merged at the end."""
     return sorted(folder.parent.glob(f".{folder.name}{pattern}"))
 
 
-def _listed(folder: Path, pattern: str) -> list[str]:
+def _drawn_utterances(folder: Path, pattern: str) -> list[str]:
     """Return the names of the utterances that lists hold; an incomplete line is left out."""
     names = set()
-    for path in _lists(folder, pattern):
+    for path in _list_files(folder, pattern):
         for line in path.read_text("utf-8", errors="replace").splitlines():
             try:
                 names.add(str(json.loads(line)))
@@ -217,7 +217,7 @@ def _listed(folder: Path, pattern: str) -> list[str]:
     return sorted(names)
 
 
-def _remove(folder: Path, utterance: str) -> None:
+def _remove_files(folder: Path, utterance: str) -> None:
     for suffix in (".png", ".svg", ".npz", ".flac"):
         path = folder / f"{utterance}{suffix}"
         if path.resolve().is_relative_to(folder.resolve()):

@@ -34,17 +34,17 @@ class ChangedOptimizer(Callback):
         """
         [optimizer] = trainer.optimizers
         schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
-        new_optimizer, new_schedule = _made_anew(pl_module, optimizer.param_groups[0]["params"])
+        new_optimizer, new_schedule = _make_optimizer(pl_module, optimizer.param_groups[0]["params"])
         begin_schedule(new_schedule, trainer)
         for schedule in schedules:
-            self._move(new_schedule, schedule.last_epoch)
+            self._advance_schedule(new_schedule, schedule.last_epoch)
             schedule.load_state_dict(new_schedule.state_dict())
         for group, values in zip(optimizer.param_groups, new_optimizer.param_groups, strict=True):
             group.update({key: value for key, value in values.items() if key != "params"})
         rate = optimizer.param_groups[0]["lr"]
         rank_zero_info(f"Changed since the checkpoint: {', '.join(self.changed)}; the learning rate is {rate:.3g}.")
 
-    def _move(self, schedule: LRScheduler, steps: int) -> None:
+    def _advance_schedule(self, schedule: LRScheduler, steps: int) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler.step\(\)`")  # no step is wanted
             try:
@@ -57,7 +57,7 @@ class ChangedOptimizer(Callback):
                 ) from error
 
 
-def _made_anew(module: LightningModule, parameters: list[Any]) -> tuple[Any, Any]:
+def _make_optimizer(module: LightningModule, parameters: list[Any]) -> tuple[Any, Any]:
     """Return an optimizer over some parameters and its schedule, as the experiment makes them."""
     optimizer: Any = (module.make_optimizer)(parameters)  # type: ignore[operator]
     return optimizer, None if module.make_scheduler is None else module.make_scheduler(optimizer)  # type: ignore[operator]

@@ -85,7 +85,7 @@ class Distillation(Callback):
                 f"{type(trainer.strategy).__name__}. Train with --trainer.strategy ddp"
             )
         assert isinstance(pl_module, Recognizer)
-        if trainer.ckpt_path is not None and not self._resumed and self._learned():
+        if trainer.ckpt_path is not None and not self._resumed and self._term_parameters():
             raise InputError(
                 f"{trainer.ckpt_path} was trained without these distillation terms, so what they learn is not known: "
                 "begin a new run, with initialize_from.checkpoint for its weights"
@@ -145,7 +145,7 @@ class Distillation(Callback):
                 pl_module.added_loss = None
                 pl_module._modules.pop("distillation", None)
 
-    def _learned(self) -> dict[str, Tensor]:
+    def _term_parameters(self) -> dict[str, Tensor]:
         return {
             f"{number} {type(term).__name__} {name}": parameter
             for number, term in enumerate(self._used)
@@ -154,7 +154,7 @@ class Distillation(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the terms have learned."""
-        return {name: parameter.detach().cpu().clone() for name, parameter in self._learned().items()}
+        return {name: parameter.detach().cpu().clone() for name, parameter in self._term_parameters().items()}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -163,7 +163,7 @@ class Distillation(Callback):
         Raises:
             InputError: It is of other terms, or of another size.
         """
-        parameters = self._learned()
+        parameters = self._term_parameters()
         saved = {name: tuple(value.shape) for name, value in state_dict.items()}
         if saved != {name: tuple(parameter.shape) for name, parameter in parameters.items()}:
             raise InputError(
@@ -185,8 +185,8 @@ def check_terms(callbacks: Iterable[Callback], checkpoint: Mapping[str, Any], pa
     if has_terms and not any(isinstance(callback, Distillation) for callback in callbacks):
         raise InputError(
             f"{path} is of a training with distillation, whose terms are trained with the model: expected the key "
-            "`distillation` with the same terms, found no teacher; or begin a new run, with initialize_from.checkpoint "
-            "for the weights"
+            "`distillation` with the same terms, found none. Add it, or begin a new run with the weights by "
+            "initialize_from.checkpoint"
         )
 
 

@@ -153,7 +153,7 @@ class LatticeDistillation(TransducerTerm):
 
     def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
         """Return the divergence of each utterance, (B,)."""
-        return lattice_divergence(*_of_transducers(student, teacher), temperature=self.temperature)
+        return lattice_divergence(*_divergence_arguments(student, teacher), temperature=self.temperature)
 
 
 class PathDistillation(TransducerTerm):
@@ -171,7 +171,7 @@ class PathDistillation(TransducerTerm):
 
     def forward(self, student: EncodedBatch, teacher: EncodedBatch) -> Tensor:
         """Return the divergence of each utterance, (B,)."""
-        return path_divergence(*_of_transducers(student, teacher), temperature=self.temperature)
+        return path_divergence(*_divergence_arguments(student, teacher), temperature=self.temperature)
 
 
 class CTCDistillation(PosteriorTerm):
@@ -254,7 +254,7 @@ class Projection(nn.Linear):
         return
 
 
-def _of_transducers(
+def _divergence_arguments(
     student: EncodedBatch, teacher: EncodedBatch
 ) -> tuple[JointInputs, JointInputs, Tensor, Tensor, Tensor, int]:
     """Return the arguments of the transducer divergences, without the temperature."""

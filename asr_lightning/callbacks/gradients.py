@@ -38,7 +38,7 @@ def _is_trained(module: torch.nn.Module) -> bool:
 def _remaining_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | float:
     """The factor that mixed precision left on the gradients.
 
-    Lightning unscales before this hook, except for optimisers that do so within their own step (fused Adam).
+    Lightning unscales before this hook, except for optimizers that do so within their own step (fused Adam).
     """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from asr_lightning.batch import Batch, is_memory_error
 from asr_lightning.errors import InputError
 
-OF_ADAMW = 2  # numbers that it keeps for each weight
+ADAMW_VALUES = 2  # numbers that it keeps for each weight
 
 
 class Batches(Protocol):
@@ -96,8 +96,8 @@ class LargestBatch(Callback):
             while fits is None or fits - fails > 1:
                 trainer.accumulate_grad_batches = accumulation
                 batches: Batches = data.train_dataloader()
-                hardest = _hardest(batches)
-                fit = self._allowed(hardest, batches.durations) and _fits(
+                hardest = _largest_parts(batches)
+                fit = self._fits_limit(hardest, batches.durations) and _fits(
                     pl_module, batches, hardest, trainer.strategy.root_device, trainer.precision_plugin
                 )
                 if trainer.strategy.reduce_boolean_decision(fit, all=True):
@@ -110,7 +110,7 @@ class LargestBatch(Callback):
             trainer.accumulate_grad_batches = previous
         return fits
 
-    def _allowed(self, parts: list[list[int]], durations: np.ndarray) -> bool:
+    def _fits_limit(self, parts: list[list[int]], durations: np.ndarray) -> bool:
         limit = self.most or math.inf
         return all(len(part) == 1 or durations[part].max() * len(part) <= limit for part in parts)
 
@@ -151,13 +151,13 @@ def _fits(
 def _compute(pl_module: LightningModule, batches: Batches, parts: list[list[int]], device: torch.device) -> None:
     """Compute losses and gradients, and drop them, beside as much memory as AdamW takes."""
     weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in pl_module.parameters())
-    _set_aside = torch.empty(OF_ADAMW * weight_bytes, dtype=torch.uint8, device=device)
+    _set_aside = torch.empty(ADAMW_VALUES * weight_bytes, dtype=torch.uint8, device=device)
     for batch in batches.load(parts, 0):
         pl_module.loss(batch.to(device)).mean().backward()  # type: ignore[operator]
         pl_module.zero_grad(set_to_none=True)
 
 
-def _hardest(batches: Batches) -> list[list[int]]:
+def _largest_parts(batches: Batches) -> list[list[int]]:
     """Return the parts of all ranks with the longest utterance, with the most seconds, and with most utterances."""
     plan = [batch for rank in batches.plan() for batch in rank if batch]
     measures: Sequence[Callable[[list[int]], float]] = (

@@ -12,7 +12,7 @@ class Measurement(Callback):
         """Choose how often.
 
         Args:
-            every_n_steps: Optimiser steps between two measurements; by default `trainer.log_every_n_steps`. A logger
+            every_n_steps: Optimizer steps between two measurements; by default `trainer.log_every_n_steps`. A logger
                 writes the last measurement every `trainer.log_every_n_steps`, which this number must divide. 0
                 measures nothing.
         """

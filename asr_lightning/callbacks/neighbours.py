@@ -20,11 +20,11 @@ from asr_lightning.files import write_atomically
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.report.tables import as_csv, as_markdown
 
-SENT = 1000  # lines of each layer that W&B gets
+WANDB_LINES = 1000  # lines of each layer that W&B gets
 
 
 class Neighbours(Inspection):
-    """Finds, for every character that was recognised, the decoder states nearest to its own in other sentences.
+    """Finds, for every character that was recognized, the decoder states nearest to its own in other sentences.
 
     It reads what `Activations`, which must stand before it in the experiment, has written.
     `<run folder>/neighbours/<stage>` gets `<layer>.csv`, a line per character with its neighbours shown as
@@ -92,7 +92,7 @@ class Neighbours(Inspection):
             else:
                 without_result(trainer, message)
             return
-        lines_by_layer = {result.layer: lines(result) for result in results}
+        lines_by_layer = {result.layer: csv_rows(result) for result in results}
         for layer, of_layer in lines_by_layer.items():
             write_atomically(folder / f"{layer}.csv", as_csv([header(self.k), *of_layer]))
         rows = neighbour_table(results, self.published)
@@ -102,7 +102,9 @@ class Neighbours(Inspection):
         columns = ["layer", "utterance", "position", "sentence", *(f"neighbour_{n + 1}" for n in range(self.k))]
         for logger in wandb_loggers(trainer):
             data = [
-                [layer, *sent(line, self.k)] for layer, of_layer in lines_by_layer.items() for line in of_layer[:SENT]
+                [layer, *wandb_columns(line, self.k)]
+                for layer, of_layer in lines_by_layer.items()
+                for line in of_layer[:WANDB_LINES]
             ]
             logger.log_table("neighbours", columns=columns, data=data)
         recognizer.print(f"{caption}\nWritten to {folder.absolute()}")
@@ -116,7 +118,7 @@ def header(k: int) -> list[str]:
     ]
 
 
-def lines(found: CharacterNeighbours) -> list[list[str]]:
+def csv_rows(found: CharacterNeighbours) -> list[list[str]]:
     """Return a line for every character."""
     contexts = [found.context(row) for row in range(len(found.characters))]
     result = []
@@ -132,6 +134,6 @@ def lines(found: CharacterNeighbours) -> list[list[str]]:
     return result
 
 
-def sent(line: list[str], k: int) -> list[str]:
+def wandb_columns(line: list[str], k: int) -> list[str]:
     """Return the columns of a line for W&B: utterance, index, sentence and the neighbours' sentences."""
     return [line[0], line[1], line[3], *(line[4 + 5 * number] for number in range(k))]

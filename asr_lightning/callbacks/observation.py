@@ -28,7 +28,7 @@ class ModuleOutput:
     """The output of a module for a batch.
 
     Attributes:
-        unit: What a row is: a frame, or a token of what was recognised (and one for its end).
+        unit: What a row is: a frame, or a token of what was recognized (and one for its end).
         values: (B, N, D).
         lengths: (B,) how many of the N rows are real.
     """
@@ -116,7 +116,7 @@ def observe(
         recognizer: In evaluation mode.
         batch: B utterances, one at least.
         paths: Of modules, by the names that the caller gives them.
-        tokens: Of each of the B utterances, usually what was recognised.
+        tokens: Of each of the B utterances, usually what was recognized.
 
     Raises:
         InputError: A module was not used, or gives nothing that has a row per frame or per token.
@@ -126,7 +126,7 @@ def observe(
     with ExitStack() as stack:
         for handle in _hooks(recognizer, paths, recorder):
             stack.callback(handle.remove)
-        with _evaluated(recognizer):
+        with _evaluation_mode(recognizer):
             features, feature_lengths = recognizer.featurize(batch.audio, batch.audio_lengths)
             encoded, lengths = recognizer.encoder(features, feature_lengths)
             logits = None if head is None else head(encoded)
@@ -147,7 +147,7 @@ def observe(
 
 
 def has_ctc(recognizer: nn.Module) -> bool:
-    """Whether a recogniser has a CTC output, which gives the times of characters."""
+    """Whether a recognizer has a CTC output, which gives the times of characters."""
     return ctc_output(recognizer) is not None
 
 
@@ -157,7 +157,7 @@ def ctc_output(recognizer: nn.Module) -> CTCOutput | None:
 
 
 @contextmanager
-def _evaluated(module: nn.Module) -> Iterator[None]:
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
     training = module.training
     module.eval()
     try:
@@ -169,26 +169,26 @@ def _evaluated(module: nn.Module) -> Iterator[None]:
 def _hooks(recognizer: Recognizer, paths: Mapping[str, str], recorder: _Recorder) -> Iterator[Any]:
     for module in [recognizer.features, *recognizer.encoder.modules()]:
 
-        def note(_: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:  # noqa: ANN401
+        def record_lengths(_: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:  # noqa: ANN401
             if recorder.phase == "frame":
                 outputs = output if isinstance(output, tuple) else ()
                 for value in (*arguments, *keywords.values(), *outputs):
                     if isinstance(value, Tensor) and value.dim() == 1 and value.dtype == torch.int64 and len(value):
                         recorder.lengths[int(value.max())] = value
 
-        yield module.register_forward_hook(note, with_kwargs=True)
+        yield module.register_forward_hook(record_lengths, with_kwargs=True)
     modules = dict(recognizer.named_modules())
     for name, path in paths.items():
         module_path, _, kind = path.partition(":")
 
-        def keep(module: nn.Module, arguments: Any, output: Any, name: str = name, kind: str = kind) -> None:  # noqa: ANN401
+        def record_output(module: nn.Module, arguments: Any, output: Any, name: str = name, kind: str = kind) -> None:  # noqa: ANN401
             if recorder.units.setdefault(name, recorder.phase) == recorder.phase:
-                recorder.calls.setdefault(name, []).append(_looked_at(module, arguments, output, kind or "output"))
+                recorder.calls.setdefault(name, []).append(_select_tensor(module, arguments, output, kind or "output"))
 
-        yield modules[module_path].register_forward_hook(keep)
+        yield modules[module_path].register_forward_hook(record_output)
 
 
-def _looked_at(module: nn.Module, arguments: Any, output: Any, kind: str) -> Tensor:  # noqa: ANN401
+def _select_tensor(module: nn.Module, arguments: Any, output: Any, kind: str) -> Tensor:  # noqa: ANN401
     if kind == "input":
         return arguments[0]
     if kind == "output":
@@ -197,12 +197,12 @@ def _looked_at(module: nn.Module, arguments: Any, output: Any, kind: str) -> Ten
         return weights(*arguments)
     if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Tensor):
         return output[1]
-    raise InputError(f"{type(module).__name__} does not say where it looks: expected an attention over frames")
+    raise InputError(f"{type(module).__name__}: expected attention weights over frames, found none; name an attention")
 
 
 def _module_output(name: str, path: str, recorder: _Recorder, target_lengths: Tensor) -> ModuleOutput:
     if name not in recorder.calls:
-        raise InputError(f"{path} was not used while an utterance was recognised: name another module")
+        raise InputError(f"{path} was not used while an utterance was recognized: name another module")
     calls, unit = recorder.calls[name], recorder.units[name]
     size = int(target_lengths.max()) + 1
     values = calls[0]

@@ -15,7 +15,7 @@ NAME = "last-stopped.ckpt"  # found by `--ckpt_path last`
 
 
 class SaveWhenStopped(Callback):
-    """Writes a checkpoint after the optimiser step in which a signal came to any rank, and ends all ranks together.
+    """Writes a checkpoint after the optimizer step in which a signal came to any rank, and ends all ranks together.
 
     A signal that comes in validation waits for its end, so that no error rate is lost. A second one ends the process
     at once. The exit status is 128 + the signal's number, as a shell has it, so that `make` does not take the run for
@@ -27,7 +27,7 @@ class SaveWhenStopped(Callback):
 
     def __init__(self) -> None:
         self._received = 0  # the signal's number
-        self._step = 0  # optimiser steps done before the batch at hand
+        self._step = 0  # optimizer steps done before the batch at hand
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers: Lightning installs its own just before, and restores the old ones at the end."""
@@ -124,7 +124,7 @@ class SaveLastEpoch(Callback):
         """Save the checkpoints that are due, and all after the last epoch; Lightning saves nothing twice at a step."""
         loop, epochs = trainer.fit_loop, trainer.current_epoch + 1
         ends = trainer.should_stop or epochs == loop.max_epochs or trainer.global_step == loop.max_steps
-        for callback in _savings(trainer):
+        for callback in _unsaved_checkpoints(trainer):
             if (
                 callback.monitor is None
                 and callback._every_n_epochs > 0
@@ -137,12 +137,12 @@ class SaveLastEpoch(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the `save_last` of callbacks that choose checkpoints by a metric."""
-        for callback in _savings(trainer):
+        for callback in _unsaved_checkpoints(trainer):
             if callback.save_last is True:
                 callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
 
 
-def _savings(trainer: Trainer) -> list[ModelCheckpoint]:
+def _unsaved_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
     """Return the callbacks that have not saved the last step."""
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return [callback for callback in callbacks if not callback._should_skip_saving_checkpoint(trainer)]

@@ -178,12 +178,12 @@ def layer_outputs(recognizer: Recognizer, layers: Sequence[str], batches: Sequen
     handles = []
     for name in layers:
 
-        def keep(module: nn.Module, arguments: Any, output: Any, name: str = name) -> None:  # noqa: ANN401
+        def record_output(module: nn.Module, arguments: Any, output: Any, name: str = name) -> None:  # noqa: ANN401
             parts = output if isinstance(output, tuple | list) else (output,)
             frames = [part for part in parts if isinstance(part, Tensor) and part.dim() == 3]
             calls[name] = torch.cat([part for part in frames if part.shape[1] == frames[0].shape[1]], dim=2)
 
-        handles.append(recognizer.encoder.get_submodule(name).register_forward_hook(keep))
+        handles.append(recognizer.encoder.get_submodule(name).register_forward_hook(record_output))
     outputs: list[list[np.ndarray]] = [[] for _ in layers]
     device = recognizer.device
     try:

@@ -45,13 +45,13 @@ class Transcripts(Callback):
       epoch again replaces its lines.
     * `transcripts/<stage>-epoch<N>-<subset>.jsonl`: one utterance a line, sorted by id, from all ranks; `stage` is
       `validation` or `test`.
-      A recogniser that searches with a beam adds `n_best`: texts with the scores that they are ranked by.
+      A recognizer that searches with a beam adds `n_best`: texts with the scores that they are ranked by.
     * `transcripts/predict-<subset>.jsonl`: the same for `lightning predict`, without what needs a reference, in the
       order of recognition and rank by rank, since any amount of speech may be predicted. The subset is the utterances'
       own; those without one are in `transcripts/predict.jsonl`. Each line has `words` with `start` and `end` in seconds
       and a `confidence`; `transcripts/predict-<subset>.ctm` has the same for NIST's tools.
 
-    Validating alone (`lightning validate`) only prints. The rates are those that the recogniser logged as
+    Validating alone (`lightning validate`) only prints. The rates are those that the recognizer logged as
     `<subset>/wer`, `<subset>/cer` and so on, where the subset is the name of a dataloader; dataloaders without
     names are one subset, `val` or `test`.
     """
@@ -94,7 +94,7 @@ class Transcripts(Callback):
     ) -> None:
         """Collect a batch."""
         if not trainer.sanity_checking:
-            scored = replace(batch, texts=outputs.get("references", batch.texts))  # as the recogniser has scored them
+            scored = replace(batch, texts=outputs.get("references", batch.texts))  # as the recognizer has scored them
             self._collect(scored, outputs["hypotheses"], dataloader_idx)
 
     on_test_batch_end = on_validation_batch_end
@@ -156,7 +156,7 @@ class Transcripts(Callback):
             pl_module.print(f"Written to {path.absolute()}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write and print: not earlier, since the recogniser logs its rates after the callbacks' epoch end."""
+        """Write and print: not earlier, since the recognizer logs its rates after the callbacks' epoch end."""
         if trainer.sanity_checking:
             return
         fitting = trainer.state.fn == TrainerFn.FITTING
@@ -204,7 +204,7 @@ class Transcripts(Callback):
         self._transcripts[subsets[min(dataloader_idx, len(subsets) - 1)]] += transcripts(batch, hypotheses)
 
     def _lines(self, trainer: Trainer, epoch: int) -> list[Line]:
-        """One line per subset, from what the recogniser logged."""
+        """One line per subset, from what the recognizer logged."""
         run, seed = name_of_run(Path(trainer.default_root_dir))
         seed = os.environ.get("PL_GLOBAL_SEED", seed)
         lines = []
@@ -217,7 +217,7 @@ class Transcripts(Callback):
             missing = [name for name in (*RATES, *COUNTS) if name not in logged_here]
             if missing:
                 logged = sorted(trainer.callback_metrics)
-                raise ValueError(f"expected the recogniser to log {subset}/{missing[0]}, but it logged {logged}")
+                raise ValueError(f"expected the recognizer to log {subset}/{missing[0]}, but it logged {logged}")
             line = {"run": self.run or run, "seed": seed, "epoch": str(epoch), "subset": subset}
             line |= {name: f"{logged_here[name]:.6f}" for name in RATES}
             lines.append(line | {name: f"{logged_here[name]:.0f}" for name in COUNTS})

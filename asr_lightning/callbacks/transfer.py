@@ -68,9 +68,9 @@ def transfer_weights(
     report: list[Transferred] = []
     different = _class_differences(model, source, skip, rename)
     for name, tensor in model.state_dict().items():
-        source_name = _renamed(name, rename)
+        source_name = _source_name(name, rename)
         weights[name] = tensor.detach().clone()
-        if _within(name, skip):
+        if _is_below(name, skip):
             report.append(Transferred(name, "random", "skipped"))
         elif source_name not in source_weights:
             report.append(Transferred(name, "random", f"the checkpoint has no {source_name}"))
@@ -78,15 +78,19 @@ def transfer_weights(
             different.setdefault(
                 name, f"{len(axes[name])} axes here, {len(source_axes[source_name])} in the checkpoint"
             )
-        elif not _within(name, different):
+        elif not _is_below(name, different):
             try:
-                picks = [pick_axis(*pair, _first) for pair in zip(axes[name], source_axes[source_name], strict=True)]
+                picks = [
+                    pick_axis(*pair, _first_indices) for pair in zip(axes[name], source_axes[source_name], strict=True)
+                ]
             except InputError as error:
                 different[name] = f"an axis {error}"
                 continue
-            weights[name] = take(tensor.detach(), source_weights[source_name].detach(), [pick.places for pick in picks])
+            weights[name] = take(
+                tensor.detach(), source_weights[source_name].detach(), [pick.indices for pick in picks]
+            )
             exact = tensor.shape == source_weights[source_name].shape and all(
-                torch.equal(pick.places, torch.arange(len(pick.places))) for pick in picks
+                torch.equal(pick.indices, torch.arange(len(pick.indices))) for pick in picks
             )
             elsewhere = f"from {source_name}: " if source_name != name else ""
             note = elsewhere + (" | ".join(pick.words for pick in picks) or "its value")
@@ -110,19 +114,19 @@ def _refuse(different: Mapping[str, str]) -> None:
     )
 
 
-def _first(source_size: int, size: int) -> Tensor:
+def _first_indices(source_size: int, size: int) -> Tensor:
     """Return the indices of the first units of an axis, and -1 for units that the source lacks."""
     indices = torch.arange(size)
     return torch.where(indices < source_size, indices, -1)
 
 
-def _within(name: str, paths: Iterable[str]) -> bool:
+def _is_below(name: str, paths: Iterable[str]) -> bool:
     return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
-def _renamed(name: str, rename: Mapping[str, str]) -> str:
+def _source_name(name: str, rename: Mapping[str, str]) -> str:
     for path in sorted(rename, key=len, reverse=True):
-        if _within(name, [path]):
+        if _is_below(name, [path]):
             return rename[path] + name[len(path) :]
     return name
 
@@ -134,8 +138,8 @@ def _class_differences(
     modules = dict(source.named_modules())
     different: dict[str, str] = {}
     for path, module in model.named_modules():
-        other = modules.get(_renamed(path, rename))
-        if not path or other is None or type(module) is type(other) or _within(path, [*skip, *different]):
+        other = modules.get(_source_name(path, rename))
+        if not path or other is None or type(module) is type(other) or _is_below(path, [*skip, *different]):
             continue
         if module.state_dict() and other.state_dict():
             different[path] = f"{type(module).__name__} here, {type(other).__name__} in the checkpoint"
@@ -205,4 +209,4 @@ class InitializeFrom(FirstWeights):
 
 
 def _uses(entry: Transferred, part: str, rename: Mapping[str, str]) -> bool:
-    return entry.kind != "random" and _within(_renamed(entry.name, rename), [part])
+    return entry.kind != "random" and _is_below(_source_name(entry.name, rename), [part])

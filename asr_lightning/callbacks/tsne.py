@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from asr_lightning.analysis.activations import Layer, read_description, read_utterances
 from asr_lightning.analysis.chosen_sentences import ChosenSentence, choose_sentences, find_sentences, text_of
 from asr_lightning.analysis.layers import (
-    Projected,
+    LayerProjection,
     layer_curves,
     layer_table,
     measure_layers,
@@ -47,7 +47,7 @@ class TSNE(Inspection):
     * `sentences.csv`: which sentences these are, and whether one stands in for another that the corpus lacks;
     * `figures.csv`, `figures.png`: what `asr_lightning.analysis.probes` measures, by layer, speaker and space.
 
-    Frames without phones cannot be coloured or measured: where no utterance has any, the test ends with an error.
+    Frames without phones cannot be colored or measured: where no utterance has any, the test ends with an error.
 
     Args:
         layers: Names of `Activations.modules`, the lowest first; all that have frames if None.
@@ -57,7 +57,7 @@ class TSNE(Inspection):
             it, and caption and log say so.
         components: Principal components that t-SNE reads.
         perplexity: About how many neighbours a frame has.
-        iterations: Of the optimisation.
+        iterations: Of the optimization.
         neighbours: Of the phone purity.
         seed: Of everything random.
         stage: Of the activations.
@@ -95,7 +95,7 @@ class TSNE(Inspection):
             read_description(_activations(folder))
         elif not makers[-1].knows_phones(recognizer):
             raise InputError(
-                f"expected phones to colour and measure frames by, found none: Activations has no labels, and a "
+                f"expected phones to color and measure frames by, found none: Activations has no labels, and a "
                 f"{type(recognizer).__name__} without CTC cannot say when characters are spoken; {LABELS}"
             )
 
@@ -111,7 +111,7 @@ class TSNE(Inspection):
             (folder / name).unlink(missing_ok=True)
         activations = _activations(folder)
         layers, utterances = read_layers(activations, self.layers), read_utterances(activations)
-        sizes = _labelled(layers[0])
+        sizes = _utterances_with_phones(layers[0])
         if not sizes:
             without_result(trainer, f"expected phones of frames in {activations}, found none; {LABELS}")
             return
@@ -125,7 +125,7 @@ class TSNE(Inspection):
                 continue
             measured += measure_layers(projections, self.neighbours)
             for projection in projections:
-                write_atomically(folder / speaker / f"{projection.layer.name}.csv", places_as_csv(projection))
+                write_atomically(folder / speaker / f"{projection.layer.name}.csv", positions_as_csv(projection))
             for sentence in self._chosen_sentences(speaker, utterances, sizes, first=speaker == speakers[0]):
                 if sentence.note:
                     rank_zero_warn(f"{sentence.utterance} is drawn: {sentence.note}")
@@ -146,7 +146,7 @@ class TSNE(Inspection):
         recognizer.print(f"t-SNE of {len(layers)} layers is in {folder.absolute()}")
 
     def _draw_sentence(
-        self, trainer: Trainer, projections: Sequence[Projected], sentence: ChosenSentence, folder: Path
+        self, trainer: Trainer, projections: Sequence[LayerProjection], sentence: ChosenSentence, folder: Path
     ) -> None:
         utterance, caption = sentence.utterance, sentence.caption
         for kind, plot in (("order", plot_order), ("phone", plot_phones)):
@@ -188,14 +188,14 @@ def _activations(folder: Path) -> Path:
     return folder.parents[1] / "activations" / folder.name
 
 
-def _labelled(layer: Layer) -> dict[str, int]:
+def _utterances_with_phones(layer: Layer) -> dict[str, int]:
     """Return the utterances that have phones, by name, and how many frames each has."""
     names, numbers, counts = np.unique(layer.utterances, return_inverse=True, return_counts=True)
     with_phones = np.bincount(numbers, layer.phones != "", minlength=len(names)) > 0
     return {str(name): int(count) for name, count, labelled in zip(names, counts, with_phones, strict=True) if labelled}
 
 
-def places_as_csv(projected: Projected) -> str:
+def positions_as_csv(projected: LayerProjection) -> str:
     """Return positions of frames, a line per frame."""
     layer = projected.layer
     lines: list[list[object]] = [[*COLUMNS]]

@@ -20,7 +20,7 @@ Weights = dict[str, Tensor]  # by the names of parameters
 
 
 class UpdateSizes(Measurement):
-    """Logs how far an optimiser step moves the parameters of each top-level part and of the whole.
+    """Logs how far an optimizer step moves the parameters of each top-level part and of the whole.
 
     * `update_norm/<part>`: the 2-norm of the change of all its trained parameters together, and `update_norm/total`.
     * `relative_update/<part>`: the same, divided by the 2-norm of these parameters before the step. Left out for a part
@@ -53,7 +53,7 @@ class UpdateSizes(Measurement):
         old_weights, self._before = self._before, None
         if old_weights is not None:  # without a value, a logger would write that of an earlier step again
             sizes = part_distances(pl_module, old_weights)
-            pl_module.log_dict(_named(sizes, "update_norm", "relative_update"), batch_size=1)
+            pl_module.log_dict(_log_values(sizes, "update_norm", "relative_update"), batch_size=1)
 
 
 class DistanceFromStart(Measurement):
@@ -104,7 +104,7 @@ class DistanceFromStart(Measurement):
             self._checksum = checksum(self._start)
             trainer.save_checkpoint(path, weights_only=True)
         elif self._start is None:
-            self._start = self._read(path, pl_module)
+            self._start = self._read_start(path, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Free the copy; a training that goes on reads it again."""
@@ -121,16 +121,16 @@ class DistanceFromStart(Measurement):
         due, self._due = self._due, False
         if due and self._start is not None:
             distances = part_distances(pl_module, self._start)
-            pl_module.log_dict(_named(distances, "distance", "relative_distance"), batch_size=1)
+            pl_module.log_dict(_log_values(distances, "distance", "relative_distance"), batch_size=1)
 
-    def _read(self, path: Path, module: LightningModule) -> Weights | None:
+    def _read_start(self, path: Path, module: LightningModule) -> Weights | None:
         if not self._checksum:
             return _warn(f"the checkpoint that goes on was written without {type(self).__name__}")
         try:
             saved = read_checkpoint(path)["state_dict"]
         except InputError as error:
             return _warn(str(error))
-        trained = [(name, parameter) for name, parameter in _trained(module) if name in saved]
+        trained = [(name, parameter) for name, parameter in _trained_parameters(module) if name in saved]
         start = {name: local_part(saved[name].to(module.device), parameter) for name, parameter in trained}
         if checksum(start) != self._checksum:
             return _warn(f"{path.absolute()} holds the start of another run")
@@ -142,7 +142,7 @@ def _warn(reason: str) -> Weights | None:
     return None
 
 
-def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def _trained_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     saved = module.state_dict().keys()  # without what only training has, as a projection of `Distillation`
     return [
         (name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad and name in saved
@@ -151,7 +151,7 @@ def _trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def copy_weights(module: nn.Module) -> Weights:
     """Return copies of the trained parameters of a module; shared ones once."""
-    return {name: parameter.detach().clone() for name, parameter in _trained(module)}
+    return {name: parameter.detach().clone() for name, parameter in _trained_parameters(module)}
 
 
 def checksum(weights: Weights) -> str:
@@ -185,14 +185,14 @@ def part_distances(module: nn.Module, start: Weights) -> dict[str, tuple[float, 
     by_part = {part: [s for name, s in zip(names, squares, strict=True) if name.startswith(f"{part}.")]
                for part, _ in module.named_children()}  # fmt: skip
     sums = {**{part: values for part, values in by_part.items() if values}, "total": squares}
-    return {part: (_root(values, 0), _root(values, 1)) for part, values in sums.items()}
+    return {part: (_norm_of_column(values, 0), _norm_of_column(values, 1)) for part, values in sums.items()}
 
 
-def _root(squares: list[list[float]], column: int) -> float:
+def _norm_of_column(squares: list[list[float]], column: int) -> float:
     return math.sqrt(math.fsum(row[column] for row in squares))
 
 
-def _named(distances: dict[str, tuple[float, float]], absolute: str, relative: str) -> dict[str, float]:
+def _log_values(distances: dict[str, tuple[float, float]], absolute: str, relative: str) -> dict[str, float]:
     """Return what is logged: the norms, and their ratio to those of the start where these are not 0."""
     shares = {f"{relative}/{part}": norm / start for part, (norm, start) in distances.items() if start > 0}
     return {f"{absolute}/{part}": norm for part, (norm, _) in distances.items()} | shares

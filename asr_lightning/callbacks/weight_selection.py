@@ -1,4 +1,4 @@
-"""Initialise a student from a larger teacher by selecting weights [Han et al. 2024 §II.2; Xu et al. 2024].
+"""Initialize a student from a larger teacher by selecting weights [Han et al. 2024 §II.2; Xu et al. 2024].
 
 The method needs consistency: the units of a hidden axis that are kept where a layer writes it must be those that are
 kept wherever a layer reads it. So weights are selected along the meaning of their axes (`asr_lightning.nn.axes`):
@@ -106,21 +106,21 @@ def select_weights(
             report.append(Selected(name, "", (), 0.0))
             continue
         if len(axes[name]) != len(teacher_axes.get(source, ())):
-            raise _unusable(f"it has no {source} like the student's {name}")
+            raise _teacher_error(f"it has no {source} like the student's {name}")
         picks = []
         for axis, pair in enumerate(zip(axes[name], teacher_axes[source], strict=True)):
             salt = f"{seed} {name}.{axis}" if elements == "random_inconsistent" else f"{seed} "
             try:
                 picks.append(pick_axis(*pair, partial(_indices, elements, salt)))
             except InputError as error:
-                raise _unusable(f"axis {axis} of {name} {error}") from None
-        weights[name] = take(tensor.detach(), teacher_weights[source].detach(), [pick.places for pick in picks])
-        share = math.prod(float((pick.places >= 0).double().mean()) for pick in picks)
+                raise _teacher_error(f"axis {axis} of {name} {error}") from None
+        weights[name] = take(tensor.detach(), teacher_weights[source].detach(), [pick.indices for pick in picks])
+        share = math.prod(float((pick.indices >= 0).double().mean()) for pick in picks)
         report.append(Selected(name, source, tuple(pick.words for pick in picks), share))
     return weights, report
 
 
-def _unusable(reason: str) -> InputError:
+def _teacher_error(reason: str) -> InputError:
     return InputError(f"this teacher cannot be used: {reason}")
 
 
@@ -141,19 +141,19 @@ def teacher_modules(student: nn.Module, teacher: nn.Module, rule: LayerRule) -> 
             continue
         if not isinstance(module, type(source)) and not isinstance(source, type(module)):
             student_class, teacher_class = type(module).__name__, type(source).__name__
-            raise _unusable(
-                f"{name or 'the recogniser'} is of class {student_class}, but {teacher_class} in the teacher"
+            raise _teacher_error(
+                f"{name or 'the recognizer'} is of class {student_class}, but {teacher_class} in the teacher"
             )
         if isinstance(module, nn.ModuleList):
             if len(source) < len(module):
-                raise _unusable(f"{name} has {len(module)} layers, but only {len(source)} in the teacher")
+                raise _teacher_error(f"{name} has {len(module)} layers, but only {len(source)} in the teacher")
             layers[name] = {
                 "first": torch.arange(len(module)),
                 "uniform": uniform_indices(len(source), len(module)),
                 "last": torch.arange(len(source) - len(module), len(source)),
             }[rule]
         if isinstance(module, nn.RNNBase) and rule != "first" and module.num_layers != source.num_layers:
-            raise _unusable(f"{name} has all its layers in one module, of which `layers: {rule}` cannot choose")
+            raise _teacher_error(f"{name} has all its layers in one module, of which `layers: {rule}` cannot choose")
     return names
 
 
@@ -176,7 +176,7 @@ def _indices(elements: ElementRule, salt: str, teacher: int, student: int) -> Te
 class AxisSelection:
     """Index of the source for each index of an axis, -1 where it keeps its own value; and the same in words."""
 
-    places: Tensor
+    indices: Tensor
     words: str
 
 
@@ -196,7 +196,7 @@ def pick_axis(own: Axis, source: Axis, rule: IndexRule) -> AxisSelection:
     indices, words, start = [], [], 0
     for product, source_product in zip(own, source, strict=True):
         pick = _pick_product(product, source_product, rule)
-        indices.append(torch.where(pick.places < 0, -1, pick.places + start))
+        indices.append(torch.where(pick.indices < 0, -1, pick.indices + start))
         words.append(pick.words)
         start += axis_size((source_product,))
     return AxisSelection(torch.cat(indices), " and ".join(words))
@@ -208,7 +208,7 @@ def _pick_product(own: Product, source: Product, rule: IndexRule) -> AxisSelecti
     indices, words = torch.zeros(1, dtype=torch.int64), []
     for factor, source_factor in zip(own, source, strict=True):
         pick = _pick_factor(factor, source_factor, rule)
-        outer, inner = indices.unsqueeze(1), pick.places
+        outer, inner = indices.unsqueeze(1), pick.indices
         indices = torch.where((outer < 0) | (inner < 0), -1, outer * source_factor.size + inner).flatten()
         words.append(pick.words)
     return AxisSelection(indices, " × ".join(words))
@@ -308,7 +308,7 @@ class WeightSelection(FirstWeights):
             advice = f"; make it with `{self.made_by}`" if self.made_by else ""
             raise InputError(f"no teacher's checkpoint at {self.teacher} ({Path(self.teacher).absolute()}){advice}")
         teacher = load_recognizer(self.teacher)
-        check_features(pl_module.features, teacher.features)  # type: ignore[arg-type] # of any recogniser
+        check_features(pl_module.features, teacher.features)  # type: ignore[arg-type] # of any recognizer
         weights, report = select_weights(pl_module, teacher, self.layers, self.elements, self.axis_aware, self.seed)
         pl_module.load_state_dict(weights)
         aware = "along their meaning" if self.axis_aware else "by their sizes alone"

@@ -15,7 +15,7 @@ from asr_lightning.decoding.language_model import LanguageModel
 from asr_lightning.errors import InputError
 from asr_lightning.text.tokenizers import Tokenizer
 
-HOPELESS = 10.0  # nats below the best complete hypothesis
+PRUNING_MARGIN = 10.0  # nats below the best complete hypothesis
 
 State = tuple[Tensor, ...]
 
@@ -283,7 +283,7 @@ class _Search:
         unfinished = [
             row
             for row, (utterance, score) in enumerate(zip(self.utterances, best, strict=True))
-            if self._goes_on(utterance, score)
+            if self._can_improve(utterance, score)
         ]
         if len(unfinished) == len(self.utterances):
             return
@@ -295,9 +295,9 @@ class _Search:
             scorer.state = tuple(part.index_select(0, rows) for part in scorer.state)
             scorer.memory = tuple(part.index_select(0, kept_rows) for part in scorer.memory)
 
-    def _goes_on(self, utterance: int, best: float) -> bool:
+    def _can_improve(self, utterance: int, best: float) -> bool:
         scores = sorted((hypothesis.score for hypothesis in self.complete[utterance]), reverse=True)
         if not scores:
             return True
         beaten = len(scores) >= self.beam and best <= scores[self.beam - 1]  # scores only fall
-        return math.isfinite(best) and not (beaten or best <= scores[0] - HOPELESS)
+        return math.isfinite(best) and not (beaten or best <= scores[0] - PRUNING_MARGIN)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 State = tuple[Tensor, ...]
 
-SILENT = -1e4  # log probability of a token in padding: none, but sums of it remain numbers
+PADDING_LOG_PROB = -1e4  # log probability of a token in padding: none, but sums of it remain numbers
 
 
 class CTCPrefixScorer:
@@ -31,7 +31,7 @@ class CTCPrefixScorer:
         """Prepare CTC logits (B, T, V) of the given lengths (B,); all tensors have one row per utterance."""
         log_probs = logits.double().log_softmax(dim=2)
         padding = torch.arange(logits.shape[1], device=logits.device) >= lengths.unsqueeze(1)  # (B, T)
-        log_probs = log_probs.masked_fill(padding.unsqueeze(2), SILENT)
+        log_probs = log_probs.masked_fill(padding.unsqueeze(2), PADDING_LOG_PROB)
         log_probs[:, :, self.blank_id].masked_fill_(padding, 0.0)
         return log_probs, log_probs.exp()
 

@@ -21,7 +21,7 @@ State = tuple[Tensor, ...]
 
 # Of the rolling 64-bit hashes that tell hypotheses apart; odd numbers without pattern.
 HASH_FACTOR, HASH_STEP = 6_364_136_223_846_793_005, 1_442_695_040_888_963_407
-NOBODY = -1_000_000  # length of a hypothesis that fills the beam while there are not enough
+FILLER_SIZE = -1_000_000  # length of a hypothesis that fills the beam while there are not enough
 
 
 class CTCSearch:
@@ -177,7 +177,7 @@ class _Beams:
         shape = (len(log_probs), settings.beam)
         nothing = log_probs.new_full(shape, -math.inf)
         numbers = torch.zeros(shape, dtype=torch.int64, device=log_probs.device)
-        sizes = torch.full_like(numbers, NOBODY)
+        sizes = torch.full_like(numbers, FILLER_SIZE)
         by_blank = nothing.clone()
         by_blank[:, 0], sizes[:, 0] = 0.0, 0  # the empty prefix
         tokens = numbers.unsqueeze(2)  # room for the first
@@ -236,7 +236,7 @@ class _Beams:
         inherited = torch.where(active.unsqueeze(1), by_token, old.by_token).gather(1, parents)
         new.by_token = torch.where(extends, grown.flatten(1).gather(1, parents * vocabulary + added), inherited)
         self._extend(new, extends, added, parents)
-        new.sizes = new.sizes.masked_fill(active.unsqueeze(1) & scores.isneginf(), NOBODY)
+        new.sizes = new.sizes.masked_fill(active.unsqueeze(1) & scores.isneginf(), FILLER_SIZE)
         self.prefixes = new
 
     def _extend(self, new: _Prefixes, extends: Tensor, added: Tensor, parents: Tensor) -> None:

@@ -111,7 +111,7 @@ def beam_search(
             beams[row] = new_beam
             if frame == lengths[row] - 1:
                 ended[row] = histories.with_ends(new_beam)
-        histories.forget_all_but(tokens for row in rows for tokens in beams[row])
+        histories.keep_only(tokens for row in rows for tokens in beams[row])
     return [
         [
             Hypothesis(
@@ -215,7 +215,7 @@ class _Histories:
             for (tokens, alignments), end in zip(hypotheses.items(), ends, strict=True)
         }
 
-    def forget_all_but(self, sequences: Iterable[Tokens]) -> None:
+    def keep_only(self, sequences: Iterable[Tokens]) -> None:
         """Forget all sequences but the given ones and those that are one token longer."""
         alive = set(sequences)
         dropped = [tokens for tokens in self.slots if tokens not in alive and tokens[:-1] not in alive]

@@ -29,10 +29,10 @@ class WordNGramLanguageModel(ArpaLanguageModel):
 
     def __init__(self, arpa: str) -> None:
         super().__init__(arpa)
-        self._begins = np.zeros(0, dtype=bool)  # (V,) whether a token begins a word
+        self._starts_word = np.zeros(0, dtype=bool)  # (V,) whether a token begins a word
         self._contexts: list[Context] = []
-        self._places: dict[Context, int] = {}
-        self._known: dict[tuple[int, ...], float] = {}  # log probabilities by the model's ids
+        self._context_numbers: dict[Context, int] = {}
+        self._cached_log_probs: dict[tuple[int, ...], float] = {}  # log probabilities by the model's ids
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
         """Read the model, and find which of a recognizer's tokens begin a word.
@@ -56,7 +56,7 @@ class WordNGramLanguageModel(ArpaLanguageModel):
                     "as in one of the recognizer's tokens; if it is one, use NGramLanguageModel"
                 )
             self._check_words([word for word in self._model.tokens if word not in special], tokenizer)
-            self._begins = beginnings(tokenizer)
+            self._starts_word = beginnings(tokenizer)
             self._tokenizer = tokenizer
 
     def _check_words(self, words: Sequence[str], tokenizer: Tokenizer) -> None:
@@ -74,7 +74,7 @@ class WordNGramLanguageModel(ArpaLanguageModel):
         """Return the state before any token."""
         model, _ = self._prepared()
         start: Context = ((model.start_id,)[: model.order - 1], ())
-        self._contexts, self._places, self._known = [start], {start: 0}, {}
+        self._contexts, self._context_numbers, self._cached_log_probs = [start], {start: 0}, {}
         return (torch.zeros(batch_size, dtype=torch.int64, device=self._device),)
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
@@ -89,11 +89,11 @@ class WordNGramLanguageModel(ArpaLanguageModel):
         new_indices = []
         for row, token, index in zip(rows, tokens.tolist(), state[0].tolist(), strict=True):
             context, word = self._read(self._contexts[index], token)
-            new_indices.append(self._places.setdefault((context, word), len(self._contexts)))
+            new_indices.append(self._context_numbers.setdefault((context, word), len(self._contexts)))
             if new_indices[-1] == len(self._contexts):
                 self._contexts.append((context, word))
             history, log_prob = self._finish(context, word)
-            row[self._begins] = log_prob
+            row[self._starts_word] = log_prob
             row[tokenizer.blank_id] = -np.inf
             row[tokenizer.eos_id] = log_prob + self._log_prob(history, model.end_id)  # may be the blank
         return torch.from_numpy(rows).to(self._device), (torch.tensor(new_indices, device=self._device),)
@@ -102,7 +102,7 @@ class WordNGramLanguageModel(ArpaLanguageModel):
         words, word = context
         if token == self._prepared()[1].eos_id:
             return context
-        if self._begins[token]:
+        if self._starts_word[token]:
             return self._finish(words, word)[0], (token,)
         return words, (*word, token)
 
@@ -119,9 +119,9 @@ class WordNGramLanguageModel(ArpaLanguageModel):
         if word_id == ABSENT:
             return -np.inf
         key = (*words, word_id)
-        if key not in self._known:
-            self._known[key] = float(self._prepared()[0].log_probs(np.array([key]))[0])
-        return self._known[key]
+        if key not in self._cached_log_probs:
+            self._cached_log_probs[key] = float(self._prepared()[0].log_probs(np.array([key]))[0])
+        return self._cached_log_probs[key]
 
     def score(self, texts: Sequence[str]) -> list[float]:
         """Return the natural log probability of each text, its end included."""

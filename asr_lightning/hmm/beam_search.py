@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from asr_lightning.hmm.lattice import Arc, Lattice, compact, nothing
+from asr_lightning.hmm.lattice import Arc, Lattice, compact, empty_lattice
 from asr_lightning.hmm.search_graph import SearchGraph
 
 MIN_ACTIVE = 200  # states that are followed per frame however bad they are, as Kaldi's decoder does
@@ -33,10 +33,10 @@ class _Links:
     arcs: np.ndarray
     costs: np.ndarray
 
-    def only(self, mask: np.ndarray) -> "_Links":
+    def select(self, mask: np.ndarray) -> "_Links":
         return _Links(self.sources[mask], self.targets[mask], self.arcs[mask], self.costs[mask])
 
-    def through(self, forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+    def path_costs(self, forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
         """Return the costs (L,) of the best paths through links, from those up to sources and on from targets."""
         return forward[self.sources] + self.costs + backward[self.targets]
 
@@ -54,8 +54,8 @@ class _Column:
 
     states: np.ndarray
     forward: np.ndarray
-    into: _Links
-    within: _Links
+    incoming: _Links
+    silent_links: _Links
 
 
 class BeamSearch:
@@ -74,7 +74,7 @@ class BeamSearch:
         self.max_active = max_active
         self.lattice_beam = lattice_beam
         self._costs = np.full(len(graph.finals), np.inf)  # by state; infinite when not in use
-        self._places = np.zeros(len(graph.finals), dtype=np.int64)  # by state
+        self._indices = np.zeros(len(graph.finals), dtype=np.int64)  # by state
 
     def __call__(self, scores: np.ndarray, words: Sequence[str]) -> Lattice:
         """Return the lattice; one without arcs where no path was found.
@@ -92,12 +92,12 @@ class BeamSearch:
         for frame, row in enumerate(scores, 1):
             columns.append(self._advance(columns[-1], row))
             if not len(columns[-1].states):
-                return nothing(len(scores))
+                return empty_lattice(len(scores))
             if frame % PRUNE_INTERVAL == 0:  # paths beyond the beam are not needed, whatever follows
                 recent = columns[-2 * PRUNE_INTERVAL :]
                 columns[-len(recent) :] = _prune(recent, -columns[-1].forward, self.lattice_beam)
-        columns = _prune(columns, self._ends(columns[-1]), self.lattice_beam)
-        return compact(*self._spell(columns, ["", *words]))
+        columns = _prune(columns, self._final_costs(columns[-1]), self.lattice_beam)
+        return compact(*self._nodes_and_arcs(columns, ["", *words]))
 
     def _advance(self, column: _Column, row: np.ndarray) -> _Column:
         """Return the active states after a frame with log likelihoods (transition ids,)."""
@@ -109,7 +109,7 @@ class BeamSearch:
         arrivals = column.forward[indices[sources]] + costs
         limit = arrivals.min(initial=np.inf) + width
         active = np.isfinite(arrivals) & (arrivals <= limit)
-        links = _Links(indices[sources], emitting.targets[arcs], arcs, costs).only(active)
+        links = _Links(indices[sources], emitting.targets[arcs], arcs, costs).select(active)
         return self._arrive(links, arrivals[active], limit)
 
     def _width(self, costs: np.ndarray) -> float:
@@ -130,7 +130,7 @@ class BeamSearch:
             arrivals: (L,) costs up to their ends.
             limit: Of costs.
         """
-        best, indices, silent = self._costs, self._places, self.graph.silent
+        best, indices, silent = self._costs, self._indices, self.graph.silent
         np.minimum.at(best, links.targets, arrivals)
         new_states = np.unique(links.targets)
         reached = [new_states]
@@ -144,34 +144,36 @@ class BeamSearch:
         states = np.unique(np.concatenate(reached))
         states = states[np.argsort(self.graph.depths[states], kind="stable")]
         indices[states] = np.arange(len(states))
-        links = links.only(arrivals <= best[links.targets] + self.lattice_beam)
+        links = links.select(arrivals <= best[links.targets] + self.lattice_beam)
         sources, arcs = silent.out_of(states)
-        within = _Links(sources, silent.targets[arcs], arcs, silent.costs[arcs])
-        within = within.only(np.isfinite(best[within.targets]))
+        silent_links = _Links(sources, silent.targets[arcs], arcs, silent.costs[arcs])
+        silent_links = silent_links.select(np.isfinite(best[silent_links.targets]))
         forward = best[states]
-        within = within.only(forward[within.sources] + within.costs <= best[within.targets] + self.lattice_beam)
+        silent_links = silent_links.select(
+            forward[silent_links.sources] + silent_links.costs <= best[silent_links.targets] + self.lattice_beam
+        )
         best[states] = np.inf
         return _Column(
             states,
             forward,
             replace(links, targets=indices[links.targets]),
-            replace(within, targets=indices[within.targets]),
+            replace(silent_links, targets=indices[silent_links.targets]),
         )
 
-    def _ends(self, column: _Column) -> np.ndarray:
+    def _final_costs(self, column: _Column) -> np.ndarray:
         costs = self.graph.finals[column.states]
         return costs if np.isfinite(costs).any() else np.zeros(len(costs))
 
-    def _spell(self, columns: list[_Column], words: Sequence[str]) -> tuple[list[int], Iterator[Arc]]:
+    def _nodes_and_arcs(self, columns: list[_Column], words: Sequence[str]) -> tuple[list[int], Iterator[Arc]]:
         """Return nodes and arcs of what is left; the last node follows all ends."""
         frames = [frame for frame, column in enumerate(columns) for _ in column.states]
 
         def arcs() -> Iterator[Arc]:
             previous = node = 0
             for column in columns:
-                groups = [(self.graph.silent, column.within, node)]
+                groups = [(self.graph.silent, column.silent_links, node)]
                 if node:
-                    groups.append((self.graph.emitting, column.into, previous))
+                    groups.append((self.graph.emitting, column.incoming, previous))
                 for graph_arcs, links, first in groups:
                     graph_costs = graph_arcs.costs[links.arcs]
                     yield from zip(
@@ -180,7 +182,7 @@ class BeamSearch:
                         zip(graph_costs.tolist(), (links.costs - graph_costs).tolist(), strict=True), strict=True,
                     )  # fmt: skip
                 previous, node = node, node + len(column.states)
-            for state, cost in enumerate(self._ends(columns[-1]).tolist(), previous):
+            for state, cost in enumerate(self._final_costs(columns[-1]).tolist(), previous):
                 if cost < np.inf:
                     yield state, node, "", (cost, 0.0)
 
@@ -200,22 +202,24 @@ def _prune(columns: list[_Column], ends: np.ndarray, lattice_beam: float) -> lis
     backward = ends
     for number in range(len(columns) - 1, -1, -1):
         column = columns[number]
-        backward = _follow_back(column.within, backward)
+        backward = _follow_back(column.silent_links, backward)
         kept = column.forward + backward <= limit
         renumbered = np.cumsum(kept) - 1
-        within = column.within.only(column.within.through(column.forward, backward) <= limit)
-        within = replace(within, sources=renumbered[within.sources], targets=renumbered[within.targets])
-        incoming = column.into.only(kept[column.into.targets])
+        silent_links = column.silent_links.select(column.silent_links.path_costs(column.forward, backward) <= limit)
+        silent_links = replace(
+            silent_links, sources=renumbered[silent_links.sources], targets=renumbered[silent_links.targets]
+        )
+        incoming = column.incoming.select(kept[column.incoming.targets])
         if number:
             previous_forward = columns[number - 1].forward
-            incoming = column.into.only(column.into.through(previous_forward, backward) <= limit)
+            incoming = column.incoming.select(column.incoming.path_costs(previous_forward, backward) <= limit)
             target_costs, backward = backward, np.full(len(previous_forward), np.inf)
             np.minimum.at(backward, incoming.sources, incoming.costs + target_costs[incoming.targets])
         incoming = replace(incoming, targets=renumbered[incoming.targets])
         if pruned:
-            links = pruned[-1].into
-            pruned[-1] = replace(pruned[-1], into=replace(links, sources=renumbered[links.sources]))
-        pruned.append(_Column(column.states[kept], column.forward[kept], incoming, within))
+            links = pruned[-1].incoming
+            pruned[-1] = replace(pruned[-1], incoming=replace(links, sources=renumbered[links.sources]))
+        pruned.append(_Column(column.states[kept], column.forward[kept], incoming, silent_links))
     return pruned[::-1]
 
 

@@ -38,12 +38,12 @@ def sentence_transducer(model: HiddenMarkovModel, words: Sequence[str], phones: 
     state = fst.add_state()
     fst.start = state
     for word in words:
-        state = _maybe_pause(model, fst, state)
+        state = _add_optional_pause(model, fst, state)
         target = fst.add_state()
         for pronunciation in model.lexicon.pronunciations[word]:
-            _say(model, fst, state, target, pronunciation, model.word_ids[word])
+            _add_pronunciation(model, fst, state, target, pronunciation, model.word_ids[word])
         state = target
-    fst.set_final(_maybe_pause(model, fst, state), 0.0)
+    fst.set_final(_add_optional_pause(model, fst, state), 0.0)
     if phones:
         for state in kaldifst.StateIterator(fst):
             _replace_labels(fst, state, lambda arc: (arc.ilabel, arc.ilabel, 0.0))
@@ -51,14 +51,14 @@ def sentence_transducer(model: HiddenMarkovModel, words: Sequence[str], phones: 
     return fst
 
 
-def _maybe_pause(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, state: int) -> int:
+def _add_optional_pause(model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, state: int) -> int:
     target = fst.add_state()
     _arc(fst, state, target, EPSILON, EPSILON, NO_PAUSE_COST)
     _arc(fst, state, target, model.phone_ids[SILENCE], EPSILON, PAUSE_COST)
     return target
 
 
-def _say(
+def _add_pronunciation(
     model: HiddenMarkovModel, fst: kaldifst.StdVectorFst, state: int, end: int, phones: Sequence[str | int], word: int
 ) -> None:
     for number, phone in enumerate(phones):
@@ -98,7 +98,7 @@ def lexicon_transducer(model: HiddenMarkovModel, words: Iterable[str]) -> tuple[
             symbols = [first + used[phones]]
             highest = max(highest, used[phones])
         end = fst.add_state()
-        _say(model, fst, loop, end, [*phones, *symbols], model.word_ids[word])
+        _add_pronunciation(model, fst, loop, end, [*phones, *symbols], model.word_ids[word])
         _arc(fst, end, loop, EPSILON, EPSILON, NO_PAUSE_COST)
         _arc(fst, end, silence, EPSILON, EPSILON, PAUSE_COST)
     pause = first + highest + 1
@@ -131,18 +131,20 @@ def grammar_transducer(model: HiddenMarkovModel, ngram: NGram) -> kaldifst.StdVe
         for row, log_prob, backoff in zip(rows, level.log_probs.tolist(), level.backoffs.tolist(), strict=True):
             gram = tuple(row)
             if gram in states and gram:
-                _arc(fst, states[gram], states[_known(gram[1:], states)], backing_off, EPSILON, -backoff)
+                _arc(
+                    fst, states[gram], states[_longest_known_context(gram[1:], states)], backing_off, EPSILON, -backoff
+                )
             source, word = states.get(gram[:-1]), gram[-1]
             if source is None or log_prob == -math.inf:
                 continue
             if word == end_id:
                 fst.set_final(source, -log_prob)
             elif word != start_id and (number := model.word_ids.get(ngram.tokens[word])):
-                _arc(fst, source, states[_known(gram, states)], number, number, -log_prob)
+                _arc(fst, source, states[_longest_known_context(gram, states)], number, number, -log_prob)
     return fst
 
 
-def _known(context: tuple[int, ...], states: Collection[tuple[int, ...]]) -> tuple[int, ...]:
+def _longest_known_context(context: tuple[int, ...], states: Collection[tuple[int, ...]]) -> tuple[int, ...]:
     """Return the longest end of a context that has a state; a pruned model may have gaps."""
     while context not in states:
         context = context[1:]
@@ -186,7 +188,7 @@ def expand_to_states(
     kaldifst.arcsort(in_context, sort_type="ilabel")
     graph = kaldifst.compose(states, in_context)
     kaldifst.determinize_star(graph, use_log=True)
-    _forget(graph, set(state_symbols))
+    _erase_disambiguation(graph, set(state_symbols))
     if not symbols:
         kaldifst.rmepsilon(graph)  # with the symbols of back-off, this would multiply the arcs
     kaldifst.minimize_encoded(graph)
@@ -196,7 +198,7 @@ def expand_to_states(
     return looping
 
 
-def _forget(fst: kaldifst.StdVectorFst, symbols: set[int]) -> None:
+def _erase_disambiguation(fst: kaldifst.StdVectorFst, symbols: set[int]) -> None:
     """Replace disambiguation symbols by epsilon."""
     for state in kaldifst.StateIterator(fst) if symbols else ():
         if any(arc.ilabel in symbols for arc in kaldifst.ArcIterator(fst, state)):

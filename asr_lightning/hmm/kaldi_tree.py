@@ -91,7 +91,7 @@ class _Reader:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self.place = 0
+        self.position = 0
         self.pdfs: set[int] = set()
 
     def read(self, phones: int, states: int) -> None:
@@ -108,25 +108,25 @@ class _Reader:
                 self._node((LEFT, RIGHT) if width == 3 else (), range(phones + 1))
             self._token(b") ")
         self._token(b") EndContextDependency ")
-        self._demand(self.place == len(self.data), "the end")
-        self._demand(max(self.pdfs) == len(self.pdfs) - 1, "pdfs that count from 0")
+        self._require(self.position == len(self.data), "the end")
+        self._require(max(self.pdfs) == len(self.pdfs) - 1, "pdfs that count from 0")
 
-    def _demand(self, fulfilled: bool, expected: str) -> None:
+    def _require(self, fulfilled: bool, expected: str) -> None:
         if not fulfilled:
-            excerpt = self.data[self.place : self.place + SHOWN]
+            excerpt = self.data[self.position : self.position + SHOWN]
             raise ValueError(
-                f"expected a tree in Kaldi's binary form, with {expected} at byte {self.place}: {excerpt!r}"
+                f"expected a tree in Kaldi's binary form, with {expected} at byte {self.position}: {excerpt!r}"
             )
 
     def _token(self, token: bytes) -> None:
-        self._demand(self.data.startswith(token, self.place), repr(token.decode()))
-        self.place += len(token)
+        self._require(self.data.startswith(token, self.position), repr(token.decode()))
+        self.position += len(token)
 
     def _integer(self, allowed: Collection[int], size: int = 4) -> int:
-        number = int.from_bytes(self.data[self.place + 1 : self.place + 5], "little", signed=True)
-        complete = self.data.startswith(struct.pack("b", size), self.place) and self.place + 5 <= len(self.data)
-        self._demand(complete and number in allowed, f"a number in {allowed}")
-        self.place += 5
+        number = int.from_bytes(self.data[self.position + 1 : self.position + 5], "little", signed=True)
+        complete = self.data.startswith(struct.pack("b", size), self.position) and self.position + 5 <= len(self.data)
+        self._require(complete and number in allowed, f"a number in {allowed}")
+        self.position += 5
         return number
 
     def _table(self, key: int, size: int) -> None:
@@ -136,15 +136,15 @@ class _Reader:
         self._token(b"( ")
 
     def _node(self, keys: Collection[int], values: range) -> None:
-        if self.data.startswith(b"SE ", self.place):
-            self.place += 3
+        if self.data.startswith(b"SE ", self.position):
+            self.position += 3
             self._integer(keys)
             size = 4 * self._integer(range(1, len(values) + 1))
-            packed = self.data[self.place : self.place + size]
+            packed = self.data[self.position : self.position + size]
             members = np.frombuffer(packed[: len(packed) // 4 * 4], dtype="<i4")
             valid = len(packed) == size and set(members.tolist()) <= set(values)
-            self._demand(valid and bool(np.all(np.diff(members) > 0)), "phones in their order")
-            self.place += size
+            self._require(valid and bool(np.all(np.diff(members) > 0)), "phones in their order")
+            self.position += size
             self._token(b"{ ")
             for _ in "yes", "no":
                 self._node(keys, values)
@@ -152,5 +152,5 @@ class _Reader:
         else:
             self._token(b"CE ")
             pdf = self._integer(range(len(self.data)))
-            self._demand(pdf not in self.pdfs, "a pdf of its own")
+            self._require(pdf not in self.pdfs, "a pdf of its own")
             self.pdfs.add(pdf)

@@ -60,7 +60,7 @@ class Lattice:
         return self.graph_costs + self.acoustic_costs
 
 
-def nothing(frames: int) -> Lattice:
+def empty_lattice(frames: int) -> Lattice:
     """Return the lattice without a path: two nodes and no arc."""
     empty = np.zeros(0, dtype=np.int64)
     return Lattice(np.array([0, frames]), empty, empty, (), np.zeros(0), np.zeros(0))
@@ -86,7 +86,7 @@ def compact(frames: Sequence[int] | np.ndarray, arcs: Iterable[Arc]) -> Lattice:
     while queue:
         node = queue.popleft()
         queued[node] = False
-        if _may_go(outgoing, incoming, node):
+        if _is_removable(outgoing, incoming, node):
             for neighbour in _bypass(outgoing, incoming, node):
                 if 0 < neighbour < last and not queued[neighbour]:
                     queued[neighbour] = True
@@ -112,7 +112,7 @@ def _add(outgoing: list[dict[tuple[int, str], Cost]], incoming: list[dict[tuple[
         outgoing[source][target, word] = incoming[target][source, word] = cost
 
 
-def _may_go(
+def _is_removable(
     outgoing: list[dict[tuple[int, str], Cost]], incoming: list[dict[tuple[int, str], Cost]], node: int
 ) -> bool:
     entering, leaving = incoming[node], outgoing[node]

@@ -103,13 +103,13 @@ class HiddenMarkovModel:
         return np.array([False, *map(self.transitions.is_final, self._ids)])
 
     @cached_property
-    def _numbered(self) -> dict[tuple[int, int, bool], int]:
+    def _transition_numbers(self) -> dict[tuple[int, int, bool], int]:
         # A pdf belongs to one state of one phone; so these three name a transition.
         keys = zip(self.phone_of.tolist(), self.pdf_of.tolist(), self.stays.tolist(), strict=True)
         return {key: number for number, key in enumerate(keys) if number}
 
     @cached_property
-    def _tied(self) -> dict[tuple[int, ...], int]:
+    def _pdf_cache(self) -> dict[tuple[int, ...], int]:
         return {}
 
     def transition_id(self, triphone: Sequence[int], stays: bool) -> int:
@@ -120,10 +120,10 @@ class HiddenMarkovModel:
             stays: Whether the state is the same after it.
         """
         left, phone, right, state = key = tuple(triphone)
-        if key not in self._tied:
+        if key not in self._pdf_cache:
             context = [left, phone, right] if self.tree.context_width == 3 else [phone]
-            self._tied[key] = self.tree.compute(context, state)[1]
-        return self._numbered[phone, self._tied[key], stays]
+            self._pdf_cache[key] = self.tree.compute(context, state)[1]
+        return self._transition_numbers[phone, self._pdf_cache[key], stays]
 
     @property
     def _ids(self) -> range:
@@ -189,16 +189,16 @@ def read_hmm(folder: Path) -> HiddenMarkovModel:
         InputError: A file is missing, damaged, or does not fit the others.
     """
     lexicon = read_lexicon(folder / "lexicon.txt")
-    with _reading(folder / "phones.txt") as path:
+    with _reraise_read_errors(folder / "phones.txt") as path:
         text = regular(path).read_text(encoding="utf-8")
         phones = tuple(line.split(" ")[0] for line in text.splitlines())
         known = {SILENCE, SPOKEN_NOISE} | set(lexicon.phones)
         if text != _phone_table(phones) or len(set(phones)) < len(phones) or not known <= set(phones):
             raise ValueError("expected lines of a phone and its number, from 1, with all phones of the lexicon")
     states, subsampling = _read_topology(folder / TOPOLOGY)
-    with _reading(folder / "tree") as path:
+    with _reraise_read_errors(folder / "tree") as path:
         tree = read_tree(regular(path).read_bytes(), len(phones), states)
-    with _reading(folder / "transitions.npy") as path:
+    with _reraise_read_errors(folder / "transitions.npy") as path:
         counts = np.load(path, allow_pickle=False)
         size = (_transitions(tree, len(phones), states).num_transition_ids + 1,)
         if counts.shape != size or counts.dtype.kind not in "fiu" or not np.all((counts >= 0) & (counts < np.inf)):
@@ -210,7 +210,7 @@ def _read_topology(path: Path) -> tuple[int, int]:
     """Return states of a phone and subsampling; three and none in folders older than the choice."""
     if not path.exists():
         return STATES, 1
-    with _reading(path):
+    with _reraise_read_errors(path):
         content = json.loads(regular(path).read_text("utf-8"))
         states, subsampling = content["states"], content["subsampling"]
         if not all(type(count) is int and 1 <= count <= 10 for count in (states, subsampling)):
@@ -223,7 +223,7 @@ def _phone_table(phones: Sequence[str]) -> str:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Path]:
+def _reraise_read_errors(path: Path) -> Iterator[Path]:
     try:
         yield path
     except DAMAGED as error:

@@ -25,20 +25,20 @@ def check_fst(data: bytes) -> None:
     """
     offset = 4
     if data[:4] != struct.pack("<i", MAGIC):
-        raise ValueError("another mark at byte 0 than that of OpenFst")
+        raise ValueError("expected OpenFst's mark at byte 0, found another")
     for kind in (b"vector", b"standard"):
         if data[offset : offset + 4 + len(kind)] != struct.pack("<i", len(kind)) + kind:
-            raise ValueError(f"no {kind.decode()!r} at byte {offset}")
+            raise ValueError(f"expected {kind.decode()!r} at byte {offset}, found something else")
         offset += 4 + len(kind)
     if len(data) < offset + HEADER.size:
-        raise ValueError("the end within the header")
+        raise ValueError("the file ends within the header")
     version, flags, _, start, states, _ = HEADER.unpack_from(data, offset)
     if version != VERSION:
-        raise ValueError(f"version {version}, expected {VERSION}")
+        raise ValueError(f"expected version {VERSION}, found {version}")
     offset += HEADER.size
     words = np.frombuffer(data, "<i4", (len(data) - offset) // 4, offset)
     if flags or not 0 <= start < states <= min(MOST, len(words) // STATE) or (len(data) - offset) % 4:
-        raise ValueError(f"{states} states from {start} in {len(data)} bytes")
+        raise ValueError(f"a header with {states} states and the start state {start} in a file of {len(data)} bytes")
     firsts, counts = np.zeros(states, np.int64), np.zeros(states, np.int64)
     position = 0
     for state in range(states):
@@ -46,10 +46,10 @@ def check_fst(data: bytes) -> None:
         firsts[state], counts[state] = position + STATE, count
         position += STATE + ARC * count
         if count < 0 or position > len(words):
-            raise ValueError(f"the end within state {state}")
+            raise ValueError(f"the file ends within state {state}")
     indices = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     arcs = np.repeat(firsts, counts) + ARC * indices
     if position != len(words) or not np.all((words[arcs + 3] >= 0) & (words[arcs + 3] < states)):
-        raise ValueError("arcs to states that are not there, or more than all states")
+        raise ValueError("arcs to states that do not exist, or bytes after the last state")
     if np.any(words[arcs] < 0) or np.any(words[arcs + 1] < 0):
         raise ValueError("labels below 0")

@@ -87,7 +87,7 @@ class GraphSearch:
         ok, ids, words, score = kaldi.decode_utterance_lattice_faster(
             decoder, kaldi.DecodableCtc(scores), model.transitions, "", True
         )
-        return [FoundSentence(_spell(model, words), float(score), tuple(ids)) if ok else FoundSentence((), -np.inf)]
+        return [FoundSentence(_words_of(model, words), float(score), tuple(ids)) if ok else FoundSentence((), -np.inf)]
 
     def lattice(self, log_likelihoods: np.ndarray, model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> Lattice:
         """Return the lattice of all paths close to that of the best sentence.
@@ -109,5 +109,5 @@ def by_transition(model: HiddenMarkovModel, log_likelihoods: np.ndarray) -> np.n
     return np.ascontiguousarray(log_likelihoods[:, model.pdf_of[1:]], dtype=np.float32)
 
 
-def _spell(model: HiddenMarkovModel, words: Sequence[int]) -> tuple[str, ...]:
+def _words_of(model: HiddenMarkovModel, words: Sequence[int]) -> tuple[str, ...]:
     return tuple(model.words[number - 1] for number in words if number)

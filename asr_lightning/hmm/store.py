@@ -46,7 +46,7 @@ class AlignmentStore:
         ):
             for id, packed in rows:
                 if not isinstance(id, str) or id <= last:  # in a damaged file, rows can lead in a circle
-                    raise self._error("its rows are in disorder")
+                    raise self._error("its rows are not sorted by name")
                 yield id, self._unpack(id, packed)
                 last = id
 

@@ -92,7 +92,7 @@ def refresh_copies(trainer: Trainer, module: nn.Module) -> None:
         copy = _copy(averaging)
         if copy is None:
             continue
-        pairs = zip(_followed(copy, averaging), _followed(module, averaging), strict=True)
+        pairs = zip(_copied_tensors(copy, averaging), _copied_tensors(module, averaging), strict=True)
         for old, new in pairs:
             old.copy_(new)
 
@@ -108,7 +108,7 @@ def mean_weights(module: nn.Module, states: Iterable[Mapping[str, Tensor]]) -> d
         module: The network; its own weights are not used.
         states: One or more state_dicts of it, from the first step to the last.
     """
-    counted, number = _counted(module), 0
+    counted, number = _counter_buffers(module), 0
     sums: dict[str, Tensor] = {}
     last: Mapping[str, Tensor] = {}
     for number, last in enumerate(states, 1):  # noqa: B007 - used after the loop
@@ -125,17 +125,17 @@ def _copy(averaging: Averaging) -> nn.Module | None:
     return None if averaged is None else averaged.module
 
 
-def _followed(module: nn.Module, averaging: Averaging) -> list[Tensor]:
+def _copied_tensors(module: nn.Module, averaging: Averaging) -> list[Tensor]:
     """Return the tensors of a network that are copied from the network in training."""
-    if not _begun(averaging):
+    if not _has_begun(averaging):
         return list(chain(module.parameters(), module.buffers()))
     if isinstance(averaging, StochasticWeightAveraging) or not averaging._use_buffers:
         return list(module.buffers())
-    saved, counted = module.state_dict().keys(), _counted(module)
+    saved, counted = module.state_dict().keys(), _counter_buffers(module)
     return [buffer for name, buffer in module.named_buffers() if name in counted or name not in saved]
 
 
-def _counted(module: nn.Module) -> set[str]:
+def _counter_buffers(module: nn.Module) -> set[str]:
     """Return the names of buffers that are counters, and of the sums beside them."""
     names: set[str] = set()
     for prefix, part in module.named_modules():
@@ -145,7 +145,7 @@ def _counted(module: nn.Module) -> set[str]:
     return names
 
 
-def _begun(averaging: Averaging) -> bool:
+def _has_begun(averaging: Averaging) -> bool:
     """Whether anything was averaged."""
     if isinstance(averaging, StochasticWeightAveraging):
         counted = averaging.n_averaged  # None until the first epoch of averaging, also in a run that is resumed

@@ -35,7 +35,7 @@ def allowed_by_user() -> tuple[str, ...]:
         InputError: The variable contains other things than dotted names.
     """
     names = tuple(name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip())
-    if wrong := [name for name in names if not _dotted(name)]:
+    if wrong := [name for name in names if not _is_dotted_name(name)]:
         raise InputError(
             f"{VARIABLE}: expected names of packages or classes with commas between them, as my_package,other.Class, "
             f"found {shown(wrong[0])!r}"
@@ -47,7 +47,7 @@ def allowed_beside(experiment: Any) -> set[str]:  # noqa: ANN401 - values of any
     """Return the names that a checkpoint may use beside an experiment: trusted ones and the experiment's classes."""
     names = {name for _, name in _class_paths(experiment) if isinstance(name, str)}
     # A class may be defined in another module than the module in its class path.
-    classes = [_named(name) for name in names]
+    classes = [_loaded_object(name) for name in names]
     defined = {f"{value.__module__}.{value.__qualname__}" for value in classes if inspect.isclass(value)}
     return {*TRUSTED, *allowed_by_user(), *names, *defined}
 
@@ -88,7 +88,9 @@ def imports_only(allowed: Iterable[str]) -> Iterator[None]:
     Its policy is that of the process and can only be extended, so the former policy is restored at the end.
     """
     settings = dict(parsing_settings)
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[name for name in allowed if _dotted(name)])
+    set_parsing_settings(
+        import_path_denylist=["*"], import_path_allowlist=[name for name in allowed if _is_dotted_name(name)]
+    )
     try:
         yield
     finally:
@@ -109,7 +111,7 @@ def check_classes(parsed: Any, key: str = "") -> None:  # noqa: ANN401 - jsonarg
     """
     if isinstance(parsed, Namespace | Mapping):
         items = vars(parsed).items() if isinstance(parsed, Namespace) else parsed.items()
-        if isinstance(path := dict(items).get("class_path"), str) and not inspect.isclass(_named(path)):
+        if isinstance(path := dict(items).get("class_path"), str) and not inspect.isclass(_loaded_object(path)):
             raise InputError(f"{key}: expected a class, found {shown(path)}, which is not a class")
         for name, value in items:
             check_classes(value, f"{key}.{name}".strip("."))
@@ -122,10 +124,10 @@ def check_classes(parsed: Any, key: str = "") -> None:  # noqa: ANN401 - jsonarg
 
 def is_no_class(path: str) -> bool:
     """Whether a class path names a function or an object; the parser has imported it already."""
-    return (value := _named(path)) is not None and not inspect.isclass(value)
+    return (value := _loaded_object(path)) is not None and not inspect.isclass(value)
 
 
-def _named(path: str) -> Any:  # noqa: ANN401 - of any kind
+def _loaded_object(path: str) -> Any:  # noqa: ANN401 - of any kind
     module, _, name = path.rpartition(".")
     return getattr(sys.modules.get(module), name, None)
 
@@ -143,5 +145,5 @@ def _class_paths(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:  # noq
             yield from _class_paths(inner, key)
 
 
-def _dotted(name: str) -> bool:
+def _is_dotted_name(name: str) -> bool:
     return all(part.isidentifier() for part in name.split("."))

@@ -27,7 +27,7 @@ class Evaluation:
         names = list(loaders) if isinstance(loaders, dict) else []
         self.stage = stage
         self.subsets = names or [stage]
-        self._together = SubsetMetrics(device)
+        self._overall = SubsetMetrics(device)
         self._by_subset = {name: SubsetMetrics(device) for name in names}
 
     def update(
@@ -52,12 +52,12 @@ class Evaluation:
             audio_seconds: Duration of the audio.
         """
         subset = list(self._by_subset.values())[dataloader_idx : dataloader_idx + 1]
-        for metrics in [self._together, *subset]:
+        for metrics in [self._overall, *subset]:
             metrics.update(references, texts, spelled, losses, search_seconds, audio_seconds)
 
     def compute(self) -> dict[str, dict[str, Tensor]]:
         """Return the metrics of all ranks by the names of subsets; those of all together under the stage's name."""
-        together = {} if self.stage in self._by_subset else {self.stage: self._together}
+        together = {} if self.stage in self._by_subset else {self.stage: self._overall}
         return {name: metrics.compute() for name, metrics in {**together, **self._by_subset}.items()}
 
     def log(self, module: LightningModule, vocabulary: str) -> None:

@@ -34,8 +34,8 @@ set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylis
 Instance = TypeVar("Instance")
 
 MOST_PARAMETERS = 10_000  # tensors; a Transformer of 100 blocks has some 2,000
-OURS = ("asr_lightning", "data_modules")  # packages whose classes are known
-CLOSE = 12  # classes that a message names in place of one that does not exist
+KNOWN_PACKAGES = ("asr_lightning", "data_modules")  # packages whose classes are known
+MOST_SUGGESTIONS = 12  # classes that a message names in place of one that does not exist
 LONG = 200  # characters of a line in a message
 MOST_LINES = 12  # of a message
 UNKNOWN_ARGUMENT = re.compile(r"class_path '(?P<path>[\w.]+)':\s+Option '(?P<argument>\w+)' is not accepted")
@@ -59,7 +59,7 @@ def instantiate(
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "instance", required=True)
-    with _importing(allowed), _refusing(expected):
+    with _importing(allowed), _raise_input_errors(expected):
         parsed = _parse(parser, config, expected, allowed)
         with within_memory():
             instance: Instance = parser.instantiate(parsed).instance
@@ -76,7 +76,7 @@ def with_defaults(
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "instance", required=True)
-    with _importing(allowed), _refusing(expected):
+    with _importing(allowed), _raise_input_errors(expected):
         return _dump(parser, _parse(parser, config, expected, allowed))
 
 
@@ -88,7 +88,7 @@ def parsed_strictly(config: dict[str, Any], kind: type, expected: str, allowed: 
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "instance", required=True)
-    with imports_only(allowed), _refusing(expected):
+    with imports_only(allowed), _raise_input_errors(expected):
         return _parse(parser, config, expected, allowed).instance
 
 
@@ -114,7 +114,7 @@ def _importing(allowed: Iterable[str] | None) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _refusing(expected: str) -> Iterator[None]:
+def _raise_input_errors(expected: str) -> Iterator[None]:
     """Turn errors of jsonargparse and of constructors into an `InputError`."""
     try:
         yield
@@ -163,7 +163,7 @@ def input_error(error: BaseException | None) -> InputError | None:
 
 def misspelt_class(message: str) -> str:
     """Return a hint on a class of this project that does not exist, if a message names one; else an empty text."""
-    for path in re.findall(rf"\b((?:{'|'.join(OURS)})(?:\.\w+)+)", message):
+    for path in re.findall(rf"\b((?:{'|'.join(KNOWN_PACKAGES)})(?:\.\w+)+)", message):
         package, module = path.split(".")[0], sys.modules.get(path.split(".")[0])
         for name in path.split(".")[1:]:
             inner = getattr(module, name, None)
@@ -172,7 +172,9 @@ def misspelt_class(message: str) -> str:
             if inner is None:
                 names = _members(module)
                 close = difflib.get_close_matches(name, names, cutoff=0.0, n=len(names))
-                return f"there is no {name} in {package}; there are {', '.join(close[:CLOSE])}" if close else ""
+                return (
+                    f"there is no {name} in {package}; there are {', '.join(close[:MOST_SUGGESTIONS])}" if close else ""
+                )
             if inspect.isclass(inner):
                 break
             package, module = f"{package}.{name}", inner

@@ -20,7 +20,7 @@ from asr_lightning.models.schedules import begin_schedules, optimizer_and_schedu
 from asr_lightning.models.skipped_steps import LOST_BATCHES_IN_A_ROW, GradientGuard, clip_gradients
 from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.recurrent import LSTM, read_on
+from asr_lightning.nn.recurrent import LSTM, continue_lstm
 from asr_lightning.text.tokenizers import Tokenizer
 
 SCORED_AT_ONCE = 8192  # tokens, padding included, which bounds the memory of `score`
@@ -110,7 +110,7 @@ class LSTMLanguageModel(lightning.LightningModule):
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Return logits (B, U, V) of the token after each of the token ids (B, U), and the state after the last."""
         x = self.embedding(tokens)  # (B, U, D)
-        x, state = read_on(self.layers, x, state, self.dropout)
+        x, state = continue_lstm(self.layers, x, state, self.dropout)
         return self.output(self.dropout(x)), state
 
     def losses(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

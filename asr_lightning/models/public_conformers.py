@@ -140,7 +140,7 @@ def speechbrain_transducer(
             f"{tokens}: expected the SentencePiece model of the weights, {count} pieces of which the unknown one is "
             f"number {blank}, found {len(vocabulary)} with number {vocabulary.blank_id}"
         )
-    return load_weights(recognizer, _as_here(weights, state, heads), weights)
+    return load_weights(recognizer, _convert_shapes(weights, state, heads), weights)
 
 
 def _read_statistics(path: Path) -> tuple[list[float], list[float]]:
@@ -236,7 +236,7 @@ def _blank(path: Path, embedding: Tensor) -> int:
     )
 
 
-def _as_here(path: Path, state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
+def _convert_shapes(path: Path, state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
     """Return weights in the shapes that they have here."""
     converted: dict[str, Tensor] = {}
     try:

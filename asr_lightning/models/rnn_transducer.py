@@ -20,7 +20,7 @@ from asr_lightning.nn.axes import Axis, Fixed, Tokens, Units, axis, units
 from asr_lightning.nn.dropout import Dropout
 from asr_lightning.nn.emformer import make_activation
 from asr_lightning.nn.normalized_lstm import NormalizedLSTM
-from asr_lightning.nn.recurrent import LSTM, read_on
+from asr_lightning.nn.recurrent import LSTM, continue_lstm
 from asr_lightning.nn.sequences import State
 from asr_lightning.nn.streaming import StreamingEncoder
 
@@ -65,7 +65,7 @@ class LSTMPredictor(Predictor):
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Return (B, U, D) of embeddings x (B, U, D), and the next state."""
-        return read_on(self.layers, x, state, self.dropout)
+        return continue_lstm(self.layers, x, state, self.dropout)
 
 
 class StatelessPredictor(Predictor):
@@ -350,14 +350,14 @@ class FreeJointTransducer(RNNTransducer):
         sizes = torch.stack((lengths, target_lengths), dim=1).tolist()  # read back once
         losses = [
             checkpoint(
-                self._loss_of_one, frames[row : row + 1, :length], predicted[row : row + 1, : tokens + 1],
+                self._utterance_loss, frames[row : row + 1, :length], predicted[row : row + 1, : tokens + 1],
                 targets[row : row + 1, :tokens], use_reentrant=False,
             )
             for row, (length, tokens) in enumerate(sizes)
         ]  # fmt: skip
         return torch.cat(losses) if losses else frames.sum().expand(0)
 
-    def _loss_of_one(self, frames: Tensor, predicted: Tensor, targets: Tensor) -> Tensor:
+    def _utterance_loss(self, frames: Tensor, predicted: Tensor, targets: Tensor) -> Tensor:
         """Return the loss (1,) of frames (1, T, D), histories (1, U + 1, D) and targets (1, U)."""
         logits = self.joint(frames.unsqueeze(2), predicted.unsqueeze(1))
         return unpadded_transducer_loss(logits, targets, self.tokenizer.blank_id)

@@ -138,7 +138,7 @@ def check_training_state(
     if not isinstance(state, list) or not state or not isinstance(checkpoint.get("lr_schedulers"), list):
         raise InputError(
             f"{path}: expected the state of a training to resume, found weights only; use another checkpoint, "
-            f"or {_new_run(path)}"
+            f"or {_new_run_hint(path)}"
         )
     epoch = checkpoint.get("epoch")
     if max_epochs is not None and max_epochs >= 0 and isinstance(epoch, int) and epoch > max_epochs:
@@ -151,20 +151,20 @@ def check_training_state(
     classes = _class_differences(_flat(saved_state["init_args"]), _flat(expected["init_args"]))
     _refuse(
         classes, f"{path}: the state of the training is of other classes than the experiment's",
-        f"Keep the classes, or {_new_run(path)}",
+        f"Keep the classes, or {_new_run_hint(path)}",
     )  # fmt: skip
     with naming(path):
         complete = [_with_defaults(model, config, expected) for config in (saved_state, expected)]
-    changed = [difference for difference in _unequal(*complete) if difference[0].startswith(STATE)]
+    changed = [difference for difference in _argument_differences(*complete) if difference[0].startswith(STATE)]
     _refuse(
-        [difference for difference in changed if not _takes_effect(*difference)],
+        [difference for difference in changed if not _can_change(*difference)],
         f"{path}: the state of the training was gathered with other arguments than the experiment's",
-        f"Keep these, or {_new_run(path)}",
+        f"Keep these, or {_new_run_hint(path)}",
     )
     if changed and str((expected["init_args"].get("scheduler") or {}).get("class_path")).endswith("ReduceLROnPlateau"):
         _refuse(
             changed, f"{path}: the decisions of ReduceLROnPlateau with other arguments are not known",
-            f"Keep these, or {_new_run(path)}",
+            f"Keep these, or {_new_run_hint(path)}",
         )  # fmt: skip
     return {key for key, *_ in changed}
 
@@ -176,14 +176,14 @@ def _with_optimizer(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "init_args": {**config["init_args"], "optimizer": optimizer}}
 
 
-def _takes_effect(key: str, saved: Any, expected: Any) -> bool:  # noqa: ANN401 - arguments of any kind
+def _can_change(key: str, saved: Any, expected: Any) -> bool:  # noqa: ANN401 - arguments of any kind
     part, _, name = key.partition(".")
     if part == "scheduler":
         return True
     return name in CHANGEABLE and not (name == "momentum" and (saved == 0) != (expected == 0))
 
 
-def _new_run(path: str | Path) -> str:
+def _new_run_hint(path: str | Path) -> str:
     return (
         "start a new run without --ckpt_path; the callback asr_lightning.callbacks.weight_selection.WeightSelection "
         f"with `teacher: {path}` gives it the weights of a recognizer"
@@ -200,7 +200,7 @@ def _differences(model: LightningModule, expected: dict[str, Any], saved: dict[s
     if classes:
         yield from classes
         return
-    for key, saved_value, expected_value in _unequal(_with_defaults(model, saved, expected), expected):
+    for key, saved_value, expected_value in _argument_differences(_with_defaults(model, saved, expected), expected):
         if key.startswith("tokenizer."):
             continue
         if key != "ctc_weight" or (saved_value > 0) != (expected_value > 0):  # only one of them has the output
@@ -229,15 +229,15 @@ def _tokens(saved: Tokenizer, expected: Tokenizer) -> Iterator[Difference]:
 
 def _network_only(saved: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
     """Return a checkpoint's configuration, with the experiment's values of all arguments that may differ."""
-    return _replaced(saved, expected, [*FREE, FOLDER])
+    return _replace_arguments(saved, expected, [*FREE, FOLDER])
 
 
 def _state_only(saved: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
     """Return the experiment's configuration with the checkpoint's optimizer and schedule."""
-    return _replaced(expected, saved, STATE)
+    return _replace_arguments(expected, saved, STATE)
 
 
-def _replaced(config: dict[str, Any], other: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+def _replace_arguments(config: dict[str, Any], other: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     names = set(keys)
     kept = {key: value for key, value in config["init_args"].items() if key not in names}
     replaced = {key: value for key, value in other["init_args"].items() if key in names}
@@ -249,7 +249,7 @@ def _with_defaults(model: LightningModule, config: dict[str, Any], expected: dic
     return with_defaults(config, type(model), "the experiment's model", allowed_beside(expected))
 
 
-def _unequal(saved: dict[str, Any], expected: dict[str, Any]) -> list[Difference]:
+def _argument_differences(saved: dict[str, Any], expected: dict[str, Any]) -> list[Difference]:
     saved_values, expected_values = _flat(saved["init_args"]), _flat(expected["init_args"])
     return [
         (key, saved_values.get(key), expected_values.get(key))
@@ -295,7 +295,7 @@ def unequal_networks(first: Mapping[str, Any], second: Mapping[str, Any]) -> lis
     config, other = ({"init_args": dict(hparams)} for hparams in (first, second))
     return [
         (key, value, other_value)
-        for key, value, other_value in _unequal(_network_only(config, other), other)
+        for key, value, other_value in _argument_differences(_network_only(config, other), other)
         if not key.startswith("tokenizer.") and (key != "ctc_weight" or (value > 0) != (other_value > 0))
     ]
 

@@ -61,7 +61,7 @@ class GradientGuard:
             self._skipped = self._skipped + 1 if is_skipped else 0
             if not is_skipped:
                 continue
-            named = _named(ids)
+            named = _gather_names(ids)
             rank_zero_warn(f"the gradient is not finite: step {step} is skipped; learned from {named}")
             if self._skipped >= most:
                 raise InputError(
@@ -71,7 +71,7 @@ class GradientGuard:
                 )
 
 
-def _named(ids: list[str]) -> str:
+def _gather_names(ids: list[str]) -> str:
     """Return the first ids of all ranks as text; all ranks have to call this."""
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         shares: list[list[str]] = [[]] * torch.distributed.get_world_size()

@@ -103,7 +103,7 @@ class Emformer(StreamingEncoder):
         An utterance shorter than a group is filled up with zeros to one.
         """
         lengths = lengths.clamp(max=x.shape[1])
-        y, _ = self._encode(self._groups(x, lengths), self._encoded_lengths(lengths), self._no_past(x))
+        y, _ = self._encode(self._groups(x, lengths), self._encoded_lengths(lengths), self._empty_context(x))
         return y[:, : self._count(x)], self._encoded_lengths(lengths)
 
     def initial_state(self, batch_size: int, device: torch.device) -> State:
@@ -112,7 +112,7 @@ class Emformer(StreamingEncoder):
         The keys and values are masked zeros. The last is the number of encoded groups, (B,).
         """
         waiting = torch.zeros(batch_size, 0, self.input_dimension, device=device)
-        return (waiting, *self._no_past(waiting), torch.zeros(batch_size, dtype=torch.long, device=device))
+        return (waiting, *self._empty_context(waiting), torch.zeros(batch_size, dtype=torch.long, device=device))
 
     def stream(self, x: Tensor, lengths: Tensor, state: State, last: bool = False) -> tuple[Tensor, Tensor, State]:
         """Encode the segments whose right context is complete; in the last piece all."""
@@ -160,7 +160,7 @@ class Emformer(StreamingEncoder):
         groups = x.shape[1] // self.subsampling
         return groups + 1 // (groups + 1)
 
-    def _no_past(self, x: Tensor) -> list[Tensor]:
+    def _empty_context(self, x: Tensor) -> list[Tensor]:
         return [x.new_zeros(x.shape[0], self.left_context, 2 * self.dimension) for _ in self.layers]
 
     def _groups(self, x: Tensor, lengths: Tensor) -> Tensor:

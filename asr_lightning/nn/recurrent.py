@@ -130,7 +130,7 @@ def reverse(x: Tensor, lengths: Tensor) -> Tensor:
     return x[torch.arange(x.shape[0], device=x.device).unsqueeze(1), order]  # copies frame by frame, unlike a gather
 
 
-def read_on(
+def continue_lstm(
     layers: nn.ModuleList, x: Tensor, state: tuple[Tensor, ...], dropout: nn.Module
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Continue LSTM layers from a state.

@@ -38,11 +38,11 @@ def converge(
     fits = []
     for run, by_subset in rates_by_run(rows, metric).items():
         for subset, seeds in by_subset.items():
-            fits.append(_converge(run, subset, list(seeds.values()), horizon, early, level))
+            fits.append(_fit_curve(run, subset, list(seeds.values()), horizon, early, level))
     return fits
 
 
-def _converge(
+def _fit_curve(
     run: str, subset: str, seeds: list[dict[int, float]], horizon: int | None, early: int | None, level: float
 ) -> ConvergenceCurve:
     measured = sorted((epoch, rate) for seed in seeds for epoch, rate in seed.items() if epoch >= 1)
@@ -76,10 +76,10 @@ def convergence_table(fits: Sequence[ConvergenceCurve], level: float) -> Table:
             table.append([*line, *[MISSING] * (len(table[0]) - len(line))])
             continue
         bounds, forecast = curve.law.bounds(level), curve.forecast
-        line += [_within(getattr(curve.law, name), bounds[name], 1 if name == "b" else 100) for name in "abc"]
+        line += [_format_interval(getattr(curve.law, name), bounds[name], 1 if name == "b" else 100) for name in "abc"]
         line.append(MISSING if math.isnan(curve.law.spread) else f"{100 * curve.law.spread:.1f}")
         last_rate = float(forecast.rates[-1]), (float(forecast.lower[-1]), float(forecast.upper[-1]))
-        line += [f"{forecast.epochs[-1]:.0f}", _within(*last_rate, 100)]
+        line += [f"{forecast.epochs[-1]:.0f}", _format_interval(*last_rate, 100)]
         early_fit = curve.backcast
         line += [MISSING] * 4 if early_fit is None else [
             str(early_fit.fitted_to), f"{100 * early_fit.error:.2f}", f"{100 * early_fit.naive_error:.2f}",
@@ -89,7 +89,7 @@ def convergence_table(fits: Sequence[ConvergenceCurve], level: float) -> Table:
     return table
 
 
-def _within(value: float, bounds: tuple[float, float], factor: float) -> str:
+def _format_interval(value: float, bounds: tuple[float, float], factor: float) -> str:
     if math.isinf(bounds[1]) and bounds[0] == 0:
         return f"{factor * value:.2f}"
     high = "∞" if math.isinf(bounds[1]) else f"{factor * bounds[1]:.2f}"

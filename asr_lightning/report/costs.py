@@ -87,7 +87,10 @@ def read_measured_run(folder: Path) -> MeasuredRun:
     counts = {_processes(log, config) for (_, log), config in zip(trained, configs, strict=True)}
     kinds = {_kind(log, config) for (_, log), config in zip(trained, configs, strict=True)}
     if len(counts) > 1 or len(kinds) > 1:
-        raise InputError(f"{folder}: its starts were on {sorted(kinds)} with {sorted(counts)} processes, expected one")
+        raise InputError(
+            f"{folder}: expected one kind of device and one number of processes in all starts of the run, found "
+            f"{sorted(kinds)} and {sorted(counts)}"
+        )
     name, seed = name_of_run(folder)
     data, trainer = configs[-1].get("data") or {}, configs[-1].get("trainer") or {}
     return MeasuredRun(
@@ -136,7 +139,7 @@ class Costs:
     measured: bool
 
     @classmethod
-    def of(cls, runs: Sequence[MeasuredRun], efficiency: float | None = None) -> "Costs":
+    def from_runs(cls, runs: Sequence[MeasuredRun], efficiency: float | None = None) -> "Costs":
         """Return speeds and efficiency: given, measured with several numbers of devices, or assumed."""
         by_count: dict[int, list[float]] = {}
         for run in runs:
@@ -208,7 +211,7 @@ def costs_section(
         InputError: The runs tell no speed, or are not comparable.
     """
     runs = find_measured_runs(folders)
-    costs = Costs.of(runs, efficiency)
+    costs = Costs.from_runs(runs, efficiency)
     inputs = {"hours": hours, "epochs": epochs, "devices": list(devices), "price": price}
     return Section(
         "costs",

@@ -10,7 +10,7 @@ from asr_lightning.analysis.training_curves import crossing
 from asr_lightning.errors import InputError
 from asr_lightning.report.figures import ErrorRate, plot_error_rates, rates_by_run
 from asr_lightning.report.run_folders import COLUMNS, read_rates, scored_on
-from asr_lightning.report.tables import MISSING, Section, Table, summarise
+from asr_lightning.report.tables import MISSING, Section, Table, summarize
 from asr_lightning.scoring import Metric
 
 
@@ -47,7 +47,7 @@ def merge(files: Iterable[Path]) -> list[ErrorRate]:
             if key in merged:
                 raise InputError(
                     f"run {row.run!r}, seed {row.seed!r}, epoch {row.epoch}, {row.subset} is in {merged[key][1]} and"
-                    f" again in {path}: give one of the two folders, or name the runs apart (Transcripts.run)"
+                    f" again in {path}: give one of the two folders, or name the runs differently by Transcripts.run"
                 )
             merged[key] = (row, path)
     return sorted((row for row, _ in merged.values()), key=_order)
@@ -67,7 +67,7 @@ def rates_table(rows: Sequence[ErrorRate], metric: Metric, reference: str | None
         cells = []
         for subset, run in columns:
             seeds = by_run[run].get(subset, {}).values()
-            cells.append(summarise([rates[epoch] for rates in seeds if epoch in rates]))
+            cells.append(summarize([rates[epoch] for rates in seeds if epoch in rates]))
         table.append([str(epoch), *cells])
     return table
 
@@ -164,7 +164,7 @@ def notes(rows: Sequence[ErrorRate], metric: Metric, reference: str | None) -> l
                 name: [list(rates.values())[-1] for rates in seeds.values()] for name, seeds in by_subset.items()
             }
             lines[-1] += ", after its last epoch " + ", ".join(
-                f"{name} {summarise(rates)}" for name, rates in last_rates.items()
+                f"{name} {summarize(rates)}" for name, rates in last_rates.items()
             )
     return lines + scored_on(rows)
 

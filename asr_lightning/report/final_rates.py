@@ -15,7 +15,7 @@ from asr_lightning.report.tables import (
     escape_markdown,
     number,
     p_value,
-    summarise,
+    summarize,
 )
 from asr_lightning.scoring import COUNTS, Metric
 from asr_lightning.scoring.significance import RESAMPLES
@@ -66,7 +66,7 @@ def final_table(experiments: Sequence[Experiment], metrics: Sequence[Metric]) ->
                 subset,
                 experiment.name,
                 str(len(rates)),
-                *(summarise([getattr(rate, metric) for rate in rates]) for metric in metrics),
+                *(summarize([getattr(rate, metric) for rate in rates]) for metric in metrics),
                 *(count([getattr(rate, name) for rate in rates]) for name in COUNTS),
                 number(experiment.parameters, ","),
                 number(experiment.training_seconds, ".0f"),

@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from asr_lightning.analysis.layers import LayerCurve, Projected
+from asr_lightning.analysis.layers import LayerCurve, LayerProjection
 from asr_lightning.errors import InputError
 from asr_lightning.report.figures import draw_legend, save_figure
 from asr_lightning.report.fonts import choose_font
@@ -36,12 +36,12 @@ TITLES = {
 }
 
 
-def sentence_rows(projected: Projected, utterance: str) -> np.ndarray:
+def sentence_rows(projected: LayerProjection, utterance: str) -> np.ndarray:
     """Return the frames of an utterance, (N,), in the order of time."""
     return np.flatnonzero(projected.layer.utterances == utterance)
 
 
-def plot_order(layers: Sequence[Projected], utterance: str, title: str, path: Path) -> None:
+def plot_order(layers: Sequence[LayerProjection], utterance: str, title: str, path: Path) -> None:
     """Draw the frames of a sentence from red to violet in the order of time, with its characters along the color bar.
 
     If the times of characters are unknown, as in a hybrid, the bar shows phones.
@@ -69,17 +69,17 @@ def plot_order(layers: Sequence[Projected], utterance: str, title: str, path: Pa
     columns = min(COLUMNS, len(layers))
     layer, rows, room = layers[0].layer, sentence_rows(layers[0], utterance), LETTERS * columns
     if layer.characters[rows].astype(bool).any():
-        positions, labels = _along(layer.characters[rows])
+        positions, labels = _label_positions(layer.characters[rows])
         if len(labels) > room:
-            positions, labels = _apart(*_words(positions, labels), room)
+            positions, labels = _without_overlaps(*_words(positions, labels), room)
     else:
-        positions, labels = _apart(*_along(layer.phones[rows]), room)
+        positions, labels = _without_overlaps(*_label_positions(layer.phones[rows]), room)
     bar.set_ticks(positions, labels=["␣" if label == SPACE else label for label in labels])
     bar.ax.tick_params(labelsize=8, length=0)
     _save(figure, title, path)
 
 
-def _along(labels: np.ndarray) -> tuple[list[float], list[str]]:
+def _label_positions(labels: np.ndarray) -> tuple[list[float], list[str]]:
     """Return the positions along a sentence, 0 to 1, at which the labels of its frames (N,) begin."""
     begins = [index for index in range(len(labels)) if labels[index] and (
         index == 0 or labels[index] != labels[index - 1]
@@ -99,7 +99,7 @@ def _words(positions: Sequence[float], characters: Sequence[str]) -> tuple[list[
     return middles, words
 
 
-def _apart(positions: Sequence[float], labels: Sequence[str], room: int) -> tuple[list[float], list[str]]:
+def _without_overlaps(positions: Sequence[float], labels: Sequence[str], room: int) -> tuple[list[float], list[str]]:
     """Return positions and labels without those that would overlap on a bar of `room` letters."""
     shown: tuple[list[float], list[str]] = [], []
     end = -1.0
@@ -112,7 +112,7 @@ def _apart(positions: Sequence[float], labels: Sequence[str], room: int) -> tupl
     return shown
 
 
-def plot_phones(layers: Sequence[Projected], utterance: str, title: str, path: Path) -> None:
+def plot_phones(layers: Sequence[LayerProjection], utterance: str, title: str, path: Path) -> None:
     """Draw the frames of a sentence by phone: a color for each class of phones, a shape for each phone of a class.
 
     The legend has the IPA symbols, with the codes of the corpus in brackets where they differ.

@@ -45,17 +45,17 @@ def fill(name: str, data: Any, **texts: str) -> str:  # noqa: ANN401 - whatever 
 
 def _as_json(data: Any) -> str:  # noqa: ANN401
     """Return JSON that cannot end the HTML element around it."""
-    text = json.dumps(_shown(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_printable_data(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 
 
-def _shown(data: Any) -> Any:  # noqa: ANN401
+def _printable_data(data: Any) -> Any:  # noqa: ANN401
     """Return the data with printable texts: no control of text direction, valid UTF-8."""
     if isinstance(data, str):
         return printable(data)
     if isinstance(data, dict):
-        return {_shown(key): _shown(value) for key, value in data.items()}
-    return [_shown(value) for value in data] if isinstance(data, list | tuple) else data
+        return {_printable_data(key): _printable_data(value) for key, value in data.items()}
+    return [_printable_data(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def _escaped(text: str) -> str:

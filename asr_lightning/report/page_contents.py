@@ -73,7 +73,9 @@ def gather(
     for part, (folder, gatherer) in GATHERERS.items():
         share = max(1, sum((run / folder / stage).is_dir() for run in folders))
         data[part] = [
-            content for run in folders if (content := _try(gatherer, run, run / folder / stage, share, problems))
+            content
+            for run in folders
+            if (content := _gather_part(gatherer, run, run / folder / stage, share, problems))
         ]
     if not any(data[part] for part in ("curves", "tables", *GATHERERS)):
         reasons = f": {'; '.join(problems)}" if problems else ""
@@ -95,7 +97,7 @@ def _rates(runs: Sequence[Path], problems: list[str]) -> list[ErrorRate]:
         return []
 
 
-def _try(gatherer: Gatherer, run: Path, folder: Path, share: int, problems: list[str]) -> dict[str, Any] | None:
+def _gather_part(gatherer: Gatherer, run: Path, folder: Path, share: int, problems: list[str]) -> dict[str, Any] | None:
     name, seed = name_of_run(run)
     try:
         return gatherer(f"{name}, seed {seed}" if seed else name, folder, share)

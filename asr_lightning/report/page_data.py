@@ -165,7 +165,7 @@ def gather_alignments(name: str, folder: Path, share: int = 1) -> Data | None:
             audio = path.with_suffix(".flac").read_bytes()
             tokens = [str(token) for token in parts["tokens"]]
             maps = [
-                _map(key.removeprefix("attention/"), "weights", weights, [*tokens, "end"][: len(weights)])
+                _encode_weights(key.removeprefix("attention/"), "weights", weights, [*tokens, "end"][: len(weights)])
                 for key, weights in parts.items()
                 if key.startswith("attention/")
             ]
@@ -186,28 +186,28 @@ def gather_alignments(name: str, folder: Path, share: int = 1) -> Data | None:
         )
     if not utterances:
         return None
-    chosen = _within(utterances, ALIGNMENT_BYTES // share)
+    chosen = _fitting_utterances(utterances, ALIGNMENT_BYTES // share)
     note = "" if len(chosen) == len(utterances) else (
         f"This page holds {len(chosen)} of {len(utterances)} utterances; the files below alignments/ hold all."
     )  # fmt: skip
     return {"name": name, "utterances": chosen, "note": note}
 
 
-def _within(utterances: list[Data], room: int) -> list[Data]:
+def _fitting_utterances(utterances: list[Data], room: int) -> list[Data]:
     """Return the utterances that fit into `room` bytes together, in their order; the smallest if none fits."""
     chosen, remaining = [], room
     for utterance in utterances:
-        if (size := _size(utterance)) <= remaining:
+        if (size := _encoded_size(utterance)) <= remaining:
             chosen.append(utterance)
             remaining -= size
-    return chosen or [min(utterances, key=_size)]
+    return chosen or [min(utterances, key=_encoded_size)]
 
 
-def _size(utterance: Data) -> int:
+def _encoded_size(utterance: Data) -> int:
     return len(utterance["audio"]) + sum(len(attention["weights"]) for attention in utterance["maps"])
 
 
-def _map(name: str, kind: str, weights: np.ndarray, labels: list[str]) -> Data:
+def _encode_weights(name: str, kind: str, weights: np.ndarray, labels: list[str]) -> Data:
     """Write weights (U, T) as bytes: 255 is the greatest."""
     greatest = float(weights.max()) if weights.size else 0.0
     numbers = np.round(255 * weights / greatest if greatest > 0 else weights).astype(np.uint8)
@@ -222,4 +222,4 @@ def _posteriors(parts: dict[str, np.ndarray]) -> Data:
     columns = [blank, *token_columns]
     names = [vocabulary[column] for column in columns]
     emitted = [[int(frame), str(token)] for frame, token in zip(parts["onsets"], parts["tokens"], strict=False)]
-    return {**_map("CTC posteriors", "posteriors", posteriors[:, columns].T, names), "emitted": emitted}
+    return {**_encode_weights("CTC posteriors", "posteriors", posteriors[:, columns].T, names), "emitted": emitted}

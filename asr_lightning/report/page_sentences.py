@@ -72,7 +72,7 @@ def _sentences(runs: Mapping[str, Sequence[Run]], pair: PairComparison, room: in
 def _edits(reference: str, hypothesis: str) -> list[Any]:
     """Return `[[word index, recognized word or None], …]` and `[[word index, inserted words], …]`."""
     edits = find_word_edits(reference, hypothesis)
-    pairs = zip(edits.reference, edits.heard, strict=True)
+    pairs = zip(edits.reference, edits.recognized, strict=True)
     replaced = [[index, recognized] for index, (word, recognized) in enumerate(pairs) if word != recognized]
     inserted = [[index, " ".join(words)] for index, words in enumerate(edits.insertions) if words]
     return [replaced, inserted]

@@ -62,11 +62,11 @@ def verdicts(
         interval over utterances includes 0, or that over seeds where there are several) or `rate` (no interval).
     """
     by_name = {experiment.name: experiment for experiment in experiments}
-    compared = [_compared(by_name[pair.run], by_name[pair.baseline], pair) for pair in pairs]
+    compared = [_comparison_entry(by_name[pair.run], by_name[pair.baseline], pair) for pair in pairs]
     if compared:
         return compared
     return [
-        _alone(experiment, subset)
+        _rate_entry(experiment, subset)
         for subset in _subsets(experiments)
         for experiment in sorted(experiments, key=lambda experiment: experiment.name != baseline)
         if experiment.rates(subset)
@@ -77,7 +77,7 @@ def _subsets(experiments: Sequence[Experiment]) -> list[str]:
     return sorted({subset for experiment in experiments for run in experiment.runs for subset in run.rates})
 
 
-def _compared(run: Experiment, baseline: Experiment, pair: PairComparison) -> dict[str, str | None]:
+def _comparison_entry(run: Experiment, baseline: Experiment, pair: PairComparison) -> dict[str, str | None]:
     bootstrap, p = pair.bootstrap, pair.matched_pairs.p
     run_rate, baseline_rate = (_mean_rate(experiment, pair.subset) for experiment in (run, baseline))
     text = (
@@ -113,7 +113,7 @@ def _compared(run: Experiment, baseline: Experiment, pair: PairComparison) -> di
     return {"lead": lead, "text": f"{text}.", "run": run.name, "subset": pair.subset, "kind": kind}
 
 
-def _alone(experiment: Experiment, subset: str) -> dict[str, str | None]:
+def _rate_entry(experiment: Experiment, subset: str) -> dict[str, str | None]:
     rates = [100 * rate.wer for rate in experiment.rates(subset)]
     seeds = f", mean of {len(rates)} seeds ({min(rates):.2f} to {max(rates):.2f})" if len(rates) > 1 else ""
     text = f"{_mean_rate(experiment, subset)} WER{_epochs(experiment, experiment, subset)}{seeds}."

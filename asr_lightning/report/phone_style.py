@@ -48,7 +48,7 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "star", "pentagon", "hexagram")
 MATPLOTLIB = dict(zip((*SHAPES, "x"), "osD^vP*phx", strict=True))
-SILENT = re.compile(r"(sil|spn|sp|pau|epi|h#|[a-z]+cl|)", re.IGNORECASE)  # [bdgptk]cl: closures of TIMIT
+SILENT_PHONE = re.compile(r"(sil|spn|sp|pau|epi|h#|[a-z]+cl|)", re.IGNORECASE)  # [bdgptk]cl: closures of TIMIT
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def ipa_symbols(phones: Iterable[str]) -> dict[str, str]:
     The alphabet is the one that has all of the phones: the same code stands for different sounds in several.
     """
     codes = sorted(set(phones))
-    spoken = [code for code in codes if not SILENT.fullmatch(code)]
+    spoken = [code for code in codes if not SILENT_PHONE.fullmatch(code)]
     for alphabet, base in ((ARPABET, str.upper), (KOREAN, str)):
         bases = {code: base(code.rstrip("012")) for code in spoken}
         if all(code in alphabet for code in bases.values()):
@@ -84,7 +84,7 @@ def ipa_symbols(phones: Iterable[str]) -> dict[str, str]:
 
 def phone_class(phone: str) -> str:
     """Return the class of a phone by its IPA symbol."""
-    if phone == SILENCE or SILENT.fullmatch(phone):
+    if phone == SILENCE or SILENT_PHONE.fullmatch(phone):
         return "silence"
     letters = [letter for letter in phone if letter.isalpha() and not "ʰ" <= letter <= "˿"]
     if not letters:

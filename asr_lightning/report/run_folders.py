@@ -86,7 +86,7 @@ def read_rates(path: Path) -> list[ErrorRate]:
     Raises:
         InputError: A line is malformed; the message names it.
     """
-    with _reading(path), regular(path).open(newline="", encoding="utf-8") as file:
+    with _reraise_read_errors(path), regular(path).open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         head = next(reader, [])
         if head not in (COLUMNS, COLUMNS[:-COUNTED]):
@@ -121,26 +121,28 @@ def scored_on(rates: Iterable[ErrorRate], differing_only: bool = False) -> list[
     lines = []
     for subset, by_counts in by_subset.items():
         if len(by_counts) == 1:
-            lines += [] if differing_only else [f"{subset}: {_counted(*next(iter(by_counts)))}."]
+            lines += [] if differing_only else [f"{subset}: {_describe_counts(*next(iter(by_counts)))}."]
             continue
-        groups = "; ".join(f"{_counted(*counts)} in {_several(list(runs))}" for counts, runs in by_counts.items())
+        groups = "; ".join(
+            f"{_describe_counts(*counts)} in {_join_names(list(runs))}" for counts, runs in by_counts.items()
+        )
         lines.append(f"{subset}: NOT all on the same utterances, so that rates cannot be compared: {groups}.")
     return lines
 
 
-def _counted(utterances: int | None, words: int | None) -> str:
+def _describe_counts(utterances: int | None, words: int | None) -> str:
     if utterances is None or words is None:
         return "a number of utterances that was not written down"
     return f"{utterances:,} utterances, {words:,} words"
 
 
-def _several(names: Sequence[str], limit: int = 5) -> str:
+def _join_names(names: Sequence[str], limit: int = 5) -> str:
     more = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reraise_read_errors(path: Path) -> Iterator[None]:
     """Name the file in the error if it cannot be read."""
     try:
         yield
@@ -262,7 +264,7 @@ def read_metrics(path: Path) -> Log:
     Raises:
         InputError: It cannot be read, or a value in it is not a number.
     """
-    with _reading(path), regular(path).open(newline="", encoding="utf-8") as file:
+    with _reraise_read_errors(path), regular(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
         for row in rows:
             for name, value in row.items():

@@ -120,16 +120,18 @@ def compare_pairs(runs: Mapping[str, Sequence[Run]], baseline: str) -> Iterator[
         Results one at a time; all that is kept between them are counts of utterances of one subset.
     """
     for subset in sorted({subset for run in runs[baseline] for subset in run.rates}):
-        scored = {name: seeds for name, seeds in runs.items() if name != baseline and _scored(seeds, subset)}
+        scored = {name: seeds for name, seeds in runs.items() if name != baseline and _runs_on_subset(seeds, subset)}
         if not scored:
             continue
-        baseline_seeds, problems = _usable(runs[baseline], subset)
+        baseline_seeds, problems = _comparable_runs(runs[baseline], subset)
         yield from problems
         for name, seeds in scored.items():
             if not baseline_seeds:
                 yield Skipped(name, subset, f"the baseline {baseline} has no transcripts to compare with")
                 continue
-            usable, problems = _usable(_scored(seeds, subset), subset, baseline_seeds[0].transcripts(subset))
+            usable, problems = _comparable_runs(
+                _runs_on_subset(seeds, subset), subset, baseline_seeds[0].transcripts(subset)
+            )
             yield from problems
             if usable:
                 try:
@@ -150,7 +152,7 @@ def compare_pair(run: Sequence[Run], baseline: Sequence[Run], subset: str) -> Pa
         ValueError: A transcript is malformed, a reference differs, or no reference has words.
     """
     utterances, differences = [], []
-    for transcripts in _together([*run, *baseline], subset):
+    for transcripts in _aligned_transcripts([*run, *baseline], subset):
         errors, segments = _score(transcripts, len(run))
         utterances.append(errors)
         differences += segments
@@ -222,14 +224,14 @@ def find_difference(path: Path, other: Path) -> str | None:
     return None
 
 
-def _scored(runs: Sequence[Run], subset: str) -> list[Run]:
+def _runs_on_subset(runs: Sequence[Run], subset: str) -> list[Run]:
     return [run for run in runs if subset in run.rates]
 
 
-def _usable(runs: Sequence[Run], subset: str, first: Path | None = None) -> tuple[list[Run], list[Skipped]]:
+def _comparable_runs(runs: Sequence[Run], subset: str, first: Path | None = None) -> tuple[list[Run], list[Skipped]]:
     """Return the runs with transcripts of the same utterances as the first, and the problems of the others."""
     usable, problems = [], []
-    for run in _scored(runs, subset):
+    for run in _runs_on_subset(runs, subset):
         path = run.transcripts(subset)
         try:
             reason = find_difference(path, first or path)
@@ -243,7 +245,7 @@ def _usable(runs: Sequence[Run], subset: str, first: Path | None = None) -> tupl
     return usable, problems
 
 
-def _together(runs: Sequence[Run], subset: str) -> Iterator[tuple[TranscriptLine, ...]]:
+def _aligned_transcripts(runs: Sequence[Run], subset: str) -> Iterator[tuple[TranscriptLine, ...]]:
     """Yield the transcripts of all runs, utterance by utterance."""
     return zip(*(read_transcripts(run.transcripts(subset)) for run in runs), strict=True)
 
@@ -269,7 +271,7 @@ def _read_examples(
 ) -> dict[int, ExampleSentence]:
     """Read the transcripts of the chosen utterances again, by row, so that not all texts are held in memory."""
     examples = {}
-    for row, transcripts in enumerate(_together([*run, *baseline], subset)):
+    for row, transcripts in enumerate(_aligned_transcripts([*run, *baseline], subset)):
         if row in chosen:
             errors = [find_word_edits(transcript.reference, transcript.hypothesis).errors for transcript in transcripts]
             better, worse = (min, max) if chosen[row].difference < 0 else (max, min)

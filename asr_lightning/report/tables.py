@@ -58,7 +58,7 @@ class Section:
         return names
 
 
-def summarise(rates: Sequence[float]) -> str:
+def summarize(rates: Sequence[float]) -> str:
     """Write the mean of some seeds in per cent, with their sample standard deviation where there are several.
 
     A rate that is not a number, as where nothing was scored, makes the mean unknown.

@@ -71,8 +71,8 @@ def read_wandb_run(path: Path) -> LoggedRun:
         raise InputError(f"{path}: expected a run's file of W&B, got one that is damaged: {reason(error)}") from error
     if run is None:
         raise InputError(
-            f"{path}: expected a run's file of W&B, got one that names no run. If the run has just begun, W&B has not "
-            "written it out yet: wait, or name other folders"
+            f"{path}: expected a run's file of W&B, got one without a run's name. If the run has just begun, "
+            "W&B has not written it to disk yet: wait, or give other folders"
         )
     return LoggedRun(path, run.project, run.run_group, run.display_name, run.job_type, logged)
 

@@ -95,7 +95,7 @@ def segment_errors(first: Sequence[WordEdits], second: Sequence[WordEdits]) -> l
         wrong = [0, 0]
         if position < len(reference):
             wrong = [
-                sum(edits.heard[position] != reference[position] for edits in system) for system in (first, second)
+                sum(edits.recognized[position] != reference[position] for edits in system) for system in (first, second)
             ]
         errors = [sum(counts) for counts in zip(errors, inserted, wrong, strict=True)]
         correct = 0 if any(wrong) else 1 if any(inserted) else correct + 1

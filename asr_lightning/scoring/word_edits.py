@@ -15,18 +15,18 @@ class WordEdits:
 
     Attributes:
         reference: The N words.
-        heard: The word recognized for each of them; None for a deletion.
+        recognized: The word recognized for each of them; None for a deletion.
         insertions: N + 1 groups of words, maybe empty: those before each word of the reference, and after its last.
     """
 
     reference: tuple[str, ...]
-    heard: tuple[str | None, ...]
+    recognized: tuple[str | None, ...]
     insertions: tuple[tuple[str, ...], ...]
 
     @property
     def errors(self) -> int:
         """Substitutions, deletions and insertions."""
-        wrong = sum(word != heard_word for word, heard_word in zip(self.reference, self.heard, strict=True))
+        wrong = sum(word != other for word, other in zip(self.reference, self.recognized, strict=True))
         return wrong + sum(map(len, self.insertions))
 
 
@@ -37,18 +37,18 @@ def find_word_edits(reference: str, hypothesis: str) -> WordEdits:
         reference: Transcript. Words are separated by white space and compared as they are.
         hypothesis: Recognized text.
     """
-    reference_words, recognized = tuple(reference.split()), tuple(hypothesis.split())
+    reference_words, hypothesis_words = tuple(reference.split()), tuple(hypothesis.split())
     insertions: list[tuple[str, ...]] = [()] * (len(reference_words) + 1)
-    if reference_words == recognized:
-        return WordEdits(reference_words, recognized, tuple(insertions))
-    heard: list[str | None] = [None] * len(reference_words)
-    for part in jiwer.process_words(" ".join(reference_words), " ".join(recognized)).alignments[0]:
-        words = recognized[part.hyp_start_idx : part.hyp_end_idx]
+    if reference_words == hypothesis_words:
+        return WordEdits(reference_words, hypothesis_words, tuple(insertions))
+    recognized: list[str | None] = [None] * len(reference_words)
+    for part in jiwer.process_words(" ".join(reference_words), " ".join(hypothesis_words)).alignments[0]:
+        words = hypothesis_words[part.hyp_start_idx : part.hyp_end_idx]
         if part.type == "insert":
             insertions[part.ref_start_idx] += words
         elif part.type != "delete":
-            heard[part.ref_start_idx : part.ref_end_idx] = words
-    return WordEdits(reference_words, tuple(heard), tuple(insertions))
+            recognized[part.ref_start_idx : part.ref_end_idx] = words
+    return WordEdits(reference_words, tuple(recognized), tuple(insertions))
 
 
 def correct_words(reference: str, hypothesis: str) -> list[bool]:
@@ -56,7 +56,7 @@ def correct_words(reference: str, hypothesis: str) -> list[bool]:
     alignment = find_word_edits(reference, hypothesis)
     marks = [False] * len(alignment.insertions[0])
     for word, recognized, inserted in zip(
-        alignment.reference, alignment.heard, alignment.insertions[1:], strict=True
+        alignment.reference, alignment.recognized, alignment.insertions[1:], strict=True
     ):  # fmt: skip
         marks += [] if recognized is None else [recognized == word]
         marks += [False] * len(inserted)
@@ -109,10 +109,8 @@ def _columns(alignments: Sequence[WordEdits]) -> list[list[str | None]]:
             columns.append([None, *(f"*{words[number]}*" if number < len(words) else "" for words in inserted)])
         if position < len(reference):
             word = reference[position]
-            heard = [alignment.heard[position] for alignment in alignments]
-            columns.append(
-                [word, *(heard_word if heard_word in (None, word) else f"*{heard_word}*" for heard_word in heard)]
-            )
+            recognized = [alignment.recognized[position] for alignment in alignments]
+            columns.append([word, *(other if other in (None, word) else f"*{other}*" for other in recognized)])
     return columns
 
 

@@ -210,7 +210,9 @@ def _arcs(group: _Group, size: Size) -> tuple[Integers, Integers]:
     return group.letters[letters][:, None], group.phones[phones][None]
 
 
-def _places(weights: dict[Size, Floats]) -> tuple[tuple[int, int, int], Iterator[tuple[int, int, list[Size]]]]:
+def _lattice_positions(
+    weights: dict[Size, Floats],
+) -> tuple[tuple[int, int, int], Iterator[tuple[int, int, list[Size]]]]:
     """Return the shape of a lattice, and its positions in order with the sizes of graphones that end there."""
     (m, n), weight = next(iter(weights.items()))
     rows, columns, batch = weight.shape[0] + m, weight.shape[1] + n, weight.shape[2]
@@ -222,7 +224,7 @@ def _places(weights: dict[Size, Floats]) -> tuple[tuple[int, int, int], Iterator
 
 def _sums(weights: dict[Size, Floats]) -> Floats:
     """Return the summed probability (N + 1, M + 1, B) of all paths from the start to each position."""
-    shape, positions = _places(weights)
+    shape, positions = _lattice_positions(weights)
     sums = np.zeros(shape)
     sums[0, 0] = 1.0
     for i, j, sizes in positions:
@@ -233,7 +235,7 @@ def _sums(weights: dict[Size, Floats]) -> Floats:
 
 def _best(weights: dict[Size, Floats], sizes: Sequence[Size]) -> npt.NDArray[np.int8]:
     """Return the index in `sizes` of the last graphone of the best path to each position (N + 1, M + 1, B)."""
-    shape, positions = _places(weights)
+    shape, positions = _lattice_positions(weights)
     scores, last = np.zeros(shape), np.zeros(shape, np.int8)
     scores[0, 0] = 1.0
     for i, j, ending in positions:

@@ -20,7 +20,7 @@ JAMO = (  # initial, medial and final letters of a syllable, as Unicode's canoni
 OTHERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ%#./-+*&':~"  # all else that `asr_lightning.text.korean` leaves
 
 
-def _standing_alone() -> dict[str, str]:
+def _compatibility_letters() -> dict[str, str]:
     """Return letters outside of syllables (ㅋ) by those within them; an initial and a final one may share theirs."""
     letters: dict[str, str] = {}
     for jamo in JAMO:
@@ -31,7 +31,7 @@ def _standing_alone() -> dict[str, str]:
     return letters
 
 
-_ALONE = _standing_alone()
+_ALONE = _compatibility_letters()
 _WITHIN = {letter: jamo for jamo, letter in reversed(_ALONE.items())}  # the initial one where there are two
 INITIALS, MEDIALS = (tuple(_ALONE[jamo] for jamo in part) for part in (JAMO[:19], JAMO[19:40]))
 FINALS = ("", *(_ALONE[jamo] for jamo in JAMO[40:]))
@@ -139,7 +139,9 @@ def write_characters(texts: Iterable[str], path: Path, tokens: int = FULL_SIZE, 
     ]
     rows = sorted(rows, key=lambda pair: (-pair[1], pair[0]))[: max(0, tokens - 4)]
     if not rows:
-        raise InputError(f"a list of {tokens - 4} characters that come at least {least} times needs texts with some")
+        raise InputError(
+            f"expected texts with characters that occur at least {least} times, to list {tokens - 4}; found none"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{character}\t{count}\n" for character, count in rows), encoding="utf-8")
     return len(rows)

@@ -63,7 +63,7 @@ def normalize_korean(line: str, side: Side = "pronunciation", percent: str = PER
         AnnotationError: Brackets do not pair, and no single rule can repair them; or one side is empty.
     """
     text = unicodedata.normalize("NFC", line).translate(_ASCII)
-    text = _without_marks(_repaired(text, side))
+    text = _remove_marks(_repair_and_resolve(text, side))
     if side == "pronunciation":
         text = text.replace("%", percent).replace("#", SHARP)
     text = _GROUPS.sub("", text).upper()
@@ -75,16 +75,16 @@ def _is_text(character: str) -> bool:
     return character in "%#" or unicodedata.category(character)[0] in "LN"
 
 
-def _repaired(text: str, side: Side) -> str:
+def _repair_and_resolve(text: str, side: Side) -> str:
     """Resolve the dual transcriptions of a line, repaired if need be."""
     try:
-        return _resolved(text, side)
+        return _resolve(text, side)
     except AnnotationError as error:
         results = set()
         for _, pattern, replacement in REPAIRS:
             if (repaired := pattern.sub(replacement, text)) != text:
                 try:
-                    results.add(_resolved(repaired, side))
+                    results.add(_resolve(repaired, side))
                 except AnnotationError:
                     continue
         if len(results) != 1:
@@ -92,28 +92,28 @@ def _repaired(text: str, side: Side) -> str:
         return results.pop()
 
 
-def _resolved(text: str, side: Side) -> str:
+def _resolve(text: str, side: Side) -> str:
     """Replace each dual transcription by one side, from the outside in."""
     parts, position = [], 0
     while (start := _EITHER.search(text, position)) is not None:
         parts.append(text[position : start.start()])
         if start[0] == ")":
             raise AnnotationError("a closing bracket without an opening one")
-        first, position = _bracket(text, start.start())
+        first, position = _read_bracket(text, start.start())
         if (partner := _PARTNER.match(text, position)) is not None:
-            second, position = _bracket(text, partner.end() - 1)
+            second, position = _read_bracket(text, partner.end() - 1)
             chosen, other = (first, second) if side == "spelling" else (second, first)
             if not (chosen.strip() and other.strip()):
                 raise AnnotationError("a dual transcription with an empty side")
-            parts.append(_without_marks(_resolved(chosen, side)))
+            parts.append(_remove_marks(_resolve(chosen, side)))
         elif "(" in first:  # brackets around a dual transcription
-            parts.append(_resolved(first, side))
+            parts.append(_resolve(first, side))
         else:
             raise AnnotationError("brackets without a second side")
     return "".join([*parts, text[position:]])
 
 
-def _bracket(text: str, start: int) -> tuple[str, int]:
+def _read_bracket(text: str, start: int) -> tuple[str, int]:
     """Return the content of the bracket that opens at `start`, and the position after it."""
     depth = 0
     for position in range(start, len(text)):
@@ -123,7 +123,7 @@ def _bracket(text: str, start: int) -> tuple[str, int]:
     raise AnnotationError("an opening bracket without a closing one")
 
 
-def _without_marks(text: str) -> str:
+def _remove_marks(text: str) -> str:
     """Drop noise, and the marks of fillers, repetitions and unclear words; a mark between two words becomes a space."""
     text = _NOISE.sub(" ", text)
     kept_positions = {match.start() for match in _KEPT.finditer(text)}

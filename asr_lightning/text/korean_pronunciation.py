@@ -92,7 +92,7 @@ def pronunciations(word: str) -> tuple[str, ...]:
     Raises:
         InputError: The word is empty or has another character than Hangul syllables.
     """
-    iterators = [_ways(pronounce_by_rules(spelling)) for spelling in _spellings(_checked(word))]
+    iterators = [_pronunciation_variants(pronounce_by_rules(spelling)) for spelling in _spellings(_check_hangul(word))]
     candidates = chain((next(iterator) for iterator in iterators), *iterators)
     return tuple(dict.fromkeys(islice(candidates, MOST)))
 
@@ -112,7 +112,7 @@ def _phones(pronunciation: str) -> tuple[str, ...]:
     return tuple(phone for phone in chain.from_iterable(triples) if phone)
 
 
-def _checked(word: str) -> str:
+def _check_hangul(word: str) -> str:
     composed = unicodedata.normalize("NFC", word)
     wrong = next((character for character in composed if not "가" <= character <= "힣"), None)
     if wrong is not None or not composed:
@@ -129,25 +129,25 @@ def _spellings(word: str) -> list[str]:
     for beginning, respellings in RESPELLED.items():
         if word.startswith(beginning):
             spellings = [spelling + word[len(beginning) :] for spelling in respellings]
-    spellings = [_EXISTENCE.sub(_parted, spelling) for spelling in spellings]
-    spellings = [_INSERTION.sub(lambda match: _changed(match[0], "ㄴ"), spelling) for spelling in spellings]
+    spellings = [_EXISTENCE.sub(_neutralize_coda, spelling) for spelling in spellings]
+    spellings = [_INSERTION.sub(lambda match: _replace_initial(match[0], "ㄴ"), spelling) for spelling in spellings]
     return [
-        _ENDING.sub(lambda match: _changed(match[0], TENSE[decompose(match[0][0])[0]]), spelling)
+        _ENDING.sub(lambda match: _replace_initial(match[0], TENSE[decompose(match[0][0])[0]]), spelling)
         for spelling in spellings
     ]
 
 
-def _parted(match: re.Match[str]) -> str:
+def _neutralize_coda(match: re.Match[str]) -> str:
     """Neutralize a coda before it is linked to 있 or 없, which begin no particle or ending: 끝없 becomes 끄덦 [15]."""
     initial, medial, final = decompose(match[0][0])
-    return match[0] if final == "ㅇ" else compose(initial, medial) + _changed(match[0][1], CODAS[final])
+    return match[0] if final == "ㅇ" else compose(initial, medial) + _replace_initial(match[0][1], CODAS[final])
 
 
-def _changed(text: str, initial: str) -> str:
+def _replace_initial(text: str, initial: str) -> str:
     return compose(initial, *decompose(text[0])[1:]) + text[1:]
 
 
-def _ways(syllables: list[Syllable]) -> Iterator[str]:
+def _pronunciation_variants(syllables: list[Syllable]) -> Iterator[str]:
     """Yield the pronunciation by the rules, then with one choice changed, with two, and so on."""
     choices = [*_vowel_choices(syllables), *_consonant_choices(syllables)]
     for size in range(len(choices) + 1):

@@ -41,7 +41,7 @@ STAY_AND_GO = {  # of two final letters before a vowel: the one that stays, the 
     letters[0]: (letters[1], letters[2])
     for letters in "ㄳㄱㅆ ㄵㄴㅈ ㄺㄹㄱ ㄻㄹㅁ ㄼㄹㅂ ㄽㄹㅆ ㄾㄹㅌ ㄿㄹㅍ ㅄㅂㅆ".split()
 }
-PALATALISED = {"ㄷ": ("", "ㅈ"), "ㅌ": ("", "ㅊ"), "ㄾ": ("ㄹ", "ㅊ")}
+PALATALIZED = {"ㄷ": ("", "ㅈ"), "ㅌ": ("", "ㅊ"), "ㄾ": ("ㄹ", "ㅊ")}
 WITH_H = {"ㅎ": "", "ㄶ": "ㄴ", "ㅀ": "ㄹ"}  # what stays when ㅎ goes
 BEFORE_HI = {"ㅈ": ("", "ㅊ"), "ㄵ": ("ㄴ", "ㅊ"), "ㄺ": ("ㄹ", "ㅋ"), "ㄼ": ("ㄹ", "ㅍ")}
 
@@ -72,8 +72,8 @@ class Syllable:
 
 
 def _palatalize(left: Syllable, right: Syllable) -> None:
-    if left.final in PALATALISED and right.is_suffix and right.initial in "ㅇㅎ":
-        left.final, initial = PALATALISED[left.final]
+    if left.final in PALATALIZED and right.is_suffix and right.initial in "ㅇㅎ":
+        left.final, initial = PALATALIZED[left.final]
         right.initial = initial if right.initial == "ㅇ" else "ㅊ"
 
 

@@ -33,7 +33,7 @@ def prune(model: NGram, threshold: float) -> NGram:
             stays[levels[length].keys // len(model.tokens)] = True
         levels[length - 1] = Level(level.keys[stays], level.log_probs[stays], level.backoffs[stays])
         if length < len(levels):
-            levels[length] = _moved(levels[length], stays.cumsum() - 1, len(model.tokens))
+            levels[length] = _renumber_contexts(levels[length], stays.cumsum() - 1, len(model.tokens))
         if not stays.any():
             levels.pop()
     return _normalized(NGram(model.tokens, levels))
@@ -49,7 +49,7 @@ def relative_entropies(model: NGram, length: int) -> Floats:
     rows = model.rows(length)
     longer, shorter = np.exp(model.levels[length - 1].log_probs), np.exp(model.log_probs(rows[:, 1:]))
     contexts = model.levels[length - 1].keys // len(model.tokens)
-    rest, shorter_rest = _left(longer, shorter, contexts, len(model.levels[length - 2].keys))
+    rest, shorter_rest = _remaining_mass(longer, shorter, contexts, len(model.levels[length - 2].keys))
     with np.errstate(divide="ignore", invalid="ignore"):
         log_backoffs = np.log(rest / shorter_rest)
         new_log_backoffs = np.log((rest[contexts] + longer) / (shorter_rest[contexts] + shorter))
@@ -69,13 +69,13 @@ def _context_probs(model: NGram, length: int) -> Floats:
     return np.exp(first + sum(model.log_probs(rows[:, :end]) for end in range(2, length + 1)))
 
 
-def _left(longer: Floats, shorter: Floats, contexts: Integers, size: int) -> tuple[Floats, Floats]:
+def _remaining_mass(longer: Floats, shorter: Floats, contexts: Integers, size: int) -> tuple[Floats, Floats]:
     """Return the probability mass (C,) left for other tokens in each context, and that of the shorter context."""
     rest, shorter_rest = (1 - np.bincount(contexts, probs, size) for probs in (longer, shorter))
     return np.maximum(rest, 0), np.maximum(shorter_rest, LEAST_MASS)
 
 
-def _moved(level: Level, renumbered: Integers, vocabulary: int) -> Level:
+def _renumber_contexts(level: Level, renumbered: Integers, vocabulary: int) -> Level:
     """Return a level with renumbered contexts."""
     contexts, tokens = np.divmod(level.keys, vocabulary)
     return Level(renumbered[contexts] * vocabulary + tokens, level.log_probs, level.backoffs)
@@ -88,7 +88,7 @@ def _normalized(model: NGram) -> NGram:
     for length, (below, level) in enumerate(pairwise(levels), 2):  # short contexts first: longer ones need them
         contexts = level.keys // len(model.tokens)
         shorter = np.exp(model.log_probs(model.rows(length)[:, 1:]))
-        rest, shorter_rest = _left(np.exp(level.log_probs), shorter, contexts, len(below.keys))
+        rest, shorter_rest = _remaining_mass(np.exp(level.log_probs), shorter, contexts, len(below.keys))
         with np.errstate(divide="ignore"):
             below.backoffs[:] = np.where(np.isin(np.arange(len(rest)), contexts), np.log(rest / shorter_rest), 0.0)
     return model

@@ -80,7 +80,7 @@ def _run_ablation(path: Path, options: argparse.Namespace) -> int:
     if options.results:
         print(_results(plan))
         return 0
-    runs = list(plan.runs) if options.only is None else [_only(plan, options.only)]
+    runs = list(plan.runs) if options.only is None else [_single_run(plan, options.only)]
     check_unchanged(runs, options.overwrite)
     failed = Execution(runs, options.jobs, options.verbose).run()
     if options.only is None and not failed:
@@ -185,7 +185,7 @@ def _results(plan: Plan) -> str:
     return write_results(plan)
 
 
-def _only(plan: Plan, folder: Path) -> PlannedRun:
+def _single_run(plan: Plan, folder: Path) -> PlannedRun:
     """Return one run, if what it needs is finished."""
     runs = {run.folder: run for run in plan.runs}
     if folder not in runs:

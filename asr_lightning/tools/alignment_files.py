@@ -24,7 +24,7 @@ from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.blstm_hmm import ALIGNMENTS, BLSTMHMM
 from asr_lightning.models.recognizer import CTCOutput, Recognizer
 from asr_lightning.text.phones import Segment
-from asr_lightning.tools.state_alignment import StateAlignment, align_batches, of_network, stored
+from asr_lightning.tools.state_alignment import StateAlignment, align_batches, read_alignments, score_by_network
 from asr_lightning.tools.transcription import prepare_recognizer
 
 BY_STATES = ("words", "phones")
@@ -171,14 +171,14 @@ def aligner_of(
     if options.states is not None:
         store, model = AlignmentStore(options.states / ALIGNMENTS), read_hmm(options.states)
         frames = gmm.HOP_SECONDS * model.subsampling, gmm.WINDOW_SECONDS
-        return lambda batches: by_states(model, stored(store, batches), *frames), BY_STATES
+        return lambda batches: by_states(model, read_alignments(store, batches), *frames), BY_STATES
     recognizer = prepare_recognizer(options.checkpoint, options.device, None, options.config)
     if not isinstance(recognizer, BLSTMHMM):
         if not any(isinstance(child, CTCOutput) for child in recognizer.children()):
             kind = type(recognizer).__name__
             raise InputError(f"{options.checkpoint}: expected a BLSTMHMM or what has a CTC output, found a {kind}")
         return functools.partial(by_ctc, recognizer), ("words",)
-    features, states, decodables = recognizer.features, recognizer.states, of_network(recognizer)
+    features, states, decodables = recognizer.features, recognizer.states, score_by_network(recognizer)
     frames = features.hop_seconds * states.subsampling, features.window_samples / features.sample_rate
     return lambda batches: by_states(
         states, align_batches(states, batches, decodables, options.least_fit), *frames

@@ -14,11 +14,11 @@ from asr_lightning.models.averaging import mean_weights
 from asr_lightning.models.checkpoints import read_checkpoint
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.same_network import check_same_network
-from asr_lightning.report.tables import as_csv, as_markdown, as_text, escape_markdown, summarise
+from asr_lightning.report.tables import as_csv, as_markdown, as_text, escape_markdown, summarize
 from asr_lightning.tools.subsets import every
 
 METRICS = ("wer", "cer")
-OF_TRAINING = ("optimizer_states", "lr_schedulers", "callbacks", "averaging_state", "current_model_state")
+TRAINING_STATE_KEYS = ("optimizer_states", "lr_schedulers", "callbacks", "averaging_state", "current_model_state")
 
 
 Row = tuple[str, dict[str, Quality]]  # of the table: what is measured, and how good it is on each subset
@@ -52,7 +52,7 @@ def average(recognizer: Recognizer, paths: Sequence[Path]) -> dict[str, Any]:
             + ", ".join(f"{path} (step {step})" for path, step in zip(paths, steps, strict=True))
         )
     ordered = [checkpoints[steps.index(step)] for step in sorted(steps)]
-    entries = {key: value for key, value in ordered[-1].items() if key not in OF_TRAINING}
+    entries = {key: value for key, value in ordered[-1].items() if key not in TRAINING_STATE_KEYS}
     return {**entries, "state_dict": mean_weights(recognizer, [checkpoint["state_dict"] for checkpoint in ordered])}
 
 
@@ -88,7 +88,7 @@ def write_average(measured: Sequence[Row], output: Path, averaged: int) -> str:
     rows: list[list[object]] = [["weights", "subset", "utterances", "loss", *METRICS]]
     for name, by_subset in measured:
         table.append(
-            [name, *(summarise([by_subset[subset].error_rates[rate]]) for subset in subsets for rate in METRICS)]
+            [name, *(summarize([by_subset[subset].error_rates[rate]]) for subset in subsets for rate in METRICS)]
         )
         for subset, result in by_subset.items():
             rows.append([name, subset, result.utterances, result.loss, *(result.error_rates[rate] for rate in METRICS)])

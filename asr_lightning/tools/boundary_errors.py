@@ -89,15 +89,15 @@ def compare_boundaries(
         errors[name] = corpus_boundary_errors(expected, segments)
         if not errors[name].expected:
             examples = ", ".join(f"{id} ({left_out[id]})" if id in left_out else id for id in list(segments)[:3])
-            raise InputError(f"{path}: expected utterances that {truth} knows, found {examples}")
+            raise InputError(f"{path}: expected utterances that {truth} has, found {examples}")
         if not len(errors[name].seconds):
             of_truth, of_file = (
                 ", ".join(sorted({segment.label for labeled in alignment.values() for segment in labeled})[:10])
                 for alignment in (expected, segments)
             )
             raise InputError(
-                f"{path}: expected segments that are called as in {truth}, {of_truth}; found none behind another, only "
-                f"{of_file}"
+                f"{path}: expected two segments in a row with the labels of {truth}, {of_truth}; found no such pair "
+                f"among the labels {of_file}"
             )
     rows = table(errors)
     write_atomically(output / "boundaries.csv", as_csv(rows))

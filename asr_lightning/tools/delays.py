@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from asr_lightning.analysis.latency import Latency, Written
+from asr_lightning.analysis.latency import EmittedWords, Latency
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.words import word_tokens
 from asr_lightning.errors import InputError
@@ -24,7 +24,7 @@ from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.rnn_transducer import RNNTransducer
 from asr_lightning.nn.streaming import ChunkedEncoder, StreamingEncoder
 from asr_lightning.report.latency_figure import Point, plot_latency
-from asr_lightning.report.tables import MISSING, Section, number, summarise
+from asr_lightning.report.tables import MISSING, Section, number, summarize
 from asr_lightning.text.lexicon import Lexicon, read_lexicon
 from asr_lightning.text.phones import SILENCE, Segment
 from asr_lightning.tools.subsets import open_corpus, read_corpus
@@ -105,7 +105,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def write_in_pieces(recognizer: RNNTransducer, audio: Tensor, piece: int) -> Written:
+def write_in_pieces(recognizer: RNNTransducer, audio: Tensor, piece: int) -> EmittedWords:
     """Recognize audio (S,) that comes in pieces of `piece` samples."""
     tokens: list[int] = []
     seconds: list[float] = []
@@ -118,24 +118,24 @@ def write_in_pieces(recognizer: RNNTransducer, audio: Tensor, piece: int) -> Wri
         seconds += [stop / rate] * len(added.tokens)
         state_bytes = max(state_bytes, sum(part.numel() * part.element_size() for part in state.tensors()))
     compute = time.process_time() - began
-    return _written(recognizer, tokens, seconds, len(audio) / rate, compute, state_bytes)
+    return _timed_words(recognizer, tokens, seconds, len(audio) / rate, compute, state_bytes)
 
 
-def write_at_the_end(recognizer: Recognizer, batch: Batch) -> Written:
+def write_at_the_end(recognizer: Recognizer, batch: Batch) -> EmittedWords:
     """Recognize an utterance after its end."""
     began = time.process_time()
     [[best, *_]] = recognizer.recognize(batch)
     compute = time.process_time() - began
-    return _written(recognizer, best.tokens, [batch.seconds] * len(best.tokens), batch.seconds, compute, 0)
+    return _timed_words(recognizer, best.tokens, [batch.seconds] * len(best.tokens), batch.seconds, compute, 0)
 
 
-def _written(
+def _timed_words(
     recognizer: Recognizer, tokens: Sequence[int], seconds: Sequence[float], audio: float, compute: float, state: int
-) -> Written:
+) -> EmittedWords:
     groups = word_tokens(tokens, recognizer.tokenizer)
     words = tuple(recognizer.tokenizer.decode(tokens).split())
     complete = tuple(seconds[group[-1]] for group in groups)
-    return Written(words, complete, seconds[groups[0][0]] if groups else None, audio, compute, state)
+    return EmittedWords(words, complete, seconds[groups[0][0]] if groups else None, audio, compute, state)
 
 
 def measure(recognizer: Recognizer, utterances: Sequence[Batch], truth: ExactWords, piece: float) -> Latency:
@@ -321,7 +321,7 @@ def _line(rows: Sequence[Measurement]) -> list[str]:
         str(len(rows)),
         rows[0].subset,
         WHOLE if rows[0].look_ahead is None else f"{1000 * rows[0].look_ahead:.0f}",
-        summarise([latency.wer for latency in latencies]),
+        summarize([latency.wer for latency in latencies]),
         *percentiles(Latency.delay),
         mean(lambda latency: len(latency.delays), ",.0f"),
         mean(lambda latency: 100 * latency.at_end / len(latency.delays) if latency.delays else math.nan, ".1f"),

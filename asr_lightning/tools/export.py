@@ -46,13 +46,13 @@ def run(options: argparse.Namespace) -> int:
     """Write the files; return the exit status."""
     from asr_lightning.errors import InputError
     from asr_lightning.models.checkpoints import load_recognizer
-    from asr_lightning.tools.exported_networks import exported
+    from asr_lightning.tools.exported_networks import make_exported
 
     if options.int8 and options.format == "torch":
         raise InputError("--int8: expected --format onnx, whose weights onnxruntime quantizes, got torch")
     if options.format == "onnx":
         _check_packages()
-    form = exported(load_recognizer(options.checkpoint))
+    form = make_exported(load_recognizer(options.checkpoint))
     if options.format == "onnx":
         form.check_features()
     symbols = form.symbols()

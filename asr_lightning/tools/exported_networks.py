@@ -132,7 +132,8 @@ class Exported(ABC):
         if not _same_features(features, needed):
             shown = ", ".join(f"{name}: {str(value).lower()}" for name, value in arguments.items())
             raise InputError(
-                f"expected the features that sherpa-onnx computes for this network, found {_described(features)}; "
+                "expected the features that sherpa-onnx computes for this network, found "
+                f"{_describe_features(features)}; "
                 "train with {class_path: asr_lightning.audio.features.KaldiFilterBank, init_args: {" + shown + "}}, "
                 "a normalization as you like, or write it with --format torch, for your own runtime"
             )
@@ -289,7 +290,7 @@ class CTC(Exported):
         return torch.cat([row[:count] for row, count in zip(scores, counts, strict=True)])
 
 
-def exported(recognizer: Recognizer) -> Exported:
+def make_exported(recognizer: Recognizer) -> Exported:
     """Return the networks of a recognizer in one of the forms.
 
     Raises:
@@ -359,7 +360,7 @@ def _same_features(features: Features, needed: KaldiFilterBank) -> bool:
     )
 
 
-def _described(features: Features) -> str:
+def _describe_features(features: Features) -> str:
     if type(features) is not KaldiFilterBank:
         return type(features).__name__
     names = ("window_samples", "hop_samples", "scale", "snip_edges", "remove_mean")

@@ -25,9 +25,15 @@ from asr_lightning.text.lexicon import Lexicon, capitals, cmudict, complete_lexi
 from asr_lightning.text.ngram import NGram
 from asr_lightning.text.smoothing import kneser_ney
 from asr_lightning.tools.hybrid import SCALES
-from asr_lightning.tools.mixture_training import TrainedMixtures, of_mixtures, tie, train_mixtures
+from asr_lightning.tools.mixture_training import TrainedMixtures, score_by_mixtures, tie, train_mixtures
 from asr_lightning.tools.ngram import find_texts, read_sentences
-from asr_lightning.tools.state_alignment import StateAlignment, align_batches, likelihoods, of_network, prepare_hybrid
+from asr_lightning.tools.state_alignment import (
+    StateAlignment,
+    align_batches,
+    likelihoods,
+    prepare_hybrid,
+    score_by_network,
+)
 from asr_lightning.tools.subsets import development_subsets, evaluation_texts, every, subsets_of, training_texts
 
 SHOWN = 10  # utterances that could not be aligned
@@ -48,8 +54,8 @@ def prepare_alignments(options: argparse.Namespace) -> str:
     states, convert = states_of_network(options, trained)
     notes.append(f"{states.pdfs} tied states, {states.states} of each phone, a frame every {states.subsampling}0 ms.")
     batches = every(options.config, [*train, *validation], "alignment")
-    aligned = align_batches(trained.mixtures.model, batches, of_mixtures(trained.mixtures))
-    notes += finish(options.output, states, aligned, convert)
+    aligned = align_batches(trained.mixtures.model, batches, score_by_mixtures(trained.mixtures))
+    notes += write_tied_alignments(options.output, states, aligned, convert)
     with replacing(options.output / DECODING_GRAPH) as unfinished:
         decoding_graph(states, ngram).write(str(unfinished))
     return "\n".join(notes)
@@ -91,7 +97,7 @@ def make_lexicon(options: argparse.Namespace, transcripts: Sequence[str], ngram:
     return Lexicon({**lexicon.pronunciations, **guessed.pronunciations}), left_out
 
 
-def finish(
+def write_tied_alignments(
     output: Path, tied: HiddenMarkovModel, aligned: Iterable[StateAlignment],
     convert: Callable[[Sequence[int]], Sequence[int]] = lambda ids: ids,
 ) -> list[str]:  # fmt: skip
@@ -105,7 +111,7 @@ def finish(
     """
     problems: list[str] = []
 
-    def converted() -> Iterator[tuple[str, Iterable[int]]]:
+    def convert_alignments() -> Iterator[tuple[str, Iterable[int]]]:
         for utterance in aligned:
             ids = () if utterance.problem else convert(utterance.transition_ids)
             if len(ids):
@@ -113,7 +119,7 @@ def finish(
             else:
                 problems.append(f"{utterance.id}: {utterance.problem or 'it has more phones than frames are left'}")
 
-    write_alignments(output / ALIGNMENTS, converted())
+    write_alignments(output / ALIGNMENTS, convert_alignments())
     store = AlignmentStore(output / ALIGNMENTS)
     counts = np.zeros(len(tied.pdf_of))
     for _, ids in store:
@@ -138,7 +144,7 @@ def realign(options: argparse.Namespace) -> str:
     train, validation = subsets_of(options.config)
     model = recognizer.states
     batches = every(options.config, [*train, *validation], "alignment")
-    notes = finish(options.output, model, align_batches(model, batches, of_network(recognizer)))
+    notes = write_tied_alignments(options.output, model, align_batches(model, batches, score_by_network(recognizer)))
     with replacing(options.output / DECODING_GRAPH) as half:
         read_graph(recognizer.folder / DECODING_GRAPH).write(str(half))
     return "\n".join(notes)

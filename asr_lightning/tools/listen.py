@@ -169,7 +169,7 @@ class Display:
         text = "".join(map(self._line, lines))
         if text:
             self.hidden = 0
-        growing = self._growing(partial) if self.terminal else ""
+        growing = self._visible_end(partial) if self.terminal else ""
         if text or growing != self.shown:  # in one piece, so that nothing is seen in between
             erased = f"\r{CLEAR}" if self.shown else ""
             sys.stdout.write(f"{erased}{text}{growing}")
@@ -181,7 +181,7 @@ class Display:
             return json.dumps(line.as_json(), ensure_ascii=False) + "\n"
         return f"{line.start:.2f}\t{line.end:.2f}\t{printable(line.text)}\n"
 
-    def _growing(self, partial: "Partial") -> str:
+    def _visible_end(self, partial: "Partial") -> str:
         """Return the growing text; of a long one only the end, which moves by half a line at a time."""
         stable = printable(partial.stable)
         text = stable + printable(partial.rest)

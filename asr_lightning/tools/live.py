@@ -139,7 +139,7 @@ class Stream:
         lines = self._read(self.resampler(np.zeros(0, np.float32), last=True))
         if self.first + len(self.audio):  # without any audio there is nothing to recognize
             self._step(self.audio[self.position - self.first :], last=True)
-            lines += self._take(len(self.hypothesis.tokens))
+            lines += self._split_line(len(self.hypothesis.tokens))
         self.partial = Partial()
         return lines
 
@@ -150,7 +150,7 @@ class Stream:
         while self.position + step <= self.first + len(self.audio):
             start = self.position - self.first
             self._step(self.audio[start : start + step])
-            lines += self._ended()
+            lines += self._finished_lines()
         begin = self.position
         if self.live.silence_frames:  # where the next line would begin
             begin = min(begin, self._sample(self.state.frames - self.live.silence_frames // 2))
@@ -183,9 +183,9 @@ class Stream:
                 frames=hypothesis.frames + added.frames,
                 log_probs=hypothesis.log_probs + added.log_probs,
             )
-            self.partial = self._grown(self.live.tokenizer.decode(self.hypothesis.tokens))
+            self.partial = self._extend_partial(self.live.tokenizer.decode(self.hypothesis.tokens))
 
-    def _grown(self, text: str) -> Partial:
+    def _extend_partial(self, text: str) -> Partial:
         """Return the text of the line with what was stable before unchanged."""
         stable = text[: len(text) - len(text.split(" ")[-1])]
         if not stable.startswith(self.partial.stable):
@@ -194,23 +194,23 @@ class Stream:
             return self.partial
         return Partial(stable, text[len(stable) :])
 
-    def _ended(self) -> Iterator[Line]:
+    def _finished_lines(self) -> Iterator[Line]:
         """Return the lines that have ended by now: one or none."""
         live, tokens = self.live, self.hypothesis.tokens
         if not tokens:
             return
         if live.silence_frames and self.state.frames - 1 - self.hypothesis.frames[-1] >= live.silence_frames:
             start = self._sample(self.state.frames - live.silence_frames // 2)
-            yield from self._take(len(tokens))
+            yield from self._split_line(len(tokens))
             self._begin(start)
         elif len(tokens) > MOST_TOKENS:
-            yield from self._take(len(tokens))
+            yield from self._split_line(len(tokens))
         elif self.state.frames - self.hypothesis.frames[0] > live.longest_frames and len(self.partial.stable):
             groups = word_tokens(tokens, live.tokenizer)
             if groups[-1][0] > groups[-2][-1]:  # else one token writes the end of a word and the beginning of the next
-                yield from self._take(groups[-2][-1] + 1)
+                yield from self._split_line(groups[-2][-1] + 1)
 
-    def _take(self, count: int) -> Iterator[Line]:
+    def _split_line(self, count: int) -> Iterator[Line]:
         """Return the first tokens of the line as a line, if they write something, and keep the others."""
         live, hypothesis = self.live, self.hypothesis
         head, tail = (
@@ -220,7 +220,7 @@ class Stream:
         self.hypothesis = tail
         self.partial = Partial()
         if tail.tokens:
-            self.partial = self._grown(live.tokenizer.decode(tail.tokens))
+            self.partial = self._extend_partial(live.tokenizer.decode(tail.tokens))
         origin = self.start / live.sample_rate
         seconds = (self.position - self.start) / live.sample_rate
         words = tuple(

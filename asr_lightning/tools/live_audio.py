@@ -74,7 +74,7 @@ def read_pipe(pcm: str) -> Iterator[np.ndarray]:
     if waiting:
         raise InputError(
             f"standard input ends within a sample: expected a multiple of {size} bytes of {pcm}, found {len(waiting)} "
-            "more. What was heard before is complete"
+            "more. The text of the audio before is complete"
         )
 
 

@@ -60,7 +60,7 @@ HEADERS = {
 Result = TypeVar("Result")
 
 
-class Refused(Exception):  # noqa: N818 - it is the client that is refused
+class ClientError(Exception):
     """A client that cannot be served: a sentence for it, and the code of WebSocket's close."""
 
     def __init__(self, message: str, code: int) -> None:
@@ -148,9 +148,9 @@ class LiveServer:
         self.active += counted
         try:
             if not counted:
-                raise Refused(f"all {self.clients} places are taken; try again later", 1013)
+                raise ClientError(f"all {self.clients} connections are in use; try again later", 1013)
             await self._recognize(client)
-        except Refused as refusal:
+        except ClientError as refusal:
             await self._send(client, {"type": "error", "message": str(refusal)})
             await client.close(refusal.code)
         except (WebSocketDisconnect, TimeoutError):  # it is gone, or does not take what it is sent
@@ -163,23 +163,23 @@ class LiveServer:
     async def _recognize(self, client: WebSocket) -> None:
         """Read the audio of a client to its end; send its text."""
         rate = _rate(client.query_params.get("rate", str(self.live.sample_rate)), self.live.sample_rate)
-        stream = await self._work(lambda: self.live.stream(rate))
+        stream = await self._compute(lambda: self.live.stream(rate))
         step = 2 * max(1, round(STEP_SECONDS * rate))  # bytes
         previous = Partial()
         await self._send(client, {"type": "ready"})
         while (data := await _receive(client)) is not None:
             for start in range(0, len(data), step):
                 audio = decode_pcm(data[start : start + step], "s16le")
-                lines, partial = await self._work(functools.partial(_read, stream, audio))
+                lines, partial = await self._compute(functools.partial(_read, stream, audio))
                 await self._send_lines(client, lines)
                 if partial != previous:
                     await self._send(client, {"type": "partial", **partial._asdict()})
                 previous = partial
-        await self._send_lines(client, await self._work(stream.finish))
+        await self._send_lines(client, await self._compute(stream.finish))
         await self._send(client, {"type": "end"})
         await client.close()
 
-    async def _work(self, work: Callable[[], Result]) -> Result:
+    async def _compute(self, work: Callable[[], Result]) -> Result:
         """Compute in the thread of the network, after what others wait for."""
         return await asyncio.get_running_loop().run_in_executor(self.worker, work)
 
@@ -205,16 +205,16 @@ async def _receive(client: WebSocket) -> bytes | None:
     try:
         message = await asyncio.wait_for(client.receive(), IDLE_SECONDS)
     except TimeoutError:
-        raise Refused(f"no message in {IDLE_SECONDS:.0f} s", 1008) from None
+        raise ClientError(f"no message in {IDLE_SECONDS:.0f} s", 1008) from None
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1005))
     text, data = message.get("text"), message.get("bytes")
     if text == "end":
         return None
     if data is None:
-        raise Refused(f"expected binary messages with samples, or the text end, got the text {_named(text)}", 1003)
+        raise ClientError(f"expected binary messages with samples, or the text end, got the text {_quote(text)}", 1003)
     if len(data) % 2:
-        raise Refused(f"expected samples of 16 bits, got a message of {len(data)} bytes, an odd number", 1007)
+        raise ClientError(f"expected samples of 16 bits, got a message of {len(data)} bytes, an odd number", 1007)
     return bytes(data)
 
 
@@ -227,10 +227,10 @@ def _rate(text: str, default: int) -> int:
     rates = sorted({*BROWSER_RATES, default})
     if text in map(str, rates):
         return int(text)
-    raise Refused(f"expected a rate of {', '.join(map(str, rates))} samples per second, got {_named(text)}", 1008)
+    raise ClientError(f"expected a rate of {', '.join(map(str, rates))} samples per second, got {_quote(text)}", 1008)
 
 
-def _named(text: str | None) -> str:
+def _quote(text: str | None) -> str:
     return repr(printable(shown(text or "")))
 
 

@@ -150,7 +150,7 @@ def utterances(batches: Iterable[Batch]) -> Iterator[tuple[str, list[str], np.nd
             yield id, capitals(text).split(), features(audio[:length])
 
 
-def of_mixtures(mixtures: gmm.GaussianMixtures) -> Decodables:
+def score_by_mixtures(mixtures: gmm.GaussianMixtures) -> Decodables:
     """Return a function that gives the log likelihoods of a batch by Gaussian mixtures."""
 
     def decodables(batch: Batch) -> list[Decodable]:

@@ -146,7 +146,7 @@ def choose_units(units: str, config: Path | None) -> tuple[Split, list[str] | No
 
     if units == "words":
         if config is not None:
-            raise InputError(f"--config {config}: expected --units tokens beside it, found words")
+            raise InputError(f"--config {config}: expected --units tokens with it, found words")
         return str.split, None
     tokenizer = CharacterTokenizer() if config is None else read_tokenizer(config)
     names = list(tokenizer.tokens)

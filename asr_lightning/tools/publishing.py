@@ -62,7 +62,7 @@ def check(shown: Sequence[LoggedRun], sections: dashboard.Sections) -> tuple[lis
     return lines, complete
 
 
-def _give_up(*_: object) -> None:
+def _raise_timeout(*_: object) -> None:
     raise TimeoutError(f"no answer within {ANSWER_SECONDS} s")
 
 
@@ -79,20 +79,20 @@ def publish(entity: str | None, project: str, groups: Sequence[str], sections: d
         InputError: There is no login, or W&B does not answer or refuses.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
-    handler = signal.signal(signal.SIGALRM, _give_up)
+    handler = signal.signal(signal.SIGALRM, _raise_timeout)
     signal.alarm(ANSWER_SECONDS)
     try:
         if not wandb.login(prompt=False):
             raise InputError(NO_LOGIN)
         entity = entity or wandb.Api().default_entity
         if entity is None:
-            raise InputError("W&B knows no user or team of this login: name one with --entity")
+            raise InputError("W&B has no user or team for this login: name one with --entity")
         report = dashboard.make_report(entity, project, groups, sections).save()  # makes the project
         workspace = dashboard.make_workspace(entity, project, groups, sections).save()
     except InputError:
         raise
     except Exception as error:  # W&B's have no class in common
-        raise InputError(f"W&B did not take the dashboard of {entity or 'you'}/{project}: {error}") from error
+        raise InputError(f"W&B refused the dashboard of {entity or 'you'}/{project}: {error}") from error
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, handler)
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"Groups {', '.join(options.group)} of project {options.project}\n")
     print("\n".join(dashboard.describe_workspace(sections)))
     if not options.layers and not layers_of(runs):
-        print("  no pictures: W&B must be told of which layers, by --layers, or by --runs that have logged some")
+        print("  no pictures: name the layers with --layers, or give --runs that have logged pictures")
     if runs:
         lines, complete = check(runs, sections)
         print("\n".join(["", "Runs", *lines]))

@@ -104,7 +104,7 @@ def _fit(model: HiddenMarkovModel, transition_ids: Sequence[int], log_posteriors
     return float(fits[model.phone_of[ids] != model.phone_ids[SILENCE]].mean())
 
 
-def of_network(recognizer: BLSTMHMM, scale: float = ACOUSTIC_SCALE) -> Decodables:
+def score_by_network(recognizer: BLSTMHMM, scale: float = ACOUSTIC_SCALE) -> Decodables:
     """Return a function that scores frames by a network."""
     log_priors = recognizer.log_priors.cpu().numpy()
 
@@ -126,7 +126,7 @@ def likelihoods(recognizer: BLSTMHMM, batch: Batch) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(rows, lengths.tolist(), strict=True)]
 
 
-def stored(store: AlignmentStore, batches: Iterable[Batch]) -> Iterator[StateAlignment]:
+def read_alignments(store: AlignmentStore, batches: Iterable[Batch]) -> Iterator[StateAlignment]:
     """Yield the stored alignments of utterances."""
     for batch in batches:
         for id, text, samples in zip(batch.ids, batch.texts, batch.audio_lengths.tolist(), strict=True):

@@ -20,7 +20,7 @@ class WholeEncoder(nn.Module):
     def __init__(self, recognizer: RNNTransducer, transposed: bool) -> None:
         super().__init__()
         self.normalization = recognizer.features.normalization
-        self.transducer = only(recognizer, "encoder", "encoder_projection", "encoder_norm")
+        self.transducer = copy_parts(recognizer, "encoder", "encoder_projection", "encoder_norm")
         self.transposed = transposed
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ class StreamingEncoder(nn.Module):
     def __init__(self, recognizer: RNNTransducer) -> None:
         super().__init__()
         self.normalization = recognizer.features.normalization
-        self.transducer = only(recognizer, "encoder", "encoder_projection", "encoder_norm")
+        self.transducer = copy_parts(recognizer, "encoder", "encoder_projection", "encoder_norm")
 
     def forward(
         self, x: Tensor, attn_cache: Tensor, conv_cache: Tensor, processed: Tensor, lengths: Tensor
@@ -134,7 +134,7 @@ def normalized(normalization: nn.Module | None, x: Tensor, lengths: Tensor) -> T
     return silence_padding(x if normalization is None else normalization(x, lengths), lengths)
 
 
-def only(recognizer: RNNTransducer, *names: str) -> RNNTransducer:
+def copy_parts(recognizer: RNNTransducer, *names: str) -> RNNTransducer:
     """Return a copy of a recognizer with these of its parts alone."""
     reduced = copy.copy(recognizer)
     reduced._modules = {name: part for name, part in recognizer._modules.items() if name in names}

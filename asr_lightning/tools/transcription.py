@@ -102,7 +102,7 @@ class _File:
         return Transcript(self.path, text, "", tuple(words), self.seconds, tuple(parts))
 
 
-_Held = tuple[_File, int, Utterance, float]  # a file, the number of a piece in it, the piece, and when it begins
+_QueuedPiece = tuple[_File, int, Utterance, float]  # a file, the number of a piece in it, the piece, and when it begins
 _Recognize = Callable[[Sequence[Utterance]], list[list[Hypothesis] | str]]
 
 
@@ -196,7 +196,7 @@ def transcribe(
     paths: Iterable[str],
     batch_seconds: float,
     pooling: Pooling = "product",
-    heard: Callable[[float], object] = lambda seconds: None,
+    report_seconds: Callable[[float], object] = lambda seconds: None,
     piece_seconds: float = PIECE_SECONDS,
 ) -> Iterator[Transcript]:
     """Transcribe files; transcripts come in the order of the paths, problems as soon as they are met.
@@ -206,20 +206,20 @@ def transcribe(
         paths: Read one after another; about four batches of audio are held.
         batch_seconds: Seconds of audio, padding included, of a batch of several pieces.
         pooling: How the confidence of a word follows from the probabilities of its tokens.
-        heard: Called with the seconds of each piece that is read.
+        report_seconds: Called with the seconds of each piece that is read.
         piece_seconds: Most seconds between two cuts of a long file.
     """
     rate = recognizer.features.sample_rate
     recognize = functools.partial(_recognize, recognizer, pooling)
     files: deque[_File] = deque()  # whose transcripts are to come
-    window: list[_Held] = []
+    window: list[_QueuedPiece] = []
     held = 0.0  # seconds
     for path in paths:
         file = _File(path)
         files.append(file)
         try:
             for piece in read_pieces(path, rate, piece_seconds):
-                heard(piece.start + piece.seconds - file.seconds)
+                report_seconds(piece.start + piece.seconds - file.seconds)
                 file.seconds = piece.start + piece.seconds
                 if not len(piece.audio):
                     continue
@@ -237,12 +237,12 @@ def transcribe(
             file.problem = str(error)
             window = [piece for piece in window if piece[0] is not file]
             held = sum(len(utterance.audio) / rate for _, _, utterance, _ in window)
-        yield from _take_ready(files)
+        yield from _pop_finished(files)
     yield from _transcribe_window(recognize, window, files, batch_seconds)
 
 
 def _transcribe_window(
-    recognize: _Recognize, window: Sequence[_Held], files: deque[_File], batch_seconds: float
+    recognize: _Recognize, window: Sequence[_QueuedPiece], files: deque[_File], batch_seconds: float
 ) -> Iterator[Transcript]:
     seconds = [len(utterance.audio) / utterance.sample_rate for _, _, utterance, _ in window]
     for numbers in batch_pieces(seconds, batch_seconds):
@@ -252,10 +252,10 @@ def _transcribe_window(
                 file.problem = file.problem or outcome
             else:
                 file.parts[index] = Part(start, start + seconds[number], tuple(outcome))
-        yield from _take_ready(files)
+        yield from _pop_finished(files)
 
 
-def _take_ready(files: deque[_File]) -> Iterator[Transcript]:
+def _pop_finished(files: deque[_File]) -> Iterator[Transcript]:
     """Remove and yield files with a problem, and finished transcripts up to the first that is not finished."""
     for file in [file for file in files if file.problem]:
         files.remove(file)
@@ -308,7 +308,7 @@ def _recognize(
 def prepare_recognizer(
     checkpoint: Path, device: str, beam: int | None, config: Path | None = None, int8: bool = False
 ) -> Recognizer:
-    """Return the recogniser of a checkpoint, ready to transcribe.
+    """Return the recognizer of a checkpoint, ready to transcribe.
 
     Args:
         checkpoint: As `lightning fit` saves it.
@@ -320,7 +320,7 @@ def prepare_recognizer(
 
     Raises:
         InputError: The checkpoint or the experiment cannot be used, they are of different networks, there is no such
-            device, it has no layers of 8 bits, or the recogniser has no beam.
+            device, it has no layers of 8 bits, or the recognizer has no beam.
     """
     available = torch.cuda.is_available()
     if device == "cuda" and not available:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Weigh the claims, and write what was found; return the exit status."""
-    from asr_lightning.ablations.claims import read_claims, weigh
+    from asr_lightning.ablations.claims import read_claims, weigh_claims
     from asr_lightning.ablations.verdicts import digests, runs_section, verdicts_page, verdicts_section
     from asr_lightning.files import write_atomically
     from asr_lightning.report.tables import MISSING
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     folder = options.output or options.runs / options.scale / "verdicts"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output: expected a folder, found the file {folder}")
-    evidence = weigh(read_claims(options.claims, options.scale), FOLDER, options.scale, options.runs)
+    evidence = weigh_claims(read_claims(options.claims, options.scale), FOLDER, options.scale, options.runs)
     run_digests = digests(evidence)
     section, runs = verdicts_section(evidence), runs_section(evidence, run_digests)
     files = section.write(folder) + runs.write(folder)
@@ -64,13 +64,16 @@ def run(options: argparse.Namespace) -> int:
         cells = dict(zip(section.table[0], row, strict=True))
         print(f"{result.verdict:15}{cells['claim']}")
         if result.difference:
-            print(f"{'':15}{cells['measure']}: {cells['lower']} beside {cells['higher']}, {cells['over']}; difference "
+            print(f"{'':15}{cells['measure']}: {cells['lower']} against {cells['higher']}, {cells['over']}; difference "
                   f"{cells['difference']} ({cells['95 % interval']})")  # fmt: skip
         if result.reason and result.runs:
             print(f"{'':15}{result.reason}")
     changed = [line[0] for line in runs.table[1:] if line[-1] != MISSING]
     if changed:
-        print(f"made with other values than the experiments have now (runs.md): {', '.join(changed)}", file=sys.stderr)
+        print(
+            f"runs whose values differ from those of the experiments now, see runs.md: {', '.join(changed)}",
+            file=sys.stderr,
+        )
     if missing := list(dict.fromkeys(result.command for result in evidence if not result.runs)):
         print("\nnot run yet:\n" + "\n".join(f"  {command}" for command in missing))
     print(f"\nWritten to {folder.absolute()}: {', '.join([*files, 'page.html'])}")

@@ -81,7 +81,7 @@ def read_batches(config: Path, subset: str | None, utterances: int, seed: int) -
 
 
 def load_pair(first: Path, second: Path, device: str, config: Path | None = None) -> tuple[Recognizer, Recognizer]:
-    """Return the recognisers of two checkpoints.
+    """Return the recognizers of two checkpoints.
 
     Args:
         first: The first one.

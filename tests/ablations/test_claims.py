@@ -9,7 +9,7 @@ import pytest
 import yaml
 from playwright.sync_api import sync_playwright
 
-from asr_lightning.ablations.claims import VERDICTS, Evidence, read_claims, weigh
+from asr_lightning.ablations.claims import VERDICTS, Evidence, read_claims, weigh_claims
 from asr_lightning.ablations.definition import SCALES
 from asr_lightning.ablations.plan import plan_ablation, write_experiments
 from asr_lightning.asr import main
@@ -94,7 +94,9 @@ def weighed(**changed: object) -> Evidence:
     Path("claims.yaml").write_text(
         yaml.safe_dump({"claims": [{key: value for key, value in {**CLAIM, **changed}.items() if value}]})
     )
-    [evidence] = weigh(read_claims(Path("claims.yaml"), "demo"), Path("experiments/ablations"), "demo", Path("runs"))
+    [evidence] = weigh_claims(
+        read_claims(Path("claims.yaml"), "demo"), Path("experiments/ablations"), "demo", Path("runs")
+    )
     return evidence
 
 
@@ -188,7 +190,7 @@ def test_layers_are_compared_speaker_by_speaker() -> None:
         ),
         ({"layers": ["top", "first"]}, "layers: expected first or last"),
         ({"epoch": {"demi": 1}}, "epoch: expected a whole number from 1, or one for each of demo, full"),
-        ({"higher": "new"}, "expected two variants, or two layers of one, found new beside itself"),
+        ({"higher": "new"}, "expected two variants, or two layers of one, found new as lower and as higher"),
         ({"clam": "x"}, "unknown clam; expected some of claim, source"),
         ({"lower": None}, "expected the keys claim, source, paper, ablation, lower, higher, measure; lower is missing"),
         ({"ablation": "large"}, "no ablation at experiments/ablations/large.yaml"),
@@ -213,7 +215,7 @@ def test_a_folder_without_runs_is_told(runs: str, capsys: pytest.CaptureFixture[
     assert "--output: expected a folder, found the file claims.yaml" in capsys.readouterr().err
     Path("claims.yaml").write_text(yaml.safe_dump({"claims": [CLAIM, CLAIM]}))
     assert main(["verdicts", "--claims", "claims.yaml"]) == 2
-    assert "claim 2: it stands there twice: It helps." in capsys.readouterr().err
+    assert "claim 2: expected every claim once, found this one again: It helps." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "claim: x", "claims: []", "claims: [x]", "claims: [", "\x00"])
@@ -231,7 +233,7 @@ def test_the_claims_of_this_project_name_comparisons_and_variants(
     monkeypatch.chdir(PROJECT)
     (tmp_path / "runs" / scale).mkdir(parents=True)
     claims = read_claims(Path("experiments/claims/papers.yaml"), scale)
-    evidence = weigh(claims, Path("experiments/ablations"), scale, tmp_path / "runs")
+    evidence = weigh_claims(claims, Path("experiments/ablations"), scale, tmp_path / "runs")
     assert len(evidence) == len(claims) > 30 and {result.verdict for result in evidence} == {"not run"}
 
 
@@ -245,7 +247,7 @@ def test_what_contradicts_a_paper_comes_first_and_is_traceable(capsys: pytest.Ca
     assert main(["verdicts", "--claims", "claims.yaml"]) == 1, "there are no gradients"
     output = capsys.readouterr().out
     assert "not run        <b>It</b> was seen.\n" in output and "confirmed      It helps.\n" in output
-    assert "WER, test-clean: new 11.00 ± 1.00 beside old 31.00 ± 1.00, 3 + 3 seeds; difference -20.00 (" in output
+    assert "WER, test-clean: new 11.00 ± 1.00 against old 31.00 ± 1.00, 3 + 3 seeds; difference -20.00 (" in output
     folder = Path("runs/demo/verdicts")
     rows = read_rows(folder / "verdicts.csv", {"claim", "verdict"})
     assert [(row["claim"], row["verdict"]) for row in rows] == [
@@ -271,7 +273,7 @@ def test_runs_of_other_values_are_named(folder: Path, capsys: pytest.CaptureFixt
     path.write_text(yaml.safe_dump(content))
     Path("claims.yaml").write_text(yaml.safe_dump({"claims": [CLAIM]}))
     assert main(["verdicts", "--claims", "claims.yaml"]) == 0
-    assert "made with other values than the experiments have now" in capsys.readouterr().err
+    assert "runs whose values differ from those of the experiments now" in capsys.readouterr().err
     assert "trainer.max_epochs: 4 before, 9 now" in Path("runs/demo/verdicts/runs.md").read_text()
 
 

@@ -18,7 +18,7 @@ import yaml
 from asr_lightning.ablations.costs import read_costs
 from asr_lightning.ablations.overrides import as_yaml, override
 from asr_lightning.asr import main
-from asr_lightning.files import held, read_experiment
+from asr_lightning.files import exclusive_lock, read_experiment
 
 PROJECT = Path(__file__).parents[2]
 NETWORK = {
@@ -86,7 +86,7 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
 
 
 @pytest.fixture
-def here(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+def run_in_process(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
     """The command in this process, its runs in processes of their own: faster where no run is killed."""
 
     def call(*arguments: str, status: int = 0) -> tuple[str, str]:
@@ -109,17 +109,19 @@ def wait_for(path: str, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.timeout(900)  # several real runs after each other
-def test_it_is_run_through_kills_and_gives_a_table(folder: Path, here: Callable[..., tuple[str, str]]) -> None:
+def test_it_is_run_through_kills_and_gives_a_table(
+    folder: Path, run_in_process: Callable[..., tuple[str, str]]
+) -> None:
     runs = "runs/demo/small"
-    output, _ = here("--dry-run")
+    output, _ = run_in_process("--dry-run")
     assert "7 runs, 7 of them not finished" in output and not Path("runs").exists()
-    output, _ = here("--print-commands")
+    output, _ = run_in_process("--print-commands")
     assert [line[:7] if line.startswith("#") else line.split()[-1] for line in output.splitlines()] == [
         *("# level", f"{runs}/random/seed1", f"{runs}/random/seed2", f"{runs}/teacher/seed1"),
         *("# level", f"{runs}/selected/seed1", f"{runs}/selected/seed2"),
         *(f"{runs}/greedy/seed1", f"{runs}/greedy/seed2"),
     ]
-    _, errors = here("--only", f"{runs}/selected/seed1", status=2)
+    _, errors = run_in_process("--only", f"{runs}/selected/seed1", status=2)
     assert f"needs {runs}/teacher/seed1, expected to be finished" in errors
 
     process = ablate("--seeds", "1", "--jobs", "2")  # what is needed comes first, and is killed with its parent
@@ -132,7 +134,7 @@ def test_it_is_run_through_kills_and_gives_a_table(folder: Path, here: Callable[
     _, errors = finish(process, 130)
     assert "the same command goes on from here" in errors
 
-    output, _ = here("--seeds", "1", "--jobs", "2")
+    output, _ = run_in_process("--seeds", "1", "--jobs", "2")
     assert "random seed" not in output, "a finished run is left alone"
     assert "Does it help?" in output and "paper's test-clean WER %" in output
     finished = json.loads(Path(f"{runs}/selected/seed1/finished.json").read_text("utf-8"))
@@ -141,16 +143,16 @@ def test_it_is_run_through_kills_and_gives_a_table(folder: Path, here: Callable[
     costs = read_costs(Path(f"{runs}/selected/seed1"))
     assert costs[-1].command.startswith("lightning fit") and costs[-1].status == 0 and costs[-1].gigabytes > 0.1
     assert "lightning test" in Path(f"{runs}/costs.md").read_text("utf-8")
-    output, _ = here("--dry-run")
+    output, _ = run_in_process("--dry-run")
     lines = {line.split()[1]: line.split() for line in output.splitlines() if "runs/demo" in line[:40]}
     assert lines[f"{runs}/random/seed2"][-2:] == [lines[f"{runs}/random/seed1"][-2], "new"], "as the other seed took"
 
-    output, _ = here("--seeds", "1")
+    output, _ = run_in_process("--seeds", "1")
     assert "lightning fit" not in output, "nothing is left to do"
     change_epochs(3)
-    _, errors = here("--seeds", "1", status=2)
+    _, errors = run_in_process("--seeds", "1", status=2)
     assert "trainer.max_epochs: 2 before, 3 now" in errors and "--overwrite" in errors
-    output, _ = here("--seeds", "1", "--variants", "random", "--overwrite", "--only", f"{runs}/random/seed1")
+    output, _ = run_in_process("--seeds", "1", "--variants", "random", "--overwrite", "--only", f"{runs}/random/seed1")
     assert f"{runs}/random/seed1: finished" in output and "epoch 3 of 3" in output
 
 
@@ -177,18 +179,18 @@ def change_epochs(epochs: int) -> None:
 
 
 def test_a_run_that_fails_is_told_and_what_needs_it_is_left_out(
-    folder: Path, here: Callable[..., tuple[str, str]]
+    folder: Path, run_in_process: Callable[..., tuple[str, str]]
 ) -> None:
     experiment = read_experiment(Path("rnnt_teacher.yaml"))
     Path("rnnt_teacher.yaml").write_text(as_yaml(override(experiment, {"trainer.precision": "9-bit"})), "utf-8")
-    _, errors = here("--seeds", "1", "--variants", "selected", status=1)
+    _, errors = run_in_process("--seeds", "1", "--variants", "selected", status=1)
     assert "runs/demo/small/teacher/seed1: status" in errors and "9-bit" in errors
     assert "runs/demo/small/selected/seed1: it needs runs/demo/small/teacher/seed1" in errors
 
 
 def test_two_comparisons_do_not_write_the_same_run(folder: Path) -> None:
     run = Path("runs/demo/small/teacher/seed1")
-    with held(run / ".run.lock", "x"):
+    with exclusive_lock(run / ".run.lock", "x"):
         _, errors = finish(ablate("--seeds", "1", "--only", str(run)), 1)
     assert f"{run} is in use: process {os.getpid()}" in errors and "another folder with --output" in errors
     assert not (run / "output.log").exists()

@@ -97,7 +97,7 @@ def test_a_wav_that_went_through_a_pipe_is_read_whole(size: int) -> None:
 @pytest.mark.parametrize("size", [0, 1_000])
 def test_a_wav_that_was_not_closed_is_named(size: int) -> None:
     for look in (read_header, read_audio):
-        with pytest.raises(InputError, match="the file goes on behind them"):
+        with pytest.raises(InputError, match="but the file is longer"):
             look(io.BytesIO(with_wav_size(size)))  # type: ignore[operator]
 
 

@@ -48,7 +48,7 @@ MODELS: dict[str, tuple[dict[str, Any], set[str], bool]] = {  # what is drawn, a
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_kind_of_recogniser_is_drawn_and_measured(tmp_path: Path, name: str) -> None:
+def test_every_kind_of_recognizer_is_drawn_and_measured(tmp_path: Path, name: str) -> None:
     config, maps, posteriors = MODELS[name]
     torch.manual_seed(2)
     recognizer = build_recognizer(config)
@@ -97,7 +97,7 @@ def test_only_the_subsets_that_are_wanted(tmp_path: Path) -> None:
     assert not figures.exists()
 
 
-def test_a_network_without_attention_and_ctc_is_refused_before_it_recognises(tmp_path: Path) -> None:
+def test_a_network_without_attention_and_ctc_is_refused_before_it_recognizes(tmp_path: Path) -> None:
     recognizer = build_recognizer(hybrid(write_states(tmp_path / "states")))
     trainer = make_trainer(tmp_path, callbacks=[Alignments()])
     with pytest.raises(InputError, match=r"got a BLSTMHMM, which has none: .*asr align"):
@@ -109,7 +109,7 @@ def test_a_transducer_that_emits_nothing_has_no_alignments(tmp_path: Path) -> No
     with torch.no_grad():
         recognizer.joint.output.bias[recognizer.tokenizer.blank_id] += 50.0
     trainer = make_trainer(tmp_path, callbacks=[Alignments()])
-    with pytest.raises(InputError, match="no alignments: nothing was recognised .* train the network longer"):
+    with pytest.raises(InputError, match="no alignments: nothing was recognized .* train the network longer"):
         trainer.test(recognizer, datamodule=Corpus(), verbose=False)
 
 

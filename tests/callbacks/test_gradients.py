@@ -58,7 +58,7 @@ def test_an_interval_that_loggers_would_misreport_is_refused(tmp_path: Path) -> 
         fit(tmp_path, ["a"], GradientNorms(every_n_steps=3), log_every_n_steps=4)
 
 
-def test_a_scale_that_the_optimiser_removes_itself_is_divided_out(tmp_path: Path) -> None:
+def test_a_scale_that_the_optimizer_removes_itself_is_divided_out(tmp_path: Path) -> None:
     class Precision(lightning.pytorch.plugins.Precision):
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
 

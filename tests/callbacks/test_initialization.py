@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from asr_lightning.callbacks.initialization import Initialization, Scheme, initialize
 from asr_lightning.nn.conformer import Conformer
 from asr_lightning.nn.recurrent import LSTMEncoder
-from tests.support.transcribing_run import Beginning, HalfDeaf, batch_of, loader, make_trainer
+from tests.support.transcribing_run import Beginning, PlannedHypotheses, batch_of, loader, make_trainer
 
 XAVIER: Callable[[int, int], float] = lambda inputs, outputs: sqrt(6 / (inputs + outputs))  # noqa: E731
 HE: Callable[[int, int], float] = lambda inputs, outputs: sqrt(6 / inputs)  # noqa: E731
@@ -106,7 +106,7 @@ def test_the_seed_decides() -> None:
 
 def fit(folder: Path, scheme: Scheme, seed: int = 1, ckpt_path: Path | None = None, **options: Any) -> Any:
     lightning.seed_everything(seed, verbose=False)
-    model, beginning = HalfDeaf(), Beginning()
+    model, beginning = PlannedHypotheses(), Beginning()
     built = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     options = {"callbacks": [Initialization(scheme), beginning], "limit_val_batches": 0, **options}
     trainer = make_trainer(folder, **options)
@@ -133,7 +133,7 @@ def test_a_resumed_run_keeps_its_weights(tmp_path: Path) -> None:
 
 
 def test_a_second_fit_goes_on(tmp_path: Path) -> None:
-    callback, beginning, model = Initialization("he"), Beginning(), HalfDeaf()
+    callback, beginning, model = Initialization("he"), Beginning(), PlannedHypotheses()
     for _ in range(2):
         trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         trainer = make_trainer(tmp_path, callbacks=[callback, beginning], limit_val_batches=0)
@@ -145,7 +145,7 @@ def test_ranks_that_were_seeded_differently_draw_what_rank_0_says() -> None:
     weights = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        model, strategy = HalfDeaf(), SimpleNamespace(broadcast=lambda value: 7)
+        model, strategy = PlannedHypotheses(), SimpleNamespace(broadcast=lambda value: 7)
         Initialization("xavier").on_fit_start(SimpleNamespace(ckpt_path=None, strategy=strategy), model)
         weights.append(model.joint.weight.detach())
     assert torch.equal(weights[0], weights[1])

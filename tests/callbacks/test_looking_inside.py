@@ -185,13 +185,13 @@ def test_the_papers_row_stands_beside_ours(tmp_path: Path) -> None:
         Neighbours(sentences=1)
 
 
-def test_characters_stand_along_the_colour_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_stand_along_the_color_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = PartWriter(tmp_path / ".part")
     rows = Rows(np.random.default_rng(0).normal(size=(5, 3)), "frame", [0, 1, 2, 3, 4], [1, 2, 3, 4, 5],
                 ["", "A", "A", "B", "B"], ["SIL"] * 5)  # fmt: skip
     part.append(UtteranceActivations("u", "test", "s", 5.0, "AB", "AB", {"top": rows}))
     merge_parts([part.folder], tmp_path / "test", {})
     [projection] = project_layers(read_layers(tmp_path / "test"), "s", iterations=20)
-    assert layer_figures._along(projection.layer.characters) == ([0.25, 0.75], ["A", "B"])
+    assert layer_figures._label_positions(projection.layer.characters) == ([0.25, 0.75], ["A", "B"])
     plot_order([projection], "u", "AB", tmp_path / "new" / "picture.png")
     assert (tmp_path / "new" / "picture.png").exists()

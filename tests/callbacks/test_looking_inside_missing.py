@@ -91,7 +91,7 @@ def test_without_phones_the_test_is_refused_before_it_begins(tmp_path: Path) -> 
     top = {"top": "encoder"}
     model = build_recognizer(attention_decoder(encoder=lstm_encoder(20), decoder=speller("AdditiveAttention")))
     for callbacks, expected in (
-        ([Activations(top), TSNE()], r"expected phones to colour .* Activations has no labels.*asr align"),
+        ([Activations(top), TSNE()], r"expected phones to color .* Activations has no labels.*asr align"),
         ([Activations(top, labels=CTMLabels(str(tmp_path / "none"), "make them"))], "no phone labels at .*`make them`"),
     ):
         with pytest.raises(InputError, match=expected):

@@ -9,7 +9,7 @@ import torch
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks import throughput
 from asr_lightning.callbacks.throughput import Span, Throughput
-from tests.support.transcribing_run import HalfDeaf, batch_of, loader, make_trainer
+from tests.support.transcribing_run import PlannedHypotheses, batch_of, loader, make_trainer
 
 SPEED = "train/audio_seconds_per_second"
 
@@ -31,7 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-class Slow(HalfDeaf):
+class Slow(PlannedHypotheses):
     """Needs 2 s for each training batch of the first epoch, 4 s in the second, and 100 s for each of validation."""
 
     def __init__(self, clock: Clock) -> None:
@@ -125,7 +125,7 @@ def test_waiting_for_data_counts(tmp_path: Path, clock: Clock) -> None:
 def test_accumulated_batches_are_logged_once_per_step(tmp_path: Path, clock: Clock) -> None:
     reader = fit(tmp_path, clock, [[400]] * 4, log_every_n_steps=1, accumulate_grad_batches=2)
     assert reader.speeds[1:] == pytest.approx([2.0, 2.0, 2.0])
-    assert reader.speeds[0] != reader.speeds[0], "nothing to log before the first optimiser step"
+    assert reader.speeds[0] != reader.speeds[0], "nothing to log before the first optimizer step"
 
 
 def test_lengths_stay_on_the_device() -> None:
@@ -140,5 +140,5 @@ def test_the_real_clock_moves(tmp_path: Path) -> None:
     reader = Reader()
     trainer = make_trainer(tmp_path, callbacks=[Throughput(), reader], limit_val_batches=0, log_every_n_steps=1)
     start = time.perf_counter()
-    trainer.fit(HalfDeaf(), loader([batch_of("a"), batch_of("b")]))
+    trainer.fit(PlannedHypotheses(), loader([batch_of("a"), batch_of("b")]))
     assert reader.epochs[0][f"{SPEED}_epoch"] > 2 / (time.perf_counter() - start)

@@ -17,18 +17,26 @@ from asr_lightning.files import name_of_run
 from asr_lightning.scoring import COUNTS, RATES
 from asr_lightning.text.timed_words import Word
 from tests.support import SUPPORT, environment
-from tests.support.transcribing_run import Corpus, HalfDeaf, Heard, batch_of, heard, loader, make_trainer
+from tests.support.transcribing_run import (
+    Corpus,
+    PlannedHypotheses,
+    StepOutput,
+    batch_of,
+    loader,
+    make_trainer,
+    step_output,
+)
 
 SUBSETS = ["test-clean", "test-other"]
 
 
 def fit(
-    folder: Path, epochs: int, resume: Path | None = None, hears_from: int = 2, **options: Any
+    folder: Path, epochs: int, resume: Path | None = None, correct_from: int = 2, **options: Any
 ) -> lightning.Trainer:
     checkpoints = ModelCheckpoint(dirpath=folder / "checkpoints", filename="{epoch}", save_top_k=-1)
     callbacks = [Transcripts(**options.pop("transcripts", {})), *options.pop("callbacks", [checkpoints])]
     trainer = make_trainer(folder, max_epochs=epochs, callbacks=callbacks, enable_checkpointing=True, **options)
-    trainer.fit(HalfDeaf(hears_from), datamodule=Corpus(), ckpt_path=resume)
+    trainer.fit(PlannedHypotheses(correct_from), datamodule=Corpus(), ckpt_path=resume)
     return trainer
 
 
@@ -61,7 +69,7 @@ def test_the_run_can_be_named_and_is_else_named_after_its_folder(tmp_path: Path)
 
 def test_a_fresh_training_replaces_what_an_earlier_one_wrote(tmp_path: Path) -> None:
     fit(tmp_path, 3)
-    fit(tmp_path, 1, hears_from=1)
+    fit(tmp_path, 1, correct_from=1)
     assert epochs_and_rates(tmp_path / "error_rates.csv") == [(1, "test-clean", 0.0), (1, "test-other", 0.0)]
     assert sorted(path.name for path in (tmp_path / "transcripts").iterdir()) == [
         f"validation-epoch1-{subset}.jsonl" for subset in SUBSETS
@@ -92,10 +100,10 @@ def test_resuming_replaces_the_epochs_it_repeats_and_doubles_none(
         )
 
     with pytest.raises(RuntimeError, match="the power failed"):
-        fit(tmp_path, 4, hears_from=9, callbacks=[checkpoints(), InterruptedAt(3)])
+        fit(tmp_path, 4, correct_from=9, callbacks=[checkpoints(), InterruptedAt(3)])
     assert [epoch for epoch, _, _ in epochs_and_rates(tmp_path / "error_rates.csv")] == [1, 1, 2, 2, 3, 3]
     # from the end of the second epoch, and now it hears
-    fit(tmp_path, 4, resume=tmp_path / "checkpoints" / "epoch=1.ckpt", hears_from=1, callbacks=[checkpoints()])
+    fit(tmp_path, 4, resume=tmp_path / "checkpoints" / "epoch=1.ckpt", correct_from=1, callbacks=[checkpoints()])
     assert epochs_and_rates(tmp_path / "error_rates.csv") == [
         (epoch, subset, 0.5 if epoch <= 2 else 0.0) for epoch in (1, 2, 3, 4) for subset in SUBSETS
     ]
@@ -103,7 +111,7 @@ def test_resuming_replaces_the_epochs_it_repeats_and_doubles_none(
 
 def test_validation_before_training_is_epoch_0_and_alone_is_not_written(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
-    model = HalfDeaf()
+    model = PlannedHypotheses()
     trainer.validate(model, datamodule=Corpus(), verbose=False)
     assert not list(tmp_path.iterdir())
     trainer.fit(model, datamodule=Corpus())
@@ -117,7 +125,7 @@ def test_a_validation_inside_an_epoch_is_replaced_by_the_one_at_its_end(tmp_path
 
 @pytest.mark.parametrize(("keep", "epochs"), [("last", [2]), ("all", [1, 2])])
 def test_transcripts_are_written_per_subset(tmp_path: Path, keep: str, epochs: list[int]) -> None:
-    fit(tmp_path, 2, hears_from=9, transcripts={"keep": keep})
+    fit(tmp_path, 2, correct_from=9, transcripts={"keep": keep})
     expected = [f"validation-epoch{epoch}-{subset}.jsonl" for epoch in epochs for subset in SUBSETS]
     assert sorted(path.name for path in (tmp_path / "transcripts").iterdir()) == expected
     rows = [json.loads(line) for line in (tmp_path / "transcripts" / expected[0]).read_text().splitlines()]
@@ -137,7 +145,7 @@ def test_transcripts_of_empty_texts_and_batches_are_counted() -> None:
     batch.texts[0] = " "
     counts = [
         (row["word_errors"], row["words"])
-        for row in transcripts(batch, heard(["ah", "", "oh say  can c"])["hypotheses"])
+        for row in transcripts(batch, step_output(["ah", "", "oh say  can c"])["hypotheses"])
     ]
     assert counts == [(1, 0), (2, 2), (2, 2)]
     assert transcripts(batch_of([]), []) == []
@@ -148,7 +156,7 @@ def test_test_results_are_of_the_epoch_of_the_checkpoint_and_kept_beside_others(
     for checkpoint in ("epoch=2", "epoch=0", "epoch=2"):
         trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
         path = tmp_path / "checkpoints" / f"{checkpoint}.ckpt"
-        trainer.test(HalfDeaf(9), datamodule=Corpus(), ckpt_path=path, verbose=False)
+        trainer.test(PlannedHypotheses(9), datamodule=Corpus(), ckpt_path=path, verbose=False)
     epochs = [epoch for epoch, _, _ in epochs_and_rates(tmp_path / "test_error_rates.csv")]
     assert epochs == [1, 1, 3, 3]
     assert (tmp_path / "transcripts" / "test-epoch3-test-other.jsonl").exists()
@@ -157,7 +165,7 @@ def test_test_results_are_of_the_epoch_of_the_checkpoint_and_kept_beside_others(
 
 def test_a_test_after_training_is_of_the_last_epoch(tmp_path: Path) -> None:
     trainer = fit(tmp_path, 2)
-    trainer.test(HalfDeaf(), datamodule=Corpus(), verbose=False)
+    trainer.test(PlannedHypotheses(), datamodule=Corpus(), verbose=False)
     assert [epoch for epoch, _, _ in epochs_and_rates(tmp_path / "test_error_rates.csv")] == [2, 2]
 
 
@@ -185,25 +193,25 @@ def test_times_are_readable(seconds: float, text: str) -> None:
     assert readable_time(seconds) == text
 
 
-def test_a_recogniser_that_logs_no_rates_is_told_which(tmp_path: Path) -> None:
-    class Silent(HalfDeaf):
+def test_a_recognizer_that_logs_no_rates_is_told_which(tmp_path: Path) -> None:
+    class Silent(PlannedHypotheses):
         def on_validation_epoch_end(self) -> None:
             self.log("test-clean/wer", 0.5)
 
     trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
     with pytest.raises(
-        ValueError, match="expected the recogniser to log test-clean/cer, but it logged.*test-clean/wer"
+        ValueError, match="expected the recognizer to log test-clean/cer, but it logged.*test-clean/wer"
     ):
         trainer.fit(Silent(), datamodule=Corpus())
 
 
 def test_dataloaders_without_names_are_one_subset(tmp_path: Path) -> None:
-    class Pooled(HalfDeaf):
+    class Pooled(PlannedHypotheses):
         def on_validation_epoch_start(self) -> None:
             pass
 
-        def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Heard:
-            return heard(batch.texts)
+        def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> StepOutput:
+            return step_output(batch.texts)
 
         def on_validation_epoch_end(self) -> None:
             self.log_dict({f"val/{name}": 0.0 for name in (*RATES, *COUNTS)})
@@ -239,9 +247,9 @@ def test_awkward_texts_are_one_valid_line_each() -> None:
     assert "한국어" in line
 
 
-class Predicts(HalfDeaf):
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Heard:
-        return heard([f"{text} heard" for text in batch.texts])
+class Predicts(PlannedHypotheses):
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> StepOutput:
+        return step_output([f"{text} heard" for text in batch.texts])
 
 
 def of_subsets(names: str, subsets: list[str]) -> Batch:
@@ -275,7 +283,7 @@ def test_predictions_have_the_times_of_their_words(tmp_path: Path) -> None:
         default_root_dir=tmp_path, global_rank=0, is_global_zero=True, strategy=SimpleNamespace(barrier=lambda: None)
     )
     callback, model = Transcripts(), SimpleNamespace(print=print)
-    batch, outputs = of_subsets("ab", ["clean", "clean"]), heard(["HELLO", ""])
+    batch, outputs = of_subsets("ab", ["clean", "clean"]), step_output(["HELLO", ""])
     outputs["hypotheses"][0][0].words = (Word("HELLO", 0.5, 1.0, 0.25),)
     callback.on_predict_batch_end(trainer, model, outputs, batch, 0)
     callback.on_predict_end(trainer, model)
@@ -308,7 +316,7 @@ def test_predictions_are_on_disk_as_they_come_and_of_all_ranks(
         if trainer.global_rank != 5:  # has no utterance
             batch = of_subsets("ab", ["clean", "clean"])
             batch.ids[:] = [f"{trainer.global_rank} {name}" for name in "ab"]
-            callback.on_predict_batch_end(trainer, model, heard(["", AWKWARD]), batch, 0)
+            callback.on_predict_batch_end(trainer, model, step_output(["", AWKWARD]), batch, 0)
     paths = sorted((tmp_path / "transcripts").iterdir())
     assert [len(json_lines(path)) for path in paths] == [2] * 10
     for callback, trainer in reversed(list(zip(callbacks, ranks, strict=True))):
@@ -324,7 +332,7 @@ def test_predictions_are_on_disk_as_they_come_and_of_all_ranks(
 
 def test_a_broken_prediction_leaves_the_earlier_one(tmp_path: Path) -> None:
     class Breaks(Predicts):
-        def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Heard:
+        def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> StepOutput:
             if batch_idx == 1:
                 raise RuntimeError("the power failed")
             return super().predict_step(batch, batch_idx)
@@ -359,7 +367,7 @@ def test_a_test_writes_valid_lines_of_awkward_texts(tmp_path: Path, capsys: pyte
             batch.ids[:], batch.texts[:], batch.speakers[:] = [AWKWARD], [AWKWARD], [AWKWARD]
             return {"test-clean": loader([batch, batch_of("b")])}
 
-    make_trainer(tmp_path, callbacks=[Transcripts()]).test(HalfDeaf(1), datamodule=Awkward(), verbose=False)
+    make_trainer(tmp_path, callbacks=[Transcripts()]).test(PlannedHypotheses(1), datamodule=Awkward(), verbose=False)
     rows = json_lines(tmp_path / "transcripts" / "test-epoch0-test-clean.jsonl")
     assert [row["id"] for row in rows] == [AWKWARD, "b"]
     assert rows[0]["reference"] == rows[0]["hypothesis"] == rows[0]["speaker"] == AWKWARD

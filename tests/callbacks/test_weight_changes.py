@@ -40,7 +40,7 @@ class Reader(Logger):
         pass
 
 
-class Kept(lightning.Callback):
+class WeightRecorder(lightning.Callback):
     """Keeps the parameters of the start and after each batch."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ def norm(*tensors: torch.Tensor) -> float:
 
 
 def test_sizes_are_those_of_the_steps_that_were_made(tmp_path: Path) -> None:
-    callback = Kept()
+    callback = WeightRecorder()
     records = fit(tmp_path, ["a", "b"], callback, UpdateSizes(), gradient_clip_val=None)
     root = 2**0.5
     for number, logged in enumerate(records):

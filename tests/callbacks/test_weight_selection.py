@@ -182,7 +182,7 @@ def refusals() -> Iterator[Any]:
     yield "frequencies", small, model(coarse, True), "2 frequencies, but 1 frequencies .*same features"
     yield "architecture", small, model(conformer(True), True), "encoder is of class LSTMEncoder, but Conformer in"
     yield "predictor", small, model(lstm(True), True, context=2), "LSTMPredictor, but StatelessPredictor"
-    yield "recogniser", small, nn.Linear(2, 2), "the recogniser is of class RNNTransducer, but Linear"
+    yield "recognizer", small, nn.Linear(2, 2), "the recognizer is of class RNNTransducer, but Linear"
     kernel = Conformer(MELS, 16, 2, 4, 8, 3, 8)
     yield "kernel", attending, model(kernel, True), "5 entries, but only 3 in the teacher"
     foreign = model(lstm(True), True, Letters("<blank> <unk> <eos> a b c"))
@@ -192,7 +192,7 @@ def refusals() -> Iterator[Any]:
 
 @pytest.mark.parametrize(
     "name",
-    "width heads depth frequencies architecture predictor recogniser kernel tokens context".split(),
+    "width heads depth frequencies architecture predictor recognizer kernel tokens context".split(),
 )
 def test_a_teacher_that_cannot_be_used_is_refused(name: str) -> None:
     _, student, teacher, message = next(case for case in refusals() if case[0] == name)

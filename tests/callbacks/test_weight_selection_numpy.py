@@ -84,7 +84,7 @@ def spread(large: int, small: int) -> np.ndarray:
     return np.array([round(unit * (large - 1) / (small - 1)) if small > 1 else 0 for unit in range(small)])
 
 
-def kept(axis: str, length: int, small: Sizes, large: Sizes) -> np.ndarray:
+def selected_entries(axis: str, length: int, small: Sizes, large: Sizes) -> np.ndarray:
     """Which entries of a teacher's axis its student has."""
     if axis == "all":
         return np.arange(length)
@@ -126,7 +126,8 @@ def test_selection_is_that_of_numpy(kind: str, seed: int) -> None:
     for name, weight in weights.items():
         source = teacher.state_dict()[name].numpy()
         picks = [
-            kept(axis, length, small, large) for axis, length in zip(axes[name].split(", "), source.shape, strict=True)
+            selected_entries(axis, length, small, large)
+            for axis, length in zip(axes[name].split(", "), source.shape, strict=True)
         ]
         np.testing.assert_array_equal(weight.numpy(), source[np.ix_(*picks)], err_msg=name)
     student.load_state_dict(weights)

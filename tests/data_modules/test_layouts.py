@@ -157,7 +157,7 @@ def test_narrow_band_audio_is_named(tmp_path: Path) -> None:
     with pytest.warns(UserWarning) as warned:
         ready(TableDataModule(str(tmp_path), split=None, train_subsets=["train"]))
     messages = " ".join(str(warning.message) for warning in warned)
-    assert "3 of 6 utterances that were looked at" in messages and "above 4,000 Hz" in messages
+    assert "3 of 6 utterances that were checked" in messages and "above 4,000 Hz" in messages
     assert "1 of 7 utterances are upsampled" in messages
 
 

@@ -220,7 +220,7 @@ def test_a_checkpoint_of_an_older_version_is_compared_in_what_it_has() -> None:
 def test_a_checkpoint_whose_batches_were_not_parts_of_steps_is_refused() -> None:
     state = batches_of(world_size=2).state_dict()
     del state["accumulate_grad_batches"]
-    with pytest.raises(InputError, match="of an older version, whose batches were each of one of 2 processes"):
+    with pytest.raises(InputError, match="of an older version, which planned the batches of each of 2 processes"):
         batches_of(world_size=2).load_state_dict(state)
     state["processes"] = 1
     with pytest.raises(InputError, match="of an older version"):

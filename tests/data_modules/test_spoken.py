@@ -113,7 +113,7 @@ def test_layout_is_that_of_librispeech(corpus: Path) -> None:
         assert (info.format, info.subtype, info.samplerate, info.channels) == ("FLAC", "PCM_16", 16_000, 1)
 
 
-def heard(root: Path) -> dict[str, list[str]]:
+def phones_by_word(root: Path) -> dict[str, list[str]]:
     """The phones of all training utterances that have a word, as ` D @ m a n `, by words."""
     intervals, utterances = segments(root), defaultdict(list)
     for path in (root / TRAINING).rglob("*.trans.txt"):
@@ -131,7 +131,7 @@ def test_the_lexicon_says_every_word_as_it_was_spoken(corpus: Path) -> None:
     assert set(lexicon.pronunciations) == {word for text in texts for word in text.split()}
     phones = {phone for rows in segments(corpus).values() for _, _, phone in rows}
     assert set(lexicon.phones) <= phones - {"SIL"} and "SIL" not in lexicon.phones
-    utterances = heard(corpus)
+    utterances = phones_by_word(corpus)
     of_training = {
         word: pronunciations for word, pronunciations in lexicon.pronunciations.items() if word in utterances
     }

@@ -202,7 +202,7 @@ def test_an_object_that_was_exchanged_is_named(server: Server, local: Path) -> N
 def test_an_object_that_is_cut_short_later_costs_its_utterances(server: Server, local: Path) -> None:
     module = ready(server.root)
     location = str(module.manifests["train"][9].recording.sources[0].source)
-    _, offset, _ = shards.parse_place(location)
+    _, offset, _ = shards.parse_span(location)
     os.truncate(local / "train" / "recording.000001.tar", offset + 10)
     with pytest.warns(UserWarning, match="recording.000001.tar@.*(ends after 10 of|416)"):
         names = [id for batch in module.train_dataloader() for id in batch.ids]

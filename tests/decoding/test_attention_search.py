@@ -251,7 +251,7 @@ def test_rescoring_ranks_by_the_formula_of_the_paper() -> None:
         assert hypotheses[0].parts["rescoring"] == -float(lengths[hypotheses[0].tokens])
 
 
-def test_length_normalisation_ranks_the_complete() -> None:
+def test_length_normalization_ranks_the_complete() -> None:
     table = Table(2, seed=8)
     for utterance, hypotheses in enumerate(find(table, AttentionSearch(WIDE, length_power=1.0, tokens_per_frame=1.0))):
         expected = {text: table.log_prob(utterance, text) / (len(text) + 1) for text in everything()}

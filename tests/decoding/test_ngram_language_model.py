@@ -220,7 +220,7 @@ def test_the_file_is_read_at_first_use_and_only_then(tmp_path: Path) -> None:
     assert model.score(["A"])[0] > -math.inf
 
 
-def test_another_recogniser_gets_its_own_tokens(tmp_path: Path) -> None:
+def test_another_recognizer_gets_its_own_tokens(tmp_path: Path) -> None:
     class Turned(CharacterTokenizer):
         def __init__(self) -> None:
             super().__init__()
@@ -243,7 +243,7 @@ def test_models_can_be_copied_and_sent_to_other_processes(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_tensors_are_on_the_device_of_the_recogniser(tmp_path: Path) -> None:
+def test_tensors_are_on_the_device_of_the_recognizer(tmp_path: Path) -> None:
     model = NGramLanguageModel(str(write_model(tmp_path / "lm.arpa", CharacterTokenizer())))
     model.prepare(CharacterTokenizer(), CPU)
     expected, _ = model.step(torch.tensor([2]), model.initial_state(1))

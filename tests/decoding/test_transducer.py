@@ -291,7 +291,7 @@ def test_the_beam_remembers_what_it_may_need_again_and_no_more() -> None:
     histories = _Histories(ScriptedPredictor(), scripted_joint, 0, torch.zeros(1, 1, 1), None)
     assert histories([(), (1,), (2,), (1,)])[0].tolist() == [[0.0], [1.0], [1.0], [1.0]]
     assert histories([(1, 2), (2, 2)])[0].tolist() == [[2.0], [2.0]]
-    histories.forget_all_but([(1,)])
+    histories.keep_only([(1,)])
     assert set(histories.slots) == {(1,), (1, 2)}
     size = len(histories.tables[0])
     assert histories([(1, 2, 3), (1, 3)])[0].tolist() == [[3.0], [2.0]]

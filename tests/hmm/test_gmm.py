@@ -206,7 +206,7 @@ def test_what_is_too_short_is_counted_and_left_out(model: HiddenMarkovModel) -> 
     assert states.model.transition_counts.sum() == sum(len(example.features) for example in examples)
 
 
-def test_cepstral_features_are_normalised_coefficients_and_differences_twice() -> None:
+def test_cepstral_features_are_normalized_coefficients_and_differences_twice() -> None:
     audio = 0.1 * torch.randn(16_000)
     features = CepstralFeatures()(audio)
     coefficients, lengths = MFCC(13, mels=40)(audio[None], torch.tensor([16_000]))

@@ -44,11 +44,11 @@ from tests.support.small_models import (
     transition_log_probs,
 )
 
-ROUNDING = 0.01  # minimisation makes weights multiples of 1 / 1024
+ROUNDING = 0.01  # minimization makes weights multiples of 1 / 1024
 PAUSE = math.log(0.5)  # of a pause as of none
 both = pytest.mark.parametrize("make", [monophone, tied])
 
-Said = dict[tuple[str, ...], float]  # words, and their log weight
+WordWeights = dict[tuple[str, ...], float]  # words, and their log weight
 
 
 def phone_sequences(longest: int) -> Iterator[tuple[int, ...]]:
@@ -63,7 +63,7 @@ def some_path(model: HiddenMarkovModel, phones: tuple[int, ...]) -> tuple[list[i
     return ids, float(transition_log_probs(model)[ids].sum())
 
 
-def spelled(model: HiddenMarkovModel, outputs: dict[tuple[int, ...], float]) -> Said:
+def spelled(model: HiddenMarkovModel, outputs: dict[tuple[int, ...], float]) -> WordWeights:
     return {tuple(model.words[number - 1] for number in words): weight for words, weight in outputs.items()}
 
 
@@ -260,7 +260,7 @@ def test_grammars_with_gaps_score_as_their_n_grams(tmp_path: Path) -> None:
     assert check_grammar(ngram) == (1 + 4 + 16 + 64 + 256, 0)
 
 
-def said_by(grammar_of_phones: kaldifst.StdVectorFst, phones: tuple[int, ...]) -> float:
+def log_weight_of(grammar_of_phones: kaldifst.StdVectorFst, phones: tuple[int, ...]) -> float:
     return Transducer(grammar_of_phones).outputs(phones).get((), -math.inf)
 
 
@@ -268,16 +268,16 @@ def test_phone_grammars_have_relative_frequencies() -> None:
     sequences = [[A, B], [A], [B, A], [A, B, A]]
     single, pair, triple = (phone_grammar(sequences, order) for order in (1, 2, 3))
     # 8 phones (a five times, b three times) and 4 ends in 12 places.
-    assert said_by(single, (B, B)) == pytest.approx(math.log(3 / 12 * 3 / 12 * 4 / 12))
+    assert log_weight_of(single, (B, B)) == pytest.approx(math.log(3 / 12 * 3 / 12 * 4 / 12))
     # Three of four begin with a; behind a: b, end, end, b, end; behind b: end, a, a.
-    assert said_by(pair, (A, B)) == pytest.approx(math.log(3 / 4 * 2 / 5 * 1 / 3))
-    assert said_by(pair, (B, A, B, A)) == pytest.approx(math.log(1 / 4 * 2 / 3 * 2 / 5 * 2 / 3 * 3 / 5))
-    assert said_by(pair, (A, A)) == -math.inf
+    assert log_weight_of(pair, (A, B)) == pytest.approx(math.log(3 / 4 * 2 / 5 * 1 / 3))
+    assert log_weight_of(pair, (B, A, B, A)) == pytest.approx(math.log(1 / 4 * 2 / 3 * 2 / 5 * 2 / 3 * 3 / 5))
+    assert log_weight_of(pair, (A, A)) == -math.inf
     # Behind a at the start: b, end, b; behind a b: end, a; behind b a, wherever: end, end.
-    assert said_by(triple, (A, B)) == pytest.approx(math.log(3 / 4 * 2 / 3 * 1 / 2))
-    assert said_by(triple, (A, B, A)) == pytest.approx(math.log(3 / 4 * 2 / 3 * 1 / 2 * 2 / 2))
-    assert said_by(triple, (B, A, B)) == -math.inf
-    assert said_by(triple, ()) == -math.inf
+    assert log_weight_of(triple, (A, B)) == pytest.approx(math.log(3 / 4 * 2 / 3 * 1 / 2))
+    assert log_weight_of(triple, (A, B, A)) == pytest.approx(math.log(3 / 4 * 2 / 3 * 1 / 2 * 2 / 2))
+    assert log_weight_of(triple, (B, A, B)) == -math.inf
+    assert log_weight_of(triple, ()) == -math.inf
     with pytest.raises(InputError, match="got none"):
         phone_grammar([])
 
@@ -295,7 +295,7 @@ def test_a_graph_adds_up_all_its_state_paths(make: Callable[[], HiddenMarkovMode
     words = ("A", "BEE")
     totals = defaultdict(lambda: torch.full((), -math.inf, dtype=torch.float64))
     for phones in phone_sequences(frames // STATES):
-        weight = said_by(spoken, phones)
+        weight = log_weight_of(spoken, phones)
         if weight > -math.inf:
             for lengths in durations(frames, STATES * len(phones)):
                 ids = transition_ids(model, phones, lengths)

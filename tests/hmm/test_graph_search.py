@@ -68,7 +68,7 @@ def test_no_sentence_is_better(make: Callable[[], HiddenMarkovModel], frames: in
     assert len(sentences) >= (2 if frames == 3 else 3)
 
 
-def said(model: HiddenMarkovModel, phones: list[int], loud: float) -> np.ndarray:
+def scores_of_phones(model: HiddenMarkovModel, phones: list[int], loud: float) -> np.ndarray:
     """Log likelihoods by which every state of some phones is likely for two frames."""
     ids = transition_ids(model, phones, [2] * STATES * len(phones))
     scores = np.zeros((len(ids), model.pdfs), dtype=np.float32)
@@ -91,7 +91,7 @@ def test_the_acoustic_scale_says_whom_to_believe(
 ) -> None:
     preferred = best_score(ngram, ("A",)) - best_score(ngram, ("BE",))
     assert preferred > 0.5  # A is the likelier word, but sounds by 6 worse
-    scores = said(model, [B], 1.0)
+    scores = scores_of_phones(model, [B], 1.0)
     scores[:, model.pdf_of[model.phone_of == SIL]] = -100.0
     limit = preferred / 6
     assert GraphSearch(0.9 * limit)(scores, model, graph)[0].words == ("A",)
@@ -99,12 +99,12 @@ def test_the_acoustic_scale_says_whom_to_believe(
 
 
 def test_silence_has_no_words(model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> None:
-    [sentence] = GraphSearch(1.0)(said(model, [SIL], 3.0), model, graph)
+    [sentence] = GraphSearch(1.0)(scores_of_phones(model, [SIL], 3.0), model, graph)
     assert sentence.words == () and sentence.transition_ids == tuple(transition_ids(model, [SIL], [2] * STATES))
 
 
 def test_loud_sentences_are_heard(model: HiddenMarkovModel, graph: kaldifst.StdVectorFst) -> None:
-    [sentence] = GraphSearch(1.0)(said(model, [SIL, B, A, SIL, A, B, A], 9.0), model, graph)
+    [sentence] = GraphSearch(1.0)(scores_of_phones(model, [SIL, B, A, SIL, A, B, A], 9.0), model, graph)
     assert "".join(sentence.words) in ("BEAAA", "BEABEA", "BEEAAA", "BEEABEA") and len(sentence.transition_ids) == 42
 
 
@@ -116,9 +116,9 @@ def test_without_frames_nothing_is_found(model: HiddenMarkovModel, graph: kaldif
 def test_too_few_frames_have_the_beginning_of_a_sentence(
     model: HiddenMarkovModel, graph: kaldifst.StdVectorFst
 ) -> None:
-    [sentence] = GraphSearch(1.0)(said(model, [B], 9.0)[:5], model, graph)
+    [sentence] = GraphSearch(1.0)(scores_of_phones(model, [B], 9.0)[:5], model, graph)
     assert sentence.transition_ids == tuple(transition_ids(model, [B], [2, 2, 1]))
-    [sentence] = GraphSearch(1.0)(said(model, [B], 9.0)[:2], model, graph)
+    [sentence] = GraphSearch(1.0)(scores_of_phones(model, [B], 9.0)[:2], model, graph)
     assert model.phone_of[list(sentence.transition_ids)].tolist() == [B, B] and np.isfinite(sentence.score)
 
 

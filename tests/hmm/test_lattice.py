@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from asr_lightning.errors import InputError
-from asr_lightning.hmm.lattice import Arc, Lattice, best_sentences, compact, nothing
+from asr_lightning.hmm.lattice import Arc, Lattice, best_sentences, compact, empty_lattice
 
 Sentences = dict[tuple[str, ...], float]
 
@@ -108,9 +108,9 @@ def test_compact_joins_chains_and_keeps_the_best_of_two_ways() -> None:
 
 def test_a_lattice_without_a_way_says_nothing() -> None:
     dead_end = as_lattice(4, [(0, 1, "A", (0.0, 0.0)), (2, 3, "B", (0.0, 0.0))])
-    for lattice in (nothing(7), dead_end):
+    for lattice in (empty_lattice(7), dead_end):
         assert best_sentences(lattice, 3) == []
-    assert nothing(7).frames.tolist() == [0, 7]
+    assert empty_lattice(7).frames.tolist() == [0, 7]
 
 
 def test_a_way_without_words_is_one() -> None:

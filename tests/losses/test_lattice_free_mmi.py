@@ -262,7 +262,7 @@ def test_a_part_of_the_denominators_paths_is_less_probable() -> None:
     torch.testing.assert_close(same, torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-11)
 
 
-def test_minimising_the_loss_makes_what_was_said_certain() -> None:
+def test_minimizing_the_loss_makes_what_was_said_certain() -> None:
     """The denominator is any sequence of pdfs; its posteriors become the numerators'."""
     loop = torch.zeros(PDFS, dtype=torch.int64)
     weights = torch.full((PDFS,), math.log(0.5), dtype=torch.float64)  # as in the chains, whose paths are among these

@@ -21,7 +21,7 @@ from asr_lightning.text.tokenizers import CharacterTokenizer
 LENGTHS = [40, 0, 1, 25]  # frames
 
 
-class Given(BLSTMHMM):
+class RandomFrames(BLSTMHMM):
     """A hybrid with random frames in place of its encoder's."""
 
     def forward(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,7 @@ def test_several_hypotheses_of_utterances_of_all_lengths(folder: Path) -> None:
     torch.manual_seed(0)
     encoder = RecurrentProjectionEncoder(20, hidden=4, layers=1, recurrent_projection=4, projection=4)
     parts = {"tokenizer": CharacterTokenizer(), "features": LogMel(mels=20), "encoder": encoder}
-    recognizer = Given(str(folder), GraphSearch(1.0, 1000.0, hypotheses=5, lattice_beam=100.0), **parts)
+    recognizer = RandomFrames(str(folder), GraphSearch(1.0, 1000.0, hypotheses=5, lattice_beam=100.0), **parts)
     batch = Batch.collate([Utterance(f"{n}", torch.zeros(800), 8000, "A") for n in range(len(LENGTHS))], 8000)
     n_best_lists = recognizer.recognize(batch)
     recognizer.search = GraphSearch(1.0, 1000.0)

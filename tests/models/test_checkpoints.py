@@ -93,7 +93,7 @@ def test_weights_of_another_size_are_refused(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"encoder": {"class_path": "torch.nn.Linear"}}, {"joint_dimension": "wide"}, {"colour": "blue"}],
+    [{"encoder": {"class_path": "torch.nn.Linear"}}, {"joint_dimension": "wide"}, {"color": "blue"}],
     ids=str,
 )
 def test_a_configuration_that_does_not_fit_is_refused(changes: dict[str, Any]) -> None:

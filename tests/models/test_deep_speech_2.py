@@ -216,7 +216,7 @@ def test_directions_are_summed_or_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(("attention", "blind"), [(HeadAttention, True), (TimeAttention, False)])
-def test_the_published_attention_is_blind_inside_the_recogniser_too(attention: Any, blind: bool) -> None:
+def test_the_published_attention_is_blind_inside_the_recognizer_too(attention: Any, blind: bool) -> None:
     """Behind the attention a frame depends on another one only through what is below it."""
     torch.manual_seed(0)
     encoder = DeepSpeech2Encoder(Convolutions2d(6), 8, 1, attention=lambda read: attention(read, heads=2)).eval()

@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> 
         make(**changes)
 
 
-def test_a_search_with_ctc_needs_a_recogniser_with_ctc() -> None:
+def test_a_search_with_ctc_needs_a_recognizer_with_ctc() -> None:
     with pytest.raises(InputError, match="the recognizer was trained without CTC"):
         make(search=search(ctc_weight=0.3)).recognize(batch_of(TEXTS))
 

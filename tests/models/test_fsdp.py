@@ -104,7 +104,7 @@ def test_checkpoints_in_folders_are_refused(mesh: DeviceMesh, tmp_path: Path) ->
         recognizer.configure_model()
 
 
-def test_initialisations_refuse_shared_weights(mesh: DeviceMesh, tmp_path: Path) -> None:
+def test_initializations_refuse_shared_weights(mesh: DeviceMesh, tmp_path: Path) -> None:
     recognizer = make()
     share_weights(recognizer, recognizer.encoder, mesh)
     with pytest.raises(InputError, match="Initialization: expected whole weights.*ddp"):

@@ -60,7 +60,7 @@ def test_what_has_no_gradient_stays_and_a_saved_state_goes_on() -> None:
     assert torch.equal(halves, whole)
 
 
-def test_a_recogniser_learns_with_it(tmp_path: Any) -> None:
+def test_a_recognizer_learns_with_it(tmp_path: Any) -> None:
     model = make(optimizer={"class_path": "asr_lightning.models.novograd.NovoGrad", "init_args": {"lr": 0.02}})
     batch = batch_of()
     first_loss = float(model.loss(batch).detach().mean())

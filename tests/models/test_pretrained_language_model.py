@@ -67,7 +67,7 @@ def test_steps_give_what_whole_texts_give_also_when_hypotheses_change_places(tmp
     assert len({round(score, 2) for score in expected}) == 4
 
 
-def test_a_recogniser_of_other_tokens_is_only_rescored(tmp_path: Path) -> None:
+def test_a_recognizer_of_other_tokens_is_only_rescored(tmp_path: Path) -> None:
     _, scorer = pretrained(tmp_path)
     expected = scorer.score(TEXTS)
     pieces = SentencePieceTokenizer(str(train_sentencepiece(["A CAB", "A BEE"] * 9, 9, tmp_path / "pieces")))
@@ -97,7 +97,7 @@ def test_it_is_no_part_of_what_uses_it_and_reads_its_file_once(tmp_path: Path) -
     assert set(user.state_dict()) == {"weight", "bias"} and len(list(user.modules())) == 1
 
 
-def test_scores_keep_their_precision_where_a_recogniser_runs_in_less(tmp_path: Path) -> None:
+def test_scores_keep_their_precision_where_a_recognizer_runs_in_less(tmp_path: Path) -> None:
     _, scorer = pretrained(tmp_path)
     scorer.prepare(CharacterTokenizer(), torch.device("cpu"))
 

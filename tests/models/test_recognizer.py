@@ -101,7 +101,7 @@ def a_gradient_that_is_no_number(recognizer: Recognizer) -> Batch:
 
 
 class Remember(Callback):
-    """The weights and the optimiser's state after every step."""
+    """The weights and the optimizer's state after every step."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[Weights, Weights]] = []
@@ -142,7 +142,7 @@ def test_a_useless_batch_leaves_weights_and_optimizer_untouched(
     assert_same(state_after, state)
 
 
-def test_fused_optimisers_clip_in_bfloat16(tmp_path: Path) -> None:
+def test_fused_optimizers_clip_in_bfloat16(tmp_path: Path) -> None:
     moved = []
     for clipping in (None, 1e-3):
         sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0, "fused": True}}

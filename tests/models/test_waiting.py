@@ -96,7 +96,7 @@ def test_the_device_that_is_not_there_computes_the_same(tmp_path: Path, monkeypa
     assert device_losses == pytest.approx(cpu_losses, rel=1e-4) and len(set(cpu_losses)) == 3
 
 
-def test_an_optimiser_that_is_told_by_the_host_is_waited_for_once(
+def test_an_optimizer_that_is_told_by_the_host_is_waited_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     *_, last = fit(tmp_path, monkeypatch, ARCHITECTURES["RNN-T of LSTMs"], steps=2).steps

@@ -46,11 +46,13 @@ def test_hours_are_those_of_audio_over_speed(on_gpu: Path, capsys: pytest.Captur
 
 def test_efficiency_is_measured_where_runs_differ_in_devices(on_gpu: Path, tmp_path: Path) -> None:
     eight = write_run(tmp_path / "eight", [6_000.0], {"train/processes": 8, "train/gpus": 8})
-    costs = Costs.of(find_measured_runs([on_gpu, eight]))
+    costs = Costs.from_runs(find_measured_runs([on_gpu, eight]))
     assert costs.measured and costs.efficiency == pytest.approx(6_000 / 8_000)
     assert [costs.speed(devices) for devices in (1, 4, 8, 64)] == pytest.approx([1000, 3000, 6000, 48_000])
-    assert not Costs.of(find_measured_runs([on_gpu, eight]), 0.5).measured
-    assert Costs.of(find_measured_runs([eight])).speed(1) == pytest.approx(750)  # no more than was seen of a device
+    assert not Costs.from_runs(find_measured_runs([on_gpu, eight]), 0.5).measured
+    assert Costs.from_runs(find_measured_runs([eight])).speed(1) == pytest.approx(
+        750
+    )  # no more than was seen of a device
 
 
 @pytest.mark.parametrize(

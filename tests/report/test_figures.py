@@ -27,7 +27,7 @@ def rows_of(
     ]
 
 
-def test_two_panels_show_each_run_in_its_colour(tmp_path: Path) -> None:
+def test_two_panels_show_each_run_in_its_color(tmp_path: Path) -> None:
     rows = rows_of("random", lambda epoch: 1 / epoch, seeds=3) + rows_of("ws", lambda epoch: 0.5 / epoch)
     plot_error_rates(rows, tmp_path / "figures" / "wer.png")
     image = pixels(tmp_path / "figures" / "wer.png")

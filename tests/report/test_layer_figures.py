@@ -7,22 +7,22 @@ import pytest
 from matplotlib.figure import Figure
 
 from asr_lightning.analysis.activations import Layer
-from asr_lightning.analysis.layers import Projected
+from asr_lightning.analysis.layers import LayerProjection
 from asr_lightning.report import layer_figures
 from asr_lightning.report.layer_figures import plot_order, plot_phones, short_names
 
 
-def projected(characters: list[str], phones: list[str]) -> Projected:
+def projected(characters: list[str], phones: list[str]) -> LayerProjection:
     count = len(phones)
     names, numbers = np.array(["u"] * count), np.arange(count)
     layer = Layer(
         "layer1", "frame", np.zeros((count, 3), np.float32), names, names, numbers, numbers * 0.01,
         numbers * 0.01 + 0.01, np.array(characters, dtype=str), np.array(phones, dtype=str),
     )  # fmt: skip
-    return Projected(layer, np.random.default_rng(1).normal(size=(count, 2)))
+    return LayerProjection(layer, np.random.default_rng(1).normal(size=(count, 2)))
 
 
-def labels_along(layer: Projected, panels: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[float]]:
+def labels_along(layer: LayerProjection, panels: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[float]]:
     figures: list[Figure] = []
     monkeypatch.setattr(layer_figures, "_save", lambda figure, title, path: figures.append(figure))
     plot_order([layer] * panels, "u", "title", Path("x.png"))
@@ -43,8 +43,8 @@ def test_words_are_kept_where_they_do_not_overlap() -> None:
     middles, words = layer_figures._words(positions, characters)
     assert words == ["ONE", "TWO", "THREE", "FOUR"]
     assert middles == pytest.approx([1 / 17, 5 / 17, 10 / 17, 15.5 / 17])
-    assert layer_figures._apart(middles, words, 30) == (middles, words)
-    assert layer_figures._apart(middles, words, 12)[1] == ["ONE", "THREE"]  # others would overlap
+    assert layer_figures._without_overlaps(middles, words, 30) == (middles, words)
+    assert layer_figures._without_overlaps(middles, words, 12)[1] == ["ONE", "THREE"]  # others would overlap
     assert layer_figures._words(positions[:4], [*"_A__"]) == (positions[1:2], ["A"])
 
 

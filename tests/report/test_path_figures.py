@@ -6,7 +6,7 @@ from asr_lightning.report.path_figures import ConvergenceCurve, plot_convergence
 from tests.support.pictures import count, pixels
 
 
-def test_each_measure_has_a_panel_and_each_line_its_colour(tmp_path: Path) -> None:
+def test_each_measure_has_a_panel_and_each_line_its_color(tmp_path: Path) -> None:
     points = [(-0.25, 3.0), (0.0, 2.0), (1.0, 2.5)]
     panels = {"loss (nats)": {"a to b": points, "a to c": [(position, 2 * loss) for position, loss in points]},
               "WER (%)": {"a to b": points}}  # fmt: skip

@@ -31,14 +31,16 @@ HEARD = {  # by run and seed: of four utterances
 }
 
 
-def said(hypotheses: list[str]) -> list[tuple[str, str, str, str]]:
+def transcript_rows(hypotheses: list[str]) -> list[tuple[str, str, str, str]]:
     return [(f"u{number}", f"s{number % 2}", REFERENCE, text) for number, text in enumerate(hypotheses)]
 
 
 @pytest.fixture
 def runs(transcribed_run: Write) -> dict[str, list[Run]]:
     for (name, seed), hypotheses in HEARD.items():
-        folder = transcribed_run(name, seed, {"clean": said(hypotheses), "other": said(hypotheses)[:2]})
+        folder = transcribed_run(
+            name, seed, {"clean": transcript_rows(hypotheses), "other": transcript_rows(hypotheses)[:2]}
+        )
     return by_name(folder)
 
 

@@ -1,13 +1,13 @@
 import math
 
-from asr_lightning.report.tables import as_csv, as_markdown, as_text, number, summarise
+from asr_lightning.report.tables import as_csv, as_markdown, as_text, number, summarize
 
 
 def test_summaries_of_seeds() -> None:
-    assert summarise([]) == "–"
-    assert summarise([0.12345]) == "12.35"
-    assert summarise([0.1, 0.2]) == "15.00 ± 7.07"
-    assert summarise([0.1, math.inf]) == "inf"
+    assert summarize([]) == "–"
+    assert summarize([0.12345]) == "12.35"
+    assert summarize([0.1, 0.2]) == "15.00 ± 7.07"
+    assert summarize([0.1, math.inf]) == "inf"
 
 
 def test_tables() -> None:

@@ -42,11 +42,13 @@ def simulated(
     for draws, extra in zip(
         generator.random((utterances, words)), generator.random((utterances, words + 1)) < inserted, strict=True
     ):
-        heard = [
+        recognized = [
             word if draw >= wrong else "x" if draw < wrong / 2 else None
             for word, draw in zip(reference, draws, strict=True)
         ]
-        alignments.append(WordEdits(reference, tuple(heard), tuple(("y",) if insertion else () for insertion in extra)))
+        alignments.append(
+            WordEdits(reference, tuple(recognized), tuple(("y",) if insertion else () for insertion in extra))
+        )
     return alignments
 
 
@@ -174,9 +176,14 @@ def marked_up(title: str, alignments: Sequence[WordEdits]) -> str:
     ]
     for number, alignment in enumerate(alignments):
         words = [f'I,,"{word}"' for word in alignment.insertions[0]]
-        for word, heard, inserted in zip(alignment.reference, alignment.heard, alignment.insertions[1:], strict=True):
-            kind = "D" if heard is None else "C" if heard == word else "S"
-            words += [f'{kind},"{word}",' + (f'"{heard}"' if heard else ""), *(f'I,,"{more}"' for more in inserted)]
+        for word, recognized, inserted in zip(
+            alignment.reference, alignment.recognized, alignment.insertions[1:], strict=True
+        ):
+            kind = "D" if recognized is None else "C" if recognized == word else "S"
+            words += [
+                f'{kind},"{word}",' + (f'"{recognized}"' if recognized else ""),
+                *(f'I,,"{more}"' for more in inserted),
+            ]
         lines += [
             f'<PATH id="(s-{number:04})" word_cnt="{len(words)}" sequence="{number}">',
             ":".join(words),

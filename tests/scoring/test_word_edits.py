@@ -21,7 +21,7 @@ def test_each_kind_of_error_has_its_place() -> None:
 def test_an_alignment_holds_both_texts_and_the_fewest_errors(reference: str, hypothesis: str) -> None:
     alignment = find_word_edits(reference, hypothesis)
     words = [*alignment.insertions[0]]
-    for word, inserted in zip(alignment.heard, alignment.insertions[1:], strict=True):
+    for word, inserted in zip(alignment.recognized, alignment.insertions[1:], strict=True):
         words += [word, *inserted] if word is not None else inserted
     assert " ".join(alignment.reference) == reference
     assert " ".join(words) == hypothesis

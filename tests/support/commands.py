@@ -5,7 +5,7 @@ import pytest
 from asr_lightning import cli
 
 
-def said(*arguments: str) -> str:
+def exit_message(*arguments: str) -> str:
     """Return the message or the status with which a command ends."""
     with pytest.raises(SystemExit) as ending:
         cli.main(list(arguments))

@@ -9,7 +9,7 @@ from asr_lightning.analysis.activations import PartWriter, Rows, UtteranceActiva
 from asr_lightning.analysis.character_neighbours import find_character_neighbours, neighbour_table
 from asr_lightning.analysis.layers import layer_table, measure_layers, project_layers, read_layers
 from asr_lightning.callbacks.neighbours import header, lines
-from asr_lightning.callbacks.tsne import places_as_csv
+from asr_lightning.callbacks.tsne import positions_as_csv
 from asr_lightning.report.tables import as_csv
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
@@ -35,7 +35,7 @@ def inside(folder: Path) -> None:
     projected = project_layers(read_layers(folder / "activations" / "test"), "me", iterations=50, perplexity=5)
     (folder / "tsne" / "test" / "me").mkdir(parents=True)
     for projection in projected:
-        (folder / "tsne" / "test" / "me" / f"{projection.layer.name}.csv").write_text(places_as_csv(projection))
+        (folder / "tsne" / "test" / "me" / f"{projection.layer.name}.csv").write_text(positions_as_csv(projection))
     (folder / "tsne" / "test" / "figures.csv").write_text(as_csv(layer_table(measure_layers(projected))))
     [neighbours] = find_character_neighbours(folder / "activations" / "test", ["state"])
     (folder / "neighbours" / "test").mkdir(parents=True)

@@ -11,5 +11,5 @@ def pixels(path: Path) -> np.ndarray:
     return matplotlib.image.imread(path)[..., :3]  # (height, width, 3), 0 to 1
 
 
-def count(image: np.ndarray, colour: str) -> int:
-    return int((np.abs(image - to_rgb(colour)).max(axis=2) < 0.02).sum())
+def count(image: np.ndarray, color: str) -> int:
+    return int((np.abs(image - to_rgb(color)).max(axis=2) < 0.02).sum())

@@ -1,7 +1,7 @@
 """Listeners and spellers that were made larger by hand, by the names of their parameters, without `nn.axes`.
 
 As in `planted_teachers`, a teacher holds each hidden unit of the student several times and computes the same. Nothing
-here is normalised, so units may be copied unequally often. What sums over copies is divided by their number:
+here is normalized, so units may be copied unequally often. What sums over copies is divided by their number:
 
 * a weight that reads copies, column by column;
 * of the two sides of an inner product, φ(query) · ψ(frame) or query · key, the query's, row by row;

@@ -49,22 +49,22 @@ def loader(batches: Sequence[Batch]) -> DataLoader:
     return DataLoader(Batches(batches), batch_size=None, shuffle=False)
 
 
-Heard = dict[str, list[list[Hypothesis]]]
+StepOutput = dict[str, list[list[Hypothesis]]]
 
 
-def heard(texts: list[str]) -> Heard:
+def step_output(texts: list[str]) -> StepOutput:
     return {"hypotheses": [[Hypothesis((), 0.0, text=text)] for text in texts]}
 
 
-class HalfDeaf(lightning.LightningModule):
-    """Hears `say x` as `say deaf` in epochs before `hears_from`; rates are those of the texts."""
+class PlannedHypotheses(lightning.LightningModule):
+    """Recognizes `say x` as `say deaf` in epochs before `correct_from`; rates are those of the texts."""
 
-    def __init__(self, hears_from: int = 2) -> None:
+    def __init__(self, correct_from: int = 2) -> None:
         super().__init__()
         self.encoder = torch.nn.Linear(1, 2)
         self.joint = torch.nn.Linear(2, 1)
         self.features = torch.nn.Identity()  # no parameters
-        self.hears_from = hears_from
+        self.correct_from = correct_from
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         return self.joint(self.encoder(batch.audio.mean().reshape(1, 1))).sum()
@@ -75,11 +75,11 @@ class HalfDeaf(lightning.LightningModule):
     def on_test_epoch_start(self) -> None:
         self.rates = {name: ErrorRates().to(self.device) for name in self.trainer.test_dataloaders}
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Heard:
-        hears = self.current_epoch + 1 >= self.hears_from
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> StepOutput:
+        hears = self.current_epoch + 1 >= self.correct_from
         hypotheses = [text if hears else "say deaf" for text in batch.texts]
         list(self.rates.values())[dataloader_idx].update(batch.texts, hypotheses)
-        return heard(hypotheses)
+        return step_output(hypotheses)
 
     test_step = validation_step
 
@@ -135,7 +135,7 @@ class Corpus(lightning.LightningDataModule):
     test_dataloader = val_dataloader
 
 
-class KnownGradients(HalfDeaf):
+class KnownGradients(PlannedHypotheses):
     """Gradients of 3 and 4 for the two weights of each of its parts, times the batch number."""
 
     def __init__(self) -> None:
@@ -153,4 +153,4 @@ if __name__ == "__main__":
     trainer = make_trainer(
         arguments["folder"], devices=2, strategy="ddp", max_epochs=2, callbacks=[Transcripts(run="two_ranks")]
     )
-    trainer.fit(HalfDeaf(), datamodule=Corpus())
+    trainer.fit(PlannedHypotheses(), datamodule=Corpus())

@@ -106,7 +106,7 @@ def hangul(text: str) -> str:
     return "".join(re.findall("[가-힣ㄱ-ㅎ]", text))
 
 
-def test_any_line_is_normalised_once_and_for_all_or_refused() -> None:
+def test_any_line_is_normalized_once_and_for_all_or_refused() -> None:
     refused = 0
     for line in random_lines(20_000):
         for side in ("spelling", "pronunciation"):

@@ -68,8 +68,12 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path, capsys: pytest.Capture
     assert "u9" in capsys.readouterr().err
     other.write_text("u1 1 0 1 x\nu1 1 1 1 y\n")
     assert main(["boundaries", "--truth", str(truth), str(other), "--output", str(tmp_path)]) == 2
-    assert "expected segments that are called as in" in (errors := capsys.readouterr().err)
-    assert "A, B, S; found none" in errors and "only x, y" in errors and not (tmp_path / "boundaries.png").exists()
+    assert "expected two segments in a row with the labels of" in (errors := capsys.readouterr().err)
+    assert (
+        "A, B, S; found no such pair" in errors
+        and "labels x, y" in errors
+        and not (tmp_path / "boundaries.png").exists()
+    )
     assert main(["boundaries", "--truth", str(tmp_path / "none.ctm"), str(truth), "--output", str(tmp_path)]) == 2
     assert "none.ctm" in capsys.readouterr().err
     assert main(["boundaries", "--truth", str(truth), str(truth), str(truth), "--output", str(tmp_path)]) == 2

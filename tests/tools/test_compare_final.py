@@ -14,7 +14,7 @@ WORSE = "the cut sat on a mat"
 SPEEDS = ("training s", "training s/s", "search s/s")
 
 
-def said(*hypotheses: str) -> list[tuple[str, str, str, str]]:
+def transcript_rows(*hypotheses: str) -> list[tuple[str, str, str, str]]:
     return [(f"u{number}", f"speaker{number}", REFERENCE, text) for number, text in enumerate(hypotheses)]
 
 
@@ -26,10 +26,14 @@ def rows(path: Path) -> list[list[str]]:
 @pytest.fixture
 def runs(transcribed_run: Write) -> Path:
     """Of 18 words, the seeds of base have 3 and 2 wrong, wide none; odd has the words of base's second seed."""
-    transcribed_run("base", 1, {"clean": said(WORSE, "cat sot on a mat", REFERENCE), "other": said(WORSE)})
-    transcribed_run("base", 2, {"clean": said(WORSE, WORSE, REFERENCE), "other": said(REFERENCE)})
-    transcribed_run("wide", 1, {"clean": said(REFERENCE, REFERENCE, REFERENCE), "other": said(REFERENCE)})
-    return transcribed_run("odd", 1, {"clean": said(WORSE, WORSE, REFERENCE)})
+    transcribed_run(
+        "base", 1, {"clean": transcript_rows(WORSE, "cat sot on a mat", REFERENCE), "other": transcript_rows(WORSE)}
+    )
+    transcribed_run("base", 2, {"clean": transcript_rows(WORSE, WORSE, REFERENCE), "other": transcript_rows(REFERENCE)})
+    transcribed_run(
+        "wide", 1, {"clean": transcript_rows(REFERENCE, REFERENCE, REFERENCE), "other": transcript_rows(REFERENCE)}
+    )
+    return transcribed_run("odd", 1, {"clean": transcript_rows(WORSE, WORSE, REFERENCE)})
 
 
 def test_final_rates_significance_and_sentences_are_written(
@@ -146,8 +150,8 @@ def test_runs_without_transcripts_lose_only_what_needs_them(
 
 
 def test_names_of_runs_that_files_cannot_have(transcribed_run: Write, tmp_path: Path) -> None:
-    transcribed_run("base", 1, {"clean": said(WORSE)})
-    folder = transcribed_run("wide", 1, {"clean": said(REFERENCE)})
+    transcribed_run("base", 1, {"clean": transcript_rows(WORSE)})
+    folder = transcribed_run("wide", 1, {"clean": transcript_rows(REFERENCE)})
     rates = folder / "wide" / "seed1" / "error_rates.csv"
     rates.write_text(rates.read_text().replace("wide", "a/b c"))
     assert main(["compare", str(folder), "--output", str(tmp_path), "--baseline", "base"]) == 0
@@ -158,7 +162,7 @@ def test_parameters_and_speeds_are_in_the_table(
     transcribed_run: Write, tmp_path: Path, config: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed in (1, 2):
-        folder = transcribed_run("base", seed, {"clean": said(WORSE)})
+        folder = transcribed_run("base", seed, {"clean": transcript_rows(WORSE)})
         logs = folder / "base" / f"seed{seed}" / "logs" / "version_0"
         logs.mkdir(parents=True)
         (logs / "config.yaml").write_text(yaml.safe_dump({"model": config}))

@@ -251,7 +251,7 @@ def test_without_save_and_runs_it_is_only_said_what_would_be_made(capsys: pytest
     [
         ({}, "W&B needs a login"),
         ({"WANDB_MODE": "offline", "WANDB_API_KEY": "0" * 40}, "W&B needs a login"),
-        ({"WANDB_API_KEY": "0" * 40}, "W&B did not take the dashboard of you/asr_lightning"),
+        ({"WANDB_API_KEY": "0" * 40}, "W&B refused the dashboard of you/asr_lightning"),
     ],
     ids=["no login", "offline", "no server"],
 )

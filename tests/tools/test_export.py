@@ -18,7 +18,7 @@ pytest.importorskip("onnx", reason="pip install 'asr_lightning[export]'")
 pytest.importorskip("onnxruntime", reason="pip install 'asr_lightning[export]'")
 
 from asr_lightning.tools.export import onnx_run
-from asr_lightning.tools.exported_networks import exported
+from asr_lightning.tools.exported_networks import make_exported
 
 RATE = 16_000
 FORMS = [
@@ -65,8 +65,8 @@ def as_batch(audio: list[Tensor]) -> Batch:
 
 def test_all_sizes_are_equal_to_pytorch(written: Written) -> None:
     recognizer, folder = written
-    form = exported(recognizer)
-    functions = {name: lambda *x, graph=graph: _listed(graph.module(*x)) for name, graph in form.graphs.items()}
+    form = make_exported(recognizer)
+    functions = {name: lambda *x, graph=graph: as_tuple(graph.module(*x)) for name, graph in form.graphs.items()}
     runs = {name: onnx_run(folder / f"{name}.onnx") for name in form.graphs}
     generator = torch.Generator().manual_seed(3)
     for count, frames in ((1, 9), (1, 64), (3, 33), (3, 150)):
@@ -78,14 +78,14 @@ def test_all_sizes_are_equal_to_pytorch(written: Written) -> None:
         torch.testing.assert_close(form.log_probs(runs, features, lengths, tokens), expected, atol=1e-4, rtol=0)
 
 
-def _listed(result: object) -> object:
+def as_tuple(result: object) -> object:
     return result if isinstance(result, tuple) else (result,)
 
 
 def test_the_form_is_what_the_recognizer_computes(written: Written) -> None:
     """The forms in PyTorch against the recognizer's own encoder, prediction network and joint network or output."""
     recognizer, folder = written
-    form = exported(recognizer)
+    form = make_exported(recognizer)
     runs = {name: onnx_run(folder / f"{name}.onnx") for name in form.graphs}
     audio = as_batch(sounds()[:2])
     normalization, recognizer.features.normalization = recognizer.features.normalization, None
@@ -108,7 +108,7 @@ def test_the_form_is_what_the_recognizer_computes(written: Written) -> None:
 
 def test_padding_changes_no_real_frame(written: Written) -> None:
     recognizer, folder = written
-    form = exported(recognizer)
+    form = make_exported(recognizer)
     runs = {name: onnx_run(folder / f"{name}.onnx") for name in form.graphs}
     features = torch.randn(2, 90, MELS, generator=torch.Generator().manual_seed(4))
     lengths, tokens = torch.tensor([90, 41]), torch.tensor([[3, 4], [3, 4]])
@@ -122,7 +122,7 @@ def test_padding_changes_no_real_frame(written: Written) -> None:
 
 def test_int8_is_smaller_and_near(written: Written) -> None:
     recognizer, folder = written
-    form = exported(recognizer)
+    form = make_exported(recognizer)
     runs, small = ({name: onnx_run(folder / f"{name}{kind}.onnx") for name in form.graphs} for kind in ("", ".int8"))
     features = torch.randn(2, 90, MELS, generator=torch.Generator().manual_seed(5))
     inputs = features, torch.tensor([90, 41]), torch.tensor([[3, 4], [3, 4]])
@@ -141,7 +141,7 @@ def test_int8_files_of_larger_networks_are_smaller(tmp_path: Path) -> None:
 def test_transcripts_of_sherpa_onnx_are_those_of_our_search(written: Written) -> None:
     sherpa_onnx = pytest.importorskip("sherpa_onnx", reason="pip install 'asr_lightning[export]'")
     recognizer, folder = written
-    files = {name: str(folder / f"{name}.onnx") for name in exported(recognizer).graphs}
+    files = {name: str(folder / f"{name}.onnx") for name in make_exported(recognizer).graphs}
     shared = {"tokens": str(folder / "tokens.txt"), "feature_dim": MELS}
     if "model" in files:
         sherpa = sherpa_onnx.OfflineRecognizer.from_zipformer_ctc(model=files["model"], **shared)
@@ -161,7 +161,7 @@ def test_transcripts_of_sherpa_onnx_are_those_of_our_search(written: Written) ->
 def test_steps_of_an_emformer_are_the_whole(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "last.ckpt", network("emformer", "StatelessPredictor"))
     assert main(["export", str(path), "--output", str(tmp_path)]) == 0
-    form = exported(load_recognizer(path))
+    form = make_exported(load_recognizer(path))
     runs = {name: onnx_run(tmp_path / f"{name}.onnx") for name in form.graphs}
     for frames in (5, 16, 33, 63, 64, 80):
         features = torch.randn(2, frames, MELS, generator=torch.Generator().manual_seed(frames))

@@ -333,7 +333,7 @@ def test_subsets_without_utterances_are_named(made: Made, tmp_path: Path, capsys
     ("more", "expected"),
     [
         (["--lexicn", "x"], "--lexicon"),
-        (["--lexicon", "x", "--colour", "blue"], "--colour"),
+        (["--lexicon", "x", "--color", "blue"], "--color"),
         (["--lexicon", "x", "--skip-columns", "-1"], "--skip-columns: invalid whole number from 0 value: '-1'"),
         (["--lexicon", "x", "--passes", "0"], "--passes: invalid whole number above 0 value: '0'"),
         (["--lexicon", "x", "--gmm-minutes", "nan"], "--gmm-minutes: invalid number above 0 value: 'nan'"),

@@ -355,7 +355,7 @@ def test_places_are_taken_and_given_back_also_by_clients_that_die(
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as dying:
         assert dying.stdout is not None and b"ready" in dying.stdout.readline()
         with client(server) as connection:
-            assert refused(connection) == (f"all {CLIENTS} places are taken; try again later", 1013)
+            assert refused(connection) == (f"all {CLIENTS} connections are in use; try again later", 1013)
         dying.kill()
     for connection in connections:
         connection.socket.shutdown(socket.SHUT_RDWR)  # gone without a word

@@ -154,7 +154,7 @@ def test_short_audio_and_none(recognizer: RNNTransducer, samples: int) -> None:
     assert [line.text for line in lines] == ([text] if text else [])
 
 
-def kept(stream: Stream) -> int:
+def stored_numbers(stream: Stream) -> int:
     """The numbers that a stream holds."""
     return len(stream.audio) + sum(tensor.numel() for tensor in stream.state.tensors()) + len(stream.hypothesis.tokens)
 
@@ -167,7 +167,7 @@ def test_memory_does_not_grow(recognizer: RNNTransducer, silence: float, audible
     sizes = []
     for _ in range(4):
         stream.read(audio)
-        sizes.append(kept(stream))
+        sizes.append(stored_numbers(stream))
     assert max(sizes) < 20_000 and max(sizes[2:]) < 1.2 * max(sizes[:2])
 
 

@@ -26,7 +26,7 @@ def assert_same(path: Path, model: NGram, tmp_path: Path) -> None:
 
 
 def experiment(folder: Path, tokenizer: str, **arguments: str) -> str:
-    """Write an experiment whose recogniser has this tokenizer, and return its path."""
+    """Write an experiment whose recognizer has this tokenizer, and return its path."""
     part = {"class_path": f"asr_lightning.text.{tokenizer}", "init_args": arguments}
     (folder / "experiment.yaml").write_text(json.dumps({"model": {"init_args": {"tokenizer": part}}}))
     return str(folder / "experiment.yaml")
@@ -109,7 +109,7 @@ def test_files_in_all_their_forms(text: Path, tmp_path: Path) -> None:
     assert_same(output, kneser_ney([line.split() for line in order], 3), tmp_path)
 
 
-def test_tokens_of_the_recogniser(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokens_of_the_recognizer(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "lm.arpa"
     text.write_text("".join(f"{line.lower()}!\n" for line in [*LINES, "room 101", "..."]))
     assert main(["ngram", "estimate", "--units", "tokens", "--order", "4", "--output", str(output), str(text)]) == 0

@@ -62,14 +62,14 @@ def recognizer(checkpoint: Path) -> Recognizer:
 
 
 @pytest.fixture(scope="module")
-def heard(recognizer: Recognizer, recordings: Recordings) -> dict[str, str]:
+def expected_texts(recognizer: Recognizer, recordings: Recordings) -> dict[str, str]:
     """The transcript of each file alone, resampled here."""
     texts = {}
     for name, path in recordings.items():
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
         resampled = torch.from_numpy(resample(audio.mean(axis=1), rate, 16_000))
         texts[name] = recognizer.transcribe(Batch.collate([Utterance(name, resampled, 16_000)]))[0]
-    assert len(set(texts.values())) == len(texts), "the test needs a recogniser that tells the files apart"
+    assert len(set(texts.values())) == len(texts), "the test needs a recognizer that tells the files apart"
     return texts
 
 
@@ -101,7 +101,7 @@ def run(checkpoint: Path, *arguments: Any) -> int:
 
 
 def test_the_command_transcribes_every_format_in_order_and_names_what_is_bad(
-    checkpoint: Path, recordings: Recordings, heard: dict[str, str], tmp_path: Path
+    checkpoint: Path, recordings: Recordings, expected_texts: dict[str, str], tmp_path: Path
 ) -> None:
     korean = os.fsdecode("한국어".encode("cp949") + b".wav")  # a name that is no UTF-8
     soundfile_content = recordings["read.flac"].read_bytes()
@@ -113,14 +113,14 @@ def test_the_command_transcribes_every_format_in_order_and_names_what_is_bad(
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
     result = subprocess.run(command, capture_output=True, timeout=120, env=environment)
     assert result.returncode == 1, result.stderr
-    expected = [f"{path}\t{heard[name]}" for name, path in recordings.items()]
-    expected.append(f"{tmp_path / korean}\t{heard['read.flac']}")
+    expected = [f"{path}\t{expected_texts[name]}" for name, path in recordings.items()]
+    expected.append(f"{tmp_path / korean}\t{expected_texts['read.flac']}")
     assert os.fsdecode(result.stdout).splitlines() == expected
     assert os.fsdecode(result.stderr).splitlines() == [f"{tmp_path / 'nothing.wav'}: No such file or directory"]
 
 
 def test_batches_of_any_size_say_the_same_in_the_same_order(
-    recognizer: Recognizer, recordings: Recordings, heard: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    recognizer: Recognizer, recordings: Recordings, expected_texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
     recognize = recognizer.recognize_words
@@ -132,7 +132,7 @@ def test_batches_of_any_size_say_the_same_in_the_same_order(
         sizes.clear()
         results = list(transcription.transcribe(recognizer, (str(recordings[name]) for name in names), seconds))
         assert [(result.path, result.text) for result in results] == [
-            (str(recordings[name]), heard[name]) for name in names
+            (str(recordings[name]), expected_texts[name]) for name in names
         ]
         assert all(" ".join(word.text for word in result.words) == result.text for result in results)
         assert sum(sizes) == len(names)
@@ -167,14 +167,14 @@ def test_batches_hold_similar_lengths_within_the_limit() -> None:
 def test_bad_files_are_named_with_the_reason_and_the_rest_goes_on(
     checkpoint: Path,
     recordings: Recordings,
-    heard: dict[str, str],
+    expected_texts: dict[str, str],
     bad_files: dict[str, Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     good = recordings["read.flac"]
     assert run(checkpoint, good, *bad_files.values(), good) == 1
     printed = capsys.readouterr()
-    assert printed.out.splitlines() == [f"{good}\t{heard['read.flac']}"] * 2
+    assert printed.out.splitlines() == [f"{good}\t{expected_texts['read.flac']}"] * 2
     assert len(printed.err.splitlines()) == len(bad_files)
     for line, (reason, path) in zip(printed.err.splitlines(), bad_files.items(), strict=True):
         assert line.startswith(f"{path}: ")
@@ -246,7 +246,7 @@ def test_every_sample_is_in_a_piece_however_blocks_and_overlaps_fall(monkeypatch
 def test_the_transcript_of_a_long_file_is_that_of_its_pieces_in_order(
     recognizer: Recognizer,
     recordings: Recordings,
-    heard: dict[str, str],
+    expected_texts: dict[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -262,7 +262,7 @@ def test_the_transcript_of_a_long_file_is_that_of_its_pieces_in_order(
     paths = [str(recordings["read.flac"]), str(long), str(recordings["talk.ogg"]), str(long)]
     results = list(transcription.transcribe(recognizer, paths, 2.0, piece_seconds=2.0))
     assert [result.path for result in results] == paths and not any(result.problem for result in results)
-    assert [result.text for result in results][::2] == [heard["read.flac"], heard["talk.ogg"]]
+    assert [result.text for result in results][::2] == [expected_texts["read.flac"], expected_texts["talk.ogg"]]
     timed = [[(word.text, word.start, word.end) for word in result.words] for result in results[1::2]]
     assert timed[0] == timed[1] and results[1].text == results[3].text
     assert results[1].seconds == pytest.approx(4.2)
@@ -290,7 +290,7 @@ def test_long_silence_is_read_in_little_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["song.mp3", "talk.ogg", "read.flac", "telephone.wav"])
 def test_a_file_that_is_cut_off_is_named_and_has_no_transcript(
-    recognizer: Recognizer, recordings: Recordings, heard: dict[str, str], tmp_path: Path, name: str
+    recognizer: Recognizer, recordings: Recordings, expected_texts: dict[str, str], tmp_path: Path, name: str
 ) -> None:
     cut = tmp_path / name
     cut.write_bytes(recordings[name].read_bytes()[: recordings[name].stat().st_size * 8 // 10])
@@ -298,14 +298,14 @@ def test_a_file_that_is_cut_off_is_named_and_has_no_transcript(
     results = list(transcription.transcribe(recognizer, [good, str(cut), good], 100.0))
     bad, *others = sorted(results, key=lambda result: not result.problem)
 
-    assert [result.text for result in others] == [heard["read.flac"]] * 2
+    assert [result.text for result in others] == [expected_texts["read.flac"]] * 2
     assert bad.path == str(cut) and "cut off" in bad.problem and not bad.text
 
 
 def test_a_long_file_that_breaks_in_its_middle_does_not_end_the_others(
     recognizer: Recognizer,
     recordings: Recordings,
-    heard: dict[str, str],
+    expected_texts: dict[str, str],
     tmp_path: Path,
 ) -> None:
     audio = sweep(5.0, 16_000, 1).astype(np.float32)
@@ -317,7 +317,7 @@ def test_a_long_file_that_breaks_in_its_middle_does_not_end_the_others(
     good = str(recordings["read.flac"])
     paths = [good, str(tmp_path / "loud.wav"), good, str(tmp_path / "cut.flac"), good]
     results = list(transcription.transcribe(recognizer, paths, 0.5, piece_seconds=1.0))
-    assert [result.text for result in results if not result.problem] == [heard["read.flac"]] * 3
+    assert [result.text for result in results if not result.problem] == [expected_texts["read.flac"]] * 3
     problems = {Path(result.path).name: result.problem for result in results if result.problem}
     assert "samples of up to 1e+19" in problems["loud.wav"] and "cut off" in problems["cut.flac"]
 
@@ -336,7 +336,7 @@ def test_the_beam_is_replaced_where_there_is_one(checkpoint: Path, capsys: pytes
     assert "argument --beam: invalid whole number from 1 value: '0'" in capsys.readouterr().err
 
 
-def test_what_the_recogniser_cannot_do_is_an_error(
+def test_what_the_recognizer_cannot_do_is_an_error(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def load_without_beam(path: Path, experiment: dict[str, Any] | None) -> Recognizer:
@@ -411,7 +411,7 @@ def test_a_file_that_is_no_checkpoint_is_an_error(
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_halved(
-    recognizer: Recognizer, recordings: Recordings, heard: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    recognizer: Recognizer, recordings: Recordings, expected_texts: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recognize = recognizer.recognize_words
     long = soundfile.info(recordings["talk.ogg"]).duration
@@ -428,11 +428,11 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(
     }
     assert "2 s are too long for the memory" in results.pop("talk.ogg").problem
     assert {name: result.text for name, result in results.items()} == {
-        name: text for name, text in heard.items() if name != "talk.ogg"
+        name: text for name, text in expected_texts.items() if name != "talk.ogg"
     }
 
 
-def test_other_failures_of_the_recogniser_are_not_hidden(
+def test_other_failures_of_the_recognizer_are_not_hidden(
     recognizer: Recognizer, recordings: Recordings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(batch: Batch, pooling: Any) -> Recognized:
@@ -446,7 +446,7 @@ def test_other_failures_of_the_recogniser_are_not_hidden(
 def test_folders_and_lists_are_written_into_a_folder_once(
     checkpoint: Path,
     recordings: Recordings,
-    heard: dict[str, str],
+    expected_texts: dict[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -492,12 +492,14 @@ def test_folders_and_lists_are_written_into_a_folder_once(
 
 
 def test_streams_of_other_formats(
-    checkpoint: Path, recordings: Recordings, heard: dict[str, str], capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, recordings: Recordings, expected_texts: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [recordings["read.flac"], recordings["talk.ogg"]]
     assert run(checkpoint, *paths, "--formats", "json") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(line["path"], line["text"]) for line in lines] == [(str(path), heard[path.name]) for path in paths]
+    assert [(line["path"], line["text"]) for line in lines] == [
+        (str(path), expected_texts[path.name]) for path in paths
+    ]
     assert [line["seconds"] for line in lines] == [0.8, 2.0]
     assert run(checkpoint, *paths, "--formats", "ctm") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -553,7 +555,7 @@ class Terminal(io.StringIO):
 def test_progress_is_shown_on_a_terminal_only(
     recognizer: Recognizer,
     recordings: Recordings,
-    heard: dict[str, str],
+    expected_texts: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     terminal: bool,
 ) -> None:
@@ -562,9 +564,9 @@ def test_progress_is_shown_on_a_terminal_only(
     written: list[Transcript] = []
     paths = [str(recordings["read.flac"])]
     assert transcription.write_transcripts(
-        lambda count: transcription.transcribe(recognizer, paths, 100.0, heard=count), 1, written.append
+        lambda count: transcription.transcribe(recognizer, paths, 100.0, report_seconds=count), 1, written.append
     )
-    assert [transcript.text for transcript in written] == [heard["read.flac"]]
+    assert [transcript.text for transcript in written] == [expected_texts["read.flac"]]
     assert ("1/1" in errors.getvalue()) == ("0.0 min of audio read" in errors.getvalue()) == terminal
 
 

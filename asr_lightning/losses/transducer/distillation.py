@@ -89,13 +89,13 @@ def lattice_divergence(
     Raises:
         ValueError: The shapes do not fit each other, or (on a CPU) the lengths.
     """
-    targets, lengths = _checked(student, teacher, targets, encoder_lengths, target_lengths, blank_id)
+    targets, lengths = _check_inputs(student, teacher, targets, encoder_lengths, target_lengths, blank_id)
     student, teacher = student.without_padding(*lengths), teacher.without_padding(*lengths)
     shape = (*student.frames.shape[:2], student.histories.shape[1])
     valid = real_frames(encoder_lengths, shape[1]).unsqueeze(2) & real_frames(target_lengths + 1, shape[2]).unsqueeze(1)
     rows = torch.arange(shape[0], device=targets.device)
     vocabulary = _vocabulary(teacher)
-    total = student.frames.sum(dim=(1, 2), dtype=_precise(student.frames)) * 0.0  # also where there are no nodes
+    total = student.frames.sum(dim=(1, 2), dtype=_sum_dtype(student.frames)) * 0.0  # also where there are no nodes
 
     def of_block(frames: Tensor, histories: Tensor, expected: Tensor, tokens: Tensor, inside: Tensor) -> Tensor:
         logits = student.joint(frames.unsqueeze(2), histories.unsqueeze(1))
@@ -132,12 +132,12 @@ def path_divergence(
     distillation from offline to streaming RNN transducer", one-best path]. Arguments and errors are those of
     `lattice_divergence`.
     """
-    next_tokens, lengths = _checked(student, teacher, targets, encoder_lengths, target_lengths, blank_id)
+    next_tokens, lengths = _check_inputs(student, teacher, targets, encoder_lengths, target_lengths, blank_id)
     student, teacher = student.without_padding(*lengths), teacher.without_padding(*lengths)
     with torch.no_grad():
         frames, positions, valid = best_path(*lattice_scores(teacher, next_tokens, *lengths, blank_id), *lengths)
-    step = max(1, _most(valid) // max(1, _vocabulary(teacher) * len(valid)))
-    total = student.frames.sum(dim=(1, 2), dtype=_precise(student.frames)) * 0.0
+    step = max(1, _most_logits(valid) // max(1, _vocabulary(teacher) * len(valid)))
+    total = student.frames.sum(dim=(1, 2), dtype=_sum_dtype(student.frames)) * 0.0
 
     def of_nodes(frames: Tensor, histories: Tensor, expected: Tensor, inside: Tensor) -> Tensor:
         scores = log_probabilities(student.joint(frames, histories), temperature)
@@ -174,7 +174,7 @@ def lattice_scores(
         blank_id: The blank's token id.
     """
     shape = (*inputs.frames.shape[:2], inputs.histories.shape[1])
-    blank, label = (inputs.frames.new_zeros(shape, dtype=_precise(inputs.frames)) for _ in range(2))
+    blank, label = (inputs.frames.new_zeros(shape, dtype=_sum_dtype(inputs.frames)) for _ in range(2))
     for block in lattice_blocks(shape, _vocabulary(inputs), encoder_lengths, target_lengths):
         utterances, frames, positions = block
         tokens = next_tokens[utterances, None, positions].expand(-1, frames.stop - frames.start, -1)
@@ -227,7 +227,7 @@ def best_path(
     return (diagonal_index - path_positions).masked_fill(~valid, 0), path_positions, valid
 
 
-def _checked(
+def _check_inputs(
     student: JointInputs,
     teacher: JointInputs,
     targets: Tensor,
@@ -258,9 +258,9 @@ def _rows_at(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
-def _most(x: Tensor) -> int:
+def _most_logits(x: Tensor) -> int:
     return blocks.LOGITS["cpu" if x.device.type == "cpu" else "cuda"]
 
 
-def _precise(x: Tensor) -> Any:  # noqa: ANN401 - a dtype
+def _sum_dtype(x: Tensor) -> Any:  # noqa: ANN401 - a dtype
     return torch.promote_types(x.dtype, torch.float32)

@@ -37,7 +37,7 @@ from asr_lightning.losses.transducer.joint import (
 from asr_lightning.losses.transducer.lattice import delayed, favored, negligible, real_targets, tanh_
 from asr_lightning.nn.sequences import real_frames, silence_padding
 
-NARROWER = 8.0  # divides the probability that a range may leave out on each side, from one widening to the next
+SHARE_DIVISOR = 8.0  # divides the probability that a range may leave out on each side, from one widening to the next
 
 
 class PrunedLoss(TransducerLoss):
@@ -182,7 +182,7 @@ class _Pruned(Function):
             missing = valid & ~inside & exceeds[:, None, None]
             if not bool(missing.any()):
                 break
-            share /= NARROWER
+            share /= SHARE_DIVISOR
             new = missing & quantile_ranges(all_blanks, share)
             new |= missing & ~new.any(dim=2).any(dim=1)[:, None, None]  # nothing new in the quantiles: all nodes
             inside |= new
