@@ -68,7 +68,8 @@ def gather_neighbours(name: str, folder: Path, share: int = 1) -> Data | None:
         head, *rows = csv.reader(file)
     if not rows:
         raise InputError(f"{folder / 'table.csv'}: expected a line of each layer, found none")
-    layers, max_ranks = [], 0
+    layers: list[Data] = []
+    max_ranks = 0
     first_positions: list[tuple[str, str, str]] = []
     for row in rows:
         lines = read_rows(folder / f"{row[0]}.csv", {"utterance", "index", "character", "neighbour_1"})

@@ -8,7 +8,7 @@ import soundfile
 from asr_lightning.analysis.activations import PartWriter, Rows, UtteranceActivations, merge_parts
 from asr_lightning.analysis.character_neighbours import find_character_neighbours, neighbour_table
 from asr_lightning.analysis.layers import layer_table, measure_layers, project_layers, read_layers
-from asr_lightning.callbacks.neighbours import header, lines
+from asr_lightning.callbacks.neighbours import csv_rows, header
 from asr_lightning.callbacks.tsne import positions_as_csv
 from asr_lightning.report.tables import as_csv
 
@@ -39,7 +39,7 @@ def inside(folder: Path) -> None:
     (folder / "tsne" / "test" / "figures.csv").write_text(as_csv(layer_table(measure_layers(projected))))
     [neighbours] = find_character_neighbours(folder / "activations" / "test", ["state"])
     (folder / "neighbours" / "test").mkdir(parents=True)
-    (folder / "neighbours" / "test" / "state.csv").write_text(as_csv([header(5), *lines(neighbours)]))
+    (folder / "neighbours" / "test" / "state.csv").write_text(as_csv([header(5), *csv_rows(neighbours)]))
     (folder / "neighbours" / "test" / "table.csv").write_text(as_csv(neighbour_table([neighbours])))
     (folder / "alignments" / "test").mkdir(parents=True)
     weights = np.eye(5, 20)
