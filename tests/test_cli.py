@@ -193,7 +193,7 @@ def test_a_language_model_is_trained_resumed_and_tested(tmp_path: Path, capsys: 
 
     [first], [second] = perplexities(0, "val"), perplexities(1, "val")
     assert second < first and perplexities(2, "val") == perplexities(3, "test") == pytest.approx([second])
-    assert "not to predict: use `lightning test`" in exit_message("predict", "-c", experiment, *short)
+    assert "got predict: use `lightning test`" in exit_message("predict", "-c", experiment, *short)
     assert "holds the results of an earlier run" in exit_message("fit", "-c", experiment, *short)
 
 

@@ -274,7 +274,7 @@ def test_a_second_writer_leaves_them_or_replaces_them(
     assert len(rows(ShardsDataModule(**arguments(shards)), 0)) > 1
     (shards / "dev" / "mine.wav").write_text("mine")
     next(experiment.parent.glob("corpus/dev/**/*.flac")).touch()
-    assert write(experiment, "--replace")[0] == 2 and "no shard, as mine.wav" in capsys.readouterr().err
+    assert write(experiment, "--replace")[0] == 2 and "no shards, as mine.wav" in capsys.readouterr().err
     assert (shards / "dev" / "mine.wav").read_text() == "mine"
 
 

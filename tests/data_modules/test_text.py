@@ -150,7 +150,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     ),
     "a pattern without files": (lambda folder: {"train_files": [f"{folder}/**/*.text"]}, r"looked for .*\*\.text"),
     "a folder": (lambda folder: {"train_files": [str(folder)]}, r"is a folder: .* a pattern, as .*/\*\*/\*\.txt"),
-    "a packed file": (lambda folder: {"train_files": [write(folder, "a.txt.gz", b"\x1f\x8b")]}, "unpack it first"),
+    "a packed file": (lambda folder: {"train_files": [write(folder, "a.txt.gz", b"\x1f\x8b")]}, "decompress it first"),
     "another encoding": (
         lambda folder: {"train_files": [write(folder, "a.txt", b"good\n\nfa\xe7ade\n")]},
         r"a\.txt:3: expected UTF-8, found b'\\xe7ade'.*iconv",
@@ -175,7 +175,7 @@ def test_what_cannot_be_used_is_told(tmp_path: Path, name: str) -> None:
 
 
 def test_text_is_not_predicted(tmp_path: Path, texts: list[str]) -> None:
-    with pytest.raises(InputError, match="not to predict: use `lightning test`"):
+    with pytest.raises(InputError, match="got predict: use `lightning test`"):
         module(tmp_path).setup("predict")
 
 
