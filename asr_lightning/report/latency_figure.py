@@ -59,8 +59,13 @@ def plot_latency(panels: Mapping[str, Mapping[str, Sequence[Point]]], path: Path
             rates = [100 * point.wer for point in points]
             panel.hlines(rates, delays, late, color=color, linewidth=0.8, alpha=0.5)
             panel.plot(delays, rates, color=color, marker=marker, markersize=5, linewidth=1.4, label=name)
-            for point, delay, rate in zip(points, delays, rates, strict=True):
-                panel.annotate(point.label, (delay, rate), (3, 4), textcoords="offset points", fontsize=7, color=color)
+            for index, (point, delay, rate) in enumerate(zip(points, delays, rates, strict=True)):
+                above = index % 2 == 0  # neighbours are near each other
+                panel.annotate(
+                    point.label, (delay, rate), (0, 5 if above else -5), textcoords="offset points", fontsize=7,
+                    color=color, ha="center", va="bottom" if above else "top",
+                )  # fmt: skip
+        panel.margins(y=0.12)
         panel.set_title(subset, fontsize=11)
         panel.set_xlabel("delay of words, ms: median and 90 %", fontsize=10)
         panel.tick_params(labelsize=9)

@@ -35,7 +35,7 @@ def test_seconds_and_memory_are_those_of_each_command(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
     small, large, child = read_costs(run.folder)
-    assert 0.003 < small.gigabytes < 0.2 and 0 < small.seconds
+    assert 0.003 < small.gigabytes < 0.2 and 0 <= small.seconds < 100  # in tenths
     for cost in (large, child):
         assert 0.3 < cost.gigabytes < 0.5, "the block, and what Python needs"
         assert cost.seconds >= 0.5 and cost.status == 0

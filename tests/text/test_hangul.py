@@ -108,7 +108,7 @@ def test_lists_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         path.write_text(content, "utf-8")
         with pytest.raises(InputError, match=message):
             SyllableTokenizer(str(path))
-    with pytest.raises(InputError, match="needs texts"):
+    with pytest.raises(InputError, match="expected texts with characters"):
         write_characters([" "], path)
-    with pytest.raises(InputError, match="a list of 0 characters"):
+    with pytest.raises(InputError, match="to list 0; found none"):
         write_characters(["가"], path, tokens=4)
