@@ -11,7 +11,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from asr_lightning.report.figures import COLORS, save_figure
-from asr_lightning.report.fonts import choose_font
 
 MOST = len(COLORS)  # tokens whose posteriors are drawn beside the blank: one color each
 WIDTH = 7.5  # inches
@@ -57,7 +56,6 @@ def plot_alignment(utterance: UtteranceAlignment, path: Path) -> None:
 
     Emitted tokens stand above their frames, word boundaries in a row of their own.
     """
-    choose_font(utterance.title, *utterance.tokens)
     heights = [max(2.0, min(14.0, TOKEN * len(weights))) for weights in utterance.attention.values()]
     heights += [2.6] if utterance.posteriors is not None else []
     figure = Figure((WIDTH, sum(heights) + 0.8), layout="constrained")

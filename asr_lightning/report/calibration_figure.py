@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from asr_lightning.analysis.calibration import Reliability
 from asr_lightning.files import replacing
 from asr_lightning.report.figures import COLORS, MARKERS
+from asr_lightning.report.fonts import set_fonts
 
 SIZE = (6.0, 6.5)  # inches, at 100 dots per inch
 
@@ -42,5 +43,6 @@ def plot_reliability(lines: Mapping[str, Reliability], path: Path) -> None:
     count_panel.set_xlim(-0.03, 1.03)
     for panel in (accuracy_panel, count_panel):
         panel.grid(alpha=0.3)
+    set_fonts(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asr_lightning.files import replacing
-from asr_lightning.report.fonts import choose_font
+from asr_lightning.report.fonts import set_fonts
 from asr_lightning.scoring import Metric
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a run is a $
@@ -83,7 +83,6 @@ def plot_error_rates(
     Raises:
         ValueError: There is nothing to draw.
     """
-    choose_font(*(row.run for row in rows))
     by_run = rates_by_run(rows, metric)
     reference = by_run.pop(reference_run, {}) if reference_run else {}
     subsets = sorted({row.subset for row in rows if row.run != reference_run})
@@ -126,6 +125,7 @@ def draw_legend(figure: Figure, panels: Iterable[Axes], most: int, **options: An
         legend = figure.legend(
             entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False, **options
         )
+        set_fonts(figure)
         figure.draw_without_rendering()
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return
@@ -134,6 +134,7 @@ def draw_legend(figure: Figure, panels: Iterable[Axes], most: int, **options: An
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG with 300 dots per inch, and as SVG with the same name beside it."""
+    set_fonts(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("png", "svg"):
         with replacing(path.with_suffix(f".{suffix}")) as temporary:

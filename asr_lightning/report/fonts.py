@@ -4,8 +4,9 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 # Families with Hangul and the prefixes of their files; the first that is installed is used.
 FAMILIES = {
@@ -52,11 +53,15 @@ def _warn() -> None:
     )
 
 
-def choose_font(*texts: str) -> None:
-    """Set the font of figures that show these texts; warn once if characters of East Asia cannot be drawn."""
-    if not any(map(has_east_asian, texts)):
-        return
-    if (family := east_asian_family()) is None:
-        _warn()
-    else:
-        matplotlib.rcParams["font.family"] = [OWN, family]
+def set_fonts(figure: Figure) -> None:
+    """Set the font of the texts of a figure that have characters of East Asia; warn once if they cannot be drawn.
+
+    Fonts of other texts stay as matplotlib's settings have them, and so do these settings: figures that are drawn later
+    in the same process are not changed.
+    """
+    for text in figure.findobj(Text):
+        if has_east_asian(text.get_text()):
+            if (family := east_asian_family()) is None:
+                _warn()
+                return
+            text.set_fontfamily([OWN, family])

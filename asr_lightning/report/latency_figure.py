@@ -9,7 +9,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from asr_lightning.report.figures import COLORS, MARKERS, PANEL, draw_legend, save_figure
-from asr_lightning.report.fonts import choose_font
 
 
 class Point(NamedTuple):
@@ -45,7 +44,6 @@ def plot_latency(panels: Mapping[str, Mapping[str, Sequence[Point]]], path: Path
     }  # fmt: skip
     if not any(points for networks in measured.values() for points in networks.values()):
         raise ValueError("expected a network with a delay to draw, got none: no word is recognized right")
-    choose_font(*(name for networks in panels.values() for name in networks))
     figure = Figure((max(1.5, len(panels)) * PANEL[0], 1.1 * PANEL[1]), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]

@@ -15,7 +15,6 @@ from matplotlib.lines import Line2D
 from asr_lightning.analysis.layers import LayerCurve, LayerProjection
 from asr_lightning.errors import InputError
 from asr_lightning.report.figures import draw_legend, save_figure
-from asr_lightning.report.fonts import choose_font
 from asr_lightning.report.phone_style import MATPLOTLIB, phone_styles
 
 RED_TO_VIOLET = ("#e6194b", "#f58231", "#ffd700", "#3cb44b", "#00bcd4", "#3f51f5", "#8a2be2")
@@ -53,7 +52,6 @@ def plot_order(layers: Sequence[LayerProjection], utterance: str, title: str, pa
         path: PNG; an SVG is written beside it.
     """
     figure, panels = _panels(len(layers), extra=0.6)
-    choose_font(title)
     for panel, layer_points in zip(panels, layers, strict=True):
         points = layer_points.positions[sentence_rows(layer_points, utterance)]
         _trace(panel, points)
@@ -132,7 +130,6 @@ def plot_phones(layers: Sequence[LayerProjection], utterance: str, title: str, p
         raise InputError(
             f"expected phones of the frames of {utterance}, found none: choose a sentence that was aligned"
         )
-    choose_font(title)
     styles = phone_styles(layers[0].layer.phones[layers[0].layer.phones != ""].tolist())
     columns = int(PANEL * min(COLUMNS, len(layers)) / LEGEND_ENTRY)
     figure, panels = _panels(len(layers), extra=0.3 + 0.18 * -(-len(phones) // columns))

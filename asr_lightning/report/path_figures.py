@@ -12,7 +12,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from asr_lightning.analysis.convergence import Backcast, PowerLaw, Prediction
 from asr_lightning.report.figures import COLORS, MARKERS, PANEL, WIDE_RANGE, draw_legend, save_figure
-from asr_lightning.report.fonts import choose_font
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,6 @@ def plot_lines(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
         panels: By the label of the measure with its unit, by the name of the line: α and value, in the order of α.
         path: PNG; an SVG is written beside it. An axis of widely differing values is logarithmic.
     """
-    choose_font(*(name for lines in panels.values() for name in lines))
     figure, axes = _figure(len(panels))
     for panel, (label, lines) in zip(axes, panels.items(), strict=True):
         for end in (0.0, 1.0):
@@ -77,7 +75,6 @@ def plot_convergence(curves: Sequence[ConvergenceCurve], label: str, level: floa
         level: Share of measurements that the band is to hold.
         path: PNG; an SVG is written beside it.
     """
-    choose_font(*(curve.run for curve in curves))
     subsets = sorted({curve.subset for curve in curves})
     runs = list(dict.fromkeys(curve.run for curve in curves))
     figure, axes = _figure(len(subsets))

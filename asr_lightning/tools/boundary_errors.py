@@ -14,6 +14,7 @@ from asr_lightning.errors import InputError, printable
 from asr_lightning.files import replacing, write_atomically
 from asr_lightning.hmm.frame_alignment import word_runs
 from asr_lightning.report.figures import COLORS
+from asr_lightning.report.fonts import set_fonts
 from asr_lightning.report.tables import as_csv, as_markdown, as_text, number
 from asr_lightning.text.lexicon import Lexicon, read_lexicon
 from asr_lightning.text.phones import SILENCE, Segment
@@ -45,6 +46,7 @@ def plot(errors: Mapping[str, BoundaryErrors], path: Path) -> None:
     axes.set(xlim=(0, 1000 * FARTHEST), ylim=(0, 100), xlabel="off by at most, ms", ylabel="borders, %")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
+    set_fonts(figure)
     with replacing(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=120)
 
