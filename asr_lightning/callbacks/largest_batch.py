@@ -55,7 +55,7 @@ class LargestBatch(Callback):
         self.accumulation: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sizes found, so that a resumed run does not search again."""
+        """Return the number of parts, so that a resumed run does not search again."""
         return {"accumulation": self.accumulation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
