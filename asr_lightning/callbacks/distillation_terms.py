@@ -227,9 +227,19 @@ class EncoderDistillation(DistillationTerm):
         self.projection: Projection | None = None
 
     def prepare(self, student: Recognizer, teacher: Recognizer) -> None:
-        """Make the projection, unless there is one already; the run's random numbers are not used."""
+        """Make the projection, unless there is one already; the run's random numbers are not used.
+
+        Raises:
+            InputError: There is one for encoders of other sizes.
+        """
         sizes = student.encoder.dimension, teacher.encoder.dimension
         if self.projection is not None:
+            known_sizes = self.projection.in_features, self.projection.out_features
+            if known_sizes != sizes:
+                raise InputError(
+                    "EncoderDistillation: expected a student and a teacher whose encoders have {} and {} units, as in "
+                    "the training before, found {} and {}; make a new term for them".format(*known_sizes, *sizes)
+                )
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

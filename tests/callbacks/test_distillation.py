@@ -321,6 +321,19 @@ def test_a_teacher_of_other_tokens_is_refused_by_the_first(tmp_path: Path, teach
     EncoderDistillation().prepare(model, network)
 
 
+def test_a_projection_is_kept_for_encoders_of_its_sizes_only(teacher: Path) -> None:
+    term, network = EncoderDistillation(), load_recognizer(teacher)
+    model, other = student(), student()
+    term.prepare(model, network)
+    projection = term.projection
+    term.prepare(other, network)
+    assert term.projection is projection
+    sizes = rf"{model.encoder.dimension} and {network.encoder.dimension} units"
+    other.encoder.dimension += 1
+    with pytest.raises(InputError, match=rf"encoders have {sizes}.*found {other.encoder.dimension} and "):
+        term.prepare(other, network)
+
+
 def test_training_without_the_terms_is_not_resumed_with_them(tmp_path: Path, teacher: Path) -> None:
     saved = tmp_path / "saved.ckpt"
     fit(tmp_path, student(), [], max_steps=2).save_checkpoint(saved)
