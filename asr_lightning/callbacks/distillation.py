@@ -140,7 +140,7 @@ class Distillation(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the terms from the student, and free the teacher."""
         if stage == "fit":
-            self._network = None
+            self._network, self._resumed = None, False
             if isinstance(pl_module, Recognizer):
                 pl_module.added_loss = None
                 pl_module._modules.pop("distillation", None)

@@ -334,6 +334,16 @@ def test_a_projection_is_kept_for_encoders_of_its_sizes_only(teacher: Path) -> N
         term.prepare(other, network)
 
 
+def test_a_callback_that_resumed_once_still_needs_its_terms_in_the_checkpoint(tmp_path: Path, teacher: Path) -> None:
+    with_terms, without = tmp_path / "with.ckpt", tmp_path / "without.ckpt"
+    callback = Distillation(str(teacher), terms=[EncoderDistillation()])
+    fit(tmp_path, student(), [callback], max_steps=2).save_checkpoint(with_terms)
+    fit(tmp_path, student(), [], max_steps=2).save_checkpoint(without)
+    fit(tmp_path, student(), [callback], with_terms)
+    with pytest.raises(InputError, match="was trained without these distillation terms"):
+        fit(tmp_path, student(), [callback], without)
+
+
 def test_training_without_the_terms_is_not_resumed_with_them(tmp_path: Path, teacher: Path) -> None:
     saved = tmp_path / "saved.ckpt"
     fit(tmp_path, student(), [], max_steps=2).save_checkpoint(saved)
