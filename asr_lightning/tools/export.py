@@ -212,12 +212,18 @@ def _quantize(form: Any, folder: Path) -> None:  # noqa: ANN401 - as above
 
     from asr_lightning.files import replacing
 
-    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime advises shape inference through the root logger
-    for name in form.graphs:
-        with replacing(folder / f"{name}.int8.onnx") as unfinished:
-            quantize_dynamic(
-                folder / f"{name}.onnx", unfinished, op_types_to_quantize=list(QUANTIZED), weight_type=QuantType.QInt8
-            )
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # onnxruntime advises shape inference through the root logger
+    try:
+        for name in form.graphs:
+            with replacing(folder / f"{name}.int8.onnx") as unfinished:
+                quantize_dynamic(
+                    folder / f"{name}.onnx", unfinished, op_types_to_quantize=list(QUANTIZED),
+                    weight_type=QuantType.QInt8,
+                )  # fmt: skip
+    finally:
+        logger.setLevel(level)
     print("int8, ", end="")
     check(form, {name: onnx_run(folder / f"{name}.int8.onnx") for name in form.graphs}, None)
     for name in form.graphs:

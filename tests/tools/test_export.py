@@ -1,6 +1,7 @@
 """Exported networks: equal to PyTorch in onnxruntime, and to our own search in sherpa-onnx."""
 
 import importlib.util
+import logging
 import re
 from pathlib import Path
 
@@ -134,7 +135,9 @@ def test_int8_files_of_larger_networks_are_smaller(tmp_path: Path) -> None:
     config = network("conformer", None)
     config["init_args"]["encoder"]["init_args"] |= {"dimension": 96, "feed_forward": 384}
     path = write_checkpoint(tmp_path / "last.ckpt", config)
+    level = logging.getLogger().level
     assert main(["export", str(path), "--output", str(tmp_path), "--int8"]) == 0
+    assert logging.getLogger().level == level
     assert (tmp_path / "model.int8.onnx").stat().st_size < 0.5 * (tmp_path / "model.onnx").stat().st_size
 
 
