@@ -169,7 +169,7 @@ def test_recipes_build_their_model_data_and_callbacks(
     built: list[object] = []
     monkeypatch.setattr(cli.CommandLine, "_run_subcommand", lambda self, _: built.extend((self.model, self.datamodule)))
     monkeypatch.setattr("sys.argv", ["lightning"])
-    cli.main([word for word in shlex.split(line)[1:]])
+    cli.main(shlex.split(line)[1:])
     assert len(built) == 2
 
 

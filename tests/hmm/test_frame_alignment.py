@@ -58,7 +58,8 @@ def test_no_state_path_is_better(make: Callable[[], HiddenMarkovModel], frames: 
     for seed in range(12):
         scores = 3 * np.random.default_rng(seed).standard_normal((frames, model.pdfs)).astype(np.float32)
         decodables = [decodable(model, scores) for _ in range(2)]
-        np.full((frames, len(model.pdf_of)), 1e9, dtype=np.float32)
+        # Over the memory of the arrays that were freed: a decodable that kept no copy of its scores would read this.
+        _overwritten = [np.full((frames, len(model.pdf_of) - 1), 1e9, dtype=np.float32) for _ in decodables]
         best, _ = best_of_all(model, scores, 0.0)
         assert align_frames(decodables[0], with_words, beam=1000.0, retry_beam=2000.0) == best
         best, weight = best_of_all(model, scores, np.log(0.25))

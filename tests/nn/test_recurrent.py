@@ -162,7 +162,7 @@ def test_three_pyramidal_layers_make_eight_times_fewer_frames(frames: int) -> No
 @pytest.mark.parametrize("last_tanh", [True, False])
 def test_projected_layers_pass_every_few_frames_on(last_tanh: bool) -> None:
     encoder = ProjectedLSTMEncoder(3, hidden=4, layers=3, projection=5, subsampling=[2, 3], last_tanh=last_tanh).eval()
-    x, below, count = torch.randn(1, 11, 3), None, 11
+    x, count = torch.randn(1, 11, 3), 11
     below = x
     for layer, projection, step in zip(encoder.layers, encoder.projections, (2, 3, 1), strict=True):
         out = layer(below, torch.tensor([count]))

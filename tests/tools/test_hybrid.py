@@ -307,7 +307,7 @@ def test_what_cannot_be_used_is_named_in_one_message(
     }  # fmt: skip
     assert run(*(argument.format(**paths) for argument in arguments)) == 2
     printed = capsys.readouterr()
-    assert printed.err.splitlines()[-1].startswith("error: ") or "error: " in printed.err
+    assert sum(line.startswith("error: ") for line in printed.err.splitlines()) == 1
     assert expected in printed.err and "Traceback" not in printed.err and not printed.out
     assert not list(Path("out").glob("*"))
 
