@@ -90,7 +90,7 @@ def test_a_training_is_one_run_with_its_configuration_over_epochs_from_one(
     assert "anonymous" not in printed.out + printed.err, "W&B warns of a setting that Lightning makes"
     start(tmp_path, "fit", {**config, "trainer": {"max_epochs": 2}}, max_epochs=2)
     start(tmp_path, "test", {"seed_everything": 4})
-    paths = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
+    paths = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.parent.name)
     first, second, tested = (read(path) for path in paths)
     assert {run.id for run in (first, second, tested)} == {(tmp_path / "wandb/id.txt").read_text().strip()}
     assert {run.job_type for run in (first, second, tested)} == {"fit"}
