@@ -1,4 +1,4 @@
-"""How similar a student's layers are to those of its teacher while it is trained."""
+"""Similarity of a student's layers to its teacher's during training."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,7 +52,7 @@ class TeacherSimilarity(Callback):
         self._measured: list[Similarity] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the teacher read the utterances; measure the student before its first step.
+        """Compute the outputs of the teacher's layers; measure the student before its first step.
 
         Raises:
             InputError: As of the class.

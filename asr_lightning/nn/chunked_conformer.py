@@ -185,18 +185,6 @@ class LayerNormBlock(ChunkedLayer):
         x = x + self.convolution(x, lengths, chunk)
         return self.norm(torch.add(x, self.second_feed_forward(x), alpha=0.5))
 
-    def stream(
-        self, x: Tensor, lengths: Tensor, left: tuple[Tensor, Tensor], visible: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Transform a piece x (B, T, D) with what attention and convolution keep to its left, and return both anew."""
-        known, before = left
-        x = torch.add(x, self.first_feed_forward(x), alpha=0.5)
-        attended, known = self.attention.stream(self.attention_norm(x), known, visible)
-        x = x + attended
-        convolved, before = self.convolution.stream(x, lengths, before)
-        x = x + convolved
-        return self.norm(torch.add(x, self.second_feed_forward(x), alpha=0.5)), (known, before)
-
 
 class ChunkedConvolution(nn.Module):
     """LayerNorm, gated linear unit, depthwise convolution in chunks, LayerNorm, Swish, linear.

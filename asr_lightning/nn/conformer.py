@@ -185,19 +185,6 @@ class ConformerBlock(ChunkedLayer):
         x = torch.add(x, self.second_feed_forward(x), alpha=0.5)
         return self.norm(x)
 
-    def stream(
-        self, x: Tensor, lengths: Tensor, left: tuple[Tensor, Tensor], visible: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Transform a piece x (B, T, D) with the left context of attention and convolution, and return the next."""
-        key_values, left_frames = left
-        x = torch.add(x, self.first_feed_forward(x), alpha=0.5)
-        attended, key_values = self.attention.stream(self.attention_norm(x), key_values, visible)
-        x = x + attended
-        convolved, left_frames = self.convolution.stream(x, lengths, left_frames)
-        x = x + convolved
-        x = torch.add(x, self.second_feed_forward(x), alpha=0.5)
-        return self.norm(x), (key_values, left_frames)
-
 
 class ConformerFeedForward(nn.Sequential):
     """LayerNorm, expansion, Swish, contraction."""

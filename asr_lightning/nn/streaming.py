@@ -1,6 +1,6 @@
 """Encoders that read speech piece by piece."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -42,16 +42,24 @@ class StreamingEncoder(Encoder):
         """
 
 
-class ChunkedLayer(nn.Module, ABC):
-    """Base class: a layer of a `ChunkedEncoder`, with self-attention and a convolution."""
+class ChunkedLayer(nn.Module):
+    """Base class: a layer of a `ChunkedEncoder`, a Conformer block with its parts in the order of Gulati et al. 2020.
 
+    Attributes:
+        convolution: As `ChunkedConvolution`: with a `stream`.
+    """
+
+    first_feed_forward: nn.Module
+    attention_norm: nn.Module
     attention: RelativeSelfAttention
+    convolution: Any
+    second_feed_forward: nn.Module
+    norm: nn.Module
 
-    @abstractmethod
     def stream(
         self, x: Tensor, lengths: Tensor, left: tuple[Tensor, Tensor], visible: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Transform a piece.
+        """Transform a piece with the left context of attention and convolution.
 
         Args:
             x: The piece (B, T, D).
@@ -62,6 +70,13 @@ class ChunkedLayer(nn.Module, ABC):
         Returns:
             (B, T, D), and what is kept to the left of the next piece.
         """
+        key_values, left_frames = left
+        x = torch.add(x, self.first_feed_forward(x), alpha=0.5)
+        attended, key_values = self.attention.stream(self.attention_norm(x), key_values, visible)
+        x = x + attended
+        convolved, left_frames = self.convolution.stream(x, lengths, left_frames)
+        x = x + convolved
+        return self.norm(torch.add(x, self.second_feed_forward(x), alpha=0.5)), (key_values, left_frames)
 
 
 class ChunkedEncoder(StreamingEncoder):
