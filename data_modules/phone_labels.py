@@ -1,4 +1,4 @@
-"""Phones of utterances, from files: CTM, as the embedded corpora have them, and TextGrid, as aligners write them."""
+"""Phones of utterances, from files: CTM, as the embedded corpora have them, TextGrid, as aligners write, and TIMIT."""
 
 import math
 from collections import defaultdict
@@ -16,6 +16,14 @@ OVERLAP = 0.021  # seconds between segments of two files: times may be rounded t
 QUIET = {SILENCE.lower(), "sil", "sp"}  # what aligners call silence
 TOLERANCE = 1e-6  # seconds: rounding of times in files
 ALIGN = "asr align"
+TIMIT_SUFFIXES = {"phones": ".PHN", "words": ".WRD"}
+TIMIT_PHONES = dict(  # where a code is not CMUdict's in small letters
+    pair.split(":")
+    for pair in (
+        "ax:AH ax-h:AH axr:ER ix:IH ux:UW hv:HH el:L em:M en:N nx:N eng:NG "
+        f"bcl:B dcl:D gcl:G pcl:P tcl:T kcl:K h#:{SILENCE} pau:{SILENCE} epi:{SILENCE}"
+    ).split()
+)
 
 
 class CTMLabels(PhoneLabels):
@@ -104,7 +112,65 @@ def _segment(fields: list[str], path: Path) -> Segment:
         ) from error
 
 
-class TextGridLabels(PhoneLabels):
+class UtteranceFiles(PhoneLabels):
+    """Base class of formats with one file per utterance, called as it is, at any depth below a folder.
+
+    Args:
+        folder: Where they lie.
+        suffix: Of the files' names, with its dot; capitals and small letters are equal.
+        advice: How they are made, which an error names where there are none.
+
+    Raises:
+        InputError: There is no such folder, or no file in it.
+    """
+
+    def __init__(self, folder: str, suffix: str, advice: str) -> None:
+        self.folder = Path(folder)
+        self.suffix = suffix
+        self.advice = advice
+        self._paths: dict[str, list[Path]] | None = None  # by stem
+
+    def require(self) -> None:
+        """Check that there is a file with labels."""
+        self._index()
+
+    def utterances(self) -> list[str]:
+        """Return the names of all files without their suffix, in the order of the files."""
+        return list(self._index())
+
+    def _index(self) -> dict[str, list[Path]]:
+        """Return all files by their stems."""
+        if self._paths is None:
+            paths = defaultdict(list)
+            for path in sorted(self.folder.rglob("*")):
+                if path.suffix.lower() == self.suffix.lower():
+                    paths[path.stem].append(path)
+            if not paths:
+                raise InputError(
+                    f"no *{self.suffix} in {self.folder} (looked in {self.folder.absolute()}); {self.advice}"
+                )
+            self._paths = paths
+        return self._paths
+
+    def _find(self, utterance: str) -> Path | None:
+        """Return the file that has the name of an utterance, or the end of this name where it is a path."""
+        files = self._index()
+        paths = files.get(utterance, [])
+        parts = utterance.split("-")
+        for number in range(1, len(parts) if not paths else 0):
+            for path in files.get("-".join(parts[number:]), []):
+                folders = path.relative_to(self.folder).parts[:-1]
+                if any("-".join([*folders[start:], path.stem]) == utterance for start in range(len(folders))):
+                    paths = [*paths, path]
+        if len(paths) > 1:
+            raise InputError(
+                f"expected one file of {utterance}, found {paths[0]} and {paths[1]}: name files by their utterances, "
+                "or by their paths"
+            )
+        return paths[0] if paths else None
+
+
+class TextGridLabels(UtteranceFiles):
     """Praat's TextGrid files, one per utterance and called as it is: `19-198-0000.TextGrid`, at any depth.
 
     Args:
@@ -118,51 +184,13 @@ class TextGridLabels(PhoneLabels):
     """
 
     def __init__(self, folder: str, tier: str = "phones", made_by: str = ALIGN) -> None:
-        self.folder = Path(folder)
+        super().__init__(folder, ".TextGrid", f"make them with `{made_by}`")
         self.tier = tier
-        self.made_by = made_by
-        self._paths: dict[str, list[Path]] | None = None  # by stem
-
-    def require(self) -> None:
-        """Check that there is a file with labels."""
-        self._index()
-
-    def _index(self) -> dict[str, list[Path]]:
-        """Return all files by their stems."""
-        if self._paths is None:
-            paths = defaultdict(list)
-            for path in sorted(self.folder.rglob("*.TextGrid")):
-                paths[path.stem].append(path)
-            if not paths:
-                raise InputError(
-                    f"no *.TextGrid in {self.folder} (looked in {self.folder.absolute()}); make them with "
-                    f"`{self.made_by}`"
-                )
-            self._paths = paths
-        return self._paths
-
-    def _find(self, utterance: str) -> list[Path]:
-        """Return the files that have the name of an utterance, or the end of this name where it is a path."""
-        files = self._index()
-        paths = files.get(utterance, [])
-        parts = utterance.split("-")
-        for number in range(1, len(parts) if not paths else 0):
-            for path in files.get("-".join(parts[number:]), []):
-                folders = path.relative_to(self.folder).parts[:-1]
-                if any("-".join([*folders[start:], path.stem]) == utterance for start in range(len(folders))):
-                    paths = [*paths, path]
-        return paths
 
     def segments(self, utterance: str) -> list[Segment]:
         """Return the segments of an utterance in the order of time, nameless ones as SIL; none where it has no file."""
-        if not (paths := self._find(utterance)):
+        if (path := self._find(utterance)) is None:
             return []
-        if len(paths) > 1:
-            raise InputError(
-                f"expected one file of {utterance}, found {paths[0]} and {paths[1]}: name files by their utterances, "
-                "or by their paths"
-            )
-        path = paths[0]
         try:
             grid = textgrid.openTextgrid(str(regular(path)), includeEmptyIntervals=True)
             names = [name for name in grid.tierNames if name == self.tier or name.endswith(f" - {self.tier}")]
@@ -224,3 +252,72 @@ def _merged(segments: list[Segment], path: Path, names: list[str]) -> list[Segme
     if end > (last_end := merged[-1].end if merged else 0.0) + TOLERANCE:
         merged.append(Segment(last_end, end, SILENCE))
     return merged
+
+
+class TIMITLabels(UtteranceFiles):
+    """Hand-made labels in the form of TIMIT [Garofolo et al. 1993]: lines `BEGIN END LABEL`, in samples.
+
+    A file `SX287.PHN` or `SX287.WRD` belongs to each utterance, called as it is or by its path (`MADC0-SX287`), at any
+    depth. Phones are folded to those of CMUdict as Lee and Hon 1989 do, with three differences: a closure is one phone
+    with the release behind it (`tcl t` is `T`, `dcl jh` is `JH`), pauses are SIL, and the flap `DX` and the glottal
+    stop `Q`, which CMUdict lacks, stay.
+
+    Args:
+        folder: Where they lie.
+        tier: `phones` or `words`.
+        rate: Samples per second of the audio that was labeled.
+
+    Raises:
+        InputError: There is no such folder, or no file in it.
+    """
+
+    def __init__(self, folder: str, tier: str = "phones", rate: int = 16000) -> None:
+        if tier not in TIMIT_SUFFIXES:
+            raise InputError(f"tier: expected one of {', '.join(TIMIT_SUFFIXES)}, got {tier!r}")
+        super().__init__(folder, TIMIT_SUFFIXES[tier], "these files come with the corpus")
+        self.tier = tier
+        self.rate = rate
+
+    def segments(self, utterance: str) -> list[Segment]:
+        """Return the segments of an utterance in the order of time; none where it has no file."""
+        if (path := self._find(utterance)) is None:
+            return []
+        try:
+            lines = regular(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        segments: list[Segment] = []
+        for line in filter(str.strip, lines):
+            fields = line.split()
+            if len(fields) != 3 or not (fields[0].isdecimal() and fields[1].isdecimal()):
+                raise InputError(f"{path}: expected `BEGIN END LABEL` with times in samples, got {shown(line)!r}")
+            start, end = (int(field) / self.rate for field in fields[:2])
+            if end < start or (segments and start < segments[-1].start):
+                raise InputError(f"{path}: expected segments in the order of time, got {shown(line)!r}")
+            segments.append(Segment(start, end, fields[2]))
+        if self.tier == "words":
+            return [Segment(segment.start, segment.end, segment.label.upper()) for segment in segments]
+        return _folded(segments)
+
+
+def has_timit(folder: Path) -> bool:
+    """Say whether there are files of phones or words in the form of TIMIT below a folder."""
+    suffixes = {suffix.lower() for suffix in TIMIT_SUFFIXES.values()}
+    return any(path.suffix.lower() in suffixes for path in folder.rglob("*"))
+
+
+def _folded(segments: list[Segment]) -> list[Segment]:
+    """Return TIMIT's phones as CMUdict's, with closures and their releases, and pauses in a row, put together."""
+    folded: list[Segment] = []
+    previous = ""
+    for segment in segments:
+        code = segment.label.lower()
+        label = TIMIT_PHONES.get(code, code.upper())
+        release = previous.endswith("cl") and code in (previous[0], {"t": "ch", "d": "jh"}.get(previous[0]))
+        if folded and (release or label == folded[-1].label == SILENCE):
+            label = label if release else SILENCE
+            folded[-1] = Segment(folded[-1].start, segment.end, label)
+        else:
+            folded.append(Segment(segment.start, segment.end, label))
+        previous = code
+    return folded

@@ -2,6 +2,7 @@ r"""Compare where phones or words begin with where they ought to.
 
 Example:
     asr boundaries runs/gmm.phones.ctm runs/blstm.phones.ctm --truth data/spoken/test-clean --output runs/boundaries
+    asr boundaries runs/blstm.words.ctm --truth /corpora/TIMIT/TEST --tier words --output runs/boundaries
 
 The table has the median and the 90th percentile of the distances of borders, and the shares within 20 and 50 ms.
 Segments are paired by their labels.
@@ -22,7 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "alignments", nargs="+", type=Path, metavar="CTM", help="alignments: CTM files, or folders of them"
     )
     parser.add_argument(
-        "--truth", type=Path, required=True, metavar="CTM", help="exact ones, as the embedded corpus has"
+        "--truth",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="exact ones: CTM files, as the embedded corpus has, or a folder of TIMIT's .PHN and .WRD",
+    )
+    parser.add_argument(
+        "--tier", choices=("phones", "words"), default="phones", help="of TIMIT's files (default: phones)"
     )
     parser.add_argument("--lexicon", type=Path, metavar="FILE", help="pronunciations, if the alignments are of words")
     parser.add_argument(
@@ -39,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--names: expected a different name for each of {count} alignments, got {', '.join(names)}")
     from asr_lightning.tools.boundary_errors import compare_boundaries
 
-    print(compare_boundaries(options.truth, options.alignments, names, options.lexicon, options.output))
+    print(compare_boundaries(options.truth, options.alignments, names, options.lexicon, options.output, options.tier))
     return 0
 
 

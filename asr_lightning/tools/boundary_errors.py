@@ -18,7 +18,7 @@ from asr_lightning.report.fonts import set_fonts
 from asr_lightning.report.tables import as_csv, as_markdown, as_text, number
 from asr_lightning.text.lexicon import Lexicon, read_lexicon
 from asr_lightning.text.phones import SILENCE, Segment
-from data_modules.phone_labels import CTMLabels
+from data_modules.phone_labels import CTMLabels, TIMITLabels, has_timit
 
 HEAD = ["alignment", "borders", "matched %", "median ms", "90 % ms", "≤ 20 ms %", "≤ 50 ms %"]
 FARTHEST = 0.1  # seconds in the picture
@@ -62,21 +62,28 @@ def exact_words(phones: Sequence[Segment], words: Sequence[Segment], lexicon: Le
 
 
 def compare_boundaries(
-    truth: Path, alignments: Sequence[Path], names: Sequence[str], lexicon: Path | None, output: Path
+    truth: Path,
+    alignments: Sequence[Path],
+    names: Sequence[str],
+    lexicon: Path | None,
+    output: Path,
+    tier: str = "phones",
 ) -> str:
     """Write `boundaries.csv`, `.md` and `.png`, and return what to tell the user.
 
     Args:
-        truth: Exact phones.
+        truth: Exact phones: CTM files, or a folder in the form of TIMIT.
         alignments: Of phones; of words if there is a lexicon.
         names: Of the alignments.
         lexicon: Pronunciations, by which exact words are put together; utterances with other words are left out.
         output: Folder.
+        tier: `phones` or `words` of a truth in the form of TIMIT.
 
     Raises:
         InputError: A file cannot be read, or there is no border to compare.
     """
-    exact, words = CTMLabels(str(truth)), None if lexicon is None else read_lexicon(lexicon)
+    exact = TIMITLabels(str(truth), tier) if has_timit(truth) else CTMLabels(str(truth))
+    words = None if lexicon is None else read_lexicon(lexicon)
     errors, left_out = {}, dict[str, str]()
     for name, path in zip(names, alignments, strict=True):
         labels = CTMLabels(str(path))

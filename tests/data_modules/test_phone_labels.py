@@ -8,7 +8,7 @@ from praatio import textgrid
 
 from asr_lightning.errors import InputError
 from asr_lightning.text.phones import Segment
-from data_modules.phone_labels import CTMLabels, TextGridLabels
+from data_modules.phone_labels import CTMLabels, TextGridLabels, TIMITLabels
 from data_modules.spoken import synthesize
 
 
@@ -144,3 +144,30 @@ def test_speakers_at_once_are_asked_about(tmp_path: Path) -> None:
     labels = two_speakers(tmp_path, [(0.2, 0.6, "B")])
     with pytest.raises(InputError, match=r"found HH and B at 0.2 s in the tiers anna - phones, ben - phones: give one"):
         labels.segments("u")
+
+
+def test_labels_of_timit_are_folded(tmp_path: Path) -> None:
+    folder = tmp_path / "TEST" / "DR1" / "FAKS0"
+    folder.mkdir(parents=True)
+    (folder / "SA1.PHN").write_text(
+        "0 1600 h#\n1600 3200 epi\n3200 4800 tcl\n4800 5600 t\n5600 8000 ax-h\n8000 9600 dcl\n9600 11200 jh\n"
+        "11200 12800 kcl\n12800 14400 dx\n14400 16000 pau\n"
+    )
+    (folder / "SA1.WRD").write_text("3200 8000 to\n")
+    phones = TIMITLabels(str(tmp_path)).segments("SA1")
+    assert phones == [
+        Segment(0.0, 0.2, "SIL"),
+        Segment(0.2, 0.35, "T"),
+        Segment(0.35, 0.5, "AH"),
+        Segment(0.5, 0.7, "JH"),
+        Segment(0.7, 0.8, "K"),
+        Segment(0.8, 0.9, "DX"),
+        Segment(0.9, 1.0, "SIL"),
+    ]
+    words = TIMITLabels(str(tmp_path), "words")
+    assert words.segments("FAKS0-SA1") == [Segment(0.2, 0.5, "TO")] and words.segments("FAKS0-SA2") == []
+    (folder / "SA1.PHN").write_text("0 1600 h#\n100 50 t\n")
+    with pytest.raises(InputError, match="SA1.PHN: expected segments in the order of time, got '100 50 t'"):
+        TIMITLabels(str(tmp_path)).segments("SA1")
+    with pytest.raises(InputError, match="expected one of phones, words"):
+        TIMITLabels(str(tmp_path), "sounds")
