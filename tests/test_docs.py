@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from asr_lightning import asr, cli
 from asr_lightning.hmm.model import HiddenMarkovModel
@@ -121,7 +122,26 @@ def test_commands_and_scripts_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_yaml_can_be_read(page: Path) -> None:
     for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE):
-        assert isinstance(yaml.safe_load(block), dict)
+        values = yaml.safe_load(block)
+        assert isinstance(values, dict)
+        for class_path, arguments in classes_in(values):
+            module, name = class_path.rsplit(".", 1)
+            if module != MADE_CLASS:
+                documented = getattr(importlib.import_module(module), name)
+                known = ArgumentParser().add_class_arguments(documented, fail_untyped=False)
+                assert arguments <= {argument.split(".")[0] for argument in known}, class_path
+
+
+def classes_in(values: object) -> Iterator[tuple[str, set[str]]]:
+    """Yield each class path and the names of its arguments."""
+    if isinstance(values, dict):
+        if "class_path" in values:
+            yield values["class_path"], set(values.get("init_args", {}))
+        for value in values.values():
+            yield from classes_in(value)
+    elif isinstance(values, list):
+        for value in values:
+            yield from classes_in(value)
 
 
 ASR = re.compile(r"(\S*/)?asr \w")
