@@ -182,7 +182,10 @@ class BLSTMHMM(Recognizer):
         return losses
 
     def mmi_loss(self, encoded: Tensor, lengths: Tensor, texts: list[str]) -> Tensor:
-        """Return the lattice-free MMI loss of each utterance per frame, (B,); infinite with an unknown word."""
+        """Return the lattice-free MMI loss of each utterance per frame, (B,).
+
+        It is infinite with an unknown word, and with three phones in a row that no utterance of training has.
+        """
         graphs = [self._numerator(text) for text in texts]
         scores = self.mmi_scale * self.log_likelihoods(encoded)
         losses = lattice_free_mmi_loss(scores, lengths, GraphBatch.collate(graphs), self._denominator)

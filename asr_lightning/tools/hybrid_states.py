@@ -41,7 +41,7 @@ SHOWN = 10  # utterances that could not be aligned
 
 def prepare_alignments(options: argparse.Namespace) -> str:
     """Train Gaussian mixtures, tie states, align everything, make the graphs; return what to tell the user."""
-    train, validation = subsets_of(options.config)
+    train, others = subsets_of(options.config)
     transcripts = list(training_texts(options.config))
     ngram = read_or_estimate(options, transcripts)
     # Words of evaluation subsets are pronounced too, since these are aligned. What is decoded are words of the n-gram.
@@ -53,9 +53,12 @@ def prepare_alignments(options: argparse.Namespace) -> str:
     trained = train_mixtures(options, HiddenMarkovModel.monophone(lexicon), train)
     states, convert = states_of_network(options, trained)
     notes.append(f"{states.pdfs} tied states, {states.states} of each phone, a frame every {states.subsampling}0 ms.")
-    batches = every(options.config, [*train, *validation], "alignment")
-    aligned = align_batches(trained.mixtures.model, batches, score_by_mixtures(trained.mixtures))
-    notes += write_tied_alignments(options.output, states, aligned, convert)
+    score = score_by_mixtures(trained.mixtures)
+    of_training, of_others = (
+        align_batches(trained.mixtures.model, every(options.config, subsets, "alignment"), score)
+        for subsets in (train, others)
+    )
+    notes += write_tied_alignments(options.output, states, of_training, of_others, convert)
     with replacing(options.output / DECODING_GRAPH) as unfinished:
         decoding_graph(states, ngram).write(str(unfinished))
     return "\n".join(notes)
@@ -98,7 +101,7 @@ def make_lexicon(options: argparse.Namespace, transcripts: Sequence[str], ngram:
 
 
 def write_tied_alignments(
-    output: Path, tied: HiddenMarkovModel, aligned: Iterable[StateAlignment],
+    output: Path, tied: HiddenMarkovModel, trained: Iterable[StateAlignment], others: Iterable[StateAlignment],
     convert: Callable[[Sequence[int]], Sequence[int]] = lambda ids: ids,
 ) -> list[str]:  # fmt: skip
     """Write alignments in the states of a tied model, the phone grammar that follows, and the model with its counts.
@@ -106,27 +109,35 @@ def write_tied_alignments(
     Args:
         output: Folder that they go to.
         tied: The model.
-        aligned: Utterances.
+        trained: Utterances of training, which counts and grammar are of.
+        others: Those that the experiment validates or tests on; their alignments are written, and no more.
         convert: Converts transition ids of alignments to those of the model; to none where that is impossible.
     """
     problems: list[str] = []
+    names: set[str] = set()  # of utterances of training
 
     def convert_alignments() -> Iterator[tuple[str, Iterable[int]]]:
-        for utterance in aligned:
-            ids = () if utterance.problem else convert(utterance.transition_ids)
-            if len(ids):
+        for aligned in (trained, others):
+            for utterance in aligned:
+                ids = () if utterance.problem else convert(utterance.transition_ids)
+                if not len(ids):
+                    problems.append(f"{utterance.id}: {utterance.problem or 'it has more phones than frames are left'}")
+                    continue
+                if aligned is trained:
+                    names.add(utterance.id)
                 yield utterance.id, ids
-            else:
-                problems.append(f"{utterance.id}: {utterance.problem or 'it has more phones than frames are left'}")
 
     write_alignments(output / ALIGNMENTS, convert_alignments())
     store = AlignmentStore(output / ALIGNMENTS)
     counts = np.zeros(len(tied.pdf_of))
-    for _, ids in store:
-        counts += np.bincount(ids, minlength=len(counts))
+    for id, ids in store:
+        if id in names:
+            counts += np.bincount(ids, minlength=len(counts))
     tied = tied.with_counts(counts)
     tied.write(output)
-    spoken = phone_grammar([tied.phone_ids[phone] for *_, phone in phone_runs(tied, ids)] for _, ids in store)
+    spoken = phone_grammar(
+        [tied.phone_ids[phone] for *_, phone in phone_runs(tied, ids)] for id, ids in store if id in names
+    )
     kaldifst.arcsort(spoken, sort_type="ilabel")
     with replacing(output / PHONE_GRAMMAR) as half:
         spoken.write(str(half))
@@ -141,10 +152,12 @@ def write_tied_alignments(
 def realign(options: argparse.Namespace) -> str:
     """Align everything by a network, with the states that it knows; return what to tell the user."""
     recognizer = prepare_hybrid(options.checkpoint, options.device, options.config)
-    train, validation = subsets_of(options.config)
     model = recognizer.states
-    batches = every(options.config, [*train, *validation], "alignment")
-    notes = write_tied_alignments(options.output, model, align_batches(model, batches, score_by_network(recognizer)))
+    train, others = (
+        align_batches(model, every(options.config, subsets, "alignment"), score_by_network(recognizer))
+        for subsets in subsets_of(options.config)
+    )
+    notes = write_tied_alignments(options.output, model, train, others)
     with replacing(options.output / DECODING_GRAPH) as half:
         read_graph(recognizer.folder / DECODING_GRAPH).write(str(half))
     return "\n".join(notes)

@@ -33,7 +33,9 @@ def open_corpus(config: Path, subsets: Sequence[str] | None) -> dict[str, Evalua
 
 
 def subsets_of(config: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the subsets that an experiment trains on, and of those that it is evaluated on meanwhile.
+    """Return the names of the subsets that an experiment trains on, and of the others that it validates or tests on.
+
+    Subsets that it only tests on are left out where they cannot be used: a corpus may be there for training only.
 
     Raises:
         InputError: There is no such experiment, or it trains on nothing.
@@ -42,8 +44,19 @@ def subsets_of(config: Path) -> tuple[list[str], list[str]]:
     if not module.subsets["train"]:
         raise InputError(f"{config}: expected data with train_subsets, found none")
     return module.subsets["train"], [
-        subset for subset in module.subsets["validation"] if subset not in module.subsets["train"]
+        subset
+        for subset in dict.fromkeys([*module.subsets["validation"], *module.subsets["test"]])
+        if subset not in module.subsets["train"] and (subset in module.subsets["validation"] or usable(config, subset))
     ]
+
+
+def usable(config: Path, subset: str) -> bool:
+    """Say whether a subset of an experiment's data can be read."""
+    try:
+        set_up(read_corpus(config), "predict", [subset])
+    except InputError:
+        return False
+    return True
 
 
 def development_subsets(config: Path, wanted: Sequence[str] | None) -> list[str]:

@@ -61,8 +61,11 @@ def right_phones(folder: Path, corpus: Path) -> float:
 
 def test_states_are_made_and_phones_found_where_they_were_spoken(made: Made) -> None:
     assert {path.name for path in made.states.iterdir()} == FILES
-    assert contents(made.states)["alignments"].keys() == {*made.transcripts(TRAINING), *made.transcripts(DEVELOPMENT)}
+    alignments = contents(made.states)["alignments"]
+    assert alignments.keys() == {id for subset in (TRAINING, DEVELOPMENT, TEST) for id in made.transcripts(subset)}
     model = read_hmm(made.states)
+    trained = np.concatenate([alignments[id] for id in made.transcripts(TRAINING)])
+    np.testing.assert_array_equal(model.transition_counts, np.bincount(trained, minlength=len(model.pdf_of)))
     assert model.lexicon.pronunciations == read_lexicon(made.corpus / "lexicon.txt").pronunciations
     assert model.tree.context_width == 3
     rows = [row.split(",") for row in (made.states / "mixtures.csv").read_text().splitlines()]
@@ -148,7 +151,8 @@ def test_a_network_aligns_anew_with_the_same_states(made: Made, tmp_path: Path) 
         assert new[name] == old[name]
     assert new["alignments"].keys() == old["alignments"].keys()
     assert new["alignments"] != old["alignments"]
-    counts = np.bincount(np.concatenate(list(new["alignments"].values())), minlength=len(read_hmm(output).pdf_of))
+    trained = np.concatenate([new["alignments"][id] for id in made.transcripts(TRAINING)])
+    counts = np.bincount(trained, minlength=len(read_hmm(output).pdf_of))
     np.testing.assert_array_equal(read_hmm(output).transition_counts, counts)
     assert right_phones(output, made.corpus) > 0.6
     content = experiment(made.root, made.corpus)
@@ -220,10 +224,9 @@ def test_utterances_with_unknown_words_are_left_out_and_named(
     lexicon, word = smaller
     output = tmp_path / "states"
     assert prepare(made, output, "--lexicon", lexicon, "--unknown-words", "leave") == 0
-    texts = {**made.transcripts(TRAINING), **made.transcripts(DEVELOPMENT)}
+    texts = {id: text for subset in (TRAINING, DEVELOPMENT, TEST) for id, text in made.transcripts(subset).items()}
     excluded = {id for id, text in texts.items() if word in text.split()}
-    everything = {subset: made.transcripts(subset).values() for subset in (TRAINING, DEVELOPMENT, TEST)}
-    count = sum(text.split().count(word) for texts_of in everything.values() for text in texts_of)
+    count = sum(text.split().count(word) for text in texts.values())
     printed = capsys.readouterr().out
     assert f"{len(texts) - len(excluded)} utterances aligned, {len(excluded)} not." in printed
     for id in excluded:
