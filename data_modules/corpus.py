@@ -29,7 +29,7 @@ from data_modules import dataset, manifest
 from data_modules.dataset import Noise, SpeechDataset
 from data_modules.manifest import BadFile, Listing, Manifest, summary
 from data_modules.sampler import EvaluationBatches, TrainBatches, accumulation_of, digest_of, progress_of, rank_of
-from data_modules.workers import begin_worker
+from data_modules.workers import begin_worker, default_workers
 
 LOST_IN_A_ROW = 100  # unreadable utterances one after the other: the disk is gone, not a file
 STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
@@ -45,7 +45,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         train_subsets: Names of the subsets that are trained on.
         validation_subsets: Subsets that are evaluated while training, each by itself.
         test_subsets: Subsets of `lightning test`.
-        predict_subsets: Subsets of `lightning predict`.
+        predict_subsets: Subsets of `lightning predict`; by default those of the test.
         batch_seconds: Seconds of audio, padding included, of an optimizer step. Its utterances are shared among all
             processes and all batches of `trainer.accumulate_grad_batches`, so that an experiment has the same steps
             whatever it runs on. Where the share of a process does not fit into its memory, accumulate.
@@ -59,7 +59,8 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             `[0.9, 1.0, 1.1]`. Empty leaves it.
         noise: Changes the training waveforms: called with the audio (S,) and a generator, returns audio (S,).
         sorted_epochs: First epochs that go from short to long utterances (SortaGrad), before they are shuffled.
-        workers: Processes that read audio, for each training process; 0 reads in the training process.
+        workers: Processes that read audio, for each training process; 0 reads in the training process. By default one
+            per processor core but one, at most 8. No result depends on their number.
         seed: Of the order of utterances and of the augmentation; that of the whole run (`seed_everything`) if None.
         sample_rate: Samples per second of the audio that is given; files of other rates are resampled on reading.
         on_bad: What files that cannot be used do: `error` stops with a list of them, `skip` leaves them out.
@@ -87,7 +88,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         speed_factors: list[float] | None = None,
         noise: Noise | None = None,
         sorted_epochs: int = 0,
-        workers: int = 2,
+        workers: int | None = None,
         seed: int | None = None,
         sample_rate: int = 16_000,
         on_bad: Literal["error", "skip"] = "error",
@@ -97,7 +98,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             "train": list(train_subsets or []),
             "validation": list(validation_subsets or []),
             "test": list(test_subsets or []),
-            "predict": list(predict_subsets or []),
+            "predict": list(predict_subsets if predict_subsets is not None else test_subsets or []),
         }
         self.batch_seconds = batch_seconds
         self.batch_utterances = batch_utterances
@@ -328,14 +329,15 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         return chosen
 
     def _load(self, speech: Dataset, chosen: np.ndarray, batches: list[list[int]], epoch: int) -> Iterator[Batch]:
+        workers = default_workers() if self.workers is None else self.workers
         loader = DataLoader(
             speech,
             batch_sampler=[[(epoch, int(chosen[number])) for number in batch] for batch in batches],
             collate_fn=functools.partial(dataset.collate, sample_rate=self.sample_rate),
-            num_workers=self.workers,
+            num_workers=workers,
             worker_init_fn=begin_worker,
             generator=torch.Generator(),  # else every epoch and validation draws from the model's randomness
-            prefetch_factor=4 if self.workers else None,
+            prefetch_factor=4 if workers else None,
             pin_memory=torch.cuda.is_available(),
         )
         for batch, lost in loader:
@@ -365,7 +367,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             "train_utterances": (limit is None or limit > 0, "more than 0"),
             "speed_factors": (all(0.1 <= factor <= 10 for factor in self.speed_factors), "each from 0.1 to 10"),
             "sorted_epochs": (self.sorted_epochs >= 0, "0 or more"),
-            "workers": (self.workers >= 0, "0 or more"),
+            "workers": (self.workers is None or self.workers >= 0, "0 or more"),
             "on_bad": (self.on_bad in ("error", "skip"), "error or skip"),
         }
         for name, (valid, expected) in checks.items():

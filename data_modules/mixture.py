@@ -38,7 +38,8 @@ class MixtureDataModule(CorpusDataModule):
         evaluation_batch_seconds: Seconds of a batch of one process in validation, test and prediction; default as many
             as it trains on at once.
         sorted_epochs: First epochs that go from short to long utterances (SortaGrad), before they are shuffled.
-        workers: Processes that read audio, for each training process; 0 reads in the training process.
+        workers: Processes that read audio, for each training process; 0 reads in the training process. By default one
+            per processor core but one, at most 8.
         seed: Of the order of utterances; that of the whole run (`seed_everything`) if None.
         sample_rate: Samples per second that all corpora give.
 
@@ -54,7 +55,7 @@ class MixtureDataModule(CorpusDataModule):
         batch_utterances: int | None = None,
         evaluation_batch_seconds: float | None = None,
         sorted_epochs: int = 0,
-        workers: int = 2,
+        workers: int | None = None,
         seed: int | None = None,
         sample_rate: int = 16_000,
     ) -> None:

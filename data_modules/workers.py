@@ -6,6 +6,14 @@ from types import FrameType
 
 import torch
 
+MOST_WORKERS = 8  # of a training process; more do not read faster than one GPU trains
+
+
+def default_workers() -> int:
+    """Return the number of processes that read ahead for a training process: one per core but one, 1 to 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, max(1, cores - 1))
+
 
 def begin_worker(worker: int) -> None:
     """Keep a worker to one thread, as workers are the parallelism, and out of reach of signals that stop the run.

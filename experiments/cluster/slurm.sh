@@ -12,7 +12,7 @@
 # One process per GPU. Lightning insists on this way of saying it, and refuses --ntasks.
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
-# The process that trains, and the `workers` of the experiment that read for it.
+# The process that trains, and one per further core, at most 8, that reads for it.
 #SBATCH --cpus-per-task=9
 #SBATCH --time=24:00:00
 # Start again after a node has failed or another job has gone first, and write on into the same log.

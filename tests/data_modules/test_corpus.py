@@ -23,6 +23,7 @@ from asr_lightning.errors import InputError
 from data_modules import dataset
 from data_modules.dataset import UnreadableUtterance
 from data_modules.librispeech import LibriSpeechDataModule
+from data_modules.workers import default_workers
 from tests.support import collecting_run, environment
 from tests.support.small_corpora import make_subset, write_chapter
 
@@ -368,6 +369,16 @@ def test_training_takes_what_was_asked_for(root: Path, limits: dict[str, Any], e
 def test_arguments_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         LibriSpeechDataModule(**arguments(Path("."), **wrong))
+
+
+def test_what_is_not_given_is_predicted_as_tested_and_read_by_the_free_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    subsets = {"test_subsets": ["test"], "predict_subsets": None}
+    data = LibriSpeechDataModule(**arguments(Path("."), **subsets))
+    assert data.subsets["predict"] == ["test"]
+    assert not LibriSpeechDataModule(**arguments(Path("."), **subsets | {"predict_subsets": []})).subsets["predict"]
+    for cores, expected in ((1, 1), (2, 1), (6, 5), (64, 8)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda process, cores=cores: set(range(cores)), raising=False)
+        assert default_workers() == expected
 
 
 def test_more_utterances_than_there_are(root: Path) -> None:
