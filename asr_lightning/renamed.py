@@ -8,6 +8,7 @@ from typing import Any
 # entry gets the newest name. Whatever reads a YAML (`files.load_yaml`, the command line) or the configuration of a
 # checkpoint (`models/same_network.configuration`) replaces the old names.
 RENAMED: dict[str, str] = {
+    "asr_lightning.audio.features.KaldiFilterBank": "asr_lightning.audio.kaldi_filter_bank.KaldiFilterBank",
     "asr_lightning.callbacks.choosing": "asr_lightning.callbacks.best_checkpoints",
     "asr_lightning.callbacks.looking": "asr_lightning.callbacks.inspection",
     "asr_lightning.callbacks.looking.Looking": "asr_lightning.callbacks.inspection.Inspection",

@@ -8,7 +8,7 @@ exactly zero.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torchaudio
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr_lightning.audio.normalization import Normalization
+from asr_lightning.audio.spectra import next_power_of_two, power_spectrum, slaney_bank, without_empty_bands
 from asr_lightning.errors import InputError
 from asr_lightning.nn.sequences import real_frames
 
@@ -230,7 +231,7 @@ class PowerSpectrogram(Features):
 
     def from_frames(self, frames: Tensor) -> Tensor:
         """Turn frames of audio (B, T, window) into log power (B, T, D)."""
-        return _power(frames * self.window, self.window_samples).clamp(min=POWER_FLOOR).log()
+        return power_spectrum(frames * self.window, self.window_samples).clamp(min=POWER_FLOOR).log()
 
 
 class LogMel(Features):
@@ -265,14 +266,14 @@ class LogMel(Features):
         normalization: Normalization | None = None,
     ) -> None:
         super().__init__(mels, sample_rate, window_seconds, hop_seconds, normalization)
-        self.transform_samples = _next_power_of_two(self.window_samples)
-        bank = _slaney_bank(self.transform_samples, sample_rate, mels, minimum_hertz, maximum_hertz)
-        self.register_buffer("bank", _without_empty_bands(bank), persistent=False)
+        self.transform_samples = next_power_of_two(self.window_samples)
+        bank = slaney_bank(self.transform_samples, sample_rate, mels, minimum_hertz, maximum_hertz)
+        self.register_buffer("bank", without_empty_bands(bank), persistent=False)
         self.register_buffer("window", torch.hann_window(self.window_samples), persistent=False)
 
     def from_frames(self, frames: Tensor) -> Tensor:
         """Turn frames of audio (B, T, window) into log mel energies (B, T, D)."""
-        power = _power(frames * self.window, self.transform_samples)  # (B, T, F)
+        power = power_spectrum(frames * self.window, self.transform_samples)  # (B, T, F)
         return (power @ self.bank).clamp(min=POWER_FLOOR).log()
 
 
@@ -321,142 +322,5 @@ class MFCC(LogMel):
         return super().from_frames(frames) @ self.cosines
 
 
-class KaldiFilterBank(Features):
-    """Kaldi's `compute-fbank-feats` with `--dither=0`, batched.
-
-    Per frame: the mean is removed, pre-emphasis, Povey window, power spectrum, mel triangles, logarithm. Equal to
-    `torchaudio.compliance.kaldi.fbank`, which takes one utterance at a time, and to kaldi-native-fbank, with which
-    sherpa-onnx computes features: `docs/deployment.md` has the arguments that its recognizers need.
-
-    Args:
-        sample_rate: Samples per second.
-        window_seconds: Length of a frame.
-        hop_seconds: Distance of frames.
-        mels: Bands; D.
-        minimum_hertz: Where the lowest band begins.
-        maximum_hertz: Where the highest band ends; half the sample rate if None.
-        scale: Multiplies the audio first. Kaldi itself reads samples in ±32768: use 32768 for its own numbers.
-        normalization: Applied last.
-        snip_edges: Whether all frames lie within the utterance. Otherwise frame t is centered at sample
-            (t + 1/2) * hop, an utterance of S samples has S / hop frames, rounded, and what frames need beyond an end
-            is reflected there.
-        remove_mean: Whether the mean of every frame is removed.
-        mel_scale: `kaldi`, or `slaney` with area-normalized triangles, as `LogMel` has them.
-
-    Raises:
-        InputError: The bands are too many or too narrow: one of them would hold no frequency at all.
-    """
-
-    PREEMPHASIS = 0.97
-
-    window: Tensor
-    bank: Tensor
-
-    def __init__(
-        self,
-        sample_rate: int = 16_000,
-        window_seconds: float = 0.025,
-        hop_seconds: float = 0.010,
-        mels: int = 80,
-        minimum_hertz: float = 20.0,
-        maximum_hertz: float | None = None,
-        scale: float = 1.0,
-        normalization: Normalization | None = None,
-        snip_edges: bool = True,
-        remove_mean: bool = True,
-        mel_scale: Literal["kaldi", "slaney"] = "kaldi",
-    ) -> None:
-        super().__init__(mels, sample_rate, window_seconds, hop_seconds, normalization)
-        self.scale, self.snip_edges, self.remove_mean = scale, snip_edges, remove_mean
-        self.transform_samples = _next_power_of_two(self.window_samples)
-        if mel_scale == "slaney":
-            bank = _slaney_bank(self.transform_samples, sample_rate, mels, minimum_hertz, maximum_hertz)
-        else:
-            bank, _ = torchaudio.compliance.kaldi.get_mel_banks(
-                mels, self.transform_samples, sample_rate, minimum_hertz, maximum_hertz or 0.0, 100.0, -500.0, 1.0
-            )  # (mels, F - 1): Kaldi leaves out the highest frequency; the last three are for warping, which is off
-            bank = functional.pad(bank, (0, 1)).T.contiguous()  # (F, mels)
-        self.register_buffer("bank", _without_empty_bands(bank), persistent=False)
-        window = torch.hann_window(self.window_samples, periodic=False).pow(0.85)
-        self.register_buffer("window", window, persistent=False)
-
-    def cut(self, audio: Tensor, lengths: Tensor) -> Tensor:
-        """Cut audio (B, S) of the given lengths (B,) into frames (B, T, window)."""
-        if self.snip_edges:
-            return super().cut(audio, lengths)
-        audio = functional.pad(audio, (0, max(0, 1 - audio.shape[1])))
-        count = max(1, (audio.shape[1] + self.hop_samples // 2) // self.hop_samples)
-        begin = self.hop_samples // 2 - self.window_samples // 2
-        end = begin + (count - 1) * self.hop_samples + self.window_samples
-        ends = lengths.clamp(min=1).unsqueeze(1)  # (B, 1)
-        samples = torch.arange(begin, end, device=audio.device).remainder(2 * ends)  # reflected again and again
-        samples = torch.where(samples < ends, samples, 2 * ends - 1 - samples)
-        return audio.gather(1, samples).unfold(1, self.window_samples, self.hop_samples)
-
-    def stream(self, audio: Tensor, state: AudioState, last: bool = False) -> tuple[Tensor, AudioState]:
-        """Compute the features of utterances that come in pieces, as `Features.stream` does.
-
-        Raises:
-            InputError: Frames reach beyond the ends, or the normalization needs the whole utterance.
-        """
-        if not self.snip_edges:
-            raise InputError("KaldiFilterBank: features that stream need snip_edges: true, got false")
-        return super().stream(audio, state, last)
-
-    def whole_utterance(self) -> str:
-        """Return what of the features needs the whole utterance: frames that reach beyond its ends."""
-        return super().whole_utterance() if self.snip_edges else "snip_edges: false"
-
-    def frame_lengths(self, lengths: Tensor) -> Tensor:
-        """Frames (B,) of utterances of the given samples (B,)."""
-        if self.snip_edges:
-            return super().frame_lengths(lengths)
-        return ((lengths + self.hop_samples // 2) // self.hop_samples).clamp(min=1)
-
-    def from_frames(self, frames: Tensor) -> Tensor:
-        """Turn frames of audio (B, T, window) into log mel energies (B, T, D)."""
-        frames = frames * self.scale
-        if self.remove_mean:
-            frames = frames - frames.mean(dim=2, keepdim=True)
-        previous = torch.cat([frames[:, :, :1], frames[:, :, :-1]], dim=2)
-        power = _power((frames - self.PREEMPHASIS * previous) * self.window, self.transform_samples)  # (B, T, F)
-        return (power @ self.bank).clamp(min=torch.finfo(torch.float32).eps).log()
-
-
 def _samples(seconds: float, sample_rate: int) -> int:
     return int(seconds * sample_rate + 1e-6)  # 0.029 s * 16,000 Hz is not to become 463
-
-
-def _next_power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
-
-
-def _slaney_bank(
-    transform_samples: int, sample_rate: int, mels: int, minimum_hertz: float, maximum_hertz: float | None
-) -> Tensor:
-    """Area-normalized triangles (F, mels) on Slaney's mel scale."""
-    return torchaudio.functional.melscale_fbanks(
-        n_freqs=transform_samples // 2 + 1,
-        f_min=minimum_hertz,
-        f_max=sample_rate / 2 if maximum_hertz is None else maximum_hertz,
-        n_mels=mels,
-        sample_rate=sample_rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-
-
-def _power(frames: Tensor, transform_samples: int) -> Tensor:
-    """Power spectrum (B, T, F) of windowed frames (B, T, window), filled up with zeros to the transform's size."""
-    spectrum = torch.fft.rfft(frames, n=transform_samples)
-    return spectrum.real.square() + spectrum.imag.square()
-
-
-def _without_empty_bands(bank: Tensor) -> Tensor:
-    """Return a bank (F, mels) as it is if every band of it holds some frequency."""
-    empty = (bank.sum(dim=0) == 0).nonzero().flatten().tolist()
-    if empty:
-        raise InputError(
-            f"mel bands {empty} of {bank.shape[1]} hold no frequency; use fewer mels, or a longer window_seconds"
-        )
-    return bank

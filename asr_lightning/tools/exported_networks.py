@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asr_lightning.audio.features import Features, KaldiFilterBank
+from asr_lightning.audio.features import Features
+from asr_lightning.audio.kaldi_filter_bank import KaldiFilterBank
 from asr_lightning.audio.normalization import UtteranceNormalization
 from asr_lightning.errors import InputError
 from asr_lightning.models.ctc import CTCRecognizer
@@ -35,6 +36,7 @@ BLANK, SPACE = "<blk>", "\N{LOWER ONE EIGHTH BLOCK}"  # as sherpa-onnx names the
 KALDI: dict[str, Any] = {"minimum_hertz": 20.0, "snip_edges": False}
 NEMO: dict[str, Any] = {"minimum_hertz": 0.0, "snip_edges": False, "remove_mean": False, "mel_scale": "slaney"}
 BELOW_NYQUIST = 400  # Hz, where sherpa-onnx ends the highest band
+FILTER_BANK = f"{KaldiFilterBank.__module__}.{KaldiFilterBank.__name__}"  # its class path
 TIMES = {0: "N", 1: "T"}
 
 Run = Callable[..., Any]  # tensors to a sequence of tensors
@@ -133,8 +135,7 @@ class Exported(ABC):
             shown = ", ".join(f"{name}: {str(value).lower()}" for name, value in arguments.items())
             raise InputError(
                 "expected the features that sherpa-onnx computes for this network, found "
-                f"{_describe_features(features)}; "
-                "train with {class_path: asr_lightning.audio.features.KaldiFilterBank, init_args: {" + shown + "}}, "
+                f"{_describe_features(features)}; train with {{class_path: {FILTER_BANK}, init_args: {{{shown}}}}}, "
                 "a normalization as you like, or write it with --format torch, for your own runtime"
             )
 

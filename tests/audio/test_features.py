@@ -8,7 +8,8 @@ import pytest
 import torch
 import torchaudio
 
-from asr_lightning.audio.features import MFCC, Features, KaldiFilterBank, LogMel, PowerSpectrogram
+from asr_lightning.audio.features import MFCC, Features, LogMel, PowerSpectrogram
+from asr_lightning.audio.kaldi_filter_bank import KaldiFilterBank
 from asr_lightning.audio.normalization import GlobalNormalization, UtteranceNormalization
 from asr_lightning.audio.public_features import DecibelLogMel, PublicLogMel
 from asr_lightning.errors import InputError

@@ -49,7 +49,7 @@ EXTRACTOR = {
     "class_path": "asr_lightning.nn.extractors.Convolutions2d",
     "init_args": {"input_dimension": MELS, "channels": [4, 4], "kernels": [[5, 5], [5, 5]]},
 }
-FILTER_BANK = "asr_lightning.audio.features.KaldiFilterBank"
+FILTER_BANK = "asr_lightning.audio.kaldi_filter_bank.KaldiFilterBank"
 KALDI = {"minimum_hertz": 20.0, "maximum_hertz": 7600.0, "snip_edges": False}
 NEMO = {**KALDI, "minimum_hertz": 0.0, "remove_mean": False, "mel_scale": "slaney"}
 

@@ -36,7 +36,7 @@ FORMS = [
     ("ds2", None, "UtteranceNormalization"),
 ]
 LOG_MEL = {"class_path": "asr_lightning.audio.features.LogMel", "init_args": {"mels": MELS}}
-SNIPPED = {"class_path": "asr_lightning.audio.features.KaldiFilterBank", "init_args": {"mels": MELS}}
+SNIPPED = {"class_path": "asr_lightning.audio.kaldi_filter_bank.KaldiFilterBank", "init_args": {"mels": MELS}}
 Written = tuple[Recognizer, Path]
 
 
