@@ -13,6 +13,15 @@ RENAMED: dict[str, str] = {
     "asr_lightning.callbacks.looking": "asr_lightning.callbacks.inspection",
     "asr_lightning.callbacks.looking.Looking": "asr_lightning.callbacks.inspection.Inspection",
     "asr_lightning.callbacks.movement": "asr_lightning.callbacks.weight_changes",
+    "asr_lightning.models.rnn_transducer.NormalizedLSTMPredictor": (
+        "asr_lightning.models.normalized_transducer.NormalizedLSTMPredictor"
+    ),
+    "asr_lightning.models.rnn_transducer.NormalizedTransducer": (
+        "asr_lightning.models.normalized_transducer.NormalizedTransducer"
+    ),
+    "asr_lightning.models.rnn_transducer.OneHotTransducer": (
+        "asr_lightning.models.one_hot_transducer.OneHotTransducer"
+    ),
 }
 CLASS_KEYS = ("class_path", "_class_path")
 

@@ -101,7 +101,7 @@ def speechbrain_transducer(
     if chunk is not None:
         encoder |= {"chunk": chunk, "left_context": 4 * chunk if left_context is None else left_context}
     recognizer = build_recognizer({
-        "class_path": "asr_lightning.models.rnn_transducer.OneHotTransducer",
+        "class_path": "asr_lightning.models.one_hot_transducer.OneHotTransducer",
         "init_args": {
             "tokenizer": {
                 "class_path": "asr_lightning.text.tokenizers.SentencePieceTokenizer",

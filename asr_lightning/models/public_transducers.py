@@ -81,7 +81,7 @@ def torchaudio_transducer(
             f"{dimension} over groups of {inner}"
         )
     recognizer = build_recognizer({
-        "class_path": "asr_lightning.models.rnn_transducer.NormalizedTransducer",
+        "class_path": "asr_lightning.models.normalized_transducer.NormalizedTransducer",
         "init_args": {
             "tokenizer": {
                 "class_path": "asr_lightning.text.tokenizers.SentencePieceTokenizer",
@@ -107,7 +107,7 @@ def torchaudio_transducer(
                 },
             },
             "predictor": {
-                "class_path": "asr_lightning.models.rnn_transducer.NormalizedLSTMPredictor",
+                "class_path": "asr_lightning.models.normalized_transducer.NormalizedLSTMPredictor",
                 "init_args": {
                     "dimension": state["prediction.embedding.weight"].shape[1],
                     "layers": count_layers(state, r"prediction\.predictor\.layers\.(\d+)\.cell_norm\.weight"),

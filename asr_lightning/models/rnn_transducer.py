@@ -16,10 +16,8 @@ from asr_lightning.errors import InputError
 from asr_lightning.losses.transducer.joint import ExactLoss, TransducerLoss
 from asr_lightning.losses.transducer.logits import TorchaudioLoss, unpadded_transducer_loss
 from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.nn.axes import Axis, Fixed, Tokens, Units, axis, units
+from asr_lightning.nn.axes import Axis, Tokens, axis, units
 from asr_lightning.nn.dropout import Dropout
-from asr_lightning.nn.emformer import make_activation
-from asr_lightning.nn.normalized_lstm import NormalizedLSTM
 from asr_lightning.nn.recurrent import LSTM, continue_lstm
 from asr_lightning.nn.sequences import State
 from asr_lightning.nn.streaming import StreamingEncoder
@@ -287,57 +285,6 @@ class RNNTransducer(Recognizer):
         return hypotheses, StreamState(audio_state, encoder_state, search_state, state.frames + encoded.shape[1])
 
 
-class NormalizedLSTMPredictor(Predictor):
-    """Remembers all tokens, with layer norms on embeddings, gates and cells.
-
-    Args:
-        dimension: D of the embeddings and the output.
-        layers: LSTM layers.
-        dropout: After every layer.
-        epsilon: Of the layer norms in the LSTM.
-    """
-
-    def __init__(self, dimension: int = 512, layers: int = 3, dropout: float = 0.3, epsilon: float = 1e-3) -> None:
-        super().__init__(dimension)
-        self.norm = nn.LayerNorm(dimension)
-        self.layers = nn.ModuleList(NormalizedLSTM(dimension, epsilon) for _ in range(layers))
-        self.dropout = Dropout(dropout)
-
-    def initial_state(self, batch_size: int, device: torch.device) -> State:
-        """Return zeros, (B, D) twice for every layer."""
-        return tuple(torch.zeros(batch_size, self.dimension, device=device) for _ in range(2 * len(self.layers)))
-
-    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read embeddings x (B, U, D)."""
-        x, next_state = self.norm(x), []
-        for layer, hidden, cell in zip(self.layers, state[::2], state[1::2], strict=True):
-            x, layer_state = layer(x, (hidden, cell))
-            x = self.dropout(x)
-            next_state += layer_state
-        return x, tuple(next_state)
-
-
-class NormalizedPredictionNetwork(PredictionNetwork):
-    """The prediction network with a layer norm on its output."""
-
-    def __init__(self, vocabulary: tuple[str, ...], predictor: Predictor, joint_dimension: int) -> None:
-        super().__init__(vocabulary, predictor, joint_dimension)
-        self.norm = nn.LayerNorm(joint_dimension)
-
-    def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read token ids (B, U), return (B, U, joint_dimension) and the state after them."""
-        predicted, state = super().forward(tokens, state)
-        return self.norm(predicted), state
-
-
-class RectifiedJoint(Joint):
-    """Scores every token for a frame and a history: linear(relu(frame + history))."""
-
-    def forward(self, encoded: Tensor, predicted: Tensor) -> Tensor:
-        """Return logits (..., V) of projected frames (..., D) and histories (..., D) that broadcast."""
-        return self.output(torch.relu(encoded + predicted))
-
-
 class FreeJointTransducer(RNNTransducer):
     """Base class of transducers whose joint network is of another form than the losses compute by themselves.
 
@@ -361,116 +308,3 @@ class FreeJointTransducer(RNNTransducer):
         """Return the loss (1,) of frames (1, T, D), histories (1, U + 1, D) and targets (1, U)."""
         logits = self.joint(frames.unsqueeze(2), predicted.unsqueeze(1))
         return unpadded_transducer_loss(logits, targets, self.tokenizer.blank_id)
-
-
-class NormalizedTransducer(FreeJointTransducer):
-    """Encoder, prediction network and joint network as in torchaudio's RNN-T.
-
-    Args:
-        predictor: `NormalizedLSTMPredictor`.
-        joint_dimension: Hidden units of the joint network.
-        **recognizer: Arguments of `RNNTransducer`, but `transducer_loss`.
-    """
-
-    def __init__(self, predictor: Predictor, joint_dimension: int = 1024, **recognizer: Any) -> None:  # noqa: ANN401
-        super().__init__(predictor, joint_dimension, **recognizer)
-        self.encoder_norm = nn.LayerNorm(joint_dimension)
-        self.prediction = NormalizedPredictionNetwork(self.tokenizer.tokens, predictor, joint_dimension)
-        self.joint = RectifiedJoint(self.tokenizer.tokens, joint_dimension)
-
-    def project(self, encoded: Tensor) -> Tensor:
-        """Return frames (..., D) projected for the joint network, (..., joint_dimension)."""
-        return self.encoder_norm(self.encoder_projection(encoded))
-
-
-class OneHot(nn.Module):
-    """One-hot vectors (B, U, V - 1) of token ids (B, U): zeros for the blank.
-
-    Args:
-        count: V.
-        blank_id: The blank's token id.
-    """
-
-    value: Tensor
-
-    def __init__(self, count: int, blank_id: int) -> None:
-        super().__init__()
-        self.count, self.blank_id = count, blank_id
-        self.register_buffer("value", torch.ones(()), persistent=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the vectors."""
-        ids = torch.arange(self.count - 1, device=tokens.device)
-        ids = ids + (ids >= self.blank_id)  # without the blank's
-        return (tokens.unsqueeze(2) == ids) * self.value
-
-
-class OneHotPredictionNetwork(PredictionNetwork):
-    """Prediction network whose LSTM reads tokens as one-hot vectors.
-
-    Args:
-        vocabulary: The V tokens.
-        blank_id: The blank's token id.
-        predictor: Its first layer is replaced by one that reads V - 1 values.
-        joint_dimension: Hidden units of the joint network.
-
-    Raises:
-        InputError: The predictor is no LSTM, or has no layer.
-    """
-
-    def __init__(
-        self, vocabulary: tuple[str, ...], blank_id: int, predictor: LSTMPredictor, joint_dimension: int
-    ) -> None:
-        if not isinstance(predictor, LSTMPredictor) or not predictor.layers:
-            raise InputError(f"expected an LSTMPredictor with a layer or more, got {predictor}")
-        super().__init__(vocabulary, predictor, joint_dimension)
-        self.non_blank = tuple(token for number, token in enumerate(vocabulary) if number != blank_id)
-        self.embedding = OneHot(len(vocabulary), blank_id)
-        predictor.layers[0] = LSTM(len(self.non_blank), predictor.dimension)
-        self.projection = nn.Linear(predictor.dimension, joint_dimension, bias=False)
-
-    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Axes of the weights that read one-hot vectors, which have a column per token but the blank."""
-        gates = axis(Fixed(4, "gates"), Units(self.predictor.dimension))
-        return {"predictor.layers.0.weight_ih_l0": (gates, axis(Tokens(self.non_blank)))}
-
-
-class ActivatedJoint(Joint):
-    """Scores every token for a frame and a history: linear(activation(frame + history)), without a bias."""
-
-    def __init__(self, vocabulary: tuple[str, ...], dimension: int, activation: str) -> None:
-        super().__init__(vocabulary, dimension)
-        self.activation = make_activation(activation)
-        self.output = nn.Linear(dimension, len(vocabulary), bias=False)
-
-    def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Axes of the output, which has a row per token."""
-        return {"output.weight": (axis(Tokens(self.vocabulary)), units(self.output.in_features))}
-
-    def forward(self, encoded: Tensor, predicted: Tensor) -> Tensor:
-        """Return logits (..., V) of projected frames (..., D) and histories (..., D) that broadcast."""
-        return self.output(self.activation(encoded + predicted))
-
-
-class OneHotTransducer(FreeJointTransducer):
-    """Encoder, prediction network and joint network as in SpeechBrain's Conformer transducers, without biases.
-
-    Args:
-        predictor: An `LSTMPredictor`, which reads one-hot vectors here.
-        joint_dimension: Hidden units of the joint network.
-        activation: Of the joint network: `gelu`, `relu` or `silu`.
-        **recognizer: Arguments of `RNNTransducer`, but `transducer_loss`.
-    """
-
-    def __init__(
-        self,
-        predictor: LSTMPredictor,
-        joint_dimension: int = 640,
-        activation: str = "gelu",
-        **recognizer: Any,  # noqa: ANN401
-    ) -> None:
-        super().__init__(predictor, joint_dimension, **recognizer)
-        vocabulary = self.tokenizer.tokens
-        self.encoder_projection = nn.Linear(self.encoder.dimension, joint_dimension, bias=False)
-        self.prediction = OneHotPredictionNetwork(vocabulary, self.tokenizer.blank_id, predictor, joint_dimension)
-        self.joint = ActivatedJoint(vocabulary, joint_dimension, activation)

@@ -24,8 +24,8 @@ from asr_lightning.asr import main
 from asr_lightning.callbacks.weight_selection import check_features, select_weights
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import CheckpointFiles, build_recognizer, load_recognizer
+from asr_lightning.models.one_hot_transducer import OneHotTransducer
 from asr_lightning.models.public_conformers import speechbrain_transducer
-from asr_lightning.models.rnn_transducer import OneHotTransducer
 from asr_lightning.nn.chunked_conformer import ChunkedConformer, LayerNormConformer
 from asr_lightning.nn.streaming import StreamingEncoder
 from tests.support.speechbrain_networks import (
@@ -190,7 +190,7 @@ def student(teacher: OneHotTransducer, tokens: Path, encoder: type = LayerNormCo
     halved |= {"layers": sizes["layers"] - 1, "channels": [3, 1], "kernel": 5}
     torch.manual_seed(5)
     made = build_recognizer({
-        "class_path": "asr_lightning.models.rnn_transducer.OneHotTransducer",
+        "class_path": "asr_lightning.models.one_hot_transducer.OneHotTransducer",
         "init_args": {
             "tokenizer": content["tokenizer"],
             "features": {"class_path": content["features"]["class_path"],

@@ -19,8 +19,8 @@ from asr_lightning.callbacks.weight_selection import select_weights
 from asr_lightning.decoding.transducer import TransducerSearch
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import CheckpointFiles, build_recognizer, load_recognizer
+from asr_lightning.models.normalized_transducer import NormalizedTransducer
 from asr_lightning.models.public_transducers import torchaudio_transducer
-from asr_lightning.models.rnn_transducer import NormalizedTransducer
 from asr_lightning.nn.axes import module_axes
 from tests.support.small_texts import sentences
 

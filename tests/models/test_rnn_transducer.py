@@ -8,10 +8,10 @@ from torch.nn import functional
 
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer
+from asr_lightning.models.normalized_transducer import RectifiedJoint
 from asr_lightning.models.rnn_transducer import (
     LSTMPredictor,
     Predictor,
-    RectifiedJoint,
     RNNTransducer,
     StatelessPredictor,
 )

@@ -19,7 +19,7 @@ from tests.support.tones import (
     transducer,
 )
 
-ONE_HOT = "asr_lightning.models.rnn_transducer.OneHotTransducer"
+ONE_HOT = "asr_lightning.models.one_hot_transducer.OneHotTransducer"
 STATELESS = {
     "class_path": "asr_lightning.models.rnn_transducer.StatelessPredictor",
     "init_args": {"dimension": 32, "context": 2},
@@ -73,11 +73,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {  # small, without dropout, for audi
     ),
     "RNN-T with an Emformer": transducer(encoder=EMFORMER),
     "RNN-T with an Emformer and layer norms": {
-        "class_path": "asr_lightning.models.rnn_transducer.NormalizedTransducer",
+        "class_path": "asr_lightning.models.normalized_transducer.NormalizedTransducer",
         "init_args": transducer(
             encoder=EMFORMER,
             predictor={
-                "class_path": "asr_lightning.models.rnn_transducer.NormalizedLSTMPredictor",
+                "class_path": "asr_lightning.models.normalized_transducer.NormalizedLSTMPredictor",
                 "init_args": {"dimension": 32, "layers": 2, "dropout": 0.0},
             },
         )["init_args"],
