@@ -24,8 +24,8 @@ from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.blstm_hmm import ALIGNMENTS, BLSTMHMM
 from asr_lightning.models.recognizer import CTCOutput, Recognizer
 from asr_lightning.text.phones import Segment
+from asr_lightning.tools.prepared_recognizer import prepare_recognizer
 from asr_lightning.tools.state_alignment import StateAlignment, align_batches, read_alignments, score_by_network
-from asr_lightning.tools.transcription import prepare_recognizer
 
 BY_STATES = ("words", "phones")
 SPACE, PIECE = "_", "▁"  # a character token of its own; what begins a sentence piece that begins a word

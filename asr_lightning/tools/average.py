@@ -43,8 +43,8 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"expected two or more checkpoints to average, got {options.checkpoints[0]} only")
     from asr_lightning.models.checkpoints import CheckpointFiles
     from asr_lightning.tools.averaging import Weights, average, measure_averages, weights_of, write_average
+    from asr_lightning.tools.prepared_recognizer import prepare_recognizer
     from asr_lightning.tools.subsets import development_subsets
-    from asr_lightning.tools.transcription import prepare_recognizer
     from asr_lightning.tools.weight_lines import find_config
 
     config = options.config or find_config(options.checkpoints[0])

@@ -41,10 +41,11 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from asr_lightning.report.tables import as_text
-    from asr_lightning.tools import subsets, transcription, word_confidence
+    from asr_lightning.tools import subsets, word_confidence
+    from asr_lightning.tools.prepared_recognizer import prepare_recognizer
 
     names = subsets.development_subsets(options.config, options.subsets)
-    recognizer = transcription.prepare_recognizer(options.checkpoint, options.device, options.beam, options.config)
+    recognizer = prepare_recognizer(options.checkpoint, options.device, options.beam, options.config)
     batches = (batch for part in subsets.open_corpus(options.config, names).values() for batch in part)
     bar = tqdm(batches, unit="batch", disable=not sys.stderr.isatty())
     words = word_confidence.collect(recognizer, bar, options.confidence)

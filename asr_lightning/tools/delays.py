@@ -27,8 +27,8 @@ from asr_lightning.report.latency_figure import Point, plot_latency
 from asr_lightning.report.tables import MISSING, Section, number, summarize
 from asr_lightning.text.lexicon import Lexicon, read_lexicon
 from asr_lightning.text.phones import SILENCE, Segment
+from asr_lightning.tools.prepared_recognizer import prepare_recognizer
 from asr_lightning.tools.subsets import open_corpus, read_corpus
-from asr_lightning.tools.transcription import prepare_recognizer
 from data_modules.phone_labels import CTMLabels
 
 WHOLE = "utterance"  # the look-ahead of a network that does not stream

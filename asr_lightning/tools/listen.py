@@ -126,10 +126,10 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> "LiveRecognizer":
-    from asr_lightning.tools import transcription
     from asr_lightning.tools.live import LiveRecognizer
+    from asr_lightning.tools.prepared_recognizer import prepare_recognizer
 
-    recognizer = transcription.prepare_recognizer(options.checkpoint, options.device, None, int8=options.int8)
+    recognizer = prepare_recognizer(options.checkpoint, options.device, None, int8=options.int8)
     try:
         return LiveRecognizer(recognizer, options.silence, options.longest)
     except InputError as error:

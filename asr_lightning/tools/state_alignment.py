@@ -19,7 +19,7 @@ from asr_lightning.hmm.store import AlignmentStore
 from asr_lightning.models.blstm_hmm import BLSTMHMM
 from asr_lightning.text.lexicon import capitals
 from asr_lightning.text.phones import SILENCE
-from asr_lightning.tools.transcription import prepare_recognizer
+from asr_lightning.tools.prepared_recognizer import prepare_recognizer
 
 ACOUSTIC_SCALE = 0.1
 

@@ -19,7 +19,7 @@ from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.experiment import read_part
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.report.tables import Table, as_csv, as_text, number
-from asr_lightning.tools.transcription import prepare_recognizer
+from asr_lightning.tools.prepared_recognizer import prepare_recognizer
 from asr_lightning.tools.weight_lines import read_batches
 
 RULES = ("layers", "elements", "axis_aware", "seed")  # of `select_weights`, as the key `weight_selection` has them

@@ -71,6 +71,7 @@ def run(options: argparse.Namespace) -> int:
     """Transcribe the files; return the exit status."""
     from asr_lightning.analysis.calibration import read_calibration
     from asr_lightning.tools import transcription
+    from asr_lightning.tools.prepared_recognizer import keep_hypotheses, prepare_recognizer
     from asr_lightning.tools.transcript_files import Transcript, TranscriptFolder, as_line, find_sounds, writers
 
     for stream in (sys.stdout, sys.stderr):
@@ -103,11 +104,9 @@ def run(options: argparse.Namespace) -> int:
             print(make(transcript), end="", flush=True)
 
     calibration = None if options.calibration is None else read_calibration(options.calibration)
-    recognizer = transcription.prepare_recognizer(
-        options.checkpoint, options.device, options.beam, options.config, options.int8
-    )
+    recognizer = prepare_recognizer(options.checkpoint, options.device, options.beam, options.config, options.int8)
     if options.n_best > 1:
-        transcription.keep_hypotheses(recognizer, options.n_best)
+        keep_hypotheses(recognizer, options.n_best)
 
     def transcripts(progress: Callable[[float], object]) -> Iterable[Transcript]:
         results = transcription.transcribe(

@@ -1,56 +1,29 @@
 """Transcripts of audio files of any length, format and sample rate."""
 
 import functools
-import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from asr_lightning.analysis.calibration import Calibration
-from asr_lightning.audio import reading
-from asr_lightning.audio.resampling import SAMPLE_RATES, resample
 from asr_lightning.batch import Batch, Utterance, is_memory_error
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.merging import join_words
 from asr_lightning.decoding.words import Pooling
 from asr_lightning.errors import InputError, printable
 from asr_lightning.files import regular
-from asr_lightning.models.checkpoints import load_recognizer
-from asr_lightning.models.experiment import read_model
 from asr_lightning.models.recognizer import Recognizer
-from asr_lightning.nn.int8 import use_int8
 from asr_lightning.text.timed_words import Word
+from asr_lightning.tools.audio_pieces import OVERLAP_SECONDS, PIECE_SECONDS, read_pieces
 from asr_lightning.tools.transcript_files import Part, Transcript
 
 WINDOW_BATCHES = 4  # so many batches of audio are held, to find pieces of similar length in them
-PIECE_SECONDS = 40.0  # a longer file is cut where it is quietest between half of this and this
-OVERLAP_SECONDS = 2.0  # that a piece goes on to each side of a cut: context for the encoder, and words to join by
-PAUSE_SECONDS = 0.2  # of the stretch whose power is compared to find that place
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of a file.
-
-    Attributes:
-        audio: (S,) float32 in [-1, 1]; none where there is no sound in it.
-        seconds: Its length.
-        start: Seconds from the beginning of the file.
-        border: Seconds; where the next piece takes over, though this one goes on for an overlap. Infinite for the last.
-    """
-
-    audio: Tensor
-    seconds: float
-    start: float
-    border: float = math.inf
 
 
 @dataclass(eq=False)
@@ -111,84 +84,6 @@ def shifted(part: Part) -> list[Word]:
     return [
         replace(word, start=part.start + word.start, end=part.start + word.end) for word in part.hypotheses[0].words
     ]
-
-
-def read_pieces(path: str, sample_rate: int, piece_seconds: float = PIECE_SECONDS) -> Iterator[Piece]:
-    """Read a file of any format, sample rate and number of channels that libsndfile knows.
-
-    A file of at most `piece_seconds` + 2 s is one piece. A longer one is cut at its pauses into pieces of half of
-    `piece_seconds` or more, which go on for 2 s to each side of a cut, and the samples of pieces without any sound are
-    left out, so that what is in memory does not depend on its length, and silence costs little.
-
-    Args:
-        path: Of the file.
-        sample_rate: Samples per second of the result.
-        piece_seconds: Most seconds between two cuts.
-
-    Returns:
-        Pieces; their audio is the mean of the channels. The first one has its samples also without sound.
-
-    Raises:
-        InputError: It is missing, unreadable, empty, cut off, or holds impossible samples; perhaps after some pieces.
-    """
-    with reading.open_sound(path) as sound:
-        rate = sound.samplerate
-        if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
-            raise InputError(
-                f"expected {SAMPLE_RATES[0]:,} to {SAMPLE_RATES[1]:,} samples per second, its header says {rate:,}"
-            )
-        empty = True
-        for audio, start, border in cut_at_pauses(reading.read_blocks(sound), rate, piece_seconds):
-            reading.check_samples(audio)
-            samples = audio if audio.any() or empty else audio[:0]
-            yield Piece(
-                torch.from_numpy(resample(samples, rate, sample_rate)) if len(samples) else torch.zeros(0),
-                len(audio) / rate,
-                start / rate,
-                math.inf if border is None else border / rate,
-            )
-            empty = False
-    if empty:
-        raise InputError("there is no audio in the file")
-
-
-def cut_at_pauses(
-    blocks: Iterable[np.ndarray], sample_rate: int, piece_seconds: float = PIECE_SECONDS
-) -> Iterator[tuple[np.ndarray, int, int | None]]:
-    """Put blocks of audio (S,) together to pieces that are cut at pauses and overlap there.
-
-    Args:
-        blocks: One behind the other.
-        sample_rate: Samples per second.
-        piece_seconds: Most seconds between two cuts; there are at least half as many.
-
-    Returns:
-        Audio (S,) of a piece, its first sample, and the sample at which it was cut; None for the last piece, which is
-        the only one where the audio is short.
-    """
-    shortest, longest = (round(seconds * sample_rate) for seconds in (piece_seconds / 2, piece_seconds))
-    overlap = round(OVERLAP_SECONDS * sample_rate)
-    held: list[np.ndarray] = []
-    samples, start, lead = 0, 0, 0  # samples held; before these; of these, also in the previous piece
-    for block in blocks:
-        held.append(block)
-        samples += len(block)
-        while samples > lead + longest + overlap:
-            audio = np.concatenate(held)
-            cut = lead + shortest + quietest(audio[lead + shortest : lead + longest], sample_rate)
-            yield audio[: cut + overlap], start, start + cut
-            begin = max(0, cut - overlap)
-            held, samples, start, lead = [audio[begin:]], samples - begin, start + begin, cut - begin
-    if samples:
-        yield np.concatenate(held), start, None
-
-
-def quietest(audio: np.ndarray, sample_rate: int) -> int:
-    """Return the middle of the stretch of 0.2 s with the least power in audio (S,); the first of several."""
-    hop, frames = sample_rate // 100, round(100 * PAUSE_SECONDS)
-    powers = np.square(audio[: len(audio) // hop * hop].reshape(-1, hop), dtype=np.float64).sum(axis=1)  # (T,)
-    sums = np.concatenate([[0.0], np.cumsum(powers)])
-    return (int(np.argmin(sums[frames:] - sums[:-frames])) + frames // 2) * hop
 
 
 def transcribe(
@@ -303,59 +198,6 @@ def _recognize(
         return _recognize(recognizer, pooling, utterances[:half]) + _recognize(recognizer, pooling, utterances[half:])
     seconds = len(utterances[0].audio) / utterances[0].sample_rate
     return [f"{seconds:.0f} s are too long for the memory; cut the file"]
-
-
-def prepare_recognizer(
-    checkpoint: Path, device: str, beam: int | None, config: Path | None = None, int8: bool = False
-) -> Recognizer:
-    """Return the recognizer of a checkpoint, ready to transcribe.
-
-    Args:
-        checkpoint: As `lightning fit` saves it.
-        device: `auto`, `cpu` or `cuda`.
-        beam: Replaces its beam, where it has one.
-        config: An experiment, which decides everything but the weights, as in `lightning test`. None, or one without a
-            model: the checkpoint's own configuration is taken.
-        int8: Whether the weights of linear layers are rounded to 8 bits, on a CPU.
-
-    Raises:
-        InputError: The checkpoint or the experiment cannot be used, they are of different networks, there is no such
-            device, it has no layers of 8 bits, or the recognizer has no beam.
-    """
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise InputError("--device cuda: torch finds no GPU here; use --device cpu")
-    if device == "cuda" and int8:
-        raise InputError("--int8: expected --device cpu, whose linear layers have weights of 8 bits, got cuda")
-    try:
-        experiment = read_model(config)
-    except InputError as error:
-        raise InputError(f"{config}: {error}") from error
-    try:
-        recognizer = load_recognizer(checkpoint, experiment)
-    except ValueError as error:  # its parts have their own
-        raise InputError(str(error)) from error
-    if beam is not None:
-        search: Any = getattr(recognizer, "search", None)
-        if not hasattr(search, "beam"):
-            raise InputError(f"--beam: a {type(recognizer).__name__} has no beam; leave the option out")
-        search.beam = beam
-    if int8:
-        use_int8(recognizer)
-    return recognizer.to("cuda" if available and device != "cpu" and not int8 else "cpu")
-
-
-def keep_hypotheses(recognizer: Recognizer, number: int) -> None:
-    """Widen a search to at least so many hypotheses.
-
-    Raises:
-        InputError: It cannot find more than one.
-    """
-    search: Any = getattr(recognizer, "search", None)
-    name = "hypotheses" if hasattr(search, "hypotheses") else "beam"
-    if not hasattr(search, name):
-        raise InputError(f"--n-best: a {type(recognizer).__name__} has no beam; leave the option out")
-    setattr(search, name, max(number, getattr(search, name)))
 
 
 def write_transcripts(

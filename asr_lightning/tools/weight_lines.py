@@ -16,8 +16,8 @@ from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.same_network import unequal_networks
 from asr_lightning.report.path_figures import plot_lines
 from asr_lightning.report.tables import as_csv, as_text
+from asr_lightning.tools.prepared_recognizer import prepare_recognizer
 from asr_lightning.tools.subsets import open_corpus, read_corpus
-from asr_lightning.tools.transcription import prepare_recognizer
 from data_modules.sampler import plan_batches
 
 COLUMNS = ("first", "second", "subset", "alpha", "loss", "utterances", "wer", "cer")

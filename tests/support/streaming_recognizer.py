@@ -1,5 +1,8 @@
 """A small transducer that streams, with random weights, which writes words whose letters depend on what it hears."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,7 @@ import lightning
 import numpy as np
 import torch
 
+from asr_lightning.batch import Batch, Utterance
 from asr_lightning.models.checkpoints import build_recognizer
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.rnn_transducer import RNNTransducer
@@ -82,3 +86,22 @@ def babble(seconds: float, seed: int, rate: int = 16_000) -> np.ndarray:
     loudness = np.repeat(random.uniform(0.0, 0.5, size=count * 5 // rate + 1), rate // 5)[:count]
     audio = loudness * np.sin(2 * np.pi * np.cumsum(pitch) / rate) + 0.01 * random.standard_normal(count)
     return (np.round(audio * 32768) / 32768).astype(np.float32)
+
+
+def text_at_once(recognizer: RNNTransducer, audio: np.ndarray) -> str:
+    """Return the transcript of audio (S,) that is not cut into pieces."""
+    return recognizer.transcribe(Batch.collate([Utterance("x", torch.from_numpy(audio), 16_000)]))[0]
+
+
+def as_pcm(audio: np.ndarray, kind: str = "<i2") -> bytes:
+    """Return audio (S,) as raw samples."""
+    scale = 1.0 if kind == "<f4" else 32_768.0
+    return (audio * scale).astype(kind).tobytes()
+
+
+def start_listening(checkpoint: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start `asr listen` with pipes."""
+    command = [sys.executable, "-m", "asr_lightning.asr", "listen", str(checkpoint), "--device", "cpu", *arguments]
+    pipe = subprocess.PIPE
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)

@@ -4,9 +4,14 @@ from typing import Any
 
 import lightning
 import pytest
+import soundfile
 import torch
 
-from asr_lightning.models.checkpoints import build_recognizer
+from asr_lightning.audio.resampling import resample
+from asr_lightning.batch import Batch, Utterance
+from asr_lightning.models.checkpoints import build_recognizer, load_recognizer
+from asr_lightning.models.recognizer import Recognizer
+from tests.support.recordings import Recordings, write_recordings
 from tests.support.small_hybrid import Made, make
 
 LAYERS = {"input_dimension": 20, "hidden": 12, "layers": 1, "channels": 2}
@@ -58,3 +63,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         patch.setenv("WANDB_MODE", "disabled")
         patch.setattr("sys.argv", ["lightning"])
         return make(root)
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Recordings:
+    """Sound files of several formats and rates, by name."""
+    return write_recordings(tmp_path_factory.mktemp("recordings"))
+
+
+@pytest.fixture(scope="session")
+def recognizer(checkpoint: Path) -> Recognizer:
+    """The recognizer of `checkpoint`, not to be changed."""
+    return load_recognizer(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def expected_texts(recognizer: Recognizer, recordings: Recordings) -> dict[str, str]:
+    """The transcript of each file alone, resampled here."""
+    texts = {}
+    for name, path in recordings.items():
+        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        resampled = torch.from_numpy(resample(audio.mean(axis=1), rate, 16_000))
+        texts[name] = recognizer.transcribe(Batch.collate([Utterance(name, resampled, 16_000)]))[0]
+    assert len(set(texts.values())) == len(texts), "the test needs a recognizer that tells the files apart"
+    return texts

@@ -16,7 +16,7 @@ from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError
 from asr_lightning.text.timed_words import Word
 from asr_lightning.text.tokenizers import CharacterTokenizer
-from asr_lightning.tools import subsets, transcription, word_confidence
+from asr_lightning.tools import prepared_recognizer, subsets, word_confidence
 
 
 def batch_of(*texts: str) -> Batch:
@@ -93,7 +93,7 @@ def test_planted_confidences_are_calibrated_and_drawn(
     truth = generator.beta(3, 1, 4_000)
     planted = 1 / (1 + ((1 - truth) / truth) ** 3), generator.random(4_000) < truth, np.arange(4_000) // 8
     read: list[list[str]] = []
-    monkeypatch.setattr(transcription, "prepare_recognizer", lambda *_: None)
+    monkeypatch.setattr(prepared_recognizer, "prepare_recognizer", lambda *_: None)
     monkeypatch.setattr(subsets, "open_corpus", lambda config, names: read.append(names) or {})
     monkeypatch.setattr(word_confidence, "collect", lambda *_: planted)
     assert main(["confidence", *arguments, "--method", method]) == 0
@@ -114,7 +114,7 @@ def test_nothing_is_calibrated_on_what_is_tested_or_on_right_words_alone(
 ) -> None:
     assert main(["confidence", *arguments, "--subsets", "test-clean"]) == 2
     assert "found test-clean among its test_subsets" in capsys.readouterr().err
-    monkeypatch.setattr(transcription, "prepare_recognizer", lambda *_: None)
+    monkeypatch.setattr(prepared_recognizer, "prepare_recognizer", lambda *_: None)
     monkeypatch.setattr(subsets, "open_corpus", lambda config, names: {})
     ones = np.ones(3), np.ones(3, dtype=bool), np.arange(3)
     monkeypatch.setattr(word_confidence, "collect", lambda *_: ones)
