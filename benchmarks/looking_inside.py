@@ -28,8 +28,8 @@ QUERIES = 10_000
 def points_of(count: int, dimension: int) -> np.ndarray:
     """Return clusters (N, D)."""
     random = np.random.default_rng(1)
-    centres = 3.0 * random.normal(size=(40, dimension)).astype(np.float32)
-    return centres[random.integers(0, 40, count)] + random.normal(size=(count, dimension)).astype(np.float32)
+    centers = 3.0 * random.normal(size=(40, dimension)).astype(np.float32)
+    return centers[random.integers(0, 40, count)] + random.normal(size=(count, dimension)).astype(np.float32)
 
 
 def run_tsne(points: np.ndarray, threads: int) -> str:

@@ -31,7 +31,7 @@ class MixtureDataModule(CorpusDataModule):
     Args:
         corpora: Data modules by name.
         weights: How often every training utterance of a corpus comes in an epoch: 2 twice, 0.5 in every other epoch;
-            1 where nothing is given. To a twentieth. A fraction takes neighbors in duration in turn, so that every
+            1 where nothing is given. To a twentieth. A fraction takes neighbours in duration in turn, so that every
             epoch has as many batches, and nothing is left out for long.
         batch_seconds: Seconds of audio, padding included, of an optimizer step over all processes and accumulation.
         batch_utterances: Most utterances of an optimizer step; None for as many as its seconds allow.
@@ -223,7 +223,7 @@ class MixtureDataModule(CorpusDataModule):
 class EpochSlots:
     """The utterance of a corpus at each place of an epoch, whose duration hardly depends on the epoch.
 
-    Utterances that are neighbors in duration make groups of as many as the weight's denominator; a group has as many
+    Utterances that are neighbours in duration make groups of as many as the weight's denominator; a group has as many
     places as the numerator, and its utterances take them in turn, from one epoch to the next.
 
     Args:

@@ -63,7 +63,7 @@ def plan_batches(
     positions, ends = order.tolist(), [*cuts[1:].tolist(), len(durations)]
     starts = cuts.tolist()
     return [
-        [positions[starts[i] : ends[i]] for i in (steps * world_size + rank).tolist()]  # neighbors in one step
+        [positions[starts[i] : ends[i]] for i in (steps * world_size + rank).tolist()]  # neighbours in one step
         for rank in range(world_size)
     ]
 

@@ -103,7 +103,7 @@ def english_sentences(random: np.random.Generator, words_per_class: int | None =
     """Yield sentences forever, no two alike, of 3 to 10 words, with commas and question marks.
 
     Words are dealt from shuffled decks, one a class, reshuffled when they run out: the words of a class come equally
-    often, so that none is too rare to be learnt.
+    often, so that none is too rare to be learned.
 
     Args:
         random: Draws the sentences.

@@ -225,7 +225,7 @@ def _trim(speech: espeak.Speech) -> tuple[np.ndarray, list[tuple[int, str, int]]
 
 
 def _merge(segments: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Join neighboring pauses, and drop what has no duration."""
+    """Join neighbouring pauses, and drop what has no duration."""
     merged: list[tuple[int, str]] = []
     for start, phone in segments:
         if merged and merged[-1][0] == start:

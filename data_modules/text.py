@@ -242,7 +242,7 @@ class TextTrainBatches(TrainBatches):
 
 
 class _Share(Sequence):
-    """The batches of one rank: of `order`, between neighboring `bounds`, by their `numbers`."""
+    """The batches of one rank: of `order`, between neighbouring `bounds`, by their `numbers`."""
 
     def __init__(self, order: np.ndarray, bounds: np.ndarray, numbers: np.ndarray) -> None:
         self.order = order

@@ -177,8 +177,8 @@ def neighbour_caption(layers: list[CharacterNeighbours], seed: int, published: P
     """Return the caption of the table."""
     first = layers[0]
     caption = (
-        f"{first.neighbours.shape[1]} neighbors of each of {len(first.characters):,} tokens of {first.sentences} "
-        f"sentences (drawn with seed {seed} if the data hold more); neighbors come from the same sentences. Total and "
+        f"{first.neighbours.shape[1]} neighbours of each of {len(first.characters):,} tokens of {first.sentences} "
+        f"sentences (drawn with seed {seed} if the data hold more); neighbours come from the same sentences. Total and "
         "mean of the characters right before that match."
     )
     paper = f" The paper has {published.sentences} sentences and {published.tokens:,} tokens." if published else ""

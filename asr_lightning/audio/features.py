@@ -1,7 +1,7 @@
 """Speech features, computed from batches of audio on whatever device the audio is on.
 
 Every feature is `(audio (B, S), lengths (B,)) -> (features (B, T, D), lengths (B,))`. A frame never looks at padding:
-there is no centring, so frame t covers samples `t * hop` to `t * hop + window`, and an utterance of S samples has
+there is no centering, so frame t covers samples `t * hop` to `t * hop + window`, and an utterance of S samples has
 `1 + (S - window) // hop` frames, one at least; `KaldiFilterBank` can do otherwise. Frames beyond an utterance's end are
 exactly zero.
 """

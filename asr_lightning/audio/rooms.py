@@ -13,7 +13,7 @@ from asr_lightning.audio.reading import read_audio
 from asr_lightning.audio.resampling import resample
 from asr_lightning.errors import InputError
 
-SPEED = 343.0  # metres of sound in a second, at 20 °C
+SPEED = 343.0  # meters of sound in a second, at 20 °C
 LONGEST_FILE = 4.0  # seconds of an impulse response; more is a recording of something else
 RUMBLE = 100.0  # Hz
 CACHED_RESPONSES = 256  # responses in memory, per process
@@ -31,9 +31,9 @@ class Reverberate:
             to simulate rooms.
         rooms: Number of rooms that are simulated, each with one position of a speaker and of a microphone. A room is
             simulated when it is first drawn.
-        length: Metres of the shortest and longest wall; the height is 2.5 to 4 m.
+        length: Meters of the shortest and longest wall; the height is 2.5 to 4 m.
         reverberation: Shortest and longest seconds until the sound in a room has fallen by 60 dB.
-        distance: Metres between speaker and microphone, at least and at most.
+        distance: Meters between speaker and microphone, at least and at most.
         probability: Of an utterance to be played in a room.
         sample_rate: Samples per second of the audio it will be given; files are resampled to it.
 
@@ -144,14 +144,14 @@ def image_method(
     image with a delay between two samples is shared by both.
 
     Args:
-        room: (3,) metres of its length, width and height.
-        source: (3,) metres from a corner.
-        microphone: (3,) metres from that corner.
+        room: (3,) meters of its length, width and height.
+        source: (3,) meters from a corner.
+        microphone: (3,) meters from that corner.
         reverberation: Seconds until the sound has fallen by 60 dB.
         sample_rate: Samples per second.
 
     Returns:
-        (S,) of 1 / (4π metres) for each image, up to `reverberation` seconds after the direct sound.
+        (S,) of 1 / (4π meters) for each image, up to `reverberation` seconds after the direct sound.
     """
     volume = float(np.prod(room))
     surface = 2 * float(room[0] * room[1] + room[1] * room[2] + room[0] * room[2])
@@ -169,13 +169,13 @@ def image_method(
     response = np.zeros(samples)
     flat, walls = squares[1][:, None] + squares[2][None], bounces[1][:, None] + bounces[2][None]
     for square, wall in zip(squares[0], bounces[0], strict=True):  # a plane of images at a time
-        metres = np.sqrt(square + flat)
-        near = metres <= farthest
+        meters = np.sqrt(square + flat)
+        near = meters <= farthest
         if not near.any():
             continue
-        metres = metres[near]
-        amplitude = reflection ** (wall + walls[near]) / (4 * np.pi * metres)
-        delay = metres / SPEED * sample_rate
+        meters = meters[near]
+        amplitude = reflection ** (wall + walls[near]) / (4 * np.pi * meters)
+        delay = meters / SPEED * sample_rate
         sample = delay.astype(np.int64)
         share = delay - sample
         response += np.bincount(sample, amplitude * (1 - share), samples)[:samples]

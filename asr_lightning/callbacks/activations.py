@@ -147,14 +147,14 @@ class Activations(Inspection):
                     f"Activations: expected utterances of the subsets {self.subsets} and the speakers {self.speakers}, "
                     f"found none in {folder.name}; correct subsets and speakers"
                 )
-            labelled = read_description(folder)["with_phones"]
-            if self.labels is not None and not labelled:
+            labeled = read_description(folder)["with_phones"]
+            if self.labels is not None and not labeled:
                 raise InputError(
                     f"expected phones of the {count} utterances, found none in "
                     f"{describe_labels(self.labels)}: its labels are of other utterances; make labels of these with "
                     "`asr align`, and name them in Activations"
                 )
-            phones = f", {labelled} of them with phones" if labelled < count else ""
+            phones = f", {labeled} of them with phones" if labeled < count else ""
             recognizer.print(f"Activations of {count} utterances{phones} are in {folder.absolute()}")
         trainer.strategy.barrier()
 

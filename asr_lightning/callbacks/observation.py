@@ -62,14 +62,14 @@ class Observation:
         """Return when the frames of a layer begin and end, (T,) seconds each.
 
         Frame i of a layer that has s times fewer frames than the features stands for the feature frame i · s. Its span
-        is as long as the distance of two frames, around the centre of what the features were computed from.
+        is as long as the distance of two frames, around the center of what the features were computed from.
 
         Args:
             lengths: (B,) frames of the layer.
         """
         step = max(1, round(int(self.feature_lengths.max()) / max(1, int(lengths.max())))) * self.hop
-        centres = np.arange(int(lengths.max())) * step + self.window / 2
-        return centres - step / 2, centres + step / 2
+        centers = np.arange(int(lengths.max())) * step + self.window / 2
+        return centers - step / 2, centers + step / 2
 
     def onsets(self, row: int, tokens: Sequence[int], blank_id: int) -> list[int]:
         """Return the encoder frame at which each token begins, by the CTC output; empty where there is none."""

@@ -192,7 +192,7 @@ def _utterances_with_phones(layer: Layer) -> dict[str, int]:
     """Return the utterances that have phones, by name, and how many frames each has."""
     names, numbers, counts = np.unique(layer.utterances, return_inverse=True, return_counts=True)
     with_phones = np.bincount(numbers, layer.phones != "", minlength=len(names)) > 0
-    return {str(name): int(count) for name, count, labelled in zip(names, counts, with_phones, strict=True) if labelled}
+    return {str(name): int(count) for name, count, labeled in zip(names, counts, with_phones, strict=True) if labeled}
 
 
 def positions_as_csv(projected: LayerProjection) -> str:

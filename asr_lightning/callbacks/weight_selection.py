@@ -8,7 +8,7 @@ kept wherever a layer reads it. So weights are selected along the meaning of the
 | hidden units, channels, heads                  | those of the element rule, the same wherever the sizes are        |
 | gates, directions, GLU halves, frequencies     | all; the element rule works within each of them                   |
 | heads × units, channels × frequencies          | the element rule, factor by factor                                |
-| taps of a centred convolution                  | the central ones, so that a tap stays as many frames away         |
+| taps of a centered convolution                  | the central ones, so that a tap stays as many frames away         |
 | vocabulary                                     | the row of the same token; tokens the teacher lacks keep their own|
 | layers (entries of a `ModuleList`)             | those of the layer rule                                           |
 """
@@ -230,7 +230,7 @@ def _pick_factor(own: Factor, source: Factor, rule: IndexRule) -> AxisSelection:
         offset, odd = divmod(source.size - own.size, 2)
         if odd:
             raise InputError(f"has {own.size} taps, but {source.size} in the checkpoint: both need to be odd, or both "
-                             "even, for one to be centred in the other")  # fmt: skip
+                             "even, for one to be centered in the other")  # fmt: skip
         indices = torch.arange(own.size) + offset
         return AxisSelection(
             torch.where((indices < 0) | (indices >= source.size), -1, indices), f"central {sizes} taps"

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import kaldi_hmm_gmm as kaldi
 import numpy as np
 
-LEFT, CENTRE, RIGHT, STATE = 0, 1, 2, -1  # Kaldi's keys
+LEFT, CENTER, RIGHT, STATE = 0, 1, 2, -1  # Kaldi's keys
 EDGE = 0  # instead of a phone before the first and after the last one
-CONTEXTS = {1: 0, 3: CENTRE}  # number of phones: index of the middle one
+CONTEXTS = {1: 0, 3: CENTER}  # number of phones: index of the middle one
 MARK = b"\0B"  # of a binary file
 SHOWN = 20  # bytes of a faulty file
 
@@ -44,8 +44,8 @@ def as_kaldi(roots: dict[tuple[int, int], Node], phones: int) -> kaldi.ContextDe
     """
     states = 1 + max(state for _, state in roots)
     tables = [_table(STATE, [_write(roots[phone, state]) for state in range(states)]) for phone in range(1, phones + 1)]
-    table = _table(CENTRE, [b"NULL ", *tables])
-    data = b"ContextDependency " + _int(3) + _int(CENTRE) + b"ToPdf " + table + b"EndContextDependency "
+    table = _table(CENTER, [b"NULL ", *tables])
+    data = b"ContextDependency " + _int(3) + _int(CENTER) + b"ToPdf " + table + b"EndContextDependency "
     return read_tree(data, phones, states)
 
 

@@ -103,7 +103,7 @@ class RecurrentProjectionEncoder(Encoder):
     1,024 cells, `egs/swbd/s5c/local/chain/run_blstm_6h.sh`); the paper names Kaldi, but not its number of cells. So the
     paper's network is hidden=1024, layers=3, recurrent_projection=256, projection=256.
 
-    The recipe also stacks two neighboring frames on each side, and computes every third frame, from the state three
+    The recipe also stacks two neighbouring frames on each side, and computes every third frame, from the state three
     frames before: this is context=2 and subsampling=3.
 
     Args:
@@ -113,9 +113,9 @@ class RecurrentProjectionEncoder(Encoder):
         recurrent_projection: R, of each direction.
         projection: P, of each direction; the output has D = 2 * (R + P).
         dropout: After every layer.
-        context: Neighboring frames on each side that are stacked with each input frame of the first layer; zeros beyond
-            the utterance.
-        subsampling: Input frames per output frame, of which the first layer reads the first one, with its neighbors. T
+        context: Neighbouring frames on each side that are stacked with each input frame of the first layer; beyond the
+            utterance they are zeros.
+        subsampling: Input frames per output frame, of which the first layer reads the first one, with its neighbours. T
             frames become T / subsampling, rounded up.
 
     Raises:
@@ -147,7 +147,7 @@ class RecurrentProjectionEncoder(Encoder):
         self.dropout = Dropout(dropout)
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
-        """Axes of the layers' inputs: features of neighboring frames, or the output of the layer below."""
+        """Axes of the layers' inputs: features of neighbouring frames, or the output of the layer below."""
         gates = axis(Fixed(4, "gates"), Units(self.hidden))
         stacked = axis(Fixed(2 * self.context + 1, "frames"), Fixed(self.input_dimension, "features"))
         inputs = [stacked] + [self.output_axis()] * (len(self.layers) - 1)

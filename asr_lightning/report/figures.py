@@ -19,7 +19,7 @@ from asr_lightning.scoring import Metric
 matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a run is a $
 matplotlib.rcParams["svg.fonttype"] = "path"  # so that an SVG needs no fonts
 
-# Okabe and Ito: told apart with every kind of color vision, and in grey by their markers
+# Okabe and Ito: told apart with every kind of color vision, and in gray by their markers
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000")
 MARKERS = "osD^vPX*"
 PANEL = (4.0, 3.4)  # inches

@@ -25,9 +25,9 @@ LEGEND_ENTRY = 0.78  # inches of a phone in the legend
 LETTERS = 26  # that fit below a panel side by side
 TITLE_LETTERS = 13  # of a title that fit on an inch
 SPACE = "_"  # as the tokenizers write it
-GREY = "0.55"
+GRAY = "0.55"
 TITLES = {
-    "purity": "phone purity of neighbors",
+    "purity": "phone purity of neighbours",
     "chance": "purity by chance",
     "order": "order correlation",
     "silence": "spread of silence",
@@ -149,7 +149,7 @@ def plot_phones(layers: Sequence[LayerProjection], utterance: str, title: str, p
                 marker=MATPLOTLIB[style.shape],
             )
         unlabeled = layer_points.positions[rows[layer_points.layer.phones[rows] == ""]]  # after the last label
-        panel.scatter(unlabeled[:, 0], unlabeled[:, 1], facecolors="none", edgecolors=GREY, s=10, zorder=2)
+        panel.scatter(unlabeled[:, 0], unlabeled[:, 1], facecolors="none", edgecolors=GRAY, s=10, zorder=2)
         panel.set_title(layer_points.layer.name, fontsize=9)
     handles = [
         Line2D([], [], linestyle="", color=style.color, markersize=5, marker=MATPLOTLIB[style.shape],
@@ -185,12 +185,12 @@ def plot_curves(curves: Sequence[LayerCurve], path: Path) -> None:
     chance = next(curve for curve in curves if curve.figure == "chance")
     for panel, name in zip(panels, names, strict=False):
         if name == "purity":
-            panel.plot(short_names(chance.layers), chance.means, color=GREY, linestyle=":", label="chance")
+            panel.plot(short_names(chance.layers), chance.means, color=GRAY, linestyle=":", label="chance")
         for number, curve in enumerate(curve for curve in curves if curve.figure == name):
             errors = np.abs(np.nan_to_num(curve.intervals - curve.means[:, None])).T
             panel.errorbar(
                 short_names(curve.layers), curve.means, yerr=errors if errors.any() else None,
-                color=("black", GREY)[number % 2], linestyle=("-", "--")[number % 2],
+                color=("black", GRAY)[number % 2], linestyle=("-", "--")[number % 2],
                 marker="os"[number % 2], markersize=4, capsize=3, linewidth=1.2,
                 label={"original": "the layer's own space", "tsne": "plane of t-SNE"}[curve.space],
             )  # fmt: skip

@@ -6,7 +6,7 @@ const PALETTES = {
 const DASHES = ["solid", "dash", "dot", "dashdot"];  // beyond the colors
 const RAINBOW = ["#e6194b", "#f58231", "#ffd700", "#3cb44b", "#00bcd4", "#3f51f5", "#8a2be2"];
 const LOGARITHMIC = [0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 70, 100, 200, 300, 500, 1000];
-const FIRST = 8;  // the character whose neighbors are shown first: at the start of a sentence all states are equal
+const FIRST = 8;  // the character whose neighbours are shown first: at the start of a sentence all states are equal
 const SENTENCES = 8;  // shown at once
 const SHOWN_VERDICTS = 4;
 const NARROW = matchMedia("(max-width: 719px)");
@@ -425,10 +425,10 @@ function figures(runs) {
   show();
 }
 
-// Neighbors of decoder states.
+// Neighbours of decoder states.
 
 function neighbours(runs) {
-  const place = section("neighbours", "Decoder neighbors", "Choose a character: the decoder states nearest to its own, in other sentences, and how many characters right before are the same. Arrow keys move along the sentence.");
+  const place = section("neighbours", "Decoder neighbours", "Choose a character: the decoder states nearest to its own, in other sentences, and how many characters right before are the same. Arrow keys move along the sentence.");
   const run = networks(runs, fill);
   const sentence = chooser("sentence", [], () => { chosen = first(); show(); }, true);
   const layer = slider("layer", show);

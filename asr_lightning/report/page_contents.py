@@ -1,4 +1,4 @@
-"""Contents of the HTML page of runs: curves, tables, layers, neighbors, alignments."""
+"""Contents of the HTML page of runs: curves, tables, layers, neighbours, alignments."""
 
 import csv
 import zlib

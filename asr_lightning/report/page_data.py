@@ -1,4 +1,4 @@
-"""Data of the page from run folders: error rates, neighbors, alignments."""
+"""Data of the page from run folders: error rates, neighbours, alignments."""
 
 import base64
 import csv
@@ -99,7 +99,7 @@ def gather_neighbours(name: str, folder: Path, share: int = 1) -> Data | None:
     ]
     shown = sum(line["index"] == "0" for line in queries)
     note = "" if shown == len(utterances) else (
-        f"This page holds the neighbors of the characters of {shown} of {len(utterances)} sentences, the first by "
+        f"This page holds the neighbours of the characters of {shown} of {len(utterances)} sentences, the first by "
         "name; the files below neighbours/ hold all."
     )  # fmt: skip
     return {
@@ -117,8 +117,8 @@ def gather_neighbours(name: str, folder: Path, share: int = 1) -> Data | None:
             "rows": rows,
             "notes": [
                 *_caption(folder / "table.md"),
-                f"Total and mean over {max_ranks} neighbor{'s' * (max_ranks != 1)} of each character; means for "
-                "shuffled states, and for neighbors drawn by their last one, two or three characters.",
+                f"Total and mean over {max_ranks} neighbour{'s' * (max_ranks != 1)} of each character; means for "
+                "shuffled states, and for neighbours drawn by their last one, two or three characters.",
             ],
         },
     }

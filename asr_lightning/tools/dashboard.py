@@ -3,7 +3,7 @@
 Example:
     asr dashboard --group demo/rnnt_random demo/rnnt_ws --runs runs/demo --save
 
-They show error rates per epoch, training, t-SNE pictures by layer and tables of neighbors. Without --save nothing is
+They show error rates per epoch, training, t-SNE pictures by layer and tables of neighbours. Without --save nothing is
 sent. The exit status is 1 where a run has not logged what is shown.
 """
 

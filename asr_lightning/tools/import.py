@@ -12,7 +12,7 @@ Example:
 three files that huggingface.co/speechbrain has in asr-streaming-conformer-librispeech: 80.6 M parameters. They encode
 utterances as a whole, or with --chunk in chunks.
 
-The licence of weights is that of who published them. SpeechBrain publishes these under Apache 2.0; torchaudio says it
+The license of weights is that of who published them. SpeechBrain publishes these under Apache 2.0; torchaudio says it
 in its documentation of the bundle.
 """
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "torchaudio",
             parents=[output],
             help="its RNN-T with an Emformer",
-            description="The licence of the weights is in torchaudio's documentation of the bundle.",
+            description="The license of the weights is in torchaudio's documentation of the bundle.",
         )
     )
     _add_speechbrain(

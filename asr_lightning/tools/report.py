@@ -3,7 +3,7 @@
 Example:
     asr report runs/demo/e2e_a runs/demo/e2e_b --output runs/demo/e2e.html
 
-It shows curves, tables, layers, neighbors, and alignments with their audio; the last three of runs that the callbacks
+It shows curves, tables, layers, neighbours, and alignments with their audio; the last three of runs that the callbacks
 Activations, TSNE, Neighbours and Alignments have looked into, as `lightning test` with
 experiments/demo/e2e_a_inside.yaml does.
 """
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--stage", choices=("test", "validate", "predict"), default="test",
-        help="whose layers, neighbors and alignments (default: test)",
+        help="whose layers, neighbours and alignments (default: test)",
     )  # fmt: skip
 
 

@@ -37,10 +37,10 @@ def one_by_one(reverberation: float, rate: int) -> np.ndarray:
         axes.append(list(images.items()))
     response = np.zeros(math.ceil(farthest / SPEED * rate) + 2)
     for image in itertools.product(*axes):
-        metres = math.dist([position for position, _ in image], MICROPHONE)
-        if metres <= farthest:
-            amplitude = reflection ** sum(bounces for _, bounces in image) / (4 * math.pi * metres)
-            delay = metres / SPEED * rate
+        meters = math.dist([position for position, _ in image], MICROPHONE)
+        if meters <= farthest:
+            amplitude = reflection ** sum(bounces for _, bounces in image) / (4 * math.pi * meters)
+            delay = meters / SPEED * rate
             response[int(delay)] += amplitude * (1 - delay % 1)
             response[int(delay) + 1] += amplitude * (delay % 1)
     return response
@@ -54,10 +54,10 @@ def test_the_sum_over_images_is_that_of_mirroring_one_by_one() -> None:
 
 def test_the_direct_sound_comes_first_and_as_loud_as_its_distance_says() -> None:
     response = image_method(ROOM, SOURCE, MICROPHONE, 0.2, 16_000)
-    metres = float(np.linalg.norm(SOURCE - MICROPHONE))
+    meters = float(np.linalg.norm(SOURCE - MICROPHONE))
     first = int(np.flatnonzero(response)[0])
-    assert first == int(metres / SPEED * 16_000)
-    assert response[first : first + 2].sum() == pytest.approx(1 / (4 * np.pi * metres), rel=1e-6)
+    assert first == int(meters / SPEED * 16_000)
+    assert response[first : first + 2].sum() == pytest.approx(1 / (4 * np.pi * meters), rel=1e-6)
 
 
 @pytest.mark.parametrize("reverberation", [0.25, 0.5])

@@ -95,19 +95,19 @@ def test_neighbours_are_in_other_sentences_and_are_shown(run: Path) -> None:
     assert float(totals[0]["mean"]) == pytest.approx(counted / (3 * len(lines)), abs=0.01)
     table, caption = (folder / "table.md").read_text().split("\n\n")
     assert table.count("\n") == 3
-    assert caption.startswith(f"3 neighbors of each of {len(lines)} tokens of {totals[0]['sentences']} sentences")
+    assert caption.startswith(f"3 neighbours of each of {len(lines)} tokens of {totals[0]['sentences']} sentences")
 
 
 def planted(folder: Path, seed: int = 0) -> Path:
     """Two speakers; layer `phones` knows the phone, layer `time` the time; `history` the last two characters."""
     random = np.random.default_rng(seed)
-    centres = {phone: 3 * random.normal(size=12) for phone in PHONES}
+    centers = {phone: 3 * random.normal(size=12) for phone in PHONES}
     codes = {character: random.normal(size=4) for character in "ABC_"}
     part = PartWriter(folder / ".part")
     for number in range(24):
         phones = [str(phone) for phone in random.choice(PHONES, 12) for _ in range(3)]
         starts = np.arange(36) * 0.04
-        by_phone = np.stack([centres[phone] for phone in phones]) + 0.2 * random.normal(size=(36, 12))
+        by_phone = np.stack([centers[phone] for phone in phones]) + 0.2 * random.normal(size=(36, 12))
         by_time = 0.02 * random.normal(size=(36, 12))
         by_time[:, :2] += np.stack([np.cos(starts), np.sin(starts)], axis=1)
         text = [str(character) for character in random.choice(list("ABC_"), 30)]

@@ -30,10 +30,10 @@ def test_a_projected_lstm_reads_its_projection() -> None:
     assert "bias_ih_l0" not in axes
 
 
-def test_only_a_centred_convolution_has_a_centre() -> None:
+def test_only_a_centered_convolution_has_a_center() -> None:
     layers = nn.ModuleDict(
         {
-            "centred": nn.Conv1d(2, 3, 5, padding=2),
+            "centered": nn.Conv1d(2, 3, 5, padding=2),
             "dilated": nn.Conv1d(2, 3, 5, padding=4, dilation=2),
             "same": nn.Conv1d(2, 3, 5, padding="same"),
             "causal": nn.Conv1d(2, 3, 5),
@@ -41,7 +41,7 @@ def test_only_a_centred_convolution_has_a_centre() -> None:
         }
     )
     axes = module_axes(layers)
-    for name in ("centred", "dilated", "same"):
+    for name in ("centered", "dilated", "same"):
         assert axes[f"{name}.weight"] == (units(3), units(2), axis(Taps(5)))
     assert axes["causal.weight"][2] == axis(Fixed(5, "taps"))
     assert axes["flat.weight"][2:] == (axis(Taps(3)), axis(Fixed(5, "taps")))

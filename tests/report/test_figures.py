@@ -46,8 +46,8 @@ def test_the_reference_is_a_dashed_line_and_no_curve(tmp_path: Path) -> None:
     image = pixels(tmp_path / "with.png")[90:850, 250:1180]
     assert count(image, COLORS[0]) > 200, "the first color is that of the first real run"
     assert count(image, COLORS[1]) == 0
-    grey = (np.abs(image - 0.35).max(axis=2) < 0.05).sum(axis=1)  # by line of pixels
-    assert 300 < grey.max() < 900, "a horizontal line with gaps"
+    gray = (np.abs(image - 0.35).max(axis=2) < 0.05).sum(axis=1)  # by line of pixels
+    assert 300 < gray.max() < 900, "a horizontal line with gaps"
 
 
 def test_a_run_that_starts_at_100_per_cent_leaves_room_for_the_ends_of_the_others(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_everything_is_there_and_nothing_is_run_that_only_was_text(page: Page) -
     assert page.locator("h1").inner_text() == f"A group & {HOSTILE}"
     titles = page.locator("h2").all_text_contents()
     assert titles[:3] == ["Result", "Curves", "Runs"]
-    assert {"Layers (t-SNE)", "Measurements of layers", "Decoder neighbors", "Alignments"} <= set(titles)
+    assert {"Layers (t-SNE)", "Measurements of layers", "Decoder neighbours", "Alignments"} <= set(titles)
     assert page.locator("#contents a").count() >= 4
     assert page.locator("img[src='x']").count() == 0
     assert "two <b> (2 seeds)" in page.locator("#curves .legend span").all_text_contents()
