@@ -2,7 +2,7 @@
 #   PYTHON=python3      the Python (3.11 or newer) that .venv is made with
 #   SCALE=full          networks of full size and their corpora; demo without it, on embedded corpora
 #   CORPUS=FOLDER       root of the corpus, in place of that of the experiments
-#   SEEDS='1 2 3'       of comparisons; JOBS=2 runs at a time
+#   SEEDS='1 2 3'       of ablations; JOBS=2 runs at a time
 #   GROUP=…, FOLDERS=…  of `make dashboard` and `make report`: W&B groups, folders of runs; SAVE=1 publishes
 #   TEST_JOBS=2         processes of `make test`; TESTS='tests/nn …' takes a part of it
 PYTHON ?= python3
@@ -61,7 +61,7 @@ sherpa: runs/demo/rnnt_export/seed1/checkpoints/last.ckpt ## from nothing to tra
 	$(BIN)/python benchmarks/deployment.py $< --root data/spoken_small --subset test-clean | tee runs/demo/rnnt_export/deployment.md
 runs/demo/rnnt_export/seed1/checkpoints/last.ckpt: | $(INSTALLED)
 	$(BIN)/lightning fit --config experiments/demo/rnnt_export.yaml --ckpt_path last
-verdicts: $(INSTALLED); $(BIN)/asr verdicts --scale $(SCALE) ## table and page: which claims of the papers the comparisons confirm
+verdicts: $(INSTALLED); $(BIN)/asr verdicts --scale $(SCALE) ## table and page: which claims of the papers the ablations confirm
 report: $(INSTALLED); $(BIN)/asr report $(FOLDERS) --output runs/report.html ## one HTML page of the runs in FOLDERS
 dashboard: $(INSTALLED); $(BIN)/asr dashboard --group $(or $(GROUP),demo/weight_selection/random demo/weight_selection/selected) --runs $(FOLDERS) $(if $(SUBSETS),--subsets $(SUBSETS)) $(if $(SAVE),--save) ## W&B workspace and report of GROUP, checked against the runs in FOLDERS; SAVE=1 publishes them
 docs: .venv/docs; NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet ## the documentation as a site in build/site

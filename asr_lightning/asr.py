@@ -27,8 +27,8 @@ from asr_lightning.errors import InputError, nearest, printable
 
 COMMANDS = {
     "Use a trained network": {
-        "transcribe": "write what is said in audio files",
-        "listen": "write what is being said, from a microphone or a pipe, or for a web page",
+        "transcribe": "transcribe audio files",
+        "listen": "transcribe live audio, from a microphone or a pipe, or for a web page",
         "confidence": "calibrate the confidence of words on a development set",
         "align": "write when the words and phones of a corpus are spoken",
         "export": "write ONNX files, which sherpa-onnx executes, or programs of torch.export",
@@ -39,22 +39,22 @@ COMMANDS = {
         "ngram": "estimate n-gram language models, and measure their perplexity",
         "hybrid": "make the states, alignments and graphs of a BLSTM-HMM hybrid; tune its language model",
         "shards": "write a corpus as tar files",
-        "teacher": "show what a student would get of a teacher by weight selection",
+        "teacher": "show what a student would get from a teacher by weight selection",
         "parameters": "count the parameters of experiments",
     },
     "Run many trainings": {
-        "ablate": "run a comparison: its variants over seeds, and the table beside the paper's numbers",
+        "ablate": "run an ablation: its variants over seeds, and the table beside the paper's numbers",
         "tune": "tune values of an experiment by a development set",
     },
     "Look at finished runs": {
         "compare": "compare runs: error rates, significance, convergence, costs",
         "report": "write one HTML page of runs",
-        "verdicts": "weigh the claims of the papers by the comparisons that have been run",
+        "verdicts": "check the claims of the papers with the ablations that have been run",
         "dashboard": "make a W&B workspace and report of runs",
-        "average": "average checkpoints, and measure what that gains",
-        "latency": "measure how late words are written, and what recognition costs",
+        "average": "average checkpoints, and compare the error rates",
+        "latency": "measure the delay of words and the cost of recognition",
         "path": "measure the loss on straight lines between networks",
-        "boundaries": "measure how far the borders of alignments are off",
+        "boundaries": "measure how far borders of phones and words are from the true ones",
     },
 }
 NAMES = [name for commands in COMMANDS.values() for name in commands]

@@ -1,4 +1,4 @@
-"""Claims of the papers, each decided by two variants of a comparison: `experiments/claims/papers.yaml`.
+"""Claims of the papers, each decided by two variants of an ablation: `experiments/claims/papers.yaml`.
 
 - claim: A student learns faster from selected weights than from random ones.
   source: Han et al. 2024, Table 1
@@ -51,7 +51,7 @@ class Claim:
         claim: The sentence.
         source: Authors, year, table.
         paper: The paper's numbers, in words.
-        ablation: Name of the comparison.
+        ablation: Name of the ablation.
         lower: Variant that has the lower value of the measure if the claim is right.
         higher: Variant that has the higher value.
         measure: An error rate; `gradient_change`, the mean |ln(next / norm)| in the first tenth of the steps; or a
@@ -187,16 +187,16 @@ def weigh_claims(claims: Sequence[Claim], folder: Path, scale: str, output: Path
 
     Args:
         claims: As `read_claims` returns them.
-        folder: Of the YAMLs of comparisons.
+        folder: Of the YAMLs of ablations.
         scale: `demo` or `full`.
         output: Folder of all runs.
 
     Raises:
-        InputError: There are no runs of the scale, or a comparison cannot be planned or has no such variant.
+        InputError: There are no runs of the scale, or an ablation cannot be planned or has no such variant.
     """
     if not (output / scale).is_dir():
         raise InputError(
-            f"expected runs in {(output / scale).absolute()}, found no such folder: run a comparison first, as `asr "
+            f"expected runs in {(output / scale).absolute()}, found no such folder: run an ablation first, as `asr "
             f"ablate {claims[0].ablation}`, or give --runs, the folder that has {scale} in it"
         )
     weighed = [_weigh_claim(claim, folder / f"{claim.ablation}.yaml", scale, output) for claim in claims]
@@ -240,7 +240,7 @@ def _weigh_claim(claim: Claim, path: Path, scale: str, output: Path) -> Evidence
 
 
 def _seeds(plan: Plan) -> list[int]:
-    """Return the seeds of a comparison, and all others that its variants have folders of."""
+    """Return the seeds of an ablation, and all others that its variants have folders of."""
     folders = {folder for run in plan.compared for folder in run.folder.parent.glob("seed*")}
     numbers = {folder.name.removeprefix("seed") for folder in folders}
     return sorted({run.seed for run in plan.compared} | {int(number) for number in numbers if number.isdecimal()})

@@ -78,7 +78,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A comparison.
+    """An ablation.
 
     Attributes:
         name: Of its file, and of its folder of runs.

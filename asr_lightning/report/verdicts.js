@@ -53,7 +53,7 @@ function card(claim) {
     element("p", { class: "note" }, "Folders of the runs and of what they needed, each with the digest of its experiment, rates, transcripts and logs:"),
     element("pre", {}, claim.runs.map(([folder, hash]) => `${hash}  ${folder}`).join("\n")));
   if (claim.curve && data.curves[claim.ablation])
-    more.append(element("p", { class: "note" }, "As of the last results of the comparison:"),
+    more.append(element("p", { class: "note" }, "As of the last results of the ablation:"),
       element("img", { src: data.curves[claim.ablation], alt: `error rates by epoch of ${claim.ablation}`, loading: "lazy" }));
   box.append(more);
   return box;

@@ -1,10 +1,10 @@
-"""Run a comparison ("ablation"): what it needs, its variants over seeds, then table, picture and page.
+"""Run an ablation: what it needs, its variants over seeds, then table, picture and page.
 
 Example:
     asr ablate weight_selection --jobs 2
     asr ablate weight_selection --scale full --dry-run
 
-A comparison is a YAML, as docs/ablations.md tells; the paper's numbers are printed beside ours. Called again the
+An ablation is a YAML, as docs/ablations.md explains; the paper's numbers are printed beside ours. Called again the
 command goes on where it was stopped; finished runs are left alone. Runs lie in
 <output>/<scale>/<ablation>/<variant>/seed<k>. The exit status is 1 where a run failed.
 """

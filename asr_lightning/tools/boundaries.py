@@ -1,4 +1,4 @@
-r"""Compare where phones or words begin with where they ought to.
+r"""Measure how far the borders of phones or words are from the true ones.
 
 Example:
     asr boundaries runs/gmm.phones.ctm runs/blstm.phones.ctm --truth data/spoken/test-clean --output runs/boundaries

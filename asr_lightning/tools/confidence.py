@@ -4,8 +4,8 @@ Example:
     asr confidence --checkpoint runs/rnnt/checkpoints/last.ckpt --config experiments/rnnt_ws.yaml \
         --subsets dev-clean --output runs/rnnt/confidence
 
-Writes calibration.json and reliability.png. The figures behind calibration are of words that were calibrated by the
-other half of the utterances. A subset that the experiment tests on is refused.
+Writes calibration.json and reliability.png. To measure the calibration, each half of the utterances is calibrated by
+the other half. A subset that the experiment tests on is refused.
 """
 
 import argparse

@@ -6,12 +6,12 @@ Example:
         --joiner=exported/joiner.onnx --model-type=transducer speech.wav
 
 A transducer becomes encoder, decoder (the prediction network) and joiner, an Emformer also streaming_encoder, with its
-state as inputs and outputs; a CTC recognizer becomes model. tokens.txt has their tokens. All have batches and times of
-any size; normalization of features is part of the encoder.
+state as inputs and outputs; a CTC recognizer becomes model. tokens.txt has their tokens. Batches and times may have any
+size; normalization of features is part of the encoder.
 
-sherpa-onnx computes the features itself, so a recognizer has to be trained with features that are equal: others are
-refused, with those that it needs. What was written is executed by onnxruntime and compared with PyTorch. It needs
-`pip install 'asr_lightning[export]'`.
+sherpa-onnx computes the features itself, so a recognizer must have been trained with the same features. Others are
+refused, and the message says which are needed. The files are executed by onnxruntime and compared with PyTorch. It
+needs `pip install 'asr_lightning[export]'`.
 """
 
 import argparse

@@ -12,8 +12,8 @@ Example:
 three files that huggingface.co/speechbrain has in asr-streaming-conformer-librispeech: 80.6 M parameters. They encode
 utterances as a whole, or with --chunk in chunks.
 
-The license of weights is that of who published them. SpeechBrain publishes these under Apache 2.0; torchaudio says it
-in its documentation of the bundle.
+The weights keep the license of their publisher: Apache 2.0 for SpeechBrain's; for torchaudio's, see its documentation
+of the bundle.
 """
 
 # ruff: noqa: N999 - the command is `asr import`

@@ -1,4 +1,4 @@
-r"""Measure how late words are written, and what recognition costs, of networks that stream and others.
+r"""Measure the delay of words and the cost of recognition, of networks that stream and others.
 
 Example:
     asr latency runs/demo/rnnt_streaming_random/seed1 runs/demo/rnnt_streaming_ws/seed1 \

@@ -1,4 +1,4 @@
-"""Write what is being said while it is said, by a transducer that streams.
+"""Transcribe live audio, by a transducer that streams.
 
 Example:
     asr listen runs/streaming/checkpoints/last.ckpt
@@ -6,12 +6,12 @@ Example:
     asr listen runs/streaming/checkpoints/last.ckpt --file talk.wav --fast --format json > talk.jsonl
     asr listen runs/streaming/checkpoints/last.ckpt --serve --port 8000
 
-The audio is that of a microphone, of a pipe (`-`, raw samples of one channel), or of a file, which is played in real
-time or read as fast as can be. On a terminal the line that is going on is shown as it grows: words in the plain color
-no longer change, the last one in another color may. NO_COLOR in the environment leaves colors out.
+The audio comes from a microphone, from a pipe (`-`, raw samples of one channel), or from a file, in real time or with
+--fast at full speed. A terminal shows the current line while it grows: words in the plain color no longer change; the
+last one, in another color, may still change. NO_COLOR in the environment turns colors off.
 
-A final line is `START<TAB>END<TAB>TEXT`, in seconds from the beginning. A silence ends a line, and so does the length
-of --longest, at the end of a word. After Ctrl-C the rest is written, and the exit status is 130.
+A final line is `START<TAB>END<TAB>TEXT`, in seconds from the beginning. A line ends after a silence, or at the end of a
+word when it is longer than --longest. After Ctrl-C the remaining words are written, and the exit status is 130.
 
 With --serve a web page at http://127.0.0.1:8000 uses the microphone of the browser, and programs send samples of 16
 bits through a WebSocket. [Live recognition](listen.md) has what they send and get.

@@ -1,4 +1,4 @@
-r"""Write what is said in audio files: a line `path<TAB>text` per file, in the order given, or files in other formats.
+r"""Transcribe audio files: a line `path<TAB>text` per file, in the order given, or files in other formats.
 
 Example:
     asr transcribe --checkpoint runs/rnnt/checkpoints/last.ckpt a.wav b.flac > texts.tsv
@@ -6,8 +6,8 @@ Example:
 
 Tabs, ends of lines and control characters in a path are written as \t, \n and \x1b. A file of more than 42 s is
 recognized in overlapping pieces of 20 to 44 s, cut at pauses and joined by the times of their words.
-A file that cannot be used, or is cut off, has no line: it is named on stderr with the reason, and the rest goes on; the
-exit status is then 1.
+A file that is incomplete or cannot be used gets no line. It is named on stderr with the reason, the other files are
+transcribed, and the exit status is 1.
 """
 
 import argparse

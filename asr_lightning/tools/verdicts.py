@@ -1,12 +1,12 @@
-"""Weigh the claims of the papers by the comparisons that have been run: table and page.
+"""Check the claims of the papers with the ablations that have been run: table and page.
 
 Example:
     asr verdicts
     asr verdicts --scale full --output reports
 
-It trains nothing: `asr ablate` runs comparisons. A claim is confirmed or not confirmed where the 95 % intervals over
-seeds, and over utterances, leave no doubt; else it is undecided. The exit status is 1
-where finished runs lack what a claim asks for. docs/ablations.md tells more.
+It trains nothing: `asr ablate` runs ablations. A claim is confirmed or not confirmed where the 95 % intervals over
+seeds, and over utterances, leave no doubt; else it is undecided. The exit status is 1 if finished runs lack what a
+claim needs. docs/ablations.md explains the rules.
 """
 
 import argparse

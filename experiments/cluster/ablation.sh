@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs a comparison on a SLURM cluster: an array of jobs for each level of need, with one run a job, and the table at the
+# Runs an ablation on a SLURM cluster: an array of jobs for each level of need, with one run a job, and the table at the
 # end. Called again after failures, it queues what is not finished. From the folder of the project:
 #
 #     GPUS=1 experiments/cluster/ablation.sh weight_selection --scale full

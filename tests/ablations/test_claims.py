@@ -27,7 +27,7 @@ WORDS = "a b c d e f g h i j".split()
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a comparison of two variants, and without runs."""
+    """A folder with an ablation of two variants, and without runs."""
     monkeypatch.chdir(tmp_path)
     ablations = tmp_path / "experiments" / "ablations"
     ablations.mkdir(parents=True)
