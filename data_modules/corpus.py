@@ -260,7 +260,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             seed=self.seed,
             progress=lambda: progress_of(self.trainer),
             sorted_epochs=self.sorted_epochs,
-            most=self.batch_utterances,
+            batch_utterances=self.batch_utterances,
             identity={
                 "subsets": ", ".join(speech.subsets),
                 "speed_factors": list(self.speed_factors),

@@ -192,7 +192,7 @@ class MixtureDataModule(CorpusDataModule):
             seed=self.seed,
             progress=lambda: progress_of(self.trainer),
             sorted_epochs=self.sorted_epochs,
-            most=self.batch_utterances,
+            batch_utterances=self.batch_utterances,
             identity={
                 "subsets": ", ".join(self.subsets["train"]),
                 "weights": ", ".join(f"{name} {weight}" for name, weight in self.weights.items()),

@@ -27,7 +27,7 @@ def plan_batches(
     seed: int | None = None,
     epoch: int = 0,
     sorted_epochs: int = 0,
-    most: int | None = None,
+    batch_utterances: int | None = None,
 ) -> list[list[list[int]]]:
     """Put every utterance into one batch, together with others of about its duration.
 
@@ -43,7 +43,7 @@ def plan_batches(
         seed: Of the shuffling, together with `epoch`; without it the longest batches come first, always the same.
         epoch: Counts from 0.
         sorted_epochs: In so many first epochs the batches come from short to long [SortaGrad; Amodei et al. 2016].
-        most: Utterances of a batch; None for as many as its seconds allow.
+        batch_utterances: Utterances of a batch; None for as many as its seconds allow.
 
     Returns:
         For every rank a list of batches, which are lists of positions in `durations`. All ranks have the same number
@@ -52,7 +52,7 @@ def plan_batches(
     durations = np.asarray(durations, dtype=np.float64)
     longest_first = np.argsort(-durations, kind="stable")
     spread, batches_per_bucket = (1.0, 1) if seed is None else (DURATION_SPREAD, BATCHES_PER_BUCKET)
-    cuts, buckets = cut_batches(durations[longest_first], batch_seconds, spread, batches_per_bucket, most)
+    cuts, buckets = cut_batches(durations[longest_first], batch_seconds, spread, batches_per_bucket, batch_utterances)
     cuts = split_evenly(cuts, len(durations), world_size)
     batches = len(cuts) // world_size
     order, steps = longest_first, np.arange(batches)
@@ -76,7 +76,7 @@ def plan_steps(
     seed: int = 1,
     epoch: int = 0,
     sorted_epochs: int = 0,
-    most: int | None = None,
+    batch_utterances: int | None = None,
 ) -> list[list[list[int]]]:
     """Put every utterance into one optimizer step, and cut the steps into parts that are trained on at once.
 
@@ -90,13 +90,13 @@ def plan_steps(
         seed: Of the shuffling.
         epoch: Counts from 0.
         sorted_epochs: In so many first epochs the steps come from short to long.
-        most: Utterances of a step; None for as many as its seconds allow.
+        batch_utterances: Utterances of a step; None for as many as its seconds allow.
 
     Returns:
         For every rank a list of parts, `accumulation` for each step: lists of positions in `durations`. Where a step
         has too few utterances, some of its parts are empty. The parts of all ranks at one time are alike in duration.
     """
-    [steps] = plan_batches(durations, batch_seconds, 1, seed, epoch, sorted_epochs, most)
+    [steps] = plan_batches(durations, batch_seconds, 1, seed, epoch, sorted_epochs, batch_utterances)
     if ranks * accumulation == 1:
         return [steps]
     parts = [cut_evenly(step, durations, ranks * accumulation) for step in steps]
@@ -111,15 +111,20 @@ def cut_evenly(step: list[int], durations: np.ndarray, parts: int) -> list[list[
 
 
 def cut_batches(
-    durations: np.ndarray, batch_seconds: float, spread: float, batches_per_bucket: int, most: int | None = None
+    durations: np.ndarray,
+    batch_seconds: float,
+    spread: float,
+    batches_per_bucket: int,
+    batch_utterances: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cut falling durations (N,) into batches; return the start of each, and the bucket (N,) of every utterance."""
     rising = -durations
     starts = [np.zeros(0, dtype=np.int64)]
     buckets = np.zeros(len(durations), dtype=np.int64)
     first = bucket = 0
+    limit = min(batch_utterances or len(durations), len(durations))
     while first < len(durations):
-        size = max(1, int(min(batch_seconds / durations[first] + 1e-9, most or len(durations), len(durations))))
+        size = max(1, int(min(batch_seconds / durations[first] + 1e-9, limit)))
         alike = int(np.searchsorted(rising, rising[first] / spread, side="right")) - first
         last = min(first + size * max(alike // size, batches_per_bucket), len(durations))
         starts.append(np.arange(first, last, size))
@@ -213,7 +218,7 @@ class TrainBatches(EvaluationBatches):
         seed: Of the shuffling.
         progress: Gives the epoch and how many of its batches are done.
         sorted_epochs: First epochs that go from short to long utterances.
-        most: Utterances of a step; None for as many as its seconds allow.
+        batch_utterances: Utterances of a step; None for as many as its seconds allow.
         identity: What else the plan depends on, by name; a checkpoint may only be resumed with the same.
     """
 
@@ -231,13 +236,13 @@ class TrainBatches(EvaluationBatches):
         seed: int = 1,
         progress: Callable[[], tuple[int, int]] = lambda: (0, 0),
         sorted_epochs: int = 0,
-        most: int | None = None,
+        batch_utterances: int | None = None,
         identity: dict[str, Any] | None = None,
     ) -> None:
         self.accumulation = accumulation
         self.seed = seed
         self.sorted_epochs = sorted_epochs
-        self.most = most
+        self.batch_utterances = batch_utterances
         self.progress = progress
         self.identity = identity or {}
         super().__init__(durations, load, batch_seconds, rank, world_size)
@@ -246,7 +251,7 @@ class TrainBatches(EvaluationBatches):
         """All ranks' batches of an epoch, `accumulation` for each step."""
         return plan_steps(
             self.durations, self.batch_seconds, self.world_size, self.accumulation, self.seed, epoch,
-            self.sorted_epochs, self.most,
+            self.sorted_epochs, self.batch_utterances,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Batch]:
@@ -262,7 +267,7 @@ class TrainBatches(EvaluationBatches):
             "seed": self.seed,
             **self._shares(),
             "sorted_epochs": self.sorted_epochs,
-            LIMIT: self.most,
+            LIMIT: self.batch_utterances,
             **self.identity,
         }
 

@@ -49,7 +49,7 @@ def digests(evidence: Sequence[Evidence]) -> dict[Path, str]:
     }
 
 
-def runs_section(evidence: Sequence[Evidence], known: Mapping[Path, str]) -> Section:
+def runs_section(evidence: Sequence[Evidence], digest_by_folder: Mapping[Path, str]) -> Section:
     """Return the runs that verdicts rest on: folder, digest, commits, changed values; digests as of `digests`."""
     table: Table = [["run", "digest", "commits", "command", "changed values"]]
     rows: dict[Path, list[str]] = {}
@@ -59,7 +59,7 @@ def runs_section(evidence: Sequence[Evidence], known: Mapping[Path, str]) -> Sec
                 continue
             made_by = ", ".join(commits(run.folder)) or MISSING
             changed = "; ".join(changed_values(run)) or MISSING
-            rows[run.folder] = [str(run.folder), known[run.folder], made_by, item.command, changed]
+            rows[run.folder] = [str(run.folder), digest_by_folder[run.folder], made_by, item.command, changed]
     notes = [
         "Digest: the first twelve digits of the SHA-256 of the run's experiment, error rates, transcripts and logs.",
         "Changed values: those that the run was made with, where the experiment now has others.",
@@ -113,13 +113,13 @@ def _format_each(claim: Claim, values: Sequence[float]) -> str:
 
 
 def verdicts_page(
-    evidence: Sequence[Evidence], known: Mapping[Path, str], scale: str, folder: Path, made_by: str
+    evidence: Sequence[Evidence], digest_by_folder: Mapping[Path, str], scale: str, folder: Path, made_by: str
 ) -> str:
     """Return the page.
 
     Args:
         evidence: Of all claims, in the order in which they are shown.
-        known: As `digests` returns them.
+        digest_by_folder: As `digests` returns them.
         scale: `demo` or `full`.
         folder: Of the scale's runs, as `runs/demo`; curves are taken from the results there.
         made_by: The command that makes the page.
@@ -127,7 +127,7 @@ def verdicts_page(
     data = {
         "title": f"Verdicts on claims, at the scale {scale}",
         "counts": {verdict: sum(item.verdict == verdict for item in evidence) for verdict in VERDICTS},
-        "claims": [_card(item, known) for item in evidence],
+        "claims": [_card(item, digest_by_folder) for item in evidence],
         "curves": {
             name: curve
             for name in {item.claim.ablation for item in evidence if item.difference and item.claim.measure in RATES}

@@ -101,9 +101,9 @@ class Layer:
     def __len__(self) -> int:
         return len(self.values)
 
-    def where(self, chosen: np.ndarray) -> "Layer":
+    def where(self, index: np.ndarray) -> "Layer":
         """Return the rows that a mask (N,) or an index chooses, in memory."""
-        parts = {column.name: getattr(self, column.name)[chosen] for column in fields(self)[2:]}
+        parts = {column.name: getattr(self, column.name)[index] for column in fields(self)[2:]}
         return Layer(self.name, self.unit, **parts)
 
 
@@ -236,17 +236,17 @@ def read_description(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def layers_of_unit(folder: Path, unit: Unit, wanted: Sequence[str] | None = None) -> list[str]:
-    """Return the modules whose rows are frames, or tokens: those in `wanted`, or all.
+def layers_of_unit(folder: Path, unit: Unit, modules: Sequence[str] | None = None) -> list[str]:
+    """Return the modules whose rows are frames, or tokens: those in `modules`, or all.
 
     Raises:
         InputError: There are none, or a wanted one is not among them.
     """
     layers = [name for name, module in read_description(folder)["modules"].items() if module["unit"] == unit]
-    if not layers or any(name not in layers for name in wanted or []):
-        names = f", {', '.join(wanted)}" if wanted else ""
+    if not layers or any(name not in layers for name in modules or []):
+        names = f", {', '.join(modules)}" if modules else ""
         raise InputError(f"{folder}: expected layers of {unit}s{names}, found {', '.join(layers) or 'none'}")
-    return list(wanted or layers)
+    return list(modules or layers)
 
 
 def read_layer(folder: Path, module: str) -> Layer:

@@ -28,11 +28,11 @@ class ChosenSentence:
         return f"{self.text} ({self.note})" if self.note else self.text
 
 
-def find_sentences(wanted: Sequence[str], utterances: Mapping[str, Row]) -> dict[str, str | None]:
+def find_sentences(sentences: Sequence[str], utterances: Mapping[str, Row]) -> dict[str, str | None]:
     """Find utterances by their names or by their texts, of which only letters and digits count.
 
     Args:
-        wanted: Names or texts.
+        sentences: Names or texts.
         utterances: Lines with `reference` and `hypothesis`, by name.
 
     Returns:
@@ -41,7 +41,7 @@ def find_sentences(wanted: Sequence[str], utterances: Mapping[str, Row]) -> dict
     by_text: dict[str, str] = {}
     for name in sorted(utterances):
         by_text.setdefault(letters(text_of(utterances[name])), name)
-    return {sentence: sentence if sentence in utterances else by_text.get(letters(sentence)) for sentence in wanted}
+    return {sentence: sentence if sentence in utterances else by_text.get(letters(sentence)) for sentence in sentences}
 
 
 def letters(text: str) -> str:
@@ -55,18 +55,18 @@ def text_of(row: Row) -> str:
 
 
 def choose_sentences(
-    wanted: Sequence[str], utterances: Mapping[str, Row], sizes: Mapping[str, int], speaker: str
+    sentences: Sequence[str], utterances: Mapping[str, Row], sizes: Mapping[str, int], speaker: str
 ) -> list[ChosenSentence]:
     """Choose the wanted sentences; a missing one is replaced by the longest other sentence of a speaker.
 
     Args:
-        wanted: Names or texts, as `find_sentences` takes them.
+        sentences: Names or texts, as `find_sentences` takes them.
         utterances: Lines of `utterances.csv`, by name.
         sizes: Frames of the utterances that can be drawn, by name.
         speaker: Whose longest sentences replace missing ones.
     """
     rows = {name: utterances[name] for name in sizes}
-    names = find_sentences(wanted, rows)
+    names = find_sentences(sentences, rows)
     chosen_names = {name for name in names.values() if name}
     longest = sorted(
         (name for name, row in rows.items() if row["speaker"] == speaker and name not in chosen_names),

@@ -142,6 +142,6 @@ def layer_table(measured: Iterable[LayerMeasurement]) -> list[list[object]]:
     ]
 
 
-def read_layers(folder: Path, wanted: Sequence[str] | None = None) -> list[Layer]:
+def read_layers(folder: Path, modules: Sequence[str] | None = None) -> list[Layer]:
     """Return the layers of frames in a folder of activations."""
-    return [read_layer(folder, name) for name in layers_of_unit(folder, "frame", wanted)]
+    return [read_layer(folder, name) for name in layers_of_unit(folder, "frame", modules)]

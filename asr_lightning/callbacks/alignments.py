@@ -164,23 +164,24 @@ def attention_paths(recognizer: Recognizer) -> dict[str, str]:
 
 @torch.no_grad()
 def alignment(
-    recognizer: Recognizer, batch: Batch, best: Hypothesis, seen: Observation, row: int
+    recognizer: Recognizer, batch: Batch, best: Hypothesis, observation: Observation, row: int
 ) -> UtteranceAlignment:
     """Return the alignment of an utterance, for its picture and its figures."""
-    frames, tokenizer = int(seen.lengths[row]), recognizer.tokenizer
+    frames, tokenizer = int(observation.lengths[row]), recognizer.tokenizer
     attention = {}
     if isinstance(recognizer, RNNTransducer) and best.tokens:
-        encoded, predicted = (seen.outputs[name].values[row] for name in JOINED)
+        encoded, predicted = (observation.outputs[name].values[row] for name in JOINED)
         projected = recognizer.encoder_projection(encoded[:frames]).unsqueeze(1)
         logits = recognizer.joint(projected, predicted[: len(best.tokens) + 1]).cpu()  # (T, U + 1, V)
         attention["emission"] = emission_probabilities(logits, best.tokens, tokenizer.blank_id).numpy()
-    for name, output in seen.outputs.items():
+    for name, output in observation.outputs.items():
         if name in JOINED:
             continue
-        weights = output.values[row, : int(output.lengths[row])].float().unflatten(1, (-1, int(seen.lengths.max())))
+        weights = output.values[row, : int(output.lengths[row])].float()
+        weights = weights.unflatten(1, (-1, int(observation.lengths.max())))
         for head, of_head in enumerate(weights[:, :, :frames].unbind(dim=1)):
             attention[f"{name}, head {head + 1}" if weights.shape[1] > 1 else name] = of_head.cpu().numpy()
-    posteriors = None if seen.log_probs is None else seen.log_probs[row, :frames].exp().cpu().numpy()
+    posteriors = None if observation.log_probs is None else observation.log_probs[row, :frames].exp().cpu().numpy()
     return UtteranceAlignment(
         utterance=batch.ids[row],
         title=best.text,
@@ -189,7 +190,7 @@ def alignment(
         attention=attention,
         posteriors=posteriors,
         vocabulary=tokenizer.tokens,
-        onsets=best.frames or seen.onsets(row, best.tokens, tokenizer.blank_id),
+        onsets=best.frames or observation.onsets(row, best.tokens, tokenizer.blank_id),
         blank_id=tokenizer.blank_id,
     )
 

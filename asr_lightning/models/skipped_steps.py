@@ -28,7 +28,7 @@ class GradientGuard:
         self._steps: list[Step] = []  # since the last review
         self._skipped = 0  # in a row
 
-    def guard(self, module: LightningModule, optimizer: Optimizer, usable: Tensor, ids: list[str], most: int) -> None:
+    def guard(self, module: LightningModule, optimizer: Optimizer, usable: Tensor, ids: list[str], limit: int) -> None:
         """Skip the next step without a usable loss or with a non-finite gradient; for `on_before_optimizer_step`.
 
         Args:
@@ -36,7 +36,7 @@ class GradientGuard:
             optimizer: Of the module.
             usable: Whether the step has a usable loss; a boolean scalar on the module's device.
             ids: Utterances or lines of this rank in the step, of all its batches.
-            most: Number of steps in a row without a finite gradient that ends the run.
+            limit: Number of steps in a row without a finite gradient that ends the run.
 
         Raises:
             InputError: There were so many; on a GPU this is noticed at the next review.
@@ -47,13 +47,13 @@ class GradientGuard:
         skip_next_step(optimizer, ~(finite & usable), scaled=scaled)
         self._steps.append((module.trainer.global_step, ids, ~finite))
         if finite.device.type == "cpu" or len(self._steps) >= REVIEW_STEPS:
-            self.review(most)
+            self.review(limit)
 
-    def review(self, most: int) -> None:
+    def review(self, limit: int) -> None:
         """Warn of steps skipped for a non-finite gradient since the last review; all ranks have to call this.
 
         Raises:
-            InputError: There were `most` in a row.
+            InputError: There were `limit` in a row.
         """
         steps, self._steps = self._steps, []
         skipped = torch.stack([not_finite for *_, not_finite in steps]).tolist() if steps else []
@@ -63,7 +63,7 @@ class GradientGuard:
                 continue
             named = _gather_names(ids)
             rank_zero_warn(f"the gradient is not finite: step {step} is skipped; learned from {named}")
-            if self._skipped >= most:
+            if self._skipped >= limit:
                 raise InputError(
                     f"no finite gradient in {self._skipped} steps in a row, last of {named}. Expected finite ones. "
                     "Lower the learning rate, or set trainer.gradient_clip_val. The weights were not changed since, "

@@ -111,17 +111,17 @@ def plot_error_rates(
     save_figure(figure, Path(path))
 
 
-def draw_legend(figure: Figure, panels: Iterable[Axes], most: int, **options: Any) -> None:  # noqa: ANN401 - matplotlib's
+def draw_legend(figure: Figure, panels: Iterable[Axes], max_columns: int, **options: Any) -> None:  # noqa: ANN401 - matplotlib's
     """Draw one legend of all panels below them, with as many columns as the figure is wide for.
 
     Args:
         figure: Whose layout is constrained.
         panels: With lines that have labels; the same label is one entry.
-        most: Greatest number of columns.
+        max_columns: Greatest number of columns.
         **options: Of matplotlib's `Figure.legend`.
     """
     entries = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    for columns in range(max(1, min(len(entries), most)), 0, -1):
+    for columns in range(max(1, min(len(entries), max_columns)), 0, -1):
         legend = figure.legend(
             entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False, **options
         )

@@ -150,17 +150,17 @@ def _speaker(
     return content, sum(count.total() for count in counts.values())
 
 
-def choose(sizes: Mapping[str, int], first: Sequence[str], most: int) -> list[str]:
-    """Return sentences whose sizes add up to at most `most`, but at least one: `first`, then others drawn by lot.
+def choose(sizes: Mapping[str, int], first: Sequence[str], limit: int) -> list[str]:
+    """Return sentences whose sizes add up to at most `limit`, but at least one: `first`, then others drawn by lot.
 
     Args:
         sizes: By name.
         first: Names that are taken before others.
-        most: Greatest sum of the sizes.
+        limit: Greatest sum of the sizes.
     """
     others = [name for name in sorted(sizes) if name not in first]
     chosen: list[str] = []
-    remaining = most
+    remaining = limit
     for name in [*first, *(others[index] for index in np.random.default_rng(SEED).permutation(len(others)))]:
         if sizes[name] <= remaining or not chosen:
             chosen.append(name)

@@ -116,14 +116,14 @@ class SyllableTokenizer(Tokenizer):
         return {"characters_in_order": "".join(self.tokens[4:])}
 
 
-def write_characters(texts: Iterable[str], path: Path, tokens: int = FULL_SIZE, least: int = 1) -> int:
+def write_characters(texts: Iterable[str], path: Path, tokens: int = FULL_SIZE, min_count: int = 1) -> int:
     """Write the most frequent characters of some texts, each with its count, as `SyllableTokenizer` reads them.
 
     Args:
         texts: Transcripts, normalized.
         path: Of the list; its folder is made.
         tokens: V of the tokenizer, its four other tokens among them; the list may have fewer.
-        least: Characters that come less often are left out.
+        min_count: Characters that come less often are left out.
 
     Returns:
         The number of characters.
@@ -135,12 +135,12 @@ def write_characters(texts: Iterable[str], path: Path, tokens: int = FULL_SIZE, 
     rows = [
         (letter, count)
         for letter, count in counts.items()
-        if count >= least and not letter.isspace() and letter != SPACE
+        if count >= min_count and not letter.isspace() and letter != SPACE
     ]
     rows = sorted(rows, key=lambda pair: (-pair[1], pair[0]))[: max(0, tokens - 4)]
     if not rows:
         raise InputError(
-            f"expected texts with characters that occur at least {least} times, to list {tokens - 4}; found none"
+            f"expected texts with characters that occur at least {min_count} times, to list {tokens - 4}; found none"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{character}\t{count}\n" for character, count in rows), encoding="utf-8")

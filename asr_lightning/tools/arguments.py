@@ -41,16 +41,16 @@ def add_subsets(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--subsets", nargs="+", metavar="SUBSET", help=about)
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """Return a type for `add_argument`: whole numbers from `least` on."""
+def whole_number(minimum: int) -> Callable[[str], int]:
+    """Return a type for `add_argument`: whole numbers from `minimum` on."""
 
     def parse(text: str) -> int:
         number = int(text)
-        if number < least:
+        if number < minimum:
             raise ValueError
         return number
 
-    parse.__name__ = f"whole number from {least}"  # as argparse names it in messages
+    parse.__name__ = f"whole number from {minimum}"  # as argparse names it in messages
     return parse
 
 

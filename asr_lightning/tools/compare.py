@@ -108,12 +108,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def compare(options: argparse.Namespace, chosen: Sequence[str], problems: list[str]) -> Iterator["Section"]:
+def compare(options: argparse.Namespace, sections: Sequence[str], problems: list[str]) -> Iterator["Section"]:
     """Give the chosen sections.
 
     Args:
         options: Of the command.
-        chosen: Names of sections.
+        sections: Names of sections.
         problems: Gets what could not be read or compared.
 
     Raises:
@@ -127,31 +127,31 @@ def compare(options: argparse.Namespace, chosen: Sequence[str], problems: list[s
     from asr_lightning.report.run_folders import find_runs, read_experiments, read_runs
 
     metric = options.metrics[0]
-    if {"curves", "convergence"} & set(chosen):
+    if {"curves", "convergence"} & set(sections):
         rows = merge(find_files(options.runs))
         _check_names(options, sorted({row.run for row in rows}))
-    if "curves" in chosen:
+    if "curves" in sections:
         yield epoch_section(rows, metric, options.reference, options.baseline)
-    if {"rates", "significance", "gradients"} & set(chosen):
+    if {"rates", "significance", "gradients"} & set(sections):
         experiments = read_experiments(read_runs(find_runs(options.runs), problems), problems)
         if not experiments:
             raise InputError(f"expected runs with final rates, found none: {'; '.join(problems)}")
         names = [experiment.name for experiment in experiments]
         _check_names(options, names)
-    if "rates" in chosen:
+    if "rates" in sections:
         yield final_section(experiments, options.metrics)
-    if "significance" in chosen:
+    if "significance" in sections:
         default = next((name for name in names if name != options.reference), names[0])
         if pairs := comparisons(experiments, options.baseline or default, problems):
             yield significance_section(pairs)
         elif len(names) > 1:
             problems.append("significance: no two runs have transcripts of their last epoch")
-    if "convergence" in chosen:
+    if "convergence" in sections:
         yield convergence_section(rows, metric, options.horizon, options.early, options.level)
-    if "gradients" in chosen:
+    if "gradients" in sections:
         if section := gradient_section(experiments, problems):
             yield section
-    if "costs" in chosen:
+    if "costs" in sections:
         yield costs_section(
             options.runs, options.hours, options.epochs, options.devices, options.price, options.efficiency
         )

@@ -167,20 +167,20 @@ def measure(recognizer: Recognizer, utterances: Sequence[Batch], truth: ExactWor
     return latency
 
 
-def read_utterances(config: Path, subsets: Sequence[str] | None, most: int) -> dict[str, list[Batch]]:
+def read_utterances(config: Path, subsets: Sequence[str] | None, limit: int) -> dict[str, list[Batch]]:
     """Return the utterances of subsets of an experiment, each as a batch of one.
 
     Args:
         config: The experiment.
         subsets: Of its data; those that it tests on if None.
-        most: Of each subset; 0 for all.
+        limit: Of each subset; 0 for all.
 
     Raises:
         InputError: The experiment or its data cannot be used, or a subset is empty.
     """
     utterances: dict[str, list[Batch]] = {}
     for subset, batches in open_corpus(config, subsets).items():
-        count = most or len(batches.durations)
+        count = limit or len(batches.durations)
         plan = [[number] for number in range(min(count, len(batches.durations)))]
         utterances[subset] = [batch for batch in batches.load(plan, 0) if len(batch)]
         if not utterances[subset]:
@@ -213,7 +213,7 @@ def compare(
     chunks: Sequence[int] | None,
     truth: tuple[Path | None, Path | None],
     piece: float,
-    most: int,
+    limit: int,
 ) -> Section:
     """Measure networks, and return the table and figure.
 
@@ -224,12 +224,12 @@ def compare(
         chunks: Sizes of chunks that are measured, where an encoder has chunks; its own if None.
         truth: CTM and lexicon; those of the embedded corpus if None.
         piece: Seconds of audio that are read at once.
-        most: Utterances of each subset; 0 for all.
+        limit: Utterances of each subset; 0 for all.
 
     Raises:
         InputError: A file cannot be used; no network has chunks, or no utterance has times.
     """
-    utterances = read_utterances(config, subsets, most)
+    utterances = read_utterances(config, subsets, limit)
     words = {subset: exact_words(config, subset, *truth) for subset in utterances}
     rows: list[Measurement] = []
     chunked = False

@@ -118,7 +118,7 @@ def read_sentences(texts: Iterable[str], skip_columns: int = 0) -> Iterator[str]
             raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def decode(line: bytes, place: str) -> str:
+def decode(line: bytes, location: str) -> str:
     """Return the text of a line of UTF-8.
 
     Raises:
@@ -128,7 +128,7 @@ def decode(line: bytes, place: str) -> str:
         return line.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         byte = line[error.start : error.start + 1]
-        raise InputError(f"{place}: expected UTF-8, found the byte {byte!r}; convert the file") from error
+        raise InputError(f"{location}: expected UTF-8, found the byte {byte!r}; convert the file") from error
 
 
 def choose_units(units: str, config: Path | None) -> tuple[Split, list[str] | None]:

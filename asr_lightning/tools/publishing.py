@@ -38,7 +38,7 @@ def choose_shown(runs: Sequence[LoggedRun], project: str, groups: Sequence[str])
     return shown
 
 
-def check(shown: Sequence[LoggedRun], sections: dashboard.Sections) -> tuple[list[str], bool]:
+def check(runs: Sequence[LoggedRun], sections: dashboard.Sections) -> tuple[list[str], bool]:
     """Check whether runs have logged what a dashboard shows.
 
     Returns:
@@ -46,8 +46,8 @@ def check(shown: Sequence[LoggedRun], sections: dashboard.Sections) -> tuple[lis
     """
     lines, complete = [], True
     panels = [panel for of_section in sections.values() for panel in of_section]
-    for group, name in dict.fromkeys((run.group, run.name) for run in shown):
-        starts = [run for run in shown if (run.group, run.name) == (group, name)]
+    for group, name in dict.fromkeys((run.group, run.name) for run in runs):
+        starts = [run for run in runs if (run.group, run.name) == (group, name)]
         logged = {key: kind for run in starts for key, kind in run.logged.items()}
         absent = list(dict.fromkeys(key for panel in panels for key in dashboard.missing_names(panel, logged)))
         needed = [key for key in absent if not dashboard.is_optional(key)]

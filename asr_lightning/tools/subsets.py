@@ -59,7 +59,7 @@ def usable(config: Path, subset: str) -> bool:
     return True
 
 
-def development_subsets(config: Path, wanted: Sequence[str] | None) -> list[str]:
+def development_subsets(config: Path, subsets: Sequence[str] | None) -> list[str]:
     """Return the subsets by which something may be chosen: the wanted ones, or those that an experiment validates on.
 
     Raises:
@@ -68,12 +68,12 @@ def development_subsets(config: Path, wanted: Sequence[str] | None) -> list[str]
     """
     module = read_corpus(config)
     tested = module.subsets["test"]
-    if refused := [subset for subset in wanted or () if subset in tested]:
+    if refused := [subset for subset in subsets or () if subset in tested]:
         raise InputError(
             f"{config}: expected subsets that the experiment does not test on, found {', '.join(refused)} among its "
             "test_subsets: what is chosen by them cannot be tested on them; give others, as dev-clean dev-other"
         )
-    chosen = wanted or [
+    chosen = subsets or [
         subset for subset in module.subsets["validation"] if subset not in (*module.subsets["train"], *tested)
     ]
     if not chosen:

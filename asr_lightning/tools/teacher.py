@@ -8,7 +8,7 @@ The first table has the modules of the student: from which of the teacher their 
 their values that is (tokens that the teacher lacks keep random rows), and what share of the teacher's values. The
 second has the layers of the teacher's encoder, kept or skipped: their similarity (linear CKA, from 0 to 1) to the layer
 below, to the most similar layer that is kept, and to the student's layer that is made from them, with selected weights
-and with random ones. Little is lost with a skipped layer that is similar to a kept one. weights.csv has every parameter.
+and with random ones. Little is lost with a skipped layer that is similar to a kept one. weights.csv has all parameters.
 """
 
 import argparse

@@ -78,7 +78,7 @@ def test_parts_of_a_step_are_equally_large_and_little_padded(ranks: int, accumul
 @pytest.mark.parametrize("parts", [(1, 1), (2, 1), (2, 4)])
 def test_steps_have_at_most_so_many_utterances_and_all_but_the_last_have_as_many(parts: tuple[int, int]) -> None:
     durations = like_librispeech(1000)
-    plan = plan_steps(durations, 1120.0, *parts, most=32)
+    plan = plan_steps(durations, 1120.0, *parts, batch_utterances=32)
     ranks, accumulation = parts
     steps = [
         [number for rank in plan for part in rank[start : start + accumulation] for number in part]
@@ -88,14 +88,14 @@ def test_steps_have_at_most_so_many_utterances_and_all_but_the_last_have_as_many
     assert sorted(map(len, steps)) == [1000 % 32] + [32] * (1000 // 32)
     spread = [durations[step].max() / durations[step].min() for step in steps]
     assert np.median(spread) < 1.2  # still of about one duration
-    assert plan_steps(durations, 100.0, *parts, most=10**6) == plan_steps(durations, 100.0, *parts)
-    shorter = plan_steps(durations, 100.0, most=32)[0]
+    assert plan_steps(durations, 100.0, *parts, batch_utterances=10**6) == plan_steps(durations, 100.0, *parts)
+    shorter = plan_steps(durations, 100.0, batch_utterances=32)[0]
     assert all(durations[step].max() * len(step) <= 100.0 for step in shorter) and len(shorter) > len(steps)
 
 
 def test_a_run_is_not_resumed_with_another_limit_of_utterances() -> None:
     def batches(limit: int | None) -> TrainBatches:
-        return TrainBatches(like_librispeech(50), lambda *_: [], 100.0, most=limit)
+        return TrainBatches(like_librispeech(50), lambda *_: [], 100.0, batch_utterances=limit)
 
     older = {name: value for name, value in batches(None).state_dict().items() if name != "batch_utterances"}
     batches(None).load_state_dict(older)

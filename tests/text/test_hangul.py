@@ -83,7 +83,7 @@ def test_the_most_frequent_characters_make_the_list(tmp_path: Path) -> None:
     texts = ["가나 가다", "가_나 \u1100\u1161", "라"]
     assert write_characters(texts, path, tokens=6) == 2
     assert path.read_text("utf-8") == "가\t4\n나\t2\n"
-    assert write_characters(texts, path, least=2) == 2
+    assert write_characters(texts, path, min_count=2) == 2
     assert write_characters(texts, path) == 4
     assert path.read_text("utf-8").split() == ["가", "4", "나", "2", "다", "1", "라", "1"]
 
