@@ -125,7 +125,7 @@ def module_table(
         own: Shapes of the student's state_dict.
         teacher: Shapes of the teacher's.
     """
-    rows: Table = [["part", "values", "from", "selected", "of the teacher's"]]
+    rows: Table = [["student's module", "parameters", "teacher's module", "selected", "share of the teacher's"]]
     groups: dict[str, list[Selected]] = {}
     for part in received:
         groups.setdefault(_part(part.name), []).append(part)
@@ -156,7 +156,10 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 def layer_table(fits: Sequence[LayerFit]) -> Table:
     """Return a line for each layer of the teacher."""
-    rows: Table = [["layer", "becomes", "to layer below", "to a kept one", "which", "selected", "random"]]
+    rows: Table = [[
+        "teacher's layer", "student's layer", "CKA to the layer below", "to the nearest kept layer", "which is",
+        "to the student's, selected", "random",
+    ]]  # fmt: skip
     for fit in fits:
         numbers = [number(value, ".3f") for value in (fit.to_below, fit.to_kept, fit.selected, fit.random)]
         rows.append([fit.name, fit.student or "skipped", numbers[0], numbers[1], fit.kept or "–", *numbers[2:]])

@@ -156,7 +156,8 @@ def write_line(lines: Sequence[LineMeasurements], output: Path) -> str:
             for name, line in names.items()
         }
     plot_lines(panels, output / "path.png")
-    table = [["first", "second", "subset", "loss at first", "highest between", "loss at second", "barrier"]]
+    losses_head = ("loss of the first", "highest loss between", "loss of the second")
+    table = [["first", "second", "subset", *losses_head, "barrier"]]
     for line in lines:
         losses = {alpha: result.loss for alpha, result in line.points}
         highest = max(losses[alpha] for alpha in losses if 0 <= alpha <= 1)
