@@ -31,6 +31,7 @@ from data_modules.manifest import BadFile, Listing, Manifest, summary
 from data_modules.sampler import EvaluationBatches, TrainBatches, accumulation_of, digest_of, progress_of, rank_of
 from data_modules.workers import begin_worker, default_workers
 
+EVALUATION_SECONDS = 100.0  # of a batch, at least
 LOST_IN_A_ROW = 100  # unreadable utterances one after the other: the disk is gone, not a file
 STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
 
@@ -50,8 +51,8 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             processes and all batches of `trainer.accumulate_grad_batches`, so that an experiment has the same steps
             whatever it runs on. Where the share of a process does not fit into its memory, accumulate.
         batch_utterances: Most utterances of an optimizer step; None for as many as its seconds allow.
-        evaluation_batch_seconds: Seconds of a batch of one process in validation, test and prediction; default as many
-            as it trains on at once.
+        evaluation_batch_seconds: Seconds of a batch of one process in validation, test and prediction; by default as
+            many as it trains on at once, but at least 100: evaluation keeps nothing for a backward pass.
         min_seconds: Shorter utterances are left out of training.
         max_seconds: Longer utterances are left out of training.
         train_utterances: Train on so many utterances only, drawn with `seed`; default all.
@@ -291,7 +292,8 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
 
     def _evaluation(self, role: str) -> dict[str, EvaluationBatches]:
         rank, ranks = rank_of(self.trainer)
-        batch_seconds = self.evaluation_batch_seconds or self.batch_seconds / (ranks * accumulation_of(self.trainer))
+        at_once = self.batch_seconds / (ranks * accumulation_of(self.trainer))  # in training
+        batch_seconds = self.evaluation_batch_seconds or max(EVALUATION_SECONDS, at_once)
         loaders = {}
         for subset in self.subsets[role]:
             speech = self.evaluation_speech(subset)

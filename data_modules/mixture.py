@@ -35,8 +35,8 @@ class MixtureDataModule(CorpusDataModule):
             epoch has as many batches, and nothing is left out for long.
         batch_seconds: Seconds of audio, padding included, of an optimizer step over all processes and accumulation.
         batch_utterances: Most utterances of an optimizer step; None for as many as its seconds allow.
-        evaluation_batch_seconds: Seconds of a batch of one process in validation, test and prediction; default as many
-            as it trains on at once.
+        evaluation_batch_seconds: Seconds of a batch of one process in validation, test and prediction; by default as
+            many as it trains on at once, but at least 100: evaluation keeps nothing for a backward pass.
         sorted_epochs: First epochs that go from short to long utterances (SortaGrad), before they are shuffled.
         workers: Processes that read audio, for each training process; 0 reads in the training process. By default one
             per processor core but one, at most 8.

@@ -371,14 +371,19 @@ def test_arguments_are_checked(wrong: dict[str, Any]) -> None:
         LibriSpeechDataModule(**arguments(Path("."), **wrong))
 
 
-def test_what_is_not_given_is_predicted_as_tested_and_read_by_the_free_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    subsets = {"test_subsets": ["test"], "predict_subsets": None}
-    data = LibriSpeechDataModule(**arguments(Path("."), **subsets))
-    assert data.subsets["predict"] == ["test"]
-    assert not LibriSpeechDataModule(**arguments(Path("."), **subsets | {"predict_subsets": []})).subsets["predict"]
-    for cores, expected in ((1, 1), (2, 1), (6, 5), (64, 8)):
+def test_defaults_follow_the_test_subsets_the_training_batches_and_the_cores(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for batch_seconds, evaluation_seconds in ((8.0, 100.0), (400.0, 400.0)):
+        data = ready(**arguments(root, test_subsets=["dev"], batch_seconds=batch_seconds))
+        data.setup("predict")
+        [(subset, batches)] = data.predict_dataloader().items()
+        assert (subset, batches.batch_seconds) == ("dev", evaluation_seconds)
+    nothing = LibriSpeechDataModule(**arguments(root, test_subsets=["dev"], predict_subsets=[]))
+    assert nothing.subsets["predict"] == []
+    for cores, workers in ((1, 1), (2, 1), (6, 5), (64, 8)):
         monkeypatch.setattr("os.sched_getaffinity", lambda process, cores=cores: set(range(cores)), raising=False)
-        assert default_workers() == expected
+        assert default_workers() == workers
 
 
 def test_more_utterances_than_there_are(root: Path) -> None:
