@@ -20,7 +20,7 @@ LAYERS = [  # each imports itself and those before
 RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 SHARED_BY_ARCHITECTURES = {
     *("recognizer", "checkpoints", "instantiation", "class_paths", "same_network", "schedules", "fsdp"),
-    *("skipped_steps", "averaging", "global_batch", "evaluation", "public_weights"),
+    *("skipped_steps", "averaging", "global_batch", "evaluation", "public_weights", "word_times"),
 }
 FORMS = {  # of an architecture, with the file that has it
     "normalized_transducer": "rnn_transducer",

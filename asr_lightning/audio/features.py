@@ -102,6 +102,18 @@ class Features(nn.Module, ABC):
     def from_frames(self, frames: Tensor) -> Tensor:
         """Turn frames of audio (B, T, window) into features (B, T, D)."""
 
+    def check_rate(self, sample_rate: int) -> None:
+        """Refuse audio of another rate.
+
+        Raises:
+            InputError: It is not the one that the features are made for.
+        """
+        if sample_rate != self.sample_rate:
+            raise InputError(
+                f"the features are made for audio of {self.sample_rate} Hz, got {sample_rate} Hz: set `sample_rate` of "
+                "the features and of the data to the same number, or resample the audio"
+            )
+
     def whole_utterance(self) -> str:
         """Return what of the features needs the whole utterance; empty if they stream."""
         streams = self.normalization is None or self.normalization.streams

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from asr_lightning.decoding.hypothesis import Hypothesis
@@ -37,6 +38,14 @@ class FrameTimes(NamedTuple):
     def end(self, frame: int) -> float:
         """Return when a frame ends, in seconds."""
         return self.start(frame + 1)
+
+
+def with_texts(recognized: list[list[Hypothesis]], tokenizer: Tokenizer) -> list[list[Hypothesis]]:
+    """Return the hypotheses of each utterance with their texts."""
+    return [
+        [replace(hypothesis, text=tokenizer.decode(hypothesis.tokens)) for hypothesis in hypotheses]
+        for hypotheses in recognized
+    ]
 
 
 def words_of(

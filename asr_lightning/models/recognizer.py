@@ -3,7 +3,6 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -18,7 +17,7 @@ from asr_lightning.audio.augment import SpecAugment
 from asr_lightning.audio.features import Features, possible_audio
 from asr_lightning.batch import Batch
 from asr_lightning.decoding.hypothesis import Hypothesis
-from asr_lightning.decoding.words import FrameTimes, Pooling, words_of
+from asr_lightning.decoding.words import FrameTimes, with_texts
 from asr_lightning.errors import InputError, printable
 from asr_lightning.losses.ctc import ctc_loss
 from asr_lightning.models.averaging import averaged_copies, save_averages
@@ -32,12 +31,11 @@ from asr_lightning.models.skipped_steps import (
     GradientGuard,
     clip_gradients,
 )
+from asr_lightning.models.word_times import measure_frame_times, recognize_words
 from asr_lightning.nn.axes import Axis, Tokens, axis, axis_size
 from asr_lightning.nn.recurrent import weights_cast_once
 from asr_lightning.nn.sequences import Encoder
 from asr_lightning.text.tokenizers import Tokenizer, check_coverage
-
-MEASURED_FRAMES = 480  # feature frames that measure the subsampling of an encoder
 
 Recognized = list[list[Hypothesis]]  # for each utterance, the best first
 AddedLoss = Callable[[Tensor, Tensor, Batch], Tensor]  # (encoded (B, T, D), lengths (B,), batch) -> (B,)
@@ -169,30 +167,7 @@ class Recognizer(lightning.LightningModule, ABC):
         """Return the text of the best hypothesis of each of the B utterances."""
         return [self.tokenizer.decode(hypotheses[0].tokens) for hypotheses in self.recognize(batch)]
 
-    @torch.no_grad()
-    def recognize_words(self, batch: Batch, pooling: Pooling = "product") -> Recognized:
-        """Return the hypotheses of each of the B utterances with their texts, and words with times and confidence.
-
-        Args:
-            batch: B utterances; all words of one of them lie within its audio.
-            pooling: How the confidence of a word follows from the probabilities of its tokens.
-        """
-        self._check_rate(batch)
-        with weights_cast_once(self.device):
-            encoded, lengths = self(batch.audio, batch.audio_lengths)
-            recognized = self._with_texts(self.decode(encoded, lengths))
-            frames = self.token_frames(encoded, lengths, [hypotheses[0] for hypotheses in recognized])
-        times = self.frame_times()
-        for hypotheses, best_frames, samples in zip(recognized, frames, batch.audio_lengths.tolist(), strict=True):
-            seconds = samples / batch.sample_rate
-            for rank, hypothesis in enumerate(hypotheses):
-                words = [
-                    replace(word, start=min(word.start, seconds), end=min(word.end, seconds))
-                    for word in hypothesis.words
-                ]
-                timed = hypothesis if rank else replace(hypothesis, frames=best_frames)
-                hypothesis.words = tuple(words) or words_of(timed, self.tokenizer, times, seconds, pooling)
-        return recognized
+    recognize_words = recognize_words
 
     def token_frames(self, encoded: Tensor, lengths: Tensor, best: list[Hypothesis]) -> list[tuple[int, ...]]:
         """Return the frames of the tokens of the best hypothesis of each encoded utterance (B, T, D).
@@ -204,14 +179,7 @@ class Recognizer(lightning.LightningModule, ABC):
     def frame_times(self) -> FrameTimes:
         """Return the times of encoder frames, from the measured subsampling of the encoder."""
         if self._frame_times is None:
-            training = self.training
-            self.eval()
-            features = torch.zeros(1, MEASURED_FRAMES, self.features.dimension, device=self.device)
-            encoded, _ = self.encoder(features.to(self.dtype), torch.full((1,), MEASURED_FRAMES, device=self.device))
-            self.train(training)
-            factor = round(MEASURED_FRAMES / encoded.shape[1])
-            window = self.features.window_samples / self.features.sample_rate
-            self._frame_times = FrameTimes(factor * self.features.hop_seconds, window)
+            self._frame_times = measure_frame_times(self)
         return self._frame_times
 
     def featurize(self, audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -277,7 +245,7 @@ class Recognizer(lightning.LightningModule, ABC):
         """Return this rank's part of the mean loss of the step's usable utterances, before it is rescaled."""
         self._utterances_read = None if self._utterances_read is None else self._utterances_read + len(batch)
         if len(batch):
-            self._check_rate(batch)
+            self.features.check_rate(batch.sample_rate)
             losses = infinite_without_audio(self.loss(batch), batch)
             usable = losses.isfinite()
             total = losses.masked_fill(~usable, 0.0).sum()
@@ -417,11 +385,11 @@ class Recognizer(lightning.LightningModule, ABC):
         """Encode a batch once, for its hypotheses and its losses, and count its errors."""
         if not len(batch):
             return []
-        self._check_rate(batch)
+        self.features.check_rate(batch.sample_rate)
         start = time.perf_counter()
         with weights_cast_once(self.device):
             encoded, lengths = self(batch.audio, batch.audio_lengths)
-            recognized = self._with_texts(self.decode(encoded, lengths))
+            recognized = with_texts(self.decode(encoded, lengths), self.tokenizer)
         seconds = time.perf_counter() - start  # the texts are on the CPU, so the GPU has finished
         losses = infinite_without_audio(self.encoded_loss(encoded, lengths, batch), batch)
         texts = [best.text for best, *_ in recognized]
@@ -430,23 +398,10 @@ class Recognizer(lightning.LightningModule, ABC):
         self._evaluation.update(dataloader_idx, references, texts, spelled, losses, seconds, batch.seconds)
         return recognized
 
-    def _with_texts(self, recognized: Recognized) -> Recognized:
-        return [
-            [replace(hypothesis, text=self.tokenizer.decode(hypothesis.tokens)) for hypothesis in hypotheses]
-            for hypotheses in recognized
-        ]
-
     def _log_evaluation(self) -> None:
         release_weights(self)
         assert self._evaluation is not None
         self._evaluation.log(self, vocabulary=type(self.tokenizer).__name__)
-
-    def _check_rate(self, batch: Batch) -> None:
-        if batch.sample_rate != self.features.sample_rate:
-            raise InputError(
-                f"the features are made for audio of {self.features.sample_rate} Hz, got {batch.sample_rate} Hz: set "
-                "`sample_rate` of the features and of the data to the same number, or resample the audio"
-            )
 
 
 class CTCOutput(nn.Linear):
