@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -28,6 +30,12 @@ def links_from_docs(text: str) -> str:
     return re.sub(r"\]\((\w+\.md)", lambda link: f"]({ROOT.get(link[1], link[1])}", text)
 
 
+def printed(lines: Iterable[str]) -> list[str]:
+    """Return what a cell printed as Markdown: its tables as tables, all else as blocks of text."""
+    blocks = ((table, "".join(group).strip("\n")) for table, group in groupby(lines, lambda line: line.startswith("|")))
+    return [block if table else f"```text\n{block}\n```" for table, block in blocks if block]
+
+
 def markdown(notebook: dict, name: str) -> str:
     """Return the cells of a notebook one below the other, each with what it printed."""
     parts = []
@@ -37,7 +45,6 @@ def markdown(notebook: dict, name: str) -> str:
             parts.append(source)
             continue
         parts.append(f"```python\n{source}\n```")
-        printed = "".join(line for output in cell["outputs"] for line in output.get("text", []))
-        parts += [f"```text\n{printed.rstrip()}\n```"] if printed else []
+        parts += printed(line for output in cell["outputs"] for line in output.get("text", []))
     heading, *rest = parts
     return "\n\n".join([heading, f"This page is a notebook: [{name}]({name}).", *rest]) + "\n"
