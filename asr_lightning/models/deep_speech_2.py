@@ -80,10 +80,10 @@ class DeepSpeech2Encoder(Encoder):
         self.recurrent_axis = axis(*pairs) if self.directions == "sum" else axis(Fixed(2, "directions"), *pairs)
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, RecurrentLayer)
-            layer.set_axes(layer.read if number == 0 else self.recurrent_axis, pairs)
+            layer.set_axes(layer.input_axis if number == 0 else self.recurrent_axis, pairs)
         for attention in self.attentions:
             assert isinstance(attention, FrameAttention)
-            attention.read = self.recurrent_axis
+            attention.input_axis = self.recurrent_axis
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Axes of the last layer."""
@@ -115,33 +115,33 @@ class RecurrentLayer(nn.Module):
 
     Args:
         kind: Of the recurrent units.
-        read: Axis of the input.
+        input_axis: Axis of the input.
         hidden: Units of each direction.
         batch_norm: See `DeepSpeech2Encoder`.
         shared_input: See `DeepSpeech2Encoder`; both directions then use `forward_norm`.
     """
 
     def __init__(
-        self, kind: Kind, read: Axis, hidden: int, batch_norm: BatchNorm = True, shared_input: bool = False
+        self, kind: Kind, input_axis: Axis, hidden: int, batch_norm: BatchNorm = True, shared_input: bool = False
     ) -> None:
         super().__init__()
         kinds: dict[Kind, Callable[[int, int], Any]]
         kinds = {"vanilla": ClippedRNN, "gru": partial(nn.GRU, batch_first=True), "lstm": LSTM}
         make = kinds[kind]
-        self.forward_rnn, self.backward_rnn = (make(axis_size(read), hidden) for _ in range(2))
+        self.forward_rnn, self.backward_rnn = (make(axis_size(input_axis), hidden) for _ in range(2))
         if shared_input:
             for name in INPUT:
                 setattr(self.backward_rnn, name, getattr(self.forward_rnn, name))
         rows = self.forward_rnn.weight_ih_l0.shape[0]
         on_term = batch_norm is True
-        self.input_norm = MaskedBatchNorm(axis_size(read)) if batch_norm == "input" else None
+        self.input_norm = MaskedBatchNorm(axis_size(input_axis)) if batch_norm == "input" else None
         self.forward_norm = InputNorm(rows) if on_term else None
         self.backward_norm = InputNorm(rows) if on_term and not shared_input else None
-        self.set_axes(read, (Units(hidden),))
+        self.set_axes(input_axis, (Units(hidden),))
 
-    def set_axes(self, read: Axis, hidden: Product) -> None:
+    def set_axes(self, input_axis: Axis, hidden: Product) -> None:
         """Set the axes of the input and of the units of each direction."""
-        self.read = read
+        self.input_axis = input_axis
         self.hidden_axis = axis(*hidden)
         rows = self.forward_rnn.weight_ih_l0.shape[0]
         self.gates = axis(Fixed(rows // axis_size(self.hidden_axis), "gates"), *hidden)
@@ -151,9 +151,9 @@ class RecurrentLayer(nn.Module):
         axes: dict[str, tuple[Axis, ...]] = {}
         tensors = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
         for name, _ in tensors:
-            axes[name] = (self.read if name.startswith("input_norm") else self.gates,)
+            axes[name] = (self.input_axis if name.startswith("input_norm") else self.gates,)
             if name.endswith(("weight_ih_l0", "weight_hh_l0")):
-                axes[name] += (self.read if "ih" in name else self.hidden_axis,)
+                axes[name] += (self.input_axis if "ih" in name else self.hidden_axis,)
         return axes
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

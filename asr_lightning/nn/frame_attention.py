@@ -26,15 +26,15 @@ class FrameAttention(nn.Module, ABC):
     """Base class: `(x (B, T, D), lengths (B,)) -> (B, T, D)`.
 
     Args:
-        read: Axis of x, of size D.
+        input_axis: Axis of x, of size D.
     """
 
     positions = False  # whether sinusoids are added to x
 
-    def __init__(self, read: Axis) -> None:
+    def __init__(self, input_axis: Axis) -> None:
         super().__init__()
-        self.read = read
-        self.dimension = axis_size(read)
+        self.input_axis = input_axis
+        self.dimension = axis_size(input_axis)
 
     @abstractmethod
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class HeadAttention(FrameAttention):
     attends over the heads of the same frame, and never to another frame. `TimeAttention` is the corrected one.
 
     Args:
-        read: See `FrameAttention`.
+        input_axis: See `FrameAttention`.
         heads: H.
         dropout: Of the output.
 
@@ -56,8 +56,8 @@ class HeadAttention(FrameAttention):
         ValueError: The heads do not divide D.
     """
 
-    def __init__(self, read: Axis, heads: int = 8, dropout: float = 0.1) -> None:
-        super().__init__(read)
+    def __init__(self, input_axis: Axis, heads: int = 8, dropout: float = 0.1) -> None:
+        super().__init__(input_axis)
         _check_heads(self.dimension, heads)
         self.heads = heads
         self.query, self.key, self.value, self.output = (nn.Linear(self.dimension, self.dimension) for _ in range(4))
@@ -65,7 +65,7 @@ class HeadAttention(FrameAttention):
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Axes of queries, keys and values: heads × dimensions of a head."""
-        return _projections(self.read, self.heads)
+        return _projections(self.input_axis, self.heads)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Transform frames x (B, T, D), each by itself."""
@@ -80,7 +80,7 @@ class TimeAttention(FrameAttention):
     One head is the report's "scaled dot-product", several heads its "multi-head" attention.
 
     Args:
-        read: See `FrameAttention`.
+        input_axis: See `FrameAttention`.
         heads: H.
         positions: Add sinusoids of positions to the input of queries and keys.
         decay: Subtract a learned number of each head, times the distance in frames, from the energies.
@@ -91,9 +91,9 @@ class TimeAttention(FrameAttention):
     """
 
     def __init__(
-        self, read: Axis, heads: int = 8, positions: bool = False, decay: bool = False, dropout: float = 0.1
+        self, input_axis: Axis, heads: int = 8, positions: bool = False, decay: bool = False, dropout: float = 0.1
     ) -> None:
-        super().__init__(read)
+        super().__init__(input_axis)
         _check_heads(self.dimension, heads)
         self.heads = heads
         self.positions = positions
@@ -105,7 +105,7 @@ class TimeAttention(FrameAttention):
 
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Axes of queries, keys and values: heads × dimensions of a head."""
-        return {**_projections(self.read, self.heads), **_norm(self.read)}
+        return {**_projections(self.input_axis, self.heads), **_norm(self.input_axis)}
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Attend from each frame of x (B, T, D) to all real frames of its row."""
@@ -136,7 +136,7 @@ class AdditiveTimeAttention(FrameAttention):
     The energies of a few frames at a time are in memory; they are computed again in the backward pass.
 
     Args:
-        read: See `FrameAttention`.
+        input_axis: See `FrameAttention`.
         hidden: Units of the energies.
         dropout: Of the attention weights and of the output.
         location: Add a convolution of the previous frame's weights to the energies [Chorowski et al. 2015, 2.2].
@@ -147,14 +147,14 @@ class AdditiveTimeAttention(FrameAttention):
 
     def __init__(
         self,
-        read: Axis,
+        input_axis: Axis,
         hidden: int = 64,
         dropout: float = 0.1,
         location: bool = False,
         channels: int = 10,
         filter_frames: int = 25,
     ) -> None:
-        super().__init__(read)
+        super().__init__(input_axis)
         self.norm = nn.LayerNorm(self.dimension)
         self.query = nn.Linear(self.dimension, hidden)
         self.key = nn.Linear(self.dimension, hidden, bias=False)
@@ -169,12 +169,12 @@ class AdditiveTimeAttention(FrameAttention):
     def parameter_axes(self) -> dict[str, tuple[Axis, ...]]:
         """Axes of the projections and of the LayerNorm."""
         hidden = units(self.query.out_features)
-        axes = {f"{name}.weight": (hidden, self.read) for name in ("query", "key")}
+        axes = {f"{name}.weight": (hidden, self.input_axis) for name in ("query", "key")}
         axes |= {
-            "value.weight": (units(self.dimension), self.read),
-            "output.weight": (self.read, units(self.dimension)),
+            "value.weight": (units(self.dimension), self.input_axis),
+            "output.weight": (self.input_axis, units(self.dimension)),
         }
-        return {**axes, "output.bias": (self.read,), **_norm(self.read)}
+        return {**axes, "output.bias": (self.input_axis,), **_norm(self.input_axis)}
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Attend from each frame of x (B, T, D) to all real frames of its row."""
@@ -209,16 +209,16 @@ class AdditiveTimeAttention(FrameAttention):
         return self.energy(torch.tanh(sums)).squeeze(3).masked_fill(~mask, -math.inf).softmax(dim=2)
 
 
-def _projections(read: Axis, heads: int) -> dict[str, tuple[Axis, ...]]:
-    inner = axis(Units(heads), Units(axis_size(read) // heads))
-    axes: dict[str, tuple[Axis, ...]] = {"output.weight": (read, inner), "output.bias": (read,)}
+def _projections(input_axis: Axis, heads: int) -> dict[str, tuple[Axis, ...]]:
+    inner = axis(Units(heads), Units(axis_size(input_axis) // heads))
+    axes: dict[str, tuple[Axis, ...]] = {"output.weight": (input_axis, inner), "output.bias": (input_axis,)}
     for name in ("query", "key", "value"):
-        axes |= {f"{name}.weight": (inner, read), f"{name}.bias": (inner,)}
+        axes |= {f"{name}.weight": (inner, input_axis), f"{name}.bias": (inner,)}
     return axes
 
 
-def _norm(read: Axis) -> dict[str, tuple[Axis, ...]]:
-    return {"norm.weight": (read,), "norm.bias": (read,)}
+def _norm(input_axis: Axis) -> dict[str, tuple[Axis, ...]]:
+    return {"norm.weight": (input_axis,), "norm.bias": (input_axis,)}
 
 
 def _check_heads(dimension: int, heads: int) -> None:
