@@ -162,14 +162,14 @@ class RecurrentProjectionEncoder(Encoder):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode features x (B, T, F) as (B, T / subsampling, D)."""
-        x = stack_neighbors(silence_padding(x, lengths), self.context, self.subsampling)
+        x = stack_neighbours(silence_padding(x, lengths), self.context, self.subsampling)
         lengths = (lengths + self.subsampling - 1) // self.subsampling
         for layer in self.layers:
             x = self.dropout(layer(x, lengths))
         return x, lengths
 
 
-def stack_neighbors(x: Tensor, context: int, step: int = 1) -> Tensor:
+def stack_neighbours(x: Tensor, context: int, step: int = 1) -> Tensor:
     """Stack every step-th frame of x (B, T, F) with `context` frames on each side: (B, T / step, (2 context + 1) F)."""
     padded = functional.pad(x, (0, 0, context, context))
     return padded.unfold(1, 2 * context + 1, step).transpose(2, 3).flatten(2)  # (B, T', F, frames) -> (B, T', frames F)

@@ -10,7 +10,7 @@ from asr_lightning.nn.projected_lstm import (
     BidirectionalRecurrentProjectionLSTM,
     RecurrentProjectionEncoder,
     RecurrentProjectionLSTM,
-    stack_neighbors,
+    stack_neighbours,
 )
 
 
@@ -155,7 +155,7 @@ def test_an_utterance_is_the_same_alone_in_company_and_with_padding(context: int
 @pytest.mark.parametrize(("context", "step"), [(0, 1), (2, 1), (1, 3), (3, 2)])
 def test_frames_are_stacked_with_their_neighbours_in_order(frames: int, context: int, step: int) -> None:
     x = torch.randn(2, frames, 3)
-    stacked = stack_neighbors(x, context, step)
+    stacked = stack_neighbours(x, context, step)
     assert stacked.shape == (2, -(-frames // step), 3 * (2 * context + 1))
     for index in range(stacked.shape[1]):
         around = range(index * step - context, index * step + context + 1)
