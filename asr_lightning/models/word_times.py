@@ -49,8 +49,10 @@ def measure_frame_times(recognizer: "Recognizer") -> FrameTimes:
     """Return the times of encoder frames, from the number of frames that an encoder makes of zeros."""
     features, training = recognizer.features, recognizer.training
     recognizer.eval()
-    zeros = torch.zeros(1, MEASURED_FRAMES, features.dimension, device=recognizer.device, dtype=recognizer.dtype)
-    encoded, _ = recognizer.encoder(zeros, torch.full((1,), MEASURED_FRAMES, device=recognizer.device))
+    zeros = torch.zeros(1, MEASURED_FRAMES, features.dimension, device=recognizer.device)
+    encoded, _ = recognizer.encoder(
+        zeros.to(recognizer.dtype), torch.full((1,), MEASURED_FRAMES, device=recognizer.device)
+    )
     recognizer.train(training)
     factor = round(MEASURED_FRAMES / encoded.shape[1])
     return FrameTimes(factor * features.hop_seconds, features.window_samples / features.sample_rate)
