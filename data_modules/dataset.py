@@ -3,7 +3,6 @@
 import functools
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -18,6 +17,7 @@ from asr_lightning.audio import reading
 from asr_lightning.audio.resampling import resample, sixteen_bits
 from asr_lightning.batch import Batch, Utterance
 from data_modules.manifest import Manifest
+from data_modules.workers import threads
 
 Noise = Callable[..., Any]
 """Called with a waveform (S,) and a `torch.Generator`, returns a waveform (S,).
@@ -140,7 +140,7 @@ class SpeechDataset(Dataset):
         if self.at_once == 1:
             waveforms = [self._read(cut) for _, cut in cuts]
         else:
-            with ThreadPoolExecutor(self.at_once) as pool:
+            with threads(self.at_once) as pool:
                 waveforms = list(pool.map(self._read, [cut for _, cut in cuts]))
         return [
             samples if isinstance(samples, UnreadableUtterance) else self._utterance(subset, cut, samples, epoch)

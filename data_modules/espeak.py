@@ -26,6 +26,8 @@ _CHARACTERS_UTF8 = 1
 _EVENT_END, _EVENT_PHONEME = 0, 7  # espeak_EVENT_TYPE
 # An embedded command: echo at 1/256. The echo of some voices would fill the closures of plosives with sound.
 _NO_ECHO = "\x011H "
+# Ctrl-C of a terminal reaches workers too; they end when their input does.
+_WORKER = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from data_modules.espeak import serve; serve()"
 
 
 class _EventId(ctypes.Union):
@@ -74,7 +76,7 @@ class Espeak:
     def __init__(self) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from data_modules.espeak import serve; serve()"],
+            [sys.executable, "-c", _WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -6,7 +6,6 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
@@ -21,6 +20,7 @@ from asr_lightning.audio.reading import TOLERANCE, Header, read_header
 from asr_lightning.audio.resampling import SAMPLE_RATES, resampled_length
 from asr_lightning.errors import REASON, InputError, printable, reason, shown
 from asr_lightning.files import replacing
+from data_modules.workers import threads
 
 FORMAT = 3  # of the files below; raise it when they change, and old ones are rebuilt
 WHOLE = 0.002  # seconds that a table of rounded times may leave of a file that is meant as a whole
@@ -186,7 +186,7 @@ def read_headers(
                 cut.custom = {**(cut.custom or {}), "narrow_band": narrow}
         return cut
 
-    with ThreadPoolExecutor(HEADER_THREADS) as pool:
+    with threads(HEADER_THREADS) as pool:
         yield from tqdm(
             pool.map(check, range(len(utterances))),
             total=len(utterances),

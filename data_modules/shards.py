@@ -22,7 +22,6 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -36,6 +35,7 @@ from data_modules import dataset, storage
 from data_modules.corpus import CorpusDataModule
 from data_modules.manifest import BadFile, Listing
 from data_modules.storage import Entry
+from data_modules.workers import threads
 
 
 class ShardsDataModule(CorpusDataModule):
@@ -109,7 +109,7 @@ class ShardsDataModule(CorpusDataModule):
             if not {f"{folder}/{cuts}", f"{folder}/{recordings}"} & damaged
         ]
         listings: dict[str, Listing] = {}
-        with ThreadPoolExecutor(storage.REQUESTS if storage.is_remote(folder) else 1) as pool:
+        with threads(storage.REQUESTS if storage.is_remote(folder) else 1) as pool:
             results = pool.map(lambda shard: _try_shard(*shard), shards)
             for utterances in tqdm(results, total=len(shards), desc=f"Reading {subset}", unit=" shards"):
                 if isinstance(utterances, BadFile):

@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
@@ -19,6 +18,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from asr_lightning.errors import InputError, reason
+from data_modules.workers import threads
 
 Result = TypeVar("Result")
 
@@ -94,7 +94,7 @@ def _list_named(root: str, subset: str) -> dict[str, Entry]:
         names = [str(name) for name in json.loads(read_file(f"{root}/{subset}.json"))["files"]]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{root}/{subset}.json is no list of shards: {reason(error)}. Copy it again.") from error
-    with ThreadPoolExecutor(REQUESTS) as pool:
+    with threads(REQUESTS) as pool:
         entries = dict(zip(names, pool.map(ask, names), strict=True))
     return {name: entry for name, entry in entries.items() if entry is not None}
 

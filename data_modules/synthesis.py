@@ -6,7 +6,6 @@ import queue
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from asr_lightning.errors import InputError
 from asr_lightning.files import locked, remove
 from data_modules import espeak
+from data_modules.workers import threads
 
 SAMPLE_RATE = 16_000  # Hz
 _PLOSIVES = ("p", "b", "t", "d", "k", "g", "tS", "dZ")  # beginnings of mnemonics; espeak has t2, d#, ...
@@ -160,7 +160,7 @@ def speak(lines: Sequence[ScriptLine], workers: int | None = None, progress: boo
     with ExitStack() as stack:
         for _ in range(count):
             idle.put(stack.enter_context(espeak.Espeak()))
-        results = stack.enter_context(ThreadPoolExecutor(count)).map(take_turns, lines)
+        results = stack.enter_context(threads(count)).map(take_turns, lines)
         yield from tqdm(results, "embedded corpus", len(lines), unit="utterance", disable=not progress)
 
 

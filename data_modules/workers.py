@@ -1,7 +1,10 @@
-"""Processes that read ahead."""
+"""Processes that read ahead, and threads whose work can be given up."""
 
 import os
 import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
@@ -29,3 +32,16 @@ def begin_worker(worker: int) -> None:
 
 def _skip_warning(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)  # with a second one, Python ends workers that are left over at its exit
+
+
+@contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of threads; what they have not begun when the block ends, as by Ctrl-C, is left undone.
+
+    The pool's own `with` waits for all of it: for the headers of a whole corpus where the disk is full.
+    """
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import soundfile
 
 from asr_lightning.errors import InputError
 from asr_lightning.text.lexicon import read_lexicon, write_lexicon
-from data_modules import espeak, spoken
+from data_modules import espeak, spoken, synthesis
 from data_modules.spoken import SPEAKERS, WORDS, plan_english, synthesize
 from data_modules.spoken_grammar import transcript
 
@@ -296,6 +297,16 @@ def test_two_fresh_processes_at_once_make_one_corpus_of_the_same_bytes(corpus: P
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     assert digests(tmp_path / "both") == digests(corpus)
+
+
+def test_what_has_not_been_spoken_when_it_is_stopped_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    monkeypatch.setattr(synthesis.espeak, "Espeak", nullcontext)
+    monkeypatch.setattr(synthesis, "_speak", lambda voice, line: (begun.append(line), time.sleep(0.001)))
+    lines = synthesis.speak(range(500), workers=2, progress=False)  # type: ignore[arg-type]
+    next(lines)
+    lines.close()  # type: ignore[attr-defined]
+    assert len(begun) < 100
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
