@@ -8,7 +8,6 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from data_modules.dataset import read_at
 from data_modules.manifest import Listing, Manifest, make_cut
 from data_modules.shards import check_sizes, read_members
 from data_modules.storage import list_files
+from data_modules.workers import threads
 
 FORMAT = 2  # of what is written; raise it when it changes, and old shards are no longer taken for the same
 PROBES = 20  # utterances that are compressed to guess how much space all of them take
@@ -80,16 +80,16 @@ def write_subset(
             try:
                 partial.mkdir()
                 seconds, utterances = _write(corpus, subset, partial, utterances_per_shard)
-                (output / f"{subset}.json").unlink(missing_ok=True)
-                shutil.rmtree(folder, ignore_errors=True)
+                files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+                spans = {name: _member_spans(partial / name) for name in files if name.endswith(".tar")}
+                content = {"utterances": utterances, "seconds": seconds, "files": files, "identity": identity}
+                content["places"] = spans
+                # before the folder, which without its list would be taken for something else by the next writer
+                write_atomically(output / f"{subset}.json", json.dumps(content, indent=1) + "\n")
+                remove(folder)
                 partial.rename(folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-            files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-            spans = {name: _member_spans(folder / name) for name in files if name.endswith(".tar")}
-            content = {"utterances": utterances, "seconds": seconds, "files": files, "identity": identity}
-            content["places"] = spans
-            write_atomically(output / f"{subset}.json", json.dumps(content, indent=1) + "\n")
             return WrittenSubset(utterances, seconds, len(files) // 2, sum(files.values()), new=True)
     except OSError as error:
         raise InputError(
@@ -183,10 +183,10 @@ Encoded = tuple[bytes | str, MonoCut]
 
 def _encode_all(corpus: CorpusDataModule, manifest: Manifest) -> Iterator[Encoded]:
     """Encode in the order of the manifest, several at a time, with a few in memory."""
-    threads = os.cpu_count() or 1
-    window = 16 * threads
+    count = os.cpu_count() or 1
+    window = 16 * count
     encode: Callable[[int], Encoded] = lambda number: _encode(corpus, manifest[number])  # noqa: E731
-    with ThreadPoolExecutor(threads) as pool:
+    with threads(count) as pool:
         for start in range(0, len(manifest), window):
             yield from pool.map(encode, range(start, min(start + window, len(manifest))))
 

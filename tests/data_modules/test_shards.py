@@ -304,6 +304,20 @@ def test_a_killed_writer_leaves_nothing(experiment: Path) -> None:
     assert not list(output.glob(".*.partial")) and len(rows(ShardsDataModule(**arguments(output)), 0)) > 1
 
 
+@pytest.mark.parametrize("last", ["write_atomically", "remove"])
+def test_a_writer_that_is_stopped_at_its_end_is_no_obstacle(
+    experiment: Path, last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        if list(experiment.parent.glob("shards/*train*/recording.*")):  # they are written
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sharding, last, stop)
+        assert write(experiment)[0] == 130
+    assert write(experiment)[0] == 0
+
+
 def test_space_is_looked_at_before(
     experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
