@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asr_lightning.errors import InputError
-from asr_lightning.files import regular
+from asr_lightning.files import regular, write_atomically
 from asr_lightning.text.tokenizers import BLANK, END, UNKNOWN, UNKNOWN_SURFACE, Tokenizer
 
 SPACE = "_"
@@ -142,8 +142,7 @@ def write_characters(texts: Iterable[str], path: Path, tokens: int = FULL_SIZE, 
         raise InputError(
             f"expected texts with characters that occur at least {min_count} times, to list {tokens - 4}; found none"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{character}\t{count}\n" for character, count in rows), encoding="utf-8")
+    write_atomically(path, "".join(f"{character}\t{count}\n" for character, count in rows))
     return len(rows)
 
 

@@ -1,6 +1,7 @@
 """Tokenizers: transcripts to token ids and back, and the characters that a vocabulary lacks."""
 
 import base64
+import io
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 import sentencepiece
 
 from asr_lightning.errors import InputError, printable
-from asr_lightning.files import regular
+from asr_lightning.files import regular, replacing, write_atomically
 
 BLANK, UNKNOWN, END = "<blank>", "<unk>", "<eos>"
 UNKNOWN_SURFACE = "?"  # how decode writes <unk>
@@ -255,12 +256,11 @@ def train_sentencepiece(
     lines = [text for text in texts if text.strip()]
     if not lines:
         raise InputError("a SentencePiece model needs texts to be trained on, got none, or only empty ones")
-    path = Path(f"{prefix}.model")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()  # since the trainer writes a file in place, and its path into the model
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
-            model_prefix=str(prefix),
+            model_writer=content,
             vocab_size=vocabulary_size,
             model_type=model_type,
             character_coverage=1.0,
@@ -279,6 +279,11 @@ def train_sentencepiece(
         raise InputError(
             f"cannot train a SentencePiece model of {vocabulary_size} tokens on {len(lines)} texts: {reason}"
         ) from error
+    model = sentencepiece.SentencePieceProcessor(model_proto=content.getvalue())
+    rows = (f"{model.id_to_piece(index)}\t{model.get_score(index):g}\n" for index in range(model.get_piece_size()))
+    write_atomically(Path(f"{prefix}.vocab"), "".join(rows))
+    with replacing(path := Path(f"{prefix}.model")) as unfinished:
+        unfinished.write_bytes(content.getvalue())
     return path
 
 
