@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the files; return the exit status."""
     from asr_lightning.errors import InputError
+    from asr_lightning.files import replacing_files, write_atomically
     from asr_lightning.models.checkpoints import load_recognizer
     from asr_lightning.tools.exported_networks import make_exported
 
@@ -56,13 +57,13 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "onnx":
         form.check_features()
     symbols = form.symbols()
-    options.output.mkdir(parents=True, exist_ok=True)
-    (write_onnx if options.format == "onnx" else write_torch)(form, options.output)
-    if options.int8:
-        _quantize(form, options.output)
-    (options.output / "tokens.txt").write_text(
-        "".join(f"{symbol} {number}\n" for number, symbol in enumerate(symbols)), encoding="utf-8"
-    )
+    with replacing_files(options.output) as folder:  # since an encoder fits its own decoder and tokens only
+        (write_onnx if options.format == "onnx" else write_torch)(form, folder)
+        if options.int8:
+            _quantize(form, folder)
+        write_atomically(
+            folder / "tokens.txt", "".join(f"{symbol} {number}\n" for number, symbol in enumerate(symbols))
+        )
     print(f"tokens.txt: {len(symbols):,} tokens")
     for note in form.notes:
         print(note)
