@@ -6,9 +6,11 @@ wandb 0.9, numpy 0.2, jsonargparse 0.1, this project 0.3; the options of all com
 imported by Lightning before any option is read; the list of commands needs none of it.
 """
 
+import os
 import sys
 
-from asr_lightning.asr import add_current_folder
+from asr_lightning.ablations import end_with_ablation
+from asr_lightning.asr import add_current_folder, interrupted_status, terminable
 
 HELP = """usage: lightning COMMAND --config EXPERIMENT.yaml [--KEY VALUE ...]
 
@@ -22,17 +24,32 @@ commands:
 
 `lightning COMMAND --help` lists the keys of trainer and data, `lightning fit --model.help CLASS` those of a class.
 `asr` does everything around it: `asr --help`."""
+STOPPED = "stopped; `lightning fit` goes on from its last checkpoint with --ckpt_path last"
 
 
 def main() -> None:
-    """Run the command line; the list of commands is printed without an import of torch, which takes seconds."""
+    """Run the command line; the list of commands is printed without an import of torch, which takes seconds.
+
+    Ctrl-C ends it with status 130 and SIGTERM with 143, wherever they come. A training handles them itself, see
+    `SaveWhenStopped`.
+    """
     add_current_folder()
     if not sys.argv[1:] or sys.argv[1] in ("-h", "--help"):
         print(HELP)
         return
-    from asr_lightning import cli
+    end_with_ablation()
+    try:
+        with terminable():
+            from asr_lightning import cli
 
-    cli.main()
+            cli.main()
+    except (KeyboardInterrupt, SystemExit) as error:
+        interrupt = error.__context__ if isinstance(error, SystemExit) else error  # Lightning exits with status 1
+        if not isinstance(interrupt, KeyboardInterrupt):
+            raise
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(STOPPED, file=sys.stderr)
+        sys.exit(interrupted_status(interrupt))
 
 
 if __name__ == "__main__":

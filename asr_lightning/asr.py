@@ -23,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
+from asr_lightning.ablations import end_with_ablation
 from asr_lightning.errors import InputError, nearest, printable
 
 COMMANDS = {
@@ -83,10 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         add_current_folder()
         arguments = sys.argv[1:]
+    end_with_ablation()
     name, *typed = list(arguments) or ["--help"]
     name, *options = RENAMED.get(name, [name])
     try:
-        with _terminable():
+        with terminable():
             try:
                 return _run(name, [*options, *typed])
             finally:
@@ -103,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         command = sys.modules.get(f"asr_lightning.tools.{name}")
         print(getattr(command, "STOPPED", "stopped"), file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+        return interrupted_status(error)
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
@@ -178,8 +180,13 @@ def _wrap(text: str) -> str:
     )
 
 
+def interrupted_status(error: KeyboardInterrupt) -> int:
+    """Return the exit status after Ctrl-C or SIGTERM, as a shell has it."""
+    return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+
+
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Raise `Terminated` at SIGTERM, so that half-written files are removed and child processes are ended."""
 
     def terminate(number: int, frame: FrameType | None) -> None:

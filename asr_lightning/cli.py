@@ -9,7 +9,6 @@ import re
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -35,7 +34,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import data_modules
-from asr_lightning.ablations import PARENT
+from asr_lightning.ablations import end_with
 from asr_lightning.callbacks.best_checkpoints import refuse_choice_by_tests, run_checkpoints
 from asr_lightning.callbacks.changed_optimizer import ChangedOptimizer
 from asr_lightning.callbacks.distillation import Distillation, check_terms
@@ -90,7 +89,6 @@ CALLBACKS: dict[str, type[Callback]] = {  # of every run, by the key that holds 
 }
 OF_CLASSES = ("text", "audio", "nn", "decoding", "hmm", "models", "callbacks")  # what an experiment may name
 OF_SPEECH = (Transcripts, Throughput)  # callbacks that a language model has no use for
-PARENT_SECONDS = 5.0  # between looks at whether the first rank is alive
 
 
 class CommandLine(LightningCLI):
@@ -426,18 +424,12 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=r"The dirpath has changed from")  # as when a network is searched anew
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
+        logging.getLogger(name).addFilter(_is_useful)
 
 
-def end_with(parent: int) -> None:
-    """End this process when the one that started it is gone; to be run in a thread.
-
-    Lightning's first rank looks after the others. When it is killed itself, they would wait for it, and hold their
-    GPUs. A run of an ablation would go on beside the one that takes its place.
-    """
-    while os.getppid() == parent:
-        time.sleep(PARENT_SECONDS)
-    os._exit(1)
+def _is_useful(record: logging.LogRecord) -> bool:
+    """Whether a line of Lightning says something about this run; of Ctrl-C the command says itself."""
+    return not re.search("litlogger|Detected KeyboardInterrupt", record.getMessage())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -445,8 +437,8 @@ def main(arguments: list[str] | None = None) -> None:
     keep_wandb_offline()
     leave_inherited_wandb()
     quieten()
-    of_ablation = os.environ.pop(PARENT, "") == str(os.getppid())
-    if of_ablation or os.environ.get("LOCAL_RANK", "0") != "0":
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        # Lightning's first rank looks after the others; when it is killed itself, they would wait, and hold their GPUs
         threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     try:
         CommandLine(

@@ -10,10 +10,11 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from asr_lightning import asr
+from asr_lightning import ablations, asr
 from asr_lightning.ablations.definition import SCALES, read_ablation
 from asr_lightning.ablations.plan import plan_ablation
 from asr_lightning.asr import COMMANDS, NAMES, RENAMED, main
@@ -164,6 +165,21 @@ def test_sigterm_cleans_up_and_is_told_by_the_status(command: Callable, capsys: 
     assert main(["parameters"]) == 143 and ended
     assert capsys.readouterr().err == "stopped\n"
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_command_of_an_ablation_ends_with_it(command: Callable, monkeypatch: pytest.MonkeyPatch, ours: bool) -> None:
+    threads: list[Any] = []
+
+    def record(**options: Any) -> types.SimpleNamespace:
+        return types.SimpleNamespace(start=lambda: threads.append(options))
+
+    monkeypatch.setattr(ablations.threading, "Thread", record)
+    monkeypatch.setenv(ablations.PARENT, str(os.getppid() if ours else 1))
+    command(lambda options: int(ablations.PARENT in os.environ))  # not inherited by commands of the command
+    assert main(["parameters"]) == 0
+    expected = {"target": ablations.end_with, "args": (os.getppid(),), "daemon": True}
+    assert threads == ([expected] if ours else [])
 
 
 def test_errors_that_are_ours_have_a_trace(command: Callable) -> None:

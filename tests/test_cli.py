@@ -17,7 +17,7 @@ import wandb
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
-from asr_lightning import cli
+from asr_lightning import ablations, cli
 from asr_lightning.callbacks.wandb_run import WANDB_HOSTS, reach_wandb
 from asr_lightning.files import exclusive_lock
 from tests.support.commands import exit_message
@@ -107,12 +107,12 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tiny: Path, tmp_path
 
 
 def test_a_rank_ends_with_the_one_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "PARENT_SECONDS", 0.01)
+    monkeypatch.setattr(ablations, "PARENT_SECONDS", 0.01)
     read_end, write_end = os.pipe()
     if (first := os.fork()) == 0:
         parent = os.getpid()
         if os.fork() == 0:  # holds the pipe open as long as it lives
-            cli.end_with(parent)
+            ablations.end_with(parent)
         time.sleep(60)
     os.close(write_end)
     assert not select.select([read_end], [], [], 0.5)[0]

@@ -1,13 +1,16 @@
 """The command `lightning` before it imports anything slow, and modules of the current folder."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from asr_lightning.__main__ import HELP
+from asr_lightning import cli
+from asr_lightning.__main__ import HELP, STOPPED, main
 
 PROJECT = Path(__file__).parents[1]
 SLOW = ("torch", "lightning", "numpy", "jsonargparse")
@@ -28,6 +31,33 @@ def test_the_list_has_all_commands() -> None:
 
     commands = re.findall(r"^  (\w+) {2,}", HELP, flags=re.MULTILINE)
     assert sorted(commands) == sorted(LightningCLI.subcommands())
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("handled", [True, False], ids=["in a loop of Lightning", "elsewhere"])
+def test_ctrl_c_and_sigterm_are_told_by_one_line_and_the_status(
+    number: int, status: int, handled: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        except KeyboardInterrupt:
+            if handled:
+                sys.exit(1)
+            raise
+
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "main", interrupted)
+    monkeypatch.setattr("sys.argv", ["lightning", "test"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == status and capsys.readouterr().err == f"{STOPPED}\n"
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    monkeypatch.setattr(cli, "main", lambda: sys.exit(3))
+    with pytest.raises(SystemExit) as failed:
+        main()
+    assert failed.value.code == 3
 
 
 @pytest.mark.parametrize(("flags", "importable"), [([], True), (["-P"], False)])

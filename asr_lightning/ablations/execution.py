@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from asr_lightning.ablations import PARENT
+from asr_lightning.ablations import environment_of_runs
 from asr_lightning.ablations.costs import note_cost
 from asr_lightning.ablations.overrides import differences
 from asr_lightning.ablations.plan import INSIDE, PlannedRun, as_typed, write_experiments
@@ -179,7 +179,7 @@ class Execution:
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, PARENT: str(os.getpid())},
+            env=environment_of_runs(),
         )
         self.running.append(_RunningCommand(run, remaining[0], process, log, read=log.tell()))
 
@@ -243,8 +243,9 @@ def run_outputs(commands: Sequence[Sequence[str]]) -> list[str]:
     failed = []
     for command in commands:
         result = subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, errors="replace", check=False
-        )
+            [sys.executable, *command], capture_output=True, text=True, errors="replace", check=False,
+            env=environment_of_runs(),
+        )  # fmt: skip
         if result.returncode:
             failed.append(f"{as_typed(command)}\n{(result.stderr or result.stdout).strip()}")
         elif result.stdout.strip():

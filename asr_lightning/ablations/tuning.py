@@ -14,6 +14,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from asr_lightning.ablations import environment_of_runs
 from asr_lightning.ablations.execution import tail
 from asr_lightning.errors import InputError, shown
 from asr_lightning.files import read_yaml, write_atomically
@@ -199,8 +200,9 @@ class Tuning:
         command = [sys.executable, "-m", "asr_lightning", *self._trial_command(), *arguments, *self.more]
         with (folder / "output.log").open("w") as log:
             process = subprocess.Popen(
-                [*command, "--trainer.default_root_dir", str(folder)], stdout=log, stderr=subprocess.STDOUT
-            )
+                [*command, "--trainer.default_root_dir", str(folder)],
+                stdout=log, stderr=subprocess.STDOUT, env=environment_of_runs(),
+            )  # fmt: skip
             try:
                 pruned = self._watch(trial, process, folder)
             finally:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,14 +13,15 @@ from lightning.pytorch.utilities import rank_zero_info
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # of pre-emption and of Ctrl-C
 NAME = "last-stopped.ckpt"  # found by `--ckpt_path last`
+ONE_STOP_SECONDS = 1.0  # in which several signals are one: of a terminal or a cluster, and of `asr ablate` behind it
 
 
 class SaveWhenStopped(Callback):
     """Writes a checkpoint after the optimizer step in which a signal came to any rank, and ends all ranks together.
 
-    A signal that comes in validation waits for its end, so that no error rate is lost. A second one ends the process
-    at once. The exit status is 128 + the signal's number, as a shell has it, so that `make` does not take the run for
-    finished.
+    A signal that comes in validation waits for its end, so that no error rate is lost. Another one, more than a second
+    later, ends the process at once. The exit status is 128 + the signal's number, as a shell has it, so that `make`
+    does not take the run for finished.
 
     Lightning's own handler is replaced: it saves nothing, exits with status 0, and its broadcast from within the
     handler meets other ranks in the middle of other collective calls.
@@ -27,6 +29,7 @@ class SaveWhenStopped(Callback):
 
     def __init__(self) -> None:
         self._received = 0  # the signal's number
+        self._received_at = 0.0  # seconds, of a clock
         self._step = 0  # optimizer steps done before the batch at hand
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -37,9 +40,11 @@ class SaveWhenStopped(Callback):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._received:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self._received = number
+            if time.monotonic() > self._received_at + ONE_STOP_SECONDS:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self._received, self._received_at = number, time.monotonic()
         rank_zero_info(
             f"{signal.Signals(number).name}: a checkpoint is written after this step, then the run ends; a second "
             "signal ends it at once"

@@ -13,6 +13,7 @@ from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
+from asr_lightning.callbacks import stopping
 from asr_lightning.callbacks.stopping import NAME, FinishEpoch, SaveLastEpoch, SaveWhenStopped
 
 STEPS_AN_EPOCH = 8
@@ -136,18 +137,24 @@ def test_an_epoch_without_validation_is_finished_too(tmp_path: Path, last: int) 
     assert stopped.ended + resumed.ended == [0, 1] and torch.equal(resumed.weight, expected.weight)
 
 
-def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [stopping.ONE_STOP_SECONDS, -1.0])
+def test_a_later_signal_ends_the_process_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """Ctrl-C in a terminal signals an ablation and its runs, which the ablation then ends too: that is one stop."""
+    monkeypatch.setattr(stopping, "ONE_STOP_SECONDS", seconds)
+
     class Impatient(Callback):
         def on_before_backward(self, *_: Any) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGINT)
 
     if (child := os.fork()) == 0:
         sys.stderr = open(os.devnull, "w")
-        run(tmp_path, SaveWhenStopped(), Impatient())
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGINT
-    assert not (tmp_path / NAME).exists()
+        os._exit(run(tmp_path, SaveWhenStopped(), Impatient()).status)
+    saved = seconds > 0
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (128 + signal.SIGTERM if saved else -signal.SIGINT)
+    assert (tmp_path / NAME).exists() == saved
 
 
 @pytest.mark.parametrize(
