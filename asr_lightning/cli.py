@@ -184,6 +184,8 @@ class CommandLine(LightningCLI):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((root / "checkpoints").resolve())  # as Lightning writes it into checkpoints
+        # those that choose come first: the others hold their choice, which a resumed run goes on with
+        callbacks.sort(key=lambda callback: isinstance(callback, ModelCheckpoint) and callback.monitor is None)
         if self.overwrite:
             callbacks.append(RemoveResults())
         bars = [callback for callback in callbacks if isinstance(callback, LightningProgressBar)]

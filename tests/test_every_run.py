@@ -94,6 +94,9 @@ def test_an_experiment_that_lists_them_itself_has_none_twice(unread: Path, train
     listed_trainer = trainer_of("fit", "-c", str(unread))
     assert names(trainer) == names(listed_trainer)
     assert names(trainer)["WeightSelection"] == names(trainer)["BestCheckpoints best-{epoch}-{step}"] == 1
+    for one in (trainer, listed_trainer):  # what is resumed from holds the choice of its own epoch
+        choosing = [callback.monitor is not None for callback in one.checkpoint_callbacks]
+        assert choosing[0] and choosing == sorted(choosing, reverse=True)
     by_type = {type(callback): callback for callback in listed_trainer.callbacks}  # with the experiment's arguments
     assert by_type[BestCheckpoints].save_top_k == 3 and by_type[WeightSelection].teacher == "teacher.ckpt"
     assert {type(callback): callback for callback in trainer.callbacks}[BestCheckpoints].save_top_k == 10
