@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from asr_lightning.nn.sequences import real_frames
+from asr_lightning.nn.sequences import real_frames, silence_padding
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
@@ -35,8 +35,8 @@ def frame_divergence(student: Tensor, teacher: Tensor, lengths: Tensor, temperat
         temperature: Divides both logits; the divergence is multiplied by its square, so that the size of its gradient
             does not change [Hinton et al. 2015, §2].
     """
-    frames = divergence(log_probabilities(teacher, temperature), log_probabilities(student, temperature))
-    return temperature**2 * frames.masked_fill(~real_frames(lengths, frames.shape[1]), 0.0).sum(dim=1)
+    expected, student = (log_probabilities(silence_padding(x, lengths), temperature) for x in (teacher, student))
+    return temperature**2 * silence_padding(divergence(expected, student), lengths).sum(dim=1)
 
 
 def frame_error(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:

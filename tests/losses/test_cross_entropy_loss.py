@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -25,3 +27,16 @@ def test_half_precision_logits_are_summed_in_full() -> None:
     loss = cross_entropy_loss(logits.bfloat16(), targets, lengths)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, cross_entropy_loss(logits.bfloat16().float(), targets, lengths))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_padding_of_any_content_changes_nothing_in_float64(smoothing: float) -> None:
+    logits = torch.randn(2, 3, 4, dtype=torch.float64)
+    targets, lengths = torch.tensor([[1, 3, 0], [2, -100, 4]]), torch.tensor([3, 1])
+    expected = cross_entropy_loss(logits, targets.clamp(0, 3), lengths, smoothing)
+    logits[1, 1:] = math.nan
+    logits.requires_grad_()
+    losses = cross_entropy_loss(logits, targets, lengths, smoothing)
+    torch.testing.assert_close(losses, expected, rtol=1e-14, atol=0)
+    losses.sum().backward()
+    assert logits.grad is not None and logits.grad.isfinite().all() and (logits.grad[1, 1:] == 0).all()

@@ -37,6 +37,27 @@ def test_loss_sums_over_all_paths_whatever_is_behind_the_ends(blank: int) -> Non
     torch.testing.assert_close(losses, torch.tensor(expected), rtol=1e-5, atol=1e-5)
 
 
+def test_gradients_in_float64_with_nan_in_the_padding() -> None:
+    logits = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits[1, 2:] = math.nan
+    targets, frames, lengths = torch.tensor([[1, 1], [2, -1]]), torch.tensor([4, 2]), torch.tensor([2, 1])
+    assert ctc_loss(logits, targets, frames, lengths, 0).dtype == torch.float64
+    leaf = logits.requires_grad_()
+    ctc_loss(leaf, targets, frames, lengths, 0).sum().backward()
+    assert leaf.grad is not None and leaf.grad.isfinite().all() and (leaf.grad[1, 2:] == 0).all()
+    row = logits.detach()[:1].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: ctc_loss(x, targets[:1], frames[:1], lengths[:1], 0), row)
+
+
+@pytest.mark.parametrize(("batch", "frames"), [(0, 3), (2, 0)])
+def test_no_utterance_and_no_frame(batch: int, frames: int) -> None:
+    logits = torch.randn(batch, frames, 4, requires_grad=True)
+    lengths = torch.tensor([0, 1])[:batch]
+    losses = ctc_loss(logits, torch.ones(batch, 1, dtype=torch.int64), torch.zeros_like(lengths), lengths, 0)
+    losses.sum().backward()
+    assert losses.tolist() == [0.0, math.inf][:batch]
+
+
 def gradient(rows: list[int], weights: Tensor) -> tuple[Tensor, Tensor]:
     """Losses, and their gradient, of some of: fits, too few frames, fits with its repeat, one frame short of it."""
     logits = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(1))[rows].requires_grad_()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from asr_lightning.losses.distillation import frame_divergence
 from asr_lightning.losses.transducer import joint
 from asr_lightning.losses.transducer.distillation import (
     JointInputs,
@@ -115,6 +116,20 @@ def test_padding_of_any_content_changes_nothing(blocks: None, term: Term, oracle
     torch.testing.assert_close(values, wanted, rtol=0, atol=0)
     for gradient, reference in zip(torch.autograd.grad(values.sum(), padded[0]), gradients, strict=True):
         torch.testing.assert_close(gradient, reference)
+
+
+def test_padding_of_ctc_posteriors_changes_nothing() -> None:
+    student, teacher = torch.randn(2, 2, 4, 3, generator=torch.Generator().manual_seed(0)).double()
+    lengths = torch.tensor([4, 2])
+    wanted = frame_divergence(student, teacher, lengths, 2.0)
+    q, p = (x.div(2).softmax(dim=2) for x in (student, teacher))
+    by_frame = 4 * (p * (p / q).log()).sum(dim=2)
+    torch.testing.assert_close(wanted, torch.stack([by_frame[0].sum(), by_frame[1, :2].sum()]))
+    student[1, 2:] = teacher[1, 2:] = math.nan
+    values = frame_divergence(student.requires_grad_(), teacher, lengths, 2.0)
+    torch.testing.assert_close(values, wanted, rtol=0, atol=0)
+    [gradient] = torch.autograd.grad(values.sum(), student)
+    assert gradient.isfinite().all() and (gradient[1, 2:] == 0).all()
 
 
 @pytest.mark.parametrize(("term", "oracle"), TERMS)
