@@ -153,7 +153,7 @@ class AttentionSearch:
         else:
             texts = [tokenizer.decode(hypothesis.tokens) for hypothesis in complete]
             log_probs = [0.0] * len(texts)
-            if self.language_model is not None:
+            if self.language_model is not None and self.rescoring_weight:
                 log_probs = self.language_model.score(texts)
             scored = [
                 replace(

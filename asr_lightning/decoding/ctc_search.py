@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from asr_lightning.decoding.ctc import forced_alignments
-from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.decoding.hypothesis import Hypothesis, without_impossible
 from asr_lightning.decoding.language_model import LanguageModel
 from asr_lightning.errors import InputError
 from asr_lightning.text.tokenizers import Tokenizer
@@ -293,6 +293,7 @@ class _Beams:
                     parts["language_model"] = float(prefixes.language[row, column])
                 tokens = tuple(prefixes.tokens[row, column, :size].tolist())
                 results[-1].append(Hypothesis(tokens, float(scores[row, column]), parts=parts))
+        results = list(map(without_impossible, results))
         add_alignments(results, self.log_probs, lengths, self.blank_id)
         return results
 

@@ -1,6 +1,7 @@
 """A hypothesis: tokens, score, frame of each token."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from asr_lightning.text.timed_words import Word
@@ -33,3 +34,8 @@ class Hypothesis:
     log_probs: tuple[float, ...] = ()
     ends: tuple[int, ...] = ()
     words: tuple[Word, ...] = ()
+
+
+def without_impossible(ranked: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """Return the hypotheses of finite score, as where a language model excludes some ends; the first if none has."""
+    return [hypothesis for hypothesis in ranked if hypothesis.score > -math.inf] or list(ranked[:1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from asr_lightning.decoding.fusion import Fusion
-from asr_lightning.decoding.hypothesis import Hypothesis
+from asr_lightning.decoding.hypothesis import Hypothesis, without_impossible
 from asr_lightning.decoding.transducer_greedy import JointNetwork, PredictionNetwork, State
 
 Tokens = tuple[int, ...]
@@ -113,16 +113,18 @@ def beam_search(
                 ended[row] = histories.with_ends(new_beam)
         histories.keep_only(tokens for row in rows for tokens in beams[row])
     return [
-        [
-            Hypothesis(
-                tokens,
-                alignments.total,
-                alignments.frames,
-                parts={} if fusion is None else {"transducer": alignments.score, "fusion": alignments.text},
-                log_probs=alignments.log_probs,
-            )
-            for tokens, alignments in _best(hypotheses.items(), beam)
-        ]
+        without_impossible(
+            [
+                Hypothesis(
+                    tokens,
+                    alignments.total,
+                    alignments.frames,
+                    parts={} if fusion is None else {"transducer": alignments.score, "fusion": alignments.text},
+                    log_probs=alignments.log_probs,
+                )
+                for tokens, alignments in _best(hypotheses.items(), beam)
+            ]
+        )
         for hypotheses in ended
     ]
 

@@ -251,6 +251,12 @@ def test_rescoring_ranks_by_the_formula_of_the_paper() -> None:
         assert hypotheses[0].parts["rescoring"] == -float(lengths[hypotheses[0].tokens])
 
 
+def test_rescoring_of_weight_zero_does_not_ask_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pairs, "score", lambda *_: [-math.inf])  # 0 times this is NaN
+    [hypotheses] = find(Table(1), AttentionSearch(1, 0.0, Pairs(), 0.5, rescoring_weight=0.0))
+    assert math.isfinite(hypotheses[0].score)
+
+
 def test_length_normalization_ranks_the_complete() -> None:
     table = Table(2, seed=8)
     for utterance, hypotheses in enumerate(find(table, AttentionSearch(WIDE, length_power=1.0, tokens_per_frame=1.0))):

@@ -203,6 +203,17 @@ def test_what_a_model_excludes_is_never_emitted_also_where_it_is_subtracted(argu
     assert all(math.isfinite(hypothesis.score) for hypothesis in texts.values())
 
 
+def test_texts_whose_end_a_model_excludes_are_left_out() -> None:
+    predictor, joint = letters_only(3)
+    encoded, model = 2 * torch.randn(1, 2, 8), Pairs()
+    [everything] = TransducerSearch(WIDE, 2, model, 0.5)(encoded, torch.tensor([2]), predictor, joint, CHARACTERS)
+    last = everything[0].tokens[-1:] or everything[1].tokens[-1:]
+    model.log_probs[last, END] = -math.inf
+    [hypotheses] = TransducerSearch(WIDE, 2, model, 0.5)(encoded, torch.tensor([2]), predictor, joint, CHARACTERS)
+    assert all(math.isfinite(h.score) and h.tokens[-1:] != last for h in hypotheses)
+    assert 0 < len(hypotheses) < len(everything)
+
+
 def test_where_no_text_can_end_the_best_is_returned_without_a_probability() -> None:
     predictor, joint = letters_only(3)
     search = TransducerSearch(3, 2, Pairs(excluded=[END]), 0.5)
