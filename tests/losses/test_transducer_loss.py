@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asr_lightning.losses.transducer.logits import transducer_loss
+from asr_lightning.losses.transducer.logits import torchaudio_loss, transducer_loss
 from tests.oracles.transducer import all_paths, forward_recursion
 
 
@@ -89,7 +89,8 @@ def test_only_rows_without_frames_and_no_rows_at_all() -> None:
     assert losses.tolist() == [math.inf, math.inf]
     losses = transducer_loss(torch.randn(2, 0, 2, 4), torch.ones(2, 1).long(), nothing, nothing + 1, 0)
     assert losses.tolist() == [math.inf, math.inf]
-    assert transducer_loss(torch.randn(0, 3, 2, 4), torch.ones(0, 1).long(), nothing[:0], nothing[:0], 0).shape == (0,)
+    for loss in (transducer_loss, torchaudio_loss):
+        assert loss(torch.randn(0, 3, 2, 4), torch.ones(0, 1).long(), nothing[:0], nothing[:0], 0).shape == (0,)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -74,7 +74,7 @@ def torchaudio_loss(
     """Return the same by torchaudio's kernel, in float32; arguments and errors are those of `transducer_loss`."""
     possible = encoder_lengths > 0  # torchaudio's recursion has no last node where there is no frame
     lengths = encoder_lengths, target_lengths
-    if bool(possible.all()):
+    if len(logits) and bool(possible.all()):  # torchaudio refuses a batch of none
         logits, targets = _cut(logits, targets, *lengths, blank_id)
         if bool(logits.isneginf().any()):  # torchaudio's recursion can make NaN of it
             logits = logits.float().maximum(logits.detach().float().amax(dim=3, keepdim=True) + IMPOSSIBLE)
