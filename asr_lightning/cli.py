@@ -31,11 +31,12 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import data_modules
 from asr_lightning.ablations import end_with
-from asr_lightning.callbacks.best_checkpoints import refuse_choice_by_tests, run_checkpoints
+from asr_lightning.callbacks.best_checkpoints import refuse_choice_by_tests, run_checkpoints, save_after_validation
 from asr_lightning.callbacks.changed_optimizer import ChangedOptimizer
 from asr_lightning.callbacks.distillation import Distillation, check_terms
 from asr_lightning.callbacks.freezing import Freezing
@@ -45,7 +46,7 @@ from asr_lightning.callbacks.measurement import Measurement
 from asr_lightning.callbacks.progress import ProgressBar
 from asr_lightning.callbacks.results import RemoveResults, refuse_results, reserve_logs
 from asr_lightning.callbacks.run_summary import RunSummary
-from asr_lightning.callbacks.stopping import FinishEpoch, OtherParts, SaveLastEpoch, SaveWhenStopped
+from asr_lightning.callbacks.stopping import FinishEpoch, MovedFolder, OtherParts, SaveLastEpoch, SaveWhenStopped
 from asr_lightning.callbacks.throughput import Throughput
 from asr_lightning.callbacks.transcripts import Transcripts
 from asr_lightning.callbacks.transfer import InitializeFrom
@@ -172,8 +173,10 @@ class CommandLine(LightningCLI):
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         callbacks = [*self._callbacks_of_every_run(callbacks), *callbacks]
         refuse_options(trainer, callbacks)
-        refuse_choice_by_tests(callbacks, getattr(self.datamodule, "subsets", {}))
-        if trainer.logger is None and not trainer.barebones:
+        subsets = getattr(self.datamodule, "subsets", {})
+        refuse_choice_by_tests(callbacks, subsets)
+        save_after_validation(callbacks, subsets)
+        if trainer.logger is None:
             kwargs["logger"] = self._loggers(root)
         if trainer.logger is False:
             callbacks = [
@@ -189,7 +192,7 @@ class CommandLine(LightningCLI):
         if self.overwrite:
             callbacks.append(RemoveResults())
         bars = [callback for callback in callbacks if isinstance(callback, LightningProgressBar)]
-        if trainer.enable_progress_bar is not False and not trainer.barebones and not bars:
+        if trainer.enable_progress_bar is not False and not bars:
             callbacks.append(ProgressBar())
         trainer.callbacks = callbacks
         return self._instantiate_trainer({**trainer, **kwargs}, [])
@@ -259,6 +262,11 @@ class CommandLine(LightningCLI):
                 reserve_logs(self.trainer.loggers)
             if config.get("ckpt_path") is not None:
                 config.ckpt_path = self._compared_checkpoint(config.ckpt_path)
+            elif subcommand != "fit":
+                rank_zero_warn(
+                    f"{subcommand} uses the weights that the experiment begins with, since no checkpoint is given: "
+                    "--ckpt_path last uses those of the run, --ckpt_path PATH others"
+                )
             self._join_wandb(root, goes_on=subcommand != "fit" or config.get("ckpt_path") is not None)
             reach_wandb(self.trainer.loggers)
             with trace_kept(root, self.trainer.global_rank):
@@ -286,7 +294,8 @@ class CommandLine(LightningCLI):
         metrics = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
         if not metrics:
             raise InputError(
-                f"nothing was measured: expected subsets to {self.subcommand}, got none. Name some in data"
+                f"nothing was measured: expected subsets to {self.subcommand}, got none or no batches of them. Name "
+                "some in data, and let limit_val_batches or limit_test_batches of the trainer be more than 0"
             )
         if verbose and self.trainer.is_global_zero:
             print(as_text(metrics_by_subset(metrics)))
@@ -316,6 +325,11 @@ class CommandLine(LightningCLI):
 
     def _compared_checkpoint(self, path: str) -> str | None:
         """Return the path of the checkpoint to load, if it is of the experiment's network; None to begin anew."""
+        if path in ("best", "hpc", "registry"):  # of Lightning
+            raise InputError(
+                f"--ckpt_path {path}: expected `last` or the path of a checkpoint, as "
+                f"{Path(self.trainer.default_root_dir) / 'checkpoints' / 'best-….ckpt'}"
+            )
         if path == "last":
             last = self._last_checkpoint()
             if last is None and self.subcommand != "fit":
@@ -370,10 +384,15 @@ def refuse_options(trainer: Namespace, callbacks: Iterable[Callback]) -> None:
     Raises:
         InputError: An interval is not positive, or a callback looks for what these models do not have.
     """
-    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "limit_train_batches", "val_check_interval"):
         value = trainer.get(name)
         if isinstance(value, int | float) and not value > 0:
             raise InputError(f"trainer.{name}: expected more than 0, got {value}")
+    if trainer.barebones:
+        raise InputError(
+            "trainer.barebones leaves out all metrics, also the loss and the error rates: use --trainer.logger false "
+            "--trainer.enable_checkpointing false --trainer.limit_val_batches 0"
+        )
     for callback in callbacks:
         if isinstance(callback, LearningRateFinder):
             raise InputError(
@@ -454,7 +473,14 @@ def main(arguments: list[str] | None = None) -> None:
             trainer_defaults={
                 "use_distributed_sampler": False,
                 "num_sanity_val_steps": 0,  # a corpus is checked when it is read
-                "callbacks": [SaveWhenStopped(), FinishEpoch(), OtherParts(), SaveLastEpoch(), RunSummary()],
+                "callbacks": [
+                    SaveWhenStopped(),
+                    FinishEpoch(),
+                    OtherParts(),
+                    MovedFolder(),
+                    SaveLastEpoch(),
+                    RunSummary(),
+                ],
             },
             parser_class=CommandLineParser,
             args=arguments,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 
 from asr_lightning import cli
 from asr_lightning.audio.features import LogMel
@@ -75,6 +76,15 @@ def test_what_cannot_work_is_refused_in_a_sentence(
     message = exit_message("fit", "-c", str(unread), *options)
     assert message.startswith("error: ") and expected in message and len(message.splitlines()) <= 3
     assert not (tmp_path / "runs/tiny/logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("limit_train_batches", 0, "expected more than 0, got 0"), ("barebones", True, "--trainer.logger false")],
+)
+def test_a_run_that_would_train_or_measure_nothing_is_refused(name: str, value: object, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        cli.refuse_options(Namespace(**{"barebones": False, name: value}), [])
 
 
 @pytest.mark.parametrize(

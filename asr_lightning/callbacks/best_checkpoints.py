@@ -31,6 +31,7 @@ class BestCheckpoints(ModelCheckpoint):
             mode="min",
             save_top_k=keep,
             save_weights_only=True,
+            save_on_train_epoch_end=False,  # where training ends within an epoch, its last metric is of earlier weights
             enable_version_counter=False,
         )
         self.metric = metric
@@ -123,6 +124,22 @@ def refuse_choice_by_tests(callbacks: Iterable[Callback], subsets: Mapping[str, 
                 f"cannot be tested on it. Set monitor to one of {', '.join(advice) or 'a development subset'}, as "
                 f"{(advice or ['dev-clean'])[0]}/wer"
             )
+
+
+def save_after_validation(callbacks: Iterable[Callback], subsets: Mapping[str, Sequence[str]]) -> None:
+    """Let callbacks that choose by a metric of a validation save after it, and at no other time.
+
+    Lightning saves at the end of training too, maybe within an epoch, by the metric of earlier weights.
+
+    Args:
+        callbacks: Of the trainer.
+        subsets: Of the data, by what they are for: `validation`.
+    """
+    validated = {POOLED, *subsets.get("validation", ())}
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and (callback.monitor or "").rpartition("/")[0] in validated:
+            if callback._save_on_train_epoch_end is None:
+                callback._save_on_train_epoch_end = False
 
 
 def _monitor(callback: Callback) -> str | None:

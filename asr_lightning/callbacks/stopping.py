@@ -116,6 +116,31 @@ class OtherParts(Callback):
             counts.update({name: number - counts["processed"] + processed for name, number in counts.items()})
 
 
+class MovedFolder(Callback):
+    """Lets a run that was moved, with its folder, go on with the checkpoints that it has chosen.
+
+    Checkpoints hold the absolute paths of those that a metric chose. In another folder Lightning forgets these: it
+    would keep as many again, and never remove the old ones.
+    """
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Change the paths to those in the folder of the checkpoint that is loaded, if the run saves there."""
+        folder = Path(str(trainer.ckpt_path)).resolve().parent
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(callback.state_key, {})
+            old = state.get("dirpath")
+            if not old or not isinstance(callback, ModelCheckpoint) or Path(str(callback.dirpath)).resolve() != folder:
+                continue
+
+            def moved(path: str, old: str = old, new: str = str(callback.dirpath)) -> str:
+                return str(Path(new) / Path(path).relative_to(old)) if Path(path).is_relative_to(old) else path
+
+            paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+            state |= {name: moved(state[name]) for name in paths if state.get(name)}
+            state["best_k_models"] = {moved(path): score for path, score in state.get("best_k_models", {}).items()}
+            state["dirpath"] = callback.dirpath
+
+
 class SaveLastEpoch(Callback):
     """Writes checkpoints of every epoch at its end too, not only after a validation.
 

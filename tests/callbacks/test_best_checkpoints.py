@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from asr_lightning.callbacks.best_checkpoints import BestCheckpoints, refuse_choice_by_tests
+from asr_lightning.callbacks.best_checkpoints import BestCheckpoints, refuse_choice_by_tests, save_after_validation
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import load_recognizer
 from data_modules.librispeech import LibriSpeechDataModule
@@ -22,7 +22,9 @@ def corpus(folder: Path, **subsets: list[str]) -> LibriSpeechDataModule:
     return LibriSpeechDataModule(str(folder), **named, batch_seconds=3.0, workers=0, sample_rate=RATE)  # type: ignore[arg-type]
 
 
-def fit(folder: Path, callback: BestCheckpoints, wers: list[float], **subsets: list[str]) -> BestCheckpoints:
+def fit(
+    folder: Path, callback: Any, wers: list[float], options: dict[str, Any] | None = None, **subsets: list[str]
+) -> Any:
     """Train epochs whose error rate on `dev` is planted; on other subsets it falls all the time."""
     model = make()
     log = model.log
@@ -35,7 +37,8 @@ def fit(folder: Path, callback: BestCheckpoints, wers: list[float], **subsets: l
 
     model.log = planted  # type: ignore[assignment]
     callback.dirpath = str(folder / "checkpoints")
-    trainer = make_trainer(folder, max_epochs=len(wers), callbacks=[callback], enable_checkpointing=True)
+    settings = {"max_epochs": len(wers), "callbacks": [callback], "enable_checkpointing": True, **(options or {})}
+    trainer = make_trainer(folder, **settings)
     trainer.fit(model, datamodule=corpus(folder / "corpus", **subsets))
     return callback
 
@@ -49,6 +52,14 @@ def test_the_best_by_the_development_subset_are_kept(tmp_path: Path) -> None:
     assert callback.best_model_score == pytest.approx(0.2) and "epoch=3" in callback.best_model_path
     assert "optimizer_states" not in torch.load(callback.best_model_path, weights_only=True)
     load_recognizer(callback.best_model_path)
+
+
+@pytest.mark.parametrize("callback", [BestCheckpoints(), ModelCheckpoint(monitor="dev/wer", save_top_k=-1)])
+def test_steps_after_the_last_validation_are_not_chosen_by_its_metric(tmp_path: Path, callback: Any) -> None:
+    save_after_validation([callback], {"validation": ["dev"]})
+    write_corpus(tmp_path / "corpus", "long", TEXTS)
+    trained = fit(tmp_path, callback, [0.9, 0.3], {"max_steps": 4}, train=["long"], validation=["dev"])
+    assert [path.stem.partition("step=")[2] for path in (tmp_path / "checkpoints").iterdir()] == ["3"], trained
 
 
 def test_a_run_without_validation_keeps_nothing_and_goes_on(tmp_path: Path) -> None:

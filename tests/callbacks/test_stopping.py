@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from asr_lightning.callbacks import stopping
-from asr_lightning.callbacks.stopping import NAME, FinishEpoch, SaveLastEpoch, SaveWhenStopped
+from asr_lightning.callbacks.stopping import NAME, FinishEpoch, MovedFolder, SaveLastEpoch, SaveWhenStopped
 
 STEPS_AN_EPOCH = 8
 
@@ -209,3 +209,20 @@ def test_the_last_of_checkpoints_that_a_metric_chooses_is_that_of_the_last_step(
     module = run(tmp_path, Worse(), SaveLastEpoch(), saves=saves, max_epochs=3)
     steps = {path.stem: torch.load(path, weights_only=True)["global_step"] for path in tmp_path.glob("*.ckpt")}
     assert steps == {"best": 8, "last": 24} and len(module.given) == 24
+
+
+class Rates(Callback):
+    """Logs an error rate that falls by epoch."""
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        module.log("rate", 1.0 / (1 + trainer.current_epoch))
+
+
+def test_a_run_that_was_moved_removes_the_checkpoints_that_are_no_longer_the_best(tmp_path: Path) -> None:
+    saves = {"monitor": "rate", "save_top_k": 2, "filename": "best-{epoch}", "save_last": True}
+    run(tmp_path / "old", Rates(), saves=saves)
+    (tmp_path / "old").rename(tmp_path / "new")
+    run(tmp_path / "new", Rates(), MovedFolder(), saves=saves, resume=tmp_path / "new/last.ckpt", max_epochs=4)
+    assert sorted(path.stem for path in tmp_path.glob("*/best-*")) == ["best-epoch=2", "best-epoch=3"]
+    run(tmp_path / "other", Rates(), MovedFolder(), saves=saves, resume=tmp_path / "new/last.ckpt", max_epochs=5)
+    assert sorted(path.stem for path in tmp_path.glob("new/best-*")) == ["best-epoch=2", "best-epoch=3"]
