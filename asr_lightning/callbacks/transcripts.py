@@ -181,7 +181,7 @@ class Transcripts(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Read which epoch is tested; a trainer that tests does not restore it."""
-        if trainer.state.fn == TrainerFn.TESTING:
+        if trainer.state.fn == TrainerFn.TESTING and "loops" in checkpoint:
             # epochs begun: a checkpoint is saved before its own epoch counts as finished
             self._epoch_of_checkpoint = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["started"]
 

@@ -218,4 +218,7 @@ class CheckpointFiles(TorchCheckpointIO):
         Raises:
             InputError: It is not a complete checkpoint.
         """
-        return read_checkpoint(path)
+        checkpoint = read_checkpoint(path)
+        if "loops" in checkpoint:  # Lightning shows callbacks only checkpoints that have states of callbacks
+            checkpoint.setdefault("callbacks", {})  # also those of weights alone, of which they read the epoch
+        return checkpoint

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from asr_lightning.batch import Batch
 from asr_lightning.callbacks.transcripts import Transcripts, as_json_line, readable_time, transcripts
 from asr_lightning.files import name_of_run
+from asr_lightning.models.checkpoints import CheckpointFiles
 from asr_lightning.scoring import COUNTS, RATES
 from asr_lightning.text.timed_words import Word
 from tests.support import SUPPORT, environment
@@ -151,10 +152,14 @@ def test_transcripts_of_empty_texts_and_batches_are_counted() -> None:
     assert transcripts(batch_of([]), []) == []
 
 
-def test_test_results_are_of_the_epoch_of_the_checkpoint_and_kept_beside_others(tmp_path: Path) -> None:
-    fit(tmp_path, 3)
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_test_results_are_of_the_epoch_of_the_checkpoint_and_kept_beside_others(
+    tmp_path: Path, weights_only: bool
+) -> None:
+    saving = ModelCheckpoint(tmp_path / "checkpoints", "{epoch}", save_top_k=-1, save_weights_only=weights_only)
+    fit(tmp_path, 3, callbacks=[saving])
     for checkpoint in ("epoch=2", "epoch=0", "epoch=2"):
-        trainer = make_trainer(tmp_path, callbacks=[Transcripts()])
+        trainer = make_trainer(tmp_path, callbacks=[Transcripts()], plugins=[CheckpointFiles()])
         path = tmp_path / "checkpoints" / f"{checkpoint}.ckpt"
         trainer.test(PlannedHypotheses(9), datamodule=Corpus(), ckpt_path=path, verbose=False)
     epochs = [epoch for epoch, _, _ in epochs_and_rates(tmp_path / "test_error_rates.csv")]
