@@ -191,7 +191,7 @@ class LSTMLanguageModel(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Warn of steps that were skipped since the last review."""
-        self._guard.review(LOST_BATCHES_IN_A_ROW)
+        self._guard.review(self, LOST_BATCHES_IN_A_ROW)
 
     configure_gradient_clipping = clip_gradients
     configure_callbacks = averaged_copies

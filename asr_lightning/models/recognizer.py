@@ -291,7 +291,7 @@ class Recognizer(lightning.LightningModule, ABC):
         Raises:
             InputError: No rank has read any utterance.
         """
-        self._guard.review(LOST_BATCHES_IN_A_ROW)
+        self._guard.review(self, LOST_BATCHES_IN_A_ROW)
         self._review_utterances()
         read, self._utterances_read = self._utterances_read, None
         if read is not None and not self.trainer.strategy.reduce_boolean_decision(read > 0, all=False):

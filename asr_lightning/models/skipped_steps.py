@@ -47,13 +47,13 @@ class GradientGuard:
         skip_next_step(optimizer, ~(finite & usable), scaled=scaled)
         self._steps.append((module.trainer.global_step, ids, ~finite))
         if finite.device.type == "cpu" or len(self._steps) >= REVIEW_STEPS:
-            self.review(limit)
+            self.review(module, limit)
 
-    def review(self, limit: int) -> None:
+    def review(self, module: LightningModule, limit: int) -> None:
         """Warn of steps skipped for a non-finite gradient since the last review; all ranks have to call this.
 
         Raises:
-            InputError: There were `limit` in a row.
+            InputError: There were `limit` in a row, or the weights are not finite.
         """
         steps, self._steps = self._steps, []
         skipped = torch.stack([not_finite for *_, not_finite in steps]).tolist() if steps else []
@@ -69,6 +69,22 @@ class GradientGuard:
                     "Lower the learning rate, or set trainer.gradient_clip_val. The weights were not changed since, "
                     "and the last checkpoint is complete."
                 )
+        if any(skipped):
+            _check_weights(module)
+
+
+@torch.no_grad()
+def _check_weights(module: LightningModule) -> None:
+    """Check that an optimizer step has left finite weights, without which no later gradient can be finite."""
+    if full_tensor(torch.nn.utils.get_total_norm(list(module.parameters()))).isfinite():
+        return
+    advice = ""
+    if any(parameter.dtype == torch.float16 for parameter in module.parameters()):
+        advice = ", and train with --trainer.precision 16-mixed: in float16 the eps of Adam, 1e-8, is 0"
+    raise InputError(
+        f"the weights are not finite after {module.trainer.global_step} steps. Expected finite ones: no later step can "
+        f"restore them. Lower the learning rate{advice}. Go on from an earlier checkpoint."
+    )
 
 
 def _gather_names(ids: list[str]) -> str:

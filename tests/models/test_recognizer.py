@@ -184,6 +184,12 @@ def test_training_stops_when_gradients_stay_no_numbers(tmp_path: Path, monkeypat
     assert_same(memory.seen[-1][0], memory.seen[3][0])
 
 
+def test_training_stops_at_the_first_step_after_weights_that_overflowed(tmp_path: Path) -> None:
+    trained = make(optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 3e38}})
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(InputError, match="not finite after 1 steps"):
+        make_trainer(tmp_path).fit(trained, loader([batch_of(["CAB"])] * 3))
+
+
 def test_a_wrong_sample_rate_is_refused(tmp_path: Path) -> None:
     recognizer, wrong = make(), replace(batch_of(["A"]), sample_rate=16_000)
     for run in ("fit", "validate", "predict"):
