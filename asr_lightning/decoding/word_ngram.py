@@ -13,6 +13,8 @@ from asr_lightning.text.arpa import read_arpa
 from asr_lightning.text.ngram import ABSENT, SENTENCE_END, SENTENCE_START, UNKNOWN
 from asr_lightning.text.tokenizers import Tokenizer
 
+KEPT_CONTEXTS = 1 << 16  # that are known to the next batch; some 40 MiB
+
 Context = tuple[tuple[int, ...], tuple[int, ...]]  # the model's ids of the last words, and tokens of an unfinished one
 
 
@@ -21,7 +23,8 @@ class WordNGramLanguageModel(ArpaLanguageModel):
 
     In the search a word counts when it is finished, by a token that begins the next or by the end; until then every
     token is certain. A word that the model does not know is as probable as its `<unk>`, and impossible if it has none.
-    The state is the index (N,) of each hypothesis in a list of contexts that is kept until the next batch.
+    The state is the index (N,) of each hypothesis in a list of contexts, which begins anew with a batch where it has
+    become long.
 
     Args:
         arpa: Path of the file.
@@ -30,9 +33,7 @@ class WordNGramLanguageModel(ArpaLanguageModel):
     def __init__(self, arpa: str) -> None:
         super().__init__(arpa)
         self._starts_word = np.zeros(0, dtype=bool)  # (V,) whether a token begins a word
-        self._contexts: list[Context] = []
-        self._context_numbers: dict[Context, int] = {}
-        self._cached_log_probs: dict[tuple[int, ...], float] = {}  # log probabilities by the model's ids
+        self._forget()
 
     def prepare(self, tokenizer: Tokenizer, device: torch.device) -> None:
         """Read the model, and find which of a recognizer's tokens begin a word.
@@ -58,6 +59,7 @@ class WordNGramLanguageModel(ArpaLanguageModel):
             self._check_words([word for word in self._model.tokens if word not in special], tokenizer)
             self._starts_word = beginnings(tokenizer)
             self._tokenizer = tokenizer
+            self._forget()
 
     def _check_words(self, words: Sequence[str], tokenizer: Tokenizer) -> None:
         """Check that the recognizer's tokens can write at least some of a thousand words as the model has them."""
@@ -70,11 +72,21 @@ class WordNGramLanguageModel(ArpaLanguageModel):
                 "case and letters"
             )
 
+    def _forget(self) -> None:
+        """Forget all contexts."""
+        self._contexts: list[Context] = []
+        self._histories: list[tuple[int, ...]] = []  # the words of each context after its unfinished one
+        self._context_numbers: dict[Context, int] = {}
+        self._following: dict[tuple[int, int], int] = {}  # index of the context after another one and a token
+        self._ends = np.zeros((0, 2), dtype=np.float32)  # log probability of the unfinished word, without and with </s>
+        self._cached_log_probs: dict[tuple[int, ...], float] = {}  # log probabilities by the model's ids
+
     def initial_state(self, batch_size: int) -> State:
         """Return the state before any token."""
         model, _ = self._prepared()
-        start: Context = ((model.start_id,)[: model.order - 1], ())
-        self._contexts, self._context_numbers, self._cached_log_probs = [start], {start: 0}, {}
+        if not 0 < len(self._contexts) <= KEPT_CONTEXTS:
+            self._forget()
+            self._index(((model.start_id,)[: model.order - 1], ()))
         return (torch.zeros(batch_size, dtype=torch.int64, device=self._device),)
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
@@ -84,27 +96,38 @@ class WordNGramLanguageModel(ArpaLanguageModel):
             Natural log probabilities (N, V): of the finished word for tokens that begin another, and with the end of
             the sentence for `eos_id`; 0 for others, and minus infinity for the blank, unless it is the end.
         """
-        model, tokenizer = self._prepared()
-        rows = np.zeros((len(tokens), len(tokenizer)), dtype=np.float32)
-        new_indices = []
-        for row, token, index in zip(rows, tokens.tolist(), state[0].tolist(), strict=True):
-            context, word = self._read(self._contexts[index], token)
-            new_indices.append(self._context_numbers.setdefault((context, word), len(self._contexts)))
-            if new_indices[-1] == len(self._contexts):
-                self._contexts.append((context, word))
-            history, log_prob = self._finish(context, word)
-            row[self._starts_word] = log_prob
-            row[tokenizer.blank_id] = -np.inf
-            row[tokenizer.eos_id] = log_prob + self._log_prob(history, model.end_id)  # may be the blank
-        return torch.from_numpy(rows).to(self._device), (torch.tensor(new_indices, device=self._device),)
+        _, tokenizer = self._prepared()
+        steps = list(zip(state[0].tolist(), tokens.tolist(), strict=True))
+        indices = [self._following[step] if step in self._following else self._read(*step) for step in steps]
+        ends = self._ends[indices]  # (N, 2)
+        rows = np.where(self._starts_word, ends[:, :1], np.float32(0.0))
+        rows[:, tokenizer.blank_id] = -np.inf
+        rows[:, tokenizer.eos_id] = ends[:, 1]  # may be the blank
+        return torch.from_numpy(rows).to(self._device), (torch.tensor(indices, device=self._device),)
 
-    def _read(self, context: Context, token: int) -> Context:
-        words, word = context
+    def _read(self, index: int, token: int) -> int:
+        """Return the index of the context after another one and a token."""
+        words, word = self._contexts[index]
         if token == self._prepared()[1].eos_id:
-            return context
-        if self._starts_word[token]:
-            return self._finish(words, word)[0], (token,)
-        return words, (*word, token)
+            after = index
+        elif self._starts_word[token]:
+            after = self._index((self._histories[index], (token,)))
+        else:
+            after = self._index((words, (*word, token)))
+        self._following[index, token] = after
+        return after
+
+    def _index(self, context: Context) -> int:
+        """Return the index of a context, which is computed where it is new."""
+        index = self._context_numbers.setdefault(context, len(self._contexts))
+        if index == len(self._contexts):
+            history, log_prob = self._finish(*context)
+            self._contexts.append(context)
+            self._histories.append(history)
+            if index == len(self._ends):
+                self._ends = np.resize(self._ends, (max(64, 2 * index), 2))  # doubled, so that growing costs little
+            self._ends[index] = log_prob, log_prob + self._log_prob(history, self._prepared()[0].end_id)
+        return index
 
     def _finish(self, words: tuple[int, ...], word: tuple[int, ...]) -> tuple[tuple[int, ...], float]:
         """Return the context after a word, and the word's log probability."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from asr_lightning.decoding import word_ngram
 from asr_lightning.decoding.ctc_search import CTCSearch
 from asr_lightning.decoding.word_ngram import WordNGramLanguageModel, beginnings
 from asr_lightning.errors import InputError
@@ -29,11 +30,13 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]
     }
 
 
+@pytest.mark.parametrize("kept", [0, 1 << 16])
 @pytest.mark.parametrize("kind", ["characters", "pieces", "jamo", "syllables"])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_steps_add_up_to_what_the_model_says_of_the_words(
-    tokenizers: dict[str, Tokenizer], tmp_path: Path, kind: str, order: int
+    tokenizers: dict[str, Tokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, order: int, kept: int
 ) -> None:
+    monkeypatch.setattr(word_ngram, "KEPT_CONTEXTS", kept)
     tokenizer = tokenizers[kind]
     texts = KOREAN if kind in ("jamo", "syllables") else TEXTS
     write_arpa(kneser_ney([text.split() for text in texts], order), tmp_path / "words.arpa")
@@ -42,19 +45,20 @@ def test_steps_add_up_to_what_the_model_says_of_the_words(
     model.prepare(tokenizer, CPU)
     sentences = [*texts, "", texts[0].split()[1], f"{texts[1].split()[0]} {texts[0]}", "".join(texts[0].split())]
     assert model.score(sentences) == [plain.score(text.split()) for text in sentences]
-    state = model.initial_state(len(sentences))
     ids = [[tokenizer.eos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in sentences]
     assert [tokenizer.decode(row) for row in ids] == sentences
-    totals = torch.zeros(len(sentences))
-    active = list(range(len(sentences)))
-    for position in range(max(map(len, ids)) - 1):
-        rows = [number for number, row in enumerate(active) if position + 1 < len(ids[row])]
-        active, state = [active[number] for number in rows], (state[0][rows],)
-        log_probs, state = model.step(torch.tensor([ids[row][position] for row in active]), state)
-        assert log_probs[:, tokenizer.blank_id].eq(-torch.inf).all()
-        for number, row in enumerate(active):
-            totals[row] += log_probs[number, ids[row][position + 1]]
-    torch.testing.assert_close(totals, torch.tensor([plain.score(text.split()) for text in sentences]))
+    for _ in range(2):  # two batches, the second of known contexts
+        state = model.initial_state(len(sentences))
+        totals = torch.zeros(len(sentences))
+        active = list(range(len(sentences)))
+        for position in range(max(map(len, ids)) - 1):
+            rows = [number for number, row in enumerate(active) if position + 1 < len(ids[row])]
+            active, state = [active[number] for number in rows], (state[0][rows],)
+            log_probs, state = model.step(torch.tensor([ids[row][position] for row in active]), state)
+            assert log_probs[:, tokenizer.blank_id].eq(-torch.inf).all()
+            for number, row in enumerate(active):
+                totals[row] += log_probs[number, ids[row][position + 1]]
+        torch.testing.assert_close(totals, torch.tensor([plain.score(text.split()) for text in sentences]))
 
 
 def test_which_tokens_begin_words(tokenizers: dict[str, Tokenizer]) -> None:
