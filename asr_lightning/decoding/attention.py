@@ -69,10 +69,18 @@ class AttentionSearch:
         end_threshold: float | None = None,
         tokens_per_frame: float = 2.0,
     ) -> None:
-        if beam < 1 or not 0.0 <= ctc_weight <= 1.0 or tokens_per_frame <= 0.0:
+        if beam < 1 or not 0.0 <= ctc_weight <= 1.0 or not 0.0 < tokens_per_frame < math.inf:
             raise InputError(
-                "AttentionSearch needs beam >= 1, 0 <= ctc_weight <= 1 and tokens_per_frame > 0, got "
+                "AttentionSearch needs beam >= 1, 0 <= ctc_weight <= 1 and a finite tokens_per_frame > 0, got "
                 f"beam={beam}, ctc_weight={ctc_weight} and tokens_per_frame={tokens_per_frame}"
+            )
+        weights = {"language_model_weight": language_model_weight, "rescoring_weight": rescoring_weight or 0.0}
+        if not all(0.0 <= weight < math.inf for weight in weights.values()) or not all(
+            map(math.isfinite, (length_power, end_threshold or 0.0))
+        ):
+            raise InputError(
+                "AttentionSearch needs finite weights of at least 0, a finite length_power and a finite end_threshold, "
+                f"got {weights}, length_power={length_power} and end_threshold={end_threshold}"
             )
         used = language_model_weight != 0.0 or bool(rescoring_weight)
         if language_model is None and used:

@@ -33,13 +33,13 @@ class CTCSearch:
         log P_ctc + language_model_weight log P_LM + length_bonus tokens.
 
     Args:
-        beam: Prefixes kept. 1 without a language model takes the best path.
+        beam: Prefixes kept. 1 without a language model and without a bonus takes the best path.
         language_model: For `language_model_weight`; it is not read where that is 0.
         language_model_weight: Of every token's log probability, and of the end's.
         length_bonus: Added for every token, against the shortness that language models prefer.
 
     Raises:
-        InputError: The beam is below 1, or there is a weight without a language model.
+        InputError: A number is out of its range, or there is a weight without a language model.
     """
 
     def __init__(
@@ -51,6 +51,11 @@ class CTCSearch:
     ) -> None:
         if beam < 1:
             raise InputError(f"CTCSearch needs beam >= 1, got beam={beam}")
+        if not 0.0 <= language_model_weight < math.inf or not math.isfinite(length_bonus):
+            raise InputError(
+                "CTCSearch needs a finite language_model_weight of at least 0 and a finite length_bonus, got "
+                f"language_model_weight={language_model_weight} and length_bonus={length_bonus}"
+            )
         if language_model is None and language_model_weight != 0.0:
             raise InputError(
                 f"CTCSearch needs a language_model for language_model_weight={language_model_weight}, got none: name "
@@ -78,7 +83,7 @@ class CTCSearch:
             InputError: The language model cannot be used.
         """
         log_probs = logits.double().log_softmax(dim=2)
-        if self.beam == 1 and self.language_model is None:
+        if self.beam == 1 and self.language_model is None and not self.length_bonus:
             return [[best] for best in best_paths(log_probs, lengths, tokenizer.blank_id)]
         if self.language_model is not None:
             self.language_model.prepare(tokenizer, logits.device)

@@ -302,6 +302,11 @@ def test_poor_short_texts_do_not_end_the_search_for_a_good_long_one() -> None:
         ({"ctc_weight": 1.1}, "ctc_weight=1.1"),
         ({"language_model_weight": 0.3}, "needs a language_model for language_model_weight=0.3"),
         ({"rescoring_weight": 0.3}, "needs a language_model for .*rescoring_weight=0.3"),
+        ({"language_model_weight": -0.3}, "weights of at least 0, .*'language_model_weight': -0.3"),
+        ({"rescoring_weight": math.nan}, "'rescoring_weight': nan"),
+        ({"length_power": math.inf}, "length_power=inf"),
+        ({"end_threshold": math.nan}, "end_threshold=nan"),
+        ({"tokens_per_frame": math.nan}, "tokens_per_frame=nan"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(arguments: dict[str, object], message: str) -> None:

@@ -142,6 +142,11 @@ def test_beam_one_takes_the_best_path(seed: int) -> None:
         assert all(frame == 0 or path[frame - 1] != path[frame] for frame in best.frames)
 
 
+def test_a_beam_of_one_takes_the_bonus() -> None:
+    plain, longer = (find(table(1, 8), beam=1, length_bonus=bonus)[0][0] for bonus in (0.0, 9.0))
+    assert len(longer.tokens) > len(plain.tokens)
+
+
 @pytest.mark.parametrize("beam", [1, 4])
 def test_an_utterance_is_found_the_same_alone_and_in_company(beam: int) -> None:
     logits, lengths = table(4, 15, 3), [15, 7, 11, 2]
@@ -232,6 +237,9 @@ def test_nothing_to_hear() -> None:
     [
         ({"beam": 0}, "beam=0"),
         ({"language_model_weight": 0.3}, "language_model_weight=0.3"),
+        ({"language_model": Pairs(), "language_model_weight": -0.3}, "at least 0 .*, got language_model_weight=-0.3"),
+        ({"language_model": Pairs(), "language_model_weight": math.nan}, "language_model_weight=nan"),
+        ({"length_bonus": math.inf}, "length_bonus=inf"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
