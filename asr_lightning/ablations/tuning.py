@@ -1,5 +1,9 @@
 """Values of an experiment's YAML that lower an error rate of a development set, searched with Optuna."""
 
+import atexit
+import multiprocessing
+import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -125,7 +129,7 @@ class Tuning:
         metric: Subset and rate to minimize, as `dev/cer`.
         sampler: `tpe`, `random` or `grid`.
         seed: Of the sampler; a search that goes on draws other values than it began with.
-        prune: Stop trials that are worse than the median of the others after as many epochs.
+        prune: Stop trainings that are worse than the median of the others after as many epochs.
         more: Arguments for every run, as `--trainer.max_epochs 3`.
         checkpoint: Decode with it in place of training.
 
@@ -152,10 +156,11 @@ class Tuning:
         if sampler == "grid" and ranges:
             raise InputError(f"a grid needs a list of values for each key, got a range for {', '.join(ranges)}")
         folder.mkdir(parents=True, exist_ok=True)
+        prunes = prune and checkpoint is None  # the only rate of a decoding is that at its end
         self.study = optuna.create_study(
             study_name="search",
             storage=_storage(folder / "trials.db"),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4) if prune else optuna.pruners.NopPruner(),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4) if prunes else optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
         self.study.sampler = _sampler(sampler, space, seed, len(self.study.trials))
@@ -197,16 +202,13 @@ class Tuning:
         folder = self.folder / f"trial{trial.number}"
         folder.mkdir(exist_ok=True)
         arguments = [text for key, value in values.items() for text in (f"--{key}", _as_flow_yaml(value))]
-        command = [sys.executable, "-m", "asr_lightning", *self._trial_command(), *arguments, *self.more]
-        with (folder / "output.log").open("w") as log:
-            process = subprocess.Popen(
-                [*command, "--trainer.default_root_dir", str(folder)],
-                stdout=log, stderr=subprocess.STDOUT, env=environment_of_runs(),
-            )  # fmt: skip
-            try:
-                pruned = self._watch(trial, process, folder)
-            finally:
-                _terminate_process(process)  # also after Ctrl-C
+        # A class given in `more` would take the place of one with the trial's values in it.
+        command = [*self._trial_command(), *self.more, *arguments, "--trainer.default_root_dir", str(folder)]
+        process = self._start(command, folder / "output.log")
+        try:
+            pruned = self._watch(trial, process, folder)
+        finally:
+            _terminate_process(process)  # also after Ctrl-C
         rates = self._rates(folder)
         if pruned:
             print(f"trial {trial.number}: pruned after {max(rates)} epochs with {values}", flush=True)
@@ -227,7 +229,17 @@ class Tuning:
         subset_arguments = ["--data.init_args.test_subsets", f"[{self.subset}]"]
         return ["test", "--config", str(self.config), "--ckpt_path", str(self.checkpoint), *subset_arguments]
 
-    def _watch(self, trial: Trial, process: subprocess.Popen[bytes], folder: Path) -> bool:
+    def _start(self, command: Sequence[str], log: Path) -> "subprocess.Popen[bytes] | _Decoding":
+        """Start a trial, which writes what it prints to a file."""
+        if self.checkpoint is not None:
+            return _Decoding(command, log)
+        with log.open("w") as file:
+            return subprocess.Popen(
+                [sys.executable, "-m", "asr_lightning", *command],
+                stdout=file, stderr=subprocess.STDOUT, env=environment_of_runs(),
+            )  # fmt: skip
+
+    def _watch(self, trial: Trial, process: "subprocess.Popen[bytes] | _Decoding", folder: Path) -> bool:
         """Report every epoch; end the run and return True if it is hopeless."""
         reported = 0
         while True:
@@ -302,7 +314,62 @@ def _sampler(name: str, space: Space, seed: int, begun: int) -> optuna.samplers.
     return optuna.samplers.RandomSampler(seed) if name == "random" else optuna.samplers.TPESampler(seed=seed)
 
 
-def _terminate_process(process: subprocess.Popen[bytes]) -> None:
+class _Decoding:
+    """A process of `lightning`, used as one of `subprocess`, that begins with all imports done.
+
+    They take longer than to decode a small development set. One server imports them once, and each trial is a fork of
+    it, so nothing of a trial is left for the next.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["asr_lightning.cli"])
+        self._process = context.Process(target=_run_lightning, args=(list(command), str(log)))
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status; None before the end."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """Return the exit status; None before the end."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the end.
+
+        Raises:
+            TimeoutExpired: It goes on after so many seconds.
+        """
+        self._process.join(timeout)
+        if self._process.is_alive():
+            raise subprocess.TimeoutExpired("lightning", timeout or 0.0)
+
+    def kill(self) -> None:
+        """Kill the process."""
+        self._process.kill()
+
+
+def _run_lightning(command: list[str], log: str) -> None:
+    """Do what `python -m asr_lightning` does, with all that it prints in a file."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = ["lightning", *command]
+    multiprocessing.set_start_method(None, force=True)  # the platform's, for workers that read audio
+    try:
+        runpy.run_module("asr_lightning", run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing does not do before Python 3.14
+
+
+def _terminate_process(process: "subprocess.Popen[bytes] | _Decoding") -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:

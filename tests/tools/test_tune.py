@@ -227,6 +227,15 @@ def test_trials_are_evaluated_on_the_given_subsets(tmp_path: Path, monkeypatch: 
     assert received[0]["data.init_args.validation_subsets"] == "[dev, dev-other]"
 
 
+def test_the_values_of_a_trial_come_behind_the_arguments_of_every_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[dict[str, str]] = []
+    made_up(monkeypatch, lambda values: received.append(values) or [0.5])
+    run(tmp_path, {"a": [1], "b": [2]}, 1, more=["--a", "9", "--c", "3"])
+    assert received[0] == {"a": "1", "b": "2", "c": "3"}  # else a class among them would take the values away
+
+
 def test_weights_of_the_search_are_tuned_with_a_checkpoint_and_no_weight_is_the_first(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
