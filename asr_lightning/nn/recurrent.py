@@ -92,12 +92,28 @@ class LSTM(nn.LSTM):
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return (B, T, hidden) for x (B, T, D), and the next state: hidden state and cell (1, B, hidden)."""
+        if state is not None and self._is_quick_step(x):
+            weights = self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0
+            hidden, cell = torch.lstm_cell(x[:, 0], (state[0][0], state[1][0]), *weights)
+            return hidden.unsqueeze(1), (hidden.unsqueeze(0), cell.unsqueeze(0))
         with lstm_autocast(x.device) as precise:
             if precise:
                 x = x.float()
                 state = None if state is None else (state[0].float(), state[1].float())
             output, next_state = super().forward(x, state)  # type: ignore[has-type]
             return output, next_state
+
+    def _is_quick_step(self, x: Tensor) -> bool:
+        """Whether x (B, T, D) is a step of a search on a CPU, for which oneDNN orders all weights anew every time."""
+        return (
+            x.shape[1] == 1
+            and x.device.type == "cpu"
+            and x.dtype == self.weight_ih_l0.dtype
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.jit.is_tracing()
+            and not torch.compiler.is_compiling()
+        )
 
 
 class BidirectionalLSTM(nn.Module):

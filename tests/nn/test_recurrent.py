@@ -132,6 +132,21 @@ def test_the_processor_is_asked_without_random_numbers() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_a_step_of_a_search_is_a_frame_of_the_layer(rows: int) -> None:
+    torch.manual_seed(0)
+    layer = LSTM(6, 4)
+    x, state = torch.randn(rows, 3, 6), (torch.randn(1, rows, 4), torch.randn(1, rows, 4))
+    expected, last = layer(x, state)
+    outputs = []
+    with torch.no_grad():
+        for frame in range(3):
+            assert layer._is_quick_step(x[:, frame : frame + 1])
+            output, state = layer(x[:, frame : frame + 1], state)
+            outputs.append(output)
+    torch.testing.assert_close((torch.cat(outputs, dim=1), *state), (expected, *last))
+
+
 def test_a_row_without_frames_changes_no_other() -> None:
     torch.manual_seed(0)
     lstm, x = BidirectionalLSTM(3, 4), torch.randn(2, 5, 3)
