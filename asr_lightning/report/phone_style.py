@@ -24,12 +24,22 @@ KOREAN = dict(
         "yu:ju eu:ɯ ui:ɰi i:i"
     ).split()
 )
+# IPA of the English mnemonics of espeak-ng, as its American voice writes it; `I#` and `;` in symbols of the IPA.
+ESPEAK = dict(
+    pair.split("=")
+    for pair in (
+        "0=ɑː 3=ɚ 3:=ɜː ?=ʔ @=ə @2=ə @L=əl A:=ɑː A@=ɑːɹ D=ð E=ɛ I=ɪ I#=ɪ I2=ɪ N=ŋ O=ɔ O2=ɔ O:=ɔː O@=ɔːɹ OI=ɔɪ S=ʃ "
+        "T=θ U=ʊ U@=ʊɹ V=ʌ Z=ʒ a=æ a#=ɐ aI=aɪ aI3=aɪɚ aI@=aɪə aU=aʊ aa=æ b=b d=d d#=d dZ=dʒ e@=ɛɹ eI=eɪ f=f g=ɡ h=h "
+        "i=i i:=iː i@=iə i@3=ɪɹ j=j ;=j k=k l=l l#=ɬ m=m n=n o@=ɔːɹ oU=oʊ p=p r=ɹ r-=ɹ s=s t=t t#=ɾ t2=t t[=t̪ tS=tʃ "
+        "u:=uː v=v w=w x=x z=z"
+    ).split()
+)
 # By the first letter of the IPA symbol; affricates, which begin with a plosive, are told by their second letter.
 CLASSES = {
     "vowel": "aeiouyɑæʌɔəɛɝɚɜɪʊɨʉɯɒɐøœɤɵɘɶʏ",
     "plosive": "pbtdkɡgʔcɟqɢʈɖ",
     "affricate": "",
-    "fricative": "fvθðszʃʒhɦxɣçʝɕʑʂʐβɸħʕχʁ",
+    "fricative": "fvθðszʃʒhɦxɣçʝɕʑʂʐβɸħʕχʁɬɮ",
     "nasal": "mnŋɱɲɳɴ",
     "liquid or glide": "lɹrɾɫwjʍɥɰʋɻɭʎʟ",
     "silence": "",
@@ -69,16 +79,15 @@ class PhoneStyle:
 
 
 def ipa_symbols(phones: Iterable[str]) -> dict[str, str]:
-    """Return the IPA symbol of every phone, or the code itself if it is neither ARPAbet nor TIMIT's nor Korean.
+    """Return the IPA symbol of every phone, or the code itself if no alphabet of this module has all of the phones.
 
-    The alphabet is the one that has all of the phones: the same code stands for different sounds in several.
+    The same code stands for different sounds in several of them.
     """
     codes = sorted(set(phones))
     spoken = [code for code in codes if not SILENT_PHONE.fullmatch(code)]
-    for alphabet, base in ((ARPABET, str.upper), (KOREAN, str)):
-        bases = {code: base(code.rstrip("012")) for code in spoken}
-        if all(code in alphabet for code in bases.values()):
-            return {code: alphabet.get(bases.get(code, code), code) for code in codes}
+    for alphabet, base in ((ARPABET, lambda code: code.rstrip("012").upper()), (KOREAN, str), (ESPEAK, str)):
+        if all(base(code) in alphabet for code in spoken):
+            return {code: alphabet.get(base(code), code) for code in codes}
     return {code: code for code in codes}
 
 

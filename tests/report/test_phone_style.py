@@ -2,7 +2,7 @@
 
 import pytest
 
-from asr_lightning.report.phone_style import COLORS, MATPLOTLIB, ipa_symbols, phone_class, phone_styles
+from asr_lightning.report.phone_style import COLORS, ESPEAK, MATPLOTLIB, ipa_symbols, phone_class, phone_styles
 from asr_lightning.text.korean_pronunciation import PHONES
 
 ARPABET = "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
@@ -25,6 +25,7 @@ def test_the_alphabet_is_the_one_that_has_all_phones() -> None:
     assert ipa_symbols(["AH0", "CH", "SIL"]) == {"AH0": "ʌ", "CH": "tʃ", "SIL": "SIL"}
     assert ipa_symbols(["iy", "dcl", "ch"]) == {"iy": "i", "dcl": "dcl", "ch": "tʃ"}
     assert ipa_symbols(["eo", "ch", "SIL"]) == {"eo": "ʌ", "ch": "tɕʰ", "SIL": "SIL"}
+    assert ipa_symbols(["@2", "A@", "t#", "SIL"]) == {"@2": "ə", "A@": "ɑːɹ", "t#": "ɾ", "SIL": "SIL"}
     assert ipa_symbols(["ə", "tʃ"]) == {"ə": "ə", "tʃ": "tʃ"}
     assert "".join(ipa_symbols(PHONES).values()).isascii() is False
 
@@ -38,7 +39,7 @@ def test_classes() -> None:
         assert phone_class(symbol) == expected, symbol
 
 
-@pytest.mark.parametrize("phones", [ARPABET.split(), list(PHONES)], ids=["English", "Korean"])
+@pytest.mark.parametrize("phones", [ARPABET.split(), list(PHONES), list(ESPEAK)], ids=["English", "Korean", "espeak"])
 def test_color_is_the_class_and_no_class_is_unknown(phones: list[str]) -> None:
     styles = phone_styles([*phones, "SIL"])
     assert list(styles.values())[-1].phone_class == "silence" and set(styles) == {*phones, "SIL"}
