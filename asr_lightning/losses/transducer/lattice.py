@@ -33,7 +33,7 @@ def tanh_(x: Tensor) -> Tensor:
     """
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return x.tanh_()
-    return x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
+    return torch.add(x.new_tensor(-1.0), x.mul_(2.0).sigmoid_(), alpha=2.0, out=x)
 
 
 def score(
@@ -128,54 +128,69 @@ def occupancies(
     if not blank.numel():  # no utterance has a frame
         zeros = torch.zeros_like(blank, dtype=torch.float64)
         return zeros.new_full((batch,), math.inf), zeros, zeros.clone()
-    valid = real_frames(encoder_lengths, frames).unsqueeze(2) & real_frames(target_lengths + 1, positions).unsqueeze(1)
-    blank = blank.double().masked_fill(~valid, 0.0)
-    label = label.double().masked_fill(~pad(valid[:, :, 1:], (0, 1)), 0.0)
-    rows = torch.arange(batch, device=blank.device)
-    index = (  # of the reversed lattice, where the last frame of each utterance is the first
-        rows[:, None, None],
-        (encoder_lengths.unsqueeze(1) - 1 - torch.arange(frames, device=blank.device)).clamp(min=0).unsqueeze(2),
-        (target_lengths.unsqueeze(1) - torch.arange(positions, device=blank.device)).clamp(min=0).unsqueeze(1),
-    )
-    moves = torch.cat([pad(blank[:, :-1], (0, 0, 1, 0)), blank[index]])
-    emits = torch.cat([label.roll(1, dims=2), label[index]])
-    alpha, reversed_beta = _recursion(moves, emits).chunk(2)
-    beta = pad(reversed_beta[index].masked_fill(~valid, -math.inf), (0, 0, 0, 1), value=-math.inf)  # (B, T + 1, U + 1)
-    beta[rows, encoder_lengths, target_lengths] = 0.0  # the end: behind the last frame, with all tokens emitted
-    losses = torch.where(encoder_lengths > 0, -beta[:, 0, 0], math.inf)
-    left = (
-        alpha + losses.masked_fill(losses == math.inf, -math.inf)[:, None, None]
-    )  # an impossible utterance visits no node
-    left = left.masked_fill(~valid, -math.inf)
-    by_blank = (left + blank + beta[:, 1:]).exp()
-    by_label = pad((left[:, :, :-1] + label[:, :, :-1] + beta[:, :-1, 1:]).exp(), (0, 1))
-    return losses, by_blank, by_label
+    rows, position = torch.arange(batch, device=blank.device), torch.arange(positions, device=blank.device)
+    ends = rows, (encoder_lengths - 1).clamp(min=0), target_lengths  # last node of each utterance
+    real, target_lengths = real_frames(encoder_lengths, frames).unsqueeze(2), target_lengths[:, None, None]
+    outside, silent = ~(real & (position <= target_lengths)), ~(real & (position < target_lengths))
+    last = blank[ends].double().masked_fill(encoder_lengths == 0, -math.inf)  # the blank that ends the alignment
+    # From its last node, each utterance goes on to the last node of the batch by steps of probability 1.
+    behind = ~real_frames(encoder_lengths - 1, frames).unsqueeze(2) & (position == target_lengths)
+    blank = blank.double().masked_fill(outside, -math.inf).masked_fill_(behind, 0.0)
+    label = label.double().masked_fill(silent, -math.inf)
+    label[:, -1].masked_fill_(position >= target_lengths[:, 0], 0.0)
+    alpha, beta = _recursion(blank, label)
+    losses = -(beta[:, 0, 0] + last)
+    total = beta[:, 0, 0].masked_fill(losses == math.inf, math.inf)  # an impossible utterance visits no node
+    alpha = alpha - total[:, None, None]
+    by_blank, by_label = blank.add_(alpha), label.add_(alpha)
+    by_blank[:, :-1] += beta[:, 1:]
+    by_label[:, :, :-1] += beta[:, :, 1:]
+    by_blank[:, -1] = -math.inf  # a blank of the last frame is the end of an alignment, or of none
+    by_blank[ends] = alpha[ends]
+    # Not by `exp`, which torch leaves to MKL: it takes more than fifty times as long where the result is below 1e-308.
+    by_blank, by_label = (x.mul_(math.log2(math.e)).exp2_() for x in (by_blank, by_label))
+    return losses, by_blank.masked_fill_(outside, 0.0), by_label.masked_fill_(silent, 0.0)
 
 
-def _recursion(moves: Tensor, emits: Tensor) -> Tensor:
-    """Return log alpha (B, T, U + 1), one anti-diagonal t + u after the other; it may hold minus infinity.
+def _recursion(blank: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log alpha and log beta, (B, T, U + 1) both, of all alignments from the first node to the last.
+
+    Both recursions go over one anti-diagonal t + u after the other, at the same time: that of beta on the reversed
+    lattice.
 
     Args:
-        moves: (B, T, U + 1) log probability of the blank that leads into each node; at (0, 0), of the start.
-        emits: (B, T, U + 1) log probability of the token that leads into each node; at position 0 it is not read.
+        blank: (B, T, U + 1) log probability of the blank at each node; it may be minus infinity.
+        label: (B, T, U + 1) log probability of the next token, likewise; that of the last position is not read.
     """
-    batch, frames, positions = moves.shape
-    start = moves[:, 0, 0].clone()
-    moves[:, 0] = emits[:, :, 0] = -math.inf
-    by_blank, by_label = diagonals(moves), diagonals(emits)
-    log_sums = torch.empty_like(by_blank)
-    log_sums[0] = -math.inf
-    log_sums[0, :, 0] = start
-    moved, emitted = (torch.full_like(log_sums[0], -math.inf) for _ in range(2))
-    emitted_after = emitted[:, 1:]
-    steps = (log_sums, log_sums[:, :, :-1], by_blank[1:], by_label[1:, :, 1:], log_sums[1:])
+    batch, frames, positions = blank.shape
+    diagonals, columns = frames + positions - 1, 2 * batch  # columns of alpha, then of beta
+    sums = blank.new_full((diagonals, positions + 1, columns), -math.inf)  # with a position before the first
+    steps = blank.new_full((diagonals, 2, positions, columns), -math.inf)  # into each node, by a token and by a blank
+    _lattice_of(steps[:, 1, :, :batch], frames)[:, 1:] = blank[:, :-1]
+    _lattice_of(steps[:, 0, :, :batch], frames)[:, :, 1:] = label[:, :, :-1]
+    _lattice_of(steps[:, 1, :, batch:], frames).copy_(blank.flip(1, 2))
+    _lattice_of(steps[:, 0, :, batch:], frames).copy_(label.flip(1, 2))
+    sums[0, 1] = 0.0
+    size = positions * columns
+    before = sums.as_strided((diagonals, 2, size), (size + columns, columns, 1))  # a position lower, and the same
+    paths = sums.new_empty(2, size)
+    by_label, by_blank = paths
     # All slices are made at once: made one by one they would take longer than the sums.
-    for same, below, blank, label, total in zip(*(x.unbind() for x in steps), strict=False):
-        torch.add(same, blank, out=moved)
-        torch.add(below, label, out=emitted_after)
-        torch.logaddexp(moved, emitted, out=total)
-    flat = pad(log_sums.permute(1, 2, 0).flatten(1), (0, positions))
-    return flat.view(batch, positions, frames + positions)[:, :, :frames].transpose(1, 2)
+    of_steps = before[:-1], steps[1:].flatten(2), sums[1:, 1:].flatten(1)
+    for source, step, total in zip(*(x.unbind() for x in of_steps), strict=True):
+        torch.add(source, step, out=paths)
+        torch.logaddexp(by_label, by_blank, out=total)
+    alpha, beta = (_lattice_of(x, frames) for x in sums[:, 1:].split(batch, dim=2))
+    return alpha, beta.flip(1, 2)
+
+
+def _lattice_of(diagonals: Tensor, frames: int) -> Tensor:
+    """Return the lattice (B, T, U + 1), in the memory of its anti-diagonals (T + U, U + 1, B)."""
+    _, positions, batch = diagonals.shape
+    along, across, utterance = diagonals.stride()
+    return diagonals.as_strided(
+        (batch, frames, positions), (utterance, along, along + across), diagonals.storage_offset()
+    )
 
 
 def diagonals(lattice: Tensor) -> Tensor:
