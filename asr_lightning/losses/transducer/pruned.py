@@ -37,6 +37,7 @@ from asr_lightning.losses.transducer.joint import (
 from asr_lightning.losses.transducer.lattice import delayed, favored, negligible, real_targets, tanh_
 from asr_lightning.nn.sequences import real_frames, silence_padding
 
+NODES = 512  # of a chunk on a CPU: their hidden units stay in its cache
 SHARE_DIVISOR = 8.0  # divides the probability that a range may leave out on each side, from one widening to the next
 
 
@@ -132,8 +133,6 @@ def pruned_transducer_loss(
     if torch.is_autocast_enabled(kind):
         low = torch.get_autocast_dtype(kind)
         encoded, predicted, weight, bias = (x.to(low) for x in (encoded, predicted, weight, bias))
-    encoded = silence_padding(encoded, encoder_lengths)
-    predicted = silence_padding(predicted, target_lengths + 1)
     targets = pad(real_targets(targets, target_lengths, blank_id), (0, 1), value=blank_id)  # (B, U + 1)
     lengths = encoder_lengths, target_lengths
     with torch.autocast(kind, enabled=False):
@@ -164,6 +163,8 @@ class _Pruned(Function):
         keep: bool,
     ) -> Tensor:
         lengths, occupancies = (encoder_lengths, target_lengths), operations_for(encoded).occupancies
+        encoded = silence_padding(encoded, encoder_lengths)
+        predicted = silence_padding(predicted, target_lengths + 1)
         blank, label = estimated_scores(encoded, predicted, weight, bias, targets, *lengths, blank_id)  # (B, T, U + 1)
         valid = real_frames(encoder_lengths, blank.shape[1]).unsqueeze(2)
         valid = valid & real_frames(target_lengths + 1, blank.shape[2]).unsqueeze(1)
@@ -188,37 +189,39 @@ class _Pruned(Function):
             inside |= new
         if keep:
             visits = by_blank.to(blank.dtype), favored(by_label, fast_emit).to(blank.dtype)
-            ctx.save_for_backward(encoded, predicted, weight, targets, *visits, *(x for chunk in saved for x in chunk))
+            ctx.save_for_backward(weight, targets, *visits, *(x for chunk in saved for x in chunk))
         ctx.blank_id = blank_id
         return losses.to(blank.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        encoded, predicted, weight, targets, by_blank, by_label, *saved = ctx.saved_tensors
-        inputs, (frames, positions) = (encoded, predicted, weight, weight[:, 0]), by_blank.shape[1:]
-        of_encoded, of_predicted, of_weight, of_bias = (torch.zeros_like(x, dtype=by_blank.dtype) for x in inputs)
-        least, by_blank, by_label = negligible(by_blank), by_blank.flatten(), by_label.flatten()
+        weight, targets, by_blank, by_label, *saved = ctx.saved_tensors
+        (batch, frames, positions), (vocabulary, dimension) = by_blank.shape, weight.shape
+        sizes = (batch * frames, dimension), (batch * positions, dimension), (vocabulary, dimension), (vocabulary,)
+        of_encoded, of_predicted, of_weight, of_bias = (by_blank.new_zeros(size) for size in sizes)
+        least = negligible(by_blank)
         for nodes, hidden, log_probs in zip(saved[::3], saved[1::3], saved[2::3], strict=True):
+            blanks, labels = by_blank.view(-1)[nodes], by_label.view(-1)[nodes]
             if nodes.device.type == "cpu":
-                visited = (by_blank[nodes] + by_label[nodes] > least).nonzero().squeeze(1)
-                if len(visited) < len(nodes):
-                    nodes, hidden, log_probs = nodes[visited], hidden[visited], log_probs[visited]
-            utterance = nodes // (frames * positions)
+                visited = (blanks + labels > least).nonzero().squeeze(1)
+                if len(visited) < len(nodes):  # products with what is left out would be slow, too: they are denormal
+                    kept = nodes, blanks, labels, hidden, log_probs
+                    nodes, blanks, labels, hidden, log_probs = (x.index_select(0, visited) for x in kept)
+            frame, utterance, row = _rows(nodes, frames, positions)
             scale = gradient[utterance]
-            blanks, labels = by_blank[nodes] * scale, by_label[nodes] * scale
+            blanks, labels = blanks * scale, labels * scale
             error = log_probs.exp().mul_((blanks + labels).unsqueeze(1))  # (N, V)
             error[:, ctx.blank_id] -= blanks
-            token = targets.flatten()[utterance * positions + nodes % positions]
-            error.scatter_add_(1, token.unsqueeze(1), -labels.unsqueeze(1))
+            error.scatter_add_(1, targets.view(-1)[row].unsqueeze(1), -labels.unsqueeze(1))
             of_bias += error.sum(dim=0)
             error = error.to(hidden.dtype)
             of_weight += error.T @ hidden
             inner = torch.ops.aten.tanh_backward(error @ weight, hidden).to(of_encoded.dtype)
-            of_encoded += _sums(inner, nodes // positions, len(encoded) * frames).view_as(encoded)
-            of_predicted += _sums(inner, utterance * positions + nodes % positions, targets.numel()).view_as(predicted)
-        gradients = of_encoded, of_predicted, of_weight, of_bias
-        return (*(x.to(encoded.dtype) for x in gradients), *[None] * 9)
+            _add_rows(of_encoded, frame, inner)
+            _add_rows(of_predicted, row, inner)
+        of_encoded, of_predicted = of_encoded.view(batch, frames, -1), of_predicted.view(batch, positions, -1)
+        return (*(x.to(weight.dtype) for x in (of_encoded, of_predicted, of_weight, of_bias)), *[None] * 9)
 
 
 def _score(
@@ -248,23 +251,36 @@ def _score(
         keep: Return what is computed, in chunks; otherwise nothing.
     """
     chunks, (_, frames, positions) = [], chosen.shape
-    size = max(1, LOGITS["cpu" if blank.device.type == "cpu" else "cuda"] // len(weight))
-    for nodes in chosen.flatten().nonzero().squeeze(1).split(size):
-        rows = nodes // (frames * positions) * positions + nodes % positions  # row of `predicted` and of `targets`
-        hidden = tanh_(encoded.flatten(0, 1)[nodes // positions] + predicted.flatten(0, 1)[rows])
+    size = min(NODES, LOGITS["cpu"] // len(weight)) if blank.device.type == "cpu" else LOGITS["cuda"] // len(weight)
+    all_frames, all_histories = encoded.flatten(0, 1), predicted.flatten(0, 1)
+    all_nodes = chosen.flatten().nonzero().squeeze(1)
+    all_rows = _rows(all_nodes, frames, positions)
+    for nodes, frame, _, row in zip(*(x.split(max(1, size)) for x in (all_nodes, *all_rows)), strict=True):
+        hidden = all_frames.index_select(0, frame)
+        hidden = tanh_(hidden.add_(all_histories.index_select(0, row)))
         logits = linear(hidden, weight, bias)
         log_probs = logits.log_softmax(dim=1, dtype=blank.dtype)
         log_probs.masked_fill_((logits.amax(dim=1) == -math.inf).unsqueeze(1), -math.inf)  # every token is impossible
         blank.view(-1)[nodes] = log_probs[:, blank_id]
-        label.view(-1)[nodes] = log_probs.gather(1, targets.flatten()[rows].unsqueeze(1)).squeeze(1)
+        label.view(-1)[nodes] = log_probs.gather(1, targets.view(-1)[row].unsqueeze(1)).squeeze(1)
         if keep:
             chunks.append((nodes, hidden, log_probs))
     return chunks
 
 
-def _sums(x: Tensor, index: Tensor, size: int) -> Tensor:
-    """Return (size, D): the sums of the rows of x (N, D) that have the same index (N,)."""
-    return torch.ops.aten.embedding_dense_backward(x, index, size, -1, False)
+def _rows(nodes: Tensor, frames: int, positions: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return of nodes (N,) of a flat lattice the row of the frame, the utterance, and the row of the history."""
+    frame = nodes // positions
+    utterance = frame // frames
+    return frame, utterance, nodes + (utterance - frame) * positions
+
+
+def _add_rows(total: Tensor, index: Tensor, x: Tensor) -> None:
+    """Add each row of x (N, D) to the row of `total` that has its index (N,)."""
+    if x.device.type == "cpu":
+        total.index_add_(0, index, x)
+    else:  # sorts, so that a sum is the same every time
+        total += torch.ops.aten.embedding_dense_backward(x, index, len(total), -1, False)
 
 
 def estimated_scores(
