@@ -93,7 +93,7 @@ class LSTM(nn.LSTM):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return (B, T, hidden) for x (B, T, D), and the next state: hidden state and cell (1, B, hidden)."""
         if state is not None and self._is_quick_step(x):
-            weights = self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0
+            [weights] = self.all_weights
             hidden, cell = torch.lstm_cell(x[:, 0], (state[0][0], state[1][0]), *weights)
             return hidden.unsqueeze(1), (hidden.unsqueeze(0), cell.unsqueeze(0))
         with lstm_autocast(x.device) as precise:
