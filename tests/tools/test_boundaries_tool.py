@@ -85,7 +85,7 @@ def test_hand_made_times_of_timit_are_a_truth(tmp_path: Path) -> None:
     speaker.mkdir(parents=True)
     (speaker / "SA1.PHN").write_text("0 1600 h#\n1600 3200 tcl\n3200 4000 t\n4000 8000 ux\n8000 9600 h#\n")
     (speaker / "SA1.WRD").write_text("1600 8000 too\n8000 9600 few\n")
-    (tmp_path / "phones.ctm").write_text("SA1 1 0 0.11 SIL\nSA1 1 0.11 0.1 T\nSA1 1 0.26 0.2 UW\nSA1 1 0.51 0.1 SIL\n")
+    (tmp_path / "phones.ctm").write_text("SA1 1 0 0.11 SIL\nSA1 1 0.11 0.1 T\nSA1 1 0.26 0.2 UW1\nSA1 1 0.51 0.1 SIL\n")
     (tmp_path / "words.ctm").write_text("SA1 1 0.1 0.41 TOO\nSA1 1 0.51 0.1 FEW\n")
     for tier, borders in (("phones", "3"), ("words", "1")):
         command = ["--truth", str(tmp_path / "truth"), str(tmp_path / f"{tier}.ctm"), "--tier", tier]
