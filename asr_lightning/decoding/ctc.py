@@ -9,7 +9,7 @@ from torch.nn import functional
 
 State = tuple[Tensor, ...]
 
-PADDING_LOG_PROB = -1e4  # log probability of a token in padding: none, but sums of it remain numbers
+IMPOSSIBLE = -1e6  # log probability of a token in padding, or with a logit of -inf: none, but sums remain numbers
 
 
 class CTCPrefixScorer:
@@ -29,9 +29,9 @@ class CTCPrefixScorer:
 
     def remember(self, logits: Tensor, lengths: Tensor) -> State:
         """Prepare CTC logits (B, T, V) of the given lengths (B,); all tensors have one row per utterance."""
-        log_probs = logits.double().log_softmax(dim=2)
+        log_probs = logits.double().log_softmax(dim=2).clamp(min=IMPOSSIBLE)
         padding = torch.arange(logits.shape[1], device=logits.device) >= lengths.unsqueeze(1)  # (B, T)
-        log_probs = log_probs.masked_fill(padding.unsqueeze(2), PADDING_LOG_PROB)
+        log_probs = log_probs.masked_fill(padding.unsqueeze(2), IMPOSSIBLE)
         log_probs[:, :, self.blank_id].masked_fill_(padding, 0.0)
         return log_probs, log_probs.exp()
 
@@ -71,6 +71,7 @@ class CTCPrefixScorer:
         following.scatter_(1, last.unsqueeze(1), repeated.unsqueeze(1))
         following[:, self.eos_id] = torch.logaddexp(by_token[:, -1], by_blank[:, -1])
         following[:, self.blank_id] = float("-inf")
+        following = following.masked_fill(following < IMPOSSIBLE / 2, float("-inf"))  # some frame of all paths is
         return (following - score.unsqueeze(1)).nan_to_num(nan=float("-inf")).float(), state
 
     def _advance(self, tokens: Tensor, state: State, log_probs: Tensor, utterance: Tensor) -> State:

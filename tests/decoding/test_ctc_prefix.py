@@ -64,6 +64,18 @@ def test_scores_are_sums_over_all_paths(tokens: tuple[int, ...]) -> None:
         assert scores[-1][row, BLANK] == -math.inf
 
 
+@pytest.mark.parametrize("tokens", [(), (1,), (3,), (1, 1), (3, 4), (1, 3, 4, 1)])
+def test_what_is_impossible_in_a_frame_is_possible_in_others(tokens: tuple[int, ...]) -> None:
+    logits, lengths = logits_of(4), torch.tensor([4, 3])
+    for place in ((0, 1, 3), (0, 2, BLANK), (1, 0, 1), (1, 2, BLANK)):
+        logits[place] = -math.inf
+    scores = scores_along(logits, lengths, tokens)
+    for row in range(2):
+        total = sum(float(scores[index][row, token]) for index, token in enumerate((*tokens, END)))
+        probability = by_text(logits[row, : lengths[row]].log_softmax(dim=1)).get(tokens, 0.0)
+        assert total == (pytest.approx(math.log(probability), abs=1e-5) if probability else -math.inf)
+
+
 def test_the_whole_is_torchs_ctc_loss_also_of_a_long_utterance() -> None:
     generator = torch.Generator().manual_seed(3)
     logits = 6 * torch.randn(2, 400, 5, generator=generator)

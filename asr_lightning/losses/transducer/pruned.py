@@ -46,8 +46,8 @@ class PrunedLoss(TransducerLoss):
 
     Args:
         width: Positions of each frame, at least 2.
-        left_out: Widen the ranges of an utterance until the alignments outside of them have at most this probability.
-            None: `width` positions always, as Kuang et al. have it.
+        left_out: Widen the ranges of an utterance until the alignments outside of them have at most this probability,
+            as the cheap estimate has it. None: `width` positions always, as Kuang et al. have it.
         delay_penalty: Weight of the delay of tokens, see `lattice.delayed`.
         fast_emit: λ of FastEmit, see `lattice.favored`.
 
@@ -116,7 +116,8 @@ def pruned_transducer_loss(
         target_lengths: (B,) real tokens; 0 is an empty transcript.
         blank_id: The blank's token id.
         width: Positions of each frame, at least 2.
-        left_out: Highest probability, given the targets, of the alignments outside of the ranges; None: any.
+        left_out: Highest estimate of the probability, given the targets, of the alignments outside of the ranges;
+            None: any.
         delay_penalty: Weight of the delay of tokens, see `lattice.delayed`.
         fast_emit: λ of FastEmit, which changes the gradients alone, see `lattice.favored`.
 
