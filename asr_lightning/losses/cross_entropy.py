@@ -22,6 +22,6 @@ def cross_entropy_loss(logits: Tensor, targets: Tensor, target_lengths: Tensor, 
     logits, targets = (silence_padding(x, target_lengths) for x in (logits, targets))
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = functional.cross_entropy(
-        precise.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
+        precise.flatten(0, 1), targets.flatten().long(), reduction="none", label_smoothing=smoothing
     )
     return silence_padding(losses.view_as(targets), target_lengths).sum(dim=1)
