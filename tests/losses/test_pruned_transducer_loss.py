@@ -262,7 +262,9 @@ def test_only_utterances_without_frames_and_no_utterances_at_all() -> None:
     zeros = torch.zeros(5, dtype=torch.int64)
     assert loss(tensors, targets, 2, 0.1, lengths=(zeros, TOKENS)).tolist() == 5 * [math.inf]
     encoded, predicted, *rest = tensors
-    assert loss([encoded[:, :0], predicted, *rest], targets, lengths=(zeros, TOKENS)).tolist() == 5 * [math.inf]
+    no_frames = loss([encoded[:, :0], predicted, *rest], targets, lengths=(zeros, TOKENS))
+    assert no_frames.tolist() == 5 * [math.inf]
+    assert (torch.autograd.grad(no_frames.sum(), predicted)[0] == 0).all()
     none = loss([encoded[:0], predicted[:0], *rest], targets[:0], lengths=(zeros[:0], zeros[:0]))
     assert none.shape == (0,)
 

@@ -221,7 +221,8 @@ class _Pruned(Function):
             inner = torch.ops.aten.tanh_backward(error @ weight, hidden).to(of_encoded.dtype)
             _add_rows(of_encoded, frame, inner)
             _add_rows(of_predicted, row, inner)
-        of_encoded, of_predicted = of_encoded.view(batch, frames, -1), of_predicted.view(batch, positions, -1)
+        of_encoded = of_encoded.view(batch, frames, dimension)
+        of_predicted = of_predicted.view(batch, positions, dimension)
         return (*(x.to(weight.dtype) for x in (of_encoded, of_predicted, of_weight, of_bias)), *[None] * 9)
 
 
