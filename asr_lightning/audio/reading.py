@@ -46,6 +46,11 @@ class Sound(soundfile.SoundFile):
         """Return False: soundfile would seek after every block, and fail at the end of a FLAC of unknown length."""
         return False
 
+    @property
+    def can_seek(self) -> bool:
+        """Whether it can be read from a later sample on: not all codecs can, as GSM in WAV."""
+        return super().seekable()
+
 
 @contextmanager
 def open_sound(source: str | BinaryIO) -> Iterator[Sound]:
@@ -71,7 +76,8 @@ def open_sound(source: str | BinaryIO) -> Iterator[Sound]:
             raise InputError(error.strerror or str(error)) from error
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: named .raw, and so without a header
             raise InputError(
-                f"expected a sound file that libsndfile reads, as WAV, FLAC, OGG or MP3: {_detail(error)}"
+                f"expected a sound file that libsndfile reads, as WAV, FLAC, OGG or MP3: {_detail(error)} "
+                f"{_advice(file)}"
             ) from error
         yield sound
 
@@ -115,11 +121,15 @@ def read_audio(
             channels that cancel each other.
     """
     with open_sound(source) as sound:
-        if first:
+        if first and sound.can_seek:
             try:
                 sound.seek(first)
             except soundfile.LibsndfileError as error:
                 raise InputError(f"there is no sample {first:,} in it: {_detail(error)}") from error
+        elif first:
+            samples = max(0, sound.frames - first) if samples is None else samples
+            for _ in read_blocks(sound, channel, first):
+                pass
         audio = np.concatenate([np.zeros(0, np.float32), *read_blocks(sound, channel, samples)])
         check_samples(audio)
         return audio, sound.samplerate
@@ -141,7 +151,8 @@ def read_blocks(sound: Sound, channel: int | None = None, samples: int | None = 
         raise InputError(f"expected a channel {channel}, counted from 0, found {sound.channels} channels")
     rate, delivered = sound.samplerate, 0
     has_length = sound.frames < UNKNOWN
-    total = samples if samples is not None else sound.frames - sound.tell() if has_length else UNKNOWN
+    begin = sound.tell() if has_length and sound.can_seek else 0
+    total = samples if samples is not None else sound.frames - begin if has_length else UNKNOWN
     promised = f" of {total / rate:.2f} s" if total < UNKNOWN else ""
     buffer = np.empty((max(1, BLOCK_SAMPLES // sound.channels), sound.channels), np.float32)
     powers = np.zeros(2)  # of the mean of the channels, and the mean of theirs
@@ -202,6 +213,14 @@ def check_samples(audio: np.ndarray) -> None:
 
 def _detail(error: Exception) -> str:
     return " ".join(getattr(error, "error_string", str(error)).split()) or "no reason is given"
+
+
+def _advice(file: BinaryIO) -> str:
+    """What to do about a file that is no audio: text, as a page that was saved in its place, or another format."""
+    line = _read(file, 0, 40).partition(b"\n")[0].strip()
+    if line.isascii() and line.decode().isprintable():
+        return f"It is a text, {line.decode()!r}: fetch it again"
+    return "Convert it, as with `ffmpeg -i OLD NEW.flac`"
 
 
 def _check_length(sound: Sound, file: BinaryIO) -> None:

@@ -157,3 +157,17 @@ def test_samples_that_no_recording_has_are_refused(value: float) -> None:
 
 def test_samples_a_little_too_loud_are_read() -> None:
     assert read(encode("WAV of floats", np.full(SAMPLES, 3.5))).max() == 3.5
+
+
+def test_parts_of_a_file_that_cannot_seek(tmp_path: Path) -> None:
+    path = str(tmp_path / "call.wav")
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(24_000), 8_000, subtype="GSM610")
+    whole, _ = read_audio(path)
+    assert len(whole) == read_header(path).samples == 24_320  # frames of 320
+    np.testing.assert_array_equal(read_audio(path, first=5_000, samples=3_000)[0], whole[5_000:8_000])
+    np.testing.assert_array_equal(read_audio(path, first=5_000)[0], whole[5_000:])
+
+
+def test_a_page_in_the_place_of_audio_is_shown() -> None:
+    with pytest.raises(InputError, match="It is a text, '<!DOCTYPE html>': fetch it again"):
+        read_header(io.BytesIO(b"<!DOCTYPE html>\n<html>not found</html>"))
