@@ -23,15 +23,16 @@ from asr_lightning.audio import reading
 from asr_lightning.audio.bandwidth import is_narrow_band
 from asr_lightning.audio.reading import Header
 from asr_lightning.batch import Batch
-from asr_lightning.errors import InputError, printable
+from asr_lightning.errors import InputError, printable, shown
 from asr_lightning.files import cache_folder
 from data_modules import dataset, manifest
 from data_modules.dataset import Noise, SpeechDataset
-from data_modules.manifest import BadFile, Listing, Manifest, summary
+from data_modules.manifest import BadFile, Listing, Manifest, is_usable, summary
 from data_modules.sampler import EvaluationBatches, TrainBatches, accumulation_of, digest_of, progress_of, rank_of
 from data_modules.workers import begin_worker, default_workers
 
 EVALUATION_SECONDS = 100.0  # of a batch, at least
+LONGEST_NAME = 200  # bytes, of a subset: names of files with it are longer, and have at most 255
 LOST_IN_A_ROW = 100  # unreadable utterances one after the other: the disk is gone, not a file
 STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
 
@@ -76,10 +77,10 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
 
     def __init__(
         self,
-        train_subsets: list[str] | None = None,
-        validation_subsets: list[str] | None = None,
-        test_subsets: list[str] | None = None,
-        predict_subsets: list[str] | None = None,
+        train_subsets: list[str | int] | None = None,
+        validation_subsets: list[str | int] | None = None,
+        test_subsets: list[str | int] | None = None,
+        predict_subsets: list[str | int] | None = None,
         batch_seconds: float = 200.0,
         batch_utterances: int | None = None,
         evaluation_batch_seconds: float | None = None,
@@ -96,10 +97,12 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         self.subsets = {
-            "train": list(train_subsets or []),
-            "validation": list(validation_subsets or []),
-            "test": list(test_subsets or []),
-            "predict": list(predict_subsets if predict_subsets is not None else test_subsets or []),
+            "train": [str(name) for name in train_subsets or []],  # YAML reads 0 as a number
+            "validation": [str(name) for name in validation_subsets or []],
+            "test": [str(name) for name in test_subsets or []],
+            "predict": [
+                str(name) for name in (predict_subsets if predict_subsets is not None else test_subsets or [])
+            ],
         }
         self.batch_seconds = batch_seconds
         self.batch_utterances = batch_utterances
@@ -181,6 +184,12 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         state = self.trainer.state.fn if self.trainer else None
         roles = STAGES[state.value] if state else tuple(self.subsets)
         subsets = list(dict.fromkeys(subset for role in roles for subset in self.subsets[role]))
+        for subset in subsets:  # results of a subset are written to files that are called as it is
+            if not all(map(is_usable, subset.split("/"))) or len(subset.encode()) > LONGEST_NAME:
+                raise InputError(
+                    f"expected subsets with names that files can have, found {ascii(shown(subset))}. Name it anew in "
+                    "the corpus, or leave it out"
+                )
         self.require(subsets)
         manifests = {subset: self.build_manifest(subset) for subset in subsets}
         self._report_bad(manifests, self.subsets["train"] if "train" in roles else [])
@@ -188,7 +197,12 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             self._report_audio(subset, part)
         empty = [subset for subset, part in manifests.items() if len(part) == 0]
         if empty:
-            raise InputError(f"No utterance can be used in {', '.join(empty)} of {self.source}.")
+            raise InputError(
+                f"No utterance can be used in {', '.join(empty)} of {self.source}: expected audio with transcripts. "
+                "Name other subsets, or none"
+            )
+        trained = {subset: manifests.get(subset) or self.made_manifest(subset) for subset in self.subsets["train"]}
+        report_shared(trained, {name: part for name, part in manifests.items() if name not in trained})
 
     def _report_bad(self, manifests: dict[str, Manifest], trained: list[str]) -> None:
         """Report what cannot be used. A transcript may be empty where it is scored, but not where it is learned."""
@@ -209,6 +223,13 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             advice = "Mend or remove them, or leave them out with --data.init_args.on_bad skip"
             raise InputError("\n".join([*lines, advice]))
         rank_zero_warn("\n".join([*lines, "They are left out."]))
+
+    def made_manifest(self, subset: str) -> Manifest | None:
+        """The manifest of a subset that this run or an earlier one made; None where there is none."""
+        try:
+            return Manifest(self.manifest_folder / f"{subset}.cuts.jsonl")
+        except (OSError, ValueError):
+            return None
 
     def _report_audio(self, subset: str, part: Manifest) -> None:
         """Report audio of other sample rates, of several channels, and of a narrower band than the rest."""
@@ -320,11 +341,13 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         parts = [self.manifests[subset].empty for subset in self.subsets["train"]]
         empty = np.concatenate([np.zeros(0, dtype=bool), *parts])  # which `prepare_data` has reported
         chosen = np.flatnonzero(~short & ~long & ~empty)
+        if not self.subsets["train"]:
+            raise InputError("Expected subsets to train on, found none: set --data.init_args.train_subsets '[NAME]'")
         if len(chosen) < (self.train_utterances or 1):
             raise InputError(
                 f"Expected {self.train_utterances or 'some'} utterances to train on, got {len(chosen)} of "
                 f"{self.min_seconds} to {self.max_seconds} s with a transcript in "
-                f"{', '.join(self.subsets['train']) or 'no subset'}."
+                f"{', '.join(self.subsets['train'])}. Set --data.init_args.min_seconds, max_seconds or train_utterances"
             )
         if self.train_utterances is not None:
             chosen = np.sort(np.random.default_rng(self.seed).permutation(chosen)[: self.train_utterances])
@@ -375,3 +398,20 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
         for name, (valid, expected) in checks.items():
             if not valid:
                 raise InputError(f"{name} must be {expected}, got {getattr(self, name)}")
+
+
+def report_shared(trained: dict[str, Manifest | None], evaluated: dict[str, Manifest]) -> None:
+    """Warn of utterances that are both trained on and evaluated.
+
+    Args:
+        trained: The manifests of subsets to train on, by name; None for one that was not made.
+        evaluated: Those of other subsets.
+    """
+    for subset, part in evaluated.items():
+        for name, learned in trained.items():
+            shared = part.shared_with(learned) if learned is not None else []
+            if shared:
+                rank_zero_warn(
+                    f"{len(shared):,} of {len(part):,} utterances of {subset} are also in {name}, as {shared[0]}: "
+                    f"error rates of what was learned are too low. Take them out of {name}, or name other subsets."
+                )

@@ -128,8 +128,8 @@ def _part(listing: Listing, header: Header) -> tuple[int, int]:
     return first, max(0, min(round(end * rate), header.samples) - first)
 
 
-def _is_usable(name: str) -> bool:
-    # Cs: bytes that are no UTF-8
+def is_usable(name: str) -> bool:
+    """Whether a file can be called so: without a slash, control characters, and bytes that are no UTF-8 (Cs)."""
     odd = any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
     return not odd and "/" not in name and name not in (".", "..")
 
@@ -155,7 +155,7 @@ def read_headers(
 
     def check(number: int) -> MonoCut | BadFile:
         listing = utterances[number]
-        if wrong := [name for name in (listing.id, listing.speaker) if not _is_usable(name)]:
+        if wrong := [name for name in (listing.id, listing.speaker) if not is_usable(name)]:
             # results are written to files that are called as utterances are
             return BadFile(
                 listing.path, "unusable id", f"{ascii(wrong[0])} has a /, a control character, no UTF-8, or is . or .."
@@ -173,7 +173,7 @@ def read_headers(
         try:
             cut = make_cut(listing, header, sample_rate)
         except ValueError as error:
-            return BadFile(listing.path, "no such part", str(error))
+            return BadFile(listing.path, "no such part", f"{listing.id}: {error}")
         if cut.duration == 0:
             return BadFile(listing.path, "empty audio", f"{listing.begin:.3f} to {listing.end:.3f} s")
         mixed = header.channels > 1 and listing.channel is None
@@ -272,12 +272,23 @@ class Manifest:
         cuts = (self[int(number)] for number in np.flatnonzero(self.empty))
         return [BadFile(str(cut.recording.sources[0].source), "empty transcript", cut.id) for cut in cuts]
 
+    def shared_with(self, other: "Manifest") -> list[str]:
+        """The ids of the utterances that another manifest has too: the same part of the same file, by the same id."""
+        theirs = {_audio_of(other[int(number)]) for number in np.flatnonzero(np.isin(other.ids, self.ids))}
+        cuts = (self[int(number)] for number in np.flatnonzero(np.isin(self.ids, other.ids)))
+        return [cut.id for cut in cuts if _audio_of(cut) in theirs]
+
     def bad_files(self) -> list[BadFile]:
         """The files that were left out."""
         text = self.bad_path.read_bytes().decode("utf-8", errors="surrogateescape") if self.bad else ""
         lines = text.split("\n")[:-1]  # not `splitlines`: names may have what else Unicode takes for the end of a line
         kinds_paths_details = (line.split("\t", 2) for line in lines)
         return [BadFile(path, kind, detail) for kind, path, detail in kinds_paths_details]
+
+
+def _audio_of(cut: MonoCut) -> tuple[str, float, float, int]:
+    """What tells whether two cuts are the same audio."""
+    return os.path.realpath(str(cut.recording.sources[0].source)), cut.start, cut.duration, int(cut.channel)
 
 
 def _digest(*files: BufferedIOBase) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -12,9 +13,9 @@ from torch.utils.data import Dataset
 
 from asr_lightning.batch import Batch, Utterance
 from asr_lightning.errors import InputError
-from data_modules.corpus import STAGES, CorpusDataModule
+from data_modules.corpus import STAGES, CorpusDataModule, report_shared
 from data_modules.dataset import SpeechDataset, UnreadableUtterance
-from data_modules.manifest import BadFile, Listing
+from data_modules.manifest import BadFile, Listing, is_usable
 from data_modules.sampler import EvaluationBatches, TrainBatches, accumulation_of, digest_of, progress_of, rank_of
 
 FINEST = 20  # largest denominator of a weight
@@ -69,15 +70,22 @@ class MixtureDataModule(CorpusDataModule):
             sample_rate=sample_rate,
         )
         self.corpora = corpora
-        self.weights = {name: Fraction((weights or {}).get(name, 1)).limit_denominator(FINEST) for name in corpora}
         if not corpora:
             raise InputError("MixtureDataModule needs corpora, as {digits: {class_path: …, init_args: {…}}}, got none")
         if unknown := sorted(set(weights or {}) - set(corpora)):
             raise InputError(f"weights must be of the corpora {', '.join(corpora)}, got {', '.join(unknown)}")
-        if wrong := [name for name, weight in self.weights.items() if weight <= 0]:
-            raise InputError(f"weights must be above 0, to a twentieth, got {wrong[0]}: {(weights or {})[wrong[0]]}")
+        for name, weight in (weights or {}).items():
+            if not 1 / (2 * FINEST) < weight < math.inf:
+                raise InputError(f"weights must be above 0, to a twentieth, got {name}: {weight}")
+        self.weights = {name: Fraction((weights or {}).get(name, 1)).limit_denominator(FINEST) for name in corpora}
         defaults = inspect.signature(CorpusDataModule).parameters
         for name, corpus in corpora.items():
+            if not name or not is_usable(name):  # results are written to files that are called as subsets are
+                raise InputError(f"expected names of corpora that can be names of files, got {name!r}: name it anew")
+            if isinstance(corpus, MixtureDataModule):
+                raise InputError(
+                    f"{name} is a mixture itself: expected single corpora. Put those of {name} beside the others"
+                )
             ignored = [
                 argument for argument in MIXTURE_ARGUMENTS if getattr(corpus, argument) != defaults[argument].default
             ]
@@ -151,6 +159,18 @@ class MixtureDataModule(CorpusDataModule):
                 corpus.prepare_data()
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
+        state = self.trainer.state.fn if self.trainer else None
+        roles = STAGES[state.value] if state else tuple(self.subsets)
+        for name, corpus in self.corpora.items():
+            evaluated = dict.fromkeys(subset for role in roles if role != "train" for subset in corpus.subsets[role])
+            parts = {f"{name}-{subset}": corpus.made_manifest(subset) for subset in evaluated}
+            trained = {
+                f"{other}-{subset}": learned.made_manifest(subset)
+                for other, learned in self.corpora.items()
+                if other != name
+                for subset in learned.subsets["train"]
+            }
+            report_shared(trained, {subset: part for subset, part in parts.items() if part is not None})
 
     def setup(self, stage: str) -> None:
         """Open the manifests that `prepare_data` made."""

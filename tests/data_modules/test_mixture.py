@@ -138,6 +138,8 @@ def test_an_experiment_names_corpora(data: dict[str, Any], tmp_path: Path) -> No
     [
         ({"weights": {"huge": 1.0}}, "weights must be of the corpora large, large-b, got huge"),
         ({"weights": {"large": 0.0}}, "above 0"),
+        ({"weights": {"large": float("nan")}}, "above 0, to a twentieth, got large: nan"),
+        ({"weights": {"large": float("inf")}}, "above 0, to a twentieth, got large: inf"),
         ({"sample_rate": 8_000}, "expected 8000 samples per second"),
         ({"corpora": {}, "weights": None}, "needs corpora"),
     ],
