@@ -12,7 +12,7 @@ Needs pyarrow: `pip install '.[huggingface]'`. Folders of audio with a `metadata
 import functools
 import io
 import json
-import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,12 @@ from data_modules import dataset
 from data_modules.layouts import role_of
 from data_modules.listed import ALL, ListedDataModule, Listings
 from data_modules.manifest import BadFile, Listing
-from data_modules.table_reading import NAMES, Table
+from data_modules.table_reading import Table, channel_of, field_text, times_of
+from data_modules.walk import find_file
 
 OPEN_FILES = 64  # at most, of a process
+ROLES = ("text", "speaker", "id", "channel")  # that columns may have beside the audio
+TIMES = ("begin", "end", "duration")
 MARK = "@"  # between a file, and the row and column in it
 
 
@@ -42,15 +45,16 @@ class ArrowDataModule(ListedDataModule):
     Args:
         root: The folder that `save_to_disk` wrote.
         columns: Names of columns by what they hold, as of `TableDataModule`; those that are not given are recognized by
-            their usual names, and the audio by its kind.
+            their usual names, and the audio by its kind. Times of audio that is in the files are used if given here.
         **arguments: Those of `ListedDataModule` and `CorpusDataModule`.
     """
 
     def __init__(self, root: str, columns: dict[str, str] | None = None, **arguments: Any) -> None:
         super().__init__(root, **arguments)
         self.columns = dict(columns or {})
-        if unknown := sorted(set(self.columns) - set(NAMES)):
-            raise InputError(f"columns must be of {', '.join(NAMES)}, got {', '.join(unknown)}")
+        roles = ("path", *ROLES, *TIMES)
+        if unknown := sorted(set(self.columns) - set(roles)):
+            raise InputError(f"columns must be of {', '.join(roles)}, got {', '.join(unknown)}")
         self.use_all_subsets()
 
     @property
@@ -63,22 +67,26 @@ class ArrowDataModule(ListedDataModule):
         return (*super().options(), self.columns)
 
     @functools.cached_property
-    def folders(self) -> dict[str, Path]:
-        """The folders with Arrow files by the names of their subsets."""
+    def files(self) -> dict[str, list[Path]]:
+        """The Arrow files by the names of their subsets."""
         if not self.root.is_dir():
             return {}
-        if any(self.root.glob("*.arrow")):
-            return {self.root.name if role_of(self.root.name) else ALL: self.root}
-        return {path.name: path for path in sorted(self.root.iterdir()) if path.is_dir() and any(path.glob("*.arrow"))}
+        if splits := _splits(self.root):
+            return splits
+        return {
+            path.name: _arrow_files(path)
+            for path in sorted(self.root.iterdir())
+            if path.is_dir() and _arrow_files(path)
+        }
 
     def list_subsets(self) -> list[str]:
-        """The names of the folders."""
-        return list(self.folders)
+        """The names of the folders, or of the splits whose files lie in one."""
+        return list(self.files)
 
     def list_utterances(self, subset: str) -> Listings:
         """The rows that can be used, in their order, and those that cannot."""
         listings, bad = list[Listing](), list[BadFile]()
-        for path in _files(self.folders[subset]):
+        for path in self.files[subset]:
             for entry in self._read(path, subset, len(listings) + len(bad)):
                 listings.append(entry) if isinstance(entry, Listing) else bad.append(entry)
         return listings, bad
@@ -97,25 +105,44 @@ class ArrowDataModule(ListedDataModule):
             columns |= {"path": audio[0]} if audio else {}
         missing = [role for role in ("path", "text") if columns.get(role) not in table.column_names]
         if missing:
+            free = [name for name in table.column_names if name not in columns.values()] or ["COLUMN"]
             raise InputError(
                 f"{path} has columns {', '.join(table.column_names)}: name that of the {' and the '.join(missing)}, "
-                f"as with --data.init_args.columns.{missing[0]} {table.column_names[0]}"
+                f"as with --data.init_args.columns.{missing[0]} {free[0]}"
             )
-        role_columns = {role: table.column(columns[role]) for role in ("text", "speaker", "id") if role in columns}
-        in_file = "struct" in str(table.schema.field(columns["path"]).type)
+        kind = str(table.schema.field(columns["path"]).type)
+        in_file = kind.startswith("struct<") and "bytes: " in kind and "path: " in kind
+        if not in_file and (kind.startswith(("struct", "list")) or "string" not in kind):
+            raise InputError(
+                f"{path}: expected audio as a struct of bytes and path, or as the paths of files, found "
+                f"{shown(kind)} in the column {columns['path']}. Write it anew after "
+                f"dataset.cast_column({columns['path']!r}, datasets.Audio(decode=False))"
+            )
+        used = [role for role in (*ROLES, *TIMES) if role in columns]
+        if in_file:  # times of audio that was cut already are those of what it was cut from
+            used = [role for role in used if role in (*ROLES, *self.columns)]
+        role_columns = {role: table.column(columns[role]) for role in used}
         names = table.column(columns["path"]).combine_chunks()
         for row in range(table.num_rows):
-            fields = {role: column[row].as_py() for role, column in role_columns.items()}
             name = (names.field("path")[row].as_py() or "") if in_file else (names[row].as_py() or "")
             address = f"{path}{MARK}{row}:{columns['path']}"
-            if not in_file or not names.field("bytes")[row].is_valid:
-                audio_path = self.root / name
-                if not name or not os.path.isfile(audio_path):
+            if not in_file or not names.is_valid()[row].as_py() or not names.field("bytes")[row].is_valid:
+                audio_path = find_file(name, (self.root, path.parent)) if name else None
+                if audio_path is None:
                     yield BadFile(address, "transcript without audio", f"neither bytes nor a file {shown(name)}")
                     continue
-                address = os.path.normpath(audio_path)
+                address = audio_path
             stem = Path(name.replace("\\", "/")).stem or f"{subset}-{first + row:07d}"
-            yield Listing(str(fields.get("id") or stem), address, _text(fields["text"]), _text(fields.get("speaker")))
+            try:
+                fields = {role: field_text(role, column[row].as_py()) for role, column in role_columns.items()}
+                begin, end = times_of(fields)
+                channel = channel_of(fields)
+            except ValueError as error:
+                yield BadFile(address, "malformed row", str(error))
+                continue
+            part = "" if begin == 0 and end is None else f"-{round(1000 * begin):08d}"
+            id = fields.get("id") or f"{stem}{part}"
+            yield Listing(id, address, fields["text"], fields.get("speaker", ""), begin, end, channel)
 
     def file_of(self, path: str) -> str:
         """The file that an utterance's path leads to."""
@@ -137,17 +164,34 @@ class ArrowDataModule(ListedDataModule):
         return dataset.decode_audio(cut, io.BytesIO(_bytes(path)) if _is_arrow_cell(path) else path)
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+def _splits(folder: Path) -> dict[str, list[Path]]:
+    """The Arrow files directly in a folder: of one dataset, or of the splits that `load_dataset` keeps side by side."""
+    paths = _arrow_files(folder)
+    splits: dict[str, list[Path]] = {}
+    for path in paths:
+        name = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem).rpartition("-")[2]
+        splits.setdefault(name, []).append(path)
+    if len(splits) > 1 and not (folder / "state.json").is_file() and any(map(role_of, splits)):
+        return splits
+    return {folder.name if role_of(folder.name) else ALL: paths} if paths else {}
 
 
-def _files(folder: Path) -> list[Path]:
-    """The Arrow files of a folder in their order."""
+def _arrow_files(folder: Path) -> list[Path]:
+    """The Arrow files of a dataset in their order.
+
+    Raises:
+        InputError: It was saved with a selection of its rows.
+    """
     try:
         state = json.loads((folder / "state.json").read_text("utf-8"))
         paths = [folder / str(entry["filename"]) for entry in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError):
-        paths = []
+        return sorted(folder.glob("*.arrow"))
+    if state.get("_indices_data_files"):
+        raise InputError(
+            f"{folder}/state.json: expected all rows of the Arrow files, found a selection of them. Write the dataset "
+            "anew, with dataset.flatten_indices().save_to_disk(FOLDER)"
+        )
     return paths or sorted(folder.glob("*.arrow"))
 
 
@@ -165,7 +209,7 @@ def _parse(path: str) -> tuple[str, int, str]:
 def _bytes(path: str) -> bytes:
     file, row, column = _parse(path)
     table = _open(file)
-    content: bytes | None = table.column(column)[row].as_py()["bytes"]
+    content: bytes | None = (table.column(column)[row].as_py() or {}).get("bytes")
     if content is None:
         raise ValueError("there is no audio any more")
     return content

@@ -100,9 +100,7 @@ class CorpusDataModule(lightning.LightningDataModule, ABC):
             "train": [str(name) for name in train_subsets or []],  # YAML reads 0 as a number
             "validation": [str(name) for name in validation_subsets or []],
             "test": [str(name) for name in test_subsets or []],
-            "predict": [
-                str(name) for name in (predict_subsets if predict_subsets is not None else test_subsets or [])
-            ],
+            "predict": [str(name) for name in (predict_subsets if predict_subsets is not None else test_subsets or [])],
         }
         self.batch_seconds = batch_seconds
         self.batch_utterances = batch_utterances

@@ -6,7 +6,7 @@ For cuts with their audio in tar files, lhotse's Shar layout, see `shards.py`.
 import functools
 import gzip
 import json
-import os
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from asr_lightning.files import regular
 from data_modules.layouts import find_cuts, role_of
 from data_modules.listed import ALL, ListedDataModule, Listings
 from data_modules.manifest import BadFile, Listing
+from data_modules.walk import find_file
+
+GZIP = b"\x1f\x8b"  # the beginning of a compressed file
 
 
 class CutsDataModule(ListedDataModule):
@@ -59,7 +62,7 @@ class CutsDataModule(ListedDataModule):
         path = self.files[subset]
         try:
             content = regular(path).read_bytes()
-            text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+            text = (gzip.decompress(content) if content[:2] == GZIP else content).decode("utf-8")
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {reason(error)}. Copy it again.") from error
         listings, bad = [], list[BadFile]()
@@ -76,19 +79,22 @@ class CutsDataModule(ListedDataModule):
             return BadFile(location, "malformed line", f"expected a cut of lhotse: {reason(error)}")
         kind = type(cut).__name__
         if not isinstance(cut, MonoCut | MultiCut) or cut.recording is None:
-            return BadFile(
-                location, "unsupported cut", f"expected a MonoCut with a recording, found a {kind}: write Shar"
-            )
+            found = f"a {kind}" if not isinstance(cut, MonoCut | MultiCut) else "none"
+            detail = f"expected a MonoCut with a recording, found {found}: write Shar"
+            return BadFile(location, "unsupported cut", detail)
         if cut.recording.transforms or len(cut.recording.sources) != 1 or cut.recording.sources[0].type != "file":
             return BadFile(
                 location, "unsupported cut", f"{cut.id}: expected an unchanged recording in one file: write Shar"
             )
         source = str(cut.recording.sources[0].source)
-        paths = [os.path.normpath(base / source) for base in (self.root, self.root.parent, Path.cwd())]
-        path = next((path for path in paths if "\0" not in path and os.path.isfile(path)), None)
+        path = find_file(source, (self.root, self.root.parent, Path.cwd()))
         if path is None:
             return BadFile(location, "transcript without audio", f"{cut.id}: no file {source}")
         supervisions = sorted(cut.supervisions, key=lambda supervision: supervision.start)
+        fields = [cut.id, *(value for part in supervisions for value in (part.text or "", part.speaker or ""))]
+        numbers = (cut.start, cut.duration)
+        if not all(isinstance(value, str) for value in fields) or not all(map(math.isfinite, numbers)):
+            return BadFile(location, "malformed line", f"{cut.id}: expected texts and finite times of a cut of lhotse")
         words = " ".join(supervision.text for supervision in supervisions if supervision.text)
         speaker = next((supervision.speaker for supervision in supervisions if supervision.speaker), "")
         several = isinstance(cut, MonoCut) and (cut.recording.num_channels or 1) > 1

@@ -11,15 +11,18 @@ ROOT/dev/…
 
 import functools
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
 
 from asr_lightning.errors import InputError, shown
 from asr_lightning.files import regular
 from data_modules.layouts import role_of
 from data_modules.listed import ALL, ListedDataModule, Listings
 from data_modules.manifest import BadFile, Listing
+from data_modules.table_reading import decode
+from data_modules.walk import find_file
 
 END_OF_FILE = -1.0  # an end of a segment
 
@@ -52,7 +55,10 @@ class KaldiDataModule(ListedDataModule):
             return {self.root.name if role_of(self.root.name) else ALL: self.root}
         if not self.root.is_dir():
             return {}
-        return {path.name: path for path in sorted(self.root.iterdir()) if _is_data(path)}
+        paths = sorted(self.root.iterdir())
+        if silent := [path.name for path in paths if (path / "wav.scp").is_file() and not _is_data(path)]:
+            rank_zero_warn(f"{self.root}: {', '.join(silent)} cannot be used: there is wav.scp, but no text in it.")
+        return {path.name: path for path in paths if _is_data(path)}
 
     def list_subsets(self) -> list[str]:
         """The names of the data folders."""
@@ -68,9 +74,12 @@ class KaldiDataModule(ListedDataModule):
         if (folder / "segments").is_file():
             parts = _segments(folder / "segments", bad)
         else:
-            parts = {id: (id, 0.0, None) for id in recordings}
+            parts = dict[str, tuple[str, float, float | None] | None]((id, (id, 0.0, None)) for id in recordings)
         listings = []
-        for id, (recording, begin, end) in parts.items():
+        for id, part in parts.items():
+            if part is None:
+                continue
+            recording, begin, end = part
             path = recordings.get(recording)
             if path is None:
                 if recording not in recordings:
@@ -96,11 +105,11 @@ class KaldiDataModule(ListedDataModule):
                             "files")
                 )  # fmt: skip
                 continue
-            path = next((str(base / name) for base in bases if "\0" not in name and os.path.isfile(base / name)), None)
+            path = find_file(name, bases)
             if path is None:
                 ark = "; archives (.ark:OFFSET) are not read, list audio files" if ".ark:" in name else ""
                 bad.append(BadFile(location, "transcript without audio", f"{id}: no file {shown(name)}{ark}"))
-            recordings[id] = None if path is None else os.path.normpath(path)
+            recordings[id] = path
         return recordings
 
 
@@ -116,16 +125,15 @@ def _read_pairs(path: Path, bad: list[BadFile]) -> dict[str, str]:
     """
     pairs: dict[str, str] = {}
     try:
-        content = regular(path).read_bytes()
+        text = decode(regular(path).read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
+    for number, line in enumerate(text.split("\n"), start=1):
+        words = line.split(None, 1)
+        if not words:
             continue
-        try:
-            words = line.decode("utf-8").split(None, 1)
-        except UnicodeDecodeError as error:
-            bad.append(BadFile(f"{path}:{number}", "not UTF-8", error.reason))
+        if not line.isprintable() and any("\ud800" <= character <= "\udfff" for character in line):
+            bad.append(BadFile(f"{path}:{number}", "not UTF-8", f"{words[0]}; convert it, as with `iconv -f LATIN1`"))
             continue
         if words[0] in pairs:
             bad.append(BadFile(f"{path}:{number}", "duplicate id", f"{shown(words[0])} was listed before"))
@@ -133,9 +141,9 @@ def _read_pairs(path: Path, bad: list[BadFile]) -> dict[str, str]:
     return pairs
 
 
-def _segments(path: Path, bad: list[BadFile]) -> dict[str, tuple[str, float, float | None]]:
-    """The recording, begin and end of every utterance."""
-    segments: dict[str, tuple[str, float, float | None]] = {}
+def _segments(path: Path, bad: list[BadFile]) -> dict[str, tuple[str, float, float | None] | None]:
+    """The recording, begin and end of every utterance; None where its line cannot be used."""
+    segments: dict[str, tuple[str, float, float | None] | None] = {}
     for id, line in _read_pairs(path, bad).items():
         fields = line.split()
         try:
@@ -144,8 +152,14 @@ def _segments(path: Path, bad: list[BadFile]) -> dict[str, tuple[str, float, flo
                 raise ValueError
         except (ValueError, IndexError):
             bad.append(
-                BadFile(str(path), "malformed line", f"{shown(id)}: expected RECORDING BEGIN END, found {shown(line)}")
+                BadFile(
+                    str(path),
+                    "malformed line",
+                    f"{shown(id)}: expected RECORDING BEGIN END, seconds from the first to a later one, found "
+                    f"{shown(line)}",
+                )
             )
+            segments[id] = None
             continue
         segments[id] = fields[0], begin, None if end == END_OF_FILE else end
     return segments

@@ -8,6 +8,7 @@ ROOT/scripts/train.trn, dev.trn, eval_clean.trn, eval_other.trn     PATH :: the 
 ```
 """
 
+import io
 import itertools
 import os
 from collections import defaultdict
@@ -24,7 +25,7 @@ from asr_lightning.audio.reading import Header
 from asr_lightning.errors import InputError
 from asr_lightning.files import regular
 from asr_lightning.text.korean import AnnotationError, Side, normalize_korean
-from data_modules import dataset
+from data_modules import dataset, table_reading
 from data_modules.corpus import CorpusDataModule
 from data_modules.excerpt import DIVIDED, Excerpt, folder_number
 from data_modules.layouts import advise
@@ -33,6 +34,8 @@ from data_modules.walk import fingerprint, name_apart, walk
 
 SAMPLE_RATE = 16_000  # Hz, of all PCM files; they do not say it themselves
 AUDIO_SUFFIXES = (".pcm", ".flac", ".wav")  # those who convert the corpus keep its names
+FOREIGN = (b"RIFF", b"fLaC", b"OggS", b"<htm", b"<!DO", b"PK\x03\x04")  # beginnings of files that are no PCM
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 LIST_FOLDERS = ("scripts", "KsponSpeech_scripts", ".")
 LAST_TRAINING_FOLDER = 620  # of the official parts: train is 0001 to 0620, dev 0621 to 0623
 PRO_FILES = {"501006", "502173", "542363"}  # a bare % is read 프로 there, and 퍼센트 elsewhere
@@ -142,7 +145,9 @@ class KsponSpeechDataModule(CorpusDataModule):
 
     def _read_list(self, path: Path, bad: list[BadFile]) -> Iterator[tuple[str, str, bytes]]:
         """Location, audio file and undecoded text of every line of a list whose audio is there."""
-        with regular(path).open("rb") as lines:
+        with regular(path).open("rb") as file:
+            marked = file.peek(2)[:2] in UTF_16_MARKS
+            lines = io.BytesIO(table_reading.decode(file.read()).encode("utf-8", "replace")) if marked else file
             for number, content in enumerate(lines, start=1):
                 if not (content := content.removeprefix(b"\xef\xbb\xbf").strip()):
                     continue
@@ -222,6 +227,13 @@ class KsponSpeechDataModule(CorpusDataModule):
         """Count the samples of a PCM file; of any other, read the header."""
         if not path.lower().endswith(".pcm"):
             return reading.read_header(path)
+        with regular(Path(path)).open("rb") as file:
+            beginning = file.read(4)
+        if beginning in FOREIGN:
+            raise InputError(
+                f"expected PCM without a header, found a file that begins with {beginning!r}: give it the suffix of "
+                "its format"
+            )
         return Header(SAMPLE_RATE, os.path.getsize(path) // 2, 1)
 
     @staticmethod
@@ -254,8 +266,8 @@ def _common_end(path: Path, other: Path) -> int:
 
 
 def decode(content: bytes) -> str | None:
-    """Decode a transcript; both encodings occur in the corpus. None if it is neither."""
-    for encoding in ("utf-8-sig", "cp949"):
+    """Decode a transcript; UTF-8 and CP949 occur in the corpus, UTF-16 in copies of it. None if it is none of them."""
+    for encoding in ("utf-16",) if content[:2] in UTF_16_MARKS else ("utf-8-sig", "cp949"):
         try:
             return content.decode(encoding)
         except UnicodeDecodeError:

@@ -1,24 +1,33 @@
 """Recognize the layout of a folder: the data module that reads it, and the arguments to type."""
 
+import json
 import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from asr_lightning.errors import InputError, shown
-from data_modules.table_reading import AUDIO_SUFFIXES, Table, find_tables, look
+from asr_lightning.files import regular
+from data_modules.table_reading import AUDIO_SUFFIXES, HEAD, JSON_SUFFIXES, Table, decode, find_tables, look
 
 MOST_NAMES = 20  # in a message
+MOST_FOLDERS = 500  # below a folder, that are looked at for a message
 MOST_ENTRIES = 20_000  # of a folder, with all below, that are looked at for a message
 ROLES = {  # of subsets, and what their names begin with
-    "train": ("train", "tr_", "tr-"),
-    "validation": ("dev", "val", "cv"),
-    "test": ("test", "eval", "tt_"),
+    "train": ("train", "tr_", "tr-", "tr0"),
+    "validation": ("dev", "val", "dt_", "dt0"),
+    "test": ("test", "eval", "tt_", "et_", "et0"),
 }
+WHOLE_NAMES = {  # `validated` of Common Voice holds all of its subsets
+    "tr": "train", "cv": "validation", "dt": "validation", "tt": "test", "et": "test",
+    "train_dev": "validation", "validated": None,
+}  # fmt: skip
 MODULES = {
     "TableDataModule": "table",
     "KaldiDataModule": "kaldi",
@@ -42,6 +51,8 @@ class Layout(NamedTuple):
 def role_of(subset: str) -> str | None:
     """What a subset is for, by its name: `train`, `validation` or `test`; None where the name does not tell."""
     name = re.split("cuts[_-]", subset.lower())[-1]  # as lhotse's recipes call them: librispeech_cuts_train-clean-5
+    if name in WHOLE_NAMES:
+        return WHOLE_NAMES[name]
     return next((role for role, beginnings in ROLES.items() if name.startswith(beginnings)), None)
 
 
@@ -59,9 +70,25 @@ def init_args(arguments: dict[str, object]) -> str:
     """The options of `lightning fit` that set arguments of the data."""
     words = []
     for name, value in arguments.items():
-        text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+        text = _flow(value) if isinstance(value, list) else str(value)
         words += [f"--data.init_args.{name}", text]
     return shlex.join(words)
+
+
+def _flow(names: list[object]) -> str:
+    """A list of names in YAML, with quotation marks where it would be read as something else."""
+    plain = f"[{', '.join(map(str, names))}]"
+    try:
+        unchanged = yaml.safe_load(plain) == names
+    except yaml.YAMLError:
+        unchanged = False
+    return plain if unchanged else json.dumps(names, ensure_ascii=False)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, of which there may be many and long ones."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(shown(name, 40) for name in names[:MOST_NAMES]) + more
 
 
 def advise(root: Path) -> str:
@@ -72,10 +99,9 @@ def advise(root: Path) -> str:
         return f"{root}: there is no such folder; in {parent} there is {names}. Set --data.init_args.root."
     layouts = recognize(root)
     if not layouts:
-        tables = [root] if root.is_file() else find_tables(root)
-        if empty := ", ".join(shown(path.name) for path in tables[:MOST_NAMES] if not path.stat().st_size):
-            return f"{empty}: no bytes. Expected a line of column names, and a line per utterance."
-        return f"{root} holds {_contents(root)}. docs/data.md shows the layouts that are read."
+        return "\n".join(
+            [f"{root} holds {_contents(root)}. docs/data.md shows the layouts that are read.", *_no_tables(root)]
+        )
     lines = []
     for layout in layouts:
         lines += [layout.description + ": use", f"  {command_line(layout.module, layout.root, layout.arguments)}"]
@@ -86,20 +112,31 @@ def recognize(root: Path) -> list[Layout]:
     """The layouts that a folder, or the folders in it, may be, the surest first."""
     if root.is_file():
         return list(_tables([root], root))
-    folders = [root, *_folders(root)]
-    layouts = [
-        *_kaldi(folders, root),
-        *_arrow(folders, root),
-        *_shards(folders, root),
-        *_cuts(root),
-        *_tables(find_tables(root), root),
-    ]
+    layouts = _lists(root) or [*_read_corpora(root)]
     if not layouts:
-        layouts = [*_read_corpora(root)]
-    if not layouts:
-        candidates = [(folder, find_tables(folder)) for folder in folders[1:]]
+        candidates = [(folder, find_tables(folder)) for folder in _folders(root)]
         layouts = [layout for folder, tables in candidates for layout in _tables(tables, folder)][:5]
-    return layouts
+    return layouts or next(filter(None, map(_lists, islice(_folders_below(root), MOST_FOLDERS))), [])
+
+
+def _lists(folder: Path) -> list[Layout]:
+    """The layouts of a folder whose lists are in it or in its folders."""
+    folders = [folder, *_folders(folder)]
+    return [
+        *_kaldi(folders, folder),
+        *_arrow(folders, folder),
+        *_shards(folders, folder),
+        *_cuts(folder),
+        *_tables(find_tables(folder), folder),
+    ]
+
+
+def _folders_below(root: Path) -> Iterator[Path]:
+    """The folders below a folder, the nearest first; links are not followed."""
+    level = [root]
+    while level:
+        level = [path for folder in level for path in _folders(folder) if not path.is_symlink()]
+        yield from level
 
 
 def _folders(root: Path) -> list[Path]:
@@ -198,6 +235,8 @@ def _tables(paths: list[Path], root: Path) -> Iterator[Layout]:
     for table in others[:5]:
         guessed = table.guess()
         free = [column for column in table.columns if column not in guessed.values()]
+        named = dict(zip(table.columns, map(str, table.first), strict=False))
+        free.sort(key=lambda column: not named.get(column, "").strip().lower().endswith(AUDIO_SUFFIXES))
         arguments = {
             f"columns.{role}": guessed.get(role) or (free.pop(0) if free else "COLUMN") for role in ("path", "text")
         }
@@ -208,6 +247,26 @@ def _tables(paths: list[Path], root: Path) -> Iterator[Layout]:
             f"{_below(table.path, root)}{header} has columns {fields}{row}; name that of the path and that of the text",
             "TableDataModule", root, {**({"table": _below(table.path, root)} if root.is_dir() else {}), **arguments},
         )  # fmt: skip
+
+
+def _no_tables(root: Path) -> Iterator[str]:
+    """Say of files that are called as tables are what they lack."""
+    for path in ([root] if root.is_file() else find_tables(root))[:5]:
+        try:
+            if path.suffix.lower() == ".txt":  # may be anything
+                continue
+            with regular(path).open("rb") as file:
+                line = decode(file.read(HEAD)).strip().partition("\n")[0]
+        except OSError as error:
+            yield f"{path.name} cannot be read: {error.strerror or error}."
+            continue
+        if not line:
+            yield f"{path.name}: no bytes. Expected a line of column names, and a line per utterance."
+        elif path.suffix.lower() in JSON_SUFFIXES:
+            expected = 'an object for each utterance, as {"path": "a.wav", "text": "…"}, one a line or in a list'
+            yield f"{path.name}: expected {expected}; it begins with {shown(line)}"
+        else:
+            yield f"{path.name}: expected a line of two or more column names; its first line is {shown(line, 40)}"
 
 
 def _below(path: Path, root: Path) -> str:
@@ -260,8 +319,13 @@ def _contents(root: Path) -> str:
     files = list(_walk(root))
     if not files:
         return "no files"
-    counts = Counter(path.suffix.lower() or "no suffix" for path in files).most_common(8)
-    description = ", ".join(f"{count:,} × {shown(suffix, 20)}" for suffix, count in counts)
+    counts = Counter(path.suffix.lower() or "no suffix" for path in files)
+    description = ", ".join(f"{count:,} × {shown(suffix, 20)}" for suffix, count in counts.most_common(8))
+    if counts[".parquet"]:
+        description += (
+            ". Parquet is read after `datasets.load_dataset('parquet', data_dir=ROOT).save_to_disk(FOLDER)`, with "
+            "data_modules.arrow.ArrowDataModule"
+        )
     pairs = {path.with_suffix("") for path in files if path.suffix.lower() in AUDIO_SUFFIXES} & {
         path.with_suffix("") for path in files if path.suffix == ".txt"
     }

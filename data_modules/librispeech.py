@@ -1,6 +1,7 @@
 """LibriSpeech, and any corpus in its layout: `root/<subset>/<speaker>/<chapter>/` with audio and `*.trans.txt`."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from asr_lightning.text.english import english_transcript
 from data_modules.corpus import CorpusDataModule
 from data_modules.layouts import advise
 from data_modules.manifest import BadFile, Listing
+from data_modules.table_reading import decode
 from data_modules.walk import fingerprint, name_apart, walk
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".opus", ".ogg")
@@ -122,12 +124,13 @@ def find_utterances(root: Path, subset: str) -> tuple[list[Listing], list[BadFil
         lines = _read_transcripts(directory, transcripts, bad)
         for name in audio:
             path, id = str(directory / name), _stem(name)
-            text = lines.get(id)
+            key = name if name in lines and id not in lines else id  # some lists have the suffixes
+            text = lines.get(key)
             if text is not None:
                 listings.append(Listing(id, path, text, speaker=parts[0] if parts else ""))
-            elif id not in lines:
+            elif key not in lines:
                 bad.append(BadFile(path, "audio without transcript", f"{id} is in no *{TRANSCRIPT_SUFFIX} beside it"))
-        without_audio = lines.keys() - {_stem(name) for name in audio}
+        without_audio = lines.keys() - set(audio) - {_stem(name) for name in audio}
         bad += [BadFile(f"{directory}/{shown(id)}.*", "transcript without audio") for id in sorted(without_audio)]
     return name_apart(listings, folder, bad), bad
 
@@ -155,16 +158,15 @@ def _read_transcripts(directory: Path, names: list[str], bad: list[BadFile]) -> 
         except OSError as error:
             bad.append(BadFile(str(path), "unreadable transcript", str(error)))
             continue
-        for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
-            raw_id, _, raw_text = line.strip().replace(b"\t", b" ", 1).partition(b" ")
-            if not raw_id:
+        for number, line in enumerate(re.split("\r\n|\r|\n", decode(content)), start=1):
+            id, _, words = line.strip().replace("\t", " ", 1).partition(" ")
+            if not id:
                 continue
-            id, location = raw_id.decode("utf-8", errors="surrogateescape"), f"{path}:{number}"
-            text: str | None = None
-            try:
-                text = raw_text.decode("utf-8").strip()
-            except UnicodeDecodeError as error:
-                bad.append(BadFile(location, "transcript not UTF-8", f"{error.reason} in {id}"))
+            location = f"{path}:{number}"
+            text: str | None = words.strip()
+            if any("\ud800" <= character <= "\udfff" for character in words):
+                bad.append(BadFile(location, "transcript not UTF-8", f"{id}; convert it, as with `iconv -f LATIN1`"))
+                text = None
             if id in texts:
                 bad.append(BadFile(location, "duplicate id", f"{id} was transcribed before; the first is kept"))
             texts.setdefault(id, text)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from asr_lightning.errors import InputError
 from asr_lightning.text.english import english_transcript
 from data_modules.corpus import CorpusDataModule
-from data_modules.layouts import advise, init_args, role_of
+from data_modules.layouts import advise, init_args, listed, role_of
 from data_modules.manifest import BadFile, Listing, summary
 
 SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
@@ -85,9 +85,13 @@ class ListedDataModule(CorpusDataModule, ABC):
                 roles[role].append(name)
         if not any(roles.values()):
             raise InputError(
-                f"{self.root} has the subsets {', '.join(names)}: expected names that begin with train, dev or test. "
-                f"Say what each is for, as with --data.init_args.train_subsets '[{names[0]}]'"
+                f"{self.root} has the subsets {listed(names)}: expected names that begin with train, dev or test. "
+                "Say what each is for: --data.init_args.train_subsets '[NAME]' --data.init_args.validation_subsets "
+                "'[NAME]' --data.init_args.test_subsets '[NAME]'"
             )
+        if unused := [name for name in names if role_of(name) is None]:
+            used = listed([name for part in roles.values() for name in part])
+            rank_zero_info(f"{self.root}: used by their names are {used}, and not {listed(unused)}.")
         self.subsets = {**roles, "predict": list(roles["test"])}
 
     @property
@@ -148,7 +152,7 @@ class ListedDataModule(CorpusDataModule, ABC):
             }
             options = init_args({f"{role}_subsets": part for role, part in roles.items() if part})
             raise InputError(
-                f"{self.root} has no subset {', '.join(missing)}; it has {', '.join(names)}. Add to the command\n"
+                f"{self.root} has no subset {', '.join(missing)}; it has {listed(names)}. Add to the command\n"
                 f"  {options}"
             )
 
@@ -190,6 +194,13 @@ class ListedDataModule(CorpusDataModule, ABC):
                     parts = divide(listings, shares, by, self.split_seed)
                 except InputError as error:
                     notes = [f"{len(bad)} others cannot be used:", *summary(bad)] if bad else []
+                    if listings:
+                        roles: dict[str, object] = {
+                            "train_subsets": [pool or "train"],
+                            "validation_subsets": [],
+                            "test_subsets": [],
+                        }
+                        notes.append(f"To train on all of them: --data.init_args.split null {init_args(roles)}")
                     raise InputError("\n".join([f"{self.root}: {error}.", *notes])) from error
                 self._listings |= {
                     name: (part, bad if name == next(iter(shares)) else []) for name, part in parts.items()

@@ -22,6 +22,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ from asr_lightning.audio.reading import Header
 from asr_lightning.errors import InputError
 from data_modules import dataset, storage
 from data_modules.corpus import CorpusDataModule
+from data_modules.layouts import advise
 from data_modules.manifest import BadFile, Listing
 from data_modules.storage import Entry
 from data_modules.workers import threads
@@ -74,12 +76,13 @@ class ShardsDataModule(CorpusDataModule):
         missing = [subset for subset, files in self._files.items() if not find_shards(files)]
         if missing:
             expected = f"{self.root}/{missing[0]}.json and " if storage.is_remote(self.root) else ""
+            advice = "" if storage.is_remote(self.root) else f"\n{advise(Path(self.root))}"
             available = ", ".join(storage.list_folders(self.root)) or "none"
             raise InputError(
                 f"No shards of {', '.join(missing)}: expected {expected}{self.root}/{missing[0]}/cuts.000000.jsonl.gz, "
                 f"recording.000000.tar and so on, found subsets {available}. "
                 "Write them with `asr shards --config EXPERIMENT --output FOLDER`, or set "
-                "--data.init_args.root."
+                f"--data.init_args.root.{advice}"
             )
 
     def fingerprint(self, subset: str) -> str:

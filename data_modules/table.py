@@ -12,8 +12,6 @@ NeMo (`audio_filepath`, `text`, `offset`, `duration`) and LJSpeech (no header, c
 """
 
 import functools
-import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,18 @@ from asr_lightning.errors import InputError, shown
 from data_modules.layouts import role_of, table_name
 from data_modules.listed import ALL, ListedDataModule, Listings
 from data_modules.manifest import BadFile, Listing
-from data_modules.table_reading import AUDIO_SUFFIXES, NAMES, Table, find_tables, look, read_table_rows
+from data_modules.table_reading import (
+    AUDIO_SUFFIXES,
+    NAMES,
+    Table,
+    channel_of,
+    field_text,
+    find_tables,
+    look,
+    read_table_rows,
+    times_of,
+)  # fmt: skip
+from data_modules.walk import find_file
 
 FOLDERS = ("clips", "wavs", "wav", "audio", "audios", "data")  # in which audio may lie, beside its table
 
@@ -41,7 +50,7 @@ class TableDataModule(ListedDataModule):
         columns: Names of columns by what they hold: path, text, speaker, subset, begin, end, duration, channel, id;
             those that are not given are recognized by their usual names. In a table without a header, columns are
             called by their numbers from 0, as `{path: 0, text: 2}`.
-        audio: The folder that paths begin at, if it is another.
+        audio: The folder that paths begin at, if it is another. Of paths of another machine, the end is looked for.
         encoding: Of the table.
         **arguments: Those of `ListedDataModule` and `CorpusDataModule`.
     """
@@ -109,6 +118,12 @@ class TableDataModule(ListedDataModule):
                 )
             columns = self._columns(table)
             if not missing and {"path", "text"} <= columns.keys():
+                if twice := [column for column in columns.values() if table.columns.count(column) > 1]:
+                    raise InputError(
+                        f"{path}: expected one column {twice[0]}, found {table.columns.count(twice[0])}. Rename the "
+                        "others, or name another column with --data.init_args.columns, or another table with "
+                        "--data.init_args.table"
+                    )
                 tables.setdefault(table_name(path, self.root), (table, columns))
         if lacking and not tables:
             raise InputError("\n".join(lacking[:5]))
@@ -159,29 +174,32 @@ class TableDataModule(ListedDataModule):
     def _read(self, table: Table, columns: dict[str, str]) -> Iterator[tuple[str, Listing | BadFile]]:
         """Give every row with its subset."""
         for line, row in read_table_rows(table, self.encoding):
-            fields = {role: _field(row.get(column)) for role, column in columns.items()}
             location = f"{table.path}:{line}"
-            if "" in row:
-                actual = f"found {len(row[''])} columns"
-                yield (
-                    fields.get("subset", ""),
-                    BadFile(location, "malformed row", f"expected {len(table.columns)}, {actual}"),
-                )
+            if isinstance(row, str):
+                yield "", BadFile(location, "malformed row", row)
+                continue
+            try:
+                fields = {role: field_text(role, row.get(column)) for role, column in columns.items()}
+            except ValueError as error:
+                yield "", BadFile(location, "malformed row", str(error))
                 continue
             yield fields.get("subset", ""), self._listing(fields, table, location)
 
     def _listing(self, fields: dict[str, str], table: Table, location: str) -> Listing | BadFile:
-        if any("\udc80" <= character <= "\udcff" for character in fields["text"]):
-            return BadFile(location, f"transcript not {self.encoding.upper()}", fields["path"])
+        if any("\ud800" <= character <= "\udfff" or character == "\ufffd" for character in fields["text"]):
+            detail = f"{fields['path']}; another encoding is set by --data.init_args.encoding"
+            return BadFile(location, f"transcript not {self.encoding.upper()}", detail)
         if not fields["path"]:
             return BadFile(location, "malformed row", "the column of the path is empty")
         path = self._find(fields["path"], table)
         if path is None:
             folders = ", ".join(str(base) for base in self._bases(table)[:3])
-            return BadFile(location, "transcript without audio", f"no {shown(fields['path'])} in {folders}")
+            advice = "" if self.audio else "; another is set by --data.init_args.audio"
+            detail = f"no {shown(fields['path'])} in {folders}{advice}"
+            return BadFile(location, "transcript without audio", detail)
         try:
-            begin, end = _times(fields)
-            channel = int(fields["channel"]) if fields.get("channel") else None
+            begin, end = times_of(fields)
+            channel = channel_of(fields)
         except ValueError as error:
             return BadFile(location, "malformed row", str(error))
         stem = Path(path).stem
@@ -201,38 +219,9 @@ class TableDataModule(ListedDataModule):
     def _find(self, name: str, table: Table) -> str | None:
         """The audio file of a row; None where there is none."""
         suffixes = ("", *AUDIO_SUFFIXES) if not name.lower().endswith(AUDIO_SUFFIXES) else ("",)
-        for separator in ("/", "\\") if "\\" in name else ("/",):
-            for base in self._bases(table):
-                for suffix in suffixes:
-                    path = os.path.normpath(base / (name.replace(separator, "/") + suffix))
-                    if "\0" not in path and os.path.isfile(path):
-                        return path
-        return None
-
-
-def _field(value: Any) -> str:
-    """A field as text; where it is an object, its path."""
-    if isinstance(value, dict):
-        value = value.get("path")
-    return "" if value is None else str(value).strip()
-
-
-def _times(fields: dict[str, str]) -> tuple[float, float | None]:
-    """The second an utterance begins with, and the one that it ends before; None for the end of its file.
-
-    Raises:
-        ValueError: They are no numbers.
-    """
-    numbers: dict[str, float] = {}
-    for role in ("begin", "end", "duration"):
-        if fields.get(role):
-            try:
-                numbers[role] = float(fields[role])
-            except ValueError:
-                raise ValueError(f"expected seconds, found {role} {shown(fields[role])!r}") from None
-            if not 0 <= numbers[role] < math.inf:
-                raise ValueError(f"expected seconds from 0 on, found {role} {fields[role]}")
-    begin = numbers.get("begin", 0.0)
-    if "end" in numbers:
-        return begin, numbers["end"]
-    return begin, begin + numbers["duration"] if "begin" in numbers and "duration" in numbers else None
+        path = find_file(name, self._bases(table), suffixes)
+        if path is None and self.audio is not None:  # of another machine: its end may be below the folder
+            parts = name.replace("\\", "/").strip("/").split("/")
+            ends = ("/".join(parts[first:]) for first in range(1, len(parts)))
+            path = next(filter(None, (find_file(end, [self.audio], suffixes) for end in ends)), None)
+        return path

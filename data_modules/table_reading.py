@@ -2,20 +2,23 @@
 
 import csv
 import io
+import itertools
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asr_lightning.errors import InputError, reason
+from asr_lightning.errors import InputError, reason, shown
 from asr_lightning.files import regular
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".au", ".w64", ".sph")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 DELIMITERS = ("\t", "|", ";", ",")
+QUOTING = (",", ";")  # delimiters of tables whose fields may be quoted
 HEAD = 1 << 20  # bytes that are looked at to see what a table is
 NAMES = {  # of columns, the likeliest first, in small letters
     "path": "path audio_filepath audio_path audio_file file_name filename wav_filename wav_path wav audio file".split(),
@@ -59,11 +62,21 @@ class Table:
         return guessed
 
 
-def decode(content: bytes, encoding: str) -> str:
-    """Decode a table; bytes that are not of the encoding become lone surrogates; UTF-16 is recognized by its mark."""
-    if encoding.lower().replace("-", "") == "utf8" and content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return content.decode("utf-16", errors="replace")
-    return content.decode(encoding, errors="surrogateescape").removeprefix("\ufeff")
+def decode(content: bytes, encoding: str = "utf-8") -> str:
+    """Decode a list of a corpus; bytes that are not of the encoding become lone surrogates, or U+FFFD.
+
+    In place of UTF-8, UTF-16 is recognized by its mark or by the zero byte of its first character.
+    """
+    if encoding.lower().replace("-", "") in ("utf8", "utf8sig"):
+        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            encoding = "utf-16"
+        elif 0 in content[:2]:
+            encoding = "utf-16-le" if content[0] else "utf-16-be"
+    try:
+        text = content.decode(encoding, errors="surrogateescape")
+    except UnicodeError:  # of UTF-16 that is cut off
+        text = content.decode(encoding, errors="replace")
+    return text.removeprefix("\ufeff")
 
 
 def look(path: Path, encoding: str = "utf-8") -> Table | None:
@@ -74,20 +87,27 @@ def look(path: Path, encoding: str = "utf-8") -> Table | None:
     """
     with regular(path).open("rb") as file:
         head = decode(file.read(HEAD), encoding)
+    if "\0" in head.partition("\n")[0]:  # audio, or another encoding
+        return None
     if path.suffix.lower() in JSON_SUFFIXES:
         try:
-            row = next(_json_rows(head, path, partial=True), None)
+            row = next((row for _, row in _json_rows(head, path, partial=True) if isinstance(row, dict)), None)
         except (ValueError, InputError):
             return None
-        return None if row is None or len(row[1]) < 2 else Table(path, list(row[1]), list(row[1].values()), "", True)
+        if row is None or len(row) < 2 or all(isinstance(value, list | dict) for value in row.values()):
+            return None
+        return Table(path, list(row), list(row.values()), "", True)
     lines = [line for line in head.splitlines() if line.strip()][:2]
     if not lines:
         return None
     delimiter = "\t" if path.suffix.lower() == ".tsv" and "\t" in lines[0] else _delimiter(lines[0])
     if not delimiter:
         return None
-    rows = [fields for _, fields in _split(head if delimiter == "," else "\n".join(lines), delimiter, 2)]
-    columns = [column.strip() for column in rows[0]]
+    content = head if delimiter == "," else "\n".join(lines)
+    rows = [fields for _, fields in _split(content, delimiter, 2) if isinstance(fields, list)]
+    if not rows:
+        return None
+    columns = [column.strip() or str(number) for number, column in enumerate(rows[0])]  # pandas leaves the first empty
     table = Table(path, columns, rows[1] if len(rows) > 1 else [], delimiter, True)
     if set(table.guess()) & {"path", "text", "id"} and len(set(columns)) == len(columns):
         return table
@@ -102,13 +122,14 @@ def _is_audio_name(field: str) -> bool:
 
 def _delimiter(line: str) -> str:
     """Return the separator that gives most columns; empty where none does."""
-    counts = {delimiter: len(next(iter(_split(line, delimiter, 1)))[1]) for delimiter in DELIMITERS}
+    rows = {delimiter: next(iter(_split(line, delimiter, 1)))[1] for delimiter in DELIMITERS}
+    counts = {delimiter: len(row) if isinstance(row, list) else 0 for delimiter, row in rows.items()}
     best = max(DELIMITERS, key=lambda delimiter: counts[delimiter])
     return best if counts[best] > 1 else ""
 
 
-def read_table_rows(table: Table, encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any]]]:
-    """Give the line number and the fields by column of every row; lines without anything are passed over.
+def read_table_rows(table: Table, encoding: str = "utf-8") -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Give the line number and the fields by column of every row, or why it cannot be used; empty lines are no rows.
 
     Raises:
         InputError: The file cannot be read, or is damaged.
@@ -123,36 +144,53 @@ def read_table_rows(table: Table, encoding: str = "utf-8") -> Iterator[tuple[int
     rows = _split(text, table.delimiter)
     if table.header:
         next(rows, None)
-    try:
-        for line, fields in rows:
-            if fields and any(field.strip() for field in fields):
-                yield (
-                    line,
-                    dict(zip(table.columns, fields, strict=False))
-                    | ({"": fields} if len(fields) != len(table.columns) else {}),
-                )
-    except csv.Error as error:
-        raise InputError(f"{table.path} cannot be read as columns parted by {table.delimiter!r}: {error}") from error
+    quoted = table.delimiter in QUOTING
+    for line, fields in rows:
+        if isinstance(fields, str):
+            yield line, fields
+            continue
+        while len(fields) > len(table.columns) and not fields[-1].strip():  # as lines of spreadsheets end
+            fields.pop()
+        if len(fields) == len(table.columns):
+            yield line, dict(zip(table.columns, fields, strict=True))
+        elif any(field.strip() for field in fields):
+            advice = f"texts with {table.delimiter!r} need quotation marks" if quoted else "none may be in a text"
+            yield (
+                line,
+                (
+                    f"expected {len(table.columns)} columns parted by {table.delimiter!r}, found {len(fields)}"
+                    + (f"; {advice}" if len(fields) > len(table.columns) else "")
+                ),
+            )
 
 
-def _split(text: str, delimiter: str, limit: int | None = None) -> Iterator[tuple[int, list[str]]]:
-    """Split lines into fields, with the number of the line that a row ends with.
+def _split(text: str, delimiter: str, limit: int | None = None) -> Iterator[tuple[int, list[str] | str]]:
+    """Split lines into fields, with the number of the line that a row ends with; why not, where they cannot be split.
 
     Commas and semicolons separate fields of spreadsheets: quoted ones may hold delimiters and ends of lines. Tabs and
     bars separate plain lines, as of Common Voice: quotation marks belong to the text, but for those around a field.
     """
-    if delimiter in ",;":
+    if delimiter in QUOTING:
         csv.field_size_limit(1 << 30)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        for number, fields in enumerate(reader):
-            if limit is not None and number >= limit:
+        # strict: else a quotation mark that is not closed takes the following rows for its text
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        for _ in itertools.count() if limit is None else range(limit):
+            first = reader.line_num + 1
+            try:
+                fields: list[str] | str = next(reader)
+            except StopIteration:
                 return
-            yield reader.line_num, fields
+            except csv.Error as error:
+                lines = f"line {first}" if first == reader.line_num else f"lines {first} to {reader.line_num}"
+                fields = f"quotation marks of {lines}: {error}; those of a text are doubled, in a quoted field"
+            if fields:
+                yield reader.line_num, fields
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if limit is not None and number > limit:
             return
-        yield number, [_unquote(field) for field in line.rstrip("\r").split(delimiter)] if line.strip() else []
+        if line.strip():
+            yield number, [_unquote(field) for field in line.rstrip("\r").split(delimiter)]
 
 
 def _unquote(field: str) -> str:
@@ -161,8 +199,9 @@ def _unquote(field: str) -> str:
     return inner.replace('""', '"') if quoted else field
 
 
-def _json_rows(text: str, path: Path, partial: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Give the line number and the object of every line, or of every entry of a list."""
+def _json_rows(text: str, path: Path, partial: bool = False) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Give the line number and the object of every line, or of every entry of a list; or why it is none."""
+    expected = "expected an object of JSON, {…}"
     if text.lstrip()[:1] == "[":
         if partial:  # the first object of what may be cut off
             row, _ = json.JSONDecoder().raw_decode(text.lstrip()[1:].lstrip())
@@ -170,20 +209,71 @@ def _json_rows(text: str, path: Path, partial: bool = False) -> Iterator[tuple[i
         else:
             try:
                 rows = json.loads(text)
-            except ValueError as error:
-                raise InputError(f"{path} is no JSON: {reason(error)}") from error
-        yield from ((number, row) for number, row in enumerate(rows, start=1) if isinstance(row, dict))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path} is no JSON: {reason(error)}. Write or copy it again.") from error
+        for number, row in enumerate(rows, start=1):
+            yield number, row if isinstance(row, dict) else f"{expected}, found {shown(repr(row))}"
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("expected an object, {…}")
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: expected a line of JSON: {reason(error)}") from error
-        yield number, row
+            yield number, f"{expected}: {reason(error)}"
+            continue
+        yield number, row if isinstance(row, dict) else f"{expected}, found {shown(repr(row))}"
+
+
+def field_text(role: str, value: Any) -> str:
+    """A field as text; of an object in the column of paths, its path.
+
+    Raises:
+        ValueError: It is no text and no number.
+    """
+    if role == "path" and isinstance(value, dict):
+        value = value.get("path")
+    if isinstance(value, list | dict | bool):
+        raise ValueError(f"expected a text or a number for the {role}, found {shown(repr(value))}")
+    return "" if value is None or value != value else str(value).strip()  # NaN, as pandas writes what is missing
+
+
+def channel_of(fields: dict[str, str]) -> int | None:
+    """The channel of an utterance; None for the mean of all.
+
+    Raises:
+        ValueError: It is no number from 0 on.
+    """
+    if not (text := fields.get("channel")):
+        return None
+    try:
+        channel = float(text)  # numbers beside missing ones are floats, for pandas
+    except ValueError:
+        channel = -1.0
+    if channel < 0 or not channel.is_integer():
+        raise ValueError(f"expected a channel, counted from 0, found {shown(text)!r}")
+    return int(channel)
+
+
+def times_of(fields: dict[str, str]) -> tuple[float, float | None]:
+    """The second an utterance begins with, and the one that it ends before; None for the end of its file.
+
+    Raises:
+        ValueError: They are no numbers.
+    """
+    numbers: dict[str, float] = {}
+    for role in ("begin", "end", "duration"):
+        if fields.get(role):
+            try:
+                numbers[role] = float(fields[role])
+            except ValueError:
+                raise ValueError(f"expected seconds, found {role} {shown(fields[role])!r}") from None
+            if not 0 <= numbers[role] < math.inf:
+                raise ValueError(f"expected seconds from 0 on, found {role} {fields[role]}")
+    begin = numbers.get("begin", 0.0)
+    if "end" in numbers:
+        return begin, numbers["end"]
+    return begin, begin + numbers["duration"] if "begin" in numbers and "duration" in numbers else None
 
 
 def find_tables(root: Path) -> list[Path]:

@@ -1,29 +1,41 @@
 """The files of a folder at any depth, whatever links, permissions and equal names there are."""
 
+import contextlib
+import functools
 import hashlib
 import os
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from data_modules.manifest import BadFile, Listing
 
 
-def walk(
-    folder: Path, problems: list[BadFile], above: tuple[tuple[int, int], ...] = ()
-) -> Iterator[tuple[Path, list[str]]]:
+def walk(folder: Path, problems: list[BadFile]) -> Iterator[tuple[Path, list[str]]]:
     """Yield every folder, itself first, with the sorted names of what is in it and is no folder.
 
-    Links are followed, except one to a folder that it lies in: its files come anyway. Hidden names are passed over.
+    Links are followed, except one to a folder that it lies in: its files come anyway, or are of other subsets. A folder
+    that is reached twice, as by a link beside it, is a problem the second time. Hidden names are passed over.
 
     Args:
         folder: Where to begin.
-        problems: Folders that cannot be read are added.
-        above: Device and inode of each folder that this one lies in.
+        problems: Folders that cannot be read, or that come twice, are added.
     """
+    above = set()
+    for parent in Path(os.path.realpath(folder)).parents:
+        with contextlib.suppress(OSError):
+            above.add(_identity(os.stat(parent)))
+    yield from _walk(folder, problems, above, {})
+
+
+def _walk(
+    folder: Path, problems: list[BadFile], above: set[tuple[int, int]], visited: dict[tuple[int, int], Path]
+) -> Iterator[tuple[Path, list[str]]]:
+    """Walk through a folder, given the folders that it lies in and those that have come, by device and inode."""
     try:
-        status = os.stat(folder)
+        identity = _identity(os.stat(folder))
         with os.scandir(folder) as scanned:
             entries = sorted(
                 (entry for entry in scanned if not entry.name.startswith(".")), key=lambda entry: entry.name
@@ -31,14 +43,21 @@ def walk(
     except OSError as error:
         problems.append(BadFile(str(folder), "unreadable folder", error.strerror or str(error)))
         return
-    identity = (status.st_dev, status.st_ino)
     if identity in above:
         return
+    if identity in visited:
+        problems.append(BadFile(str(folder), "folder twice", f"it is also {visited[identity]}, which is kept"))
+        return
+    visited[identity] = folder
     folders = [entry for entry in entries if _is_folder(entry)]
     folder_names = {entry.name for entry in folders}
     yield folder, [entry.name for entry in entries if entry.name not in folder_names]
-    for entry in folders:
-        yield from walk(folder / entry.name, problems, (*above, identity))
+    for entry in sorted(folders, key=lambda entry: entry.is_symlink()):  # a folder is called by its own name first
+        yield from _walk(folder / entry.name, problems, above | {identity}, visited)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -93,3 +112,57 @@ def name_apart(listings: list[Listing], root: Path, bad: list[BadFile]) -> list[
             )
         unique.setdefault(listing.id, listing)
     return list(unique.values())
+
+
+def find_file(name: str, bases: Iterable[Path], suffixes: Sequence[str] = ("",)) -> str | None:
+    """Find a file that a corpus lists: below one of the bases, as it is written or as other file systems write it.
+
+    Some do not tell capitals from small letters, some decompose letters (NFD), some write folders with backslashes.
+    Where there is something else of this name, as a folder or a link to nothing, it is returned: opening it says why.
+
+    Args:
+        name: Relative to a base, or absolute.
+        bases: Folders, in the order of preference.
+        suffixes: That may follow the name.
+
+    Returns:
+        A normalized path; None where there is nothing of this name, or several files may be meant.
+    """
+    if "\0" in name:
+        return None
+    names = dict.fromkeys((name, name.replace("\\", "/")))
+    paths = [os.path.normpath(base / (name + suffix)) for name in names for base in bases for suffix in suffixes]
+    for path in paths:
+        if os.path.isfile(path):
+            return path
+    for path in paths:
+        if (spelled := _as_spelled(path)) is not None and os.path.isfile(spelled):
+            return spelled
+    return next((path for path in paths if os.path.lexists(path)), None)
+
+
+def _as_spelled(path: str) -> str | None:
+    """Spell a path as its folders and files are called; None where there is no such, or more than one."""
+    if os.path.exists(path):
+        return path
+    folder, name = os.path.split(path)
+    if not name or (parent := _as_spelled(folder)) is None:
+        return None
+    try:
+        names = _spellings(parent, os.stat(parent).st_mtime_ns).get(_fold(name), [])
+    except OSError:
+        return None
+    return os.path.join(parent, names[0]) if len(names) == 1 else None
+
+
+@functools.lru_cache(64)
+def _spellings(folder: str, modified: int) -> dict[str, list[str]]:
+    """The names in a folder, without their differences in case and composition; a changed folder is read again."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name in os.listdir(folder):
+        names[_fold(name)].append(name)
+    return dict(names)
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name.lower())

@@ -182,6 +182,7 @@ def test_three_known_files_read_a_sign_otherwise(root: Path) -> None:
 SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no audio": (lambda folder: (folder / "KsponSpeech_000001.pcm").unlink(), "transcript without audio"),
     "no bytes": (lambda folder: (folder / "KsponSpeech_000001.pcm").write_bytes(b""), "empty audio"),
+    "a WAV file": (lambda folder: (folder / "KsponSpeech_000001.pcm").write_bytes(b"RIFF" * 9), "unreadable audio"),
     "half a sample": (lambda folder: (folder / "KsponSpeech_000001.pcm").write_bytes(b"\0"), "empty audio"),
     "brackets": (
         lambda folder: rewrite(folder.parents[1] / "scripts/train.trn", "b/ 오늘은", "(오늘은"),

@@ -18,7 +18,7 @@ from data_modules.corpus import CorpusDataModule
 from data_modules.cuts import CutsDataModule
 from data_modules.kaldi import KaldiDataModule
 from data_modules.ksponspeech import KsponSpeechDataModule
-from data_modules.layouts import advise
+from data_modules.layouts import advise, init_args, role_of
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.shards import ShardsDataModule
 from data_modules.table import TableDataModule
@@ -203,6 +203,18 @@ def test_columns_without_usual_names_are_shown_with_the_line_to_type(tmp_path: P
         str(tmp_path), columns={"path": "tondatei", "text": "gesagt"}, split=None, train_subsets=["train"], workers=0
     )
     assert list(read_by_text(module)) == ["guten tag"]
+
+
+def test_advice_looks_at_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("HELLO,a.wav\nYES,b.wav\n")
+    assert "--data.init_args.columns.path 1 --data.init_args.columns.text 0" in advise(tmp_path)
+    (tmp_path / "t.csv").rename(tmp_path / "t.json")
+    assert "t.json: expected an object for each utterance" in advise(tmp_path)
+    made_listed.kaldi(tmp_path / "far/below/this")
+    assert f"--data.init_args.root {tmp_path / 'far/below/this/data'} " in advise(tmp_path)
+    names = {"tr": "train", "train_dev": "validation", "valid": "validation", "validated": None, "si284": None}
+    assert {name: role_of(name) for name in names} == names
+    assert init_args({"test_subsets": ["0", "b"]}) == """--data.init_args.test_subsets '["0", "b"]'"""
 
 
 def test_transcripts_beside_the_audio_are_told_how_to_become_a_table(tmp_path: Path) -> None:

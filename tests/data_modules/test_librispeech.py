@@ -169,7 +169,18 @@ def test_loops_of_links_come_to_an_end(tmp_path: Path) -> None:
     (folder / "up").symlink_to(tmp_path / "dev-clean")
     (folder / "self").symlink_to("self")
     (tmp_path / "dev-clean" / "over").symlink_to("..")
+    write_chapter(tmp_path / "train" / "8" / "1", {"c": "C"}, [0.3])  # which `over` leads to
     assert sorted(read(module(tmp_path))) == ["a", "b"]
+    (tmp_path / "dev-clean" / "6").symlink_to("7")
+    with pytest.raises(InputError, match=r"dev-clean/6: folder twice \(it is also \S+dev-clean/7, which is kept\)"):
+        read(module(tmp_path))
+
+
+def test_transcripts_in_utf_16_that_name_files_with_their_suffixes(tmp_path: Path) -> None:
+    folder = tmp_path / "dev-clean" / "7" / "1"
+    write_chapter(folder, {"a": "A", "b": "B"}, [0.4, 0.3])
+    (folder / "7-1.trans.txt").write_text("a.flac SAY A\r\nb SAY B\n", encoding="utf-16", newline="")
+    assert {id: item[1] for id, item in read(module(tmp_path)).items()} == {"a": "SAY A", "b": "SAY B"}
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

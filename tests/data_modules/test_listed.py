@@ -1,17 +1,27 @@
 """Splits, unique ids, and lines of tables and Kaldi's lists that cannot be used."""
 
+import gzip
+import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.ipc
 import pytest
 
 from asr_lightning.errors import InputError
+from data_modules.arrow import ArrowDataModule
+from data_modules.cuts import CutsDataModule
 from data_modules.kaldi import KaldiDataModule
 from data_modules.listed import SHARES, divide, kept_together, make_unique
 from data_modules.manifest import BadFile, Listing
 from data_modules.table import TableDataModule
 from data_modules.table_reading import look, read_table_rows
+from data_modules.walk import find_file
 from tests.support import made_listed
+
+ARROW_AUDIO = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
 
 
 def listings(speakers: int, each: int = 5) -> list[Listing]:
@@ -81,6 +91,8 @@ def test_files_of_one_name_are_called_by_their_folders() -> None:
         ("t.csv", 'path,text\na.wav,"two\nlines"\n', ["path", "text"], ["a.wav", "two\nlines"]),
         ("t.tsv", 'path\tsentence\na.mp3\t"No," he said\n', ["path", "sentence"], ["a.mp3", '"No," he said']),
         ("t.tsv", 'path\ttext\na.mp3\t"a ""b"""\n', ["path", "text"], ["a.mp3", 'a "b"']),
+        ("t.csv", ",path,text\n0,a.wav,x\n", ["0", "path", "text"], ["0", "a.wav", "x"]),  # as pandas writes it
+        ("t.csv", "path,text\na.wav,x,,\n", ["path", "text"], ["a.wav", "x"]),
         ("t.csv", "LJ1|It is 2.|It is two.\n", ["0", "1", "2"], ["LJ1", "It is 2.", "It is two."]),
         ("t.tsv", "a.wav\thello\n", ["0", "1"], ["a.wav", "hello"]),
         ("t.jsonl", '{"audio_filepath": "a.wav", "text": "x"}\n', ["audio_filepath", "text"], ["a.wav", "x"]),
@@ -88,11 +100,12 @@ def test_files_of_one_name_are_called_by_their_folders() -> None:
     ],
 )
 def test_tables_of_all_kinds(tmp_path: Path, name: str, content: str, columns: list[str], row: list[str]) -> None:
-    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"):
         (tmp_path / name).write_text(content, encoding=encoding, newline="")
         table = look(tmp_path / name)
         assert table is not None and table.columns == columns
-        assert [list(fields.values()) for _, fields in read_table_rows(table)] == [row]
+        rows = [fields for _, fields in read_table_rows(table) if isinstance(fields, dict)]
+        assert [list(fields.values()) for fields in rows] == [row]
 
 
 def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
@@ -160,3 +173,117 @@ def test_what_kaldi_lists_and_is_not_there(tmp_path: Path) -> None:
         ("e", 0.2, None),
     ]
     assert {"malformed line", "segment without audio"} <= {file.kind for file in bad}
+
+
+def entries(path: Path, content: str) -> list[Any]:
+    """The texts of a table's rows, and the kinds of those that cannot be used, with their lines."""
+    made_listed.write_audio(path.parent, 0, "a", mixed=False)
+    path.write_text(content, encoding="utf-8", newline="")
+    listings, bad = TableDataModule(str(path.parent)).list_utterances("")
+    return [*(listing.text for listing in listings), *(f"{file.path.rpartition(':')[2]} {file.kind}" for file in bad)]
+
+
+def test_a_row_that_cannot_be_split_takes_no_other_with_it(tmp_path: Path) -> None:
+    rows = 'path,text\na.flac,one\na.flac,"not closed\na.flac,"nor this\na.flac,two\na.flac,"to the end\na.flac,x\n'
+    assert entries(tmp_path / "t.csv", rows) == ["one", "two", "4 malformed row", "7 malformed row"]
+    lines = ['{"path": "a.flac", "text": "one"}', '{"path": "a.fl', '["a.flac", "two"]']
+    lines += [f'{{"path": "a.flac", "text": {text}}}' for text in ('["a", "b"]', "true", '{"x": 1}', "5", "NaN")]
+    assert entries(tmp_path / "json/t.jsonl", "\n".join(lines)) == [
+        "one", "5", "", *(f"{line} malformed row" for line in (2, 3, 4, 5, 6)),
+    ]  # fmt: skip
+
+
+def test_of_two_columns_of_one_name_none_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"t.csv: expected one column text, found 2. Rename"):
+        entries(tmp_path / "t.csv", "path,text,text\na.flac,one,two\n")
+
+
+def test_files_are_found_as_other_systems_spell_them(tmp_path: Path) -> None:
+    folder = tmp_path / unicodedata.normalize("NFD", "\uc74c\uc131")
+    (folder / "x.wav").mkdir(parents=True)
+    for name in ("A.WAV", "two.wav", "Two.wav"):
+        (folder / name).touch()
+    base = unicodedata.normalize("NFC", folder.name)
+    assert find_file(f"{base}/a.wav", [tmp_path]) == str(folder / "A.WAV")
+    assert find_file(f"{base}\\A", [tmp_path], ("", ".wav")) == str(folder / "A.WAV")
+    assert find_file("two.wav", [folder]) == str(folder / "two.wav")
+    assert find_file("TWO.wav", [folder]) is None  # of two that may be meant
+    assert find_file("x.wav", [folder]) == str(folder / "x.wav")  # opening it says that it is a folder
+    table = tmp_path / "t.csv"
+    table.write_text("path,text\nC:\\\\corpus\\\\a.wav,one\n/home/a/corpus/gone.wav,two\n")
+    listings, bad = TableDataModule(str(table), audio=str(folder)).list_utterances("")
+    assert [listing.path for listing in listings] == [str(folder / "A.WAV")] and len(bad) == 1
+
+
+def test_utterances_that_are_trained_on_and_evaluated_are_counted(tmp_path: Path) -> None:
+    root = made_listed.common_voice(tmp_path)
+    (root / "validated.tsv").write_text((root / "train.tsv").read_text())
+    module = TableDataModule(str(root))
+    assert module.subsets["validation"] == ["dev"]  # `validated` is no subset to validate on
+    options: dict[str, Any] = {"train_subsets": ["train"], "validation_subsets": ["validated"], "workers": 0}
+    with pytest.warns(UserWarning, match="8 of 8 utterances of validated are also in train, as common_voice_en_0"):
+        TableDataModule(str(root), **options).prepare_data()
+
+
+def test_subsets_may_be_numbers_and_no_paths(tmp_path: Path) -> None:
+    rows = [{"path": made_listed.write_audio(tmp_path, n, f"u{n}", mixed=False).name, "text": "x", "split": split}
+            for n, split in enumerate(("0", "../up"))]  # fmt: skip
+    made_listed.write_table(tmp_path / "all.csv", rows)
+    assert TableDataModule(str(tmp_path), train_subsets=[0]).subsets["train"] == ["0"]
+    with pytest.raises(InputError, match="names that files can have, found '../up'"):
+        TableDataModule(str(tmp_path), train_subsets=["../up"]).prepare_data()
+
+
+def test_lists_of_kaldi_in_utf_16_and_folders_without_text(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        path = made_listed.write_audio(tmp_path / name, 0, "a", mixed=False)
+        (tmp_path / name / "wav.scp").write_text(f"a {path}\n")
+    (tmp_path / "train/text").write_text("a \uc548\ub155\n", encoding="utf-16")
+    (tmp_path / "train/segments").write_text("a a 0.3 0.1\n")
+    module = KaldiDataModule(str(tmp_path), split=None, train_subsets=["train"])
+    with pytest.warns(UserWarning, match="test cannot be used: there is wav.scp, but no text"):
+        _, bad = module.list_utterances("train")
+    assert [file.kind for file in bad] == ["malformed line"]
+    (tmp_path / "train/segments").unlink()
+    assert [utterance.text for utterance in module.list_utterances("train")[0]] == ["\uc548\ub155"]
+
+
+def test_cuts_with_fields_of_other_kinds_are_named(tmp_path: Path) -> None:
+    root = made_listed.cuts(tmp_path)
+    path = root / "corpus_cuts_train.jsonl.gz"
+    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    lines[0]["supervisions"][0]["text"], lines[1]["duration"] = 5, float("nan")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))  # and it is not compressed any more
+    listings, bad = CutsDataModule(str(root)).list_utterances("corpus_cuts_train")
+    assert len(listings) == 6 and [file.kind for file in bad] == ["malformed line"] * 2
+
+
+@pytest.mark.parametrize(
+    ("audio", "expected"),
+    [
+        (pyarrow.array([b"RIFF"]), "expected audio as a struct of bytes and path, .* found binary"),
+        (pyarrow.array([{"array": [0.1], "path": "a"}]), "expected audio as a struct of bytes and path"),
+        (pyarrow.array([{"bytes": None, "path": "a"}], ARROW_AUDIO), "neither bytes nor a file a"),
+    ],
+)
+def test_audio_that_is_not_in_an_arrow_file(audio: Any, expected: str, tmp_path: Path) -> None:
+    table = pyarrow.table({"audio": audio, "text": ["x"]})
+    (tmp_path / "corpus").mkdir()
+    with pyarrow.ipc.new_stream(tmp_path / "corpus/data.arrow", table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(InputError, match=expected):
+        ArrowDataModule(str(tmp_path / "corpus")).find_utterances("train")
+
+
+def test_splits_side_by_side_and_selected_rows_of_arrow_files(tmp_path: Path) -> None:
+    paths = [str(made_listed.write_audio(tmp_path, number, mixed=False)) for number in (0, 1)]
+    table = pyarrow.table({"file": paths, "text": ["x", "y"], "begin": [0.1, None], "end": [0.2, None]})
+    for split in ("train-00000-of-00002", "train-00001-of-00002", "test"):
+        with pyarrow.ipc.new_stream(tmp_path / f"corpus-{split}.arrow", table.schema) as writer:
+            writer.write_table(table)
+    module = ArrowDataModule(str(tmp_path), split=None)
+    assert sorted(module.files) == ["test", "train"] and len(module.files["train"]) == 2
+    assert [(part.begin, part.end) for part in module.list_utterances("test")[0]] == [(0.1, 0.2), (0.0, None)]
+    (tmp_path / "state.json").write_text('{"_data_files": [], "_indices_data_files": [{"filename": "indices.arrow"}]}')
+    with pytest.raises(InputError, match="flatten_indices"):
+        ArrowDataModule(str(tmp_path))
