@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -66,6 +67,7 @@ RENAMED = {
     "convergence": ["compare", "--convergence"],
     "costs": ["compare", "--costs"],
 }
+AGAIN_SECONDS = 0.01  # until a signal is sent again whose exception was dropped
 
 
 class Terminated(KeyboardInterrupt):
@@ -187,16 +189,29 @@ def interrupted_status(error: KeyboardInterrupt) -> int:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise `Terminated` at SIGTERM, so that half-written files are removed and child processes are ended."""
+    """Raise `Terminated` at SIGTERM, so that half-written files are removed and child processes are ended.
+
+    Where a signal comes while a C library calls Python, as libsndfile does for each block that it reads, or in a
+    destructor, Python drops the exception: the signal is sent again then.
+    """
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    def send_again(dropped: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            hook(dropped)
+            return
+        number = interrupted_status(dropped.exc_value) - 128
+        threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
+
+    previous, hook = signal.signal(signal.SIGTERM, terminate), sys.unraisablehook
+    sys.unraisablehook = send_again
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+        sys.unraisablehook = hook
 
 
 if __name__ == "__main__":

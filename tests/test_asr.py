@@ -1,12 +1,14 @@
 """The command `asr`: names, help, errors, exit statuses."""
 
 import argparse
+import ctypes
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +167,30 @@ def test_sigterm_cleans_up_and_is_told_by_the_status(command: Callable, capsys: 
     assert main(["parameters"]) == 143 and ended
     assert capsys.readouterr().err == "stopped\n"
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_a_callback_of_a_c_library_is_not_lost(
+    command: Callable, capsys: pytest.CaptureFixture[str], number: int, status: int
+) -> None:
+    signalled = []
+
+    @ctypes.CFUNCTYPE(None)
+    def callback() -> None:
+        if not signalled:
+            signalled.append(number)
+            os.kill(os.getpid(), number)
+
+    def call(options: argparse.Namespace) -> int:
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            callback()
+        return 0
+
+    hook = sys.unraisablehook
+    command(call)
+    assert main(["parameters"]) == status
+    assert capsys.readouterr().err == "stopped\n" and sys.unraisablehook is hook
 
 
 @pytest.mark.parametrize("ours", [True, False])
