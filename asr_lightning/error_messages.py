@@ -1,6 +1,5 @@
 """The message of an error for the user, and the file with its stack trace."""
 
-import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,10 +9,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from asr_lightning.batch import is_memory_error
 from asr_lightning.errors import REASON, shown
-from asr_lightning.files import write_atomically
+from asr_lightning.files import DISK_FULL, write_atomically
 from asr_lightning.models.instantiation import brief, input_error
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TRACE = "ASR_LIGHTNING_TRACE"  # if this variable is set, errors are printed with their stack trace
 
 

@@ -25,6 +25,7 @@ from asr_lightning.errors import InputError, printable, reason
 from asr_lightning.renamed import current_names
 
 STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")  # of a shell's `<(…)`, which are pipes with a writer
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ABANDONED_SECONDS = 24 * 3600  # without a change: longer than any file is written
 MOST_VALUES = 100_000  # of a YAML with its aliases expanded
 
@@ -41,6 +42,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         os.replace(unfinished, path)
+    except OSError as error:
+        if error.errno in DISK_FULL and error.filename is None:  # of a write
+            error.filename = str(path)
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -71,6 +71,11 @@ def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a'"), replacing(tmp_path / "a"):
+        raise OSError(28, "No space left on device")
+
+
 @pytest.mark.parametrize("plant", ["link", "dangling", "pipe", "folder"])
 def test_a_lock_is_a_file_and_nothing_else(tmp_path: Path, victim: Path, plant: str) -> None:
     lock = tmp_path / ".corpus.lock"
