@@ -259,13 +259,14 @@ def versions(folder: Path) -> list[Path]:
 
 
 def read_metrics(path: Path) -> Log:
-    """Read one `metrics.csv`.
+    """Read one `metrics.csv`; a last line without its end, as a full disk or a killed run leaves it, is left out.
 
     Raises:
         InputError: It cannot be read, or a value in it is not a number.
     """
     with _reraise_read_errors(path), regular(path).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        lines = file.readlines()
+        rows = list(csv.DictReader(lines if not lines or lines[-1].endswith("\n") else lines[:-1]))
         for row in rows:
             for name, value in row.items():
                 if name in NUMBERS or (name or "").endswith(FACTOR):

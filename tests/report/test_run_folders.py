@@ -62,6 +62,14 @@ def test_other_columns_are_refused(tmp_path: Path) -> None:
         run_folders.read_rates(path)
 
 
+def test_a_line_that_a_full_disk_has_cut_off_is_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train/seconds\r\n1,10.5\r\n2,21")
+    assert run_folders.read_metrics(path) == [{"step": "1", "train/seconds": "10.5"}]
+    path.write_text("step,train/sec")
+    assert run_folders.read_metrics(path) == []
+
+
 def test_what_was_tested_goes_before_what_was_validated(tmp_path: Path) -> None:
     write(tmp_path, [f"las,1,{epoch},clean,0.{epoch},0.1,0.1,0.1,0.1" for epoch in (1, 2)])
     validated = run_folders.read_run(tmp_path)
