@@ -139,6 +139,15 @@ class LiveServer:
         return Starlette(routes=[*pages, WebSocketRoute("/listen", self._serve_client)])
 
     async def _serve_client(self, client: WebSocket) -> None:
+        try:
+            await self._admit(client)
+        except (WebSocketDisconnect, TimeoutError):  # it is gone, or does not take what it is sent
+            pass
+        except asyncio.CancelledError:  # the server ends, and does not wait for the audio that is there
+            pass
+
+    async def _admit(self, client: WebSocket) -> None:
+        """Recognize what a client sends, if it may and there is a place for it."""
         origin = client.headers.get("origin")  # of browsers alone: which page it is that listens
         if origin is not None and urlsplit(origin).netloc != client.headers.get("host"):
             await client.close()
@@ -153,10 +162,6 @@ class LiveServer:
         except ClientError as refusal:
             await self._send(client, {"type": "error", "message": str(refusal)})
             await client.close(refusal.code)
-        except (WebSocketDisconnect, TimeoutError):  # it is gone, or does not take what it is sent
-            pass
-        except asyncio.CancelledError:  # the server ends, and does not wait for the audio that is there
-            pass
         finally:
             self.active -= counted
 

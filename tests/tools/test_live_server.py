@@ -1,5 +1,6 @@
 """`asr listen --serve` as a process: clients, what ends a connection, the page."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -11,17 +12,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import soundfile
 from playwright.sync_api import sync_playwright
+from starlette.websockets import WebSocketDisconnect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from asr_lightning.asr import main
 from asr_lightning.models.rnn_transducer import RNNTransducer
+from asr_lightning.tools.live import LiveRecognizer
+from asr_lightning.tools.live_server import LiveServer
 from tests.support.browser import ARGUMENTS, CHROMIUM
 from tests.support.streaming_recognizer import as_pcm, babble, save, start_listening, streaming_recognizer, text_at_once
 
@@ -51,6 +55,38 @@ def server(checkpoint: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     finally:
         command.kill()
         command.wait()
+
+
+class Gone:
+    """A client that dies when it has sent a message."""
+
+    headers: ClassVar[dict[str, str]] = {}
+    query_params: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, dies_at: str) -> None:
+        self.dies_at = dies_at
+
+    async def accept(self) -> None:
+        if self.dies_at == "accept":
+            raise WebSocketDisconnect(1006)
+
+    async def receive(self) -> dict[str, Any]:
+        return {"type": "websocket.receive", "text": "nonsense"}
+
+    async def send_json(self, message: dict[str, Any]) -> None:
+        if message["type"] == self.dies_at:
+            raise WebSocketDisconnect(1006)
+
+    async def close(self, code: int = 1000) -> None:
+        if self.dies_at == "close":
+            raise WebSocketDisconnect(1006)
+
+
+@pytest.mark.parametrize("dies_at", ["accept", "ready", "error", "close"])
+def test_a_client_that_dies_leaves_no_stack_trace_and_no_place_taken(recognizer: RNNTransducer, dies_at: str) -> None:
+    served = LiveServer(LiveRecognizer(recognizer), clients=1)
+    asyncio.run(served._serve_client(Gone(dies_at)))  # type: ignore[arg-type] # what it raises is in the server's log
+    assert served.active == 0
 
 
 def client(server: tuple[str, object], rate: str = "16000", **options: Any) -> ClientConnection:
