@@ -95,7 +95,8 @@ class _RunningCommand:
             if process:
                 self.process.returncode = os.waitstatus_to_exitcode(status)
                 seconds = time.monotonic() - self.started
-                note_cost(self.run, self.command, seconds, usage, self.process.returncode, self.commit)
+                with suppress(OSError):  # a full disk: the other runs are to be told to save and end
+                    note_cost(self.run, self.command, seconds, usage, self.process.returncode, self.commit)
         return self.process.returncode is not None
 
 
