@@ -15,6 +15,7 @@ client's audio at a time; who sends faster than that is read more slowly, so tha
 
 import asyncio
 import functools
+import logging
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,7 @@ def serve(live: LiveRecognizer, listening: socket.socket, clients: int) -> None:
         # A pong waits behind audio that is not read yet; clients that are gone are found by IDLE_SECONDS.
         ws_ping_interval=None, timeout_graceful_shutdown=3,
     )  # fmt: skip
+    logging.getLogger("uvicorn.error").addFilter(_is_of_server)
     host, port = listening.getsockname()[:2]
     print(f"http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
     try:
@@ -194,6 +196,11 @@ class LiveServer:
 
     async def _send(self, client: WebSocket, message: dict[str, Any]) -> None:
         await asyncio.wait_for(client.send_json(message), IDLE_SECONDS)
+
+
+def _is_of_server(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is no stack trace of text that a client has sent, and that is no UTF-8."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], UnicodeDecodeError)
 
 
 def _read(stream: Stream, audio: np.ndarray) -> tuple[list[Line], Partial]:

@@ -184,6 +184,12 @@ def test_what_no_client_should_send_ends_its_connection_alone(
             connection.send(message)
             text, closed = refused(connection)
             assert text.startswith(sentence) and "\x1b" not in text and closed == code
+    with client(server) as connection:
+        assert receive(connection) == {"type": "ready"}
+        connection.send(b"\xff", text=True)  # no UTF-8; the last test looks for a stack trace
+        with pytest.raises(ConnectionClosed) as closed_by:
+            connection.recv(timeout=60)
+        assert closed_by.value.rcvd is not None and closed_by.value.rcvd.code == 1007
     for rate in ("1", "0", "-16000", "16000.5", "x" * 1_000, "", "99999999999"):
         with client(server, rate) as connection:
             text, closed = refused(connection)
