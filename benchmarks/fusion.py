@@ -1,14 +1,14 @@
 """What language models change in a search: word errors and time beside the same search without them, one network.
 
-    python benchmarks/fusion.py runs/fusion/rnnt/seed1/checkpoints/last.ckpt --searches searches.yaml \
-        --root data/spoken_fusion --subsets test-clean test-other
+    python benchmarks/fusion.py runs/demo/rnnt_export/seed1/checkpoints/last.ckpt \
+        --searches searches.yaml --root data/spoken_small --subsets test-clean test-other
 
 `searches.yaml` has a class path with arguments for each search by its name; the first is the one without. They take
 turns at the encoded utterances of every batch of a test. The encoder is not timed, and seconds are those of the
 processor, so that other work on the machine changes them little; their sum is compared with the first's, and in
-brackets least and most of the batches. A search whose weights are 0 must find the same
-hypotheses with the same scores: `equal` counts the utterances where that is so. The interval of the difference of word
-error rates is a bootstrap over utterances, or over speakers where there are at least five.
+brackets least and most of the batches. A search whose weights are 0 must find the same hypotheses with the same scores:
+`equal` counts the utterances where that is so. The interval of the difference of word error rates is a bootstrap over
+utterances, or over speakers where there are at least five.
 """
 
 import argparse
@@ -94,8 +94,9 @@ def compare(recognizer: Recognizer, searches: dict[str, Any], subset: str, encod
         differences = [now - before for now, before in zip(errors[name], errors[first], strict=True)]
         interval = bootstrap(differences, words, speakers)
         equal = sum(
-            [(one.tokens, one.score) for one in mine] == [(one.tokens, one.score) for one in others]
-            for mine, others in zip(outcome.hypotheses, outcomes[first].hypotheses, strict=True)
+            [(hypothesis.tokens, hypothesis.score) for hypothesis in candidates]
+            == [(hypothesis.tokens, hypothesis.score) for hypothesis in others]
+            for candidates, others in zip(outcome.hypotheses, outcomes[first].hypotheses, strict=True)
         )
         ratios = [now / before for now, before in zip(outcome.seconds, outcomes[first].seconds, strict=True)]
         change, ratio = "–", "–"
