@@ -18,7 +18,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from asr_lightning.ablations import environment_of_runs
+from asr_lightning.ablations import PARENT, environment_of_runs
 from asr_lightning.ablations.execution import tail
 from asr_lightning.errors import InputError, shown
 from asr_lightning.files import read_yaml, write_atomically
@@ -362,6 +362,7 @@ def _run_lightning(command: list[str], log: str) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.argv = ["lightning", *command]
+    os.environ[PARENT] = str(os.getppid())  # the server, which ends with the process that tunes
     multiprocessing.set_start_method(None, force=True)  # the platform's, for workers that read audio
     try:
         runpy.run_module("asr_lightning", run_name="__main__", alter_sys=True)
