@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 
 from asr_lightning.ablations import end_with_ablation
-from asr_lightning.errors import InputError, nearest, printable
+from asr_lightning.errors import InputError, nearest, print_any_character, printable
 
 COMMANDS = {
     "Use a trained network": {
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    print_any_character()
     if arguments is None:
         add_current_folder()
         arguments = sys.argv[1:]

@@ -60,7 +60,7 @@ from asr_lightning.callbacks.wandb_run import (
 from asr_lightning.callbacks.weight_changes import DistanceFromStart, UpdateSizes
 from asr_lightning.callbacks.weight_selection import WeightSelection
 from asr_lightning.error_messages import TRACE, explain, trace_kept
-from asr_lightning.errors import InputError
+from asr_lightning.errors import InputError, print_any_character
 from asr_lightning.files import exclusive_lock
 from asr_lightning.models.checkpoints import (
     CheckpointFiles,
@@ -455,6 +455,7 @@ def _is_useful(record: logging.LogRecord) -> bool:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; an error that the user can mend ends it with one message, without a stack trace."""
+    print_any_character()
     keep_wandb_offline()
     leave_inherited_wandb()
     quieten()

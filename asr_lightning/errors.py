@@ -1,7 +1,10 @@
 """The exception for wrong input, and texts of files and libraries as they can be printed in its message."""
 
+import codecs
 import difflib
+import io
 import re
+import sys
 from collections.abc import Iterable
 
 SHOWN = 80  # characters of a value in a message
@@ -53,6 +56,26 @@ def _escape(match: re.Match[str]) -> str:
     if character in _ESCAPES:
         return _ESCAPES[character]
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def print_any_character() -> None:
+    r"""Let the standard streams print what their encoding cannot: `→` as `\u2192`, and bytes of file names as they are.
+
+    A training must not end because a terminal has no arrow, or a log is written in an encoding of the country.
+    """
+    codecs.register_error("asr_lightning", _encodable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="asr_lightning")
+
+
+def _encodable(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    code = ord(error.object[error.start])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is no UTF-8
+        return bytes([code - 0xDC00]), error.start + 1
+    return error.object[error.start].encode("ascii", "backslashreplace").decode("ascii"), error.start + 1
 
 
 def shown(text: str, most: int = SHOWN) -> str:

@@ -53,7 +53,7 @@ class Lines(Dataset):
         self.index = index
         self.files = files
         self.normalize = normalize
-        metadata = json.loads((index / "about.json").read_text())
+        metadata = json.loads((index / "about.json").read_text("utf-8"))
         self.left_out = int(metadata["left_out"])
         self.digest = str(metadata["texts"])
         with (index / "rows.npy").open("rb") as rows:
@@ -188,7 +188,7 @@ def _write_index(folder: Path, files: list[Path], skip_columns: int, normalize: 
     longest_first.flush()
     with (folder / "rows.npy").open("rb") as file:
         metadata = _metadata(left_out, texts.hexdigest()[:16], file)
-    (folder / "about.json").write_text(json.dumps(metadata))
+    (folder / "about.json").write_text(json.dumps(metadata), "utf-8")
 
 
 def _scan(

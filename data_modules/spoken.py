@@ -111,13 +111,13 @@ def _write(folder: Path, lines: list[ScriptLine], workers: int | None, progress:
             for word, phones in zip(words, spoken.words, strict=True):
                 pronunciations[word][" ".join(phones)] += 1
     for path, rows in [*transcripts.items(), *times.items()]:
-        path.write_text("".join(rows))
-    (folder / "SPEAKERS.TXT").write_text(_speaker_table(samples))
+        path.write_text("".join(rows), "utf-8")
+    (folder / "SPEAKERS.TXT").write_text(_speaker_table(samples), "utf-8")
     for spoken in synthesis.speak(
         list(_single_word_lines(vocabulary - pronunciations.keys())), workers, progress=False
     ):
         pronunciations[transcript(spoken.line.sentence)][" ".join(sum(spoken.words, []))] += 1
-    (folder / "lexicon.txt").write_text("".join(_lexicon(pronunciations)))
+    (folder / "lexicon.txt").write_text("".join(_lexicon(pronunciations)), "utf-8")
 
 
 def _single_word_lines(words: set[str]) -> Iterator[ScriptLine]:

@@ -92,4 +92,4 @@ def _write(folder: Path, lines: list[KoreanLine], workers: int | None, progress:
     for subset, rows in lists.items():
         (folder / "scripts" / f"{subset}.trn").write_text("".join(rows), encoding="utf-8")
     for path, rows in times.items():
-        path.write_text("".join(rows))
+        path.write_text("".join(rows), "utf-8")

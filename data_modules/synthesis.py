@@ -105,7 +105,7 @@ def make_once(root: Path, parameters: Mapping[str, float], write: Callable[[Path
             partial.mkdir()
             try:
                 write(partial)
-                (partial / "corpus.json").write_text(json.dumps(parameters, indent=2) + "\n")
+                (partial / "corpus.json").write_text(json.dumps(parameters, indent=2) + "\n", "utf-8")
                 partial.rename(root)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -122,7 +122,7 @@ def _is_made(root: Path, parameters: Mapping[str, float]) -> bool:
         return False
     marker = root / "corpus.json"
     try:
-        existing = json.loads(marker.read_text())
+        existing = json.loads(marker.read_text("utf-8"))
     except (OSError, ValueError):
         raise InputError(
             f"{root} exists but is no embedded corpus (no readable {marker.name} in it): give a folder that does not "

@@ -1,7 +1,9 @@
 """Text from files is shown and never executed: by a terminal, a table, a page or a spreadsheet."""
 
 import csv
+import io
 import json
+import sys
 from pathlib import Path
 from unicodedata import category
 
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr_lightning.errors import InputError, printable, reason
+from asr_lightning.errors import InputError, print_any_character, printable, reason
 from asr_lightning.report.figures import ErrorRate, plot_error_rates
 from asr_lightning.report.page import fill
 from asr_lightning.report.tables import as_csv, as_markdown, as_text, escape_markdown, from_csv
@@ -95,3 +97,21 @@ def test_a_path_keeps_its_column_and_its_bytes() -> None:
 def test_bad_files_keep_their_columns(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "dev.cuts.jsonl", [BadFile("/a\tb\nc", "empty audio", "0 samples")], "")
     assert Manifest(manifest.path).bad_files() == [BadFile(r"/a\tb\nc", "empty audio", "0 samples")]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [
+        ("utf-8", "→ é 한 ".encode() + b"\xff"),
+        ("cp1252", b"\\u2192 \xe9 \\ud55c \xff"),
+        ("ascii", b"\\u2192 \\xe9 \\ud55c \xff"),
+    ],
+)
+def test_a_terminal_of_any_encoding_shows_any_text(
+    encoding: str, written: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_any_character()
+    print("→ é 한 \udcff", end="", flush=True)  # the last is a byte of a file name
+    assert stream.buffer.getvalue() == written  # type: ignore[attr-defined]

@@ -1,7 +1,10 @@
 """Files that others can see while they are written: in a shared folder anybody may have put a link there first."""
 
+import ast
 import os
+import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -119,3 +122,24 @@ def test_a_planted_link_in_the_place_of_a_half_corpus_leads_nowhere(tmp_path: Pa
     make_once(root, {"minutes": 1, "evaluation_minutes": 1}, lambda folder: (folder / "a.flac").touch())
     assert sorted(path.name for path in root.iterdir()) == ["a.flac", "corpus.json"] and not root.is_symlink()
     assert not list(other.iterdir())
+
+
+def texts_in_the_encoding_of_the_country(source: str) -> Iterator[int]:
+    """Lines that open a text file without an encoding, which is another one on every machine."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+        values = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        text = name == "open" and any(re.fullmatch("[rwax]t?", str(value)) for value in values)
+        with_encoding = "utf-8" in values or any(keyword.arg == "encoding" for keyword in node.keywords)
+        if (text or name in ("read_text", "write_text")) and not with_encoding:
+            yield node.lineno
+
+
+def test_texts_are_read_and_written_in_utf_8() -> None:
+    root = Path(files.__file__).parents[1]
+    sources = [path for part in ("asr_lightning", "data_modules") for path in (root / part).rglob("*.py")]
+    found = {path.name: [*texts_in_the_encoding_of_the_country(path.read_text("utf-8"))] for path in sources}
+    assert len(sources) > 200 and {name: lines for name, lines in found.items() if lines} == {}
+    assert [*texts_in_the_encoding_of_the_country("a.read_text()\nopen(b, 'w')\nopen(c, 'rb')")] == [1, 2]

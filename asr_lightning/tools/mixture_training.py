@@ -122,7 +122,7 @@ def train_passes(
     """Train the mixtures of a model; the number of their Gaussians follows from that of frames."""
     frames = sum(len(example.features) for example in examples)
     gaussians = max(model.pdfs, int(frames / options.frames_per_gaussian))
-    log = (options.output / LOG).open("a")
+    log = (options.output / LOG).open("a", encoding="utf-8")
     with log, tqdm(total=passes, desc=title, unit="pass", disable=not sys.stderr.isatty()) as bar:
         for result, trained in gmm.train(model, examples, passes, gaussians, options.seed, alignments):
             mixtures = trained

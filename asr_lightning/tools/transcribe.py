@@ -11,7 +11,6 @@ transcribed, and the exit status is 1.
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -74,9 +73,6 @@ def run(options: argparse.Namespace) -> int:
     from asr_lightning.tools.prepared_recognizer import keep_hypotheses, prepare_recognizer
     from asr_lightning.tools.transcript_files import Transcript, TranscriptFolder, as_line, find_sounds, writers
 
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # file names may be in any encoding
-            stream.reconfigure(errors="surrogateescape")
     inputs = [*options.audio, *(transcription.read_file_list(options.list) if options.list is not None else [])]
     if not inputs:
         raise InputError("expected audio files, folders or a --list of them, got none")
