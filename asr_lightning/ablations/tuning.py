@@ -233,7 +233,7 @@ class Tuning:
         """Start a trial, which writes what it prints to a file."""
         if self.checkpoint is not None:
             return _Decoding(command, log)
-        with log.open("w") as file:
+        with log.open("w", encoding="utf-8") as file:
             return subprocess.Popen(
                 [sys.executable, "-m", "asr_lightning", *command],
                 stdout=file, stderr=subprocess.STDOUT, env=environment_of_runs(),

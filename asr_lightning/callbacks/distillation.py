@@ -14,6 +14,7 @@ from asr_lightning.batch import Batch
 from asr_lightning.callbacks.distillation_terms import DistillationTerm, EncodedBatch, LatticeDistillation
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import load_recognizer
+from asr_lightning.models.evaluation import evaluating
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.nn.recurrent import weights_cast_once
 
@@ -202,11 +203,8 @@ def check_frames(student: Recognizer, teacher: Recognizer) -> None:
     hop = student.features.hop_samples
     samples = hop * torch.arange(PROBED_FRAMES, PROBED_FRAMES + PROBES, device=student.device)
     audio = torch.zeros(PROBES, int(samples[-1]), device=student.device)
-    training = student.training
-    student.eval()
-    with torch.no_grad():
+    with evaluating(student), torch.no_grad():
         (_, student_lengths), (_, teacher_lengths) = student(audio, samples), teacher(audio, samples)
-    student.train(training)
     if not torch.equal(student_lengths, teacher_lengths):
         raise InputError(_other_frames(teacher_lengths.tolist(), student_lengths.tolist()))
 

@@ -5,7 +5,7 @@ A path as `encoder.layers.2` means the output of the module, the first tensor wh
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from asr_lightning.analysis.activations import Unit
 from asr_lightning.analysis.token_times import token_spans
 from asr_lightning.batch import Batch
 from asr_lightning.errors import InputError
+from asr_lightning.models.evaluation import evaluating
 from asr_lightning.models.recognizer import CTCOutput, Recognizer
 
 KINDS = ("output", "input", "weights")
@@ -126,7 +127,7 @@ def observe(
     with ExitStack() as stack:
         for handle in _hooks(recognizer, paths, recorder):
             stack.callback(handle.remove)
-        with _evaluation_mode(recognizer):
+        with evaluating(recognizer):
             features, feature_lengths = recognizer.featurize(batch.audio, batch.audio_lengths)
             encoded, lengths = recognizer.encoder(features, feature_lengths)
             logits = None if head is None else head(encoded)
@@ -154,16 +155,6 @@ def has_ctc(recognizer: nn.Module) -> bool:
 def ctc_output(recognizer: nn.Module) -> CTCOutput | None:
     """Return the CTC output of a recognizer; None if it has none."""
     return next((child for child in recognizer.children() if isinstance(child, CTCOutput)), None)
-
-
-@contextmanager
-def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
 
 
 def _hooks(recognizer: Recognizer, paths: Mapping[str, str], recorder: _Recorder) -> Iterator[Any]:

@@ -1,7 +1,6 @@
 """Similarity of a student's layers to its teacher's during training."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from asr_lightning.callbacks.weight_selection import LayerRule, check_features, 
 from asr_lightning.errors import InputError
 from asr_lightning.files import write_atomically
 from asr_lightning.models.checkpoints import load_recognizer
+from asr_lightning.models.evaluation import evaluating
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.report.similarity_figure import Similarity, as_csv, plot_similarities, read_similarities
 
@@ -129,18 +129,6 @@ def first_utterances(trainer: Trainer, count: int) -> list[Batch]:
         for name, audio, length, text in zip(batch.ids, batch.audio, batch.audio_lengths, batch.texts, strict=True)
     ]
     return [Batch.collate(utterances[:count])]
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode, and every module of it back into its own mode afterwards."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def layer_list(encoder: nn.Module) -> str:

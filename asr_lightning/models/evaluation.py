@@ -1,11 +1,13 @@
-"""Error rates, loss and speed of a recognizer in a validation or a test."""
+"""Error rates, loss and speed of a recognizer in a validation or a test, and its evaluation mode."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric, SumMetric
 
 from asr_lightning.errors import InputError
@@ -127,3 +129,15 @@ class SubsetMetrics:
         floor = self.floor.compute()["wer"]
         rates = {**self.error_rates.compute(), "wer_floor": floor}
         return {**rates, "loss": self.loss.compute(), "real_time_factor": factor}
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, and every module of it back into its own mode afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

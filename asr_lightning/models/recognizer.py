@@ -21,7 +21,7 @@ from asr_lightning.decoding.words import FrameTimes, with_texts
 from asr_lightning.errors import InputError, printable
 from asr_lightning.losses.ctc import ctc_loss
 from asr_lightning.models.averaging import averaged_copies, save_averages
-from asr_lightning.models.evaluation import READABLE_AUDIO, Evaluation
+from asr_lightning.models.evaluation import READABLE_AUDIO, Evaluation, evaluating
 from asr_lightning.models.fsdp import gather_weights, release_weights, share_weights
 from asr_lightning.models.global_batch import GlobalBatch, seed_step, step_with_global_batch
 from asr_lightning.models.schedules import begin_schedules, optimizer_and_schedule
@@ -134,8 +134,12 @@ class Recognizer(lightning.LightningModule, ABC):
 
     @torch.no_grad()
     def recognize(self, batch: Batch) -> Recognized:
-        """Return the hypotheses of each of the B utterances, at least one each, the best first."""
-        return self.decode(*self(batch.audio, batch.audio_lengths))
+        """Return the hypotheses of each of the B utterances, at least one each, the best first.
+
+        This is in evaluation mode, as after a training too, which leaves a network in training mode.
+        """
+        with evaluating(self):
+            return self.decode(*self(batch.audio, batch.audio_lengths))
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss of each utterance, (B,), in training with `added_loss`.

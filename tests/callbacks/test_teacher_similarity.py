@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from asr_lightning.batch import Batch, Utterance
-from asr_lightning.callbacks.teacher_similarity import TeacherSimilarity, evaluating
+from asr_lightning.callbacks.teacher_similarity import TeacherSimilarity
 from asr_lightning.callbacks.weight_selection import WeightSelection
 from asr_lightning.errors import InputError
 from asr_lightning.models.checkpoints import build_recognizer
@@ -119,11 +119,3 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path, teacher: Path) -> None
         fit(tmp_path, student(), [TeacherSimilarity(str(tmp_path / "missing.ckpt"))])
     with pytest.raises(InputError, match="utterances from 1, got 0"):
         TeacherSimilarity(str(teacher), utterances=0)
-
-
-def test_modules_get_their_own_modes_back() -> None:
-    network = student().train()
-    network.joint.eval()  # frozen
-    with evaluating(network):
-        assert not any(module.training for module in network.modules())
-    assert network.encoder.training and not network.joint.training

@@ -30,6 +30,7 @@ from tests.support.tones import (
     conformer,
     features,
     loader,
+    lstm_encoder,
     make,
     make_trainer,
     transducer,
@@ -306,6 +307,19 @@ def test_predictions_are_the_transcripts(tmp_path: Path) -> None:
 
 
 # Resuming.
+
+
+def test_a_network_in_training_mode_recognizes_as_in_evaluation_mode() -> None:
+    augment = {"class_path": "asr_lightning.audio.augment.SpecAugment", "init_args": {"frequency_mask_bands": 10}}
+    network, batch = make(encoder=lstm_encoder(20, dropout=0.5, layers=2), augment=augment).train(), batch_of(TEXTS)
+    network.joint.eval()  # frozen
+    scores = [
+        [best.score for best, *_ in recognize(batch)] for recognize in (network.recognize, network.recognize_words)
+    ]
+    assert network.encoder.training and not network.joint.training
+    network.eval()
+    expected = [best.score for best, *_ in network.recognize(batch)]
+    assert scores == [expected, expected]
 
 
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
