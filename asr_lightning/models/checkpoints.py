@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import lightning
 import torch
 from jsonargparse import Namespace
 from lightning import LightningModule
@@ -219,6 +220,7 @@ class CheckpointFiles(TorchCheckpointIO):
             InputError: It is not a complete checkpoint.
         """
         checkpoint = read_checkpoint(path)
+        checkpoint.setdefault("pytorch-lightning_version", lightning.__version__)  # which imported ones lack
         if "loops" in checkpoint:  # Lightning shows callbacks only checkpoints that have states of callbacks
             checkpoint.setdefault("callbacks", {})  # also those of weights alone, of which they read the epoch
         return checkpoint

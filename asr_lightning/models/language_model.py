@@ -1,7 +1,8 @@
 """LSTM language model: training, and log probabilities for a search or for rescoring."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import lightning
 import torch
@@ -170,6 +171,17 @@ class LSTMLanguageModel(lightning.LightningModule):
         seed_step(self.trainer)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # where Lightning sets gradients to zero
             self.global_batch = GlobalBatch(self.device)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override] # Lightning's takes arguments that change the model
+        cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu"
+    ) -> Self:
+        """Return the language model of a checkpoint in evaluation mode on a device.
+
+        Raises:
+            InputError: As `asr_lightning.models.checkpoints.load_model`.
+        """
+        return load_model(checkpoint_path, cls).to(map_location)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union of eleven types
         """Make the optimizer and its schedule."""

@@ -3,7 +3,8 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import lightning
 import torch
@@ -120,6 +121,23 @@ class Recognizer(lightning.LightningModule, ABC):
             encoded: (B, T, D).
             lengths: (B,) real frames.
         """
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override] # Lightning's takes arguments that change the model
+        cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu"
+    ) -> Self:
+        """Return the recognizer of a checkpoint in evaluation mode, as `asr_lightning.models.checkpoints.load_model`.
+
+        Args:
+            checkpoint_path: Path of the checkpoint.
+            map_location: The device of the recognizer.
+
+        Raises:
+            InputError: As `load_model`.
+        """
+        from asr_lightning.models.checkpoints import load_model
+
+        return load_model(checkpoint_path, cls).to(map_location)
 
     def fingerprints(self) -> dict[str, str]:
         """Return checksums, by name, of files that define the outputs, as the tied states of a hybrid: here none.

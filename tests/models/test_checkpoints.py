@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from asr_lightning.errors import InputError
-from asr_lightning.models.checkpoints import load_recognizer, newest_readable_checkpoint
-from tests.support.tones import lstm_encoder, make, make_trainer
+from asr_lightning.models.checkpoints import CheckpointFiles, load_recognizer, newest_readable_checkpoint
+from asr_lightning.models.ctc import CTCRecognizer
+from asr_lightning.models.rnn_transducer import RNNTransducer
+from tests.support.tones import batch_of, loader, lstm_encoder, make, make_trainer
 
 
 @pytest.fixture
@@ -129,3 +131,19 @@ def test_the_newest_readable_checkpoint_is_taken_and_damaged_ones_are_named(tmp_
     with pytest.raises(InputError, match="(?s)c.ckpt is not a complete.*remove them to begin again") as refusal:
         newest_readable_checkpoint([old, middle, new])
     assert str(new) in str(refusal.value) and str(middle) in str(refusal.value)
+
+
+def test_a_checkpoint_is_loaded_as_users_of_lightning_do(checkpoint: Path) -> None:
+    loaded, expected = RNNTransducer.load_from_checkpoint(checkpoint), make().state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+    assert not loaded.training
+    with pytest.raises(InputError, match="CTCRecognizer"):
+        CTCRecognizer.load_from_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_of_another_project_is_tested_too(checkpoint: Path, tmp_path: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({name: content[name] for name in ("state_dict", "hyper_parameters")}, checkpoint)  # as `asr import`
+    trainer = make_trainer(tmp_path, plugins=[CheckpointFiles()])
+    [rates] = trainer.test(make(), loader([batch_of(["CAB"])]), ckpt_path=checkpoint, verbose=False)
+    assert rates["test/words"] == 1
