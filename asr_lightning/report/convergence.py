@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from asr_lightning.analysis.convergence import PARAMETERS, backcast, fit
+from asr_lightning.analysis.convergence import backcast, fit
 from asr_lightning.errors import InputError
 from asr_lightning.report.figures import ErrorRate, rates_by_run
 from asr_lightning.report.path_figures import ConvergenceCurve, plot_convergence
 from asr_lightning.report.tables import MISSING, Section, Table, as_csv
 from asr_lightning.scoring import Metric
 
+FEWEST = 6  # epochs that a curve is fitted to; of fewer, its intervals are too wide to be of use
 DRAWN = 120  # points of a curve
 CURVE_COLUMNS = ("run", "subset", "epoch", "rate", "lower", "upper", "early")
 
@@ -29,7 +30,7 @@ def converge(
         rows: Of one or more runs.
         metric: Which rate.
         horizon: The epoch to look ahead to; one and a half times the last one if None.
-        early: The last epoch that back-casting may see; half of a run's epochs, but at least three, if None.
+        early: The last epoch that back-casting may see; half of a run's epochs if None.
         level: Share of measurements that intervals are to hold.
 
     Returns:
@@ -47,13 +48,16 @@ def _fit_curve(
 ) -> ConvergenceCurve:
     measured = sorted((epoch, rate) for seed in seeds for epoch, rate in seed.items() if epoch >= 1)
     epochs = sorted({epoch for epoch, _ in measured})
+    if len(epochs) < FEWEST:
+        problem = f"expected at least {FEWEST} epochs, got {len(epochs)}"
+        return ConvergenceCurve(run, subset, len(seeds), measured, problem=problem)
     try:
         law = fit([epoch for epoch, _ in measured], [rate for _, rate in measured])
     except ValueError as error:
         return ConvergenceCurve(run, subset, len(seeds), measured, problem=str(error))
     drawn_epochs = np.linspace(epochs[0], max(horizon or math.ceil(1.5 * epochs[-1]), epochs[-1]), DRAWN)
     forecast = law.predict(drawn_epochs, level)
-    fitted_to = early or epochs[max(PARAMETERS, math.ceil(len(epochs) / 2)) - 1]
+    fitted_to = early or epochs[math.ceil(len(epochs) / 2) - 1]
     try:
         early_fit = backcast(seeds, fitted_to, level)
     except ValueError:  # too few epochs, before or after

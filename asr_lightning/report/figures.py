@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -24,7 +25,9 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = "osD^vPX*"
 PANEL = (4.0, 3.4)  # inches
 DOTS = 300  # per inch, as journals ask for
+LEGEND = 0.5  # inches of two lines
 FEW_EPOCHS = 25  # up to which each epoch gets a marker
+FINE_STEPS = (1.0, 2.0, 3.0, 5.0, 7.0)  # of a logarithmic axis
 WIDE_RANGE = 4.0  # largest by smallest rate, from which the axis is logarithmic
 
 
@@ -104,15 +107,37 @@ def plot_error_rates(
         panel.set_title(subset, fontsize=11)
         panel.set_xlabel("epoch", fontsize=10)
         panel.tick_params(labelsize=9)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        mark_epochs(panel)
         panel.grid(color="0.9")
     _scale_rates(panels[0], [100 * rate for rate in rates], metric)
     draw_legend(figure, panels, 5, fontsize=9)
     save_figure(figure, Path(path))
 
 
+def mark_epochs(panel: Axes) -> None:
+    """Put marks at whole epochs only, also where a single one is drawn."""
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    low, high = panel.get_xlim()
+    if high - low < 1:
+        panel.set_xlim(low - 1, high + 1)
+
+
+def mark_logarithmic(axis: Axis, steps: Sequence[float] = (1.0,)) -> None:
+    """Put marks on a logarithmic axis, and write numbers as they are: matplotlib's are formulas, which are not parsed.
+
+    Args:
+        axis: Of a panel.
+        steps: Multiples of each power of ten that are marked.
+    """
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def draw_legend(figure: Figure, panels: Iterable[Axes], max_columns: int, **options: Any) -> None:  # noqa: ANN401 - matplotlib's
     """Draw one legend of all panels below them, with as many columns as the figure is wide for.
+
+    The figure becomes higher by what is needed for more than two lines.
 
     Args:
         figure: Whose layout is constrained.
@@ -127,7 +152,9 @@ def draw_legend(figure: Figure, panels: Iterable[Axes], max_columns: int, **opti
         )
         set_fonts(figure)
         figure.draw_without_rendering()
-        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+        extent = legend.get_window_extent()
+        if columns == 1 or extent.width <= figure.bbox.width:
+            figure.set_figheight(figure.get_figheight() + max(0.0, extent.height / figure.dpi - LEGEND))
             return
         legend.remove()
 
@@ -175,10 +202,8 @@ def _scale_rates(panel: Axes, rates: Sequence[float], metric: Metric) -> None:
     if positive and max(positive) / min(positive) >= WIDE_RANGE:
         panel.set_yscale("log", nonpositive="clip")
         panel.set_ylim(min(positive) / 1.15, max(positive) * 1.15)
-        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
-        panel.yaxis.set_minor_locator(NullLocator())
+        mark_logarithmic(panel.yaxis, FINE_STEPS)
         label += ", logarithmic"
     elif positive:
         panel.set_ylim(bottom=0)
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     panel.set_ylabel(label, fontsize=10)

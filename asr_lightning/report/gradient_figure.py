@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from asr_lightning.analysis.training_curves import NormSpan, early_and_late
 from asr_lightning.errors import InputError
-from asr_lightning.files import replacing
-from asr_lightning.report.figures import COLORS, draw_legend
+from asr_lightning.report.figures import COLORS, draw_legend, mark_logarithmic, save_figure
 from asr_lightning.report.run_folders import Experiment, read_metrics, versions
 from asr_lightning.report.tables import Section, Table
 
@@ -20,6 +18,8 @@ PREFIX = "grad_norm/"
 HEADER = ["module", "run", "seeds", *(f"{span} {quantity}" for quantity in ("norm", "change", "relative change")
                                       for span in ("early", "late"))]  # fmt: skip
 POINTS = 100  # of a line in the figure
+COLUMNS = 3  # modules side by side
+PANEL = (2.9, 1.7)  # inches
 
 Series = tuple[np.ndarray, np.ndarray]  # (N,) optimizer steps and (N,) gradient norms
 
@@ -112,49 +112,64 @@ def _cells(spans: Sequence[tuple[NormSpan, NormSpan]]) -> list[str]:
     values = [[getattr(seed[span], quantity) for seed in spans]
               for quantity in ("norm", "change", "relative_change") for span in (0, 1)]  # fmt: skip
     return [
-        f"{statistics.fmean(row):.3g}" + (f" ({min(row):.3g}–{max(row):.3g})" if len(row) > 1 else "") for row in values
+        _digits(statistics.fmean(row)) + (f" ({_digits(min(row))} to {_digits(max(row))})" if len(row) > 1 else "")
+        for row in values
     ]
 
 
-def plot_gradients(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
-    """Draw gradient norms, and their changes from one logged step to the next, and write a PNG.
+def _digits(value: float) -> str:
+    """Write a number with three significant digits, zeros at its end included."""
+    return f"{value:#.3g}".rstrip(".")
 
-    A column for each module; norms above, the mean of |ln(next / norm)| below. Lines are means over seeds in at most
-    100 spans of the training, with a band from the least to the greatest seed.
+
+def plot_gradients(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
+    """Draw gradient norms, and their changes from one logged step to the next, and write a PNG and an SVG.
+
+    Two panels for each module: its norms, and below the mean of |ln(next / norm)|. Lines are means over seeds in at
+    most 100 spans of the training, with a band from the least to the greatest seed.
 
     Args:
         runs: As of `gradient_table`.
-        path: Of the picture: 420 × 720 pixels for each module.
+        path: Of the PNG; the SVG stands beside it.
 
     Raises:
         InputError: A run has no gradient norms.
     """
     series = {name: [read_gradient_norms(folder) for folder in folders] for name, folders in runs.items()}
     modules = _modules(series)
-    figure = Figure((4.2 * len(modules), 7.2), dpi=100, layout="constrained")
+    columns = min(COLUMNS, len(modules))
+    figure = Figure((PANEL[0] * columns, 2 * PANEL[1] * -(-len(modules) // columns) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(modules), squeeze=False, sharex="col")
-    for column, module in enumerate(modules):
+    axes = figure.subplots(2 * -(-len(modules) // columns), columns, squeeze=False, sharex=True)
+    for index, module in enumerate(modules):
+        row, column = 2 * (index // columns), index % columns
+        upper, lower = axes[row][column], axes[row + 1][column]
         for number, (name, seeds) in enumerate(series.items()):
             norms = [seed[module] for seed in seeds if module in seed]
+            if not norms:
+                continue
             color = COLORS[number % len(COLORS)]
-            for panel, curves in ((axes[0][column], norms), (axes[1][column], [_changes(*curve) for curve in norms])):
+            for panel, curves in ((upper, norms), (lower, [_changes(*curve) for curve in norms])):
                 steps, low, mean, high = _band(curves)
-                panel.plot(steps, mean, color=color, linewidth=1.5, label=name)
+                panel.plot(steps, mean, color=color, linewidth=1.2, label=name)
                 panel.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
-        axes[0][column].set_title(module, fontsize=14)
-        axes[0][column].set_yscale("log")
-        axes[0][column].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes[0][column].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes[0][column].yaxis.set_minor_locator(NullLocator())
-        axes[1][column].set_xlabel("optimizer step", fontsize=13)
-        for panel in axes[:, column]:
+        upper.set_title(module, fontsize=10)
+        upper.set_yscale("log")
+        mark_logarithmic(upper.yaxis, (1.0, 2.0, 5.0))
+        lower.set_ylim(bottom=0.0)
+        if column == 0:
+            upper.set_ylabel("gradient norm,\nbefore clipping", fontsize=9)
+            lower.set_ylabel("change: mean\n|ln(next / norm)|", fontsize=9)
+        if index + columns >= len(modules):  # nothing is below
+            lower.set_xlabel("optimizer step", fontsize=9)
+            lower.tick_params(axis="x", labelbottom=True)
+        for panel in (upper, lower):
             panel.grid(color="0.9")
-    axes[0][0].set_ylabel("gradient norm, before clipping", fontsize=13)
-    axes[1][0].set_ylabel("change: mean |ln(next / norm)|", fontsize=13)
-    draw_legend(figure, axes.flat, len(series), fontsize=12)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+            panel.tick_params(labelsize=8)
+    for panel in axes.reshape(-1, 2, columns).swapaxes(1, 2).reshape(-1, 2)[len(modules) :].flat:
+        panel.remove()
+    draw_legend(figure, figure.axes, len(series), fontsize=9)
+    save_figure(figure, path)
 
 
 def _changes(steps: np.ndarray, norms: np.ndarray) -> Series:

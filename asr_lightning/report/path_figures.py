@@ -8,10 +8,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from asr_lightning.analysis.convergence import Backcast, PowerLaw, Prediction
-from asr_lightning.report.figures import COLORS, MARKERS, PANEL, WIDE_RANGE, draw_legend, save_figure
+from asr_lightning.report.figures import (
+    COLORS,
+    FINE_STEPS,
+    MARKERS,
+    PANEL,
+    WIDE_RANGE,
+    draw_legend,
+    mark_epochs,
+    mark_logarithmic,
+    save_figure,
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,9 @@ def plot_lines(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 
 
 def plot_convergence(curves: Sequence[ConvergenceCurve], label: str, level: float, path: Path) -> None:
-    """Draw measured rates with the curves fitted to them, one panel for each subset; write a PNG and an SVG.
+    """Draw measured rates with the curves fitted to them, one panel for each subset, on shared axes.
+
+    A PNG and an SVG are written.
 
     Args:
         curves: Of some runs on some subsets. Each is drawn as dots (all seeds), the curve fitted to all epochs with the
@@ -77,42 +88,47 @@ def plot_convergence(curves: Sequence[ConvergenceCurve], label: str, level: floa
     """
     subsets = sorted({curve.subset for curve in curves})
     runs = list(dict.fromkeys(curve.run for curve in curves))
-    figure, axes = _figure(len(subsets))
+    figure, axes = _figure(len(subsets), shared=True)
+    rates = [100 * rate for curve in curves for _, rate in curve.measured]
+    axes[0].set_ylabel(label + _scale(rates, axes[0]), fontsize=10)
     for panel, subset in zip(axes, subsets, strict=True):
         subset_curves = [curve for curve in curves if curve.subset == subset]
         for curve in subset_curves:
-            _draw(panel, curve, COLORS[runs.index(curve.run) % len(COLORS)], level)
+            _draw(panel, curve, COLORS[runs.index(curve.run) % len(COLORS)])
         panel.set_title(subset, fontsize=11)
         panel.set_xlabel("epoch", fontsize=10)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        rates = [100 * rate for curve in subset_curves for _, rate in curve.measured]
-        panel.set_ylabel(label + _scale(rates, panel), fontsize=10)
-        positive = [rate for rate in rates if 0 < rate < np.inf]
-        if positive:  # a band may be infinitely wide
-            panel.set_ylim(min(positive) / 1.6 if panel.get_yscale() == "log" else 0, max(positive) * 1.15)
-    _finish(figure, axes, path, columns=len(runs))
+        mark_epochs(panel)
+        panel.grid(color="0.9")
+        panel.tick_params(labelsize=9)
+    positive = [rate for rate in rates if 0 < rate < np.inf]
+    if positive:  # a band may be infinitely wide
+        axes[0].set_ylim(min(positive) / 1.6 if axes[0].get_yscale() == "log" else 0, max(positive) * 1.15)
+    if any(curve.forecast is not None for curve in curves):  # looks that all runs share, in the legend once
+        axes[0].plot([], [], color="0.4", linewidth=1.5, label="fitted")
+        axes[0].fill_between([], [], color="0.4", alpha=0.15, linewidth=0, label=f"{level:.0%} of measurements")
+    if any(curve.early is not None for curve in curves):
+        axes[0].plot([], [], ":", color="0.4", linewidth=1.5, label="from the first epochs")
+    _finish(figure, axes, path, columns=6)
 
 
-def _draw(panel: Axes, curve: ConvergenceCurve, color: str, level: float) -> None:
+def _draw(panel: Axes, curve: ConvergenceCurve, color: str) -> None:
     epochs, rates = zip(*curve.measured, strict=True)
     panel.plot(epochs, [100 * rate for rate in rates], "o", color=color, markersize=3.5, label=curve.run)
     if curve.forecast is not None:
         forecast = curve.forecast
-        panel.plot(forecast.epochs, 100 * forecast.rates, color=color, linewidth=1.5, label=f"{curve.run}, fitted")
+        panel.plot(forecast.epochs, 100 * forecast.rates, color=color, linewidth=1.5)
         panel.fill_between(
             forecast.epochs, 100 * forecast.lower, 100 * np.minimum(forecast.upper, 1e3), color=color, alpha=0.15,
-            linewidth=0, label=f"{curve.run}, {level:.0%} of measurements",
+            linewidth=0,
         )  # fmt: skip
     if curve.early is not None:
-        early = curve.early
-        panel.plot(early.epochs, 100 * early.rates, ":", color=color, linewidth=1.5,
-                   label=f"{curve.run}, from its first epochs")  # fmt: skip
+        panel.plot(curve.early.epochs, 100 * curve.early.rates, ":", color=color, linewidth=1.5)
 
 
-def _figure(panels: int) -> tuple[Figure, list[Axes]]:
+def _figure(panels: int, shared: bool = False) -> tuple[Figure, list[Axes]]:
     figure = Figure((panels * PANEL[0], PANEL[1]), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+    return figure, list(figure.subplots(1, panels, squeeze=False, sharey=shared)[0])
 
 
 def _scale(values: Sequence[float], panel: Axes) -> str:
@@ -123,9 +139,7 @@ def _scale(values: Sequence[float], panel: Axes) -> str:
     if not positive or max(positive) / min(positive) < WIDE_RANGE:
         return ""
     panel.set_yscale("log", nonpositive="clip")
-    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
-    panel.yaxis.set_minor_locator(NullLocator())
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    mark_logarithmic(panel.yaxis, FINE_STEPS)
     return ", logarithmic"
 
 

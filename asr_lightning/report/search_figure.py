@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 
-from asr_lightning.report.figures import COLORS, save_figure
+from asr_lightning.report.figures import COLORS, mark_logarithmic, save_figure
 
 COLUMNS = 3
 PANEL = (3.6, 2.8)  # inches
@@ -58,6 +58,7 @@ def _draw(panel: Axes, trials: Sequence[FrozenTrial], rates: np.ndarray, key: st
         values = [str(value) for value in values]
     elif any(getattr(distribution, "log", False) for distribution in distributions):
         panel.set_xscale("log")
+        mark_logarithmic(panel.xaxis)
     panel.plot(values, [rate for _, rate in with_key], "o", color=COLORS[0])
     panel.set_xlabel(short_name(key))
 

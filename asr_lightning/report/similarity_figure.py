@@ -8,11 +8,10 @@ from pathlib import Path
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from asr_lightning.errors import InputError, reason
 from asr_lightning.report import tables
-from asr_lightning.report.figures import save_figure
+from asr_lightning.report.figures import mark_epochs, save_figure
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def plot_similarities(similarities: Sequence[Similarity], path: Path) -> None:
     panel.set_xlabel("epochs trained")
     panel.set_ylabel("similarity to the teacher's layer (linear CKA)")
     panel.set_ylim(0.0, 1.02)
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    mark_epochs(panel)
     panel.grid(color="0.9")
-    figure.legend(loc="outside right upper", fontsize=8, title="student's layer", title_fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8, title="student's layer", title_fontsize=8, frameon=False)
     save_figure(figure, path)

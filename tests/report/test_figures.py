@@ -7,7 +7,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from asr_lightning.report.figures import COLORS, ErrorRate, draw_legend, plot_error_rates, rates_by_run
+from asr_lightning.report.figures import (
+    COLORS,
+    ErrorRate,
+    draw_legend,
+    mark_epochs,
+    mark_logarithmic,
+    plot_error_rates,
+    rates_by_run,
+)
 from tests.support.pictures import count, pixels
 
 
@@ -95,3 +103,31 @@ def test_a_legend_is_as_wide_as_its_figure_at_most(names: int) -> None:
     assert len(legend.get_texts()) == names
     box = legend.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0
+
+
+def test_marks_are_numbers_that_a_reader_knows() -> None:
+    """A logarithmic axis has no formulas, and a single epoch no fractions."""
+    panel = Figure().subplots()
+    panel.loglog([1], [1e-5])
+    panel.set_ylim(1e-5, 1e-2)
+    mark_logarithmic(panel.yaxis)
+    labels = [panel.yaxis.get_major_formatter()(value) for value in panel.yaxis.get_majorticklocs()]
+    assert {"1e-05", "0.001"} <= set(labels) and not any("$" in label for label in labels)
+    panel.set_xscale("linear")
+    panel.set_xlim(0.95, 1.05)
+    mark_epochs(panel)
+    assert 1 in panel.get_xticks() and all(tick % 1 == 0 for tick in panel.get_xticks())
+
+
+def test_a_legend_of_many_runs_leaves_the_panel_its_size() -> None:
+    heights = []
+    for runs in (2, 30):
+        figure = Figure((4.0, 3.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        panel = figure.subplots()
+        for number in range(runs):
+            panel.plot([0, 1], label=f"a run with a long name, {number}")
+        draw_legend(figure, [panel], 5)
+        figure.draw_without_rendering()
+        heights.append(panel.get_window_extent().height)
+    assert heights[1] == pytest.approx(heights[0], rel=0.15)

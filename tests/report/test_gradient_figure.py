@@ -30,11 +30,12 @@ def test_a_table_has_a_line_for_each_module_and_run(tmp_path: Path) -> None:
     head, *rows = gradient_table(runs)
     assert head[:5] == ["module", "run", "seeds", "early norm", "late norm"] and len(head) == 9
     cells = {(row[0], row[1]): row[2:] for row in rows}
-    assert cells["encoder", "random"][:2] == ["2", "3 (1.5–4.5)"] and cells["encoder", "selected"][:2] == ["1", "0.75"]
-    assert cells["encoder", "selected"][5:] == ["0.693", "0.693"] and cells["total", "random"][5:] == ["0 (0–0)"] * 2
+    assert cells["encoder", "random"][:2] == ["2", "3.00 (1.50 to 4.50)"]
+    assert cells["encoder", "selected"][:2] == ["1", "0.750"] and cells["encoder", "selected"][5:] == ["0.693"] * 2
+    assert cells["total", "random"][5:] == ["0.00 (0.00 to 0.00)"] * 2
     plot_gradients(runs, tmp_path / "gradients.png")
     picture = matplotlib.image.imread(tmp_path / "gradients.png")
-    assert picture.shape[:2] == (720, 840)
+    assert picture.shape[:2] == (1140, 1740) and (tmp_path / "gradients.svg").exists()
     colored = [
         np.any(np.abs(picture[..., :3] - color).sum(-1) < 0.02)
         for color in ((0, 0x72 / 255, 0xB2 / 255), (0xD5 / 255, 0x5E / 255, 0))

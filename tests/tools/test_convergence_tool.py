@@ -57,20 +57,20 @@ def test_planted_runs_are_found_again(tmp_path: Path, capsys: pytest.CaptureFixt
     curve = [row for row in csv.DictReader((output / "wer_convergence_curves.csv").open()) if row["run"] == "slow"]
     assert (curve[0]["epoch"], curve[-1]["epoch"]) == ("1", "20")
     assert all(float(row["lower"]) < float(row["rate"]) < float(row["upper"]) for row in curve)
-    assert Image.open(output / "wer_convergence.png").size == (1200, 1020)
+    width, height = Image.open(output / "wer_convergence.png").size
+    assert width == 1200 and 1020 <= height < 1200
     assert "90% of single measurements" in capsys.readouterr().out
 
 
-def test_half_of_the_epochs_but_at_least_three_are_seen_early() -> None:
-    for epochs, early in ((8, 4), (5, 3), (4, 3)):
+def test_half_of_the_epochs_are_seen_early_and_six_are_needed() -> None:
+    for epochs, early in ((8, 4), (7, 4), (6, 3)):
         [curve] = converge(rows_of("run", (0.6, 0.5, 0.1), epochs=epochs))
         assert curve.backcast is not None
         assert curve.backcast.fitted_to == early
         assert curve.forecast is not None
         assert curve.forecast.epochs[-1] == -(-3 * epochs // 2)
-    [short] = converge(rows_of("run", (0.6, 0.5, 0.1), epochs=3))
-    assert short.law is not None
-    assert short.backcast is None
+    [short] = converge(rows_of("run", (0.6, 0.5, 0.1), epochs=5))
+    assert short.law is None and short.problem == "expected at least 6 epochs, got 5"
 
 
 def test_the_metric_is_that_which_was_asked_for() -> None:
@@ -88,14 +88,6 @@ def test_a_run_without_a_curve_is_named_and_the_others_go_on(tmp_path: Path) -> 
     folder = write(tmp_path / "both", [*rows_of("perfect", (0.0, 1.0, 0.0)), *rows_of("run", (0.6, 0.5, 0.1))])
     assert main(["compare", "--convergence", str(folder), "--output", str(output)]) == 0
     assert "perfect, clean: no curve; expected finite rates above 0" in (output / "wer_convergence.md").read_text()
-
-
-def test_three_epochs_of_one_seed_give_a_curve_without_an_interval(tmp_path: Path) -> None:
-    folder = write(tmp_path / "short", rows_of("short", (0.6, 0.5, 0.1), seeds=1, epochs=3))
-    assert main(["compare", "--convergence", str(folder), "--output", str(tmp_path / "out")]) == 0
-    [row] = csv.DictReader((tmp_path / "out" / "wer_convergence.csv").open())
-    assert "(" not in row["predicted %"]
-    assert row["spread %"] == row["coverage"] == "–"
 
 
 @pytest.mark.parametrize(
