@@ -20,7 +20,7 @@ from asr_lightning.files import append_to, write_atomically
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.models.rnn_transducer import RNNTransducer
 from asr_lightning.nn.mechanisms import Attention
-from asr_lightning.report.alignment_figure import UtteranceAlignment, plot_alignment
+from asr_lightning.report.alignment_figure import EMISSION, UtteranceAlignment, plot_alignment
 from asr_lightning.report.tables import as_csv
 
 JOINED = {"encoded": "encoder", "predicted": "prediction"}  # inputs of the joint network: module by name
@@ -173,7 +173,7 @@ def alignment(
         encoded, predicted = (observation.outputs[name].values[row] for name in JOINED)
         projected = recognizer.encoder_projection(encoded[:frames]).unsqueeze(1)
         logits = recognizer.joint(projected, predicted[: len(best.tokens) + 1]).cpu()  # (T, U + 1, V)
-        attention["emission"] = emission_probabilities(logits, best.tokens, tokenizer.blank_id).numpy()
+        attention[EMISSION] = emission_probabilities(logits, best.tokens, tokenizer.blank_id).numpy()
     for name, output in observation.outputs.items():
         if name in JOINED:
             continue

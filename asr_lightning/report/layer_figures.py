@@ -33,6 +33,12 @@ TITLES = {
     "silence": "spread of silence",
     "probe": "accuracy of a linear phone probe",
 }
+UNITS = {
+    "purity": "share of neighbors",
+    "order": "rank correlation",
+    "silence": "share of the spread of all frames",
+    "probe": "share of frames",
+}
 
 
 def sentence_rows(projected: LayerProjection, utterance: str) -> np.ndarray:
@@ -195,8 +201,12 @@ def plot_curves(curves: Sequence[LayerCurve], path: Path) -> None:
                 label={"original": "the layer's own space", "tsne": "plane of t-SNE"}[curve.space],
             )  # fmt: skip
         panel.set_title(TITLES[name], fontsize=10)
+        panel.set_ylabel(UNITS[name], fontsize=8)
+        if min(line.get_ydata().min() for line in panel.get_lines()) >= 0:
+            panel.set_ylim(bottom=0.0)
         panel.tick_params(labelsize=8)
-        panel.tick_params(axis="x", rotation=30)
+        for label in panel.get_xticklabels():
+            label.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
         panel.grid(color="0.9")
     for panel in panels[len(names) :]:
         panel.remove()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from asr_lightning.errors import InputError, reason
+from asr_lightning.report.alignment_figure import EMISSION
 from asr_lightning.report.figures import ErrorRate
 from asr_lightning.report.figures import rates_by_run as rate_curves
 from asr_lightning.report.tables import read_rows
@@ -165,10 +166,11 @@ def gather_alignments(name: str, folder: Path, share: int = 1) -> Data | None:
                 parts = {key: archive[key] for key in archive.files}
             audio = path.with_suffix(".flac").read_bytes()
             tokens = [str(token) for token in parts["tokens"]]
+            labels = [*tokens, "end"]
             maps = [
-                _encode_weights(key.removeprefix("attention/"), "weights", weights, [*tokens, "end"][: len(weights)])
+                _encode_weights(name, EMISSION if name == EMISSION else "weights", weights, labels[: len(weights)])
                 for key, weights in parts.items()
-                if key.startswith("attention/")
+                if (name := key.removeprefix("attention/")) != key
             ]
             if "posteriors" in parts:
                 maps.append(_posteriors(parts))

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from asr_lightning.analysis.activations import Layer
 from asr_lightning.analysis.layers import LayerProjection
 from asr_lightning.report import layer_figures
+from asr_lightning.report.alignment_figure import spread
 from asr_lightning.report.layer_figures import plot_order, plot_phones, short_names
 
 
@@ -87,3 +88,9 @@ def test_a_figure_of_phones_holds_its_legend_and_is_an_svg_too(tmp_path: Path, m
         assert len(legend.get_texts()) == len(phones)
         assert len(figures[-1].axes) == panels
         assert (tmp_path / f"{panels}.svg").read_text().startswith("<?xml")
+
+
+def test_tokens_of_an_alignment_do_not_overlap() -> None:
+    middles = spread([0.0, 0.1, 0.1, 0.5, 1.0, 1.0], [0.1] * 6, 1.0)
+    assert min(np.diff(middles)) >= 0.1 - 1e-9 and max(middles) <= 0.95 + 1e-9
+    assert middles[:4] == pytest.approx([0.0, 0.1, 0.2, 0.5])
