@@ -34,7 +34,7 @@ TITLES = {
     "probe": "accuracy of a linear phone probe",
 }
 UNITS = {
-    "purity": "share of neighbors",
+    "purity": "share of neighbours",
     "order": "rank correlation",
     "silence": "share of the spread of all frames",
     "probe": "share of frames",

@@ -7,8 +7,8 @@ const DASHES = ["solid", "dash", "dot", "dashdot"];  // beyond the colors
 const RAINBOW = ["#e6194b", "#f58231", "#ffd700", "#3cb44b", "#00bcd4", "#3f51f5", "#8a2be2"];
 const LOGARITHMIC = [0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 70, 100, 200, 300, 500, 1000];
 const FIRST = 8;  // the character whose neighbours are shown first: at the start of a sentence all states are equal
+const WIDE_RANGE = 4;  // largest by smallest rate, from which the axis is logarithmic
 const SENTENCES = 8;  // shown at once
-const SHOWN_VERDICTS = 4;
 const NARROW = matchMedia("(max-width: 719px)");
 const MARKS = { circle: "●", square: "■", diamond: "◆", "triangle-up": "▲", "triangle-down": "▼", cross: "✚", star: "★", pentagon: "⬟", hexagram: "✶", x: "✕" };
 const redraws = [];  // called when the theme changes
@@ -90,7 +90,7 @@ function layout(more = {}) {
   const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true };
   const { xaxis = {}, yaxis = {}, title, ...rest } = more;
   return {
-    paper_bgcolor: css("--paper"), plot_bgcolor: css("--paper"), font: { color: css("--ink"), size: 13 }, showlegend: false,
+    paper_bgcolor: css("--paper"), plot_bgcolor: css("--paper"), font: { color: css("--ink"), size: 13, family: getComputedStyle(document.body).fontFamily }, showlegend: false,
     margin: { l: 56, r: 12, t: 34, b: 44 }, hoverlabel: { namelength: -1 },
     xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
     ...(title ? { title: { x: 0, xref: "paper", xanchor: "left", ...title } } : {}), // the toolbar is on the right
@@ -138,7 +138,9 @@ const NUMBER = /^(?:[-+−<> ]*[\d.,]+(?: %)?(?: ± [\d.,]+)?(?: to [-+−]?[\d.
 function typeset(cell) { return String(cell).replace(/^([-+−]?[\d.]+) … ([-+−]?[\d.]+)$/, "$1 to $2").replace(/(^|to )-(?=\d)/g, "$1−"); }
 
 function table(place, one) {
-  one = { ...one, rows: one.rows.map((row) => row.map(typeset)) };
+  const known = one.head.map((_, column) => !column || one.rows.some((row) => !["–", ""].includes(row[column])));
+  const chosen = (row) => row.filter((_, column) => known[column]);
+  one = { ...one, head: chosen(one.head), rows: one.rows.map((row) => chosen(row).map(typeset)) };
   const numeric = one.head.map((_, column) => !one.text && one.rows.some((row) => /\d/.test(row[column])) && one.rows.every((row) => NUMBER.test(row[column])));
   const kind = (cell, column) => (numeric[column] ? { class: "number" } : String(cell).length > 40 ? { class: "long" } : {});
   const scroll = element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${one.title}, table` }, element("table", {},
@@ -148,7 +150,7 @@ function table(place, one) {
   place.append(hint, scroll);
   new ResizeObserver(() => {
     hint.hidden = scroll.scrollWidth <= scroll.clientWidth;
-    if (hint.hidden) scroll.removeAttribute("tabindex"); else scroll.tabIndex = 0;
+    if (hint.hidden && scroll.scrollHeight <= scroll.clientHeight) scroll.removeAttribute("tabindex"); else scroll.tabIndex = 0;
   }).observe(scroll);
   for (const note of one.notes ?? []) place.append(element("p", { class: "note" }, ...rich(note)));
 }
@@ -157,15 +159,16 @@ function table(place, one) {
 
 function verdicts(all) {
   const place = section("summary", "Result");
-  const items = all.verdicts.map((one) => element("li", { class: one.kind }, element("b", {}, one.lead.replace(/(\w)-(\w)/g, "$1\u2011$2")), one.text));
+  const items = all.verdicts.map((one) => element("li", { class: one.kind }, element("b", {}, one.lead.replace(/(\w)-(\w)/g, "$1\u2011$2")), one.text.replace(/p ([<=]) /g, "p\u00a0$1\u00a0")));
   const list = (some) => element("ul", { class: "verdicts" }, ...some);
-  place.append(list(items.slice(0, SHOWN_VERDICTS)));
-  if (items.length > SHOWN_VERDICTS)
-    place.append(element("details", {}, element("summary", {}, `${items.length - SHOWN_VERDICTS} more comparisons`), list(items.slice(SHOWN_VERDICTS))));
+  place.append(list(items.slice(0, all.shown)));
+  if (items.length > all.shown)
+    place.append(element("details", {}, element("summary", {}, `${items.length - all.shown} more comparisons`), list(items.slice(all.shown))));
+  place.append(element("p", { class: "note" }, ...all.summary.map((part) => element("span", {}, part)), element("a", { href: "#runs" }, "how to make the runs again")));
 }
 
 function runs(all) {
-  const place = section("runs", "Runs");
+  const place = section("runs", "Runs and commands");
   table(place, all.facts);
   if (all.differences) {
     place.append(element("h3", {}, all.differences.title));
@@ -184,8 +187,14 @@ function runs(all) {
 function curves(all, training) {
   const place = section("curves", "Curves");
   const rates = all ? all.metrics.map((one) => [one, one.toUpperCase().replace("_", " ")]) : [];
+  // Rates that differ little are on a linear axis at first, as in the figures for print.
+  function wide() {
+    const first = all ? all.runs.flatMap((run) => Object.values(run.rates).flatMap((metrics) => Object.values(metrics[all.metrics[0]]).flat())) : training[0].runs.flatMap((run) => Object.values(run.seeds).flat());
+    const values = first.map(([, value]) => value).filter((value) => value > 0);
+    return Math.max(...values) >= WIDE_RANGE * Math.min(...values);
+  }
   const metric = chooser("shown", [...rates, ...training.map((one, number) => [`training ${number}`, one.name])], show);
-  const scale = radios("axis", "scale", [["log", "logarithmic"], ["linear", "linear"]], show);
+  const scale = radios("axis", "scale", [["log", "logarithmic"], ["linear", "linear"]], show, wide() ? "log" : "linear");
   const legend = element("div", { class: "legend" }), note = element("p", { class: "note" });
   const plots = element("div", { class: "plots" });
   place.append(element("div", { class: "controls" }, metric.part, scale.part), legend, plots, note);
@@ -387,10 +396,10 @@ function layers(runs) {
 }
 
 const FIGURES = {
-  purity: ["phone purity", "share of the nearest frames of other sentences that have the same phone."],
-  order: ["order correlation", "rank correlation between distance in time and in space, within sentences."],
-  silence: ["spread of silence", "root mean square distance of silent frames from their center, relative to that of all frames."],
-  probe: ["phone accuracy of a linear probe", "ridge regression, tested on sentences that it was not fitted to."],
+  purity: ["phone purity", "share of neighbours", "share of the nearest frames of other sentences that have the same phone."],
+  order: ["order correlation", "rank correlation", "rank correlation between distance in time and in space, within sentences."],
+  silence: ["spread of silence", "share of that of all", "root mean square distance of silent frames from their center, relative to that of all frames."],
+  probe: ["phone accuracy of a linear probe", "share of frames", "ridge regression, tested on sentences that it was not fitted to."],
 };
 
 function figures(runs) {
@@ -409,7 +418,7 @@ function figures(runs) {
     const current = runs[run.select.value], bounded = current.curves.some((one) => one.intervals.some((pair) => pair[0] !== null));
     const looks = { original: { color: css("--ink"), dash: "solid", symbol: "circle", name: "the layer's own space" }, tsne: { color: css("--faint"), dash: "dash", symbol: "square", name: "plane of t-SNE" }, chance: { color: css("--faint"), dash: "dot", symbol: "x", name: "chance" } };
     legend.replaceChildren(...Object.values(looks).map((one) => element("span", {}, swatch(one.color, one.dash), one.name)));
-    note.textContent = (bounded ? "Means over speakers with 95 % intervals (bootstrap). " : "No intervals: all frames are of one speaker. ") + current.figures.map((name) => `${FIGURES[name][0][0].toUpperCase()}${FIGURES[name][0].slice(1)}: ${FIGURES[name][1]}`).join(" ");
+    note.textContent = (bounded ? "Means over speakers with 95 % intervals (bootstrap). " : "No intervals: all frames are of one speaker. ") + current.figures.map((name) => `${FIGURES[name][0][0].toUpperCase()}${FIGURES[name][0].slice(1)}: ${FIGURES[name][2]}`).join(" ");
     plots.replaceChildren(...current.figures.map((figure) => {
       const plot = element("div", { class: "plot", role: "group", "aria-label": `${FIGURES[figure][0]} along the layers` });
       const shown = current.curves.filter((one) => one.figure === figure || (figure === "purity" && one.figure === "chance" && one.space === "original"));
@@ -417,7 +426,7 @@ function figures(runs) {
         const look = looks[one.figure === "chance" ? "chance" : one.space];
         return { x: short(one.layers), y: one.means, mode: "lines+markers", line: { color: look.color, dash: look.dash }, marker: { symbol: look.symbol, size: 7 }, hovertemplate: `%{x}, ${look.name}: %{y:.3f}<extra></extra>`,
           error_y: one.intervals[0][0] === null ? undefined : { type: "data", symmetric: false, color: look.color, array: one.intervals.map((pair, at) => pair[1] - one.means[at]), arrayminus: one.intervals.map((pair, at) => one.means[at] - pair[0]) } };
-      }), { title: { text: FIGURES[figure][0], font: { size: 15 } }, xaxis: { tickangle: -30 } }, false));
+      }), { title: { text: FIGURES[figure][0], font: { size: 15 } }, xaxis: { tickangle: -30 }, yaxis: { title: { text: FIGURES[figure][1] }, rangemode: "tozero" } }, false));
       return plot;
     }));
   }
@@ -467,7 +476,7 @@ function neighbours(runs) {
     list.replaceChildren(...found.places[row].map((other, rank) => {
       const [before, letter, after, id] = shown(other);
       return element("li", {}, element("code", {}, before, element("b", {}, letter), after), element("br"),
-        element("small", {}, `${id}; ${found.counts[row][rank]} matching before; distance ${found.distances[row][rank]}`));
+        element("small", {}, `${id}; ${found.counts[row][rank]} matching before; distance ${found.distances[row][rank].toFixed(2)}`));
     }));
   }
   text.addEventListener("keydown", (event) => {
@@ -522,7 +531,7 @@ function alignments(runs) {
     } else {
       draw(plot, [{ type: "heatmap", x, y: labels.map((_, row) => row), z: values, colorscale: dark() ? [[0, "#16181b"], [0.5, "#b0532f"], [1, "#ffe08a"]] : [[0, "#ffffff"], [0.5, "#5b8fd0"], [1, "#08204a"]],
         customdata: labels.map((label) => Array(columns).fill(plain(label))), hovertemplate: "%{customdata} at %{x:.2f} s: %{z:.2f}<extra></extra>", showscale: true,
-        colorbar: { title: { text: chosen.kind === "weights" ? "weight" : "probability", side: "right" }, thickness: 12, len: 1, outlinewidth: 0 } }],
+        colorbar: { title: { text: chosen.kind === "emission" ? "probability" : "weight", side: "right" }, thickness: 12, len: 1, outlinewidth: 0 } }],
       { ...more, margin: { l: 56, r: 12, t: 12, b: 44 }, yaxis: { title: { text: "token" }, autorange: "reversed", showgrid: false, tickvals: labels.map((_, row) => row), ticktext: labels.map(plain), tickfont: { size: labels.length > 85 ? 8 : 12 } } });
     }
   }

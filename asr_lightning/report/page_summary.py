@@ -20,6 +20,7 @@ from asr_lightning.report.run_pairs import PairComparison
 from asr_lightning.report.tables import MISSING, p_value
 from asr_lightning.scoring.significance import mean_difference
 
+SHOWN = 4  # verdicts on the first screen; the others are behind a button
 KEYS = 60  # configuration keys in the table of differences
 # Keys that differ between any two runs and say nothing about the experiment.
 NOT_COMPARED = (
@@ -40,9 +41,12 @@ def gather_summary(experiments: Sequence[Experiment], pairs: Sequence[PairCompar
         baseline: Name of the experiment that the others are compared with.
     """
     configs = {experiment.name: read_config(experiment.runs[0].folder) for experiment in experiments}
+    table = facts(experiments, configs)
     return {
         "verdicts": verdicts(experiments, pairs, baseline),
-        "facts": facts(experiments, configs),
+        "shown": SHOWN,
+        "summary": _shared_facts(table),
+        "facts": table,
         "differences": differing_keys(configs),
         "commands": [
             {"run": experiment.name, "lines": [line for run in experiment.runs for line in commands_of_run(run)]}
@@ -57,14 +61,18 @@ def verdicts(
 ) -> list[dict[str, str | None]]:
     """Return a sentence for each comparison, or for each experiment and subset if nothing can be compared.
 
+    If there are more comparisons than the first screen has room for, the best runs come first, and development subsets
+    last.
+
     Returns:
         `lead` (the conclusion), `text` (the numbers), `run`, `subset` and `kind`: `better`, `worse`, `same` (the
         interval over utterances includes 0, or that over seeds where there are several) or `rate` (no interval).
     """
     by_name = {experiment.name: experiment for experiment in experiments}
-    compared = [_comparison_entry(by_name[pair.run], by_name[pair.baseline], pair) for pair in pairs]
-    if compared:
-        return compared
+    if pairs:
+        if len(pairs) > SHOWN:
+            pairs = sorted(pairs, key=lambda pair: (pair.subset.startswith("dev"), pair.bootstrap.difference))
+        return [_comparison_entry(by_name[pair.run], by_name[pair.baseline], pair) for pair in pairs]
     return [
         _rate_entry(experiment, subset)
         for subset in _subsets(experiments)
@@ -172,6 +180,20 @@ def facts(experiments: Sequence[Experiment], configs: Mapping[str, Data]) -> Dat
             ]
         )
     return {"title": "Runs", "head": head, "rows": rows, "notes": []}
+
+
+def _shared_facts(table: Data) -> list[str]:
+    """Return a text for each column of the table of facts: what all runs have, or the least and the greatest value."""
+    texts = []
+    for column, cells in zip(table["head"], zip(*table["rows"], strict=True), strict=True):
+        known = list(dict.fromkeys(cell for cell in cells if cell not in (MISSING, "0")))
+        if column == "run" or not known:
+            continue
+        ordered = sorted(known, key=lambda cell: (len(cell.partition(".")[0]), cell))  # numbers by size
+        if len(known) == 1 or column not in ("seeds", "data"):
+            known = [ordered[0]] if ordered[0] == ordered[-1] else [f"{ordered[0]} to {ordered[-1]}"]
+        texts.append(f"{column}: {' / '.join(known) if len(known) < 4 else 'as below'}")
+    return texts
 
 
 def _data_of(config: Data) -> str:

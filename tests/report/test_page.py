@@ -96,9 +96,11 @@ def test_everything_is_there_and_nothing_is_run_that_only_was_text(page: Page) -
     assert page.title() == f"A group & {HOSTILE}"
     assert page.locator("h1").inner_text() == f"A group & {HOSTILE}"
     titles = page.locator("h2").all_text_contents()
-    assert titles[:3] == ["Result", "Curves", "Runs"]
+    assert titles[:3] == ["Result", "Curves", "Runs and commands"]
     assert {"Layers (t-SNE)", "Measurements of layers", "Decoder neighbours", "Alignments"} <= set(titles)
     assert page.locator("#contents a").count() >= 4
+    axes = page.locator("#figures .plot").evaluate_all("(all) => all.map((node) => node.layout.yaxis)")
+    assert all(axis["rangemode"] == "tozero" and axis["title"]["text"] for axis in axes) and axes
     assert page.locator("img[src='x']").count() == 0
     assert "two <b> (2 seeds)" in page.locator("#curves .legend span").all_text_contents()
 
@@ -219,6 +221,8 @@ def test_the_first_screen_has_the_rates_and_the_facts(page: Page) -> None:
         "two <b> makes fewer word errors than one on test\u2011clean.\n24.83 % against 31.50 % WER after 3"
     )
     assert "95 % interval" in clean and "test\u2011other" in other
+    note = page.locator("#summary .note").inner_text()
+    assert "seeds: 1, 2" in note and "epochs: 3" in note and "parameters" not in note, "unknown facts are left out"
     box = page.locator("#curves .plot").first.bounding_box()
     assert box is not None and box["y"] + box["height"] < 900, "the curves are on the first screen"
     assert page.locator("#runs tbody tr").first.locator("td").all_inner_texts()[:3] == ["one", "1, 2", "3"]

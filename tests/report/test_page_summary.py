@@ -177,6 +177,7 @@ def test_the_summary_holds_data_and_runs_without_a_log(tmp_path: Path) -> None:
     summary = gather_summary(experiments(first, second), [], "a")
     assert [row[4] for row in summary["facts"]["rows"]] == ["LibriSpeechDataModule: x, y", "–"]
     assert summary["commands"][1] == {"run": "b", "lines": []}
+    assert {"epochs: 4", "data: LibriSpeechDataModule: x, y"} <= set(summary["summary"])
 
 
 def test_sentences_are_sent_with_their_edits_and_fewer_where_there_is_no_room(
@@ -227,3 +228,17 @@ def test_a_damaged_configuration_or_record_leaves_a_dash(tmp_path: Path, config:
     assert summary["facts"]["rows"][0][4] == "–" and summary["differences"] is None
     assert gather_training(group) == []
     assert all(isinstance(line, str) for line in summary["commands"][0]["lines"])
+
+
+def test_many_comparisons_begin_with_the_best_run(tmp_path: Path) -> None:
+    shares = (0.5, 0.6, 0.4, 0.8, 0.3, 0.7)
+    group = experiments(
+        *(write_run(tmp_path / str(index), f"r{index}", 1, share) for index, share in enumerate(shares))
+    )
+    assert [verdict["run"] for verdict in verdicts(group, pairs_of(group, "r0"), "r0")] == [
+        "r4",
+        "r2",
+        "r1",
+        "r5",
+        "r3",
+    ]
