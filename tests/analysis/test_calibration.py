@@ -118,4 +118,4 @@ def test_what_has_no_words_is_refused(tmp_path: Path) -> None:
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     lines = {name: reliability(*planted(1_000, 5, t)) for name, t in (("before", 3.0), ("after", 1.0))}
     plot_reliability(lines, tmp_path / "reliability.png")
-    assert Image.open(tmp_path / "reliability.png").size == (600, 650)
+    assert Image.open(tmp_path / "reliability.png").size == (1500, 1620)

@@ -116,7 +116,7 @@ def test_features_log_probabilities_and_transcripts_are_speechbrains(public: Fil
     recognizer, expected = imported(public), public.expected
     audio, lengths = speech(public.samples)[None], torch.tensor([public.samples])
     features, _ = recognizer.features(audio, lengths)
-    assert_equal(features[0], expected["features"])
+    torch.testing.assert_close(features[0], expected["features"], atol=1e-4, rtol=0)  # differences of up to 100 dB
     encoded, lengths = recognizer(audio, lengths)
     assert lengths.tolist() == [encoded.shape[1]]
     assert_equal(encoded[0], expected["encoded"])

@@ -74,6 +74,7 @@ def test_three_networks_of_full_size_fit_into_a_page(large: Path) -> None:
 def test_the_page_of_full_size_opens(browser: Browser, large: Path) -> None:
     context = browser.new_context()
     page = context.new_page()
+    page.set_default_timeout(180_000)  # a machine may be busy
     failures: list[str] = []
     page.on("pageerror", lambda error: failures.append(str(error)))
     page.goto(large.as_uri())

@@ -197,7 +197,10 @@ def test_gradient_norms_are_a_section_and_runs_without_them_are_named(
     assert main(["compare", str(runs), "--gradients", "--output", str(output)]) == 0
     assert "Left out: gradients:" in capsys.readouterr().out  # base's second seed, and odd
     head, *lines = rows(output / "gradients.csv")
-    assert [line[:5] for line in lines] == [["total", "base", "1", "1.5", "1.5"], ["total", "wide", "1", "3", "3"]]
+    assert [line[:5] for line in lines] == [
+        ["total", "base", "1", "1.50", "1.50"],
+        ["total", "wide", "1", "3.00", "3.00"],
+    ]
     assert lines[0][head.index("early change")] == "1" and (output / "gradients.png").stat().st_size > 10_000
 
     assert main(["report", str(runs), "--output", str(tmp_path / "page.html")]) == 0

@@ -105,7 +105,7 @@ def test_planted_confidences_are_calibrated_and_drawn(
     assert read == [["dev"]] and "4000 words of dev" in printed
     calibrated = read_calibration(tmp_path / "out" / "calibration.json")(planted[0])
     assert np.abs(calibrated - truth).mean() < 0.05
-    assert Image.open(tmp_path / "out" / "reliability.png").size[0] == 600
+    assert Image.open(tmp_path / "out" / "reliability.png").size[0] == 1500
     assert json.loads((tmp_path / "out" / "calibration.json").read_text()).keys() == {method}
 
 
