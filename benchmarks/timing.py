@@ -114,8 +114,17 @@ def provenance() -> str:
     git = subprocess.run(
         ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"], capture_output=True, text=True
     )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return (
-        f"{device}, {os.cpu_count()} processors, {torch.get_num_threads()} threads, "
+        f"{_device()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads, "
         f"load {os.getloadavg()[0]:.1f}; {', '.join(versions)}; commit {git.stdout.strip() or 'unknown'}"
     )
+
+
+def _device() -> str:
+    """Return the GPU, or the processor with the vector instructions that torch takes."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    path = Path("/proc/cpuinfo")  # of Linux
+    lines = path.read_text().splitlines() if path.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"

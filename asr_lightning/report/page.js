@@ -100,8 +100,19 @@ function layout(more = {}) {
 // Plotly reads some marks and entities in its texts: ours have none.
 function plain(text) { return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;"); }
 
+// A plot is drawn when it comes near the window, since sixteen t-SNE pictures take seconds; and before the page is printed.
+const near = new IntersectionObserver((entries) => entries.forEach(({ target, isIntersecting }) => {
+  target.near = isIntersecting;
+  if (isIntersecting) target.drawWaiting?.();
+}), { rootMargin: "600px" });
+addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach((place) => place.drawWaiting?.()));
+
 function draw(place, traces, more, toolbar = "hover") {
-  Plotly.react(place, traces, layout(more), { responsive: true, displaylogo: false, displayModeBar: toolbar, modeBarButtonsToRemove: ["select2d", "lasso2d"] });
+  place.drawWaiting = () => {
+    delete place.drawWaiting;
+    Plotly.react(place, traces, layout(more), { responsive: true, displaylogo: false, displayModeBar: toolbar, modeBarButtonsToRemove: ["select2d", "lasso2d"] });
+  };
+  if (place.near) place.drawWaiting(); else near.observe(place);
 }
 
 function swatch(stroke, style = "solid") {
@@ -535,7 +546,7 @@ function alignments(runs) {
       { ...more, margin: { l: 56, r: 12, t: 12, b: 44 }, yaxis: { title: { text: "token" }, autorange: "reversed", showgrid: false, tickvals: labels.map((_, row) => row), ticktext: labels.map(plain), tickfont: { size: labels.length > 85 ? 8 : 12 } } });
     }
   }
-  player.addEventListener("timeupdate", () => Plotly.relayout(plot, { shapes: cursor(player.currentTime) }));
+  player.addEventListener("timeupdate", () => plot.drawWaiting || Plotly.relayout(plot, { shapes: cursor(player.currentTime) }));
   redraws.push(show);
   fill();
 }

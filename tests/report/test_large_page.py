@@ -82,7 +82,8 @@ def test_the_page_of_full_size_opens(browser: Browser, large: Path) -> None:
     assert section.get_by_label("speaker", exact=True).evaluate("(node) => node.value") == "105"
     section.get_by_label("phone", exact=True).check()
     assert 0.9 * FRAMES < section.locator(".strip span").count() <= FRAMES  # equal phones in a row are one
-    assert section.locator(".plot").first.locator(".point").count() == FRAMES
+    section.locator(".plot").first.scroll_into_view_if_needed()
+    section.locator(".plot").first.locator(".point").nth(FRAMES - 1).wait_for()
     assert "This page holds" in section.locator("p.note").nth(1).inner_text()
     assert page.locator("#neighbours ol.neighbours li").count() == 5
     assert failures == []

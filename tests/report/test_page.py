@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Locator, Page
 
 from asr_lightning.asr import main
 from asr_lightning.errors import InputError
@@ -92,6 +92,20 @@ def page(browser: Browser, page_file: Path) -> Iterator[Page]:
     context.close()
 
 
+def scroll_to(plot: Locator) -> None:
+    """Scroll to a plot, and wait until it is drawn."""
+    plot.scroll_into_view_if_needed()
+    plot.locator(".main-svg").first.wait_for()
+
+
+def test_plots_are_drawn_when_they_are_near_and_before_printing(page: Page) -> None:
+    far = page.locator(".plot").last
+    page.locator("#curves .main-svg").first.wait_for()
+    assert far.locator(".main-svg").count() == 0
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert all(plot.locator(".main-svg").count() for plot in page.locator(".plot").all())
+
+
 def test_everything_is_there_and_nothing_is_run_that_only_was_text(page: Page) -> None:
     assert page.title() == f"A group & {HOSTILE}"
     assert page.locator("h1").inner_text() == f"A group & {HOSTILE}"
@@ -99,6 +113,7 @@ def test_everything_is_there_and_nothing_is_run_that_only_was_text(page: Page) -
     assert titles[:3] == ["Result", "Curves", "Runs and commands"]
     assert {"Layers (t-SNE)", "Measurements of layers", "Decoder neighbours", "Alignments"} <= set(titles)
     assert page.locator("#contents a").count() >= 4
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
     axes = page.locator("#figures .plot").evaluate_all("(all) => all.map((node) => node.layout.yaxis)")
     assert all(axis["rangemode"] == "tozero" and axis["title"]["text"] for axis in axes) and axes
     assert page.locator("img[src='x']").count() == 0
@@ -120,13 +135,13 @@ def test_layers_stand_side_by_side_or_are_gone_through_and_recolored(page: Page)
     assert section.locator(".legend .phone").all_text_contents() == ["●ɑ (AA)", "●b (B)", "✕SIL"]
     assert section.locator(".legend b").all_inner_texts() == ["vowel", "plosive", "silence"]
     assert "ɑ" in section.locator(".strip span").all_inner_texts()
+    scroll_to(section.locator(".plot"))
     points = section.locator(".trace.scatter .point")
     count = points.count()
     section.get_by_label("all sentences behind").check()
     assert points.count() == 6 * count
     section.get_by_label("network").select_option("1")
     assert section.locator(".plot").get_attribute("aria-label") == "t-SNE of top of two, seed 1, colored by phone"
-    section.locator(".plot").scroll_into_view_if_needed()
     box = points.last.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -138,6 +153,7 @@ def test_layers_stand_side_by_side_or_are_gone_through_and_recolored(page: Page)
 def test_frames_fill_a_square_without_grid_and_letters_stand_out_from_their_color(page: Page) -> None:
     section = page.locator("#layers")
     for plot in section.locator(".plot").all():
+        scroll_to(plot)
         box = plot.bounding_box()
         assert box is not None and abs(box["width"] - box["height"]) < 2
         spans = plot.locator(".trace.scatter").last.evaluate(
@@ -194,6 +210,7 @@ def test_alignments_can_be_heard_and_seen(page: Page) -> None:
         "(node) => new Promise((done) => node.readyState >= 1 ? done() : node.addEventListener('loadedmetadata', done))"
     )
     assert abs(player.evaluate("(node) => node.duration") - 0.8) < 0.05
+    scroll_to(section.locator(".plot"))
     assert section.locator(".heatmaplayer image").count() == 1
     section.get_by_label("map").select_option("1")
     assert section.locator(".scatterlayer .trace").count() == 8 == section.locator(".legend span").count()
@@ -205,6 +222,7 @@ def test_alignments_can_be_heard_and_seen(page: Page) -> None:
 
 def test_the_curves_of_all_panels_have_the_same_axes(page: Page) -> None:
     section = page.locator("#curves")
+    scroll_to(section.locator(".plot").last)
     for scale in ("logarithmic", "linear"):
         section.get_by_label(scale).check()
         ranges = section.locator(".plot").evaluate_all(
