@@ -7,6 +7,7 @@ from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
 from asr_lightning.analysis.neighbours import nearest
+from asr_lightning.analysis.similarity import centered
 from asr_lightning.text.phones import SILENCE
 
 FOLDS = 5
@@ -84,11 +85,10 @@ def order_correlation(values: np.ndarray, times: np.ndarray, groups: np.ndarray)
 
 def silence_spread(values: np.ndarray, phones: np.ndarray) -> float:
     """Return the spread of silence relative to that of all frames; NaN without silence."""
-    silent = values[phones == SILENCE].astype(np.float64)
+    silent = values[phones == SILENCE]
     if len(silent) < 2:
         return float("nan")
-    all_frames = values.astype(np.float64)
-    silent_size, total_size = (np.sqrt(part.var(axis=0).sum()) for part in (silent, all_frames))
+    silent_size, total_size = (np.sqrt(np.square(centered(part)).sum(axis=1).mean()) for part in (silent, values))
     return float(silent_size / total_size) if total_size > 0 else float("nan")
 
 

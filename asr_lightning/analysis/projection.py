@@ -3,16 +3,18 @@
 import numpy as np
 from openTSNE import TSNE
 
+from asr_lightning.analysis.similarity import centered
+
 PAIRS = 3  # openTSNE looks at three times as many neighbours as the perplexity
 
 
 def principal_components(points: np.ndarray, count: int) -> np.ndarray:
     """Return the first coordinates of points (N, D), (N, count or D), signs fixed by the largest loading."""
-    centered = np.asarray(points, dtype=np.float64) - np.mean(points, axis=0, dtype=np.float64)
-    values, axes = np.linalg.eigh(centered.T @ centered)
+    offsets = centered(points)
+    values, axes = np.linalg.eigh(offsets.T @ offsets)
     axes = axes[:, np.argsort(values)[::-1][:count]]
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    return centered @ (axes * np.where(signs == 0, 1.0, signs))
+    return offsets @ (axes * np.where(signs == 0, 1.0, signs))
 
 
 def project(
@@ -52,9 +54,9 @@ def project(
 
 def normalized(points: np.ndarray) -> np.ndarray:
     """Return points (N, 2) with mean 0 and mean square 1."""
-    centered = points - points.mean(axis=0)
-    size = np.sqrt(np.square(centered).sum(axis=1).mean())
-    return centered / size if size > 0 else centered
+    offsets = centered(points)
+    size = np.sqrt(np.square(offsets).sum(axis=1).mean())
+    return offsets / size if size > 0 else offsets
 
 
 def aligned(points: np.ndarray, reference: np.ndarray) -> np.ndarray:

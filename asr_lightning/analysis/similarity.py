@@ -20,9 +20,19 @@ def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
     """
     if len(x) != len(y) or len(x) < 2:
         raise ValueError(f"expected the same two frames or more of both layers, got {len(x)} and {len(y)}")
-    x, y = (values.astype(np.float64) - values.mean(axis=0, dtype=np.float64) for values in (x, y))
+    x, y = centered(x), centered(y)
     scale = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
     return float(np.linalg.norm(y.T @ x) ** 2 / scale) if scale > 0 else float("nan")
+
+
+def centered(values: np.ndarray) -> np.ndarray:
+    """Return values (N, D) less their mean, with 64 bits; exactly 0 where a dimension is constant.
+
+    A mean is rounded, so that 0.1 less the mean of 0.1, 0.1 and 0.1 is not 0, and a deviation of rounding alone would
+    be taken for one of the values. Offsets from the first row are 0, and so is their mean.
+    """
+    offsets = np.subtract(values, values[:1], dtype=np.float64)
+    return offsets - offsets.mean(axis=0)
 
 
 def stretched(values: np.ndarray, frames: int) -> np.ndarray:

@@ -77,6 +77,11 @@ def test_silence_spread_is_a_ratio_of_deviations() -> None:
     assert math.isnan(silence_spread(values, np.array(["AA"] * 4)))
 
 
+def test_a_constant_layer_has_no_spread() -> None:
+    for value in (1.0, 0.1):  # the mean of six 0.1 is rounded
+        assert math.isnan(silence_spread(np.full((6, 2), value), np.array(["SIL", "SIL", *["AA"] * 4])))
+
+
 def test_a_probe_never_sees_the_utterance_that_it_is_tested_on() -> None:
     random = np.random.default_rng(4)
     groups = np.repeat(np.arange(10), 6)

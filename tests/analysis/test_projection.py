@@ -63,6 +63,10 @@ def test_a_turned_mirrored_picture_is_turned_back() -> None:
     np.testing.assert_allclose(aligned(turned, positions), positions, atol=1e-12)
 
 
+def test_equal_points_are_normalized_to_the_center() -> None:
+    np.testing.assert_array_equal(normalized(np.full((8, 2), 0.1)), 0.0)  # the mean of eight 0.1 is rounded
+
+
 def test_rows_of_layers_meet_by_time() -> None:
     names, times = np.array(["a", "a", "a", "b", "c"]), np.array([0.0, 0.09, 0.2, 0.0, 0.0])
     other_names, other_times = np.array(["b", "a", "a"]), np.array([0.5, 0.02, 0.18])

@@ -47,7 +47,8 @@ def test_layers_that_have_nothing_to_do_with_each_other_are_not_similar() -> Non
 
 
 def test_a_constant_layer_has_no_similarity_and_frames_have_to_be_the_same() -> None:
-    assert np.isnan(linear_cka(np.ones((5, 3)), layer(5, 3, 0)))
+    for constant in (np.ones((5, 3)), np.full((8, 2), 0.1)):  # the mean of eight 0.1 is rounded
+        assert np.isnan(linear_cka(constant, layer(len(constant), 3, 0)))
     with pytest.raises(ValueError, match="got 5 and 4"):
         linear_cka(layer(5, 3, 0), layer(4, 3, 0))
     with pytest.raises(ValueError, match="two frames or more"):
