@@ -12,6 +12,7 @@ from asr_lightning.text.phones import SILENCE
 
 FOLDS = 5
 RIDGE = 1e-2  # of the mean square of a standardized dimension, per point
+TIME_DIGITS = 6  # decimals of a second: nearer distances are the same
 LONGEST = 1500  # frames of an utterance whose pairs are compared; longer ones are thinned evenly
 
 
@@ -79,7 +80,8 @@ def order_correlation(values: np.ndarray, times: np.ndarray, groups: np.ndarray)
             continue
         distances = pdist(values[rows].astype(np.float64))
         if np.ptp(distances) > 0:
-            correlations.append(spearmanr(pdist(times[rows, None]), distances).statistic)
+            apart = pdist(times[rows, None]).round(TIME_DIGITS)  # 0.3 - 0.2 and 0.2 - 0.1 share a rank
+            correlations.append(spearmanr(apart, distances).statistic)
     return float(np.mean(correlations)) if correlations else float("nan")
 
 

@@ -70,6 +70,13 @@ def test_order_is_counted_within_utterances_only() -> None:
     assert math.isnan(order_correlation(np.zeros((6, 1)), times, np.zeros(6, int)))
 
 
+def test_equal_distances_in_time_share_a_rank() -> None:
+    random = np.random.default_rng(7)
+    values, steps = random.normal(size=(12, 3)), np.arange(12)
+    expected = order_correlation(values, steps, np.zeros(12, int))  # whole numbers are exact, 0.01 s is not
+    assert order_correlation(values, steps * 0.01, np.zeros(12, int)) == pytest.approx(expected)
+
+
 def test_silence_spread_is_a_ratio_of_deviations() -> None:
     values = np.array([[-1.0], [1.0], [-3.0], [3.0]])
     phones = np.array(["SIL", "SIL", "AA", "AA"])
