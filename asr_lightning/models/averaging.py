@@ -13,6 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 
 from asr_lightning.errors import InputError
@@ -140,8 +141,9 @@ def _counter_buffers(module: nn.Module) -> set[str]:
     names: set[str] = set()
     for prefix, part in module.named_modules():
         buffers = dict(part.named_buffers(prefix, recurse=False))
-        if any(map(_is_counter, buffers.values())):
-            names |= buffers.keys()
+        counters = {name for name, buffer in buffers.items() if _is_counter(buffer)}
+        # The counter of torch's BatchNorm stands beside means and variances, which are no sums.
+        names |= counters if isinstance(part, _BatchNorm) or not counters else buffers.keys()
     return names
 
 

@@ -35,13 +35,13 @@ class Counts(nn.Module):
 
 
 def test_weights_and_statistics_are_averaged_but_not_what_is_counted() -> None:
-    module, states = nn.Sequential(MaskedBatchNorm(2), Counts()), []
+    module, states = nn.Sequential(MaskedBatchNorm(2), Counts(), nn.BatchNorm1d(2)), []
     for step in (1, 2, 6):
         states.append({name: torch.full_like(value, step) for name, value in module.state_dict().items()})
     mean = mean_weights(module, states)
     assert mean.keys() == module.state_dict().keys()
     for name, value in mean.items():
-        expected = 6.0 if name in ("1.count", "1.sums") else 3.0
+        expected = 6.0 if name in ("1.count", "1.sums", "2.num_batches_tracked") else 3.0
         assert value.dtype == module.state_dict()[name].dtype
         assert torch.equal(value, torch.full_like(value, expected)), name
     assert torch.equal(mean_weights(module, states[:1])["0.weight"], states[0]["0.weight"])
