@@ -24,7 +24,7 @@ def project(
     """Return t-SNE coordinates (N, 2) of points (N, D), with mean 0 and mean square 1.
 
     Args:
-        points: At least 4; equal points get equal coordinates.
+        points: At least 4; equal points get equal coordinates, the mean of those that t-SNE gives them.
         components: Principal components given to t-SNE.
         perplexity: About how many neighbours a point has; less where there are few points.
         iterations: Of the optimization, a quarter of them with early exaggeration.
@@ -49,7 +49,10 @@ def project(
         random_state=seed,
         n_jobs=threads,
     )
-    return normalized(np.asarray(tsne.fit(reduced / scale)))
+    positions = np.asarray(tsne.fit(reduced / scale))
+    _, kinds, counts = np.unique(points, axis=0, return_inverse=True, return_counts=True)
+    sums = np.stack([np.bincount(kinds.ravel(), column) for column in positions.T], axis=1)
+    return normalized((sums / counts[:, None])[kinds.ravel()])
 
 
 def normalized(points: np.ndarray) -> np.ndarray:

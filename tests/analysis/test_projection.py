@@ -39,8 +39,10 @@ def test_the_seed_decides() -> None:
 @pytest.mark.parametrize("count", [4, 7])
 def test_few_points_and_equal_ones(count: int) -> None:
     positions = project(np.ones((count, 3)), iterations=50)
-    assert positions.shape == (count, 2)
-    assert np.isfinite(positions).all()
+    np.testing.assert_array_equal(positions, np.zeros((count, 2)))
+    some = project(np.repeat(np.eye(count), 2, axis=0), iterations=50)
+    np.testing.assert_array_equal(some[::2], some[1::2])
+    assert np.isfinite(some).all() and np.square(some).sum(axis=1).mean() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("points", [np.zeros((3, 2)), np.full((9, 2), np.nan)])
