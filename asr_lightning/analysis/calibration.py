@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from asr_lightning.errors import InputError, reason, shown
 from asr_lightning.files import regular
@@ -103,7 +104,7 @@ class Temperature(Calibration):
     def __call__(self, confidences: Floats) -> Floats:
         """Return calibrated confidences (N,) of (N,)."""
         inner = np.clip(confidences, EDGE, 1 - EDGE)
-        return 1.0 / (1.0 + np.exp(-(np.log(inner) - np.log1p(-inner)) / self.temperature))
+        return expit((np.log(inner) - np.log1p(-inner)) / self.temperature)
 
     def as_json(self) -> dict[str, Any]:
         """Return the temperature."""

@@ -56,6 +56,13 @@ def test_a_planted_temperature_is_found(temperature: float) -> None:
     assert fit_temperature(confidences, correct).temperature == pytest.approx(temperature, rel=0.05)
 
 
+@pytest.mark.filterwarnings("error")
+def test_perfect_confidences_overflow_nowhere() -> None:
+    confidences, correct = np.array([0.0, 0.2, 0.8, 1.0]), np.array([False, False, True, True])
+    calibrated = fit_temperature(confidences, correct)(confidences)
+    np.testing.assert_allclose(calibrated, [0.0, 0.0, 1.0, 1.0], atol=1e-6)
+
+
 @pytest.mark.parametrize("fit", [fit_temperature, fit_isotonic])
 def test_other_words_are_better_calibrated_than_before(
     fit: Callable[[np.ndarray, np.ndarray], Calibration],
