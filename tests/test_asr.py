@@ -70,10 +70,20 @@ def test_modules_go_on_being_commands_by_all_names_that_they_had(name: str) -> N
     [
         ("transcribe --checkpoint no.ckpt a.wav", "no checkpoint at no.ckpt (looked for {folder}/no.ckpt)"),
         ("align --config no.yaml --states x --output y", "no.yaml: No such file or directory"),
+        ("transcribe --checkpoint README.md", "expected audio files, folders or a --list of them, got none"),
+        ("transcribe --checkpoint README.md --list no.txt", "--list: cannot read no.txt: No such file or directory"),
+        (
+            "transcribe --checkpoint README.md a.wav --formats srt",
+            "--formats srt: expected an --output folder for them, since each is a file",
+        ),
+        (
+            "transcribe --checkpoint README.md a.wav --output README.md",
+            "--output: cannot make the folder {folder}/README.md: File exists",
+        ),
         ("average no.ckpt b.ckpt --output y", "no checkpoint at no.ckpt (looked for {folder}/no.ckpt)"),
     ],
 )
-def test_a_file_that_is_missing_is_told_before_torch_is_imported(arguments: str, message: str) -> None:
+def test_what_is_wrong_with_the_arguments_is_told_before_torch_is_imported(arguments: str, message: str) -> None:
     code = (
         "import sys; from asr_lightning.asr import main\n"
         f"assert main({arguments.split()}) == 2\n"

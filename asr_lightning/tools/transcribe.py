@@ -68,19 +68,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Transcribe the files; return the exit status."""
-    from asr_lightning.analysis.calibration import read_calibration
-    from asr_lightning.tools import transcription
-    from asr_lightning.tools.prepared_recognizer import keep_hypotheses, prepare_recognizer
-    from asr_lightning.tools.transcript_files import Transcript, TranscriptFolder, as_line, find_sounds, writers
+    from asr_lightning.tools import transcript_files
+    from asr_lightning.tools.transcript_files import Transcript, TranscriptFolder, find_sounds
 
-    inputs = [*options.audio, *(transcription.read_file_list(options.list) if options.list is not None else [])]
-    if not inputs:
-        raise InputError("expected audio files, folders or a --list of them, got none")
     formats = list(dict.fromkeys(options.formats))
     if options.output is None and (len(formats) > 1 or formats[0] not in ("txt", "json", "ctm")):
         raise InputError(f"--formats {' '.join(formats)}: expected an --output folder for them, since each is a file")
     if options.n_best > 1 and "json" not in formats:
         raise InputError("--n-best: only --formats json has more than the best hypothesis")
+    inputs = [*options.audio, *(transcript_files.read_file_list(options.list) if options.list is not None else [])]
+    if not inputs:
+        raise InputError("expected audio files, folders or a --list of them, got none")
     paths: Sequence[str] = inputs
     if options.output is not None:
         folder = TranscriptFolder(options.output, formats, find_sounds(inputs), options.n_best, options.overwrite)
@@ -92,12 +90,17 @@ def run(options: argparse.Namespace) -> int:
         paths = [name for path in inputs for name in (find_sounds([path]) if Path(path).is_dir() else [path])]
         terminal = sys.stdout.isatty()
         make = {
-            "txt": lambda transcript: as_line(transcript, terminal),
-            **{name: writers(options.n_best)[name] for name in ("json", "ctm")},
+            "txt": lambda transcript: transcript_files.as_line(transcript, terminal),
+            **{name: transcript_files.writers(options.n_best)[name] for name in ("json", "ctm")},
         }[formats[0]]
 
         def write(transcript: Transcript) -> None:
             print(make(transcript), end="", flush=True)
+
+    # These import torch, which takes seconds: what is wrong with the options is named before.
+    from asr_lightning.analysis.calibration import read_calibration
+    from asr_lightning.tools import transcription
+    from asr_lightning.tools.prepared_recognizer import keep_hypotheses, prepare_recognizer
 
     calibration = None if options.calibration is None else read_calibration(options.calibration)
     recognizer = prepare_recognizer(options.checkpoint, options.device, options.beam, options.config, options.int8)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.errors import InputError, printable
-from asr_lightning.files import write_atomically
+from asr_lightning.files import regular, write_atomically
 from asr_lightning.text.timed_words import Word, as_ctm, as_srt, as_textgrid, as_vtt
 
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".sph"}
@@ -112,7 +113,7 @@ class TranscriptFolder:
         overwrite: Whether files that are complete are made anew.
 
     Raises:
-        InputError: Two paths have the same name.
+        InputError: Two paths have the same name, or the folder cannot be made.
     """
 
     def __init__(
@@ -126,6 +127,12 @@ class TranscriptFolder:
                     f"{printable(str(folder / name))}.*: transcribe them into different folders"
                 )
             owners[name] = path
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--output: cannot make the folder {printable(str(folder.absolute()))}: {error.strerror}"
+            ) from error
         self.folder, self.names, self.overwrite = folder, names, overwrite
         self.writers = {ending: writer for ending, writer in writers(n_best).items() if ending in formats}
 
@@ -168,3 +175,16 @@ def find_sounds(paths: Iterable[str]) -> dict[str, str]:
             )
         names |= {str(path): str(path.relative_to(root).with_suffix("")) for path in sounds}
     return names
+
+
+def read_file_list(path: Path) -> list[str]:
+    """Return the lines of a file, or of standard input for `-`, but empty ones.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        text = sys.stdin.read() if str(path) == "-" else regular(path).read_text("utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise InputError(f"--list: cannot read {path}: {error.strerror}") from error
+    return [line for line in text.splitlines() if line.strip()]

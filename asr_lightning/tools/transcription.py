@@ -5,7 +5,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from asr_lightning.decoding.hypothesis import Hypothesis
 from asr_lightning.decoding.merging import join_words
 from asr_lightning.decoding.words import Pooling
 from asr_lightning.errors import InputError, printable
-from asr_lightning.files import regular
 from asr_lightning.models.recognizer import Recognizer
 from asr_lightning.text.timed_words import Word
 from asr_lightning.tools.audio_pieces import OVERLAP_SECONDS, PIECE_SECONDS, read_pieces
@@ -237,16 +235,3 @@ def calibrated(transcript: Transcript, calibration: Calibration) -> Transcript:
     values = iter(calibration(np.array(confidences)).tolist())
     words = (word if word.confidence is None else replace(word, confidence=next(values)) for word in transcript.words)
     return replace(transcript, words=tuple(words))
-
-
-def read_file_list(path: Path) -> list[str]:
-    """Return the lines of a file, or of standard input for `-`, but empty ones.
-
-    Raises:
-        InputError: The file cannot be read.
-    """
-    try:
-        text = sys.stdin.read() if str(path) == "-" else regular(path).read_text("utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise InputError(f"--list: cannot read {path}: {error.strerror}") from error
-    return [line for line in text.splitlines() if line.strip()]
