@@ -30,8 +30,8 @@ STOPPED = "stopped; `lightning fit` goes on from its last checkpoint with --ckpt
 def main() -> None:
     """Run the command line; the list of commands is printed without an import of torch, which takes seconds.
 
-    Ctrl-C ends it with status 130 and SIGTERM with 143, wherever they come. A training handles them itself, see
-    `SaveWhenStopped`.
+    Ctrl-C ends it with status 130, SIGTERM with 143 and SIGHUP with 129, wherever they come. A training handles them
+    itself, see `SaveWhenStopped`.
     """
     add_current_folder()
     if not sys.argv[1:] or sys.argv[1] in ("-h", "--help"):

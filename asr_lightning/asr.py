@@ -6,7 +6,7 @@ Each command is a file of `asr_lightning.tools` with two functions, `add_argumen
 slow to import, as torch and matplotlib, is imported by `run` only, so that `--help` and wrong options answer at once.
 
 Exit statuses: 0; 1 where something failed, and the rest was done; 2 where the input cannot be used; 130 after Ctrl-C
-and 143 after SIGTERM.
+143 after SIGTERM, and 129 after SIGHUP, which a terminal sends when it is closed.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 
 from asr_lightning.ablations import end_with_ablation
-from asr_lightning.errors import InputError, nearest, print_any_character, printable
+from asr_lightning.errors import InputError, discard_where_hung_up, nearest, print_any_character, printable
 
 COMMANDS = {
     "Use a trained network": {
@@ -71,7 +71,15 @@ AGAIN_SECONDS = 0.01  # until a signal is sent again whose exception was dropped
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does."""
+    """SIGTERM or SIGHUP, which end a command as Ctrl-C does.
+
+    Args:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -184,34 +192,47 @@ def _wrap(text: str) -> str:
 
 
 def interrupted_status(error: KeyboardInterrupt) -> int:
-    """Return the exit status after Ctrl-C or SIGTERM, as a shell has it."""
-    return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+    """Return the exit status after Ctrl-C, SIGTERM or SIGHUP, as a shell has it."""
+    return 128 + (error.number if isinstance(error, Terminated) else signal.SIGINT)
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise `Terminated` at SIGTERM, so that half-written files are removed and child processes are ended.
+    """Raise `Terminated` at SIGTERM and SIGHUP, so that half-written files are removed and child processes are ended.
+
+    A signal that is ignored stays so: `nohup` lets a command outlive its terminal.
 
     Where a signal comes while a C library calls Python, as libsndfile does for each block that it reads, or in a
     destructor, Python drops the exception: the signal is sent again then.
     """
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        discard_where_hung_up()
+        raise Terminated(number)
 
     def send_again(dropped: "sys.UnraisableHookArgs") -> None:
         if not isinstance(dropped.exc_value, KeyboardInterrupt):
             hook(dropped)
             return
         number = interrupted_status(dropped.exc_value) - 128
-        threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
+        while True:
+            try:
+                threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
+                return
+            except KeyboardInterrupt:  # the signal came before the thread was known to run, and would be dropped again
+                continue
 
-    previous, hook = signal.signal(signal.SIGTERM, terminate), sys.unraisablehook
+    hook = sys.unraisablehook
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, terminate)
     sys.unraisablehook = send_again
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         sys.unraisablehook = hook
 
 

@@ -3,6 +3,7 @@
 import codecs
 import difflib
 import io
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -67,6 +68,17 @@ def print_any_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="asr_lightning")
+
+
+def discard_where_hung_up() -> None:
+    """Let the standard streams discard what is printed if their terminal was closed, which would raise an error."""
+    for number in (1, 2):
+        try:
+            os.write(number, b"")
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
+            os.close(null)
 
 
 def _encodable(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -3,11 +3,13 @@
 import argparse
 import ctypes
 import os
+import pty
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable
@@ -161,22 +163,72 @@ def test_errors_are_said_in_one_way(
     assert printed.startswith(message) and "Traceback" not in printed and bool(message) == bool(printed)
 
 
-def test_sigterm_cleans_up_and_is_told_by_the_status(command: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_cleans_up_and_is_told_by_the_status(
+    command: Callable, capsys: pytest.CaptureFixture[str], number: signal.Signals, status: int
+) -> None:
     ended = []
 
     def wait(options: argparse.Namespace) -> int:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             signal.pause()
         finally:
             ended.append(True)
         return 0
 
-    handler = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(number)
     command(wait)
-    assert main(["parameters"]) == 143 and ended
+    assert main(["parameters"]) == status and ended
     assert capsys.readouterr().err == "stopped\n"
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert signal.getsignal(number) is handler
+
+
+def test_nohup_lets_a_command_outlive_its_terminal(command: Callable) -> None:
+    def go_on(options: argparse.Namespace) -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return 0
+
+    command(go_on)
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["parameters"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+
+
+def test_a_closed_terminal_leaves_no_half_written_file(tmp_path: Path) -> None:
+    code = f"""
+import signal, sys
+from pathlib import Path
+from asr_lightning import asr
+from asr_lightning.files import replacing
+from asr_lightning.tools import parameters
+
+def write(options):
+    with replacing(Path({str(tmp_path / "result")!r})):
+        try:
+            print("writing", flush=True)
+            signal.pause()
+        finally:
+            print("ended")
+            print("ended", file=sys.stderr)
+
+parameters.run = write
+sys.exit(asr.main(["parameters", "x.yaml"]))
+"""
+    experiment = tmp_path / "x.yaml"
+    experiment.touch()
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(PROJECT)})
+    printed = b""
+    while b"writing" not in printed:
+        printed += os.read(terminal, 1000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 129
+    assert list(tmp_path.iterdir()) == [experiment]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -201,6 +253,31 @@ def test_a_signal_in_a_callback_of_a_c_library_is_not_lost(
     command(call)
     assert main(["parameters"]) == status
     assert capsys.readouterr().err == "stopped\n" and sys.unraisablehook is hook
+
+
+def test_a_signal_that_is_sent_again_too_early_is_not_lost(command: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    class LateTimer(threading.Timer):
+        started = 0
+
+        def start(self) -> None:
+            super().start()
+            LateTimer.started += 1
+            if LateTimer.started == 1:
+                time.sleep(5)  # as on a machine with much to do; the signal ends it
+
+    class Dropping:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def call(options: argparse.Namespace) -> int:
+        dropping = Dropping()
+        del dropping
+        time.sleep(20)
+        return 0
+
+    monkeypatch.setattr("threading.Timer", LateTimer)
+    command(call)
+    assert main(["parameters"]) == 143 and LateTimer.started == 2
 
 
 @pytest.mark.parametrize("ours", [True, False])

@@ -33,9 +33,9 @@ def test_the_list_has_all_commands() -> None:
     assert sorted(commands) == sorted(LightningCLI.subcommands())
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("handled", [True, False], ids=["in a loop of Lightning", "elsewhere"])
-def test_ctrl_c_and_sigterm_are_told_by_one_line_and_the_status(
+def test_signals_are_told_by_one_line_and_the_status(
     number: int, status: int, handled: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted() -> None:

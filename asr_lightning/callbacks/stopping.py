@@ -1,4 +1,4 @@
-"""Stop a run by SIGTERM or Ctrl-C, and resume it without loss."""
+"""Stop a run by SIGTERM, Ctrl-C or SIGHUP, and resume it without loss."""
 
 import os
 import signal
@@ -11,7 +11,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)  # of pre-emption and of Ctrl-C
+from asr_lightning.errors import discard_where_hung_up
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # of pre-emption, of Ctrl-C, of a terminal that is closed
 NAME = "last-stopped.ckpt"  # found by `--ckpt_path last`
 ONE_STOP_SECONDS = 1.0  # in which several signals are one: of a terminal or a cluster, and of `asr ablate` behind it
 
@@ -33,12 +35,17 @@ class SaveWhenStopped(Callback):
         self._step = 0  # optimizer steps done before the batch at hand
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the handlers: Lightning installs its own just before, and restores the old ones at the end."""
+        """Install the handlers: Lightning installs its own just before, and restores the old ones at the end.
+
+        A signal that is ignored stays so: `nohup` lets a run outlive its terminal.
+        """
         self._received, self._step = 0, trainer.global_step
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        discard_where_hung_up()
         if self._received:
             if time.monotonic() > self._received_at + ONE_STOP_SECONDS:
                 signal.signal(number, signal.SIG_DFL)

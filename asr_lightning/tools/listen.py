@@ -213,13 +213,13 @@ def last_cells(text: str, room: int) -> str:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C and SIGTERM to the end of the block, so that no step of a network is left half done."""
+    """Delay Ctrl-C, SIGTERM and SIGHUP to the end of the block, so that no step of a network is left half done."""
     delayed: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
         delayed.append(number)
 
-    handlers = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

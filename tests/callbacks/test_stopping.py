@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from asr_lightning.callbacks import stopping
-from asr_lightning.callbacks.stopping import NAME, FinishEpoch, MovedFolder, SaveLastEpoch, SaveWhenStopped
+from asr_lightning.callbacks.stopping import NAME, SIGNALS, FinishEpoch, MovedFolder, SaveLastEpoch, SaveWhenStopped
 
 STEPS_AN_EPOCH = 8
 
@@ -98,16 +98,16 @@ def run(
         use_distributed_sampler=False, **options,
     )  # fmt: skip
     numbers.trainer = trainer
-    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in SIGNALS]
     try:
         trainer.fit(module, numbers, {name: DataLoader(torch.arange(3.0)) for name in "ab"}, ckpt_path=resume)  # type: ignore[arg-type]
     except SystemExit as stopped:
         module.status = stopped.code
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
     return module
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
     ("where", "accumulate", "done"),
     [(2, 1, 3), (2, 2, 4), (7, 1, 8), (15, 1, 16), ("validation", 1, 9), ("validation", 4, 12)],
