@@ -4,8 +4,9 @@ Example:
     asr transcribe --checkpoint runs/rnnt/checkpoints/last.ckpt a.wav b.flac > texts.tsv
     asr transcribe --checkpoint runs/rnnt/checkpoints/last.ckpt talks --output transcripts --formats json srt
 
-Tabs, ends of lines and control characters in a path are written as \t, \n and \x1b. A file of more than 42 s is
-recognized in overlapping pieces of 20 to 44 s, cut at pauses and joined by the times of their words.
+Tabs, ends of lines and control characters in a path are written as \t, \n and \x1b. In a file of more than 42 s,
+what lies between pauses of 0.3 s is recognized, each stretch alone; where there is no such pause in 40 s, in overlapping
+pieces of 20 to 44 s, which are joined by the times of their words.
 A file that is incomplete or cannot be used gets no line. It is named on stderr with the reason, the other files are
 transcribed, and the exit status is 1.
 """
@@ -55,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--piece-seconds", type=above_zero(float), default=40.0, metavar="S",
-        help="a longer file is cut at pauses, after half of this at the earliest; less suits networks that were "
-        "trained on shorter utterances (default: 40)",
+        help="longest stretch of a longer file: one without a pause is cut where it is quietest, after half of this at "
+        "the earliest (default: 40)",
     )  # fmt: skip
     parser.add_argument(
         "--batch-seconds", type=above_zero(float), default=100.0, metavar="S",

@@ -65,7 +65,7 @@ class _File:
                 )
                 return Transcript(self.path, problem=problem)
             tail = len(words)  # so that a day of words is not copied for every piece
-            while tail and words[tail - 1].end > border - 2 * OVERLAP_SECONDS:
+            while part.start < border and tail and words[tail - 1].end > border - 2 * OVERLAP_SECONDS:
                 tail -= 1
             words[tail:] = join_words(words[tail:], shifted(part), border, OVERLAP_SECONDS)
             border = following

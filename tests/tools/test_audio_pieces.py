@@ -40,9 +40,9 @@ def spoken(seconds: list[float], pause: float = 0.5) -> np.ndarray:
     return np.concatenate([level * random.standard_normal(round(16_000 * length)) for length, level in parts])
 
 
-def test_a_long_file_is_cut_at_its_pauses(tmp_path: Path) -> None:
+def test_a_long_file_is_cut_where_it_is_quietest(tmp_path: Path) -> None:
     lengths = [15.0, 14.0, 12.0, 16.0, 15.0, 5.0]
-    audio = spoken(lengths).astype(np.float32)
+    audio = spoken(lengths, pause=0.25).astype(np.float32)  # too short to be left out
     soundfile.write(tmp_path / "long.wav", audio, 16_000, subtype="FLOAT")
     pieces = list(read_pieces(str(tmp_path / "long.wav"), 16_000))
     borders = [piece.border for piece in pieces[:-1]]
@@ -52,11 +52,40 @@ def test_a_long_file_is_cut_at_its_pauses(tmp_path: Path) -> None:
         first, last = round(16_000 * piece.start), round(16_000 * (border + 2.0))
         np.testing.assert_array_equal(piece.audio.numpy(), audio[first:last])  # 2 s to each side of a cut
         assert piece.seconds == len(piece.audio) / 16_000
-    pauses = np.cumsum([length + 0.5 for length in lengths]) - 0.25
+    pauses = np.cumsum([length + 0.25 for length in lengths]) - 0.125
     for border in borders:
         assert np.abs(pauses - border).min() < 0.16  # within the pause
     soundfile.write(tmp_path / "short.wav", audio[: 42 * 16_000], 16_000, subtype="FLOAT")
     assert len(list(read_pieces(str(tmp_path / "short.wav"), 16_000))) == 1
+
+
+def test_each_stretch_between_long_pauses_is_a_piece(tmp_path: Path) -> None:
+    lengths, pause, margin = [3.0, 20.0, 7.0, 45.0, 2.0, 30.0], 12.0, 0.1
+    audio = np.concatenate([spoken(lengths, pause), np.zeros(8_000)]).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", audio, 16_000, subtype="FLOAT")
+    pieces = list(read_pieces(str(tmp_path / "long.wav"), 16_000))
+    starts = np.cumsum([0.0, *(length + pause for length in lengths[:-1])])
+    begins = [max(0.0, start - margin) for start in starts]
+    heard = [piece for piece in pieces if len(piece.audio)]
+    whole = [heard[n] for n in (0, 1, 2, 5, 6)]  # the fourth has no pause in 40 s, so it is two pieces
+    assert len(heard) == 7
+    for piece, begin, start, length in zip(
+        whole, np.delete(begins, 3), np.delete(starts, 3), np.delete(lengths, 3), strict=True
+    ):
+        assert abs(piece.start - begin) < 0.05 and abs(piece.border - (start + length + margin)) < 0.05
+        first = round(16_000 * piece.start)
+        np.testing.assert_array_equal(piece.audio.numpy(), audio[first : first + len(piece.audio)])
+    assert abs(heard[3].start - begins[3]) < 0.05 and heard[4].start == heard[3].border - 2.0
+    assert pieces[-1].start + pieces[-1].seconds == len(audio) / 16_000, "the pause at the end is a part of the file"
+    assert not len(pieces[-1].audio)
+
+
+def test_speech_that_is_as_loud_everywhere_has_no_pauses(tmp_path: Path) -> None:
+    audio = np.random.default_rng(1).standard_normal(16_000 * 100).astype(np.float32) / 10
+    audio[16_000 * 50 : 16_000 * 52] /= 5  # 14 dB
+    soundfile.write(tmp_path / "long.wav", audio, 16_000, subtype="FLOAT")
+    pieces = list(read_pieces(str(tmp_path / "long.wav"), 16_000))
+    assert all(after.start == piece.border - 2.0 for piece, after in zip(pieces, pieces[1:], strict=False))
 
 
 def test_every_sample_is_in_a_piece_however_blocks_and_overlaps_fall(monkeypatch: pytest.MonkeyPatch) -> None:
