@@ -5,8 +5,8 @@ Example:
     asr transcribe --checkpoint runs/rnnt/checkpoints/last.ckpt talks --output transcripts --formats json srt
 
 Tabs, ends of lines and control characters in a path are written as \t, \n and \x1b. In a file of more than 42 s,
-what lies between pauses of 0.3 s is recognized, each stretch alone; where there is no such pause in 40 s, in overlapping
-pieces of 20 to 44 s, which are joined by the times of their words.
+each stretch between pauses of 0.3 s is recognized alone; where there is no such pause in 40 s, overlapping pieces of 20
+to 44 s are, and are joined by the times of their words.
 A file that is incomplete or cannot be used gets no line. It is named on stderr with the reason, the other files are
 transcribed, and the exit status is 1.
 """

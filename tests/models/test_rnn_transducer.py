@@ -133,8 +133,10 @@ def test_a_class_names_the_loss_and_a_short_name_stands_for_a_class() -> None:
     exact = ["fused", "torchaudio", named_loss("joint.ExactLoss"), named_loss("logits.TorchaudioLoss")]
     for loss in [*exact, named_loss("pruned.PrunedLoss", width=20)]:
         torch.testing.assert_close(make(transducer_loss=loss).loss(batch), expected, rtol=1e-4, atol=1e-4)
-    narrow = make(transducer_loss=named_loss("pruned.PrunedLoss", width=2)).loss(batch)
+    narrow = make(transducer_loss=named_loss("pruned.PrunedLoss", width=2, left_out=None)).loss(batch)
     assert (narrow > expected - 1e-4).all() and (narrow > expected + 1e-2).any()
+    bounded = make(transducer_loss=named_loss("pruned.PrunedLoss", width=2)).loss(batch)
+    assert (bounded > expected - 1e-4).all() and (bounded < narrow).any(), "a network that has learned nothing needs it"
     for loss in (named_loss("joint.ExactLoss", delay_penalty=0.5), named_loss("pruned.PrunedLoss", delay_penalty=0.5)):
         assert (make(transducer_loss=loss).loss(batch) - expected).abs().max() > 0.1
 

@@ -47,7 +47,9 @@ class PrunedLoss(TransducerLoss):
     Args:
         width: Positions of each frame, at least 2.
         left_out: Widen the ranges of an utterance until the alignments outside of them have at most this probability,
-            as the cheap estimate has it. None: `width` positions always, as Kuang et al. have it.
+            as the cheap estimate has it. None: `width` positions always, as Kuang et al. have it, who train the
+            estimate by a loss of its own. Without that, the ranges of a network that has learned nothing are far from
+            the right alignments, and it hardly learns: only for a network that has.
         delay_penalty: Weight of the delay of tokens, see `lattice.delayed`.
         fast_emit: λ of FastEmit, see `lattice.favored`.
 
@@ -56,7 +58,7 @@ class PrunedLoss(TransducerLoss):
     """
 
     def __init__(
-        self, width: int = 5, left_out: float | None = None, delay_penalty: float = 0.0, fast_emit: float = 0.0
+        self, width: int = 5, left_out: float | None = 0.05, delay_penalty: float = 0.0, fast_emit: float = 0.0
     ) -> None:
         if width < 2:
             raise InputError(f"expected a width of at least 2 positions, got {width}")
