@@ -23,8 +23,11 @@ from tests.support import ROOT
 # bit by bit.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in background jobs of a shell; programs inherit it
+# Ignored in background jobs of a shell and below `nohup`; programs inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Files that take minutes: they begin first, so that the processes of a parallel run end together.
 LONGEST = (

@@ -201,7 +201,7 @@ def test_gradient_norms_are_a_section_and_runs_without_them_are_named(
         ["total", "base", "1", "1.50", "1.50"],
         ["total", "wide", "1", "3.00", "3.00"],
     ]
-    assert lines[0][head.index("early change")] == "1" and (output / "gradients.png").stat().st_size > 10_000
+    assert lines[0][head.index("early change")] == "1.00" and (output / "gradients.png").stat().st_size > 10_000
 
     assert main(["report", str(runs), "--output", str(tmp_path / "page.html")]) == 0
     assert "Gradient norms" in (tmp_path / "page.html").read_text("utf-8")
