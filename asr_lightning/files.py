@@ -312,3 +312,14 @@ def source_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         pass
     return f"version {metadata.version('asr_lightning')}"
+
+
+def read_number(field: str) -> float:
+    """Return the number in a field of a file.
+
+    Raises:
+        ValueError: There is none. Python would read `1_0` as 10, which no file means.
+    """
+    if "_" in field:
+        raise ValueError(f"expected a number, found {field!r}")
+    return float(field)

@@ -17,7 +17,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from asr_lightning.errors import InputError, shown
-from asr_lightning.files import regular
+from asr_lightning.files import read_number, regular
 from data_modules.layouts import role_of
 from data_modules.listed import ALL, ListedDataModule, Listings
 from data_modules.manifest import BadFile, Listing
@@ -147,7 +147,7 @@ def _segments(path: Path, bad: list[BadFile]) -> dict[str, tuple[str, float, flo
     for id, line in _read_pairs(path, bad).items():
         fields = line.split()
         try:
-            begin, end = float(fields[1]), float(fields[2])
+            begin, end = read_number(fields[1]), read_number(fields[2])
             if not (0 <= begin < math.inf and (end == END_OF_FILE or begin < end < math.inf)):
                 raise ValueError
         except (ValueError, IndexError):

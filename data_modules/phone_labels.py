@@ -9,7 +9,7 @@ from praatio import textgrid
 from praatio.utilities.errors import PraatioException
 
 from asr_lightning.errors import InputError, shown
-from asr_lightning.files import regular
+from asr_lightning.files import read_number, regular
 from asr_lightning.text.phones import SILENCE, PhoneLabels, Segment
 
 OVERLAP = 0.021  # seconds between segments of two files: times may be rounded to hundredths
@@ -101,7 +101,7 @@ class CTMLabels(PhoneLabels):
 
 def _segment(fields: list[str], path: Path) -> Segment:
     try:
-        start, duration = float(fields[2]), float(fields[3])
+        start, duration = read_number(fields[2]), read_number(fields[3])
         if not (0.0 <= start < math.inf and 0.0 <= duration < math.inf):
             raise ValueError
         return Segment(start, start + duration, fields[4])

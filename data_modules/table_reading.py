@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from asr_lightning.errors import InputError, reason, shown
-from asr_lightning.files import regular
+from asr_lightning.files import read_number, regular
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".au", ".w64", ".sph")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
@@ -247,7 +247,7 @@ def channel_of(fields: dict[str, str]) -> int | None:
     if not (text := fields.get("channel")):
         return None
     try:
-        channel = float(text)  # numbers beside missing ones are floats, for pandas
+        channel = read_number(text)  # numbers beside missing ones are floats, for pandas
     except ValueError:
         channel = -1.0
     if channel < 0 or not channel.is_integer():
@@ -265,7 +265,7 @@ def times_of(fields: dict[str, str]) -> tuple[float, float | None]:
     for role in ("begin", "end", "duration"):
         if fields.get(role):
             try:
-                numbers[role] = float(fields[role])
+                numbers[role] = read_number(fields[role])
             except ValueError:
                 raise ValueError(f"expected seconds, found {role} {shown(fields[role])!r}") from None
             if not 0 <= numbers[role] < math.inf:

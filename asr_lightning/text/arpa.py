@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from asr_lightning.errors import InputError, shown
-from asr_lightning.files import regular, replacing
+from asr_lightning.files import read_number, regular, replacing
 from asr_lightning.text.ngram import ABSENT, SENTENCE_END, SENTENCE_START, UNKNOWN, Floats, Integers, Level, NGram, find
 
 IMPOSSIBLE = -99.0  # log10, or less: how the format writes a probability of 0
@@ -167,7 +167,7 @@ class _Reader:
 
     def _number(self, field: bytes) -> float:
         try:
-            number = float(field)
+            number = read_number(field.decode())
         except ValueError:
             number = math.nan
         if not number < math.inf:

@@ -22,6 +22,7 @@ from data_modules.layouts import advise, init_args, role_of
 from data_modules.librispeech import LibriSpeechDataModule
 from data_modules.shards import ShardsDataModule
 from data_modules.table import TableDataModule
+from data_modules.table_reading import channel_of, times_of
 from tests.support import made_listed
 
 LAYOUTS: dict[str, tuple[Callable[[Path], Path], type[CorpusDataModule]]] = {
@@ -121,6 +122,15 @@ def test_parts_of_long_files_are_read_without_the_rest(tmp_path: Path, monkeypat
         expected = made_listed.chirp(number, 16_000)
         np.testing.assert_allclose(audio, expected, atol=1 / 32_768)
         assert sum(samples) == len(expected)
+
+
+@pytest.mark.parametrize("text", ["x", "nan", "-1", "1_0"])
+def test_what_is_no_channel_and_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a channel, counted from 0, found"):
+        channel_of({"channel": text})
+    with pytest.raises(ValueError, match="expected seconds"):
+        times_of({"begin": "1.5", "end": text})
+    assert channel_of({"channel": "1.0"}) == 1 and times_of({"begin": "1.5", "end": "2e0"}) == (1.5, 2.0)
 
 
 def test_a_channel_is_chosen_and_opposite_ones_are_named(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_the_command_that_makes_missing_labels_is_named(
         labels(str(tmp_path), made_by="make labels").require()
 
 
-@pytest.mark.parametrize("line", ["u 1 0.5 0.1", "u 1 half 0.1 A", "u 1 0.5 -0.1 A", "u 1 nan 0.1 A"])
+@pytest.mark.parametrize("line", ["u 1 0.5 0.1", "u 1 half 0.1 A", "u 1 0.5 -0.1 A", "u 1 nan 0.1 A", "u 1 0 1_0 A"])
 def test_a_line_that_is_none_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "odd.ctm").write_text(line + "\n")
     with pytest.raises(InputError, match=r"odd.ctm: expected `UTTERANCE CHANNEL START DURATION PHONE`"):

@@ -198,6 +198,7 @@ def test_beginnings_that_were_pruned_away_are_added(path: Path) -> None:
         ("-0.8\tÄ B", "-0.8\tÄ B -0.1 C", "line 15: expected a log10 probability, 2 tokens"),
         ("-0.8\tÄ B", "x\tÄ B", "line 15: expected a number, found 'x'"),
         ("-0.8\tÄ B", "nan\tÄ B", "line 15: expected a number, found 'nan'"),
+        ("-0.8\tÄ B", "-1_0\tÄ B", "line 15: expected a number, found '-1_0'"),
         ("-0.8\tÄ B", "-0.8\tÄ B C", "line 15: expected a number, found 'C'"),
         ("-0.8\tÄ B", "-0.8\tÄ B inf", "line 15: expected a number, found 'inf'"),
         ("-0.8\tÄ B", "0.8\tÄ B", "line 15: expected a log10 probability of 0 or less, found '0.8.*Ä B'"),
