@@ -71,7 +71,7 @@ def print_any_character() -> None:
 
 
 def discard_where_hung_up() -> None:
-    """Let the standard streams discard what is printed if their terminal was closed, which would raise an error."""
+    """Redirect the standard streams of a closed terminal to /dev/null, since a print there raises an error."""
     for number in (1, 2):
         try:
             os.write(number, b"")

@@ -102,8 +102,9 @@ def cut_at_pauses(
         samples += len(block)
         while samples > lead + longest + overlap:
             audio = np.concatenate(held)
-            silence = silence_level(audio, sample_rate, silence)
-            stretches = between_pauses(audio, sample_rate, silence)
+            levels = frame_levels(audio, sample_rate)
+            silence = silence_level(levels, silence)
+            stretches = between_pauses(levels, len(audio), sample_rate, silence)
             if stretches == [(0, len(audio))]:
                 cut = lead + shortest + quietest(audio[lead + shortest : lead + longest], sample_rate)
                 yield audio[: cut + overlap], start, start + cut
@@ -121,7 +122,8 @@ def cut_at_pauses(
     audio = np.concatenate(held)
     stretches = [(0, samples)]
     if start:
-        stretches = between_pauses(audio, sample_rate, silence_level(audio, sample_rate, silence))
+        levels = frame_levels(audio, sample_rate)
+        stretches = between_pauses(levels, samples, sample_rate, silence_level(levels, silence))
     end = 0
     for first, end in stretches:
         if end > lead:
@@ -130,33 +132,33 @@ def cut_at_pauses(
         yield np.zeros_like(audio[end:]), start + end, None
 
 
-def silence_level(audio: np.ndarray, sample_rate: int, otherwise: float) -> float:
-    """Return the level in dB below which audio (S,) is silent; `otherwise` where it is as loud everywhere."""
-    levels = frame_levels(audio, sample_rate)
+def silence_level(levels: np.ndarray, otherwise: float) -> float:
+    """Return the level below which audio of levels (T,) in dB is silent; `otherwise` where it is as loud everywhere."""
     if not len(levels):
         return otherwise
     quiet, loud = np.percentile(levels, (5, 95))
     return float(quiet) + SILENCE_DECIBELS if loud - quiet >= LOUDNESS_DECIBELS else otherwise
 
 
-def between_pauses(audio: np.ndarray, sample_rate: int, silence: float) -> list[tuple[int, int]]:
-    """Return first sample and end of each stretch of audio (S,) between its pauses.
+def between_pauses(levels: np.ndarray, samples: int, sample_rate: int, silence: float) -> list[tuple[int, int]]:
+    """Return first sample and end of each stretch of audio between its pauses.
 
     Args:
-        audio: (S,).
+        levels: (T,) in dB, of `frame_levels`.
+        samples: S of the audio.
         sample_rate: Samples per second.
         silence: dB below which it is silent; a pause is so for `SILENCE_SECONDS`.
     """
-    silent = np.concatenate([[False], frame_levels(audio, sample_rate) < silence, [False]])
+    silent = np.concatenate([[False], levels < silence, [False]])
     pauses = np.flatnonzero(silent[1:] != silent[:-1]).reshape(-1, 2)  # in hundredths of a second
     hop, margin = sample_rate // 100, round(MARGIN_SECONDS * sample_rate)
     stretches, first = [], 0
     for begin, end in (pauses[pauses[:, 1] - pauses[:, 0] >= 100 * SILENCE_SECONDS] * hop).tolist():
         if begin:
-            stretches.append((first, min(len(audio), begin + margin)))
+            stretches.append((first, min(samples, begin + margin)))
         first = end - margin
-    if first + margin + hop <= len(audio):
-        stretches.append((first, len(audio)))
+    if first + margin + hop <= samples:
+        stretches.append((first, samples))
     return stretches
 
 
